@@ -1,0 +1,67 @@
+//! Where connections come from.
+
+use std::fmt;
+use std::io;
+use std::task::{Context, Poll};
+
+use crate::connection::Address;
+
+/// A source of connections.
+///
+/// The accept loop asks it in this order: readable? — then it makes the connection stack ready — then accept. So
+/// a permit of a shared limit is taken only when a connection is at hand.
+pub trait Listener: Send + 'static {
+    /// The stream of a connection.
+    type Io: Send + 'static;
+
+    /// Returns ready when a connection can be accepted, as far as is known.
+    ///
+    /// The provided one always says so, for listeners that cannot tell without accepting: the stack is then made
+    /// ready first, and waits, ready, for a connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll_accept`](Self::poll_accept).
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let _unused = cx;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Accepts a connection; pending when there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// A connection that was taken from the system must be returned, not kept across a pending poll: the accept loop may be dropped
+    /// between any two.
+    ///
+    /// # Errors
+    ///
+    /// Any error is put to the server's accept-error policy; [`ListenerClosed`] always ends the server.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
+
+    /// Returns the addresses that it listens on.
+    fn local_addresses(&self) -> Vec<Address>;
+}
+
+/// A connection as a [`Listener`] hands it over.
+#[derive(Debug)]
+pub struct Incoming<Io> {
+    /// The stream.
+    pub io: Io,
+    /// The address of its other end.
+    pub peer: Address,
+    /// The address of this end.
+    pub local: Address,
+}
+
+/// The error, inside an [`io::Error`], of a listener that will never accept again.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenerClosed;
+
+impl fmt::Display for ListenerClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the listener is closed")
+    }
+}
+
+impl std::error::Error for ListenerClosed {}

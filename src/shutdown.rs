@@ -1,0 +1,82 @@
+//! The signals that reach a connection from outside: leave when you can, close now, be gone.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+
+/// What can be asked of one connection, weakest first. Each is raised once and stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Signal {
+    /// The server drains: finish what is in hand and leave.
+    Drain = 1,
+    /// The connection's own service wants it closed in good order.
+    Close = 2,
+    /// The connection's future is to be dropped as it is.
+    Abort = 4,
+}
+
+/// The signals raised for one connection, and who is to be woken by them.
+///
+/// Two fixed wakers serve the connection's task and its pipeline (which a layer may have moved to a
+/// task of its own), so that waiting costs a resting connection nothing; `Notify` serves the user's.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    raised: AtomicU8,
+    pub(crate) task: AtomicWaker,
+    pub(crate) engine: AtomicWaker,
+    users: Notify,
+}
+
+impl Signals {
+    pub(crate) fn raise(&self, signal: Signal) {
+        let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
+        if before & signal as u8 == 0 {
+            self.task.wake();
+            self.engine.wake();
+            self.users.notify_waiters();
+        }
+    }
+
+    pub(crate) fn is_raised(&self, signal: Signal) -> bool {
+        self.raised.load(Ordering::Acquire) & signal as u8 != 0
+    }
+
+    /// Returns whether anything at all was raised: one load for the common case.
+    pub(crate) fn any(&self) -> bool {
+        self.raised.load(Ordering::Acquire) != 0
+    }
+
+    /// Remembers whom to wake. Look at the signals *after* this, or one raised in between is missed.
+    pub(crate) fn register_engine(&self, waker: &Waker) {
+        self.engine.register(waker);
+    }
+
+    /// Waits for `signal`.
+    pub(crate) async fn raised(&self, signal: Signal) {
+        loop {
+            let notified = self.users.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.is_raised(signal) {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+/// What a shutdown did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Connections that were open when the shutdown began, or were taken from the backlog then, and ended by themselves.
+    pub drained: usize,
+    /// Connections that were cut off, by the deadline or a second shutdown.
+    pub aborted: usize,
+    /// The time from the beginning of the shutdown to its end.
+    pub duration: Duration,
+}
