@@ -162,7 +162,10 @@ pub(crate) struct Life {
 impl Life {
     /// Adds without a locked instruction: each counter has one writer, the task that owns the stream.
     fn add(counter: &AtomicU64, n: u64) {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
 
     pub(crate) fn count_requests(&self, n: u64) {
@@ -251,7 +254,13 @@ impl<Io> Connection<Io> {
         let accepted_at = Instant::now();
         Self {
             io,
-            info: Arc::new(ConnectionInfo { id, peer, local, accepted_at, facts: Vec::new() }),
+            info: Arc::new(ConnectionInfo {
+                id,
+                peer,
+                local,
+                accepted_at,
+                facts: Vec::new(),
+            }),
             life: Arc::new(Life {
                 id,
                 accepted_at,
@@ -293,12 +302,23 @@ impl<Io> Connection<Io> {
 
     /// Replaces the stream, as a hook does; everything else stays.
     pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Connection<B> {
-        Connection { io: f(self.io), info: self.info, life: self.life }
+        Connection {
+            io: f(self.io),
+            info: self.info,
+            life: self.life,
+        }
     }
 
     /// Takes the stream out. The rest goes on to be the connection of another stream, by [`map_io`](Self::map_io).
     pub fn into_parts(self) -> (Io, Connection<()>) {
-        (self.io, Connection { io: (), info: self.info, life: self.life })
+        (
+            self.io,
+            Connection {
+                io: (),
+                info: self.info,
+                life: self.life,
+            },
+        )
     }
 
     /// Registers a callback for the end of the connection.
@@ -341,7 +361,9 @@ impl<Io> Connection<Io> {
 
 impl<Io> fmt::Debug for Connection<Io> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 

@@ -185,18 +185,32 @@ impl End {
 }
 
 /// What a connection service of this crate fails with: the reason, and what caused it.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("connection ended: {reason}")]
+#[derive(Clone, Debug)]
 pub struct ConnectionEnded {
     pub(crate) reason: EndReason,
-    #[source]
     pub(crate) cause: Option<Cause>,
+}
+
+impl fmt::Display for ConnectionEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection ended: {}", self.reason)
+    }
+}
+
+impl StdError for ConnectionEnded {
+    /// By hand, because thiserror would name the `Arc` as the source, and nobody could downcast to what is in it.
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
 }
 
 impl ConnectionEnded {
     /// An end that has an error behind it.
     pub(crate) fn caused(reason: EndReason, cause: impl Into<crate::error::BoxError>) -> Self {
-        Self { reason, cause: Some(Arc::from(cause.into())) }
+        Self {
+            reason,
+            cause: Some(Arc::from(cause.into())),
+        }
     }
 
     /// Returns why it ended.
@@ -207,6 +221,24 @@ impl ConnectionEnded {
 
 impl From<EndReason> for ConnectionEnded {
     fn from(reason: EndReason) -> Self {
-        Self { reason, cause: None }
+        Self {
+            reason,
+            cause: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::find_cause;
+
+    #[test]
+    fn the_cause_of_an_end_can_be_found_by_its_type() {
+        let err = std::io::Error::from(std::io::ErrorKind::TimedOut);
+
+        let ended = ConnectionEnded::caused(EndReason::IoError, err);
+
+        assert!(find_cause::<std::io::Error>(&ended).is_some());
     }
 }

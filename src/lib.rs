@@ -10,11 +10,38 @@ mod shutdown;
 
 mod connection;
 
+pub mod observe;
+
 pub mod bind;
 
+pub mod accept;
+
+pub mod admit;
+
+pub mod preconnect;
+
+#[cfg(feature = "tls")]
+pub mod tls;
+
 pub mod frame;
+
+pub mod close;
+
+pub mod pipeline;
+
+mod handle;
+
+mod server;
+
+pub mod signal;
+
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use connection::{Address, Connection, ConnectionId, ConnectionInfo};
 pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
+pub use handle::Handle;
+pub use pipeline::{Peer, Pipeline, Reply};
+pub use server::{Serve, Server, ServerBuilder};
 pub use shutdown::Report;

@@ -1,10 +1,25 @@
 //! Where connections come from.
+//!
+//! An [`Endpoint`] says where to listen, [`SocketOptions`] how, and [`Sockets`] does it: any number of TCP and Unix
+//! sockets as one [`Listener`]. A listener of your own takes the place of the last.
+
+mod endpoint;
+mod open;
+mod options;
+mod socket;
+mod sockets;
+mod unix;
 
 use std::fmt;
 use std::io;
 use std::task::{Context, Poll};
 
 use crate::connection::Address;
+
+pub use endpoint::{Endpoint, InvalidEndpoint};
+pub use options::SocketOptions;
+pub use socket::Socket;
+pub use sockets::Sockets;
 
 /// A source of connections.
 ///

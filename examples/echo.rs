@@ -1,0 +1,80 @@
+//! Sends lines back, with the default stack on.
+//!
+//! ```sh
+//! cargo run --example echo
+//! printf 'hi\n' | nc -N 127.0.0.1 7000
+//! ```
+//!
+//! Stop it with ctrl-c: it drains; a second one ends it at once. `RUST_LOG=tower_tcp=debug` shows each connection's end.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::frame::Lines;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::pipeline::Limits;
+use tower_tcp::{BoxError, Pipeline, Server, signal};
+
+/// Sends lines back.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:7000")]
+    listen: Vec<String>,
+
+    /// How many connections may be open at the same time.
+    #[arg(long, default_value_t = 65_536)]
+    max_connections: usize,
+
+    /// The longest line, in bytes, its ending included.
+    #[arg(long, default_value_t = 65_536)]
+    max_line: usize,
+
+    /// Seconds after which a silent connection is closed.
+    #[arg(long, default_value_t = 60)]
+    idle: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_unset| "warn,tower_tcp=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+
+    let max_line = args.max_line;
+    let limits = Limits::default().max_frame(max_line).idle(Duration::from_secs(args.idle));
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let stack = ServiceBuilder::new().layer(ConnectionTraceLayer::new()).service(
+        Pipeline::new(move || Lines::default().max_line(max_line))
+            .service(echo)
+            .limits(limits)
+            .shutdown_on_error(true),
+    );
+
+    let mut server =
+        Server::builder().name("echo").limit(ConnectionLimit::new(args.max_connections));
+    for endpoint in args.listen {
+        server = server.listen(endpoint);
+    }
+    let server = server.bind().await?;
+
+    signal::install(&server.handle())?;
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+        if let Some(addr) = address.tcp() {
+            println!("try: printf 'hi\\n' | nc -N {} {}", addr.ip(), addr.port());
+        }
+    }
+    let report = server.serve(stack).await?;
+    println!("{} connections drained, {} cut off", report.drained, report.aborted);
+    Ok(())
+}

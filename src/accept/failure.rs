@@ -1,0 +1,106 @@
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::bind::ListenerClosed;
+use crate::error::find_cause;
+
+/// What the accept loop does about a failed accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AcceptErrorAction {
+    /// That one connection failed: accept the next at once.
+    ///
+    /// After 16 in a row the loop backs off all the same, since nothing may make it spin.
+    Retry,
+    /// The system is out of something, or the error is not known: leave the others in the backlog, say so once, and wait: 5 ms, doubling
+    /// to 1 s, and no longer than until one of the server's own connections ends.
+    BackOff,
+    /// The listener will not accept again: drain, and return the error.
+    Stop,
+}
+
+/// Decides what a failed accept means. This is the default policy.
+///
+/// The errors are those of [accept(2)] on Linux, which reports the pending network errors of the *new* socket
+/// as its own and wants them treated as `EAGAIN`. What is not listed backs off: no error that nobody
+/// thought of may end a server, or make it spin.
+///
+/// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
+pub fn classify(err: &io::Error) -> AcceptErrorAction {
+    if find_cause::<ListenerClosed>(err).is_some() {
+        return AcceptErrorAction::Stop;
+    }
+    let Some(errno) = Errno::from_io_error(err) else {
+        return match err.kind() {
+            io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::TimedOut => AcceptErrorAction::Retry,
+            _ => AcceptErrorAction::BackOff,
+        };
+    };
+    match errno {
+        Errno::CONNABORTED
+        | Errno::CONNREFUSED
+        | Errno::CONNRESET
+        | Errno::HOSTDOWN
+        | Errno::HOSTUNREACH
+        | Errno::INTR
+        | Errno::NETDOWN
+        | Errno::NETUNREACH
+        | Errno::NOPROTOOPT
+        | Errno::OPNOTSUPP
+        | Errno::PERM
+        | Errno::PROTO
+        | Errno::TIMEDOUT => AcceptErrorAction::Retry,
+        #[cfg(target_os = "linux")]
+        Errno::NONET => AcceptErrorAction::Retry,
+        Errno::BADF | Errno::NOTSOCK => AcceptErrorAction::Stop,
+        // MFILE, NFILE, NOBUFS, NOMEM, and whatever else there may be. INVAL too: a listener of ours
+        // that is no longer listening says `ListenerClosed` instead.
+        _ => AcceptErrorAction::BackOff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_of_accept_falls_in_its_kind() {
+        use AcceptErrorAction::{BackOff, Retry, Stop};
+        let table = [
+            (Errno::CONNABORTED, Retry),
+            (Errno::CONNREFUSED, Retry),
+            (Errno::CONNRESET, Retry),
+            (Errno::HOSTDOWN, Retry),
+            (Errno::HOSTUNREACH, Retry),
+            (Errno::INTR, Retry),
+            (Errno::NETDOWN, Retry),
+            (Errno::NETUNREACH, Retry),
+            (Errno::NOPROTOOPT, Retry),
+            (Errno::OPNOTSUPP, Retry),
+            (Errno::PERM, Retry),
+            (Errno::PROTO, Retry),
+            (Errno::TIMEDOUT, Retry),
+            (Errno::MFILE, BackOff),
+            (Errno::NFILE, BackOff),
+            (Errno::NOBUFS, BackOff),
+            (Errno::NOMEM, BackOff),
+            (Errno::INVAL, BackOff),
+            (Errno::IO, BackOff),
+            (Errno::FAULT, BackOff),
+            (Errno::BADF, Stop),
+            (Errno::NOTSOCK, Stop),
+        ];
+        for (errno, action) in table {
+            assert_eq!(classify(&errno.into()), action, "{errno}");
+        }
+        let closed = io::Error::other(ListenerClosed);
+        assert_eq!(classify(&closed), Stop);
+        assert_eq!(classify(&io::Error::other("who knows")), BackOff);
+        assert_eq!(classify(&io::ErrorKind::ConnectionAborted.into()), Retry);
+    }
+}

@@ -1,0 +1,7 @@
+//! One accepted connection, or a decision about a failure.
+
+mod failure;
+mod stall;
+
+pub use failure::{AcceptErrorAction, classify};
+pub(crate) use stall::Stall;

@@ -1,0 +1,78 @@
+//! The wait after an accept that failed for want of something.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+const FIRST: Duration = Duration::from_millis(5);
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// How many failures may be retried at once, in a row.
+const RETRIES: u32 = 16;
+
+/// Backs off, 5 ms doubling to 1 s, and remembers whether it has been said.
+#[derive(Debug)]
+pub(crate) struct Stall {
+    delay: Duration,
+    retries: u32,
+    said: bool,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        Self {
+            delay: FIRST,
+            retries: 0,
+            said: false,
+            sleep: None,
+        }
+    }
+}
+
+impl Stall {
+    /// Begins a wait, or makes the next one longer. Returns whether this is the first of its episode, to be logged.
+    pub(crate) fn back_off(&mut self) -> bool {
+        let until = Instant::now() + self.delay;
+        self.delay = (self.delay * 2).min(LONGEST);
+        match &mut self.sleep {
+            Some(sleep) => sleep.as_mut().reset(until),
+            none => *none = Some(Box::pin(tokio::time::sleep_until(until))),
+        }
+        !std::mem::replace(&mut self.said, true)
+    }
+
+    /// Counts a failure that is retried at once. Returns whether there were too many in a row.
+    pub(crate) fn retry(&mut self) -> bool {
+        self.retries += 1;
+        self.retries > RETRIES
+    }
+
+    /// Waits the wait out.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(sleep) = &mut self.sleep {
+            ready!(sleep.as_mut().poll(cx));
+            self.sleep = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// Ends the wait: something was given back, so trying again may work now.
+    pub(crate) fn hurry(&mut self) {
+        self.sleep = None;
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.sleep.is_some()
+    }
+
+    /// An accept worked. Returns whether that ends an episode that was logged.
+    pub(crate) fn clear(&mut self) -> bool {
+        self.retries = 0;
+        self.delay = FIRST;
+        self.sleep = None;
+        std::mem::take(&mut self.said)
+    }
+}

@@ -1,0 +1,164 @@
+//! The words for where to listen.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// Where to listen: an address, a name, a Unix path, or a socket that listens already.
+///
+/// | written as | means |
+/// | --- | --- |
+/// | `127.0.0.1:7000`, `[::]:7000` | this address; `[::]` takes IPv4 as well, unless [`only_v6`] says otherwise |
+/// | `localhost:7000` | every address that the name resolves to, or none of them |
+/// | `unix:/run/app.sock` | a Unix socket at this path |
+/// | `unix:@app` | a Unix socket with an abstract name (Linux) |
+///
+/// Port 0 lets the system choose; [`local_addresses`] gives what it chose. A name with several addresses gets the
+/// same port on all.
+///
+/// Strings convert without failing, so that a list of them can be written down as it is: one that says nothing is an
+/// error of [`Sockets::bind`], which names it. [`FromStr`] tells at once, for command lines.
+///
+/// ```
+/// use tower_tcp::bind::Endpoint;
+///
+/// assert_eq!(Endpoint::from("unix:/run/app.sock").to_string(), "unix:/run/app.sock");
+/// assert!("localhost".parse::<Endpoint>().is_err()); // no port
+/// ```
+///
+/// [`only_v6`]: super::SocketOptions::only_v6
+/// [`local_addresses`]: super::Listener::local_addresses
+/// [`Sockets::bind`]: super::Sockets::bind
+#[derive(Debug)]
+pub struct Endpoint {
+    text: String,
+    place: Place,
+}
+
+/// What an [`Endpoint`] comes to.
+#[derive(Debug)]
+pub(super) enum Place {
+    Address(SocketAddr),
+    Name { host: String, port: u16 },
+    Path(PathBuf),
+    Abstract(String),
+    Tcp(TcpListener),
+    Unix(UnixListener),
+    Invalid(InvalidEndpoint),
+}
+
+impl Endpoint {
+    /// Makes the endpoint of a Unix path, also of one that is not text.
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self {
+            text: format!("unix:{}", path.display()),
+            place: Place::Path(path),
+        }
+    }
+
+    pub(super) fn into_place(self) -> Place {
+        self.place
+    }
+}
+
+/// A string that does not say where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("neither `address:port`, `name:port`, `unix:/path` nor `unix:@name`")]
+pub struct InvalidEndpoint(());
+
+fn parse(text: &str) -> Result<Place, InvalidEndpoint> {
+    let invalid = InvalidEndpoint(());
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.strip_prefix('@') {
+            Some("") => Err(invalid),
+            Some(name) => Ok(Place::Abstract(name.to_owned())),
+            None if path.is_empty() => Err(invalid),
+            None => Ok(Place::Path(path.into())),
+        };
+    }
+    if let Ok(addr) = text.parse() {
+        return Ok(Place::Address(addr));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or(invalid)?;
+    let port = port.parse().map_err(|_| invalid)?;
+    // A colon or bracket is of a broken IPv6 address; asking the resolver about it would only blur the error.
+    if host.is_empty() || host.contains([':', '[', ']', '/']) || host.contains(char::is_whitespace)
+    {
+        return Err(invalid);
+    }
+    Ok(Place::Name {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+impl FromStr for Endpoint {
+    type Err = InvalidEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
+        Ok(Self {
+            text: text.to_owned(),
+            place: parse(text)?,
+        })
+    }
+}
+
+impl From<String> for Endpoint {
+    fn from(text: String) -> Self {
+        let place = parse(&text).unwrap_or_else(Place::Invalid);
+        Self { text, place }
+    }
+}
+
+impl From<&str> for Endpoint {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(addr: SocketAddr) -> Self {
+        Self {
+            text: addr.to_string(),
+            place: Place::Address(addr),
+        }
+    }
+}
+
+impl From<(IpAddr, u16)> for Endpoint {
+    fn from(addr: (IpAddr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+/// Takes over a socket that listens already, as one handed down by a supervisor, with the options it has.
+impl From<TcpListener> for Endpoint {
+    fn from(listener: TcpListener) -> Self {
+        Self {
+            text: "an inherited tcp socket".to_owned(),
+            place: Place::Tcp(listener),
+        }
+    }
+}
+
+/// Takes over a socket that listens already, as one handed down by a supervisor. Its path is not removed at the end.
+impl From<UnixListener> for Endpoint {
+    fn from(listener: UnixListener) -> Self {
+        Self {
+            text: "an inherited unix socket".to_owned(),
+            place: Place::Unix(listener),
+        }
+    }
+}
+
+/// Gives the endpoint back as it was written.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}

@@ -1,0 +1,134 @@
+//! From an endpoint to the sockets that listen for it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::endpoint::{Endpoint, Place};
+use super::options::SocketOptions;
+use super::unix::{self, OwnPath};
+
+/// A socket that listens, and the path to remove after it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    // Before the socket, as `OwnPath` asks: fields are dropped in this order.
+    pub(super) path: Option<OwnPath>,
+    pub(super) socket: Socket,
+}
+
+impl From<Socket> for Listening {
+    fn from(socket: Socket) -> Self {
+        Self { path: None, socket }
+    }
+}
+
+/// Opens all sockets of an endpoint, or none.
+pub(super) async fn open(
+    endpoint: Endpoint,
+    options: &SocketOptions,
+) -> io::Result<Vec<Listening>> {
+    match endpoint.into_place() {
+        Place::Address(addr) => open_each(&[addr], options),
+        Place::Name { host, port } => {
+            let mut addrs: Vec<SocketAddr> = Vec::new();
+            for addr in tokio::net::lookup_host((host, port)).await? {
+                // A hosts file may name the same address twice.
+                if !addrs.contains(&addr) {
+                    addrs.push(addr);
+                }
+            }
+            if addrs.is_empty() {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the name has no address",
+                ));
+            }
+            open_each(&addrs, options)
+        }
+        Place::Path(path) => {
+            let (socket, own) = unix::listen(&path, options)?;
+            Ok(vec![Listening {
+                path: Some(own),
+                socket,
+            }])
+        }
+        Place::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
+        Place::Tcp(listener) => Ok(vec![Socket::from(listener).into()]),
+        Place::Unix(listener) => Ok(vec![Socket::from(listener).into()]),
+        Place::Invalid(err) => Err(io::Error::new(io::ErrorKind::InvalidInput, err)),
+    }
+}
+
+/// How often another port is tried when the one that the system chose for one address is taken on the next.
+const CHOICES: usize = 16;
+
+/// Opens all addresses of one name; when the system chooses the port, the same on all.
+fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Listening>> {
+    let mut choices = CHOICES;
+    loop {
+        let mut chosen = 0;
+        let opened = addrs
+            .iter()
+            .map(|addr| {
+                let mut addr = *addr;
+                if addr.port() == 0 {
+                    addr.set_port(chosen);
+                }
+                let socket = open_tcp(addr, options)?;
+                if chosen == 0
+                    && let Some(local) = socket.local_addr()?.as_socket()
+                {
+                    chosen = local.port();
+                }
+                Ok(Listening::from(socket))
+            })
+            .collect::<io::Result<Vec<_>>>();
+        choices -= 1;
+        match opened {
+            Err(err)
+                if err.kind() == io::ErrorKind::AddrInUse
+                    && choices > 0
+                    && addrs.len() > 1
+                    && addrs.iter().all(|addr| addr.port() == 0) => {}
+            done => return done,
+        }
+    }
+}
+
+fn open_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+    let domain = Domain::for_address(addr);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    options.prepare(&socket, domain)?;
+    socket.bind(&addr.into())?;
+    socket.listen(options.queue())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_several_addresses_gets_one_port_on_all() -> io::Result<()> {
+        if std::net::TcpListener::bind("[::1]:0").is_err() {
+            eprintln!("skipped: no IPv6 here");
+            return Ok(());
+        }
+        let addrs = [
+            ([127, 0, 0, 1], 0).into(),
+            ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
+        ];
+
+        let opened = open_each(&addrs, &SocketOptions::default())?;
+
+        let ports: Vec<_> = opened
+            .iter()
+            .filter_map(|one| Some(one.socket.local_addr().ok()?.as_socket()?.port()))
+            .collect();
+        assert_eq!(ports.len(), 2);
+        assert_ne!(ports[0], 0);
+        assert_eq!(ports[0], ports[1]);
+        Ok(())
+    }
+}

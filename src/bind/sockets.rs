@@ -1,0 +1,243 @@
+//! Any number of listening sockets, served in turn.
+
+use std::ffi::OsStr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::SockAddr;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::endpoint::Endpoint;
+use super::open::{self, Listening};
+use super::options::SocketOptions;
+use super::socket::Socket;
+use super::unix::OwnPath;
+use super::{Incoming, Listener, ListenerClosed};
+use crate::connection::Address;
+use crate::error::Error;
+
+/// TCP and Unix sockets, any number of them, as one listener.
+///
+/// They are served in turn, so that a busy one does not starve the others. The path of a Unix socket is removed when
+/// this is dropped, if the file is still the one that was made.
+///
+/// ```no_run
+/// use tower_tcp::bind::{Listener, SocketOptions, Sockets};
+///
+/// # async fn run() -> Result<(), tower_tcp::Error> {
+/// let endpoints = vec!["[::]:7000".into(), "unix:/run/app.sock".into()];
+/// let sockets = Sockets::bind(endpoints, &SocketOptions::default()).await?;
+/// println!("{:?}", sockets.local_addresses());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sockets {
+    sources: Vec<Source>,
+    options: SocketOptions,
+    /// Whose turn it is to be asked first.
+    next: usize,
+    /// Who was found readable and has not been accepted from since.
+    readable: Option<usize>,
+}
+
+impl Sockets {
+    /// Listens on all endpoints, or on none.
+    ///
+    /// At the path of a Unix socket a file is replaced only if it is a socket that refuses connections, as a server
+    /// that crashed leaves it. Two servers that start on the same such file at the same moment can still take
+    /// it from each other; where that may happen, lock another file first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bind`] with the endpoint that could not be resolved, bound or listened on. Everything that was bound
+    /// before it is given back, paths included.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled, as all sockets of tokio do.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back all that was bound.
+    pub async fn bind(endpoints: Vec<Endpoint>, options: &SocketOptions) -> Result<Self, Error> {
+        if endpoints.is_empty() {
+            return Err(Error::Bind {
+                address: "no address".to_owned(),
+                source: io::Error::new(io::ErrorKind::InvalidInput, "no endpoint was given"),
+            });
+        }
+        let mut sources = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let address = endpoint.to_string();
+            let opened = open::open(endpoint, options).await.and_then(|listening| {
+                for one in listening {
+                    sources.push(Source::new(one)?);
+                }
+                Ok(())
+            });
+            opened.map_err(|source| Error::Bind { address, source })?;
+        }
+        Ok(Self {
+            sources,
+            options: options.clone(),
+            next: 0,
+            readable: None,
+        })
+    }
+}
+
+impl Listener for Sockets {
+    type Io = Socket;
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let count = self.sources.len();
+        self.readable = None;
+        for index in (self.next..count).chain(0..self.next) {
+            if self.sources[index].poll_readable(cx)?.is_ready() {
+                self.readable = Some(index);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Socket>>> {
+        loop {
+            let Some(index) = self.readable.take() else {
+                ready!(self.poll_readable(cx))?;
+                continue;
+            };
+            match self.sources[index].accept(&self.options) {
+                // Another process with the same socket was faster; the next look waits for a wake-up.
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => {
+                    self.next = (index + 1) % self.sources.len();
+                    return Poll::Ready(accepted);
+                }
+            }
+        }
+    }
+
+    fn local_addresses(&self) -> Vec<Address> {
+        self.sources
+            .iter()
+            .map(|source| source.local.clone())
+            .collect()
+    }
+}
+
+/// One listening socket.
+#[derive(Debug)]
+struct Source {
+    // Before the socket, as `OwnPath` asks: fields are dropped in this order.
+    _path: Option<OwnPath>,
+    socket: AsyncFd<socket2::Socket>,
+    local: Address,
+}
+
+impl Source {
+    #[expect(
+        deprecated,
+        reason = "what replaces it is unsafe, for the sake of types whose descriptor changes: a socket's does not"
+    )]
+    fn new(listening: Listening) -> io::Result<Self> {
+        let Listening { path, socket } = listening;
+        socket.set_nonblocking(true)?;
+        let local = to_address(&socket.local_addr()?);
+        Ok(Self {
+            _path: path,
+            socket: AsyncFd::with_interest(socket, Interest::READABLE)?,
+            local,
+        })
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.socket.poll_read_ready(cx))?;
+            // Tokio's readiness says that there was a connection since it was last cleared, not that there still
+            // is one: it stays set after the last was accepted.
+            if has_event(self.socket.get_ref()) {
+                return Poll::Ready(Ok(()));
+            }
+            guard.clear_ready();
+        }
+    }
+
+    fn accept(&self, options: &SocketOptions) -> io::Result<Incoming<Socket>> {
+        let listener = self.socket.get_ref();
+        let (socket, peer) = listener.accept().map_err(|err| closed_or(err, listener))?;
+        socket.set_nonblocking(true)?;
+        let Address::Tcp(bound) = self.local else {
+            return Ok(Incoming {
+                io: UnixStream::from_std(socket.into())?.into(),
+                peer: to_address(&peer),
+                local: self.local.clone(),
+            });
+        };
+        options.apply(&socket);
+        // A peer that reset its connection in the queue has no address on some systems: it ends at the first read,
+        // as all that are reset, and is no failure of the listener.
+        let peer = peer
+            .as_socket()
+            .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        let local = if bound.ip().is_unspecified() {
+            socket
+                .local_addr()
+                .ok()
+                .and_then(|addr| addr.as_socket())
+                .unwrap_or(bound)
+        } else {
+            bound
+        };
+        Ok(Incoming {
+            io: TcpStream::from_std(socket.into())?.into(),
+            peer: peer.into(),
+            local: local.into(),
+        })
+    }
+}
+
+/// Asks the system whether an accept would return now. When it cannot say, the accept itself tells why.
+fn has_event(socket: &socket2::Socket) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}
+
+/// Tells a socket that listens no more, as after a `shutdown` of it, from other invalid arguments.
+fn closed_or(err: io::Error, listener: &socket2::Socket) -> io::Error {
+    if err.kind() == io::ErrorKind::InvalidInput && !listens(listener) {
+        return io::Error::new(err.kind(), ListenerClosed);
+    }
+    err
+}
+
+#[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
+fn listens(listener: &socket2::Socket) -> bool {
+    listener.is_listener().unwrap_or(true)
+}
+
+/// Where the system cannot be asked, the error has the one meaning that accept(2) gives it.
+#[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
+fn listens(_listener: &socket2::Socket) -> bool {
+    false
+}
+
+/// An abstract name is shown as in an [`Endpoint`]: with `@` before it.
+fn to_address(addr: &SockAddr) -> Address {
+    if let Some(addr) = addr.as_socket() {
+        return addr.into();
+    }
+    let path = addr.as_pathname().map(Arc::from).or_else(|| {
+        let name = [b"@", addr.as_abstract_namespace()?].concat();
+        Some(Arc::from(Path::new(OsStr::from_bytes(&name))))
+    });
+    Address::Unix(path)
+}

@@ -1,0 +1,85 @@
+//! What is encoded and not written yet.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncWrite;
+
+use super::scratch;
+
+/// The unwritten output of one connection. It holds no memory while it is empty.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    buf: BytesMut,
+    /// The length up to which `buf` is whole frames: what a panicking encoder left behind it is taken away.
+    whole: usize,
+    /// Something was written that the stream may still hold (TLS does).
+    unflushed: bool,
+}
+
+impl Output {
+    pub(crate) fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Returns whether there is nothing left to write or to flush.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.buf.is_empty() && !self.unflushed
+    }
+
+    /// Encodes one frame, whole or not at all.
+    #[inline]
+    pub(crate) fn encode<E>(
+        &mut self,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.buf.capacity() == 0 {
+            self.buf = scratch::take_write();
+        }
+        let done = encode(&mut self.buf);
+        match done {
+            Ok(()) => self.whole = self.buf.len(),
+            Err(_) => self.drop_torn(),
+        }
+        done
+    }
+
+    /// Takes away a frame that was not finished.
+    pub(crate) fn drop_torn(&mut self) {
+        self.buf.truncate(self.whole);
+    }
+
+    /// Writes as much as the stream takes; returns how much. Ready when all is written and flushed.
+    pub(crate) fn poll_flush<Io: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut Io,
+        progress: &mut bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.buf.is_empty() {
+            let n = ready!(Pin::new(&mut *io).poll_write(cx, &self.buf))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.buf.advance(n);
+            self.whole = self.whole.saturating_sub(n);
+            self.unflushed = true;
+            *progress = true;
+        }
+        if self.buf.capacity() > 0 {
+            scratch::give_write(std::mem::take(&mut self.buf));
+        }
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Forgets what is unwritten.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

@@ -1,0 +1,279 @@
+//! The running server, seen from outside: what it listens on, how many are in, and its end.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+
+use crate::admit::ConnectionLimit;
+use crate::connection::{Address, ConnectionId, Life};
+use crate::end_reason::EndReason;
+use crate::shutdown::{Report, Signal};
+
+/// Runs a server from outside: pause it, change its limit, shut it down. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(pub(crate) Arc<Shared>);
+
+/// How far a server has come with its end. It only goes forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Serving,
+    /// Still accepting; connections are told to leave.
+    LameDuck,
+    /// Connections are told to leave, and nobody else comes in.
+    Draining,
+    /// Connections are cut off.
+    Aborting,
+}
+
+impl Phase {
+    const ALL: [Self; 4] = [
+        Self::Serving,
+        Self::LameDuck,
+        Self::Draining,
+        Self::Aborting,
+    ];
+}
+
+/// How a shutdown goes, as the server's builder was told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) lame_duck: Duration,
+    pub(crate) deadline: Duration,
+}
+
+/// What the server's loop, its connections and its handles have in common.
+pub(crate) struct Shared {
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) limit: ConnectionLimit,
+    phase: AtomicU8,
+    paused: AtomicBool,
+    plan: Mutex<Plan>,
+    table: Table,
+    /// The server's loop, which wants to know of all that changes here.
+    server: AtomicWaker,
+    report: Mutex<Option<Report>>,
+    reported: Notify,
+}
+
+/// Who is connected. Sharded, so that many coming and going do not queue behind one lock.
+#[derive(Default)]
+struct Table {
+    shards: [Mutex<HashMap<ConnectionId, Arc<Life>>>; 16],
+    live: AtomicUsize,
+}
+
+impl Table {
+    fn shard(&self, id: ConnectionId) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Life>>> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "only the low bits are wanted"
+        )]
+        let shard = id.get() as usize % self.shards.len();
+        self.shards[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Collected before they are told: what telling wakes may come back for the lock.
+    fn all(&self) -> impl Iterator<Item = Arc<Life>> + '_ {
+        self.shards.iter().flat_map(|shard| {
+            let lives: Vec<_> = shard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values()
+                .cloned()
+                .collect();
+            lives
+        })
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(
+        name: Option<Arc<str>>,
+        addresses: Vec<Address>,
+        limit: ConnectionLimit,
+        plan: Plan,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            name,
+            addresses,
+            limit,
+            phase: AtomicU8::new(Phase::Serving as u8),
+            paused: AtomicBool::new(false),
+            plan: Mutex::new(plan),
+            table: Table::default(),
+            server: AtomicWaker::new(),
+            report: Mutex::new(None),
+            reported: Notify::new(),
+        }))
+    }
+
+    /// Returns the addresses the server listens on, with the ports the system chose.
+    pub fn addresses(&self) -> &[Address] {
+        &self.0.addresses
+    }
+
+    /// Returns the server's name, if it was given one.
+    pub fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+
+    /// Returns the server's limit, to be read or changed.
+    pub fn limit(&self) -> &ConnectionLimit {
+        &self.0.limit
+    }
+
+    /// Returns how many connections are open: accepted, and not ended yet.
+    pub fn live(&self) -> usize {
+        self.0.table.live.load(Ordering::Acquire)
+    }
+
+    /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on.
+    pub fn pause(&self) {
+        self.0.paused.store(true, Ordering::Release);
+        self.0.server.wake();
+    }
+
+    /// Accepts again.
+    pub fn resume(&self) {
+        self.0.paused.store(false, Ordering::Release);
+        self.0.server.wake();
+    }
+
+    /// Begins to shut the server down: connections are told to finish what they have in hand and leave; what waits in the backlog is
+    /// taken in as far as the limit allows; nobody else is. Those who are still there at the deadline (30 s, unless the builder was
+    /// told otherwise) are cut off. A second call cuts them off at once.
+    pub fn shutdown(&self) {
+        let advanced = self.0.advance(Phase::LameDuck);
+        if !advanced {
+            self.abort();
+        }
+    }
+
+    /// As [`shutdown`](Self::shutdown), with another deadline.
+    pub fn shutdown_within(&self, deadline: Duration) {
+        if self.0.phase() == Phase::Serving {
+            self.0.lock_plan().deadline = deadline;
+        }
+        self.shutdown();
+    }
+
+    /// Cuts all connections off and ends the server.
+    pub fn abort(&self) {
+        self.0.advance(Phase::Aborting);
+    }
+
+    /// Waits until the server has ended, and returns what its shutdown did.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: asking again gives the same.
+    pub async fn closed(&self) -> Report {
+        loop {
+            let reported = self.0.reported.notified();
+            tokio::pin!(reported);
+            reported.as_mut().enable();
+            let report = *self.0.report.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(report) = report {
+                return report;
+            }
+            reported.await;
+        }
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle")
+            .field("name", &self.name())
+            .field("addresses", &self.addresses())
+            .field("live", &self.live())
+            .field("phase", &self.0.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn phase(&self) -> Phase {
+        let phase = self.phase.load(Ordering::SeqCst);
+        Phase::ALL
+            .into_iter()
+            .find(|known| *known as u8 == phase)
+            .unwrap_or(Phase::Aborting)
+    }
+
+    /// Goes on to a phase. Returns whether it was not there or beyond already.
+    pub(crate) fn advance(&self, phase: Phase) -> bool {
+        let advanced = self.phase.fetch_max(phase as u8, Ordering::SeqCst) < phase as u8;
+        if advanced {
+            self.server.wake();
+            self.table.all().for_each(|life| tell(&life, phase));
+        }
+        advanced
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        *self.lock_plan()
+    }
+
+    fn lock_plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.table.live.load(Ordering::Acquire)
+    }
+
+    /// Remembers the server's loop. Look at what changed after this.
+    pub(crate) fn register_server(&self, waker: &std::task::Waker) {
+        self.server.register(waker);
+    }
+
+    /// Enters a connection.
+    pub(crate) fn enter(&self, life: &Arc<Life>) {
+        self.table.live.fetch_add(1, Ordering::AcqRel);
+        self.table.shard(life.id).insert(life.id, Arc::clone(life));
+        // After it was entered: whoever advances the phase sees it in the table, or it sees the phase here.
+        tell(life, self.phase());
+    }
+
+    /// Takes a connection out: its task has ended, and the stream is gone.
+    pub(crate) fn leave(&self, life: &Life) {
+        let was_in = self.table.shard(life.id).remove(&life.id).is_some();
+        if was_in {
+            self.table.live.fetch_sub(1, Ordering::AcqRel);
+            // The loop may be waiting for a descriptor, or for the last to leave.
+            self.server.wake();
+        }
+    }
+
+    /// Cuts off all that are there for a reason; returns how many.
+    pub(crate) fn cut_off(&self, reason: EndReason) -> usize {
+        self.table.all().map(|life| life.abort(reason)).count()
+    }
+
+    pub(crate) fn report(&self, report: Report) {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        self.reported.notify_waiters();
+    }
+}
+
+fn tell(life: &Life, phase: Phase) {
+    match phase {
+        Phase::Serving => {}
+        Phase::LameDuck | Phase::Draining => life.signals.raise(Signal::Drain),
+        Phase::Aborting => life.abort(EndReason::Killed),
+    }
+}

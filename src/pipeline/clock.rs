@@ -1,0 +1,157 @@
+//! All the deadlines of a connection, on one lazy timer.
+//!
+//! A deadline that moves later costs nothing: the timer stays as it is armed, and when it fires, what it was armed for is looked at again.
+
+use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+use super::Limits;
+use crate::end_reason::EndReason;
+
+/// What a connection is waiting for, as far as deadlines go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    /// For a frame to come, with nothing in hand.
+    pub(super) resting: bool,
+    /// For the rest of a frame.
+    pub(super) in_frame: bool,
+    /// For the peer to take output.
+    pub(super) writing: bool,
+    /// For the make-service.
+    pub(super) making: bool,
+}
+
+/// The moments that deadlines count from, and the timer.
+#[derive(Debug)]
+pub(super) struct Clock {
+    timer: Option<Pin<Box<Sleep>>>,
+    started: Instant,
+    retire: Option<Instant>,
+    /// The last frame came, or the last request was done. `None` before the first byte.
+    active: Option<Instant>,
+    frame_begun: Option<Instant>,
+    written: Option<Instant>,
+    /// Set during a poll, and turned into times at its end: one look at the clock a poll.
+    pub(super) saw_byte: bool,
+    pub(super) saw_activity: bool,
+    pub(super) saw_write: bool,
+}
+
+impl Clock {
+    pub(super) fn new(accepted_at: Instant, limits: &Limits) -> Self {
+        let retire = limits.max_age.and_then(|age| {
+            accepted_at.checked_add(age.saturating_add(jitter(limits.max_age_jitter)))
+        });
+        Self {
+            timer: None,
+            started: Instant::now(),
+            retire,
+            active: None,
+            frame_begun: None,
+            written: None,
+            saw_byte: false,
+            saw_activity: false,
+            saw_write: false,
+        }
+    }
+
+    /// Before a wait: ready with the reason if a deadline has passed, else wakes the task when one does.
+    pub(super) fn poll(
+        &mut self,
+        waiting: Waiting,
+        limits: &Limits,
+        cx: &mut Context<'_>,
+    ) -> Poll<EndReason> {
+        let now = Instant::now();
+        self.note(waiting, now);
+        loop {
+            let Some((at, reason)) = self.next(waiting, limits) else {
+                return Poll::Pending;
+            };
+            if at <= now {
+                return Poll::Ready(reason);
+            }
+            let timer = match &mut self.timer {
+                Some(timer) => {
+                    if timer.deadline() > at || timer.is_elapsed() {
+                        timer.as_mut().reset(at);
+                    }
+                    timer
+                }
+                none => none.insert(Box::pin(tokio::time::sleep_until(at))),
+            };
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            // It fired for a deadline that has moved since: it is armed anew for what is next.
+            if timer.deadline() >= at {
+                return Poll::Ready(reason);
+            }
+        }
+    }
+
+    fn note(&mut self, waiting: Waiting, now: Instant) {
+        if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
+            self.active = Some(now);
+        }
+        self.saw_byte = false;
+        if !waiting.in_frame {
+            self.frame_begun = None;
+        } else if self.frame_begun.is_none() {
+            self.frame_begun = Some(now);
+        }
+        if !waiting.writing {
+            self.written = None;
+        } else if std::mem::take(&mut self.saw_write) || self.written.is_none() {
+            self.written = Some(now);
+        }
+    }
+
+    /// Returns the deadline that comes first.
+    fn next(&self, waiting: Waiting, limits: &Limits) -> Option<(Instant, EndReason)> {
+        let after = |from: Option<Instant>, time: Option<Duration>, reason: EndReason| {
+            // A time beyond the end of the clock is no deadline.
+            Some((from?.checked_add(time?)?, reason))
+        };
+        let rest = if waiting.making {
+            after(
+                Some(self.started),
+                limits.make_service,
+                EndReason::MakeServiceError,
+            )
+        } else if waiting.in_frame {
+            after(self.frame_begun, limits.frame, EndReason::FrameTimeout)
+        } else if !waiting.resting {
+            None
+        } else if self.active.is_none() {
+            after(
+                Some(self.started),
+                limits.first_byte,
+                EndReason::FirstByteTimeout,
+            )
+        } else {
+            after(self.active, limits.idle, EndReason::IdleTimeout)
+        };
+        let write = after(self.written, limits.write, EndReason::WriteTimeout);
+        let retire = self.retire.map(|at| (at, EndReason::MaxAge));
+        [rest, write, retire]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// Takes away the age at which the connection retires: it has begun to.
+    pub(super) fn retired(&mut self) {
+        self.retire = None;
+    }
+}
+
+/// Returns a random part of `most`.
+fn jitter(most: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0_u8);
+    most.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
+}

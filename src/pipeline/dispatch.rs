@@ -1,0 +1,143 @@
+//! The three ways to run the calls of one connection.
+//!
+//! They are a type, not a value: a resting connection holds the future of one of them only, and what works with one request at a time
+//! only can say so.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::codec::{Decoder, Encoder};
+use tower_service::Service;
+
+use super::calls::{Call, Calls, Identity};
+use super::reply::Reply;
+use crate::error::BoxError;
+
+/// One request at a time, the default: the next is begun when the reply to the last is on its way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OneAtATime;
+
+/// Several requests at the same time, answered in the order they came in. Made by [`Pipeline::in_flight`](super::Pipeline::in_flight).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct InFlight;
+
+/// Several requests at the same time, answered as they finish. Made by [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Multiplexed;
+
+mod sealed {
+    use super::*;
+
+    /// Runs calls until there are no more, or the connection must close.
+    #[expect(
+        unnameable_types,
+        reason = "sealed: the ways of dispatch are these three"
+    )]
+    pub trait Dispatch<Io, C: Decoder, T, S>: Send + Sync + 'static {
+        #[expect(private_interfaces, reason = "sealed: nobody else names it")]
+        fn run(calls: Calls<'_, Io, C, T, S>) -> impl Future<Output = ()> + Send;
+    }
+}
+pub(super) use sealed::Dispatch;
+
+macro_rules! dispatch {
+    ($name:ty, |$calls:ident| $run:expr) => {
+        impl<Io, C, T, S> Dispatch<Io, C, T, S> for $name
+        where
+            Io: AsyncRead + AsyncWrite + Unpin + Send,
+            C: Decoder + Encoder<T> + Send,
+            C::Item: Send,
+            <C as Decoder>::Error: Into<BoxError>,
+            <C as Encoder<T>>::Error: Into<BoxError>,
+            T: Send,
+            S: Service<C::Item> + Send,
+            S::Response: Into<Reply<T>> + Send,
+            S::Error: Into<BoxError>,
+            S::Future: Send,
+        {
+            #[expect(private_interfaces, reason = "sealed: nobody else names it")]
+            async fn run($calls: Calls<'_, Io, C, T, S>) {
+                $run.await
+            }
+        }
+    };
+}
+
+dispatch!(OneAtATime, |calls| Direct { calls, call: None });
+
+// Both of tokio-tower's end with an error exactly when the connection is to close without waiting for calls that still run; why is
+// settled in the engine.
+dispatch!(InFlight, |calls| quietly(
+    tokio_tower::pipeline::Server::new(calls, Identity)
+));
+dispatch!(Multiplexed, |calls| quietly(
+    tokio_tower::multiplex::Server::new(calls, Identity)
+));
+
+async fn quietly<E>(server: impl Future<Output = Result<(), E>>) {
+    let _settled_in_the_engine = server.await;
+}
+
+/// The direct loop: no queue is needed for one call, so none is paid for.
+#[pin_project]
+struct Direct<'a, Io, C: Decoder, T, S: Service<C::Item>> {
+    calls: Calls<'a, Io, C, T, S>,
+    #[pin]
+    call: Option<Call<S::Future>>,
+}
+
+impl<Io, C, T, S> Future for Direct<'_, Io, C, T, S>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    C: Decoder + Encoder<T>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<T>>::Error: Into<BoxError>,
+    S: Service<C::Item>,
+    S::Response: Into<Reply<T>>,
+    S::Error: Into<BoxError>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        loop {
+            if let Some(call) = this.call.as_mut().as_pin_mut() {
+                match call.poll_result(cx) {
+                    Poll::Ready(result) => {
+                        // Dropped first: what the call held is given back before its reply is written.
+                        this.call.set(None);
+                        this.calls.finish_call(result);
+                    }
+                    Poll::Pending => {
+                        ready!(this.calls.poll_beside(cx));
+                        this.call.set(None);
+                        return Poll::Ready(());
+                    }
+                }
+            }
+            match ready!(this.calls.poll_call(cx)) {
+                Some(call) => this.call.set(Some(call)),
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+/// Catches a panic in what it polls, which is not polled again.
+#[pin_project]
+pub(super) struct CatchPanic<F>(#[pin] pub(super) F);
+
+impl<F: Future> Future for CatchPanic<F> {
+    type Output = Result<F::Output, crate::error::Panicked>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.project().0;
+        match std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(payload) => Poll::Ready(Err(crate::error::Panicked::new(&*payload))),
+        }
+    }
+}

@@ -1,0 +1,659 @@
+//! One connection's stream, codec, buffers and deadlines: everything but the service.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::clock::{Clock, Waiting};
+use super::limits::Limits;
+use super::peer::Peer;
+use super::reply::{FrameStream, Frames, Reply};
+use crate::connection::Connection;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, find_cause};
+use crate::frame::{FrameTooLarge, Input, Output};
+use crate::shutdown::Signal;
+
+/// How input came to its end, and so, once what is in hand is done, the connection.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) ended: ConnectionEnded,
+    /// What was not begun is dropped: the service wants no more of this connection.
+    pub(super) at_once: bool,
+    /// Nothing more can be written: the stream failed, or the peer does not take what is written.
+    pub(super) broken: bool,
+}
+
+/// What the engine has to know of the error policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Policy {
+    Shutdown,
+    Continue,
+}
+
+/// Settings that all connections of a pipeline share.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) limits: Limits,
+    pub(super) policy: Policy,
+    pub(super) in_flight: usize,
+    pub(super) order: Order,
+}
+
+/// How replies stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// As the requests: nothing is sent behind a reply that closes.
+    AsAsked,
+    /// As they finish: what has finished is sent whatever else closed.
+    AsFinished,
+}
+
+/// How far a drain has come with the input. (Before one, it stays as it is made.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// What had arrived is read and will be answered. Counts the bytes, so that a peer that sends on cannot keep it here.
+    Reading(usize),
+    /// All that had arrived was read. Only a frame that was begun is waited for.
+    Read,
+    /// Bytes have come since: the next frame is the last.
+    LastFrame,
+}
+
+/// At a drain, what is still read of what has arrived: as much as fits a socket's buffer on most systems.
+const DRAIN_READ: usize = 256 * 1024;
+
+pub(super) struct Engine<Io, C, T> {
+    conn: Connection<Io>,
+    codec: C,
+    input: Input,
+    output: Output,
+    pub(super) settings: Arc<Settings>,
+    clock: Clock,
+    peer: Option<Peer<T>>,
+    /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
+    replies: VecDeque<Result<Reply<T>, BoxError>>,
+    streaming: Option<(FrameStream<T>, bool)>,
+    several: Option<(std::vec::IntoIter<T>, bool)>,
+    above_mark: bool,
+    /// The decoder may have another frame in what is buffered.
+    decodable: bool,
+    drain: Drain,
+    ending: Option<Ending>,
+}
+
+impl<Io, C, T> Unpin for Engine<Io, C, T> {}
+
+impl<Io, C, T> Engine<Io, C, T>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    C: Decoder + Encoder<T>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<T>>::Error: Into<BoxError>,
+{
+    pub(super) fn new(conn: Connection<Io>, codec: C, settings: Arc<Settings>) -> Self {
+        let clock = Clock::new(conn.info().accepted_at(), &settings.limits);
+        Self {
+            conn,
+            codec,
+            input: Input::default(),
+            output: Output::default(),
+            settings,
+            clock,
+            peer: None,
+            replies: VecDeque::new(),
+            streaming: None,
+            several: None,
+            above_mark: false,
+            decodable: false,
+            drain: Drain::Reading(0),
+            ending: None,
+        }
+    }
+
+    /// Makes the handle to this connection.
+    pub(super) fn peer(&mut self) -> Peer<T> {
+        let Self {
+            conn,
+            settings,
+            peer,
+            ..
+        } = self;
+        peer.get_or_insert_with(|| {
+            Peer::new(
+                Arc::clone(conn.info()),
+                Arc::clone(conn.life()),
+                settings.limits.push_queue,
+            )
+        })
+        .clone()
+    }
+
+    pub(super) fn into_parts(self) -> (Connection<Io>, Option<Ending>) {
+        if let Some(peer) = &self.peer {
+            peer.end();
+        }
+        (self.conn, self.ending)
+    }
+
+    pub(super) fn count_request(&self) {
+        self.conn.life().count_requests(1);
+    }
+
+    // Endings. The first stands.
+
+    pub(super) fn end(&mut self, ended: impl Into<ConnectionEnded>) {
+        if self.ending.is_none() {
+            let ended = self.conn.ended(ended.into());
+            self.ending = Some(Ending {
+                ended,
+                at_once: false,
+                broken: false,
+            });
+        }
+    }
+
+    /// Ends without beginning anything more.
+    fn end_at_once(&mut self, ended: impl Into<ConnectionEnded>) {
+        self.input.clear();
+        self.decodable = false;
+        self.end(ended);
+        if let Some(ending) = &mut self.ending {
+            ending.at_once = true;
+        }
+    }
+
+    /// The stream is of no more use, whatever had been decided before.
+    pub(super) fn break_off(&mut self, ended: ConnectionEnded) {
+        self.output.clear();
+        self.input.clear();
+        self.end(ended);
+        if let Some(ending) = &mut self.ending {
+            ending.broken = true;
+        }
+    }
+
+    fn io_failed(&mut self, err: io::Error) {
+        let reason = match err.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::WriteZero => EndReason::PeerReset,
+            io::ErrorKind::TimedOut => EndReason::WriteTimeout,
+            _ => EndReason::IoError,
+        };
+        self.break_off(ConnectionEnded::caused(reason, err));
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Returns whether nothing more may be begun.
+    pub(super) fn is_ending_at_once(&self) -> bool {
+        self.ending
+            .as_ref()
+            .is_some_and(|ending| ending.at_once || ending.broken)
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.ending.as_ref().is_some_and(|ending| ending.broken)
+    }
+
+    // Output.
+
+    /// Takes the result of a call, in its place in the order.
+    pub(super) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
+        self.clock.saw_activity = true;
+        if self.is_ending_at_once() && self.settings.order == Order::AsAsked {
+            return;
+        }
+        // In its place: behind what was pushed before, and the replies that are still waiting.
+        if self.is_idle_out() && !self.has_pushed() {
+            self.begin(result);
+        } else {
+            self.replies.push_back(result);
+        }
+    }
+
+    fn is_idle_out(&self) -> bool {
+        self.replies.is_empty() && self.streaming.is_none() && self.several.is_none()
+    }
+
+    /// Returns how many replies are waiting to be encoded.
+    pub(super) fn waiting_replies(&self) -> usize {
+        self.replies.len() + usize::from(self.streaming.is_some() || self.several.is_some())
+    }
+
+    fn has_pushed(&self) -> bool {
+        self.peer.as_ref().is_some_and(Peer::has_pushed)
+    }
+
+    #[inline]
+    fn begin(&mut self, result: Result<Reply<T>, BoxError>) {
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(err) => return self.failed(err),
+        };
+        let close = reply.close;
+        match reply.frames {
+            Frames::None => {}
+            Frames::One(frame) => self.encode(frame),
+            Frames::Several(frames) => {
+                self.several = Some((frames, close));
+                return;
+            }
+            Frames::Stream(stream) => {
+                self.streaming = Some((stream, close));
+                return;
+            }
+        }
+        if close {
+            self.close_behind_reply();
+        }
+    }
+
+    fn close_behind_reply(&mut self) {
+        self.drop_behind();
+        self.end_at_once(EndReason::ServiceClosed);
+    }
+
+    fn drop_behind(&mut self) {
+        if self.settings.order == Order::AsAsked {
+            self.replies.clear();
+        }
+    }
+
+    fn failed(&mut self, err: BoxError) {
+        let panicked = find_cause::<crate::error::Panicked>(&*err).is_some();
+        if panicked {
+            self.fail(ConnectionEnded::caused(EndReason::Panic, err));
+        } else if self.settings.policy == Policy::Shutdown || super::is_shutdown(&*err) {
+            self.fail(ConnectionEnded::caused(EndReason::ServiceError, err));
+        } else {
+            let id = self.conn.info().id().get();
+            let error: &(dyn std::error::Error + 'static) = &*err;
+            tracing::warn!(target: "tower_tcp", { connection.id = id, error }, "request.failed");
+        }
+    }
+
+    /// Ends behind what was answered so far; what waits behind it is dropped.
+    pub(super) fn fail(&mut self, ended: ConnectionEnded) {
+        self.drop_behind();
+        self.streaming = None;
+        self.several = None;
+        self.end_at_once(ended);
+    }
+
+    #[inline]
+    fn encode(&mut self, frame: T) {
+        let Self { output, codec, .. } = self;
+        if let Err(err) = output.encode(|buf| codec.encode(frame, buf)) {
+            self.fail(ConnectionEnded::caused(EndReason::EncodeError, err));
+        }
+    }
+
+    /// Encodes pushes and waiting replies, up to the high mark.
+    fn encode_waiting(&mut self, cx: &mut Context<'_>) {
+        while self.output.len() < self.settings.limits.high_mark {
+            if self.has_pushed()
+                && let Some(frame) = self.peer.as_ref().and_then(Peer::take)
+            {
+                self.encode(frame);
+            } else if let Some((frames, close)) = &mut self.several {
+                let close = *close;
+                match frames.next() {
+                    Some(frame) => self.encode(frame),
+                    None => {
+                        self.several = None;
+                        if close {
+                            self.close_behind_reply();
+                        }
+                    }
+                }
+            } else if let Some((stream, close)) = &mut self.streaming {
+                let close = *close;
+                match stream.as_mut().poll_next(cx) {
+                    Poll::Pending => return,
+                    Poll::Ready(Some(Ok(frame))) => self.encode(frame),
+                    Poll::Ready(Some(Err(err))) => {
+                        self.streaming = None;
+                        self.failed(err);
+                    }
+                    Poll::Ready(None) => {
+                        self.streaming = None;
+                        self.clock.saw_activity = true;
+                        if close {
+                            self.close_behind_reply();
+                        }
+                    }
+                }
+            } else if let Some(result) = self.replies.pop_front() {
+                self.begin(result);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Returns whether output keeps requests from being taken: from the high mark until the low one.
+    pub(super) fn is_above_mark(&mut self) -> bool {
+        let limits = &self.settings.limits;
+        let mark = if self.above_mark {
+            limits.low_mark + 1
+        } else {
+            limits.high_mark
+        };
+        let above = self.output.len() >= mark;
+        if above != self.above_mark {
+            self.above_mark = above;
+            if let Some(peer) = &self.peer {
+                peer.set_above_mark(above);
+            }
+        }
+        above
+    }
+
+    /// Encodes what waits and writes what is encoded. Ready when there is nothing left of either.
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.encode_waiting(cx);
+            if self.is_broken() {
+                return Poll::Ready(());
+            }
+            let above = self.is_above_mark();
+            let mut progress = false;
+            let flushed = self.output.poll_flush(&mut self.conn, &mut progress, cx);
+            self.clock.saw_write |= progress;
+            match flushed {
+                Poll::Ready(Ok(())) => {
+                    self.is_above_mark();
+                    if !above && !self.has_pushed() {
+                        // Nothing more could be encoded before, and what came since would have woken us.
+                        return if self.is_idle_out() {
+                            Poll::Ready(())
+                        } else {
+                            Poll::Pending
+                        };
+                    }
+                }
+                Poll::Ready(Err(err)) => {
+                    self.io_failed(err);
+                    return Poll::Ready(());
+                }
+                Poll::Pending => {
+                    if above && !self.is_above_mark() {
+                        continue;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    // Input.
+
+    /// Decodes the next request out of what is buffered.
+    #[inline]
+    pub(super) fn decode(&mut self) -> Option<C::Item> {
+        if !self.decodable {
+            return None;
+        }
+        let before = self.input.len();
+        let decoded = self.codec.decode(self.input.buf());
+        match decoded {
+            Ok(Some(frame)) => {
+                let max = self.settings.limits.max_frame;
+                if before.saturating_sub(self.input.len()) > max {
+                    self.end_of_frames(FrameTooLarge::new(max).into());
+                    return None;
+                }
+                self.clock.saw_activity = true;
+                if self.drain == Drain::LastFrame {
+                    self.input.clear();
+                    self.decodable = false;
+                    self.end(EndReason::Drained);
+                }
+                Some(frame)
+            }
+            Ok(None) if self.input.is_eof() => self.decode_eof(),
+            Ok(None) => {
+                self.decodable = false;
+                let max = self.settings.limits.max_frame;
+                if self.input.len() > max {
+                    self.end_of_frames(FrameTooLarge::new(max).into());
+                }
+                None
+            }
+            Err(err) => {
+                self.end_of_frames(err.into());
+                None
+            }
+        }
+    }
+
+    fn decode_eof(&mut self) -> Option<C::Item> {
+        match self.codec.decode_eof(self.input.buf()) {
+            Ok(Some(frame)) => {
+                self.clock.saw_activity = true;
+                return Some(frame);
+            }
+            Ok(None) if self.input.is_empty() => self.end(self.done()),
+            Ok(None) => self.end(EndReason::Truncated),
+            Err(err) => self.end(ConnectionEnded::caused(EndReason::Truncated, err)),
+        }
+        self.decodable = false;
+        self.input.clear();
+        None
+    }
+
+    /// Returns why a connection ends that has nothing left to do.
+    fn done(&self) -> EndReason {
+        if self.conn.is_draining() {
+            EndReason::Drained
+        } else {
+            EndReason::PeerClosed
+        }
+    }
+
+    fn end_of_frames(&mut self, err: BoxError) {
+        let too_large = find_cause::<FrameTooLarge>(&*err).is_some()
+            || find_cause::<tokio_util::codec::LengthDelimitedCodecError>(&*err).is_some()
+            || find_cause::<tokio_util::codec::LinesCodecError>(&*err).is_some_and(|err| {
+                matches!(
+                    err,
+                    tokio_util::codec::LinesCodecError::MaxLineLengthExceeded
+                )
+            });
+        let reason = if too_large {
+            EndReason::FrameTooLarge
+        } else {
+            EndReason::CodecError
+        };
+        self.decodable = false;
+        self.input.clear();
+        self.end(ConnectionEnded::caused(reason, err));
+    }
+
+    fn poll_read(&mut self, at_most: usize, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(self.input.poll_fill(&mut self.conn, at_most, cx)) {
+            Ok(n) => {
+                self.decodable = true;
+                self.clock.saw_byte |= n > 0;
+                if self.conn.is_draining() {
+                    self.drain = match self.drain {
+                        Drain::Reading(read) if read + n < DRAIN_READ => Drain::Reading(read + n),
+                        Drain::Reading(_) => Drain::Read,
+                        Drain::Read | Drain::LastFrame => Drain::LastFrame,
+                    };
+                }
+            }
+            // A stream that knows a proper end (TLS) did not see it. What was asked before is answered all the same.
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
+                self.input.clear();
+                self.decodable = false;
+                self.end(ConnectionEnded::caused(EndReason::Truncated, err));
+            }
+            Err(err) => self.io_failed(err),
+        }
+        Poll::Ready(())
+    }
+
+    /// Looks at the signals from outside.
+    fn heed_signals(&mut self, cx: &mut Context<'_>) {
+        let life = self.conn.life();
+        life.signals.register_engine(cx.waker());
+        if self.is_ending() || !life.signals.any() {
+            return;
+        }
+        if life.signals.is_raised(Signal::Close) {
+            self.end_at_once(EndReason::ServiceClosed);
+        } else if life.signals.is_raised(Signal::Drain)
+            && !matches!(self.drain, Drain::Reading(_))
+            && self.input.is_empty()
+        {
+            self.end(EndReason::Drained);
+        }
+    }
+
+    // Waiting.
+
+    /// Waits for input, when there is nothing to decode: writes all there is first. Ready when something has changed.
+    pub(super) fn poll_input(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_signals(cx);
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        let _waits_or_not = self.poll_output(cx);
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        if self.above_mark {
+            return self.poll_deadlines(in_hand, false, cx);
+        }
+        if self.poll_read(usize::MAX, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
+            self.drain = Drain::Read;
+            if self.input.is_empty() {
+                self.end(EndReason::Drained);
+                return Poll::Ready(());
+            }
+        }
+        self.poll_deadlines(in_hand, true, cx)
+    }
+
+    /// Waits until output is below its mark. Ready then, or when the connection ends.
+    pub(super) fn poll_room(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_signals(cx);
+        let _waits_or_not = self.poll_output(cx);
+        if self.is_ending() || !self.is_above_mark() {
+            return Poll::Ready(());
+        }
+        self.poll_deadlines(in_hand, false, cx)
+    }
+
+    /// Waits beside something else: a call, the service's readiness, the make-service. Writes, reads ahead a little so that a
+    /// reset is noticed, keeps the deadlines. Ready when the connection must end without waiting for that.
+    pub(super) fn poll_beside(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_signals(cx);
+        let _waits_or_not = self.poll_output(cx);
+        while !self.is_broken() && !self.is_ending() && !self.input.is_eof() {
+            let room = self
+                .settings
+                .limits
+                .read_ahead
+                .saturating_sub(self.input.len());
+            if room == 0 || self.poll_read(room, cx).is_pending() {
+                break;
+            }
+        }
+        if self.is_broken() {
+            return Poll::Ready(());
+        }
+        while self.poll_deadlines(in_hand, false, cx).is_ready() {
+            if self.is_broken() {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Waits for the make-service, by itself. Ready when the connection must end without it.
+    pub(super) fn poll_making(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_signals(cx);
+        let _waits_or_not = self.poll_output(cx);
+        while !self.is_ending() && !self.input.is_eof() {
+            let room = self
+                .settings
+                .limits
+                .read_ahead
+                .saturating_sub(self.input.len());
+            if room == 0 || self.poll_read(room, cx).is_pending() {
+                break;
+            }
+        }
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        let waiting = Waiting {
+            making: true,
+            resting: false,
+            in_frame: false,
+            writing: !self.output.is_flushed(),
+        };
+        self.poll_clock(waiting, cx)
+    }
+
+    /// At the end: waits until all is written, or cannot be.
+    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(peer) = &self.peer {
+            peer.refuse();
+        }
+        loop {
+            if self.poll_output(cx).is_ready() || self.is_broken() {
+                return Poll::Ready(());
+            }
+            ready!(self.poll_deadlines(0, false, cx));
+            if self.is_broken() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn poll_deadlines(&mut self, in_hand: usize, reading: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let waiting = Waiting {
+            making: false,
+            resting: reading && in_hand == 0 && self.is_idle_out() && self.input.is_empty(),
+            in_frame: reading && !self.input.is_empty(),
+            writing: !self.output.is_flushed(),
+        };
+        self.poll_clock(waiting, cx)
+    }
+
+    fn poll_clock(&mut self, waiting: Waiting, cx: &mut Context<'_>) -> Poll<()> {
+        self.input.rest();
+        let reason = ready!(self.clock.poll(waiting, &self.settings.limits, cx));
+        match reason {
+            EndReason::WriteTimeout => self.break_off(reason.into()),
+            EndReason::MaxAge => {
+                self.clock.retired();
+                self.end(reason);
+            }
+            _ => self.end(reason),
+        }
+        Poll::Ready(())
+    }
+
+    /// User code below the engine panicked: what is torn is taken away, what is whole is sent.
+    pub(super) fn panicked(&mut self, panicked: crate::error::Panicked) {
+        self.output.drop_torn();
+        self.fail(ConnectionEnded::caused(EndReason::Panic, panicked));
+    }
+}

@@ -1,0 +1,318 @@
+//! Requests and replies over one connection.
+//!
+//! A [`Pipeline`] is the connection service for framed protocols: a codec for each connection, and a service for its
+//! requests. In the order of the code: [`Pipeline`] makes, for each connection, an engine (stream, codec, buffers, deadlines), a
+//! service, and runs calls of it in one of three ways ([`OneAtATime`], [`InFlight`], [`Multiplexed`]) until there are no more; then it closes.
+//!
+//! # Order
+//!
+//! Requests reach the service in the order they came, after its `poll_ready`, which is asked only when a request is at
+//! hand. Replies go out in that order ([`Multiplexed`]: as they finish). A finished reply is never dropped because a later request, frame or
+//! service failed; calls behind a reply that closes are dropped.
+//!
+//! # Errors
+//!
+//! An error of the service ends the connection in good order, behind the replies before it
+//! ([`EndReason::ServiceError`]), unless [`Pipeline::shutdown_on_error`] is off: then it is logged, that request gets no
+//! reply, and the connection goes on, except for what [`ShutdownOnErrorLayer`] wraps. An error of `poll_ready` always ends it, as
+//! do those of the codec and the make-service, and a panic in any of them. Each ends its own connection only.
+//!
+//! # Clones
+//!
+//! [`Pipeline::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
+//! stock `Buffer`, or make a service for each connection with [`Pipeline::make_service`], which clones nothing.
+
+mod calls;
+mod clock;
+mod dispatch;
+mod engine;
+mod limits;
+mod maker;
+mod peer;
+mod reply;
+mod shutdown_on_error;
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::{Either, select};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::codec::{Decoder, Encoder};
+use tower_service::Service;
+
+use crate::connection::Connection;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::BoxError;
+use calls::Calls;
+use dispatch::{CatchPanic, Dispatch};
+use engine::{Engine, Order, Policy, Settings};
+use maker::Maker;
+use shutdown_on_error::is_shutdown;
+
+pub use dispatch::{InFlight, Multiplexed, OneAtATime};
+pub use limits::Limits;
+pub use maker::{Made, PerCall, Shared};
+pub use peer::{Gone, Peer};
+pub use reply::Reply;
+pub use shutdown_on_error::{
+    Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
+};
+
+/// The connection service for framed protocols. See the [module docs](self).
+///
+/// `F` makes codecs, `K` services; `T` is the type of the frames that go out, `D` the way requests are run.
+pub struct Pipeline<F, K, T, D = OneAtATime> {
+    codec: F,
+    maker: K,
+    settings: Arc<Settings>,
+    types: PhantomData<fn() -> (T, D)>,
+}
+
+impl<F> Pipeline<F, (), (), OneAtATime> {
+    /// Begins a pipeline of the codecs that `codec` makes, one for each connection.
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "the builder has no service yet, and so no frame type"
+    )]
+    pub fn new<C>(codec: F) -> PipelineBuilder<F>
+    where
+        F: Fn() -> C,
+        C: Decoder,
+    {
+        PipelineBuilder { codec }
+    }
+}
+
+/// A pipeline that has no service yet. Made by [`Pipeline::new`].
+#[derive(Clone, Debug)]
+#[must_use = "a pipeline needs a service"]
+pub struct PipelineBuilder<F> {
+    codec: F,
+}
+
+impl<F> PipelineBuilder<F> {
+    /// Serves the requests of all connections with one service, a clone of it for each request.
+    ///
+    /// The clone is made ready when its request is at hand, so idle connections hold nothing of what is shared.
+    pub fn service<S, T>(self, service: S) -> Pipeline<F, Shared<S>, T> {
+        Pipeline::with(self.codec, Shared(service))
+    }
+
+    /// Serves the requests of each connection with a service made for it: `make` is a service that is given the [`Peer`].
+    ///
+    /// It runs in the connection's task while output is already being written, so it can greet the peer, however
+    /// long the greeting, and turn it away by failing. It has [10 s](Limits::make_service).
+    pub fn make_service<K, T>(self, make: K) -> Pipeline<F, Made<K>, T>
+    where
+        K: Service<Peer<T>>,
+    {
+        Pipeline::with(self.codec, Made(make))
+    }
+}
+
+impl<F, K, T> Pipeline<F, K, T> {
+    fn with(codec: F, maker: K) -> Self {
+        let settings = Settings {
+            limits: Limits::default(),
+            policy: Policy::Shutdown,
+            in_flight: 1,
+            order: Order::AsAsked,
+        };
+        Self {
+            codec,
+            maker,
+            settings: Arc::new(settings),
+            types: PhantomData,
+        }
+    }
+}
+
+impl<F, K, T, D> Pipeline<F, K, T, D> {
+    /// Sets the limits of each connection; the defaults are those of [`Limits`].
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        Arc::make_mut(&mut self.settings).limits = limits;
+        self
+    }
+
+    /// Sets whether a service error ends its connection. Default `true`: a service that failed may have left its connection in a
+    /// state that nobody thought of, and a peer that waits for a reply is told.
+    #[must_use]
+    pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
+        Arc::make_mut(&mut self.settings).policy = if shutdown {
+            Policy::Shutdown
+        } else {
+            Policy::Continue
+        };
+        self
+    }
+
+    /// Lets `n` requests of a connection run at the same time; replies go out in the order of the requests. `0` counts as 1.
+    #[must_use]
+    pub fn in_flight(self, n: usize) -> Pipeline<F, K, T, InFlight> {
+        self.dispatched(n, Order::AsAsked)
+    }
+
+    /// Lets `n` requests of a connection run at the same time; replies go out as they finish, so the protocol has to tag
+    /// them. `0` counts as 1.
+    #[must_use]
+    pub fn multiplexed(self, n: usize) -> Pipeline<F, K, T, Multiplexed> {
+        self.dispatched(n, Order::AsFinished)
+    }
+
+    fn dispatched<E>(self, n: usize, order: Order) -> Pipeline<F, K, T, E> {
+        let Self {
+            codec,
+            maker,
+            mut settings,
+            types: _,
+        } = self;
+        let changed = Arc::make_mut(&mut settings);
+        changed.in_flight = n.max(1);
+        changed.order = order;
+        Pipeline {
+            codec,
+            maker,
+            settings,
+            types: PhantomData,
+        }
+    }
+}
+
+impl<F: Clone, K: Clone, T, D> Clone for Pipeline<F, K, T, D> {
+    fn clone(&self) -> Self {
+        Self {
+            codec: self.codec.clone(),
+            maker: self.maker.clone(),
+            settings: Arc::clone(&self.settings),
+            types: PhantomData,
+        }
+    }
+}
+
+impl<F, K, T, D> fmt::Debug for Pipeline<F, K, T, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipeline")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Io, F, C, K, S, T, D> Service<Connection<Io>> for Pipeline<F, K, T, D>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn() -> C,
+    C: Decoder + Encoder<T> + Send + 'static,
+    C::Item: Send,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<T>>::Error: Into<BoxError>,
+    T: Send + 'static,
+    K: Maker<T, Service = S>,
+    K::Future: 'static,
+    S: Service<C::Item> + Send + 'static,
+    S::Response: Into<Reply<T>> + Send,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    D: Dispatch<Io, C, T, S>,
+{
+    type Response = EndReason;
+    type Error = BoxError;
+    type Future = PipelineFuture;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, conn: Connection<Io>) -> PipelineFuture {
+        let mut engine = Engine::new(conn, (self.codec)(), Arc::clone(&self.settings));
+        let make = self.maker.make(|| engine.peer());
+        PipelineFuture(Box::pin(async move {
+            if let Some(service) = made(&mut engine, make).await {
+                let calls = Calls::new(&mut engine, service);
+                if let Err(panicked) = CatchPanic(D::run(calls)).await {
+                    engine.panicked(panicked);
+                }
+            }
+            finish(engine).await
+        }))
+    }
+}
+
+/// Makes the connection's service, while what it sends already goes out.
+async fn made<Io, C, T, S, E>(
+    engine: &mut Engine<Io, C, T>,
+    make: impl Future<Output = Result<S, E>>,
+) -> Option<S>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    C: Decoder + Encoder<T>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<T>>::Error: Into<BoxError>,
+    E: Into<BoxError>,
+{
+    let make = std::pin::pin!(CatchPanic(make));
+    let ended = std::future::poll_fn(|cx| engine.poll_making(cx));
+    let made = match select(make, ended).await {
+        Either::Left((made, _)) => made,
+        Either::Right(((), _)) => return None,
+    };
+    match made {
+        Ok(Ok(service)) => return Some(service),
+        Ok(Err(err)) => engine.fail(ConnectionEnded::caused(EndReason::MakeServiceError, err)),
+        Err(panicked) => engine.panicked(panicked),
+    }
+    None
+}
+
+/// Writes what is left, and closes.
+async fn finish<Io, C, T>(mut engine: Engine<Io, C, T>) -> Result<EndReason, BoxError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    C: Decoder + Encoder<T>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<T>>::Error: Into<BoxError>,
+{
+    let panicked = CatchPanic(std::future::poll_fn(|cx| engine.poll_finish(cx)))
+        .await
+        .err();
+    if let Some(panicked) = panicked {
+        engine.panicked(panicked);
+    }
+    let linger = engine.settings.limits.linger;
+    let (conn, ending) = engine.into_parts();
+    let Some(ending) = ending else {
+        return Ok(EndReason::ServiceClosed);
+    };
+    if !ending.broken {
+        // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
+        let _settled = conn.close(linger).await;
+    }
+    match ending.ended {
+        ConnectionEnded {
+            reason,
+            cause: None,
+        } => Ok(reason),
+        ended => Err(ended.into()),
+    }
+}
+
+/// The future of [`Pipeline`]: one connection's requests, and its close. Boxed, once a connection.
+#[must_use = "futures do nothing unless polled"]
+pub struct PipelineFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
+
+impl fmt::Debug for PipelineFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PipelineFuture").finish_non_exhaustive()
+    }
+}
+
+impl Future for PipelineFuture {
+    type Output = Result<EndReason, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}

@@ -1,0 +1,105 @@
+use std::fmt;
+use std::pin::Pin;
+
+use futures_core::Stream;
+
+use crate::error::BoxError;
+
+/// What a request is answered with: no frame, one, several, or a stream of them; and whether the connection ends behind it.
+///
+/// A service need not name it: `T`, `Option<T>` and `Vec<T>` are replies by themselves, and a service's `Response` only has to
+/// be `Into<Reply<T>>`.
+///
+/// ```
+/// use tower_tcp::Reply;
+/// # let (line, lines, stream) = ("221 bye", vec!["250-one", "250 two"], futures_util::stream::empty());
+/// let one: Reply<&str> = line.into();
+/// let several: Reply<&str> = lines.into();
+/// let none: Reply<&str> = None.into();
+/// let streamed: Reply<&str> = Reply::stream(stream);
+/// let farewell = Reply::from(line).close();
+/// # drop((one, several, none, streamed, farewell));
+/// ```
+pub struct Reply<T> {
+    pub(super) frames: Frames<T>,
+    pub(super) close: bool,
+}
+
+pub(super) enum Frames<T> {
+    None,
+    One(T),
+    Several(std::vec::IntoIter<T>),
+    Stream(FrameStream<T>),
+}
+
+pub(super) type FrameStream<T> = Pin<Box<dyn Stream<Item = Result<T, BoxError>> + Send>>;
+
+impl<T> Reply<T> {
+    /// A reply of no frames: the request is done, and nothing is sent.
+    pub fn none() -> Self {
+        Self {
+            frames: Frames::None,
+            close: false,
+        }
+    }
+
+    /// A reply of the frames that `stream` gives, each sent as it comes.
+    ///
+    /// The next request is begun when the stream has ended. An error in it is a failed request: the frames before it are sent, and the
+    /// error policy decides the rest.
+    pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
+        Self {
+            frames: Frames::Stream(Box::pin(stream)),
+            close: false,
+        }
+    }
+
+    /// Ends the connection in good order behind this reply. Requests behind it are dropped.
+    #[must_use]
+    pub fn close(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+impl<T> From<T> for Reply<T> {
+    fn from(frame: T) -> Self {
+        Self {
+            frames: Frames::One(frame),
+            close: false,
+        }
+    }
+}
+
+impl<T> From<Option<T>> for Reply<T> {
+    fn from(frame: Option<T>) -> Self {
+        Self {
+            frames: frame.map_or(Frames::None, Frames::One),
+            close: false,
+        }
+    }
+}
+
+impl<T> From<Vec<T>> for Reply<T> {
+    fn from(frames: Vec<T>) -> Self {
+        Self {
+            frames: Frames::Several(frames.into_iter()),
+            close: false,
+        }
+    }
+}
+
+impl<T> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frames: &dyn fmt::Debug = match &self.frames {
+            Frames::None => &0,
+            Frames::One(_) => &1,
+            Frames::Several(frames) => &frames.len(),
+            Frames::Stream(_) => &"stream",
+        };
+        f.debug_struct("Reply")
+            .field("frames", frames)
+            .field("close", &self.close)
+            .finish()
+    }
+}

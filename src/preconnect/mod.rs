@@ -1,0 +1,246 @@
+//! Between accept and the first frame: hooks that may turn a connection away, replace its stream, or learn about its peer.
+//!
+//! A hook is a service itself: `Service<Connection<A>, Response = Connection<B>>`. TLS is one, a check of the peer's
+//! address is another, and any stock layer can wrap them. [`PreConnectLayer`] puts a hook in front of a connection
+//! service, [`PreConnectExt::chain`] one hook behind another.
+//!
+//! Hooks run in the connection's own task, never in the accept loop, and under one deadline and one budget for all of them:
+//! see [`PreConnectLayer`]. A hook that fails ends the connection with [`EndReason::Rejected`], or with the
+//! reason in the [`ConnectionEnded`] that it fails with.
+//!
+//! ```
+//! use tower::{ServiceBuilder, service_fn};
+//! use tower_tcp::bind::Socket;
+//! use tower_tcp::preconnect::PreConnectLayer;
+//! use tower_tcp::{BoxError, Connection};
+//!
+//! let local_only = service_fn(|conn: Connection<Socket>| async move {
+//!     match conn.info().peer().tcp() {
+//!         Some(addr) if !addr.ip().is_loopback() => Err(BoxError::from("not from here")),
+//!         _ => Ok(conn),
+//!     }
+//! });
+//! let stack = ServiceBuilder::new()
+//!     .layer(PreConnectLayer::new(local_only))
+//!     .service_fn(|conn: Connection<Socket>| async move { Ok::<_, BoxError>(drop(conn)) });
+//! # drop(stack);
+//! ```
+//!
+//! # Clones
+//!
+//! The hook and the service behind it are cloned for each connection, and made ready in its task. A stock layer that is not
+//! `Clone` (`RateLimit`) goes outside this layer, or behind stock `Buffer`.
+
+mod chain;
+mod pending;
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use thiserror::Error;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::connection::Connection;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, find_cause};
+
+pub use chain::{Chain, PreConnectExt};
+use pending::{Pending, Ticket};
+
+/// A connection's pre-connect hooks were not through in time.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("pre-connect not done within {0:?}")]
+pub struct PreConnectElapsed(Duration);
+
+/// A connection had to leave its pre-connect hooks: too many were in theirs, and it was the oldest.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("pushed out of pre-connect by newer connections")]
+pub struct PreConnectEvicted;
+
+/// Puts a hook in front of a connection service.
+#[derive(Clone, Debug)]
+pub struct PreConnectLayer<H> {
+    hook: H,
+    deadline: Option<Duration>,
+    pending: Pending,
+}
+
+impl<H> PreConnectLayer<H> {
+    /// Makes the layer, with a deadline of 10 s and a budget of 512 connections.
+    pub fn new(hook: H) -> Self {
+        Self {
+            hook,
+            deadline: Some(Duration::from_secs(10)),
+            pending: Pending::new(512),
+        }
+    }
+
+    /// Sets the time for everything up to the service behind: the wait until the hook is ready, the hook itself, and the wait until the
+    /// service is ready. Default 10 s: several round trips of the slowest networks. `None` waits for ever: then peers that say
+    /// nothing stay until the budget evicts them.
+    ///
+    /// At the deadline the connection is dropped with [`EndReason::PreConnectTimeout`].
+    #[must_use]
+    pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.deadline = deadline.into();
+        self
+    }
+
+    /// Sets how many connections may be in their hooks at the same time. Default 512.
+    ///
+    /// When one more comes the *oldest* is dropped, with [`EndReason::PreConnectEvicted`]. If instead the new one waited, that many silent
+    /// peers could keep everybody out for a whole deadline, again and again. So to be locked out, a client must be slower than 512
+    /// connections take to arrive. `0` counts as 1.
+    #[must_use]
+    pub fn pending(mut self, connections: usize) -> Self {
+        self.pending = Pending::new(connections.max(1));
+        self
+    }
+}
+
+impl<H: Clone, S> Layer<S> for PreConnectLayer<H> {
+    type Service = PreConnect<H, S>;
+
+    fn layer(&self, inner: S) -> PreConnect<H, S> {
+        let Self {
+            hook,
+            deadline,
+            pending,
+        } = self.clone();
+        PreConnect {
+            hook,
+            inner,
+            deadline,
+            pending,
+        }
+    }
+}
+
+/// A connection service behind a hook. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct PreConnect<H, S> {
+    hook: H,
+    inner: S,
+    deadline: Option<Duration>,
+    pending: Pending,
+}
+
+impl<A, B, H, S> Service<Connection<A>> for PreConnect<H, S>
+where
+    A: Send + 'static,
+    B: Send + 'static,
+    H: Service<Connection<A>, Response = Connection<B>> + Clone + Send + 'static,
+    H::Error: Into<BoxError>,
+    H::Future: Send,
+    S: Service<Connection<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = PreConnectFuture<S::Response>;
+
+    /// Always ready: what is inside is made ready in the connection's task, where waiting holds up nobody else.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, conn: Connection<A>) -> Self::Future {
+        let Self {
+            hook,
+            inner,
+            deadline,
+            pending,
+        } = self.clone();
+        let ticket = pending.enter();
+        PreConnectFuture(Box::pin(async move {
+            let (service, conn) = within(deadline, ticket, through(hook, inner, conn)).await?;
+            let (mut service, conn) = (service, conn);
+            service.call(conn).await.map_err(Into::into)
+        }))
+    }
+}
+
+/// Takes the connection through the hook and makes the service behind it ready.
+async fn through<A, B, H, S>(
+    mut hook: H,
+    mut inner: S,
+    conn: Connection<A>,
+) -> Result<(S, Connection<B>), BoxError>
+where
+    H: Service<Connection<A>, Response = Connection<B>>,
+    H::Error: Into<BoxError>,
+    S: Service<Connection<B>>,
+    S::Error: Into<BoxError>,
+{
+    ready(&mut hook).await.map_err(rejected)?;
+    let conn = hook.call(conn).await.map_err(rejected)?;
+    drop(hook);
+    ready(&mut inner).await.map_err(Into::into)?;
+    Ok((inner, conn))
+}
+
+async fn ready<R, S: Service<R>>(service: &mut S) -> Result<(), S::Error> {
+    std::future::poll_fn(|cx| service.poll_ready(cx)).await
+}
+
+/// A hook that gives no reason of its own has turned the connection away.
+fn rejected(err: impl Into<BoxError>) -> BoxError {
+    let err = err.into();
+    if find_cause::<ConnectionEnded>(&*err).is_some() {
+        return err;
+    }
+    ConnectionEnded::caused(EndReason::Rejected, err).into()
+}
+
+async fn within<T>(
+    deadline: Option<Duration>,
+    mut ticket: Ticket,
+    work: impl Future<Output = Result<T, BoxError>>,
+) -> Result<T, BoxError> {
+    let limit = async {
+        match deadline {
+            Some(limit) => {
+                tokio::time::sleep(limit).await;
+                limit
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(limit, work);
+    // The work first: what is through in time is not failed because its task was polled late.
+    match select(work, select(limit, ticket.evicted())).await {
+        Either::Left((done, _)) => done,
+        Either::Right((Either::Left((limit, _)), _)) => Err(ConnectionEnded::caused(
+            EndReason::PreConnectTimeout,
+            BoxError::from(PreConnectElapsed(limit)),
+        )
+        .into()),
+        Either::Right((Either::Right(((), _)), _)) => Err(ConnectionEnded::caused(
+            EndReason::PreConnectEvicted,
+            BoxError::from(PreConnectEvicted),
+        )
+        .into()),
+    }
+}
+
+/// The future of [`PreConnect`]. Boxed, once a connection: its type would name every hook and layer.
+#[must_use = "futures do nothing unless polled"]
+pub struct PreConnectFuture<R>(Pin<Box<dyn Future<Output = Result<R, BoxError>> + Send>>);
+
+impl<R> std::fmt::Debug for PreConnectFuture<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("PreConnectFuture").finish_non_exhaustive()
+    }
+}
+
+impl<R> Future for PreConnectFuture<R> {
+    type Output = Result<R, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}

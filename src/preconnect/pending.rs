@@ -1,0 +1,97 @@
+//! The budget of connections that are not through their hooks yet.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use futures_util::task::AtomicWaker;
+
+/// Who is in, oldest first; at most so many.
+#[derive(Clone, Debug)]
+pub(super) struct Pending(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    most: usize,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    inside: BTreeMap<u64, Arc<Place>>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    evicted: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Pending {
+    pub(super) fn new(most: usize) -> Self {
+        Self(Arc::new(Shared {
+            most,
+            queue: Mutex::default(),
+        }))
+    }
+
+    /// Lets one more in, and the oldest out if there is no room.
+    pub(super) fn enter(&self) -> Ticket {
+        let place = Arc::new(Place::default());
+        let mut queue = self.0.lock();
+        let oldest = if queue.inside.len() >= self.0.most {
+            queue.inside.pop_first()
+        } else {
+            None
+        };
+        let number = queue.next;
+        queue.next += 1;
+        queue.inside.insert(number, Arc::clone(&place));
+        drop(queue);
+        if let Some((_, oldest)) = oldest {
+            oldest.evicted.store(true, Ordering::Release);
+            oldest.waker.wake();
+        }
+        Ticket {
+            number,
+            place,
+            pending: self.clone(),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection's place in the budget; dropping it gives it back.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    number: u64,
+    place: Arc<Place>,
+    pending: Pending,
+}
+
+impl Ticket {
+    /// Waits until a newer connection has taken this one's place.
+    pub(super) fn evicted(&mut self) -> impl Future<Output = ()> + Unpin + '_ {
+        std::future::poll_fn(|cx| {
+            self.place.waker.register(cx.waker());
+            if self.place.evicted.load(Ordering::Acquire) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.pending.0.lock().inside.remove(&self.number);
+    }
+}

@@ -1,0 +1,180 @@
+//! readable -> ready -> accept -> call: the one loop of a server. It never waits for a peer.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tower_service::Service;
+
+use super::connection::{Leaving, Outcome, Task};
+use crate::accept::{AcceptErrorAction, Stall};
+use crate::bind::{Incoming, Listener};
+use crate::connection::Connection;
+use crate::error::{BoxError, Error, Panicked};
+use crate::handle::{Phase, Shared};
+
+/// How many connections are accepted in one turn of the loop's task.
+const TURN: usize = 16;
+
+pub(super) type Policy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
+
+pub(super) struct AcceptLoop<L, S> {
+    listener: L,
+    stack: S,
+    server: Arc<Shared>,
+    policy: Policy,
+    stall: Stall,
+    live: usize,
+    /// `poll_ready` panicked: the next connection pays for it.
+    panicked: Option<Panicked>,
+}
+
+/// How far the loop goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Until the server's phase is no longer this one.
+    PhaseEnds(Phase),
+    /// Until nothing can be accepted without waiting; at most so many.
+    Empty(usize),
+}
+
+impl<L, S> AcceptLoop<L, S>
+where
+    L: Listener,
+    S: Service<Connection<L::Io>>,
+    S::Response: 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+{
+    pub(super) fn new(listener: L, stack: S, server: Arc<Shared>, policy: Policy) -> Self {
+        Self {
+            listener,
+            stack,
+            server,
+            policy,
+            stall: Stall::default(),
+            live: 0,
+            panicked: None,
+        }
+    }
+
+    /// Accepts and serves.
+    pub(super) async fn run(&mut self, until: Until) -> Result<(), Error> {
+        let mut accepted = 0;
+        loop {
+            match until {
+                Until::Empty(most) if accepted >= most => return Ok(()),
+                _ => {}
+            }
+            match std::future::poll_fn(|cx| self.poll_step(until, cx)).await? {
+                Some(incoming) => self.serve(incoming),
+                None => return Ok(()),
+            }
+            accepted += 1;
+            if accepted % TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn poll_step(
+        &mut self,
+        until: Until,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Incoming<L::Io>>, Error>> {
+        self.server.register_server(cx.waker());
+        match until {
+            Until::PhaseEnds(phase) if self.server.phase() != phase => {
+                return Poll::Ready(Ok(None));
+            }
+            Until::Empty(_) if self.server.phase() == Phase::Aborting => {
+                return Poll::Ready(Ok(None));
+            }
+            _ => {}
+        }
+        match (self.poll_accept(cx)?, until) {
+            (Poll::Ready(incoming), _) => Poll::Ready(Ok(Some(incoming))),
+            (Poll::Pending, Until::Empty(_)) => Poll::Ready(Ok(None)),
+            (Poll::Pending, Until::PhaseEnds(_)) => Poll::Pending,
+        }
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Incoming<L::Io>>, Error> {
+        if self.server.is_paused() {
+            return Ok(Poll::Pending);
+        }
+        loop {
+            // A connection that ended gave a descriptor back: what failed for want of one can be tried again.
+            let live = self.server.live();
+            if live < self.live && self.stall.is_waiting() {
+                self.stall.hurry();
+            }
+            self.live = live;
+            match self.poll_once(cx) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(incoming)) => {
+                    if self.stall.clear() {
+                        tracing::info!(target: "tower_tcp", "accept.resumed");
+                    }
+                    return Ok(Poll::Ready(incoming));
+                }
+                Poll::Ready(Err(Failure::Service(err))) => return Err(Error::Service(err)),
+                Poll::Ready(Err(Failure::Accept(err))) => self.failed(err)?,
+            }
+        }
+    }
+
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<L::Io>, Failure>> {
+        ready!(self.stall.poll(cx));
+        ready!(self.listener.poll_readable(cx)).map_err(Failure::Accept)?;
+        if self.panicked.is_none() {
+            match catch_unwind(AssertUnwindSafe(|| self.stack.poll_ready(cx))) {
+                Ok(polled) => ready!(polled).map_err(|err| Failure::Service(err.into()))?,
+                Err(payload) => self.panicked = Some(Panicked::new(&*payload)),
+            }
+        }
+        self.listener.poll_accept(cx).map_err(Failure::Accept)
+    }
+
+    fn failed(&mut self, err: io::Error) -> Result<(), Error> {
+        let action = match (self.policy)(&err) {
+            AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
+            action => action,
+        };
+        match action {
+            AcceptErrorAction::Retry => {
+                tracing::debug!(target: "tower_tcp", error = %err, "accept.error");
+            }
+            AcceptErrorAction::BackOff => {
+                if self.stall.back_off() {
+                    tracing::warn!(target: "tower_tcp", error = %err, "accept.stalled");
+                }
+            }
+            AcceptErrorAction::Stop => return Err(Error::Accept(err)),
+        }
+        Ok(())
+    }
+
+    /// Makes a connection of what came in, and gives it to the stack in a task of its own.
+    fn serve(&mut self, incoming: Incoming<L::Io>) {
+        let Incoming { io, peer, local } = incoming;
+        let conn = Connection::new(io, peer, local);
+        let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
+        if let Some(panicked) = self.panicked.take() {
+            drop(conn);
+            leaving.settle(Outcome::Panicked(panicked));
+            return;
+        }
+        match catch_unwind(AssertUnwindSafe(|| self.stack.call(conn))) {
+            // The task is tracked in the server's table, and ends by the signals of its connection.
+            Ok(service) => drop(tokio::spawn(Task::new(service, leaving))),
+            Err(payload) => leaving.settle(Outcome::Panicked(Panicked::new(&*payload))),
+        }
+    }
+}
+
+enum Failure {
+    Accept(io::Error),
+    Service(BoxError),
+}

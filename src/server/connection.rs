@@ -1,0 +1,166 @@
+//! One connection's life, from accept to its end.
+//!
+//! ```text
+//!  bind::Listener         poll_readable, poll_accept         a stream and two addresses
+//!  accept_loop            readable -> ready -> accept        Connection::new, entered in the server's table
+//!  ── call ──             the user's stack, in the loop      a panic here costs this connection
+//!  Task (this file)       tokio::spawn                       everything below runs in it
+//!    admit                ConnectionLimit                    its permit lives as long as the task's future
+//!    observe              ConnectionTraceLayer               the span; the closing event by `on_end`
+//!    preconnect           hooks: deadline, budget            TLS, your checks; may change the stream
+//!    pipeline             engine, make-service, calls        frames in, requests, replies, frames out
+//!    close                flush, shut down, linger           ends in good order
+//!  settle                 one reason                         decided here and nowhere else
+//!  Leaving                stream gone, permit back           then `on_end` runs, then the table forgets it
+//! ```
+
+use std::error::Error as StdError;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use pin_project::pin_project;
+use tower::load_shed::error::Overloaded;
+use tower::timeout::error::Elapsed;
+
+use crate::connection::Life;
+use crate::end_reason::{Cause, ConnectionEnded, EndReason};
+use crate::error::{BoxError, Panicked, find_cause};
+use crate::handle::Shared;
+use crate::shutdown::Signal;
+
+/// A connection in the server's table. Leaving it, in whatever way, settles the end: dropping this is the last thing that happens to a
+/// connection, and the only place where it happens.
+pub(super) struct Leaving {
+    life: Arc<Life>,
+    server: Arc<Shared>,
+}
+
+impl Leaving {
+    pub(super) fn enter(life: Arc<Life>, server: Arc<Shared>) -> Self {
+        server.enter(&life);
+        Self { life, server }
+    }
+
+    pub(super) fn settle(&self, outcome: Outcome) {
+        let draining = self.life.signals.is_raised(Signal::Drain);
+        self.life
+            .finish(|peer_done| outcome.reason(peer_done, draining));
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // Does nothing when the end was settled before. Else the task was dropped: the runtime is shutting down.
+        self.settle(Outcome::Dropped);
+        self.server.leave(&self.life);
+    }
+}
+
+/// What became of the connection service's future.
+pub(super) enum Outcome {
+    Done,
+    Failed(BoxError),
+    Panicked(Panicked),
+    Dropped,
+}
+
+impl Outcome {
+    /// The reason, if nothing that happened inside has given one.
+    fn reason(self, peer_done: bool, draining: bool) -> (EndReason, Option<Cause>) {
+        match self {
+            Self::Done if draining => (EndReason::Drained, None),
+            Self::Done if peer_done => (EndReason::PeerClosed, None),
+            Self::Done => (EndReason::ServiceClosed, None),
+            Self::Failed(err) => {
+                let reason = classify(&*err);
+                (reason, Some(Arc::from(err)))
+            }
+            Self::Panicked(panicked) => (EndReason::Panic, Some(Arc::new(panicked))),
+            Self::Dropped => (EndReason::Killed, None),
+        }
+    }
+}
+
+fn classify(err: &(dyn StdError + 'static)) -> EndReason {
+    if let Some(ended) = find_cause::<ConnectionEnded>(err) {
+        return ended.reason();
+    }
+    if find_cause::<Elapsed>(err).is_some() {
+        return EndReason::ServiceTimeout;
+    }
+    if find_cause::<Overloaded>(err).is_some() {
+        return EndReason::LimitExceeded;
+    }
+    match find_cause::<io::Error>(err).map(io::Error::kind) {
+        Some(
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected,
+        ) => EndReason::PeerReset,
+        Some(io::ErrorKind::UnexpectedEof) => EndReason::Truncated,
+        _ => EndReason::ServiceError,
+    }
+}
+
+/// The task of one connection.
+#[pin_project]
+pub(super) struct Task<F> {
+    // Dropped in this order: the stream and the permit before the table forgets them.
+    #[pin]
+    service: Option<F>,
+    leaving: Leaving,
+    registered: bool,
+}
+
+impl<F> Task<F> {
+    pub(super) fn new(service: F, leaving: Leaving) -> Self {
+        Self {
+            service: Some(service),
+            leaving,
+            registered: false,
+        }
+    }
+}
+
+impl<F, R, E> Future for Task<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let signals = &this.leaving.life.signals;
+        if !std::mem::replace(this.registered, true) {
+            // Once: a spawned task's waker stays good for its whole life.
+            signals.task.register(cx.waker());
+        }
+        let outcome = if signals.is_raised(Signal::Abort) {
+            Outcome::Dropped
+        } else {
+            let Some(service) = this.service.as_mut().as_pin_mut() else {
+                return Poll::Ready(());
+            };
+            // `Response` is the user's, and so is its `Drop`.
+            match catch_unwind(AssertUnwindSafe(|| service.poll(cx).map_ok(drop))) {
+                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Ready(Ok(()))) => Outcome::Done,
+                Ok(Poll::Ready(Err(err))) => Outcome::Failed(err.into()),
+                Err(payload) => Outcome::Panicked(Panicked::new(&*payload)),
+            }
+        };
+        let dropped = catch_unwind(AssertUnwindSafe(|| this.service.set(None)));
+        this.leaving.settle(match (dropped, outcome) {
+            (Err(payload), Outcome::Done | Outcome::Dropped) => {
+                Outcome::Panicked(Panicked::new(&*payload))
+            }
+            (_, outcome) => outcome,
+        });
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,257 @@
+//! TLS as a pre-connect hook: a connection goes in as it came, and comes out encrypted.
+//!
+//! [`Tls`] is a service that takes a [`Connection<Io>`] and answers with a
+//! [`Connection<TlsStream<Io>>`](TlsStream), over [rustls]. What was agreed with the peer is in
+//! [`ConnectionInfo::get::<TlsInfo>`](crate::ConnectionInfo::get) for everything behind it.
+//!
+//! It speaks TLS 1.2 and 1.3 and nothing older, with the *ring* provider. 0-RTT is off, because early data can
+//! be replayed. Sessions can be resumed from a cache of rustls' default size, 256 sessions: it is bounded, so
+//! that clients cannot fill memory with it, and lost with the process.
+//!
+//! A handshake has no deadline of its own here: run the hook in a `PreConnectLayer`, which bounds how long
+//! connections may be on their way and how many of them. Behind a proxy, the PROXY header comes before TLS.
+//!
+//! A connection without a valid handshake ends with
+//! [`EndReason::TlsHandshakeFailed`]. The peer is told why by a TLS alert.
+//!
+//! # Examples
+//!
+//! ```
+//! use tower_tcp::tls::Tls;
+//!
+//! # let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+//! # let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+//! # let dir = tempfile::tempdir()?;
+//! # let (cert_pem, key_pem) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+//! # std::fs::write(&cert_pem, chain)?;
+//! # std::fs::write(&key_pem, key)?;
+//! let tls = Tls::builder().pem_files(cert_pem, key_pem).alpn(["h2", "http/1.1"]).build()?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Whatever the builder does not offer, such as a certificate for each name or new ones at run time, rustls does:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tower_tcp::tls::{Tls, rustls};
+//! use rustls::server::{ResolvesServerCert, ServerConfig};
+//!
+//! fn by_name(certificates: Arc<dyn ResolvesServerCert>) -> Result<Tls, rustls::Error> {
+//!     let ring = Arc::new(rustls::crypto::ring::default_provider());
+//!     let config = ServerConfig::builder_with_provider(ring)
+//!         .with_safe_default_protocol_versions()?
+//!         .with_no_client_auth()
+//!         .with_cert_resolver(certificates);
+//!     Ok(Tls::from(Arc::new(config)))
+//! }
+//! # by_name(Arc::new(rustls::server::ResolvesServerCertUsingSni::new()))?;
+//! # Ok::<_, rustls::Error>(())
+//! ```
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service;
+
+use crate::connection::Connection;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::BoxError;
+
+pub use tokio_rustls::rustls;
+pub use tokio_rustls::server::TlsStream;
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+pub use config::{ClientCertificates, TlsBuilder, TlsError};
+
+/// How long a peer whose handshake failed is read on from, so that it gets the alert.
+const ALERT_LINGER: Duration = Duration::from_millis(200);
+/// How much is read from it.
+const ALERT_LINGER_BYTES: u64 = 16 * 1024;
+
+/// The hook that makes the TLS handshake. Clones share the configuration and the session cache.
+///
+/// It is always ready; the handshake runs in the future. See the [module docs](self).
+///
+/// The service fails with a [`ConnectionEnded`], boxed, whose cause is an [`io::Error`]: with a
+/// [`rustls::Error`] in it if the peer's words were at fault, [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if
+/// it left.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    /// Starts a configuration, from certificates in PEM.
+    pub fn builder() -> TlsBuilder {
+        TlsBuilder::default()
+    }
+}
+
+impl From<Arc<ServerConfig>> for Tls {
+    fn from(config: Arc<ServerConfig>) -> Self {
+        Self {
+            acceptor: TlsAcceptor::from(config),
+        }
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}
+
+impl<Io> Service<Connection<Io>> for Tls
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Response = Connection<TlsStream<Io>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, conn: Connection<Io>) -> Self::Future {
+        // rustls gets the bare stream, so that the connection goes on to count plain bytes only.
+        let (io, conn) = conn.into_parts();
+        let accept = self.acceptor.accept(io).into_fallible();
+        Box::pin(async move {
+            match accept.await {
+                Ok(stream) => {
+                    let info = TlsInfo::new(stream.get_ref().1);
+                    let mut conn = conn.map_io(|()| stream);
+                    conn.insert(info);
+                    Ok(conn)
+                }
+                Err((err, io)) => {
+                    // `InvalidData` is rustls' verdict on what came, with an alert; else the stream itself failed.
+                    let alerted = err.kind() == io::ErrorKind::InvalidData;
+                    // Settled before the wait below, in which a deadline may drop this future.
+                    let ended =
+                        conn.ended(ConnectionEnded::caused(EndReason::TlsHandshakeFailed, err));
+                    if alerted {
+                        deliver_alert(io).await;
+                    }
+                    Err(ended.into())
+                }
+            }
+        })
+    }
+}
+
+/// Ends a stream on which an alert was just written.
+///
+/// Closing a TCP socket that has unread input resets it, and a reset can overtake the alert; a peer that does
+/// not speak TLS has often sent more than was read. So the end is announced first, and then read up to, a little.
+async fn deliver_alert<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io) {
+    let ending = async {
+        io.shutdown().await?;
+        tokio::io::copy(&mut io.take(ALERT_LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    // However this ends, the stream is dropped next and the handshake's own error is the one to report.
+    _ = tokio::time::timeout(ALERT_LINGER, ending).await;
+}
+
+/// What was agreed in a TLS handshake, and what the peer said of itself.
+///
+/// Each accessor names the OpenTelemetry attribute that its value is one for.
+///
+/// ```
+/// use tower_tcp::{Connection, tls::TlsInfo};
+///
+/// fn wants_http2<Io>(conn: &Connection<Io>) -> bool {
+///     let tls = conn.info().get::<TlsInfo>();
+///     tls.and_then(TlsInfo::alpn) == Some(b"h2".as_slice())
+/// }
+/// # _ = wants_http2::<()>;
+/// ```
+#[derive(Clone, Debug)]
+pub struct TlsInfo {
+    version: &'static str,
+    cipher_suite: &'static str,
+    alpn: Option<Box<[u8]>>,
+    server_name: Option<Box<str>>,
+    certificates: Box<[CertificateDer<'static>]>,
+    resumed: bool,
+}
+
+impl TlsInfo {
+    fn new(session: &ServerConnection) -> Self {
+        Self {
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => "1.3",
+                Some(ProtocolVersion::TLSv1_2) => "1.2",
+                _ => "unknown",
+            },
+            cipher_suite: session
+                .negotiated_cipher_suite()
+                .and_then(|suite| registered_name(suite.suite()))
+                .unwrap_or("unknown"),
+            alpn: session.alpn_protocol().map(Into::into),
+            server_name: session.server_name().map(Into::into),
+            certificates: session.peer_certificates().unwrap_or_default().into(),
+            resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+        }
+    }
+
+    /// Returns the version, `1.2` or `1.3`: `tls.protocol.version`.
+    pub fn version(&self) -> &'static str {
+        self.version
+    }
+
+    /// Returns the cipher suite by its registered name, such as `TLS_AES_128_GCM_SHA256`: `tls.cipher`.
+    pub fn cipher_suite(&self) -> &'static str {
+        self.cipher_suite
+    }
+
+    /// Returns the protocol agreed on by ALPN, if both sides named any: `tls.next_protocol`.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.alpn.as_deref()
+    }
+
+    /// Returns the name of the server that the peer asked for (SNI), in lower case: `tls.client.server_name`.
+    ///
+    /// The peer chose it freely: it is no proof of anything.
+    pub fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// Returns the peer's certificates, its own first, in DER: `tls.client.certificate_chain`.
+    ///
+    /// They were verified. There are none unless they were asked for ([`TlsBuilder::client_certificates`]).
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// Returns whether this handshake took up an earlier session: `tls.resumed`.
+    ///
+    /// The certificates are then those of the earlier one.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+}
+
+/// rustls writes `TLS13_` where the registry, and with it everybody's dashboards, write `TLS_`.
+fn registered_name(suite: CipherSuite) -> Option<&'static str> {
+    Some(match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS13_AES_128_CCM_SHA256 => "TLS_AES_128_CCM_SHA256",
+        CipherSuite::TLS13_AES_128_CCM_8_SHA256 => "TLS_AES_128_CCM_8_SHA256",
+        other => return other.as_str(),
+    })
+}

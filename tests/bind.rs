@@ -1,0 +1,688 @@
+//! Bind: where a server listens, and what it does to the system's names.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failure in a helper is a failure of the test"
+)]
+
+use std::error::Error as _;
+use std::fs;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::poll;
+use socket2::{Domain, SockAddr, SockRef, Type};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tower_tcp::bind::{
+    Endpoint, Incoming, Listener, ListenerClosed, Socket, SocketOptions, Sockets,
+};
+use tower_tcp::error::find_cause;
+use tower_tcp::{Address, Error};
+
+async fn bind<const N: usize>(endpoints: [&str; N]) -> Result<Sockets, Error> {
+    bind_with(endpoints, SocketOptions::default()).await
+}
+
+async fn bind_with<const N: usize>(
+    endpoints: [&str; N],
+    options: SocketOptions,
+) -> Result<Sockets, Error> {
+    Sockets::bind(endpoints.map(Endpoint::from).into(), &options).await
+}
+
+/// Nothing here takes long: what is not there by then never comes.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let deadline = Duration::from_secs(10);
+    let Ok(value) = tokio::time::timeout(deadline, future).await else {
+        panic!("nothing within {deadline:?}");
+    };
+    value
+}
+
+async fn readable(sockets: &mut Sockets) -> io::Result<()> {
+    soon(poll_fn(|cx| sockets.poll_readable(cx))).await
+}
+
+async fn accept(sockets: &mut Sockets) -> io::Result<Incoming<Socket>> {
+    soon(poll_fn(|cx| sockets.poll_accept(cx))).await
+}
+
+fn tcp(sockets: &Sockets, index: usize) -> SocketAddr {
+    sockets.local_addresses()[index].tcp().unwrap()
+}
+
+fn v6() -> bool {
+    let there = std::net::TcpListener::bind("[::1]:0").is_ok();
+    if !there {
+        eprintln!("skipped: no IPv6 here");
+    }
+    there
+}
+
+fn assert_bind_error(result: Result<Sockets, Error>, named: &str, kind: io::ErrorKind) {
+    let err = result.unwrap_err();
+    assert!(err.to_string().contains(named), "{err} names {named}");
+    let Error::Bind { source, .. } = &err else {
+        panic!("{err:?} is of another kind");
+    };
+    assert_eq!(source.kind(), kind, "{source}");
+    assert!(err.source().is_some());
+}
+
+// Words
+
+#[test]
+fn an_endpoint_is_shown_as_it_was_written() {
+    for text in [
+        "127.0.0.1:0",
+        "[::]:7000",
+        "localhost:7000",
+        "unix:/run/a.sock",
+        "unix:relative.sock",
+        "unix:@abstract",
+    ] {
+        assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
+        assert_eq!(Endpoint::from(text).to_string(), text);
+    }
+    let addr = (IpAddr::from(Ipv4Addr::LOCALHOST), 80);
+    assert_eq!(Endpoint::from(addr).to_string(), "127.0.0.1:80");
+    assert_eq!(
+        Endpoint::unix("/run/a.sock").to_string(),
+        "unix:/run/a.sock"
+    );
+}
+
+#[tokio::test]
+async fn a_string_that_says_nothing_is_an_error_that_names_it() {
+    for text in [
+        "",
+        ":",
+        ":7000",
+        "7000",
+        "localhost",
+        "localhost:",
+        "localhost:65536",
+        "localhost:x",
+        "::1:7000x",
+        "[::1:7000",
+        "a b:7000",
+        "http://a:80",
+        "unix:",
+        "unix:@",
+    ] {
+        assert!(text.parse::<Endpoint>().is_err(), "{text:?} parses");
+        assert_bind_error(bind([text]).await, text, io::ErrorKind::InvalidInput);
+    }
+}
+
+// TCP
+
+#[tokio::test]
+async fn several_families_are_one_listener_and_port_0_is_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let endpoints = vec![
+        "127.0.0.1:0".into(),
+        Endpoint::unix(&path),
+        "127.0.0.1:0".into(),
+    ];
+
+    let mut sockets = soon(Sockets::bind(endpoints, &SocketOptions::default()))
+        .await
+        .unwrap();
+
+    assert_ne!(tcp(&sockets, 0).port(), 0);
+    assert_ne!(tcp(&sockets, 0), tcp(&sockets, 2));
+    assert_eq!(
+        sockets.local_addresses()[1],
+        Address::Unix(Some(path.as_path().into()))
+    );
+    let _first = TcpStream::connect(tcp(&sockets, 0)).await.unwrap();
+    let _second = UnixStream::connect(&path).await.unwrap();
+    let _third = TcpStream::connect(tcp(&sockets, 2)).await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let incoming = accept(&mut sockets).await.unwrap();
+        assert_eq!(
+            incoming.io.as_tcp().is_some(),
+            incoming.peer.tcp().is_some()
+        );
+        assert_ne!(
+            incoming.io.as_tcp().is_some(),
+            incoming.io.as_unix().is_some()
+        );
+        seen.push(incoming.local);
+    }
+    for address in sockets.local_addresses() {
+        assert!(seen.contains(&address), "{address} was served");
+    }
+}
+
+#[tokio::test]
+async fn a_name_listens_on_all_of_its_addresses_at_one_port() {
+    let mut sockets = soon(bind(["localhost:0"])).await.unwrap();
+
+    for index in 0..sockets.local_addresses().len() {
+        let addr = tcp(&sockets, index);
+        assert!(addr.ip().is_loopback());
+        assert_eq!(addr.port(), tcp(&sockets, 0).port());
+        let _client = TcpStream::connect(addr).await.unwrap();
+        assert_eq!(accept(&mut sockets).await.unwrap().local, addr.into());
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_an_error_that_names_it() {
+    let err = soon(bind(["nowhere.invalid:0"])).await.unwrap_err();
+
+    assert!(err.to_string().contains("nowhere.invalid:0"), "{err}");
+}
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_that_names_it_and_releases_the_others() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = (taken.local_addr().unwrap().to_string(), taken);
+    let inherited = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = inherited.local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let endpoints = vec![
+        inherited.into(),
+        Endpoint::unix(&path),
+        taken.0.as_str().into(),
+    ];
+
+    let result = soon(Sockets::bind(endpoints, &SocketOptions::default())).await;
+
+    assert_bind_error(result, &taken.0, io::ErrorKind::AddrInUse);
+    assert!(!path.exists(), "the path is removed");
+    let refused = std::net::TcpStream::connect(other).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn an_address_of_another_machine_is_an_error_that_names_it() {
+    let result = soon(bind(["192.0.2.1:7000"])).await;
+
+    assert_bind_error(result, "192.0.2.1:7000", io::ErrorKind::AddrNotAvailable);
+}
+
+#[test]
+fn binding_can_be_left_to_another_thread() {
+    fn is_send<T: Send>(_: T) {}
+
+    is_send(Sockets::bind(Vec::new(), &SocketOptions::default()));
+}
+
+#[tokio::test]
+async fn no_endpoint_at_all_is_an_error() {
+    assert_bind_error(bind([]).await, "no address", io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn an_address_is_shared_only_when_all_ask_for_it() {
+    let reuse = || SocketOptions::default().reuse_port(true);
+    let sharing = bind_with(["127.0.0.1:0"], reuse()).await.unwrap();
+    let addr = tcp(&sharing, 0).to_string();
+
+    assert!(bind_with([&addr], reuse()).await.is_ok());
+    assert_bind_error(bind([&addr]).await, &addr, io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
+async fn the_ipv6_wildcard_takes_ipv4_too_and_shows_it_as_ipv4() {
+    if !v6() {
+        return;
+    }
+    let mut sockets = bind(["[::]:0"]).await.unwrap();
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, tcp(&sockets, 0).port()));
+
+    let client = TcpStream::connect(addr).await.unwrap();
+    let incoming = accept(&mut sockets).await.unwrap();
+
+    assert_eq!(incoming.peer, Address::Tcp(client.local_addr().unwrap()));
+    assert_eq!(incoming.local, Address::Tcp(addr));
+}
+
+#[tokio::test]
+async fn only_v6_leaves_ipv4_to_another_socket() {
+    if !v6() {
+        return;
+    }
+    let sockets = bind_with(["[::]:0"], SocketOptions::default().only_v6(true))
+        .await
+        .unwrap();
+    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, tcp(&sockets, 0).port()));
+
+    bind([&v4.to_string()]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wildcard_tells_which_address_the_peer_connected_to() {
+    let mut sockets = bind(["0.0.0.0:0"]).await.unwrap();
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, tcp(&sockets, 0).port()));
+
+    let _client = TcpStream::connect(addr).await.unwrap();
+
+    assert_eq!(accept(&mut sockets).await.unwrap().local, addr.into());
+}
+
+#[tokio::test]
+async fn options_are_set_on_accepted_sockets() {
+    let silence = Duration::from_secs(77);
+    let mut plain = bind(["127.0.0.1:0"]).await.unwrap();
+    let options = SocketOptions::default()
+        .nodelay(false)
+        .keepalive(silence)
+        .linger(Duration::ZERO)
+        .recv_buffer(40_000)
+        .send_buffer(50_000);
+    let mut other = bind_with(["127.0.0.1:0"], options).await.unwrap();
+
+    let _client = TcpStream::connect(tcp(&plain, 0)).await.unwrap();
+    let incoming = accept(&mut plain).await.unwrap();
+    let socket = SockRef::from(&incoming.io);
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(!socket.keepalive().unwrap());
+    assert_eq!(socket.linger().unwrap(), None);
+
+    let _client = TcpStream::connect(tcp(&other, 0)).await.unwrap();
+    let incoming = accept(&mut other).await.unwrap();
+    let socket = SockRef::from(&incoming.io);
+    assert!(!socket.tcp_nodelay().unwrap());
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), silence);
+    assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+    // Linux doubles what it is told.
+    assert!([40_000, 80_000].contains(&socket.recv_buffer_size().unwrap()));
+    assert!([50_000, 100_000].contains(&socket.send_buffer_size().unwrap()));
+}
+
+#[tokio::test]
+async fn an_inherited_socket_is_served_also_if_it_was_blocking() {
+    let inherited = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = inherited.local_addr().unwrap();
+    let mut sockets = Sockets::bind(vec![inherited.into()], &SocketOptions::default())
+        .await
+        .unwrap();
+
+    let _client = TcpStream::connect(addr).await.unwrap();
+
+    assert!(accept(&mut sockets).await.is_ok());
+    assert!(poll!(poll_fn(|cx| sockets.poll_accept(cx))).is_pending());
+}
+
+// Unix
+
+#[tokio::test]
+async fn a_stale_socket_file_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+
+    let mut sockets = Sockets::bind(vec![Endpoint::unix(&path)], &SocketOptions::default())
+        .await
+        .unwrap();
+
+    let _client = UnixStream::connect(&path).await.unwrap();
+    assert!(accept(&mut sockets).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_live_servers_path_is_not_stolen_even_if_its_backlog_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let endpoint = format!("unix:{}", path.display());
+    let live = bind_with([&endpoint], SocketOptions::default().backlog(0))
+        .await
+        .unwrap();
+    let inode = fs::symlink_metadata(&path).unwrap().ino();
+    let filling = fill(&path, 8);
+
+    let result = soon(bind([&endpoint])).await;
+
+    assert_bind_error(result, &endpoint, io::ErrorKind::AddrInUse);
+    assert_eq!(fs::symlink_metadata(&path).unwrap().ino(), inode);
+    drop((live, filling));
+}
+
+#[tokio::test]
+async fn one_path_twice_in_one_server_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = format!("unix:{}", dir.path().join("s").display());
+
+    let result = soon(bind([&endpoint, &endpoint])).await;
+
+    assert_bind_error(result, &endpoint, io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
+async fn a_plain_file_and_a_symlink_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain");
+    fs::write(&plain, "kept").unwrap();
+    // To a stale socket, so that a probe through the link would be refused.
+    let stale = dir.path().join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    let link = dir.path().join("link");
+    symlink(&stale, &link).unwrap();
+
+    for path in [&plain, &link] {
+        let endpoint = format!("unix:{}", path.display());
+        assert_bind_error(bind([&endpoint]).await, &endpoint, io::ErrorKind::AddrInUse);
+    }
+
+    assert_eq!(fs::read_to_string(&plain).unwrap(), "kept");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(
+        fs::symlink_metadata(&stale)
+            .unwrap()
+            .file_type()
+            .is_socket()
+    );
+}
+
+#[tokio::test]
+async fn a_path_is_removed_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let sockets = Sockets::bind(vec![Endpoint::unix(&path)], &SocketOptions::default())
+        .await
+        .unwrap();
+    assert!(path.exists());
+
+    drop(sockets);
+
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_path_that_is_another_servers_by_now_is_left_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let ours = Sockets::bind(vec![Endpoint::unix(&path)], &SocketOptions::default())
+        .await
+        .unwrap();
+    fs::remove_file(&path).unwrap();
+    let theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
+
+    drop(ours);
+
+    assert!(path.exists());
+    assert!(UnixStream::connect(&path).await.is_ok());
+    drop(theirs);
+}
+
+#[tokio::test]
+async fn an_inherited_unix_sockets_path_is_left_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let inherited = std::os::unix::net::UnixListener::bind(&path).unwrap();
+
+    drop(
+        Sockets::bind(vec![inherited.into()], &SocketOptions::default())
+            .await
+            .unwrap(),
+    );
+
+    assert!(path.exists());
+}
+
+#[tokio::test]
+async fn a_socket_file_has_the_mode_that_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in [0o600, 0o666, 0o000] {
+        let path = dir.path().join(format!("{mode:o}"));
+        let options = SocketOptions::default().unix_mode(mode);
+
+        let _sockets = Sockets::bind(vec![Endpoint::unix(&path)], &options)
+            .await
+            .unwrap();
+
+        let found = fs::symlink_metadata(&path).unwrap().permissions().mode();
+        assert_eq!(found & 0o7777, mode);
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_too_long_or_has_a_nul_is_an_error_and_not_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("unix:{}/{}", dir.path().display(), "x".repeat(108));
+    let nul = format!("unix:{}/cut\0off", dir.path().display());
+
+    assert_bind_error(bind([&long]).await, &long, io::ErrorKind::InvalidInput);
+    assert_bind_error(bind([&nul]).await, &nul, io::ErrorKind::InvalidInput);
+
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_there_is_an_error_that_names_the_path() {
+    let result = bind(["unix:/nonexistent/dir/s"]).await;
+
+    assert_bind_error(result, "/nonexistent/dir/s", io::ErrorKind::NotFound);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_abstract_name_is_served_and_leaves_no_file() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+
+    let name = format!("tower-tcp-test-{}", std::process::id());
+    let mut sockets = bind([&format!("unix:@{name}")]).await.unwrap();
+    assert_eq!(
+        sockets.local_addresses()[0].to_string(),
+        format!("unix:@{name}")
+    );
+
+    let _client =
+        UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+
+    assert_eq!(
+        accept(&mut sockets).await.unwrap().peer,
+        Address::Unix(None)
+    );
+    assert!(!Path::new(&format!("@{name}")).exists());
+}
+
+/// Connects until the backlog is full, or `most` times; the connections stay open.
+fn fill(path: &Path, most: usize) -> Vec<socket2::Socket> {
+    let address = SockAddr::unix(path).unwrap();
+    let connect = || {
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&address).ok().map(|()| socket)
+    };
+    std::iter::from_fn(connect).take(most).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_backlog_is_as_long_as_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let options = SocketOptions::default().backlog(3);
+
+    let _sockets = Sockets::bind(vec![Endpoint::unix(&path)], &options)
+        .await
+        .unwrap();
+
+    // Linux lets one more wait than asked for.
+    assert_eq!(fill(&path, 100).len(), 4);
+}
+
+// Accepting
+
+#[tokio::test]
+async fn readable_is_pending_when_nothing_waits() {
+    let mut sockets = bind(["127.0.0.1:0", "127.0.0.1:0"]).await.unwrap();
+    assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+    assert!(poll!(poll_fn(|cx| sockets.poll_accept(cx))).is_pending());
+
+    let _client = TcpStream::connect(tcp(&sockets, 1)).await.unwrap();
+
+    readable(&mut sockets).await.unwrap();
+    assert!(poll!(poll_fn(|cx| sockets.poll_accept(cx))).is_ready());
+}
+
+#[tokio::test]
+async fn readable_is_pending_after_the_last_connection_and_wakes_for_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let endpoint = format!("unix:{}", path.display());
+    let mut sockets = bind(["127.0.0.1:0", &endpoint]).await.unwrap();
+
+    for _ in 0..3 {
+        let _client = TcpStream::connect(tcp(&sockets, 0)).await.unwrap();
+        readable(&mut sockets).await.unwrap();
+        accept(&mut sockets).await.unwrap();
+        assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+
+        let _client = UnixStream::connect(&path).await.unwrap();
+        readable(&mut sockets).await.unwrap();
+        accept(&mut sockets).await.unwrap();
+        assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_while_readable_waits_wakes_it() {
+    let mut sockets = bind(["127.0.0.1:0"]).await.unwrap();
+    let addr = tcp(&sockets, 0);
+    let _first = TcpStream::connect(addr).await.unwrap();
+    accept(&mut sockets).await.unwrap();
+
+    let mut waiting = tokio_test::task::spawn(poll_fn(|cx| sockets.poll_readable(cx)));
+    assert!(waiting.poll().is_pending());
+    let _second = TcpStream::connect(addr).await.unwrap();
+
+    soon(waiting).await.unwrap();
+}
+
+#[tokio::test]
+async fn readable_may_be_asked_again_without_losing_a_connection() {
+    let mut sockets = bind(["127.0.0.1:0"]).await.unwrap();
+    let client = TcpStream::connect(tcp(&sockets, 0)).await.unwrap();
+
+    for _ in 0..3 {
+        readable(&mut sockets).await.unwrap();
+    }
+
+    let peer = accept(&mut sockets).await.unwrap().peer;
+    assert_eq!(peer, Address::Tcp(client.local_addr().unwrap()));
+}
+
+#[tokio::test]
+async fn another_process_that_is_faster_makes_accept_wait() {
+    let theirs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = theirs.local_addr().unwrap();
+    let ours = theirs.try_clone().unwrap();
+    let mut sockets = Sockets::bind(vec![ours.into()], &SocketOptions::default())
+        .await
+        .unwrap();
+    let _client = TcpStream::connect(addr).await.unwrap();
+    readable(&mut sockets).await.unwrap();
+
+    theirs.accept().unwrap();
+
+    assert!(poll!(poll_fn(|cx| sockets.poll_accept(cx))).is_pending());
+    let _client = TcpStream::connect(addr).await.unwrap();
+    assert!(accept(&mut sockets).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_busy_listener_does_not_starve_the_others() {
+    let mut sockets = bind(["127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"])
+        .await
+        .unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..9 {
+        clients.push(TcpStream::connect(tcp(&sockets, 0)).await.unwrap());
+    }
+    clients.push(TcpStream::connect(tcp(&sockets, 1)).await.unwrap());
+    clients.push(TcpStream::connect(tcp(&sockets, 2)).await.unwrap());
+
+    // Each has its turn; one whose readiness the runtime has not seen yet has it in the round after.
+    let mut served = Vec::new();
+    for _ in 0..5 {
+        tokio::task::yield_now().await;
+        readable(&mut sockets).await.unwrap();
+        served.push(accept(&mut sockets).await.unwrap().local);
+    }
+
+    assert!(served.contains(&sockets.local_addresses()[1]), "{served:?}");
+    assert!(served.contains(&sockets.local_addresses()[2]), "{served:?}");
+}
+
+#[tokio::test]
+async fn a_connection_reset_in_the_queue_is_no_failure() {
+    let mut sockets = bind(["0.0.0.0:0"]).await.unwrap();
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, tcp(&sockets, 0).port()));
+
+    for _ in 0..50 {
+        let client = TcpStream::connect(addr).await.unwrap();
+        SockRef::from(&client)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(client);
+        let mut incoming = accept(&mut sockets).await.unwrap();
+        assert!(incoming.local.tcp().is_some());
+        let err = soon(incoming.io.read_u8()).await.unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    let _client = TcpStream::connect(addr).await.unwrap();
+    assert!(accept(&mut sockets).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_socket_that_listens_no_more_is_a_closed_listener() {
+    let theirs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = theirs.try_clone().unwrap();
+    let mut sockets = Sockets::bind(vec![ours.into()], &SocketOptions::default())
+        .await
+        .unwrap();
+    assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+
+    SockRef::from(&theirs)
+        .shutdown(std::net::Shutdown::Both)
+        .unwrap();
+
+    let err = accept(&mut sockets).await.unwrap_err();
+    assert!(find_cause::<ListenerClosed>(&err).is_some(), "{err:?}");
+}
+
+#[tokio::test]
+async fn a_socket_carries_bytes_both_ways_over_either_family() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let endpoint = format!("unix:{}", path.display());
+    let mut sockets = bind(["127.0.0.1:0", &endpoint]).await.unwrap();
+
+    for family in ["tcp", "unix"] {
+        let mut client = if family == "tcp" {
+            Socket::from(TcpStream::connect(tcp(&sockets, 0)).await.unwrap())
+        } else {
+            Socket::from(UnixStream::connect(&path).await.unwrap())
+        };
+        let mut server = accept(&mut sockets).await.unwrap().io;
+        client.write_all(b"ping").await.unwrap();
+        let mut buffer = [0; 4];
+        soon(server.read_exact(&mut buffer)).await.unwrap();
+        assert_eq!(&buffer, b"ping");
+        assert!(AsyncWrite::is_write_vectored(&server));
+        server.write_all(b"pong").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut reply = Vec::new();
+        soon(client.read_to_end(&mut reply)).await.unwrap();
+        assert_eq!(reply, b"pong");
+        let _fd = client.as_fd();
+    }
+}
