@@ -51,17 +51,22 @@ async fn main() -> Result<(), BoxError> {
         .init();
 
     let max_line = args.max_line;
-    let limits = Limits::default().max_frame(max_line).idle(Duration::from_secs(args.idle));
+    let limits = Limits::default()
+        .max_frame(max_line)
+        .idle(Duration::from_secs(args.idle));
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
-    let stack = ServiceBuilder::new().layer(ConnectionTraceLayer::new()).service(
-        Pipeline::new(move || Lines::default().max_line(max_line))
-            .service(echo)
-            .limits(limits)
-            .shutdown_on_error(true),
-    );
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(
+            Pipeline::new(move || Lines::default().max_line(max_line))
+                .service(echo)
+                .limits(limits)
+                .shutdown_on_error(true),
+        );
 
-    let mut server =
-        Server::builder().name("echo").limit(ConnectionLimit::new(args.max_connections));
+    let mut server = Server::builder()
+        .name("echo")
+        .limit(ConnectionLimit::new(args.max_connections));
     for endpoint in args.listen {
         server = server.listen(endpoint);
     }
@@ -75,6 +80,9 @@ async fn main() -> Result<(), BoxError> {
         }
     }
     let report = server.serve(stack).await?;
-    println!("{} connections drained, {} cut off", report.drained, report.aborted);
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
     Ok(())
 }

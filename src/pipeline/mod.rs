@@ -43,12 +43,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
+use crate::close::Linger;
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use calls::Calls;
 use dispatch::{CatchPanic, Dispatch};
-use engine::{Engine, Order, Policy, Settings};
+use engine::{Ending, Engine, Order, Policy, Settings};
 use maker::Maker;
 use shutdown_on_error::is_shutdown;
 
@@ -236,7 +237,11 @@ where
                     engine.panicked(panicked);
                 }
             }
-            finish(engine).await
+            finish(&mut engine).await;
+            let linger = engine.settings.limits.linger;
+            let (conn, ending) = engine.into_parts();
+            // Boxed, so that a connection has room for its close only once it closes.
+            Box::pin(close(conn, ending, linger)).await
         }))
     }
 }
@@ -267,22 +272,31 @@ where
     None
 }
 
-/// Writes what is left, and closes.
-async fn finish<Io, C, T>(mut engine: Engine<Io, C, T>) -> Result<EndReason, BoxError>
+/// Writes what is left.
+async fn finish<Io, C, T>(engine: &mut Engine<Io, C, T>)
 where
     Io: AsyncRead + AsyncWrite + Unpin,
     C: Decoder + Encoder<T>,
     <C as Decoder>::Error: Into<BoxError>,
     <C as Encoder<T>>::Error: Into<BoxError>,
 {
-    let panicked = CatchPanic(std::future::poll_fn(|cx| engine.poll_finish(cx)))
-        .await
-        .err();
-    if let Some(panicked) = panicked {
+    let finished = CatchPanic(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
+    if let Err(panicked) = finished {
+        // A streamed reply's, say. What was whole before is written all the same.
         engine.panicked(panicked);
+        std::future::poll_fn(|cx| engine.poll_finish(cx)).await;
     }
-    let linger = engine.settings.limits.linger;
-    let (conn, ending) = engine.into_parts();
+}
+
+/// Closes, and says how it ended.
+async fn close<Io>(
+    conn: Connection<Io>,
+    ending: Option<Ending>,
+    linger: Linger,
+) -> Result<EndReason, BoxError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
     let Some(ending) = ending else {
         return Ok(EndReason::ServiceClosed);
     };
