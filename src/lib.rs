@@ -1,4 +1,4 @@
-//! Servers of any protocol over TCP, TLS and Unix sockets, in which everything is a Tower service.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // In the order of a connection's path: a module names only modules above it.

@@ -9,11 +9,11 @@ use tower_service::Service;
 use super::peer::Peer;
 use crate::error::BoxError;
 
-/// One service for all connections, a clone of it for each request. Made by [`Pipeline::service`](super::Pipeline::service).
+/// One service for all connections, a clone of it for each request. Made by [`PipelineBuilder::service`](super::PipelineBuilder::service).
 #[derive(Clone, Debug)]
 pub struct Shared<S>(pub(super) S);
 
-/// A service made for each connection. Made by [`Pipeline::make_service`](super::Pipeline::make_service).
+/// A service made for each connection. Made by [`PipelineBuilder::make_service`](super::PipelineBuilder::make_service).
 #[derive(Clone, Debug)]
 pub struct Made<K>(pub(super) K);
 

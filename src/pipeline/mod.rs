@@ -19,8 +19,8 @@
 //!
 //! # Clones
 //!
-//! [`Pipeline::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
-//! stock `Buffer`, or make a service for each connection with [`Pipeline::make_service`], which clones nothing.
+//! [`PipelineBuilder::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
+//! stock `Buffer`, or make a service for each connection with [`PipelineBuilder::make_service`], which clones nothing.
 
 mod calls;
 mod clock;
