@@ -141,7 +141,7 @@ type Hook = Box<dyn FnOnce(&End) + Send>;
 
 #[derive(Default)]
 struct EndCell {
-    reason: Option<(EndReason, Option<Cause>)>,
+    reason: Option<ConnectionEnded>,
     hooks: Vec<Hook>,
     end: Option<End>,
 }
@@ -177,12 +177,12 @@ impl Life {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Proposes a reason. The first that is proposed stands: what came first is what happened.
-    pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) {
+    /// Proposes a reason, and returns the one that stands. It is the first: what came first is what happened.
+    pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let mut cell = self.cell();
-        if cell.reason.is_none() {
-            cell.reason = Some((reason, cause));
-        }
+        cell.reason
+            .get_or_insert(ConnectionEnded { reason, cause })
+            .clone()
     }
 
     /// Cuts the connection off, for the reason given unless it has one already.
@@ -194,13 +194,13 @@ impl Life {
     /// Settles the end and tells those who asked. Only the connection's task calls this; a second call does nothing.
     ///
     /// `otherwise` is the reason when nobody proposed one.
-    pub(crate) fn finish(&self, otherwise: impl FnOnce(bool) -> (EndReason, Option<Cause>)) {
+    pub(crate) fn finish(&self, otherwise: impl FnOnce(bool) -> ConnectionEnded) {
         let (end, hooks) = {
             let mut cell = self.cell();
             if cell.end.is_some() {
                 return;
             }
-            let (reason, cause) = match cell.reason.take() {
+            let ConnectionEnded { reason, cause } = match cell.reason.take() {
                 Some(settled) => settled,
                 None => otherwise(self.peer_done.load(Ordering::Relaxed)),
             };
@@ -352,10 +352,9 @@ impl<Io> Connection<Io> {
         self.life.set_reason(reason, None);
     }
 
-    /// Settles an end that has a cause, and makes the error that says so.
+    /// Proposes an end with its cause, and returns the one that stands.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
-        self.life.set_reason(ended.reason, ended.cause.clone());
-        ended
+        self.life.set_reason(ended.reason, ended.cause)
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) limit: ConnectionLimit,
     phase: AtomicU8,
     paused: AtomicBool,
+    watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
     /// The server's loop, which wants to know of all that changes here.
@@ -108,6 +109,7 @@ impl Handle {
             limit,
             phase: AtomicU8::new(Phase::Serving as u8),
             paused: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             plan: Mutex::new(plan),
             table: Table::default(),
             server: AtomicWaker::new(),
@@ -254,9 +256,16 @@ impl Shared {
         let was_in = self.table.shard(life.id).remove(&life.id).is_some();
         if was_in {
             self.table.live.fetch_sub(1, Ordering::AcqRel);
-            // The loop may be waiting for a descriptor, or for the last to leave.
-            self.server.wake();
+            if self.watched.load(Ordering::SeqCst) {
+                self.server.wake();
+            }
         }
+    }
+
+    /// Has every connection's end wake the server's loop from now on: it waits for a descriptor, or for the last to leave.
+    /// Look at [`live`](Self::live) after this.
+    pub(crate) fn watch_ends(&self, watched: bool) {
+        self.watched.store(watched, Ordering::SeqCst);
     }
 
     /// Cuts off all that are there for a reason; returns how many.

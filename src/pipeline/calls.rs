@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
-use super::engine::Engine;
+use super::engine::{Engine, Leaves};
 use super::reply::Reply;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
@@ -57,17 +57,18 @@ where
     /// Starts the next call; `None` when there will be no more. Everything is written before this is pending.
     pub(super) fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Option<Call<S::Future>>> {
         loop {
-            if self.engine.is_ending_at_once() {
+            if self.engine.leaves(Leaves::Requests) {
+                self.at_hand = None;
                 return Poll::Ready(None);
             }
             if self.is_full() {
-                let cut_off = self.engine.poll_beside(self.in_flight, cx).is_ready();
-                if cut_off || self.engine.is_ending_at_once() {
+                if self.engine.poll_beside(self.in_flight, cx).is_ready() {
                     return Poll::Ready(None);
                 }
                 if self.is_full() {
                     return Poll::Pending;
                 }
+                continue;
             }
             if self.at_hand.is_none() {
                 ready!(self.poll_request(cx));
@@ -79,8 +80,8 @@ where
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(err)) => {
                     self.at_hand = None;
-                    self.engine
-                        .fail(ConnectionEnded::caused(EndReason::ServiceNotReady, err));
+                    let ended = ConnectionEnded::caused(EndReason::ServiceNotReady, err);
+                    self.engine.end(ended, Leaves::Requests);
                     return Poll::Ready(None);
                 }
                 Poll::Pending => return self.wait_beside(cx),
@@ -128,11 +129,11 @@ where
     /// Waits for something else than the peer.
     fn wait_beside(&mut self, cx: &mut Context<'_>) -> Poll<Option<Call<S::Future>>> {
         let cut_off = self.engine.poll_beside(self.in_flight, cx).is_ready();
-        if cut_off || self.engine.is_ending_at_once() {
-            Poll::Ready(None)
-        } else {
-            Poll::Pending
+        if cut_off || self.engine.leaves(Leaves::Requests) {
+            self.at_hand = None;
+            return Poll::Ready(None);
         }
+        Poll::Pending
     }
 
     /// Waits beside a call. Ready when the connection must end without it.
@@ -268,14 +269,11 @@ where
     /// Called in every turn, after all finished calls were taken; that is the moment to leave when the connection closes.
     /// Flushing is left to `poll_call`, until the stream has ended and only this is called.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if self.engine.is_ending_at_once() {
+        if self.engine.leaves(Leaves::Calls) {
             return Poll::Ready(Err(Closed));
         }
-        if !self.engine.is_ending() {
-            return Poll::Ready(Ok(()));
-        }
         let in_flight = self.in_flight;
-        if self.engine.poll_beside(in_flight, cx).is_ready() || self.engine.is_ending_at_once() {
+        if self.engine.is_ending() && self.engine.poll_beside(in_flight, cx).is_ready() {
             return Poll::Ready(Err(Closed));
         }
         Poll::Ready(Ok(()))

@@ -22,10 +22,20 @@ use crate::shutdown::Signal;
 #[derive(Debug)]
 pub(super) struct Ending {
     pub(super) ended: ConnectionEnded,
-    /// What was not begun is dropped: the service wants no more of this connection.
-    pub(super) at_once: bool,
-    /// Nothing more can be written: the stream failed, or the peer does not take what is written.
-    pub(super) broken: bool,
+    pub(super) leaves: Leaves,
+}
+
+/// What is left behind by an end. Each leaves what those above it leave, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Leaves {
+    /// Only what was not decoded: all that was asked is answered.
+    Input,
+    /// Requests that were not begun.
+    Requests,
+    /// Calls in flight: what closes stands before their replies.
+    Calls,
+    /// What is not written: the stream failed, or the peer does not take it.
+    Output,
 }
 
 /// What the engine has to know of the error policy.
@@ -146,34 +156,19 @@ where
 
     // Endings. The first stands.
 
-    pub(super) fn end(&mut self, ended: impl Into<ConnectionEnded>) {
-        if self.ending.is_none() {
-            let ended = self.conn.ended(ended.into());
-            self.ending = Some(Ending {
-                ended,
-                at_once: false,
-                broken: false,
-            });
-        }
-    }
-
-    /// Ends without beginning anything more.
-    fn end_at_once(&mut self, ended: impl Into<ConnectionEnded>) {
+    /// Ends input. The first reason stands; what is left behind only grows.
+    pub(super) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
         self.decodable = false;
-        self.end(ended);
-        if let Some(ending) = &mut self.ending {
-            ending.at_once = true;
+        if leaves == Leaves::Output {
+            self.output.clear();
         }
-    }
-
-    /// The stream is of no more use, whatever had been decided before.
-    pub(super) fn break_off(&mut self, ended: ConnectionEnded) {
-        self.output.clear();
-        self.input.clear();
-        self.end(ended);
-        if let Some(ending) = &mut self.ending {
-            ending.broken = true;
+        match &mut self.ending {
+            Some(ending) => ending.leaves = ending.leaves.max(leaves),
+            none => {
+                let ended = self.conn.ended(ended.into());
+                *none = Some(Ending { ended, leaves });
+            }
         }
     }
 
@@ -187,22 +182,18 @@ where
             io::ErrorKind::TimedOut => EndReason::WriteTimeout,
             _ => EndReason::IoError,
         };
-        self.break_off(ConnectionEnded::caused(reason, err));
+        self.end(ConnectionEnded::caused(reason, err), Leaves::Output);
     }
 
     pub(super) fn is_ending(&self) -> bool {
         self.ending.is_some()
     }
 
-    /// Returns whether nothing more may be begun.
-    pub(super) fn is_ending_at_once(&self) -> bool {
+    /// Returns whether the connection ends and leaves so much behind.
+    pub(super) fn leaves(&self, leaves: Leaves) -> bool {
         self.ending
             .as_ref()
-            .is_some_and(|ending| ending.at_once || ending.broken)
-    }
-
-    pub(super) fn is_broken(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| ending.broken)
+            .is_some_and(|ending| ending.leaves >= leaves)
     }
 
     // Output.
@@ -210,7 +201,7 @@ where
     /// Takes the result of a call, in its place in the order.
     pub(super) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_activity = true;
-        if self.is_ending_at_once() && self.settings.order == Order::AsAsked {
+        if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
         // In its place: behind what was pushed before, and the replies that are still waiting.
@@ -260,7 +251,7 @@ where
 
     fn close_behind_reply(&mut self) {
         self.drop_behind();
-        self.end_at_once(EndReason::ServiceClosed);
+        self.end(EndReason::ServiceClosed, Leaves::Calls);
     }
 
     fn drop_behind(&mut self) {
@@ -287,7 +278,7 @@ where
         self.drop_behind();
         self.streaming = None;
         self.several = None;
-        self.end_at_once(ended);
+        self.end(ended, Leaves::Calls);
     }
 
     #[inline]
@@ -300,45 +291,69 @@ where
 
     /// Encodes pushes and waiting replies, up to the high mark.
     fn encode_waiting(&mut self, cx: &mut Context<'_>) {
-        while self.output.len() < self.settings.limits.high_mark {
-            if self.has_pushed()
-                && let Some(frame) = self.peer.as_ref().and_then(Peer::take)
-            {
-                self.encode(frame);
-            } else if let Some((frames, close)) = &mut self.several {
-                let close = *close;
-                match frames.next() {
-                    Some(frame) => self.encode(frame),
-                    None => {
-                        self.several = None;
-                        if close {
-                            self.close_behind_reply();
-                        }
-                    }
-                }
-            } else if let Some((stream, close)) = &mut self.streaming {
-                let close = *close;
-                match stream.as_mut().poll_next(cx) {
-                    Poll::Pending => return,
-                    Poll::Ready(Some(Ok(frame))) => self.encode(frame),
-                    Poll::Ready(Some(Err(err))) => {
-                        self.streaming = None;
-                        self.failed(err);
-                    }
-                    Poll::Ready(None) => {
-                        self.streaming = None;
-                        self.clock.saw_activity = true;
-                        if close {
-                            self.close_behind_reply();
-                        }
-                    }
-                }
-            } else if let Some(result) = self.replies.pop_front() {
-                self.begin(result);
-            } else {
+        loop {
+            let pushed = self.encode_pushed();
+            if self.output.len() >= self.settings.limits.high_mark {
+                return;
+            }
+            if !self.encode_reply(cx) && !pushed {
                 return;
             }
         }
+    }
+
+    /// Encodes what was pushed, at most one queue of it: those who push without end do not keep replies from their turn.
+    fn encode_pushed(&mut self) -> bool {
+        let mut pushed = false;
+        for _ in 0..self.settings.limits.push_queue {
+            if self.output.len() >= self.settings.limits.high_mark || !self.has_pushed() {
+                break;
+            }
+            let Some(frame) = self.peer.as_ref().and_then(Peer::take) else {
+                break;
+            };
+            self.encode(frame);
+            pushed = true;
+        }
+        pushed
+    }
+
+    /// Encodes one frame of the replies that wait. Returns whether there was anything to do.
+    fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some((frames, close)) = &mut self.several {
+            let close = *close;
+            match frames.next() {
+                Some(frame) => self.encode(frame),
+                None => {
+                    self.several = None;
+                    if close {
+                        self.close_behind_reply();
+                    }
+                }
+            }
+        } else if let Some((stream, close)) = &mut self.streaming {
+            let close = *close;
+            match stream.as_mut().poll_next(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(Ok(frame))) => self.encode(frame),
+                Poll::Ready(Some(Err(err))) => {
+                    self.streaming = None;
+                    self.failed(err);
+                }
+                Poll::Ready(None) => {
+                    self.streaming = None;
+                    self.clock.saw_activity = true;
+                    if close {
+                        self.close_behind_reply();
+                    }
+                }
+            }
+        } else if let Some(result) = self.replies.pop_front() {
+            self.begin(result);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Returns whether output keeps requests from being taken: from the high mark until the low one.
@@ -363,7 +378,7 @@ where
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.encode_waiting(cx);
-            if self.is_broken() {
+            if self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
             let above = self.is_above_mark();
@@ -415,9 +430,7 @@ where
                 }
                 self.clock.saw_activity = true;
                 if self.drain == Drain::LastFrame {
-                    self.input.clear();
-                    self.decodable = false;
-                    self.end(EndReason::Drained);
+                    self.end(EndReason::Drained, Leaves::Input);
                 }
                 Some(frame)
             }
@@ -443,12 +456,15 @@ where
                 self.clock.saw_activity = true;
                 return Some(frame);
             }
-            Ok(None) if self.input.is_empty() => self.end(self.done()),
-            Ok(None) => self.end(EndReason::Truncated),
-            Err(err) => self.end(ConnectionEnded::caused(EndReason::Truncated, err)),
+            Ok(None) if self.input.is_empty() => self.end(self.done(), Leaves::Input),
+            Ok(None) => self.end(EndReason::Truncated, Leaves::Input),
+            Err(err) => {
+                self.end(
+                    ConnectionEnded::caused(EndReason::Truncated, err),
+                    Leaves::Input,
+                );
+            }
         }
-        self.decodable = false;
-        self.input.clear();
         None
     }
 
@@ -475,9 +491,7 @@ where
         } else {
             EndReason::CodecError
         };
-        self.decodable = false;
-        self.input.clear();
-        self.end(ConnectionEnded::caused(reason, err));
+        self.end(ConnectionEnded::caused(reason, err), Leaves::Input);
     }
 
     fn poll_read(&mut self, at_most: usize, cx: &mut Context<'_>) -> Poll<()> {
@@ -497,7 +511,10 @@ where
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.clear();
                 self.decodable = false;
-                self.end(ConnectionEnded::caused(EndReason::Truncated, err));
+                self.end(
+                    ConnectionEnded::caused(EndReason::Truncated, err),
+                    Leaves::Input,
+                );
             }
             Err(err) => self.io_failed(err),
         }
@@ -512,12 +529,12 @@ where
             return;
         }
         if life.signals.is_raised(Signal::Close) {
-            self.end_at_once(EndReason::ServiceClosed);
+            self.end(EndReason::ServiceClosed, Leaves::Requests);
         } else if life.signals.is_raised(Signal::Drain)
             && !matches!(self.drain, Drain::Reading(_))
             && self.input.is_empty()
         {
-            self.end(EndReason::Drained);
+            self.end(EndReason::Drained, Leaves::Input);
         }
     }
 
@@ -542,7 +559,7 @@ where
         if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
             self.drain = Drain::Read;
             if self.input.is_empty() {
-                self.end(EndReason::Drained);
+                self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
             }
         }
@@ -564,7 +581,7 @@ where
     pub(super) fn poll_beside(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_signals(cx);
         let _waits_or_not = self.poll_output(cx);
-        while !self.is_broken() && !self.is_ending() && !self.input.is_eof() {
+        while !self.leaves(Leaves::Output) && !self.is_ending() && !self.input.is_eof() {
             let room = self
                 .settings
                 .limits
@@ -574,15 +591,12 @@ where
                 break;
             }
         }
-        if self.is_broken() {
-            return Poll::Ready(());
-        }
-        while self.poll_deadlines(in_hand, false, cx).is_ready() {
-            if self.is_broken() {
-                return Poll::Ready(());
+        while !self.leaves(Leaves::Calls) {
+            if self.poll_deadlines(in_hand, false, cx).is_pending() {
+                return Poll::Pending;
             }
         }
-        Poll::Pending
+        Poll::Ready(())
     }
 
     /// Waits for the make-service, by itself. Ready when the connection must end without it.
@@ -617,11 +631,11 @@ where
             peer.refuse();
         }
         loop {
-            if self.poll_output(cx).is_ready() || self.is_broken() {
+            if self.poll_output(cx).is_ready() || self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
             ready!(self.poll_deadlines(0, false, cx));
-            if self.is_broken() {
+            if self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
         }
@@ -641,12 +655,14 @@ where
         self.input.rest();
         let reason = ready!(self.clock.poll(waiting, &self.settings.limits, cx));
         match reason {
-            EndReason::WriteTimeout => self.break_off(reason.into()),
+            EndReason::WriteTimeout => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {
+                // A drain of this one connection.
                 self.clock.retired();
-                self.end(reason);
+                self.conn.life().set_reason(reason, None);
+                self.conn.life().signals.raise(Signal::Drain);
             }
-            _ => self.end(reason),
+            _ => self.end(reason, Leaves::Input),
         }
         Poll::Ready(())
     }

@@ -49,7 +49,7 @@ use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use calls::Calls;
 use dispatch::{CatchPanic, Dispatch};
-use engine::{Ending, Engine, Order, Policy, Settings};
+use engine::{Ending, Engine, Leaves, Order, Policy, Settings};
 use maker::Maker;
 use shutdown_on_error::is_shutdown;
 
@@ -300,7 +300,7 @@ where
     let Some(ending) = ending else {
         return Ok(EndReason::ServiceClosed);
     };
-    if !ending.broken {
+    if ending.leaves < Leaves::Output {
         // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
         let _settled = conn.close(linger).await;
     }

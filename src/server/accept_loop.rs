@@ -115,6 +115,7 @@ where
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Ok(incoming)) => {
                     if self.stall.clear() {
+                        self.server.watch_ends(false);
                         tracing::info!(target: "tower_tcp", "accept.resumed");
                     }
                     return Ok(Poll::Ready(incoming));
@@ -147,6 +148,7 @@ where
                 tracing::debug!(target: "tower_tcp", error = %err, "accept.error");
             }
             AcceptErrorAction::BackOff => {
+                self.server.watch_ends(true);
                 if self.stall.back_off() {
                     tracing::warn!(target: "tower_tcp", error = %err, "accept.stalled");
                 }

@@ -26,7 +26,7 @@ use tower::load_shed::error::Overloaded;
 use tower::timeout::error::Elapsed;
 
 use crate::connection::Life;
-use crate::end_reason::{Cause, ConnectionEnded, EndReason};
+use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::handle::Shared;
 use crate::shutdown::Signal;
@@ -69,17 +69,14 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// The reason, if nothing that happened inside has given one.
-    fn reason(self, peer_done: bool, draining: bool) -> (EndReason, Option<Cause>) {
+    fn reason(self, peer_done: bool, draining: bool) -> ConnectionEnded {
         match self {
-            Self::Done if draining => (EndReason::Drained, None),
-            Self::Done if peer_done => (EndReason::PeerClosed, None),
-            Self::Done => (EndReason::ServiceClosed, None),
-            Self::Failed(err) => {
-                let reason = classify(&*err);
-                (reason, Some(Arc::from(err)))
-            }
-            Self::Panicked(panicked) => (EndReason::Panic, Some(Arc::new(panicked))),
-            Self::Dropped => (EndReason::Killed, None),
+            Self::Done if draining => EndReason::Drained.into(),
+            Self::Done if peer_done => EndReason::PeerClosed.into(),
+            Self::Done => EndReason::ServiceClosed.into(),
+            Self::Failed(err) => ConnectionEnded::caused(classify(&*err), err),
+            Self::Panicked(panicked) => ConnectionEnded::caused(EndReason::Panic, panicked),
+            Self::Dropped => EndReason::Killed.into(),
         }
     }
 }

@@ -207,6 +207,7 @@ where
     }
     total.see();
     drop(accepting);
+    shared.watch_ends(true);
 
     let deadline = begun.checked_add(plan.lame_duck.saturating_add(plan.deadline));
     let mut aborted = 0;
