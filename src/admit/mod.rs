@@ -22,6 +22,8 @@
 //! # drop(stack);
 //! ```
 
+mod overflow;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
@@ -31,6 +33,8 @@ use std::task::{Context, Poll, Waker, ready};
 use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
+
+pub use overflow::{Overflow, OverflowFuture, OverflowLayer};
 
 const UNLIMITED: usize = usize::MAX;
 
@@ -117,6 +121,18 @@ fn wake_all(waiting: BTreeMap<u64, Waker>) {
 #[derive(Debug)]
 struct Permit(ConnectionLimit);
 
+impl Permit {
+    /// Takes a place, if there is one.
+    fn take(limit: &ConnectionLimit) -> Option<Self> {
+        let mut state = limit.lock();
+        let free = state.used < state.limit;
+        if free {
+            state.used += 1;
+        }
+        free.then(|| Self(limit.clone()))
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let waiting = {
@@ -132,6 +148,20 @@ impl Drop for Permit {
 #[derive(Clone, Debug)]
 pub struct ConnectionLimitLayer {
     limit: ConnectionLimit,
+}
+
+impl ConnectionLimitLayer {
+    /// Gives connections over the limit to `service`, to be told before they go, instead of leaving them in the backlog.
+    ///
+    /// It has 1 s for each and is given 64 at the same time; those beyond that are closed without a word. They end with
+    /// [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
+    pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
+        let Self { limit } = self;
+        OverflowLayer {
+            limit,
+            overflow: service,
+        }
+    }
 }
 
 impl<S> Layer<S> for ConnectionLimitLayer {
@@ -212,6 +242,8 @@ where
     }
 
     fn call(&mut self, conn: C) -> Self::Future {
+        // It has what it waited for: another's end need not wake it.
+        self.limit.lock().waiting.remove(&self.instance);
         LimitedFuture {
             inner: self.inner.call(conn),
             permit: self.reserved.take(),
@@ -228,6 +260,13 @@ pub struct LimitedFuture<F> {
     #[pin]
     inner: F,
     permit: Option<Permit>,
+}
+
+impl<F> LimitedFuture<F> {
+    fn new(inner: F, permit: Permit) -> Self {
+        let permit = Some(permit);
+        Self { inner, permit }
+    }
 }
 
 impl<F: Future> Future for LimitedFuture<F> {

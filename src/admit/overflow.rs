@@ -1,0 +1,141 @@
+//! A word for those over the limit, before they go.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use pin_project::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{ConnectionLimit, LimitedFuture, Permit};
+use crate::connection::Connection;
+use crate::end_reason::EndReason;
+use crate::error::BoxError;
+
+/// How long the word may take: it is written to an empty socket, and nobody waits for the peer.
+const TIME: Duration = Duration::from_secs(1);
+
+/// How many may be told at the same time; those beyond go without a word, so that a flood costs no more than this.
+const MOST: usize = 64;
+
+/// Applies a [`ConnectionLimit`], and gives those over it to another service. Made by
+/// [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
+#[derive(Clone, Debug)]
+pub struct OverflowLayer<O> {
+    pub(super) limit: ConnectionLimit,
+    pub(super) overflow: O,
+}
+
+impl<S, O: Clone> Layer<S> for OverflowLayer<O> {
+    type Service = Overflow<S, O>;
+
+    fn layer(&self, inner: S) -> Overflow<S, O> {
+        let Self { limit, overflow } = self.clone();
+        Overflow {
+            inner,
+            limit,
+            overflow,
+            telling: Arc::default(),
+        }
+    }
+}
+
+/// A service of connections that is never full: see [`OverflowLayer`].
+#[derive(Clone, Debug)]
+pub struct Overflow<S, O> {
+    inner: S,
+    limit: ConnectionLimit,
+    overflow: O,
+    telling: Arc<AtomicUsize>,
+}
+
+/// One of those who are told; counted while it lives.
+struct Telling(Arc<AtomicUsize>);
+
+impl Telling {
+    fn begin(count: &Arc<AtomicUsize>) -> Option<Self> {
+        let begun = Self(Arc::clone(count));
+        (count.fetch_add(1, Ordering::AcqRel) < MOST).then_some(begun)
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<Io, S, O> Service<Connection<Io>> for Overflow<S, O>
+where
+    Io: Send + 'static,
+    S: Service<Connection<Io>>,
+    S::Error: Into<BoxError>,
+    O: Service<Connection<Io>> + Clone + Send + 'static,
+    O::Error: Into<BoxError>,
+    O::Future: Send,
+{
+    type Response = Option<S::Response>;
+    type Error = BoxError;
+    type Future = OverflowFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, conn: Connection<Io>) -> Self::Future {
+        // Taken for the connection in hand, so nothing is reserved that may not be used.
+        if let Some(permit) = Permit::take(&self.limit) {
+            return OverflowFuture::Inside(LimitedFuture::new(self.inner.call(conn), permit));
+        }
+        conn.set_end_reason(EndReason::LimitExceeded);
+        let mut overflow = self.overflow.clone();
+        let telling = Telling::begin(&self.telling);
+        OverflowFuture::Over(Box::pin(async move {
+            if telling.is_some() {
+                let told = async {
+                    std::future::poll_fn(|cx| overflow.poll_ready(cx)).await?;
+                    overflow.call(conn).await
+                };
+                // That it was not told, or not in time, is not why it ended.
+                let _told_or_not = tokio::time::timeout(TIME, told).await;
+            }
+        }))
+    }
+}
+
+/// The future of [`Overflow`]: `None` for a connection that was over the limit and has been told.
+#[pin_project(project = Projection)]
+#[must_use = "futures do nothing unless polled"]
+pub enum OverflowFuture<F> {
+    #[doc(hidden)]
+    Inside(#[pin] LimitedFuture<F>),
+    #[doc(hidden)]
+    Over(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl<F> std::fmt::Debug for OverflowFuture<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OverflowFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, R, E> Future for OverflowFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Option<R>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            Projection::Inside(inner) => inner.poll(cx).map_ok(Some).map_err(Into::into),
+            Projection::Over(over) => {
+                ready!(over.as_mut().poll(cx));
+                Poll::Ready(Ok(None))
+            }
+        }
+    }
+}
