@@ -10,7 +10,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::clock::{Clock, Waiting};
 use super::limits::Limits;
-use super::peer::Peer;
+use super::peer::{EngineSide, Peer};
 use super::reply::{FrameStream, Frames, Reply};
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
@@ -84,7 +84,7 @@ pub(super) struct Engine<Io, C, T> {
     output: Output,
     pub(super) settings: Arc<Settings>,
     clock: Clock,
-    peer: Option<Peer<T>>,
+    peer: Option<EngineSide<T>>,
     /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
     replies: VecDeque<Result<Reply<T>, BoxError>>,
     streaming: Option<(FrameStream<T>, bool)>,
@@ -133,20 +133,17 @@ where
             peer,
             ..
         } = self;
-        peer.get_or_insert_with(|| {
-            Peer::new(
+        let side = peer.get_or_insert_with(|| {
+            EngineSide(Peer::new(
                 Arc::clone(conn.info()),
                 Arc::clone(conn.life()),
                 settings.limits.push_queue,
-            )
-        })
-        .clone()
+            ))
+        });
+        Peer::clone(side)
     }
 
     pub(super) fn into_parts(self) -> (Connection<Io>, Option<Ending>) {
-        if let Some(peer) = &self.peer {
-            peer.end();
-        }
         (self.conn, self.ending)
     }
 
@@ -222,7 +219,7 @@ where
     }
 
     fn has_pushed(&self) -> bool {
-        self.peer.as_ref().is_some_and(Peer::has_pushed)
+        self.peer.as_ref().is_some_and(|peer| peer.has_pushed())
     }
 
     #[inline]
@@ -309,7 +306,7 @@ where
             if self.output.len() >= self.settings.limits.high_mark || !self.has_pushed() {
                 break;
             }
-            let Some(frame) = self.peer.as_ref().and_then(Peer::take) else {
+            let Some(frame) = self.peer.as_ref().and_then(|peer| peer.take()) else {
                 break;
             };
             self.encode(frame);

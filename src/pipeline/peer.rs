@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -152,7 +153,7 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Says that nothing more will be sent, and drops what was not.
-    pub(super) fn end(&self) {
+    fn end(&self) {
         let unsent = {
             let mut queue = self.shared.lock();
             queue.gone = true;
@@ -160,6 +161,24 @@ impl<T, M> Peer<T, M> {
         };
         drop(unsent);
         self.shared.room.notify_waiters();
+    }
+}
+
+/// The engine's own handle. Without an engine nobody can send, so that is said however it goes: at the end, by an abort,
+/// by a layer that drops the connection's future.
+pub(super) struct EngineSide<T>(pub(super) Peer<T>);
+
+impl<T> Deref for EngineSide<T> {
+    type Target = Peer<T>;
+
+    fn deref(&self) -> &Peer<T> {
+        &self.0
+    }
+}
+
+impl<T> Drop for EngineSide<T> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
