@@ -1,7 +1,9 @@
 //! One connection's stream, codec, buffers and deadlines: everything but the service.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -14,7 +16,7 @@ use super::peer::{EngineSide, Peer};
 use super::reply::{FrameStream, Frames, Reply};
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, find_cause};
+use crate::error::{BoxError, Panicked, find_cause};
 use crate::frame::{FrameTooLarge, Input, Output};
 use crate::shutdown::Signal;
 
@@ -258,7 +260,7 @@ where
     }
 
     fn failed(&mut self, err: BoxError) {
-        let panicked = find_cause::<crate::error::Panicked>(&*err).is_some();
+        let panicked = find_cause::<Panicked>(&*err).is_some();
         if panicked {
             self.fail(ConnectionEnded::caused(EndReason::Panic, err));
         } else if self.settings.policy == Policy::Shutdown || super::is_shutdown(&*err) {
@@ -417,7 +419,12 @@ where
             return None;
         }
         let before = self.input.len();
-        let decoded = self.codec.decode(self.input.buf());
+        // Caught here, because requests before it may be in flight, and are answered.
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode(self.input.buf())));
+        let decoded = match decoded {
+            Ok(decoded) => decoded,
+            Err(payload) => return self.decoder_panicked(&*payload),
+        };
         match decoded {
             Ok(Some(frame)) => {
                 let max = self.settings.limits.max_frame;
@@ -448,7 +455,12 @@ where
     }
 
     fn decode_eof(&mut self) -> Option<C::Item> {
-        match self.codec.decode_eof(self.input.buf()) {
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode_eof(self.input.buf())));
+        let decoded = match decoded {
+            Ok(decoded) => decoded,
+            Err(payload) => return self.decoder_panicked(&*payload),
+        };
+        match decoded {
             Ok(Some(frame)) => {
                 self.clock.saw_activity = true;
                 return Some(frame);
@@ -462,6 +474,16 @@ where
                 );
             }
         }
+        None
+    }
+
+    #[cold]
+    fn decoder_panicked(&mut self, payload: &(dyn Any + Send)) -> Option<C::Item> {
+        let panicked = Panicked::new(payload);
+        self.end(
+            ConnectionEnded::caused(EndReason::Panic, panicked),
+            Leaves::Input,
+        );
         None
     }
 
@@ -665,7 +687,7 @@ where
     }
 
     /// User code below the engine panicked: what is torn is taken away, what is whole is sent.
-    pub(super) fn panicked(&mut self, panicked: crate::error::Panicked) {
+    pub(super) fn panicked(&mut self, panicked: Panicked) {
         self.output.drop_torn();
         self.fail(ConnectionEnded::caused(EndReason::Panic, panicked));
     }
