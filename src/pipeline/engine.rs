@@ -290,12 +290,10 @@ where
 
     /// Encodes pushes and waiting replies, up to the high mark.
     fn encode_waiting(&mut self, cx: &mut Context<'_>) {
-        loop {
+        let mark = self.settings.limits.high_mark;
+        while self.output.len() < mark {
             let pushed = self.encode_pushed();
-            if self.output.len() >= self.settings.limits.high_mark {
-                return;
-            }
-            if !self.encode_reply(cx) && !pushed {
+            if self.output.len() >= mark || (!self.encode_reply(cx) && !pushed) {
                 return;
             }
         }
@@ -305,7 +303,7 @@ where
     fn encode_pushed(&mut self) -> bool {
         let mut pushed = false;
         for _ in 0..self.settings.limits.push_queue {
-            if self.output.len() >= self.settings.limits.high_mark || !self.has_pushed() {
+            if !self.has_pushed() {
                 break;
             }
             let Some(frame) = self.peer.as_ref().and_then(|peer| peer.take()) else {
@@ -334,7 +332,11 @@ where
             let close = *close;
             match stream.as_mut().poll_next(cx) {
                 Poll::Pending => return false,
-                Poll::Ready(Some(Ok(frame))) => self.encode(frame),
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Behind what the stream pushed before it gave the frame, as with any other reply.
+                    self.encode_pushed();
+                    self.encode(frame);
+                }
                 Poll::Ready(Some(Err(err))) => {
                     self.streaming = None;
                     self.failed(err);
