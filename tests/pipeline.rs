@@ -1,0 +1,892 @@
+//! Pipeline: requests reach the service in order, replies go out in order, and nothing finished is lost.
+
+mod support;
+
+use std::convert::Infallible;
+use std::future::{pending, ready};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream;
+use futures_util::stream::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_tcp::frame::{Lines, LinesError};
+use tower_tcp::pipeline::{Gone, Limits, ShutdownOnErrorLayer};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
+
+use support::{each_way, serve};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A request in hand: it says when it is dropped unfinished.
+struct InHand(Arc<AtomicUsize>);
+
+impl InHand {
+    fn begin(begun: &Arc<AtomicUsize>) -> Self {
+        begun.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(begun))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits as many milliseconds as the request says, and returns it.
+async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
+    let digits: String = request
+        .iter()
+        .map(|byte| char::from(*byte))
+        .filter(char::is_ascii_digit)
+        .collect();
+    sleep(MS * digits.parse().unwrap_or(0)).await;
+    if request.starts_with(b"fail") {
+        return Err("failed".into());
+    }
+    Ok(request)
+}
+
+/// Lines, with a word for each of a codec's faults.
+#[derive(Default)]
+struct Faulty(Lines);
+
+impl Decoder for Faulty {
+    type Item = Bytes;
+    type Error = LinesError;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Bytes>, LinesError> {
+        match self.0.decode(src)? {
+            Some(line) if line.starts_with(b"decode-error") => {
+                Err(io::Error::from(io::ErrorKind::InvalidData).into())
+            }
+            Some(line) if line.starts_with(b"decode-panic") => panic!("the decoder gave up"),
+            line => Ok(line),
+        }
+    }
+}
+
+impl Encoder<Bytes> for Faulty {
+    type Error = LinesError;
+
+    fn encode(&mut self, line: Bytes, dst: &mut BytesMut) -> Result<(), LinesError> {
+        if line.starts_with(b"encode") {
+            dst.put_slice(b"half of a fra");
+        }
+        if line.starts_with(b"encode-error") {
+            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+        }
+        assert!(!line.starts_with(b"encode-panic"), "the encoder gave up");
+        self.0.encode(line, dst)
+    }
+}
+
+// Replies.
+
+#[tokio::test(start_paused = true)]
+async fn a_request_may_get_no_reply_or_one_or_several() {
+    let repeat = service_fn(|request: Bytes| async move {
+        let times = usize::from(request[0] - b'0');
+        Ok::<_, Infallible>(vec![request; times])
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).service(repeat)) {
+        let mut client = served.connect().await;
+        client.send("0\n1\n3\n0\n2\n").await;
+        client.finish().await;
+
+        let replies = client.rest().await;
+        drop(client);
+
+        assert_eq!(replies, ["1", "3", "3", "3", "2", "2"], "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_may_get_a_reply_or_not() {
+    let odd = service_fn(|request: Bytes| {
+        ready(Ok::<_, Infallible>(
+            Some(request).filter(|request| request[0] % 2 == 1),
+        ))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).service(odd)) {
+        let mut client = served.connect().await;
+        client.send("1\n2\n3\n").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, ["1", "3"], "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_reply_arrives_frame_by_frame_and_whole_before_the_next() {
+    let count = service_fn(|request: Bytes| async move {
+        let frames = stream::unfold(0, move |n| {
+            let frame = Bytes::from(format!("{}{n}", char::from(request[0])));
+            async move {
+                sleep(10 * MS).await;
+                (n < 3).then_some((Ok::<_, BoxError>(frame), n + 1))
+            }
+        });
+        Ok::<_, Infallible>(Reply::stream(frames))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).service(count)) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+        client.send("a\nb\n").await;
+
+        assert_eq!(client.line().await, "a0", "{}", served.way);
+        assert_eq!(begun.elapsed(), 10 * MS, "{}", served.way);
+        assert_eq!(client.line().await, "a1", "{}", served.way);
+        assert_eq!(begun.elapsed(), 20 * MS, "{}", served.way);
+        client.finish().await;
+        assert_eq!(client.rest().await, ["a2", "b0", "b1", "b2"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_in_a_streamed_reply_is_a_failed_request() {
+    let breaks = service_fn(|request: Bytes| async move {
+        let frames = [Ok(request), Err("broke".into())];
+        Ok::<_, Infallible>(Reply::stream(stream::iter(frames)))
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).service(breaks)) {
+        let mut client = served.connect().await;
+        client.send("a\n").await;
+
+        assert_eq!(client.rest().await, ["a"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceError);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_closes_is_the_last_and_calls_behind_it_are_dropped() {
+    let running = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&running);
+    let service = service_fn(move |request: Bytes| {
+        let in_hand = InHand::begin(&counted);
+        async move {
+            let _in_hand = in_hand;
+            match &request[..] {
+                b"quit" => {
+                    sleep(MS).await;
+                    Ok::<_, Infallible>(Reply::from(Bytes::from("bye")).close())
+                }
+                b"hang" => pending().await,
+                _ => Ok(Reply::from(request)),
+            }
+        }
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).service(service)) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+        client.send("a\nquit\nhang\nhang\n").await;
+
+        assert_eq!(client.rest().await, ["a", "bye"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceClosed);
+        assert_eq!(begun.elapsed(), MS, "{}", served.way);
+        assert_eq!(running.load(Ordering::Relaxed), 0, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_of_several_frames_of_a_stream_and_of_none_can_close() {
+    let service = service_fn(|request: Bytes| async move {
+        let reply = match &request[..] {
+            b"several" => Reply::from(vec![request.clone(), request]),
+            b"stream" => Reply::stream(stream::iter([Ok(request)])),
+            _ => Reply::none(),
+        };
+        Ok::<_, Infallible>(reply.close())
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).service(service)) {
+        for (request, replies) in [
+            ("several", &["several", "several"][..]),
+            ("stream", &["stream"]),
+            ("none", &[]),
+        ] {
+            let mut client = served.connect().await;
+            client.send(format!("{request}\nmore\n")).await;
+
+            assert_eq!(client.rest().await, replies, "{} {request}", served.way);
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::ServiceClosed);
+        }
+    }
+}
+
+// Pushes.
+
+type Lined = Result<Reply<Bytes>, BoxError>;
+
+/// A make-service whose services are `call` with the peer at hand.
+fn with_peer<F>(
+    call: impl Fn(Peer<Bytes>, Bytes) -> F + Clone + Send + 'static,
+) -> impl Service<
+    Peer<Bytes>,
+    Response = impl Service<Bytes, Response = Reply<Bytes>, Error = BoxError, Future = F>
+               + Send
+               + 'static,
+    Error = BoxError,
+    Future: Send + 'static,
+> + Clone
++ Send
++ 'static
+where
+    F: Future<Output = Lined> + Send + 'static,
+{
+    service_fn(move |peer: Peer<Bytes>| {
+        let call = call.clone();
+        ready(Ok(service_fn(move |request| call(peer.clone(), request))))
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_go_out_before_between_and_behind_replies() {
+    let make = service_fn(|peer: Peer<Bytes>| async move {
+        peer.send("hello".into()).await?;
+        Ok::<_, BoxError>(service_fn(move |request: Bytes| {
+            let peer = peer.clone();
+            async move {
+                peer.send([b"before ", &request[..]].concat().into())
+                    .await?;
+                let behind = [b"behind ", &request[..]].concat().into();
+                tokio::spawn(async move {
+                    sleep(MS).await;
+                    peer.send(behind).await
+                });
+                Ok::<_, BoxError>(request)
+            }
+        }))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+
+        assert_eq!(client.line().await, "hello", "{}", served.way);
+        for request in ["a", "b"] {
+            client.send(format!("{request}\n")).await;
+            assert_eq!(client.line().await, format!("before {request}"));
+            assert_eq!(client.line().await, request, "{}", served.way);
+            assert_eq!(client.line().await, format!("behind {request}"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_go_out_between_the_frames_of_a_streamed_reply() {
+    let make = with_peer(|peer, request| async move {
+        let push = async move { peer.send("push".into()).await.map(|()| "2".into()) };
+        let second = stream::once(async { push.await.map_err(BoxError::from) });
+        Ok(Reply::stream(
+            stream::once(ready(Ok(request))).chain(second),
+        ))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        client.send("1\n").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, ["1", "push", "2"], "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_to_a_resting_connection_goes_out_at_once() {
+    let (hand_over, mut peers) = mpsc::channel(3);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let given = hand_over.try_send(peer);
+        ready(given.map(|()| service_fn(delayed)))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        let peer = peers.recv().await.unwrap();
+        sleep(1000 * MS).await;
+        let begun = Instant::now();
+        peer.send("news".into()).await.unwrap();
+
+        assert_eq!(client.line().await, "news", "{}", served.way);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_banner_of_many_frames_beyond_the_high_mark_completes() {
+    let make = service_fn(|peer: Peer<Bytes>| async move {
+        for _ in 0..200 {
+            peer.send(vec![b'x'; 999].into()).await?;
+        }
+        Ok::<_, BoxError>(service_fn(delayed))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        client.send("done\n").await;
+        client.finish().await;
+
+        let lines = client.rest().await;
+
+        assert_eq!(lines.len(), 201, "{}", served.way);
+        assert!(lines[..200].iter().all(|line| line.len() == 999));
+        assert_eq!(lines[200], "done", "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_banner_of_one_frame_beyond_the_high_mark_completes() {
+    let make = service_fn(|peer: Peer<Bytes>| async move {
+        peer.send(vec![b'x'; 200_000].into()).await?;
+        peer.send("second".into()).await?;
+        Ok::<_, BoxError>(service_fn(delayed))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+
+        assert_eq!(client.line().await.len(), 200_000, "{}", served.way);
+        assert_eq!(client.line().await, "second", "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_send_waits_above_the_high_mark_until_the_low_one() {
+    let (hand_over, mut peers) = mpsc::channel(3);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let given = hand_over.try_send(peer);
+        ready(given.map(|()| service_fn(delayed)))
+    });
+
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        let peer = peers.recv().await.unwrap();
+        // The stream in memory takes 64 KiB, the connection as much, and the queue 16 frames.
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&sent);
+        let sender = tokio::spawn(async move {
+            for _ in 0..400 {
+                peer.send(vec![b'x'; 1023].into()).await.unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        sleep(MS).await;
+        let at_the_mark = sent.load(Ordering::Relaxed);
+        for _ in 0..20 {
+            client.line().await;
+        }
+        sleep(MS).await;
+        let above_the_low_mark = sent.load(Ordering::Relaxed);
+        for _ in 20..400 {
+            client.line().await;
+        }
+        sender.await.unwrap();
+
+        assert!((128..=148).contains(&at_the_mark), "{at_the_mark}");
+        assert_eq!(above_the_low_mark, at_the_mark, "{}", served.way);
+        assert_eq!(sent.load(Ordering::Relaxed), 400, "{}", served.way);
+    }
+}
+
+// Ends by the service.
+
+#[tokio::test(start_paused = true)]
+async fn a_close_answers_what_is_in_hand_and_drops_what_is_not_begun() {
+    let make = with_peer(|peer, request| async move {
+        peer.send("push".into()).await?;
+        sleep(MS).await;
+        peer.close();
+        let refused = peer.send("too late".into()).await;
+        sleep(MS).await;
+        assert_eq!(refused, Err(Gone));
+        Ok(request.into())
+    });
+    let mut served = serve(Pipeline::new(Lines::default).make_service(make));
+
+    let mut client = served.connect().await;
+    client.send("a\nb\nc\n").await;
+    let replies = client.rest().await;
+    drop(client);
+
+    assert_eq!(replies, ["push", "a"]);
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_answers_all_that_is_in_hand_where_there_are_several() {
+    let make = with_peer(|peer, request| async move {
+        if &request[..] == b"close" {
+            peer.close();
+        }
+        Ok(delayed(request).await?.into())
+    });
+    let pipeline = Pipeline::new(Lines::default).make_service(make);
+
+    for mut served in each_way(pipeline).into_iter().skip(1) {
+        let mut client = served.connect().await;
+        client.send("2\nclose\n").await;
+        let mut replies = client.rest().await;
+        replies.sort();
+        drop(client);
+
+        assert_eq!(replies, ["2", "close"], "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::ServiceClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_from_outside_ends_a_resting_connection() {
+    let (hand_over, mut peers) = mpsc::channel(3);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let given = hand_over.try_send(peer);
+        ready(given.map(|()| service_fn(delayed)))
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        let peer = peers.recv().await.unwrap();
+        peer.send("bye".into()).await.unwrap();
+        peer.close();
+
+        assert_eq!(client.rest().await, ["bye"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_drops_what_is_in_hand() {
+    let make = with_peer(|peer, _request| async move {
+        peer.send("written".into()).await?;
+        sleep(MS).await;
+        peer.abort();
+        pending().await
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        client.send("a\nb\n").await;
+
+        let replies = client.rest().await;
+
+        assert_eq!(replies[0], "written", "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::Aborted, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_send_after_any_end_says_that_the_peer_is_gone() {
+    let (hand_over, mut peers) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let given = hand_over.try_send(peer);
+        ready(given.map(|()| {
+            service_fn(|request: Bytes| async move {
+                assert_ne!(request, "panic");
+                delayed(request).await
+            })
+        }))
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        for end in [
+            "peer leaves",
+            "fail",
+            "panic",
+            "abort",
+            "close",
+            "server stops",
+        ] {
+            let mut client = served.connect().await;
+            let peer = peers.recv().await.unwrap();
+            client.send(format!("{end}\n")).await;
+            client.line().await;
+            match end {
+                "abort" => peer.abort(),
+                "close" => peer.close(),
+                "server stops" => served.handle.abort(),
+                _ => {}
+            }
+            drop(client);
+            let ended = served.reason().await;
+
+            let sent = timeout(MS, peer.send("anyone?".into())).await;
+
+            assert_eq!(sent, Ok(Err(Gone)), "{}: {ended}", served.way);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_send_that_waits_when_the_connection_is_aborted_is_told() {
+    let (hand_over, mut peers) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let given = hand_over.try_send(peer);
+        ready(given.map(|()| service_fn(delayed)))
+    });
+    let served = serve(Pipeline::new(Lines::default).make_service(make));
+    let client = served.connect().await;
+    let peer = peers.recv().await.unwrap();
+    let sender = tokio::spawn({
+        let peer = peer.clone();
+        async move { while peer.send(vec![b'x'; 1023].into()).await.is_ok() {} }
+    });
+    sleep(MS).await;
+    assert!(!sender.is_finished());
+
+    peer.abort();
+
+    timeout(MS, sender).await.unwrap().unwrap();
+    drop(client);
+}
+
+// Order.
+
+#[tokio::test(start_paused = true)]
+async fn e13_replies_keep_the_order_of_requests_whatever_they_take() {
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
+
+    for served in each_way(pipeline).into_iter().take(2) {
+        let mut client = served.connect().await;
+        // The delays are as good as random: 0 to 12 ms, in steps of 7919.
+        let requests: Vec<_> = (0..1000_usize)
+            .map(|n| format!("{} {}", "x".repeat(n % 50), n * 7919 % 13))
+            .collect();
+        client.send(requests.join("\n") + "\n").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, requests, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn multiplexed_replies_go_out_as_they_finish() {
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
+    let served = serve(pipeline.multiplexed(8));
+    let begun = Instant::now();
+    let mut client = served.connect().await;
+    client.send("30\n10\n20\n").await;
+
+    assert_eq!(client.line().await, "10");
+    assert_eq!(begun.elapsed(), 10 * MS);
+    assert_eq!(client.line().await, "20");
+    assert_eq!(client.line().await, "30");
+    assert_eq!(begun.elapsed(), 30 * MS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_not_taken_before_the_service_is_ready() {
+    let (mock, mut requests) = tower_test::mock::pair::<Bytes, Bytes>();
+    requests.allow(0);
+    let pipeline = Pipeline::new(Lines::default).service(mock);
+    let served = serve(pipeline.in_flight(8));
+    let mut client = served.connect().await;
+    client.send("a\nb\n").await;
+
+    let early = timeout(1000 * MS, requests.next_request()).await;
+    requests.allow(1);
+    let (request, answer) = requests.next_request().await.unwrap();
+    let second = timeout(1000 * MS, requests.next_request()).await;
+    answer.send_response(request.clone());
+
+    assert!(early.is_err());
+    assert_eq!(request, "a");
+    assert!(second.is_err());
+    assert_eq!(client.line().await, "a");
+}
+
+// Errors of the service.
+
+#[tokio::test(start_paused = true)]
+async fn e4_an_error_ends_the_connection_in_its_place_in_the_order() {
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline).into_iter().take(2) {
+        let mut client = served.connect().await;
+        client.send("20\n10\nfail\n0\n").await;
+
+        assert_eq!(client.rest().await, ["20", "10"], "{}", served.way);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::ServiceError, "{}", served.way);
+        assert_eq!(end.error().unwrap().to_string(), "failed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn e4_with_the_policy_off_an_error_gets_no_reply_and_the_connection_goes_on() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .shutdown_on_error(false);
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\nfail 2\n3\nfail\n4\n").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, ["1", "3", "4"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_the_policy_off_a_marked_error_closes_all_the_same() {
+    let service = ServiceBuilder::new()
+        .layer(ShutdownOnErrorLayer::new())
+        .service_fn(delayed);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service)
+        .shutdown_on_error(false);
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\nfail 2\n3\n").await;
+
+        assert_eq!(client.rest().await, ["1"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceError);
+    }
+}
+
+/// Ready for so many requests, and then never again.
+#[derive(Clone)]
+struct ReadyFor(Arc<AtomicUsize>);
+
+impl Service<Bytes> for ReadyFor {
+    type Response = Bytes;
+    type Error = BoxError;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Poll::Ready(Err("worn out".into())),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, request: Bytes) -> Self::Future {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        Box::pin(delayed(request))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn e6_a_service_that_fails_to_be_ready_is_called_no_more_and_earlier_calls_are_answered() {
+    let left = Arc::new(AtomicUsize::new(0));
+    let pipeline = Pipeline::new(Lines::default)
+        .service(ReadyFor(Arc::clone(&left)))
+        .shutdown_on_error(false);
+
+    for mut served in each_way(pipeline) {
+        left.store(2, Ordering::Relaxed);
+        let mut client = served.connect().await;
+        client.send("1\n2\n3\n").await;
+
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceNotReady);
+        assert_eq!(left.load(Ordering::Relaxed), 0, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_make_service_that_fails_turns_the_peer_away_behind_what_it_said() {
+    let make = service_fn(|peer: Peer<Bytes>| async move {
+        peer.send("421 not today".into()).await?;
+        if peer.info().get::<()>().is_none() {
+            return Err(BoxError::from("not today"));
+        }
+        Ok(service_fn(delayed))
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.connect().await;
+        client.send("1\n").await;
+
+        assert_eq!(client.rest().await, ["421 not today"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::MakeServiceError);
+    }
+}
+
+// Faults of frames and codecs.
+
+#[tokio::test(start_paused = true)]
+async fn c9_answers_before_a_bad_frame_are_delivered() {
+    let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\n2\n3\ndecode-error\n4\n").await;
+
+        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::CodecError);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c9_answers_before_a_frame_that_is_too_large_are_delivered() {
+    let pipeline = Pipeline::new(|| Lines::default().max_line(10)).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\n2\n3\n12345678901\n4\n").await;
+
+        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::FrameTooLarge);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c10_a_reply_that_cannot_be_encoded_ends_the_connection_behind_those_before_it() {
+    let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\n2\nencode-error 3\n4\n").await;
+
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::EncodeError);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c11_answers_before_a_panic_of_the_decoder_are_delivered() {
+    let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\n2\n3\ndecode-panic\n4\n").await;
+
+        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::Panic, "{}", served.way);
+        assert_eq!(
+            end.error().unwrap().to_string(),
+            "panicked: the decoder gave up"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c11_answers_before_a_panic_of_the_encoder_are_delivered_and_no_torn_frame() {
+    let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("1\n2\nencode-panic 3\n4\n").await;
+
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c4_a_frame_that_is_cut_off_is_reported_and_not_delivered() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&seen);
+    let echo = service_fn(move |request: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        delayed(request)
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).service(echo)) {
+        seen.store(0, Ordering::Relaxed);
+        let mut client = served.connect().await;
+        client.send("1\n2\n3 is cut").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Truncated);
+        assert_eq!(seen.load(Ordering::Relaxed), 2, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c3_an_announced_length_beyond_the_codecs_limit_is_refused_at_its_header() {
+    let codec = || {
+        LengthDelimitedCodec::builder()
+            .max_frame_length(64 * 1024)
+            .new_codec()
+    };
+    let never = service_fn(|_: BytesMut| pending::<Result<Bytes, BoxError>>());
+
+    for mut served in each_way(Pipeline::new(codec).service(never)) {
+        for announced in [64 * 1024 + 1, 8 << 20, u32::MAX] {
+            let mut client = served.connect().await;
+            client.send(announced.to_be_bytes()).await;
+
+            assert_eq!(client.rest().await, [""; 0], "{announced}");
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::FrameTooLarge);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_is_as_large_as_the_limit_at_most_whatever_the_codec_allows() {
+    let pipeline = Pipeline::new(|| Lines::default().max_line(1 << 20))
+        .service(service_fn(|line: Bytes| ready(Ok::<_, Infallible>(line))))
+        .limits(Limits::default().max_frame(100_000));
+
+    for mut served in each_way(pipeline) {
+        for (line, reason) in [
+            (99_999, EndReason::PeerClosed),
+            (100_000, EndReason::FrameTooLarge),
+        ] {
+            let mut client = served.connect().await;
+            let mut frame = vec![b'x'; line];
+            frame.push(b'\n');
+            client.send(frame).await;
+            client.finish().await;
+
+            let replies = client.rest().await;
+            drop(client);
+
+            let expected = usize::from(reason == EndReason::PeerClosed);
+            assert_eq!(replies.len(), expected, "{} {line}", served.way);
+            assert_eq!(served.reason().await, reason, "{} {line}", served.way);
+        }
+    }
+}
+
+// Ends by the peer.
+
+#[tokio::test(start_paused = true)]
+async fn d2_a_peer_that_finishes_sending_gets_all_its_replies() {
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
+
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        client.send("10\n20\n30\n").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, ["10", "20", "30"], "{}", served.way);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::PeerClosed, "{}", served.way);
+        assert_eq!(end.requests(), 3);
+    }
+}
