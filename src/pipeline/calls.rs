@@ -1,6 +1,6 @@
 //! A stream of started calls, and a sink of their results that is always ready.
 //!
-//! All waiting happens in [`Calls::poll_call`]: it writes, bounds what is in flight, makes the service ready once a request
+//! All waiting happens in [`Calls::poll_start`]: it writes, bounds what is in flight, makes the service ready once a request
 //! is at hand, and decodes. So the three ways to run calls need only keep their order.
 
 use std::convert::Infallible;
@@ -29,6 +29,7 @@ pub(super) struct Calls<'a, Io, C: Decoder, T, S> {
     service: S,
     at_hand: Option<C::Item>,
     in_flight: usize,
+    most: usize,
     turn: usize,
 }
 
@@ -46,6 +47,7 @@ where
 {
     pub(super) fn new(engine: &'a mut Engine<Io, C, T>, service: S) -> Self {
         Self {
+            most: engine.settings.in_flight,
             engine,
             service,
             at_hand: None,
@@ -55,7 +57,11 @@ where
     }
 
     /// Starts the next call; `None` when there will be no more. Everything is written before this is pending.
-    pub(super) fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Option<Call<S::Future>>> {
+    pub(super) fn poll_start<F>(
+        &mut self,
+        start: impl FnOnce(&mut S, C::Item) -> F,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<F>> {
         loop {
             if self.engine.leaves(Leaves::Requests) {
                 self.at_hand = None;
@@ -84,26 +90,25 @@ where
                     self.engine.end(ended, Leaves::Requests);
                     return Poll::Ready(None);
                 }
-                Poll::Pending => return self.wait_beside(cx),
+                Poll::Pending => return self.wait_beside(cx).map(|()| None),
             }
             self.turn += 1;
             if self.turn > TURN {
                 self.turn = 0;
                 cx.waker().wake_by_ref();
-                return self.wait_beside(cx);
+                return self.wait_beside(cx).map(|()| None);
             }
             let Some(request) = self.at_hand.take() else {
                 continue;
             };
             self.engine.count_request();
             self.in_flight += 1;
-            let service = &mut self.service;
-            return Poll::Ready(Some(Call::start(|| service.call(request))));
+            return Poll::Ready(Some(start(&mut self.service, request)));
         }
     }
 
     fn is_full(&self) -> bool {
-        self.in_flight + self.engine.waiting_replies() >= self.engine.settings.in_flight
+        self.in_flight + self.engine.waiting_replies() >= self.most
     }
 
     /// Waits for a request; there is none at hand afterwards if there will be no more.
@@ -126,12 +131,12 @@ where
         Poll::Ready(())
     }
 
-    /// Waits for something else than the peer.
-    fn wait_beside(&mut self, cx: &mut Context<'_>) -> Poll<Option<Call<S::Future>>> {
+    /// Waits for something else than the peer. Ready when the request at hand is not to be begun any more.
+    fn wait_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let cut_off = self.engine.poll_beside(self.in_flight, cx).is_ready();
         if cut_off || self.engine.leaves(Leaves::Requests) {
             self.at_hand = None;
-            return Poll::Ready(None);
+            return Poll::Ready(());
         }
         Poll::Pending
     }
@@ -149,7 +154,7 @@ where
     }
 }
 
-/// A call in flight, whose panics are errors like others.
+/// A call in flight with others, whose panics are errors like others: they have their place in the order.
 #[pin_project(project = CallProjection)]
 pub(super) enum Call<F> {
     Begun(#[pin] F),
@@ -165,31 +170,6 @@ impl<F> Call<F> {
     }
 }
 
-impl<F, R, E> Call<F>
-where
-    F: Future<Output = Result<R, E>>,
-    E: Into<BoxError>,
-{
-    pub(super) fn poll_result(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<R, BoxError>> {
-        match self.project() {
-            CallProjection::Begun(future) => {
-                match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-                    Ok(polled) => polled.map_err(Into::into),
-                    Err(payload) => Poll::Ready(Err(Panicked::new(&*payload).into())),
-                }
-            }
-            CallProjection::Panicked(panicked) => Poll::Ready(Err(panicked
-                .take()
-                .map_or_else(|| "polled after its end".into(), Into::into))),
-        }
-    }
-}
-
-// What tokio-tower needs: it is given calls that are started already, and hands them back their results.
-
 impl<F, R, E> Future for Call<F>
 where
     F: Future<Output = Result<R, E>>,
@@ -198,7 +178,16 @@ where
     type Output = Result<Result<R, BoxError>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll_result(cx).map(Ok)
+        let polled = match self.project() {
+            CallProjection::Begun(future) => {
+                catch_unwind(AssertUnwindSafe(|| future.poll(cx).map_err(Into::into)))
+                    .unwrap_or_else(|payload| Poll::Ready(Err(Panicked::new(&*payload).into())))
+            }
+            CallProjection::Panicked(panicked) => Poll::Ready(Err(panicked
+                .take()
+                .map_or_else(|| "polled after its end".into(), Into::into))),
+        };
+        polled.map(Ok)
     }
 }
 
@@ -237,7 +226,8 @@ where
     type Item = Result<Call<S::Future>, Closed>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_call(cx).map(|call| call.map(Ok))
+        let start = |service: &mut S, request| Call::start(|| service.call(request));
+        self.poll_start(start, cx).map(|call| call.map(Ok))
     }
 }
 
@@ -267,7 +257,7 @@ where
     }
 
     /// Called in every turn, after all finished calls were taken; that is the moment to leave when the connection closes.
-    /// Flushing is left to `poll_call`, until the stream has ended and only this is called.
+    /// Flushing is left to `poll_start`, until the stream has ended and only this is called.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if self.engine.leaves(Leaves::Calls) {
             return Poll::Ready(Err(Closed));

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
-use super::calls::{Call, Calls, Identity};
+use super::calls::{Calls, Identity};
 use super::reply::Reply;
 use crate::error::BoxError;
 
@@ -86,7 +86,7 @@ async fn quietly<E>(server: impl Future<Output = Result<(), E>>) {
 struct Direct<'a, Io, C: Decoder, T, S: Service<C::Item>> {
     calls: Calls<'a, Io, C, T, S>,
     #[pin]
-    call: Option<Call<S::Future>>,
+    call: Option<S::Future>,
 }
 
 impl<Io, C, T, S> Future for Direct<'_, Io, C, T, S>
@@ -105,11 +105,11 @@ where
         let mut this = self.project();
         loop {
             if let Some(call) = this.call.as_mut().as_pin_mut() {
-                match call.poll_result(cx) {
+                match call.poll(cx) {
                     Poll::Ready(result) => {
                         // Dropped first: what the call held is given back before its reply is written.
                         this.call.set(None);
-                        this.calls.finish_call(result);
+                        this.calls.finish_call(result.map_err(Into::into));
                     }
                     Poll::Pending => {
                         ready!(this.calls.poll_beside(cx));
@@ -118,7 +118,7 @@ where
                     }
                 }
             }
-            match ready!(this.calls.poll_call(cx)) {
+            match ready!(this.calls.poll_start(S::call, cx)) {
                 Some(call) => this.call.set(Some(call)),
                 None => return Poll::Ready(()),
             }

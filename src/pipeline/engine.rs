@@ -13,7 +13,7 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::clock::{Clock, Waiting};
 use super::limits::Limits;
 use super::peer::{EngineSide, Peer};
-use super::reply::{FrameStream, Frames, Reply};
+use super::reply::{Frames, Reply};
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
@@ -89,8 +89,8 @@ pub(super) struct Engine<Io, C, T> {
     peer: Option<EngineSide<T>>,
     /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
     replies: VecDeque<Result<Reply<T>, BoxError>>,
-    streaming: Option<(FrameStream<T>, bool)>,
-    several: Option<(std::vec::IntoIter<T>, bool)>,
+    /// The reply of several frames, or a stream of them, that is being encoded.
+    current: Option<Reply<T>>,
     above_mark: bool,
     /// The decoder may have another frame in what is buffered.
     decodable: bool,
@@ -118,8 +118,7 @@ where
             clock,
             peer: None,
             replies: VecDeque::new(),
-            streaming: None,
-            several: None,
+            current: None,
             above_mark: false,
             decodable: false,
             drain: Drain::Reading(0),
@@ -198,33 +197,36 @@ where
     // Output.
 
     /// Takes the result of a call, in its place in the order.
+    #[inline]
     pub(super) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_activity = true;
         if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
-        // In its place: behind what was pushed before, and the replies that are still waiting.
-        if self.is_idle_out() && !self.has_pushed() {
-            self.begin(result);
-        } else {
+        // Behind what was pushed before, and the replies that are still waiting.
+        if self.waiting_replies() > 0 || self.has_pushed() {
             self.replies.push_back(result);
+            return;
+        }
+        match result {
+            Ok(Reply {
+                frames: Frames::One(frame),
+                close: false,
+            }) => self.encode(frame),
+            other => self.begin(other),
         }
     }
 
-    fn is_idle_out(&self) -> bool {
-        self.replies.is_empty() && self.streaming.is_none() && self.several.is_none()
-    }
-
     /// Returns how many replies are waiting to be encoded.
+    #[inline]
     pub(super) fn waiting_replies(&self) -> usize {
-        self.replies.len() + usize::from(self.streaming.is_some() || self.several.is_some())
+        self.replies.len() + usize::from(self.current.is_some())
     }
 
     fn has_pushed(&self) -> bool {
         self.peer.as_ref().is_some_and(|peer| peer.has_pushed())
     }
 
-    #[inline]
     fn begin(&mut self, result: Result<Reply<T>, BoxError>) {
         let reply = match result {
             Ok(reply) => reply,
@@ -234,12 +236,8 @@ where
         match reply.frames {
             Frames::None => {}
             Frames::One(frame) => self.encode(frame),
-            Frames::Several(frames) => {
-                self.several = Some((frames, close));
-                return;
-            }
-            Frames::Stream(stream) => {
-                self.streaming = Some((stream, close));
+            Frames::Several(_) | Frames::Stream(_) => {
+                self.current = Some(reply);
                 return;
             }
         }
@@ -275,8 +273,7 @@ where
     /// Ends behind what was answered so far; what waits behind it is dropped.
     pub(super) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
-        self.streaming = None;
-        self.several = None;
+        self.current = None;
         self.end(ended, Leaves::Calls);
     }
 
@@ -317,32 +314,24 @@ where
 
     /// Encodes one frame of the replies that wait. Returns whether there was anything to do.
     fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some((frames, close)) = &mut self.several {
-            let close = *close;
-            match frames.next() {
-                Some(frame) => self.encode(frame),
-                None => {
-                    self.several = None;
-                    if close {
-                        self.close_behind_reply();
-                    }
-                }
-            }
-        } else if let Some((stream, close)) = &mut self.streaming {
-            let close = *close;
-            match stream.as_mut().poll_next(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Behind what the stream pushed before it gave the frame, as with any other reply.
-                    self.encode_pushed();
-                    self.encode(frame);
-                }
-                Poll::Ready(Some(Err(err))) => {
-                    self.streaming = None;
+        if let Some(current) = &mut self.current {
+            let next = match &mut current.frames {
+                Frames::Several(frames) => frames.next().map(Ok),
+                Frames::Stream(stream) => match stream.as_mut().poll_next(cx) {
+                    Poll::Ready(next) => next,
+                    Poll::Pending => return false,
+                },
+                Frames::None | Frames::One(_) => None,
+            };
+            let close = current.close;
+            match next {
+                Some(Ok(frame)) => self.encode(frame),
+                Some(Err(err)) => {
+                    self.current = None;
                     self.failed(err);
                 }
-                Poll::Ready(None) => {
-                    self.streaming = None;
+                None => {
+                    self.current = None;
                     self.clock.saw_activity = true;
                     if close {
                         self.close_behind_reply();
@@ -391,7 +380,7 @@ where
                     self.is_above_mark();
                     if !above && !self.has_pushed() {
                         // Nothing more could be encoded before, and what came since would have woken us.
-                        return if self.is_idle_out() {
+                        return if self.waiting_replies() == 0 {
                             Poll::Ready(())
                         } else {
                             Poll::Pending
@@ -665,7 +654,10 @@ where
     fn poll_deadlines(&mut self, in_hand: usize, reading: bool, cx: &mut Context<'_>) -> Poll<()> {
         let waiting = Waiting {
             making: false,
-            resting: reading && in_hand == 0 && self.is_idle_out() && self.input.is_empty(),
+            resting: reading
+                && in_hand == 0
+                && self.waiting_replies() == 0
+                && self.input.is_empty(),
             in_frame: reading && !self.input.is_empty(),
             writing: !self.output.is_flushed(),
         };

@@ -32,7 +32,7 @@ pub(super) enum Frames<T> {
     Stream(FrameStream<T>),
 }
 
-pub(super) type FrameStream<T> = Pin<Box<dyn Stream<Item = Result<T, BoxError>> + Send>>;
+type FrameStream<T> = Pin<Box<dyn Stream<Item = Result<T, BoxError>> + Send>>;
 
 impl<T> Reply<T> {
     /// A reply of no frames: the request is done, and nothing is sent.
