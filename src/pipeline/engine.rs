@@ -325,7 +325,11 @@ where
             };
             let close = current.close;
             match next {
-                Some(Ok(frame)) => self.encode(frame),
+                Some(Ok(frame)) => {
+                    // Behind what the stream pushed before it gave the frame, as with any other reply.
+                    self.encode_pushed();
+                    self.encode(frame);
+                }
                 Some(Err(err)) => {
                     self.current = None;
                     self.failed(err);
