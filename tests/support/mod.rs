@@ -51,8 +51,9 @@ impl Served {
 /// Serves connections made in memory.
 pub(crate) fn serve<S>(stack: S) -> Served
 where
-    S: Service<Connection<DuplexStream>, Error = BoxError> + Send + 'static,
+    S: Service<Connection<DuplexStream>> + Send + 'static,
     S::Response: 'static,
+    S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
     let (listener, connector) = memory();
@@ -65,8 +66,9 @@ where
 pub(crate) fn serve_on<L, S>(server: Server<L>, stack: S) -> Served
 where
     L: Listener,
-    S: Service<Connection<L::Io>, Error = BoxError> + Send + 'static,
+    S: Service<Connection<L::Io>> + Send + 'static,
     S::Response: 'static,
+    S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
     let (report, ends) = mpsc::channel(4096);
@@ -104,6 +106,11 @@ where
     served[1].way = "in flight";
     served[2].way = "multiplexed";
     served
+}
+
+/// Waits until nothing more happens unless paused time goes on.
+pub(crate) async fn settled() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
 /// A pipeline that serves connections in memory.
@@ -158,6 +165,18 @@ impl<Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Client<Io> {
             .expect("the connection is open");
         line.truncate(line.trim_end().len());
         line
+    }
+
+    /// Sends a line, and reads one.
+    pub(crate) async fn ask(&mut self, line: &str) -> String {
+        self.send(format!("{line}\n")).await;
+        self.line().await
+    }
+
+    /// Returns whether nothing comes within a second, not even the end. Only for the paused clock.
+    pub(crate) async fn hears_nothing(&mut self) -> bool {
+        let second = Duration::from_secs(1);
+        timeout(second, self.0.fill_buf()).await.is_err()
     }
 
     /// Reads all lines up to the end of the stream.
