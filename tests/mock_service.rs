@@ -1,0 +1,119 @@
+//! The service of a whole server is played by hand: a mock takes the requests, and the test answers them.
+//!
+//! A model to copy. [`tower_test::mock`] stands where your service would, [`testkit::memory`] where your sockets would, and
+//! time is paused: nothing here waits, and nothing depends on the machine.
+
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::DuplexStream;
+use tokio::time::sleep;
+use tokio_util::codec::Framed;
+use tower_tcp::frame::Lines;
+use tower_tcp::{Handle, Pipeline, Server, testkit};
+use tower_test::{assert_request_eq, mock};
+
+/// A peer, which speaks the server's own codec.
+type Client = Framed<DuplexStream, Lines>;
+
+/// The requests that reach the service; answering them is up to the test.
+type Requests = mock::Handle<Bytes, Bytes>;
+
+/// Serves the mock, two requests at a time, to one client.
+async fn serve_mock() -> (Client, Requests, Handle) {
+    let (service, requests) = mock::pair();
+    let (listener, connector) = testkit::memory();
+    let server = Server::from_listener(listener);
+    let handle = server.handle();
+    let stack = Pipeline::new(Lines::default).service(service).in_flight(2);
+    // A test that is stuck does not hang: paused time jumps to here, the server ends, and what was awaited never comes.
+    let stuck = sleep(Duration::from_secs(3600));
+    tokio::spawn(
+        server
+            .serve(stack)
+            .with_graceful_shutdown(stuck)
+            .into_future(),
+    );
+
+    let stream = connector.connect().await.expect("the server listens");
+    (Framed::new(stream, Lines::default()), requests, handle)
+}
+
+/// Waits until everything stands still. Paused time goes on only when nothing else can.
+async fn settled() {
+    sleep(Duration::from_millis(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_reaches_the_service_and_its_reply_the_peer() {
+    let (mut client, mut requests, _) = serve_mock().await;
+
+    client.send("hello".into()).await.unwrap();
+    assert_request_eq!(requests, "hello").send_response("hi".into());
+
+    assert_eq!(client.next().await.unwrap().unwrap(), "hi");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_request_is_taken_before_the_service_is_ready() {
+    let (mut client, mut requests, _) = serve_mock().await;
+    requests.allow(0);
+    client.send("too early".into()).await.unwrap();
+    settled().await;
+    assert!(requests.poll_request().is_pending());
+
+    requests.allow(1);
+
+    assert_request_eq!(requests, "too early").send_response("in time".into());
+    assert_eq!(client.next().await.unwrap().unwrap(), "in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_keep_the_order_of_the_requests() {
+    let (mut client, mut requests, _) = serve_mock().await;
+    client.send("first".into()).await.unwrap();
+    client.send("second".into()).await.unwrap();
+    let first = assert_request_eq!(requests, "first");
+    let second = assert_request_eq!(requests, "second");
+
+    second.send_response("2".into());
+    settled().await;
+    first.send_response("1".into());
+
+    assert_eq!(client.next().await.unwrap().unwrap(), "1");
+    assert_eq!(client.next().await.unwrap().unwrap(), "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_ends_the_connection_behind_the_replies_before_it() {
+    let (mut client, mut requests, _) = serve_mock().await;
+    client.send("first".into()).await.unwrap();
+    client.send("second".into()).await.unwrap();
+    let first = assert_request_eq!(requests, "first");
+    let second = assert_request_eq!(requests, "second");
+
+    second.send_error("out of paper");
+    settled().await;
+    first.send_response("1".into());
+
+    assert_eq!(client.next().await.unwrap().unwrap(), "1");
+    assert!(client.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_a_call_that_was_cut_off() {
+    let (mut client, mut requests, handle) = serve_mock().await;
+    client.send("never answered".into()).await.unwrap();
+    let _call = assert_request_eq!(requests, "never answered");
+    assert_eq!(handle.live(), 1);
+
+    handle.abort();
+    handle.closed().await;
+
+    assert_eq!(handle.live(), 0);
+    assert!(client.next().await.is_none());
+    // All clones of the service are gone, so no more requests can come.
+    assert!(matches!(requests.poll_request(), Poll::Ready(None)));
+}
