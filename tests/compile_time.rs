@@ -1,0 +1,382 @@
+//! What the compiler promises of the crate: where its types may go, that its layers and tower's stack in any mixture, and that
+//! plain services need no annotations.
+//!
+//! The tests here are over when they compile.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use tokio::io::DuplexStream;
+use tokio_util::codec::{BytesCodec, LinesCodec};
+use tower::limit::{GlobalConcurrencyLimitLayer, RateLimitLayer};
+use tower::spawn_ready::SpawnReadyLayer;
+use tower::timeout::TimeoutLayer;
+use tower::util::{BoxCloneService, BoxService};
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_tcp::accept::AcceptErrorAction;
+use tower_tcp::admit::{
+    ConnectionLimit, ConnectionLimitLayer, Limited, LimitedFuture, Overflow, OverflowFuture,
+    OverflowLayer,
+};
+use tower_tcp::bind::{
+    Endpoint, Incoming, InvalidEndpoint, ListenerClosed, Socket, SocketOptions, Sockets,
+};
+use tower_tcp::close::Linger;
+use tower_tcp::error::Panicked;
+use tower_tcp::frame::{Block, BlockError, FrameTooLarge, InOut, Lines, LinesError};
+use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
+use tower_tcp::pipeline::{
+    Gone, InFlight, Limits, Made, Multiplexed, OneAtATime, PerCall, PipelineBuilder,
+    PipelineFuture, Shared, Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
+};
+use tower_tcp::preconnect::{
+    Chain, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt, PreConnectFuture,
+    PreConnectLayer,
+};
+use tower_tcp::testkit::{Connector, MemoryListener};
+use tower_tcp::tls::{ClientCertificates, Tls, TlsBuilder, TlsError, TlsInfo};
+use tower_tcp::{
+    Address, BoxError, Connection, ConnectionEnded, ConnectionId, ConnectionInfo, End, EndReason,
+    Error, Handle, Initiator, Peer, Pipeline, Reply, Report, Serve, Server, ServerBuilder,
+};
+
+/// A service of the user's, with nothing that would keep what holds it from anywhere.
+type Plain = tower::util::ServiceFn<fn(Bytes) -> Ready<Result<Bytes, Infallible>>>;
+
+/// What can be shared between threads, moved, and kept.
+fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
+
+/// What can be moved to another thread, moved in memory, and kept.
+fn can_be_sent<T: Send + Unpin + 'static>() {}
+
+#[test]
+fn what_a_user_keeps_and_passes_on_goes_anywhere() {
+    goes_anywhere::<Address>();
+    goes_anywhere::<ConnectionId>();
+    goes_anywhere::<ConnectionInfo>();
+    goes_anywhere::<ConnectionLimit>();
+    goes_anywhere::<Handle>();
+    goes_anywhere::<Report>();
+    // Whatever the frames and messages are: a handle to a connection holds no more than a queue of them.
+    goes_anywhere::<Peer<Bytes>>();
+    goes_anywhere::<Peer<Box<dyn FnOnce() + Send>, std::cell::Cell<u8>>>();
+    goes_anywhere::<Connection<Socket>>();
+    goes_anywhere::<Connection<DuplexStream>>();
+}
+
+#[test]
+fn words_for_ends_and_errors_go_anywhere() {
+    goes_anywhere::<EndReason>();
+    goes_anywhere::<End>();
+    goes_anywhere::<ConnectionEnded>();
+    goes_anywhere::<Initiator>();
+    goes_anywhere::<Error>();
+    goes_anywhere::<BoxError>();
+    goes_anywhere::<Panicked>();
+    goes_anywhere::<Gone>();
+    goes_anywhere::<Shutdown>();
+    goes_anywhere::<AcceptErrorAction>();
+    goes_anywhere::<InvalidEndpoint>();
+    goes_anywhere::<ListenerClosed>();
+    goes_anywhere::<FrameTooLarge>();
+    goes_anywhere::<LinesError>();
+    goes_anywhere::<BlockError>();
+    goes_anywhere::<PreConnectElapsed>();
+    goes_anywhere::<PreConnectEvicted>();
+    goes_anywhere::<TlsError>();
+}
+
+#[test]
+fn options_and_codecs_go_anywhere() {
+    goes_anywhere::<Endpoint>();
+    goes_anywhere::<SocketOptions>();
+    goes_anywhere::<Limits>();
+    goes_anywhere::<Linger>();
+    goes_anywhere::<Lines>();
+    goes_anywhere::<Block>();
+    goes_anywhere::<InOut<Lines, Block>>();
+    goes_anywhere::<(OneAtATime, InFlight, Multiplexed)>();
+    goes_anywhere::<ClientCertificates>();
+    goes_anywhere::<TlsBuilder>();
+    goes_anywhere::<TlsInfo>();
+}
+
+#[test]
+fn layers_and_their_services_go_where_what_they_wrap_goes() {
+    goes_anywhere::<(ConnectionLimitLayer, Limited<Plain>)>();
+    goes_anywhere::<(OverflowLayer<Plain>, Overflow<Plain, Plain>)>();
+    goes_anywhere::<(ConnectionTraceLayer, ConnectionTrace<Plain>)>();
+    goes_anywhere::<(PreConnectLayer<Tls>, PreConnect<Tls, Plain>)>();
+    goes_anywhere::<(ShutdownOnErrorLayer, ShutdownOnError<Plain>)>();
+    goes_anywhere::<Chain<Tls, Plain>>();
+    goes_anywhere::<Tls>();
+    goes_anywhere::<PipelineBuilder<fn() -> Lines>>();
+    // The type of the frames is only named: it need not be `Sync` itself.
+    goes_anywhere::<Pipeline<fn() -> Lines, Shared<Plain>, std::cell::Cell<u8>>>();
+    goes_anywhere::<Pipeline<fn() -> Lines, Made<Plain>, Bytes, InFlight>>();
+    goes_anywhere::<PerCall<Plain>>();
+}
+
+#[test]
+fn the_futures_of_layers_go_where_those_that_they_wrap_go() {
+    type Inner = Ready<Result<(), BoxError>>;
+    goes_anywhere::<LimitedFuture<Inner>>();
+    goes_anywhere::<ConnectionTraceFuture<Inner>>();
+    goes_anywhere::<ShutdownOnErrorFuture<Inner>>();
+}
+
+#[test]
+fn what_runs_in_one_task_can_be_sent_there() {
+    can_be_sent::<PipelineFuture>();
+    can_be_sent::<PreConnectFuture<EndReason>>();
+    can_be_sent::<OverflowFuture<PipelineFuture>>();
+    can_be_sent::<Reply<Bytes>>();
+    can_be_sent::<Serve<Sockets, Plain>>();
+}
+
+#[test]
+fn servers_and_listeners_go_anywhere() {
+    goes_anywhere::<Server>();
+    goes_anywhere::<Server<MemoryListener>>();
+    goes_anywhere::<ServerBuilder>();
+    goes_anywhere::<Sockets>();
+    goes_anywhere::<Socket>();
+    goes_anywhere::<Incoming<Socket>>();
+    goes_anywhere::<MemoryListener>();
+    goes_anywhere::<Connector>();
+}
+
+/// Takes what a server serves, for the streams that a test or a server has.
+fn is_served<S>(stack: S)
+where
+    S: Service<Connection<DuplexStream>> + Send + 'static,
+    S::Response: 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+{
+    let (listener, _) = tower_tcp::testkit::memory();
+    let serving: Pin<Box<dyn Future<Output = Result<Report, Error>> + Send>> =
+        Server::from_listener(listener).serve(stack).into_future();
+    drop(serving);
+}
+
+type RequestFuture = Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
+
+fn echo(line: Bytes) -> RequestFuture {
+    Box::pin(ready(Ok(line)))
+}
+
+/// A hook that lets all through.
+async fn anyone(conn: Connection<DuplexStream>) -> Result<Connection<DuplexStream>, BoxError> {
+    Ok(conn)
+}
+
+/// Every layer of the crate and the stock ones of tower, at both levels. The order is for the compiler, not for a server.
+#[tokio::test]
+async fn every_layer_stacks_upon_every_other() {
+    let second = Duration::from_secs(1);
+    let limit = ConnectionLimit::new(1);
+    let global = GlobalConcurrencyLimitLayer::new(1);
+
+    // Around requests, in a service that all connections have in common: what stands inside is cloned for each request.
+    let shared = ServiceBuilder::new()
+        .boxed_clone()
+        .option_layer(Some(ShutdownOnErrorLayer::new()))
+        .map_result(|result: Result<Bytes, BoxError>| result)
+        .load_shed()
+        .concurrency_limit(1)
+        .layer(global.clone())
+        .timeout(second)
+        .buffer(1)
+        .rate_limit(1, second)
+        .layer(SpawnReadyLayer::new())
+        .layer(ShutdownOnErrorLayer::new())
+        .filter(|line: Bytes| Ok::<_, BoxError>(line))
+        .filter_async(|line: Bytes| ready(Ok::<_, BoxError>(line)))
+        .map_request(|line: Bytes| line)
+        .map_response(|line: Bytes| line)
+        .map_err(|err: BoxError| err)
+        .then(|result: Result<Bytes, BoxError>| ready(result))
+        .and_then(|line: Bytes| ready(Ok::<_, BoxError>(line)))
+        .map_future(|future: RequestFuture| future)
+        .service_fn(echo);
+
+    // In a service made for each connection nothing need be `Clone`.
+    let each = shared.clone();
+    let make = service_fn(move |_: Peer<Bytes>| {
+        let service = ServiceBuilder::new()
+            .layer(ShutdownOnErrorLayer::new())
+            .load_shed()
+            .layer(RateLimitLayer::new(1, second))
+            .layer(SpawnReadyLayer::new())
+            .service(each.clone());
+        ready(Ok::<_, BoxError>(BoxService::new(service)))
+    });
+
+    // Around connections, behind the hooks: what stands here is cloned for each connection.
+    let behind = ServiceBuilder::new()
+        .boxed_clone()
+        .option_layer(Some(TimeoutLayer::new(second)))
+        .option_layer(None::<TimeoutLayer>)
+        .concurrency_limit(1)
+        .layer(global.clone())
+        .layer(limit.layer())
+        .layer(ConnectionTraceLayer::new())
+        .buffer(1)
+        .filter(|conn: Connection<DuplexStream>| Ok::<_, BoxError>(conn))
+        .filter_async(anyone)
+        .map_request(|conn: Connection<DuplexStream>| conn)
+        .map_response(|reason: EndReason| reason)
+        .map_result(|result: Result<EndReason, BoxError>| result)
+        .map_err(|err: BoxError| err)
+        .then(|result: Result<EndReason, BoxError>| ready(result))
+        .and_then(|reason: EndReason| ready(Ok::<_, BoxError>(reason)))
+        .map_future(|future: PipelineFuture| future)
+        .service(Pipeline::new(Lines::default).make_service(make));
+
+    // Outside of the hooks nothing need be `Clone`.
+    let hook = ServiceBuilder::new()
+        .timeout(second)
+        .layer(global)
+        .service(service_fn(anyone).chain(service_fn(anyone)));
+    let stack = ServiceBuilder::new()
+        .boxed()
+        .layer(ConnectionTraceLayer::new())
+        .layer(limit.layer().overflow(service_fn(anyone)))
+        .load_shed()
+        .rate_limit(1, second)
+        .layer(SpawnReadyLayer::new())
+        .layer(limit.layer())
+        .layer(PreConnectLayer::new(hook))
+        .service(behind);
+
+    is_served(stack);
+    is_served(Pipeline::new(Lines::default).service(shared));
+}
+
+#[test]
+fn a_pipeline_is_boxed_under_one_name_whatever_is_in_it() {
+    type Stack = BoxCloneService<Connection<DuplexStream>, EndReason, BoxError>;
+    let service = service_fn(echo);
+
+    let stacks = [
+        Stack::new(Pipeline::new(Lines::default).service(service)),
+        Stack::new(Pipeline::new(Lines::crlf).service(service).in_flight(8)),
+        Stack::new(
+            Pipeline::new(Lines::default)
+                .service(service)
+                .multiplexed(8),
+        ),
+    ];
+
+    stacks.into_iter().for_each(is_served);
+}
+
+mod no_annotation_is_needed_where_the_codec_encodes_one_type {
+    use super::*;
+
+    #[test]
+    fn for_a_plain_value() {
+        is_served(
+            Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+                Ok::<_, Infallible>(line)
+            })),
+        );
+    }
+
+    #[test]
+    fn for_a_value_or_none() {
+        is_served(
+            Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+                Ok::<_, Infallible>(Some(line).filter(|line| !line.is_empty()))
+            })),
+        );
+    }
+
+    #[test]
+    fn for_several() {
+        is_served(
+            Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+                Ok::<_, Infallible>(vec![line.clone(), line])
+            })),
+        );
+    }
+
+    #[test]
+    fn for_a_reply() {
+        is_served(
+            Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+                Ok::<_, Infallible>(match &line[..] {
+                    b"quit" => Reply::from(line).close(),
+                    b"hush" => Reply::none(),
+                    b"twice" => vec![line.clone(), line].into(),
+                    _ => line.into(),
+                })
+            })),
+        );
+    }
+
+    #[test]
+    fn for_a_stream() {
+        is_served(
+            Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+                Ok::<_, Infallible>(Reply::stream(stream::iter([Ok(line)])))
+            })),
+        );
+    }
+
+    #[test]
+    fn for_a_make_service() {
+        is_served(Pipeline::new(Lines::default).make_service(service_fn(
+            |peer: Peer<_>| async move {
+                peer.send("220 ready".into()).await?;
+                Ok::<_, BoxError>(service_fn(|line: Bytes| async move {
+                    Ok::<_, Infallible>(Some(line))
+                }))
+            },
+        )));
+    }
+}
+
+/// `LinesCodec` of tokio-util encodes whatever is text, `BytesCodec` two types: there the compiler must be told which.
+mod where_a_codec_encodes_several_types {
+    use super::*;
+
+    #[test]
+    fn a_plain_value_needs_no_annotation() {
+        is_served(
+            Pipeline::new(LinesCodec::new).service(service_fn(|line: String| async move {
+                Ok::<_, Infallible>(line)
+            })),
+        );
+    }
+
+    #[test]
+    fn other_replies_need_the_type_of_the_frames() {
+        is_served(
+            Pipeline::new(LinesCodec::new).service::<_, String>(service_fn(
+                |line: String| async move { Ok::<_, Infallible>(Some(line)) },
+            )),
+        );
+        is_served(
+            Pipeline::new(BytesCodec::new).service::<_, Bytes>(service_fn(
+                |bytes: bytes::BytesMut| async move { Ok::<_, Infallible>(vec![bytes.freeze()]) },
+            )),
+        );
+    }
+
+    #[test]
+    fn a_make_service_names_it_with_its_peer() {
+        is_served(Pipeline::new(LinesCodec::new).make_service(service_fn(
+            |_: Peer<String>| async move {
+                Ok::<_, BoxError>(service_fn(|line: String| async move {
+                    Ok::<_, Infallible>(Some(line))
+                }))
+            },
+        )));
+    }
+}
