@@ -244,9 +244,11 @@ where
     fn call(&mut self, conn: C) -> Self::Future {
         // It has what it waited for: another's end need not wake it.
         self.limit.lock().waiting.remove(&self.instance);
+        // Taken first, so that a panic in there gives it back.
+        let permit = self.reserved.take();
         LimitedFuture {
             inner: self.inner.call(conn),
-            permit: self.reserved.take(),
+            permit,
         }
     }
 }
