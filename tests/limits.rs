@@ -432,7 +432,7 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
     // Each server serves 5,000: the first drains, the second is cut off.
     for drains in [true, false] {
         let mut server = chaotic_server(&limit);
-        for round in 0..10 {
+        for round in 0..10_usize {
             let clients: Vec<_> = (0..489)
                 // In bursts of one kind, too, so that the budgets are met.
                 .map(|n| if round.is_multiple_of(2) { n } else { n / 32 })
