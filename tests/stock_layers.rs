@@ -55,6 +55,12 @@ where
     Pipeline::new(Lines::default).service(service_fn(desk))
 }
 
+fn tasks_alive() -> usize {
+    tokio::runtime::Handle::current()
+        .metrics()
+        .num_alive_tasks()
+}
+
 mod around_connections {
     use super::*;
 
@@ -206,7 +212,7 @@ mod around_connections {
         let mut first = served.connect().await;
         assert_eq!(first.ask("a").await, "a");
         assert_eq!(served.connect().await.line().await, "");
-        served.ended().await;
+        assert_eq!(served.reason().await, EndReason::LimitExceeded);
 
         drop(first);
         served.ended().await;
@@ -253,10 +259,13 @@ mod around_connections {
                 .concurrency_limit(1)
                 .service(lines()),
         );
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let mut first = served.connect().await;
         assert_eq!(first.ask("a").await, "a");
+        let tasks = tasks_alive();
+        let mut second = served.connect().await;
         second.send("b\n").await;
         assert!(second.hears_nothing().await);
+        assert_eq!(tasks_alive(), tasks + 1);
 
         drop(first);
 
@@ -730,9 +739,13 @@ mod around_requests {
         let mut client = served.connect().await;
         let begun = Instant::now();
         assert_eq!(client.ask("a").await, "a");
+        let tasks = tasks_alive();
 
-        assert_eq!(client.ask("b").await, "b");
+        client.send("b\n").await;
+        settled().await;
 
+        assert_eq!(tasks_alive(), tasks + 1);
+        assert_eq!(client.line().await, "b");
         assert_eq!(begun.elapsed().as_secs(), 10);
     }
 
