@@ -8,15 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures_core::Stream;
 use futures_sink::Sink;
 use pin_project::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{Decoder, Encoder};
+use tokio_util::codec::Decoder;
 use tower_service::Service;
 
+use super::bounds::{Codec, Requests, Stream};
 use super::engine::{Engine, Leaves};
-use super::reply::Reply;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 
@@ -37,13 +35,9 @@ impl<Io, C: Decoder, T, S> Unpin for Calls<'_, Io, C, T, S> {}
 
 impl<'a, Io, C, T, S> Calls<'a, Io, C, T, S>
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
-    C: Decoder + Encoder<T>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
-    S: Service<C::Item>,
-    S::Response: Into<Reply<T>>,
-    S::Error: Into<BoxError>,
+    Io: Stream,
+    C: Codec<T>,
+    S: Requests<C::Item, T>,
 {
     pub(super) fn new(engine: &'a mut Engine<Io, C, T>, service: S) -> Self {
         Self {
@@ -213,15 +207,11 @@ impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {
 #[error("the pipeline is closed")]
 pub(super) struct Closed;
 
-impl<Io, C, T, S> Stream for Calls<'_, Io, C, T, S>
+impl<Io, C, T, S> futures_core::Stream for Calls<'_, Io, C, T, S>
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
-    C: Decoder + Encoder<T>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
-    S: Service<C::Item>,
-    S::Response: Into<Reply<T>>,
-    S::Error: Into<BoxError>,
+    Io: Stream,
+    C: Codec<T>,
+    S: Requests<C::Item, T>,
 {
     type Item = Result<Call<S::Future>, Closed>;
 
@@ -233,13 +223,9 @@ where
 
 impl<Io, C, T, S> Sink<Result<S::Response, BoxError>> for Calls<'_, Io, C, T, S>
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
-    C: Decoder + Encoder<T>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
-    S: Service<C::Item>,
-    S::Response: Into<Reply<T>>,
-    S::Error: Into<BoxError>,
+    Io: Stream,
+    C: Codec<T>,
+    S: Requests<C::Item, T>,
 {
     type Error = Closed;
 

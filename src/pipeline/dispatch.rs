@@ -8,13 +8,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{Decoder, Encoder};
+use tokio_util::codec::Decoder;
 use tower_service::Service;
 
+use super::bounds::{Codec, Requests, Stream};
 use super::calls::{Calls, Identity};
-use super::reply::Reply;
-use crate::error::BoxError;
 
 /// One request at a time, the default: the next is begun when the reply to the last is on its way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,16 +45,10 @@ macro_rules! dispatch {
     ($name:ty, |$calls:ident| $run:expr) => {
         impl<Io, C, T, S> Dispatch<Io, C, T, S> for $name
         where
-            Io: AsyncRead + AsyncWrite + Unpin + Send,
-            C: Decoder + Encoder<T> + Send,
-            C::Item: Send,
-            <C as Decoder>::Error: Into<BoxError>,
-            <C as Encoder<T>>::Error: Into<BoxError>,
+            Io: Stream + Send,
+            C: Codec<T, Item: Send> + Send,
             T: Send,
-            S: Service<C::Item> + Send,
-            S::Response: Into<Reply<T>> + Send,
-            S::Error: Into<BoxError>,
-            S::Future: Send,
+            S: Requests<C::Item, T, Response: Send, Future: Send> + Send,
         {
             #[expect(private_interfaces, reason = "sealed: nobody else names it")]
             async fn run($calls: Calls<'_, Io, C, T, S>) {
@@ -91,13 +83,9 @@ struct Direct<'a, Io, C: Decoder, T, S: Service<C::Item>> {
 
 impl<Io, C, T, S> Future for Direct<'_, Io, C, T, S>
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
-    C: Decoder + Encoder<T>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
-    S: Service<C::Item>,
-    S::Response: Into<Reply<T>>,
-    S::Error: Into<BoxError>,
+    Io: Stream,
+    C: Codec<T>,
+    S: Requests<C::Item, T>,
 {
     type Output = ();
 

@@ -22,6 +22,7 @@
 //! [`PipelineBuilder::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
 //! stock `Buffer`, or make a service for each connection with [`PipelineBuilder::make_service`], which clones nothing.
 
+mod bounds;
 mod calls;
 mod clock;
 mod dispatch;
@@ -47,6 +48,7 @@ use crate::close::Linger;
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use bounds::{Codec, Stream};
 use calls::Calls;
 use dispatch::{CatchPanic, Dispatch};
 use engine::{Ending, Engine, Leaves, Order, Policy, Settings};
@@ -252,10 +254,8 @@ async fn made<Io, C, T, S, E>(
     make: impl Future<Output = Result<S, E>>,
 ) -> Option<S>
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
-    C: Decoder + Encoder<T>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
+    Io: Stream,
+    C: Codec<T>,
     E: Into<BoxError>,
 {
     let make = std::pin::pin!(CatchPanic(make));
@@ -275,10 +275,8 @@ where
 /// Writes what is left.
 async fn finish<Io, C, T>(engine: &mut Engine<Io, C, T>)
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
-    C: Decoder + Encoder<T>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
+    Io: Stream,
+    C: Codec<T>,
 {
     let finished = CatchPanic(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
     if let Err(panicked) = finished {
@@ -295,7 +293,7 @@ async fn close<Io>(
     linger: Linger,
 ) -> Result<EndReason, BoxError>
 where
-    Io: AsyncRead + AsyncWrite + Unpin,
+    Io: Stream,
 {
     let Some(ending) = ending else {
         return Ok(EndReason::ServiceClosed);

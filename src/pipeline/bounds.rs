@@ -1,0 +1,30 @@
+//! What the parts of a pipeline ask of the user's types, each said once. [`Pipeline`](super::Pipeline) itself spells it out for its readers.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::codec::{Decoder, Encoder};
+use tower_service::Service;
+
+use super::reply::Reply;
+use crate::error::BoxError;
+
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Stream for Io {}
+
+pub(super) trait Codec<T>:
+    Decoder<Error: Into<BoxError>> + Encoder<T, Error: Into<BoxError>>
+{
+}
+
+impl<C, T> Codec<T> for C where C: Decoder<Error: Into<BoxError>> + Encoder<T, Error: Into<BoxError>>
+{}
+
+pub(super) trait Requests<R, T>:
+    Service<R, Response: Into<Reply<T>>, Error: Into<BoxError>>
+{
+}
+
+impl<S, R, T> Requests<R, T> for S where
+    S: Service<R, Response: Into<Reply<T>>, Error: Into<BoxError>>
+{
+}

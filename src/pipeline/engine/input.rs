@@ -1,0 +1,175 @@
+//! Bytes from the stream, and requests out of them.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll, ready};
+
+use tokio_util::codec::{LengthDelimitedCodecError, LinesCodecError};
+
+use super::{Codec, Engine, Leaves, Stream};
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, Panicked, find_cause};
+use crate::frame::FrameTooLarge;
+use crate::shutdown::Signal;
+
+/// How far a drain has come with the input. (Before one, it stays as it is made.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain {
+    /// What had arrived is read and will be answered. Counts the bytes, so that a peer that sends on cannot keep it here.
+    Reading(usize),
+    /// All that had arrived was read. Only a frame that was begun is waited for.
+    Read,
+    /// Bytes have come since: the next frame is the last.
+    LastFrame,
+}
+
+/// At a drain, what is still read of what has arrived: as much as fits a socket's buffer on most systems.
+const DRAIN_READ: usize = 256 * 1024;
+
+impl<Io, C, T> Engine<Io, C, T>
+where
+    Io: Stream,
+    C: Codec<T>,
+{
+    /// Decodes the next request out of what is buffered.
+    #[inline]
+    pub(in crate::pipeline) fn decode(&mut self) -> Option<C::Item> {
+        if !self.decodable {
+            return None;
+        }
+        let before = self.input.len();
+        // Caught here, because requests before it may be in flight, and are answered.
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode(self.input.buf())));
+        let decoded = match decoded {
+            Ok(decoded) => decoded,
+            Err(payload) => return self.decoder_panicked(&*payload),
+        };
+        match decoded {
+            Ok(Some(frame)) => {
+                let max = self.settings.limits.max_frame;
+                if before.saturating_sub(self.input.len()) > max {
+                    self.end_of_frames(FrameTooLarge::new(max).into());
+                    return None;
+                }
+                self.clock.saw_activity = true;
+                if self.drain == Drain::LastFrame {
+                    self.end(EndReason::Drained, Leaves::Input);
+                }
+                Some(frame)
+            }
+            Ok(None) if self.input.is_eof() => self.decode_eof(),
+            Ok(None) => {
+                self.decodable = false;
+                let max = self.settings.limits.max_frame;
+                if self.input.len() > max {
+                    self.end_of_frames(FrameTooLarge::new(max).into());
+                }
+                None
+            }
+            Err(err) => {
+                self.end_of_frames(err.into());
+                None
+            }
+        }
+    }
+
+    fn decode_eof(&mut self) -> Option<C::Item> {
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode_eof(self.input.buf())));
+        let decoded = match decoded {
+            Ok(decoded) => decoded,
+            Err(payload) => return self.decoder_panicked(&*payload),
+        };
+        match decoded {
+            Ok(Some(frame)) => {
+                self.clock.saw_activity = true;
+                return Some(frame);
+            }
+            Ok(None) if self.input.is_empty() => self.end(self.done(), Leaves::Input),
+            Ok(None) => self.end(EndReason::Truncated, Leaves::Input),
+            Err(err) => {
+                self.end(
+                    ConnectionEnded::caused(EndReason::Truncated, err),
+                    Leaves::Input,
+                );
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn decoder_panicked(&mut self, payload: &(dyn Any + Send)) -> Option<C::Item> {
+        let panicked = Panicked::new(payload);
+        self.end(
+            ConnectionEnded::caused(EndReason::Panic, panicked),
+            Leaves::Input,
+        );
+        None
+    }
+
+    /// Returns why a connection ends that has nothing left to do.
+    fn done(&self) -> EndReason {
+        if self.conn.is_draining() {
+            EndReason::Drained
+        } else {
+            EndReason::PeerClosed
+        }
+    }
+
+    fn end_of_frames(&mut self, err: BoxError) {
+        let too_large = find_cause::<FrameTooLarge>(&*err).is_some()
+            || find_cause::<LengthDelimitedCodecError>(&*err).is_some()
+            || find_cause::<LinesCodecError>(&*err)
+                .is_some_and(|err| matches!(err, LinesCodecError::MaxLineLengthExceeded));
+        let reason = if too_large {
+            EndReason::FrameTooLarge
+        } else {
+            EndReason::CodecError
+        };
+        self.end(ConnectionEnded::caused(reason, err), Leaves::Input);
+    }
+
+    pub(super) fn poll_read(&mut self, at_most: usize, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(self.input.poll_fill(&mut self.conn, at_most, cx)) {
+            Ok(n) => {
+                self.decodable = true;
+                self.clock.saw_byte |= n > 0;
+                if self.conn.is_draining() {
+                    self.drain = match self.drain {
+                        Drain::Reading(read) if read + n < DRAIN_READ => Drain::Reading(read + n),
+                        Drain::Reading(_) => Drain::Read,
+                        Drain::Read | Drain::LastFrame => Drain::LastFrame,
+                    };
+                }
+            }
+            // A stream that knows a proper end (TLS) did not see it. What was asked before is answered all the same.
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
+                self.input.clear();
+                self.decodable = false;
+                self.end(
+                    ConnectionEnded::caused(EndReason::Truncated, err),
+                    Leaves::Input,
+                );
+            }
+            Err(err) => self.io_failed(err),
+        }
+        Poll::Ready(())
+    }
+
+    /// Looks at the signals from outside.
+    pub(super) fn heed_signals(&mut self, cx: &mut Context<'_>) {
+        let life = self.conn.life();
+        life.signals.register_engine(cx.waker());
+        if self.is_ending() || !life.signals.any() {
+            return;
+        }
+        if life.signals.is_raised(Signal::Close) {
+            self.end(EndReason::ServiceClosed, Leaves::Requests);
+        } else if life.signals.is_raised(Signal::Drain)
+            && !matches!(self.drain, Drain::Reading(_))
+            && self.input.is_empty()
+        {
+            self.end(EndReason::Drained, Leaves::Input);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! One connection's stream, codec, buffers and deadlines: everything but the service.
+
+mod ending;
+mod input;
+mod output;
+mod waiting;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use super::bounds::{Codec, Stream};
+use super::clock::Clock;
+use super::limits::Limits;
+use super::peer::{EngineSide, Peer};
+use super::reply::Reply;
+use crate::connection::Connection;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, Panicked};
+use crate::frame::{Input, Output};
+use input::Drain;
+
+pub(in crate::pipeline) use ending::{Ending, Leaves};
+
+/// What the engine has to know of the error policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pipeline) enum Policy {
+    Shutdown,
+    Continue,
+}
+
+/// Settings that all connections of a pipeline share.
+#[derive(Clone, Debug)]
+pub(in crate::pipeline) struct Settings {
+    pub(in crate::pipeline) limits: Limits,
+    pub(in crate::pipeline) policy: Policy,
+    pub(in crate::pipeline) in_flight: usize,
+    pub(in crate::pipeline) order: Order,
+}
+
+/// How replies stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pipeline) enum Order {
+    /// As the requests: nothing is sent behind a reply that closes.
+    AsAsked,
+    /// As they finish: what has finished is sent whatever else closed.
+    AsFinished,
+}
+
+pub(in crate::pipeline) struct Engine<Io, C, T> {
+    conn: Connection<Io>,
+    codec: C,
+    input: Input,
+    output: Output,
+    pub(in crate::pipeline) settings: Arc<Settings>,
+    clock: Clock,
+    peer: Option<EngineSide<T>>,
+    /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
+    replies: VecDeque<Result<Reply<T>, BoxError>>,
+    /// The reply of several frames, or a stream of them, that is being encoded.
+    current: Option<Reply<T>>,
+    above_mark: bool,
+    /// The decoder may have another frame in what is buffered.
+    decodable: bool,
+    drain: Drain,
+    ending: Option<Ending>,
+}
+
+impl<Io, C, T> Unpin for Engine<Io, C, T> {}
+
+impl<Io, C, T> Engine<Io, C, T>
+where
+    Io: Stream,
+    C: Codec<T>,
+{
+    pub(in crate::pipeline) fn new(
+        conn: Connection<Io>,
+        codec: C,
+        settings: Arc<Settings>,
+    ) -> Self {
+        let clock = Clock::new(conn.info().accepted_at(), &settings.limits);
+        Self {
+            conn,
+            codec,
+            input: Input::default(),
+            output: Output::default(),
+            settings,
+            clock,
+            peer: None,
+            replies: VecDeque::new(),
+            current: None,
+            above_mark: false,
+            decodable: false,
+            drain: Drain::Reading(0),
+            ending: None,
+        }
+    }
+
+    /// Makes the handle to this connection.
+    pub(in crate::pipeline) fn peer(&mut self) -> Peer<T> {
+        let Self {
+            conn,
+            settings,
+            peer,
+            ..
+        } = self;
+        let side = peer.get_or_insert_with(|| {
+            EngineSide(Peer::new(
+                Arc::clone(conn.info()),
+                Arc::clone(conn.life()),
+                settings.limits.push_queue,
+            ))
+        });
+        Peer::clone(side)
+    }
+
+    pub(in crate::pipeline) fn into_parts(self) -> (Connection<Io>, Option<Ending>) {
+        (self.conn, self.ending)
+    }
+
+    pub(in crate::pipeline) fn count_request(&self) {
+        self.conn.life().count_requests(1);
+    }
+
+    /// Ends input. The first reason stands; what is left behind only grows.
+    pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
+        self.input.clear();
+        self.decodable = false;
+        if leaves == Leaves::Output {
+            self.output.clear();
+        }
+        match &mut self.ending {
+            Some(ending) => ending.leaves = ending.leaves.max(leaves),
+            none => {
+                let ended = self.conn.ended(ended.into());
+                *none = Some(Ending { ended, leaves });
+            }
+        }
+    }
+
+    fn io_failed(&mut self, err: io::Error) {
+        let reason = match err.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::WriteZero => EndReason::PeerReset,
+            io::ErrorKind::TimedOut => EndReason::WriteTimeout,
+            _ => EndReason::IoError,
+        };
+        self.end(ConnectionEnded::caused(reason, err), Leaves::Output);
+    }
+
+    pub(in crate::pipeline) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Returns whether the connection ends and leaves so much behind.
+    pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
+        self.ending
+            .as_ref()
+            .is_some_and(|ending| ending.leaves >= leaves)
+    }
+
+    /// User code below the engine panicked: what is torn is taken away, what is whole is sent.
+    pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
+        self.output.drop_torn();
+        self.fail(ConnectionEnded::caused(EndReason::Panic, panicked));
+    }
+}

@@ -1,0 +1,224 @@
+//! Replies and pushes, from the service to the stream.
+
+use std::task::{Context, Poll};
+
+use super::{Codec, Engine, Leaves, Order, Policy, Stream};
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, Panicked, find_cause};
+use crate::pipeline::is_shutdown;
+use crate::pipeline::reply::{Frames, Reply};
+
+impl<Io, C, T> Engine<Io, C, T>
+where
+    Io: Stream,
+    C: Codec<T>,
+{
+    /// Takes the result of a call, in its place in the order.
+    #[inline]
+    pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
+        self.clock.saw_activity = true;
+        if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
+            return;
+        }
+        // Behind what was pushed before, and the replies that are still waiting.
+        if self.waiting_replies() > 0 || self.has_pushed() {
+            self.replies.push_back(result);
+            return;
+        }
+        match result {
+            Ok(Reply {
+                frames: Frames::One(frame),
+                close: false,
+            }) => self.encode(frame),
+            other => self.begin(other),
+        }
+    }
+
+    /// Returns how many replies are waiting to be encoded.
+    #[inline]
+    pub(in crate::pipeline) fn waiting_replies(&self) -> usize {
+        self.replies.len() + usize::from(self.current.is_some())
+    }
+
+    pub(super) fn has_pushed(&self) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.has_pushed())
+    }
+
+    fn begin(&mut self, result: Result<Reply<T>, BoxError>) {
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(err) => return self.failed(err),
+        };
+        let close = reply.close;
+        match reply.frames {
+            Frames::None => {}
+            Frames::One(frame) => self.encode(frame),
+            Frames::Several(_) | Frames::Stream(_) => {
+                self.current = Some(reply);
+                return;
+            }
+        }
+        if close {
+            self.close_behind_reply();
+        }
+    }
+
+    fn close_behind_reply(&mut self) {
+        self.drop_behind();
+        self.end(EndReason::ServiceClosed, Leaves::Calls);
+    }
+
+    fn drop_behind(&mut self) {
+        if self.settings.order == Order::AsAsked {
+            self.replies.clear();
+        }
+    }
+
+    fn failed(&mut self, err: BoxError) {
+        let panicked = find_cause::<Panicked>(&*err).is_some();
+        if panicked {
+            self.fail(ConnectionEnded::caused(EndReason::Panic, err));
+        } else if self.settings.policy == Policy::Shutdown || is_shutdown(&*err) {
+            self.fail(ConnectionEnded::caused(EndReason::ServiceError, err));
+        } else {
+            let id = self.conn.info().id().get();
+            let error: &(dyn std::error::Error + 'static) = &*err;
+            tracing::warn!(target: "tower_tcp", { connection.id = id, error }, "request.failed");
+        }
+    }
+
+    /// Ends behind what was answered so far; what waits behind it is dropped.
+    pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
+        self.drop_behind();
+        self.current = None;
+        self.end(ended, Leaves::Calls);
+    }
+
+    #[inline]
+    fn encode(&mut self, frame: T) {
+        let Self { output, codec, .. } = self;
+        if let Err(err) = output.encode(|buf| codec.encode(frame, buf)) {
+            self.fail(ConnectionEnded::caused(EndReason::EncodeError, err));
+        }
+    }
+
+    /// Encodes pushes and waiting replies, up to the high mark.
+    fn encode_waiting(&mut self, cx: &mut Context<'_>) {
+        let mark = self.settings.limits.high_mark;
+        while self.output.len() < mark {
+            let pushed = self.encode_pushed();
+            if self.output.len() >= mark || (!self.encode_reply(cx) && !pushed) {
+                return;
+            }
+        }
+    }
+
+    /// Encodes what was pushed, at most one queue of it: those who push without end do not keep replies from their turn.
+    fn encode_pushed(&mut self) -> bool {
+        let mut pushed = false;
+        for _ in 0..self.settings.limits.push_queue {
+            if !self.has_pushed() {
+                break;
+            }
+            let Some(frame) = self.peer.as_ref().and_then(|peer| peer.take()) else {
+                break;
+            };
+            self.encode(frame);
+            pushed = true;
+        }
+        pushed
+    }
+
+    /// Encodes one frame of the replies that wait. Returns whether there was anything to do.
+    fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(current) = &mut self.current {
+            let next = match &mut current.frames {
+                Frames::Several(frames) => frames.next().map(Ok),
+                Frames::Stream(stream) => match stream.as_mut().poll_next(cx) {
+                    Poll::Ready(next) => next,
+                    Poll::Pending => return false,
+                },
+                Frames::None | Frames::One(_) => None,
+            };
+            let close = current.close;
+            match next {
+                Some(Ok(frame)) => {
+                    // Behind what the stream pushed before it gave the frame, as with any other reply.
+                    self.encode_pushed();
+                    self.encode(frame);
+                }
+                Some(Err(err)) => {
+                    self.current = None;
+                    self.failed(err);
+                }
+                None => {
+                    self.current = None;
+                    self.clock.saw_activity = true;
+                    if close {
+                        self.close_behind_reply();
+                    }
+                }
+            }
+        } else if let Some(result) = self.replies.pop_front() {
+            self.begin(result);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Returns whether output keeps requests from being taken: from the high mark until the low one.
+    pub(in crate::pipeline) fn is_above_mark(&mut self) -> bool {
+        let limits = &self.settings.limits;
+        let mark = if self.above_mark {
+            limits.low_mark + 1
+        } else {
+            limits.high_mark
+        };
+        let above = self.output.len() >= mark;
+        if above != self.above_mark {
+            self.above_mark = above;
+            if let Some(peer) = &self.peer {
+                peer.set_above_mark(above);
+            }
+        }
+        above
+    }
+
+    /// Encodes what waits and writes what is encoded. Ready when there is nothing left of either.
+    pub(super) fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.encode_waiting(cx);
+            if self.leaves(Leaves::Output) {
+                return Poll::Ready(());
+            }
+            let above = self.is_above_mark();
+            let mut progress = false;
+            let flushed = self.output.poll_flush(&mut self.conn, &mut progress, cx);
+            self.clock.saw_write |= progress;
+            match flushed {
+                Poll::Ready(Ok(())) => {
+                    self.is_above_mark();
+                    if !above && !self.has_pushed() {
+                        // Nothing more could be encoded before, and what came since would have woken us.
+                        return if self.waiting_replies() == 0 {
+                            Poll::Ready(())
+                        } else {
+                            Poll::Pending
+                        };
+                    }
+                }
+                Poll::Ready(Err(err)) => {
+                    self.io_failed(err);
+                    return Poll::Ready(());
+                }
+                Poll::Pending => {
+                    if above && !self.is_above_mark() {
+                        continue;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The waits of a connection. Each writes what there is first, and keeps the deadlines.
+
+use std::task::{Context, Poll, ready};
+
+use super::input::Drain;
+use super::{Codec, Engine, Leaves, Stream};
+use crate::end_reason::EndReason;
+use crate::pipeline::clock::Waiting;
+use crate::shutdown::Signal;
+
+impl<Io, C, T> Engine<Io, C, T>
+where
+    Io: Stream,
+    C: Codec<T>,
+{
+    /// Waits for input, when there is nothing to decode: writes all there is first. Ready when something has changed.
+    pub(in crate::pipeline) fn poll_input(
+        &mut self,
+        in_hand: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        self.heed_signals(cx);
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        let _waits_or_not = self.poll_output(cx);
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        if self.above_mark {
+            return self.poll_deadlines(in_hand, false, cx);
+        }
+        if self.poll_read(usize::MAX, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
+            self.drain = Drain::Read;
+            if self.input.is_empty() {
+                self.end(EndReason::Drained, Leaves::Input);
+                return Poll::Ready(());
+            }
+        }
+        self.poll_deadlines(in_hand, true, cx)
+    }
+
+    /// Waits until output is below its mark. Ready then, or when the connection ends.
+    pub(in crate::pipeline) fn poll_room(
+        &mut self,
+        in_hand: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        self.heed_signals(cx);
+        let _waits_or_not = self.poll_output(cx);
+        if self.is_ending() || !self.is_above_mark() {
+            return Poll::Ready(());
+        }
+        self.poll_deadlines(in_hand, false, cx)
+    }
+
+    /// Waits beside something else: a call, the service's readiness, the make-service. Writes, reads ahead a little so that a
+    /// reset is noticed, keeps the deadlines. Ready when the connection must end without waiting for that.
+    pub(in crate::pipeline) fn poll_beside(
+        &mut self,
+        in_hand: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        self.heed_signals(cx);
+        let _waits_or_not = self.poll_output(cx);
+        while !self.leaves(Leaves::Output) && !self.is_ending() && !self.input.is_eof() {
+            let room = self
+                .settings
+                .limits
+                .read_ahead
+                .saturating_sub(self.input.len());
+            if room == 0 || self.poll_read(room, cx).is_pending() {
+                break;
+            }
+        }
+        while !self.leaves(Leaves::Calls) {
+            if self.poll_deadlines(in_hand, false, cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Waits for the make-service, by itself. Ready when the connection must end without it.
+    pub(in crate::pipeline) fn poll_making(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_signals(cx);
+        let _waits_or_not = self.poll_output(cx);
+        while !self.is_ending() && !self.input.is_eof() {
+            let room = self
+                .settings
+                .limits
+                .read_ahead
+                .saturating_sub(self.input.len());
+            if room == 0 || self.poll_read(room, cx).is_pending() {
+                break;
+            }
+        }
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        let waiting = Waiting {
+            making: true,
+            resting: false,
+            in_frame: false,
+            writing: !self.output.is_flushed(),
+        };
+        self.poll_clock(waiting, cx)
+    }
+
+    /// At the end: waits until all is written, or cannot be.
+    pub(in crate::pipeline) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(peer) = &self.peer {
+            peer.refuse();
+        }
+        loop {
+            if self.poll_output(cx).is_ready() || self.leaves(Leaves::Output) {
+                return Poll::Ready(());
+            }
+            ready!(self.poll_deadlines(0, false, cx));
+            if self.leaves(Leaves::Output) {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn poll_deadlines(&mut self, in_hand: usize, reading: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let waiting = Waiting {
+            making: false,
+            resting: reading
+                && in_hand == 0
+                && self.waiting_replies() == 0
+                && self.input.is_empty(),
+            in_frame: reading && !self.input.is_empty(),
+            writing: !self.output.is_flushed(),
+        };
+        self.poll_clock(waiting, cx)
+    }
+
+    fn poll_clock(&mut self, waiting: Waiting, cx: &mut Context<'_>) -> Poll<()> {
+        self.input.rest();
+        let reason = ready!(self.clock.poll(waiting, &self.settings.limits, cx));
+        match reason {
+            EndReason::WriteTimeout => self.end(reason, Leaves::Output),
+            EndReason::MaxAge => {
+                // A drain of this one connection.
+                self.clock.retired();
+                self.conn.life().set_reason(reason, None);
+                self.conn.life().signals.raise(Signal::Drain);
+            }
+            _ => self.end(reason, Leaves::Input),
+        }
+        Poll::Ready(())
+    }
+}
