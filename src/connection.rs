@@ -58,7 +58,10 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
-            Self::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
+            // A peer chooses its own, and may have chosen it to break a line of the log.
+            Self::Unix(Some(path)) => {
+                write!(f, "unix:{}", path.to_string_lossy().escape_debug())
+            }
             Self::Unix(None) => f.write_str("unix:"),
             Self::Memory(n) => write!(f, "memory:{n}"),
         }

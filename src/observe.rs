@@ -148,7 +148,7 @@ fn closed(info: &ConnectionInfo, end: &End) {
 }
 
 /// An error with its causes, on one line: what comes from a peer may hold control characters, and is escaped.
-struct Chain<'a>(&'a (dyn std::error::Error + Send + Sync + 'static));
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + Send + Sync + 'static));
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use super::{Codec, Engine, Leaves, Order, Policy, Stream};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
+use crate::observe::Chain;
 use crate::pipeline::is_shutdown;
 use crate::pipeline::reply::{Frames, Reply};
 
@@ -82,8 +83,8 @@ where
             self.fail(ConnectionEnded::caused(EndReason::ServiceError, err));
         } else {
             let id = self.conn.info().id().get();
-            let error: &(dyn std::error::Error + 'static) = &*err;
-            tracing::warn!(target: "tower_tcp", { connection.id = id, error }, "request.failed");
+            let error = Chain(&*err);
+            tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
         }
     }
 
