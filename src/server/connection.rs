@@ -74,7 +74,11 @@ impl Outcome {
             Self::Done if draining => EndReason::Drained.into(),
             Self::Done if peer_done => EndReason::PeerClosed.into(),
             Self::Done => EndReason::ServiceClosed.into(),
-            Self::Failed(err) => ConnectionEnded::caused(classify(&*err), err),
+            // Most often it is told as it is to be reported.
+            Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
+                Ok(ended) => *ended,
+                Err(err) => ConnectionEnded::caused(classify(&*err), err),
+            },
             Self::Panicked(panicked) => ConnectionEnded::caused(EndReason::Panic, panicked),
             Self::Dropped => EndReason::Killed.into(),
         }
