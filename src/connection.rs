@@ -180,12 +180,18 @@ impl Life {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Proposes a reason, and returns the one that stands. It is the first: what came first is what happened.
+    /// Proposes a reason, and returns the one that stands.
+    ///
+    /// It is the first: what came first is what happened. Only an end in good order gives way to one that is not: then
+    /// something was lost on the way.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let mut cell = self.cell();
-        cell.reason
-            .get_or_insert(ConnectionEnded { reason, cause })
-            .clone()
+        let stands = match cell.reason.take() {
+            Some(first) if reason.is_orderly() || !first.reason.is_orderly() => first,
+            _ => ConnectionEnded { reason, cause },
+        };
+        cell.reason = Some(stands.clone());
+        stands
     }
 
     /// Cuts the connection off, for the reason given unless it has one already.
@@ -196,17 +202,15 @@ impl Life {
 
     /// Settles the end and tells those who asked. Only the connection's task calls this; a second call does nothing.
     ///
-    /// `otherwise` is the reason when nobody proposed one.
-    pub(crate) fn finish(&self, otherwise: impl FnOnce(bool) -> ConnectionEnded) {
+    /// `outcome` is the last to propose a reason.
+    pub(crate) fn finish(&self, outcome: impl FnOnce(bool) -> ConnectionEnded) {
+        let outcome = outcome(self.peer_done.load(Ordering::Relaxed));
+        let ConnectionEnded { reason, cause } = self.set_reason(outcome.reason, outcome.cause);
         let (end, hooks) = {
             let mut cell = self.cell();
             if cell.end.is_some() {
                 return;
             }
-            let ConnectionEnded { reason, cause } = match cell.reason.take() {
-                Some(settled) => settled,
-                None => otherwise(self.peer_done.load(Ordering::Relaxed)),
-            };
             let end = End {
                 reason,
                 cause,
@@ -347,7 +351,8 @@ impl<Io> Connection<Io> {
         async move { life.signals.raised(Signal::Drain).await }
     }
 
-    /// Says why the connection is about to end, for the one report of it. The first word stands.
+    /// Says why the connection is about to end, for the one report of it. The first word stands, unless
+    /// it was one of good order and a later one is not.
     ///
     /// A raw service that returns `Ok` without a word has ended with
     /// [`PeerClosed`](EndReason::PeerClosed) if it read to the end, else with [`ServiceClosed`](EndReason::ServiceClosed).

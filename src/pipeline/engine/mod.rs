@@ -122,20 +122,19 @@ where
         self.conn.life().count_requests(1);
     }
 
-    /// Ends input. The first reason stands; what is left behind only grows.
+    /// Ends input. Which reason stands the connection knows; what is left behind only grows.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
         self.decodable = false;
         if leaves == Leaves::Output {
             self.output.clear();
         }
-        match &mut self.ending {
-            Some(ending) => ending.leaves = ending.leaves.max(leaves),
-            none => {
-                let ended = self.conn.ended(ended.into());
-                *none = Some(Ending { ended, leaves });
-            }
-        }
+        let ended = self.conn.ended(ended.into());
+        let leaves = match &self.ending {
+            Some(ending) => ending.leaves.max(leaves),
+            None => leaves,
+        };
+        self.ending = Some(Ending { ended, leaves });
     }
 
     fn io_failed(&mut self, err: io::Error) {
