@@ -5,16 +5,18 @@
     reason = "each test binary uses its own part"
 )]
 
+use std::io;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tower::{Service, ServiceBuilder};
-use tower_tcp::bind::Listener;
+use tower_tcp::bind::{Incoming, Listener};
 use tower_tcp::pipeline::{InFlight, Multiplexed, PipelineFuture};
 use tower_tcp::testkit::{Connector, memory};
-use tower_tcp::{BoxError, Connection, End, EndReason, Handle, Pipeline, Server};
+use tower_tcp::{Address, BoxError, Connection, End, EndReason, Handle, Pipeline, Server};
 
 /// The net under every wait: far beyond what any test waits for on the paused clock.
 const NET: Duration = Duration::from_secs(24 * 3600);
@@ -88,6 +90,41 @@ where
         ends,
         connector: None,
     }
+}
+
+/// Listens for the streams that are sent to it.
+pub(crate) struct Streams<Io>(pub(crate) mpsc::Receiver<Io>);
+
+impl<Io: Send + 'static> Listener for Streams<Io> {
+    type Io = Io;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
+        match ready!(self.0.poll_recv(cx)) {
+            Some(io) => Poll::Ready(Ok(Incoming {
+                io,
+                peer: Address::Memory(1),
+                local: Address::Memory(0),
+            })),
+            None => Poll::Pending,
+        }
+    }
+
+    fn local_addresses(&self) -> Vec<Address> {
+        vec![Address::Memory(0)]
+    }
+}
+
+/// Serves one stream.
+pub(crate) fn serve_stream<Io, S>(io: Io, stack: S) -> Served
+where
+    Io: Send + 'static,
+    S: Service<Connection<Io>, Error = BoxError> + Send + 'static,
+    S::Response: 'static,
+    S::Future: Send + 'static,
+{
+    let (streams, listener) = mpsc::channel(1);
+    streams.try_send(io).expect("there is room for one");
+    serve_on(Server::from_listener(Streams(listener)), stack)
 }
 
 /// Serves a pipeline in each of the three ways of dispatch, eight requests at a time where there may be several.

@@ -1,0 +1,385 @@
+//! Deadlines: each ends its connection at its moment, not before, not after, and is moved only by what should move it.
+
+mod support;
+
+use std::future::{pending, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::time::{Instant, sleep, sleep_until};
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_tcp::close::Linger;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Limits;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
+
+use support::{each_way, serve};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Waits as many seconds as the request says, and returns it.
+async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
+    sleep(SECOND * String::from_utf8_lossy(&request).parse().unwrap_or(0)).await;
+    Ok(request)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_closed_after_a_minute() {
+    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+
+        client.rest().await;
+
+        assert_eq!(begun.elapsed(), 60 * SECOND, "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::FirstByteTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d6_a_frame_has_half_a_minute_whatever_drips_in() {
+    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let begun = Instant::now();
+        let client = served.connect().await;
+        let (read, mut write) = tokio::io::split(client.0.into_inner());
+        let dripping = tokio::spawn(async move {
+            sleep(5 * SECOND).await;
+            while write.write_all(b"x").await.is_ok() {
+                sleep(7 * SECOND).await;
+            }
+        });
+        let mut client = support::Client::new(tokio::io::join(read, tokio::io::sink()));
+
+        client.rest().await;
+
+        assert_eq!(begun.elapsed(), 35 * SECOND, "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::FrameTimeout);
+        dripping.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_frame_begins_anew_with_each_frame() {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.connect().await;
+
+        for _ in 0..4 {
+            client.send("a").await;
+            sleep(29 * SECOND).await;
+            client.send("b\n").await;
+            assert_eq!(client.line().await, "ab", "{}", served.way);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g1_a_connection_is_idle_a_minute_after_its_last_reply_whatever_is_pushed() {
+    let make = service_fn(|peer: Peer<Bytes>| {
+        tokio::spawn(async move {
+            while peer.send("still here?".into()).await.is_ok() {
+                sleep(7 * SECOND).await;
+            }
+        });
+        ready(Ok::<_, BoxError>(service_fn(delayed)))
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+        sleep(10 * SECOND).await;
+        client.send("200\n").await;
+
+        let lines = client.rest().await;
+
+        assert!(lines.contains(&"200".to_owned()), "{}", served.way);
+        assert_eq!(begun.elapsed(), 270 * SECOND, "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_limit_of_none_lets_a_connection_rest_for_ever() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .limits(Limits::default().idle(None).first_byte(None));
+
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        for _ in 0..2 {
+            sleep(10_000 * SECOND).await;
+            client.send("a\n").await;
+
+            assert_eq!(client.line().await, "a", "{}", served.way);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d9_a_peer_that_takes_nothing_for_half_a_minute_is_let_go() {
+    let large = service_fn(|_: Bytes| ready(Ok::<_, BoxError>(Bytes::from(vec![b'x'; 300_000]))));
+
+    for mut served in each_way(Pipeline::new(Lines::default).service(large)) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+        client.send("a\n").await;
+        // It takes a little, which counts, and then no more.
+        sleep(20 * SECOND).await;
+        let mut some = [0; 1000];
+        tokio::io::AsyncReadExt::read_exact(&mut client.0, &mut some)
+            .await
+            .unwrap();
+
+        let reason = served.reason().await;
+
+        assert_eq!(reason, EndReason::WriteTimeout, "{}", served.way);
+        assert_eq!(begun.elapsed(), 50 * SECOND, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_old_answers_what_it_has_read_and_closes() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .limits(Limits::default().max_age(45 * SECOND));
+
+    for mut served in each_way(pipeline) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+        sleep(40 * SECOND).await;
+        client.send("20\n1\n").await;
+
+        let mut replies = client.rest().await;
+
+        replies.sort();
+        assert_eq!(replies, ["1", "20"], "{}", served.way);
+        assert!(begun.elapsed() >= 60 * SECOND, "{}", served.way);
+        assert!(begun.elapsed() <= 61 * SECOND, "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::MaxAge, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_of_one_moment_retire_at_different_ones() {
+    let limits = Limits::default()
+        .first_byte(None)
+        .max_age(100 * SECOND)
+        .max_age_jitter(50 * SECOND);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .limits(limits.linger(Linger::default().time(Duration::ZERO)));
+    let mut served = serve(pipeline);
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(served.connect().await);
+    }
+
+    let mut ages = Vec::new();
+    for _ in 0..100 {
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::MaxAge);
+        ages.push(end.duration());
+    }
+
+    // A hundred of a flat draw leave a fifth at either side empty once in two thousand million runs.
+    assert!(
+        ages[0] >= 100 * SECOND && ages[0] < 110 * SECOND,
+        "{ages:?}"
+    );
+    assert!(
+        ages[99] > 140 * SECOND && ages[99] <= 151 * SECOND,
+        "{ages:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_make_service_has_ten_seconds() {
+    let make = service_fn(|_: Peer<Bytes>| async {
+        pending::<()>().await;
+        Ok::<_, BoxError>(service_fn(delayed))
+    });
+
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let begun = Instant::now();
+        let mut client = served.connect().await;
+        client.send("a\n").await;
+
+        client.rest().await;
+
+        assert_eq!(begun.elapsed(), 10 * SECOND, "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::MakeServiceError);
+    }
+}
+
+/// Every limit of time, all the same.
+fn all(time: Duration) -> Limits {
+    Limits::default()
+        .first_byte(time)
+        .frame(time)
+        .idle(time)
+        .write(time)
+        .max_age(time)
+        .max_age_jitter(time)
+        .make_service(time)
+        .linger(Linger::default().time(time).write(time))
+}
+
+#[tokio::test(start_paused = true)]
+async fn g6_the_longest_time_there_is_is_no_limit_and_no_panic() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .limits(all(Duration::MAX));
+    let stack = ServiceBuilder::new()
+        .layer(
+            PreConnectLayer::new(service_fn(|conn: Connection<DuplexStream>| {
+                ready(Ok::<_, BoxError>(conn))
+            }))
+            .deadline(Duration::MAX),
+        )
+        .service(pipeline);
+    let mut served = serve(stack);
+    let mut client = served.connect().await;
+    client.send("1\n").await;
+    let reply = client.line().await;
+    sleep(100_000 * SECOND).await;
+    client.send("2\n").await;
+    let late = client.line().await;
+    served.handle.shutdown_within(Duration::MAX);
+    client.rest().await;
+    drop(client);
+
+    assert_eq!((&reply[..], &late[..]), ("1", "2"));
+    assert_eq!(served.reason().await, EndReason::Drained);
+    assert_eq!(served.handle.closed().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g6_no_time_at_all_ends_connections_at_once_and_is_no_panic() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .limits(all(Duration::ZERO));
+
+    for mut served in each_way(pipeline) {
+        for text in ["", "half", "1\n1\n"] {
+            let begun = Instant::now();
+            let mut client = served.connect().await;
+            client.send(text).await;
+            let end = served.ended().await;
+            drop(client);
+
+            assert_ne!(end.reason(), EndReason::Panic, "{}", served.way);
+            assert!(begun.elapsed() <= 2 * SECOND, "{} {end:?}", served.way);
+        }
+    }
+}
+
+/// A hook that is never ready.
+#[derive(Clone)]
+struct NeverReady;
+
+impl Service<Connection<DuplexStream>> for NeverReady {
+    type Response = Connection<DuplexStream>;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<Connection<DuplexStream>, BoxError>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Pending
+    }
+
+    fn call(&mut self, conn: Connection<DuplexStream>) -> Self::Future {
+        ready(Ok(conn))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pre_connect_deadline_covers_the_wait_for_the_hook() {
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(NeverReady))
+        .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
+    let mut served = serve(stack);
+    let begun = Instant::now();
+    let client = served.connect().await;
+
+    let reason = served.reason().await;
+
+    assert_eq!(reason, EndReason::PreConnectTimeout);
+    assert_eq!(begun.elapsed(), 10 * SECOND);
+    drop(client);
+}
+
+#[tokio::test(start_paused = true)]
+async fn b8_the_pre_connect_deadline_covers_the_hook() {
+    let through = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&through);
+    let slow = service_fn(|conn: Connection<DuplexStream>| async move {
+        pending::<()>().await;
+        Ok::<_, BoxError>(conn)
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(slow).deadline(5 * SECOND))
+        .service_fn(move |_: Connection<DuplexStream>| {
+            seen.store(true, Ordering::Relaxed);
+            ready(Ok::<_, BoxError>(()))
+        });
+    let mut served = serve(stack);
+    let begun = Instant::now();
+    let client = served.connect().await;
+
+    let reason = served.reason().await;
+
+    assert_eq!(reason, EndReason::PreConnectTimeout);
+    assert_eq!(begun.elapsed(), 5 * SECOND);
+    assert!(!through.load(Ordering::Relaxed));
+    drop(client);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pre_connect_deadline_is_over_once_the_hook_is_through() {
+    let pass = service_fn(|conn: Connection<DuplexStream>| ready(Ok::<_, BoxError>(conn)));
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(pass).deadline(SECOND))
+        .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
+    let served = serve(stack);
+    let mut client = served.connect().await;
+    sleep(30 * SECOND).await;
+
+    client.send("5\n").await;
+
+    assert_eq!(client.line().await, "5");
+}
+
+#[tokio::test(start_paused = true)]
+async fn b20_a_full_pre_connect_budget_evicts_the_oldest() {
+    let begun = Instant::now();
+    let slow = service_fn(move |conn: Connection<DuplexStream>| async move {
+        sleep_until(begun + 8 * SECOND).await;
+        Ok::<_, BoxError>(conn)
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(slow).pending(2))
+        .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
+    let mut served = serve(stack);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(served.connect().await);
+        sleep(SECOND).await;
+    }
+
+    let evicted = served.ended().await;
+    for client in &mut clients[1..] {
+        client.send("0\n").await;
+        assert_eq!(client.line().await, "0");
+    }
+
+    assert_eq!(evicted.reason(), EndReason::PreConnectEvicted);
+    assert_eq!(evicted.duration(), 2 * SECOND);
+    assert_eq!(served.handle.live(), 2);
+}
