@@ -706,6 +706,33 @@ async fn e6_a_service_that_fails_to_be_ready_is_called_no_more_and_earlier_calls
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_behind_the_end_of_input_is_the_reason_all_the_same() {
+    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.connect().await;
+        client.send("1\nfail 10\n").await;
+        client.finish().await;
+
+        assert_eq!(client.rest().await, ["1"], "{}", served.way);
+        drop(client);
+        let reason = served.reason().await;
+        assert_eq!(reason, EndReason::ServiceError, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_before_its_replies_has_not_closed_in_good_order() {
+    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.connect().await;
+        client.send("1\n").await;
+        drop(client);
+
+        let reason = served.reason().await;
+
+        assert_eq!(reason, EndReason::PeerReset, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_make_service_that_fails_turns_the_peer_away_behind_what_it_said() {
     let make = service_fn(|peer: Peer<Bytes>| async move {
         peer.send("421 not today".into()).await?;
