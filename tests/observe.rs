@@ -1,0 +1,505 @@
+//! Observe: each connection has one span and one closing event, which say the same as `on_end`, whatever ended it.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::{pending, ready};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::DuplexStream;
+use tokio::net::UnixSocket;
+use tokio::time::{sleep, timeout};
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::frame::Lines;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::pipeline::Limits;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
+use tracing::field::{Field, Visit};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Level, Subscriber, span};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+use support::{Client, Served, serve, serve_on};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Fields by name; text as it was given, anything else as it is formatted.
+#[derive(Clone, Debug, Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Fields {
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    name: String,
+    level: Level,
+    fields: Fields,
+    /// The spans it was in, by name.
+    within: Vec<&'static str>,
+}
+
+/// All spans and events of the crate, while it lives.
+#[derive(Clone, Default)]
+struct Capture {
+    spans: Arc<Mutex<BTreeMap<u64, Seen>>>,
+    closed_spans: Arc<Mutex<Vec<Seen>>>,
+    events: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Capture {
+    fn begin() -> (Self, DefaultGuard) {
+        let capture = Self::default();
+        let subscriber = tracing_subscriber::registry().with(capture.clone());
+        (capture, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn events(&self, name: &str) -> Vec<Seen> {
+        let events = self.events.lock().expect("no test panics under it");
+        events
+            .iter()
+            .filter(|event| event.name == name)
+            .cloned()
+            .collect()
+    }
+
+    /// The spans of connections that were opened, and those that were closed.
+    fn spans(&self) -> (Vec<Seen>, Vec<Seen>) {
+        let open = self.spans.lock().expect("no test panics under it");
+        let closed = self.closed_spans.lock().expect("no test panics under it");
+        (open.values().cloned().collect(), closed.clone())
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attrs: &span::Attributes<'_>, id: &span::Id, _: Context<'_, S>) {
+        if attrs.metadata().target() != "tower_tcp" {
+            return;
+        }
+        let mut fields = Fields::default();
+        attrs.record(&mut fields);
+        let seen = Seen {
+            name: attrs.metadata().name().to_owned(),
+            level: *attrs.metadata().level(),
+            fields,
+            within: Vec::new(),
+        };
+        self.spans
+            .lock()
+            .expect("no test panics under it")
+            .insert(id.into_u64(), seen);
+    }
+
+    fn on_record(&self, id: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
+        let mut spans = self.spans.lock().expect("no test panics under it");
+        if let Some(span) = spans.get_mut(&id.into_u64()) {
+            values.record(&mut span.fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        if event.metadata().target() != "tower_tcp" {
+            return;
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let seen = Seen {
+            name: fields.get("message").to_owned(),
+            level: *event.metadata().level(),
+            fields,
+            within: ctx
+                .event_scope(event)
+                .into_iter()
+                .flatten()
+                .map(|span| span.name())
+                .collect(),
+        };
+        self.events
+            .lock()
+            .expect("no test panics under it")
+            .push(seen);
+    }
+
+    fn on_close(&self, id: span::Id, _: Context<'_, S>) {
+        let span = self
+            .spans
+            .lock()
+            .expect("no test panics under it")
+            .remove(&id.into_u64());
+        self.closed_spans
+            .lock()
+            .expect("no test panics under it")
+            .extend(span);
+    }
+}
+
+/// Does what the request says.
+async fn act(peer: Peer<Bytes>, request: Bytes) -> Result<Reply<Bytes>, BoxError> {
+    match &request[..] {
+        b"close" => Ok(Reply::from(request).close()),
+        b"abort" => {
+            peer.abort();
+            pending().await
+        }
+        b"fail" => Err("line one\r\nline two \x1b[2J\u{202e}".into()),
+        b"panic" => panic!("as asked\r\n\x1b[2J"),
+        b"hang" => pending().await,
+        _ => Ok(request.into()),
+    }
+}
+
+/// A stack that can end in many ways.
+fn traced() -> Served {
+    let make = service_fn(|peer: Peer<Bytes>| {
+        ready(Ok::<_, BoxError>(service_fn(move |request| {
+            act(peer.clone(), request)
+        })))
+    });
+    serve(
+        ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .service(
+                Pipeline::new(|| Lines::default().max_line(16))
+                    .make_service(make)
+                    .in_flight(4),
+            ),
+    )
+}
+
+/// The ways a connection can end that a line can ask for, and what is seen of each.
+const ENDS: [(&str, EndReason, Level); 11] = [
+    ("", EndReason::PeerClosed, Level::DEBUG),
+    ("a\n", EndReason::PeerClosed, Level::DEBUG),
+    ("half", EndReason::Truncated, Level::DEBUG),
+    ("0123456789abcdefg", EndReason::FrameTooLarge, Level::DEBUG),
+    ("close\n", EndReason::ServiceClosed, Level::DEBUG),
+    ("abort\n", EndReason::Aborted, Level::DEBUG),
+    ("fail\n", EndReason::ServiceError, Level::WARN),
+    ("panic\n", EndReason::Panic, Level::ERROR),
+    ("silence", EndReason::FrameTimeout, Level::DEBUG),
+    ("hang\n", EndReason::DrainDeadline, Level::WARN),
+    ("hang\nkill", EndReason::Killed, Level::DEBUG),
+];
+
+#[tokio::test(start_paused = true)]
+async fn k1_each_connection_has_one_span_and_one_closing_event_that_says_what_on_end_says() {
+    for (text, reason, level) in ENDS {
+        let (capture, _guard) = Capture::begin();
+        let mut served = traced();
+        let mut client = served.connect().await;
+        client.send(text).await;
+        match text {
+            "silence" => sleep(40 * SECOND).await,
+            "hang\n" => {
+                sleep(SECOND).await;
+                served.handle.shutdown_within(SECOND);
+            }
+            "hang\nkill" => {
+                sleep(SECOND).await;
+                served.handle.abort();
+            }
+            "abort\n" => {}
+            _ => client.finish().await,
+        }
+
+        let end = served.ended().await;
+        tokio::task::yield_now().await;
+
+        let events = capture.events("connection.closed");
+        let (open, closed) = capture.spans();
+        assert_eq!(end.reason(), reason, "{text:?}");
+        assert_eq!(events.len(), 1, "{text:?}: {events:?}");
+        let event = &events[0];
+        assert_eq!(event.level, level, "{text:?}");
+        assert_eq!(event.within, ["tcp.connection"], "{text:?}");
+        let fields = &event.fields;
+        assert_eq!(fields.get("close.reason"), reason.as_str());
+        assert_eq!(
+            fields.get("close.initiator"),
+            reason.initiator().as_str(),
+            "{text:?}"
+        );
+        assert_eq!(fields.get("bytes_read"), end.bytes_read().to_string());
+        assert_eq!(fields.get("bytes_written"), end.bytes_written().to_string());
+        assert_eq!(fields.get("requests"), end.requests().to_string());
+        assert_eq!(open.len(), 0, "{text:?}: {open:?}");
+        assert_eq!(closed.len(), 1, "{text:?}: {closed:?}");
+        assert_eq!(
+            closed[0].fields.get("connection.id"),
+            fields.get("connection.id")
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_turned_away_is_seen() {
+    let (capture, _guard) = Capture::begin();
+    let no = service_fn(|_: Connection<DuplexStream>| {
+        ready(Err::<Connection<DuplexStream>, _>(BoxError::from(
+            "no\r\nconnection.closed close.reason=peer_closed\x1b[2J",
+        )))
+    });
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .layer(PreConnectLayer::new(no))
+        .service_fn(|_: Connection<DuplexStream>| ready(Ok::<_, BoxError>(())));
+    let mut served = serve(stack);
+    let client = served.connect().await;
+
+    let end = served.ended().await;
+
+    let events = capture.events("connection.closed");
+    assert_eq!(end.reason(), EndReason::Rejected);
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].fields.get("close.reason"), "rejected");
+    assert_eq!(
+        events[0].fields.get("error"),
+        "no\\r\\nconnection.closed close.reason=peer_closed\\u{1b}[2J"
+    );
+    drop(client);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stock_timeout_is_seen_as_one_service_timeout() {
+    let (capture, _guard) = Capture::begin();
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+        Ok::<_, BoxError>(line)
+    }));
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .timeout(5 * SECOND)
+        .service(pipeline);
+    let mut served = serve(stack);
+    let mut client = served.connect().await;
+    client.send("a\n").await;
+    client.line().await;
+
+    let end = served.ended().await;
+
+    let events = capture.events("connection.closed");
+    assert_eq!(end.reason(), EndReason::ServiceTimeout);
+    assert_eq!(end.duration(), 5 * SECOND);
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].fields.get("close.reason"), "service_timeout");
+    assert_eq!(events[0].level, Level::WARN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_stock_load_shedding_drops_is_seen() {
+    let (capture, _guard) = Capture::begin();
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .load_shed()
+        .layer(ConnectionLimit::new(0).layer())
+        .service_fn(|_: Connection<DuplexStream>| ready(Ok::<_, BoxError>(())));
+    let mut served = serve(stack);
+    let client = served.connect().await;
+
+    let end = served.ended().await;
+
+    let events = capture.events("connection.closed");
+    assert_eq!(end.reason(), EndReason::LimitExceeded);
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].fields.get("close.reason"), "limit_exceeded");
+    drop(client);
+}
+
+#[tokio::test]
+async fn the_span_has_the_names_of_open_telemetry() {
+    let (capture, _guard) = Capture::begin();
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(|line: Bytes| ready(Ok::<_, BoxError>(line))));
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(pipeline);
+    let mut served = serve_on(server, stack);
+    let addr = served.handle.addresses()[0].tcp().unwrap();
+    let client = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let from = client.local_addr().unwrap();
+    let mut client = Client::new(client);
+    client.send("a\n").await;
+    client.finish().await;
+    client.rest().await;
+    drop(client);
+    timeout(60 * SECOND, served.ended()).await.unwrap();
+
+    let (open, closed) = capture.spans();
+    let span = open.first().or(closed.first()).unwrap();
+    let expected = [
+        ("otel.kind", "server".to_owned()),
+        ("network.transport", "tcp".to_owned()),
+        ("network.peer.address", "127.0.0.1".to_owned()),
+        ("network.peer.port", from.port().to_string()),
+        ("network.local.address", "127.0.0.1".to_owned()),
+        ("network.local.port", addr.port().to_string()),
+    ];
+    assert_eq!(
+        (&span.name[..], span.level),
+        ("tcp.connection", Level::INFO)
+    );
+    for (name, value) in expected {
+        assert_eq!(span.fields.get(name), value, "{name}");
+    }
+    assert!(!span.fields.get("connection.id").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_totals_are_right() {
+    let (capture, _guard) = Capture::begin();
+    let mut served = traced();
+    let mut client = served.connect().await;
+    client.send("one\ntwo\nclose\nbehind\n").await;
+    client.rest().await;
+    drop(client);
+
+    let end = served.ended().await;
+
+    let events = capture.events("connection.closed");
+    assert_eq!(end.bytes_written(), "one\ntwo\nclose\n".len() as u64);
+    assert_eq!(end.bytes_read(), "one\ntwo\nclose\nbehind\n".len() as u64);
+    assert_eq!(events[0].fields.get("bytes_written"), "14");
+    assert_eq!(events[0].fields.get("bytes_read"), "21");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_is_not_shouted_about() {
+    let (capture, _guard) = Capture::begin();
+    let mut served = traced();
+    drop(served.connect().await);
+    served.ended().await;
+
+    let loud: Vec<_> = capture
+        .events
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|event| event.level < Level::DEBUG)
+        .cloned()
+        .collect();
+
+    assert_eq!(capture.events("connection.closed").len(), 1);
+    assert!(loud.is_empty(), "{loud:?}");
+}
+
+/// Returns whether text could break a line of a log, or a terminal.
+fn is_raw(text: &str) -> bool {
+    text.contains(|c: char| c.is_control() || c == '\u{202e}')
+}
+
+#[tokio::test(start_paused = true)]
+async fn k2_what_errors_say_is_escaped_in_the_closing_event() {
+    for text in ["fail\n", "panic\n"] {
+        let (capture, _guard) = Capture::begin();
+        let mut served = traced();
+        let mut client = served.connect().await;
+        client.send(text).await;
+        client.rest().await;
+        drop(client);
+        served.ended().await;
+
+        let events = capture.events("connection.closed");
+
+        let error = events[0].fields.get("error");
+        assert!(error.contains("\\u{1b}[2J"), "{error:?}");
+        assert!(!is_raw(error), "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn k2_what_errors_say_is_escaped_where_they_end_no_connection() {
+    let (capture, _guard) = Capture::begin();
+    let fail = service_fn(|_: Bytes| {
+        ready(Err::<Bytes, _>(BoxError::from(
+            "one\r\ntwo \x1b[2J\u{202e}",
+        )))
+    });
+    let pipeline = Pipeline::new(Lines::default)
+        .service(fail)
+        .shutdown_on_error(false);
+    let mut served = serve(pipeline);
+    let mut client = served.connect().await;
+    client.send("a\nb\n").await;
+    client.finish().await;
+    client.rest().await;
+    drop(client);
+    served.ended().await;
+
+    let events = capture.events("request.failed");
+
+    assert_eq!(events.len(), 2);
+    let error = events[0].fields.get("error");
+    assert!(error.contains("\\u{1b}[2J"), "{error:?}");
+    assert!(!is_raw(error), "{error:?}");
+}
+
+#[tokio::test]
+async fn k2_the_path_of_a_unix_peer_is_escaped() {
+    let (capture, _guard) = Capture::begin();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server");
+    let server = Server::bind(format!("unix:{}", path.display()).as_str())
+        .await
+        .unwrap();
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(|line: Bytes| ready(Ok::<_, BoxError>(line))));
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(pipeline);
+    let mut served = serve_on(server, stack);
+    let client = UnixSocket::new_stream().unwrap();
+    client.bind(dir.path().join("a\nb\x1b[2J")).unwrap();
+    drop(client.connect(&path).await.unwrap());
+    timeout(60 * SECOND, served.ended()).await.unwrap();
+
+    let events = capture.events("connection.closed");
+
+    let peer = events[0].fields.get("network.peer.address");
+    assert!(peer.ends_with("a\\nb\\u{1b}[2J"), "{peer:?}");
+    assert!(!is_raw(peer), "{peer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_on_end_callback_costs_the_others_nothing() {
+    let (capture, _guard) = Capture::begin();
+    let stack = ServiceBuilder::new()
+        .map_request(|conn: Connection<DuplexStream>| {
+            conn.on_end(|_| panic!("in the callback"));
+            conn
+        })
+        .layer(ConnectionTraceLayer::new())
+        .service(
+            Pipeline::new(Lines::default)
+                .service(service_fn(|line: Bytes| ready(Ok::<_, BoxError>(line))))
+                .limits(Limits::default()),
+        );
+    let mut served = serve(stack);
+    drop(served.connect().await);
+
+    served.ended().await;
+    while served.handle.live() > 0 {
+        tokio::task::yield_now().await;
+    }
+
+    assert_eq!(capture.events("connection.closed").len(), 1);
+    assert_eq!(served.handle.limit().in_use(), 0);
+}
