@@ -195,9 +195,10 @@ impl Life {
     }
 
     /// Cuts the connection off, for the reason given unless it has one already.
-    pub(crate) fn abort(&self, reason: EndReason) {
+    /// Returns whether it was not cut off before.
+    pub(crate) fn abort(&self, reason: EndReason) -> bool {
         self.set_reason(reason, None);
-        self.signals.raise(Signal::Abort);
+        self.signals.raise(Signal::Abort)
     }
 
     /// Settles the end and tells those who asked. Only the connection's task calls this; a second call does nothing.

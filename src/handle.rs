@@ -57,6 +57,10 @@ pub(crate) struct Shared {
     watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
+    /// Connections that left since the shutdown began.
+    left: AtomicUsize,
+    /// Connections that were cut off by it.
+    cut_off: AtomicUsize,
     /// The server's loop, which wants to know of all that changes here.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
@@ -112,6 +116,8 @@ impl Handle {
             watched: AtomicBool::new(false),
             plan: Mutex::new(plan),
             table: Table::default(),
+            left: AtomicUsize::new(0),
+            cut_off: AtomicUsize::new(0),
             server: AtomicWaker::new(),
             report: Mutex::new(None),
             reported: Notify::new(),
@@ -217,7 +223,7 @@ impl Shared {
         let advanced = self.phase.fetch_max(phase as u8, Ordering::SeqCst) < phase as u8;
         if advanced {
             self.server.wake();
-            self.table.all().for_each(|life| tell(&life, phase));
+            self.table.all().for_each(|life| self.tell(&life, phase));
         }
         advanced
     }
@@ -248,13 +254,16 @@ impl Shared {
         self.table.live.fetch_add(1, Ordering::AcqRel);
         self.table.shard(life.id).insert(life.id, Arc::clone(life));
         // After it was entered: whoever advances the phase sees it in the table, or it sees the phase here.
-        tell(life, self.phase());
+        self.tell(life, self.phase());
     }
 
     /// Takes a connection out: its task has ended, and the stream is gone.
     pub(crate) fn leave(&self, life: &Life) {
         let was_in = self.table.shard(life.id).remove(&life.id).is_some();
         if was_in {
+            if self.phase() > Phase::Serving {
+                self.left.fetch_add(1, Ordering::AcqRel);
+            }
             self.table.live.fetch_sub(1, Ordering::AcqRel);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
@@ -268,21 +277,38 @@ impl Shared {
         self.watched.store(watched, Ordering::SeqCst);
     }
 
-    /// Cuts off all that are there for a reason; returns how many.
-    pub(crate) fn cut_off(&self, reason: EndReason) -> usize {
-        self.table.all().map(|life| life.abort(reason)).count()
+    fn tell(&self, life: &Life, phase: Phase) {
+        match phase {
+            Phase::Serving => {}
+            Phase::LameDuck | Phase::Draining => {
+                life.signals.raise(Signal::Drain);
+            }
+            Phase::Aborting => self.abort(life, EndReason::Killed),
+        }
     }
 
-    pub(crate) fn report(&self, report: Report) {
+    fn abort(&self, life: &Life, reason: EndReason) {
+        if life.abort(reason) {
+            self.cut_off.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Cuts off all that are there.
+    pub(crate) fn cut_off(&self, reason: EndReason) {
+        self.table.all().for_each(|life| self.abort(&life, reason));
+    }
+
+    /// Says what the shutdown did. Counted by the connections themselves: some are gone before the server's loop looks.
+    pub(crate) fn report(&self, duration: Duration) -> Report {
+        let seen = self.live() + self.left.load(Ordering::Acquire);
+        let aborted = self.cut_off.load(Ordering::Acquire);
+        let report = Report {
+            drained: seen.saturating_sub(aborted),
+            aborted,
+            duration,
+        };
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
         self.reported.notify_waiters();
-    }
-}
-
-fn tell(life: &Life, phase: Phase) {
-    match phase {
-        Phase::Serving => {}
-        Phase::LameDuck | Phase::Draining => life.signals.raise(Signal::Drain),
-        Phase::Aborting => life.abort(EndReason::Killed),
+        report
     }
 }

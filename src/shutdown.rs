@@ -32,13 +32,16 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn raise(&self, signal: Signal) {
+    /// Returns whether it was not raised before.
+    pub(crate) fn raise(&self, signal: Signal) -> bool {
         let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
-        if before & signal as u8 == 0 {
+        let new = before & signal as u8 == 0;
+        if new {
             self.task.wake();
             self.engine.wake();
             self.users.notify_waiters();
         }
+        new
     }
 
     pub(crate) fn is_raised(&self, signal: Signal) -> bool {
@@ -73,7 +76,7 @@ impl Signals {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Connections that were open when the shutdown began, or were taken from the backlog then, and ended by themselves.
+    /// Connections that were open when the shutdown began, or came in after that, and ended by themselves.
     pub drained: usize,
     /// Connections that were cut off, by the deadline or a second shutdown.
     pub aborted: usize,

@@ -189,10 +189,6 @@ where
     shared.advance(Phase::LameDuck);
     let begun = Instant::now();
     let plan = shared.plan();
-    let mut total = Total {
-        seen: shared.live(),
-        shared: &shared,
-    };
     if served.is_ok() && !plan.lame_duck.is_zero() {
         let lame_duck = accepting.run(Until::PhaseEnds(Phase::LameDuck));
         // At the end of the time, or with an error: either way it is over.
@@ -205,19 +201,17 @@ where
         // Those who are in the backlog have been told that they are connected.
         served = accepting.run(Until::Empty(backlog)).await;
     }
-    total.see();
     drop(accepting);
     shared.watch_ends(true);
 
     let deadline = begun.checked_add(plan.lame_duck.saturating_add(plan.deadline));
-    let mut aborted = 0;
     if !all_gone(&shared, Some(Phase::Aborting), deadline).await {
         let reason = if shared.phase() == Phase::Aborting {
             EndReason::Killed
         } else {
             EndReason::DrainDeadline
         };
-        aborted = shared.cut_off(reason);
+        shared.cut_off(reason);
         // They end in their next turn. One that blocks its thread has none, and is not waited for.
         all_gone(
             &shared,
@@ -226,24 +220,8 @@ where
         )
         .await;
     }
-    let report = Report {
-        drained: total.seen.saturating_sub(aborted),
-        aborted,
-        duration: begun.elapsed(),
-    };
-    shared.report(report);
+    let report = shared.report(begun.elapsed());
     served.map(|()| report)
-}
-
-struct Total<'a> {
-    seen: usize,
-    shared: &'a Shared,
-}
-
-impl Total<'_> {
-    fn see(&mut self) {
-        self.seen = self.seen.max(self.shared.live());
-    }
 }
 
 /// Waits until no connection is left. Returns whether that came before the phase or the deadline.
