@@ -1,0 +1,175 @@
+//! Tagged requests that are answered as they finish, and a client for them.
+//!
+//! ```sh
+//! cargo run --example multiplexed &
+//! cargo run --example multiplexed -- --client 127.0.0.1:7003
+//! ```
+//!
+//! The client asks for `slow`, `medium` and `fast` in this order; the answers come the other way round.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use clap::Parser;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::net::TcpStream;
+use tokio_tower::multiplex::{Client, MultiplexTransport, TagStore};
+use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::{BoxError, Pipeline, Server, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Answers `MS TEXT` with `TEXT` after so many milliseconds.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:7003")]
+    listen: Vec<String>,
+
+    /// Be the client instead, of the server at this address.
+    #[arg(long)]
+    client: Option<SocketAddr>,
+}
+
+/// A request or a reply: its tag says which belongs to which.
+#[derive(Debug)]
+struct Tagged {
+    tag: u32,
+    payload: Bytes,
+}
+
+/// On the wire: four bytes of length, four of tag, the payload.
+struct Tags(LengthDelimitedCodec);
+
+impl Tags {
+    fn new() -> Self {
+        // It reserves what a length promises, so this is also what a peer can make it hold.
+        Self(
+            LengthDelimitedCodec::builder()
+                .max_frame_length(16 * 1024)
+                .new_codec(),
+        )
+    }
+}
+
+impl Decoder for Tags {
+    type Item = Tagged;
+    type Error = io::Error;
+
+    fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Tagged>> {
+        let Some(mut frame) = self.0.decode(src)? else {
+            return Ok(None);
+        };
+        let tag = frame
+            .try_get_u32()
+            .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))?;
+        Ok(Some(Tagged {
+            tag,
+            payload: frame.freeze(),
+        }))
+    }
+}
+
+impl Encoder<Tagged> for Tags {
+    type Error = io::Error;
+
+    fn encode(&mut self, Tagged { tag, payload }: Tagged, dst: &mut BytesMut) -> io::Result<()> {
+        let mut frame = BytesMut::with_capacity(4 + payload.len());
+        frame.put_u32(tag);
+        frame.put(payload);
+        self.0.encode(frame.freeze(), dst)
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match args.client {
+        Some(addr) => ask(addr).await,
+        None => serve(args.listen).await,
+    }
+}
+
+async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(
+            Pipeline::new(Tags::new)
+                .service(service_fn(later))
+                .multiplexed(64),
+        );
+    let server = Server::builder().name("multiplexed");
+    let server = listen
+        .into_iter()
+        .fold(server, |server, at| server.listen(at));
+    let server = server.bind().await?;
+    signal::install(&server.handle())?;
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+        println!("try: cargo run --example multiplexed -- --client {address}");
+    }
+    let report = server.serve(stack).await?;
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
+    Ok(())
+}
+
+/// The service. The tag goes through it; the pipeline knows nothing of tags.
+async fn later(Tagged { tag, mut payload }: Tagged) -> Result<Tagged, BoxError> {
+    let space = payload
+        .iter()
+        .position(|&byte| byte == b' ')
+        .ok_or("not `MS TEXT`")?;
+    let wait = std::str::from_utf8(&payload.split_to(space))?.parse()?;
+    payload.advance(1);
+    tokio::time::sleep(Duration::from_millis(wait)).await;
+    Ok(Tagged { tag, payload })
+}
+
+/// How tokio-tower's client finds the request that an answer belongs to.
+#[derive(Default)]
+struct Counter(u32);
+
+impl TagStore<Tagged, Tagged> for Counter {
+    type Tag = u32;
+
+    fn assign_tag(mut self: Pin<&mut Self>, request: &mut Tagged) -> u32 {
+        self.0 += 1;
+        request.tag = self.0;
+        request.tag
+    }
+
+    fn finish_tag(self: Pin<&mut Self>, reply: &Tagged) -> u32 {
+        reply.tag
+    }
+}
+
+async fn ask(addr: SocketAddr) -> Result<(), BoxError> {
+    let stream = TcpStream::connect(addr).await?;
+    let transport = MultiplexTransport::new(Framed::new(stream, Tags::new()), Counter::default());
+    let mut client = Client::<_, BoxError, _>::new(transport);
+    let mut answers = FuturesUnordered::new();
+    for text in ["600 slow", "300 medium", "0 fast"] {
+        println!("asked: {text}");
+        let request = Tagged {
+            tag: 0,
+            payload: text.into(),
+        };
+        answers.push(client.ready().await?.call(request));
+    }
+    while let Some(answer) = answers.next().await {
+        println!("answer: {}", String::from_utf8_lossy(&answer?.payload));
+    }
+    Ok(())
+}

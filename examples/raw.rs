@@ -1,0 +1,88 @@
+//! Sends bytes back, without frames: the connection service is a function of yours.
+//!
+//! ```sh
+//! cargo run --example raw
+//! printf 'no line ending' | nc -N 127.0.0.1 7002
+//! ```
+//!
+//! The bytes come back, then the end. With ctrl-c, connections are closed as soon as what came from them went back.
+
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::bind::Socket;
+use tower_tcp::close::Linger;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::{BoxError, Connection, Server, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Sends bytes back.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:7002")]
+    listen: Vec<String>,
+
+    /// Seconds after which a peer that does nothing is dropped.
+    #[arg(long, default_value_t = 60)]
+    idle: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+
+    let idle = Duration::from_secs(args.idle);
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(service_fn(move |conn| echo(conn, idle)));
+
+    let server = Server::builder().name("raw");
+    let server = args
+        .listen
+        .into_iter()
+        .fold(server, |server, at| server.listen(at));
+    let server = server.bind().await?;
+    signal::install(&server.handle())?;
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+        if let Some(addr) = address.tcp() {
+            println!("try: printf hi | nc -N {} {}", addr.ip(), addr.port());
+        }
+    }
+    let report = server.serve(stack).await?;
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
+    Ok(())
+}
+
+/// One connection. Without a pipeline the deadlines are this function's own, and so are the drain and the close.
+async fn echo(mut conn: Connection<Socket>, idle: Duration) -> Result<(), BoxError> {
+    let draining = conn.draining();
+    tokio::pin!(draining);
+    let mut block = vec![0; 8 * 1024];
+    loop {
+        let n = tokio::select! {
+            biased; // what came before the shutdown goes back
+            read = timeout(idle, conn.read(&mut block)) => read??,
+            () = &mut draining => 0,
+        };
+        if n == 0 {
+            break;
+        }
+        // Not in the `select!`: a write that was begun is finished.
+        timeout(idle, conn.write_all(&block[..n])).await??;
+    }
+    conn.close(Linger::default()).await?;
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! Sends lines back, through TLS.
+//!
+//! ```sh
+//! cargo run --example tls_echo
+//! printf 'hi\n' | openssl s_client -quiet -connect 127.0.0.1:7443
+//! ```
+//!
+//! Without `--cert` and `--key` it makes a certificate of its own and says where it is. A handshake has ten seconds, and 512 connections may be
+//! in theirs; one more pushes the oldest out. Try it: `nc 127.0.0.1 7443` and type nothing, with `RUST_LOG=tower_tcp=debug`.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser;
+use tempfile::TempDir;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::frame::Lines;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{BoxError, Pipeline, Server, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Sends lines back, through TLS.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:7443")]
+    listen: Vec<String>,
+
+    /// The certificate and those it depends on, in PEM.
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM.
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
+
+    /// Seconds that a handshake may take.
+    #[arg(long, default_value_t = 10)]
+    handshake_deadline: u64,
+
+    /// How many connections may be in their handshake at the same time.
+    #[arg(long, default_value_t = 512)]
+    handshakes: usize,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+
+    let own = tempfile::tempdir()?; // removed at the end
+    let (cert, key) = match args.cert.zip(args.key) {
+        Some(given) => given,
+        None => self_signed(&own)?,
+    };
+    let handshake = PreConnectLayer::new(Tls::builder().pem_files(&cert, &key).build()?)
+        .deadline(Duration::from_secs(args.handshake_deadline))
+        .pending(args.handshakes);
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .layer(handshake)
+        .service(Pipeline::new(Lines::default).service(echo));
+
+    let server = Server::builder().name("tls_echo");
+    let server = args
+        .listen
+        .into_iter()
+        .fold(server, |server, at| server.listen(at));
+    let server = server.bind().await?;
+    signal::install(&server.handle())?;
+    println!("the certificate is in {}", cert.display());
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+        println!("try: printf 'hi\\n' | openssl s_client -quiet -connect {address}");
+    }
+    let report = server.serve(stack).await?;
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
+    Ok(())
+}
+
+/// Makes a certificate for `localhost` that nobody has a reason to trust.
+fn self_signed(dir: &TempDir) -> Result<(PathBuf, PathBuf), BoxError> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem())?;
+    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    Ok((cert, key))
+}

@@ -1,0 +1,168 @@
+//! Every example runs, and shows what its first lines say.
+
+use process::{Client, Example, path, soon};
+use tokio::process::Command;
+
+#[path = "support/process.rs"]
+mod process;
+
+const ALL: [&str; 5] = ["echo", "multiplexed", "raw", "stack", "tls_echo"];
+
+#[test]
+fn all_examples_are_driven_here() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+
+    assert_eq!(names, ALL);
+}
+
+#[tokio::test]
+async fn every_example_explains_its_options() {
+    for name in ALL {
+        let help = Command::new(path(name)).arg("--help").output();
+        let help = soon("the help", help).await.unwrap();
+
+        let text = String::from_utf8(help.stdout).unwrap();
+        assert!(help.status.success(), "{name}: {:?}", help.status);
+        assert!(
+            text.contains("Usage:") && text.contains("--listen"),
+            "{name}: {text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn echo_serves_two_addresses_at_once() {
+    let echo = Example::start_on("echo", &["127.0.0.1:0", "127.0.0.2:0"], &[]).await;
+    let mut first = Client::connect(echo.addresses[0]).await;
+    let mut second = Client::connect(echo.addresses[1]).await;
+
+    assert_eq!(first.ask("hi").await, "hi");
+    assert_eq!(second.ask("ho").await, "ho");
+
+    drop((first, second));
+    let ended = echo.stop().await;
+    assert!(ended.status.success());
+    assert!(ended.said.last().unwrap().ends_with("drained, 0 cut off"));
+}
+
+#[tokio::test]
+async fn raw_sends_back_what_came_and_then_the_end() {
+    let raw = Example::start("raw", &[]).await;
+    let mut client = Client::connect(raw.addr()).await;
+
+    client.send("no line ending").await;
+    client.half_close().await;
+
+    assert_eq!(client.rest().await, b"no line ending");
+    raw.logged(1, &["connection.closed", "\"peer_closed\""])
+        .await;
+}
+
+#[tokio::test]
+async fn raw_closes_in_good_order_at_a_shutdown() {
+    let raw = Example::start("raw", &[]).await;
+    let mut client = Client::connect(raw.addr()).await;
+    assert_eq!(client.ask("hi").await, "hi");
+
+    let ended = tokio::spawn(raw.stop());
+
+    assert_eq!(client.rest().await, b"");
+    drop(client);
+    let ended = ended.await.unwrap();
+    assert_eq!(
+        ended.said.last().unwrap(),
+        "1 connections drained, 0 cut off"
+    );
+}
+
+#[tokio::test]
+async fn multiplexed_answers_the_fast_before_the_slow() {
+    let server = Example::start("multiplexed", &[]).await;
+
+    let mut client = Command::new(path("multiplexed"));
+    client.args(["--client", &server.addr().to_string()]);
+    let client = soon("the client", client.output()).await.unwrap();
+
+    let said = String::from_utf8(client.stdout).unwrap();
+    let order: Vec<_> = said.lines().collect();
+    assert_eq!(
+        order,
+        [
+            "asked: 600 slow",
+            "asked: 300 medium",
+            "asked: 0 fast",
+            "answer: fast",
+            "answer: medium",
+            "answer: slow",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn stack_speaks_its_line_protocol() {
+    let stack = Example::start("stack", &["--timeout", "100"]).await;
+    let mut client = Client::connect(stack.addr()).await;
+
+    assert_eq!(client.line().await, "220 ready");
+    assert_eq!(client.ask("echo X y").await, "X y");
+    assert_eq!(client.ask("big 3").await, "xxx");
+    assert_eq!(client.ask("push 2").await, "push 1");
+    assert_eq!(client.line().await, "push 2");
+    assert_eq!(client.line().await, "250 pushed");
+    assert_eq!(client.ask("sleep 1").await, "250 slept");
+    assert_eq!(client.ask("sleep 9000").await, "451 too slow");
+    assert_eq!(client.ask("quit").await, "221 bye");
+    assert_eq!(client.rest().await, b"");
+    let addr = client.addr;
+    drop(client);
+    let ended = stack.stop().await;
+    assert!(ended.end_of(addr).contains("\"service_closed\""));
+}
+
+#[tokio::test]
+async fn stack_tells_a_connection_over_its_rate_and_goes_on() {
+    let stack = Example::start("stack", &["--requests", "1"]).await;
+    let mut client = Client::connect(stack.addr()).await;
+    assert_eq!(client.line().await, "220 ready");
+
+    client.send("echo 1\necho 2\necho 3\n").await;
+
+    assert_eq!(client.line().await, "1");
+    assert_eq!(client.line().await, "450 too many requests");
+    assert_eq!(client.line().await, "450 too many requests");
+}
+
+#[tokio::test]
+async fn stack_at_its_limit_lets_clients_wait_in_the_backlog() {
+    let stack = Example::start("stack", &["--max-connections", "1"]).await;
+    let mut first = Client::connect(stack.addr()).await;
+    assert_eq!(first.line().await, "220 ready");
+    let mut second = Client::connect(stack.addr()).await;
+
+    assert_eq!(first.ask("quit").await, "221 bye");
+    drop(first);
+
+    assert_eq!(second.line().await, "220 ready");
+}
+
+#[tokio::test]
+async fn stack_that_sheds_closes_what_is_over_its_limit() {
+    let stack = Example::start("stack", &["--max-connections", "1", "--shed"]).await;
+    let mut first = Client::connect(stack.addr()).await;
+    assert_eq!(first.line().await, "220 ready");
+    let mut second = Client::connect(stack.addr()).await;
+
+    second.gone().await;
+
+    assert_eq!(first.ask("echo still here").await, "still here");
+    drop(first);
+    let ended = stack.stop().await;
+    assert!(ended.end_of(second.addr).contains("\"limit_exceeded\""));
+}

@@ -1,0 +1,270 @@
+//! The examples as processes: started, listened to, ended.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// The net under every wait: far longer than any of them takes.
+const NET: Duration = Duration::from_secs(20);
+
+/// Waits for what must come soon.
+pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    match timeout(NET, future).await {
+        Ok(done) => done,
+        Err(_elapsed) => panic!("{what}: not within {NET:?}"),
+    }
+}
+
+/// Where cargo puts an example that it builds for `cargo test`.
+pub(crate) fn path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let profile = test.parent().and_then(|deps| deps.parent());
+    let path = profile
+        .expect("tests are in target/PROFILE/deps")
+        .join("examples")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: a whole `cargo test` builds it, and so does `cargo build --examples`",
+        path.display()
+    );
+    path
+}
+
+/// A running example, with its log in hand. Killed when it is dropped.
+pub(crate) struct Example {
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    log: Arc<Log>,
+    reader: JoinHandle<()>,
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// What it said before it listened.
+    pub(crate) said: Vec<String>,
+}
+
+/// What an example left behind.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) said: Vec<String>,
+    pub(crate) log: Vec<String>,
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    more: Notify,
+}
+
+impl Example {
+    /// Starts an example on one port.
+    pub(crate) async fn start(name: &str, args: &[&str]) -> Self {
+        Self::start_on(name, &["127.0.0.1:0"], args).await
+    }
+
+    /// Starts an example, and waits until it listens.
+    pub(crate) async fn start_on(name: &str, listen: &[&str], args: &[&str]) -> Self {
+        let mut command = Command::new(path(name));
+        command
+            .args(listen.iter().flat_map(|at| ["--listen", at]))
+            .args(args)
+            .env("RUST_LOG", "warn,tower_tcp=debug")
+            .env("NO_COLOR", "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().expect("an example that exists starts");
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let mut stdout = BufReader::new(stdout).lines();
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        let log = Arc::new(Log::default());
+        let reader = tokio::spawn(collect(BufReader::new(stderr).lines(), Arc::clone(&log)));
+
+        let (mut addresses, mut said) = (Vec::new(), Vec::new());
+        while addresses.len() < listen.len() {
+            let line = soon("the address on stdout", stdout.next_line()).await;
+            let line = line.expect("stdout is text");
+            let line = line.unwrap_or_else(|| panic!("{name} ended: {:?}", lines(&log)));
+            if let Some(address) = line.strip_prefix("listening on ") {
+                addresses.push(address.parse().expect("it listens on a port"));
+            }
+            said.push(line);
+        }
+        Self {
+            child,
+            stdout,
+            log,
+            reader,
+            addresses,
+            said,
+        }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.child.id().expect("it was not waited for");
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a number of a process"), signal).expect("it is ours");
+    }
+
+    /// Waits for as many lines of the log as `count` that have all the words in them.
+    pub(crate) async fn logged(&self, count: usize, words: &[&str]) -> Vec<String> {
+        let found = async {
+            loop {
+                let more = self.log.more.notified();
+                tokio::pin!(more);
+                more.as_mut().enable();
+                let found = having(&lines(&self.log), words);
+                if found.len() >= count {
+                    return found;
+                }
+                more.await;
+            }
+        };
+        match timeout(NET, found).await {
+            Ok(found) => found,
+            Err(_elapsed) => panic!("no {words:?} in {:#?}", lines(&self.log)),
+        }
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) async fn ended(mut self) -> Ended {
+        let mut said = self.said;
+        let rest = async {
+            while let Some(line) = self.stdout.next_line().await.expect("stdout is text") {
+                said.push(line);
+            }
+            self.child.wait().await.expect("a child can be waited for")
+        };
+        let status = soon("the end of the process", rest).await;
+        self.reader.await.expect("reading a log does not panic");
+        Ended {
+            status,
+            said,
+            log: lines(&self.log),
+        }
+    }
+
+    /// Ends it in good order.
+    pub(crate) async fn stop(self) -> Ended {
+        self.signal(Signal::TERM);
+        self.ended().await
+    }
+}
+
+impl Ended {
+    /// The one line about the end of a client's connection.
+    pub(crate) fn end_of(&self, client: SocketAddr) -> &str {
+        let words = ["connection.closed", &format!("address={client} ")];
+        let found: Vec<_> = self
+            .log
+            .iter()
+            .filter(|line| words.iter().all(|word| line.contains(word)))
+            .collect();
+        assert_eq!(found.len(), 1, "one event for {client} in {:#?}", self.log);
+        found[0]
+    }
+}
+
+async fn collect(mut stderr: Lines<BufReader<tokio::process::ChildStderr>>, log: Arc<Log>) {
+    while let Ok(Some(line)) = stderr.next_line().await {
+        let mut lines = log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push(line);
+        drop(lines);
+        log.more.notify_waiters();
+    }
+}
+
+fn lines(log: &Log) -> Vec<String> {
+    let lines = log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+    lines.clone()
+}
+
+/// The lines that have all the words in them.
+pub(crate) fn having(lines: &[String], words: &[&str]) -> Vec<String> {
+    let all = |line: &&String| words.iter().all(|word| line.contains(word));
+    lines.iter().filter(all).cloned().collect()
+}
+
+/// A client of lines.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+    pub(crate) addr: SocketAddr,
+}
+
+impl Client {
+    pub(crate) async fn connect(server: SocketAddr) -> Self {
+        Self::connect_from("127.0.0.1", server).await
+    }
+
+    pub(crate) async fn connect_from(ip: &str, server: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket can be had");
+        let ip = ip.parse().expect("an address");
+        socket
+            .bind(SocketAddr::new(ip, 0))
+            .expect("all of 127/8 is here");
+        let stream = soon("a connection", socket.connect(server)).await;
+        let stream = stream.expect("the server listens");
+        let addr = stream
+            .local_addr()
+            .expect("a connected socket has an address");
+        let stream = BufReader::new(stream);
+        Self { stream, addr }
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let sent = self.stream.write_all(bytes.as_ref());
+        soon("a write", sent).await.expect("the server reads");
+    }
+
+    /// Sends what the server takes, which may have closed already.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
+        let _taken_or_not = soon("a write", self.stream.write_all(bytes)).await;
+    }
+
+    pub(crate) async fn half_close(&mut self) {
+        self.stream.shutdown().await.expect("it was open");
+    }
+
+    /// Reads a line, without its ending. Empty at the end.
+    pub(crate) async fn line(&mut self) -> String {
+        let mut line = String::new();
+        let read = soon("a line", self.stream.read_line(&mut line)).await;
+        read.expect("the end comes without a reset");
+        assert!(line.is_empty() || line.ends_with('\n'), "cut off: {line:?}");
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) async fn ask(&mut self, request: &str) -> String {
+        self.send(format!("{request}\n")).await;
+        self.line().await
+    }
+
+    /// Reads to the end, which must not be a reset.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let read = soon("the end", self.stream.read_to_end(&mut rest)).await;
+        read.expect("the end comes without a reset");
+        rest
+    }
+
+    /// Waits until the server has let go, in whatever way.
+    pub(crate) async fn gone(&mut self) {
+        let mut rest = Vec::new();
+        // A reset is an end, too.
+        let _either_way = soon("the end", self.stream.read_to_end(&mut rest)).await;
+    }
+}
