@@ -1,0 +1,410 @@
+//! TLS as clients that are not ours see it: what is spoken, how it ends, and what a peer that does not play along can do.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use process::{Client, Example, having, soon};
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+#[path = "support/process.rs"]
+mod process;
+
+/// Whether a program can be run. Where CI is set it has to be.
+fn installed(program: &str) -> bool {
+    let found = std::process::Command::new(program)
+        .arg("--version")
+        .output();
+    if found.is_err() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{program} is not installed, and CI must not skip what needs it: see .ci/run"
+        );
+        eprintln!("skipped: {program} is not installed");
+    }
+    found.is_ok()
+}
+
+/// A TLS client that trusts what `tls_echo` made for itself.
+struct Tls {
+    connector: TlsConnector,
+    server: SocketAddr,
+}
+
+impl Tls {
+    fn of(tls_echo: &Example) -> Self {
+        let said = tls_echo.said.iter();
+        let mut paths = said.filter_map(|line| line.strip_prefix("the certificate is in "));
+        let path = paths.next().expect("it says where its certificate is");
+        let mut roots = RootCertStore::empty();
+        let cert = CertificateDer::from_pem_file(path).expect("a certificate in PEM");
+        roots.add(cert).expect("a certificate that can be a root");
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks them")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            server: tls_echo.addr(),
+        }
+    }
+
+    async fn connect(&self) -> (BufReader<TlsStream<TcpStream>>, SocketAddr) {
+        let stream = TcpStream::connect(self.server)
+            .await
+            .expect("the server listens");
+        let addr = stream
+            .local_addr()
+            .expect("a connected socket has an address");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let shaken = soon("the handshake", self.connector.connect(name, stream)).await;
+        (BufReader::new(shaken.expect("a good handshake")), addr)
+    }
+}
+
+async fn ask(stream: &mut BufReader<TlsStream<TcpStream>>, line: &str) -> String {
+    stream
+        .write_all(format!("{line}\n").as_bytes())
+        .await
+        .expect("the server reads");
+    let mut answer = String::new();
+    soon("an answer", stream.read_line(&mut answer))
+        .await
+        .expect("an answer");
+    answer.trim_end().to_owned()
+}
+
+/// Asks with `openssl s_client`, and shuts the server down when it has the answer. Returns all that openssl wrote, and the log.
+async fn openssl(args: &[&str]) -> (String, Vec<String>) {
+    let tls_echo = Example::start("tls_echo", &[]).await;
+    let mut client = Command::new("openssl");
+    client
+        // Without -quiet it would take some lines of input for commands of its own.
+        .args([
+            "s_client",
+            "-quiet",
+            "-connect",
+            &tls_echo.addr().to_string(),
+        ])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut client = client.spawn().expect("openssl is installed");
+    let mut stdin = client.stdin.take().expect("stdin is a pipe");
+    let mut stdout = BufReader::new(client.stdout.take().expect("stdout is a pipe"));
+    let mut stderr = client.stderr.take().expect("stderr is a pipe");
+
+    stdin
+        .write_all(b"hello\n")
+        .await
+        .expect("openssl reads its stdin");
+    let mut said = String::new();
+    soon("an answer, or the end", stdout.read_line(&mut said))
+        .await
+        .expect("text");
+    let ended = tls_echo.stop();
+    let rest = async {
+        // At the server's end, and not at that of stdin, which is still open.
+        stdout.read_to_string(&mut said).await.expect("text");
+        stderr.read_to_string(&mut said).await.expect("text");
+    };
+    let ((), ended) = soon("the end", async { tokio::join!(rest, ended) }).await;
+    drop(stdin);
+    (said, ended.log)
+}
+
+#[tokio::test]
+async fn openssl_is_served_over_tls_1_3_and_1_2() {
+    if !installed("openssl") {
+        return;
+    }
+    for version in ["-tls1_3", "-tls1_2"] {
+        let (said, log) = openssl(&[version]).await;
+
+        assert!(said.starts_with("hello\n"), "{said}");
+        assert_eq!(
+            having(&log, &["connection.closed", "\"drained\""]).len(),
+            1,
+            "{log:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn b25_openssl_sees_the_closing_word_before_the_end() {
+    if !installed("openssl") {
+        return;
+    }
+
+    let (said, _log) = openssl(&[]).await;
+
+    assert!(said.starts_with("hello\n"), "{said}");
+    assert!(!said.contains("eof"), "{said}");
+}
+
+#[tokio::test]
+async fn b19_openssl_is_refused_with_tls_1_1() {
+    if !installed("openssl") {
+        return;
+    }
+
+    // At its own security level openssl would not even try.
+    let (said, log) = openssl(&["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]).await;
+
+    assert!(!said.contains("hello"), "{said}");
+    assert!(said.contains("SSL alert number"), "{said}");
+    assert_eq!(
+        having(&log, &["\"tls_handshake_failed\""]).len(),
+        1,
+        "{log:?}"
+    );
+}
+
+#[tokio::test]
+async fn b19_sslscan_finds_tls_1_2_and_1_3_and_nothing_older() {
+    if !installed("sslscan") {
+        return;
+    }
+    let tls_echo = Example::start("tls_echo", &[]).await;
+
+    let mut scan = Command::new("sslscan");
+    scan.args([
+        "--no-colour",
+        "--no-compression",
+        "--no-fallback",
+        "--no-groups",
+    ])
+    .args([
+        "--no-heartbleed",
+        "--no-renegotiation",
+        "--no-check-certificate",
+    ])
+    .arg(tls_echo.addr().to_string());
+    let scan = soon("the scan", scan.output()).await.unwrap();
+
+    let said = String::from_utf8_lossy(&scan.stdout);
+    let enabled: Vec<_> = said
+        .lines()
+        .filter(|line| line.ends_with(" enabled"))
+        .collect();
+    assert_eq!(
+        enabled,
+        ["TLSv1.2   enabled", "TLSv1.3   enabled"],
+        "{said}"
+    );
+    let ciphers: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains(" bits "))
+        .collect();
+    assert!(
+        ciphers.iter().any(|cipher| cipher.contains("TLSv1.3")),
+        "{said}"
+    );
+    for cipher in ciphers {
+        assert!(
+            cipher.contains("TLSv1.3") || cipher.contains("TLSv1.2"),
+            "{cipher}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn b16_plain_text_to_the_tls_port_is_one_debug_event() {
+    let tls_echo = Example::start("tls_echo", &[]).await;
+    let tls = Tls::of(&tls_echo);
+    let (mut bystander, beside) = tls.connect().await;
+    let zeros = vec![0; 1 << 20];
+    let texts: [&[u8]; 3] = [
+        b"GET / HTTP/1.1\r\nhost: here\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        &zeros,
+    ];
+    let mut clients = Vec::new();
+
+    for text in texts {
+        let mut client = Client::connect(tls_echo.addr()).await;
+        client.try_send(text).await;
+        client.gone().await;
+        clients.push(client.addr);
+        assert_eq!(ask(&mut bystander, "still here").await, "still here");
+    }
+
+    drop(bystander);
+    let ended = tls_echo.stop().await;
+    for client in clients {
+        let end = ended.end_of(client);
+        assert!(
+            end.contains("\"tls_handshake_failed\"") && end.contains(" DEBUG "),
+            "{end}"
+        );
+    }
+    ended.end_of(beside);
+    let of_connections = having(&ended.log, &["connection.closed"]).len();
+    assert_eq!(
+        (of_connections, ended.log.len()),
+        (4, 4 + 1),
+        "besides the signal: {:#?}",
+        ended.log
+    );
+}
+
+#[tokio::test]
+async fn b17_tls_to_a_plain_port_ends_that_connection_at_once() {
+    if !installed("openssl") {
+        return;
+    }
+    let plain = Example::start("multiplexed", &[]).await;
+
+    let mut client = Command::new("openssl");
+    client
+        .args(["s_client", "-connect", &plain.addr().to_string()])
+        .stdin(Stdio::null());
+    let client = soon("the end", client.output()).await.unwrap();
+
+    assert!(!client.status.success());
+    let log = plain.stop().await.log;
+    let ends = having(&log, &["connection.closed"]);
+    assert_eq!(ends.len(), 1, "{log:#?}");
+    // What opens a handshake says, as a length, more than any frame may have.
+    assert!(
+        ends[0].contains("\"frame_too_large\"") && ends[0].contains(" DEBUG "),
+        "{ends:?}"
+    );
+}
+
+/// Connections that stall: every other one has said half of a greeting.
+async fn stalled(server: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut all = Vec::new();
+    for n in 0..count {
+        let mut stream = TcpStream::connect(server)
+            .await
+            .expect("the server listens");
+        if n % 2 == 1 {
+            let half = stream.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]);
+            half.await.expect("the server reads");
+        }
+        all.push(stream);
+    }
+    all
+}
+
+#[tokio::test]
+async fn b20_stalled_handshakes_delay_nobody_and_are_gone_at_the_deadline() {
+    let tls_echo = Example::start("tls_echo", &["--handshake-deadline", "2"]).await;
+    let tls = Tls::of(&tls_echo);
+    let begun = Instant::now();
+    let stalled = stalled(tls_echo.addr(), 500).await;
+    let all_in = Instant::now();
+
+    let (mut good, _) = tls.connect().await;
+    assert_eq!(ask(&mut good, "hi").await, "hi");
+    let served = all_in.elapsed();
+
+    assert!(served < Duration::from_secs(1), "{served:?}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "the others were there meanwhile"
+    );
+    let mut none = [0];
+    for mut stream in stalled {
+        let read = soon("the deadline", stream.read(&mut none)).await;
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
+    let gone = all_in.elapsed();
+    assert!(gone < Duration::from_secs(4), "{gone:?}");
+    assert_eq!(
+        tls_echo
+            .logged(500, &["\"pre_connect_timeout\""])
+            .await
+            .len(),
+        500
+    );
+    assert_eq!(ask(&mut good, "still here").await, "still here");
+}
+
+#[tokio::test]
+async fn b20_the_oldest_stalled_handshake_makes_room_for_a_new_one() {
+    let tls_echo = Example::start("tls_echo", &["--handshakes", "8"]).await;
+    let tls = Tls::of(&tls_echo);
+    let mut stalled = stalled(tls_echo.addr(), 8).await;
+
+    let (mut good, _) = tls.connect().await;
+
+    assert_eq!(ask(&mut good, "hi").await, "hi");
+    let read = soon("the end of the oldest", stalled[0].read(&mut [0])).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert_eq!(
+        tls_echo.logged(1, &["\"pre_connect_evicted\""]).await.len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn b25_a_frame_cut_off_without_the_closing_word_is_truncated_and_not_served() {
+    let tls_echo = Example::start("tls_echo", &[]).await;
+    let (mut client, addr) = Tls::of(&tls_echo).connect().await;
+    assert_eq!(ask(&mut client, "whole").await, "whole");
+
+    client.write_all(b"hal").await.unwrap();
+    client.flush().await.unwrap();
+    client.get_mut().get_mut().0.shutdown().await.unwrap(); // TCP's end only
+
+    let mut rest = Vec::new();
+    soon("the end", client.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    assert_eq!(rest, b"");
+    drop(client);
+    let ended = tls_echo.stop().await;
+    let end = ended.end_of(addr);
+    assert!(
+        end.contains("\"truncated\"") && end.contains("requests=1"),
+        "{end}"
+    );
+}
+
+#[tokio::test]
+async fn b25_every_end_that_is_in_order_says_the_closing_word() {
+    let tls_echo = Example::start("tls_echo", &[]).await;
+    let tls = Tls::of(&tls_echo);
+    let (mut finished, _) = tls.connect().await;
+    let (mut too_long, _) = tls.connect().await;
+    let (mut drained, _) = tls.connect().await;
+    assert_eq!(ask(&mut drained, "hi").await, "hi");
+
+    finished.write_all(b"hi\n").await.unwrap();
+    finished.shutdown().await.unwrap();
+    too_long.write_all(&[b'.'; 70_000]).await.unwrap();
+    let mut rests = Vec::new();
+    for client in [&mut finished, &mut too_long] {
+        let mut rest = Vec::new();
+        // rustls fails a read to an end without the word.
+        soon("the end", client.read_to_end(&mut rest))
+            .await
+            .unwrap();
+        rests.push(rest);
+    }
+    drop((finished, too_long));
+    tls_echo.signal(Signal::TERM);
+    let mut rest = Vec::new();
+    soon("the end", drained.read_to_end(&mut rest))
+        .await
+        .unwrap();
+
+    assert_eq!(rests, [b"hi\n".as_slice(), b""]);
+    assert_eq!(rest, b"");
+}
