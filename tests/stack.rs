@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use process::{Client, Example};
+use tokio::net::TcpSocket;
 
 #[path = "support/process.rs"]
 mod process;
@@ -41,6 +42,24 @@ async fn d7_a_farewell_is_not_lost_by_what_the_client_sends_behind_its_quit() {
 
         assert_eq!(client.rest().await, b"221 bye\n");
     }
+}
+
+#[tokio::test]
+async fn d7_a_large_reply_is_not_lost_by_what_lies_unread_behind_the_quit() {
+    let stack = Example::start("stack", &[]).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // So that most of the reply is still with the server when it closes.
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let mut client = Client::connect_by(socket, stack.addr()).await;
+    let mut bytes = b"big 1000000\nquit\n".to_vec();
+    bytes.resize(bytes.len() + 100_000, b'.');
+
+    client.send(bytes).await;
+
+    let expected = ["220 ready\n", &"x".repeat(1_000_000), "\n221 bye\n"].concat();
+    let reply = client.rest().await;
+    assert_eq!(reply.len(), expected.len());
+    assert!(reply == expected.as_bytes());
 }
 
 #[tokio::test]

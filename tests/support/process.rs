@@ -26,7 +26,7 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Where cargo puts an example that it builds for `cargo test`.
+/// Where cargo puts an example that it builds for a whole `cargo test`. (`cargo test --test x` leaves it as it is.)
 pub(crate) fn path(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let profile = test.parent().and_then(|deps| deps.parent());
@@ -216,6 +216,10 @@ impl Client {
         socket
             .bind(SocketAddr::new(ip, 0))
             .expect("all of 127/8 is here");
+        Self::connect_by(socket, server).await
+    }
+
+    pub(crate) async fn connect_by(socket: TcpSocket, server: SocketAddr) -> Self {
         let stream = soon("a connection", socket.connect(server)).await;
         let stream = stream.expect("the server listens");
         let addr = stream
