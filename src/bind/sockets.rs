@@ -160,14 +160,24 @@ impl Source {
     }
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut asked = false;
         loop {
-            let mut guard = ready!(self.socket.poll_read_ready(cx))?;
+            let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
+                // The system may know of a connection before tokio does, and this may be the last look, at a shutdown.
+                return if !asked && has_event(self.socket.get_ref()) {
+                    Poll::Ready(Ok(()))
+                } else {
+                    Poll::Pending
+                };
+            };
+            let mut guard = guard?;
             // Tokio's readiness says that there was a connection since it was last cleared, not that there still
             // is one: it stays set after the last was accepted.
             if has_event(self.socket.get_ref()) {
                 return Poll::Ready(Ok(()));
             }
             guard.clear_ready();
+            asked = true;
         }
     }
 
