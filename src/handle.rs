@@ -298,16 +298,19 @@ impl Shared {
         self.table.all().for_each(|life| self.abort(&life, reason));
     }
 
-    /// Says what the shutdown did. Counted by the connections themselves: some are gone before the server's loop looks.
+    /// Says what the shutdown did, once: a second call returns the first report. Counted by the connections themselves: some are gone before the server's loop looks.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let aborted = self.cut_off.load(Ordering::Acquire);
-        let report = Report {
-            drained: seen.saturating_sub(aborted),
-            aborted,
-            duration,
-        };
-        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        let report = *self
+            .report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(Report {
+                drained: seen.saturating_sub(aborted),
+                aborted,
+                duration,
+            });
         self.reported.notify_waiters();
         report
     }

@@ -3,8 +3,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Server;
 use super::accept_loop::Policy;
+use super::{CutOff, Server};
 use crate::accept::AcceptErrorAction;
 use crate::admit::ConnectionLimit;
 use crate::bind::{Endpoint, Listener, SocketOptions, Sockets};
@@ -110,6 +110,7 @@ impl ServerBuilder {
         let handle = Handle::new(self.name, listener.local_addresses(), self.limit, self.plan);
         Server {
             listener,
+            end: CutOff(Arc::clone(&handle.0)),
             handle,
             policy: self.policy,
             backlog: 1024,

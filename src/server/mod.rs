@@ -10,6 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::time::{Instant, timeout_at};
@@ -32,6 +33,8 @@ pub struct Server<L = Sockets> {
     handle: Handle,
     policy: Policy,
     backlog: usize,
+    // Last: nobody is told of the end before the listener is closed.
+    end: CutOff,
 }
 
 impl Server {
@@ -155,12 +158,13 @@ where
     }
 }
 
-/// Cuts everybody off when the server's future is dropped before its end.
+/// Cuts everybody off when the server, or its future, is dropped before its end, and reports that as its end.
 struct CutOff(Arc<Shared>);
 
 impl Drop for CutOff {
     fn drop(&mut self) {
         self.0.advance(Phase::Aborting);
+        self.0.report(Duration::ZERO);
     }
 }
 
@@ -177,9 +181,9 @@ where
         handle,
         policy,
         backlog,
+        end: _cut_off,
     } = server;
     let shared = handle.0;
-    let _cut_off = CutOff(Arc::clone(&shared));
     let stack = shared.limit.layer().layer(stack);
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), policy);
 
@@ -216,7 +220,7 @@ where
         all_gone(
             &shared,
             None,
-            Instant::now().checked_add(std::time::Duration::from_secs(1)),
+            Instant::now().checked_add(Duration::from_secs(1)),
         )
         .await;
     }
