@@ -1,0 +1,636 @@
+//! Shutdown: what was asked is answered, nobody new comes in, and it is over by its deadline, whatever the peers do.
+
+#[path = "support/running.rs"]
+mod running;
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::bind::Socket;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Limits;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{self, Connector, MemoryListener};
+use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server, ServerBuilder};
+
+use running::{Io, Running, read_to_end, start, start_with, until};
+
+/// Far beyond what anything here takes on a running clock.
+const NET: Duration = Duration::from_secs(30);
+
+async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
+    Ok(line)
+}
+
+fn echo_server(
+    build: impl FnOnce(ServerBuilder) -> ServerBuilder,
+) -> (Server<MemoryListener>, Connector) {
+    let (listener, connector) = testkit::memory();
+    (build(Server::builder()).build(listener), connector)
+}
+
+/// Answers once it is let go on.
+fn gated(
+    gate: &Arc<Semaphore>,
+) -> impl tower::Service<Bytes, Response = Bytes, Error = BoxError, Future: Send> + Clone + Send + 'static
+{
+    let gate = Arc::clone(gate);
+    service_fn(move |line: Bytes| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.acquire().await?.forget();
+            Ok(line)
+        }
+    })
+}
+
+async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn send(server: &Running, requests: &[u8]) -> Io {
+    let mut client = server.connect().await;
+    client
+        .write_all(requests)
+        .await
+        .expect("the connection is open");
+    client
+}
+
+#[tokio::test(start_paused = true)]
+async fn h1_all_in_flight_is_delivered_in_order_and_then_the_end() {
+    let service = service_fn(|line: Bytes| async move {
+        // Between 0 and 499 ms, later ones often sooner.
+        let number = line
+            .iter()
+            .fold(7_u64, |sum, byte| sum * 31 + u64::from(*byte));
+        tokio::time::sleep(Duration::from_millis(number % 500)).await;
+        Ok::<_, Infallible>(line)
+    });
+    let pipeline = Pipeline::new(Lines::default).service(service).in_flight(4);
+    let mut server = start(pipeline);
+    let mut clients = Vec::new();
+    for n in 0..500 {
+        let requests = format!("{n}a\n{n}b\n{n}c\n{n}d\n");
+        clients.push((send(&server, requests.as_bytes()).await, requests));
+    }
+    until(|| server.handle.live() == 500).await;
+
+    server.handle.shutdown();
+
+    for (client, requests) in clients {
+        assert_eq!(read_to_end(client).await, requests);
+    }
+    let report = server.report().await;
+    assert_eq!((report.drained, report.aborted), (500, 0));
+    assert_eq!(server.ends(), [EndReason::Drained; 500]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h2_a_connection_in_its_hook_may_finish_it_and_is_then_closed() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opens = Arc::clone(&gate);
+    let hook = service_fn(move |conn: Connection<Io>| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.acquire().await?.forget();
+            Ok::<_, BoxError>(conn)
+        }
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(hook))
+        .service(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut server = start(stack);
+    let client = send(&server, b"asked before\n").await;
+    until(|| server.handle.live() == 1).await;
+
+    server.handle.shutdown();
+    settle().await;
+    opens.add_permits(1);
+
+    assert_eq!(read_to_end(client).await, "asked before\n");
+    assert_eq!(server.report().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h2_a_hook_that_hangs_holds_a_shutdown_up_to_its_own_deadline_only() {
+    let hook = service_fn(|_conn: Connection<Io>| pending::<Result<Connection<Io>, BoxError>>());
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(hook).deadline(Duration::from_secs(3)))
+        .service(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut server = start(stack);
+    let client = server.connect().await;
+    until(|| server.handle.live() == 1).await;
+
+    server.handle.shutdown();
+
+    assert!(server.report().await.duration <= Duration::from_secs(3));
+    assert_eq!(server.ends(), [EndReason::PreConnectTimeout]);
+    assert_eq!(read_to_end(client).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h3_the_rest_of_a_frame_that_was_begun_is_waited_for_and_answered() {
+    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut client = send(&server, b"whole\nha").await;
+    settle().await;
+
+    server.handle.shutdown();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    client.write_all(b"lf\nand more\n").await.unwrap();
+
+    assert_eq!(read_to_end(client).await, "whole\nhalf\n");
+    assert_eq!(server.report().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h3_a_frame_that_is_never_whole_calls_nobody() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let service = service_fn(move |line: Bytes| {
+        count.fetch_add(1, Ordering::SeqCst);
+        echo(line)
+    });
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service)
+        .limits(Limits::default().frame(Duration::from_secs(4)));
+    let mut server = start(pipeline);
+    let client = send(&server, b"ha").await;
+    settle().await;
+
+    server.handle.shutdown();
+
+    assert_eq!(read_to_end(client).await, "");
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    assert!(server.report().await.duration <= Duration::from_secs(4));
+}
+
+/// A server whose answer does not fit in what the peer has room for.
+async fn with_a_pending_write(bytes: usize) -> (Running, Io) {
+    let (listener, connector) = testkit::memory_with_buffer(1024);
+    let server = Server::builder()
+        .shutdown_deadline(Duration::from_secs(20))
+        .build(listener);
+    let service = service_fn(move |_line: Bytes| async move {
+        Ok::<_, Infallible>(Bytes::from(vec![b'x'; bytes]))
+    });
+    let server = start_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service),
+    );
+    let client = send(&server, b"a\n").await;
+    settle().await;
+    (server, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn h4_what_is_written_to_a_slow_reader_arrives_whole() {
+    let (mut server, client) = with_a_pending_write(100_000).await;
+
+    server.handle.shutdown();
+    tokio::time::sleep(Duration::from_secs(19)).await;
+
+    assert_eq!(read_to_end(client).await.len(), 100_001);
+    let report = server.report().await;
+    assert_eq!((report.drained, report.aborted), (1, 0));
+    assert_eq!(server.ends(), [EndReason::Drained]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h4_a_reader_that_never_resumes_is_cut_off_and_reported_as_that() {
+    // Above and below the mark up to which requests are still read.
+    for bytes in [100_000, 10_000] {
+        let (mut server, _client) = with_a_pending_write(bytes).await;
+
+        server.handle.shutdown();
+
+        let report = server.report().await;
+        assert_eq!((report.drained, report.aborted), (0, 1));
+        assert_eq!(report.duration, Duration::from_secs(20));
+        assert_eq!(server.ends(), [EndReason::DrainDeadline]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h5_a_shutdown_while_paused_is_not_held_up() {
+    let (server, connector) = echo_server(|server| server.limit(ConnectionLimit::new(1)));
+    let mut server = start_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    let inside = send(&server, b"a\n").await;
+    until(|| server.handle.live() == 1).await;
+    server.handle.pause();
+    let waiting = server.connect().await;
+
+    server.handle.shutdown();
+
+    assert_eq!(read_to_end(inside).await, "a\n");
+    assert_eq!(read_to_end(waiting).await, "");
+    assert!(server.report().await.duration <= Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h6_those_in_the_backlog_are_served_what_they_have_asked() {
+    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(send(&server, b"asked\n").await);
+    }
+    assert!(server.handle.live() < 100, "the loop had its turns already");
+
+    server.handle.shutdown();
+
+    for client in clients {
+        assert_eq!(read_to_end(client).await, "asked\n");
+    }
+    assert_eq!(server.report().await.drained, 100);
+}
+
+/// Serves echo over TCP on a port the system chose.
+async fn tcp() -> (
+    SocketAddr,
+    Handle,
+    tokio::task::JoinHandle<Result<tower_tcp::Report, tower_tcp::Error>>,
+) {
+    let server = Server::bind("127.0.0.1:0")
+        .await
+        .expect("loopback is there");
+    let handle = server.handle();
+    let addr = handle.addresses()[0].tcp().expect("it is TCP");
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
+    let task = tokio::spawn(server.serve(pipeline).into_future());
+    (addr, handle, task)
+}
+
+#[tokio::test]
+async fn h6_nobody_whom_the_kernel_has_connected_is_reset() {
+    use std::io::{Read, Write};
+    let (addr, handle, task) = tcp().await;
+    // The loop is at rest, and gets no turn before it is told to shut down: this thread is the only one.
+    settle().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = std::net::TcpStream::connect(addr).unwrap();
+        client.write_all(b"asked\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        clients.push(client);
+    }
+
+    handle.shutdown();
+
+    let report = timeout(NET, task).await.unwrap().unwrap().unwrap();
+    assert_eq!(report.drained, 20);
+    for mut client in clients {
+        client.set_read_timeout(Some(NET)).unwrap();
+        // Closed in good order, answered or not: a reset would be an error here.
+        client.read_to_end(&mut Vec::new()).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h7_what_was_pipelined_before_the_signal_is_answered_and_nothing_later_is() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let mut client = send(&server, b"a\nb\nc\n").await;
+    settle().await;
+
+    server.handle.shutdown();
+    settle().await;
+    gate.add_permits(3);
+    let mut answers = [0; 6];
+    client.read_exact(&mut answers).await.unwrap();
+    // The end may be there before this is.
+    drop(client.write_all(b"d\n").await);
+
+    assert_eq!(&answers, b"a\nb\nc\n");
+    assert_eq!(read_to_end(client).await, "");
+    assert_eq!(server.report().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h8_idle_connections_are_closed_at_once() {
+    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut clients = Vec::new();
+    for n in 0..5000 {
+        // Some have been served, and some have said nothing yet.
+        clients.push(send(&server, if n % 2 == 0 { b"a\n" } else { b"" }).await);
+    }
+    until(|| server.handle.live() == 5000).await;
+    let begun = Instant::now();
+
+    server.handle.shutdown();
+
+    for client in clients {
+        read_to_end(client).await;
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    let report = server.report().await;
+    assert_eq!((report.drained, report.aborted), (5000, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h9_the_deadline_cuts_off_those_who_are_left_and_counts_them() {
+    let service = service_fn(|line: Bytes| async move {
+        if line == "hang" {
+            pending::<()>().await;
+        }
+        Ok::<_, Infallible>(line)
+    });
+    let mut server = start(Pipeline::new(Lines::default).service(service));
+    let mut clients = Vec::new();
+    for n in 0..10 {
+        clients.push(send(&server, if n < 3 { b"hang\n" } else { b"fine\n" }).await);
+    }
+    settle().await;
+
+    server.handle.shutdown_within(Duration::from_secs(7));
+
+    let mut replies = Vec::new();
+    for client in clients {
+        replies.push(read_to_end(client).await);
+    }
+    let report = server.report().await;
+    assert_eq!((report.drained, report.aborted), (7, 3));
+    assert_eq!(report.duration, Duration::from_secs(7));
+    assert_eq!(replies.iter().filter(|reply| *reply == "fine\n").count(), 7);
+    let cut = |end: &&EndReason| **end == EndReason::DrainDeadline;
+    assert_eq!(server.ends().iter().filter(cut).count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h10_a_second_shutdown_is_immediate() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let client = send(&server, b"a\n").await;
+    settle().await;
+    server.handle.shutdown();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    server.handle.shutdown();
+
+    let report = server.report().await;
+    assert_eq!((report.drained, report.aborted), (0, 1));
+    assert_eq!(report.duration, Duration::from_secs(1));
+    assert_eq!(server.ends(), [EndReason::Killed]);
+    assert_eq!(read_to_end(client).await, "");
+}
+
+/// Serves what takes several turns at every stage, with a few clients at different stages of it.
+async fn busy_server() -> (Running, Vec<Io>) {
+    let hook = service_fn(|conn: Connection<Io>| async move {
+        tokio::task::yield_now().await;
+        Ok::<_, BoxError>(conn)
+    });
+    let make = service_fn(|peer: Peer<Bytes>| async move {
+        peer.send("hello".into()).await?;
+        tokio::task::yield_now().await;
+        Ok::<_, BoxError>(service_fn(|line: Bytes| async move {
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, Infallible>(line)
+        }))
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(hook))
+        .service(
+            Pipeline::new(Lines::default)
+                .make_service(make)
+                .in_flight(2),
+        );
+    let server = start(stack);
+    let mut clients = Vec::new();
+    for n in 0..20 {
+        clients.push(send(&server, &b"a\nb\nc\n"[..n % 7]).await);
+    }
+    (server, clients)
+}
+
+#[tokio::test(start_paused = true)]
+async fn h13_dropping_the_serve_future_at_any_turn_ends_every_connection() {
+    for k in 0..60 {
+        let (server, clients) = busy_server().await;
+        for _ in 0..k {
+            tokio::task::yield_now().await;
+        }
+
+        server.task.abort();
+
+        let gone = timeout(Duration::from_secs(60), server.handle.closed()).await;
+        gone.unwrap_or_else(|_| panic!("it is not closed, dropped after {k} turns"));
+        for client in clients {
+            read_to_end(client).await;
+        }
+        server.all_gone().await;
+    }
+    let metrics = tokio::runtime::Handle::current().metrics();
+    assert_eq!(metrics.num_alive_tasks(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h13_a_server_that_never_served_is_closed_when_it_is_dropped() {
+    let (server, connector) = echo_server(|server| server);
+    let handle = server.handle();
+
+    drop(server);
+
+    assert!(
+        timeout(Duration::from_secs(1), handle.closed())
+            .await
+            .is_ok()
+    );
+    assert!(connector.connect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn h13_dropping_handles_changes_nothing() {
+    let (server, connector) = echo_server(|server| server);
+    drop(server.handle());
+    let task = tokio::spawn(
+        server
+            .serve(Pipeline::new(Lines::default).service(service_fn(echo)))
+            .into_future(),
+    );
+    let client = connector.connect().await.unwrap();
+
+    assert_eq!(running::exchange(client, "a\n").await, "a\n");
+    assert!(!task.is_finished());
+}
+
+#[test]
+fn h13_dropping_the_runtime_at_any_turn_ends_every_connection() {
+    for k in 0..40 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (server, clients) = runtime.block_on(async {
+            let busy = busy_server().await;
+            for _ in 0..k {
+                tokio::task::yield_now().await;
+            }
+            busy
+        });
+        let live = server.handle.live();
+
+        drop(runtime);
+
+        assert_eq!(server.handle.live(), 0, "after {k} turns");
+        assert_eq!(server.handle.limit().in_use(), 0, "after {k} turns");
+        assert!(server.ends().len() >= live, "after {k} turns");
+        drop(clients);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h15_new_connections_are_refused_after_a_shutdown() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let _busy = send(&server, b"a\n").await;
+    settle().await;
+
+    server.handle.shutdown();
+    settle().await;
+
+    let refused = server.connector.connect().await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    gate.add_permits(1);
+    server.report().await;
+}
+
+#[tokio::test]
+async fn h15_the_kernel_refuses_new_connections_while_the_server_still_drains() {
+    let gate = Arc::new(Semaphore::new(0));
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let handle = server.handle();
+    let addr = handle.addresses()[0].tcp().unwrap();
+    let (accepted, mut is_accepted) = mpsc::channel(1);
+    let stack = ServiceBuilder::new()
+        .map_request(move |conn: Connection<Socket>| {
+            accepted.try_send(()).unwrap();
+            conn
+        })
+        .service(Pipeline::new(Lines::default).service(gated(&gate)));
+    let task = tokio::spawn(server.serve(stack).into_future());
+    let mut busy = TcpStream::connect(addr).await.unwrap();
+    busy.write_all(b"a\n").await.unwrap();
+    timeout(NET, is_accepted.recv()).await.unwrap().unwrap();
+
+    handle.shutdown();
+
+    let refused = async {
+        loop {
+            match TcpStream::connect(addr).await {
+                Err(err) if err.kind() == std::io::ErrorKind::ConnectionReset => {}
+                Err(err) => return err,
+                // It came before the listener was gone, as one that was reset.
+                Ok(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let refused = timeout(NET, refused).await.unwrap();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(!task.is_finished());
+    gate.add_permits(1);
+    drop(busy);
+    timeout(NET, task).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lame_duck_goes_on_accepting_and_tells_all_to_leave() {
+    let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(5)));
+    let mut server = start_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    let before: Vec<_> = [server.connect().await, server.connect().await].into();
+    until(|| server.handle.live() == 2).await;
+
+    server.handle.shutdown();
+    for client in before {
+        assert_eq!(read_to_end(client).await, "");
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for _ in 0..3 {
+        assert_eq!(read_to_end(send(&server, b"a\n").await).await, "a\n");
+    }
+
+    let report = server.report().await;
+    assert_eq!(report.duration, Duration::from_secs(5));
+    assert_eq!((report.drained, report.aborted), (5, 0));
+    assert!(server.connector.connect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_shutdown_ends_a_lame_duck_at_once() {
+    let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(5)));
+    let mut server = start_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    server.handle.shutdown();
+    settle().await;
+
+    server.handle.shutdown();
+
+    assert_eq!(server.report().await.duration, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graceful_shutdown_begins_with_its_signal() {
+    let (server, connector) = echo_server(|server| server);
+    let (signal, signalled) = oneshot::channel::<()>();
+    let serve = server
+        .serve(Pipeline::new(Lines::default).service(service_fn(echo)))
+        .with_graceful_shutdown(async {
+            drop(signalled.await);
+        });
+    let task = tokio::spawn(serve.into_future());
+    let client = connector.connect().await.unwrap();
+    assert_eq!(running::exchange(client, "a\n").await, "a\n");
+    let idle = connector.connect().await.unwrap();
+    settle().await;
+    assert!(!task.is_finished());
+
+    signal.send(()).unwrap();
+
+    assert_eq!(read_to_end(idle).await, "");
+    assert_eq!(task.await.unwrap().unwrap().drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_gives_everyone_who_asks_the_report() {
+    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let client = server.connect().await;
+    until(|| server.handle.live() == 1).await;
+    let handle = server.handle.clone();
+    let asked_before = tokio::spawn(async move { handle.closed().await });
+    settle().await;
+    assert!(!asked_before.is_finished());
+
+    server.handle.shutdown();
+    drop(client);
+
+    let report = server.report().await;
+    assert_eq!(report.drained, 1);
+    assert_eq!(asked_before.await.unwrap(), report);
+    assert_eq!(server.handle.closed().await, report);
+}
