@@ -195,6 +195,13 @@ impl<S> Limited<S> {
             reserved: None,
         }
     }
+
+    /// Gives a permit back that was reserved for a connection that was not to be had.
+    pub(crate) fn give_back(&mut self) {
+        // Others may have waited for it; this instance has not.
+        self.limit.lock().waiting.remove(&self.instance);
+        self.reserved = None;
+    }
 }
 
 impl<S: Clone> Clone for Limited<S> {

@@ -9,6 +9,7 @@ use tower_service::Service;
 
 use super::connection::{Leaving, Outcome, Task};
 use crate::accept::{AcceptErrorAction, Stall};
+use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Connection;
 use crate::error::{BoxError, Error, Panicked};
@@ -21,7 +22,7 @@ pub(super) type Policy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sy
 
 pub(super) struct AcceptLoop<L, S> {
     listener: L,
-    stack: S,
+    stack: Limited<S>,
     server: Arc<Shared>,
     policy: Policy,
     stall: Stall,
@@ -47,7 +48,7 @@ where
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
-    pub(super) fn new(listener: L, stack: S, server: Arc<Shared>, policy: Policy) -> Self {
+    pub(super) fn new(listener: L, stack: Limited<S>, server: Arc<Shared>, policy: Policy) -> Self {
         Self {
             listener,
             stack,
@@ -139,6 +140,7 @@ where
     }
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
+        self.stack.give_back();
         let action = match (self.policy)(&err) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
             action => action,
