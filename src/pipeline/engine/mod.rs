@@ -119,7 +119,7 @@ where
     }
 
     pub(in crate::pipeline) fn count_request(&self) {
-        self.conn.life().count_requests(1);
+        self.conn.life().count_request();
     }
 
     /// Ends input. Which reason stands the connection knows; what is left behind only grows.

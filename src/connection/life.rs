@@ -1,0 +1,139 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::{ConnectionId, ConnectionInfo};
+use crate::end_reason::{Cause, ConnectionEnded, End, EndReason};
+use crate::shutdown::{Signal, Signals};
+
+type Hook = Box<dyn FnOnce(&End) + Send>;
+
+#[derive(Default)]
+struct EndCell {
+    reason: Option<ConnectionEnded>,
+    hooks: Vec<Hook>,
+    end: Option<End>,
+}
+
+/// The part of a connection that outlives its stream: signals in, totals, and the end out.
+pub(crate) struct Life {
+    pub(crate) id: ConnectionId,
+    accepted_at: Instant,
+    pub(crate) signals: Signals,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+    requests: AtomicU64,
+    /// The peer has finished sending: what tells "the peer left" from "the service was done" for a raw service.
+    peer_done: AtomicBool,
+    end: Mutex<EndCell>,
+}
+
+impl Life {
+    pub(super) fn new(info: &ConnectionInfo) -> Self {
+        Self {
+            id: info.id(),
+            accepted_at: info.accepted_at(),
+            signals: Signals::default(),
+            bytes_read: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            peer_done: AtomicBool::new(false),
+            end: Mutex::default(),
+        }
+    }
+
+    /// Adds without a locked instruction: each counter has one writer, the task that owns the stream.
+    fn add(counter: &AtomicU64, n: usize) {
+        let sum = counter.load(Ordering::Relaxed).wrapping_add(n as u64);
+        counter.store(sum, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_read(&self, bytes: usize) {
+        Self::add(&self.bytes_read, bytes);
+    }
+
+    pub(super) fn count_written(&self, bytes: usize) {
+        Self::add(&self.bytes_written, bytes);
+    }
+
+    pub(crate) fn count_request(&self) {
+        Self::add(&self.requests, 1);
+    }
+
+    pub(super) fn peer_is_done(&self) {
+        self.peer_done.store(true, Ordering::Relaxed);
+    }
+
+    fn cell(&self) -> MutexGuard<'_, EndCell> {
+        // No user code runs under this lock, so poison can only come from a failed allocation.
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Proposes a reason, and returns the one that stands.
+    ///
+    /// It is the first: what came first is what happened. Only an end in good order gives way to one that is not: then
+    /// something was lost on the way.
+    pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
+        let mut cell = self.cell();
+        let stands = match cell.reason.take() {
+            Some(first) if reason.is_orderly() || !first.reason.is_orderly() => first,
+            _ => ConnectionEnded { reason, cause },
+        };
+        cell.reason = Some(stands.clone());
+        stands
+    }
+
+    /// Cuts the connection off, for the reason given unless it has one already.
+    /// Returns whether it was not cut off before.
+    pub(crate) fn abort(&self, reason: EndReason) -> bool {
+        self.set_reason(reason, None);
+        self.signals.raise(Signal::Abort)
+    }
+
+    /// Settles the end and tells those who asked. Only the connection's task calls this; a second call does nothing.
+    ///
+    /// `outcome` is the last to propose a reason.
+    pub(crate) fn finish(&self, outcome: impl FnOnce(bool) -> ConnectionEnded) {
+        let outcome = outcome(self.peer_done.load(Ordering::Relaxed));
+        let ConnectionEnded { reason, cause } = self.set_reason(outcome.reason, outcome.cause);
+        let (end, hooks) = {
+            let mut cell = self.cell();
+            if cell.end.is_some() {
+                return;
+            }
+            let end = End {
+                reason,
+                cause,
+                duration: self.accepted_at.elapsed(),
+                bytes_read: self.bytes_read.load(Ordering::Relaxed),
+                bytes_written: self.bytes_written.load(Ordering::Relaxed),
+                requests: self.requests.load(Ordering::Relaxed),
+            };
+            cell.end = Some(end.clone());
+            (end, std::mem::take(&mut cell.hooks))
+        };
+        for hook in hooks {
+            run_hook(hook, &end);
+        }
+    }
+
+    pub(super) fn on_end(&self, hook: Hook) {
+        let mut cell = self.cell();
+        match cell.end.clone() {
+            None => cell.hooks.push(hook),
+            Some(end) => {
+                drop(cell);
+                run_hook(hook, &end);
+            }
+        }
+    }
+}
+
+/// A panic in one hook must not keep the others, or the connection's permit, from their turn.
+fn run_hook(hook: Hook, end: &End) {
+    if catch_unwind(AssertUnwindSafe(|| hook(end))).is_err() {
+        tracing::error!(target: "tower_tcp", "an on_end callback panicked");
+    }
+}
