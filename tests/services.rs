@@ -128,6 +128,40 @@ async fn e1_a_panic_in_drop_of_the_future_ends_its_connection_only() {
     a_panic_ends_its_connection_behind_the_answers_before_it(Place::DropOfFuture).await;
 }
 
+/// The future of a connection service that is done at once, and panics when it is dropped.
+struct PanicsInDrop;
+
+impl Future for PanicsInDrop {
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        panic!("in drop");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn e1_a_panic_in_drop_of_a_connections_own_future_is_its_end() {
+    let server = start(service_fn(|conn: Connection<Io>| {
+        drop(conn);
+        PanicsInDrop
+    }));
+
+    let replies = [
+        read_to_end(server.connect().await).await,
+        read_to_end(server.connect().await).await,
+    ];
+
+    assert_eq!(replies, ["", ""]);
+    until(|| server.ends() == [EndReason::Panic; 2]).await;
+    server.all_gone().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn e1_a_panic_among_requests_in_flight_takes_its_place_in_the_order() {
     let service = service_fn(|line: Bytes| async move {
