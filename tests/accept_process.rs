@@ -1,0 +1,293 @@
+//! Accept, in a process of its own: out of descriptors, and with a system that fails as it is told.
+//!
+//! The child is the `echo` example. Failures are injected with `strace`; without it those tests are skipped, except where `CI` is set.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+/// Far beyond what anything here takes.
+const NET: Duration = Duration::from_secs(30);
+
+fn echo() -> PathBuf {
+    let test = std::env::current_exe().expect("this runs from a file");
+    let echo = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("tests are in target/debug/deps")
+        .join("examples/echo");
+    assert!(echo.exists(), "not built: run `cargo build --example echo`");
+    echo
+}
+
+/// The example at work.
+struct Echo {
+    child: Child,
+    addr: String,
+    log: mpsc::Receiver<String>,
+}
+
+/// Starts what runs the example; `program` ends with the example's path.
+async fn start(program: &mut Command) -> Echo {
+    let mut child = program
+        .args(["--listen", "127.0.0.1:0"])
+        .env("RUST_LOG", "tower_tcp=debug")
+        .env("NO_COLOR", "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the example starts");
+    let stdout = child.stdout.take().expect("it is piped");
+    let mut lines = BufReader::new(stdout).lines();
+    let first = timeout(NET, lines.next_line()).await;
+    let first = first.expect("it listens in time").expect("it is text");
+    let first = first.expect("it says where it listens");
+    let addr = first.strip_prefix("listening on ").expect("an address");
+    let (log, logged) = mpsc::channel(100_000);
+    let stderr = child.stderr.take().expect("it is piped");
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(stderr).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if log.send(line).await.is_err() {
+                break;
+            }
+        }
+    });
+    // What else it says must not fill the pipe.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    Echo {
+        child,
+        addr: addr.to_owned(),
+        log: logged,
+    }
+}
+
+impl Echo {
+    async fn connect(&self) -> BufReader<TcpStream> {
+        let stream = timeout(NET, TcpStream::connect(&self.addr)).await;
+        BufReader::new(stream.expect("in time").expect("the server listens"))
+    }
+
+    /// Waits until the log says something.
+    async fn says(&mut self, what: &str) {
+        let said = async {
+            loop {
+                let line = self.log.recv().await.expect("the example runs");
+                if line.contains(what) {
+                    return;
+                }
+            }
+        };
+        timeout(NET, said).await.expect("it is said in time");
+    }
+
+    /// Returns how often something stands in what was logged since.
+    fn logged(&mut self, what: &str) -> usize {
+        let mut count = 0;
+        while let Ok(line) = self.log.try_recv() {
+            count += usize::from(line.contains(what));
+        }
+        count
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id().expect("it was not waited for")
+    }
+
+    /// Returns the time it has spent on a processor.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
+            .expect("the example runs");
+        // The name, in parentheses, may hold anything. After it come the state, and 10 fields before the times.
+        let (_, fields) = stat.rsplit_once(')').expect("it has a name");
+        let mut fields = fields.split_whitespace().skip(11);
+        let mut ticks = || -> u64 {
+            let field = fields.next().expect("it has times");
+            field.parse().expect("a number of ticks")
+        };
+        Duration::from_millis((ticks() + ticks()) * 10)
+    }
+
+    async fn terminate(&self) {
+        let kill = Command::new("kill")
+            .args(["-TERM", &self.pid().to_string()])
+            .status()
+            .await;
+        assert!(kill.expect("kill is there").success());
+    }
+}
+
+async fn ask(client: &mut BufReader<TcpStream>) {
+    client.write_all(b"hi\n").await.expect("it is open");
+    let mut reply = String::new();
+    let read = timeout(NET, client.read_line(&mut reply)).await;
+    read.expect("in time").expect("it is open");
+    assert_eq!(reply, "hi\n");
+}
+
+/// A server that has 64 descriptors, and 200 clients of it: they send a line, tell when they have the reply, and stay.
+async fn exhausted() -> (
+    Echo,
+    Vec<tokio::task::JoinHandle<()>>,
+    mpsc::Receiver<usize>,
+) {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
+        .arg(echo());
+    let mut echo = start(&mut shell).await;
+    let (served, who_is_served) = mpsc::channel(200);
+    let mut clients = Vec::new();
+    for n in 0..200 {
+        let mut client = echo.connect().await;
+        let served = served.clone();
+        clients.push(tokio::spawn(async move {
+            client.write_all(b"hi\n").await.expect("it is open");
+            let mut reply = String::new();
+            if client.read_line(&mut reply).await.is_ok_and(|n| n > 0) {
+                served.send(n).await.expect("the test runs");
+            }
+            // Until the server closes, or this is aborted.
+            drop(client.read_to_end(&mut Vec::new()).await);
+        }));
+    }
+    echo.says("accept.stalled").await;
+    (echo, clients, who_is_served)
+}
+
+#[tokio::test]
+async fn a1_a2_out_of_descriptors_it_says_so_once_rests_and_goes_on_when_one_is_free() {
+    let (mut echo, clients, mut served) = exhausted().await;
+
+    // A measurement, not a wait: what it costs to be out of descriptors for a while.
+    let (cpu, begun) = (echo.cpu(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let busy = (echo.cpu() - cpu).as_secs_f64() / begun.elapsed().as_secs_f64();
+    println!("busy while out of descriptors: {:.1} %", 100.0 * busy);
+    assert!(busy < 0.05);
+    assert_eq!(echo.logged("accept.stalled"), 0, "it was said already");
+
+    let mut inside = Vec::new();
+    while let Ok(n) = served.try_recv() {
+        inside.push(n);
+    }
+    assert!((40..64).contains(&inside.len()), "{} are in", inside.len());
+    let left = Instant::now();
+    clients[inside[0]].abort();
+    let next = timeout(NET, served.recv()).await.unwrap().unwrap();
+    let waited = left.elapsed();
+    println!("from a free descriptor to the next client's reply: {waited:?}");
+    assert!(!inside.contains(&next));
+    assert!(waited <= Duration::from_millis(50), "{waited:?}");
+}
+
+#[tokio::test]
+async fn h14_a_shutdown_is_not_delayed_by_a_back_off() {
+    let (mut echo, clients, mut served) = exhausted().await;
+    // The back-off has reached its longest wait, of 1 s, after 1.3 s.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut inside = Vec::new();
+    while let Ok(n) = served.try_recv() {
+        inside.push(n);
+    }
+    let begun = Instant::now();
+
+    echo.terminate().await;
+
+    for (n, client) in clients.into_iter().enumerate() {
+        if inside.contains(&n) {
+            timeout(NET, client).await.unwrap().unwrap();
+        }
+    }
+    let waited = begun.elapsed();
+    println!("from the signal to the last close: {waited:?}");
+    assert!(waited <= Duration::from_millis(200), "{waited:?}");
+    let exit = timeout(NET, echo.child.wait()).await.unwrap().unwrap();
+    assert!(exit.success(), "{exit}");
+}
+
+/// Runs the example under `strace`, which lets system calls fail.
+async fn failing(inject: &str) -> Option<Echo> {
+    let (call, _) = inject.split_once(':').expect("call:error");
+    let there = Command::new("strace")
+        .arg("-V")
+        .stdout(Stdio::null())
+        .status()
+        .await
+        .is_ok_and(|status| status.success());
+    if !there {
+        assert!(std::env::var_os("CI").is_none(), "strace is not installed");
+        println!("skipped: strace is not installed");
+        return None;
+    }
+    let mut strace = Command::new("strace");
+    strace
+        // -D: the example is our own child, and strace goes with it.
+        .args(["-D", "-f", "-o", "/dev/null"])
+        .args(["-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={inject}")])
+        .arg(echo());
+    Some(start(&mut strace).await)
+}
+
+#[tokio::test]
+async fn a3_the_loop_survives_every_error_of_accept_five_times_in_a_row() {
+    for errno in [
+        "EMFILE",
+        "ENFILE",
+        "ENOBUFS",
+        "ENOMEM",
+        "ECONNABORTED",
+        "EPROTO",
+        "EPERM",
+        "EINTR",
+        "ENETDOWN",
+        "ENOPROTOOPT",
+        "EHOSTDOWN",
+        "ENONET",
+        "EHOSTUNREACH",
+        "EOPNOTSUPP",
+        "ENETUNREACH",
+        "ETIMEDOUT",
+        "ECONNREFUSED",
+        "ECONNRESET",
+        "EINVAL",
+        "EIO",
+    ] {
+        let Some(mut echo) = failing(&format!("accept4:error={errno}:when=20..24")).await else {
+            return;
+        };
+        let mut clients = Vec::new();
+
+        for _ in 1..=25 {
+            let mut client = echo.connect().await;
+            ask(&mut client).await;
+            clients.push(client);
+        }
+
+        // That it failed at all: as `accept.error`, or as `accept.stalled`.
+        echo.says("accept.").await;
+    }
+}
+
+#[tokio::test]
+async fn a8_a_connection_is_served_without_an_option_that_could_not_be_set() {
+    // The first is of the listener.
+    let Some(mut echo) = failing("setsockopt:error=EINVAL:when=2+").await else {
+        return;
+    };
+
+    for _ in 0..3 {
+        let mut client = echo.connect().await;
+        ask(&mut client).await;
+    }
+
+    echo.says("could not be set").await;
+}
