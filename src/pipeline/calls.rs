@@ -62,7 +62,7 @@ where
                 return Poll::Ready(None);
             }
             if self.is_full() {
-                if self.engine.poll_beside(self.in_flight, cx).is_ready() {
+                if self.engine.poll_beside(cx).is_ready() {
                     return Poll::Ready(None);
                 }
                 if self.is_full() {
@@ -110,7 +110,7 @@ where
         while !self.engine.is_ending() {
             if self.engine.is_above_mark() {
                 self.turn = 0;
-                ready!(self.engine.poll_room(self.in_flight, cx));
+                ready!(self.engine.poll_room(cx));
                 continue;
             }
             self.at_hand = self.engine.decode();
@@ -127,7 +127,7 @@ where
 
     /// Waits for something else than the peer. Ready when the request at hand is not to be begun any more.
     fn wait_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let cut_off = self.engine.poll_beside(self.in_flight, cx).is_ready();
+        let cut_off = self.engine.poll_beside(cx).is_ready();
         if cut_off || self.engine.leaves(Leaves::Requests) {
             self.at_hand = None;
             return Poll::Ready(());
@@ -137,7 +137,7 @@ where
 
     /// Waits beside a call. Ready when the connection must end without it.
     pub(super) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.engine.poll_beside(self.in_flight, cx)
+        self.engine.poll_beside(cx)
     }
 
     /// Takes the result of a call.
@@ -248,8 +248,7 @@ where
         if self.engine.leaves(Leaves::Calls) {
             return Poll::Ready(Err(Closed));
         }
-        let in_flight = self.in_flight;
-        if self.engine.is_ending() && self.engine.poll_beside(in_flight, cx).is_ready() {
+        if self.engine.is_ending() && self.engine.poll_beside(cx).is_ready() {
             return Poll::Ready(Err(Closed));
         }
         Poll::Ready(Ok(()))

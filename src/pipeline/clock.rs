@@ -12,18 +12,24 @@ use tokio::time::{Instant, Sleep};
 use super::Limits;
 use crate::end_reason::EndReason;
 
-/// What a connection is waiting for, as far as deadlines go.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Waiting {
-    /// For a frame to come, with nothing in hand.
-    pub(super) resting: bool,
-    /// For the rest of a frame.
-    pub(super) in_frame: bool,
-    /// For the peer to take output.
-    pub(super) writing: bool,
+/// What a connection is waiting for, as far as deadlines go; for its peer to take output, besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// For its own service, or for room: not for the peer to send anything.
+    Busy,
     /// For the make-service.
-    pub(super) making: bool,
+    Making,
+    /// For a frame to come, with nothing in hand.
+    Resting,
+    /// For the rest of a frame.
+    InFrame,
+    /// At a drain, for the runtime to know what the system has of it.
+    Leaving,
 }
+
+/// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
+/// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
+const TAKEN_IN: Duration = Duration::from_millis(50);
 
 /// The moments that deadlines count from, and the timer.
 #[derive(Debug)]
@@ -63,11 +69,12 @@ impl Clock {
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
+        writing: bool,
         limits: &Limits,
         cx: &mut Context<'_>,
     ) -> Poll<EndReason> {
         let now = Instant::now();
-        self.note(waiting, now);
+        self.note(waiting, writing, now);
         loop {
             let Some((at, reason)) = self.next(waiting, limits) else {
                 return Poll::Pending;
@@ -94,17 +101,17 @@ impl Clock {
         }
     }
 
-    fn note(&mut self, waiting: Waiting, now: Instant) {
+    fn note(&mut self, waiting: Waiting, writing: bool, now: Instant) {
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);
         }
         self.saw_byte = false;
-        if !waiting.in_frame {
+        if waiting != Waiting::InFrame {
             self.frame_begun = None;
         } else if self.frame_begun.is_none() {
             self.frame_begun = Some(now);
         }
-        if !waiting.writing {
+        if !writing {
             self.written = None;
         } else if std::mem::take(&mut self.saw_write) || self.written.is_none() {
             self.written = Some(now);
@@ -117,24 +124,19 @@ impl Clock {
             // A time beyond the end of the clock is no deadline.
             Some((from?.checked_add(time?)?, reason))
         };
-        let rest = if waiting.making {
-            after(
-                Some(self.started),
-                limits.make_service,
-                EndReason::MakeServiceError,
-            )
-        } else if waiting.in_frame {
-            after(self.frame_begun, limits.frame, EndReason::FrameTimeout)
-        } else if !waiting.resting {
-            None
-        } else if self.active.is_none() {
-            after(
-                Some(self.started),
-                limits.first_byte,
-                EndReason::FirstByteTimeout,
-            )
-        } else {
-            after(self.active, limits.idle, EndReason::IdleTimeout)
+        let rest = match waiting {
+            Waiting::Busy => None,
+            Waiting::Making => {
+                let started = Some(self.started);
+                after(started, limits.make_service, EndReason::MakeServiceError)
+            }
+            Waiting::Leaving => after(Some(self.started), Some(TAKEN_IN), EndReason::Drained),
+            Waiting::InFrame => after(self.frame_begun, limits.frame, EndReason::FrameTimeout),
+            Waiting::Resting if self.active.is_none() => {
+                let started = Some(self.started);
+                after(started, limits.first_byte, EndReason::FirstByteTimeout)
+            }
+            Waiting::Resting => after(self.active, limits.idle, EndReason::IdleTimeout),
         };
         let write = after(self.written, limits.write, EndReason::WriteTimeout);
         let retire = self.retire.map(|at| (at, EndReason::MaxAge));
@@ -142,6 +144,11 @@ impl Clock {
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
+    }
+
+    /// Returns whether the peer has ever sent anything.
+    pub(super) fn has_heard(&self) -> bool {
+        self.active.is_some() || self.saw_byte
     }
 
     /// Takes away the age at which the connection retires: it has begun to.

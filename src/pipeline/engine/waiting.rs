@@ -28,42 +28,44 @@ where
             return Poll::Ready(());
         }
         if self.above_mark {
-            return self.poll_deadlines(in_hand, false, cx);
+            return self.poll_clock(Waiting::Busy, cx);
         }
         if self.poll_read(usize::MAX, cx).is_ready() {
             return Poll::Ready(());
         }
         if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
+            if !self.clock.has_heard() {
+                return self.poll_clock(Waiting::Leaving, cx);
+            }
             self.drain = Drain::Read;
             if self.input.is_empty() {
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
             }
         }
-        self.poll_deadlines(in_hand, true, cx)
+        let waiting = if !self.input.is_empty() {
+            Waiting::InFrame
+        } else if in_hand > 0 || self.waiting_replies() > 0 {
+            Waiting::Busy
+        } else {
+            Waiting::Resting
+        };
+        self.poll_clock(waiting, cx)
     }
 
     /// Waits until output is below its mark. Ready then, or when the connection ends.
-    pub(in crate::pipeline) fn poll_room(
-        &mut self,
-        in_hand: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(in crate::pipeline) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_signals(cx);
         let _waits_or_not = self.poll_output(cx);
         if self.is_ending() || !self.is_above_mark() {
             return Poll::Ready(());
         }
-        self.poll_deadlines(in_hand, false, cx)
+        self.poll_clock(Waiting::Busy, cx)
     }
 
     /// Waits beside something else: a call, the service's readiness, the make-service. Writes, reads ahead a little so that a
     /// reset is noticed, keeps the deadlines. Ready when the connection must end without waiting for that.
-    pub(in crate::pipeline) fn poll_beside(
-        &mut self,
-        in_hand: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(in crate::pipeline) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_signals(cx);
         let _waits_or_not = self.poll_output(cx);
         while !self.leaves(Leaves::Output) && !self.is_ending() && !self.input.is_eof() {
@@ -77,7 +79,7 @@ where
             }
         }
         while !self.leaves(Leaves::Calls) {
-            if self.poll_deadlines(in_hand, false, cx).is_pending() {
+            if self.poll_clock(Waiting::Busy, cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -101,13 +103,7 @@ where
         if self.is_ending() {
             return Poll::Ready(());
         }
-        let waiting = Waiting {
-            making: true,
-            resting: false,
-            in_frame: false,
-            writing: !self.output.is_flushed(),
-        };
-        self.poll_clock(waiting, cx)
+        self.poll_clock(Waiting::Making, cx)
     }
 
     /// At the end: waits until all is written, or cannot be.
@@ -119,29 +115,18 @@ where
             if self.poll_output(cx).is_ready() || self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
-            ready!(self.poll_deadlines(0, false, cx));
+            ready!(self.poll_clock(Waiting::Busy, cx));
             if self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
         }
     }
 
-    fn poll_deadlines(&mut self, in_hand: usize, reading: bool, cx: &mut Context<'_>) -> Poll<()> {
-        let waiting = Waiting {
-            making: false,
-            resting: reading
-                && in_hand == 0
-                && self.waiting_replies() == 0
-                && self.input.is_empty(),
-            in_frame: reading && !self.input.is_empty(),
-            writing: !self.output.is_flushed(),
-        };
-        self.poll_clock(waiting, cx)
-    }
-
     fn poll_clock(&mut self, waiting: Waiting, cx: &mut Context<'_>) -> Poll<()> {
         self.input.rest();
-        let reason = ready!(self.clock.poll(waiting, &self.settings.limits, cx));
+        let writing = !self.output.is_flushed();
+        let limits = &self.settings.limits;
+        let reason = ready!(self.clock.poll(waiting, writing, limits, cx));
         match reason {
             EndReason::WriteTimeout => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {
