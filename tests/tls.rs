@@ -1,0 +1,131 @@
+//! TLS behind a whole server in memory: whatever becomes of a handshake, its place comes back.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::frame::Lines;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{self, Connector};
+use tower_tcp::tls::Tls;
+use tower_tcp::{EndReason, Peer, Pipeline, Server};
+
+use support::{Served, serve_on};
+
+mod support;
+
+struct Running {
+    connector: Connector,
+    served: Served,
+    limit: ConnectionLimit,
+    client: Arc<ClientConfig>,
+}
+
+/// An echo server behind TLS, with one place.
+fn start() -> Running {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it is signed");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(ring::default_provider());
+    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks them")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("the key is the certificate's");
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("a root");
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+
+    let (listener, connector) = testkit::memory();
+    let limit = ConnectionLimit::new(1);
+    let echo = service_fn(|_peer: Peer<Bytes>| async {
+        Ok::<_, Infallible>(service_fn(|line: Bytes| async {
+            Ok::<_, Infallible>(line)
+        }))
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(Tls::from(Arc::new(server))))
+        .service(Pipeline::new(Lines::default).make_service(echo));
+    let server = Server::builder().limit(limit.clone()).build(listener);
+    Running {
+        served: serve_on(server, stack),
+        connector,
+        limit,
+        client: Arc::new(client),
+    }
+}
+
+impl Running {
+    async fn connect(&self) -> TlsStream<DuplexStream> {
+        let io = self.connector.connect().await.expect("it listens");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let connector = TlsConnector::from(Arc::clone(&self.client));
+        connector.connect(name, io).await.expect("a good handshake")
+    }
+
+    /// What a client sends first.
+    fn hello(&self) -> Vec<u8> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut client = ClientConnection::new(Arc::clone(&self.client), name).expect("a client");
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).expect("into memory");
+        hello
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_place_back() {
+    let mut server = start();
+    let hello = server.hello();
+
+    for cut in 0..1_000 {
+        let mut client = server.connector.connect().await.unwrap();
+        // Up to all of it, and sometimes with the server's answer read and nothing said to it.
+        client
+            .write_all(&hello[..cut % (hello.len() + 1)])
+            .await
+            .unwrap();
+        if cut % 2 == 0 {
+            client.shutdown().await.unwrap();
+            client.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+        drop(client);
+        assert_eq!(server.served.reason().await, EndReason::TlsHandshakeFailed);
+    }
+
+    let mut good = server.connect().await;
+    good.write_all(b"still here\n").await.unwrap();
+    let mut answer = [0; 11];
+    good.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"still here\n");
+    drop(good);
+    server.served.ended().await;
+    tokio::task::yield_now().await;
+    assert_eq!((server.served.handle.live(), server.limit.in_use()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h2_a_drain_in_the_handshake_lets_it_finish_or_cuts_it_off_at_the_deadline() {
+    let mut server = start();
+    let hello = server.hello();
+    let mut silent = server.connector.connect().await.unwrap();
+    silent.write_all(&hello[..hello.len() / 2]).await.unwrap();
+    tokio::task::yield_now().await;
+
+    server.served.handle.shutdown();
+
+    assert_eq!(server.served.reason().await, EndReason::PreConnectTimeout);
+    assert_eq!(server.served.handle.closed().await.aborted, 0);
+}
