@@ -8,10 +8,14 @@
 //! | `accept.stalled` | warn | `error` | the process is out of something, mostly descriptors; said once, until it is over |
 //! | `accept.resumed` | info | | |
 //! | `signal.received` | info | `live` | |
+//! | `an on_end callback panicked` | error | | mend the callback; the others have run |
+//! | `a socket option could not be set` | debug | `option`, `error` | nothing: that connection is served without it |
+//! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |
 //!
 //! All have the target `tower_tcp`. `connection.closed` is an error event for [`EndReason::Panic`]; a warning for what the service did wrong
-//! ([`Initiator::Service`] and not in good order) and for connections cut off by a shutdown's deadline; and a debug event for
-//! everything else: what peers do, probes and scans included, is counted, not shouted.
+//! ([`Initiator::Service`] and not in good order, save [`Rejected`](EndReason::Rejected) and [`Aborted`](EndReason::Aborted), which it meant)
+//! and for connections cut off by a shutdown's deadline; and a debug event for everything else: what peers do, probes and scans
+//! included, is counted, not shouted.
 //!
 //! The span, `tcp.connection`, is at info level and has [OpenTelemetry's names]: `connection.id`, `network.transport`,
 //! `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`, and `otel.kind`, which is `server`.
