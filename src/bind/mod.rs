@@ -51,7 +51,7 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// Any error is put to the server's accept-error policy; [`ListenerClosed`] always ends the server.
+    /// Any error is put to the server's accept-error policy. By the default one, [`ListenerClosed`] ends the server.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
 
     /// Returns the addresses that it listens on.
