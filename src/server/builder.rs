@@ -15,8 +15,8 @@ use crate::handle::{Handle, Plan};
 ///
 /// | option | default | why |
 /// | --- | --- | --- |
-/// | [`limit`](Self::limit) | 10,000 connections | two descriptors' worth of care below the 20,000 that many systems allow a process |
-/// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | what process managers wait before they kill |
+/// | [`limit`](Self::limit) | 10,000 connections | something must bound memory; a process needs as many descriptors, of which many systems allow it 1,024 until told otherwise |
+/// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | as long as Kubernetes waits before it kills |
 /// | [`lame_duck`](Self::lame_duck) | none | only behind a load balancer that polls |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
@@ -99,6 +99,14 @@ impl ServerBuilder {
     /// # Errors
     ///
     /// [`Error::Bind`], which names the address at fault. Then none of them is left bound.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back all that was bound.
     pub async fn bind(mut self) -> Result<Server, Error> {
         let endpoints = std::mem::take(&mut self.endpoints);
         let sockets = Sockets::bind(endpoints, &self.options).await?;

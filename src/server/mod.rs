@@ -43,6 +43,14 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::Bind`], which names the address.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back all that was bound.
     pub async fn bind(endpoint: impl Into<Endpoint>) -> Result<Self, Error> {
         Self::builder().listen(endpoint).bind().await
     }
