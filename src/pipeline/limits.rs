@@ -8,15 +8,16 @@ use crate::close::Linger;
 /// | --- | --- | --- | --- |
 /// | [`max_frame`](Self::max_frame) | 64 KiB | more than the line of any text protocol; what a peer can make the server hold | ends, [`FrameTooLarge`] |
 /// | [`first_byte`](Self::first_byte) | 60 s | a peer that connects has something to say | ends, [`FirstByteTimeout`] |
-/// | [`frame`](Self::frame) | 30 s | 64 KiB in 30 s is slower than any modem; not reset by each byte | ends, [`FrameTimeout`] |
+/// | [`frame`](Self::frame) | 30 s | 64 KiB in 30 s are 17 kbit/s, less than any link in use has; not reset by each byte | ends, [`FrameTimeout`] |
 /// | [`idle`](Self::idle) | 60 s | below the 5 min after which routers forget a connection; can be turned off | ends, [`IdleTimeout`] |
 /// | [`write`](Self::write) | 30 s | a peer that takes no byte for so long is gone, or means harm | ends, [`WriteTimeout`] |
 /// | [`max_age`](Self::max_age) | none | for rebalancing between servers; nothing needs it here | ends, [`MaxAge`] |
+/// | [`max_age_jitter`](Self::max_age_jitter) | zero | only with `max_age`: what was connected together need not come back together | |
 /// | [`make_service`](Self::make_service) | 10 s | as for all else before the first frame | ends, [`MakeServiceError`] |
 /// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it runs dry | the peer is not read, `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here for one turn of the connection's task only | `send` waits |
 /// | [`read_ahead`](Self::read_ahead) | 8 KiB | what is read while a request is in hand, to notice that the peer is gone | the peer is not read |
-/// | [`linger`](Self::linger) | 2 s, 256 KiB | see [`Linger`] | the socket is closed |
+/// | [`linger`](Self::linger) | 30 s to shut down writing, then 2 s, 256 KiB | see [`Linger`] | the socket is closed |
 ///
 /// [`FrameTooLarge`]: crate::EndReason::FrameTooLarge
 /// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
