@@ -20,7 +20,8 @@
 //! # Clones
 //!
 //! [`PipelineBuilder::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
-//! stock `Buffer`, or make a service for each connection with [`PipelineBuilder::make_service`], which clones nothing.
+//! stock `Buffer`, or make a service for each connection with [`PipelineBuilder::make_service`], which clones only
+//! the make-service.
 
 mod bounds;
 mod calls;
