@@ -93,6 +93,9 @@ impl ConnectionLimit {
     }
 
     /// Returns a layer that holds what it wraps to this limit.
+    ///
+    /// Not for a server's own limit, which is applied already: two layers of one limit take two permits for each connection, and
+    /// where it is 1 nobody ever comes in.
     pub fn layer(&self) -> ConnectionLimitLayer {
         ConnectionLimitLayer {
             limit: self.clone(),
@@ -151,7 +154,8 @@ pub struct ConnectionLimitLayer {
 }
 
 impl ConnectionLimitLayer {
-    /// Gives connections over the limit to `service`, to be told before they go, instead of leaving them in the backlog.
+    /// Gives connections over the limit to `service`, to be told before they go, instead of leaving them in the backlog. The server's
+    /// own limit has to be a higher one: at that nothing is accepted, and so nobody is told.
     ///
     /// It has 1 s for each and is given 64 at the same time; those beyond that are closed without a word. They end with
     /// [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
