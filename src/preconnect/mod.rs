@@ -157,8 +157,7 @@ where
         } = self.clone();
         let ticket = pending.enter();
         PreConnectFuture(Box::pin(async move {
-            let (service, conn) = within(deadline, ticket, through(hook, inner, conn)).await?;
-            let (mut service, conn) = (service, conn);
+            let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn)).await?;
             service.call(conn).await.map_err(Into::into)
         }))
     }
