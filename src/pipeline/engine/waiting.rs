@@ -68,16 +68,7 @@ where
     pub(in crate::pipeline) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_signals(cx);
         let _waits_or_not = self.poll_output(cx);
-        while !self.leaves(Leaves::Output) && !self.is_ending() && !self.input.is_eof() {
-            let room = self
-                .settings
-                .limits
-                .read_ahead
-                .saturating_sub(self.input.len());
-            if room == 0 || self.poll_read(room, cx).is_pending() {
-                break;
-            }
-        }
+        self.read_ahead(cx);
         while !self.leaves(Leaves::Calls) {
             if self.poll_clock(Waiting::Busy, cx).is_pending() {
                 return Poll::Pending;
@@ -90,16 +81,7 @@ where
     pub(in crate::pipeline) fn poll_making(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_signals(cx);
         let _waits_or_not = self.poll_output(cx);
-        while !self.is_ending() && !self.input.is_eof() {
-            let room = self
-                .settings
-                .limits
-                .read_ahead
-                .saturating_sub(self.input.len());
-            if room == 0 || self.poll_read(room, cx).is_pending() {
-                break;
-            }
-        }
+        self.read_ahead(cx);
         if self.is_ending() {
             return Poll::Ready(());
         }
@@ -118,6 +100,20 @@ where
             ready!(self.poll_clock(Waiting::Busy, cx));
             if self.leaves(Leaves::Output) {
                 return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Takes in a little of what has come, without waiting for more.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        while !self.is_ending() && !self.input.is_eof() {
+            let room = self
+                .settings
+                .limits
+                .read_ahead
+                .saturating_sub(self.input.len());
+            if room == 0 || self.poll_read(room, cx).is_pending() {
+                break;
             }
         }
     }
