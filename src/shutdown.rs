@@ -37,7 +37,10 @@ impl Signals {
         let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
         let new = before & signal as u8 == 0;
         if new {
-            self.task.wake();
+            // Waking takes a waker out, and the task registers once: for the one signal that it acts on.
+            if signal == Signal::Abort {
+                self.task.wake();
+            }
             self.engine.wake();
             self.users.notify_waiters();
         }
