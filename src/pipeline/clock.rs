@@ -101,6 +101,12 @@ impl Clock {
         }
     }
 
+    /// A frame is whole: what stands behind it is another.
+    pub(super) fn saw_frame(&mut self) {
+        self.saw_activity = true;
+        self.frame_begun = None;
+    }
+
     fn note(&mut self, waiting: Waiting, writing: bool, now: Instant) {
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);

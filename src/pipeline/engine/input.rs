@@ -52,7 +52,7 @@ where
                     self.end_of_frames(FrameTooLarge::new(max).into());
                     return None;
                 }
-                self.clock.saw_activity = true;
+                self.clock.saw_frame();
                 if self.drain == Drain::LastFrame {
                     self.end(EndReason::Drained, Leaves::Input);
                 }
@@ -75,6 +75,7 @@ where
     }
 
     fn decode_eof(&mut self) -> Option<C::Item> {
+        let before = self.input.len();
         let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode_eof(self.input.buf())));
         let decoded = match decoded {
             Ok(decoded) => decoded,
@@ -82,8 +83,12 @@ where
         };
         match decoded {
             Ok(Some(frame)) => {
-                self.clock.saw_activity = true;
-                return Some(frame);
+                let max = self.settings.limits.max_frame;
+                if before.saturating_sub(self.input.len()) <= max {
+                    self.clock.saw_frame();
+                    return Some(frame);
+                }
+                self.end_of_frames(FrameTooLarge::new(max).into());
             }
             Ok(None) if self.input.is_empty() => self.end(self.done(), Leaves::Input),
             Ok(None) => self.end(EndReason::Truncated, Leaves::Input),
