@@ -82,10 +82,11 @@ where
         self.heed_signals(cx);
         let _waits_or_not = self.poll_output(cx);
         self.read_ahead(cx);
-        if self.is_ending() {
-            return Poll::Ready(());
+        // A connection that is old is told to leave, and has its service made all the same.
+        while !self.is_ending() {
+            ready!(self.poll_clock(Waiting::Making, cx));
         }
-        self.poll_clock(Waiting::Making, cx)
+        Poll::Ready(())
     }
 
     /// At the end: waits until all is written, or cannot be.
