@@ -204,9 +204,10 @@ where
     if served.is_ok() && !plan.lame_duck.is_zero() {
         let lame_duck = accepting.run(Until::PhaseEnds(Phase::LameDuck));
         // At the end of the time, or with an error: either way it is over.
-        served = timeout_at(begun + plan.lame_duck, lame_duck)
-            .await
-            .unwrap_or(Ok(()));
+        served = match begun.checked_add(plan.lame_duck) {
+            Some(end) => timeout_at(end, lame_duck).await.unwrap_or(Ok(())),
+            None => lame_duck.await,
+        };
     }
     shared.advance(Phase::Draining);
     if served.is_ok() {
