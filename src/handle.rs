@@ -141,7 +141,7 @@ impl Handle {
 
     /// Returns how many connections are open: accepted, and not ended yet.
     pub fn live(&self) -> usize {
-        self.0.table.live.load(Ordering::Acquire)
+        self.0.live()
     }
 
     /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on.
@@ -241,7 +241,7 @@ impl Shared {
     }
 
     pub(crate) fn live(&self) -> usize {
-        self.table.live.load(Ordering::Acquire)
+        self.table.live.load(Ordering::SeqCst)
     }
 
     /// Remembers the server's loop. Look at what changed after this.
@@ -264,7 +264,8 @@ impl Shared {
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);
             }
-            self.table.live.fetch_sub(1, Ordering::AcqRel);
+            // Both in one order with `watch_ends` and `live`: one of the two sides sees the other.
+            self.table.live.fetch_sub(1, Ordering::SeqCst);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
             }
