@@ -202,9 +202,11 @@ impl<S> Limited<S> {
 
     /// Gives a permit back that was reserved for a connection that was not to be had.
     pub(crate) fn give_back(&mut self) {
-        // Others may have waited for it; this instance has not.
-        self.limit.lock().waiting.remove(&self.instance);
-        self.reserved = None;
+        if let Some(permit) = self.reserved.take() {
+            // Others may have waited for it; this instance has not.
+            self.limit.lock().waiting.remove(&self.instance);
+            drop(permit);
+        }
     }
 }
 

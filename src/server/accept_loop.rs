@@ -129,7 +129,12 @@ where
 
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<L::Io>, Failure>> {
         ready!(self.stall.poll(cx));
-        ready!(self.listener.poll_readable(cx)).map_err(Failure::Accept)?;
+        let Poll::Ready(readable) = self.listener.poll_readable(cx) else {
+            // Another process was faster, the last time: what was reserved for that connection is not kept for the next.
+            self.stack.give_back();
+            return Poll::Pending;
+        };
+        readable.map_err(Failure::Accept)?;
         if self.panicked.is_none() {
             match catch_unwind(AssertUnwindSafe(|| self.stack.poll_ready(cx))) {
                 Ok(polled) => ready!(polled).map_err(|err| Failure::Service(err.into()))?,
