@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::connection::Connection;
+use crate::end_reason::EndReason;
 
 /// How an orderly close is bounded.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Dropping the future closes the stream as it is.
     pub async fn close(mut self, linger: Linger) -> io::Result<()> {
         // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
-        tokio::time::timeout(linger.write, self.shutdown()).await??;
+        let Ok(shut_down) = tokio::time::timeout(linger.write, self.shutdown()).await else {
+            self.ended(EndReason::WriteTimeout.into());
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        shut_down?;
         read_on(&mut self, linger).await;
         Ok(())
     }

@@ -118,6 +118,22 @@ end_reasons! {
 }
 
 impl EndReason {
+    /// Returns what an error of the stream means, where its kind says so.
+    pub(crate) fn of_io(err: &std::io::Error) -> Option<Self> {
+        use std::io::ErrorKind;
+        match err.kind() {
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::NotConnected
+            | ErrorKind::WriteZero
+            // The system's: keepalive got no answer, or what was written was not acknowledged.
+            | ErrorKind::TimedOut => Some(Self::PeerReset),
+            ErrorKind::UnexpectedEof => Some(Self::Truncated),
+            _ => None,
+        }
+    }
+
     /// Returns whether the connection ended in good order, with nothing lost.
     pub fn is_orderly(self) -> bool {
         matches!(

@@ -166,7 +166,7 @@ impl Handle {
         }
     }
 
-    /// As [`shutdown`](Self::shutdown), with another deadline.
+    /// As [`shutdown`](Self::shutdown), with another deadline. On a server that is shutting down already this, too, cuts off at once.
     pub fn shutdown_within(&self, deadline: Duration) {
         if self.0.phase() == Phase::Serving {
             self.0.lock_plan().deadline = deadline;

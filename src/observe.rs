@@ -125,13 +125,15 @@ fn level(reason: EndReason) -> Level {
 
 /// The closing event. It names the peer itself, since a filter may have dropped the span.
 fn closed(info: &ConnectionInfo, end: &End) {
+    let (address, port) = parts(info.peer());
     macro_rules! closed {
         ($level:expr) => {
             tracing::event!(
                 target: "tower_tcp",
                 $level,
                 connection.id = info.id().get(),
-                network.peer.address = %info.peer(),
+                network.peer.address = address,
+                network.peer.port = port,
                 close.reason = end.reason().as_str(),
                 close.initiator = end.reason().initiator().as_str(),
                 error = end.error().map(Chain).map(tracing::field::display),

@@ -88,12 +88,13 @@ where
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         // Taken for the connection in hand, so nothing is reserved that may not be used.
         if let Some(permit) = Permit::take(&self.limit) {
-            return OverflowFuture::Inside(LimitedFuture::new(self.inner.call(conn), permit));
+            let inside = LimitedFuture::new(self.inner.call(conn), permit);
+            return OverflowFuture(Either::Inside(inside));
         }
         conn.set_end_reason(EndReason::LimitExceeded);
         let mut overflow = self.overflow.clone();
         let telling = Telling::begin(&self.telling);
-        OverflowFuture::Over(Box::pin(async move {
+        let over = Box::pin(async move {
             if telling.is_some() {
                 let told = async {
                     std::future::poll_fn(|cx| overflow.poll_ready(cx)).await?;
@@ -102,17 +103,19 @@ where
                 // That it was not told, or not in time, is not why it ended.
                 let _told_or_not = tokio::time::timeout(TIME, told).await;
             }
-        }))
+        });
+        OverflowFuture(Either::Over(over))
     }
 }
 
 /// The future of [`Overflow`]: `None` for a connection that was over the limit and has been told.
-#[pin_project(project = Projection)]
+#[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub enum OverflowFuture<F> {
-    #[doc(hidden)]
+pub struct OverflowFuture<F>(#[pin] Either<F>);
+
+#[pin_project(project = Projection)]
+enum Either<F> {
     Inside(#[pin] LimitedFuture<F>),
-    #[doc(hidden)]
     Over(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
@@ -130,7 +133,7 @@ where
     type Output = Result<Option<R>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
+        match self.project().0.project() {
             Projection::Inside(inner) => inner.poll(cx).map_ok(Some).map_err(Into::into),
             Projection::Over(over) => {
                 ready!(over.as_mut().poll(cx));

@@ -96,13 +96,13 @@ impl Life {
     ///
     /// `outcome` is the last to propose a reason.
     pub(crate) fn finish(&self, outcome: impl FnOnce(bool) -> ConnectionEnded) {
+        if self.cell().end.is_some() {
+            return;
+        }
         let outcome = outcome(self.peer_done.load(Ordering::Relaxed));
         let ConnectionEnded { reason, cause } = self.set_reason(outcome.reason, outcome.cause);
         let (end, hooks) = {
             let mut cell = self.cell();
-            if cell.end.is_some() {
-                return;
-            }
             let end = End {
                 reason,
                 cause,

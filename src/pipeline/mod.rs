@@ -111,7 +111,7 @@ impl<F> PipelineBuilder<F> {
     /// long the greeting, and turn it away by failing. It has [10 s](Limits::make_service).
     pub fn make_service<K, T>(self, make: K) -> Pipeline<F, Made<K>, T>
     where
-        K: Service<Peer<T>>,
+        K: Service<Peer<T>> + Clone,
     {
         Pipeline::with(self.codec, Made(make))
     }
@@ -296,19 +296,20 @@ async fn close<Io>(
 where
     Io: Stream,
 {
-    let Some(ending) = ending else {
-        return Ok(EndReason::ServiceClosed);
-    };
-    if ending.leaves < Leaves::Output {
+    if ending
+        .as_ref()
+        .is_none_or(|ending| ending.leaves < Leaves::Output)
+    {
         // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
         let _settled = conn.close(linger).await;
     }
-    match ending.ended {
-        ConnectionEnded {
+    match ending.map(|ending| ending.ended) {
+        None => Ok(EndReason::ServiceClosed),
+        Some(ConnectionEnded {
             reason,
             cause: None,
-        } => Ok(reason),
-        ended => Err(ended.into()),
+        }) => Ok(reason),
+        Some(ended) => Err(ended.into()),
     }
 }
 

@@ -20,8 +20,8 @@ pub struct Gone;
 
 /// A handle to one connection: what is known of it, and a way to write to it at any time.
 ///
-/// A make-service is given it; it can be cloned and sent anywhere. `T` is the type of the frames that go out, `M` that of the
-/// messages its service takes, if it takes any.
+/// A make-service is given it; it can be cloned and sent anywhere. `T` is the type of the frames that go out. (`M` is for the
+/// messages that a service will be able to take from the program's other parts; there are none yet.)
 pub struct Peer<T, M = Infallible> {
     shared: Arc<Shared<T>>,
     messages: PhantomData<fn(M)>,

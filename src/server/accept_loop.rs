@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 use super::connection::{Leaving, Outcome, Task};
-use crate::accept::{AcceptErrorAction, Stall};
+use crate::accept::{AcceptErrorAction, Stall, classify};
 use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Connection;
@@ -146,7 +146,9 @@ where
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
         self.stack.give_back();
-        let action = match (self.policy)(&err) {
+        // The user's policy may panic like all of the user's code; then the default decides.
+        let action = catch_unwind(AssertUnwindSafe(|| (self.policy)(&err)));
+        let action = match action.unwrap_or_else(|_panicked| classify(&err)) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
             action => action,
         };

@@ -121,7 +121,6 @@ impl ServerBuilder {
             end: CutOff(Arc::clone(&handle.0)),
             handle,
             policy: self.policy,
-            backlog: 1024,
         }
     }
 }

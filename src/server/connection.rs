@@ -95,16 +95,9 @@ fn classify(err: &(dyn StdError + 'static)) -> EndReason {
     if find_cause::<Overloaded>(err).is_some() {
         return EndReason::LimitExceeded;
     }
-    match find_cause::<io::Error>(err).map(io::Error::kind) {
-        Some(
-            io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::NotConnected,
-        ) => EndReason::PeerReset,
-        Some(io::ErrorKind::UnexpectedEof) => EndReason::Truncated,
-        _ => EndReason::ServiceError,
-    }
+    find_cause::<io::Error>(err)
+        .and_then(EndReason::of_io)
+        .unwrap_or(EndReason::ServiceError)
 }
 
 /// The task of one connection.

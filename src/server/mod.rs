@@ -27,12 +27,18 @@ use accept_loop::{AcceptLoop, Policy, Until};
 
 pub use builder::ServerBuilder;
 
+/// At a shutdown, how many are taken in from the backlog at most: what the default backlog holds. Those who come meanwhile must not keep
+/// the door open.
+const BACKLOG: usize = 1024;
+
+/// How long connections that were cut off may take to be gone. They are in their next turn; one that blocks its thread has none.
+const GONE: Duration = Duration::from_secs(1);
+
 /// A server that listens, and accepts nobody yet.
 pub struct Server<L = Sockets> {
     listener: L,
     handle: Handle,
     policy: Policy,
-    backlog: usize,
     // Last: nobody is told of the end before the listener is closed.
     end: CutOff,
 }
@@ -188,7 +194,6 @@ where
         listener,
         handle,
         policy,
-        backlog,
         end: _cut_off,
     } = server;
     let shared = handle.0;
@@ -212,7 +217,7 @@ where
     shared.advance(Phase::Draining);
     if served.is_ok() {
         // Those who are in the backlog have been told that they are connected.
-        served = accepting.run(Until::Empty(backlog)).await;
+        served = accepting.run(Until::Empty(BACKLOG)).await;
     }
     drop(accepting);
     shared.watch_ends(true);
@@ -225,13 +230,7 @@ where
             EndReason::DrainDeadline
         };
         shared.cut_off(reason);
-        // They end in their next turn. One that blocks its thread has none, and is not waited for.
-        all_gone(
-            &shared,
-            None,
-            Instant::now().checked_add(Duration::from_secs(1)),
-        )
-        .await;
+        all_gone(&shared, None, Instant::now().checked_add(GONE)).await;
     }
     let report = shared.report(begun.elapsed());
     served.map(|()| report)

@@ -138,15 +138,7 @@ where
     }
 
     fn io_failed(&mut self, err: io::Error) {
-        let reason = match err.kind() {
-            io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::WriteZero => EndReason::PeerReset,
-            io::ErrorKind::TimedOut => EndReason::WriteTimeout,
-            _ => EndReason::IoError,
-        };
+        let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
         self.end(ConnectionEnded::caused(reason, err), Leaves::Output);
     }
 

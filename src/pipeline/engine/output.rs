@@ -9,6 +9,9 @@ use crate::observe::Chain;
 use crate::pipeline::is_shutdown;
 use crate::pipeline::reply::{Frames, Reply};
 
+/// How many frames of replies are encoded in one turn of the connection's task: a stream that never waits takes no one else's.
+const TURN: usize = 1024;
+
 impl<Io, C, T> Engine<Io, C, T>
 where
     Io: Stream,
@@ -103,14 +106,15 @@ where
         }
     }
 
-    /// Encodes pushes and waiting replies, up to the high mark.
-    fn encode_waiting(&mut self, cx: &mut Context<'_>) {
+    /// Encodes pushes and waiting replies, up to the high mark, and no more than is `left` of this turn.
+    fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
         let mark = self.settings.limits.high_mark;
-        while self.output.len() < mark {
+        while self.output.len() < mark && *left > 0 {
             let pushed = self.encode_pushed();
             if self.output.len() >= mark || (!self.encode_reply(cx) && !pushed) {
                 return;
             }
+            *left -= 1;
         }
     }
 
@@ -188,11 +192,9 @@ where
 
     /// Encodes what waits and writes what is encoded. Ready when there is nothing left of either.
     pub(super) fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            self.encode_waiting(cx);
-            if self.leaves(Leaves::Output) {
-                return Poll::Ready(());
-            }
+        let mut left = TURN;
+        while !self.leaves(Leaves::Output) {
+            self.encode_waiting(&mut left, cx);
             let above = self.is_above_mark();
             let mut progress = false;
             let flushed = self.output.poll_flush(&mut self.conn, &mut progress, cx);
@@ -200,6 +202,10 @@ where
             match flushed {
                 Poll::Ready(Ok(())) => {
                     self.is_above_mark();
+                    if left == 0 {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     if !above && !self.has_pushed() {
                         // Nothing more could be encoded before, and what came since would have woken us.
                         return if self.waiting_replies() == 0 {
@@ -221,5 +227,6 @@ where
                 }
             }
         }
+        Poll::Ready(())
     }
 }

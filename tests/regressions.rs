@@ -1,0 +1,230 @@
+//! Faults that were found by reading, each with what would have shown it.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::time::{Instant, sleep};
+use tower::service_fn;
+use tower_tcp::close::Linger;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Limits;
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
+
+use support::{Served, serve, serve_stream, settled};
+
+mod support;
+
+async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
+    Ok(line)
+}
+
+/// A raw service that heeds nothing.
+async fn deaf(_conn: Connection<DuplexStream>) -> Result<(), BoxError> {
+    std::future::pending().await
+}
+
+async fn cut_off_at(mut server: Served, after: Duration, reason: EndReason) {
+    let begun = Instant::now();
+    assert_eq!(server.reason().await, reason);
+    assert_eq!(begun.elapsed(), after);
+    let report = server.handle.closed().await;
+    assert_eq!((report.drained, report.aborted), (0, 1));
+    assert_eq!(server.handle.live(), 0);
+}
+
+// The drain woke the connection's task, and with that its waker was gone when the abort came.
+
+#[tokio::test(start_paused = true)]
+async fn a_raw_service_that_heeds_no_drain_is_cut_off_at_the_deadline() {
+    let server = serve(service_fn(deaf));
+    let _client = server.connect().await;
+    settled().await;
+
+    server.handle.shutdown_within(Duration::from_secs(7));
+
+    cut_off_at(server, Duration::from_secs(7), EndReason::DrainDeadline).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raw_service_that_heeds_no_drain_is_cut_off_by_a_second_shutdown() {
+    let server = serve(service_fn(deaf));
+    let _client = server.connect().await;
+    settled().await;
+
+    server.handle.shutdown();
+    settled().await;
+    server.handle.shutdown();
+
+    cut_off_at(server, Duration::ZERO, EndReason::Killed).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_stalls_in_its_close_is_cut_off_at_the_deadline() {
+    let big = service_fn(|_line: Bytes| async {
+        let reply = Bytes::from(vec![b'x'; 1 << 20]);
+        Ok::<_, Infallible>(Reply::from(reply).close())
+    });
+    let server = serve(Pipeline::new(Lines::default).service(big));
+    let mut client = server.connect().await;
+    client.send("go\n").await;
+    settled().await;
+
+    server.handle.shutdown_within(Duration::from_secs(7));
+
+    cut_off_at(server, Duration::from_secs(7), EndReason::DrainDeadline).await;
+}
+
+// The time of the first frame went on while reads ended inside of frames, however many were whole.
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_whose_reads_end_inside_of_frames_is_not_late() {
+    let server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut client = server.connect().await;
+    client.send("a").await;
+
+    for _ in 0..120 {
+        sleep(Duration::from_secs(1)).await;
+        client.send("\na").await;
+        assert_eq!(client.line().await, "a");
+    }
+
+    assert_eq!(server.handle.live(), 1);
+}
+
+// What was read ahead together with the end went past the pipeline's limit.
+
+#[tokio::test(start_paused = true)]
+async fn the_largest_frame_holds_for_what_is_delivered_at_the_end() {
+    let slow = service_fn(|line: Bytes| async move {
+        sleep(Duration::from_secs(1)).await;
+        Ok::<_, Infallible>(line)
+    });
+    let lines = || Lines::default().deliver_unterminated();
+    let limits = Limits::default().max_frame(1_000);
+    let mut server = serve(Pipeline::new(lines).service(slow).limits(limits));
+    let mut client = server.connect().await;
+
+    client.send("ok\n").await;
+    settled().await;
+    client.send("x".repeat(5_000)).await;
+    client.finish().await;
+
+    assert_eq!(client.rest().await, ["ok"]);
+    assert_eq!(server.reason().await, EndReason::FrameTooLarge);
+}
+
+// A connection that came of age while its service was made was dropped on the spot.
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_comes_of_age_in_its_make_service_is_served_what_it_asked() {
+    let make = service_fn(|_peer: Peer<Bytes>| async {
+        sleep(Duration::from_secs(5)).await;
+        Ok::<_, Infallible>(service_fn(echo))
+    });
+    let limits = Limits::default().max_age(Duration::from_secs(2));
+    let pipeline = Pipeline::new(Lines::default)
+        .make_service(make)
+        .limits(limits);
+    let mut server = serve(pipeline);
+    let mut client = server.connect().await;
+
+    client.send("asked\n").await;
+
+    assert_eq!(client.rest().await, ["asked"]);
+    drop(client);
+    assert_eq!(server.reason().await, EndReason::MaxAge);
+}
+
+// A raw service's peer that does not read was the service's own error, and a warning.
+
+#[tokio::test(start_paused = true)]
+async fn a_raw_service_that_cannot_close_has_a_peer_that_does_not_read() {
+    /// Takes nothing, and never ends.
+    struct Stuck;
+
+    impl AsyncRead for Stuck {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            _buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            _buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    let raw = service_fn(|conn: Connection<Stuck>| async move {
+        conn.close(Linger::default()).await?;
+        Ok::<_, BoxError>(())
+    });
+    let mut server = serve_stream(Stuck, raw);
+    let begun = Instant::now();
+
+    assert_eq!(server.reason().await, EndReason::WriteTimeout);
+    assert_eq!(begun.elapsed(), Duration::from_secs(30));
+}
+
+// A stream that is always ready kept its connection's task, and with it the thread, for ever.
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_nothing_takes_no_one_elses_turn() {
+    let endless = service_fn(|_line: Bytes| async {
+        let nothing = futures_util::stream::repeat_with(|| Ok(Bytes::new()));
+        Ok::<_, Infallible>(Reply::stream(nothing))
+    });
+    let server = serve(Pipeline::new(Empty::default).service(endless));
+    let mut client = server.connect().await;
+    client.send("go\n").await;
+
+    // Not by time: a paused clock stands still while anything has something to do.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+
+    assert_eq!(server.handle.live(), 1);
+    server.handle.abort();
+    assert_eq!(server.handle.closed().await.aborted, 1);
+}
+
+/// Reads lines, and writes frames that take no bytes.
+#[derive(Default)]
+struct Empty(Lines);
+
+impl tokio_util::codec::Decoder for Empty {
+    type Item = Bytes;
+    type Error = tower_tcp::frame::LinesError;
+
+    fn decode(&mut self, buf: &mut bytes::BytesMut) -> Result<Option<Bytes>, Self::Error> {
+        self.0.decode(buf)
+    }
+}
+
+impl tokio_util::codec::Encoder<Bytes> for Empty {
+    type Error = io::Error;
+
+    fn encode(&mut self, _frame: Bytes, _buf: &mut bytes::BytesMut) -> io::Result<()> {
+        Ok(())
+    }
+}
