@@ -168,7 +168,11 @@ impl Example {
 impl Ended {
     /// The one line about the end of a client's connection.
     pub(crate) fn end_of(&self, client: SocketAddr) -> &str {
-        let words = ["connection.closed", &format!("address={client} ")];
+        let (ip, port) = (client.ip(), client.port());
+        let words = [
+            "connection.closed",
+            &format!("network.peer.address=\"{ip}\" network.peer.port={port} "),
+        ];
         let found: Vec<_> = self
             .log
             .iter()
