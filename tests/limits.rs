@@ -543,7 +543,7 @@ fn f3_a_waiter_dropped_while_it_waits_leaves_the_next_its_turn() {
 }
 
 #[test]
-fn f3_a_waiter_dropped_when_it_was_woken_leaves_the_next_its_turn() {
+fn f4_a_waiter_dropped_when_it_was_woken_leaves_the_next_its_turn() {
     let limit = ConnectionLimit::new(1);
     let (mut holder, mut first, mut second) = (waiter(&limit), waiter(&limit), waiter(&limit));
     assert_ready_ok!(poll_ready(&mut holder));
