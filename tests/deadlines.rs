@@ -3,14 +3,17 @@
 mod support;
 
 use std::future::{pending, ready};
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncWriteExt, DuplexStream};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::sync::watch;
+use tokio::time::{Instant, advance, sleep, sleep_until};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
@@ -18,7 +21,7 @@ use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
 
-use support::{each_way, serve};
+use support::{each_way, serve, serve_stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -99,6 +102,100 @@ async fn g1_a_connection_is_idle_a_minute_after_its_last_reply_whatever_is_pushe
 
         assert!(lines.contains(&"200".to_owned()), "{}", served.way);
         assert_eq!(begun.elapsed(), 270 * SECOND, "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    }
+}
+
+/// A stream whose input the runtime learns of only when the gate is opened, as that of a socket after the process was stopped.
+struct Gated {
+    io: DuplexStream,
+    open: watch::Receiver<bool>,
+    opened: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Gated {
+    fn new(io: DuplexStream, open: watch::Receiver<bool>) -> Self {
+        Self {
+            io,
+            open,
+            opened: Box::pin(ready(())),
+        }
+    }
+}
+
+impl AsyncRead for Gated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !*self.open.borrow() {
+            let mut open = self.open.clone();
+            self.opened = Box::pin(async move { drop(open.wait_for(|open| *open).await) });
+            std::task::ready!(self.opened.as_mut().poll(cx));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Gated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g5_what_arrived_while_the_process_was_stopped_is_answered_whatever_deadline_passed() {
+    let (client, server) = duplex(4096);
+    let (gate, open) = watch::channel(true);
+    let mut served = serve_stream(
+        Gated::new(server, open),
+        Pipeline::new(Lines::default).service(service_fn(delayed)),
+    );
+    let mut client = support::Client::new(client);
+    client.send("0\n").await;
+    assert_eq!(client.line().await, "0");
+
+    gate.send_replace(false);
+    sleep(SECOND).await;
+    client.send("0\n").await;
+    advance(120 * SECOND).await;
+    sleep(SECOND / 100).await;
+    gate.send_replace(true);
+
+    assert_eq!(client.line().await, "0");
+    let answered = Instant::now();
+    client.rest().await;
+    assert_eq!(answered.elapsed(), 60 * SECOND);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g5_a_peer_that_was_silent_while_the_process_was_stopped_is_not_kept() {
+    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.connect().await;
+        client.send("0\n").await;
+        assert_eq!(client.line().await, "0", "{}", served.way);
+
+        advance(120 * SECOND).await;
+        let resumed = Instant::now();
+        client.rest().await;
+
+        assert!(resumed.elapsed() < SECOND / 10, "{}", served.way);
         drop(client);
         assert_eq!(served.reason().await, EndReason::IdleTimeout);
     }

@@ -31,6 +31,10 @@ pub(super) enum Waiting {
 /// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
 const TAKEN_IN: Duration = Duration::from_millis(50);
 
+/// A deadline that is found so long past was passed while the process stood still: stopped, suspended, or starved. The peer may have done
+/// its part meanwhile, and the runtime, which may fire timers first, does not know yet. So once it is put off for as long again.
+const STOOD_STILL: Duration = Duration::from_millis(50);
+
 /// The moments that deadlines count from, and the timer.
 #[derive(Debug)]
 pub(super) struct Clock {
@@ -41,6 +45,8 @@ pub(super) struct Clock {
     active: Option<Instant>,
     frame_begun: Option<Instant>,
     written: Option<Instant>,
+    /// Until when deadlines of the peer were put off, the last time.
+    put_off: Option<Instant>,
     /// Set during a poll, and turned into times at its end: one look at the clock a poll.
     pub(super) saw_byte: bool,
     pub(super) saw_activity: bool,
@@ -59,6 +65,7 @@ impl Clock {
             active: None,
             frame_begun: None,
             written: None,
+            put_off: None,
             saw_byte: false,
             saw_activity: false,
             saw_write: false,
@@ -79,6 +86,7 @@ impl Clock {
             let Some((at, reason)) = self.next(waiting, limits) else {
                 return Poll::Pending;
             };
+            let at = self.forgive(at, reason, now);
             if at <= now {
                 return Poll::Ready(reason);
             }
@@ -150,6 +158,25 @@ impl Clock {
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
+    }
+
+    /// Puts off, once, what the peer has missed while nobody looked. Returns the deadline as it is now.
+    fn forgive(&mut self, at: Instant, reason: EndReason, now: Instant) -> Instant {
+        let of_the_peer = matches!(
+            reason,
+            EndReason::FirstByteTimeout
+                | EndReason::FrameTimeout
+                | EndReason::IdleTimeout
+                | EndReason::WriteTimeout
+        );
+        if !of_the_peer {
+            return at;
+        }
+        let late = now.saturating_duration_since(at) > STOOD_STILL;
+        if late && self.put_off.is_none_or(|until| until <= at) {
+            self.put_off = Some(now + STOOD_STILL);
+        }
+        self.put_off.map_or(at, |until| at.max(until))
     }
 
     /// Returns whether the peer has ever sent anything.
