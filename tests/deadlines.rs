@@ -202,6 +202,31 @@ async fn g5_a_peer_that_was_silent_while_the_process_was_stopped_is_not_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn g5_a_hook_that_was_stopped_with_the_process_takes_in_what_arrived() {
+    let (done, hook_done) = watch::channel(false);
+    let hook = service_fn(move |conn: Connection<DuplexStream>| {
+        let mut done = hook_done.clone();
+        async move {
+            drop(done.wait_for(|done| *done).await);
+            Ok::<_, BoxError>(conn)
+        }
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(hook))
+        .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
+    let served = serve(stack);
+    let mut client = served.connect().await;
+    client.send("0\n").await;
+    sleep(SECOND).await;
+
+    advance(60 * SECOND).await;
+    sleep(SECOND / 100).await;
+    done.send_replace(true);
+
+    assert_eq!(client.line().await, "0");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_limit_of_none_lets_a_connection_rest_for_ever() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))

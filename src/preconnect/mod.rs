@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use thiserror::Error;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -49,6 +50,10 @@ use crate::error::{BoxError, find_cause};
 
 pub use chain::{Chain, PreConnectExt};
 use pending::{Pending, Ticket};
+
+/// A deadline that is noticed so late passed while the process stood still: stopped, suspended, or starved. What the peer has sent
+/// meanwhile the runtime, which may fire timers first, does not know yet; the hooks have as long again to take it in.
+const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A connection's pre-connect hooks were not through in time.
 #[derive(Clone, Copy, Debug, Error)]
@@ -203,7 +208,11 @@ async fn within<T>(
     let limit = async {
         match deadline {
             Some(limit) => {
+                let begun = Instant::now();
                 tokio::time::sleep(limit).await;
+                if begun.elapsed().saturating_sub(limit) > STOOD_STILL {
+                    tokio::time::sleep(STOOD_STILL).await;
+                }
                 limit
             }
             None => std::future::pending().await,
