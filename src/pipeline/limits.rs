@@ -143,6 +143,9 @@ impl Limits {
     }
 
     /// Sets how many undecoded bytes are taken in while requests are in hand. Default 8 KiB.
+    ///
+    /// It is what a reset is noticed by. One behind more than this, or behind the peer's end of input, is noticed when the request is
+    /// done; a request that may take long has a stock `Timeout`.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;
