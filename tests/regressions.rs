@@ -142,6 +142,63 @@ async fn a_connection_that_comes_of_age_in_its_make_service_is_served_what_it_as
     assert_eq!(server.reason().await, EndReason::MaxAge);
 }
 
+// What had been read ahead was dropped when the stream ended without its closing word, as that of TLS may.
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_stream_was_cut_off_is_answered() {
+    /// Ends with an error, as a TLS stream whose peer says no closing word.
+    struct CutOff(DuplexStream);
+
+    impl AsyncRead for CutOff {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let before = buf.filled().len();
+            std::task::ready!(Pin::new(&mut self.0).poll_read(cx, buf))?;
+            Poll::Ready(if buf.filled().len() == before {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            } else {
+                Ok(())
+            })
+        }
+    }
+
+    impl AsyncWrite for CutOff {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    let slow = service_fn(|line: Bytes| async move {
+        sleep(Duration::from_secs(1)).await;
+        Ok::<_, Infallible>(line)
+    });
+    let lines = || Lines::default().deliver_unterminated();
+    let (client, stream) = tokio::io::duplex(1024);
+    let mut server = serve_stream(CutOff(stream), Pipeline::new(lines).service(slow));
+    let mut client = support::Client::new(client);
+
+    client.send("a\nb\nc\nhalf").await;
+    client.finish().await;
+
+    assert_eq!(client.rest().await, ["a", "b", "c"]);
+    assert_eq!(server.reason().await, EndReason::Truncated);
+}
+
 // A raw service's peer that does not read was the service's own error, and a warning.
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -19,6 +20,10 @@ use crate::shutdown::Signal;
 pub use address::Address;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use life::Life;
+
+/// A deadline that is noticed so late passed while the process stood still: stopped, suspended, or starved. The peer may have done its
+/// part meanwhile, and the runtime, which may fire timers first, does not know yet. So once it is put off for as long again.
+pub(crate) const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A connection on its way through the stack: the stream, and what is known of it.
 ///

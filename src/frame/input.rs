@@ -52,6 +52,11 @@ impl Input {
         self.eof
     }
 
+    /// Takes it that no more will come.
+    pub(crate) fn set_eof(&mut self) {
+        self.eof = true;
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.buf.len()
     }

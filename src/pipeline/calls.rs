@@ -23,7 +23,7 @@ const TURN: usize = 256;
 
 /// The calls of one connection's service.
 pub(super) struct Calls<'a, Io, C: Decoder, T, S> {
-    pub(super) engine: &'a mut Engine<Io, C, T>,
+    engine: &'a mut Engine<Io, C, T>,
     service: S,
     at_hand: Option<C::Item>,
     in_flight: usize,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 use super::Limits;
+use crate::connection::STOOD_STILL;
 use crate::end_reason::EndReason;
 
 /// What a connection is waiting for, as far as deadlines go; for its peer to take output, besides.
@@ -30,10 +31,6 @@ pub(super) enum Waiting {
 /// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
 /// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
 const TAKEN_IN: Duration = Duration::from_millis(50);
-
-/// A deadline that is found so long past was passed while the process stood still: stopped, suspended, or starved. The peer may have done
-/// its part meanwhile, and the runtime, which may fire timers first, does not know yet. So once it is put off for as long again.
-const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// The moments that deadlines count from, and the timer.
 #[derive(Debug)]

@@ -44,16 +44,12 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, STOOD_STILL};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
 pub use chain::{Chain, PreConnectExt};
 use pending::{Pending, Ticket};
-
-/// A deadline that is noticed so late passed while the process stood still: stopped, suspended, or starved. What the peer has sent
-/// meanwhile the runtime, which may fire timers first, does not know yet; the hooks have as long again to take it in.
-const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A connection's pre-connect hooks were not through in time.
 #[derive(Clone, Copy, Debug, Error)]

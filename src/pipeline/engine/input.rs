@@ -75,6 +75,11 @@ where
     }
 
     fn decode_eof(&mut self) -> Option<C::Item> {
+        if let Some(err) = self.cut_off.take() {
+            let ended = ConnectionEnded::caused(EndReason::Truncated, err);
+            self.end(ended, Leaves::Input);
+            return None;
+        }
         let before = self.input.len();
         let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode_eof(self.input.buf())));
         let decoded = match decoded {
@@ -147,14 +152,12 @@ where
                     };
                 }
             }
-            // A stream that knows a proper end (TLS) did not see it. What was asked before is answered all the same.
+            // A stream that knows a proper end (TLS) did not see it. What was asked before is answered all the same, also what was
+            // read ahead and is not decoded yet.
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
-                self.input.clear();
-                self.decodable = false;
-                self.end(
-                    ConnectionEnded::caused(EndReason::Truncated, err),
-                    Leaves::Input,
-                );
+                self.input.set_eof();
+                self.cut_off = Some(err);
+                self.decodable = true;
             }
             Err(err) => self.io_failed(err),
         }

@@ -62,6 +62,8 @@ pub(in crate::pipeline) struct Engine<Io, C, T> {
     above_mark: bool,
     /// The decoder may have another frame in what is buffered.
     decodable: bool,
+    /// The stream ended without its proper end.
+    cut_off: Option<io::Error>,
     drain: Drain,
     ending: Option<Ending>,
 }
@@ -91,6 +93,7 @@ where
             current: None,
             above_mark: false,
             decodable: false,
+            cut_off: None,
             drain: Drain::Reading(0),
             ending: None,
         }
