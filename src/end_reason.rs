@@ -79,6 +79,8 @@ end_reasons! {
     IdleTimeout = "idle_timeout" by Server,
     /// The peer did not take what was written to it.
     WriteTimeout = "write_timeout" by Server,
+    /// The peer did not read what others were sent too, and was not waited for.
+    SlowReader = "slow_reader" by Server,
     /// The connection reached its greatest age.
     MaxAge = "max_age" by Server,
     /// The pre-connect hooks were not through in time.
@@ -166,6 +168,7 @@ pub struct End {
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
     pub(crate) requests: u64,
+    pub(crate) messages_dropped: u64,
 }
 
 impl End {
@@ -197,6 +200,11 @@ impl End {
     /// Returns the requests that were handed to the service.
     pub fn requests(&self) -> u64 {
         self.requests
+    }
+
+    /// Returns the messages that were sent to the service, and were still waiting at the end. Timers that were not due are not among them.
+    pub fn messages_dropped(&self) -> u64 {
+        self.messages_dropped
     }
 }
 

@@ -29,6 +29,8 @@ pub mod close;
 
 pub mod pipeline;
 
+pub mod registry;
+
 mod handle;
 
 mod server;
@@ -41,7 +43,7 @@ pub mod testkit;
 pub use connection::{Address, Connection, ConnectionId, ConnectionInfo};
 pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
-pub use handle::Handle;
+pub use handle::{Handle, LiveConnection};
 pub use pipeline::{Peer, Pipeline, Reply};
 pub use server::{Serve, Server, ServerBuilder};
 pub use shutdown::Report;

@@ -2,7 +2,7 @@
 //!
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
-//! | `connection.closed` | by reason, below | those of the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests` | for `error`: look at the service |
+//! | `connection.closed` | by reason, below | those of the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | for `error`: look at the service |
 //! | `request.failed` | warn | `connection.id`, `error` | a service error while the policy is off: handle it in the service |
 //! | `accept.error` | debug | `error` | nothing: that client was gone |
 //! | `accept.stalled` | warn | `error` | the process is out of something, mostly descriptors; said once, until it is over |
@@ -141,6 +141,7 @@ fn closed(info: &ConnectionInfo, end: &End) {
                 bytes_read = end.bytes_read(),
                 bytes_written = end.bytes_written(),
                 requests = end.requests(),
+                messages_dropped = end.messages_dropped(),
                 "connection.closed"
             )
         };

@@ -42,7 +42,7 @@ impl Signals {
                 self.task.wake();
             }
             self.engine.wake();
-            self.users.notify_waiters();
+            self.tell_users();
         }
         new
     }
@@ -63,14 +63,24 @@ impl Signals {
 
     /// Waits for `signal`.
     pub(crate) async fn raised(&self, signal: Signal) {
+        self.users_until(|| self.is_raised(signal).then_some(()))
+            .await;
+    }
+
+    /// Has those who wait look again.
+    pub(crate) fn tell_users(&self) {
+        self.users.notify_waiters();
+    }
+
+    /// Waits until there is what `look` looks for.
+    pub(crate) async fn users_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
         loop {
-            let notified = self.users.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            if self.is_raised(signal) {
-                return;
+            let mut told = std::pin::pin!(self.users.notified());
+            told.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
             }
-            notified.await;
+            told.await;
         }
     }
 }

@@ -4,27 +4,34 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::{ConnectionId, ConnectionInfo};
+use super::{Address, ConnectionId, ConnectionInfo};
 use crate::end_reason::{Cause, ConnectionEnded, End, EndReason};
 use crate::shutdown::{Signal, Signals};
 
 type Hook = Box<dyn FnOnce(&End) + Send>;
 
+/// A callback that can be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HookId(u64);
+
 #[derive(Default)]
 struct EndCell {
     reason: Option<ConnectionEnded>,
-    hooks: Vec<Hook>,
+    hooks: Vec<(HookId, Hook)>,
+    hooks_set: u64,
     end: Option<End>,
 }
 
 /// The part of a connection that outlives its stream: signals in, totals, and the end out.
 pub(crate) struct Life {
     pub(crate) id: ConnectionId,
-    accepted_at: Instant,
+    pub(crate) peer: Address,
+    pub(crate) accepted_at: Instant,
     pub(crate) signals: Signals,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     requests: AtomicU64,
+    messages_dropped: AtomicU64,
     /// The peer has finished sending: what tells "the peer left" from "the service was done" for a raw service.
     peer_done: AtomicBool,
     end: Mutex<EndCell>,
@@ -34,11 +41,13 @@ impl Life {
     pub(super) fn new(info: &ConnectionInfo) -> Self {
         Self {
             id: info.id(),
+            peer: info.peer().clone(),
             accepted_at: info.accepted_at(),
             signals: Signals::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            messages_dropped: AtomicU64::new(0),
             peer_done: AtomicBool::new(false),
             end: Mutex::default(),
         }
@@ -54,12 +63,27 @@ impl Life {
         Self::add(&self.bytes_read, bytes);
     }
 
+    /// Takes back what was counted and will be read again, by another.
+    pub(crate) fn uncount_read(&self, bytes: usize) {
+        let sum = self.bytes_read.load(Ordering::Relaxed);
+        let sum = sum.saturating_sub(bytes as u64);
+        self.bytes_read.store(sum, Ordering::Relaxed);
+    }
+
     pub(super) fn count_written(&self, bytes: usize) {
         Self::add(&self.bytes_written, bytes);
     }
 
     pub(crate) fn count_request(&self) {
         Self::add(&self.requests, 1);
+    }
+
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_dropped_messages(&self, messages: usize) {
+        Self::add(&self.messages_dropped, messages);
     }
 
     pub(super) fn peer_is_done(&self) {
@@ -85,6 +109,17 @@ impl Life {
         stands
     }
 
+    /// Returns why a connection ends whose service is done: what was proposed, else what can be seen from here.
+    pub(crate) fn done(&self) -> EndReason {
+        let proposed = self.cell().reason.as_ref().map(ConnectionEnded::reason);
+        match proposed {
+            Some(reason) => reason,
+            None if self.signals.is_raised(Signal::Drain) => EndReason::Drained,
+            None if self.peer_done.load(Ordering::Relaxed) => EndReason::PeerClosed,
+            None => EndReason::ServiceClosed,
+        }
+    }
+
     /// Cuts the connection off, for the reason given unless it has one already.
     /// Returns whether it was not cut off before.
     pub(crate) fn abort(&self, reason: EndReason) -> bool {
@@ -95,11 +130,11 @@ impl Life {
     /// Settles the end and tells those who asked. Only the connection's task calls this; a second call does nothing.
     ///
     /// `outcome` is the last to propose a reason.
-    pub(crate) fn finish(&self, outcome: impl FnOnce(bool) -> ConnectionEnded) {
+    pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
         if self.cell().end.is_some() {
             return;
         }
-        let outcome = outcome(self.peer_done.load(Ordering::Relaxed));
+        let outcome = outcome();
         let ConnectionEnded { reason, cause } = self.set_reason(outcome.reason, outcome.cause);
         let (end, hooks) = {
             let mut cell = self.cell();
@@ -109,25 +144,49 @@ impl Life {
                 duration: self.accepted_at.elapsed(),
                 bytes_read: self.bytes_read.load(Ordering::Relaxed),
                 bytes_written: self.bytes_written.load(Ordering::Relaxed),
-                requests: self.requests.load(Ordering::Relaxed),
+                requests: self.requests(),
+                messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
             };
             cell.end = Some(end.clone());
             (end, std::mem::take(&mut cell.hooks))
         };
-        for hook in hooks {
+        for (_, hook) in hooks {
+            run_hook(hook, &end);
+        }
+        self.signals.tell_users();
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(&self) -> End {
+        let end = || self.cell().end.clone();
+        self.signals.users_until(end).await
+    }
+
+    pub(crate) fn on_end(&self, hook: Hook) {
+        if let Err((hook, end)) = self.before_end(hook) {
             run_hook(hook, &end);
         }
     }
 
-    pub(super) fn on_end(&self, hook: Hook) {
+    /// Registers a callback, unless it has ended.
+    pub(crate) fn before_end(&self, hook: Hook) -> Result<HookId, (Hook, End)> {
         let mut cell = self.cell();
-        match cell.end.clone() {
-            None => cell.hooks.push(hook),
-            Some(end) => {
-                drop(cell);
-                run_hook(hook, &end);
-            }
+        if let Some(end) = &cell.end {
+            return Err((hook, end.clone()));
         }
+        cell.hooks_set += 1;
+        let id = HookId(cell.hooks_set);
+        cell.hooks.push((id, hook));
+        Ok(id)
+    }
+
+    /// Takes a callback back.
+    pub(crate) fn forget(&self, id: HookId) {
+        let mut cell = self.cell();
+        let at = cell.hooks.iter().position(|(hook, _)| *hook == id);
+        let hook = at.map(|at| cell.hooks.remove(at));
+        drop(cell);
+        drop(hook);
     }
 }
 

@@ -15,8 +15,9 @@ pub(crate) struct Output {
     buf: BytesMut,
     /// The length up to which `buf` is whole frames: what a panicking encoder left behind it is taken away.
     whole: usize,
-    /// Something was written that the stream may still hold (TLS does).
-    unflushed: bool,
+    /// How much was written, ever, and how much of that is flushed: the stream may hold some (TLS does).
+    written: u64,
+    flushed: u64,
 }
 
 impl Output {
@@ -26,7 +27,17 @@ impl Output {
 
     /// Returns whether there is nothing left to write or to flush.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.buf.is_empty() && !self.unflushed
+        self.buf.is_empty() && self.flushed == self.written
+    }
+
+    /// Returns where in all that is ever written the next frame will begin.
+    pub(crate) fn position(&self) -> u64 {
+        self.written + self.buf.len() as u64
+    }
+
+    /// Returns the position up to which all is written and flushed.
+    pub(crate) fn flushed(&self) -> u64 {
+        self.flushed
     }
 
     /// Encodes one frame, whole or not at all.
@@ -51,13 +62,19 @@ impl Output {
         self.buf.truncate(self.whole);
     }
 
-    /// Writes as much as the stream takes; returns how much. Ready when all is written and flushed.
+    /// Writes as much as the stream takes, and says whether that was anything. Ready when all is written and flushed.
+    ///
+    /// When it is `awaited` what the stream has comes first: else a stream that is fed without end might never be flushed.
     pub(crate) fn poll_flush<Io: AsyncWrite + Unpin>(
         &mut self,
         io: &mut Io,
+        awaited: bool,
         progress: &mut bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
+        if awaited {
+            ready!(self.poll_flush_stream(io, cx))?;
+        }
         while !self.buf.is_empty() {
             let n = ready!(Pin::new(&mut *io).poll_write(cx, &self.buf))?;
             if n == 0 {
@@ -65,15 +82,23 @@ impl Output {
             }
             self.buf.advance(n);
             self.whole = self.whole.saturating_sub(n);
-            self.unflushed = true;
+            self.written += n as u64;
             *progress = true;
         }
         if self.buf.capacity() > 0 {
             scratch::give_write(std::mem::take(&mut self.buf));
         }
-        if self.unflushed {
+        self.poll_flush_stream(io, cx)
+    }
+
+    fn poll_flush_stream<Io: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut Io,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.flushed != self.written {
             ready!(Pin::new(io).poll_flush(cx))?;
-            self.unflushed = false;
+            self.flushed = self.written;
         }
         Poll::Ready(Ok(()))
     }

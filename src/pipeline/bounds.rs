@@ -4,7 +4,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
-use super::reply::Reply;
+use super::event::Event;
 use crate::error::BoxError;
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -19,12 +19,13 @@ pub(super) trait Codec<T>:
 impl<C, T> Codec<T> for C where C: Decoder<Error: Into<BoxError>> + Encoder<T, Error: Into<BoxError>>
 {}
 
-pub(super) trait Requests<R, T>:
-    Service<R, Response: Into<Reply<T>>, Error: Into<BoxError>>
+/// A service of a connection's events, which answers with `A`.
+pub(super) trait Events<R, M, A>:
+    Service<Event<R, M>, Response: Into<A>, Error: Into<BoxError>>
 {
 }
 
-impl<S, R, T> Requests<R, T> for S where
-    S: Service<R, Response: Into<Reply<T>>, Error: Into<BoxError>>
+impl<S, R, M, A> Events<R, M, A> for S where
+    S: Service<Event<R, M>, Response: Into<A>, Error: Into<BoxError>>
 {
 }

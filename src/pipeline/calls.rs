@@ -4,6 +4,7 @@
 //! is at hand, and decodes. So the three ways to run calls need only keep their order.
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,8 +14,10 @@ use pin_project::pin_project;
 use tokio_util::codec::Decoder;
 use tower_service::Service;
 
-use super::bounds::{Codec, Requests, Stream};
+use super::bounds::{Codec, Events, Stream};
 use super::engine::{Engine, Leaves};
+use super::event::Event;
+use super::takeover::Answer;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 
@@ -22,43 +25,61 @@ use crate::error::{BoxError, Panicked};
 const TURN: usize = 256;
 
 /// The calls of one connection's service.
-pub(super) struct Calls<'a, Io, C: Decoder, T, S> {
-    engine: &'a mut Engine<Io, C, T>,
+///
+/// `A` is what the service answers with: a reply, or a takeover.
+pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
+    engine: &'a mut Engine<Io, C, T, M>,
     service: S,
-    at_hand: Option<C::Item>,
+    /// What comes next. At most one of the two is chosen; a request is held back while input is paused.
+    message: Option<M>,
+    request: Option<C::Item>,
+    /// The last was a message: when both are waiting, it is a request's turn.
+    was_message: bool,
     in_flight: usize,
     most: usize,
     turn: usize,
+    answer: PhantomData<fn(A)>,
 }
 
-impl<Io, C: Decoder, T, S> Unpin for Calls<'_, Io, C, T, S> {}
+impl<Io, C: Decoder, T, M, S, A> Unpin for Calls<'_, Io, C, T, M, S, A> {}
 
-impl<'a, Io, C, T, S> Calls<'a, Io, C, T, S>
+impl<Io, C: Decoder, T, M, S, A> Drop for Calls<'_, Io, C, T, M, S, A> {
+    fn drop(&mut self) {
+        if self.message.is_some() {
+            self.engine.count_dropped_message();
+        }
+    }
+}
+
+impl<'a, Io, C, T, M, S, A> Calls<'a, Io, C, T, M, S, A>
 where
     Io: Stream,
     C: Codec<T>,
-    S: Requests<C::Item, T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
 {
-    pub(super) fn new(engine: &'a mut Engine<Io, C, T>, service: S) -> Self {
+    pub(super) fn new(engine: &'a mut Engine<Io, C, T, M>, service: S) -> Self {
         Self {
             most: engine.settings.in_flight,
             engine,
             service,
-            at_hand: None,
+            message: None,
+            request: None,
+            was_message: false,
             in_flight: 0,
             turn: 0,
+            answer: PhantomData,
         }
     }
 
     /// Starts the next call; `None` when there will be no more. Everything is written before this is pending.
     pub(super) fn poll_start<F>(
         &mut self,
-        start: impl FnOnce(&mut S, C::Item) -> F,
+        start: impl FnOnce(&mut S, Event<C::Item, M>) -> F,
         cx: &mut Context<'_>,
     ) -> Poll<Option<F>> {
         loop {
             if self.engine.leaves(Leaves::Requests) {
-                self.at_hand = None;
                 return Poll::Ready(None);
             }
             if self.is_full() {
@@ -70,16 +91,15 @@ where
                 }
                 continue;
             }
-            if self.at_hand.is_none() {
-                ready!(self.poll_request(cx));
-                if self.at_hand.is_none() {
+            if !self.has_at_hand() {
+                ready!(self.poll_at_hand(cx));
+                if !self.has_at_hand() {
                     return Poll::Ready(None);
                 }
             }
             match self.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(err)) => {
-                    self.at_hand = None;
                     let ended = ConnectionEnded::caused(EndReason::ServiceNotReady, err);
                     self.engine.end(ended, Leaves::Requests);
                     return Poll::Ready(None);
@@ -92,32 +112,64 @@ where
                 cx.waker().wake_by_ref();
                 return self.wait_beside(cx).map(|()| None);
             }
-            let Some(request) = self.at_hand.take() else {
+            let Some(event) = self.take_at_hand() else {
                 continue;
             };
-            self.engine.count_request();
             self.in_flight += 1;
-            return Poll::Ready(Some(start(&mut self.service, request)));
+            return Poll::Ready(Some(start(&mut self.service, event)));
         }
+    }
+
+    fn has_at_hand(&self) -> bool {
+        self.message.is_some() || (self.request.is_some() && !self.engine.is_paused())
+    }
+
+    fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
+        self.was_message = self.message.is_some();
+        if let Some(message) = self.message.take() {
+            return Some(Event::Message(message));
+        }
+        if self.engine.is_paused() {
+            return None;
+        }
+        let request = self.request.take()?;
+        self.engine.count_request();
+        Some(Event::Request(request))
     }
 
     fn is_full(&self) -> bool {
         self.in_flight + self.engine.waiting_replies() >= self.most
     }
 
-    /// Waits for a request; there is none at hand afterwards if there will be no more.
-    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits for a message or a request; there is none at hand afterwards if there will be no more.
+    fn poll_at_hand(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.engine.is_ending() {
             if self.engine.is_above_mark() {
                 self.turn = 0;
                 ready!(self.engine.poll_room(cx));
                 continue;
             }
-            self.at_hand = self.engine.decode();
-            if self.at_hand.is_some() {
+            if !self.was_message {
+                self.message = self.engine.take_message();
+                if self.message.is_some() {
+                    break;
+                }
+            }
+            let paused = self.engine.is_paused();
+            if self.request.is_none() && (!paused || self.engine.is_at_end_of_input()) {
+                self.request = self.engine.decode();
+            }
+            if self.has_at_hand() {
                 break;
             }
-            if self.engine.poll_input(self.in_flight, cx).is_pending() {
+            self.was_message = false;
+            let waited = if paused {
+                let undelivered = self.request.is_some();
+                self.engine.poll_paused(undelivered, cx)
+            } else {
+                self.engine.poll_input(self.in_flight, cx)
+            };
+            if waited.is_pending() {
                 self.turn = 0;
                 return Poll::Pending;
             }
@@ -125,11 +177,10 @@ where
         Poll::Ready(())
     }
 
-    /// Waits for something else than the peer. Ready when the request at hand is not to be begun any more.
+    /// Waits for something else than the peer. Ready when what is at hand is not to be begun any more.
     fn wait_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let cut_off = self.engine.poll_beside(cx).is_ready();
         if cut_off || self.engine.leaves(Leaves::Requests) {
-            self.at_hand = None;
             return Poll::Ready(());
         }
         Poll::Pending
@@ -144,7 +195,8 @@ where
     #[inline]
     pub(super) fn finish_call(&mut self, result: Result<S::Response, BoxError>) {
         self.in_flight -= 1;
-        self.engine.reply(result.map(Into::into));
+        let result = result.map(|response| response.into().into_reply());
+        self.engine.reply(result);
     }
 }
 
@@ -207,25 +259,27 @@ impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {
 #[error("the pipeline is closed")]
 pub(super) struct Closed;
 
-impl<Io, C, T, S> futures_core::Stream for Calls<'_, Io, C, T, S>
+impl<Io, C, T, M, S, A> futures_core::Stream for Calls<'_, Io, C, T, M, S, A>
 where
     Io: Stream,
     C: Codec<T>,
-    S: Requests<C::Item, T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
 {
     type Item = Result<Call<S::Future>, Closed>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let start = |service: &mut S, request| Call::start(|| service.call(request));
+        let start = |service: &mut S, event| Call::start(|| service.call(event));
         self.poll_start(start, cx).map(|call| call.map(Ok))
     }
 }
 
-impl<Io, C, T, S> Sink<Result<S::Response, BoxError>> for Calls<'_, Io, C, T, S>
+impl<Io, C, T, M, S, A> Sink<Result<S::Response, BoxError>> for Calls<'_, Io, C, T, M, S, A>
 where
     Io: Stream,
     C: Codec<T>,
-    S: Requests<C::Item, T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
 {
     type Error = Closed;
 

@@ -69,21 +69,26 @@ impl Clock {
         }
     }
 
-    /// Before a wait: ready with the reason if a deadline has passed, else wakes the task when one does.
+    /// Before a wait: ready with the reason if a deadline has passed, and without one if a message is due; else wakes the task when that comes.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
         writing: bool,
+        message: Option<Instant>,
         limits: &Limits,
         cx: &mut Context<'_>,
-    ) -> Poll<EndReason> {
+    ) -> Poll<Option<EndReason>> {
         let now = Instant::now();
         self.note(waiting, writing, now);
         loop {
-            let Some((at, reason)) = self.next(waiting, limits) else {
+            let deadline = self
+                .next(waiting, limits)
+                .map(|(at, reason)| (self.forgive(at, reason, now), Some(reason)));
+            let message = message.map(|at| (at, None));
+            let next = [deadline, message].into_iter().flatten();
+            let Some((at, reason)) = next.min_by_key(|(at, _)| *at) else {
                 return Poll::Pending;
             };
-            let at = self.forgive(at, reason, now);
             if at <= now {
                 return Poll::Ready(reason);
             }

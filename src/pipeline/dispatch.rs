@@ -11,8 +11,10 @@ use pin_project::pin_project;
 use tokio_util::codec::Decoder;
 use tower_service::Service;
 
-use super::bounds::{Codec, Requests, Stream};
+use super::bounds::{Codec, Events, Stream};
 use super::calls::{Calls, Identity};
+use super::event::Event;
+use super::takeover::Answer;
 
 /// One request at a time, the default: the next is begun when the reply to the last is on its way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,24 +36,26 @@ mod sealed {
         unnameable_types,
         reason = "sealed: the ways of dispatch are these three"
     )]
-    pub trait Dispatch<Io, C: Decoder, T, S>: Send + Sync + 'static {
+    pub trait Dispatch<Io, C: Decoder, T, M, S, A>: Send + Sync + 'static {
         #[expect(private_interfaces, reason = "sealed: nobody else names it")]
-        fn run(calls: Calls<'_, Io, C, T, S>) -> impl Future<Output = ()> + Send;
+        fn run(calls: Calls<'_, Io, C, T, M, S, A>) -> impl Future<Output = ()> + Send;
     }
 }
 pub(super) use sealed::Dispatch;
 
 macro_rules! dispatch {
     ($name:ty, |$calls:ident| $run:expr) => {
-        impl<Io, C, T, S> Dispatch<Io, C, T, S> for $name
+        impl<Io, C, T, M, S, A> Dispatch<Io, C, T, M, S, A> for $name
         where
             Io: Stream + Send,
             C: Codec<T, Item: Send> + Send,
             T: Send,
-            S: Requests<C::Item, T, Response: Send, Future: Send> + Send,
+            M: Send,
+            S: Events<C::Item, M, A, Response: Send, Future: Send> + Send,
+            A: Answer<T>,
         {
             #[expect(private_interfaces, reason = "sealed: nobody else names it")]
-            async fn run($calls: Calls<'_, Io, C, T, S>) {
+            async fn run($calls: Calls<'_, Io, C, T, M, S, A>) {
                 $run.await
             }
         }
@@ -75,17 +79,18 @@ async fn quietly<E>(server: impl Future<Output = Result<(), E>>) {
 
 /// The direct loop: no queue is needed for one call, so none is paid for.
 #[pin_project]
-struct Direct<'a, Io, C: Decoder, T, S: Service<C::Item>> {
-    calls: Calls<'a, Io, C, T, S>,
+struct Direct<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
+    calls: Calls<'a, Io, C, T, M, S, A>,
     #[pin]
     call: Option<S::Future>,
 }
 
-impl<Io, C, T, S> Future for Direct<'_, Io, C, T, S>
+impl<Io, C, T, M, S, A> Future for Direct<'_, Io, C, T, M, S, A>
 where
     Io: Stream,
     C: Codec<T>,
-    S: Requests<C::Item, T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
 {
     type Output = ();
 

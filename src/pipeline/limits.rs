@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::peer::Watermarks;
 use crate::close::Linger;
 
 /// Every bound of a pipeline, in one value. The defaults, each with its reason:
@@ -16,6 +17,7 @@ use crate::close::Linger;
 /// | [`make_service`](Self::make_service) | 10 s | as for all else before the first frame | ends, [`MakeServiceError`] |
 /// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it runs dry | the peer is not read, `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here for one turn of the connection's task only | `send` waits |
+/// | [`messages`](Self::messages) | 16, and as many timers | they wait for the service, one call each; more is a backlog that the sender should feel | `message` waits |
 /// | [`read_ahead`](Self::read_ahead) | 8 KiB | what is read while a request is in hand, to notice that the peer is gone | the peer is not read |
 /// | [`linger`](Self::linger) | 30 s to shut down writing, then 2 s, 256 KiB | see [`Linger`] | the socket is closed |
 ///
@@ -36,9 +38,9 @@ pub struct Limits {
     pub(super) max_age: Option<Duration>,
     pub(super) max_age_jitter: Duration,
     pub(super) make_service: Option<Duration>,
-    pub(super) high_mark: usize,
-    pub(super) low_mark: usize,
+    pub(super) watermarks: Watermarks,
     pub(super) push_queue: usize,
+    pub(super) messages: usize,
     pub(super) read_ahead: usize,
     pub(super) linger: Linger,
 }
@@ -54,9 +56,9 @@ impl Default for Limits {
             max_age: None,
             max_age_jitter: Duration::ZERO,
             make_service: Some(Duration::from_secs(10)),
-            high_mark: 64 * 1024,
-            low_mark: 16 * 1024,
+            watermarks: Watermarks::below(64 * 1024),
             push_queue: 16,
+            messages: 16,
             read_ahead: 8 * 1024,
             linger: Linger::default(),
         }
@@ -127,11 +129,17 @@ impl Limits {
 
     /// Sets how many bytes of output may wait before no more requests are taken and `send` waits. Default 64 KiB.
     ///
-    /// The low mark, below which it goes on, becomes a quarter of it. One frame may be larger than the mark.
+    /// The low mark, at which it goes on, becomes a quarter of it. One frame may be larger than the mark.
     #[must_use]
-    pub fn high_mark(mut self, bytes: usize) -> Self {
-        self.high_mark = bytes.max(1);
-        self.low_mark = bytes / 4;
+    pub fn high_mark(self, bytes: usize) -> Self {
+        self.watermarks(Watermarks::below(bytes))
+    }
+
+    /// Sets both marks of the output. They can be changed for each connection while it runs, by
+    /// [`Peer::set_watermarks`](crate::Peer::set_watermarks).
+    #[must_use]
+    pub fn watermarks(mut self, marks: Watermarks) -> Self {
+        self.watermarks = marks;
         self
     }
 
@@ -139,6 +147,13 @@ impl Limits {
     #[must_use]
     pub fn push_queue(mut self, frames: usize) -> Self {
         self.push_queue = frames.max(1);
+        self
+    }
+
+    /// Sets how many messages may wait for the connection's service, and how many timers be set. Default 16; `0` counts as 1.
+    #[must_use]
+    pub fn messages(mut self, messages: usize) -> Self {
+        self.messages = messages.max(1);
         self
     }
 

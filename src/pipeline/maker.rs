@@ -1,11 +1,14 @@
 //! Where the request service of a connection comes from.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::{Ready, ready};
+use std::marker::PhantomData;
 use std::task::{Context, Poll};
 
 use tower_service::Service;
 
+use super::event::Requests;
 use super::peer::Peer;
 use crate::error::BoxError;
 
@@ -17,27 +20,50 @@ pub struct Shared<S>(pub(super) S);
 #[derive(Clone, Debug)]
 pub struct Made<K>(pub(super) K);
 
+/// A service of requests and messages made for each connection. Made by
+/// [`PipelineBuilder::make_event_service`](super::PipelineBuilder::make_event_service).
+pub struct MadeForEvents<K, M>(pub(super) K, pub(super) PhantomData<fn(M)>);
+
+impl<K: Clone, M> Clone for MadeForEvents<K, M> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<K: fmt::Debug, M> fmt::Debug for MadeForEvents<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MadeForEvents").field(&self.0).finish()
+    }
+}
+
 mod sealed {
     use super::*;
 
-    /// Makes request services.
+    /// Makes services of a connection's events.
     #[expect(
         unnameable_types,
         reason = "sealed: a service for all, or one for each"
     )]
     pub trait Maker<T> {
+        type Message: Send + 'static;
+        type Made;
         type Service;
         type Error: Into<BoxError>;
-        type Future: Future<Output = Result<Self::Service, Self::Error>> + Send;
+        type Future: Future<Output = Result<Self::Made, Self::Error>> + Send;
 
         /// Makes the service of one connection; `peer` is called only by those who want the handle.
-        fn make(&self, peer: impl FnOnce() -> Peer<T>) -> Self::Future;
+        fn make(&self, peer: impl FnOnce() -> Peer<T, Self::Message>) -> Self::Future;
+
+        /// Makes what was made a service of events.
+        fn service(made: Self::Made) -> Self::Service;
     }
 }
 pub(super) use sealed::Maker;
 
 impl<T, S: Clone + Send> Maker<T> for Shared<S> {
-    type Service = PerCall<S>;
+    type Message = Infallible;
+    type Made = PerCall<S>;
+    type Service = Requests<PerCall<S>>;
     type Error = Infallible;
     type Future = Ready<Result<PerCall<S>, Infallible>>;
 
@@ -46,6 +72,10 @@ impl<T, S: Clone + Send> Maker<T> for Shared<S> {
             service: self.0.clone(),
             readied: None,
         }))
+    }
+
+    fn service(made: PerCall<S>) -> Self::Service {
+        Requests(made)
     }
 }
 
@@ -56,12 +86,41 @@ where
     K::Error: Into<BoxError>,
     K::Future: Send,
 {
-    type Service = K::Response;
+    type Message = Infallible;
+    type Made = K::Response;
+    type Service = Requests<K::Response>;
     type Error = K::Error;
     type Future = impl_future::Make<K, Peer<T>>;
 
     fn make(&self, peer: impl FnOnce() -> Peer<T>) -> Self::Future {
         impl_future::Make::new(self.0.clone(), peer())
+    }
+
+    fn service(made: K::Response) -> Self::Service {
+        Requests(made)
+    }
+}
+
+impl<T, M, K> Maker<T> for MadeForEvents<K, M>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+    K: Service<Peer<T, M>> + Clone + Send + 'static,
+    K::Error: Into<BoxError>,
+    K::Future: Send,
+{
+    type Message = M;
+    type Made = K::Response;
+    type Service = K::Response;
+    type Error = K::Error;
+    type Future = impl_future::Make<K, Peer<T, M>>;
+
+    fn make(&self, peer: impl FnOnce() -> Peer<T, M>) -> Self::Future {
+        impl_future::Make::new(self.0.clone(), peer())
+    }
+
+    fn service(made: K::Response) -> Self::Service {
+        made
     }
 }
 

@@ -28,11 +28,15 @@ mod calls;
 mod clock;
 mod dispatch;
 mod engine;
+mod event;
 mod limits;
 mod maker;
+mod on_connect;
 mod peer;
 mod reply;
+mod rewind;
 mod shutdown_on_error;
+mod takeover;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -52,25 +56,33 @@ use crate::error::BoxError;
 use bounds::{Codec, Stream};
 use calls::Calls;
 use dispatch::{CatchPanic, Dispatch};
-use engine::{Ending, Engine, Leaves, Order, Policy, Settings};
+use engine::{Course, Ending, Engine, Leaves, Order, Policy, Settings};
 use maker::Maker;
 use shutdown_on_error::is_shutdown;
+use takeover::Next;
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
+pub use event::{Event, Requests};
 pub use limits::Limits;
-pub use maker::{Made, PerCall, Shared};
-pub use peer::{Gone, Peer};
+pub use maker::{Made, MadeForEvents, PerCall, Shared};
+pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
+pub use peer::{
+    Buffered, Crossing, Crossings, Gone, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
+};
 pub use reply::Reply;
+pub use rewind::Rewind;
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };
+pub use takeover::{NoTakeover, OnTakeover, Takeover};
 
 /// The connection service for framed protocols. See the [module docs](self).
 ///
-/// `F` makes codecs, `K` services; `T` is the type of the frames that go out, `D` the way requests are run.
-pub struct Pipeline<F, K, T, D = OneAtATime> {
+/// `F` makes codecs, `K` services; `T` is the type of the frames that go out, `D` the way requests are run, `N` what may take the stream over.
+pub struct Pipeline<F, K, T, D = OneAtATime, N = NoTakeover> {
     codec: F,
     maker: K,
+    next: N,
     settings: Arc<Settings>,
     types: PhantomData<fn() -> (T, D)>,
 }
@@ -115,6 +127,14 @@ impl<F> PipelineBuilder<F> {
     {
         Pipeline::with(self.codec, Made(make))
     }
+
+    /// As [`make_service`](Self::make_service), with services that take messages besides requests: see [`Event`].
+    pub fn make_event_service<K, T, M>(self, make: K) -> Pipeline<F, MadeForEvents<K, M>, T>
+    where
+        K: Service<Peer<T, M>> + Clone,
+    {
+        Pipeline::with(self.codec, MadeForEvents(make, PhantomData))
+    }
 }
 
 impl<F, K, T> Pipeline<F, K, T> {
@@ -128,13 +148,14 @@ impl<F, K, T> Pipeline<F, K, T> {
         Self {
             codec,
             maker,
+            next: NoTakeover,
             settings: Arc::new(settings),
             types: PhantomData,
         }
     }
 }
 
-impl<F, K, T, D> Pipeline<F, K, T, D> {
+impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Sets the limits of each connection; the defaults are those of [`Limits`].
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -152,6 +173,61 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
             Policy::Continue
         };
         self
+    }
+}
+
+impl<F, K, T> Pipeline<F, K, T> {
+    /// Says what takes the stream over behind a [`Reply::takeover`]: any connection service, of the stream with what is
+    /// buffered. Another pipeline, say, behind a hook that does a TLS handshake (STARTTLS), or a raw service.
+    ///
+    /// The connection stays the same: its permit, its span, its signals, its one end. The old pipeline's [`Peer`]s can end it, and learn of its
+    /// end, but send no more. The messages that are waiting are dropped. Replies and pushes before it are written first.
+    ///
+    /// Only where requests run one at a time, since elsewhere it would not be known what is behind the reply. The service answers with
+    /// [`Takeover`], which all that makes a [`Reply`] makes, too. What takes over is cloned for each takeover, and made ready then.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// use tower::service_fn;
+    /// use tower_tcp::bind::Socket;
+    /// use tower_tcp::frame::Lines;
+    /// use tower_tcp::pipeline::{Rewind, Takeover};
+    /// use tower_tcp::{BoxError, Connection, Pipeline, Reply, Server};
+    ///
+    /// # async fn run() -> Result<(), tower_tcp::Error> {
+    /// let lines = service_fn(|line: Bytes| async move {
+    ///     Ok::<Takeover<Bytes>, BoxError>(match &*line {
+    ///         b"RAW" => Reply::from(Bytes::from("go ahead")).takeover(),
+    ///         _ => line.into(),
+    ///     })
+    /// });
+    /// let raw = service_fn(|mut conn: Connection<Rewind<Socket>>| async move {
+    ///     let first = conn.read_u8().await?;
+    ///     conn.write_u8(first).await?;
+    ///     Ok::<_, BoxError>(())
+    /// });
+    /// let pipeline = Pipeline::new(Lines::default).service(lines).on_takeover(raw);
+    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_takeover<S>(self, next: S) -> Pipeline<F, K, T, OneAtATime, OnTakeover<S>> {
+        let Self {
+            codec,
+            maker,
+            next: NoTakeover,
+            settings,
+            types,
+        } = self;
+        Pipeline {
+            codec,
+            maker,
+            next: OnTakeover(next),
+            settings,
+            types,
+        }
     }
 
     /// Lets `n` requests of a connection run at the same time; replies go out in the order of the requests. `0` counts as 1.
@@ -171,6 +247,7 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
         let Self {
             codec,
             maker,
+            next,
             mut settings,
             types: _,
         } = self;
@@ -180,24 +257,26 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
         Pipeline {
             codec,
             maker,
+            next,
             settings,
             types: PhantomData,
         }
     }
 }
 
-impl<F: Clone, K: Clone, T, D> Clone for Pipeline<F, K, T, D> {
+impl<F: Clone, K: Clone, T, D, N: Clone> Clone for Pipeline<F, K, T, D, N> {
     fn clone(&self) -> Self {
         Self {
             codec: self.codec.clone(),
             maker: self.maker.clone(),
+            next: self.next.clone(),
             settings: Arc::clone(&self.settings),
             types: PhantomData,
         }
     }
 }
 
-impl<F, K, T, D> fmt::Debug for Pipeline<F, K, T, D> {
+impl<F, K, T, D, N> fmt::Debug for Pipeline<F, K, T, D, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pipeline")
             .field("settings", &self.settings)
@@ -205,7 +284,7 @@ impl<F, K, T, D> fmt::Debug for Pipeline<F, K, T, D> {
     }
 }
 
-impl<Io, F, C, K, S, T, D> Service<Connection<Io>> for Pipeline<F, K, T, D>
+impl<Io, F, C, K, S, T, D, N> Service<Connection<Io>> for Pipeline<F, K, T, D, N>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn() -> C,
@@ -216,11 +295,12 @@ where
     T: Send + 'static,
     K: Maker<T, Service = S>,
     K::Future: 'static,
-    S: Service<C::Item> + Send + 'static,
-    S::Response: Into<Reply<T>> + Send,
+    S: Service<Event<C::Item, K::Message>> + Send + 'static,
+    S::Response: Into<N::Answer> + Send,
     S::Error: Into<BoxError>,
     S::Future: Send,
-    D: Dispatch<Io, C, T, S>,
+    D: Dispatch<Io, C, T, K::Message, S, N::Answer>,
+    N: Next<Io, T>,
 {
     type Response = EndReason;
     type Error = BoxError;
@@ -233,26 +313,31 @@ where
     fn call(&mut self, conn: Connection<Io>) -> PipelineFuture {
         let mut engine = Engine::new(conn, (self.codec)(), Arc::clone(&self.settings));
         let make = self.maker.make(|| engine.peer());
+        let next = self.next.clone();
         PipelineFuture(Box::pin(async move {
-            if let Some(service) = made(&mut engine, make).await {
+            if let Some(service) = made(&mut engine, make, K::service).await {
                 let calls = Calls::new(&mut engine, service);
                 if let Err(panicked) = CatchPanic(D::run(calls)).await {
                     engine.panicked(panicked);
                 }
             }
             finish(&mut engine).await;
+            // Boxed, so that a connection has room for what comes then only when it comes.
+            if engine.is_taken_over() {
+                return Box::pin(take_over(engine.into_rewound(), next)).await;
+            }
             let linger = engine.settings.limits.linger;
             let (conn, ending) = engine.into_parts();
-            // Boxed, so that a connection has room for its close only once it closes.
             Box::pin(close(conn, ending, linger)).await
         }))
     }
 }
 
 /// Makes the connection's service, while what it sends already goes out.
-async fn made<Io, C, T, S, E>(
-    engine: &mut Engine<Io, C, T>,
-    make: impl Future<Output = Result<S, E>>,
+async fn made<Io, C, T, M, K, S, E>(
+    engine: &mut Engine<Io, C, T, M>,
+    make: impl Future<Output = Result<K, E>>,
+    service: fn(K) -> S,
 ) -> Option<S>
 where
     Io: Stream,
@@ -266,7 +351,7 @@ where
         Either::Right(((), _)) => return None,
     };
     match made {
-        Ok(Ok(service)) => return Some(service),
+        Ok(Ok(made)) => return Some(service(made)),
         Ok(Err(err)) => engine.fail(ConnectionEnded::caused(EndReason::MakeServiceError, err)),
         Err(panicked) => engine.panicked(panicked),
     }
@@ -274,7 +359,7 @@ where
 }
 
 /// Writes what is left.
-async fn finish<Io, C, T>(engine: &mut Engine<Io, C, T>)
+async fn finish<Io, C, T, M>(engine: &mut Engine<Io, C, T, M>)
 where
     Io: Stream,
     C: Codec<T>,
@@ -303,14 +388,24 @@ where
         // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
         let _settled = conn.close(linger).await;
     }
-    match ending.map(|ending| ending.ended) {
-        None => Ok(EndReason::ServiceClosed),
-        Some(ConnectionEnded {
+    match ending.map(|ending| ending.course) {
+        None | Some(Course::TakeOver) => Ok(EndReason::ServiceClosed),
+        Some(Course::End(ConnectionEnded {
             reason,
             cause: None,
-        }) => Ok(reason),
-        Some(ended) => Err(ended.into()),
+        })) => Ok(reason),
+        Some(Course::End(ended)) => Err(ended.into()),
     }
+}
+
+/// Hands the stream over, and says how it ended then.
+async fn take_over<Io, T, N>(conn: Connection<Rewind<Io>>, next: N) -> Result<EndReason, BoxError>
+where
+    N: Next<Io, T>,
+{
+    let life = Arc::clone(conn.life());
+    next.take_over(conn).await?;
+    Ok(life.done())
 }
 
 /// The future of [`Pipeline`]: one connection's requests, and its close. Boxed, once a connection.

@@ -3,6 +3,7 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 
+use super::takeover::Takeover;
 use crate::error::BoxError;
 
 /// What a request is answered with: no frame, one, several, or a stream of them; and whether the connection ends behind it.
@@ -22,7 +23,16 @@ use crate::error::BoxError;
 /// ```
 pub struct Reply<T> {
     pub(super) frames: Frames<T>,
-    pub(super) close: bool,
+    pub(super) then: Then,
+}
+
+/// What becomes of the connection behind a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    GoOn,
+    Close,
+    /// Its stream goes to another service. Only a [`Takeover`](super::Takeover) says so.
+    TakeOver,
 }
 
 pub(super) enum Frames<T> {
@@ -39,7 +49,7 @@ impl<T> Reply<T> {
     pub fn none() -> Self {
         Self {
             frames: Frames::None,
-            close: false,
+            then: Then::GoOn,
         }
     }
 
@@ -50,15 +60,21 @@ impl<T> Reply<T> {
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
             frames: Frames::Stream(Box::pin(stream)),
-            close: false,
+            then: Then::GoOn,
         }
     }
 
     /// Ends the connection in good order behind this reply. Requests behind it are dropped.
     #[must_use]
     pub fn close(mut self) -> Self {
-        self.close = true;
+        self.then = Then::Close;
         self
+    }
+
+    /// Hands the stream over behind this reply, to the service given to [`Pipeline::on_takeover`](super::Pipeline::on_takeover).
+    pub fn takeover(mut self) -> Takeover<T> {
+        self.then = Then::TakeOver;
+        Takeover::from(self)
     }
 }
 
@@ -66,7 +82,7 @@ impl<T> From<T> for Reply<T> {
     fn from(frame: T) -> Self {
         Self {
             frames: Frames::One(frame),
-            close: false,
+            then: Then::GoOn,
         }
     }
 }
@@ -75,7 +91,7 @@ impl<T> From<Option<T>> for Reply<T> {
     fn from(frame: Option<T>) -> Self {
         Self {
             frames: frame.map_or(Frames::None, Frames::One),
-            close: false,
+            then: Then::GoOn,
         }
     }
 }
@@ -84,7 +100,7 @@ impl<T> From<Vec<T>> for Reply<T> {
     fn from(frames: Vec<T>) -> Self {
         Self {
             frames: Frames::Several(frames.into_iter()),
-            close: false,
+            then: Then::GoOn,
         }
     }
 }
@@ -99,7 +115,7 @@ impl<T> fmt::Debug for Reply<T> {
         };
         f.debug_struct("Reply")
             .field("frames", frames)
-            .field("close", &self.close)
+            .field("then", &self.then)
             .finish()
     }
 }

@@ -45,9 +45,7 @@ impl Leaving {
     }
 
     pub(super) fn settle(&self, outcome: Outcome) {
-        let draining = self.life.signals.is_raised(Signal::Drain);
-        self.life
-            .finish(|peer_done| outcome.reason(peer_done, draining));
+        self.life.finish(|| outcome.reason(&self.life));
     }
 }
 
@@ -69,11 +67,9 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// The reason, if nothing that happened inside has given one.
-    fn reason(self, peer_done: bool, draining: bool) -> ConnectionEnded {
+    fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
-            Self::Done if draining => EndReason::Drained.into(),
-            Self::Done if peer_done => EndReason::PeerClosed.into(),
-            Self::Done => EndReason::ServiceClosed.into(),
+            Self::Done => life.done().into(),
             // Most often it is told as it is to be reported.
             Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
                 Ok(ended) => *ended,

@@ -146,7 +146,7 @@ async fn what_is_counted_is_plain_bytes() {
     conn.on_end(move |end| {
         tell.send((end.bytes_read(), end.bytes_written())).unwrap();
     });
-    conn.life().finish(|_| EndReason::PeerClosed.into());
+    conn.life().finish(|| EndReason::PeerClosed.into());
     assert_eq!(told.recv().unwrap(), (5, 2));
 }
 
@@ -380,7 +380,7 @@ async fn a_deadline_during_the_linger_does_not_change_the_reason() {
     tokio_test::assert_pending!(shaking.poll());
     drop(shaking);
     life.set_reason(EndReason::PreConnectTimeout, None);
-    life.finish(|_| EndReason::Killed.into());
+    life.finish(|| EndReason::Killed.into());
 
     assert_eq!(told.recv().unwrap(), EndReason::TlsHandshakeFailed);
 }

@@ -3,8 +3,17 @@ use crate::end_reason::ConnectionEnded;
 /// How input came to its end, and so, once what is in hand is done, the connection.
 #[derive(Debug)]
 pub(in crate::pipeline) struct Ending {
-    pub(in crate::pipeline) ended: ConnectionEnded,
+    pub(in crate::pipeline) course: Course,
     pub(in crate::pipeline) leaves: Leaves,
+}
+
+/// What comes behind what is in hand.
+#[derive(Debug)]
+pub(in crate::pipeline) enum Course {
+    /// The end of the connection.
+    End(ConnectionEnded),
+    /// Another service, which takes the stream over, with what is not decoded.
+    TakeOver,
 }
 
 /// What is left behind by an end. Each leaves what those above it leave, too.

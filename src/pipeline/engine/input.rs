@@ -27,7 +27,7 @@ pub(super) enum Drain {
 /// At a drain, what is still read of what has arrived: as much as fits a socket's buffer on most systems.
 const DRAIN_READ: usize = 256 * 1024;
 
-impl<Io, C, T> Engine<Io, C, T>
+impl<Io, C, T, M> Engine<Io, C, T, M>
 where
     Io: Stream,
     C: Codec<T>,
@@ -72,6 +72,11 @@ where
                 None
             }
         }
+    }
+
+    /// Returns whether nothing more comes, and nothing is left but what the decoder may hold back.
+    pub(in crate::pipeline) fn is_at_end_of_input(&self) -> bool {
+        self.input.is_eof() && self.input.is_empty()
     }
 
     fn decode_eof(&mut self) -> Option<C::Item> {

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use super::bounds::{Codec, Stream};
 use super::clock::Clock;
 use super::limits::Limits;
-use super::peer::{EngineSide, Peer};
+use super::peer::{EngineSide, Peer, Watermarks};
 use super::reply::Reply;
+use super::rewind::Rewind;
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use crate::frame::{Input, Output};
 use input::Drain;
 
-pub(in crate::pipeline) use ending::{Ending, Leaves};
+pub(in crate::pipeline) use ending::{Course, Ending, Leaves};
 
 /// What the engine has to know of the error policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +48,15 @@ pub(in crate::pipeline) enum Order {
     AsFinished,
 }
 
-pub(in crate::pipeline) struct Engine<Io, C, T> {
+pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     conn: Connection<Io>,
     codec: C,
     input: Input,
     output: Output,
     pub(in crate::pipeline) settings: Arc<Settings>,
     clock: Clock,
-    peer: Option<EngineSide<T>>,
+    peer: Option<EngineSide<T, M>>,
+    marks: Watermarks,
     /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
     replies: VecDeque<Result<Reply<T>, BoxError>>,
     /// The reply of several frames, or a stream of them, that is being encoded.
@@ -68,9 +70,16 @@ pub(in crate::pipeline) struct Engine<Io, C, T> {
     ending: Option<Ending>,
 }
 
-impl<Io, C, T> Unpin for Engine<Io, C, T> {}
+impl<Io, C, T, M> Unpin for Engine<Io, C, T, M> {}
 
-impl<Io, C, T> Engine<Io, C, T>
+impl<Io, C, T, M> Engine<Io, C, T, M> {
+    /// Counts a message that was taken, and is not delivered.
+    pub(in crate::pipeline) fn count_dropped_message(&self) {
+        self.conn.life().count_dropped_messages(1);
+    }
+}
+
+impl<Io, C, T, M> Engine<Io, C, T, M>
 where
     Io: Stream,
     C: Codec<T>,
@@ -81,6 +90,7 @@ where
         settings: Arc<Settings>,
     ) -> Self {
         let clock = Clock::new(conn.info().accepted_at(), &settings.limits);
+        let marks = settings.limits.watermarks;
         Self {
             conn,
             codec,
@@ -89,6 +99,7 @@ where
             settings,
             clock,
             peer: None,
+            marks,
             replies: VecDeque::new(),
             current: None,
             above_mark: false,
@@ -100,25 +111,52 @@ where
     }
 
     /// Makes the handle to this connection.
-    pub(in crate::pipeline) fn peer(&mut self) -> Peer<T> {
+    pub(in crate::pipeline) fn peer(&mut self) -> Peer<T, M> {
         let Self {
             conn,
             settings,
             peer,
             ..
         } = self;
-        let side = peer.get_or_insert_with(|| {
-            EngineSide(Peer::new(
+        peer.get_or_insert_with(|| {
+            EngineSide::new(
                 Arc::clone(conn.info()),
                 Arc::clone(conn.life()),
-                settings.limits.push_queue,
-            ))
-        });
-        Peer::clone(side)
+                &settings.limits,
+            )
+        })
+        .handle()
     }
 
     pub(in crate::pipeline) fn into_parts(self) -> (Connection<Io>, Option<Ending>) {
         (self.conn, self.ending)
+    }
+
+    pub(in crate::pipeline) fn is_taken_over(&self) -> bool {
+        self.ending
+            .as_ref()
+            .is_some_and(|ending| matches!(ending.course, Course::TakeOver))
+    }
+
+    /// Hands the stream on, with what is not decoded.
+    pub(in crate::pipeline) fn into_rewound(mut self) -> Connection<Rewind<Io>> {
+        self.input.rest();
+        let buffered = self.input.buf().split().freeze();
+        // It is read once more.
+        self.conn.life().uncount_read(buffered.len());
+        self.conn.map_io(|io| Rewind::new(buffered, io))
+    }
+
+    /// Takes the next message for the service.
+    #[inline]
+    pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
+        self.peer.as_ref().and_then(EngineSide::take_message)
+    }
+
+    /// Returns whether requests are to be held back.
+    #[inline]
+    pub(in crate::pipeline) fn is_paused(&self) -> bool {
+        self.peer.as_ref().is_some_and(EngineSide::is_paused)
     }
 
     pub(in crate::pipeline) fn count_request(&self) {
@@ -132,12 +170,22 @@ where
         if leaves == Leaves::Output {
             self.output.clear();
         }
-        let ended = self.conn.ended(ended.into());
+        let course = Course::End(self.conn.ended(ended.into()));
         let leaves = match &self.ending {
             Some(ending) => ending.leaves.max(leaves),
             None => leaves,
         };
-        self.ending = Some(Ending { ended, leaves });
+        self.ending = Some(Ending { course, leaves });
+    }
+
+    /// Has the stream handed over, unless the connection ends already.
+    fn take_over(&mut self) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending {
+                course: Course::TakeOver,
+                leaves: Leaves::Requests,
+            });
+        }
     }
 
     fn io_failed(&mut self, err: io::Error) {

@@ -1,5 +1,6 @@
 //! Replies and pushes, from the service to the stream.
 
+use std::io;
 use std::task::{Context, Poll};
 
 use super::{Codec, Engine, Leaves, Order, Policy, Stream};
@@ -7,12 +8,13 @@ use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::observe::Chain;
 use crate::pipeline::is_shutdown;
-use crate::pipeline::reply::{Frames, Reply};
+use crate::pipeline::peer::EngineSide;
+use crate::pipeline::reply::{Frames, Reply, Then};
 
 /// How many frames of replies are encoded in one turn of the connection's task: a stream that never waits takes no one else's.
 const TURN: usize = 1024;
 
-impl<Io, C, T> Engine<Io, C, T>
+impl<Io, C, T, M> Engine<Io, C, T, M>
 where
     Io: Stream,
     C: Codec<T>,
@@ -32,7 +34,7 @@ where
         match result {
             Ok(Reply {
                 frames: Frames::One(frame),
-                close: false,
+                then: Then::GoOn,
             }) => self.encode(frame),
             other => self.begin(other),
         }
@@ -45,7 +47,7 @@ where
     }
 
     pub(super) fn has_pushed(&self) -> bool {
-        self.peer.as_ref().is_some_and(|peer| peer.has_pushed())
+        self.peer.as_ref().is_some_and(EngineSide::has_pushed)
     }
 
     fn begin(&mut self, result: Result<Reply<T>, BoxError>) {
@@ -53,7 +55,7 @@ where
             Ok(reply) => reply,
             Err(err) => return self.failed(err),
         };
-        let close = reply.close;
+        let then = reply.then;
         match reply.frames {
             Frames::None => {}
             Frames::One(frame) => self.encode(frame),
@@ -62,14 +64,18 @@ where
                 return;
             }
         }
-        if close {
-            self.close_behind_reply();
-        }
+        self.go_on(then);
     }
 
-    fn close_behind_reply(&mut self) {
-        self.drop_behind();
-        self.end(EndReason::ServiceClosed, Leaves::Calls);
+    fn go_on(&mut self, then: Then) {
+        match then {
+            Then::GoOn => {}
+            Then::Close => {
+                self.drop_behind();
+                self.end(EndReason::ServiceClosed, Leaves::Calls);
+            }
+            Then::TakeOver => self.take_over(),
+        }
     }
 
     fn drop_behind(&mut self) {
@@ -104,11 +110,13 @@ where
         if let Err(err) = output.encode(|buf| codec.encode(frame, buf)) {
             self.fail(ConnectionEnded::caused(EndReason::EncodeError, err));
         }
+        // What was no frame to the decoder may be one now: a codec can change its mode by what it encodes.
+        self.decodable |= !self.input.is_empty();
     }
 
     /// Encodes pushes and waiting replies, up to the high mark, and no more than is `left` of this turn.
     fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
-        let mark = self.settings.limits.high_mark;
+        let mark = self.marks.high();
         while self.output.len() < mark && *left > 0 {
             let pushed = self.encode_pushed();
             if self.output.len() >= mark || (!self.encode_reply(cx) && !pushed) {
@@ -125,7 +133,8 @@ where
             if !self.has_pushed() {
                 break;
             }
-            let Some(frame) = self.peer.as_ref().and_then(|peer| peer.take()) else {
+            let position = self.output.position();
+            let Some(frame) = self.peer.as_ref().and_then(|peer| peer.take(position)) else {
                 break;
             };
             self.encode(frame);
@@ -145,7 +154,7 @@ where
                 },
                 Frames::None | Frames::One(_) => None,
             };
-            let close = current.close;
+            let then = current.then;
             match next {
                 Some(Ok(frame)) => {
                     // Behind what the stream pushed before it gave the frame, as with any other reply.
@@ -159,9 +168,7 @@ where
                 None => {
                     self.current = None;
                     self.clock.saw_activity = true;
-                    if close {
-                        self.close_behind_reply();
-                    }
+                    self.go_on(then);
                 }
             }
         } else if let Some(result) = self.replies.pop_front() {
@@ -174,32 +181,41 @@ where
 
     /// Returns whether output keeps requests from being taken: from the high mark until the low one.
     pub(in crate::pipeline) fn is_above_mark(&mut self) -> bool {
-        let limits = &self.settings.limits;
-        let mark = if self.above_mark {
-            limits.low_mark + 1
-        } else {
-            limits.high_mark
-        };
-        let above = self.output.len() >= mark;
+        let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
             self.above_mark = above;
             if let Some(peer) = &self.peer {
-                peer.set_above_mark(above);
+                peer.crossed();
             }
         }
         above
     }
 
+    /// Writes what is encoded. Ready when there is nothing left of it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self {
+            conn, output, peer, ..
+        } = self;
+        let awaited = peer.as_ref().is_some_and(EngineSide::awaits_flush);
+        let mut progress = false;
+        let written = output.poll_flush(conn, awaited, &mut progress, cx);
+        self.clock.saw_write |= progress;
+        if let Some(peer) = peer {
+            peer.wrote(output.flushed(), output.len());
+        }
+        written
+    }
+
     /// Encodes what waits and writes what is encoded. Ready when there is nothing left of either.
     pub(super) fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(marks) = self.peer.as_ref().and_then(EngineSide::new_marks) {
+            self.marks = marks;
+        }
         let mut left = TURN;
         while !self.leaves(Leaves::Output) {
             self.encode_waiting(&mut left, cx);
             let above = self.is_above_mark();
-            let mut progress = false;
-            let flushed = self.output.poll_flush(&mut self.conn, &mut progress, cx);
-            self.clock.saw_write |= progress;
-            match flushed {
+            match self.poll_write(cx) {
                 Poll::Ready(Ok(())) => {
                     self.is_above_mark();
                     if left == 0 {

@@ -1,14 +1,18 @@
 //! The waits of a connection. Each writes what there is first, and keeps the deadlines.
 
+use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
+
+use tokio::time::Instant;
 
 use super::input::Drain;
 use super::{Codec, Engine, Leaves, Stream};
 use crate::end_reason::EndReason;
 use crate::pipeline::clock::Waiting;
+use crate::pipeline::peer::{EngineSide, Mail};
 use crate::shutdown::Signal;
 
-impl<Io, C, T> Engine<Io, C, T>
+impl<Io, C, T, M> Engine<Io, C, T, M>
 where
     Io: Stream,
     C: Codec<T>,
@@ -19,23 +23,16 @@ where
         in_hand: usize,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        self.heed_signals(cx);
-        if self.is_ending() {
-            return Poll::Ready(());
-        }
-        let _waits_or_not = self.poll_output(cx);
-        if self.is_ending() {
-            return Poll::Ready(());
-        }
-        if self.above_mark {
-            return self.poll_clock(Waiting::Busy, cx);
-        }
+        let message = match self.poll_before_input(cx) {
+            ControlFlow::Continue(message) => message,
+            ControlFlow::Break(polled) => return polled,
+        };
         if self.poll_read(usize::MAX, cx).is_ready() {
             return Poll::Ready(());
         }
         if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
             if !self.clock.has_heard() {
-                return self.poll_clock(Waiting::Leaving, cx);
+                return self.poll_clock(Waiting::Leaving, message, cx);
             }
             self.drain = Drain::Read;
             if self.input.is_empty() {
@@ -50,7 +47,61 @@ where
         } else {
             Waiting::Resting
         };
-        self.poll_clock(waiting, cx)
+        self.poll_clock(waiting, message, cx)
+    }
+
+    /// Waits while input is paused; `undelivered` is whether a request is held back. Ready when something has changed.
+    pub(in crate::pipeline) fn poll_paused(
+        &mut self,
+        undelivered: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let message = match self.poll_before_input(cx) {
+            ControlFlow::Continue(message) => message,
+            ControlFlow::Break(polled) => return polled,
+        };
+        if !self.is_paused() {
+            return Poll::Ready(());
+        }
+        self.read_ahead(cx);
+        if self.is_ending() {
+            return Poll::Ready(());
+        }
+        if !undelivered {
+            if self.is_at_end_of_input() {
+                return Poll::Ready(());
+            }
+            if self.conn.is_draining() && self.input.is_empty() {
+                self.end(EndReason::Drained, Leaves::Input);
+                return Poll::Ready(());
+            }
+        }
+        self.poll_clock(Waiting::Busy, message, cx)
+    }
+
+    /// What comes before each wait for the peer to send something: goes on with when the next message is due, if it is to be waited at all.
+    fn poll_before_input(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> ControlFlow<Poll<()>, Option<Instant>> {
+        self.heed_signals(cx);
+        if self.is_ending() {
+            return ControlFlow::Break(Poll::Ready(()));
+        }
+        let _waits_or_not = self.poll_output(cx);
+        // What was encoded may have changed the decoder's mode.
+        if self.is_ending() || self.decodable {
+            return ControlFlow::Break(Poll::Ready(()));
+        }
+        if self.above_mark {
+            return ControlFlow::Break(self.poll_clock(Waiting::Busy, None, cx));
+        }
+        // After the waker was left with the signals: a message that comes now wakes.
+        match self.peer.as_ref().map_or(Mail::None, EngineSide::mail) {
+            Mail::None => ControlFlow::Continue(None),
+            Mail::At(due) => ControlFlow::Continue(Some(due)),
+            Mail::Now => ControlFlow::Break(Poll::Ready(())),
+        }
     }
 
     /// Waits until output is below its mark. Ready then, or when the connection ends.
@@ -60,7 +111,7 @@ where
         if self.is_ending() || !self.is_above_mark() {
             return Poll::Ready(());
         }
-        self.poll_clock(Waiting::Busy, cx)
+        self.poll_clock(Waiting::Busy, None, cx)
     }
 
     /// Waits beside something else: a call, the service's readiness, the make-service. Writes, reads ahead a little so that a
@@ -70,7 +121,7 @@ where
         let _waits_or_not = self.poll_output(cx);
         self.read_ahead(cx);
         while !self.leaves(Leaves::Calls) {
-            if self.poll_clock(Waiting::Busy, cx).is_pending() {
+            if self.poll_clock(Waiting::Busy, None, cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -84,7 +135,7 @@ where
         self.read_ahead(cx);
         // A connection that is old is told to leave, and has its service made all the same.
         while !self.is_ending() {
-            ready!(self.poll_clock(Waiting::Making, cx));
+            ready!(self.poll_clock(Waiting::Making, None, cx));
         }
         Poll::Ready(())
     }
@@ -98,7 +149,7 @@ where
             if self.poll_output(cx).is_ready() || self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
-            ready!(self.poll_clock(Waiting::Busy, cx));
+            ready!(self.poll_clock(Waiting::Busy, None, cx));
             if self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
@@ -119,11 +170,19 @@ where
         }
     }
 
-    fn poll_clock(&mut self, waiting: Waiting, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_clock(
+        &mut self,
+        waiting: Waiting,
+        message: Option<Instant>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         self.input.rest();
         let writing = !self.output.is_flushed();
         let limits = &self.settings.limits;
-        let reason = ready!(self.clock.poll(waiting, writing, limits, cx));
+        let fired = ready!(self.clock.poll(waiting, writing, message, limits, cx));
+        let Some(reason) = fired else {
+            return Poll::Ready(());
+        };
         match reason {
             EndReason::WriteTimeout => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {

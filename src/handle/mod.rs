@@ -1,5 +1,7 @@
 //! The running server, seen from outside: what it listens on, how many are in, and its end.
 
+mod live;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -13,6 +15,8 @@ use crate::admit::ConnectionLimit;
 use crate::connection::{Address, ConnectionId, Life};
 use crate::end_reason::EndReason;
 use crate::shutdown::{Report, Signal};
+
+pub use live::LiveConnection;
 
 /// Runs a server from outside: pause it, change its limit, shut it down. Cheap to clone.
 #[derive(Clone)]
@@ -142,6 +146,19 @@ impl Handle {
     /// Returns how many connections are open: accepted, and not ended yet.
     pub fn live(&self) -> usize {
         self.0.live()
+    }
+
+    /// Returns the connections that are open. They are collected in parts, so one that comes or goes meanwhile may be among them or not.
+    ///
+    /// Those of one's own naming are found in a [`Registry`](crate::registry::Registry).
+    pub fn connections(&self) -> impl Iterator<Item = LiveConnection> + '_ {
+        self.0.table.all().map(|life| LiveConnection { life })
+    }
+
+    /// Returns one of the open connections.
+    pub fn connection(&self, id: ConnectionId) -> Option<LiveConnection> {
+        let life = self.0.table.shard(id).get(&id).cloned();
+        life.map(|life| LiveConnection { life })
     }
 
     /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on.

@@ -1,0 +1,65 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::connection::{Address, ConnectionId, Life};
+use crate::end_reason::{End, EndReason};
+use crate::shutdown::Signal;
+
+/// One of a server's connections, seen from outside. It keeps nothing open. Made by [`Handle::connections`](super::Handle::connections).
+#[derive(Clone)]
+pub struct LiveConnection {
+    pub(super) life: Arc<Life>,
+}
+
+impl LiveConnection {
+    /// Returns the connection's number.
+    pub fn id(&self) -> ConnectionId {
+        self.life.id
+    }
+
+    /// Returns the address of the socket's other end.
+    pub fn peer(&self) -> &Address {
+        &self.life.peer
+    }
+
+    /// Returns the time since it was accepted.
+    pub fn age(&self) -> Duration {
+        self.life.accepted_at.elapsed()
+    }
+
+    /// Returns the requests that were handed to its service so far.
+    pub fn requests(&self) -> u64 {
+        self.life.requests()
+    }
+
+    /// Has it leave as at a drain: what was asked is answered. A raw service sees it at
+    /// [`Connection::draining`](crate::Connection::draining).
+    pub fn close(&self) {
+        self.life.set_reason(EndReason::ServiceClosed, None);
+        self.life.signals.raise(Signal::Drain);
+    }
+
+    /// Ends it at once.
+    pub fn abort(&self) {
+        self.life.abort(EndReason::Aborted);
+    }
+
+    /// Waits for its end, and returns how it ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: asking again gives the same.
+    pub async fn closed(&self) -> End {
+        self.life.ended().await
+    }
+}
+
+impl fmt::Debug for LiveConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveConnection")
+            .field("id", &self.id())
+            .field("peer", self.peer())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,110 @@
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::peer::Peer;
+use crate::error::BoxError;
+
+/// Runs a function for each peer before its service is made: to greet it, to turn it away by failing, to enter it in a
+/// [`Registry`](crate::registry::Registry), to be told of its end ([`Peer::on_end`]).
+///
+/// It goes around a make-service, and runs in the connection's task, in the [10 s](super::Limits::make_service) that the
+/// make-service has. With stock `tower::make::Shared` a service that is not made for each connection needs no make-service:
+///
+/// ```
+/// use std::convert::Infallible;
+/// use bytes::Bytes;
+/// use tower::{ServiceBuilder, make::Shared, service_fn};
+/// use tower_tcp::frame::Lines;
+/// use tower_tcp::pipeline::OnConnectLayer;
+/// use tower_tcp::{Peer, Pipeline};
+///
+/// let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+/// let greet = OnConnectLayer::new(|peer: Peer<Bytes>| async move {
+///     peer.on_end(|end| println!("left: {}", end.reason()));
+///     peer.send("220 ready".into()).await
+/// });
+/// let pipeline = Pipeline::new(Lines::default)
+///     .make_service(ServiceBuilder::new().layer(greet).service(Shared::new(echo)));
+/// # drop(pipeline);
+/// ```
+#[derive(Clone, Debug)]
+pub struct OnConnectLayer<F> {
+    f: F,
+}
+
+impl<F> OnConnectLayer<F> {
+    /// Makes the layer of a function from the peer to a future of `Ok(())`, or of an error that turns the peer away.
+    pub fn new(f: F) -> Self {
+        Self { f }
+    }
+}
+
+impl<F: Clone, K> Layer<K> for OnConnectLayer<F> {
+    type Service = OnConnect<F, K>;
+
+    fn layer(&self, inner: K) -> OnConnect<F, K> {
+        OnConnect {
+            f: self.f.clone(),
+            inner,
+        }
+    }
+}
+
+/// A make-service behind a function. Made by [`OnConnectLayer`].
+#[derive(Clone, Debug)]
+pub struct OnConnect<F, K> {
+    f: F,
+    inner: K,
+}
+
+impl<T, M, F, Connected, E, K> Service<Peer<T, M>> for OnConnect<F, K>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+    F: FnMut(Peer<T, M>) -> Connected,
+    Connected: Future<Output = Result<(), E>> + Send + 'static,
+    E: Into<BoxError>,
+    K: Service<Peer<T, M>> + Clone + Send + 'static,
+    K::Error: Into<BoxError>,
+    K::Future: Send,
+{
+    type Response = K::Response;
+    type Error = BoxError;
+    type Future = OnConnectFuture<K::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, peer: Peer<T, M>) -> Self::Future {
+        let connected = (self.f)(peer.clone());
+        // The one that is ready is called; the clone is left behind.
+        let behind = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, behind);
+        OnConnectFuture(Box::pin(async move {
+            connected.await.map_err(Into::into)?;
+            inner.call(peer).await.map_err(Into::into)
+        }))
+    }
+}
+
+/// The future of [`OnConnect`]. Boxed, once a connection.
+#[must_use = "futures do nothing unless polled"]
+pub struct OnConnectFuture<S>(Pin<Box<dyn Future<Output = Result<S, BoxError>> + Send>>);
+
+impl<S> std::fmt::Debug for OnConnectFuture<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OnConnectFuture").finish_non_exhaustive()
+    }
+}
+
+impl<S> Future for OnConnectFuture<S> {
+    type Output = Result<S, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}

@@ -1,0 +1,176 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::shared::{Flag, Item, Shared};
+use super::{Peer, Watermarks};
+use crate::connection::{ConnectionInfo, Life};
+use crate::pipeline::limits::Limits;
+
+/// The engine's end of the handles to its connection.
+///
+/// Without an engine nobody can send, so that is said however it goes: at the end, by an abort, by a layer that drops the connection's future.
+pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Shared<T, M>>);
+
+/// What there is to be delivered to the service besides requests.
+pub(in crate::pipeline) enum Mail {
+    None,
+    Now,
+    At(Instant),
+}
+
+impl<T, M> EngineSide<T, M> {
+    pub(in crate::pipeline) fn new(
+        info: Arc<ConnectionInfo>,
+        life: Arc<Life>,
+        limits: &Limits,
+    ) -> Self {
+        Self(Arc::new(Shared::new(
+            info,
+            life,
+            limits.watermarks,
+            limits.push_queue,
+            limits.messages,
+        )))
+    }
+
+    pub(in crate::pipeline) fn handle(&self) -> Peer<T, M> {
+        Peer {
+            shared: Arc::clone(&self.0),
+        }
+    }
+
+    /// Returns whether anything was pushed since the queue was last found empty.
+    pub(in crate::pipeline) fn has_pushed(&self) -> bool {
+        self.0.flags.is_raised(Flag::Pushed)
+    }
+
+    /// Takes the next frame that was pushed; `position` is where it will begin in the output.
+    pub(in crate::pipeline) fn take(&self, position: u64) -> Option<T> {
+        let mut state = self.0.lock();
+        let frame = loop {
+            // Those who wait for a flush are as few as those who wait to send.
+            if state.flushes.len() >= self.0.most_frames {
+                return None;
+            }
+            match state.items.pop_front() {
+                Some(Item::Frame(frame)) => break Some(frame),
+                Some(Item::Flush(done)) => {
+                    state.flushes.push_back((position, done));
+                    self.0.flags.raise(Flag::Flush);
+                }
+                None => break None,
+            }
+        };
+        if state.items.is_empty() {
+            // Under the lock, so that a push that comes now raises it again.
+            self.0.flags.lower(Flag::Pushed);
+        }
+        let room = !state.is_above_mark();
+        drop(state);
+        if room {
+            self.0.changed.notify_waiters();
+        }
+        frame
+    }
+
+    /// Returns whether somebody waits until what is encoded is written.
+    pub(in crate::pipeline) fn awaits_flush(&self) -> bool {
+        self.0.flags.is_raised(Flag::Flush)
+    }
+
+    /// Says up to where the output is flushed, and how much of it is not written.
+    pub(in crate::pipeline) fn wrote(&self, flushed: u64, unwritten: usize) {
+        self.0.unwritten.store(unwritten, Ordering::Relaxed);
+        if !self.awaits_flush() {
+            return;
+        }
+        let mut state = self.0.lock();
+        while state
+            .flushes
+            .front()
+            .is_some_and(|(position, _)| *position <= flushed)
+        {
+            if let Some((_, done)) = state.flushes.pop_front() {
+                // One who has given up waiting is not there to be told.
+                let _gone = done.send(());
+            }
+        }
+        if state.flushes.is_empty() {
+            self.0.flags.lower(Flag::Flush);
+        }
+    }
+
+    /// Returns the marks if they were changed.
+    pub(in crate::pipeline) fn new_marks(&self) -> Option<Watermarks> {
+        if !self.0.flags.is_raised(Flag::Marks) {
+            return None;
+        }
+        let state = self.0.lock();
+        self.0.flags.lower(Flag::Marks);
+        Some(state.marks)
+    }
+
+    /// Says that the output crossed a mark.
+    pub(in crate::pipeline) fn crossed(&self) {
+        self.0.lock().crossings += 1;
+        self.0.changed.notify_waiters();
+    }
+
+    pub(in crate::pipeline) fn is_paused(&self) -> bool {
+        self.0.flags.is_raised(Flag::Paused)
+    }
+
+    /// Returns when the next message is due.
+    pub(in crate::pipeline) fn mail(&self) -> Mail {
+        if !self.0.flags.is_raised(Flag::Mail) {
+            return Mail::None;
+        }
+        let state = self.0.lock();
+        if !state.messages.is_empty() {
+            return Mail::Now;
+        }
+        match state.timers.first_key_value() {
+            Some(((due, _), _)) if *due <= Instant::now() => Mail::Now,
+            Some(((due, _), _)) => Mail::At(*due),
+            None => Mail::None,
+        }
+    }
+
+    /// Takes the next message: a timer that is due, or the one that was sent first.
+    pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
+        if !self.0.flags.is_raised(Flag::Mail) {
+            return None;
+        }
+        let mut state = self.0.lock();
+        let due = state
+            .timers
+            .first_entry()
+            .filter(|timer| timer.key().0 <= Instant::now());
+        let message = match due {
+            Some(timer) => Some(timer.remove()),
+            None => state.messages.pop_front(),
+        };
+        if state.messages.is_empty() && state.timers.is_empty() {
+            self.0.flags.lower(Flag::Mail);
+        }
+        drop(state);
+        if message.is_some() {
+            self.0.changed.notify_waiters();
+        }
+        message
+    }
+
+    /// Takes no more from now on; what was sent before is still taken.
+    pub(in crate::pipeline) fn refuse(&self) {
+        self.0.refuse();
+    }
+}
+
+impl<T, M> Drop for EngineSide<T, M> {
+    fn drop(&mut self) {
+        let undelivered = self.0.end();
+        self.0.life.count_dropped_messages(undelivered);
+    }
+}

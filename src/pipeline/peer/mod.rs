@@ -1,0 +1,355 @@
+//! The typed handle to one connection, and what stands behind it.
+
+mod crossings;
+mod engine_side;
+mod shared;
+mod watermarks;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::connection::{ConnectionInfo, HookId};
+use crate::end_reason::{End, EndReason};
+use crate::shutdown::Signal;
+use shared::{Flag, Item, Refused, Shared};
+
+pub use crossings::{Crossing, Crossings};
+pub(super) use engine_side::{EngineSide, Mail};
+pub use watermarks::{InvalidWatermarks, Watermarks};
+
+/// The connection has ended, or is closing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the connection is gone")]
+pub struct Gone;
+
+/// Why something was not taken without waiting. It is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Error)]
+pub enum TrySendError<V> {
+    /// There is no room now.
+    #[error("no room for it now")]
+    Full(V),
+    /// The connection has ended, or is closing.
+    #[error("the connection is gone")]
+    Gone(V),
+}
+
+impl<V> TrySendError<V> {
+    /// Returns what was not taken.
+    pub fn into_inner(self) -> V {
+        match self {
+            Self::Full(it) | Self::Gone(it) => it,
+        }
+    }
+}
+
+impl<V> fmt::Debug for TrySendError<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full(_) => "Full(..)",
+            Self::Gone(_) => "Gone(..)",
+        })
+    }
+}
+
+/// What waits to be written to one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffered {
+    bytes: usize,
+    frames: usize,
+}
+
+impl Buffered {
+    /// Returns the bytes that are encoded and not written. What the system holds, or a TLS stream, is not among them.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns the frames that were sent by [`Peer::send`] and are not encoded yet.
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+}
+
+/// A handle to one connection: what is known of it, and all that can be done with it from anywhere.
+///
+/// A make-service is given it; it can be cloned and sent to any task. `T` is the type of the frames that go out, `M` of the
+/// messages that the connection's service takes besides requests, none by default (see [`Event`](super::Event)).
+///
+/// It keeps nothing open: after the end of the connection, whatever would reach the peer or the service fails with [`Gone`].
+pub struct Peer<T, M = Infallible> {
+    shared: Arc<Shared<T, M>>,
+}
+
+impl<T, M> Peer<T, M> {
+    /// Returns what is known of the connection.
+    pub fn info(&self) -> &Arc<ConnectionInfo> {
+        &self.shared.info
+    }
+
+    /// Returns whether both are handles of the same connection.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    // Output.
+
+    /// Sends a frame: before, between or after replies, and between the frames of a streamed one.
+    ///
+    /// It is sent whole and in the order of `send`s. This waits while the output is above its high mark, until it is down at the low
+    /// one ([`Watermarks`]), and while [16 frames](super::Limits::push_queue) wait already. What is sent is written by the
+    /// connection's task.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] when the connection is closing or has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped before it is done, the frame has not been sent.
+    pub async fn send(&self, frame: T) -> Result<(), Gone> {
+        self.queue(frame, Item::Frame).await
+    }
+
+    /// Sends a frame if that takes no wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`](TrySendError::Full) where [`send`](Self::send) would wait: also for a peer that reads, when a burst of frames comes before
+    /// its task has had a turn. [`Gone`](TrySendError::Gone) when the connection is closing or has ended.
+    pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
+        match self.shared.try_queue(frame, Item::Frame) {
+            Ok(()) => Ok(()),
+            Err(Refused::Gone(frame)) => Err(TrySendError::Gone(frame)),
+            Err(Refused::Crowded(frame) | Refused::AboveMark(frame)) => {
+                Err(TrySendError::Full(frame))
+            }
+        }
+    }
+
+    /// Sends a frame unless the output is above its high mark: waits for the connection's task, and never for the peer.
+    pub(crate) async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
+        let mut frame = frame;
+        loop {
+            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            changed.as_mut().enable();
+            frame = match self.shared.try_queue(frame, Item::Frame) {
+                Ok(()) => return Ok(()),
+                Err(Refused::Gone(frame)) => return Err(TrySendError::Gone(frame)),
+                Err(Refused::AboveMark(frame)) => return Err(TrySendError::Full(frame)),
+                Err(Refused::Crowded(frame)) => frame,
+            };
+            changed.await;
+        }
+    }
+
+    /// Waits until all that was sent before is written, and flushed by the stream.
+    ///
+    /// That says that the system has it, not that the peer has read it.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] when the connection ended, or was closing already, before that.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    pub async fn flushed(&self) -> Result<(), Gone> {
+        let (done, flushed) = oneshot::channel();
+        self.queue(done, Item::Flush).await?;
+        flushed.await.map_err(|_dropped| Gone)
+    }
+
+    async fn queue<V>(&self, value: V, item: fn(V) -> Item<T>) -> Result<(), Gone> {
+        let mut value = value;
+        loop {
+            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            changed.as_mut().enable();
+            value = match self.shared.try_queue(value, item) {
+                Ok(()) => return Ok(()),
+                Err(Refused::Gone(_)) => return Err(Gone),
+                Err(Refused::Crowded(value) | Refused::AboveMark(value)) => value,
+            };
+            changed.await;
+        }
+    }
+
+    /// Returns how much waits to be written. It may have changed by the time it is looked at.
+    pub fn buffered(&self) -> Buffered {
+        self.shared.buffered()
+    }
+
+    /// Returns the marks of the output.
+    pub fn watermarks(&self) -> Watermarks {
+        self.shared.lock().marks
+    }
+
+    /// Changes the marks of this connection's output. They hold from the next turn of its task, which has to come first: at once.
+    pub fn set_watermarks(&self, marks: Watermarks) {
+        self.shared.lock().marks = marks;
+        self.shared.tell(Flag::Marks);
+    }
+
+    /// Returns the crossings of the output's marks from now on; the first is [`Crossing::High`] if it is above now.
+    pub fn crossings(&self) -> Crossings<T, M> {
+        Crossings::new(Arc::clone(&self.shared))
+    }
+
+    // Input.
+
+    /// Stops taking requests. None is begun after this, also of those that were read already; one that is being handed to the service by the
+    /// connection's task at this very moment may be. Messages are still delivered.
+    ///
+    /// That the peer is gone is still noticed: its end of input when nothing undelivered is before it, a reset within
+    /// [`Limits::read_ahead`](super::Limits::read_ahead). The deadlines for input rest.
+    pub fn pause_input(&self) {
+        self.shared.tell(Flag::Paused);
+    }
+
+    /// Takes requests again, from where it was paused: none is missing.
+    pub fn resume_input(&self) {
+        self.shared.flags.lower(Flag::Paused);
+        self.shared.wake();
+    }
+
+    // Messages.
+
+    /// Sends a message to the connection's service, which takes it in turn with its requests.
+    ///
+    /// Waits while [16 messages](super::Limits::messages) are waiting already: a service that sends to its own connection and waits for
+    /// that, may wait for itself; there [`try_message`](Self::try_message) serves.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] when the connection is closing or has ended. Messages that are taken and not delivered by the end are counted
+    /// ([`End::messages_dropped`]).
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped before it is done, the message has not been sent.
+    pub async fn message(&self, message: M) -> Result<(), Gone> {
+        let mut message = message;
+        loop {
+            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            changed.as_mut().enable();
+            message = match self.try_message(message) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Gone(_)) => return Err(Gone),
+                Err(TrySendError::Full(message)) => message,
+            };
+            changed.await;
+        }
+    }
+
+    /// Sends a message if that takes no wait.
+    ///
+    /// # Errors
+    ///
+    /// With the message, when there is no room for it, or the connection is closing or has ended.
+    pub fn try_message(&self, message: M) -> Result<(), TrySendError<M>> {
+        self.shared.try_message(message)
+    }
+
+    /// Sends a message after a time: a timer of this connection. It ends with it, and costs no task.
+    ///
+    /// # Errors
+    ///
+    /// With the message, when [16](super::Limits::messages) are set already, or the connection is closing or has ended.
+    pub fn message_after(
+        &self,
+        time: Duration,
+        message: M,
+    ) -> Result<Timer<T, M>, TrySendError<M>> {
+        // A time beyond the end of the clock is as good as the farthest that timers can be set for.
+        let far = Duration::from_secs(60 * 60 * 24 * 365);
+        let now = Instant::now();
+        let due = now.checked_add(time).unwrap_or_else(|| now + far);
+        let key = self.shared.set_timer(due, message)?;
+        Ok(Timer {
+            peer: self.clone(),
+            key,
+        })
+    }
+
+    // Its end.
+
+    /// Closes the connection in good order: what was sent before is written, requests in hand are answered, requests and messages that are
+    /// not begun are dropped. `send` fails from now on.
+    pub fn close(&self) {
+        self.shared.refuse();
+        self.shared.life.signals.raise(Signal::Close);
+    }
+
+    /// Ends the connection at once: requests in hand are dropped, and so is what is not written.
+    pub fn abort(&self) {
+        self.abort_because(EndReason::Aborted);
+    }
+
+    pub(crate) fn abort_because(&self, reason: EndReason) {
+        self.shared.life.abort(reason);
+    }
+
+    /// Waits for the end of the connection, and returns how it ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: asking again gives the same.
+    pub async fn closed(&self) -> End {
+        self.shared.life.ended().await
+    }
+
+    /// Registers a callback for the end, unless that has come.
+    pub(crate) fn before_end(&self, f: impl FnOnce(&End) + Send + 'static) -> Option<HookId> {
+        self.shared.life.before_end(Box::new(f)).ok()
+    }
+
+    /// Takes such a callback back.
+    pub(crate) fn forget(&self, hook: HookId) {
+        self.shared.life.forget(hook);
+    }
+
+    /// Registers a callback for the end of the connection, as [`Connection::on_end`](crate::Connection::on_end) does.
+    pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
+        self.shared.life.on_end(Box::new(f));
+    }
+}
+
+impl<T, M> Clone for Peer<T, M> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<T, M> fmt::Debug for Peer<T, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("info", &self.shared.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message that is sent later. Made by [`Peer::message_after`]; dropping it cancels nothing.
+#[derive(Debug)]
+pub struct Timer<T, M> {
+    peer: Peer<T, M>,
+    key: (Instant, u64),
+}
+
+impl<T, M> Timer<T, M> {
+    /// Returns when the message is due.
+    pub fn due(&self) -> Instant {
+        self.key.0
+    }
+
+    /// Takes the message back, unless it is delivered already, or the connection has ended.
+    pub fn cancel(self) -> Option<M> {
+        self.peer.shared.cancel_timer(self.key)
+    }
+}
