@@ -6,7 +6,7 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 5] = ["echo", "multiplexed", "raw", "stack", "tls_echo"];
+const ALL: [&str; 6] = ["echo", "multiplexed", "raw", "redis", "stack", "tls_echo"];
 
 #[test]
 fn all_examples_are_driven_here() {

@@ -1,0 +1,139 @@
+//! Publish and subscribe: a registry for each channel.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tower_tcp::pipeline::Watermarks;
+use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
+use tower_tcp::{BoxError, ConnectionId, Peer};
+
+use super::resp::Frame;
+
+type Listeners = Registry<ConnectionId, Frame>;
+
+/// The channels that somebody listens to.
+pub(crate) struct Channels {
+    listeners: Mutex<HashMap<Bytes, Listeners>>,
+    /// Of unwritten messages: who lets so much wait is closed, so that it holds up neither publishers nor memory.
+    marks: Watermarks,
+}
+
+impl Channels {
+    pub(crate) fn new(marks: Watermarks) -> Self {
+        Self {
+            listeners: Mutex::default(),
+            marks,
+        }
+    }
+
+    /// Sends a message to all who listen; returns how many got it.
+    pub(crate) async fn publish(&self, channel: Bytes, payload: Bytes) -> usize {
+        let Some(listeners) = self.listeners().get(&channel).cloned() else {
+            return 0;
+        };
+        let message = Frame::Array(vec![
+            Frame::text("message"),
+            Frame::Bulk(channel),
+            Frame::Bulk(payload),
+        ]);
+        let sent = listeners.broadcast(message.shared(), |_, _| true, SlowPeer::Close);
+        sent.await.sent()
+    }
+
+    /// Returns how many channels there are.
+    pub(crate) fn len(&self) -> usize {
+        self.listeners().len()
+    }
+
+    fn insert(&self, channel: &Bytes, peer: &Peer<Frame>) -> Result<(), KeyTaken> {
+        let mut channels = self.listeners();
+        let listeners = channels.entry(channel.clone()).or_default();
+        listeners.insert(peer.info().id(), peer)
+    }
+
+    fn remove(&self, channel: &Bytes, peer: &Peer<Frame>) {
+        let mut channels = self.listeners();
+        let Some(listeners) = channels.get(channel) else {
+            return;
+        };
+        listeners.remove(&peer.info().id());
+        if listeners.is_empty() {
+            channels.remove(channel);
+        }
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, HashMap<Bytes, Listeners>> {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that listens. Dropped with its session, it leaves all its channels.
+pub(crate) struct Subscriber {
+    all: Arc<Channels>,
+    peer: Peer<Frame>,
+    /// While it listens to nothing.
+    usual_marks: Watermarks,
+    mine: Mutex<HashSet<Bytes>>,
+}
+
+impl Subscriber {
+    pub(crate) fn new(all: Arc<Channels>, peer: Peer<Frame>) -> Self {
+        Self {
+            all,
+            usual_marks: peer.watermarks(),
+            peer,
+            mine: Mutex::default(),
+        }
+    }
+
+    /// Returns to how many channels it listens.
+    pub(crate) fn count(&self) -> usize {
+        self.mine().len()
+    }
+
+    pub(crate) fn channels(&self) -> Vec<Bytes> {
+        self.mine().iter().cloned().collect()
+    }
+
+    /// Confirms, then listens: pushed like the messages, the confirmation is before the first of them.
+    pub(crate) async fn subscribe(&self, channel: Bytes) -> Result<(), BoxError> {
+        self.mine().insert(channel.clone());
+        self.peer.set_watermarks(self.all.marks);
+        let confirmation = confirmation("subscribe", Some(&channel), self.count());
+        self.peer.send(confirmation).await?;
+        self.all.insert(&channel, &self.peer)?;
+        Ok(())
+    }
+
+    /// Leaves a channel; returns the confirmation. What was published before has been pushed, so it goes out before this reply.
+    pub(crate) fn unsubscribe(&self, channel: &Bytes) -> Frame {
+        self.all.remove(channel, &self.peer);
+        self.mine().remove(channel);
+        let left = self.count();
+        if left == 0 {
+            self.peer.set_watermarks(self.usual_marks);
+        }
+        confirmation("unsubscribe", Some(channel), left)
+    }
+
+    fn mine(&self) -> MutexGuard<'_, HashSet<Bytes>> {
+        self.mine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        for channel in self.channels() {
+            self.all.remove(&channel, &self.peer);
+        }
+    }
+}
+
+/// Says what became of a subscription, and how many there are now.
+pub(crate) fn confirmation(kind: &'static str, channel: Option<&Bytes>, count: usize) -> Frame {
+    let channel = channel.map_or(Frame::NULL, |name| Frame::Bulk(name.clone()));
+    Frame::Array(vec![Frame::text(kind), channel, Frame::count(count)])
+}

@@ -1,0 +1,400 @@
+//! The request service of one connection: what each command does.
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Either};
+use thiserror::Error;
+use tokio::time::Instant;
+use tower::Service;
+use tower_tcp::{BoxError, Handle, Peer, Reply};
+
+use super::channels::{Channels, Subscriber, confirmation};
+use super::resp::{Frame, ProtocolError, Request, Words};
+use super::store::{Condition, Store, StoreError, Text};
+
+/// The longest name of a command: `unsubscribe`.
+const LONGEST_NAME: usize = 11;
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) channels: Arc<Channels>,
+    /// What CONFIG GET tells.
+    pub(crate) config: Vec<(&'static str, String)>,
+    pub(crate) handle: Handle,
+    pub(crate) started: Instant,
+}
+
+/// The request service of one connection.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    peer: Peer<Frame>,
+    /// From the first SUBSCRIBE on.
+    subscriber: Option<Arc<Subscriber>>,
+}
+
+/// Why a command was not run, as its reply says it.
+#[derive(Debug, Error)]
+enum Refused {
+    #[error("ERR unknown command '{0}'")]
+    Unknown(String),
+    #[error("ERR wrong number of arguments for '{0}' command")]
+    Arguments(&'static str),
+    #[error("ERR unknown subcommand or wrong number of arguments for '{0}'")]
+    Subcommand(&'static str),
+    #[error(
+        "ERR Can't execute '{0}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+    )]
+    Subscribed(&'static str),
+    #[error("ERR syntax error")]
+    Syntax,
+    #[error("ERR value is not an integer or out of range")]
+    NotInteger,
+    #[error("ERR invalid expire time in 'set' command")]
+    ExpireTime,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Defines the commands: name, number of words (the name too; at least so many if negative), and which of them are keys (first, last, step), as
+/// redis' COMMAND tells them.
+macro_rules! commands {
+    ($($name:literal $command:ident $words:literal $keys:expr;)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Command { $($command),* }
+
+        impl Command {
+            const ALL: &[Self] = &[$(Self::$command),*];
+
+            /// Finds a command by its name in small letters.
+            #[inline]
+            fn find(name: &[u8]) -> Option<Self> {
+                $(if name == $name.as_bytes() { return Some(Self::$command); })*
+                None
+            }
+
+            fn name(self) -> &'static str {
+                match self { $(Self::$command => $name),* }
+            }
+
+            #[inline]
+            fn words(self) -> isize {
+                match self { $(Self::$command => $words),* }
+            }
+
+            fn keys(self) -> [i64; 3] {
+                match self { $(Self::$command => $keys),* }
+            }
+        }
+    };
+}
+
+commands! {
+    "get" Get 2 [1, 1, 1];
+    "set" Set -3 [1, 1, 1];
+    "incr" Incr 2 [1, 1, 1];
+    "lpush" LPush -3 [1, 1, 1];
+    "lpop" LPop 2 [1, 1, 1];
+    "lrange" LRange 4 [1, 1, 1];
+    "mget" MGet -2 [1, -1, 1];
+    "mset" MSet -3 [1, -1, 2];
+    "del" Del -2 [1, -1, 1];
+    "exists" Exists -2 [1, -1, 1];
+    "ping" Ping -1 [0, 0, 0];
+    "echo" Echo 2 [0, 0, 0];
+    "publish" Publish 3 [0, 0, 0];
+    "subscribe" Subscribe -2 [0, 0, 0];
+    "unsubscribe" Unsubscribe -1 [0, 0, 0];
+    "info" Info -1 [0, 0, 0];
+    "config" Config -2 [0, 0, 0];
+    "command" Listing -1 [0, 0, 0];
+    "quit" Quit -1 [0, 0, 0];
+}
+
+impl Command {
+    #[inline]
+    fn of(request: &Request) -> Result<Self, Refused> {
+        let name = request.words().next().unwrap_or_default();
+        let mut small = [0; LONGEST_NAME];
+        let command = small.get_mut(..name.len()).and_then(|small| {
+            small.copy_from_slice(name);
+            small.make_ascii_lowercase();
+            Self::find(small)
+        });
+        let Some(command) = command else {
+            let shown = &name[..name.len().min(128)];
+            return Err(Refused::Unknown(shown.escape_ascii().to_string()));
+        };
+        let words = command.words();
+        let right = if words < 0 {
+            request.len() >= words.unsigned_abs()
+        } else {
+            request.len() == words.unsigned_abs()
+        };
+        if right {
+            Ok(command)
+        } else {
+            Err(Refused::Arguments(command.name()))
+        }
+    }
+
+    fn is_for_subscribers(self) -> bool {
+        matches!(
+            self,
+            Self::Subscribe | Self::Unsubscribe | Self::Ping | Self::Quit
+        )
+    }
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, peer: Peer<Frame>) -> Self {
+        Self {
+            shared,
+            peer,
+            subscriber: None,
+        }
+    }
+
+    fn is_subscribed(&self) -> bool {
+        self.subscriber
+            .as_ref()
+            .is_some_and(|subscriber| subscriber.count() > 0)
+    }
+
+    #[inline]
+    fn run(&mut self, request: &Request) -> Result<Answer, Refused> {
+        let command = Command::of(request)?;
+        if !command.is_for_subscribers() && self.is_subscribed() {
+            return Err(Refused::Subscribed(command.name()));
+        }
+        let store = &self.shared.store;
+        let mut words = request.words();
+        words.next();
+        let args = words.clone();
+        let mut arg = || words.next().unwrap_or_default();
+        let frame = match command {
+            Command::Get => optional(store.get(arg())?),
+            Command::Set => set(store, args)?,
+            Command::Incr => Frame::Integer(store.increment(arg())?),
+            Command::LPush => Frame::count(store.push_front(arg(), args.skip(1))?),
+            Command::LPop => optional(store.pop_front(arg())?),
+            Command::LRange => {
+                let (key, start, stop) = (arg(), integer(arg())?, integer(arg())?);
+                let found = store.range(key, start, stop)?;
+                Frame::Array(found.into_iter().map(Frame::Value).collect())
+            }
+            Command::MGet => Frame::Array(store.get_all(args).into_iter().map(optional).collect()),
+            Command::MSet if request.len().is_multiple_of(2) => {
+                return Err(Refused::Arguments(command.name()));
+            }
+            Command::MSet => {
+                let values = args.clone().skip(1).step_by(2);
+                store.set_all(args.step_by(2).zip(values));
+                Frame::OK
+            }
+            Command::Del => Frame::count(store.remove(args)),
+            Command::Exists => Frame::count(store.count(args)),
+            Command::Ping if self.is_subscribed() => {
+                Frame::Array(vec![Frame::text("pong"), Frame::Bulk(request.share(arg()))])
+            }
+            Command::Ping => match request.len() {
+                1 => Frame::PONG,
+                2 => Frame::Bulk(request.share(arg())),
+                _ => return Err(Refused::Arguments(command.name())),
+            },
+            Command::Echo => Frame::Bulk(request.share(arg())),
+            Command::Publish => return Ok(self.publish(request)),
+            Command::Subscribe => return Ok(self.subscribe(request)),
+            Command::Unsubscribe => return Ok(at_once(self.unsubscribe(request))),
+            Command::Quit => return Ok(at_once(Reply::from(Frame::OK).close())),
+            Command::Info => Frame::Bulk(self.shared.info().into()),
+            Command::Config => self.shared.config(args)?,
+            Command::Listing => listing(args)?,
+        };
+        Ok(at_once(frame.into()))
+    }
+
+    fn publish(&self, request: &Request) -> Answer {
+        let mut words = request.words().skip(1);
+        let mut arg = || request.share(words.next().unwrap_or_default());
+        let (channel, payload) = (arg(), arg());
+        let channels = Arc::clone(&self.shared.channels);
+        let published = async move {
+            let listeners = channels.publish(channel, payload).await;
+            Ok(Frame::count(listeners).into())
+        };
+        Either::Right(published.boxed())
+    }
+
+    fn subscribe(&mut self, request: &Request) -> Answer {
+        let subscriber = Arc::clone(self.subscriber.get_or_insert_with(|| {
+            let channels = Arc::clone(&self.shared.channels);
+            Arc::new(Subscriber::new(channels, self.peer.clone()))
+        }));
+        // Copied: they stay as long as the subscription.
+        let names: Vec<_> = request
+            .words()
+            .skip(1)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        let subscribed = async move {
+            for name in names {
+                subscriber.subscribe(name).await?;
+            }
+            Ok(Reply::none())
+        };
+        Either::Right(subscribed.boxed())
+    }
+
+    /// Leaves the channels that are named, or all.
+    fn unsubscribe(&self, request: &Request) -> Reply<Frame> {
+        let named = request.words().skip(1).map(Bytes::copy_from_slice);
+        let mut names: Vec<_> = named.collect();
+        if let (true, Some(subscriber)) = (names.is_empty(), &self.subscriber) {
+            names = subscriber.channels();
+        }
+        if names.is_empty() {
+            return confirmation("unsubscribe", None, 0).into();
+        }
+        let left = names.iter().map(|name| match &self.subscriber {
+            Some(subscriber) => subscriber.unsubscribe(name),
+            None => confirmation("unsubscribe", Some(name), 0),
+        });
+        left.collect::<Vec<_>>().into()
+    }
+}
+
+/// What is done at once needs no allocation; what waits for others is boxed.
+type Answer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
+type Answered = Result<Reply<Frame>, BoxError>;
+
+impl Service<Result<Request, ProtocolError>> for Session {
+    type Response = Reply<Frame>;
+    type Error = BoxError;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline]
+    fn call(&mut self, request: Result<Request, ProtocolError>) -> Answer {
+        match request {
+            Ok(request) => self
+                .run(&request)
+                .unwrap_or_else(|refused| at_once(Frame::Error(refused.to_string()).into())),
+            Err(malformed) => {
+                let told = Frame::Error(format!("ERR Protocol error: {malformed}"));
+                at_once(Reply::from(told).close())
+            }
+        }
+    }
+}
+
+fn at_once(reply: Reply<Frame>) -> Answer {
+    Either::Left(ready(Ok(reply)))
+}
+
+fn optional(value: Option<Text>) -> Frame {
+    value.map_or(Frame::NULL, Frame::Value)
+}
+
+fn integer(word: &[u8]) -> Result<i64, Refused> {
+    let text = std::str::from_utf8(word).map_err(|_| Refused::NotInteger)?;
+    text.parse().map_err(|_| Refused::NotInteger)
+}
+
+/// SET key value [NX | XX] [EX seconds | PX milliseconds]
+fn set(store: &Store, mut args: Words<'_>) -> Result<Frame, Refused> {
+    let (key, value) = (
+        args.next().unwrap_or_default(),
+        args.next().unwrap_or_default(),
+    );
+    let mut condition = Condition::Always;
+    let mut expires = None;
+    while let Some(option) = args.next() {
+        let once = if option.eq_ignore_ascii_case(b"nx") {
+            std::mem::replace(&mut condition, Condition::IfAbsent) == Condition::Always
+        } else if option.eq_ignore_ascii_case(b"xx") {
+            std::mem::replace(&mut condition, Condition::IfPresent) == Condition::Always
+        } else if option.eq_ignore_ascii_case(b"ex") {
+            let after = time(args.next())?.map(Duration::from_secs);
+            expires.replace(after.ok_or(Refused::ExpireTime)?).is_none()
+        } else if option.eq_ignore_ascii_case(b"px") {
+            let after = time(args.next())?.map(Duration::from_millis);
+            expires.replace(after.ok_or(Refused::ExpireTime)?).is_none()
+        } else {
+            false
+        };
+        if !once {
+            return Err(Refused::Syntax);
+        }
+    }
+    let done = store.set(key, value, condition, expires);
+    Ok(if done { Frame::OK } else { Frame::NULL })
+}
+
+/// Reads a time, which must be more than nothing.
+fn time(word: Option<&[u8]>) -> Result<Option<u64>, Refused> {
+    let n = integer(word.ok_or(Refused::Syntax)?)?;
+    Ok(u64::try_from(n).ok().filter(|&n| n > 0))
+}
+
+impl Shared {
+    fn info(&self) -> String {
+        let (keys, expires) = self.store.len();
+        let uptime = self.started.elapsed().as_secs();
+        let clients = self.handle.live();
+        let channels = self.channels.len();
+        // Programs look for `redis_version`, to know what a server can do.
+        format!(
+            "# Server\r\nserver_name:tower-tcp\r\nredis_version:2.0.0\r\nuptime_in_seconds:{uptime}\r\n\r\n\
+             # Clients\r\nconnected_clients:{clients}\r\n\r\n\
+             # Stats\r\npubsub_channels:{channels}\r\n\r\n\
+             # Keyspace\r\ndb0:keys={keys},expires={expires}\r\n"
+        )
+    }
+
+    /// CONFIG GET name|* [..]
+    fn config(&self, mut args: Words<'_>) -> Result<Frame, Refused> {
+        let verb = args.next().unwrap_or_default();
+        if !verb.eq_ignore_ascii_case(b"get") || args.clone().next().is_none() {
+            return Err(Refused::Subcommand("config"));
+        }
+        let asked = |name: &str| {
+            args.clone()
+                .any(|arg| arg == b"*" || arg.eq_ignore_ascii_case(name.as_bytes()))
+        };
+        let told = self.config.iter().filter(|(name, _)| asked(name));
+        let pair = |(name, value): &(&'static str, String)| {
+            [Frame::text(name), Frame::Bulk(value.clone().into())]
+        };
+        Ok(Frame::Array(told.flat_map(pair).collect()))
+    }
+}
+
+/// COMMAND [COUNT | DOCS ..]
+fn listing(mut args: Words<'_>) -> Result<Frame, Refused> {
+    let told = |command: &Command| {
+        let numbers = command.keys().map(Frame::Integer);
+        let arity = i64::try_from(command.words()).unwrap_or_default();
+        let mut told = vec![
+            Frame::text(command.name()),
+            Frame::Integer(arity),
+            Frame::Array(Vec::new()), // no flags
+        ];
+        told.extend(numbers);
+        Frame::Array(told)
+    };
+    match args.next() {
+        None => Ok(Frame::Array(Command::ALL.iter().map(told).collect())),
+        Some(verb) if verb.eq_ignore_ascii_case(b"count") => Ok(Frame::count(Command::ALL.len())),
+        Some(verb) if verb.eq_ignore_ascii_case(b"docs") => Ok(Frame::Array(Vec::new())),
+        Some(_) => Err(Refused::Subcommand("command")),
+    }
+}

@@ -1,0 +1,163 @@
+//! A server that speaks the redis protocol, and how to write one with this library: a file for each idea.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `resp.rs`, `inline.rs` | the codec: what a request and a reply are, and every bound on what a peer may send |
+//! | `commands.rs` | the request service of one connection |
+//! | `channels.rs` | publish and subscribe: frames that are not replies |
+//! | `store.rs` | the keys; knows nothing of connections |
+//! | `main.rs` | the stack, the limits and their reasons |
+//!
+//! ```sh
+//! cargo run --release --example redis
+//! redis-cli -p 6380 set greeting hello
+//! printf 'get greeting\r\nquit\r\n' | nc -N 127.0.0.1 6380
+//! redis-cli -p 6380 subscribe news &   # then: redis-cli -p 6380 publish news hello
+//! redis-benchmark -p 6380 -q -P 32 -t get,set
+//! ```
+//!
+//! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use tokio::io::AsyncWriteExt;
+use tokio::runtime;
+use tokio::time::Instant;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::bind::Socket;
+use tower_tcp::close::Linger;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::pipeline::{Limits, Watermarks};
+use tower_tcp::{BoxError, Connection, Peer, Pipeline, Server, signal};
+use tracing_subscriber::EnvFilter;
+
+use channels::Channels;
+use commands::{Session, Shared};
+use resp::{Frame, Resp};
+use store::Store;
+
+mod channels;
+mod commands;
+mod inline;
+mod resp;
+mod store;
+
+/// Speaks the redis protocol: strings, lists, publish and subscribe, in memory.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:6380")]
+    listen: Vec<String>,
+
+    /// How many threads serve. One, as with redis, needs no synchronisation.
+    #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    threads: usize,
+
+    /// How many connections may be open at the same time; those beyond are told, and closed.
+    #[arg(long, default_value_t = 10_000)]
+    max_connections: usize,
+
+    /// The largest request, in bytes, which is what one connection can make the server hold. Redis allows 1 GiB; a value of more
+    /// than this is rather a file.
+    #[arg(long, default_value_t = 1024 * 1024)]
+    max_request: usize,
+
+    /// How many bytes of messages may wait for a subscriber that does not read them before it is closed. So much does redis allow.
+    #[arg(long, default_value_t = 32 * 1024 * 1024)]
+    max_unread: usize,
+
+    /// Seconds after which a silent connection is closed; 0, as with redis, for never.
+    #[arg(long, default_value_t = 0)]
+    timeout: u64,
+}
+
+fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let mut runtime = match args.threads {
+        1 => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    runtime
+        .worker_threads(args.threads)
+        .enable_all()
+        .build()?
+        .block_on(serve(args))
+}
+
+async fn serve(args: Args) -> Result<(), BoxError> {
+    let server = Server::builder()
+        .name("redis")
+        .limit(ConnectionLimit::unlimited()); // the one in the stack is enough
+    let server = args
+        .listen
+        .into_iter()
+        .fold(server, |server, at| server.listen(at));
+    let server = server.bind().await?;
+    signal::install(&server.handle())?;
+
+    let shared = Arc::new(Shared {
+        store: Store::default(),
+        channels: Arc::new(Channels::new(Watermarks::below(args.max_unread))),
+        config: vec![
+            ("appendonly", "no".into()),
+            ("maxclients", args.max_connections.to_string()),
+            ("save", String::new()),
+            ("timeout", args.timeout.to_string()),
+        ],
+        handle: server.handle(),
+        started: Instant::now(),
+    });
+    let make = service_fn(move |peer: Peer<Frame>| {
+        let session = Session::new(Arc::clone(&shared), peer);
+        std::future::ready(Ok::<_, Infallible>(session))
+    });
+
+    let silent = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
+    let limits = Limits::default()
+        // The codec keeps the same, and has a reply for it.
+        .max_frame(args.max_request)
+        .first_byte(silent)
+        .idle(silent);
+    let pipeline = Pipeline::new(move || Resp::new(args.max_request))
+        .make_service(make)
+        .limits(limits);
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .layer(
+            ConnectionLimit::new(args.max_connections)
+                .layer()
+                .overflow(service_fn(refuse)),
+        )
+        .service(pipeline);
+
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+        if let Some(addr) = address.tcp() {
+            println!("try: redis-cli -h {} -p {} ping", addr.ip(), addr.port());
+        }
+    }
+    let report = server.serve(stack).await?;
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
+    Ok(())
+}
+
+/// Tells one over the limit, as redis does.
+async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
+    conn.write_all(b"-ERR max number of clients reached\r\n")
+        .await?;
+    conn.close(Linger::default()).await?;
+    Ok(())
+}

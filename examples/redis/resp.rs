@@ -1,0 +1,393 @@
+//! The codec: requests out of bytes, replies into bytes. RESP2, after the page "Redis serialization protocol specification".
+//!
+//! A request is an array of bulk strings, or a line of words. It is taken out of the input as one slice, and nothing is reserved for
+//! what a length announces: neither for the number of arguments nor for the bytes of one. Arrays do not nest in requests.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use memchr::memchr;
+use thiserror::Error;
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::inline;
+
+/// The most arguments of a request: redis' own bound. They cost nothing before they have come.
+const MOST_ARGS: usize = 1024 * 1024;
+
+/// The longest line of words: redis' own bound.
+const LONGEST_LINE: usize = 64 * 1024;
+
+/// The most digits of a length. More than any limit needs, and what keeps a line of digits from being searched for its end.
+const DIGITS: usize = 9;
+
+/// A request: a name and its arguments, still as they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    /// So many bulk strings, one behind the other, well formed.
+    bulks: Bytes,
+    len: usize,
+}
+
+impl Request {
+    /// Takes bulk strings that are known to be well formed.
+    pub(super) fn of_bulks(bulks: Bytes, len: usize) -> Self {
+        Self { bulks, len }
+    }
+
+    /// Returns how many words there are, the name included. Never zero.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Goes through the words, the name first.
+    pub(crate) fn words(&self) -> Words<'_> {
+        Words(&self.bulks)
+    }
+
+    /// Shares a word instead of copying it. It keeps the input block it came in, so this is for what soon goes out again.
+    pub(crate) fn share(&self, word: &[u8]) -> Bytes {
+        self.bulks.slice_ref(word)
+    }
+}
+
+/// The words of a request.
+#[derive(Clone)]
+pub(crate) struct Words<'a>(&'a [u8]);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (len, start) = length(self.0, 1).ok()??;
+        let (word, rest) = self.0.get(start..)?.split_at_checked(len)?;
+        self.0 = rest.get(2..)?;
+        Some(word)
+    }
+}
+
+/// What is wrong with a request. The connection ends behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum ProtocolError {
+    #[error("invalid multibulk length")]
+    ArrayLength,
+    #[error("invalid bulk length")]
+    BulkLength,
+    #[error("expected '$', got '{}'", [*.0].escape_ascii())]
+    NotBulk(u8),
+    #[error("expected CRLF behind a bulk string")]
+    Unterminated,
+    #[error("unbalanced quotes in request")]
+    Quotes,
+    #[error("too big inline request")]
+    LineTooLong,
+    #[error("too big request")]
+    TooLarge,
+}
+
+/// The codec of one connection.
+#[derive(Debug)]
+pub(crate) struct Resp {
+    max_request: usize,
+    begun: Begun,
+}
+
+/// How far the request at the front of the input is known, so that one that comes in pieces takes linear time.
+#[derive(Clone, Copy, Debug, Default)]
+enum Begun {
+    #[default]
+    Nothing,
+    /// So many bytes hold no LF.
+    Line { searched: usize },
+    Array {
+        len: usize,
+        /// Where its bulk strings begin.
+        body: usize,
+        /// Where the first that is not whole begins.
+        at: usize,
+        left: usize,
+    },
+}
+
+impl Resp {
+    /// Makes a codec of requests of so many bytes at most, all of their framing included.
+    pub(crate) fn new(max_request: usize) -> Self {
+        Self {
+            max_request,
+            begun: Begun::Nothing,
+        }
+    }
+
+    fn request(&mut self, src: &mut BytesMut) -> Result<Option<Request>, ProtocolError> {
+        loop {
+            let request = match self.begun {
+                Begun::Nothing => match src.first() {
+                    None => return Ok(None),
+                    Some(b'*') => {
+                        let Some((len, body)) =
+                            length(src, 1).map_err(|_| ProtocolError::ArrayLength)?
+                        else {
+                            return Ok(None);
+                        };
+                        if len > MOST_ARGS {
+                            return Err(ProtocolError::ArrayLength);
+                        }
+                        let (at, left) = (body, len);
+                        self.begun = Begun::Array {
+                            len,
+                            body,
+                            at,
+                            left,
+                        };
+                        continue;
+                    }
+                    Some(_) => {
+                        self.begun = Begun::Line { searched: 0 };
+                        continue;
+                    }
+                },
+                Begun::Line { searched } => self.line(src, searched)?,
+                Begun::Array {
+                    len,
+                    body,
+                    at,
+                    left,
+                } => self.array(src, len, body, at, left)?,
+            };
+            let Some(request) = request else {
+                return Ok(None);
+            };
+            self.begun = Begun::Nothing;
+            // An empty one is passed over, as redis does.
+            if request.len > 0 {
+                return Ok(Some(request));
+            }
+        }
+    }
+
+    fn line(
+        &mut self,
+        src: &mut BytesMut,
+        searched: usize,
+    ) -> Result<Option<Request>, ProtocolError> {
+        let longest = LONGEST_LINE.min(self.max_request);
+        let end = src.len().min(longest);
+        let Some(offset) = memchr(b'\n', &src[searched..end]) else {
+            if src.len() >= longest {
+                return Err(ProtocolError::LineTooLong);
+            }
+            self.begun = Begun::Line { searched: end };
+            return Ok(None);
+        };
+        let line = src.split_to(searched + offset);
+        src.advance(1);
+        inline::parse(line.strip_suffix(b"\r").unwrap_or(&line)).map(Some)
+    }
+
+    #[inline]
+    fn array(
+        &mut self,
+        src: &mut BytesMut,
+        len: usize,
+        body: usize,
+        mut at: usize,
+        mut left: usize,
+    ) -> Result<Option<Request>, ProtocolError> {
+        while left > 0 {
+            let Some(end) = self.bulk(src, at)? else {
+                self.begun = Begun::Array {
+                    len,
+                    body,
+                    at,
+                    left,
+                };
+                return Ok(None);
+            };
+            at = end;
+            left -= 1;
+        }
+        let mut bulks = src.split_to(at).freeze();
+        bulks.advance(body);
+        Ok(Some(Request::of_bulks(bulks, len)))
+    }
+
+    /// Returns where the bulk string at `at` ends, if it is whole.
+    #[inline]
+    fn bulk(&self, src: &[u8], at: usize) -> Result<Option<usize>, ProtocolError> {
+        match src.get(at) {
+            None => return Ok(None),
+            Some(b'$') => {}
+            Some(&other) => return Err(ProtocolError::NotBulk(other)),
+        }
+        let Some((len, start)) = length(src, at + 1).map_err(|_| ProtocolError::BulkLength)? else {
+            return Ok(None);
+        };
+        if len > self.max_request {
+            return Err(ProtocolError::BulkLength);
+        }
+        // Known before they come, so the input never holds more than the limit of one request.
+        let end = start + len + 2;
+        if end > self.max_request {
+            return Err(ProtocolError::TooLarge);
+        }
+        match src.get(end - 2..end) {
+            None => Ok(None),
+            Some(b"\r\n") => Ok(Some(end)),
+            Some(_) => Err(ProtocolError::Unterminated),
+        }
+    }
+}
+
+struct NotLength;
+
+/// Reads a length and the CRLF behind it; returns it, and where what follows begins.
+#[inline]
+fn length(src: &[u8], start: usize) -> Result<Option<(usize, usize)>, NotLength> {
+    let mut length = 0;
+    let Some(digits) = src.get(start..) else {
+        return Ok(None);
+    };
+    for (i, &byte) in digits.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' if i < DIGITS => length = 10 * length + usize::from(byte - b'0'),
+            b'\r' if i > 0 => {
+                return match digits.get(i + 1) {
+                    None => Ok(None),
+                    Some(b'\n') => Ok(Some((length, start + i + 2))),
+                    Some(_) => Err(NotLength),
+                };
+            }
+            _ => return Err(NotLength),
+        }
+    }
+    Ok(None)
+}
+
+impl Decoder for Resp {
+    /// A malformed request is an item, not an error of the codec: it has its reply, in its turn.
+    type Item = Result<Request, ProtocolError>;
+    type Error = io::Error;
+
+    #[inline]
+    fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Self::Item>> {
+        let request = match self.request(src) {
+            Ok(None) if src.len() > self.max_request => Err(ProtocolError::TooLarge),
+            request => request,
+        };
+        if request.is_err() {
+            // Where the next one begins is not known.
+            self.begun = Begun::Nothing;
+            src.clear();
+        }
+        Ok(request.transpose())
+    }
+}
+
+/// A reply, or what is pushed to a subscriber.
+#[derive(Clone, Debug)]
+pub(crate) enum Frame {
+    /// As it goes out.
+    Static(&'static [u8]),
+    /// As it goes out, and shared by all it goes to.
+    Shared(Bytes),
+    /// Its text must hold no line break.
+    Error(String),
+    Integer(i64),
+    Bulk(Bytes),
+    /// A bulk string too, shared with the store.
+    Value(Arc<[u8]>),
+    Array(Vec<Self>),
+}
+
+impl Frame {
+    pub(crate) const OK: Self = Self::Static(b"+OK\r\n");
+    pub(crate) const PONG: Self = Self::Static(b"+PONG\r\n");
+    pub(crate) const NULL: Self = Self::Static(b"$-1\r\n");
+
+    /// A bulk string of a text that is part of the program.
+    pub(crate) fn text(text: &'static str) -> Self {
+        Self::Bulk(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// Counts something.
+    pub(crate) fn count(n: usize) -> Self {
+        Self::Integer(i64::try_from(n).unwrap_or(i64::MAX))
+    }
+
+    /// Encodes it once, for many.
+    pub(crate) fn shared(&self) -> Self {
+        let mut bytes = BytesMut::new();
+        self.encode(&mut bytes);
+        Self::Shared(bytes.freeze())
+    }
+
+    fn encode(&self, dst: &mut BytesMut) {
+        match self {
+            Self::Static(bytes) => dst.put_slice(bytes),
+            Self::Shared(bytes) => dst.put_slice(bytes),
+            Self::Error(text) => {
+                dst.put_u8(b'-');
+                dst.put_slice(text.as_bytes());
+                dst.put_slice(b"\r\n");
+            }
+            Self::Integer(n) => put_number(dst, b':', *n),
+            Self::Bulk(bytes) => put_bulk(dst, bytes),
+            Self::Value(bytes) => put_bulk(dst, bytes),
+            Self::Array(frames) => {
+                put_length(dst, b'*', frames.len());
+                for frame in frames {
+                    frame.encode(dst);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a bulk string.
+pub(super) fn put_bulk(dst: &mut BytesMut, bytes: &[u8]) {
+    dst.reserve(bytes.len() + 16);
+    put_length(dst, b'$', bytes.len());
+    dst.put_slice(bytes);
+    dst.put_slice(b"\r\n");
+}
+
+fn put_length(dst: &mut BytesMut, kind: u8, length: usize) {
+    put_number(dst, kind, i64::try_from(length).unwrap_or(i64::MAX));
+}
+
+/// Writes what begins with a number. By hand: this is in every reply, and `write!` would be a third of its cost.
+#[inline]
+fn put_number(dst: &mut BytesMut, kind: u8, n: i64) {
+    // A kind, a sign, 19 digits, CRLF.
+    let mut text = [0; 23];
+    let mut at = text.len() - 2;
+    text[at..].copy_from_slice(b"\r\n");
+    let mut rest = n.unsigned_abs();
+    loop {
+        at -= 1;
+        text[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if n < 0 {
+        at -= 1;
+        text[at] = b'-';
+    }
+    at -= 1;
+    text[at] = kind;
+    dst.put_slice(&text[at..]);
+}
+
+impl Encoder<Frame> for Resp {
+    type Error = io::Error;
+
+    #[inline]
+    fn encode(&mut self, frame: Frame, dst: &mut BytesMut) -> io::Result<()> {
+        frame.encode(dst);
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! The keys and what they hold, in memory.
+//!
+//! One lock for all: an operation holds it for less than it takes to read a request, and MSET is seen whole or not at all. What is
+//! kept is copied out of the input: a few bytes of it would keep a whole block.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+/// All keys. As with redis out of the box, nothing bounds their number.
+#[derive(Default)]
+pub(crate) struct Store(Mutex<Keys>);
+
+/// The bytes of a value, and the count of those who share them, in one piece of memory.
+pub(crate) type Text = Arc<[u8]>;
+
+#[derive(Default)]
+struct Keys {
+    entries: HashMap<Box<[u8]>, Entry>,
+    /// Of the entries that expire: when, and which.
+    expiries: BTreeSet<(Instant, Box<[u8]>)>,
+}
+
+/// With its key it fits a line of the processor's cache.
+struct Entry {
+    value: Value,
+    expires: Option<Instant>,
+}
+
+enum Value {
+    String(Text),
+    /// What was counted. It reads as the string of its digits.
+    Number(i64),
+    #[expect(clippy::box_collection, reason = "so that an entry is small")]
+    List(Box<VecDeque<Text>>),
+}
+
+/// When a key may be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Always,
+    IfAbsent,
+    IfPresent,
+}
+
+/// Why an operation was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum StoreError {
+    #[error("WRONGTYPE Operation against a key holding the wrong kind of value")]
+    WrongType,
+    #[error("ERR value is not an integer or out of range")]
+    NotInteger,
+    #[error("ERR increment or decrement would overflow")]
+    Overflow,
+}
+
+impl Store {
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Text>, StoreError> {
+        self.lock().get(key)
+    }
+
+    /// Gets several at once; what is no string counts as absent.
+    pub(crate) fn get_all<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Vec<Option<Text>> {
+        let all = self.lock();
+        keys.map(|key| all.get(key).unwrap_or(None)).collect()
+    }
+
+    /// Sets a key, which then expires or does not; returns whether it was set.
+    pub(crate) fn set(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        condition: Condition,
+        expires: Option<Duration>,
+    ) -> bool {
+        let mut keys = self.lock();
+        let met = match condition {
+            Condition::Always => true,
+            Condition::IfAbsent => !keys.entries.contains_key(key),
+            Condition::IfPresent => keys.entries.contains_key(key),
+        };
+        if met {
+            // A time too far off to be told is no time.
+            let expires = expires.and_then(|after| Instant::now().checked_add(after));
+            keys.set(key, Value::string(value), expires);
+        }
+        met
+    }
+
+    /// Sets several at once.
+    pub(crate) fn set_all<'a>(&self, pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+        let mut keys = self.lock();
+        for (key, value) in pairs {
+            keys.set(key, Value::string(value), None);
+        }
+    }
+
+    /// Removes keys; returns how many there were.
+    pub(crate) fn remove<'a>(&self, removed: impl Iterator<Item = &'a [u8]>) -> usize {
+        let mut keys = self.lock();
+        removed.filter(|key| keys.remove(key)).count()
+    }
+
+    /// Returns how many of the keys there are.
+    pub(crate) fn count<'a>(&self, counted: impl Iterator<Item = &'a [u8]>) -> usize {
+        let keys = self.lock();
+        counted
+            .filter(|key| keys.entries.contains_key(*key))
+            .count()
+    }
+
+    /// Adds one to a number, zero if there is none.
+    pub(crate) fn increment(&self, key: &[u8]) -> Result<i64, StoreError> {
+        let mut keys = self.lock();
+        let Some(entry) = keys.entries.get_mut(key) else {
+            keys.set(key, Value::Number(1), None);
+            return Ok(1);
+        };
+        let n: i64 = match &entry.value {
+            Value::Number(n) => *n,
+            Value::String(text) => std::str::from_utf8(text)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or(StoreError::NotInteger)?,
+            Value::List(_) => return Err(StoreError::WrongType),
+        };
+        let n = n.checked_add(1).ok_or(StoreError::Overflow)?;
+        entry.value = Value::Number(n);
+        Ok(n)
+    }
+
+    /// Puts values before a list, one after the other; returns its length.
+    pub(crate) fn push_front<'a>(
+        &self,
+        key: &[u8],
+        values: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<usize, StoreError> {
+        let mut keys = self.lock();
+        if !keys.entries.contains_key(key) {
+            keys.set(key, Value::List(Box::default()), None);
+        }
+        let Some(Value::List(list)) = keys.entries.get_mut(key).map(|entry| &mut entry.value)
+        else {
+            return Err(StoreError::WrongType);
+        };
+        for value in values {
+            list.push_front(value.into());
+        }
+        Ok(list.len())
+    }
+
+    /// Takes the first of a list. The key goes with the last.
+    pub(crate) fn pop_front(&self, key: &[u8]) -> Result<Option<Text>, StoreError> {
+        let mut keys = self.lock();
+        let Some(entry) = keys.entries.get_mut(key) else {
+            return Ok(None);
+        };
+        let Value::List(list) = &mut entry.value else {
+            return Err(StoreError::WrongType);
+        };
+        let first = list.pop_front();
+        if list.is_empty() {
+            keys.remove(key);
+        }
+        Ok(first)
+    }
+
+    /// Returns a part of a list, both ends included; negative ones count from its end.
+    pub(crate) fn range(&self, key: &[u8], start: i64, stop: i64) -> Result<Vec<Text>, StoreError> {
+        let keys = self.lock();
+        let list = match keys.entries.get(key).map(|entry| &entry.value) {
+            None => return Ok(Vec::new()),
+            Some(Value::List(list)) => list,
+            Some(_) => return Err(StoreError::WrongType),
+        };
+        let len = i64::try_from(list.len()).unwrap_or(i64::MAX);
+        let from_front = |index: i64| if index < 0 { index + len } else { index };
+        let start = usize::try_from(from_front(start)).unwrap_or(0);
+        // A stop before the first is no element at all.
+        let end = usize::try_from(from_front(stop).saturating_add(1)).unwrap_or(0);
+        let taken = end.saturating_sub(start);
+        Ok(list.iter().skip(start).take(taken).cloned().collect())
+    }
+
+    /// Returns how many keys there are, and how many of them expire.
+    pub(crate) fn len(&self) -> (usize, usize) {
+        let keys = self.lock();
+        (keys.entries.len(), keys.expiries.len())
+    }
+
+    /// Locks the keys, without those that have expired.
+    fn lock(&self) -> MutexGuard<'_, Keys> {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !keys.expiries.is_empty() {
+            keys.expire(Instant::now());
+        }
+        keys
+    }
+}
+
+impl Value {
+    fn string(value: &[u8]) -> Self {
+        Self::String(value.into())
+    }
+}
+
+impl Keys {
+    fn get(&self, key: &[u8]) -> Result<Option<Text>, StoreError> {
+        match self.entries.get(key).map(|entry| &entry.value) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(Value::Number(n)) => Ok(Some(n.to_string().into_bytes().into())),
+            Some(Value::List(_)) => Err(StoreError::WrongType),
+        }
+    }
+
+    fn set(&mut self, key: &[u8], value: Value, expires: Option<Instant>) {
+        let entry = Entry { value, expires };
+        let before = match self.entries.get_mut(key) {
+            Some(there) => std::mem::replace(there, entry).expires,
+            None => {
+                self.entries.insert(key.into(), entry);
+                None
+            }
+        };
+        self.forget_expiry(key, before);
+        if let Some(at) = expires {
+            self.expiries.insert((at, key.into()));
+        }
+    }
+
+    fn remove(&mut self, key: &[u8]) -> bool {
+        let removed = self.entries.remove(key);
+        if let Some(entry) = &removed {
+            self.forget_expiry(key, entry.expires);
+        }
+        removed.is_some()
+    }
+
+    fn forget_expiry(&mut self, key: &[u8], at: Option<Instant>) {
+        if let Some(at) = at {
+            self.expiries.remove(&(at, key.into()));
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while self.expiries.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, key)) = self.expiries.pop_first() {
+                self.entries.remove(&key);
+            }
+        }
+    }
+}
