@@ -32,8 +32,13 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn connect(&self) -> Client<DuplexStream> {
+        self.try_connect().await.expect("the server listens")
+    }
+
+    /// Connects, unless the server listens no more.
+    pub(crate) async fn try_connect(&self) -> io::Result<Client<DuplexStream>> {
         let connector = self.connector.as_ref().expect("it is served in memory");
-        Client::new(connector.connect().await.expect("the server listens"))
+        connector.connect().await.map(Client::new)
     }
 
     /// Waits for the next end of a connection.
@@ -42,6 +47,11 @@ impl Served {
             .await
             .unwrap_or_else(|_| panic!("{}: no connection ended", self.way))
             .expect("the server runs")
+    }
+
+    /// Returns whether another connection has ended by now.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.ends.try_recv().is_ok()
     }
 
     /// Waits for the next end of a connection, and returns its reason.

@@ -1,0 +1,54 @@
+//! What a program could do with `POE::Component::Server::TCP` it can do here, and what that got wrong is right.
+//!
+//! `tN_..` is a test of POE's own, carried over; `sN_xM_..` is one of fifteen scenarios, with the number of the experiment that showed how
+//! POE 1.370 behaves in it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod course;
+mod endings;
+mod own_tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tower_tcp::BoxError;
+
+/// What happened, in order.
+#[derive(Clone, Debug, Default)]
+struct Journal(Arc<Mutex<Vec<String>>>);
+
+impl Journal {
+    fn note(&self, what: impl Into<String>) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.push(what.into());
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn count(&self, what: &str) -> usize {
+        self.all().iter().filter(|noted| *noted == what).count()
+    }
+}
+
+/// Waits for what takes no time, but needs the kernel.
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("it takes no time")
+}
+
+async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
+    Ok(line)
+}
+
+fn text(line: &Bytes) -> String {
+    String::from_utf8_lossy(line).into_owned()
+}
