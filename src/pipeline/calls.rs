@@ -127,13 +127,14 @@ where
     fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
         self.was_message = self.message.is_some();
         if let Some(message) = self.message.take() {
+            self.engine.begin_message(self.in_flight);
             return Some(Event::Message(message));
         }
         if self.engine.is_paused() {
             return None;
         }
         let request = self.request.take()?;
-        self.engine.count_request();
+        self.engine.begin_request();
         Some(Event::Request(request))
     }
 

@@ -46,8 +46,10 @@ pub(super) struct Clock {
     put_off: Option<Instant>,
     /// Set during a poll, and turned into times at its end: one look at the clock a poll.
     pub(super) saw_byte: bool,
-    pub(super) saw_activity: bool,
+    saw_activity: bool,
     pub(super) saw_write: bool,
+    /// What is in hand was asked by the peer, or some of it: the program's messages to itself keep no connection.
+    pub(super) asked: bool,
 }
 
 impl Clock {
@@ -66,6 +68,7 @@ impl Clock {
             saw_byte: false,
             saw_activity: false,
             saw_write: false,
+            asked: false,
         }
     }
 
@@ -115,6 +118,12 @@ impl Clock {
     pub(super) fn saw_frame(&mut self) {
         self.saw_activity = true;
         self.frame_begun = None;
+    }
+
+    /// A call is done, or the stream it answered with.
+    #[inline]
+    pub(super) fn saw_done(&mut self) {
+        self.saw_activity |= self.asked;
     }
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Instant) {

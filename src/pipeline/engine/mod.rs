@@ -159,8 +159,16 @@ where
         self.peer.as_ref().is_some_and(EngineSide::is_paused)
     }
 
-    pub(in crate::pipeline) fn count_request(&self) {
+    /// A request goes to the service.
+    #[inline]
+    pub(in crate::pipeline) fn begin_request(&mut self) {
+        self.clock.asked = true;
         self.conn.life().count_request();
+    }
+
+    /// A message goes to the service, beside what is in hand.
+    pub(in crate::pipeline) fn begin_message(&mut self, in_hand: usize) {
+        self.clock.asked &= in_hand + self.waiting_replies() > 0;
     }
 
     /// Ends input. Which reason stands the connection knows; what is left behind only grows.

@@ -22,7 +22,7 @@ where
     /// Takes the result of a call, in its place in the order.
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
-        self.clock.saw_activity = true;
+        self.clock.saw_done();
         if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
@@ -118,7 +118,7 @@ where
     fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
         let mark = self.marks.high();
         while self.output.len() < mark && *left > 0 {
-            let pushed = self.encode_pushed();
+            let pushed = self.encode_pushed(mark);
             if self.output.len() >= mark || (!self.encode_reply(cx) && !pushed) {
                 return;
             }
@@ -126,11 +126,11 @@ where
         }
     }
 
-    /// Encodes what was pushed, at most one queue of it: those who push without end do not keep replies from their turn.
-    fn encode_pushed(&mut self) -> bool {
+    /// Encodes what was pushed, up to a mark, and at most one queue of it: those who push without end do not keep replies from their turn.
+    fn encode_pushed(&mut self, mark: usize) -> bool {
         let mut pushed = false;
         for _ in 0..self.settings.limits.push_queue {
-            if !self.has_pushed() {
+            if !self.has_pushed() || self.output.len() >= mark {
                 break;
             }
             let position = self.output.position();
@@ -158,7 +158,7 @@ where
             match next {
                 Some(Ok(frame)) => {
                     // Behind what the stream pushed before it gave the frame, as with any other reply.
-                    self.encode_pushed();
+                    self.encode_pushed(usize::MAX);
                     self.encode(frame);
                 }
                 Some(Err(err)) => {
@@ -167,7 +167,7 @@ where
                 }
                 None => {
                     self.current = None;
-                    self.clock.saw_activity = true;
+                    self.clock.saw_done();
                     self.go_on(then);
                 }
             }

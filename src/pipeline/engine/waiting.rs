@@ -27,7 +27,8 @@ where
             ControlFlow::Continue(message) => message,
             ControlFlow::Break(polled) => return polled,
         };
-        if self.poll_read(usize::MAX, cx).is_ready() {
+        // What was encoded may have changed the decoder's mode.
+        if self.decodable || self.poll_read(usize::MAX, cx).is_ready() {
             return Poll::Ready(());
         }
         if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
@@ -89,8 +90,7 @@ where
             return ControlFlow::Break(Poll::Ready(()));
         }
         let _waits_or_not = self.poll_output(cx);
-        // What was encoded may have changed the decoder's mode.
-        if self.is_ending() || self.decodable {
+        if self.is_ending() {
             return ControlFlow::Break(Poll::Ready(()));
         }
         if self.above_mark {

@@ -54,23 +54,21 @@ impl<T, M> EngineSide<T, M> {
             if state.flushes.len() >= self.0.most_frames {
                 return None;
             }
-            match state.items.pop_front() {
-                Some(Item::Frame(frame)) => break Some(frame),
-                Some(Item::Flush(done)) => {
+            let Some(item) = state.items.pop_front() else {
+                break None;
+            };
+            state.give_room(&self.0.room);
+            match item {
+                Item::Frame(frame) => break Some(frame),
+                Item::Flush(done) => {
                     state.flushes.push_back((position, done));
                     self.0.flags.raise(Flag::Flush);
                 }
-                None => break None,
             }
         };
         if state.items.is_empty() {
             // Under the lock, so that a push that comes now raises it again.
             self.0.flags.lower(Flag::Pushed);
-        }
-        let room = !state.is_above_mark();
-        drop(state);
-        if room {
-            self.0.changed.notify_waiters();
         }
         frame
     }
@@ -114,7 +112,7 @@ impl<T, M> EngineSide<T, M> {
 
     /// Says that the output crossed a mark.
     pub(in crate::pipeline) fn crossed(&self) {
-        self.0.lock().crossings += 1;
+        self.0.lock().cross(&self.0.room);
         self.0.changed.notify_waiters();
     }
 
@@ -150,14 +148,14 @@ impl<T, M> EngineSide<T, M> {
             .filter(|timer| timer.key().0 <= Instant::now());
         let message = match due {
             Some(timer) => Some(timer.remove()),
-            None => state.messages.pop_front(),
+            None => {
+                let message = state.messages.pop_front();
+                self.0.message_room.add_permits(message.is_some().into());
+                message
+            }
         };
         if state.messages.is_empty() && state.timers.is_empty() {
             self.0.flags.lower(Flag::Mail);
-        }
-        drop(state);
-        if message.is_some() {
-            self.0.changed.notify_waiters();
         }
         message
     }

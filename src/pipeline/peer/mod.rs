@@ -10,14 +10,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
 use crate::connection::{ConnectionInfo, HookId};
 use crate::end_reason::{End, EndReason};
 use crate::shutdown::Signal;
-use shared::{Flag, Item, Refused, Shared};
+use shared::{Flag, Item, Shared};
 
 pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail};
@@ -113,7 +114,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// If it is dropped before it is done, the frame has not been sent.
     pub async fn send(&self, frame: T) -> Result<(), Gone> {
-        self.queue(frame, Item::Frame).await
+        self.push(Item::Frame(frame)).await
     }
 
     /// Sends a frame if that takes no wait.
@@ -123,29 +124,40 @@ impl<T, M> Peer<T, M> {
     /// [`Full`](TrySendError::Full) where [`send`](Self::send) would wait: also for a peer that reads, when a burst of frames comes before
     /// its task has had a turn. [`Gone`](TrySendError::Gone) when the connection is closing or has ended.
     pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
-        match self.shared.try_queue(frame, Item::Frame) {
-            Ok(()) => Ok(()),
-            Err(Refused::Gone(frame)) => Err(TrySendError::Gone(frame)),
-            Err(Refused::Crowded(frame) | Refused::AboveMark(frame)) => {
-                Err(TrySendError::Full(frame))
-            }
+        match self.shared.room.try_acquire() {
+            Ok(room) => self.push_frame(frame, room),
+            Err(TryAcquireError::NoPermits) => Err(TrySendError::Full(frame)),
+            Err(TryAcquireError::Closed) => Err(TrySendError::Gone(frame)),
         }
     }
 
     /// Sends a frame unless the output is above its high mark: waits for the connection's task, and never for the peer.
     pub(crate) async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
-        let mut frame = frame;
+        let mut room = std::pin::pin!(self.shared.room.acquire());
         loop {
             let mut changed = std::pin::pin!(self.shared.changed.notified());
             changed.as_mut().enable();
-            frame = match self.shared.try_queue(frame, Item::Frame) {
-                Ok(()) => return Ok(()),
-                Err(Refused::Gone(frame)) => return Err(TrySendError::Gone(frame)),
-                Err(Refused::AboveMark(frame)) => return Err(TrySendError::Full(frame)),
-                Err(Refused::Crowded(frame)) => frame,
-            };
-            changed.await;
+            if self.shared.lock().is_above_mark() {
+                return Err(TrySendError::Full(frame));
+            }
+            match select(room.as_mut(), changed).await {
+                Either::Left((Ok(room), _)) => return self.push_frame(frame, room),
+                Either::Left((Err(_closed), _)) => return Err(TrySendError::Gone(frame)),
+                Either::Right(((), _)) => {}
+            }
         }
+    }
+
+    fn push_frame(&self, frame: T, room: SemaphorePermit<'_>) -> Result<(), TrySendError<T>> {
+        match self.shared.push(Item::Frame(frame), room) {
+            Err(Item::Frame(frame)) => Err(TrySendError::Gone(frame)),
+            Ok(()) | Err(Item::Flush(_)) => Ok(()),
+        }
+    }
+
+    async fn push(&self, item: Item<T>) -> Result<(), Gone> {
+        let room = self.shared.room.acquire().await.map_err(|_closed| Gone)?;
+        self.shared.push(item, room).map_err(|_item| Gone)
     }
 
     /// Waits until all that was sent before is written, and flushed by the stream.
@@ -161,22 +173,8 @@ impl<T, M> Peer<T, M> {
     /// Dropping it changes nothing.
     pub async fn flushed(&self) -> Result<(), Gone> {
         let (done, flushed) = oneshot::channel();
-        self.queue(done, Item::Flush).await?;
+        self.push(Item::Flush(done)).await?;
         flushed.await.map_err(|_dropped| Gone)
-    }
-
-    async fn queue<V>(&self, value: V, item: fn(V) -> Item<T>) -> Result<(), Gone> {
-        let mut value = value;
-        loop {
-            let mut changed = std::pin::pin!(self.shared.changed.notified());
-            changed.as_mut().enable();
-            value = match self.shared.try_queue(value, item) {
-                Ok(()) => return Ok(()),
-                Err(Refused::Gone(_)) => return Err(Gone),
-                Err(Refused::Crowded(value) | Refused::AboveMark(value)) => value,
-            };
-            changed.await;
-        }
     }
 
     /// Returns how much waits to be written. It may have changed by the time it is looked at.
@@ -233,17 +231,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// If it is dropped before it is done, the message has not been sent.
     pub async fn message(&self, message: M) -> Result<(), Gone> {
-        let mut message = message;
-        loop {
-            let mut changed = std::pin::pin!(self.shared.changed.notified());
-            changed.as_mut().enable();
-            message = match self.try_message(message) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Gone(_)) => return Err(Gone),
-                Err(TrySendError::Full(message)) => message,
-            };
-            changed.await;
-        }
+        let room = self.shared.message_room.acquire().await;
+        let room = room.map_err(|_closed| Gone)?;
+        self.shared.post(message, room).map_err(|_message| Gone)
     }
 
     /// Sends a message if that takes no wait.
@@ -252,7 +242,11 @@ impl<T, M> Peer<T, M> {
     ///
     /// With the message, when there is no room for it, or the connection is closing or has ended.
     pub fn try_message(&self, message: M) -> Result<(), TrySendError<M>> {
-        self.shared.try_message(message)
+        match self.shared.message_room.try_acquire() {
+            Ok(room) => self.shared.post(message, room).map_err(TrySendError::Gone),
+            Err(TryAcquireError::NoPermits) => Err(TrySendError::Full(message)),
+            Err(TryAcquireError::Closed) => Err(TrySendError::Gone(message)),
+        }
     }
 
     /// Sends a message after a time: a timer of this connection. It ends with it, and costs no task.

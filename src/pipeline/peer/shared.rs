@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::{Buffered, TrySendError, Watermarks};
@@ -13,17 +13,23 @@ pub(super) struct Shared<T, M> {
     pub(super) info: Arc<ConnectionInfo>,
     pub(super) life: Arc<Life>,
     pub(super) most_frames: usize,
-    most_messages: usize,
+    most_timers: usize,
+    /// Room in `items`; none while the output is above its mark. Semaphores are fair: who sends without end keeps nobody waiting for ever.
+    pub(super) room: Semaphore,
+    /// Room in `messages`.
+    pub(super) message_room: Semaphore,
     pub(super) flags: Flags,
     /// The encoded bytes that are not written, as of the engine's last turn.
     pub(super) unwritten: AtomicUsize,
     state: Mutex<State<T, M>>,
-    /// There is room, or there was a crossing, or it ended.
+    /// A mark was crossed, or it ended.
     pub(super) changed: Notify,
 }
 
 pub(super) struct State<T, M> {
     pub(super) items: VecDeque<Item<T>>,
+    /// Room that is given back when the output is below its mark.
+    room_held_back: usize,
     /// Those who wait until the output up to a position is written.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
     pub(super) messages: VecDeque<M>,
@@ -42,14 +48,6 @@ pub(super) enum Item<T> {
     Frame(T),
     /// Tell when all before it is written.
     Flush(oneshot::Sender<()>),
-}
-
-/// Why something was not queued now.
-pub(super) enum Refused<V> {
-    /// The connection's task has not had its turn.
-    Crowded(V),
-    AboveMark(V),
-    Gone(V),
 }
 
 /// What the engine looks at in each of its turns, so that no turn costs a lock.
@@ -90,6 +88,24 @@ impl<T, M> State<T, M> {
     pub(super) fn is_above_mark(&self) -> bool {
         self.crossings & 1 == 1
     }
+
+    /// An item was taken: there is room for another.
+    pub(super) fn give_room(&mut self, room: &Semaphore) {
+        if self.is_above_mark() {
+            self.room_held_back += 1;
+        } else {
+            room.add_permits(1);
+        }
+    }
+
+    pub(super) fn cross(&mut self, room: &Semaphore) {
+        self.crossings += 1;
+        if self.is_above_mark() {
+            self.room_held_back += room.forget_permits(usize::MAX);
+        } else {
+            room.add_permits(std::mem::take(&mut self.room_held_back));
+        }
+    }
 }
 
 impl<T, M> Shared<T, M> {
@@ -102,6 +118,7 @@ impl<T, M> Shared<T, M> {
     ) -> Self {
         let state = State {
             items: VecDeque::new(),
+            room_held_back: 0,
             flushes: VecDeque::new(),
             messages: VecDeque::new(),
             timers: BTreeMap::new(),
@@ -115,7 +132,9 @@ impl<T, M> Shared<T, M> {
             info,
             life,
             most_frames,
-            most_messages,
+            most_timers: most_messages,
+            room: Semaphore::new(most_frames),
+            message_room: Semaphore::new(most_messages),
             flags: Flags::default(),
             unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
@@ -137,37 +156,33 @@ impl<T, M> Shared<T, M> {
         self.wake();
     }
 
-    pub(super) fn try_queue<V>(&self, value: V, item: fn(V) -> Item<T>) -> Result<(), Refused<V>> {
+    /// Queues something for the output. There is room for it: the caller holds a permit.
+    pub(super) fn push(&self, item: Item<T>, room: SemaphorePermit<'_>) -> Result<(), Item<T>> {
         {
             let mut state = self.lock();
             if state.gone {
-                return Err(Refused::Gone(value));
+                return Err(item);
             }
-            if state.is_above_mark() {
-                return Err(Refused::AboveMark(value));
-            }
-            if state.items.len() >= self.most_frames {
-                return Err(Refused::Crowded(value));
-            }
-            state.items.push_back(item(value));
+            state.items.push_back(item);
             self.flags.raise(Flag::Pushed);
         }
+        // Given back when it is taken.
+        room.forget();
         self.wake();
         Ok(())
     }
 
-    pub(super) fn try_message(&self, message: M) -> Result<(), TrySendError<M>> {
+    /// Queues a message. There is room for it: the caller holds a permit.
+    pub(super) fn post(&self, message: M, room: SemaphorePermit<'_>) -> Result<(), M> {
         {
             let mut state = self.lock();
             if state.gone {
-                return Err(TrySendError::Gone(message));
-            }
-            if state.messages.len() >= self.most_messages {
-                return Err(TrySendError::Full(message));
+                return Err(message);
             }
             state.messages.push_back(message);
             self.flags.raise(Flag::Mail);
         }
+        room.forget();
         self.wake();
         Ok(())
     }
@@ -182,7 +197,7 @@ impl<T, M> Shared<T, M> {
             if state.gone {
                 return Err(TrySendError::Gone(message));
             }
-            if state.timers.len() >= self.most_messages {
+            if state.timers.len() >= self.most_timers {
                 return Err(TrySendError::Full(message));
             }
             state.timers_set += 1;
@@ -210,14 +225,15 @@ impl<T, M> Shared<T, M> {
     /// Takes no more from now on; what was sent before is still taken.
     pub(super) fn refuse(&self) {
         self.lock().gone = true;
-        self.changed.notify_waiters();
+        self.room.close();
+        self.message_room.close();
     }
 
     /// Says that nothing more will be written or delivered, and drops what was not. Returns how many messages that were.
     pub(super) fn end(&self) -> usize {
+        self.refuse();
         let (items, flushes, messages, timers) = {
             let mut state = self.lock();
-            state.gone = true;
             state.ended = true;
             (
                 std::mem::take(&mut state.items),

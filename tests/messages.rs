@@ -1,0 +1,325 @@
+//! Messages reach a connection's service in turn with its requests, one at a time, bounded; and a timer is a message that is sent later.
+
+mod support;
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::{Served, each_way, serve, settled};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tower::service_fn;
+use tower::util::BoxCloneSyncService;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::{Event, Gone, Limits, MadeForEvents, TrySendError};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
+
+type Teller = Peer<Bytes, &'static str>;
+type Make = BoxCloneSyncService<Teller, Answer, Infallible>;
+type Answer = BoxCloneSyncService<Event<Bytes, &'static str>, Option<Bytes>, BoxError>;
+
+/// Answers each event after a time with what it was, and gives out the peers.
+fn says_what_it_got(
+    time: Duration,
+) -> (
+    Pipeline<fn() -> Lines, MadeForEvents<Make, &'static str>, Bytes>,
+    mpsc::Receiver<Teller>,
+) {
+    let (tell, peers) = mpsc::channel(64);
+    let make = service_fn(move |peer: Teller| {
+        tell.try_send(peer).expect("there is room");
+        let answer = service_fn(move |event: Event<Bytes, &'static str>| async move {
+            if !time.is_zero() {
+                tokio::time::sleep(time).await;
+            }
+            Ok::<_, BoxError>(Some(match event {
+                Event::Request(line) => [b"request ", &*line].concat().into(),
+                Event::Message("quit") => return Err("told to quit".into()),
+                Event::Message(message) => format!("message {message}").into(),
+            }))
+        });
+        std::future::ready(Ok::<_, Infallible>(Answer::new(answer)))
+    });
+    let codec: fn() -> Lines = Lines::default;
+    let pipeline = Pipeline::new(codec).make_event_service(Make::new(make));
+    (
+        pipeline.limits(Limits::default().idle(None).first_byte(None)),
+        peers,
+    )
+}
+
+async fn next(peers: &mut mpsc::Receiver<Teller>) -> Teller {
+    peers.recv().await.expect("it is served")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_to_a_resting_connection_is_answered_at_once() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        settled().await;
+
+        peer.message("hello").await.expect("it is open");
+
+        assert_eq!(client.line().await, "message hello", "{}", served.way);
+        assert_eq!(client.ask("a").await, "request a", "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_and_requests_take_turns_when_both_are_waiting() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_millis(1));
+    let served = serve(pipeline);
+    let mut client = served.connect().await;
+    let peer = next(&mut peers).await;
+    client.send("1\n2\n3\n").await;
+    for message in ["a", "b", "c"] {
+        peer.message(message).await.expect("it is open");
+    }
+
+    client.finish().await;
+    let answers = client.rest().await;
+
+    let by = |kind: &str| -> Vec<String> {
+        let of_kind = |answer: &String| answer.strip_prefix(kind).map(str::to_owned);
+        answers.iter().filter_map(of_kind).collect()
+    };
+    assert_eq!(by("request "), ["1", "2", "3"]);
+    assert_eq!(by("message "), ["a", "b", "c"]);
+    let kinds: Vec<_> = answers.iter().map(|answer| &answer[..1]).collect();
+    assert!(
+        kinds == ["r", "m", "r", "m", "r", "m"] || kinds == ["m", "r", "m", "r", "m", "r"],
+        "{answers:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_messages_keeps_no_request_waiting_and_none_the_other_way() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        let flood = tokio::spawn(async move { while peer.message("flood").await.is_ok() {} });
+        settled().await;
+
+        client.send("here\n").await;
+        let mut floods = 0;
+        while client.line().await != "request here" {
+            floods += 1;
+            assert!(floods < 10_000, "{}", served.way);
+        }
+
+        flood.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_waits_while_a_request_is_in_hand_and_calls_come_one_at_a_time() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
+    let served = serve(pipeline);
+    let mut client = served.connect().await;
+    let peer = next(&mut peers).await;
+    let begun = Instant::now();
+    client.send("slow\n").await;
+    settled().await;
+
+    peer.message("behind").await.expect("there is room");
+
+    assert_eq!(client.line().await, "request slow");
+    assert_eq!(client.line().await, "message behind");
+    assert_eq!(begun.elapsed().as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn j9_messages_that_are_sent_faster_than_they_are_taken_wait() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
+    let served = serve(pipeline.limits(Limits::default().messages(4).idle(None).first_byte(None)));
+    let mut client = served.connect().await;
+    let peer = next(&mut peers).await;
+    settled().await;
+    peer.message("in hand").await.expect("it is open");
+    settled().await;
+    for _ in 0..4 {
+        peer.try_message("waiting").expect("there is room for four");
+    }
+
+    let fifth = peer.try_message("fifth");
+    let mut waits = tokio_test::task::spawn(peer.message("waits"));
+    assert!(waits.poll().is_pending());
+    for _ in 0..2 {
+        client.line().await;
+    }
+
+    assert_eq!(fifth, Err(TrySendError::Full("fifth")));
+    assert!(waits.is_woken());
+    tokio_test::assert_ready_ok!(waits.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_is_a_message_that_comes_when_it_is_due() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        settled().await;
+        let begun = Instant::now();
+
+        let late = peer.message_after(Duration::from_secs(3), "late");
+        let soon = peer.message_after(Duration::from_secs(2), "soon");
+        let never = peer.message_after(Duration::from_secs(1), "never");
+        let taken_back = never.expect("there is room").cancel();
+
+        assert_eq!(taken_back, Some("never"));
+        assert_eq!(client.line().await, "message soon", "{}", served.way);
+        assert_eq!(begun.elapsed().as_secs(), 2);
+        assert_eq!(client.line().await, "message late", "{}", served.way);
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        assert_eq!(late.expect("there is room").cancel(), None);
+        assert_eq!(
+            soon.expect("there is room").due(),
+            begun + Duration::from_secs(2)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_set_while_one_for_later_is_running_comes_first() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    let served = serve(pipeline);
+    let mut client = served.connect().await;
+    let peer = next(&mut peers).await;
+    let _later = peer.message_after(Duration::from_secs(3600), "later");
+    settled().await;
+    let begun = Instant::now();
+
+    let _sooner = peer.message_after(Duration::from_secs(1), "sooner");
+
+    assert_eq!(client.line().await, "message sooner");
+    assert_eq!(begun.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    let served = serve(pipeline);
+    let mut client = served.connect().await;
+    let peer = next(&mut peers).await;
+    for _ in 0..16 {
+        peer.message_after(Duration::MAX, "never")
+            .expect("there is room for sixteen");
+    }
+
+    let seventeenth = peer.message_after(Duration::ZERO, "seventeenth");
+
+    let refused = seventeenth.err().expect("there is no room");
+    assert_eq!(refused.into_inner(), "seventeenth");
+    assert_eq!(client.ask("on").await, "request on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_a_close_leaves_behind_are_counted() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        settled().await;
+        // Eight are in hand where there may be several.
+        let in_hand = if served.way == "one at a time" { 1 } else { 8 };
+        for _ in 0..in_hand {
+            peer.message("in hand").await.expect("it is open");
+            settled().await;
+        }
+        for _ in 0..5 {
+            peer.message("left behind").await.expect("it is open");
+        }
+        let _timer = peer.message_after(Duration::from_secs(60), "not due");
+
+        peer.close();
+        let answers = client.rest().await;
+
+        assert_eq!(answers.len(), in_hand, "{}", served.way);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::ServiceClosed);
+        assert_eq!(
+            (end.messages_dropped(), end.requests()),
+            (5, 0),
+            "{}",
+            served.way
+        );
+        assert_eq!(peer.message("gone").await, Err(Gone));
+        assert_eq!(peer.try_message("gone"), Err(TrySendError::Gone("gone")));
+        assert!(peer.message_after(Duration::ZERO, "gone").is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_is_a_request_to_the_error_policy() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        settled().await;
+        peer.message("last words").await.expect("it is open");
+
+        peer.message("quit").await.expect("it is open");
+
+        assert_eq!(
+            client.rest().await,
+            ["message last words"],
+            "{}",
+            served.way
+        );
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceError);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_waits_for_room_learns_of_the_end() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(3600));
+    let served = serve(pipeline);
+    let client = served.connect().await;
+    let peer = next(&mut peers).await;
+    let flood = tokio::spawn({
+        let peer = peer.clone();
+        async move { while peer.message("flood").await.is_ok() {} }
+    });
+    settled().await;
+
+    peer.abort();
+
+    let over = timeout(Duration::from_secs(1), flood).await;
+    over.expect("it ends").expect("it does not panic");
+    drop(client);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_idle_whatever_messages_it_gets() {
+    // The peer has said nothing: the program talking to itself does not keep it.
+    let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
+    let limits = Limits::default().first_byte(Duration::from_secs(5));
+    let mut served: Served = serve(pipeline.limits(limits));
+    let client = served.connect().await;
+    let peer = next(&mut peers).await;
+    let begun = Instant::now();
+    let ticking = tokio::spawn(async move {
+        while peer.message("tick").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+
+    let reason = served.reason().await;
+
+    assert_eq!(reason, EndReason::FirstByteTimeout);
+    // And the 2 s in which a peer may close, too.
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
+    ticking.await.expect("it does not panic");
+    drop(client);
+}

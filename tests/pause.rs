@@ -1,0 +1,223 @@
+//! Pausing input is exact: no request is delivered after it, none is missing after it goes on; and who leaves meanwhile is noticed.
+
+mod support;
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use support::{Served, each_way, serve, serve_on, settled};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tower::service_fn;
+use tower::util::BoxCloneSyncService;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::{Event, Limits, MadeForEvents};
+use tower_tcp::{EndReason, Peer, Pipeline, Server};
+
+type Resumed = Peer<Bytes, Resume>;
+type Make = BoxCloneSyncService<Resumed, Answer, Infallible>;
+type Answer = BoxCloneSyncService<Event<Bytes, Resume>, Bytes, Infallible>;
+
+struct Resume;
+
+/// An echo that pauses at the line "pause", until it is sent a message; its peers come out of the other end.
+fn pausing() -> (
+    Pipeline<fn() -> Lines, MadeForEvents<Make, Resume>, Bytes>,
+    mpsc::Receiver<Resumed>,
+) {
+    let (tell, peers) = mpsc::channel(64);
+    let make = service_fn(move |peer: Resumed| {
+        tell.try_send(peer.clone()).expect("there is room");
+        let answer = service_fn(move |event| {
+            std::future::ready(Ok::<_, Infallible>(match event {
+                Event::Request(line) => {
+                    if line == "pause" {
+                        peer.pause_input();
+                    }
+                    line
+                }
+                Event::Message(Resume) => {
+                    peer.resume_input();
+                    Bytes::from("resumed")
+                }
+            }))
+        });
+        std::future::ready(Ok::<_, Infallible>(Answer::new(answer)))
+    });
+    let codec: fn() -> Lines = Lines::default;
+    (
+        Pipeline::new(codec).make_event_service(Make::new(make)),
+        peers,
+    )
+}
+
+async fn next(peers: &mut mpsc::Receiver<Resumed>) -> Resumed {
+    peers.recv().await.expect("it is served")
+}
+
+#[tokio::test(start_paused = true)]
+async fn x76_nothing_is_delivered_while_paused_and_nothing_lost_by_it() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+
+        // In one packet: what follows was read already when it pauses.
+        client.send("a\npause\nb\nc\n").await;
+        assert_eq!(client.line().await, "a", "{}", served.way);
+        assert_eq!(client.line().await, "pause", "{}", served.way);
+        assert!(client.hears_nothing().await, "{}", served.way);
+        client.send("d\n").await;
+        assert!(client.hears_nothing().await, "{}", served.way);
+        peer.message(Resume).await.expect("it is open");
+
+        assert_eq!(client.line().await, "resumed", "{}", served.way);
+        client.send("e\n").await;
+        for line in ["b", "c", "d", "e"] {
+            assert_eq!(client.line().await, line, "{}", served.way);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resting_connection_can_be_paused_from_anywhere_and_goes_on_at_once() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        settled().await;
+
+        peer.pause_input();
+        client.send("a\n").await;
+        assert!(client.hears_nothing().await, "{}", served.way);
+        peer.resume_input();
+
+        assert_eq!(client.line().await, "a", "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_go_out_while_input_is_paused() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        peer.pause_input();
+        settled().await;
+
+        peer.send("push".into()).await.expect("it is open");
+
+        assert_eq!(client.line().await, "push", "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x75b_a_peer_that_leaves_while_paused_is_noticed() {
+    let (pipeline, mut peers) = pausing();
+    for mut served in each_way(pipeline) {
+        let client = served.connect().await;
+        let peer = next(&mut peers).await;
+        peer.pause_input();
+        settled().await;
+
+        drop(client);
+
+        assert_eq!(
+            served.reason().await,
+            EndReason::PeerClosed,
+            "{}",
+            served.way
+        );
+    }
+}
+
+#[tokio::test]
+async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
+    let (pipeline, mut peers) = pausing();
+    let server = Server::bind("127.0.0.1:0").await.expect("it binds");
+    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let mut served: Served = serve_on(server, pipeline);
+    let mut client = TcpStream::connect(address).await.expect("it listens");
+    let peer = next(&mut peers).await;
+    peer.pause_input();
+    client.write_all(b"unread\n").await.expect("it is open");
+
+    client.set_zero_linger().expect("it is a socket");
+    drop(client);
+
+    assert_eq!(served.reason().await, EndReason::PeerReset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_sent_before_it_finished_is_answered_when_input_goes_on() {
+    let (pipeline, mut peers) = pausing();
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        peer.pause_input();
+        client.send("a\nb\n").await;
+        client.finish().await;
+        assert!(client.hears_nothing().await, "{}", served.way);
+
+        peer.resume_input();
+
+        assert_eq!(client.rest().await, ["a", "b"], "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_peer_is_not_idle() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        client.send("pause\n").await;
+        client.line().await;
+
+        tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+        peer.resume_input();
+
+        assert_eq!(
+            client.ask("still there").await,
+            "still there",
+            "{}",
+            served.way
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_connection_with_nothing_undelivered_leaves_at_a_drain() {
+    let (pipeline, mut peers) = pausing();
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let _peer = next(&mut peers).await;
+        assert_eq!(client.ask("pause").await, "pause");
+
+        served.handle.shutdown();
+
+        assert!(client.rest().await.is_empty(), "{}", served.way);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Drained, "{}", served.way);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
+    let (pipeline, mut peers) = pausing();
+    let served = serve(pipeline.limits(Limits::default().read_ahead(8 * 1024)));
+    let mut client = served.connect().await;
+    let peer = next(&mut peers).await;
+    peer.pause_input();
+    settled().await;
+
+    // The pipe holds 64 KiB.
+    let flood = tokio::time::timeout(
+        std::time::Duration::from_secs(60),
+        client.send("flood\n".repeat(1024 * 1024)),
+    );
+
+    assert!(flood.await.is_err(), "it has to wait");
+}
