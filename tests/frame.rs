@@ -4,6 +4,9 @@
     reason = "a failure in a helper is a failure of the test"
 )]
 
+#[path = "support/decoding.rs"]
+mod decoding;
+
 use std::error::Error as _;
 use std::fmt::Debug;
 use std::io;
@@ -15,38 +18,7 @@ use tokio_util::codec::{BytesCodec, Decoder, Encoder};
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::{Block, BlockError, FrameTooLarge, InOut, Lines, LinesError};
 
-/// Feeds the input in the given pieces (the last size repeats), and collects what comes out up to the end or error.
-fn decode<D>(mut codec: D, input: &[u8], sizes: &[usize]) -> (Vec<Bytes>, Option<D::Error>)
-where
-    D: Decoder<Item = Bytes>,
-{
-    let mut items = Vec::new();
-    let mut buffer = BytesMut::new();
-    let mut rest = input;
-    let mut sizes = sizes
-        .iter()
-        .copied()
-        .chain(std::iter::repeat(*sizes.last().unwrap()));
-    while !rest.is_empty() {
-        let (piece, later) = rest.split_at(sizes.next().unwrap().clamp(1, rest.len()));
-        buffer.extend_from_slice(piece);
-        rest = later;
-        loop {
-            match codec.decode(&mut buffer) {
-                Ok(Some(item)) => items.push(item),
-                Ok(None) => break,
-                Err(err) => return (items, Some(err)),
-            }
-        }
-    }
-    loop {
-        match codec.decode_eof(&mut buffer) {
-            Ok(Some(item)) => items.push(item),
-            Ok(None) => return (items, None),
-            Err(err) => return (items, Some(err)),
-        }
-    }
-}
+use decoding::decode;
 
 fn encode<E>(mut codec: E, items: &[Bytes]) -> BytesMut
 where
