@@ -27,7 +27,10 @@ use tower_tcp::bind::{
 };
 use tower_tcp::close::Linger;
 use tower_tcp::error::Panicked;
-use tower_tcp::frame::{Block, BlockError, FrameTooLarge, InOut, Lines, LinesError};
+use tower_tcp::frame::{
+    Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Lines, LinesError,
+    MapDecode, MapEncode, Then, ThenError,
+};
 use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 use tower_tcp::pipeline::{
     Gone, InFlight, Limits, Made, Multiplexed, OneAtATime, PerCall, PipelineBuilder,
@@ -85,6 +88,7 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<FrameTooLarge>();
     goes_anywhere::<LinesError>();
     goes_anywhere::<BlockError>();
+    goes_anywhere::<ThenError<LinesError, BlockError>>();
     goes_anywhere::<PreConnectElapsed>();
     goes_anywhere::<PreConnectEvicted>();
     goes_anywhere::<TlsError>();
@@ -99,6 +103,9 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<Lines>();
     goes_anywhere::<Block>();
     goes_anywhere::<InOut<Lines, Block>>();
+    goes_anywhere::<(MapDecode<Lines, fn()>, MapEncode<Lines, fn()>)>();
+    goes_anywhere::<(FilterDecode<Lines, fn()>, FilterEncode<Lines, fn()>)>();
+    goes_anywhere::<(Chunks<Lines>, Then<Lines, Block>)>();
     goes_anywhere::<(OneAtATime, InFlight, Multiplexed)>();
     goes_anywhere::<ClientCertificates>();
     goes_anywhere::<TlsBuilder>();

@@ -1,0 +1,148 @@
+//! One codec in the frames of another.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::within::decode_within;
+use super::{FrameTooLarge, Input};
+
+/// As much as the pipeline's own default: more than the line of any text protocol.
+const MAX_FRAME: usize = 64 * 1024;
+
+/// An inner codec in the frames of an outer one: see [`CodecExt::then`](super::CodecExt::then).
+///
+/// ```
+/// use bytes::{Bytes, BytesMut};
+/// use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
+/// use tower_tcp::BoxError;
+/// use tower_tcp::frame::{CodecExt, Lines};
+///
+/// let mut codec = LengthDelimitedCodec::new().then(Lines::default());
+/// let mut wire = BytesMut::new();
+/// codec.encode(Bytes::from("line"), &mut wire)?;
+/// assert_eq!(wire, "\0\0\0\x05line\n");
+/// assert_eq!(codec.decode(&mut wire)?.unwrap(), "line");
+/// # Ok::<_, BoxError>(())
+/// ```
+#[derive(Debug)]
+pub struct Then<O, I> {
+    outer: O,
+    inner: I,
+    /// What came in frames of the outer codec and is not decoded yet.
+    held: Input,
+    max_frame: usize,
+}
+
+impl<O, I> Then<O, I> {
+    pub(super) fn new(outer: O, inner: I) -> Self {
+        Self {
+            outer,
+            inner,
+            held: Input::default(),
+            max_frame: MAX_FRAME,
+        }
+    }
+
+    /// Sets the largest frame of the inner codec to read, in bytes: 64 KiB, as that of the pipeline, which sees only
+    /// the frames of the outer one. A larger one is an error, which stays.
+    #[must_use]
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.max_frame = bytes;
+        self
+    }
+}
+
+impl<O, I> Decoder for Then<O, I>
+where
+    O: Decoder<Item: AsRef<[u8]>>,
+    I: Decoder,
+{
+    type Item = I::Item;
+    type Error = ThenError<O::Error, I::Error>;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
+        loop {
+            // Asked also when nothing is held: the inner one may hold something itself.
+            let item = decode_within(self.max_frame, &mut self.inner, self.held.buf())?;
+            if let Some(item) = item.map_err(ThenError::Inner)? {
+                return Ok(Some(item));
+            }
+            match self.outer.decode(src).map_err(ThenError::Outer)? {
+                Some(frame) => self.held.buf().extend_from_slice(frame.as_ref()),
+                None => break,
+            }
+        }
+        self.held.rest();
+        Ok(None)
+    }
+
+    fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
+        loop {
+            let item = decode_within(self.max_frame, &mut self.inner, self.held.buf())?;
+            if let Some(item) = item.map_err(ThenError::Inner)? {
+                return Ok(Some(item));
+            }
+            match self.outer.decode_eof(src).map_err(ThenError::Outer)? {
+                Some(frame) => self.held.buf().extend_from_slice(frame.as_ref()),
+                None => break,
+            }
+        }
+        let item = self.inner.decode_eof(self.held.buf());
+        match item.map_err(ThenError::Inner)? {
+            // Whoever decodes sees only that nothing is left of the outer frames.
+            None if !self.held.is_empty() => {
+                let cut = io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the stream ended within a frame of the inner codec",
+                );
+                Err(ThenError::Inner(cut.into()))
+            }
+            item => Ok(item),
+        }
+    }
+}
+
+impl<O, I, T> Encoder<T> for Then<O, I>
+where
+    O: Encoder<Bytes>,
+    I: Encoder<T>,
+{
+    type Error = ThenError<O::Error, I::Error>;
+
+    fn encode(&mut self, item: T, dst: &mut BytesMut) -> Result<(), Self::Error> {
+        let mut frame = BytesMut::new();
+        let encoded = self.inner.encode(item, &mut frame);
+        encoded.map_err(ThenError::Inner)?;
+        // An inner codec that left the item out is not to show as an empty frame.
+        if frame.is_empty() {
+            return Ok(());
+        }
+        let encoded = self.outer.encode(frame.freeze(), dst);
+        encoded.map_err(ThenError::Outer)
+    }
+}
+
+/// What [`Then`] fails with.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ThenError<O, I> {
+    /// The outer codec failed, or the stream did.
+    #[error("cannot read or write outer frames")]
+    Outer(#[source] O),
+    /// The inner codec failed, or the stream ended within one of its frames
+    /// ([`UnexpectedEof`](io::ErrorKind::UnexpectedEof)).
+    #[error("cannot read or write inner frames")]
+    Inner(#[source] I),
+    /// A frame of the inner codec was larger than [`max_frame`](Then::max_frame).
+    #[error("inner frame too large")]
+    TooLarge(#[from] FrameTooLarge),
+}
+
+impl<O: From<io::Error>, I> From<io::Error> for ThenError<O, I> {
+    fn from(err: io::Error) -> Self {
+        Self::Outer(err.into())
+    }
+}
