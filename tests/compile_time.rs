@@ -28,8 +28,8 @@ use tower_tcp::bind::{
 use tower_tcp::close::Linger;
 use tower_tcp::error::Panicked;
 use tower_tcp::frame::{
-    Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Lines, LinesError,
-    MapDecode, MapEncode, Then, ThenError,
+    Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Json, Lines,
+    LinesError, MapDecode, MapEncode, RecoverableSerde, Serde, SerdeError, Then, ThenError,
 };
 use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 use tower_tcp::pipeline::{
@@ -89,6 +89,7 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<LinesError>();
     goes_anywhere::<BlockError>();
     goes_anywhere::<ThenError<LinesError, BlockError>>();
+    goes_anywhere::<SerdeError<serde_json::Error>>();
     goes_anywhere::<PreConnectElapsed>();
     goes_anywhere::<PreConnectEvicted>();
     goes_anywhere::<TlsError>();
@@ -106,6 +107,9 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<(MapDecode<Lines, fn()>, MapEncode<Lines, fn()>)>();
     goes_anywhere::<(FilterDecode<Lines, fn()>, FilterEncode<Lines, fn()>)>();
     goes_anywhere::<(Chunks<Lines>, Then<Lines, Block>)>();
+    // The types of documents are only named: they need not be `Sync` themselves.
+    goes_anywhere::<Serde<std::cell::Cell<u8>, std::cell::Cell<u8>, Json>>();
+    goes_anywhere::<RecoverableSerde<std::cell::Cell<u8>, std::cell::Cell<u8>>>();
     goes_anywhere::<(OneAtATime, InFlight, Multiplexed)>();
     goes_anywhere::<ClientCertificates>();
     goes_anywhere::<TlsBuilder>();

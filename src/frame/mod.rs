@@ -4,7 +4,7 @@
 //! replies; each connection gets its own. Here are [`Lines`] and [`Block`], and [`InOut`] to join two of which each
 //! does one half. Length-prefixed frames and bare bytes are in [`tokio_util::codec`].
 //! [`CodecExt`] has what can be done to any of them: map and filter what is read or written, read several frames at a
-//! time, and put one codec into the frames of another.
+//! time, and put one codec into the frames of another. With the feature `serde`, `Serde` reads and writes documents.
 
 mod block;
 mod chunks;
@@ -16,6 +16,8 @@ mod lines;
 mod map;
 mod output;
 mod scratch;
+#[cfg(feature = "serde")]
+mod serde;
 mod then;
 mod within;
 
@@ -30,6 +32,8 @@ pub(crate) use input::Input;
 pub use lines::{Lines, LinesError};
 pub use map::{MapDecode, MapEncode};
 pub(crate) use output::Output;
+#[cfg(feature = "serde")]
+pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};
 
 /// A frame was larger than the limit.

@@ -1,0 +1,306 @@
+//! Documents of any format that serde knows.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+
+use ::serde::Serialize;
+use ::serde::de::DeserializeOwned;
+use bytes::{Buf, BufMut, BytesMut};
+use thiserror::Error;
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::FrameTooLarge;
+
+/// The length in front of each document, a big-endian `u32`.
+const PREFIX: usize = size_of::<u32>();
+
+/// Documents with their length in front: `In` is read, `Out` is written, in a [`Format`] that is JSON unless another is
+/// given (feature `serde`).
+///
+/// On the wire a document is its length in bytes as a big-endian `u32`, and the document. Nothing is reserved for a
+/// length that was merely announced, and a peer that announces too much is refused before it has sent it.
+///
+/// A document that cannot be read as an `In` is an error, which ends the connection; with
+/// [`recoverable`](Self::recoverable) it is an item.
+///
+/// ```
+/// use bytes::BytesMut;
+/// use serde::{Deserialize, Serialize};
+/// use tokio_util::codec::{Decoder, Encoder};
+/// use tower_tcp::frame::Serde;
+///
+/// #[derive(Debug, Deserialize, PartialEq, Serialize)]
+/// struct Add(u32, u32);
+///
+/// let mut codec = Serde::<Add, Add>::default();
+/// let mut wire = BytesMut::new();
+/// codec.encode(Add(1, 2), &mut wire)?;
+/// assert_eq!(wire, "\0\0\0\x05[1,2]");
+/// assert_eq!(codec.decode(&mut wire)?, Some(Add(1, 2)));
+/// # Ok::<_, tower_tcp::BoxError>(())
+/// ```
+///
+/// # Memory and depth
+///
+/// A document takes more memory read than on the wire, by what `In` makes of it: a `serde_json::Value` for each `1,` of
+/// an array, some sixteen times as much. So let `In` be the type that is wanted, and not a `Value`.
+/// [`Json`] says how deep documents may be.
+pub struct Serde<In, Out, F = Json> {
+    format: F,
+    max_frame: usize,
+    types: PhantomData<fn(Out) -> In>,
+}
+
+impl<In, Out, F: Default> Default for Serde<In, Out, F> {
+    fn default() -> Self {
+        Self::new(F::default())
+    }
+}
+
+impl<In, Out, F: Clone> Clone for Serde<In, Out, F> {
+    fn clone(&self) -> Self {
+        Self {
+            format: self.format.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<In, Out, F: fmt::Debug> fmt::Debug for Serde<In, Out, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serde")
+            .field("format", &self.format)
+            .field("max_frame", &self.max_frame)
+            .finish()
+    }
+}
+
+impl<In, Out, F> Serde<In, Out, F> {
+    /// Makes the codec for a format.
+    pub fn new(format: F) -> Self {
+        Self {
+            format,
+            max_frame: 64 * 1024,
+            types: PhantomData,
+        }
+    }
+
+    /// Sets the largest frame, read or written, in bytes on the wire with the four of its length: 65,536, as that of
+    /// the pipeline, whose [`Limits::max_frame`](crate::pipeline::Limits::max_frame) has to be raised along with it.
+    ///
+    /// A larger one is an error as soon as its length is read. The error stays, since its bytes are still to come.
+    #[must_use]
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.max_frame = bytes;
+        self
+    }
+
+    /// Returns the codec whose items are `Result<In, F::Error>`: a document that cannot be read is one of them, and
+    /// the connection goes on behind it.
+    ///
+    /// ```
+    /// use bytes::BytesMut;
+    /// use tokio_util::codec::Decoder;
+    /// use tower_tcp::frame::Serde;
+    ///
+    /// let mut codec = Serde::<bool, bool>::default().recoverable();
+    /// let mut wire = BytesMut::from("\0\0\0\x05maybe\0\0\0\x04true");
+    /// assert!(codec.decode(&mut wire)?.unwrap().is_err());
+    /// assert!(codec.decode(&mut wire)?.unwrap()?);
+    /// # Ok::<_, tower_tcp::BoxError>(())
+    /// ```
+    pub fn recoverable(self) -> RecoverableSerde<In, Out, F> {
+        RecoverableSerde(self)
+    }
+}
+
+impl<In, Out, F> Serde<In, Out, F> {
+    /// Returns whether a document of so many bytes is within the limit.
+    fn fits(&self, len: usize) -> bool {
+        len.saturating_add(PREFIX) <= self.max_frame
+    }
+}
+
+impl<In: DeserializeOwned, Out, F: Format> Serde<In, Out, F> {
+    /// Takes the next document out of the buffer and reads it.
+    fn read(&self, src: &mut BytesMut) -> Result<Option<Result<In, F::Error>>, FrameTooLarge> {
+        let Some((prefix, behind)) = src.split_first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
+        let len = usize::try_from(u32::from_be_bytes(*prefix)).unwrap_or(usize::MAX);
+        if !self.fits(len) {
+            return Err(FrameTooLarge::new(self.max_frame));
+        }
+        let Some(document) = behind.get(..len) else {
+            return Ok(None);
+        };
+        let document = self.format.read(document);
+        src.advance(PREFIX + len);
+        Ok(Some(document))
+    }
+}
+
+impl<In: DeserializeOwned, Out, F: Format> Decoder for Serde<In, Out, F> {
+    type Item = In;
+    type Error = SerdeError<F::Error>;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<In>, Self::Error> {
+        let document = self.read(src)?;
+        document.transpose().map_err(SerdeError::Document)
+    }
+
+    fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<In>, Self::Error> {
+        let document = self.decode(src)?;
+        at_end(document, src)
+    }
+}
+
+// The only one: with a second, a service that returns a plain value would have to name its type.
+impl<In, Out: Serialize, F: Format> Encoder<Out> for Serde<In, Out, F> {
+    type Error = SerdeError<F::Error>;
+
+    fn encode(&mut self, value: Out, dst: &mut BytesMut) -> Result<(), Self::Error> {
+        let start = dst.len();
+        dst.put_bytes(0, PREFIX);
+        let written = self.format.write(&value, dst.writer());
+        let len = dst.len() - start - PREFIX;
+        let refused = match (written, u32::try_from(len)) {
+            (Ok(()), Ok(prefix)) if self.fits(len) => {
+                dst[start..start + PREFIX].copy_from_slice(&prefix.to_be_bytes());
+                return Ok(());
+            }
+            (Ok(()), _) => FrameTooLarge::new(self.max_frame).into(),
+            (Err(err), _) => SerdeError::Document(err),
+        };
+        dst.truncate(start);
+        Err(refused)
+    }
+}
+
+/// [`Serde`] with documents that cannot be read as items: see [`Serde::recoverable`].
+pub struct RecoverableSerde<In, Out, F = Json>(Serde<In, Out, F>);
+
+impl<In, Out, F: Clone> Clone for RecoverableSerde<In, Out, F> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<In, Out, F: fmt::Debug> fmt::Debug for RecoverableSerde<In, Out, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RecoverableSerde").field(&self.0).finish()
+    }
+}
+
+impl<In: DeserializeOwned, Out, F: Format> Decoder for RecoverableSerde<In, Out, F> {
+    type Item = Result<In, F::Error>;
+    type Error = SerdeError<F::Error>;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, Self::Error> {
+        Ok(self.0.read(src)?)
+    }
+
+    fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, Self::Error> {
+        let document = self.decode(src)?;
+        at_end(document, src)
+    }
+}
+
+impl<In, Out: Serialize, F: Format> Encoder<Out> for RecoverableSerde<In, Out, F> {
+    type Error = SerdeError<F::Error>;
+
+    fn encode(&mut self, value: Out, dst: &mut BytesMut) -> Result<(), Self::Error> {
+        self.0.encode(value, dst)
+    }
+}
+
+/// At the end of the stream, what is left without being a document was cut off.
+fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeError<E>> {
+    if document.is_none() && !src.is_empty() {
+        return Err(SerdeError::Io(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the stream ended within a document",
+        )));
+    }
+    Ok(document)
+}
+
+/// How documents are written: what has to be told of a serde format for [`Serde`] to use it.
+///
+/// ```
+/// use std::io::Write;
+/// use serde::{Serialize, de::DeserializeOwned};
+/// use tower_tcp::frame::{Format, Serde};
+///
+/// /// JSON that a human can read.
+/// #[derive(Default)]
+/// struct Pretty;
+///
+/// impl Format for Pretty {
+///     type Error = serde_json::Error;
+///
+///     fn read<T: DeserializeOwned>(&self, document: &[u8]) -> Result<T, Self::Error> {
+///         serde_json::from_slice(document)
+///     }
+///
+///     fn write<T: Serialize>(&self, value: &T, to: impl Write) -> Result<(), Self::Error> {
+///         serde_json::to_writer_pretty(to, value)
+///     }
+/// }
+///
+/// let codec = Serde::<u32, u32, Pretty>::default();
+/// # let _ = codec;
+/// ```
+pub trait Format {
+    /// What it fails with.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Reads a whole document. What stands behind one is an error, too, or a peer could hide something there.
+    ///
+    /// # Errors
+    ///
+    /// If the document is not well-formed, or is not a `T`.
+    fn read<T: DeserializeOwned>(&self, document: &[u8]) -> Result<T, Self::Error>;
+
+    /// Writes a document; writing itself does not fail.
+    ///
+    /// # Errors
+    ///
+    /// If the value cannot be written in this format.
+    fn write<T: Serialize>(&self, value: &T, to: impl io::Write) -> Result<(), Self::Error>;
+}
+
+/// JSON by `serde_json`.
+///
+/// It refuses to read what is nested 128 deep (its own limit, so that no peer can exhaust the stack), and anything
+/// but white space behind a document. It writes values of any depth.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Json;
+
+impl Format for Json {
+    type Error = serde_json::Error;
+
+    fn read<T: DeserializeOwned>(&self, document: &[u8]) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(document)
+    }
+
+    fn write<T: Serialize>(&self, value: &T, to: impl io::Write) -> Result<(), serde_json::Error> {
+        serde_json::to_writer(to, value)
+    }
+}
+
+/// What [`Serde`] fails with; `E` is the error of its [`Format`].
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SerdeError<E> {
+    /// A document was larger than [`max_frame`](Serde::max_frame). Nothing of it was written.
+    #[error("document too large")]
+    TooLarge(#[from] FrameTooLarge),
+    /// A document could not be read, or a value not written; then nothing of it was.
+    #[error("cannot read or write a document")]
+    Document(#[source] E),
+    /// The stream failed, or ended within a document ([`UnexpectedEof`](io::ErrorKind::UnexpectedEof)).
+    #[error("cannot read or write documents")]
+    Io(#[from] io::Error),
+}
