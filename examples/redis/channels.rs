@@ -8,7 +8,7 @@ use tower_tcp::pipeline::Watermarks;
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
 use tower_tcp::{BoxError, ConnectionId, Peer};
 
-use super::resp::Frame;
+use super::resp::{Confirmation, Frame, Message};
 
 type Listeners = Registry<ConnectionId, Frame>;
 
@@ -32,12 +32,8 @@ impl Channels {
         let Some(listeners) = self.listeners().get(&channel).cloned() else {
             return 0;
         };
-        let message = Frame::Array(vec![
-            Frame::text("message"),
-            Frame::Bulk(channel),
-            Frame::Bulk(payload),
-        ]);
-        let sent = listeners.broadcast(message.shared(), |_, _| true, SlowPeer::Close);
+        let message = Frame::Message(Arc::new(Message::new(channel, payload)));
+        let sent = listeners.broadcast(message, |_, _| true, SlowPeer::Close);
         sent.await.sent()
     }
 
@@ -102,21 +98,22 @@ impl Subscriber {
     pub(crate) async fn subscribe(&self, channel: Bytes) -> Result<(), BoxError> {
         self.mine().insert(channel.clone());
         self.peer.set_watermarks(self.all.marks);
-        let confirmation = confirmation("subscribe", Some(&channel), self.count());
+        let confirmation = Confirmation::Subscribed(channel.clone(), self.count());
+        let confirmation = Frame::Confirmation(Box::new(confirmation));
         self.peer.send(confirmation).await?;
         self.all.insert(&channel, &self.peer)?;
         Ok(())
     }
 
-    /// Leaves a channel; returns the confirmation. What was published before has been pushed, so it goes out before this reply.
-    pub(crate) fn unsubscribe(&self, channel: &Bytes) -> Frame {
+    /// Leaves a channel; returns how many are left.
+    pub(crate) fn unsubscribe(&self, channel: &Bytes) -> usize {
         self.all.remove(channel, &self.peer);
         self.mine().remove(channel);
         let left = self.count();
         if left == 0 {
             self.peer.set_watermarks(self.usual_marks);
         }
-        confirmation("unsubscribe", Some(channel), left)
+        left
     }
 
     fn mine(&self) -> MutexGuard<'_, HashSet<Bytes>> {
@@ -130,10 +127,4 @@ impl Drop for Subscriber {
             self.all.remove(&channel, &self.peer);
         }
     }
-}
-
-/// Says what became of a subscription, and how many there are now.
-pub(crate) fn confirmation(kind: &'static str, channel: Option<&Bytes>, count: usize) -> Frame {
-    let channel = channel.map_or(Frame::NULL, |name| Frame::Bulk(name.clone()));
-    Frame::Array(vec![Frame::text(kind), channel, Frame::count(count)])
 }

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tower::Service;
 use tower_tcp::{BoxError, Handle, Peer, Reply};
 
-use super::channels::{Channels, Subscriber, confirmation};
-use super::resp::{Frame, ProtocolError, Request, Words};
+use super::channels::{Channels, Subscriber};
+use super::resp::{Confirmation, Frame, ProtocolError, Request, Words};
 use super::store::{Condition, Store, StoreError, Text};
 
 /// The longest name of a command: `unsubscribe`.
@@ -186,9 +186,9 @@ impl Session {
             Command::LRange => {
                 let (key, start, stop) = (arg(), integer(arg())?, integer(arg())?);
                 let found = store.range(key, start, stop)?;
-                Frame::Array(found.into_iter().map(Frame::Value).collect())
+                return Ok(items(found.into_iter().map(Frame::Value)));
             }
-            Command::MGet => Frame::Array(store.get_all(args).into_iter().map(optional).collect()),
+            Command::MGet => return Ok(items(store.get_all(args).into_iter().map(optional))),
             Command::MSet if request.len().is_multiple_of(2) => {
                 return Err(Refused::Arguments(command.name()));
             }
@@ -258,14 +258,22 @@ impl Session {
         if let (true, Some(subscriber)) = (names.is_empty(), &self.subscriber) {
             names = subscriber.channels();
         }
-        if names.is_empty() {
-            return confirmation("unsubscribe", None, 0).into();
-        }
-        let left = names.iter().map(|name| match &self.subscriber {
+        let leave = |name: &Bytes| match &self.subscriber {
             Some(subscriber) => subscriber.unsubscribe(name),
-            None => confirmation("unsubscribe", Some(name), 0),
-        });
-        left.collect::<Vec<_>>().into()
+            None => 0,
+        };
+        let mut left: Vec<_> = names
+            .into_iter()
+            .map(|name| {
+                let left = leave(&name);
+                Confirmation::Unsubscribed(Some(name), left)
+            })
+            .collect();
+        if left.is_empty() {
+            left.push(Confirmation::Unsubscribed(None, 0));
+        }
+        let frames = left.into_iter().map(Box::new).map(Frame::Confirmation);
+        frames.collect::<Vec<_>>().into()
     }
 }
 
@@ -298,6 +306,12 @@ impl Service<Result<Request, ProtocolError>> for Session {
 
 fn at_once(reply: Reply<Frame>) -> Answer {
     Either::Left(ready(Ok(reply)))
+}
+
+/// Answers with an array, item by item.
+fn items(items: impl ExactSizeIterator<Item = Frame>) -> Answer {
+    let beginning = std::iter::once(Frame::Items(items.len()));
+    at_once(beginning.chain(items).collect::<Vec<_>>().into())
 }
 
 fn optional(value: Option<Text>) -> Frame {

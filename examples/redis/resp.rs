@@ -2,7 +2,10 @@
 //!
 //! A request is an array of bulk strings, or a line of words. It is taken out of the input as one slice, and nothing is reserved for
 //! what a length announces: neither for the number of arguments nor for the bytes of one. Arrays do not nest in requests.
+//!
+//! What a peer has been told last is known here alone, so here it is decided which messages it still gets.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
@@ -92,6 +95,8 @@ pub(crate) enum ProtocolError {
 pub(crate) struct Resp {
     max_request: usize,
     begun: Begun,
+    /// What the peer has been told that it listens to.
+    channels: HashSet<Bytes>,
 }
 
 /// How far the request at the front of the input is known, so that one that comes in pieces takes linear time.
@@ -117,6 +122,19 @@ impl Resp {
         Self {
             max_request,
             begun: Begun::Nothing,
+            channels: HashSet::new(),
+        }
+    }
+
+    fn keep(&mut self, confirmation: &Confirmation) {
+        match confirmation {
+            Confirmation::Subscribed(channel, _) => {
+                self.channels.insert(channel.clone());
+            }
+            Confirmation::Unsubscribed(Some(channel), _) => {
+                self.channels.remove(channel);
+            }
+            Confirmation::Unsubscribed(None, _) => {}
         }
     }
 
@@ -290,8 +308,6 @@ impl Decoder for Resp {
 pub(crate) enum Frame {
     /// As it goes out.
     Static(&'static [u8]),
-    /// As it goes out, and shared by all it goes to.
-    Shared(Bytes),
     /// Its text must hold no line break.
     Error(String),
     Integer(i64),
@@ -299,6 +315,42 @@ pub(crate) enum Frame {
     /// A bulk string too, shared with the store.
     Value(Arc<[u8]>),
     Array(Vec<Self>),
+    /// The beginning of an array whose items follow, each a frame of its own: what many large values make is never all in memory.
+    Items(usize),
+    Confirmation(Box<Confirmation>),
+    Message(Arc<Message>),
+}
+
+/// Says what became of a subscription.
+#[derive(Clone, Debug)]
+pub(crate) enum Confirmation {
+    /// To a channel, which is now one of so many.
+    Subscribed(Bytes, usize),
+    /// From a channel, or from none, and so many are left.
+    Unsubscribed(Option<Bytes>, usize),
+}
+
+/// What is published: as it goes out, the same for all.
+#[derive(Debug)]
+pub(crate) struct Message {
+    channel: Bytes,
+    encoded: Bytes,
+}
+
+impl Message {
+    pub(crate) fn new(channel: Bytes, payload: Bytes) -> Self {
+        let mut encoded = BytesMut::new();
+        let parts = vec![
+            Frame::text("message"),
+            Frame::Bulk(channel.clone()),
+            Frame::Bulk(payload),
+        ];
+        Frame::Array(parts).encode(&mut encoded);
+        Self {
+            channel,
+            encoded: encoded.freeze(),
+        }
+    }
 }
 
 impl Frame {
@@ -316,17 +368,9 @@ impl Frame {
         Self::Integer(i64::try_from(n).unwrap_or(i64::MAX))
     }
 
-    /// Encodes it once, for many.
-    pub(crate) fn shared(&self) -> Self {
-        let mut bytes = BytesMut::new();
-        self.encode(&mut bytes);
-        Self::Shared(bytes.freeze())
-    }
-
     fn encode(&self, dst: &mut BytesMut) {
         match self {
             Self::Static(bytes) => dst.put_slice(bytes),
-            Self::Shared(bytes) => dst.put_slice(bytes),
             Self::Error(text) => {
                 dst.put_u8(b'-');
                 dst.put_slice(text.as_bytes());
@@ -341,7 +385,21 @@ impl Frame {
                     frame.encode(dst);
                 }
             }
+            Self::Items(count) => put_length(dst, b'*', *count),
+            Self::Confirmation(confirmation) => confirmation.encode(dst),
+            Self::Message(message) => dst.put_slice(&message.encoded),
         }
+    }
+}
+
+impl Confirmation {
+    fn encode(&self, dst: &mut BytesMut) {
+        let (kind, channel, count) = match self {
+            Self::Subscribed(channel, count) => ("subscribe", Some(channel), *count),
+            Self::Unsubscribed(channel, count) => ("unsubscribe", channel.as_ref(), *count),
+        };
+        let channel = channel.map_or(Frame::NULL, |name| Frame::Bulk(name.clone()));
+        Frame::Array(vec![Frame::text(kind), channel, Frame::count(count)]).encode(dst);
     }
 }
 
@@ -387,6 +445,12 @@ impl Encoder<Frame> for Resp {
 
     #[inline]
     fn encode(&mut self, frame: Frame, dst: &mut BytesMut) -> io::Result<()> {
+        match &frame {
+            // One that was on its way when the peer left would be taken for the reply to its next request.
+            Frame::Message(message) if !self.channels.contains(&message.channel) => return Ok(()),
+            Frame::Confirmation(confirmation) => self.keep(confirmation),
+            _ => {}
+        }
         frame.encode(dst);
         Ok(())
     }
