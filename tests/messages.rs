@@ -19,13 +19,10 @@ type Teller = Peer<Bytes, &'static str>;
 type Make = BoxCloneSyncService<Teller, Answer, Infallible>;
 type Answer = BoxCloneSyncService<Event<Bytes, &'static str>, Option<Bytes>, BoxError>;
 
+type Told = Pipeline<fn() -> Lines, MadeForEvents<Make, &'static str>, Bytes>;
+
 /// Answers each event after a time with what it was, and gives out the peers.
-fn says_what_it_got(
-    time: Duration,
-) -> (
-    Pipeline<fn() -> Lines, MadeForEvents<Make, &'static str>, Bytes>,
-    mpsc::Receiver<Teller>,
-) {
+fn says_what_it_got(time: Duration) -> (Told, mpsc::Receiver<Teller>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Teller| {
         tell.try_send(peer).expect("there is room");
@@ -213,7 +210,7 @@ async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
 
     let seventeenth = peer.message_after(Duration::ZERO, "seventeenth");
 
-    let refused = seventeenth.err().expect("there is no room");
+    let refused = seventeenth.expect_err("there is no room");
     assert_eq!(refused.into_inner(), "seventeenth");
     assert_eq!(client.ask("on").await, "request on");
 }

@@ -21,11 +21,10 @@ type Answer = BoxCloneSyncService<Event<Bytes, Resume>, Bytes, Infallible>;
 
 struct Resume;
 
+type Pausing = Pipeline<fn() -> Lines, MadeForEvents<Make, Resume>, Bytes>;
+
 /// An echo that pauses at the line "pause", until it is sent a message; its peers come out of the other end.
-fn pausing() -> (
-    Pipeline<fn() -> Lines, MadeForEvents<Make, Resume>, Bytes>,
-    mpsc::Receiver<Resumed>,
-) {
+fn pausing() -> (Pausing, mpsc::Receiver<Resumed>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Resumed| {
         tell.try_send(peer.clone()).expect("there is room");

@@ -23,11 +23,10 @@ const KIB: usize = 1024;
 type Make = BoxCloneSyncService<Peer<Bytes>, Echo, BoxError>;
 type Echo = BoxCloneSyncService<Bytes, Bytes, Infallible>;
 
+type Echoes = Pipeline<fn() -> Lines, Made<Make>, Bytes>;
+
 /// An echo whose peers come out of the other end.
-fn echo_with_peers() -> (
-    Pipeline<fn() -> Lines, Made<Make>, Bytes>,
-    mpsc::Receiver<Peer<Bytes>>,
-) {
+fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Peer<Bytes>| {
         let tell = tell.clone();
@@ -455,13 +454,20 @@ async fn a_callback_for_the_end_runs_once_also_when_it_comes_late() {
     let mut served = serve(pipeline);
     let client = served.connect().await;
     let peer = peers.recv().await.expect("it is served");
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut told) = mpsc::channel(2);
     let early = tell.clone();
-    peer.on_end(move |end| drop(early.send(("early", end.reason()))));
+    peer.on_end(move |end| {
+        early
+            .try_send(("early", end.reason()))
+            .expect("there is room")
+    });
 
     drop(client);
     served.reason().await;
-    peer.on_end(move |end| drop(tell.send(("late", end.reason()))));
+    peer.on_end(move |end| {
+        tell.try_send(("late", end.reason()))
+            .expect("there is room")
+    });
 
     assert_eq!(told.recv().await, Some(("early", EndReason::PeerClosed)));
     assert_eq!(told.recv().await, Some(("late", EndReason::PeerClosed)));

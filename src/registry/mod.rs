@@ -121,8 +121,9 @@ where
         T: Send + 'static,
         M: Send + 'static,
     {
+        let entry = key.clone();
         let mut shard = self.shard(&key);
-        match shard.entry(key.clone()) {
+        match shard.entry(entry) {
             Entry::Occupied(taken) if taken.get().peer.is_same(peer) => {}
             Entry::Occupied(_) => return Err(KeyTaken),
             Entry::Vacant(free) => {

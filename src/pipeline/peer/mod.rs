@@ -330,7 +330,6 @@ impl<T, M> fmt::Debug for Peer<T, M> {
 }
 
 /// A message that is sent later. Made by [`Peer::message_after`]; dropping it cancels nothing.
-#[derive(Debug)]
 pub struct Timer<T, M> {
     peer: Peer<T, M>,
     key: (Instant, u64),
@@ -345,5 +344,13 @@ impl<T, M> Timer<T, M> {
     /// Takes the message back, unless it is delivered already, or the connection has ended.
     pub fn cancel(self) -> Option<M> {
         self.peer.shared.cancel_timer(self.key)
+    }
+}
+
+impl<T, M> fmt::Debug for Timer<T, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timer")
+            .field("due", &self.due())
+            .finish_non_exhaustive()
     }
 }

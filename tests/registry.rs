@@ -1,0 +1,410 @@
+//! A registry finds connections by the program's own keys, sends to many of them, and forgets them when they end.
+
+mod support;
+
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::{Client, Served, each_way, serve, settled};
+use tokio::io::DuplexStream;
+use tokio::time::timeout;
+use tower::service_fn;
+use tower::util::BoxCloneSyncService;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::{Limits, Made};
+use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
+
+type Names = Registry<String, Bytes>;
+type Make = BoxCloneSyncService<Peer<Bytes>, Enter, BoxError>;
+type Enter = BoxCloneSyncService<Bytes, Bytes, BoxError>;
+
+/// A service that enters its connection under each line it gets.
+fn naming(names: &Names) -> Pipeline<fn() -> Lines, Made<Make>, Bytes> {
+    let names = names.clone();
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let names = names.clone();
+        let enter = service_fn(move |line: Bytes| {
+            let name = String::from_utf8_lossy(&line).into_owned();
+            let answer = match names.insert(name, &peer) {
+                Ok(()) => "in",
+                Err(KeyTaken) => "taken",
+            };
+            std::future::ready(Ok::<_, BoxError>(answer.into()))
+        });
+        std::future::ready(Ok::<_, BoxError>(Enter::new(enter)))
+    });
+    let codec: fn() -> Lines = Lines::default;
+    let limits = Limits::default().high_mark(1024).idle(None).write(None);
+    Pipeline::new(codec)
+        .make_service(Make::new(make))
+        .limits(limits)
+}
+
+async fn enter(served: &Served, name: &str) -> Client<DuplexStream> {
+    let mut client = served.connect().await;
+    assert_eq!(client.ask(name).await, "in", "{}", served.way);
+    client
+}
+
+fn sorted(names: &Names) -> Vec<String> {
+    let mut all: Vec<_> = names.iter().map(|(name, _)| name).collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_found_by_their_keys() {
+    let names = Names::new();
+    for mut served in each_way(naming(&names)) {
+        let mut ann = enter(&served, "ann").await;
+        let _bob = enter(&served, "bob").await;
+
+        let found = names.get(&"ann".to_owned()).expect("she is in");
+        found.send("psst".into()).await.expect("it is open");
+
+        assert_eq!(ann.line().await, "psst");
+        assert!(names.get(&"cid".to_owned()).is_none());
+        assert_eq!((names.len(), names.is_empty()), (2, false));
+        assert_eq!(sorted(&names), ["ann", "bob"]);
+        drop((ann, _bob));
+        served.reason().await;
+        served.reason().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_of_one_connection_and_a_connection_may_have_many() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let mut ann = enter(&served, "ann").await;
+    let mut bob = enter(&served, "bob").await;
+
+    assert_eq!(bob.ask("ann").await, "taken");
+    assert_eq!(ann.ask("ann").await, "in", "it is hers already");
+    assert_eq!(ann.ask("operator").await, "in");
+
+    assert_eq!(sorted(&names), ["ann", "bob", "operator"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_of_any_kind_takes_a_connection_out() {
+    let names = Names::new();
+    let get = |name: &str| names.get(&name.to_owned()).expect("it is in");
+    for mut served in each_way(naming(&names)) {
+        let clients = [
+            enter(&served, "leaves").await,
+            enter(&served, "is closed").await,
+            enter(&served, "is aborted").await,
+        ];
+        let [leaves, mut is_closed, is_aborted] = clients;
+
+        drop(leaves);
+        get("is closed").close();
+        get("is aborted").abort();
+        is_closed.rest().await;
+        drop((is_closed, is_aborted));
+        for _ in 0..3 {
+            served.reason().await;
+        }
+
+        assert!(names.is_empty(), "{}: {:?}", served.way, sorted(&names));
+        // The keys are free for others.
+        drop(enter(&served, "leaves").await);
+        served.reason().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_ended_is_not_entered() {
+    let names = Names::new();
+    let mut served = serve(naming(&names));
+    let client = enter(&served, "ann").await;
+    let ann = names.get(&"ann".to_owned()).expect("she is in");
+    drop(client);
+    served.reason().await;
+
+    let late = names.insert("late".to_owned(), &ann);
+
+    assert_eq!(late, Ok(()));
+    assert!(names.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_is_taken_out_goes_on_and_the_end_of_it_takes_nobody_else_out() {
+    let names = Names::new();
+    let mut served = serve(naming(&names));
+    let mut first = enter(&served, "ann").await;
+
+    let removed = names.remove(&"ann".to_owned());
+    let _second = enter(&served, "ann").await;
+
+    assert!(removed.is_some());
+    assert_eq!(first.ask("other").await, "in");
+    drop(first);
+    served.reason().await;
+    assert_eq!(sorted(&names), ["ann"]);
+    assert!(names.remove(&"nobody".to_owned()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn coming_and_going_leaves_nothing_behind() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let _ann = enter(&served, "ann").await;
+    let ann = names.get(&"ann".to_owned()).expect("she is in");
+    let rooms = Registry::new();
+    let room = Arc::new("room");
+
+    for _ in 0..1_000 {
+        rooms.insert(Arc::clone(&room), &ann).expect("it is free");
+        rooms.remove(&room).expect("she is in");
+    }
+
+    // The registry, its callbacks for the end: none has kept the key.
+    assert_eq!(Arc::strong_count(&room), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_may_be_gone_before_its_connections() {
+    let names = Names::new();
+    let mut served = serve(naming(&names));
+    let client = enter(&served, "ann").await;
+    let ann = names.get(&"ann".to_owned()).expect("she is in");
+    let room = Registry::new();
+    room.insert("room", &ann).expect("it is free");
+
+    drop(room);
+    drop(client);
+
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_reaches_those_who_are_picked() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let mut ann = enter(&served, "ann").await;
+    let mut bob = enter(&served, "bob").await;
+    let mut cid = enter(&served, "cid").await;
+
+    let sent = names
+        .broadcast("hi".into(), |name, _| name != "bob", SlowPeer::Wait)
+        .await;
+
+    assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (2, 0, 0));
+    assert_eq!(ann.line().await, "hi");
+    assert_eq!(cid.line().await, "hi");
+    assert!(bob.hears_nothing().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_broadcasts_makes_no_reader_a_slow_one() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let mut ann = enter(&served, "ann").await;
+
+    // More than its queue holds, without a turn of its task in between.
+    for _ in 0..100 {
+        let sent = names
+            .broadcast("hi".into(), |_, _| true, SlowPeer::Close)
+            .await;
+        assert_eq!(sent.sent(), 1);
+    }
+
+    for _ in 0..100 {
+        assert_eq!(ann.line().await, "hi");
+    }
+}
+
+/// Three who read, and one of whom 64 KiB lie unread and a KiB is above its mark.
+async fn with_one_slow(names: &Names) -> (Served, Vec<Client<DuplexStream>>, Client<DuplexStream>) {
+    let served = serve(naming(names));
+    let slow = enter(&served, "slow").await;
+    let peer = names.get(&"slow".to_owned()).expect("it is in");
+    let stuffed = peer.send("x".repeat(128 * 1024).into());
+    stuffed.await.expect("it is open");
+    settled().await;
+    let mut quick = Vec::new();
+    for name in ["ann", "bob", "cid"] {
+        quick.push(enter(&served, name).await);
+    }
+    (served, quick, slow)
+}
+
+async fn all_hear(quick: &mut [Client<DuplexStream>]) {
+    for client in quick {
+        let heard = timeout(Duration::from_secs(1), client.line()).await;
+        assert_eq!(heard.expect("it is not held up"), "hi");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_peer_can_be_skipped() {
+    let names = Names::new();
+    let (_served, mut quick, mut slow) = with_one_slow(&names).await;
+
+    let sent = names
+        .broadcast("hi".into(), |_, _| true, SlowPeer::Skip)
+        .await;
+
+    assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 1, 0));
+    all_hear(&mut quick).await;
+    assert_eq!(slow.line().await.len(), 128 * 1024);
+    assert!(slow.hears_nothing().await);
+    assert_eq!(slow.ask("goes on").await, "in");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_peer_can_be_closed_with_a_reason_of_its_own() {
+    let names = Names::new();
+    let (mut served, mut quick, slow) = with_one_slow(&names).await;
+
+    let sent = names
+        .broadcast("hi".into(), |_, _| true, SlowPeer::Close)
+        .await;
+
+    assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 0, 1));
+    all_hear(&mut quick).await;
+    assert_eq!(served.reason().await, EndReason::SlowReader);
+    assert_eq!(sorted(&names), ["ann", "bob", "cid"]);
+    drop(slow);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_peer_can_be_waited_for_and_holds_up_no_other() {
+    let names = Names::new();
+    let (_served, mut quick, mut slow) = with_one_slow(&names).await;
+    let sending = tokio::spawn({
+        let names = names.clone();
+        async move {
+            names
+                .broadcast("hi".into(), |_, _| true, SlowPeer::Wait)
+                .await
+        }
+    });
+
+    all_hear(&mut quick).await;
+    assert!(!sending.is_finished());
+    assert_eq!(slow.line().await.len(), 128 * 1024);
+
+    assert_eq!(slow.line().await, "hi");
+    let sent = sending.await.expect("it does not panic");
+    assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (4, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_or_those_who_are_picked_can_be_closed() {
+    let names = Names::new();
+    let mut served = serve(naming(&names));
+    let mut clients = Vec::new();
+    for name in ["ann", "bob", "cid", "dan"] {
+        clients.push(enter(&served, name).await);
+    }
+
+    let one = names.close(&"ann".to_owned());
+    let nobody = names.close(&"zoe".to_owned());
+    let picked = names.close_where(|name, _| name == "bob" || name == "cid");
+
+    assert_eq!((one, nobody, picked), (true, false, 2));
+    for client in &mut clients[..3] {
+        assert!(client.rest().await.is_empty());
+    }
+    clients.drain(..3);
+    for _ in 0..3 {
+        assert_eq!(served.reason().await, EndReason::ServiceClosed);
+    }
+    assert_eq!(sorted(&names), ["dan"]);
+    assert_eq!(clients[0].ask("still").await, "in");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_knows_its_connections_without_a_registry() {
+    let names = Names::new();
+    let mut served = serve(naming(&names));
+    let mut ann = enter(&served, "ann").await;
+    let mut bob = enter(&served, "bob").await;
+    let id = |name: &str| names.get(&name.to_owned()).expect("it is in").info().id();
+    let (ann_id, bob_id) = (id("ann"), id("bob"));
+
+    let mut all: Vec<_> = served.handle.connections().map(|live| live.id()).collect();
+    all.sort();
+    let one = served.handle.connection(ann_id).expect("she is there");
+    one.close();
+    let end = tokio::spawn(async move { one.closed().await });
+
+    assert_eq!(all, [ann_id, bob_id]);
+    assert!(ann.rest().await.is_empty());
+    drop(ann);
+    let end = end.await.expect("it does not panic");
+    assert_eq!(
+        (end.reason(), end.requests()),
+        (EndReason::ServiceClosed, 1)
+    );
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+    assert!(served.handle.connection(ann_id).is_none());
+    assert_eq!(bob.ask("still").await, "in");
+}
+
+/// A key that, when it is cloned, says so and stays in its shard until it is let go.
+#[derive(PartialEq, Eq, Hash)]
+struct Key(usize);
+
+static CLONED: Barrier = Barrier::new(2);
+static LET_GO: Barrier = Barrier::new(2);
+
+impl Clone for Key {
+    fn clone(&self) -> Self {
+        if self.0 == 0 {
+            CLONED.wait();
+            LET_GO.wait();
+        }
+        Self(self.0)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_come_and_go_do_not_queue_behind_one_lock() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let _ann = enter(&served, "ann").await;
+    let ann = names.get(&"ann".to_owned()).expect("she is in");
+    let keys: Registry<Key, Bytes> = Registry::new();
+    // The key itself is cloned on the way in, before it is in a shard.
+    let insert = std::thread::spawn({
+        let keys = keys.clone();
+        move || keys.insert(Key(0), &ann)
+    });
+    CLONED.wait();
+    LET_GO.wait();
+    insert
+        .join()
+        .expect("it does not panic")
+        .expect("it is free");
+
+    let reading = std::thread::spawn({
+        let keys = keys.clone();
+        move || keys.iter().count()
+    });
+    CLONED.wait();
+    let (tell, told) = std::sync::mpsc::channel();
+    for key in 1..=64 {
+        let (keys, tell) = (keys.clone(), tell.clone());
+        std::thread::spawn(move || tell.send(keys.get(&Key(key)).is_some()));
+    }
+    drop(tell);
+
+    // While one shard is locked all others go on. (Of 64 keys, four or so share it.)
+    for _ in 0..32 {
+        let found = told.recv_timeout(Duration::from_secs(60));
+        assert_eq!(
+            found,
+            Ok(false),
+            "it does not wait for the one that is locked"
+        );
+    }
+    LET_GO.wait();
+    assert_eq!(reading.join().expect("it does not panic"), 1);
+    assert_eq!(told.iter().count(), 32);
+}
