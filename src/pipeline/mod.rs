@@ -17,6 +17,38 @@
 //! reply, and the connection goes on, except for what [`ShutdownOnErrorLayer`] wraps. An error of `poll_ready` always ends it, as
 //! do those of the codec and the make-service, and a panic in any of them. Each ends its own connection only.
 //!
+//! To make a reply of an error is stock tower's work: `map_result`, `map_err` and `then` around the service.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use tower::{ServiceBuilder, service_fn};
+//! use tower_tcp::frame::Lines;
+//! use tower_tcp::{BoxError, Pipeline};
+//!
+//! let parse = service_fn(|line: Bytes| async move {
+//!     let number: i64 = std::str::from_utf8(&line)?.parse()?;
+//!     Ok::<_, BoxError>(Bytes::from((number + 1).to_string()))
+//! });
+//! let apologise = ServiceBuilder::new()
+//!     .map_result(|result: Result<Bytes, BoxError>| {
+//!         result.or_else(|err| Ok::<_, BoxError>(format!("500 {err}").into()))
+//!     })
+//!     .service(parse);
+//! let pipeline = Pipeline::new(Lines::default).service(apologise);
+//! # fn infer<F, K>(_: Pipeline<F, K, Bytes>) {}
+//! # infer(pipeline);
+//! ```
+//!
+//! # Besides requests and replies
+//!
+//! A make-service is given the connection's [`Peer`], through which the rest of the program reaches it: frames go out at any time, under
+//! [`Watermarks`]; input can be paused; messages and timers reach the service in turn with the requests ([`Event`]); its end can be awaited.
+//! [`OnConnectLayer`] greets or refuses. All of that holds in the three ways of dispatch, over any stream.
+//!
+//! Two more only where requests run one at a time, because only there is it known what stands behind a reply. A *codec changes its
+//! mode* between two frames by a frame it is given to encode: what is buffered is decoded anew by then (the `smtp` example's `DATA`). And *another
+//! service takes the stream over*, with what is buffered: [`Pipeline::on_takeover`].
+//!
 //! # Clones
 //!
 //! [`PipelineBuilder::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
@@ -184,7 +216,8 @@ impl<F, K, T> Pipeline<F, K, T> {
     /// end, but send no more. The messages that are waiting are dropped. Replies and pushes before it are written first.
     ///
     /// Only where requests run one at a time, since elsewhere it would not be known what is behind the reply. The service answers with
-    /// [`Takeover`], which all that makes a [`Reply`] makes, too. What takes over is cloned for each takeover, and made ready then.
+    /// [`Takeover`], which all that makes a [`Reply`] makes, too; a pipeline that has nothing to take over does not compile with such a
+    /// service. What takes over is cloned for each takeover, and made ready then.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -209,6 +242,22 @@ impl<F, K, T> Pipeline<F, K, T> {
     /// });
     /// let pipeline = Pipeline::new(Lines::default).service(lines).on_takeover(raw);
     /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// ```compile_fail,E0277
+    /// # use bytes::Bytes;
+    /// # use tower::service_fn;
+    /// # use tower_tcp::frame::Lines;
+    /// # use tower_tcp::pipeline::Takeover;
+    /// # use tower_tcp::{BoxError, Pipeline, Reply, Server};
+    /// # async fn run() -> Result<(), tower_tcp::Error> {
+    /// let lines = service_fn(|line: Bytes| async move {
+    ///     Ok::<Takeover<Bytes>, BoxError>(Reply::from(line).takeover())
+    /// });
+    /// let pipeline = Pipeline::new(Lines::default).service(lines).in_flight(8);
+    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // `Reply<Bytes>: From<Takeover<Bytes>>` does not hold
     /// # Ok(())
     /// # }
     /// ```

@@ -1,0 +1,199 @@
+//! What a program may do with a connection holds over memory, TCP, Unix sockets and TLS alike.
+
+mod support;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::{Client, Served, serve, serve_on};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Rewind, Takeover, Watermarks};
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
+
+const SIZE: usize = 4 << 20;
+
+struct Resume;
+
+/// A server of everything: it greets, answers in order, pushes, waits for its own marks and flushes, pauses itself and is resumed by a
+/// timer, and hands over to one that reverses what it reads.
+fn everything<Io>()
+-> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future: Send>
++ Clone
++ Send
++ 'static
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let make = service_fn(|peer: Peer<Bytes, Resume>| {
+        let service = service_fn(move |event| answer(peer.clone(), event));
+        std::future::ready(Ok::<_, Infallible>(service))
+    });
+    let greet = OnConnectLayer::new(|peer: Peer<Bytes, Resume>| async move {
+        peer.send("220 ready".into()).await
+    });
+    Pipeline::new(Lines::default)
+        .make_event_service(ServiceBuilder::new().layer(greet).service(make))
+        .on_takeover(service_fn(reverse::<Io>))
+}
+
+async fn answer(
+    peer: Peer<Bytes, Resume>,
+    event: Event<Bytes, Resume>,
+) -> Result<Takeover<Bytes>, BoxError> {
+    let line = match event {
+        Event::Request(line) => line,
+        Event::Message(Resume) => {
+            peer.resume_input();
+            return Ok(Bytes::from("resumed").into());
+        }
+    };
+    Ok(match &*line {
+        b"pause" => {
+            peer.pause_input();
+            let _timer = peer.message_after(Duration::from_millis(50), Resume)?;
+            line.into()
+        }
+        b"push" => {
+            peer.send("push".into()).await?;
+            peer.flushed().await?;
+            line.into()
+        }
+        b"stream" => {
+            peer.set_watermarks(Watermarks::new(1024, 64 * 1024)?);
+            let mut crossings = peer.crossings();
+            for _ in 0..SIZE / 4096 {
+                peer.send(vec![b'x'; 4095].into()).await?;
+            }
+            peer.flushed().await?;
+            let (mut highs, mut lows) = (0, 0);
+            while highs == 0 || lows < highs {
+                match crossings.next().await {
+                    Some(Crossing::High) => highs += 1,
+                    Some(Crossing::Low) => lows += 1,
+                    None => return Err("it ended".into()),
+                }
+            }
+            Bytes::from("as many lows as highs").into()
+        }
+        b"over" => Reply::from(line).takeover(),
+        _ => line.into(),
+    })
+}
+
+async fn reverse<Io>(mut conn: Connection<Rewind<Io>>) -> Result<(), BoxError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut all = Vec::new();
+    conn.read_to_end(&mut all).await?;
+    all.reverse();
+    conn.write_all(&all).await?;
+    conn.shutdown().await?;
+    Ok(())
+}
+
+async fn drive<Io>(io: Io, mut served: Served)
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let whole = timeout(Duration::from_secs(60), async {
+        let mut client = Client::new(io);
+        assert_eq!(client.line().await, "220 ready");
+        // Pushes before replies; a pause in the middle of what was sent together.
+        client.send("a\npush\npause\nb\nstream\n").await;
+        for line in ["a", "push", "push", "pause", "resumed", "b"] {
+            assert_eq!(client.line().await, line);
+        }
+        // Slower than it is sent.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut stream = vec![0; SIZE];
+        client.0.read_exact(&mut stream).await.expect("it is open");
+        assert_eq!(
+            stream.iter().filter(|byte| **byte == b'\n').count(),
+            SIZE / 4096
+        );
+        assert_eq!(client.line().await, "as many lows as highs");
+        client.send("over\nc\nd").await;
+        client.finish().await;
+        assert_eq!(client.rest().await, ["over", "d", "c"]);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!((end.reason(), end.requests()), (EndReason::PeerClosed, 6));
+        // "a" to "over" and what was read anew, each once.
+        assert_eq!(end.bytes_read(), 30);
+    });
+    whole.await.expect("it is done in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_of_it_holds_in_memory() {
+    let served = serve(everything());
+    let io = served.connect().await.0.into_inner();
+
+    drive(io, served).await;
+}
+
+#[tokio::test]
+async fn all_of_it_holds_over_tcp() {
+    let server = Server::bind("127.0.0.1:0").await.expect("it binds");
+    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let served = serve_on(server, everything());
+    let io = TcpStream::connect(address).await.expect("it listens");
+
+    drive(io, served).await;
+}
+
+#[tokio::test]
+async fn all_of_it_holds_over_a_unix_socket() {
+    let folder = tempfile::tempdir().expect("there is a place for it");
+    let path = folder.path().join("socket");
+    let server = Server::bind(format!("unix:{}", path.display())).await;
+    let served = serve_on(server.expect("it binds"), everything());
+    let io = UnixStream::connect(&path).await.expect("it listens");
+
+    drive(io, served).await;
+}
+
+#[tokio::test]
+async fn all_of_it_holds_over_tls() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it is signed");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(ring::default_provider());
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks them")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("the key is the certificate's");
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("a root");
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(Tls::from(Arc::new(config))))
+        .service(everything());
+    let server = Server::bind("127.0.0.1:0").await.expect("it binds");
+    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let served = serve_on(server, stack);
+    let io = TcpStream::connect(address).await.expect("it listens");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connector = TlsConnector::from(Arc::new(client));
+    let io = connector.connect(name, io).await.expect("a good handshake");
+
+    drive(io, served).await;
+}
