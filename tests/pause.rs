@@ -220,3 +220,33 @@ async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
 
     assert!(flood.await.is_err(), "it has to wait");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pausing_and_going_on_at_any_moment_loses_nothing() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let toggling = std::thread::spawn({
+            let over = std::sync::Arc::clone(&over);
+            move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    peer.pause_input();
+                    peer.resume_input();
+                }
+            }
+        });
+
+        for n in 0..200 {
+            let lines: String = (0..100).map(|m| format!("{n} {m}\n")).collect();
+            client.send(lines).await;
+            for m in 0..100 {
+                assert_eq!(client.line().await, format!("{n} {m}"), "{}", served.way);
+            }
+        }
+
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        toggling.join().expect("it does not panic");
+    }
+}

@@ -94,7 +94,11 @@ where
             if !self.has_at_hand() {
                 ready!(self.poll_at_hand(cx));
                 if !self.has_at_hand() {
-                    return Poll::Ready(None);
+                    if self.engine.is_ending() {
+                        return Poll::Ready(None);
+                    }
+                    // Input was paused just now.
+                    continue;
                 }
             }
             match self.service.poll_ready(cx) {
@@ -142,7 +146,7 @@ where
         self.in_flight + self.engine.waiting_replies() >= self.most
     }
 
-    /// Waits for a message or a request; there is none at hand afterwards if there will be no more.
+    /// Waits for a message or a request to be at hand, or the end of input.
     fn poll_at_hand(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.engine.is_ending() {
             if self.engine.is_above_mark() {

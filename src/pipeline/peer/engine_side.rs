@@ -50,20 +50,17 @@ impl<T, M> EngineSide<T, M> {
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<T> {
         let mut state = self.0.lock();
         let frame = loop {
-            // Those who wait for a flush are as few as those who wait to send.
-            if state.flushes.len() >= self.0.most_frames {
-                return None;
-            }
-            let Some(item) = state.items.pop_front() else {
-                break None;
-            };
-            state.give_room(&self.0.room);
-            match item {
-                Item::Frame(frame) => break Some(frame),
-                Item::Flush(done) => {
+            match state.items.pop_front() {
+                Some(Item::Frame(frame)) => {
+                    state.give_room(&self.0.room);
+                    break Some(frame);
+                }
+                // Its room is given back when it is told: those who wait for a flush are as few as those who may send.
+                Some(Item::Flush(done)) => {
                     state.flushes.push_back((position, done));
                     self.0.flags.raise(Flag::Flush);
                 }
+                None => break None,
             }
         };
         if state.items.is_empty() {
@@ -93,6 +90,7 @@ impl<T, M> EngineSide<T, M> {
             if let Some((_, done)) = state.flushes.pop_front() {
                 // One who has given up waiting is not there to be told.
                 let _gone = done.send(());
+                state.give_room(&self.0.room);
             }
         }
         if state.flushes.is_empty() {

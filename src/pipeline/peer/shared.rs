@@ -12,7 +12,6 @@ use crate::connection::{ConnectionInfo, Life};
 pub(super) struct Shared<T, M> {
     pub(super) info: Arc<ConnectionInfo>,
     pub(super) life: Arc<Life>,
-    pub(super) most_frames: usize,
     most_timers: usize,
     /// Room in `items`; none while the output is above its mark. Semaphores are fair: who sends without end keeps nobody waiting for ever.
     pub(super) room: Semaphore,
@@ -89,7 +88,7 @@ impl<T, M> State<T, M> {
         self.crossings & 1 == 1
     }
 
-    /// An item was taken: there is room for another.
+    /// An item is done with: there is room for another.
     pub(super) fn give_room(&mut self, room: &Semaphore) {
         if self.is_above_mark() {
             self.room_held_back += 1;
@@ -131,7 +130,6 @@ impl<T, M> Shared<T, M> {
         Self {
             info,
             life,
-            most_frames,
             most_timers: most_messages,
             room: Semaphore::new(most_frames),
             message_room: Semaphore::new(most_messages),
