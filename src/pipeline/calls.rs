@@ -79,6 +79,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<F>> {
         loop {
+            self.engine.heed_close();
             if self.engine.leaves(Leaves::Requests) {
                 return Poll::Ready(None);
             }

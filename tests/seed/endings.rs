@@ -243,6 +243,30 @@ async fn s4_x04_what_comes_behind_a_closing_reply_in_the_same_packet_is_not_deli
     assert_eq!(served.reason().await, EndReason::ServiceClosed);
 }
 
+#[tokio::test(start_paused = true)]
+async fn s4_x05_what_comes_behind_a_close_from_within_is_not_delivered() {
+    let journal = Journal::default();
+    let noted = journal.clone();
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let noted = noted.clone();
+        ready(Ok::<_, Infallible>(service_fn(move |line: Bytes| {
+            noted.note(text(&line));
+            if &*line == b"quit" {
+                peer.close();
+            }
+            echo(line)
+        })))
+    });
+    let served = serve(Pipeline::new(Lines::default).make_service(make));
+
+    let mut client = served.connect().await;
+    client.send("one\nquit\nafter\n").await;
+    let heard = client.rest().await;
+
+    assert_eq!(heard, ["one", "quit"]);
+    assert_eq!(journal.all(), ["one", "quit"]);
+}
+
 /// Asserts that one connection has ended, for a reason, and that its place is free.
 async fn assert_ended_once(served: &mut Served, reason: EndReason) {
     assert_eq!(served.reason().await, reason);

@@ -169,6 +169,15 @@ where
         Poll::Ready(())
     }
 
+    /// Looks whether the program has closed the connection, which it may have done within the call before.
+    #[inline]
+    pub(in crate::pipeline) fn heed_close(&mut self) {
+        let closed = self.conn.life().signals.is_raised(Signal::Close);
+        if closed && !self.leaves(Leaves::Requests) {
+            self.end(EndReason::ServiceClosed, Leaves::Requests);
+        }
+    }
+
     /// Looks at the signals from outside.
     pub(super) fn heed_signals(&mut self, cx: &mut Context<'_>) {
         let life = self.conn.life();
