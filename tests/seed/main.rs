@@ -9,6 +9,7 @@ mod support;
 mod course;
 mod endings;
 mod own_tests;
+mod pause;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
