@@ -40,6 +40,9 @@ pub mod signal;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
+#[doc = include_str!("../MIGRATION.md")]
+pub mod migration {}
+
 pub use connection::{Address, Connection, ConnectionId, ConnectionInfo};
 pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};

@@ -1,7 +1,7 @@
 //! What a program could do with `POE::Component::Server::TCP` it can do here, and what that got wrong is right.
 //!
 //! `tN_..` is a test of POE's own, carried over; `sN_xM_..` is one of fifteen scenarios, with the number of the experiment that showed how
-//! POE 1.370 behaves in it.
+//! POE 1.370 behaves in it. MIGRATION.md lists both, and which test of another file stands for those that are not here; `table` holds it to that.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,6 +10,7 @@ mod course;
 mod endings;
 mod own_tests;
 mod pause;
+mod table;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
