@@ -16,7 +16,7 @@
 //! redis-benchmark -p 6380 -q -P 32 -t get,set
 //! ```
 //!
-//! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example.
+//! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example. What a request costs, beside redis, stands in the README.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:6380")]
     listen: Vec<String>,
 
-    /// How many threads serve. One, as with redis, needs no synchronisation.
+    /// How many threads serve. Redis has one.
     #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: usize,
 
