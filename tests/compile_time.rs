@@ -33,18 +33,23 @@ use tower_tcp::frame::{
 };
 use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 use tower_tcp::pipeline::{
-    Gone, InFlight, Limits, Made, Multiplexed, OneAtATime, PerCall, PipelineBuilder,
-    PipelineFuture, Shared, Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
+    Buffered, Crossing, Crossings, Event, Gone, InFlight, InvalidWatermarks, Limits, Made,
+    MadeForEvents, Multiplexed, NoTakeover, OnConnect, OnConnectFuture, OnConnectLayer, OnTakeover,
+    OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Rewind, Shared, Shutdown,
+    ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer, Takeover, Timer, TrySendError,
+    Watermarks,
 };
 use tower_tcp::preconnect::{
     Chain, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt, PreConnectFuture,
     PreConnectLayer,
 };
+use tower_tcp::registry::{Broadcast, KeyTaken, Registry, SlowPeer};
 use tower_tcp::testkit::{Connector, MemoryListener};
 use tower_tcp::tls::{ClientCertificates, Tls, TlsBuilder, TlsError, TlsInfo};
 use tower_tcp::{
     Address, BoxError, Connection, ConnectionEnded, ConnectionId, ConnectionInfo, End, EndReason,
-    Error, Handle, Initiator, Peer, Pipeline, Reply, Report, Serve, Server, ServerBuilder,
+    Error, Handle, Initiator, LiveConnection, Peer, Pipeline, Reply, Report, Serve, Server,
+    ServerBuilder,
 };
 
 /// A service of the user's, with nothing that would keep what holds it from anywhere.
@@ -67,6 +72,9 @@ fn what_a_user_keeps_and_passes_on_goes_anywhere() {
     // Whatever the frames and messages are: a handle to a connection holds no more than a queue of them.
     goes_anywhere::<Peer<Bytes>>();
     goes_anywhere::<Peer<Box<dyn FnOnce() + Send>, std::cell::Cell<u8>>>();
+    goes_anywhere::<Registry<String, std::cell::Cell<u8>>>();
+    goes_anywhere::<(Crossings<Bytes>, Timer<Bytes, std::cell::Cell<u8>>)>();
+    goes_anywhere::<LiveConnection>();
     goes_anywhere::<Connection<Socket>>();
     goes_anywhere::<Connection<DuplexStream>>();
 }
@@ -81,6 +89,9 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<BoxError>();
     goes_anywhere::<Panicked>();
     goes_anywhere::<Gone>();
+    goes_anywhere::<TrySendError<Bytes>>();
+    goes_anywhere::<InvalidWatermarks>();
+    goes_anywhere::<KeyTaken>();
     goes_anywhere::<Shutdown>();
     goes_anywhere::<AcceptErrorAction>();
     goes_anywhere::<InvalidEndpoint>();
@@ -100,6 +111,8 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<Endpoint>();
     goes_anywhere::<SocketOptions>();
     goes_anywhere::<Limits>();
+    goes_anywhere::<(Watermarks, Buffered, Crossing)>();
+    goes_anywhere::<(SlowPeer, Broadcast)>();
     goes_anywhere::<Linger>();
     goes_anywhere::<Lines>();
     goes_anywhere::<Block>();
@@ -123,12 +136,16 @@ fn layers_and_their_services_go_where_what_they_wrap_goes() {
     goes_anywhere::<(ConnectionTraceLayer, ConnectionTrace<Plain>)>();
     goes_anywhere::<(PreConnectLayer<Tls>, PreConnect<Tls, Plain>)>();
     goes_anywhere::<(ShutdownOnErrorLayer, ShutdownOnError<Plain>)>();
+    goes_anywhere::<(OnConnectLayer<fn()>, OnConnect<fn(), Plain>)>();
+    goes_anywhere::<(Requests<Plain>, Event<Bytes, Bytes>)>();
+    goes_anywhere::<(OnTakeover<Plain>, NoTakeover, Rewind<Socket>)>();
     goes_anywhere::<Chain<Tls, Plain>>();
     goes_anywhere::<Tls>();
     goes_anywhere::<PipelineBuilder<fn() -> Lines>>();
     // The type of the frames is only named: it need not be `Sync` itself.
     goes_anywhere::<Pipeline<fn() -> Lines, Shared<Plain>, std::cell::Cell<u8>>>();
     goes_anywhere::<Pipeline<fn() -> Lines, Made<Plain>, Bytes, InFlight>>();
+    goes_anywhere::<Pipeline<fn() -> Lines, MadeForEvents<Plain, std::cell::Cell<u8>>, Bytes>>();
     goes_anywhere::<PerCall<Plain>>();
 }
 
@@ -145,7 +162,8 @@ fn what_runs_in_one_task_can_be_sent_there() {
     can_be_sent::<PipelineFuture>();
     can_be_sent::<PreConnectFuture<EndReason>>();
     can_be_sent::<OverflowFuture<PipelineFuture>>();
-    can_be_sent::<Reply<Bytes>>();
+    can_be_sent::<OnConnectFuture<Plain>>();
+    can_be_sent::<(Reply<Bytes>, Takeover<Bytes>)>();
     can_be_sent::<Serve<Sockets, Plain>>();
 }
 
