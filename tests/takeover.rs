@@ -300,6 +300,25 @@ async fn a_close_that_came_before_it_stands() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_close_from_within_the_call_that_asks_for_it_stands() {
+    let make = service_fn(|peer: Peer<Bytes>| {
+        let close = BoxCloneSyncService::new(service_fn(move |_line: Bytes| {
+            peer.close();
+            let over = Reply::from(Bytes::from("go")).takeover();
+            std::future::ready(Ok::<_, BoxError>(over))
+        }));
+        std::future::ready(Ok::<_, Infallible>(close))
+    });
+    let pipeline = Pipeline::new(Lines::default).make_service(make);
+    let mut served = serve(pipeline.on_takeover(service_fn(reverse)));
+
+    let replies = exchange(io(&served).await, "over\nabc").await;
+
+    assert_eq!(replies, "go\n");
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_goes_wrong_in_the_next_service_is_the_reason_of_the_end() {
     let next = service_fn(|mut conn: Connection<Rewind<DuplexStream>>| async move {
         match conn.read_u8().await? {

@@ -17,7 +17,10 @@
 //! reply, and the connection goes on, except for what [`ShutdownOnErrorLayer`] wraps. An error of `poll_ready` always ends it, as
 //! do those of the codec and the make-service, and a panic in any of them. Each ends its own connection only.
 //!
-//! To make a reply of an error is stock tower's work: `map_result`, `map_err` and `then` around the service.
+//! A decoder whose protocol answers bad input gives it out as an item (`Result<Request, Bad>`, as the `redis` example does): an error of the
+//! decoder is for input behind which nothing can be read.
+//!
+//! To make a reply of a service's error is stock tower's work: `map_result`, `map_err` and `then` around the service.
 //!
 //! ```
 //! use bytes::Bytes;

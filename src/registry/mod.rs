@@ -148,7 +148,7 @@ where
         Ok(())
     }
 
-    /// Takes a connection out, which goes on without it.
+    /// Takes a connection out, which goes on without it. What is being broadcast at this moment may still reach it.
     pub fn remove(&self, key: &K) -> Option<Peer<T, M>> {
         let Entered { peer, at_end } = self.remove_if(key, |_| true)?;
         peer.forget(at_end);

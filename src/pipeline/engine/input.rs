@@ -182,12 +182,12 @@ where
     pub(super) fn heed_signals(&mut self, cx: &mut Context<'_>) {
         let life = self.conn.life();
         life.signals.register_engine(cx.waker());
-        if self.is_ending() || !life.signals.any() {
+        if !life.signals.any() {
             return;
         }
-        if life.signals.is_raised(Signal::Close) {
-            self.end(EndReason::ServiceClosed, Leaves::Requests);
-        } else if life.signals.is_raised(Signal::Drain)
+        self.heed_close();
+        if !self.is_ending()
+            && self.conn.is_draining()
             && !matches!(self.drain, Drain::Reading(_))
             && self.input.is_empty()
         {

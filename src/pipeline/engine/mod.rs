@@ -188,6 +188,7 @@ where
 
     /// Has the stream handed over, unless the connection ends already.
     fn take_over(&mut self) {
+        self.heed_close();
         if self.ending.is_none() {
             self.ending = Some(Ending {
                 course: Course::TakeOver,
