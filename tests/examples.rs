@@ -6,7 +6,15 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 6] = ["echo", "multiplexed", "raw", "redis", "stack", "tls_echo"];
+const ALL: [&str; 7] = [
+    "echo",
+    "multiplexed",
+    "raw",
+    "redis",
+    "smtp",
+    "stack",
+    "tls_echo",
+];
 
 #[test]
 fn all_examples_are_driven_here() {

@@ -1,0 +1,215 @@
+//! The codec: lines of commands, and the text of a mail, whichever it is the turn of.
+//!
+//! What it is to read next is told by what it writes: behind a 354 comes a mail, up to its end. So the mode changes between two frames,
+//! and what a client has sent ahead is read the right way.
+
+use std::io;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use memchr::memchr;
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::answer::{Answer, GO_AHEAD};
+use super::command::Command;
+
+/// The longest command, in octets with its ending: 512 (RFC 5321, section 4.5.3.1.4), and what SIZE (26) and 8BITMIME (17) may add to it.
+pub(crate) const MAX_COMMAND: usize = 512 + 26 + 17;
+
+/// The longest line of text, in octets with its ending and without the dot of transparency (RFC 5321, section 4.5.3.1.6).
+pub(crate) const MAX_TEXT_LINE: usize = 1_000;
+
+/// How much text is handed on at once: well below what a pipeline allows a frame.
+const PIECE: usize = 16 * 1024;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A command, or the answer to what is none.
+    Command(Result<Command, Answer>),
+    /// Some of a mail's text, with the dots of transparency taken off.
+    Text(Bytes),
+    /// The mail is at its end, and may be one that cannot be taken.
+    EndOfText(Result<(), Flaw>),
+}
+
+/// Why a text is not to be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// A CR without LF, or an LF without CR. A server behind this one may take it for the end of a line, and with a dot for the end of the
+    /// mail: what follows would be commands that nobody here has seen (SMTP smuggling, CVE-2023-51764).
+    BareLineBreak,
+    LongLine,
+}
+
+/// The codec of one connection.
+#[derive(Debug)]
+pub(crate) struct Smtp {
+    mode: Mode,
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// With how much of the buffer holds no LF, so that no byte is searched twice.
+    Commands(usize),
+    /// A command is too long, and its rest is skipped.
+    Skipping,
+    Text(Text),
+}
+
+impl Default for Smtp {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Commands(0),
+        }
+    }
+}
+
+impl Decoder for Smtp {
+    type Item = Input;
+    type Error = io::Error;
+
+    fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Input>> {
+        match &mut self.mode {
+            Mode::Commands(searched) => {
+                let end = src.len().min(MAX_COMMAND);
+                if let Some(found) = memchr(b'\n', &src[*searched..end]) {
+                    let line = src.split_to(*searched + found + 1);
+                    self.mode = Mode::Commands(0);
+                    return Ok(Some(Input::Command(command(&line))));
+                }
+                *searched = end;
+                if end == MAX_COMMAND {
+                    self.mode = Mode::Skipping;
+                    return self.decode(src);
+                }
+                Ok(None)
+            }
+            Mode::Skipping => {
+                let Some(found) = memchr(b'\n', src) else {
+                    src.clear();
+                    return Ok(None);
+                };
+                src.advance(found + 1);
+                self.mode = Mode::Commands(0);
+                let answer = Answer::new(500, "Line too long");
+                Ok(Some(Input::Command(Err(answer))))
+            }
+            Mode::Text(text) => {
+                let input = text.decode(src);
+                if matches!(input, Some(Input::EndOfText(_))) {
+                    self.mode = Mode::Commands(0);
+                }
+                Ok(input)
+            }
+        }
+    }
+
+    fn decode_eof(&mut self, src: &mut BytesMut) -> io::Result<Option<Input>> {
+        let input = self.decode(src)?;
+        if input.is_none() && matches!(self.mode, Mode::Text(_)) {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the stream ended within a mail",
+            ));
+        }
+        Ok(input)
+    }
+}
+
+/// An LF alone is no ending, but the end of what is answered: whoever sends it would wait for ever.
+fn command(line: &[u8]) -> Result<Command, Answer> {
+    match line.strip_suffix(b"\r\n") {
+        Some(line) => Command::parse(line),
+        None => Err(Answer::new(500, "A line ends with CRLF")),
+    }
+}
+
+impl Encoder<Answer> for Smtp {
+    type Error = io::Error;
+
+    fn encode(&mut self, answer: Answer, dst: &mut BytesMut) -> io::Result<()> {
+        let last = answer.lines.len().saturating_sub(1);
+        for (n, line) in answer.lines.iter().enumerate() {
+            let between = if n < last { '-' } else { ' ' };
+            dst.put_slice(format!("{}{between}{line}\r\n", answer.code).as_bytes());
+        }
+        if answer.code == GO_AHEAD {
+            self.mode = Mode::Text(Text::default());
+        }
+        Ok(())
+    }
+}
+
+/// How far the text of a mail has come.
+#[derive(Debug, Default)]
+struct Text {
+    at: At,
+    /// How long the line is so far.
+    column: usize,
+    flaw: Option<Flaw>,
+}
+
+/// What was read last. Dots and their CR are held back: they may be the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
+    #[default]
+    LineStart,
+    Dot,
+    DotCr,
+    Inside,
+    Cr,
+    End,
+}
+
+impl Text {
+    fn decode(&mut self, src: &mut BytesMut) -> Option<Input> {
+        if self.at != At::End {
+            if src.is_empty() {
+                return None;
+            }
+            let most = src.len().min(PIECE);
+            let mut text = BytesMut::with_capacity(most);
+            let mut read = 0;
+            while read < most && self.at != At::End {
+                self.take(src[read], &mut text);
+                read += 1;
+            }
+            src.advance(read);
+            if self.at != At::End || !text.is_empty() {
+                return Some(Input::Text(text.freeze()));
+            }
+        }
+        Some(Input::EndOfText(self.flaw.map_or(Ok(()), Err)))
+    }
+
+    fn take(&mut self, byte: u8, text: &mut BytesMut) {
+        self.at = match (self.at, byte) {
+            (At::LineStart, b'.') => {
+                self.at = At::Dot;
+                return;
+            }
+            (At::Dot, b'\r') => {
+                self.at = At::DotCr;
+                return;
+            }
+            (At::DotCr, b'\n') => {
+                self.at = At::End;
+                return;
+            }
+            (At::Cr, b'\n') => At::LineStart,
+            (At::Cr | At::DotCr, _) | (_, b'\n') => {
+                self.flaw.get_or_insert(Flaw::BareLineBreak);
+                if byte == b'\r' { At::Cr } else { At::Inside }
+            }
+            (_, b'\r') => At::Cr,
+            _ => At::Inside,
+        };
+        text.put_u8(byte);
+        self.column += 1;
+        if self.column > MAX_TEXT_LINE {
+            self.flaw.get_or_insert(Flaw::LongLine);
+        }
+        if self.at == At::LineStart {
+            self.column = 0;
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! A maildir: each mail is a file, written in `tmp`, and moved to `new` when it is whole. So who reads `new` sees whole mails only, and
+//! nobody has to lock anything.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::TempPath;
+use time::OffsetDateTime;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_blocking;
+
+pub(crate) struct Maildir {
+    dir: PathBuf,
+    /// In file names, where `/` and `:` have meanings of their own.
+    hostname: String,
+    delivered: AtomicU64,
+}
+
+impl Maildir {
+    /// Opens a maildir, and makes it if there is none.
+    pub(crate) fn open(dir: &Path, hostname: &str) -> io::Result<Self> {
+        for sub in ["tmp", "new", "cur"] {
+            std::fs::create_dir_all(dir.join(sub))?;
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            hostname: hostname.replace('/', "\\057").replace(':', "\\072"),
+            delivered: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) async fn begin(&self) -> io::Result<Draft> {
+        let name = self.unique_name();
+        let path = self.dir.join("tmp").join(&name);
+        let mut options = File::options();
+        let file = options.write(true).create_new(true).open(&path).await?;
+        Ok(Draft {
+            file,
+            tmp: TempPath::try_from_path(path)?,
+            new: self.dir.join("new").into(),
+            name,
+        })
+    }
+
+    /// The time, this process, and a number of its own: no two are the same, also not those of other programs that deliver here.
+    fn unique_name(&self) -> String {
+        let now = OffsetDateTime::now_utc();
+        format!(
+            "{}.M{}P{}Q{}.{}",
+            now.unix_timestamp(),
+            now.microsecond(),
+            std::process::id(),
+            self.delivered.fetch_add(1, Ordering::Relaxed),
+            self.hostname
+        )
+    }
+}
+
+pub(crate) struct Draft {
+    file: File,
+    /// Removed when it is dropped.
+    tmp: TempPath,
+    new: Arc<Path>,
+    name: String,
+}
+
+impl Draft {
+    pub(crate) async fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        self.file.write_all(text).await
+    }
+
+    /// The client forgets its mail when it is told 250, and from then on it is ours to lose (RFC 5321, section 6.1). So before that it is on
+    /// the disk: the file, and then its name.
+    pub(crate) async fn keep(mut self) -> io::Result<()> {
+        self.file.flush().await?;
+        self.file.sync_all().await?;
+        let Self { tmp, new, name, .. } = self;
+        let (from, to) = (tmp, new.join(name));
+        spawn_blocking(move || from.persist_noclobber(to)).await??;
+        File::open(&new).await?.sync_all().await
+    }
+}

@@ -1,0 +1,190 @@
+//! Receives mail, and shows how to write a protocol that has states with this library: a file for each idea.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `command.rs`, `answer.rs` | what a client asks, and what it is told |
+//! | `codec.rs` | the two as lines, and the text of a mail between them: a codec with modes |
+//! | `session.rs` | what may be said when: the request service of one connection |
+//! | `service.rs` | two pipelines, and STARTTLS between them |
+//! | `store.rs`, `memory.rs`, `maildir.rs` | where mails are kept; know nothing of connections |
+//! | `main.rs` | the stack, and how sessions are told to leave |
+//!
+//! ```sh
+//! cargo run --example smtp -- --maildir /tmp/mails
+//! swaks --server 127.0.0.1:2525 --to you@example.com --tls
+//! openssl s_client -quiet -starttls smtp -crlf -connect 127.0.0.1:2525
+//! ```
+//!
+//! It keeps mail for everybody, and passes none on: it is an example.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::bind::Socket;
+use tower_tcp::close::Linger;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{BoxError, Connection, Handle, Server};
+use tracing_subscriber::EnvFilter;
+
+use maildir::Maildir;
+use memory::Memory;
+use session::Shared;
+use store::Store;
+
+mod answer;
+mod codec;
+mod command;
+mod maildir;
+mod memory;
+mod service;
+mod session;
+mod store;
+
+/// In memory there is room for so many mails of the largest size, those that are coming in included; the oldest make room for new ones.
+const LARGEST_IN_MEMORY: usize = 4;
+
+/// How long the mails that are coming in may take at a shutdown.
+const LEAVING: Duration = Duration::from_secs(30);
+
+/// Receives mail, into memory or a maildir.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:2525")]
+    listen: Vec<String>,
+
+    /// A maildir to deliver to; it is made if there is none. Without, the last mails are kept in memory.
+    #[arg(long)]
+    maildir: Option<PathBuf>,
+
+    /// The largest mail, in octets.
+    #[arg(long, default_value_t = 25_000_000)]
+    max_size: u32,
+
+    /// What the server calls itself.
+    #[arg(long, default_value = "localhost")]
+    hostname: String,
+
+    /// The certificate and those it depends on, in PEM. Without, one is made that nobody has a reason to trust.
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM.
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
+
+    /// How many connections may be open at the same time; those beyond are told, and closed.
+    #[arg(long, default_value_t = 1_000)]
+    max_connections: usize,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+
+    let own = tempfile::tempdir()?; // removed at the end
+    let (cert, key) = match args.cert.zip(args.key) {
+        Some(given) => given,
+        None => self_signed(&own, &args.hostname)?,
+    };
+    let tls = Tls::builder().pem_files(cert, key).build()?;
+    let memory = Memory::new(LARGEST_IN_MEMORY * args.max_size as usize);
+    let store = match &args.maildir {
+        Some(dir) => Store::Maildir(Maildir::open(dir, &args.hostname)?),
+        None => Store::Memory(memory.clone()),
+    };
+    let shared = Arc::new(Shared::new(args.hostname, args.max_size.into(), store));
+
+    let limit = ConnectionLimit::new(args.max_connections);
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .layer(limit.layer().overflow(service_fn(refuse)))
+        .service(service::smtp::<Socket>(Arc::clone(&shared), tls));
+
+    let server = Server::builder()
+        .name("smtp")
+        .limit(ConnectionLimit::unlimited()); // the one in the stack is enough
+    let server = args
+        .listen
+        .into_iter()
+        .fold(server, |server, at| server.listen(at));
+    let server = server.bind().await?;
+    let signals = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tokio::spawn(shut_down(signals, server.handle(), shared));
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+        println!("try: swaks --server {address} --to you@example.com --tls");
+    }
+    let report = server.serve(stack).await?;
+    if args.maildir.is_none() {
+        println!("{} mails were in memory", memory.mails().len());
+    }
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
+    Ok(())
+}
+
+/// At the first signal nobody else is let in, the mails that are coming in are taken, and every client is told 421. At the second the rest
+/// is cut off.
+///
+/// A drain of the library's would be as orderly, but closes without a word: it does not know what this protocol says then.
+async fn shut_down(
+    (mut terminate, mut interrupt): (Signal, Signal),
+    handle: Handle,
+    shared: Arc<Shared>,
+) {
+    signalled(&mut terminate, &mut interrupt).await;
+    handle.pause();
+    tokio::select! {
+        () = shared.leave() => {}
+        () = tokio::time::sleep(LEAVING) => {}
+        () = signalled(&mut terminate, &mut interrupt) => return handle.abort(),
+    }
+    handle.shutdown();
+    tokio::select! {
+        _ = handle.closed() => {}
+        () = signalled(&mut terminate, &mut interrupt) => handle.abort(),
+    }
+}
+
+async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Tells one over the limit.
+async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
+    conn.write_all(b"421 Too many connections, come back later\r\n")
+        .await?;
+    conn.close(Linger::default()).await?;
+    Ok(())
+}
+
+/// Makes a certificate that nobody has a reason to trust.
+fn self_signed(dir: &TempDir, hostname: &str) -> Result<(PathBuf, PathBuf), BoxError> {
+    let made = rcgen::generate_simple_self_signed([hostname.to_owned()])?;
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem())?;
+    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    Ok((cert, key))
+}

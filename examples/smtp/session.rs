@@ -1,0 +1,348 @@
+//! One client's session: what it may say when, and what it is answered (RFC 5321, section 4).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+use tower_tcp::pipeline::Event;
+use tower_tcp::registry::{KeyTaken, Registry};
+use tower_tcp::{ConnectionId, Peer, Reply};
+
+use super::answer::{Answer, GO_AHEAD};
+use super::codec::{Flaw, Input};
+use super::command::Command;
+use super::store::{Draft, Store};
+
+/// How many recipients a mail may have: as many as must be allowed (RFC 5321, section 4.5.3.1.8).
+pub(crate) const MAX_RECIPIENTS: usize = 100;
+
+/// How many mistakes a client may make: more than a confused one does, and few for one that looks for holes.
+pub(crate) const MAX_MISTAKES: usize = 10;
+
+/// What all sessions know.
+pub(crate) struct Shared {
+    pub(crate) hostname: String,
+    /// The largest mail, in octets.
+    pub(crate) max_size: u64,
+    pub(crate) store: Store,
+    sessions: Registry<ConnectionId, Answer, Leave>,
+    leaving: AtomicBool,
+}
+
+/// The message to a session that it is time to leave: at once, or behind the mail that is coming in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leave;
+
+impl Shared {
+    pub(crate) fn new(hostname: String, max_size: u64, store: Store) -> Self {
+        Self {
+            hostname,
+            max_size,
+            store,
+            sessions: Registry::new(),
+            leaving: AtomicBool::new(false),
+        }
+    }
+
+    /// Has all sessions leave, and waits until they have.
+    pub(crate) async fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        let sessions: Vec<_> = self.sessions.iter().map(|(_, peer)| peer).collect();
+        for peer in &sessions {
+            let _told_or_gone = peer.try_message(Leave);
+        }
+        for peer in &sessions {
+            peer.closed().await;
+        }
+    }
+
+    /// Enters a session, in the place of the one that its connection had before TLS.
+    fn enter(&self, peer: &Peer<Answer, Leave>) -> Result<(), KeyTaken> {
+        let id = peer.info().id();
+        drop(self.sessions.remove(&id));
+        self.sessions.insert(id, peer)?;
+        // Behind the entry: whoever looked through the entries before it has said so before.
+        if self.leaving.load(Ordering::SeqCst) {
+            let _told_or_gone = peer.try_message(Leave);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    client: Client,
+    transaction: Transaction,
+    mistakes: usize,
+    leaving: bool,
+}
+
+/// What is known of the client.
+struct Client {
+    address: String,
+    secured: bool,
+    hello: Option<Hello>,
+}
+
+struct Hello {
+    name: String,
+    extended: bool,
+}
+
+enum Transaction {
+    None,
+    Begun {
+        from: String,
+        to: Vec<String>,
+    },
+    /// The mail is coming in, to be kept or for nothing: why not is said at its end.
+    Text {
+        draft: Result<Draft, Answer>,
+        size: u64,
+    },
+}
+
+impl Session {
+    /// Begins a session.
+    ///
+    /// # Errors
+    ///
+    /// Never: the key is the connection's own.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        peer: &Peer<Answer, Leave>,
+        secured: bool,
+    ) -> Result<Self, KeyTaken> {
+        shared.enter(peer)?;
+        let address = peer.info().peer();
+        let client = Client {
+            address: address
+                .tcp()
+                .map_or_else(|| address.to_string(), |addr| addr.ip().to_string()),
+            secured,
+            hello: None,
+        };
+        Ok(Self {
+            shared,
+            client,
+            transaction: Transaction::None,
+            mistakes: 0,
+            leaving: false,
+        })
+    }
+
+    pub(crate) async fn on(&mut self, event: Event<Input, Leave>) -> Reply<Answer> {
+        let quits = event == Event::Request(Input::Command(Ok(Command::Quit)));
+        let answer = match event {
+            Event::Request(Input::Command(Ok(command))) => Some(self.command(command).await),
+            Event::Request(Input::Command(Err(answer))) => Some(answer),
+            Event::Request(Input::Text(text)) => {
+                self.text(text).await;
+                None
+            }
+            Event::Request(Input::EndOfText(end)) => Some(self.end_of_text(end).await),
+            Event::Message(Leave) => {
+                self.leaving = true;
+                None
+            }
+        };
+        if answer.as_ref().is_some_and(is_mistake) {
+            self.mistakes += 1;
+        }
+        let farewell = if self.mistakes >= MAX_MISTAKES {
+            Some(Answer::new(421, "Too many mistakes"))
+        } else if self.leaving && !matches!(self.transaction, Transaction::Text { .. }) {
+            Some(Answer::new(421, "Closing down, come back later"))
+        } else {
+            None
+        };
+        if quits || farewell.is_some() {
+            Reply::from(Vec::from_iter(answer.into_iter().chain(farewell))).close()
+        } else {
+            answer.into()
+        }
+    }
+
+    async fn command(&mut self, command: Command) -> Answer {
+        match command {
+            Command::Hello { client, extended } => self.hello(client, extended),
+            Command::Mail { from, size } => self.mail(from, size),
+            Command::Recipient(to) => self.recipient(to),
+            Command::Data => self.data().await,
+            Command::Reset => {
+                self.transaction = Transaction::None;
+                Answer::new(250, "OK")
+            }
+            // Whether somebody is here is not told to strangers (RFC 5321, section 7.3).
+            Command::Verify => Answer::new(252, "Send a mail, and see"),
+            Command::Help => Answer::new(214, "RFC 5321"),
+            Command::Noop => Answer::new(250, "OK"),
+            // Where it is possible, it does not come here.
+            Command::StartTls => out_of_order("TLS is on"),
+            Command::Quit => Answer::new(221, "Bye"),
+        }
+    }
+
+    fn hello(&mut self, name: String, extended: bool) -> Answer {
+        self.transaction = Transaction::None;
+        let answer = Answer::new(250, format!("{} greets {name}", self.shared.hostname));
+        self.client.hello = Some(Hello { name, extended });
+        if !extended {
+            return answer;
+        }
+        let answer = answer
+            .line("PIPELINING")
+            .line(format!("SIZE {}", self.shared.max_size))
+            .line("8BITMIME")
+            .line("HELP");
+        if self.client.secured {
+            answer
+        } else {
+            answer.line("STARTTLS")
+        }
+    }
+
+    fn mail(&mut self, from: String, size: Option<u64>) -> Answer {
+        if self.client.hello.is_none() {
+            return out_of_order("EHLO first");
+        }
+        if !matches!(self.transaction, Transaction::None) {
+            return out_of_order("A mail is begun already");
+        }
+        if size.is_some_and(|size| size > self.shared.max_size) {
+            return too_large();
+        }
+        self.transaction = Transaction::Begun {
+            from,
+            to: Vec::new(),
+        };
+        Answer::new(250, "OK")
+    }
+
+    fn recipient(&mut self, recipient: String) -> Answer {
+        let Transaction::Begun { to, .. } = &mut self.transaction else {
+            return out_of_order("MAIL first");
+        };
+        if to.len() >= MAX_RECIPIENTS {
+            return Answer::new(452, "Too many recipients");
+        }
+        to.push(recipient);
+        Answer::new(250, "OK")
+    }
+
+    async fn data(&mut self) -> Answer {
+        let Transaction::Begun { from, to } = &self.transaction else {
+            return out_of_order("MAIL first");
+        };
+        if to.is_empty() {
+            // A client that pipelines learns here that nobody was accepted (RFC 5321, section 3.3).
+            return Answer::new(554, "No recipients");
+        }
+        let header = self.client.header(from, to, &self.shared.hostname);
+        let draft = async {
+            let mut draft = self.shared.store.begin().await?;
+            draft.write(header.into()).await?;
+            Ok(draft)
+        };
+        match draft.await {
+            Ok(draft) => {
+                self.transaction = Transaction::Text {
+                    draft: Ok(draft),
+                    size: 0,
+                };
+                Answer::new(GO_AHEAD, "Go ahead, to the end: CRLF.CRLF")
+            }
+            Err(err) => failed(&err),
+        }
+    }
+
+    async fn text(&mut self, text: Bytes) {
+        let Transaction::Text { draft, size } = &mut self.transaction else {
+            return;
+        };
+        *size += text.len() as u64;
+        let Ok(writing) = draft else {
+            return;
+        };
+        if *size > self.shared.max_size {
+            *draft = Err(too_large());
+        } else if let Err(err) = writing.write(text).await {
+            *draft = Err(failed(&err));
+        }
+    }
+
+    async fn end_of_text(&mut self, end: Result<(), Flaw>) -> Answer {
+        let transaction = std::mem::replace(&mut self.transaction, Transaction::None);
+        let Transaction::Text { draft, .. } = transaction else {
+            return out_of_order("DATA first");
+        };
+        if let Err(flaw) = end {
+            return Answer::new(
+                554,
+                match flaw {
+                    Flaw::BareLineBreak => "Lines end with CRLF, and have neither within",
+                    Flaw::LongLine => "A line is longer than 1000 octets",
+                },
+            );
+        }
+        let draft = match draft {
+            Ok(draft) => draft,
+            Err(answer) => return answer,
+        };
+        match draft.keep().await {
+            Ok(()) => Answer::new(250, "OK, kept"),
+            Err(err) => failed(&err),
+        }
+    }
+}
+
+impl Client {
+    /// The lines that a server has to put in front of a mail (RFC 5321, section 4.4), and whom it was for.
+    fn header(&self, from: &str, to: &[String], hostname: &str) -> String {
+        let (name, extended) = match &self.hello {
+            Some(hello) => (hello.name.as_str(), hello.extended),
+            None => ("unknown", false),
+        };
+        let protocol = match (extended, self.secured) {
+            (false, _) => "SMTP",
+            (true, false) => "ESMTP",
+            (true, true) => "ESMTPS",
+        };
+        // It fails beyond the year 9999 only.
+        let date = OffsetDateTime::now_utc()
+            .format(&Rfc2822)
+            .unwrap_or_default();
+        let address = &self.address;
+        let mut header = format!("Return-Path: <{from}>\r\n");
+        for to in to {
+            header += &format!("Delivered-To: {to}\r\n");
+        }
+        header += &format!(
+            "Received: from {name} ([{address}])\r\n\tby {hostname} with {protocol}; {date}\r\n"
+        );
+        header
+    }
+}
+
+fn is_mistake(answer: &Answer) -> bool {
+    matches!(answer.code, 500..=504 | 555)
+}
+
+fn out_of_order(first: &'static str) -> Answer {
+    Answer::new(503, first)
+}
+
+fn too_large() -> Answer {
+    Answer::new(552, "Larger than a mail may be")
+}
+
+fn failed(err: &io::Error) -> Answer {
+    if err.kind() == io::ErrorKind::StorageFull {
+        return Answer::new(452, "No room now, come back later");
+    }
+    tracing::warn!(error = %err, "mail.not_kept");
+    Answer::new(451, "Cannot keep it, come back later")
+}
