@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::Limits;
+use tower_tcp::pipeline::{Event, Limits};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
 
 use support::{Served, serve, serve_stream, settled};
@@ -297,4 +297,30 @@ impl tokio_util::codec::Encoder<Bytes> for Empty {
     fn encode(&mut self, _frame: Bytes, _buf: &mut bytes::BytesMut) -> io::Result<()> {
         Ok(())
     }
+}
+
+// A timer that was due while the service was busy was not among the messages that were dropped at the end.
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_that_is_due_and_not_delivered_is_a_message_that_was_dropped() {
+    let make = service_fn(|peer: Peer<Bytes, u8>| async move {
+        Ok::<_, Infallible>(service_fn(move |_event: Event<Bytes, u8>| {
+            let peer = peer.clone();
+            async move {
+                for after in [1, 2, 3600] {
+                    let after = Duration::from_secs(after);
+                    peer.message_after(after, 0).expect("there is room");
+                }
+                sleep(Duration::from_secs(5)).await;
+                Ok::<_, Infallible>(Reply::from(Bytes::from("bye")).close())
+            }
+        }))
+    });
+    let mut server = serve(Pipeline::new(Lines::default).make_event_service(make));
+    let mut client = server.connect().await;
+
+    assert_eq!(client.ask("go").await, "bye");
+    drop(client);
+
+    assert_eq!(server.ended().await.messages_dropped(), 2);
 }

@@ -227,7 +227,8 @@ impl<T, M> Shared<T, M> {
         self.message_room.close();
     }
 
-    /// Says that nothing more will be written or delivered, and drops what was not. Returns how many messages that were.
+    /// Says that nothing more will be written or delivered, and drops what was not. Returns how many messages that were: a timer
+    /// that is due is one.
     pub(super) fn end(&self) -> usize {
         self.refuse();
         let (items, flushes, messages, timers) = {
@@ -240,7 +241,9 @@ impl<T, M> Shared<T, M> {
                 std::mem::take(&mut state.timers),
             )
         };
-        let undelivered = messages.len();
+        let now = Instant::now();
+        let due = timers.keys().take_while(|(due, _)| *due <= now).count();
+        let undelivered = messages.len() + due;
         // The user's types are dropped without the lock: they may come back for it.
         drop((items, flushes, messages, timers));
         self.changed.notify_waiters();
