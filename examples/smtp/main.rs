@@ -129,7 +129,11 @@ async fn main() -> Result<(), BoxError> {
     tokio::spawn(shut_down(signals, server.handle(), shared));
     for address in server.handle().addresses() {
         println!("listening on {address}");
-        let how = if address.tcp().is_some() { "server" } else { "socket" };
+        let how = if address.tcp().is_some() {
+            "server"
+        } else {
+            "socket"
+        };
         let at = address.to_string();
         let at = at.trim_start_matches("unix:");
         println!("try: swaks --{how} {at} --to you@example.com --tls");
