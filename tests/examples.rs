@@ -6,7 +6,8 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 7] = [
+const ALL: [&str; 8] = [
+    "chat",
     "echo",
     "multiplexed",
     "raw",

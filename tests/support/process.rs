@@ -140,6 +140,20 @@ impl Example {
         }
     }
 
+    /// Returns the lines of the log so far that have all the words in them.
+    pub(crate) fn so_far(&self, words: &[&str]) -> Vec<String> {
+        having(&lines(&self.log), words)
+    }
+
+    /// Returns how much memory it has in use, in KiB, as the system counts.
+    pub(crate) fn resident(&self) -> usize {
+        let pid = self.child.id().expect("it was not waited for");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        kib.expect("the system says so").parse().expect("a number")
+    }
+
     /// Waits for it to end by itself.
     pub(crate) async fn ended(mut self) -> Ended {
         let mut said = self.said;

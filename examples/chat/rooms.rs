@@ -1,0 +1,149 @@
+//! Who is there, and where: one registry of all names, and one for each room.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tower_tcp::registry::{Registry, SlowPeer};
+
+use crate::session::{Message, Peer};
+
+/// The longest name of a member or a room: two of them leave room for words on a line of a terminal.
+const MAX_NAME: usize = 20;
+/// How many rooms there may be: what `/rooms` lists can still be read.
+const MAX_ROOMS: usize = 100;
+
+/// The name of a member or a room. Of a few characters only, so that none can be mistaken for another or for words of the server.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Name(Arc<str>);
+
+impl Name {
+    pub(crate) fn new(name: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if (1..=MAX_NAME).contains(&name.len()) && name.chars().all(allowed) {
+            Ok(Self(name.into()))
+        } else {
+            Err(format!(
+                "a name is of 1 to {MAX_NAME} letters, digits, - and _"
+            ))
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// All that the sessions share.
+pub(crate) struct Chat {
+    pub(crate) names: Registry<Name, Bytes, Message>,
+    rooms: Mutex<BTreeMap<Name, Room>>,
+    admins: Vec<Name>,
+}
+
+/// The members in a room. It is there as long as one is in it.
+#[derive(Clone, Default)]
+pub(crate) struct Room {
+    members: Registry<Seat, Bytes, Message>,
+    /// The number of the next seat.
+    next: u64,
+}
+
+/// A place in a room: they are numbered as they are taken, so the first is the one who is there for longest.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Seat {
+    number: u64,
+    pub(crate) name: Name,
+}
+
+impl Room {
+    /// Returns who is here, the first one first.
+    pub(crate) fn seats(&self) -> Vec<Seat> {
+        let mut seats: Vec<_> = self.members.iter().map(|(seat, _)| seat).collect();
+        seats.sort();
+        seats
+    }
+
+    /// Says something to all but one. Who does not read is dropped, so this waits for nobody.
+    pub(crate) async fn say(&self, line: String, but: &Seat) {
+        let others = |seat: &Seat, _: &Peer| seat != but;
+        self.members
+            .broadcast(line.into(), others, SlowPeer::Close)
+            .await;
+    }
+}
+
+/// Where a member is.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) name: Name,
+    pub(crate) room: Room,
+    pub(crate) seat: Seat,
+}
+
+impl Chat {
+    pub(crate) fn new(admins: Vec<Name>) -> Self {
+        Self {
+            names: Registry::new(),
+            rooms: Mutex::default(),
+            admins,
+        }
+    }
+
+    pub(crate) fn is_admin(&self, name: &Name) -> bool {
+        self.admins.contains(name)
+    }
+
+    pub(crate) fn member(&self, name: &Name) -> Result<Peer, String> {
+        let peer = self.names.get(name);
+        peer.ok_or_else(|| format!("there is no {name}"))
+    }
+
+    pub(crate) fn list(&self) -> String {
+        let rooms = self.rooms();
+        let rooms = rooms
+            .iter()
+            .map(|(name, room)| format!(" {name} ({})", room.members.len()));
+        format!("* rooms:{}", rooms.collect::<String>())
+    }
+
+    /// Gives a member a seat in a room, which is opened if there is none of the name.
+    pub(crate) fn seat(&self, name: Name, member: Name, peer: &Peer) -> Result<Place, String> {
+        let mut rooms = self.rooms();
+        if rooms.len() == MAX_ROOMS && !rooms.contains_key(&name) {
+            return Err(format!(
+                "there are {MAX_ROOMS} rooms already; join one of them"
+            ));
+        }
+        let room = rooms.entry(name.clone()).or_default();
+        let seat = Seat {
+            number: room.next,
+            name: member,
+        };
+        room.next += 1;
+        let seated = room.members.insert(seat.clone(), peer);
+        seated.expect("a number is given once");
+        let room = room.clone();
+        Ok(Place { name, room, seat })
+    }
+
+    /// Gives up a seat, and the room if that was the last one; those who stay are told how.
+    pub(crate) async fn leave(&self, Place { name, room, seat }: Place, how: &str) {
+        {
+            // Under the lock, so that nobody sits down in a room that is given up.
+            let mut rooms = self.rooms();
+            room.members.remove(&seat);
+            if room.members.is_empty() {
+                rooms.remove(&name);
+            }
+        }
+        room.say(format!("* {} {how}", seat.name), &seat).await;
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, BTreeMap<Name, Room>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
