@@ -6,7 +6,7 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "chat",
     "echo",
     "multiplexed",
@@ -14,6 +14,7 @@ const ALL: [&str; 8] = [
     "redis",
     "smtp",
     "stack",
+    "tail",
     "tls_echo",
 ];
 
