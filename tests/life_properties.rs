@@ -460,6 +460,12 @@ impl Log {
         }
     }
 
+    /// Returns whether all requests were, or will never be.
+    fn all_is_delivered(&self, leg: usize) -> bool {
+        let delivered = self.legs.get(leg).map_or(0, |leg| leg.delivered.len());
+        delivered == self.sent[leg].len() || !self.ends.is_empty()
+    }
+
     fn wrote(&mut self, bytes: usize) {
         if let Some(leg) = self.legs.last_mut() {
             leg.written += bytes as u64;
@@ -528,6 +534,8 @@ struct Message {
     of: usize,
     n: usize,
     due: Option<Instant>,
+    /// The mode that its reply changes to.
+    block: usize,
     settled: bool,
 }
 
@@ -540,6 +548,7 @@ impl Message {
             of,
             n,
             due,
+            block: 0,
             settled: false,
         }
     }
@@ -560,7 +569,7 @@ impl Message {
             }
         }
         drop(log);
-        (self.of, self.n)
+        (self.n, self.block)
     }
 }
 
@@ -641,7 +650,8 @@ impl Service<Event<Request, Message>> for Worker {
         Box::pin(async move {
             match (request, message) {
                 (Some(Request::Command(command)), _) => work.command(&command).await,
-                (_, Some((_, n))) if n.is_multiple_of(3) => Ok(work.finish(1, Then::GoOn)),
+                (_, Some((_, block))) if block > 0 => Ok(work.change_mode(block)),
+                (_, Some((n, _))) if n.is_multiple_of(3) => Ok(work.finish(1, Then::GoOn)),
                 (_, Some(_)) => Ok(work.finish(0, Then::GoOn)),
                 _ => Ok(work.finish(1, Then::GoOn)),
             }
@@ -701,14 +711,15 @@ impl Work {
                 }
                 Ok(self.finish(1, Then::GoOn))
             }
-            "mode" => {
-                let mut answer = self.settle(1, Then::GoOn);
-                let mut out = conn.out(*leg, answer.remove(0));
-                out.block = n;
-                Ok(Answer {
-                    reply: out.into(),
-                    then: Then::GoOn,
-                })
+            "mode" => Ok(self.change_mode(n)),
+            "later" => {
+                let mut message = Message::new(conn, *leg, 0, self.call, None);
+                message.block = n;
+                let Err(refused) = self.peer.try_message(message) else {
+                    return Ok(self.finish(0, Then::GoOn));
+                };
+                refused.into_inner().settle();
+                Ok(self.change_mode(n))
             }
             "takeover" => Ok(self.finish(1, Then::TakeOver)),
             other => panic!("{other:?} was never sent"),
@@ -753,6 +764,17 @@ impl Work {
             reply = reply.close();
         }
         Answer { reply, then }
+    }
+
+    /// Answers with a frame behind which so many bytes are the next request.
+    fn change_mode(&self, block: usize) -> Answer {
+        let Running { conn, leg } = &self.running;
+        let mut out = conn.out(*leg, self.settle(1, Then::GoOn).remove(0));
+        out.block = block;
+        Answer {
+            reply: out.into(),
+            then: Then::GoOn,
+        }
     }
 
     fn streamed(&self, tags: Vec<Tag>, delay: Duration, breaks: bool) -> Answer {
@@ -1061,7 +1083,8 @@ async fn ask_to_the_end(conn: &Conn, mut write: WriteHalf<DuplexStream>, random:
                 36..42 => ("stream", random.size(5)),
                 42..46 => ("push", random.size(5)),
                 46..50 => ("pause", random.size(5)),
-                50..54 if one_at_a_time => ("mode", 1 + random.size(100)),
+                50..53 if one_at_a_time => ("mode", 1 + random.size(100)),
+                53 if one_at_a_time => ("later", 1 + random.size(100)),
                 54..56 if one_at_a_time => ("takeover", 0),
                 56 => ("close", random.size(3)),
                 57 => ("fail", 0),
@@ -1080,6 +1103,18 @@ async fn ask_to_the_end(conn: &Conn, mut write: WriteHalf<DuplexStream>, random:
                     .collect();
                 bytes.extend(&block);
                 conn.log().sent[leg].push(Request::Block(block));
+            }
+            if what == "later" {
+                // No whole frame of the old mode, which it is read in at first.
+                let block = vec![0xff; times];
+                bytes.extend(&block);
+                conn.log().sent[leg].push(Request::Block(block));
+                if write.write_all(&std::mem::take(&mut bytes)).await.is_err() {
+                    return;
+                }
+                while !conn.log().all_is_delivered(leg) {
+                    sleep(STEP).await;
+                }
             }
             if what == "takeover" {
                 leg = if conn.case.two_legs { leg + 1 } else { RAW };
