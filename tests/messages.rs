@@ -293,6 +293,47 @@ async fn one_who_waits_for_room_learns_of_the_end() {
     drop(client);
 }
 
+/// A message that does not go quietly.
+struct Panics;
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "panicked as told");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_panics_when_it_is_dropped_is_counted_and_keeps_nobody_waiting() {
+    let (tell, mut peers) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes, Panics>| {
+        tell.try_send(peer).expect("there is room");
+        let hang = service_fn(|_event: Event<Bytes, Panics>| {
+            std::future::pending::<Result<Bytes, BoxError>>()
+        });
+        std::future::ready(Ok::<_, Infallible>(hang))
+    });
+    let mut served = serve(Pipeline::new(Lines::default).make_event_service(make));
+    let mut client = served.connect().await;
+    let peer: Peer<Bytes, Panics> = peers.recv().await.expect("it is served");
+    client.send("hang\n").await;
+    settled().await;
+    peer.message(Panics).await.expect("there is room");
+    let mut crossings = peer.crossings();
+    let waiting = tokio::spawn(async move { crossings.next().await });
+    settled().await;
+
+    peer.abort();
+
+    let end = served.ended().await;
+    assert_eq!(end.messages_dropped(), 1);
+    let waited = timeout(Duration::from_secs(1), waiting).await;
+    assert_eq!(
+        waited.expect("it is told").expect("it does not panic"),
+        None
+    );
+    drop(client);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_idle_whatever_messages_it_gets() {
     // The peer has said nothing: the program talking to itself does not keep it.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Limits, Made};
+use tower_tcp::pipeline::{Limits, Made, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
@@ -238,6 +238,33 @@ async fn all_hear(quick: &mut [Client<DuplexStream>]) {
         let heard = timeout(Duration::from_secs(1), client.line()).await;
         assert_eq!(heard.expect("it is not held up"), "hi");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_wait_for_a_flush_make_no_broadcast_wait() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let _stalled = enter(&served, "stalled").await;
+    let peer = names.get(&"stalled".to_owned()).expect("it is in");
+    peer.set_watermarks(Watermarks::below(1 << 20));
+    // As much as the pipe holds, and half of the mark.
+    let stuffed = peer.send("x".repeat(600 * 1024).into());
+    stuffed.await.expect("it is open");
+    settled().await;
+    let mut waiting = Vec::new();
+    for _ in 0..64 {
+        let peer = peer.clone();
+        waiting.push(tokio::spawn(async move { peer.flushed().await }));
+    }
+    settled().await;
+
+    for _ in 0..64 {
+        let broadcast = names.broadcast("hi".into(), |_, _| true, SlowPeer::Skip);
+        let sent = timeout(Duration::from_secs(1), broadcast).await;
+        assert_eq!(sent.expect("it is not held up").sent(), 1);
+    }
+
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -300,6 +300,46 @@ async fn a_close_that_came_before_it_stands() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_close_by_the_old_peer_is_a_drain_to_a_raw_service() {
+    let (tell, mut peers) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        tell.try_send(peer).expect("there is room");
+        let echo = BoxCloneSyncService::new(service_fn(echo_or_over));
+        std::future::ready(Ok::<_, Infallible>(echo))
+    });
+    let next = service_fn(|mut conn: Connection<Rewind<DuplexStream>>| async move {
+        conn.draining().await;
+        conn.write_all(b"bye").await?;
+        Ok::<_, BoxError>(())
+    });
+    let pipeline = Pipeline::new(Lines::default).make_service(make);
+    let mut served = serve(pipeline.on_takeover(next));
+    let mut client = served.connect().await;
+    let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
+    assert_eq!(client.ask("over").await, "go");
+    assert!(client.hears_nothing().await);
+
+    peer.close();
+
+    assert_eq!(client.rest().await, ["bye"]);
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_next_service_that_is_never_ready_has_ten_seconds() {
+    let next = ServiceBuilder::new()
+        .concurrency_limit(0)
+        .service(service_fn(reverse));
+    let mut served = serve(taken_over_by!(next));
+    let mut client = served.connect().await;
+    assert_eq!(client.ask("over").await, "go");
+    let begun = tokio::time::Instant::now();
+
+    assert_eq!(served.reason().await, EndReason::MakeServiceError);
+    assert_eq!(begun.elapsed().as_secs(), 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_from_within_the_call_that_asks_for_it_stands() {
     let make = service_fn(|peer: Peer<Bytes>| {
         let close = BoxCloneSyncService::new(service_fn(move |_line: Bytes| {

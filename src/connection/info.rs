@@ -35,22 +35,35 @@ impl fmt::Display for ConnectionId {
 /// `tls` feature its `TlsInfo`, yours whatever you like.
 #[derive(Clone)]
 pub struct ConnectionInfo {
-    id: ConnectionId,
-    peer: Address,
-    local: Address,
-    accepted_at: Instant,
+    origin: Arc<Origin>,
     facts: Vec<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What is known at accept.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: Address,
+    pub(crate) local: Address,
+    pub(crate) accepted_at: Instant,
 }
 
 impl ConnectionInfo {
     pub(super) fn new(peer: Address, local: Address) -> Self {
-        Self {
+        let origin = Origin {
             id: ConnectionId::next(),
             peer,
             local,
             accepted_at: Instant::now(),
+        };
+        Self {
+            origin: Arc::new(origin),
             facts: Vec::new(),
         }
+    }
+
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
     }
 
     pub(super) fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
@@ -59,22 +72,22 @@ impl ConnectionInfo {
 
     /// Returns the connection's number.
     pub fn id(&self) -> ConnectionId {
-        self.id
+        self.origin.id
     }
 
     /// Returns the address of the socket's other end.
     pub fn peer(&self) -> &Address {
-        &self.peer
+        &self.origin.peer
     }
 
     /// Returns the address the peer connected to.
     pub fn local(&self) -> &Address {
-        &self.local
+        &self.origin.local
     }
 
     /// Returns when the connection was accepted.
     pub fn accepted_at(&self) -> Instant {
-        self.accepted_at
+        self.origin.accepted_at
     }
 
     /// Returns what a hook has learned, by its type.
@@ -86,9 +99,9 @@ impl ConnectionInfo {
 impl fmt::Debug for ConnectionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionInfo")
-            .field("id", &self.id)
-            .field("peer", &self.peer)
-            .field("local", &self.local)
+            .field("id", &self.id())
+            .field("peer", self.peer())
+            .field("local", self.local())
             .finish_non_exhaustive()
     }
 }

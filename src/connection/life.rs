@@ -1,10 +1,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::time::Instant;
-
-use super::{Address, ConnectionId, ConnectionInfo};
+use super::ConnectionInfo;
+use super::info::Origin;
 use crate::end_reason::{Cause, ConnectionEnded, End, EndReason};
 use crate::shutdown::{Signal, Signals};
 
@@ -24,9 +23,7 @@ struct EndCell {
 
 /// The part of a connection that outlives its stream: signals in, totals, and the end out.
 pub(crate) struct Life {
-    pub(crate) id: ConnectionId,
-    pub(crate) peer: Address,
-    pub(crate) accepted_at: Instant,
+    pub(crate) origin: Arc<Origin>,
     pub(crate) signals: Signals,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -40,9 +37,7 @@ pub(crate) struct Life {
 impl Life {
     pub(super) fn new(info: &ConnectionInfo) -> Self {
         Self {
-            id: info.id(),
-            peer: info.peer().clone(),
-            accepted_at: info.accepted_at(),
+            origin: Arc::clone(info.origin()),
             signals: Signals::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -120,6 +115,13 @@ impl Life {
         }
     }
 
+    /// Has it leave as at a drain, because its own program wants it closed. What nobody but a pipeline heeds as a close, a raw
+    /// service sees as this.
+    pub(crate) fn leave(&self) {
+        self.set_reason(EndReason::ServiceClosed, None);
+        self.signals.raise(Signal::Drain);
+    }
+
     /// Cuts the connection off, for the reason given unless it has one already.
     /// Returns whether it was not cut off before.
     pub(crate) fn abort(&self, reason: EndReason) -> bool {
@@ -141,7 +143,7 @@ impl Life {
             let end = End {
                 reason,
                 cause,
-                duration: self.accepted_at.elapsed(),
+                duration: self.origin.accepted_at.elapsed(),
                 bytes_read: self.bytes_read.load(Ordering::Relaxed),
                 bytes_written: self.bytes_written.load(Ordering::Relaxed),
                 requests: self.requests(),
@@ -176,6 +178,10 @@ impl Life {
         }
         cell.hooks_set += 1;
         let id = HookId(cell.hooks_set);
+        if cell.hooks.is_empty() {
+            // Most have just one.
+            cell.hooks.reserve_exact(1);
+        }
         cell.hooks.push((id, hook));
         Ok(id)
     }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::connection::{Address, ConnectionId, Life};
 use crate::end_reason::{End, EndReason};
-use crate::shutdown::Signal;
 
 /// One of a server's connections, seen from outside. It keeps nothing open. Made by [`Handle::connections`](super::Handle::connections).
 #[derive(Clone)]
@@ -15,17 +14,17 @@ pub struct LiveConnection {
 impl LiveConnection {
     /// Returns the connection's number.
     pub fn id(&self) -> ConnectionId {
-        self.life.id
+        self.life.origin.id
     }
 
     /// Returns the address of the socket's other end.
     pub fn peer(&self) -> &Address {
-        &self.life.peer
+        &self.life.origin.peer
     }
 
     /// Returns the time since it was accepted.
     pub fn age(&self) -> Duration {
-        self.life.accepted_at.elapsed()
+        self.life.origin.accepted_at.elapsed()
     }
 
     /// Returns the requests that were handed to its service so far.
@@ -36,8 +35,7 @@ impl LiveConnection {
     /// Has it leave as at a drain: what was asked is answered. A raw service sees it at
     /// [`Connection::draining`](crate::Connection::draining).
     pub fn close(&self) {
-        self.life.set_reason(EndReason::ServiceClosed, None);
-        self.life.signals.raise(Signal::Drain);
+        self.life.leave();
     }
 
     /// Ends it at once.

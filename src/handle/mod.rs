@@ -269,14 +269,16 @@ impl Shared {
     /// Enters a connection.
     pub(crate) fn enter(&self, life: &Arc<Life>) {
         self.table.live.fetch_add(1, Ordering::AcqRel);
-        self.table.shard(life.id).insert(life.id, Arc::clone(life));
+        let id = life.origin.id;
+        self.table.shard(id).insert(id, Arc::clone(life));
         // After it was entered: whoever advances the phase sees it in the table, or it sees the phase here.
         self.tell(life, self.phase());
     }
 
     /// Takes a connection out: its task has ended, and the stream is gone.
     pub(crate) fn leave(&self, life: &Life) {
-        let was_in = self.table.shard(life.id).remove(&life.id).is_some();
+        let id = life.origin.id;
+        let was_in = self.table.shard(id).remove(&id).is_some();
         if was_in {
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);

@@ -78,6 +78,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -88,6 +89,7 @@ use crate::close::Linger;
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use crate::shutdown::Signal;
 use bounds::{Codec, Stream};
 use calls::Calls;
 use dispatch::{CatchPanic, Dispatch};
@@ -220,7 +222,8 @@ impl<F, K, T> Pipeline<F, K, T> {
     ///
     /// Only where requests run one at a time, since elsewhere it would not be known what is behind the reply. The service answers with
     /// [`Takeover`], which all that makes a [`Reply`] makes, too; a pipeline that has nothing to take over does not compile with such a
-    /// service. What takes over is cloned for each takeover, and made ready then.
+    /// service. What takes over is cloned for each takeover, and made ready then, in the [10 s](Limits::make_service) of a make-service. A
+    /// request that was read already and is held back by a [pause](Peer::pause_input) is dropped.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -376,7 +379,8 @@ where
             finish(&mut engine).await;
             // Boxed, so that a connection has room for what comes then only when it comes.
             if engine.is_taken_over() {
-                return Box::pin(take_over(engine.into_rewound(), next)).await;
+                let limit = engine.settings.limits.make_service;
+                return Box::pin(take_over(engine.into_rewound(), next, limit)).await;
             }
             let linger = engine.settings.limits.linger;
             let (conn, ending) = engine.into_parts();
@@ -451,11 +455,26 @@ where
 }
 
 /// Hands the stream over, and says how it ended then.
-async fn take_over<Io, T, N>(conn: Connection<Rewind<Io>>, next: N) -> Result<EndReason, BoxError>
+async fn take_over<Io, T, N>(
+    conn: Connection<Rewind<Io>>,
+    mut next: N,
+    limit: Option<Duration>,
+) -> Result<EndReason, BoxError>
 where
     N: Next<Io, T>,
 {
     let life = Arc::clone(conn.life());
+    if life.signals.is_raised(Signal::Close) {
+        // It came too late for the pipeline, and any service heeds this.
+        life.leave();
+    }
+    let ready = std::future::poll_fn(|cx| next.poll_ready(cx));
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, ready)
+            .await
+            .map_err(|late| ConnectionEnded::caused(EndReason::MakeServiceError, late))?,
+        None => ready.await,
+    }?;
     next.take_over(conn).await?;
     Ok(life.done())
 }

@@ -1,6 +1,7 @@
 //! Handing a connection's stream to another service, between two frames.
 
 use std::fmt;
+use std::task::{Context, Poll};
 
 use tower_service::Service;
 
@@ -69,6 +70,8 @@ mod sealed {
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
+
         fn take_over(
             self,
             conn: Connection<Rewind<Io>>,
@@ -92,6 +95,10 @@ impl<T> Answer<T> for Takeover<T> {
 impl<Io: Send, T> Next<Io, T> for NoTakeover {
     type Answer = Reply<T>;
 
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
     /// Is not called: a `Reply` does not ask for it.
     async fn take_over(self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
         drop(conn);
@@ -108,11 +115,11 @@ where
 {
     type Answer = Takeover<T>;
 
-    async fn take_over(self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
-        let mut next = self.0;
-        std::future::poll_fn(|cx| next.poll_ready(cx))
-            .await
-            .map_err(Into::into)?;
-        next.call(conn).await.map(drop).map_err(Into::into)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+
+    async fn take_over(mut self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
+        self.0.call(conn).await.map(drop).map_err(Into::into)
     }
 }

@@ -57,7 +57,7 @@ where
 {
     /// Sends a frame to all connections that `whom` picks. A slow one holds up no other: `slow` says what is done with it.
     ///
-    /// Each gets it in the order in which it is broadcast, behind what was sent to it before. The frame is cloned for each, so
+    /// Each gets what one task broadcasts in its order, behind what was sent to it before. The frame is cloned for each, so
     /// something that is shared (`Bytes`, `Arc`) serves best.
     ///
     /// # Cancel safety
@@ -103,9 +103,7 @@ async fn send<T, M>(peer: Peer<T, M>, frame: T, slow: SlowPeer) -> Fate {
             Err(_gone) => Fate::Gone,
         },
         SlowPeer::Skip => Fate::Skipped,
-        SlowPeer::Close => {
-            peer.abort_because(EndReason::SlowReader);
-            Fate::Closed
-        }
+        SlowPeer::Close if peer.abort_because(EndReason::SlowReader) => Fate::Closed,
+        SlowPeer::Close => Fate::Gone,
     }
 }

@@ -59,7 +59,8 @@ pub struct KeyTaken;
 
 /// Connections by a key. Clones are of the same registry. See the [module docs](self).
 ///
-/// `T` and `M` are those of its [`Peer`]s.
+/// `T` and `M` are those of its [`Peer`]s. A part of the registry is locked while a key is hashed, compared, cloned or dropped: a
+/// `K` that comes back to it then waits for ever.
 pub struct Registry<K, T, M = Infallible> {
     shared: Arc<Shared<K, T, M>>,
 }

@@ -1,3 +1,4 @@
+use std::collections::btree_map::OccupiedEntry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,25 +49,27 @@ impl<T, M> EngineSide<T, M> {
 
     /// Takes the next frame that was pushed; `position` is where it will begin in the output.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<T> {
+        let mut room = 0;
         let mut state = self.0.lock();
         let frame = loop {
-            match state.items.pop_front() {
-                Some(Item::Frame(frame)) => {
-                    state.give_room(&self.0.room);
-                    break Some(frame);
-                }
-                // Its room is given back when it is told: those who wait for a flush are as few as those who may send.
-                Some(Item::Flush(done)) => {
+            let Some(item) = state.items.pop_front() else {
+                break None;
+            };
+            room += state.took();
+            match item {
+                Item::Frame(frame) => break Some(frame),
+                Item::Flush(done) => {
                     state.flushes.push_back((position, done));
                     self.0.flags.raise(Flag::Flush);
                 }
-                None => break None,
             }
         };
         if state.items.is_empty() {
             // Under the lock, so that a push that comes now raises it again.
             self.0.flags.lower(Flag::Pushed);
         }
+        drop(state);
+        self.0.room.add_permits(room);
         frame
     }
 
@@ -81,20 +84,21 @@ impl<T, M> EngineSide<T, M> {
         if !self.awaits_flush() {
             return;
         }
-        let mut state = self.0.lock();
-        while state
-            .flushes
-            .front()
-            .is_some_and(|(position, _)| *position <= flushed)
-        {
-            if let Some((_, done)) = state.flushes.pop_front() {
-                // One who has given up waiting is not there to be told.
-                let _gone = done.send(());
-                state.give_room(&self.0.room);
+        let done: Vec<_> = {
+            let mut state = self.0.lock();
+            let waiting = state.flushes.iter();
+            let done = waiting.take_while(|(position, _)| *position <= flushed);
+            let done = done.count();
+            let done = state.flushes.drain(..done).collect();
+            if state.flushes.is_empty() {
+                self.0.flags.lower(Flag::Flush);
             }
-        }
-        if state.flushes.is_empty() {
-            self.0.flags.lower(Flag::Flush);
+            done
+        };
+        self.0.flush_room.add_permits(done.len());
+        for (_, done) in done {
+            // One who has given up waiting is not there to be told.
+            let _gone = done.send(());
         }
     }
 
@@ -110,7 +114,8 @@ impl<T, M> EngineSide<T, M> {
 
     /// Says that the output crossed a mark.
     pub(in crate::pipeline) fn crossed(&self) {
-        self.0.lock().cross(&self.0.room);
+        let room = self.0.lock().cross(&self.0.room);
+        self.0.room.add_permits(room);
         self.0.changed.notify_waiters();
     }
 
@@ -144,18 +149,17 @@ impl<T, M> EngineSide<T, M> {
             .timers
             .first_entry()
             .filter(|timer| timer.key().0 <= Instant::now());
-        let message = match due {
-            Some(timer) => Some(timer.remove()),
-            None => {
-                let message = state.messages.pop_front();
-                self.0.message_room.add_permits(message.is_some().into());
-                message
-            }
+        let timer = due.map(OccupiedEntry::remove);
+        let sent = match &timer {
+            Some(_) => None,
+            None => state.messages.pop_front(),
         };
         if state.messages.is_empty() && state.timers.is_empty() {
             self.0.flags.lower(Flag::Mail);
         }
-        message
+        drop(state);
+        self.0.message_room.add_permits(sent.is_some().into());
+        timer.or(sent)
     }
 
     /// Takes no more from now on; what was sent before is still taken.
@@ -166,7 +170,6 @@ impl<T, M> EngineSide<T, M> {
 
 impl<T, M> Drop for EngineSide<T, M> {
     fn drop(&mut self) {
-        let undelivered = self.0.end();
-        self.0.life.count_dropped_messages(undelivered);
+        self.0.end();
     }
 }

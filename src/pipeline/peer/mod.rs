@@ -170,10 +170,14 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it changes nothing.
+    /// Dropping it changes nothing for others.
     pub async fn flushed(&self) -> Result<(), Gone> {
+        let waiting = self.shared.flush_room.acquire().await;
+        let waiting = waiting.map_err(|_closed| Gone)?;
         let (done, flushed) = oneshot::channel();
         self.push(Item::Flush(done)).await?;
+        // Given back when this is done, or would have been.
+        waiting.forget();
         flushed.await.map_err(|_dropped| Gone)
     }
 
@@ -240,7 +244,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// With the message, when there is no room for it, or the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) where [`message`](Self::message) would wait, [`Gone`](TrySendError::Gone) when the connection is
+    /// closing or has ended.
     pub fn try_message(&self, message: M) -> Result<(), TrySendError<M>> {
         match self.shared.message_room.try_acquire() {
             Ok(room) => self.shared.post(message, room).map_err(TrySendError::Gone),
@@ -249,11 +254,12 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a message after a time: a timer of this connection. It ends with it, and costs no task.
+    /// Sends a message after a time: a timer of this connection. It ends with it, and costs no task. To drop what this returns cancels nothing.
     ///
     /// # Errors
     ///
-    /// With the message, when [16](super::Limits::messages) are set already, or the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) are set already, [`Gone`](TrySendError::Gone) when the connection is
+    /// closing or has ended.
     pub fn message_after(
         &self,
         time: Duration,
@@ -273,19 +279,23 @@ impl<T, M> Peer<T, M> {
     // Its end.
 
     /// Closes the connection in good order: what was sent before is written, requests in hand are answered, requests and messages that are
-    /// not begun are dropped. `send` fails from now on.
+    /// not begun are dropped. `send` fails from now on. A service that took the stream over is told as at a drain.
     pub fn close(&self) {
         self.shared.refuse();
         self.shared.life.signals.raise(Signal::Close);
+        if self.shared.lock().ended {
+            self.shared.life.leave();
+        }
     }
 
     /// Ends the connection at once: requests in hand are dropped, and so is what is not written.
     pub fn abort(&self) {
-        self.abort_because(EndReason::Aborted);
+        let _first = self.abort_because(EndReason::Aborted);
     }
 
-    pub(crate) fn abort_because(&self, reason: EndReason) {
-        self.shared.life.abort(reason);
+    /// Returns whether it was not cut off before.
+    pub(crate) fn abort_because(&self, reason: EndReason) -> bool {
+        self.shared.life.abort(reason)
     }
 
     /// Waits for the end of the connection, and returns how it ended.

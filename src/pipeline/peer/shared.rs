@@ -13,8 +13,11 @@ pub(super) struct Shared<T, M> {
     pub(super) info: Arc<ConnectionInfo>,
     pub(super) life: Arc<Life>,
     most_timers: usize,
-    /// Room in `items`; none while the output is above its mark. Semaphores are fair: who sends without end keeps nobody waiting for ever.
+    /// Room in `items`; none is given out while the output is above its mark, but what was given out before is good. Semaphores are
+    /// fair: who sends without end keeps nobody waiting for ever.
     pub(super) room: Semaphore,
+    /// Room for those who wait for a flush, until they are told.
+    pub(super) flush_room: Semaphore,
     /// Room in `messages`.
     pub(super) message_room: Semaphore,
     pub(super) flags: Flags,
@@ -88,21 +91,24 @@ impl<T, M> State<T, M> {
         self.crossings & 1 == 1
     }
 
-    /// An item is done with: there is room for another.
-    pub(super) fn give_room(&mut self, room: &Semaphore) {
+    /// An item was taken. Returns how much room to give back, once the lock is: that wakes.
+    pub(super) fn took(&mut self) -> usize {
         if self.is_above_mark() {
             self.room_held_back += 1;
+            0
         } else {
-            room.add_permits(1);
+            1
         }
     }
 
-    pub(super) fn cross(&mut self, room: &Semaphore) {
+    /// A mark was crossed. Returns how much room to give back.
+    pub(super) fn cross(&mut self, room: &Semaphore) -> usize {
         self.crossings += 1;
         if self.is_above_mark() {
             self.room_held_back += room.forget_permits(usize::MAX);
+            0
         } else {
-            room.add_permits(std::mem::take(&mut self.room_held_back));
+            std::mem::take(&mut self.room_held_back)
         }
     }
 }
@@ -132,6 +138,7 @@ impl<T, M> Shared<T, M> {
             life,
             most_timers: most_messages,
             room: Semaphore::new(most_frames),
+            flush_room: Semaphore::new(most_frames),
             message_room: Semaphore::new(most_messages),
             flags: Flags::default(),
             unwritten: AtomicUsize::new(0),
@@ -141,7 +148,7 @@ impl<T, M> Shared<T, M> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<T, M>> {
-        // No code of the user's runs under this lock, so poison can only come from a failed allocation.
+        // Neither code of the user's runs under this lock nor a waker, so poison can only come from a failed allocation.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -224,12 +231,12 @@ impl<T, M> Shared<T, M> {
     pub(super) fn refuse(&self) {
         self.lock().gone = true;
         self.room.close();
+        self.flush_room.close();
         self.message_room.close();
     }
 
-    /// Says that nothing more will be written or delivered, and drops what was not. Returns how many messages that were: a timer
-    /// that is due is one.
-    pub(super) fn end(&self) -> usize {
+    /// Says that nothing more will be written or delivered, counts the messages that were not (a timer that is due is one), and drops all.
+    pub(super) fn end(&self) {
         self.refuse();
         let (items, flushes, messages, timers) = {
             let mut state = self.lock();
@@ -243,10 +250,9 @@ impl<T, M> Shared<T, M> {
         };
         let now = Instant::now();
         let due = timers.keys().take_while(|(due, _)| *due <= now).count();
-        let undelivered = messages.len() + due;
-        // The user's types are dropped without the lock: they may come back for it.
-        drop((items, flushes, messages, timers));
+        self.life.count_dropped_messages(messages.len() + due);
         self.changed.notify_waiters();
-        undelivered
+        // Last, and without the lock: these are the user's types, and do what they like when they are dropped.
+        drop((items, flushes, messages, timers));
     }
 }
