@@ -449,6 +449,43 @@ async fn the_end_of_a_connection_can_be_awaited_through_its_peer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_program_may_say_in_its_own_words_why_it_closes() {
+    let (pipeline, mut peers) = echo_with_peers();
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = peers.recv().await.expect("it is served");
+        peer.send("you are kicked".into())
+            .await
+            .expect("it is open");
+
+        peer.close_because("kicked by ann");
+
+        assert_eq!(client.rest().await, ["you are kicked"], "{}", served.way);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::ServiceClosed, "{}", served.way);
+        let why = end.error().map(ToString::to_string);
+        assert_eq!(why.as_deref(), Some("kicked by ann"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offer_waits_for_the_task_and_not_for_the_peer() {
+    let (mut client, peer, _served) = stalled(Watermarks::below(2 * KIB)).await;
+
+    // More than the queue holds at once, and then more than the mark.
+    for _ in 0..20 {
+        peer.offer(line_of(100)).await.expect("it is read");
+    }
+    read(&mut client, 2_000).await;
+    peer.offer(line_of(4 * KIB)).await.expect("it is read");
+    settled().await;
+    let slow = timeout(Duration::from_millis(1), peer.offer("slow".into())).await;
+
+    assert_eq!(slow, Ok(Err(TrySendError::Full("slow".into()))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_callback_for_the_end_runs_once_also_when_it_comes_late() {
     let (pipeline, mut peers) = echo_with_peers();
     let mut served = serve(pipeline);

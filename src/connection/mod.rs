@@ -94,7 +94,7 @@ impl<Io> Connection<Io> {
     /// Registers a callback for the end of the connection.
     ///
     /// It runs exactly once, whatever happens to the connection: an orderly close, a panic, a dropped
-    /// future, an abort. It runs in the connection's task when the stream is gone, so it must not block.
+    /// future, an abort. Those of one connection run in the order in which they were registered. It runs in the connection's task when the stream is gone, so it must not block.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.life.on_end(Box::new(f));
     }

@@ -16,7 +16,8 @@ use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
 use crate::connection::{ConnectionInfo, HookId};
-use crate::end_reason::{End, EndReason};
+use crate::end_reason::{ConnectionEnded, End, EndReason};
+use crate::error::BoxError;
 use crate::shutdown::Signal;
 use shared::{Flag, Item, Shared};
 
@@ -131,8 +132,17 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark: waits for the connection's task, and never for the peer.
-    pub(crate) async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
+    /// Sends a frame unless the peer is slow, its output above the high mark. This may wait for the connection's task, and never for the
+    /// peer: what a sender wants that has others to serve. To many at once: [`Registry::broadcast`](crate::registry::Registry::broadcast).
+    ///
+    /// # Errors
+    ///
+    /// [`Full`](TrySendError::Full) when the output is above its mark, [`Gone`](TrySendError::Gone) when the connection is closing or has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped before it is done, the frame has not been sent.
+    pub async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
         let mut room = std::pin::pin!(self.shared.room.acquire());
         loop {
             let mut changed = std::pin::pin!(self.shared.changed.notified());
@@ -288,6 +298,14 @@ impl<T, M> Peer<T, M> {
         }
     }
 
+    /// As [`close`](Self::close), with the program's own words for why: they are the [`error`](End::error) of an end whose reason stays
+    /// [`ServiceClosed`](EndReason::ServiceClosed), and stand in the closing event.
+    pub fn close_because(&self, why: impl Into<BoxError>) {
+        let why = ConnectionEnded::caused(EndReason::ServiceClosed, why);
+        self.shared.life.set_reason(why.reason, why.cause);
+        self.close();
+    }
+
     /// Ends the connection at once: requests in hand are dropped, and so is what is not written.
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
@@ -317,7 +335,8 @@ impl<T, M> Peer<T, M> {
         self.shared.life.forget(hook);
     }
 
-    /// Registers a callback for the end of the connection, as [`Connection::on_end`](crate::Connection::on_end) does.
+    /// Registers a callback for the end of the connection, behind those that are registered already, as
+    /// [`Connection::on_end`](crate::Connection::on_end) does.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.shared.life.on_end(Box::new(f));
     }
