@@ -2,19 +2,24 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
 use support::{Client, Served, each_way, serve, settled};
 use tokio::io::DuplexStream;
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Limits, Made, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
+
+/// Keys of one connection: what a peer can have made of it with a few megabytes of names.
+const MANY: usize = 400_000;
 
 type Names = Registry<String, Bytes>;
 type Make = BoxCloneSyncService<Peer<Bytes>, Enter, BoxError>;
@@ -164,6 +169,38 @@ async fn coming_and_going_leaves_nothing_behind() {
 
     // The registry, its callbacks for the end: none has kept the key.
     assert_eq!(Arc::strong_count(&room), 1);
+}
+
+#[tokio::test]
+async fn a_connection_leaves_very_many_keys_in_little_time() {
+    let (peers, mut made) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let peers = peers.clone();
+        async move {
+            peers.send(peer).await?;
+            Ok::<_, BoxError>(service_fn(async |line: Bytes| Ok::<_, Infallible>(line)))
+        }
+    });
+    let served = serve(Pipeline::new(Lines::default).make_service(make));
+    let _client = served.connect().await;
+    let peer = made.recv().await.expect("one is connected");
+    let names = Registry::new();
+    for key in 0..MANY {
+        names.insert(key, &peer).expect("it is free");
+    }
+
+    let begun = Instant::now();
+    (0..MANY)
+        .rev()
+        .step_by(2)
+        .for_each(|key| drop(names.remove(&key)));
+    (0..MANY)
+        .step_by(2)
+        .for_each(|key| drop(names.remove(&key)));
+
+    assert!(names.is_empty());
+    // Far above what it takes; a search through all for each would take minutes.
+    assert!(begun.elapsed() < Duration::from_secs(20));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,13 +10,16 @@ use crate::shutdown::{Signal, Signals};
 type Hook = Box<dyn FnOnce(&End) + Send>;
 
 /// A callback that can be taken back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
 #[derive(Default)]
 struct EndCell {
     reason: Option<ConnectionEnded>,
-    hooks: Vec<(HookId, Hook)>,
+    /// In their order. One that is taken back leaves its place until half of them are empty: how many there are may be the peer's choice, and
+    /// none of them is searched for.
+    hooks: Vec<(HookId, Option<Hook>)>,
+    hooks_empty: usize,
     hooks_set: u64,
     end: Option<End>,
 }
@@ -152,7 +155,7 @@ impl Life {
             cell.end = Some(end.clone());
             (end, std::mem::take(&mut cell.hooks))
         };
-        for (_, hook) in hooks {
+        for hook in hooks.into_iter().filter_map(|(_, hook)| hook) {
             run_hook(hook, &end);
         }
         self.signals.tell_users();
@@ -182,15 +185,22 @@ impl Life {
             // Most have just one.
             cell.hooks.reserve_exact(1);
         }
-        cell.hooks.push((id, hook));
+        cell.hooks.push((id, Some(hook)));
         Ok(id)
     }
 
     /// Takes a callback back.
     pub(crate) fn forget(&self, id: HookId) {
         let mut cell = self.cell();
-        let at = cell.hooks.iter().position(|(hook, _)| *hook == id);
-        let hook = at.map(|at| cell.hooks.remove(at));
+        let Ok(at) = cell.hooks.binary_search_by_key(&id, |(id, _)| *id) else {
+            return;
+        };
+        let hook = cell.hooks[at].1.take();
+        cell.hooks_empty += usize::from(hook.is_some());
+        if 2 * cell.hooks_empty > cell.hooks.len() {
+            cell.hooks.retain(|(_, hook)| hook.is_some());
+            cell.hooks_empty = 0;
+        }
         drop(cell);
         drop(hook);
     }
