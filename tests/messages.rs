@@ -293,6 +293,71 @@ async fn one_who_waits_for_room_learns_of_the_end() {
     drop(client);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        client.send("in hand\n").await;
+        settled().await;
+        for message in ["first", "second", "third"] {
+            peer.message(message).await.expect("it is open");
+        }
+
+        served.handle.shutdown();
+        settled().await;
+        let late = peer.message("late").await;
+        let timer = peer.message_after(Duration::ZERO, "late");
+
+        let answers = [
+            "request in hand",
+            "message first",
+            "message second",
+            "message third",
+        ];
+        let mut got = client.rest().await;
+        if served.way == "multiplexed" {
+            got.sort_by_key(|answer| answers.iter().position(|known| known == answer));
+        }
+        assert_eq!(got, answers, "{}", served.way);
+        drop(client);
+        let end = served.ended().await;
+        assert_eq!(end.reason(), EndReason::Drained, "{}", served.way);
+        assert_eq!(end.messages_dropped(), 0, "{}", served.way);
+        assert_eq!(late, Err(Gone));
+        assert!(timer.is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_messages_itself_without_end_leaves_at_a_drain() {
+    let make = service_fn(|peer: Teller| {
+        peer.try_message("again").expect("there is room");
+        let again = service_fn(move |_event: Event<Bytes, &'static str>| {
+            let peer = peer.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                peer.message("again").await?;
+                Ok::<_, BoxError>(None::<Bytes>)
+            }
+        });
+        std::future::ready(Ok::<_, Infallible>(again))
+    });
+    let pipeline = Pipeline::new(Lines::default).make_event_service(make);
+    let mut served = serve(pipeline.shutdown_on_error(false));
+    let mut client = served.connect().await;
+    settled().await;
+    let begun = Instant::now();
+
+    served.handle.shutdown();
+
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::Drained);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
 /// A message that does not go quietly.
 struct Panics;
 

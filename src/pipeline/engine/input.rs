@@ -11,6 +11,7 @@ use super::{Codec, Engine, Leaves, Stream};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::frame::FrameTooLarge;
+use crate::pipeline::peer::Mail;
 use crate::shutdown::Signal;
 
 /// How far a drain has come with the input. (Before one, it stays as it is made.)
@@ -186,8 +187,15 @@ where
             return;
         }
         self.heed_close();
-        if !self.is_ending()
-            && self.conn.is_draining()
+        if self.is_ending() || !self.conn.is_draining() {
+            return;
+        }
+        // So that they have an end, too: what was sent by now is delivered.
+        let message = self.peer.as_ref().map_or(Mail::None, |peer| {
+            peer.refuse_messages();
+            peer.mail()
+        });
+        if !matches!(message, Mail::Now)
             && !matches!(self.drain, Drain::Reading(_))
             && self.input.is_empty()
         {

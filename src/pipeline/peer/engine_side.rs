@@ -162,6 +162,11 @@ impl<T, M> EngineSide<T, M> {
         timer.or(sent)
     }
 
+    /// Takes no more messages from now on; what was sent before is still delivered.
+    pub(in crate::pipeline) fn refuse_messages(&self) {
+        self.0.refuse_messages();
+    }
+
     /// Takes no more from now on; what was sent before is still taken.
     pub(in crate::pipeline) fn refuse(&self) {
         self.0.refuse();

@@ -238,8 +238,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Gone`] when the connection is closing or has ended. Messages that are taken and not delivered by the end are counted
-    /// ([`End::messages_dropped`]).
+    /// [`Gone`] when the connection is closing or has ended, or the server drains: then what was sent before is delivered still. Messages
+    /// that are taken and not delivered by the end are counted ([`End::messages_dropped`]).
     ///
     /// # Cancel safety
     ///

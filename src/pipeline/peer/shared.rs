@@ -42,6 +42,7 @@ pub(super) struct State<T, M> {
     /// How often the marks were crossed: above, while it is odd.
     pub(super) crossings: u64,
     gone: bool,
+    no_more_messages: bool,
     pub(super) ended: bool,
 }
 
@@ -131,6 +132,7 @@ impl<T, M> Shared<T, M> {
             marks,
             crossings: 0,
             gone: false,
+            no_more_messages: false,
             ended: false,
         };
         Self {
@@ -181,7 +183,7 @@ impl<T, M> Shared<T, M> {
     pub(super) fn post(&self, message: M, room: SemaphorePermit<'_>) -> Result<(), M> {
         {
             let mut state = self.lock();
-            if state.gone {
+            if state.no_more_messages {
                 return Err(message);
             }
             state.messages.push_back(message);
@@ -199,7 +201,7 @@ impl<T, M> Shared<T, M> {
     ) -> Result<(Instant, u64), TrySendError<M>> {
         let key = {
             let mut state = self.lock();
-            if state.gone {
+            if state.no_more_messages {
                 return Err(TrySendError::Gone(message));
             }
             if state.timers.len() >= self.most_timers {
@@ -232,6 +234,12 @@ impl<T, M> Shared<T, M> {
         self.lock().gone = true;
         self.room.close();
         self.flush_room.close();
+        self.refuse_messages();
+    }
+
+    /// Takes no more messages from now on; what was sent before is still delivered.
+    pub(super) fn refuse_messages(&self) {
+        self.lock().no_more_messages = true;
         self.message_room.close();
     }
 
