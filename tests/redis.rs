@@ -516,6 +516,22 @@ async fn an_array_far_beyond_the_high_mark_arrives_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_who_names_channels_without_end_is_refused_and_goes_on() {
+    let redis = redis();
+    let mut subscriber = redis.connect().await;
+    for channel in 0..10_000 {
+        subscriber.send(format!("SUBSCRIBE {channel}\n")).await;
+        while subscriber.line().await != format!(":{}", channel + 1) {}
+    }
+
+    let refused = subscriber.ask("SUBSCRIBE more").await;
+
+    assert_eq!(refused, "-ERR too many channels");
+    subscriber.send("UNSUBSCRIBE 0\nSUBSCRIBE more\n").await;
+    while subscriber.line().await != ":10000" {}
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_subscriber_may_do_only_what_subscribers_may_until_it_has_left() {
     let redis = redis();
 

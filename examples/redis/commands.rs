@@ -20,6 +20,10 @@ use super::store::{Condition, Store, StoreError, Text};
 /// The longest name of a command: `unsubscribe`.
 const LONGEST_NAME: usize = 11;
 
+/// The most channels a connection may listen to. One that nobody else listens to costs a hundred times the bytes of its name: this many,
+/// 13 MiB.
+const MOST_CHANNELS: usize = 10_000;
+
 /// What all connections share.
 pub(crate) struct Shared {
     pub(crate) store: Store,
@@ -51,6 +55,8 @@ enum Refused {
         "ERR Can't execute '{0}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
     )]
     Subscribed(&'static str),
+    #[error("ERR too many channels")]
+    Channels,
     #[error("ERR syntax error")]
     Syntax,
     #[error("ERR value is not an integer or out of range")]
@@ -209,7 +215,7 @@ impl Session {
             },
             Command::Echo => Frame::Bulk(request.share(arg())),
             Command::Publish => return Ok(self.publish(request)),
-            Command::Subscribe => return Ok(self.subscribe(request)),
+            Command::Subscribe => return self.subscribe(request),
             Command::Unsubscribe => return Ok(at_once(self.unsubscribe(request))),
             Command::Quit => return Ok(at_once(Reply::from(Frame::OK).close())),
             Command::Info => Frame::Bulk(self.shared.info().into()),
@@ -231,11 +237,14 @@ impl Session {
         Either::Right(published.boxed())
     }
 
-    fn subscribe(&mut self, request: &Request) -> Answer {
+    fn subscribe(&mut self, request: &Request) -> Result<Answer, Refused> {
         let subscriber = Arc::clone(self.subscriber.get_or_insert_with(|| {
             let channels = Arc::clone(&self.shared.channels);
             Arc::new(Subscriber::new(channels, self.peer.clone()))
         }));
+        if subscriber.count() + request.len() - 1 > MOST_CHANNELS {
+            return Err(Refused::Channels);
+        }
         // Copied: they stay as long as the subscription.
         let names: Vec<_> = request
             .words()
@@ -248,7 +257,7 @@ impl Session {
             }
             Ok(Reply::none())
         };
-        Either::Right(subscribed.boxed())
+        Ok(Either::Right(subscribed.boxed()))
     }
 
     /// Leaves the channels that are named, or all.
