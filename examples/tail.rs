@@ -125,7 +125,12 @@ async fn look(path: PathBuf, every: Duration, seen: watch::Sender<Seen>) {
 fn news(path: &Path, before: &Seen) -> io::Result<Option<Seen>> {
     let same = |a: &Metadata, b: &Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
     let mut now = before.clone();
-    if !same(&path.metadata()?, &now.file.metadata()?) {
+    let there = path.metadata()?;
+    // To open a pipe is to wait for its writer, and a directory has nothing to be read.
+    if !there.is_file() {
+        return Ok(None);
+    }
+    if !same(&there, &now.file.metadata()?) {
         now.file = Arc::new(File::open(path)?);
         now.len = now.file.metadata()?.len();
         return Ok(Some(now));

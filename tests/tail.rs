@@ -209,6 +209,28 @@ async fn a_rotated_file_is_read_to_its_end_and_then_the_new_one() {
 }
 
 #[tokio::test]
+async fn a_pipe_that_takes_the_name_is_not_waited_for() {
+    let mut log = Growing::new();
+    let tail = log.tail(&["--from-start"]).await;
+    let mut client = Client::connect(tail.addr()).await;
+    log.append("before\n");
+    assert_eq!(client.line().await, "before");
+
+    std::fs::remove_file(log.path()).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(log.path())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    // Time for some looks at it, which nothing tells of; with fewer of them this can only succeed.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    log.rotate();
+    log.append("after\n");
+
+    assert_eq!(client.line().await, "after");
+}
+
+#[tokio::test]
 async fn what_clients_send_is_ignored() {
     let mut log = Growing::new();
     let tail = log.tail(&["--from-start"]).await;
