@@ -182,6 +182,7 @@ async fn control_characters_do_not_reach_the_terminals_of_others() {
     ann.send("a\x1b]0;x\x07\rb\x7f\u{9b}c\u{202e}d\n/msg bob \x08\n")
         .await;
     ann.send(b"\xff\xfe\n").await;
+    ann.send("a\u{61c}b\u{200e}c\u{200f}d\n").await;
 
     assert_eq!(
         bob.line().await,
@@ -189,6 +190,7 @@ async fn control_characters_do_not_reach_the_terminals_of_others() {
     );
     assert_eq!(bob.line().await, "<ann to you> \u{fffd}");
     assert_eq!(bob.line().await, "<ann> \u{fffd}\u{fffd}");
+    assert_eq!(bob.line().await, "<ann> a\u{fffd}b\u{fffd}c\u{fffd}d");
 }
 
 #[tokio::test]

@@ -202,7 +202,12 @@ fn answer(line: String) -> Reply<Bytes> {
 
 /// Returns a line as text that does nothing to the terminals of others: no control characters, nothing that turns its direction.
 fn printable(line: &[u8]) -> String {
-    let harmful =
-        |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let harmful = |c: char| {
+        let turns = matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        );
+        c.is_control() || turns
+    };
     String::from_utf8_lossy(line).replace(harmful, "\u{fffd}")
 }
