@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Each client reads the file at its own pace: one that is slow is waited for by nobody, and finds in the file what it missed. A file
-//! that was cut short is read again from its start, and one that took the old one's name after the rest of that.
+//! that was cut short is read again from its start, and one that took the old one's name after the rest of that. (It is looked at, not
+//! watched: what has grown to its old length again between two looks was never cut, and of two new files only the second is seen.)
 
 use std::convert::Infallible;
 use std::fs::{File, Metadata};
@@ -74,8 +75,13 @@ async fn main() -> Result<(), BoxError> {
     let len = file.metadata()?.len();
     let (seen, news) = watch::channel(Seen { file, len, cuts: 0 });
     let connected = OnConnectLayer::new(move |peer| {
-        // It ends with the connection.
-        tokio::spawn(follow(peer, news.clone(), args.from_start));
+        let news = news.clone();
+        // It ends with the connection, and the connection with it.
+        tokio::spawn(async move {
+            if let Err(err) = follow(&peer, news, args.from_start).await {
+                peer.close_because(err);
+            }
+        });
         ready(Ok::<_, Infallible>(()))
     });
     let ignore = service_fn(|_: BytesMut| ready(Ok::<_, Infallible>(None::<Bytes>)));
@@ -142,7 +148,7 @@ fn news(path: &Path, before: &Seen) -> io::Result<Option<Seen>> {
 
 /// Sends the file to one client, from its own place in it.
 async fn follow(
-    peer: Peer<Bytes>,
+    peer: &Peer<Bytes>,
     mut news: watch::Receiver<Seen>,
     from_start: bool,
 ) -> Result<(), BoxError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use tower_tcp::pipeline::Event;
-use tower_tcp::{BoxError, EndReason, Reply};
+use tower_tcp::{BoxError, End, EndReason, Reply};
 
 use crate::rooms::{Chat, Name, Place};
 
@@ -35,8 +35,6 @@ struct State {
     name: Option<Name>,
     place: Option<Place>,
     heard: Instant,
-    /// Why it leaves, where it leaves in good order.
-    farewell: Option<String>,
 }
 
 impl Session {
@@ -51,7 +49,6 @@ impl Session {
             name: None,
             place: None,
             heard: Instant::now(),
-            farewell: None,
         });
         let session = Arc::new(Self {
             chat,
@@ -60,7 +57,7 @@ impl Session {
             state,
         });
         let ending = Arc::clone(&session);
-        session.peer.on_end(move |end| ending.end(end.reason()));
+        session.peer.on_end(move |end| ending.end(end));
         Ok(session)
     }
 
@@ -106,8 +103,8 @@ impl Session {
                 let (to, text) = rest.split_once(' ').ok_or("say /msg NAME TEXT")?;
                 let line = format!("<{me} to you> {text}");
                 let peer = self.chat.member(&Name::new(to)?)?;
-                let sent = peer.try_send(line.into());
-                sent.map_err(|_full| format!("{to} does not keep up and has not got that"))?;
+                let sent = peer.offer(line.into()).await;
+                sent.map_err(|_slow| format!("{to} does not keep up and has not got that"))?;
                 Ok(Reply::none())
             }
             "/kick" => self.kick(me, &Name::new(rest)?).map(answer),
@@ -162,16 +159,19 @@ impl Session {
     }
 
     fn farewell(&self, why: String) -> Reply<Bytes> {
-        let bye = Reply::from(Bytes::from(format!("* bye: {why}"))).close();
-        self.state().farewell = Some(why);
+        let bye = answer(format!("* bye: {why}"));
+        // The room hears of it at the end, and so does the log.
+        self.peer.close_because(why);
         bye
     }
 
     /// Gives up all that it has, and tells the room why, whatever the end was.
-    fn end(&self, reason: EndReason) {
+    fn end(&self, end: &End) {
+        let why = match end.error() {
+            Some(why) if end.reason() == EndReason::ServiceClosed => why.to_string(),
+            _ => end.reason().as_str().replace('_', " "),
+        };
         let mut state = self.state();
-        let why = state.farewell.take();
-        let why = why.unwrap_or_else(|| reason.as_str().replace('_', " "));
         // The registry would do this by itself, but later: nobody who hears of the end shall find the name taken.
         let name = state.name.take();
         name.and_then(|name| self.chat.names.remove(&name));
