@@ -118,12 +118,22 @@ async fn main() -> Result<(), BoxError> {
 /// Looks at the file again and again, and wakes the clients when there is news.
 async fn look(path: PathBuf, every: Duration, seen: watch::Sender<Seen>) {
     let mut ticks = tokio::time::interval(every);
+    let mut trouble = None;
     loop {
         ticks.tick().await;
         let (path, before) = (path.clone(), seen.borrow().clone());
-        // Between the two steps of a rotation there is no file: what was seen last stands.
-        if let Ok(Ok(Some(now))) = spawn_blocking(move || news(&path, &before)).await {
-            seen.send_replace(now);
+        // What was seen last stands until there is something new.
+        match spawn_blocking(move || news(&path, &before)).await {
+            Ok(Ok(Some(now))) => drop(seen.send_replace(now)),
+            // Between the two steps of a rotation there is no file.
+            Ok(Err(err)) if err.kind() != io::ErrorKind::NotFound => {
+                let err = err.to_string();
+                if trouble.as_ref() != Some(&err) {
+                    tracing::warn!("no news of the file: {err}");
+                    trouble = Some(err);
+                }
+            }
+            _ => trouble = None,
         }
     }
 }
@@ -134,7 +144,7 @@ fn news(path: &Path, before: &Seen) -> io::Result<Option<Seen>> {
     let there = path.metadata()?;
     // To open a pipe is to wait for its writer, and a directory has nothing to be read.
     if !there.is_file() {
-        return Ok(None);
+        return Err(io::Error::other("it is something else by now"));
     }
     if !same(&there, &now.file.metadata()?) {
         now.file = Arc::new(File::open(path)?);

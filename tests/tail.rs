@@ -222,8 +222,7 @@ async fn a_pipe_that_takes_the_name_is_not_waited_for() {
         .status()
         .unwrap();
     assert!(made.success());
-    // Time for some looks at it, which nothing tells of; with fewer of them this can only succeed.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    tail.logged(1, &["something else"]).await;
     log.rotate();
     log.append("after\n");
 
