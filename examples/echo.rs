@@ -64,13 +64,12 @@ async fn main() -> Result<(), BoxError> {
                 .shutdown_on_error(true),
         );
 
-    let mut server = Server::builder()
+    let server = Server::builder()
         .name("echo")
-        .limit(ConnectionLimit::new(args.max_connections));
-    for endpoint in args.listen {
-        server = server.listen(endpoint);
-    }
-    let server = server.bind().await?;
+        .limit(ConnectionLimit::new(args.max_connections))
+        .listen_all(args.listen)
+        .bind()
+        .await?;
 
     signal::install(&server.handle())?;
     for address in server.handle().addresses() {

@@ -107,11 +107,11 @@ async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
                 .service(service_fn(later))
                 .multiplexed(64),
         );
-    let server = Server::builder().name("multiplexed");
-    let server = listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+    let server = Server::builder()
+        .name("multiplexed")
+        .listen_all(listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
     for address in server.handle().addresses() {
         println!("listening on {address}");

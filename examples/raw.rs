@@ -45,12 +45,11 @@ async fn main() -> Result<(), BoxError> {
         .layer(ConnectionTraceLayer::new())
         .service(service_fn(move |conn| echo(conn, idle)));
 
-    let server = Server::builder().name("raw");
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+    let server = Server::builder()
+        .name("raw")
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
     for address in server.handle().addresses() {
         println!("listening on {address}");

@@ -136,12 +136,10 @@ async fn main() -> Result<(), BoxError> {
     let server = Server::builder()
         .name("stack")
         .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
-        .shutdown_deadline(Duration::from_secs(args.shutdown_deadline));
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+        .shutdown_deadline(Duration::from_secs(args.shutdown_deadline))
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
     for address in server.handle().addresses() {
         println!("listening on {address}");

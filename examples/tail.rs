@@ -93,12 +93,11 @@ async fn main() -> Result<(), BoxError> {
                 .limits(Limits::default().first_byte(None).idle(None)), // a client has nothing to say
         );
 
-    let server = Server::builder().name("tail");
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+    let server = Server::builder()
+        .name("tail")
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
     for address in server.handle().addresses() {
         println!("listening on {address}");

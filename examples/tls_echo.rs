@@ -70,12 +70,11 @@ async fn main() -> Result<(), BoxError> {
         .layer(handshake)
         .service(Pipeline::new(Lines::default).service(echo));
 
-    let server = Server::builder().name("tls_echo");
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+    let server = Server::builder()
+        .name("tls_echo")
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
     println!("the certificate is in {}", cert.display());
     for address in server.handle().addresses() {

@@ -9,14 +9,13 @@ use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::process::Command as Program;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_tcp::EndReason;
 use tower_tcp::tls::Tls;
 
 use answer::{Answer, GO_AHEAD};
+use certificates::certified;
 use codec::{Flaw, Input, MAX_COMMAND, MAX_TEXT_LINE, Smtp};
 use command::Command;
 use maildir::Maildir;
@@ -28,6 +27,8 @@ use support::{Client, Served, serve};
 
 #[path = "../examples/smtp/answer.rs"]
 mod answer;
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "../examples/smtp/codec.rs"]
 mod codec;
 #[path = "../examples/smtp/command.rs"]
@@ -369,7 +370,8 @@ impl Smtpd {
     }
 
     fn keeping(store: Store, memory: Memory) -> Self {
-        let (tls, connector) = certified();
+        let (server, client) = certified();
+        let (tls, connector) = (Tls::from(server), TlsConnector::from(client));
         let shared = Arc::new(Shared::new("here".to_owned(), MAX_SIZE as u64, store));
         Self {
             served: serve(service::smtp(Arc::clone(&shared), tls)),
@@ -402,32 +404,6 @@ impl Smtpd {
         });
         texts.collect()
     }
-}
-
-/// A certificate for the server, and a client that trusts it.
-fn certified() -> (Tls, TlsConnector) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a valid name");
-    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
-    let provider = Arc::new(ring::default_provider());
-    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks them")
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .expect("they belong together");
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(made.cert.der().clone())
-        .expect("a certificate that can be a root");
-    let client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks them")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    (
-        Tls::from(Arc::new(server)),
-        TlsConnector::from(Arc::new(client)),
-    )
 }
 
 /// The codes of replies: of the last line of each.

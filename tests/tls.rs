@@ -7,9 +7,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection};
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
@@ -18,8 +17,11 @@ use tower_tcp::testkit::{self, Connector};
 use tower_tcp::tls::Tls;
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
 
+use certificates::certified;
 use support::{Served, serve_on};
 
+#[path = "support/certificates.rs"]
+mod certificates;
 mod support;
 
 struct Running {
@@ -31,23 +33,7 @@ struct Running {
 
 /// An echo server behind TLS, with one place.
 fn start() -> Running {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it is signed");
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-    let provider = Arc::new(ring::default_provider());
-    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks them")
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .expect("the key is the certificate's");
-    let mut roots = RootCertStore::empty();
-    roots.add(made.cert.der().clone()).expect("a root");
-    let client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks them")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-
+    let (server, client) = certified();
     let (listener, connector) = testkit::memory();
     let limit = ConnectionLimit::new(1);
     let echo = service_fn(|_peer: Peer<Bytes>| async {
@@ -56,14 +42,14 @@ fn start() -> Running {
         }))
     });
     let stack = ServiceBuilder::new()
-        .layer(PreConnectLayer::new(Tls::from(Arc::new(server))))
+        .layer(PreConnectLayer::new(Tls::from(server)))
         .service(Pipeline::new(Lines::default).make_service(echo));
     let server = Server::builder().limit(limit.clone()).build(listener);
     Running {
         served: serve_on(server, stack),
         connector,
         limit,
-        client: Arc::new(client),
+        client,
     }
 }
 

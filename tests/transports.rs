@@ -1,20 +1,20 @@
 //! What a program may do with a connection holds over memory, TCP, Unix sockets and TLS alike.
 
+#[path = "support/certificates.rs"]
+mod certificates;
 mod support;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use certificates::certified;
 use support::{Client, Served, serve, serve_on};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Rewind, Takeover, Watermarks};
@@ -168,31 +168,16 @@ async fn all_of_it_holds_over_a_unix_socket() {
 
 #[tokio::test]
 async fn all_of_it_holds_over_tls() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it is signed");
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-    let provider = Arc::new(ring::default_provider());
-    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks them")
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .expect("the key is the certificate's");
-    let mut roots = RootCertStore::empty();
-    roots.add(made.cert.der().clone()).expect("a root");
-    let client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks them")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let (config, client) = certified();
     let stack = ServiceBuilder::new()
-        .layer(PreConnectLayer::new(Tls::from(Arc::new(config))))
+        .layer(PreConnectLayer::new(Tls::from(config)))
         .service(everything());
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
     let address = server.handle().addresses()[0].tcp().expect("it is TCP");
     let served = serve_on(server, stack);
     let io = TcpStream::connect(address).await.expect("it listens");
     let name = ServerName::try_from("localhost").expect("a name");
-    let connector = TlsConnector::from(Arc::new(client));
+    let connector = TlsConnector::from(client);
     let io = connector.connect(name, io).await.expect("a good handshake");
 
     drive(io, served).await;

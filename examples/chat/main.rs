@@ -90,12 +90,10 @@ async fn main() -> Result<(), BoxError> {
 
     let server = Server::builder()
         .name("chat")
-        .socket_options(SocketOptions::default().send_buffer(SEND_BUFFER));
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+        .socket_options(SocketOptions::default().send_buffer(SEND_BUFFER))
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
     for address in server.handle().addresses() {
         println!("listening on {address}");

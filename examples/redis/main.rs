@@ -97,12 +97,10 @@ fn main() -> Result<(), BoxError> {
 async fn serve(args: Args) -> Result<(), BoxError> {
     let server = Server::builder()
         .name("redis")
-        .limit(ConnectionLimit::unlimited()); // the one in the stack is enough
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+        .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     signal::install(&server.handle())?;
 
     let shared = Arc::new(Shared {

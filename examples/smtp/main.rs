@@ -116,12 +116,10 @@ async fn main() -> Result<(), BoxError> {
 
     let server = Server::builder()
         .name("smtp")
-        .limit(ConnectionLimit::unlimited()); // the one in the stack is enough
-    let server = args
-        .listen
-        .into_iter()
-        .fold(server, |server, at| server.listen(at));
-    let server = server.bind().await?;
+        .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
+        .listen_all(args.listen)
+        .bind()
+        .await?;
     let signals = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,

@@ -58,6 +58,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Listens on each of several addresses: those of a command line, or a configuration.
+    pub fn listen_all<E: Into<Endpoint>>(mut self, endpoints: impl IntoIterator<Item = E>) -> Self {
+        self.endpoints.extend(endpoints.into_iter().map(Into::into));
+        self
+    }
+
     /// Sets the options of the sockets.
     pub fn socket_options(mut self, options: SocketOptions) -> Self {
         self.options = options;
