@@ -13,7 +13,7 @@
 //! # Errors
 //!
 //! An error of the service ends the connection in good order, behind the replies before it
-//! ([`EndReason::ServiceError`]), unless [`Pipeline::shutdown_on_error`] is off: then it is logged, that request gets no
+//! ([`ServiceError`](crate::EndReason::ServiceError)), unless [`Pipeline::shutdown_on_error`] is off: then it is logged, that request gets no
 //! reply, and the connection goes on, except for what [`ShutdownOnErrorLayer`] wraps. An error of `poll_ready` always ends it, as
 //! do those of the codec and the make-service, and a panic in any of them. Each ends its own connection only.
 //!
@@ -70,33 +70,18 @@ mod on_connect;
 mod peer;
 mod reply;
 mod rewind;
+mod serve;
 mod shutdown_on_error;
 mod takeover;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use futures_util::future::{Either, select};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{Decoder, Encoder};
+use tokio_util::codec::Decoder;
 use tower_service::Service;
 
-use crate::close::Linger;
-use crate::connection::Connection;
-use crate::end_reason::{ConnectionEnded, EndReason};
-use crate::error::BoxError;
-use crate::shutdown::Signal;
-use bounds::{Codec, Stream};
-use calls::Calls;
-use dispatch::{CatchPanic, Dispatch};
-use engine::{Course, Ending, Engine, Leaves, Order, Policy, Settings};
-use maker::Maker;
-use shutdown_on_error::is_shutdown;
-use takeover::Next;
+use engine::{Order, Policy, Settings};
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
 pub use event::{Event, Requests};
@@ -108,6 +93,7 @@ pub use peer::{
 };
 pub use reply::Reply;
 pub use rewind::Rewind;
+pub use serve::PipelineFuture;
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };
@@ -336,163 +322,5 @@ impl<F, K, T, D, N> fmt::Debug for Pipeline<F, K, T, D, N> {
         f.debug_struct("Pipeline")
             .field("settings", &self.settings)
             .finish_non_exhaustive()
-    }
-}
-
-impl<Io, F, C, K, S, T, D, N> Service<Connection<Io>> for Pipeline<F, K, T, D, N>
-where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Fn() -> C,
-    C: Decoder + Encoder<T> + Send + 'static,
-    C::Item: Send,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
-    T: Send + 'static,
-    K: Maker<T, Service = S>,
-    K::Future: 'static,
-    S: Service<Event<C::Item, K::Message>> + Send + 'static,
-    S::Response: Into<N::Answer> + Send,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-    D: Dispatch<Io, C, T, K::Message, S, N::Answer>,
-    N: Next<Io, T>,
-{
-    type Response = EndReason;
-    type Error = BoxError;
-    type Future = PipelineFuture;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, conn: Connection<Io>) -> PipelineFuture {
-        let mut engine = Engine::new(conn, (self.codec)(), Arc::clone(&self.settings));
-        let make = self.maker.make(|| engine.peer());
-        let next = self.next.clone();
-        PipelineFuture(Box::pin(async move {
-            if let Some(service) = made(&mut engine, make, K::service).await {
-                let calls = Calls::new(&mut engine, service);
-                if let Err(panicked) = CatchPanic(D::run(calls)).await {
-                    engine.panicked(panicked);
-                }
-            }
-            finish(&mut engine).await;
-            // Boxed, so that a connection has room for what comes then only when it comes.
-            if engine.is_taken_over() {
-                let limit = engine.settings.limits.make_service;
-                return Box::pin(take_over(engine.into_rewound(), next, limit)).await;
-            }
-            let linger = engine.settings.limits.linger;
-            let (conn, ending) = engine.into_parts();
-            Box::pin(close(conn, ending, linger)).await
-        }))
-    }
-}
-
-/// Makes the connection's service, while what it sends already goes out.
-async fn made<Io, C, T, M, K, S, E>(
-    engine: &mut Engine<Io, C, T, M>,
-    make: impl Future<Output = Result<K, E>>,
-    service: fn(K) -> S,
-) -> Option<S>
-where
-    Io: Stream,
-    C: Codec<T>,
-    E: Into<BoxError>,
-{
-    let make = std::pin::pin!(CatchPanic(make));
-    let ended = std::future::poll_fn(|cx| engine.poll_making(cx));
-    let made = match select(make, ended).await {
-        Either::Left((made, _)) => made,
-        Either::Right(((), _)) => return None,
-    };
-    match made {
-        Ok(Ok(made)) => return Some(service(made)),
-        Ok(Err(err)) => engine.fail(ConnectionEnded::caused(EndReason::MakeServiceError, err)),
-        Err(panicked) => engine.panicked(panicked),
-    }
-    None
-}
-
-/// Writes what is left.
-async fn finish<Io, C, T, M>(engine: &mut Engine<Io, C, T, M>)
-where
-    Io: Stream,
-    C: Codec<T>,
-{
-    let finished = CatchPanic(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
-    if let Err(panicked) = finished {
-        // A streamed reply's, say. What was whole before is written all the same.
-        engine.panicked(panicked);
-        std::future::poll_fn(|cx| engine.poll_finish(cx)).await;
-    }
-}
-
-/// Closes, and says how it ended.
-async fn close<Io>(
-    conn: Connection<Io>,
-    ending: Option<Ending>,
-    linger: Linger,
-) -> Result<EndReason, BoxError>
-where
-    Io: Stream,
-{
-    if ending
-        .as_ref()
-        .is_none_or(|ending| ending.leaves < Leaves::Output)
-    {
-        // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
-        let _settled = conn.close(linger).await;
-    }
-    match ending.map(|ending| ending.course) {
-        None | Some(Course::TakeOver) => Ok(EndReason::ServiceClosed),
-        Some(Course::End(ConnectionEnded {
-            reason,
-            cause: None,
-        })) => Ok(reason),
-        Some(Course::End(ended)) => Err(ended.into()),
-    }
-}
-
-/// Hands the stream over, and says how it ended then.
-async fn take_over<Io, T, N>(
-    conn: Connection<Rewind<Io>>,
-    mut next: N,
-    limit: Option<Duration>,
-) -> Result<EndReason, BoxError>
-where
-    N: Next<Io, T>,
-{
-    let life = Arc::clone(conn.life());
-    if life.signals.is_raised(Signal::Close) {
-        // It came too late for the pipeline, and any service heeds this.
-        life.leave();
-    }
-    let ready = std::future::poll_fn(|cx| next.poll_ready(cx));
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, ready)
-            .await
-            .map_err(|late| ConnectionEnded::caused(EndReason::MakeServiceError, late))?,
-        None => ready.await,
-    }?;
-    next.take_over(conn).await?;
-    Ok(life.done())
-}
-
-/// The future of [`Pipeline`]: one connection's requests, and its close. Boxed, once a connection.
-#[must_use = "futures do nothing unless polled"]
-pub struct PipelineFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
-
-impl fmt::Debug for PipelineFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PipelineFuture").finish_non_exhaustive()
-    }
-}
-
-impl Future for PipelineFuture {
-    type Output = Result<EndReason, BoxError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
     }
 }

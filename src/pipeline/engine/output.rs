@@ -7,9 +7,9 @@ use super::{Codec, Engine, Leaves, Order, Policy, Stream};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::observe::Chain;
-use crate::pipeline::is_shutdown;
 use crate::pipeline::peer::EngineSide;
 use crate::pipeline::reply::{Frames, Reply, Then};
+use crate::pipeline::shutdown_on_error::is_shutdown;
 
 /// How many frames of replies are encoded in one turn of the connection's task: a stream that never waits takes no one else's.
 const TURN: usize = 1024;
