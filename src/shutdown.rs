@@ -1,6 +1,7 @@
 //! The signals that reach a connection from outside: leave when you can, close now, be gone.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(crate) enum Signal {
 pub(crate) struct Signals {
     raised: AtomicU8,
     pub(crate) task: AtomicWaker,
-    pub(crate) engine: AtomicWaker,
+    pub(crate) engine: StandingWaker,
     users: Notify,
 }
 
@@ -56,11 +57,6 @@ impl Signals {
         self.raised.load(Ordering::Acquire) != 0
     }
 
-    /// Remembers whom to wake. Look at the signals *after* this, or one raised in between is missed.
-    pub(crate) fn register_engine(&self, waker: &Waker) {
-        self.engine.register(waker);
-    }
-
     /// Waits for `signal`.
     pub(crate) async fn raised(&self, signal: Signal) {
         self.users_until(|| self.is_raised(signal).then_some(()))
@@ -82,6 +78,30 @@ impl Signals {
             }
             told.await;
         }
+    }
+}
+
+/// A waker that waking does not take out: it is set once, not before every wait.
+#[derive(Debug, Default)]
+pub(crate) struct StandingWaker(Mutex<Option<Waker>>);
+
+impl StandingWaker {
+    /// Look at what it wakes for *after* this, or what comes in between is missed.
+    pub(crate) fn set(&self, waker: Option<Waker>) {
+        let before = std::mem::replace(&mut *self.lock(), waker);
+        drop(before);
+    }
+
+    pub(crate) fn wake(&self) {
+        // Woken without the lock: a waker is foreign code.
+        let waker = self.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,21 +1,16 @@
-//! A stream of started calls, and a sink of their results that is always ready.
+//! What goes to one connection's service, and what comes of it.
 //!
-//! All waiting happens in [`Calls::poll_start`]: it writes, bounds what is in flight, makes the service ready once a request
+//! All waiting happens in [`Calls::poll_event`]: it writes, bounds what is in flight, makes the service ready once a request
 //! is at hand, and decodes. So the three ways to run calls need only keep their order.
 
-use std::convert::Infallible;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
 
-use futures_sink::Sink;
-use pin_project::pin_project;
 use tokio_util::codec::Decoder;
-use tower_service::Service;
 
 use super::bounds::{Codec, Events, Stream};
-use super::engine::{Engine, Leaves};
+use super::engine::{Engine, Leaves, Order};
 use super::event::Event;
 use super::takeover::Answer;
 use crate::end_reason::{ConnectionEnded, EndReason};
@@ -72,115 +67,168 @@ where
         }
     }
 
-    /// Starts the next call; `None` when there will be no more. Everything is written before this is pending.
-    pub(super) fn poll_start<F>(
-        &mut self,
-        start: impl FnOnce(&mut S, Event<C::Item, M>) -> F,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<F>> {
+    /// Takes the next event, for which the service is ready; `None` when there will be no more. Everything is written before this is
+    /// pending.
+    #[inline]
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         loop {
-            self.engine.heed_close();
-            if self.engine.leaves(Leaves::Requests) {
-                return Poll::Ready(None);
-            }
-            if self.is_full() {
-                if self.engine.poll_beside(cx).is_ready() {
-                    return Poll::Ready(None);
+            // What almost all requests are: one more in the buffer, and nothing else to look at. It is never stored on its way.
+            if self.is_plain()
+                && let Some(request) = self.engine.decode()
+            {
+                let is_ready = self.poll_service(cx);
+                if is_ready == Poll::Ready(true) {
+                    self.was_message = false;
+                    self.begin_request();
+                    return Poll::Ready(Some(Event::Request(request)));
                 }
-                if self.is_full() {
-                    return Poll::Pending;
-                }
-                continue;
+                self.request = Some(request);
+                return is_ready.map(|_ended| None);
             }
-            if !self.has_at_hand() {
-                ready!(self.poll_at_hand(cx));
-                if !self.has_at_hand() {
-                    if self.engine.is_ending() {
-                        return Poll::Ready(None);
-                    }
-                    // Input was paused just now.
-                    continue;
-                }
+            if let ControlFlow::Break(event) = ready!(self.poll_any_event(cx)) {
+                return Poll::Ready(event);
             }
-            match self.service.poll_ready(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(err)) => {
-                    let ended = ConnectionEnded::caused(EndReason::ServiceNotReady, err);
-                    self.engine.end(ended, Leaves::Requests);
-                    return Poll::Ready(None);
-                }
-                Poll::Pending => return self.wait_beside(cx).map(|()| None),
-            }
-            self.turn += 1;
-            if self.turn > TURN {
-                self.turn = 0;
-                cx.waker().wake_by_ref();
-                return self.wait_beside(cx).map(|()| None);
-            }
-            let Some(event) = self.take_at_hand() else {
-                continue;
-            };
-            self.in_flight += 1;
-            return Poll::Ready(Some(start(&mut self.service, event)));
         }
+    }
+
+    /// Returns whether a request may be decoded and begun without a look at anything else.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.request.is_none()
+            && self.turn < TURN
+            && self.in_flight < self.most
+            && self.engine.is_plain()
+    }
+
+    /// Takes the next event whatever goes on; `Continue` when something has changed and all is to be looked at again.
+    #[expect(clippy::type_complexity, reason = "an event, or none, or neither yet")]
+    fn poll_any_event(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ControlFlow<Option<Event<C::Item, M>>>> {
+        self.engine.heed_close();
+        if self.engine.leaves(Leaves::Requests) {
+            return Poll::Ready(ControlFlow::Break(None));
+        }
+        if self.is_full() {
+            if self.engine.poll_beside(cx).is_ready() {
+                return Poll::Ready(ControlFlow::Break(None));
+            }
+            return if self.is_full() {
+                Poll::Pending
+            } else {
+                Poll::Ready(ControlFlow::Continue(()))
+            };
+        }
+        if !self.has_at_hand() {
+            self.look();
+        }
+        if !self.has_at_hand() {
+            return if self.engine.is_ending() {
+                Poll::Ready(ControlFlow::Break(None))
+            } else {
+                self.poll_more(cx).map(ControlFlow::Continue)
+            };
+        }
+        if !ready!(self.poll_service(cx)) {
+            return Poll::Ready(ControlFlow::Break(None));
+        }
+        if self.turn >= TURN {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return self.wait_beside(cx).map(|()| ControlFlow::Break(None));
+        }
+        self.was_message = self.message.is_some();
+        let event = if let Some(message) = self.message.take() {
+            self.engine.begin_message(self.in_flight);
+            self.count();
+            Some(Event::Message(message))
+        } else {
+            // Input may have been paused while the service became ready.
+            let request = self.request.take_if(|_| !self.engine.is_paused());
+            request.map(|request| {
+                self.begin_request();
+                Event::Request(request)
+            })
+        };
+        Poll::Ready(match event {
+            Some(event) => ControlFlow::Break(Some(event)),
+            None => ControlFlow::Continue(()),
+        })
+    }
+
+    #[inline]
+    fn begin_request(&mut self) {
+        self.engine.begin_request();
+        self.count();
+    }
+
+    #[inline]
+    fn count(&mut self) {
+        self.in_flight += 1;
+        self.turn += 1;
     }
 
     fn has_at_hand(&self) -> bool {
         self.message.is_some() || (self.request.is_some() && !self.engine.is_paused())
     }
 
-    fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
-        self.was_message = self.message.is_some();
-        if let Some(message) = self.message.take() {
-            self.engine.begin_message(self.in_flight);
-            return Some(Event::Message(message));
-        }
-        if self.engine.is_paused() {
-            return None;
-        }
-        let request = self.request.take()?;
-        self.engine.begin_request();
-        Some(Event::Request(request))
-    }
-
     fn is_full(&self) -> bool {
         self.in_flight + self.engine.waiting_replies() >= self.most
     }
 
-    /// Waits for a message or a request to be at hand, or the end of input.
-    fn poll_at_hand(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.engine.is_ending() {
-            if self.engine.is_above_mark() {
-                self.turn = 0;
-                ready!(self.engine.poll_room(cx));
-                continue;
-            }
-            if !self.was_message {
-                self.message = self.engine.take_message();
-                if self.message.is_some() {
-                    break;
-                }
-            }
-            let paused = self.engine.is_paused();
-            if self.request.is_none() && (!paused || self.engine.is_at_end_of_input()) {
-                self.request = self.engine.decode();
-            }
-            if self.has_at_hand() {
-                break;
-            }
-            self.was_message = false;
-            let waited = if paused {
-                let undelivered = self.request.is_some();
-                self.engine.poll_paused(undelivered, cx)
-            } else {
-                self.engine.poll_input(self.in_flight, cx)
-            };
-            if waited.is_pending() {
-                self.turn = 0;
-                return Poll::Pending;
+    /// Looks for a message, or for a request in what is buffered.
+    fn look(&mut self) {
+        if self.engine.is_ending() || self.engine.is_above_mark() {
+            return;
+        }
+        if !self.was_message {
+            self.message = self.engine.take_message();
+            if self.message.is_some() {
+                return;
             }
         }
-        Poll::Ready(())
+        self.was_message = false;
+        if self.request.is_none() && (!self.engine.is_paused() || self.engine.is_at_end_of_input())
+        {
+            self.request = self.engine.decode();
+        }
+    }
+
+    /// Waits until there may be more at hand.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let polled = if self.engine.is_above_mark() {
+            self.engine.poll_room(cx)
+        } else if self.engine.is_paused() {
+            let undelivered = self.request.is_some();
+            self.engine.poll_paused(undelivered, cx)
+        } else {
+            self.engine.poll_input(self.in_flight, cx)
+        };
+        if polled.is_pending() {
+            self.turn = 0;
+        }
+        polled
+    }
+
+    /// Has the service become ready. Ready with `false` when what is at hand is not to be begun any more.
+    #[inline]
+    fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match self.service.poll_ready(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(true),
+            Poll::Ready(Err(err)) => {
+                let ended = ConnectionEnded::caused(EndReason::ServiceNotReady, err);
+                self.engine.end(ended, Leaves::Requests);
+                Poll::Ready(false)
+            }
+            Poll::Pending => self.wait_beside(cx).map(|()| false),
+        }
+    }
+
+    /// Calls the service.
+    #[inline]
+    pub(super) fn call(&mut self, event: Event<C::Item, M>) -> S::Future {
+        self.service.call(event)
     }
 
     /// Waits for something else than the peer. Ready when what is at hand is not to be begun any more.
@@ -192,9 +240,48 @@ where
         Poll::Pending
     }
 
+    /// Ready when the connection must end without the calls that still run.
+    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.engine.leaves(Leaves::Calls) {
+            return Poll::Ready(());
+        }
+        if self.engine.is_ending() {
+            return self.engine.poll_beside(cx);
+        }
+        Poll::Pending
+    }
+
     /// Waits beside a call. Ready when the connection must end without it.
     pub(super) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.engine.poll_beside(cx)
+    }
+
+    /// Runs the call that was begun last by itself, if it may: where replies keep their order, what comes after it waits for it.
+    pub(super) fn begin_head(&mut self) -> bool {
+        let is_only = self.in_flight == 1 && self.engine.waiting_replies() == 0;
+        let may = is_only || self.engine.settings.order == Order::AsFinished;
+        if may {
+            self.engine.hold_replies();
+        }
+        may
+    }
+
+    /// Takes the result of the call that ran by itself, and lets those behind it go.
+    #[inline]
+    pub(super) fn finish_head(&mut self, result: Result<S::Response, BoxError>) {
+        self.in_flight -= 1;
+        let result = result.map(|response| response.into().into_reply());
+        self.engine.reply_first(result);
+    }
+
+    /// Something of the user's panicked in between.
+    pub(super) fn panicked(&mut self, panicked: Panicked) {
+        self.engine.panicked(panicked);
+    }
+
+    /// The call that ran by itself will not be finished, and what is behind it not answered.
+    pub(super) fn drop_head(&mut self) {
+        self.engine.drop_behind();
     }
 
     /// Takes the result of a call.
@@ -203,118 +290,5 @@ where
         self.in_flight -= 1;
         let result = result.map(|response| response.into().into_reply());
         self.engine.reply(result);
-    }
-}
-
-/// A call in flight with others, whose panics are errors like others: they have their place in the order.
-#[pin_project(project = CallProjection)]
-pub(super) enum Call<F> {
-    Begun(#[pin] F),
-    Panicked(Option<Panicked>),
-}
-
-impl<F> Call<F> {
-    fn start(call: impl FnOnce() -> F) -> Self {
-        match catch_unwind(AssertUnwindSafe(call)) {
-            Ok(future) => Self::Begun(future),
-            Err(payload) => Self::Panicked(Some(Panicked::new(&*payload))),
-        }
-    }
-}
-
-impl<F, R, E> Future for Call<F>
-where
-    F: Future<Output = Result<R, E>>,
-    E: Into<BoxError>,
-{
-    type Output = Result<Result<R, BoxError>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let polled = match self.project() {
-            CallProjection::Begun(future) => {
-                catch_unwind(AssertUnwindSafe(|| future.poll(cx).map_err(Into::into)))
-                    .unwrap_or_else(|payload| Poll::Ready(Err(Panicked::new(&*payload).into())))
-            }
-            CallProjection::Panicked(panicked) => Poll::Ready(Err(panicked
-                .take()
-                .map_or_else(|| "polled after its end".into(), Into::into))),
-        };
-        polled.map(Ok)
-    }
-}
-
-/// The service tokio-tower calls: a started call is its own future.
-pub(super) struct Identity;
-
-impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {
-    type Response = R;
-    type Error = Infallible;
-    type Future = C;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: C) -> C {
-        call
-    }
-}
-
-/// Tells tokio-tower to stop at once: the connection closes behind what has finished, and no call that still runs may hold it open.
-#[derive(Debug, thiserror::Error)]
-#[error("the pipeline is closed")]
-pub(super) struct Closed;
-
-impl<Io, C, T, M, S, A> futures_core::Stream for Calls<'_, Io, C, T, M, S, A>
-where
-    Io: Stream,
-    C: Codec<T>,
-    S: Events<C::Item, M, A>,
-    A: Answer<T>,
-{
-    type Item = Result<Call<S::Future>, Closed>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let start = |service: &mut S, event| Call::start(|| service.call(event));
-        self.poll_start(start, cx).map(|call| call.map(Ok))
-    }
-}
-
-impl<Io, C, T, M, S, A> Sink<Result<S::Response, BoxError>> for Calls<'_, Io, C, T, M, S, A>
-where
-    Io: Stream,
-    C: Codec<T>,
-    S: Events<C::Item, M, A>,
-    A: Answer<T>,
-{
-    type Error = Closed;
-
-    /// Always: what may pile up is bounded by what is in flight, and a sink that is not ready would keep calls from being polled.
-    fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn start_send(
-        mut self: Pin<&mut Self>,
-        result: Result<S::Response, BoxError>,
-    ) -> Result<(), Closed> {
-        self.finish_call(result);
-        Ok(())
-    }
-
-    /// Called in every turn, after all finished calls were taken; that is the moment to leave when the connection closes.
-    /// Flushing is left to `poll_start`, until the stream has ended and only this is called.
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if self.engine.leaves(Leaves::Calls) {
-            return Poll::Ready(Err(Closed));
-        }
-        if self.engine.is_ending() && self.engine.poll_beside(cx).is_ready() {
-            return Poll::Ready(Err(Closed));
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        self.poll_flush(cx)
     }
 }

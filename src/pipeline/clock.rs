@@ -36,6 +36,8 @@ const TAKEN_IN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Clock {
     timer: Option<Pin<Box<Sleep>>>,
+    /// What the connection was waiting for when the timer was last told to wake this task.
+    armed_in: Option<(Waiting, bool, bool)>,
     started: Instant,
     retire: Option<Instant>,
     /// The last frame came, or the last request was done. `None` before the first byte.
@@ -59,6 +61,7 @@ impl Clock {
         });
         Self {
             timer: None,
+            armed_in: None,
             started: Instant::now(),
             retire,
             active: None,
@@ -83,6 +86,13 @@ impl Clock {
     ) -> Poll<Option<EndReason>> {
         let now = Instant::now();
         self.note(waiting, writing, now);
+        let armed_in = Some((waiting, writing, self.active.is_some()));
+        let armed_for = self.timer.as_ref().map(|timer| timer.deadline());
+        if self.armed_in == armed_in && message.is_none() && armed_for.is_some_and(|at| now < at) {
+            // The same deadlines as then, and each can only have moved later.
+            return Poll::Pending;
+        }
+        self.armed_in = None;
         loop {
             let deadline = self
                 .next(waiting, limits)
@@ -105,6 +115,7 @@ impl Clock {
                 none => none.insert(Box::pin(tokio::time::sleep_until(at))),
             };
             if timer.as_mut().poll(cx).is_pending() {
+                self.armed_in = armed_in;
                 return Poll::Pending;
             }
             // It fired for a deadline that has moved since: it is armed anew for what is next.
@@ -112,6 +123,11 @@ impl Clock {
                 return Poll::Ready(reason);
             }
         }
+    }
+
+    /// The task is another: the timer has to be told.
+    pub(super) fn disarm(&mut self) {
+        self.armed_in = None;
     }
 
     /// A frame is whole: what stands behind it is another.
@@ -183,7 +199,7 @@ impl Clock {
         if !of_the_peer {
             return at;
         }
-        let late = now.saturating_duration_since(at) > STOOD_STILL;
+        let late = at < now && now.duration_since(at) > STOOD_STILL;
         if late && self.put_off.is_none_or(|until| until <= at) {
             self.put_off = Some(now + STOOD_STILL);
         }

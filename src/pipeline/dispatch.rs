@@ -12,7 +12,8 @@ use tokio_util::codec::Decoder;
 use tower_service::Service;
 
 use super::bounds::{Codec, Events, Stream};
-use super::calls::{Calls, Identity};
+use super::calls::Calls;
+use super::concurrent::{Concurrent, Identity};
 use super::event::Event;
 use super::takeover::Answer;
 
@@ -67,10 +68,10 @@ dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 // Both of tokio-tower's end with an error exactly when the connection is to close without waiting for calls that still run; why is
 // settled in the engine.
 dispatch!(InFlight, |calls| quietly(
-    tokio_tower::pipeline::Server::new(calls, Identity)
+    tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity)
 ));
 dispatch!(Multiplexed, |calls| quietly(
-    tokio_tower::multiplex::Server::new(calls, Identity)
+    tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity)
 ));
 
 async fn quietly<E>(server: impl Future<Output = Result<(), E>>) {
@@ -111,8 +112,8 @@ where
                     }
                 }
             }
-            match ready!(this.calls.poll_start(S::call, cx)) {
-                Some(call) => this.call.set(Some(call)),
+            match ready!(this.calls.poll_event(cx)) {
+                Some(event) => this.call.set(Some(this.calls.call(event))),
                 None => return Poll::Ready(()),
             }
         }

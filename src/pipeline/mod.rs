@@ -61,6 +61,7 @@
 mod bounds;
 mod calls;
 mod clock;
+mod concurrent;
 mod dispatch;
 mod engine;
 mod event;

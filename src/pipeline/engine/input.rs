@@ -181,9 +181,8 @@ where
 
     /// Looks at the signals from outside.
     pub(super) fn heed_signals(&mut self, cx: &mut Context<'_>) {
-        let life = self.conn.life();
-        life.signals.register_engine(cx.waker());
-        if !life.signals.any() {
+        self.stand_by(cx);
+        if !self.conn.life().signals.any() {
             return;
         }
         self.heed_close();

@@ -8,6 +8,7 @@ mod waiting;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::bounds::{Codec, Stream};
 use super::clock::Clock;
@@ -57,8 +58,12 @@ pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     clock: Clock,
     peer: Option<EngineSide<T, M>>,
     marks: Watermarks,
+    /// Whom the signals wake, and the timer.
+    waker: Option<Waker>,
     /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
     replies: VecDeque<Result<Reply<T>, BoxError>>,
+    /// They wait for one that is to come before them.
+    holds_replies: bool,
     /// The reply of several frames, or a stream of them, that is being encoded.
     current: Option<Reply<T>>,
     above_mark: bool,
@@ -100,7 +105,9 @@ where
             clock,
             peer: None,
             marks,
+            waker: None,
             replies: VecDeque::new(),
+            holds_replies: false,
             current: None,
             above_mark: false,
             decodable: false,
@@ -136,6 +143,18 @@ where
         self.ending
             .as_ref()
             .is_some_and(|ending| matches!(ending.course, Course::TakeOver))
+    }
+
+    /// Returns whether nothing is to be heeded but requests, and the next may be in the buffer.
+    #[inline]
+    pub(in crate::pipeline) fn is_plain(&self) -> bool {
+        self.decodable
+            && !self.conn.life().signals.any()
+            && self.ending.is_none()
+            && self.waiting_replies() == 0
+            && !self.above_mark
+            && self.output.len() < self.marks.high()
+            && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
     /// Hands the stream on, with what is not decoded.

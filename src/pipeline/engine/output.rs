@@ -26,8 +26,8 @@ where
         if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
-        // Behind what was pushed before, and the replies that are still waiting.
-        if self.waiting_replies() > 0 || self.has_pushed() {
+        // Behind what was pushed before, and the replies that are still waiting or to come.
+        if self.waiting_replies() > 0 || self.has_pushed() || self.holds_replies {
             self.replies.push_back(result);
             return;
         }
@@ -38,6 +38,23 @@ where
             }) => self.encode(frame),
             other => self.begin(other),
         }
+    }
+
+    /// Keeps replies waiting for one that is to come before them, where they have an order.
+    #[inline]
+    pub(in crate::pipeline) fn hold_replies(&mut self) {
+        self.holds_replies = self.settings.order == Order::AsAsked;
+    }
+
+    /// Takes the result of the call that others were held for.
+    #[inline]
+    pub(in crate::pipeline) fn reply_first(&mut self, result: Result<Reply<T>, BoxError>) {
+        let held = std::mem::take(&mut self.holds_replies) && !self.replies.is_empty();
+        if !held {
+            return self.reply(result);
+        }
+        self.clock.saw_done();
+        self.replies.push_front(result);
     }
 
     /// Returns how many replies are waiting to be encoded.
@@ -78,9 +95,11 @@ where
         }
     }
 
-    fn drop_behind(&mut self) {
+    /// Drops the replies to what was asked later.
+    pub(in crate::pipeline) fn drop_behind(&mut self) {
         if self.settings.order == Order::AsAsked {
             self.replies.clear();
+            self.holds_replies = false;
         }
     }
 
@@ -171,7 +190,9 @@ where
                     self.go_on(then);
                 }
             }
-        } else if let Some(result) = self.replies.pop_front() {
+        } else if !self.holds_replies
+            && let Some(result) = self.replies.pop_front()
+        {
             self.begin(result);
         } else {
             return false;

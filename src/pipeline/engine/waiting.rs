@@ -170,6 +170,16 @@ where
         }
     }
 
+    /// Sees to it that signals wake this task.
+    pub(super) fn stand_by(&mut self, cx: &mut Context<'_>) {
+        let known = self.waker.as_ref();
+        if known.is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            self.waker = Some(cx.waker().clone());
+            self.conn.life().signals.engine.set(self.waker.clone());
+            self.clock.disarm();
+        }
+    }
+
     fn poll_clock(
         &mut self,
         waiting: Waiting,
@@ -177,6 +187,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         self.input.rest();
+        self.stand_by(cx);
         let writing = !self.output.is_flushed();
         let limits = &self.settings.limits;
         let fired = ready!(self.clock.poll(waiting, writing, message, limits, cx));

@@ -119,6 +119,12 @@ impl<T, M> EngineSide<T, M> {
         self.0.changed.notify_waiters();
     }
 
+    /// Returns whether the handles ask for nothing at all.
+    #[inline]
+    pub(in crate::pipeline) fn is_quiet(&self) -> bool {
+        !self.0.flags.any()
+    }
+
     pub(in crate::pipeline) fn is_paused(&self) -> bool {
         self.0.flags.is_raised(Flag::Paused)
     }

@@ -78,6 +78,11 @@ impl Flags {
         self.0.load(Ordering::Acquire) & flag as u8 != 0
     }
 
+    #[inline]
+    pub(super) fn any(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
+
     pub(super) fn raise(&self, flag: Flag) {
         self.0.fetch_or(flag as u8, Ordering::AcqRel);
     }

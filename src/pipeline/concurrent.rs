@@ -1,0 +1,189 @@
+//! Calls of one connection that run at the same time: a stream of started calls and a sink of their results, for tokio-tower.
+//!
+//! A call that is the only one runs where it stands, and most are done at once; only those that start beside one that is not are
+//! handed to tokio-tower, which has an allocation for each.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_sink::Sink;
+use pin_project::pin_project;
+use tokio_util::codec::Decoder;
+use tower_service::Service;
+
+use super::bounds::{Codec, Events, Stream};
+use super::calls::Calls;
+use super::event::Event;
+use super::takeover::Answer;
+use crate::error::{BoxError, Panicked};
+
+/// Calls in flight together.
+#[pin_project]
+pub(super) struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
+    calls: Calls<'a, Io, C, T, M, S, A>,
+    /// The call that runs here. Where replies keep the order of the requests it is the oldest, and the results of others wait for it.
+    #[pin]
+    head: Option<S::Future>,
+}
+
+impl<'a, Io, C, T, M, S, A> Concurrent<'a, Io, C, T, M, S, A>
+where
+    Io: Stream,
+    C: Codec<T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
+{
+    pub(super) fn new(calls: Calls<'a, Io, C, T, M, S, A>) -> Self {
+        Self { calls, head: None }
+    }
+
+    /// Runs calls here as long as each is done at once. Ready with an event that is to run beside the one here, or at the end.
+    fn poll_head(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
+        let mut this = self.project();
+        loop {
+            let mut is_busy = false;
+            if let Some(head) = this.head.as_mut().as_pin_mut() {
+                match head.poll(cx) {
+                    Poll::Ready(result) => {
+                        // Dropped first: what the call held is given back before its reply is written.
+                        this.head.set(None);
+                        this.calls.finish_head(result.map_err(Into::into));
+                    }
+                    Poll::Pending => is_busy = true,
+                }
+            }
+            let Some(event) = ready!(this.calls.poll_event(cx)) else {
+                if is_busy {
+                    // It is waited for here, as tokio-tower waits for its own.
+                    ready!(this.calls.poll_beside(cx));
+                    this.head.set(None);
+                    this.calls.drop_head();
+                }
+                return Poll::Ready(None);
+            };
+            if is_busy || !this.calls.begin_head() {
+                return Poll::Ready(Some(event));
+            }
+            this.head.set(Some(this.calls.call(event)));
+        }
+    }
+}
+
+/// Tells tokio-tower to stop at once: the connection closes behind what has finished, and no call that still runs may hold it open.
+#[derive(Debug, thiserror::Error)]
+#[error("the pipeline is closed")]
+pub(super) struct Closed;
+
+impl<Io, C, T, M, S, A> futures_core::Stream for Concurrent<'_, Io, C, T, M, S, A>
+where
+    Io: Stream,
+    C: Codec<T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
+{
+    type Item = Result<Call<S::Future>, Closed>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = catch_unwind(AssertUnwindSafe(|| self.as_mut().poll_head(cx)));
+        let mut this = self.project();
+        let event = match polled {
+            Ok(polled) => ready!(polled),
+            Err(payload) => {
+                this.head.set(None);
+                this.calls.panicked(Panicked::new(&*payload));
+                None
+            }
+        };
+        Poll::Ready(event.map(|event| Ok(Call::start(|| this.calls.call(event)))))
+    }
+}
+
+impl<Io, C, T, M, S, A> Sink<Result<S::Response, BoxError>> for Concurrent<'_, Io, C, T, M, S, A>
+where
+    Io: Stream,
+    C: Codec<T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
+{
+    type Error = Closed;
+
+    /// Always: what may pile up is bounded by what is in flight, and a sink that is not ready would keep calls from being polled.
+    fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn start_send(
+        self: Pin<&mut Self>,
+        result: Result<S::Response, BoxError>,
+    ) -> Result<(), Closed> {
+        self.project().calls.finish_call(result);
+        Ok(())
+    }
+
+    /// Called in every turn, after all finished calls were taken; that is the moment to leave when the connection closes.
+    /// Flushing is left to `poll_event`, until the stream has ended and only this is called.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let is_over = self.project().calls.poll_over(cx).is_ready();
+        Poll::Ready(if is_over { Err(Closed) } else { Ok(()) })
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        self.poll_flush(cx)
+    }
+}
+
+/// A call in flight with others, whose panics are errors like others: they have their place in the order.
+#[pin_project(project = CallProjection)]
+pub(super) enum Call<F> {
+    Begun(#[pin] F),
+    Panicked(Option<Panicked>),
+}
+
+impl<F> Call<F> {
+    fn start(call: impl FnOnce() -> F) -> Self {
+        match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(future) => Self::Begun(future),
+            Err(payload) => Self::Panicked(Some(Panicked::new(&*payload))),
+        }
+    }
+}
+
+impl<F, R, E> Future for Call<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Result<R, BoxError>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = match self.project() {
+            CallProjection::Begun(future) => {
+                catch_unwind(AssertUnwindSafe(|| future.poll(cx).map_err(Into::into)))
+                    .unwrap_or_else(|payload| Poll::Ready(Err(Panicked::new(&*payload).into())))
+            }
+            CallProjection::Panicked(panicked) => Poll::Ready(Err(panicked
+                .take()
+                .map_or_else(|| "polled after its end".into(), Into::into))),
+        };
+        polled.map(Ok)
+    }
+}
+
+/// The service tokio-tower calls: a started call is its own future.
+pub(super) struct Identity;
+
+impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {
+    type Response = R;
+    type Error = Infallible;
+    type Future = C;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: C) -> C {
+        call
+    }
+}
