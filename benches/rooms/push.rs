@@ -1,0 +1,163 @@
+//! `pipeline::peer`, `registry`: frames that nobody asked for, beside a channel for each connection.
+
+use std::io;
+
+use bytes::Bytes;
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tower::service_fn;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Limits;
+use tower_tcp::registry::{Registry, SlowPeer};
+use tower_tcp::{BoxError, ConnectionId, Peer, Pipeline};
+
+use crate::support::{WIRE, echo, measured, runtime, serve};
+
+/// As many as a pipeline lets wait.
+const QUEUE: usize = 16;
+const FRAME: &[u8] = b"0123456789abcde";
+
+#[derive(Clone, Copy, Debug)]
+enum To {
+    ByHand,
+    Peer,
+}
+
+const BOTH: [To; 2] = [To::ByHand, To::Peer];
+
+/// One sender, one connection, a thousand frames.
+#[divan::bench(args = BOTH)]
+fn send(bencher: Bencher, to: To) {
+    const FRAMES: usize = 1024;
+    let frame = Bytes::from_static(FRAME);
+    let runtime = runtime();
+    match to {
+        To::ByHand => {
+            let (mut clients, senders) = runtime.block_on(channels(1));
+            time(bencher, &runtime, &mut clients, FRAMES, async || {
+                for _ in 0..FRAMES {
+                    senders[0].send(frame.clone()).await.unwrap();
+                }
+            });
+        }
+        To::Peer => {
+            let (mut clients, peers) = runtime.block_on(peers(1));
+            time(bencher, &runtime, &mut clients, FRAMES, async || {
+                for _ in 0..FRAMES {
+                    peers[0].send(frame.clone()).await.unwrap();
+                }
+            });
+        }
+    }
+}
+
+/// One frame to each of a hundred connections.
+#[divan::bench(args = BOTH)]
+fn broadcast_to_100(bencher: Bencher, to: To) {
+    let frame = Bytes::from_static(FRAME);
+    let runtime = runtime();
+    match to {
+        To::ByHand => {
+            let (mut clients, senders) = runtime.block_on(channels(100));
+            time(bencher, &runtime, &mut clients, 1, async || {
+                for sender in &senders {
+                    sender.try_send(frame.clone()).unwrap();
+                }
+            });
+        }
+        To::Peer => {
+            let (mut clients, peers) = runtime.block_on(peers(100));
+            let everybody = Registry::<ConnectionId, Bytes>::new();
+            for peer in &peers {
+                everybody.insert(peer.info().id(), peer).unwrap();
+            }
+            time(bencher, &runtime, &mut clients, 1, async || {
+                everybody
+                    .broadcast(frame.clone(), |_, _| true, SlowPeer::Skip)
+                    .await;
+            });
+        }
+    }
+}
+
+/// Times what sends so many frames to each client, until all have them.
+fn time(
+    bencher: Bencher,
+    runtime: &Runtime,
+    clients: &mut [DuplexStream],
+    frames: usize,
+    send: impl AsyncFn(),
+) {
+    let mut read = vec![0; frames * (FRAME.len() + 1)];
+    bencher
+        .counter(ItemsCount::new(frames * clients.len()))
+        .bench_local(|| {
+            measured(|| {
+                runtime.block_on(async {
+                    send().await;
+                    for client in &mut *clients {
+                        client.read_exact(&mut read).await.unwrap();
+                    }
+                });
+            });
+        });
+}
+
+/// Connections of a server, and their handles.
+async fn peers(count: usize) -> (Vec<DuplexStream>, Vec<Peer<Bytes>>) {
+    let (sender, mut made) = mpsc::channel(count);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let sender = sender.clone();
+        async move {
+            sender.send(peer).await?;
+            Ok::<_, BoxError>(service_fn(echo))
+        }
+    });
+    // The clients are silent for as long as this runs.
+    let limits = Limits::default().first_byte(None).idle(None);
+    let pipeline = Pipeline::new(Lines::default).make_service(make);
+    let connector = serve(pipeline.limits(limits));
+    let (mut clients, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        clients.push(connector.connect().await.unwrap());
+        peers.push(made.recv().await.unwrap());
+    }
+    (clients, peers)
+}
+
+/// The baseline: a channel for each connection.
+async fn channels(count: usize) -> (Vec<DuplexStream>, Vec<mpsc::Sender<Bytes>>) {
+    let channel = |_| {
+        let (client, stream) = tokio::io::duplex(WIRE);
+        let (sender, frames) = mpsc::channel(QUEUE);
+        tokio::spawn(by_hand(stream, frames));
+        (client, sender)
+    };
+    (0..count).map(channel).unzip()
+}
+
+/// Writes at once what is in the channel, and watches for the peer's end.
+async fn by_hand(mut stream: DuplexStream, mut frames: mpsc::Receiver<Bytes>) -> io::Result<()> {
+    let (mut input, mut output, mut taken) = ([0; 1024], Vec::new(), Vec::new());
+    loop {
+        tokio::select! {
+            read = stream.read(&mut input) => if read? == 0 {
+                return Ok(());
+            },
+            count = frames.recv_many(&mut taken, QUEUE) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                for frame in taken.drain(..) {
+                    output.extend_from_slice(&frame);
+                    output.push(b'\n');
+                }
+                stream.write_all(&output).await?;
+                output.clear();
+            }
+        }
+    }
+}
