@@ -9,6 +9,10 @@ test:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 
+# What each room costs, beside a baseline: `just bench dispatch` for one.
+bench *filter:
+    cargo bench -- {{filter}}
+
 # Licences, duplicates, sources (needs cargo-deny).
 deny:
     cargo deny --all-features check
