@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionPhase};
 use crate::end_reason::EndReason;
 
 /// How an orderly close is bounded.
@@ -71,6 +71,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// Dropping the future closes the stream as it is.
     pub async fn close(mut self, linger: Linger) -> io::Result<()> {
+        self.life().enter(ConnectionPhase::Closing);
         // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
         let Ok(shut_down) = tokio::time::timeout(linger.write, self.shutdown()).await else {
             self.ended(EndReason::WriteTimeout.into());

@@ -43,7 +43,7 @@ pub mod testkit;
 #[doc = include_str!("../MIGRATION.md")]
 pub mod migration {}
 
-pub use connection::{Address, Connection, ConnectionId, ConnectionInfo};
+pub use connection::{Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase};
 pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
 pub use handle::{Handle, LiveConnection};

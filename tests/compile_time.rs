@@ -47,9 +47,9 @@ use tower_tcp::registry::{Broadcast, KeyTaken, Registry, SlowPeer};
 use tower_tcp::testkit::{Connector, MemoryListener};
 use tower_tcp::tls::{ClientCertificates, Tls, TlsBuilder, TlsError, TlsInfo};
 use tower_tcp::{
-    Address, BoxError, Connection, ConnectionEnded, ConnectionId, ConnectionInfo, End, EndReason,
-    Error, Handle, Initiator, LiveConnection, Peer, Pipeline, Reply, Report, Serve, Server,
-    ServerBuilder,
+    Address, BoxError, Connection, ConnectionEnded, ConnectionId, ConnectionInfo, ConnectionPhase,
+    End, EndReason, Error, Handle, Initiator, LiveConnection, Peer, Pipeline, Reply, Report, Serve,
+    Server, ServerBuilder,
 };
 
 /// A service of the user's, with nothing that would keep what holds it from anywhere.
@@ -65,6 +65,7 @@ fn can_be_sent<T: Send + Unpin + 'static>() {}
 fn what_a_user_keeps_and_passes_on_goes_anywhere() {
     goes_anywhere::<Address>();
     goes_anywhere::<ConnectionId>();
+    goes_anywhere::<ConnectionPhase>();
     goes_anywhere::<ConnectionInfo>();
     goes_anywhere::<ConnectionLimit>();
     goes_anywhere::<Handle>();

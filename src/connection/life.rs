@@ -1,9 +1,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::ConnectionInfo;
 use super::info::Origin;
+use super::{ConnectionInfo, ConnectionPhase};
 use crate::end_reason::{Cause, ConnectionEnded, End, EndReason};
 use crate::shutdown::{Signal, Signals};
 
@@ -34,6 +34,7 @@ pub(crate) struct Life {
     messages_dropped: AtomicU64,
     /// The peer has finished sending: what tells "the peer left" from "the service was done" for a raw service.
     peer_done: AtomicBool,
+    phase: AtomicU8,
     end: Mutex<EndCell>,
 }
 
@@ -47,6 +48,7 @@ impl Life {
             requests: AtomicU64::new(0),
             messages_dropped: AtomicU64::new(0),
             peer_done: AtomicBool::new(false),
+            phase: AtomicU8::new(ConnectionPhase::Serving as u8),
             end: Mutex::default(),
         }
     }
@@ -78,6 +80,32 @@ impl Life {
 
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    /// Notes how far it has come. That it was told to leave is seen from its signals.
+    pub(crate) fn enter(&self, phase: ConnectionPhase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn phase(&self) -> ConnectionPhase {
+        let entered = self.phase.load(Ordering::Relaxed);
+        let entered = ConnectionPhase::ALL
+            .iter()
+            .find(|known| **known as u8 == entered)
+            .copied()
+            .unwrap_or(ConnectionPhase::Serving);
+        match entered {
+            ConnectionPhase::Serving if self.signals.any() => ConnectionPhase::Draining,
+            entered => entered,
+        }
     }
 
     pub(crate) fn count_dropped_messages(&self, messages: usize) {
@@ -147,8 +175,8 @@ impl Life {
                 reason,
                 cause,
                 duration: self.origin.accepted_at.elapsed(),
-                bytes_read: self.bytes_read.load(Ordering::Relaxed),
-                bytes_written: self.bytes_written.load(Ordering::Relaxed),
+                bytes_read: self.bytes_read(),
+                bytes_written: self.bytes_written(),
                 requests: self.requests(),
                 messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
             };

@@ -3,6 +3,7 @@
 mod address;
 mod info;
 mod life;
+mod phase;
 
 use std::any::Any;
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::shutdown::Signal;
 pub use address::Address;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use life::{HookId, Life};
+pub use phase::ConnectionPhase;
 
 /// A deadline that is noticed so late passed while the process stood still: stopped, suspended, or starved. The peer may have done its
 /// part meanwhile, and the runtime, which may fire timers first, does not know yet. So once it is put off for as long again.

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::connection::{Address, ConnectionId, Life};
+use crate::connection::{Address, ConnectionId, ConnectionPhase, Life};
 use crate::end_reason::{End, EndReason};
 
 /// One of a server's connections, seen from outside. It keeps nothing open. Made by [`Handle::connections`](super::Handle::connections).
@@ -22,6 +22,16 @@ impl LiveConnection {
         &self.life.origin.peer
     }
 
+    /// Returns the address the peer connected to.
+    pub fn local(&self) -> &Address {
+        &self.life.origin.local
+    }
+
+    /// Returns how far it has come.
+    pub fn phase(&self) -> ConnectionPhase {
+        self.life.phase()
+    }
+
     /// Returns the time since it was accepted.
     pub fn age(&self) -> Duration {
         self.life.origin.accepted_at.elapsed()
@@ -30,6 +40,16 @@ impl LiveConnection {
     /// Returns the requests that were handed to its service so far.
     pub fn requests(&self) -> u64 {
         self.life.requests()
+    }
+
+    /// Returns the bytes read from the peer by what serves it so far; under TLS these are plain bytes.
+    pub fn bytes_read(&self) -> u64 {
+        self.life.bytes_read()
+    }
+
+    /// Returns the bytes written to the peer by what serves it so far; under TLS these are plain bytes.
+    pub fn bytes_written(&self) -> u64 {
+        self.life.bytes_written()
     }
 
     /// Has it leave as at a drain: what was asked is answered. A raw service sees it at
@@ -58,6 +78,7 @@ impl fmt::Debug for LiveConnection {
         f.debug_struct("LiveConnection")
             .field("id", &self.id())
             .field("peer", self.peer())
+            .field("phase", &self.phase())
             .finish_non_exhaustive()
     }
 }

@@ -148,7 +148,8 @@ impl Handle {
         self.0.live()
     }
 
-    /// Returns the connections that are open. They are collected in parts, so one that comes or goes meanwhile may be among them or not.
+    /// Returns the connections that are open: who is here, since when, and what it has done. They are collected in parts, so one that comes or
+    /// goes meanwhile may be among them or not. Nothing on the path of a request waits for it.
     ///
     /// Those of one's own naming are found in a [`Registry`](crate::registry::Registry).
     pub fn connections(&self) -> impl Iterator<Item = LiveConnection> + '_ {

@@ -44,7 +44,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::connection::{Connection, STOOD_STILL};
+use crate::connection::{Connection, ConnectionPhase, STOOD_STILL};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
@@ -157,8 +157,10 @@ where
             pending,
         } = self.clone();
         let ticket = pending.enter();
+        conn.life().enter(ConnectionPhase::PreConnect);
         PreConnectFuture(Box::pin(async move {
             let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn)).await?;
+            conn.life().enter(ConnectionPhase::Serving);
             service.call(conn).await.map_err(Into::into)
         }))
     }
