@@ -46,28 +46,55 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_one_at_a_time_allocates_nothing() {
-    let _turn = my_turn().await;
-    let served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+/// Has 10,000 requests answered, a hundred at once, and returns how many allocations each took.
+async fn allocations_a_request(served: Served) -> f64 {
     let mut client = served.connect().await.0.into_inner();
-    let mut reply = [0; 16];
-    let mut exchange = async |times: usize| {
-        for _ in 0..times {
-            client.write_all(b"fifteen letters\n").await.unwrap();
-            client.read_exact(&mut reply).await.unwrap();
+    let requests = b"fifteen letters\n".repeat(100);
+    let mut replies = vec![0; requests.len()];
+    let mut exchange = async || {
+        for _ in 0..100 {
+            client.write_all(&requests).await.unwrap();
+            client.read_exact(&mut replies).await.unwrap();
         }
     };
     // The stream in memory and the thread's blocks take what they need.
-    exchange(10_000).await;
+    exchange().await;
     let before = ALLOCATOR.stats();
 
-    exchange(10_000).await;
+    exchange().await;
 
     let after = ALLOCATOR.stats();
     let allocations = after.allocations + after.reallocations;
-    let allocations = allocations - before.allocations - before.reallocations;
-    assert!(allocations < 200, "{allocations} in 10,000 requests");
+    (allocations - before.allocations - before.reallocations) as f64 / 10_000.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_answered_at_once_allocates_nothing() {
+    let _turn = my_turn().await;
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(echo))) {
+        let way = served.way;
+
+        let allocations = allocations_a_request(served).await;
+
+        assert!(allocations < 0.02, "{allocations} a request, {way}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_allocates_nothing_alone_and_once_among_others() {
+    let _turn = my_turn().await;
+    let service = service_fn(async |line: Bytes| {
+        tokio::task::yield_now().await;
+        echo(line).await
+    });
+    for served in each_way(Pipeline::new(Lines::default).service(service)) {
+        let way = served.way;
+
+        let allocations = allocations_a_request(served).await;
+
+        let most = if way == "one at a time" { 0.05 } else { 1.05 };
+        assert!(allocations < most, "{allocations} a request, {way}");
+    }
 }
 
 /// Sends 400,000 lines and reads nothing; returns how many bytes the server took, and what it holds for it.

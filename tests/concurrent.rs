@@ -1,0 +1,225 @@
+//! Pipeline: calls that run together keep their order, or need none, whichever of them is done at once and whichever is not.
+
+mod support;
+
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep, timeout};
+use tower::service_fn;
+use tower_tcp::frame::Lines;
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
+
+use support::serve;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Digits wait so many milliseconds, `0` is done at once; `hang` never is; `fail`, `close` and `panic` do so at once.
+async fn act(request: Bytes) -> Result<Reply<Bytes>, BoxError> {
+    match &request[..] {
+        b"0" => {}
+        b"hang" => pending().await,
+        b"fail" => return Err("failed as told".into()),
+        b"close" => return Ok(Reply::from(request).close()),
+        b"panic" => panic!("panicked as told"),
+        digits => sleep(MS * String::from_utf8_lossy(digits).parse().unwrap_or(0)).await,
+    }
+    Ok(request.into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_done_at_once_waits_for_a_slow_one_before_it() {
+    let served = serve(
+        Pipeline::new(Lines::default)
+            .service(service_fn(act))
+            .in_flight(8),
+    );
+    let begun = Instant::now();
+    let mut client = served.connect().await;
+    client.send("0\n30\n0\n10\n0\n").await;
+
+    assert_eq!(client.line().await, "0");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    for reply in ["30", "0", "10", "0"] {
+        assert_eq!(client.line().await, reply);
+        assert_eq!(begun.elapsed(), 30 * MS);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_done_at_once_waits_for_none_when_multiplexed() {
+    let served = serve(
+        Pipeline::new(Lines::default)
+            .service(service_fn(act))
+            .multiplexed(8),
+    );
+    let begun = Instant::now();
+    let mut client = served.connect().await;
+    client.send("30\n0\n10\n0\n").await;
+
+    assert_eq!([client.line().await, client.line().await], ["0", "0"]);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!([client.line().await, client.line().await], ["10", "30"]);
+    assert_eq!(begun.elapsed(), 30 * MS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_that_are_held_count_as_in_flight() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let service = service_fn(move |request: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        act(request)
+    });
+    let served = serve(Pipeline::new(Lines::default).service(service).in_flight(3));
+    let mut client = served.connect().await;
+    client.send("50\n0\n0\n0\n0\n").await;
+
+    sleep(10 * MS).await;
+    let before = begun.load(Ordering::Relaxed);
+    client.finish().await;
+    let replies = client.rest().await;
+
+    assert_eq!(before, 3);
+    assert_eq!(replies, ["50", "0", "0", "0", "0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_in_its_place_behind_a_slow_one() {
+    let service = Pipeline::new(Lines::default).service(service_fn(act));
+    let mut served = serve(service.in_flight(8));
+
+    for (last, reason) in [
+        ("fail", EndReason::ServiceError),
+        ("panic", EndReason::Panic),
+    ] {
+        let mut client = served.connect().await;
+        client.send(format!("20\n0\n{last}\n0\n")).await;
+
+        assert_eq!(client.rest().await, ["20", "0"], "{last}");
+        drop(client);
+        assert_eq!(served.reason().await, reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_one_that_fails_drops_what_is_held_behind_it() {
+    let service = service_fn(async |request: Bytes| match &request[..] {
+        b"slow" => {
+            sleep(20 * MS).await;
+            Err(BoxError::from("failed as told"))
+        }
+        _ => Ok(request),
+    });
+    let mut served = serve(Pipeline::new(Lines::default).service(service).in_flight(8));
+    let mut client = served.connect().await;
+    client.send("a\nslow\nb\nc\n").await;
+
+    assert_eq!(client.rest().await, ["a"]);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::ServiceError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_closes_is_written_behind_a_slow_one() {
+    let service = Pipeline::new(Lines::default).service(service_fn(act));
+    let mut served = serve(service.in_flight(8));
+    let mut client = served.connect().await;
+    client.send("20\nclose\n0\n").await;
+
+    assert_eq!(client.rest().await, ["20", "close"]);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_does_not_keep_a_connection_that_another_closes() {
+    let service = Pipeline::new(Lines::default).service(service_fn(act));
+    let mut served = serve(service.multiplexed(8));
+    let mut client = served.connect().await;
+    client.send("hang\n0\nclose\n").await;
+
+    let rest = timeout(1000 * MS, client.rest()).await;
+
+    assert_eq!(rest.unwrap(), ["0", "close"]);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_input_waits_for_a_slow_one_and_those_held_behind_it() {
+    for multiplexed in [false, true] {
+        let pipeline = Pipeline::new(Lines::default).service(service_fn(act));
+        let mut served = if multiplexed {
+            serve(pipeline.multiplexed(8))
+        } else {
+            serve(pipeline.in_flight(8))
+        };
+        let mut client = served.connect().await;
+        client.send("20\n0\n10\n").await;
+        client.finish().await;
+
+        let mut replies = client.rest().await;
+
+        replies.sort();
+        assert_eq!(replies, ["0", "10", "20"], "multiplexed: {multiplexed}");
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_pushes_goes_out_while_it_runs_and_others_are_held() {
+    let make = service_fn(async |peer: Peer<Bytes>| {
+        Ok::<_, Infallible>(service_fn(move |request: Bytes| {
+            let peer = peer.clone();
+            async move {
+                if request == "slow" {
+                    peer.send("pushed".into()).await?;
+                    sleep(20 * MS).await;
+                }
+                Ok::<_, BoxError>(request)
+            }
+        }))
+    });
+    let served = serve(
+        Pipeline::new(Lines::default)
+            .make_service(make)
+            .in_flight(8),
+    );
+    let begun = Instant::now();
+    let mut client = served.connect().await;
+    client.send("slow\nb\n").await;
+
+    assert_eq!(client.line().await, "pushed");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!([client.line().await, client.line().await], ["slow", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_wakes_itself_is_polled_until_it_is_done() {
+    let service = service_fn(async |request: Bytes| {
+        let mut left = 100;
+        poll_fn(|cx| {
+            left -= 1;
+            cx.waker().wake_by_ref();
+            if left == 0 {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        Ok::<_, Infallible>(request)
+    });
+    let served = serve(Pipeline::new(Lines::default).service(service).in_flight(4));
+    let mut client = served.connect().await;
+    client.send("a\nb\nc\nd\ne\nf\n").await;
+    client.finish().await;
+
+    assert_eq!(client.rest().await, ["a", "b", "c", "d", "e", "f"]);
+}
