@@ -279,11 +279,6 @@ where
         self.engine.panicked(panicked);
     }
 
-    /// The call that ran by itself will not be finished, and what is behind it not answered.
-    pub(super) fn drop_head(&mut self) {
-        self.engine.drop_behind();
-    }
-
     /// Takes the result of a call.
     #[inline]
     pub(super) fn finish_call(&mut self, result: Result<S::Response, BoxError>) {

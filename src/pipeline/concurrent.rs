@@ -56,10 +56,10 @@ where
             }
             let Some(event) = ready!(this.calls.poll_event(cx)) else {
                 if is_busy {
-                    // It is waited for here, as tokio-tower waits for its own.
+                    // It is waited for here, as tokio-tower waits for its own. If the connection must end without it, what was held behind
+                    // it is dropped already.
                     ready!(this.calls.poll_beside(cx));
                     this.head.set(None);
-                    this.calls.drop_head();
                 }
                 return Poll::Ready(None);
             };

@@ -96,7 +96,7 @@ where
     }
 
     /// Drops the replies to what was asked later.
-    pub(in crate::pipeline) fn drop_behind(&mut self) {
+    fn drop_behind(&mut self) {
         if self.settings.order == Order::AsAsked {
             self.replies.clear();
             self.holds_replies = false;
