@@ -31,6 +31,9 @@ pub mod pipeline;
 
 pub mod registry;
 
+#[cfg(feature = "http")]
+pub mod http;
+
 mod handle;
 
 mod server;

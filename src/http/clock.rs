@@ -1,0 +1,242 @@
+//! The deadlines of a connection, on one lazy timer.
+//!
+//! hyper has a timer for HTTP/1 heads, which counts the rest between two requests as part of the head, costs a timer a request, and
+//! does not see a connection before its first byte, one of HTTP/2, or a peer that takes nothing. So it is asked only when it begins to wait
+//! for a head ([`AwaitHead`]), and the deadlines are kept here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::rt::{Sleep, Timer};
+use tokio::time::Instant;
+
+use super::Limits;
+use super::requests::Course;
+use crate::connection::STOOD_STILL;
+use crate::end_reason::EndReason;
+
+/// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
+/// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
+const TAKEN_IN: Duration = Duration::from_millis(50);
+
+/// How long an HTTP/2 peer has to acknowledge that an idle connection closes: some round trips.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What a connection is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// For its service, for the body of a request or of a response: for nothing that has a deadline here.
+    Busy,
+    FirstByte,
+    Head,
+    NextRequest,
+}
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// The connection is to leave in HTTP's way.
+    Leave(EndReason),
+    /// It ends, without a word to hyper.
+    End(EndReason),
+}
+
+pub(super) struct Clock {
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    started: Instant,
+    /// What it waits for, behind how many requests, and since when.
+    waiting: (Waiting, u64, Instant),
+    /// How much was written when the peer took no more, and since when.
+    blocked: Option<(u64, Instant)>,
+    draining: Option<Instant>,
+    has_left: bool,
+    put_off: Option<Instant>,
+}
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            timer: None,
+            started: now,
+            waiting: (Waiting::FirstByte, 0, now),
+            blocked: None,
+            draining: None,
+            has_left: false,
+            put_off: None,
+        }
+    }
+
+    /// Before a wait: ready with what is due, else wakes the task when it is.
+    pub(super) fn poll(
+        &mut self,
+        course: &Course,
+        blocked: bool,
+        limits: &Limits,
+        cx: &mut Context<'_>,
+    ) -> Poll<Due> {
+        self.note(course, blocked);
+        loop {
+            let Some((at, due)) = self.next(course, limits) else {
+                return Poll::Pending;
+            };
+            let at = self.put_off.map_or(at, |until| at.max(until));
+            let timer = match &mut self.timer {
+                Some(timer) => {
+                    if timer.deadline() > at || timer.is_elapsed() {
+                        timer.as_mut().reset(at);
+                    }
+                    timer
+                }
+                none => none.insert(Box::pin(tokio::time::sleep_until(at))),
+            };
+            ready!(timer.as_mut().poll(cx));
+            // It may have fired for a deadline that has moved since.
+            let now = Instant::now();
+            if at <= now && !self.forgives(at, due, now) {
+                self.has_left |= matches!(due, Due::Leave(_));
+                return Poll::Ready(due);
+            }
+        }
+    }
+
+    fn note(&mut self, course: &Course, blocked: bool) {
+        let life = &course.life;
+        let requests = life.requests();
+        let waiting = if course.is_busy() {
+            Waiting::Busy
+        } else if requests == 0 && life.bytes_read() == 0 {
+            Waiting::FirstByte
+        } else if course.is_multiplexed() {
+            Waiting::NextRequest
+        } else {
+            match course.awaiting_head() {
+                Some(read) if requests > 0 && read == life.bytes_read() => Waiting::NextRequest,
+                None if requests > 0 => Waiting::Busy,
+                _ => Waiting::Head,
+            }
+        };
+        if (waiting, requests) != (self.waiting.0, self.waiting.1) {
+            self.waiting = (waiting, requests, Instant::now());
+        }
+        let written = life.bytes_written();
+        if !blocked {
+            self.blocked = None;
+        } else if self.blocked.is_none_or(|(before, _)| before != written) {
+            self.blocked = Some((written, Instant::now()));
+        }
+        if self.draining.is_none() && course.is_leaving() {
+            self.draining = Some(Instant::now());
+        }
+    }
+
+    /// Returns what is due first.
+    fn next(&self, course: &Course, limits: &Limits) -> Option<(Instant, Due)> {
+        // A time beyond the end of the clock is no deadline.
+        let after =
+            |from: Instant, time: Option<Duration>, due| Some((from.checked_add(time?)?, due));
+        let (waiting, _, since) = self.waiting;
+        let rest = match waiting {
+            Waiting::Busy => None,
+            Waiting::FirstByte => {
+                let due = Due::End(EndReason::FirstByteTimeout);
+                after(self.started, limits.first_byte, due)
+            }
+            Waiting::Head => after(since, limits.head, Due::End(EndReason::FrameTimeout)),
+            Waiting::NextRequest => {
+                let due = Due::End(EndReason::IdleTimeout);
+                match limits.idle {
+                    Some(idle) if course.is_multiplexed() => {
+                        if self.has_left {
+                            after(since, Some(idle.saturating_add(GOODBYE)), due)
+                        } else {
+                            after(since, limits.idle, Due::Leave(EndReason::IdleTimeout))
+                        }
+                    }
+                    idle => after(since, idle, due),
+                }
+            }
+        };
+        let write = self
+            .blocked
+            .and_then(|(_, since)| after(since, limits.write, Due::End(EndReason::WriteTimeout)));
+        let drain = self.draining.filter(|_| !self.has_left).and_then(|since| {
+            if waiting == Waiting::FirstByte {
+                return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));
+            }
+            let last = course.life.requests() > 0 && !course.is_multiplexed();
+            let time = if last {
+                limits.last_request
+            } else {
+                Duration::ZERO
+            };
+            after(since, Some(time), Due::Leave(EndReason::Drained))
+        });
+        [rest, write, drain]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// Puts off, once, what the peer has missed while nobody looked. Returns whether it did.
+    fn forgives(&mut self, at: Instant, due: Due, now: Instant) -> bool {
+        let of_the_peer = !matches!(
+            due,
+            Due::Leave(EndReason::Drained) | Due::End(EndReason::Drained)
+        );
+        let late = now.saturating_duration_since(at) > STOOD_STILL;
+        let forgives = of_the_peer && late && self.put_off.is_none_or(|until| until < at);
+        if forgives {
+            self.put_off = Some(now + STOOD_STILL);
+        }
+        forgives
+    }
+}
+
+/// hyper's timer for HTTP/1, which never fires: hyper asks for it when it begins to wait for the head of a request, and that is all that is
+/// wanted of it.
+pub(super) struct AwaitHead {
+    course: Arc<Course>,
+    now: Instant,
+}
+
+impl AwaitHead {
+    pub(super) fn new(course: &Arc<Course>) -> Self {
+        Self {
+            course: Arc::clone(course),
+            now: Instant::now(),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_types, reason = "hyper's trait has it so")]
+impl Timer for AwaitHead {
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn Sleep>> {
+        self.course.await_head();
+        Box::pin(Never)
+    }
+
+    fn sleep_until(&self, _: std::time::Instant) -> Pin<Box<dyn Sleep>> {
+        self.course.await_head();
+        Box::pin(Never)
+    }
+
+    /// Nothing is reckoned with it.
+    fn now(&self) -> std::time::Instant {
+        self.now.into_std()
+    }
+}
+
+struct Never;
+
+impl Future for Never {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+impl Sleep for Never {}

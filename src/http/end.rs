@@ -1,0 +1,45 @@
+//! Why a connection ended, out of what hyper says of it.
+
+use std::error::Error as StdError;
+use std::io;
+
+use super::requests::Course;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, find_cause};
+
+pub(super) fn classify(err: BoxError, course: &Course) -> ConnectionEnded {
+    ConnectionEnded::caused(reason(&*err, course), err)
+}
+
+fn reason(err: &(dyn StdError + 'static), course: &Course) -> EndReason {
+    if let Some(ended) = find_cause::<ConnectionEnded>(err) {
+        return ended.reason();
+    }
+    let of_io = || {
+        let io = find_cause::<io::Error>(err)?;
+        Some(EndReason::of_io(io).unwrap_or(EndReason::IoError))
+    };
+    let Some(hyper) = find_cause::<hyper::Error>(err) else {
+        // The first bytes are read without hyper.
+        return of_io().unwrap_or(EndReason::ServiceError);
+    };
+    if hyper.is_user() {
+        EndReason::ServiceError
+    } else if hyper.is_parse_too_large() {
+        EndReason::FrameTooLarge
+    } else if hyper.is_parse() {
+        EndReason::CodecError
+    } else if hyper.is_incomplete_message() {
+        if course.is_busy() {
+            // It did not stay for the answer.
+            EndReason::PeerReset
+        } else {
+            EndReason::Truncated
+        }
+    } else if hyper.is_timeout() {
+        // An HTTP/2 ping was not answered.
+        EndReason::PeerReset
+    } else {
+        of_io().unwrap_or(EndReason::CodecError)
+    }
+}

@@ -1,0 +1,233 @@
+//! What hyper calls: the user's service, with what this crate does for each request around it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Request, Response, StatusCode, Version};
+use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
+use pin_project::pin_project;
+use tower_service::Service;
+
+use crate::connection::{ConnectionInfo, Life};
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::{BoxError, Panicked};
+use crate::observe::Chain;
+use crate::shutdown::Signal;
+
+/// The length of what an HTTP/2 connection begins with ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
+const PREFACE: u64 = 24;
+
+/// How far a connection has come, between its requests, which may run in other tasks, and its own task.
+pub(super) struct Course {
+    pub(super) life: Arc<Life>,
+    info: Arc<ConnectionInfo>,
+    in_flight: AtomicUsize,
+    multiplexed: AtomicBool,
+    /// What had been read when hyper began to wait for the head of a request, plus one; zero while it does not.
+    awaiting_head: AtomicU64,
+}
+
+impl Course {
+    pub(super) fn new(life: Arc<Life>, info: Arc<ConnectionInfo>) -> Arc<Self> {
+        Arc::new(Self {
+            life,
+            info,
+            in_flight: AtomicUsize::new(0),
+            multiplexed: AtomicBool::new(false),
+            awaiting_head: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns whether a request is in hand: its service, or the body of its response.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns whether the connection is known to be HTTP/2.
+    pub(super) fn is_multiplexed(&self) -> bool {
+        // With its preface read, one of HTTP/1 would wait for a head.
+        let begun = || self.awaiting_head().is_none() && self.life.bytes_read() >= PREFACE;
+        self.multiplexed.load(Ordering::Relaxed) || (self.life.requests() == 0 && begun())
+    }
+
+    /// Returns what had been read when the wait for the head of a request began, if there is one.
+    pub(super) fn awaiting_head(&self) -> Option<u64> {
+        self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(super) fn await_head(&self) {
+        let read = self.life.bytes_read();
+        self.awaiting_head.store(read + 1, Ordering::Relaxed);
+    }
+
+    /// Returns whether the connection was told to leave.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.life.signals.is_raised(Signal::Drain) || self.life.signals.is_raised(Signal::Close)
+    }
+
+    /// A panic of user code: the connection ends of it, once what else is in flight is done.
+    #[cold]
+    fn panicked(&self, payload: &(dyn Any + Send)) -> BoxError {
+        let panicked = ConnectionEnded::caused(EndReason::Panic, Panicked::new(payload));
+        self.life
+            .set_reason(panicked.reason, panicked.cause.clone());
+        self.life.signals.raise(Signal::Close);
+        panicked.into()
+    }
+}
+
+/// A request in hand.
+struct InFlight(Arc<Course>);
+
+impl InFlight {
+    fn enter(course: &Arc<Course>) -> Self {
+        course.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(course))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The user's service as hyper calls it.
+pub(super) struct Requests<S> {
+    service: TowerToHyperService<S>,
+    course: Arc<Course>,
+}
+
+impl<S> Requests<S> {
+    pub(super) fn new(service: S, course: Arc<Course>) -> Self {
+        Self {
+            service: TowerToHyperService::new(service),
+            course,
+        }
+    }
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Requests<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+    S::Error: Into<BoxError>,
+{
+    type Response = Response<Reply<B>>;
+    type Error = BoxError;
+    type Future = RequestFuture<S>;
+
+    fn call(&self, mut request: Request<Incoming>) -> RequestFuture<S> {
+        let course = &self.course;
+        course.life.count_request();
+        course.awaiting_head.store(0, Ordering::Relaxed);
+        let multiplexed = request.version() == Version::HTTP_2;
+        if multiplexed {
+            course.multiplexed.store(true, Ordering::Relaxed);
+        }
+        request.extensions_mut().insert(Arc::clone(&course.info));
+        RequestFuture {
+            in_flight: Some(InFlight::enter(course)),
+            multiplexed,
+            inner: self.service.call(request),
+        }
+    }
+}
+
+/// One request.
+#[pin_project]
+pub(super) struct RequestFuture<S: Service<Request<Incoming>>> {
+    #[pin]
+    inner: TowerToHyperServiceFuture<S, Request<Incoming>>,
+    in_flight: Option<InFlight>,
+    multiplexed: bool,
+}
+
+impl<S, B> Future for RequestFuture<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+{
+    type Output = Result<Response<Reply<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let inner = this.inner;
+        let polled = catch_unwind(AssertUnwindSafe(|| inner.poll(cx)));
+        let in_flight = match &polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            _ => this.in_flight.take(),
+        };
+        let Some(in_flight) = in_flight else {
+            return Poll::Pending; // It was done before.
+        };
+        let course = &in_flight.0;
+        Poll::Ready(match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Ok(mut response))) => {
+                let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                if !*this.multiplexed && !upgrade && course.is_leaving() {
+                    // hyper closes behind it.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok(response.map(|body| Reply { body, in_flight }))
+            }
+            Ok(Poll::Ready(Err(err))) => {
+                let err = err.into();
+                if *this.multiplexed {
+                    // That stream is reset, and the connection goes on.
+                    let id = course.info.id().get();
+                    let error = Chain(&*err);
+                    tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
+                }
+                Err(err)
+            }
+            Err(payload) => Err(course.panicked(&*payload)),
+        })
+    }
+}
+
+/// The body of a response, which keeps its request in flight.
+#[pin_project]
+pub(super) struct Reply<B> {
+    #[pin]
+    body: B,
+    in_flight: InFlight,
+}
+
+impl<B> Body for Reply<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        let body = this.body;
+        let polled = catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx)));
+        let frame = match polled {
+            Ok(polled) => ready!(polled),
+            Err(payload) => return Poll::Ready(Some(Err(this.in_flight.0.panicked(&*payload)))),
+        };
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,156 @@
+//! One connection through hyper: its service is made, hyper serves it, and its stream is closed.
+
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_service::Service;
+
+use super::clock::{AwaitHead, Clock, Due};
+use super::end::classify;
+use super::lent::lend;
+use super::maker::Maker;
+use super::requests::{Course, Requests};
+use super::streams::Tasks;
+use super::{Draining, Http, Settings};
+use crate::connection::Connection;
+use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::error::BoxError;
+
+impl<Io, K, S, B> Service<Connection<Io>> for Http<K>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    K: Maker<Service = S>,
+    K::Future: 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = EndReason;
+    type Error = BoxError;
+    type Future = HttpFuture;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut conn: Connection<Io>) -> HttpFuture {
+        conn.insert(Draining(Arc::clone(conn.life())));
+        let make = self.maker.make(conn.info());
+        let settings = Arc::clone(&self.settings);
+        HttpFuture(Box::pin(async move {
+            let limit = settings.limits.make_service;
+            let service = match limit {
+                Some(limit) => tokio::time::timeout(limit, make)
+                    .await
+                    .map_err(|late| ConnectionEnded::caused(EndReason::MakeServiceError, late))?,
+                None => make.await,
+            };
+            let service =
+                service.map_err(|err| ConnectionEnded::caused(EndReason::MakeServiceError, err))?;
+            serve(conn, service, &settings).await
+        }))
+    }
+}
+
+async fn serve<Io, S, B>(
+    conn: Connection<Io>,
+    service: S,
+    settings: &Settings,
+) -> Result<EndReason, BoxError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let course = Course::new(Arc::clone(conn.life()), Arc::clone(conn.info()));
+    let life = &course.life;
+    let (owner, lent) = lend(conn);
+    let (tasks, streams) = Tasks::new();
+    let mut builder = Builder::new(streams);
+    settings.configure(&mut builder);
+    // hyper asks its timer only if there is a time.
+    builder
+        .http1()
+        .timer(AwaitHead::new(&course))
+        .header_read_timeout(Duration::from_secs(1));
+
+    let ended = {
+        let requests = Requests::new(service, Arc::clone(&course));
+        let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
+        let mut clock = Clock::new();
+        std::future::poll_fn(|cx| {
+            life.signals.register_engine(cx.waker());
+            loop {
+                if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
+                    return Poll::Ready(served.err().map(|err| classify(err, &course)));
+                }
+                tasks.reap(cx);
+                let blocked = owner.is_blocked();
+                match ready!(clock.poll(&course, blocked, &settings.limits, cx)) {
+                    Due::Leave(reason) => {
+                        life.set_reason(reason, None);
+                        hyper.as_mut().graceful_shutdown();
+                    }
+                    Due::End(reason) => return Poll::Ready(Some(reason.into())),
+                }
+            }
+        })
+        .await
+    };
+    // What runs still, runs for nobody.
+    drop(tasks);
+    // An upgraded stream is on loan until whoever has it is done.
+    let conn = owner.returned().await;
+    let ended = match ended {
+        Some(ended) => life.set_reason(ended.reason, ended.cause),
+        // HTTP/2 ends by itself only when its peer does.
+        None if course.is_multiplexed() && !course.is_leaving() => EndReason::PeerClosed.into(),
+        None => life.done().into(),
+    };
+    if let Some(conn) = conn
+        && ended.reason != EndReason::WriteTimeout
+    {
+        // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
+        let _settled = conn.close(settings.limits.linger).await;
+    }
+    match ended {
+        ConnectionEnded {
+            reason,
+            cause: None,
+        } => Ok(reason),
+        ended => Err(ended.into()),
+    }
+}
+
+/// The future of [`Http`]: one connection. Boxed, once a connection.
+#[must_use = "futures do nothing unless polled"]
+pub struct HttpFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
+
+impl fmt::Debug for HttpFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HttpFuture").finish_non_exhaustive()
+    }
+}
+
+impl Future for HttpFuture {
+    type Output = Result<EndReason, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
