@@ -1,0 +1,128 @@
+//! The app. It would run by `axum::serve` as well, but for `Draining`.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ConnectInfo;
+use axum::extract::rejection::ExtensionRejection;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use axum::response::sse::{Event, Sse};
+use axum::routing::{any, get, post};
+use axum::{Extension, Json, Router};
+use futures_util::{Stream, StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use tower_http::trace::TraceLayer;
+use tower_tcp::ConnectionInfo;
+use tower_tcp::http::Draining;
+use tower_tcp::tls::TlsInfo;
+
+pub fn app() -> Router {
+    Router::new()
+        .route("/", get(|| ready("hello\n")))
+        .route("/sum", post(sum))
+        .route("/whoami", get(whoami))
+        .route("/slow", get(slow))
+        .route("/ticks", get(ticks))
+        .route("/echo", any(echo))
+        .layer(TraceLayer::new_for_http())
+}
+
+#[derive(Deserialize)]
+struct Operands {
+    a: i64,
+    b: i64,
+}
+
+#[derive(Serialize)]
+struct Sum {
+    sum: i64,
+}
+
+async fn sum(Json(Operands { a, b }): Json<Operands>) -> Json<Sum> {
+    let sum = a.saturating_add(b);
+    Json(Sum { sum })
+}
+
+#[derive(Serialize)]
+struct Whoami {
+    connection: u64,
+    address: Option<SocketAddr>,
+    tls: Option<&'static str>,
+    protocol: Option<String>,
+}
+
+/// What is known of the connection that a request came by.
+async fn whoami(
+    Extension(info): Extension<Arc<ConnectionInfo>>,
+    address: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
+) -> Json<Whoami> {
+    let tls = info.get::<TlsInfo>();
+    let protocol = tls.and_then(TlsInfo::alpn);
+    Json(Whoami {
+        connection: info.id().get(),
+        address: address.ok().map(|ConnectInfo(address)| address),
+        tls: tls.map(TlsInfo::version),
+        protocol: protocol.map(|name| String::from_utf8_lossy(name).into_owned()),
+    })
+}
+
+/// Takes its time, so that a shutdown can be seen to wait for it.
+async fn slow() -> &'static str {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    "slow\n"
+}
+
+/// An event a second, until the server ends.
+async fn ticks(
+    Extension(info): Extension<Arc<ConnectionInfo>>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let second = tokio::time::interval(Duration::from_secs(1));
+    let ticks = stream::unfold((0_u64, second), |(n, mut second)| async move {
+        second.tick().await;
+        let event = Event::default().event("tick").data(n.to_string());
+        Some((Ok(event), (n + 1, second)))
+    });
+    Sse::new(ticks.take_until(draining(info)))
+}
+
+/// Sends messages back, until the peer or the server ends.
+async fn echo(
+    Extension(info): Extension<Arc<ConnectionInfo>>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    upgrade.on_upgrade(|mut socket: WebSocket| async move {
+        let mut draining = std::pin::pin!(draining(info));
+        loop {
+            let message = tokio::select! {
+                message = socket.recv() => message,
+                () = &mut draining => Some(Ok(Message::Close(None))),
+            };
+            match message {
+                Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
+                    if socket.send(message).await.is_err() {
+                        break;
+                    }
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    // The peer may be gone, and it is over in any case.
+                    _ = socket.send(Message::Close(frame)).await;
+                    break;
+                }
+                Some(Ok(_ping_or_pong)) => {}
+                Some(Err(_)) | None => break,
+            }
+        }
+    })
+}
+
+/// Waits until the connection should end: what has no end of its own must heed it.
+async fn draining(info: Arc<ConnectionInfo>) {
+    match info.get::<Draining>() {
+        Some(draining) => draining.draining().await,
+        None => std::future::pending().await,
+    }
+}
