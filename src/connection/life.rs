@@ -112,14 +112,6 @@ impl Life {
         Self::add(&self.messages_dropped, messages);
     }
 
-    pub(crate) fn bytes_read(&self) -> u64 {
-        self.bytes_read.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn bytes_written(&self) -> u64 {
-        self.bytes_written.load(Ordering::Relaxed)
-    }
-
     pub(super) fn peer_is_done(&self) {
         self.peer_done.store(true, Ordering::Relaxed);
     }

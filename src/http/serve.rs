@@ -94,7 +94,7 @@ where
         let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
         let mut clock = Clock::new();
         std::future::poll_fn(|cx| {
-            life.signals.register_engine(cx.waker());
+            life.signals.engine.set(Some(cx.waker().clone()));
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
                     return Poll::Ready(served.err().map(|err| classify(err, &course)));
