@@ -5,6 +5,8 @@
 //! printf 'hi\n' | nc -N 127.0.0.1 7000
 //! ```
 //!
+//! With `--workers 2` connections are spread over two threads, each of which keeps its own: `ps -T -C echo` shows them.
+//!
 //! Stop it with ctrl-c: it drains; a second one ends it at once. `RUST_LOG=tower_tcp=debug` shows each connection's end.
 
 use std::convert::Infallible;
@@ -37,6 +39,10 @@ struct Args {
     /// Seconds after which a silent connection is closed.
     #[arg(long, default_value_t = 60)]
     idle: u64,
+
+    /// On how many threads connections are to run, each keeping its own; 0 for those of tokio, which share the work.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
 }
 
 #[tokio::main]
@@ -67,6 +73,7 @@ async fn main() -> Result<(), BoxError> {
     let server = Server::builder()
         .name("echo")
         .limit(ConnectionLimit::new(args.max_connections))
+        .workers(args.workers)
         .listen_all(args.listen)
         .bind()
         .await?;

@@ -59,6 +59,10 @@ pub enum Error {
     /// Connections that were open were drained before this was returned.
     #[error("the connection service failed")]
     Service(#[source] BoxError),
+
+    /// A thread that connections were to run on could not be started, or of the runtimes that they were to run on all were shut down.
+    #[error("the workers failed")]
+    Workers(#[source] io::Error),
 }
 
 /// A caught panic of user code, as an error.

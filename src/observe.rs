@@ -8,6 +8,7 @@
 //! | `accept.stalled` | warn | `error` | the process is out of something, mostly descriptors; said once, until it is over |
 //! | `accept.resumed` | info | | |
 //! | `signal.received` | info | `live` | |
+//! | `a worker's thread is left behind` | warn | | it is blocked: look for what waits or computes without end in a service |
 //! | `an on_end callback panicked` | error | | mend the callback; the others have run |
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: that connection is served without it |
 //! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |

@@ -63,6 +63,24 @@ async fn echo_serves_two_addresses_at_once() {
 }
 
 #[tokio::test]
+async fn echo_spreads_its_connections_over_workers() {
+    let echo = Example::start("echo", &["--workers", "2"]).await;
+    let mut first = Client::connect(echo.addr()).await;
+    let mut second = Client::connect(echo.addr()).await;
+
+    assert_eq!(first.ask("hi").await, "hi");
+    assert_eq!(second.ask("ho").await, "ho");
+
+    let threads = echo.threads();
+    assert!(threads.contains(&"echo-0".to_owned()), "{threads:?}");
+    assert!(threads.contains(&"echo-1".to_owned()), "{threads:?}");
+    drop((first, second));
+    let ended = echo.stop().await;
+    assert!(ended.status.success());
+    assert!(ended.said.last().unwrap().ends_with("drained, 0 cut off"));
+}
+
+#[tokio::test]
 async fn raw_sends_back_what_came_and_then_the_end() {
     let raw = Example::start("raw", &[]).await;
     let mut client = Client::connect(raw.addr()).await;

@@ -44,6 +44,9 @@ pub trait Listener: Send + 'static {
 
     /// Accepts a connection; pending when there is none.
     ///
+    /// It is called in the context of the runtime that the connection will run on, which may be another than the listener's: there a
+    /// stream is made of a socket.
+    ///
     /// # Cancel safety
     ///
     /// A connection that was taken from the system must be returned, not kept across a pending poll: the accept loop may be dropped

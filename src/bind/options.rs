@@ -72,6 +72,39 @@ impl SocketOptions {
 
     /// Sets whether several sockets may listen on one address and share its connections (`SO_REUSEPORT`): off, so
     /// that a second server started by mistake is an error.
+    ///
+    /// With it a program can run an accept loop on each of several runtimes. [`ServerBuilder::workers`](crate::ServerBuilder::workers) needs
+    /// one loop only, and is what most want: the kernel spreads connections by their addresses, not by who has the time, and resets
+    /// those that wait in the backlog of a loop that ends. Loops are for more connections a second than one can accept, and for stacks
+    /// that are `Clone`. A clone of one limit in each keeps it exact over all:
+    ///
+    /// ```
+    /// use tower::service_fn;
+    /// use tower_tcp::{BoxError, Connection, Error, Server};
+    /// use tower_tcp::admit::ConnectionLimit;
+    /// use tower_tcp::bind::{Socket, SocketOptions};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Error> {
+    /// let limit = ConnectionLimit::new(10_000);
+    /// let stack = service_fn(|conn: Connection<Socket>| async move { Ok::<_, BoxError>(drop(conn)) });
+    /// let loops = || {
+    ///     let options = SocketOptions::default().reuse_port(true);
+    ///     Server::builder().socket_options(options).limit(limit.clone())
+    /// };
+    /// let first = loops().listen("127.0.0.1:0").bind().await?;
+    /// let addr = first.handle().addresses()[0].to_string();
+    /// let second = loops().listen(addr).bind().await?;
+    ///
+    /// let handles = [first.handle(), second.handle()];
+    /// let first = tokio::spawn(first.serve(stack).into_future()); // or on a runtime of its own
+    /// let second = tokio::spawn(second.serve(stack).into_future());
+    /// # let joined = async { (first.await, second.await) };
+    /// handles.iter().for_each(|handle| handle.shutdown());
+    /// # joined.await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn reuse_port(mut self, reuse_port: bool) -> Self {
         self.reuse_port = reuse_port;
         self

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 use super::connection::{Leaving, Outcome, Task};
+use super::workers::{Place, Workers};
 use crate::accept::{AcceptErrorAction, Stall, classify};
 use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
@@ -20,11 +21,12 @@ const TURN: usize = 16;
 
 pub(super) type Policy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
-pub(super) struct AcceptLoop<L, S> {
+pub(super) struct AcceptLoop<'a, L, S> {
     listener: L,
     stack: Limited<S>,
     server: Arc<Shared>,
     policy: Policy,
+    workers: &'a mut Workers,
     stall: Stall,
     live: usize,
     /// `poll_ready` panicked: the next connection pays for it.
@@ -40,7 +42,7 @@ pub(super) enum Until {
     Empty(usize),
 }
 
-impl<L, S> AcceptLoop<L, S>
+impl<'a, L, S> AcceptLoop<'a, L, S>
 where
     L: Listener,
     S: Service<Connection<L::Io>>,
@@ -48,12 +50,19 @@ where
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
-    pub(super) fn new(listener: L, stack: Limited<S>, server: Arc<Shared>, policy: Policy) -> Self {
+    pub(super) fn new(
+        listener: L,
+        stack: Limited<S>,
+        server: Arc<Shared>,
+        policy: Policy,
+        workers: &'a mut Workers,
+    ) -> Self {
         Self {
             listener,
             stack,
             server,
             policy,
+            workers,
             stall: Stall::default(),
             live: 0,
             panicked: None,
@@ -69,7 +78,7 @@ where
                 _ => {}
             }
             match std::future::poll_fn(|cx| self.poll_step(until, cx)).await? {
-                Some(incoming) => self.serve(incoming),
+                Some((incoming, place)) => self.serve(incoming, place),
                 None => return Ok(()),
             }
             accepted += 1;
@@ -83,7 +92,7 @@ where
         &mut self,
         until: Until,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Incoming<L::Io>>, Error>> {
+    ) -> Poll<Result<Option<Accepted<L::Io>>, Error>> {
         self.server.register_server(cx.waker());
         match until {
             Until::PhaseEnds(phase) if self.server.phase() != phase => {
@@ -95,13 +104,13 @@ where
             _ => {}
         }
         match (self.poll_accept(cx)?, until) {
-            (Poll::Ready(incoming), _) => Poll::Ready(Ok(Some(incoming))),
+            (Poll::Ready(accepted), _) => Poll::Ready(Ok(Some(accepted))),
             (Poll::Pending, Until::Empty(_)) => Poll::Ready(Ok(None)),
             (Poll::Pending, Until::PhaseEnds(_)) => Poll::Pending,
         }
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Incoming<L::Io>>, Error> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Accepted<L::Io>>, Error> {
         if self.server.is_paused() {
             return Ok(Poll::Pending);
         }
@@ -114,20 +123,24 @@ where
             self.live = live;
             match self.poll_once(cx) {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(incoming)) => {
+                Poll::Ready(Ok(accepted)) => {
                     if self.stall.clear() {
                         self.server.watch_ends(false);
                         tracing::info!(target: "tower_tcp", "accept.resumed");
                     }
-                    return Ok(Poll::Ready(incoming));
+                    return Ok(Poll::Ready(accepted));
                 }
                 Poll::Ready(Err(Failure::Service(err))) => return Err(Error::Service(err)),
+                Poll::Ready(Err(Failure::NoWorker)) => {
+                    let err = io::Error::other("all their runtimes were shut down");
+                    return Err(Error::Workers(err));
+                }
                 Poll::Ready(Err(Failure::Accept(err))) => self.failed(err)?,
             }
         }
     }
 
-    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<L::Io>, Failure>> {
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Accepted<L::Io>, Failure>> {
         ready!(self.stall.poll(cx));
         let Poll::Ready(readable) = self.listener.poll_readable(cx) else {
             // Another process was faster, the last time: what was reserved for that connection is not kept for the next.
@@ -141,7 +154,16 @@ where
                 Err(payload) => self.panicked = Some(Panicked::new(&*payload)),
             }
         }
-        self.listener.poll_accept(cx).map_err(Failure::Accept)
+        let place = self.workers.place().ok_or(Failure::NoWorker)?;
+        // A stream belongs to the runtime that it is made on.
+        let accepted = {
+            let _entered = place.runtime.enter();
+            ready!(self.listener.poll_accept(cx))
+        };
+        Poll::Ready(match accepted {
+            Ok(incoming) => Ok((incoming, place)),
+            Err(err) => Err(Failure::Accept(err)),
+        })
     }
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
@@ -168,8 +190,11 @@ where
     }
 
     /// Makes a connection of what came in, and gives it to the stack in a task of its own.
-    fn serve(&mut self, incoming: Incoming<L::Io>) {
+    fn serve(&mut self, incoming: Incoming<L::Io>, place: Place) {
         let Incoming { io, peer, local } = incoming;
+        let Place { runtime, counted } = place;
+        // So do the timers of the call, and what it spawns.
+        let _entered = runtime.enter();
         let conn = Connection::new(io, peer, local);
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
         if let Some(panicked) = self.panicked.take() {
@@ -179,13 +204,17 @@ where
         }
         match catch_unwind(AssertUnwindSafe(|| self.stack.call(conn))) {
             // The task is tracked in the server's table, and ends by the signals of its connection.
-            Ok(service) => drop(tokio::spawn(Task::new(service, leaving))),
+            Ok(service) => drop(runtime.spawn(Task::new(service, leaving, counted))),
             Err(payload) => leaving.settle(Outcome::Panicked(Panicked::new(&*payload))),
         }
     }
 }
 
+/// A connection, and the place that it was accepted for.
+type Accepted<Io> = (Incoming<Io>, Place);
+
 enum Failure {
     Accept(io::Error),
     Service(BoxError),
+    NoWorker,
 }

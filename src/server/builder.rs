@@ -3,7 +3,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime;
+
 use super::accept_loop::Policy;
+use super::workers::Runtimes;
 use super::{CutOff, Server};
 use crate::accept::AcceptErrorAction;
 use crate::admit::ConnectionLimit;
@@ -18,6 +21,7 @@ use crate::handle::{Handle, Plan};
 /// | [`limit`](Self::limit) | 10,000 connections | something must bound memory; a process needs as many descriptors, of which many systems allow it 1,024 until told otherwise |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | as long as Kubernetes waits before it kills |
 /// | [`lame_duck`](Self::lame_duck) | none | only behind a load balancer that polls |
+/// | [`workers`](Self::workers) | none: connections run where the server does | work is shared out between threads by the runtime, which suits most |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
 pub struct ServerBuilder {
@@ -27,6 +31,7 @@ pub struct ServerBuilder {
     limit: ConnectionLimit,
     plan: Plan,
     policy: Policy,
+    runtimes: Runtimes,
 }
 
 impl Default for ServerBuilder {
@@ -41,6 +46,7 @@ impl Default for ServerBuilder {
                 deadline: Duration::from_secs(30),
             },
             policy: super::default_policy(),
+            runtimes: Runtimes::Own(0),
         }
     }
 }
@@ -100,6 +106,48 @@ impl ServerBuilder {
         self
     }
 
+    /// Runs the connections on so many threads, a current-thread runtime on each: one thread a core. Default none: they run on the runtime that
+    /// [`serve`](Server::serve) is awaited on.
+    ///
+    /// The accept loop stays the one loop it is, with its one stack and its exact limit, so the stack need not be `Clone`. It gives each
+    /// connection to the thread with the fewest of them, in turn where several have as few, and there everything of it stays: its
+    /// stream, its timers, its task, and what the connection and request services spawn.
+    ///
+    /// It pays where requests are many and small, of some microseconds each: none of them wakes another thread, and nothing is
+    /// taken from one by another. It does not where a request computes for long, or where few connections do most of the work:
+    /// those on a thread wait for each other, whatever others have to spare, and a multi-thread runtime, which spreads *tasks*, serves them better. Take as
+    /// many as there are cores ([`std::thread::available_parallelism`]); the accept loop needs none to itself. On these threads
+    /// `tokio::task::block_in_place` panics.
+    ///
+    /// They are named after the server (`echo-0`, `echo-1`), start with it, and end with it. What was spawned there and is still
+    /// running is dropped then. A thread that is blocked is waited for no longer than 1 s.
+    pub fn workers(mut self, threads: usize) -> Self {
+        self.runtimes = Runtimes::Own(threads);
+        self
+    }
+
+    /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own: where threads are to be pinned to
+    /// cores, or several servers share them. With none of them, they run where the server does.
+    ///
+    /// Each must be at work as long as the server is: a current-thread runtime is only while something blocks on it. One that is shut down cuts
+    /// its connections off, and is given no more; when all are, the server ends with [`Error::Workers`] at the next connection.
+    ///
+    /// ```
+    /// use tokio::runtime::Builder;
+    /// use tower_tcp::Server;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let others = Builder::new_multi_thread().worker_threads(2).thread_name("clients").build()?;
+    /// let server = Server::builder().runtimes([others.handle().clone()]);
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn runtimes(mut self, runtimes: impl IntoIterator<Item = runtime::Handle>) -> Self {
+        self.runtimes = Runtimes::Given(runtimes.into_iter().collect());
+        self
+    }
+
     /// Listens on all the addresses.
     ///
     /// # Errors
@@ -127,6 +175,7 @@ impl ServerBuilder {
             end: CutOff(Arc::clone(&handle.0)),
             handle,
             policy: self.policy,
+            runtimes: self.runtimes,
         }
     }
 }
@@ -138,6 +187,7 @@ impl fmt::Debug for ServerBuilder {
             .field("options", &self.options)
             .field("limit", &self.limit)
             .field("plan", &self.plan)
+            .field("runtimes", &self.runtimes)
             .finish_non_exhaustive()
     }
 }

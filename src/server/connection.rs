@@ -1,10 +1,11 @@
 //! One connection's life, from accept to its end.
 //!
 //! ```text
+//!  workers                the runtime it lives on            chosen before it is accepted
 //!  bind::Listener         poll_readable, poll_accept         a stream and two addresses
 //!  accept_loop            readable -> ready -> accept        Connection::new, entered in the server's table
 //!  ── call ──             the user's stack, in the loop      a panic here costs this connection
-//!  Task (this file)       tokio::spawn                       everything below runs in it
+//!  Task (this file)       spawned on that runtime            everything below runs in it
 //!    admit                ConnectionLimit                    its permit lives as long as the task's future
 //!    observe              ConnectionTraceLayer               the span; the closing event by `on_end`
 //!    preconnect           hooks: deadline, budget            TLS, your checks; may change the stream
@@ -104,14 +105,17 @@ pub(super) struct Task<F> {
     service: Option<F>,
     leaving: Leaving,
     registered: bool,
+    /// Counts it where it runs.
+    _place: Arc<()>,
 }
 
 impl<F> Task<F> {
-    pub(super) fn new(service: F, leaving: Leaving) -> Self {
+    pub(super) fn new(service: F, leaving: Leaving, place: Arc<()>) -> Self {
         Self {
             service: Some(service),
             leaving,
             registered: false,
+            _place: place,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod accept_loop;
 mod builder;
 mod connection;
+mod workers;
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -24,6 +25,7 @@ use crate::error::{BoxError, Error};
 use crate::handle::{Handle, Phase, Shared};
 use crate::shutdown::Report;
 use accept_loop::{AcceptLoop, Policy, Until};
+use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
 
@@ -39,6 +41,7 @@ pub struct Server<L = Sockets> {
     listener: L,
     handle: Handle,
     policy: Policy,
+    runtimes: Runtimes,
     // Last: nobody is told of the end before the listener is closed.
     end: CutOff,
 }
@@ -190,15 +193,20 @@ where
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
+    // Before all else, and so dropped last: connections are cut off before their runtime is.
+    let mut workers = Workers::start(server.runtimes, server.handle.name())
+        .await
+        .map_err(Error::Workers)?;
     let Server {
         listener,
         handle,
         policy,
         end: _cut_off,
+        ..
     } = server;
     let shared = handle.0;
     let stack = shared.limit.layer().layer(stack);
-    let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), policy);
+    let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), policy, &mut workers);
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
 
@@ -232,6 +240,7 @@ where
         shared.cut_off(reason);
         all_gone(&shared, None, Instant::now().checked_add(GONE)).await;
     }
+    workers.stop().await;
     let report = shared.report(begun.elapsed());
     served.map(|()| report)
 }

@@ -154,6 +154,16 @@ impl Example {
         kib.expect("the system says so").parse().expect("a number")
     }
 
+    /// Returns the names of its threads, as the system shows them.
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let pid = self.child.id().expect("it was not waited for");
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .map(|name| name.trim_end().to_owned())
+            .collect()
+    }
+
     /// Waits for it to end by itself.
     pub(crate) async fn ended(mut self) -> Ended {
         let mut said = self.said;
