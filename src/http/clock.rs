@@ -102,6 +102,11 @@ impl Clock {
         }
     }
 
+    /// Returns whether the connection was told to leave in HTTP's way.
+    pub(super) fn has_left(&self) -> bool {
+        self.has_left
+    }
+
     fn note(&mut self, course: &Course, blocked: bool) {
         let life = &course.life;
         let requests = life.requests();

@@ -43,3 +43,11 @@ fn reason(err: &(dyn StdError + 'static), course: &Course) -> EndReason {
         of_io().unwrap_or(EndReason::CodecError)
     }
 }
+
+/// Returns whether it was the stream that failed.
+pub(super) fn is_of_stream(reason: EndReason) -> bool {
+    matches!(
+        reason,
+        EndReason::PeerReset | EndReason::Truncated | EndReason::IoError
+    )
+}

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
 use super::clock::{AwaitHead, Clock, Due};
-use super::end::classify;
+use super::end::{classify, is_of_stream};
 use super::lent::lend;
 use super::maker::Maker;
 use super::requests::{Course, Requests};
@@ -93,11 +93,20 @@ where
         let requests = Requests::new(service, Arc::clone(&course));
         let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
         let mut clock = Clock::new();
+        let mut waker: Option<Waker> = None;
         std::future::poll_fn(|cx| {
-            life.signals.engine.set(Some(cx.waker().clone()));
+            if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
+                waker = Some(cx.waker().clone());
+                life.signals.engine.set(waker.clone());
+            }
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
-                    return Poll::Ready(served.err().map(|err| classify(err, &course)));
+                    let ended = served.err().map(|err| classify(err, &course));
+                    // Told to leave with nothing in hand, it may go as it likes.
+                    let left = clock.has_left() && !course.is_busy();
+                    return Poll::Ready(
+                        ended.filter(|ended| !(left && is_of_stream(ended.reason))),
+                    );
                 }
                 tasks.reap(cx);
                 let blocked = owner.is_blocked();
@@ -117,11 +126,12 @@ where
     // An upgraded stream is on loan until whoever has it is done.
     let conn = owner.returned().await;
     let ended = match ended {
-        Some(ended) => life.set_reason(ended.reason, ended.cause),
+        Some(ended) => ended,
         // HTTP/2 ends by itself only when its peer does.
         None if course.is_multiplexed() && !course.is_leaving() => EndReason::PeerClosed.into(),
         None => life.done().into(),
     };
+    let ended = life.set_reason(ended.reason, ended.cause);
     if let Some(conn) = conn
         && ended.reason != EndReason::WriteTimeout
     {
