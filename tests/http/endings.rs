@@ -1,0 +1,309 @@
+//! Each connection ends once, for one reason, and what was answered arrives.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Request, Response};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tower::service_fn;
+use tower_tcp::error::{Panicked, find_cause};
+use tower_tcp::http::{Http, Limits};
+use tower_tcp::{BoxError, ConnectionInfo, EndReason};
+
+use crate::support::{serve, settled};
+use crate::{GET, Reply, answer, connect, get, http, http2, reply, text};
+
+/// Says so when it is dropped.
+struct Dropped(mpsc::Sender<()>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.try_send(()).expect("there is room for one");
+    }
+}
+
+/// A service that never answers, and what tells that it was dropped.
+fn never() -> (
+    Http<tower_tcp::http::Shared<impl crate::Serves>>,
+    mpsc::Receiver<()>,
+) {
+    let (dropped, told) = mpsc::channel(1);
+    let service = service_fn(move |_: Request<Incoming>| {
+        let guard = Dropped(dropped.clone());
+        async move {
+            let _guard = guard;
+            std::future::pending::<Reply>().await
+        }
+    });
+    (Http::new(service), told)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_between_requests_has_closed() {
+    let mut served = serve(http());
+    let mut client = served.connect().await;
+    client.send(GET).await;
+    answer(&mut client).await;
+
+    drop(client);
+
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_peer_that_leaves_has_closed() {
+    let mut served = serve(http());
+    let (mut sender, connection) = http2(connect(&served).await).await;
+    let response = sender.send_request(get("/")).await.expect("an answer");
+    text(response).await;
+
+    drop(sender);
+    connection
+        .await
+        .expect("it ran")
+        .expect("it ends in good order");
+
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_asks_for_the_end_gets_its_answer_first() {
+    let mut served = serve(http());
+    let mut client = served.connect().await;
+
+    client
+        .send("GET /last HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await;
+
+    let answer = answer(&mut client).await;
+    assert_eq!(answer.body, "/last");
+    assert!(client.rest().await.is_empty());
+    assert!(served.reason().await.is_orderly());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_within_a_head_was_cut_off() {
+    let mut served = serve(http());
+    let mut client = served.connect().await;
+
+    client.send("GET / HTT").await;
+    client.finish().await;
+
+    assert_eq!(served.reason().await, EndReason::Truncated);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_peer_is_gone_is_dropped() {
+    let (http, mut dropped) = never();
+    let mut served = serve(http);
+    let mut client = served.connect().await;
+    client.send(GET).await;
+    settled().await;
+
+    drop(client);
+
+    assert_eq!(served.reason().await, EndReason::PeerReset);
+    assert_eq!(dropped.recv().await, Some(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_ends_the_requests_of_an_http2_connection() {
+    let (http, mut dropped) = never();
+    let mut served = serve(http);
+    let (mut sender, _connection) = http2(connect(&served).await).await;
+    let request = tokio::spawn(sender.send_request(get("/")));
+    settled().await;
+
+    let live = served.handle.connections().next().expect("it is there");
+    live.abort();
+
+    assert_eq!(served.reason().await, EndReason::Aborted);
+    assert_eq!(dropped.recv().await, Some(()));
+    assert!(request.await.expect("it ran").is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_request_ends_its_connection_alone() {
+    let mut served = serve(http());
+    let mut other = served.connect().await;
+    let mut client = served.connect().await;
+
+    client
+        .send("GET /panic HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await;
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::Panic);
+    let cause = end.error().expect("there is a cause");
+    assert!(find_cause::<Panicked>(cause).is_some());
+    assert!(client.rest().await.is_empty());
+    other.send(GET).await;
+    assert_eq!(answer(&mut other).await.status(), "200");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_beside_a_request_that_panics_is_answered() {
+    let mut served = serve(http());
+    let (mut sender, connection) = http2(connect(&served).await).await;
+    let slow = tokio::spawn(sender.send_request(get("/sleep/10")));
+    settled().await;
+
+    let panicked = sender.send_request(get("/panic")).await;
+
+    assert!(panicked.is_err());
+    let slow = slow.await.expect("it ran").expect("an answer");
+    assert_eq!(text(slow).await, "/sleep/10");
+    connection
+        .await
+        .expect("it ran")
+        .expect("it was told to go");
+    assert_eq!(served.reason().await, EndReason::Panic);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_body_ends_its_connection() {
+    let service = service_fn(|_: Request<Incoming>| async {
+        let mut frames = 0;
+        let body = futures_util::stream::poll_fn(move |_| {
+            frames += 1;
+            assert!(frames < 2, "as it was asked");
+            std::task::Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(Bytes::from("half")))))
+        });
+        Ok::<_, Infallible>(Response::new(StreamBody::new(body)))
+    });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client.send(GET).await;
+
+    assert_eq!(served.reason().await, EndReason::Panic);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_service_ends_an_http1_connection() {
+    let service = service_fn(|_: Request<Incoming>| async { Err::<Response<String>, _>("no") });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client.send(GET).await;
+
+    assert!(client.rest().await.is_empty());
+    assert_eq!(served.reason().await, EndReason::ServiceError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_service_ends_its_http2_stream_only() {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        match request.uri().path() {
+            "/bad" => Err(BoxError::from("no")),
+            _ => Ok(Response::new("good".to_owned())),
+        }
+    });
+    let mut served = serve(Http::new(service));
+    let (mut sender, _connection) = http2(connect(&served).await).await;
+
+    let bad = sender.send_request(get("/bad")).await;
+
+    assert!(bad.is_err());
+    let good = sender.send_request(get("/good")).await.expect("an answer");
+    assert_eq!(text(good).await, "good");
+    drop((sender, _connection));
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_http_is_answered_and_ended() {
+    let mut served = serve(http());
+    let mut client = served.connect().await;
+
+    client.send("EHLO localhost\r\n\r\n").await;
+
+    assert_eq!(answer(&mut client).await.status(), "400");
+    assert!(client.rest().await.is_empty());
+    assert_eq!(served.reason().await, EndReason::CodecError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_beyond_the_limit_is_answered_and_ended() {
+    let http = http().configure(|hyper| {
+        hyper.http1().max_buf_size(16 * 1024);
+    });
+    let mut served = serve(http);
+    let mut client = served.connect().await;
+
+    // More than is read: the answer must arrive all the same.
+    let field = "a".repeat(60_000);
+    client.send(format!("GET / HTTP/1.1\r\nx: {field}")).await;
+
+    assert_eq!(answer(&mut client).await.status(), "431");
+    assert!(client.rest().await.is_empty());
+    assert_eq!(served.reason().await, EndReason::FrameTooLarge);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_arrives_before_its_request_was_read() {
+    let service = service_fn(|_: Request<Incoming>| async { reply("too much") });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n")
+        .await;
+    client.send("x".repeat(60_000)).await;
+
+    assert_eq!(answer(&mut client).await.body, "too much");
+    // It reads on for a while, instead of resetting the answer away.
+    client.send("x".repeat(60_000)).await;
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    served.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_make_service_that_fails_ends_the_connection() {
+    type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
+    let make = service_fn(|_: Arc<ConnectionInfo>| async { Err::<Made, _>("no") });
+    let mut served = serve(Http::make_service(make));
+
+    let _client = served.connect().await;
+
+    assert_eq!(served.reason().await, EndReason::MakeServiceError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_make_service_has_its_time() {
+    type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
+    let make =
+        service_fn(|_: Arc<ConnectionInfo>| std::future::pending::<Result<Made, BoxError>>());
+    let limits = Limits::default().make_service(Duration::from_secs(3));
+    let mut served = serve(Http::make_service(make).limits(limits));
+
+    let _client = served.connect().await;
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::MakeServiceError);
+    assert_eq!(end.duration().as_secs(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_body_is_read_by_the_service() {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        let body = request.into_body().collect().await?.to_bytes();
+        Ok::<_, hyper::Error>(Response::new(format!("{} bytes", body.len())))
+    });
+    let served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n")
+        .await;
+    client.send("x".repeat(200_000)).await;
+
+    assert_eq!(answer(&mut client).await.body, "200000 bytes");
+    client.0.shutdown().await.expect("it was open");
+}

@@ -1,0 +1,190 @@
+//! HTTP/2 by hand: peers that hyper's client would not be.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::Instant;
+use tower_tcp::EndReason;
+
+use crate::support::serve;
+use crate::{connect, http};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+
+const ACK: u8 = 1;
+const END_STREAM_AND_HEADERS: u8 = 5;
+
+/// `GET http://a/never`: three fields of HPACK's static table, and a path of its own.
+const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short one");
+    let mut frame = length.to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Reads a frame: its kind and its payload.
+async fn read(io: &mut DuplexStream) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    io.read_exact(&mut head).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    io.read_exact(&mut payload).await.ok()?;
+    Some((head[3], payload))
+}
+
+/// Reads up to the server's last word, and returns its error code.
+async fn goaway(io: &mut DuplexStream) -> u32 {
+    let mut code = None;
+    while let Some((kind, payload)) = read(io).await {
+        if kind == GOAWAY {
+            code = Some(u32::from_be_bytes(
+                payload[4..8].try_into().expect("four bytes"),
+            ));
+        }
+    }
+    code.expect("there was a last word")
+}
+
+async fn begin(io: &mut DuplexStream) {
+    io.write_all(PREFACE).await.expect("it is open");
+    let settings = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])];
+    io.write_all(&settings.concat()).await.expect("it is open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_reset_in_rapid_succession_end_the_connection() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let (mut reader, mut writer) = tokio::io::split(io);
+
+    let flood = tokio::spawn(async move {
+        for stream in (1..20_000).step_by(2) {
+            let begun = frame(HEADERS, END_STREAM_AND_HEADERS, stream, GET_NEVER);
+            let reset = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+            if writer.write_all(&[begun, reset].concat()).await.is_err() {
+                return stream;
+            }
+        }
+        20_000
+    });
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).await.expect("it ends");
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::CodecError);
+    assert!(end.requests() < 1_000, "{} were begun", end.requests());
+    assert!(flood.await.expect("it ran") < 20_000);
+    // ENHANCE_YOUR_CALM
+    let last = all.windows(4).any(|code| code == 11_u32.to_be_bytes());
+    assert!(last, "it was not told why");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_block_beyond_the_limit_is_refused() {
+    let mut served = serve(http().configure(|hyper| {
+        hyper.http2().max_header_list_size(4096);
+    }));
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+
+    // One field, said in full 100 times, 100 bytes each.
+    let mut block = GET_NEVER.to_vec();
+    for _ in 0..100 {
+        block.extend(b"\x00\x01x\x5f");
+        block.extend([b'y'; 95]);
+    }
+    io.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &block))
+        .await
+        .expect("it is open");
+    let answer = loop {
+        match read(&mut io).await.expect("it goes on") {
+            (HEADERS, block) => break block,
+            _ => continue,
+        }
+    };
+    drop(io);
+
+    // `:status: 431`, said in full behind the name's index.
+    assert!(
+        answer.windows(3).any(|said| said == b"431") || answer.starts_with(b"\x48"),
+        "{answer:?}"
+    );
+    assert_eq!(served.ended().await.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_breaks_the_protocol_is_told_so() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+
+    // Data for a stream that was never begun.
+    io.write_all(&frame(0, 0, 1, b"x"))
+        .await
+        .expect("it is open");
+
+    // PROTOCOL_ERROR
+    assert_eq!(goaway(&mut io).await, 1);
+    drop(io);
+    assert_eq!(served.reason().await, EndReason::CodecError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preface_has_half_a_minute() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    let begun = Instant::now();
+
+    io.write_all(&PREFACE[..10]).await.expect("it is open");
+    let mut all = Vec::new();
+    io.read_to_end(&mut all).await.expect("it ends");
+
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    drop(io);
+    assert_eq!(served.reason().await, EndReason::FrameTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_no_ping_is_let_go() {
+    let http = http().configure(|hyper| {
+        let mut http2 = hyper.http2();
+        http2.keep_alive_interval(Duration::from_secs(10));
+        http2.keep_alive_timeout(Duration::from_secs(5));
+    });
+    let mut served = serve(http);
+    let mut io = connect(&served).await;
+
+    begin(&mut io).await;
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::PeerReset);
+    assert!(
+        end.duration() < Duration::from_secs(20),
+        "{:?}",
+        end.duration()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_take_leave_is_let_go() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+
+    // It answers no ping, by which hyper would know that its leave was heard.
+    begin(&mut io).await;
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::IdleTimeout);
+    // 75 s, 5 s for the leave, 2 s to linger.
+    assert_eq!(end.duration().as_secs(), 82);
+}

@@ -1,0 +1,159 @@
+//! HTTP on this crate's connections: requests reach the service, deadlines and limits hold, a drain loses nothing that was asked, what was
+//! upgraded is still a connection, and each ends once, for one reason.
+
+mod deadlines;
+mod drain;
+mod endings;
+mod frames;
+mod requests;
+mod upgrades;
+
+#[path = "../support/certificates.rs"]
+mod certificates;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
+use tokio::task::JoinHandle;
+use tower::service_fn;
+use tower_tcp::http::{Http, Shared};
+
+use support::Client;
+
+/// What a request with nothing special about it looks like.
+const GET: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// An answer, as it came.
+#[derive(Debug)]
+struct Answer {
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn status(&self) -> &str {
+        self.head.split(' ').nth(1).expect("an answer has a status")
+    }
+
+    fn closes(&self) -> bool {
+        self.head.contains("\nconnection: close")
+    }
+}
+
+/// Reads one answer whose length is known.
+async fn answer<Io: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<Io>) -> Answer {
+    let mut head = String::new();
+    loop {
+        match client.line().await {
+            line if line.is_empty() => break,
+            line => head = head + "\n" + &line,
+        }
+    }
+    let length = head.split("\ncontent-length: ").nth(1);
+    let length = length.map_or(0, |rest| {
+        let digits = rest.lines().next().unwrap_or_default();
+        digits.parse().expect("a length is a number")
+    });
+    let mut body = vec![0; length];
+    client
+        .0
+        .read_exact(&mut body)
+        .await
+        .expect("the body comes");
+    Answer {
+        head: head.trim_start().to_owned(),
+        body: String::from_utf8(body).expect("it is text"),
+    }
+}
+
+type Sender = http2::SendRequest<Empty<Bytes>>;
+
+/// Begins HTTP/2. The task is the connection's, to its end.
+async fn http2<Io>(io: Io) -> (Sender, JoinHandle<hyper::Result<()>>)
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io));
+    let (sender, conn) = handshake.await.expect("it is agreed");
+    (sender, tokio::spawn(conn))
+}
+
+fn get(path: &str) -> Request<Empty<Bytes>> {
+    let request = Request::get(format!("http://localhost{path}"));
+    request.body(Empty::new()).expect("a request")
+}
+
+async fn text(response: Response<Incoming>) -> String {
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .expect("the body comes");
+    String::from_utf8(body.to_bytes().to_vec()).expect("it is text")
+}
+
+type Reply = Result<Response<Full<Bytes>>, Infallible>;
+
+fn reply(text: impl Into<Bytes>) -> Reply {
+    Ok(Response::new(Full::new(text.into())))
+}
+
+/// A service that knows some paths.
+async fn paths(request: Request<Incoming>) -> Reply {
+    let path = request.uri().path().to_owned();
+    match path.strip_prefix("/sleep/") {
+        Some(seconds) => {
+            let seconds = seconds.parse().expect("a number of seconds");
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+        }
+        None if path == "/never" => pending().await,
+        None if path == "/panic" => panic!("as it was asked"),
+        None => {}
+    }
+    reply(path)
+}
+
+fn http() -> Http<Shared<impl Serves>> {
+    Http::new(service_fn(paths))
+}
+
+/// What a test's service is.
+trait Serves:
+    tower::Service<
+        Request<Incoming>,
+        Response = Response<Full<Bytes>>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Serves for S where
+    S: tower::Service<
+            Request<Incoming>,
+            Response = Response<Full<Bytes>>,
+            Error = Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + 'static
+{
+}
+
+/// A connection by which nothing was sent yet.
+async fn connect(served: &support::Served) -> DuplexStream {
+    let client = served.connect().await;
+    client.0.into_inner()
+}

@@ -1,0 +1,230 @@
+//! What was upgraded is still a connection of the server, until it is done.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, UPGRADE};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tower::{Layer, service_fn};
+use tower_tcp::http::{Draining, Http, Shared};
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{ConnectionInfo, EndReason};
+
+use crate::certificates::certified;
+use crate::support::{Client, serve, settled};
+use crate::{answer, connect};
+
+const ECHO: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+
+type Reply = Result<Response<Empty<Bytes>>, Infallible>;
+
+fn switching() -> Reply {
+    let response = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, "echo");
+    Ok(response.body(Empty::new()).expect("a response"))
+}
+
+/// Sends bytes back, in a task of its own; says `bye` at a drain if it is told to heed it.
+async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
+    let info = request.extensions().get::<Arc<ConnectionInfo>>();
+    let info = Arc::clone(info.expect("each request has it"));
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let draining = async {
+            match info.get::<Draining>() {
+                Some(draining) if heeds => draining.draining().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::pin!(draining);
+        let mut stream = TokioIo::new(upgrade.await.expect("it is agreed"));
+        let mut block = [0; 1024];
+        loop {
+            let read = tokio::select! {
+                read = stream.read(&mut block) => read,
+                () = &mut draining => {
+                    stream.write_all(b"bye").await.expect("it is open");
+                    return;
+                }
+            };
+            match read {
+                Ok(n) if n > 0 => stream.write_all(&block[..n]).await.expect("it is open"),
+                _ => return,
+            }
+        }
+    });
+    switching()
+}
+
+fn http(
+    heeds: bool,
+) -> Http<
+    Shared<
+        impl tower::Service<
+            Request<Incoming>,
+            Response = Response<Empty<Bytes>>,
+            Error = Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + 'static,
+    >,
+> {
+    Http::new(service_fn(move |request| echo(request, heeds)))
+}
+
+/// Upgrades, and sees that it is so. What was sent with the request is for the new protocol.
+async fn upgraded<Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    client: &mut Client<Io>,
+) {
+    client.send(format!("{ECHO}hi")).await;
+    assert_eq!(answer(client).await.status(), "101");
+    let mut block = [0; 2];
+    client.0.read_exact(&mut block).await.expect("it is echoed");
+    assert_eq!(&block, b"hi");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_connection_keeps_its_place_until_its_peer_leaves() {
+    let mut served = serve(http(false));
+    let mut client = served.connect().await;
+    upgraded(&mut client).await;
+
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(served.handle.live(), 1);
+    assert_eq!(served.handle.limit().in_use(), 1);
+    drop(client);
+
+    let end = served.ended().await;
+    assert_eq!((end.reason(), end.requests()), (EndReason::PeerClosed, 1));
+    assert_eq!(served.handle.limit().in_use(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() {
+    let service = service_fn(|mut request: Request<Incoming>| async move {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(upgrade.await.expect("it is agreed"));
+            stream.write_all(b"that was all").await.expect("it is open");
+        });
+        switching()
+    });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client.send(ECHO).await;
+
+    assert_eq!(answer(&mut client).await.status(), "101");
+    // It goes on sending, which must not reset what was written.
+    client.send("hi").await;
+    assert_eq!(client.rest().await, ["that was all"]);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::ServiceClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_that_nobody_takes_up_ends() {
+    let service = service_fn(|_: Request<Incoming>| async { switching() });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client.send(ECHO).await;
+
+    assert_eq!(answer(&mut client).await.status(), "101");
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    served.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_is_known_to_an_upgraded_connection() {
+    let mut served = serve(http(true));
+    let mut client = served.connect().await;
+    upgraded(&mut client).await;
+
+    served.handle.shutdown();
+
+    assert_eq!(client.rest().await, ["bye"]);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::Drained);
+    assert_eq!(served.handle.closed().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_connection_that_does_not_heed_a_drain_is_cut_off() {
+    let mut served = serve(http(false));
+    let mut client = served.connect().await;
+    upgraded(&mut client).await;
+
+    served.handle.shutdown_within(Duration::from_secs(5));
+    settled().await;
+    client.send("on").await;
+    let mut block = [0; 2];
+    client.0.read_exact(&mut block).await.expect("it goes on");
+
+    assert_eq!(served.reason().await, EndReason::DrainDeadline);
+    // The stream is gone, though the task that has it was not asked.
+    assert!(client.rest().await.is_empty());
+    assert_eq!(served.handle.closed().await.aborted, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_takes_the_stream_from_whoever_has_it() {
+    let (told, mut tells) = tokio::sync::mpsc::channel(1);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let told = told.clone();
+        async move {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgrade.await.expect("it is agreed"));
+                let read = stream.read(&mut [0; 16]).await;
+                told.send(read.map_err(|err| err.kind()))
+                    .await
+                    .expect("it is read");
+            });
+            switching()
+        }
+    });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+    client.send(ECHO).await;
+    answer(&mut client).await;
+    settled().await;
+
+    served.handle.abort();
+
+    assert_eq!(
+        tells.recv().await,
+        Some(Err(std::io::ErrorKind::ConnectionAborted))
+    );
+    assert_eq!(served.reason().await, EndReason::Killed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_upgraded_over_tls() {
+    let (server, config) = certified();
+    let tls = PreConnectLayer::new(Tls::from(server));
+    let mut served = serve(tls.layer(http(false)));
+    let name = ServerName::try_from("localhost").expect("a name");
+    let stream = TlsConnector::from(config).connect(name, connect(&served).await);
+    let mut client = Client::new(stream.await.expect("the handshake is made"));
+
+    upgraded(&mut client).await;
+
+    client.finish().await;
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
