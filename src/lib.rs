@@ -46,7 +46,7 @@ pub mod testkit;
 #[doc = include_str!("../MIGRATION.md")]
 pub mod migration {}
 
-pub use connection::{Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase};
+pub use connection::{Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase, Rewind};
 pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
 pub use handle::{Handle, LiveConnection};

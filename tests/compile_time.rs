@@ -35,7 +35,7 @@ use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTrace
 use tower_tcp::pipeline::{
     Buffered, Crossing, Crossings, Event, Gone, InFlight, InvalidWatermarks, Limits, Made,
     MadeForEvents, Multiplexed, NoTakeover, OnConnect, OnConnectFuture, OnConnectLayer, OnTakeover,
-    OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Rewind, Shared, Shutdown,
+    OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Shared, Shutdown,
     ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer, Takeover, Timer, TrySendError,
     Watermarks,
 };
@@ -48,8 +48,8 @@ use tower_tcp::testkit::{Connector, MemoryListener};
 use tower_tcp::tls::{ClientCertificates, Tls, TlsBuilder, TlsError, TlsInfo};
 use tower_tcp::{
     Address, BoxError, Connection, ConnectionEnded, ConnectionId, ConnectionInfo, ConnectionPhase,
-    End, EndReason, Error, Handle, Initiator, LiveConnection, Peer, Pipeline, Reply, Report, Serve,
-    Server, ServerBuilder,
+    End, EndReason, Error, Handle, Initiator, LiveConnection, Peer, Pipeline, Reply, Report,
+    Rewind, Serve, Server, ServerBuilder,
 };
 
 /// A service of the user's, with nothing that would keep what holds it from anywhere.

@@ -18,9 +18,11 @@ use tower::ServiceBuilder;
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::{Block, Lines};
-use tower_tcp::pipeline::{Gone, Limits, Rewind, Takeover};
+use tower_tcp::pipeline::{Gone, Limits, Takeover};
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::{Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Server};
+use tower_tcp::{
+    Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Rewind, Server,
+};
 
 /// An echo of lines, which hands over at "over".
 async fn echo_or_over(line: Bytes) -> Result<Takeover<Bytes>, BoxError> {

@@ -17,10 +17,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Rewind, Takeover, Watermarks};
+use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Takeover, Watermarks};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind, Server};
 
 const SIZE: usize = 4 << 20;
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_tcp::pipeline::{Event, Limits, Rewind, Takeover};
+use tower_tcp::pipeline::{Event, Limits, Takeover};
 use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind};
 
 use super::answer::Answer;
 use super::codec::{Input, Smtp};

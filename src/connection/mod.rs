@@ -4,6 +4,7 @@ mod address;
 mod info;
 mod life;
 mod phase;
+mod rewind;
 
 use std::any::Any;
 use std::fmt;
@@ -22,6 +23,7 @@ pub use address::Address;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use life::{HookId, Life};
 pub use phase::ConnectionPhase;
+pub use rewind::Rewind;
 
 /// A deadline that is noticed so late passed while the process stood still: stopped, suspended, or starved. The peer may have done its
 /// part meanwhile, and the runtime, which may fire timers first, does not know yet. So once it is put off for as long again.

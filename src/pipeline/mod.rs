@@ -70,7 +70,6 @@ mod maker;
 mod on_connect;
 mod peer;
 mod reply;
-mod rewind;
 mod serve;
 mod shutdown_on_error;
 mod takeover;
@@ -93,7 +92,6 @@ pub use peer::{
     Buffered, Crossing, Crossings, Gone, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
 };
 pub use reply::Reply;
-pub use rewind::Rewind;
 pub use serve::PipelineFuture;
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
@@ -218,8 +216,8 @@ impl<F, K, T> Pipeline<F, K, T> {
     /// use tower::service_fn;
     /// use tower_tcp::bind::Socket;
     /// use tower_tcp::frame::Lines;
-    /// use tower_tcp::pipeline::{Rewind, Takeover};
-    /// use tower_tcp::{BoxError, Connection, Pipeline, Reply, Server};
+    /// use tower_tcp::pipeline::Takeover;
+    /// use tower_tcp::{BoxError, Connection, Pipeline, Reply, Rewind, Server};
     ///
     /// # async fn run() -> Result<(), tower_tcp::Error> {
     /// let lines = service_fn(|line: Bytes| async move {

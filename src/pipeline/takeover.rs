@@ -6,8 +6,7 @@ use std::task::{Context, Poll};
 use tower_service::Service;
 
 use super::reply::Reply;
-use super::rewind::Rewind;
-use crate::connection::Connection;
+use crate::connection::{Connection, Rewind};
 use crate::error::BoxError;
 
 /// A reply behind which another service may take the stream over. Made by [`Reply::takeover`]; every reply is one that stays.

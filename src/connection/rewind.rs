@@ -5,7 +5,9 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream that was taken over: what was read from it already, and not decoded, is read first.
+/// A stream that was read from ahead of time: what was read already, and not used, is read first.
+///
+/// It is what a takeover hands on: [`Pipeline::on_takeover`](crate::Pipeline::on_takeover).
 #[derive(Debug)]
 pub struct Rewind<Io> {
     buffered: Bytes,
@@ -13,13 +15,14 @@ pub struct Rewind<Io> {
 }
 
 impl<Io> Rewind<Io> {
-    pub(super) fn new(buffered: Bytes, io: Io) -> Self {
+    /// Puts bytes in front of what is still to be read from a stream.
+    pub fn new(buffered: Bytes, io: Io) -> Self {
         Self { buffered, io }
     }
 
-    /// Returns what was read before the stream was taken over, and not read again yet.
+    /// Returns what was read ahead, and not read again yet.
     ///
-    /// Before a TLS handshake there must be none: what was sent in the clear, behind the command that asks for TLS, would be taken for something
+    /// Before a TLS handshake on a connection that has been spoken on in the clear there must be none: what was sent in the clear, behind the command that asks for TLS, would be taken for something
     /// said inside of it ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
     pub fn buffered(&self) -> &[u8] {
         &self.buffered
