@@ -40,8 +40,8 @@ use tower_tcp::pipeline::{
     Watermarks,
 };
 use tower_tcp::preconnect::{
-    Chain, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt, PreConnectFuture,
-    PreConnectLayer,
+    Chain, Detection, Peek, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt,
+    PreConnectFuture, PreConnectLayer, Protocol, Unknown, UnknownProtocol, When,
 };
 use tower_tcp::registry::{Broadcast, KeyTaken, Registry, SlowPeer};
 use tower_tcp::testkit::{Connector, MemoryListener};
@@ -102,6 +102,7 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<BlockError>();
     goes_anywhere::<ThenError<LinesError, BlockError>>();
     goes_anywhere::<SerdeError<serde_json::Error>>();
+    goes_anywhere::<(Detection<Protocol>, Unknown, UnknownProtocol)>();
     goes_anywhere::<PreConnectElapsed>();
     goes_anywhere::<PreConnectEvicted>();
     goes_anywhere::<TlsError>();
@@ -141,6 +142,7 @@ fn layers_and_their_services_go_where_what_they_wrap_goes() {
     goes_anywhere::<(Requests<Plain>, Event<Bytes, Bytes>)>();
     goes_anywhere::<(OnTakeover<Plain>, NoTakeover, Rewind<Socket>)>();
     goes_anywhere::<Chain<Tls, Plain>>();
+    goes_anywhere::<(Peek<Plain>, When<Tls, Plain>)>();
     goes_anywhere::<Tls>();
     goes_anywhere::<PipelineBuilder<fn() -> Lines>>();
     // The type of the frames is only named: it need not be `Sync` itself.

@@ -7,7 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that was read from ahead of time: what was read already, and not used, is read first.
 ///
-/// It is what a takeover hands on: [`Pipeline::on_takeover`](crate::Pipeline::on_takeover).
+/// It is what a takeover hands on ([`Pipeline::on_takeover`](crate::Pipeline::on_takeover)), and what a peek leaves behind
+/// ([`Peek`](crate::preconnect::Peek)).
 #[derive(Debug)]
 pub struct Rewind<Io> {
     buffered: Bytes,

@@ -3,7 +3,8 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-use crate::connection::Connection;
+use super::when::When;
+use crate::connection::{Connection, ConnectionInfo};
 use crate::error::BoxError;
 
 /// Combinators for pre-connect hooks.
@@ -13,6 +14,36 @@ pub trait PreConnectExt: Sized {
     /// (Stock `ServiceExt::then` is another thing, hence the name.)
     fn chain<H>(self, next: H) -> Chain<Self, H> {
         Chain { first: self, next }
+    }
+
+    /// Runs this hook for the connections that `predicate` is true of, by what is known of them; the others go by as they are.
+    ///
+    /// The stream is then one of two: what the hook made of it on the left, what it was on the right.
+    ///
+    /// ```
+    /// # #[cfg(feature = "tls")]
+    /// # {
+    /// use tower_tcp::bind::Socket;
+    /// use tower_tcp::preconnect::{Peek, PreConnectExt, PreConnectLayer, Protocol, Unknown};
+    /// use tower_tcp::tls::Tls;
+    /// # use tower_tcp::{BoxError, Connection};
+    /// # use tower::{Layer, Service, service_fn};
+    ///
+    /// /// TLS for those that begin it, on the same port as without.
+    /// fn optional(tls: Tls) -> PreConnectLayer<impl Service<Connection<Socket>> + Clone> {
+    ///     let peek = Peek::new(Protocol::detect).unknown(Unknown::Pass);
+    ///     PreConnectLayer::new(peek.chain(tls.when(|info| info.get() == Some(&Protocol::Tls))))
+    /// }
+    /// # }
+    /// ```
+    fn when<P>(self, predicate: P) -> When<Self, P>
+    where
+        P: Fn(&ConnectionInfo) -> bool,
+    {
+        When {
+            hook: self,
+            predicate,
+        }
     }
 }
 

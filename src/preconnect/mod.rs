@@ -26,19 +26,25 @@
 //! # drop(stack);
 //! ```
 //!
+//! [`Peek`] is a hook of this module: it finds out which protocol the peer speaks. [`PreConnectExt::when`] runs a hook for some connections only:
+//! TLS for those that begin with TLS.
+//!
 //! # Clones
 //!
 //! The hook and the service behind it are cloned for each connection, and made ready in its task. A stock layer that is not
 //! `Clone` (`RateLimit`) goes outside this layer, or behind stock `Buffer`.
 
 mod chain;
+mod detect;
+mod peek;
 mod pending;
+mod when;
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
+use futures_util::future::{self, select};
 use thiserror::Error;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -49,12 +55,22 @@ use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
 pub use chain::{Chain, PreConnectExt};
+pub use detect::{Detection, Protocol};
+pub use peek::{Peek, Unknown, UnknownProtocol};
 use pending::{Pending, Ticket};
+pub use tokio_util::either::Either;
+pub use when::When;
 
 /// A connection's pre-connect hooks were not through in time.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
+
+impl PreConnectElapsed {
+    fn ended(self) -> ConnectionEnded {
+        ConnectionEnded::caused(EndReason::PreConnectTimeout, BoxError::from(self))
+    }
+}
 
 /// A connection had to leave its pre-connect hooks: too many were in theirs, and it was the oldest.
 #[derive(Clone, Copy, Debug, Error)]
@@ -203,34 +219,33 @@ async fn within<T>(
     mut ticket: Ticket,
     work: impl Future<Output = Result<T, BoxError>>,
 ) -> Result<T, BoxError> {
-    let limit = async {
-        match deadline {
-            Some(limit) => {
-                let begun = Instant::now();
-                tokio::time::sleep(limit).await;
-                if begun.elapsed().saturating_sub(limit) > STOOD_STILL {
-                    tokio::time::sleep(STOOD_STILL).await;
-                }
-                limit
-            }
-            None => std::future::pending().await,
-        }
-    };
+    let limit = elapsed(deadline);
     tokio::pin!(limit, work);
     // The work first: what is through in time is not failed because its task was polled late.
     match select(work, select(limit, ticket.evicted())).await {
-        Either::Left((done, _)) => done,
-        Either::Right((Either::Left((limit, _)), _)) => Err(ConnectionEnded::caused(
-            EndReason::PreConnectTimeout,
-            BoxError::from(PreConnectElapsed(limit)),
-        )
-        .into()),
-        Either::Right((Either::Right(((), _)), _)) => Err(ConnectionEnded::caused(
+        future::Either::Left((done, _)) => done,
+        future::Either::Right((future::Either::Left((limit, _)), _)) => {
+            Err(PreConnectElapsed(limit).ended().into())
+        }
+        future::Either::Right((future::Either::Right(((), _)), _)) => Err(ConnectionEnded::caused(
             EndReason::PreConnectEvicted,
             BoxError::from(PreConnectEvicted),
         )
         .into()),
     }
+}
+
+/// Waits for the end of a time, and a little longer if it is noticed late.
+async fn elapsed(limit: Option<Duration>) -> Duration {
+    let Some(limit) = limit else {
+        return std::future::pending().await;
+    };
+    let begun = Instant::now();
+    tokio::time::sleep(limit).await;
+    if begun.elapsed().saturating_sub(limit) > STOOD_STILL {
+        tokio::time::sleep(STOOD_STILL).await;
+    }
+    limit
 }
 
 /// The future of [`PreConnect`]. Boxed, once a connection: its type would name every hook and layer.

@@ -1,0 +1,47 @@
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio_util::either::Either;
+use tower_service::Service;
+
+use super::ready;
+use crate::connection::{Connection, ConnectionInfo};
+use crate::error::BoxError;
+
+/// A hook for some connections. Made by [`PreConnectExt::when`](super::PreConnectExt::when).
+#[derive(Clone, Debug)]
+pub struct When<H, P> {
+    pub(super) hook: H,
+    pub(super) predicate: P,
+}
+
+impl<A, B, H, P> Service<Connection<A>> for When<H, P>
+where
+    A: Send + 'static,
+    B: Send + 'static,
+    H: Service<Connection<A>, Response = Connection<B>> + Clone + Send + 'static,
+    H::Error: Into<BoxError>,
+    H::Future: Send,
+    P: Fn(&ConnectionInfo) -> bool,
+{
+    type Response = Connection<Either<B, A>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    /// Always ready: the hook is made ready for a connection that it is for.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, conn: Connection<A>) -> Self::Future {
+        if !(self.predicate)(conn.info()) {
+            return Box::pin(std::future::ready(Ok(conn.map_io(Either::Right))));
+        }
+        let mut hook = self.hook.clone();
+        Box::pin(async move {
+            ready(&mut hook).await.map_err(Into::into)?;
+            let conn = hook.call(conn).await.map_err(Into::into)?;
+            Ok(conn.map_io(Either::Left))
+        })
+    }
+}
