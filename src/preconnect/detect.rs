@@ -163,7 +163,7 @@ mod tests {
             b"\x16\x03\x01\x02\x00\x02", // a ServerHello
             b"PRI * HTTP/2.0\r\n\r\nSN",
             b"PRI * HTTP/1",
-            b"get",
+            b"g",
             b"GETS",
             b"GET\t",
             b"HEL",
