@@ -1,4 +1,79 @@
-//! HTTP/1 and HTTP/2, by hyper: axum, tonic, and any other service of HTTP requests, on this crate's connections.
+//! HTTP/1 and HTTP/2, by [hyper]: axum, tonic, and any other service of HTTP requests, on this crate's connections.
+//!
+//! [`Http`] is the connection service for them, as [`Pipeline`](crate::Pipeline) is for framed protocols: under the server's limit, behind its
+//! hooks, in its spans, drained with everything else it serves. It takes any service of `Request<Incoming>` that is `Clone`: an axum
+//! `Router`, tonic's `Routes`, a stack of tower-http's layers, a function.
+//!
+//! ```no_run
+//! use std::convert::Infallible;
+//! use tower::service_fn;
+//! use tower_tcp::http::hyper::{Request, Response, body::Incoming};
+//! use tower_tcp::{Server, http::Http};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower_tcp::Error> {
+//! let hello = service_fn(|_: Request<Incoming>| async {
+//!     Ok::<_, Infallible>(Response::new("hello\n".to_owned()))
+//! });
+//! Server::bind("127.0.0.1:7000").await?.serve(Http::new(hello)).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With axum the whole of it is `Http::new(router)`; `examples/axum` is a package with a real app behind TLS.
+//!
+//! # Protocols
+//!
+//! Which of the two a client speaks is told by its first bytes, so both are served on one port, encrypted or not. Behind
+//! [`Tls`](crate::tls::Tls), name both for ALPN, or clients will not know: `.alpn(["h2", "http/1.1"])`. WebSockets work over both
+//! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441) over HTTP/2).
+//!
+//! # What a request knows
+//!
+//! Each carries the [`Arc<ConnectionInfo>`](crate::ConnectionInfo) of its connection in its extensions: number, addresses, what hooks have learned
+//! (such as `TlsInfo`, with the protocol that ALPN agreed on), and [`Draining`]. In axum: `Extension(info): Extension<Arc<ConnectionInfo>>`.
+//!
+//! axum's `ConnectInfo<SocketAddr>` is fed without this crate knowing axum, by a service made for each connection:
+//!
+//! ```text
+//! Http::make_service(service_fn(move |info: Arc<ConnectionInfo>| {
+//!     let peer = info.peer().tcp().map(|addr| Extension(ConnectInfo(addr)));
+//!     ready(Ok::<_, Infallible>(option_layer(peer).layer(router.clone())))
+//! }))
+//! ```
+//!
+//! # Requests and tasks
+//!
+//! The service is cloned for each request and made ready when that is at hand, so that an idle connection holds nothing of a shared
+//! limit. Requests of HTTP/1 run in the connection's task, one at a time; each of HTTP/2 in a task of its own, so that those of one
+//! connection can use all processors. These end with the connection, in whatever way that ends.
+//!
+//! # Errors
+//!
+//! An error of the service is for what cannot be answered; everything else is a response. In HTTP/1 it ends the connection
+//! ([`ServiceError`](crate::EndReason::ServiceError)), in HTTP/2 it resets its stream, and is reported (`request.failed`). A panic ends its
+//! connection ([`Panic`](crate::EndReason::Panic)), once the other streams on it are done. What is not HTTP, or beyond hyper's limits, is
+//! answered (400, 431, `GOAWAY`) and ends it ([`CodecError`](crate::EndReason::CodecError), [`FrameTooLarge`](crate::EndReason::FrameTooLarge)). A peer that
+//! leaves before its answer is noticed, and its request dropped ([`PeerReset`](crate::EndReason::PeerReset)); hyper takes the end of its input for
+//! that, too. For clients that half-close and wait, such as `nc -N`: `.configure(|hyper| drop(hyper.http1().half_close(true)))`.
+//!
+//! Deadlines are in [`Limits`]. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
+//!
+//! # Draining
+//!
+//! | what a connection does when the drain begins | what comes of it |
+//! | --- | --- |
+//! | it never sent a byte | closes at once |
+//! | a request has arrived, or is being answered | is answered, with `connection: close` |
+//! | HTTP/1 rests between two requests | one more may come, for [a second](Limits::last_request), and is answered so; else closes |
+//! | HTTP/2 | `GOAWAY`; streams that were begun are answered |
+//! | it was upgraded, or streams without end | whoever serves it sees [`Draining`], and ends it |
+//!
+//! # Upgrades
+//!
+//! A stream that was upgraded (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task, but is still a connection here: it
+//! counts, until that task drops it. It is then closed in good order. At the deadline of a drain, or by an abort, it is taken away: the task
+//! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). No deadline is kept for it meanwhile.
 
 mod clock;
 mod end;
@@ -18,6 +93,7 @@ use hyper_util::server::conn::auto::Builder;
 use crate::connection::Life;
 use crate::shutdown::Signal;
 
+pub use hyper;
 pub use limits::Limits;
 pub use maker::{Made, Shared};
 pub use serve::HttpFuture;
@@ -58,7 +134,12 @@ impl<S> Http<Shared<S>> {
 }
 
 impl<K> Http<Made<K>> {
-    /// Makes a service for each connection.
+    /// Serves the requests of each connection with a service of its own: `make` is a service that takes the
+    /// [`Arc<ConnectionInfo>`](crate::ConnectionInfo) and answers with it. It is cloned for each connection, and called in its task.
+    ///
+    /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any `C` of yours that is
+    /// `Connected<Arc<ConnectionInfo>>`. If it fails, or takes longer than its [time](Limits::make_service), the connection ends with
+    /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     pub fn make_service(make: K) -> Self {
         Self::with(Made(make))
     }
@@ -72,14 +153,32 @@ impl<K> Http<K> {
         }
     }
 
-    /// Sets the times of a connection.
+    /// Sets the times of a connection. Defaults: see [`Limits`].
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         Arc::make_mut(&mut self.settings).limits = limits;
         self
     }
 
-    /// Changes hyper's settings.
+    /// Changes hyper's own settings: sizes, windows, streams, resets, pings. It has its defaults for them, but for extended `CONNECT`, which
+    /// is on, so that WebSockets run over HTTP/2. Several calls add up.
+    ///
+    /// Not its timer and its `header_read_timeout` for HTTP/1: [`Limits::head`] and [`Limits::idle`] stand for that, which it does not tell apart.
+    ///
+    /// ```
+    /// # use tower_tcp::http::{Http, hyper::{Request, Response, body::Incoming}};
+    /// # let service = tower::service_fn(|_: Request<Incoming>| async { Ok::<_, std::convert::Infallible>(Response::new(String::new())) });
+    /// let http = Http::new(service).configure(|hyper| {
+    ///     hyper.http1().max_headers(64);
+    ///     hyper.http2().max_concurrent_streams(100);
+    /// });
+    /// ```
+    ///
+    /// `configure` is called once for each connection, since each has tasks of its own, and once here.
+    ///
+    /// # Panics
+    ///
+    /// When hyper refuses a setting.
     #[must_use]
     pub fn configure(
         mut self,
@@ -102,7 +201,20 @@ impl<K: fmt::Debug> fmt::Debug for Http<K> {
     }
 }
 
-/// Tells when a connection should end. See [`Http`].
+/// Tells whoever serves something without an end (a WebSocket, server-sent events) when to end it.
+///
+/// It is a fact of the connection, for all that serve it:
+///
+/// ```
+/// use tower_tcp::{ConnectionInfo, http::Draining};
+///
+/// async fn until_draining(info: &ConnectionInfo) {
+///     match info.get::<Draining>() {
+///         Some(draining) => draining.draining().await,
+///         None => std::future::pending().await, // not served by `Http`
+///     }
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Draining(Arc<Life>);
 
@@ -112,13 +224,14 @@ impl Draining {
         self.0.signals.is_raised(Signal::Drain)
     }
 
-    /// Waits until the connection is told to leave.
+    /// Waits until the connection is told to leave. The future holds nothing of the stream.
     ///
     /// # Cancel safety
     ///
     /// The signal stays raised: dropping this and asking again loses nothing.
-    pub async fn draining(&self) {
-        self.0.signals.raised(Signal::Drain).await;
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let life = Arc::clone(&self.0);
+        async move { life.signals.raised(Signal::Drain).await }
     }
 }
 
