@@ -25,7 +25,7 @@
 //! # Protocols
 //!
 //! Which of the two a client speaks is told by its first bytes, so both are served on one port, encrypted or not. Behind
-//! [`Tls`](crate::tls::Tls), name both for ALPN, or clients will not know: `.alpn(["h2", "http/1.1"])`. WebSockets work over both
+//! [`Tls`](crate::tls::Tls), name both for ALPN, or clients will not know: `.alpn(["h2", "http/1.1"])`. A WebSocket works over both
 //! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441) over HTTP/2).
 //!
 //! # What a request knows
@@ -161,7 +161,7 @@ impl<K> Http<K> {
     }
 
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. It has its defaults for them, but for extended `CONNECT`, which
-    /// is on, so that WebSockets run over HTTP/2. Several calls add up.
+    /// is on, so that a WebSocket runs over HTTP/2. Several calls add up.
     ///
     /// Not its timer and its `header_read_timeout` for HTTP/1: [`Limits::head`] and [`Limits::idle`] stand for that, which it does not tell apart.
     ///
