@@ -1,0 +1,132 @@
+//! Rounds, in each of which every server has its turn.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::server::{Running, Server};
+
+/// How long it may take.
+#[derive(Args, Clone, Copy)]
+pub struct Effort {
+    /// How often each server has its turn.
+    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// How many seconds a turn is measured.
+    #[arg(long, global = true, default_value_t = 2.0)]
+    pub secs: f64,
+}
+
+/// Runs what is compared.
+pub struct Bench {
+    pub effort: Effort,
+    /// Those it was given.
+    all: CpuSet,
+    server: CpuSet,
+    load: CpuSet,
+}
+
+impl Bench {
+    pub fn new(effort: Effort) -> Result<Self> {
+        let all = sched_getaffinity(own_thread()).context("its processors are not told")?;
+        let mut numbers = members(&all);
+        let (Some(server), Some(load)) = (numbers.next(), numbers.next()) else {
+            bail!("the server and the load need a processor each");
+        };
+        let (server, load) = (only(server)?, only(load)?);
+        Ok(Self {
+            effort,
+            all,
+            server,
+            load,
+        })
+    }
+
+    /// How long a turn is measured.
+    pub fn period(&self) -> Duration {
+        Duration::from_secs_f64(self.effort.secs)
+    }
+
+    /// How many processors there are.
+    pub fn processors(&self) -> usize {
+        members(&self.all).count()
+    }
+
+    /// Starts each server and measures it, in each round in turn: for each server its samples, in the order of the rounds.
+    pub async fn rounds<const N: usize>(
+        &self,
+        servers: &[Server],
+        measure: impl AsyncFn(&Running) -> Result<[f64; N]>,
+    ) -> Result<Vec<Samples<N>>> {
+        let mut samples = vec![Samples(Vec::new()); servers.len()];
+        for _ in 0..self.effort.rounds {
+            for (server, samples) in servers.iter().zip(&mut samples) {
+                let running = self.start(server).await?;
+                let sample = measure(&running)
+                    .await
+                    .with_context(|| format!("while {} was measured", server.name()))?;
+                running.kill().await?;
+                samples.0.push(sample);
+            }
+        }
+        sched_setaffinity(own_thread(), &self.all)?;
+        Ok(samples)
+    }
+
+    /// Starts a server on its processor, which leaves this thread on that of the load.
+    async fn start(&self, server: &Server) -> Result<Running> {
+        // A process begins on the processors of the thread that makes it.
+        sched_setaffinity(own_thread(), &self.server)?;
+        let spawned = server.spawn();
+        sched_setaffinity(own_thread(), &self.load)?;
+        spawned?
+            .listening()
+            .await
+            .with_context(|| format!("{} does not listen", server.name()))
+    }
+}
+
+/// What was measured of a server, a row of figures in each round.
+#[derive(Clone)]
+pub struct Samples<const N: usize>(Vec<[f64; N]>);
+
+impl<const N: usize> Samples<N> {
+    /// The median of one of the figures.
+    pub fn median(&self, figure: usize) -> f64 {
+        median(self.0.iter().map(|sample| sample[figure]).collect())
+    }
+
+    /// The median of its ratios to that of another server in the same round.
+    pub fn ratio(&self, figure: usize, to: &Self) -> f64 {
+        let pairs = self.0.iter().zip(&to.0);
+        median(pairs.map(|(a, b)| a[figure] / b[figure]).collect())
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    }
+}
+
+fn members(set: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::count()).filter(|&n| set.is_set(n).unwrap_or(false))
+}
+
+fn only(processor: usize) -> nix::Result<CpuSet> {
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    Ok(set)
+}
+
+fn own_thread() -> Pid {
+    Pid::from_raw(0)
+}

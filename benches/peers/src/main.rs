@@ -1,0 +1,79 @@
+//! What the README says about speed: the crate's examples beside servers that one would write instead, under the same load.
+//!
+//! ```sh
+//! cargo run --release --manifest-path benches/peers/Cargo.toml -- all
+//! cargo run --release --manifest-path benches/peers/Cargo.toml -- lines --rounds 9
+//! ```
+//!
+//! The server has a processor to itself, the load another. Each round runs every server once, so that a drift of the machine hits all alike, and
+//! what counts is the ratio to the first server in the same round; of the rounds' figures the median is printed. A table costs a file in `tables/`,
+//! a server one in `servers/`.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `servers/` | the servers beside which the crate stands, each a program |
+//! | `server.rs` | builds and starts them, and asks what they use |
+//! | `load.rs` | requests over some connections, and how long they took |
+//! | `bench.rs` | rounds, medians, processors |
+//! | `table.rs` | figures as markdown |
+//! | `tables/` | what is compared, a file for each table |
+
+mod bench;
+mod load;
+mod server;
+mod table;
+mod tables;
+
+use clap::{Parser, Subcommand};
+
+use bench::{Bench, Effort};
+
+/// Compares tower-tcp with what one would write instead, and prints tables in markdown.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    table: Table,
+
+    #[command(flatten)]
+    effort: Effort,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Table {
+    /// All of them, one after the other.
+    All,
+    /// Requests a second and what each costs, with 1, 16 and 128 ahead of the answers.
+    Lines,
+    /// The same for each way in which a pipeline runs its requests.
+    Dispatch,
+    /// A connection for each request.
+    Churn,
+    /// Memory of connections at rest.
+    Idle,
+}
+
+impl Table {
+    const EACH: [Self; 4] = [Self::Lines, Self::Dispatch, Self::Churn, Self::Idle];
+
+    async fn print(self, bench: &Bench) -> anyhow::Result<()> {
+        match self {
+            Self::All => {
+                for table in Self::EACH {
+                    Box::pin(table.print(bench)).await?;
+                }
+                Ok(())
+            }
+            Self::Lines => tables::lines::print(bench).await,
+            Self::Dispatch => tables::dispatch::print(bench).await,
+            Self::Churn => tables::churn::print(bench).await,
+            Self::Idle => tables::idle::print(bench).await,
+        }
+    }
+}
+
+/// The load has one thread, on the processor it is pinned to.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    args.table.print(&Bench::new(args.effort)?).await
+}

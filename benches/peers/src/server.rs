@@ -1,0 +1,188 @@
+//! The servers: how they are built and started, and what they use.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{self, Stdio};
+use std::time::Duration;
+use std::{env, fs, io};
+
+use anyhow::{Context, Result, ensure};
+use escargot::CargoBuild;
+use nix::time::{ClockId, clock_getcpuclockid};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// Far more than any server needs to say that it listens.
+const START: Duration = Duration::from_secs(10);
+
+const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// A program that serves at a free port, and tells which in the first line of its output: `listening on 127.0.0.1:7000`.
+#[derive(Clone)]
+pub struct Server {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+impl Server {
+    /// One of this package's own, in `servers/`.
+    pub fn own(name: &str) -> Result<Self> {
+        let build = package(&Path::new(PACKAGE).join("Cargo.toml")).bin(name);
+        Self::built(name, build)
+    }
+
+    /// One of the crate's examples.
+    pub fn example(name: &str) -> Result<Self> {
+        let build = package(&Path::new(PACKAGE).join("../../Cargo.toml")).example(name);
+        Ok(Self::built(name, build)?.arg("--listen").arg("127.0.0.1:0"))
+    }
+
+    /// `servers/echo.go`, if there is Go here.
+    pub fn go() -> Result<Option<Self>> {
+        let program = env::current_exe()?.with_file_name("echo-go");
+        let mut build = process::Command::new("go");
+        build.args(["build", "-o"]).arg(&program);
+        let built = build
+            .arg(Path::new(PACKAGE).join("src/servers/echo.go"))
+            .status();
+        match built {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            built => ensure!(built?.success(), "go was not built"),
+        }
+        Ok(Some(Self {
+            name: "go".to_owned(),
+            program,
+            args: Vec::new(),
+        }))
+    }
+
+    fn built(name: &str, build: CargoBuild) -> Result<Self> {
+        let built = build
+            .release()
+            .run()
+            .with_context(|| format!("{name} was not built"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            program: built.path().to_owned(),
+            args: Vec::new(),
+        })
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Calls it so in the tables.
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts it on the processors of this thread.
+    pub fn spawn(&self) -> Result<Spawned> {
+        let mut child = Command::new(&self.program)
+            .args(&self.args)
+            .env("GOMAXPROCS", "1")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", self.program.display()))?;
+        let output = child.stdout.take().context("its output is piped")?;
+        Ok(Spawned {
+            child,
+            output: BufReader::new(output).lines(),
+        })
+    }
+}
+
+fn package(manifest: &Path) -> CargoBuild {
+    CargoBuild::new().manifest_path(manifest)
+}
+
+/// A server that was started. It is killed when this is dropped.
+pub struct Spawned {
+    child: Child,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Spawned {
+    /// Waits until it listens.
+    pub async fn listening(mut self) -> Result<Running> {
+        let line = timeout(START, self.output.next_line()).await??;
+        let line = line.context("it ended")?;
+        let address = line
+            .strip_prefix("listening on ")
+            .with_context(|| format!("it says {line:?}"))?
+            .parse()?;
+        let pid = self.child.id().context("it ended")?;
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
+        Ok(Running {
+            spawned: self,
+            pid,
+            address,
+            clock,
+        })
+    }
+}
+
+/// A server that listens. It is killed when this is dropped.
+pub struct Running {
+    spawned: Spawned,
+    pid: u32,
+    address: SocketAddr,
+    clock: ClockId,
+}
+
+impl Running {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How long it has been on a processor, in user and in kernel mode.
+    pub fn cpu(&self) -> Result<Duration> {
+        Ok(self.clock.now()?.into())
+    }
+
+    /// As much of it as is between two instants to come.
+    pub async fn cpu_in(&self, span: Range<Instant>) -> Result<Duration> {
+        sleep_until(span.start).await;
+        let before = self.cpu()?;
+        sleep_until(span.end).await;
+        Ok(self.cpu()? - before)
+    }
+
+    /// How many bytes of memory it has.
+    pub fn resident(&self) -> Result<u64> {
+        let path = format!("/proc/{}/smaps_rollup", self.pid);
+        let kib = field(Path::new(&path), "Rss:")?;
+        Ok(1024 * kib.trim_end_matches("kB").trim_end().parse::<u64>()?)
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub async fn kill(mut self) -> Result<()> {
+        Ok(self.spawned.child.kill().await?)
+    }
+}
+
+/// What stands behind a name in one of the files of `/proc`.
+pub fn field(file: &Path, name: &str) -> Result<String> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let mut found = text.lines().filter_map(|line| line.strip_prefix(name));
+    let value = found
+        .next()
+        .with_context(|| format!("no {name} in {}", file.display()))?;
+    Ok(value.trim().to_owned())
+}

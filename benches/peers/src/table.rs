@@ -1,0 +1,114 @@
+//! Figures as markdown, with what a reader must know to believe them.
+
+use std::path::Path;
+
+use anyhow::Result;
+use nix::sys::utsname::uname;
+use tabled::builder::Builder;
+use tabled::settings::object::Columns;
+use tabled::settings::{Alignment, Style};
+use time::OffsetDateTime;
+
+use crate::bench::{Bench, Samples};
+use crate::server::{Server, field};
+
+/// A column.
+#[derive(Clone, Copy)]
+pub struct Figure {
+    name: &'static str,
+    digits: usize,
+    compared: bool,
+}
+
+impl Figure {
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            digits: 0,
+            compared: false,
+        }
+    }
+
+    /// Prints so many digits behind the point.
+    pub const fn digits(mut self, digits: usize) -> Self {
+        self.digits = digits;
+        self
+    }
+
+    /// Prints its ratio to the first server's, too.
+    pub const fn compared(mut self) -> Self {
+        self.compared = true;
+        self
+    }
+}
+
+/// Prints the head of a table: its name, when and where it was taken, and how.
+pub fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
+    let kernel = uname()?;
+    println!("## {name}\n");
+    println!(
+        "{}; {}, {} {}, {} processors; median of {} rounds of {} s, ratios within a round.\n",
+        OffsetDateTime::now_utc().date(),
+        field(Path::new("/proc/cpuinfo"), "model name")
+            .unwrap_or_default()
+            .trim_start_matches(": "),
+        kernel.sysname().display(),
+        kernel.release().display(),
+        bench.processors(),
+        bench.effort.rounds,
+        bench.effort.secs,
+    );
+    println!("{how}\n");
+    Ok(())
+}
+
+/// Rows of figures. Those that belong together have a key, and the first row of each key is what the others are compared to.
+pub struct Table<const N: usize> {
+    figures: [Figure; N],
+    rows: Builder,
+}
+
+impl<const N: usize> Table<N> {
+    /// An empty table. `key` says what the keys are.
+    pub fn new(key: &str, figures: [Figure; N]) -> Self {
+        let mut rows = Builder::default();
+        let names = figures.iter().map(|figure| figure.name.to_owned());
+        let ratios = figures
+            .iter()
+            .filter(|figure| figure.compared)
+            .map(|figure| format!("{} ×", figure.name));
+        rows.push_record(
+            [key.to_owned(), "server".to_owned()]
+                .into_iter()
+                .chain(names)
+                .chain(ratios),
+        );
+        Self { figures, rows }
+    }
+
+    /// Adds a row for each server.
+    pub fn rows(&mut self, key: &str, servers: &[Server], samples: &[Samples<N>]) {
+        for (server, row) in servers.iter().zip(samples) {
+            let figures = self.figures.iter().enumerate();
+            let medians = figures
+                .clone()
+                .map(|(n, figure)| format!("{:.*}", figure.digits, row.median(n)));
+            let ratios = figures
+                .filter(|(_, figure)| figure.compared)
+                .map(|(n, _)| format!("{:.2}", row.ratio(n, &samples[0])));
+            self.rows.push_record(
+                [key.to_owned(), server.name().to_owned()]
+                    .into_iter()
+                    .chain(medians)
+                    .chain(ratios),
+            );
+        }
+    }
+
+    pub fn print(self) {
+        let mut table = self.rows.build();
+        table.with(Style::markdown());
+        table.modify(Columns::new(2..), Alignment::right());
+        println!("{table}\n");
+    }
+}

@@ -1,0 +1,69 @@
+//! Connections at rest: how much memory each takes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use super::echoes;
+use crate::bench::Bench;
+use crate::server::Running;
+use crate::table::{self, Figure, Table};
+
+/// As many as fit where a process may open 20,000 files.
+const CONNECTIONS: u64 = 15_000;
+
+/// What a process has open besides.
+const OTHER_FILES: u64 = 100;
+
+/// Until the last connection rests.
+const SETTLE: Duration = Duration::from_secs(1);
+
+const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];
+
+pub async fn print(bench: &Bench) -> Result<()> {
+    // What is started from now on may open as many.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let connections = CONNECTIONS.min(most.saturating_sub(OTHER_FILES));
+
+    let (servers, missing) = echoes()?;
+    table::head(
+        bench,
+        "Connections at rest",
+        &format!(
+            "How much the server's resident memory grew by {connections} connections, each of which has sent a line and got it back.{missing}"
+        ),
+    )?;
+    let samples = bench
+        .rounds(&servers, async |server| measure(server, connections).await)
+        .await?;
+    let mut table = Table::new("connections", FIGURES);
+    table.rows(&connections.to_string(), &servers, &samples);
+    table.print();
+    Ok(())
+}
+
+async fn measure(server: &Running, connections: u64) -> Result<[f64; 1]> {
+    let before = server.resident()?;
+    let mut open = Vec::new();
+    for n in 0..connections {
+        let stream = connection(server)
+            .await
+            .with_context(|| format!("connection {n}"))?;
+        open.push(stream);
+    }
+    sleep(SETTLE).await;
+    let grown = server.resident()?.saturating_sub(before);
+    Ok([grown as f64 / connections as f64])
+}
+
+async fn connection(server: &Running) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(server.address()).await?;
+    stream.write_all(b"line\n").await?;
+    stream.read_exact(&mut [0; 5]).await?;
+    Ok(stream)
+}

@@ -1,0 +1,52 @@
+//! What is compared.
+
+pub mod churn;
+pub mod dispatch;
+pub mod idle;
+pub mod lines;
+
+use anyhow::Result;
+
+use crate::bench::Bench;
+use crate::load::{FIGURES, Load};
+use crate::server::Server;
+use crate::table::Table;
+
+/// Servers that echo lines, the one written by hand first, and what must be said of those that are not there.
+fn echoes() -> Result<(Vec<Server>, &'static str)> {
+    let mut servers = vec![
+        Server::own("bytes")?,
+        Server::example("echo")?.named("**tower-tcp**"),
+        Server::own("tuned")?,
+        Server::own("framed")?,
+        Server::own("tokio-tower")?,
+    ];
+    let go = Server::go()?;
+    let missing = match go {
+        Some(_) => "",
+        None => " Go is not installed.",
+    };
+    servers.extend(go);
+    Ok((servers, missing))
+}
+
+/// Prints what the servers do under the load for each number of requests ahead.
+async fn ahead(
+    bench: &Bench,
+    servers: &[Server],
+    numbers: &[usize],
+    load: impl Fn(usize) -> Load,
+) -> Result<()> {
+    let mut table = Table::new("ahead", FIGURES);
+    for &ahead in numbers {
+        let load = load(ahead);
+        let samples = bench
+            .rounds(servers, async |server| {
+                load.measure(server, bench.period()).await
+            })
+            .await?;
+        table.rows(&ahead.to_string(), servers, &samples);
+    }
+    table.print();
+    Ok(())
+}
