@@ -46,6 +46,9 @@ pub mod testkit;
 #[doc = include_str!("../MIGRATION.md")]
 pub mod migration {}
 
+#[doc = include_str!("../PROTOCOLS.md")]
+pub mod protocols {}
+
 pub use connection::{Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase, Rewind};
 pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};

@@ -44,6 +44,8 @@ pub enum Unknown {
 /// | [`bytes`](Self::bytes) | 24 | the longest that `Protocol::detect` has to see: the preface of HTTP/2 | [`Rejected`](EndReason::Rejected), with [`UnknownProtocol`] |
 /// | [`deadline`](Self::deadline) | 5 s | half of [the layer's](super::PreConnectLayer::deadline): who is let pass has as long again for TLS | [`PreConnectTimeout`](EndReason::PreConnectTimeout) |
 ///
+/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) says when this is the way to tell protocols apart, and what goes with it.
+///
 /// A peer that leaves without a byte has ended with [`PeerClosed`](EndReason::PeerClosed), one that leaves undecided with
 /// [`Truncated`](EndReason::Truncated).
 ///
