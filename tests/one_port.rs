@@ -1,0 +1,134 @@
+//! The example `one_port`, driven by the clients that people have: each is served in what it speaks.
+
+use std::process::Stdio;
+
+use process::{Client, Example, soon};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+#[path = "support/process.rs"]
+mod process;
+
+/// Runs a client that sends `input`, and returns what it prints.
+async fn run(program: &str, args: &[&str], input: &str) -> String {
+    let mut client = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|err| panic!("{program} is installed (see .ci/run): {err}"));
+    let mut stdin = client.stdin.take().expect("a pipe");
+    stdin.write_all(input.as_bytes()).await.expect("it reads");
+    drop(stdin);
+    let output = soon(program, client.wait_with_output()).await;
+    let output = output.expect("it ends");
+    let said = String::from_utf8(output.stdout).expect("text");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {said}{complaint}");
+    said
+}
+
+async fn curl(args: &[&str]) -> String {
+    run(
+        "curl",
+        &[&["--silent", "--show-error", "--insecure"], args].concat(),
+        "",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn curl_is_answered_in_the_http_it_speaks() {
+    let example = Example::start("one_port", &[]).await;
+    let (plain, tls) = (
+        format!("http://{}/", example.addr()),
+        format!("https://{}/", example.addr()),
+    );
+
+    assert_eq!(curl(&[&plain]).await, "HTTP/1.1 in the clear\n");
+    let http2 = curl(&["--http2-prior-knowledge", &plain]).await;
+    assert_eq!(http2, "HTTP/2.0 in the clear\n");
+    assert_eq!(curl(&[&tls]).await, "HTTP/2.0 over TLS 1.3\n");
+    let http1 = curl(&["--http1.1", &tls]).await;
+    assert_eq!(http1, "HTTP/1.1 over TLS 1.3\n");
+}
+
+#[tokio::test]
+async fn http_inside_of_tls_that_was_not_agreed_is_found() {
+    let example = Example::start("one_port", &[]).await;
+    let tls = format!("https://{}/", example.addr());
+
+    let answer = curl(&["--no-alpn", "--tls-max", "1.2", &tls]).await;
+
+    assert_eq!(answer, "HTTP/1.1 over TLS 1.2\n");
+}
+
+#[tokio::test]
+async fn nc_is_answered_in_lines() {
+    let example = Example::start("one_port", &[]).await;
+    let (host, port) = (example.addr().ip().to_string(), example.addr().port());
+
+    let said = run("nc", &["-N", &host, &port.to_string()], "hi\n").await;
+
+    assert_eq!(said, "220 ready\nhi\n");
+}
+
+#[tokio::test]
+async fn openssl_is_answered_in_lines_inside_of_tls() {
+    let example = Example::start("one_port", &[]).await;
+    let to = example.addr().to_string();
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &to])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("openssl is installed (see .ci/run)");
+    let mut stdin = client.stdin.take().expect("a pipe");
+    let stdout = client.stdout.take().expect("a pipe");
+    let mut said = tokio::io::BufReader::new(stdout);
+
+    stdin.write_all(b"hi\n").await.unwrap();
+
+    for expected in ["220 ready\n", "hi\n"] {
+        let mut line = String::new();
+        let reading = tokio::io::AsyncBufReadExt::read_line(&mut said, &mut line);
+        soon("a line", reading).await.unwrap();
+        assert_eq!(line, expected);
+    }
+}
+
+#[tokio::test]
+async fn one_who_says_nothing_is_greeted() {
+    let example = Example::start("one_port", &["--silence", "50"]).await;
+    let mut client = Client::connect(example.addr()).await;
+
+    assert_eq!(client.line().await, "220 ready");
+
+    assert_eq!(client.ask("hi").await, "hi");
+}
+
+#[tokio::test]
+async fn all_of_them_leave_at_a_signal() {
+    let example = Example::start("one_port", &[]).await;
+    let mut web = Client::connect(example.addr()).await;
+    let mut lines = Client::connect(example.addr()).await;
+    web.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(web.line().await, "HTTP/1.1 200 OK");
+    lines.send("hi\n").await;
+    assert_eq!(lines.line().await, "220 ready");
+    assert_eq!(lines.line().await, "hi");
+
+    let ended = tokio::spawn(example.stop());
+
+    assert_eq!(lines.rest().await, b"");
+    web.rest().await;
+    drop((web, lines));
+    let ended = ended.await.unwrap();
+    assert!(ended.status.success());
+    let last = ended.said.last().unwrap();
+    assert_eq!(last, "2 connections drained, 0 cut off");
+}
