@@ -172,6 +172,14 @@ pub struct End {
 }
 
 impl End {
+    /// Returns the reason with its cause.
+    pub(crate) fn why(&self) -> ConnectionEnded {
+        ConnectionEnded {
+            reason: self.reason,
+            cause: self.cause.clone(),
+        }
+    }
+
     /// Returns why it ended.
     pub fn reason(&self) -> EndReason {
         self.reason

@@ -31,7 +31,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use tracing::{Level, Span};
 
-use crate::connection::{Address, Connection, ConnectionInfo};
+use crate::connection::{Address, Connection, ConnectionInfo, Origin};
 use crate::end_reason::{End, EndReason, Initiator};
 
 /// Puts each connection in a span, and says how it ended. See the [module docs](self).
@@ -76,19 +76,29 @@ where
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         let span = span(conn.info());
-        let (at_end, info) = (span.clone(), conn.info().clone());
-        conn.on_end(move |end| at_end.in_scope(|| closed(&info, end)));
+        if span.is_disabled() {
+            // There is nothing to hold on to until then.
+            conn.life().on_end(closed);
+        } else {
+            let at_end = span.clone();
+            let closed = move |origin: &Origin, end: &End| at_end.in_scope(|| closed(origin, end));
+            conn.life().on_end(closed);
+        }
         let inner = span.in_scope(|| self.inner.call(conn));
         ConnectionTraceFuture { inner, span }
     }
 }
 
-/// An address in OpenTelemetry's two parts.
-fn parts(address: &Address) -> (String, Option<u16>) {
+/// An address in OpenTelemetry's two parts: this, and its port.
+fn address(address: &Address) -> String {
     match address.tcp() {
-        Some(addr) => (addr.ip().to_string(), Some(addr.port())),
-        None => (address.to_string(), None),
+        Some(addr) => addr.ip().to_string(),
+        None => address.to_string(),
     }
+}
+
+fn port(address: &Address) -> Option<u16> {
+    address.tcp().map(|addr| addr.port())
 }
 
 fn span(info: &ConnectionInfo) -> Span {
@@ -104,11 +114,10 @@ fn span(info: &ConnectionInfo) -> Span {
         network.local.port = tracing::field::Empty,
     );
     if !span.is_disabled() {
-        let (peer, local) = (parts(info.peer()), parts(info.local()));
-        span.record("network.peer.address", peer.0)
-            .record("network.peer.port", peer.1);
-        span.record("network.local.address", local.0)
-            .record("network.local.port", local.1);
+        span.record("network.peer.address", address(info.peer()))
+            .record("network.peer.port", port(info.peer()));
+        span.record("network.local.address", address(info.local()))
+            .record("network.local.port", port(info.local()));
     }
     span
 }
@@ -125,16 +134,15 @@ fn level(reason: EndReason) -> Level {
 }
 
 /// The closing event. It names the peer itself, since a filter may have dropped the span.
-fn closed(info: &ConnectionInfo, end: &End) {
-    let (address, port) = parts(info.peer());
+fn closed(origin: &Origin, end: &End) {
     macro_rules! closed {
         ($level:expr) => {
             tracing::event!(
                 target: "tower_tcp",
                 $level,
-                connection.id = info.id().get(),
-                network.peer.address = address,
-                network.peer.port = port,
+                connection.id = origin.id.get(),
+                network.peer.address = address(&origin.peer),
+                network.peer.port = port(&origin.peer),
                 close.reason = end.reason().as_str(),
                 close.initiator = end.reason().initiator().as_str(),
                 error = end.error().map(Chain).map(tracing::field::display),

@@ -1,11 +1,10 @@
 //! The signals that reach a connection from outside: leave when you can, close now, be gone.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 /// What can be asked of one connection, weakest first. Each is raised once and stays.
@@ -22,27 +21,45 @@ pub(crate) enum Signal {
 
 /// The signals raised for one connection, and who is to be woken by them.
 ///
-/// Two fixed wakers serve the connection's task and its pipeline (which a layer may have moved to a
+/// Two standing wakers serve the connection's task and its pipeline (which a layer may have moved to a
 /// task of its own), so that waiting costs a resting connection nothing; `Notify` serves the user's.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
-    pub(crate) task: AtomicWaker,
-    pub(crate) engine: StandingWaker,
-    users: Notify,
+    waiting: Mutex<Waiting>,
+}
+
+/// Waking takes none of them out: they are set once, not before every wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    task: Option<Waker>,
+    engine: Option<Waker>,
+    /// Made for the first who waits.
+    users: Option<Arc<Notify>>,
 }
 
 impl Signals {
+    /// Has signals wake the connection's task. Look at them *after* this, or what comes in between is missed.
+    pub(crate) fn wake_task_with(&self, waker: &Waker) {
+        self.lock().task = Some(waker.clone());
+    }
+
+    /// Has signals wake the connection's pipeline. Look at them *after* this, too.
+    pub(crate) fn wake_engine_with(&self, waker: &Waker) {
+        let before = self.lock().engine.replace(waker.clone());
+        drop(before);
+    }
+
     /// Returns whether it was not raised before.
     pub(crate) fn raise(&self, signal: Signal) -> bool {
         let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
         let new = before & signal as u8 == 0;
         if new {
-            // Waking takes a waker out, and the task registers once: for the one signal that it acts on.
+            // Only this is what the task acts on.
             if signal == Signal::Abort {
-                self.task.wake();
+                self.wake(|waiting| waiting.task.clone());
             }
-            self.engine.wake();
+            self.wake_engine();
             self.tell_users();
         }
         new
@@ -57,6 +74,11 @@ impl Signals {
         self.raised.load(Ordering::Acquire) != 0
     }
 
+    /// Has the pipeline look again.
+    pub(crate) fn wake_engine(&self) {
+        self.wake(|waiting| waiting.engine.clone());
+    }
+
     /// Waits for `signal`.
     pub(crate) async fn raised(&self, signal: Signal) {
         self.users_until(|| self.is_raised(signal).then_some(()))
@@ -65,13 +87,17 @@ impl Signals {
 
     /// Has those who wait look again.
     pub(crate) fn tell_users(&self) {
-        self.users.notify_waiters();
+        let users = self.lock().users.clone();
+        if let Some(users) = users {
+            users.notify_waiters();
+        }
     }
 
     /// Waits until there is what `look` looks for.
     pub(crate) async fn users_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
+        let users = Arc::clone(self.lock().users.get_or_insert_default());
         loop {
-            let mut told = std::pin::pin!(self.users.notified());
+            let mut told = std::pin::pin!(users.notified());
             told.as_mut().enable();
             if let Some(found) = look() {
                 return found;
@@ -79,29 +105,17 @@ impl Signals {
             told.await;
         }
     }
-}
 
-/// A waker that waking does not take out: it is set once, not before every wait.
-#[derive(Debug, Default)]
-pub(crate) struct StandingWaker(Mutex<Option<Waker>>);
-
-impl StandingWaker {
-    /// Look at what it wakes for *after* this, or what comes in between is missed.
-    pub(crate) fn set(&self, waker: Option<Waker>) {
-        let before = std::mem::replace(&mut *self.lock(), waker);
-        drop(before);
-    }
-
-    pub(crate) fn wake(&self) {
-        // Woken without the lock: a waker is foreign code.
-        let waker = self.lock().clone();
+    /// Wakes without the lock: a waker is foreign code.
+    fn wake(&self, whom: impl FnOnce(&Waiting) -> Option<Waker>) {
+        let waker = whom(&self.lock());
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

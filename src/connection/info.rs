@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
-use super::Address;
+use super::{Address, Life};
 
 /// The number of a connection, never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,14 +29,20 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// What is known of a connection and its peer.
+/// What is known of a connection and its peer. Cheap to clone.
 ///
 /// Hooks add to it what they learn ([`Connection::insert`](super::Connection::insert)), under the type of what they add: the
 /// `tls` feature its `TlsInfo`, yours whatever you like.
 #[derive(Clone)]
 pub struct ConnectionInfo {
-    origin: Arc<Origin>,
-    facts: Vec<Arc<dyn Any + Send + Sync>>,
+    pub(crate) life: Arc<Life>,
+    facts: Option<Arc<Fact>>,
+}
+
+/// What a hook has learned, and what was known before. A clone of the info that was made before it goes on without it.
+struct Fact {
+    fact: Box<dyn Any + Send + Sync>,
+    before: Option<Arc<Self>>,
 }
 
 /// What is known at accept.
@@ -57,42 +63,42 @@ impl ConnectionInfo {
             accepted_at: Instant::now(),
         };
         Self {
-            origin: Arc::new(origin),
-            facts: Vec::new(),
+            life: Arc::new(Life::new(origin)),
+            facts: None,
         }
     }
 
-    pub(super) fn origin(&self) -> &Arc<Origin> {
-        &self.origin
-    }
-
     pub(super) fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
-        self.facts.push(Arc::new(fact));
+        self.facts = Some(Arc::new(Fact {
+            fact: Box::new(fact),
+            before: self.facts.take(),
+        }));
     }
 
     /// Returns the connection's number.
     pub fn id(&self) -> ConnectionId {
-        self.origin.id
+        self.life.origin.id
     }
 
     /// Returns the address of the socket's other end.
     pub fn peer(&self) -> &Address {
-        &self.origin.peer
+        &self.life.origin.peer
     }
 
     /// Returns the address the peer connected to.
     pub fn local(&self) -> &Address {
-        &self.origin.local
+        &self.life.origin.local
     }
 
     /// Returns when the connection was accepted.
     pub fn accepted_at(&self) -> Instant {
-        self.origin.accepted_at
+        self.life.origin.accepted_at
     }
 
     /// Returns what a hook has learned, by its type.
     pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
-        self.facts.iter().rev().find_map(|fact| fact.downcast_ref())
+        std::iter::successors(self.facts.as_deref(), |fact| fact.before.as_deref())
+            .find_map(|fact| fact.fact.downcast_ref())
     }
 }
 

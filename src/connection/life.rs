@@ -1,32 +1,69 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use smallvec::SmallVec;
+
+use super::ConnectionPhase;
 use super::info::Origin;
-use super::{ConnectionInfo, ConnectionPhase};
 use crate::end_reason::{Cause, ConnectionEnded, End, EndReason};
 use crate::shutdown::{Signal, Signals};
 
-type Hook = Box<dyn FnOnce(&End) + Send>;
+/// A callback for the end, told of what connection it is: one that captures nothing costs no memory.
+type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 
 /// A callback that can be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
+/// What is said of the end, and who is to be told: until it has come.
+enum EndCell {
+    Open(Open),
+    Ended(End),
+}
+
 #[derive(Default)]
-struct EndCell {
+struct Open {
     reason: Option<ConnectionEnded>,
     /// In their order. One that is taken back leaves its place until half of them are empty: how many there are may be the peer's choice, and
     /// none of them is searched for.
-    hooks: Vec<(HookId, Option<Hook>)>,
+    hooks: SmallVec<[(HookId, Option<Hook>); 1]>,
     hooks_empty: usize,
     hooks_set: u64,
-    end: Option<End>,
+}
+
+impl Open {
+    /// Proposes a reason, and returns the one that stands. What loses is dropped by the caller: a cause is the user's.
+    fn propose(&mut self, proposed: &ConnectionEnded) -> ConnectionEnded {
+        let stands = match self.reason.take() {
+            Some(first) if proposed.reason.is_orderly() || !first.reason.is_orderly() => first,
+            _ => proposed.clone(),
+        };
+        self.reason.insert(stands).clone()
+    }
+
+    fn add(&mut self, hook: Hook) -> HookId {
+        self.hooks_set += 1;
+        let id = HookId(self.hooks_set);
+        self.hooks.push((id, Some(hook)));
+        id
+    }
+
+    fn take(&mut self, id: HookId) -> Option<Hook> {
+        let at = self.hooks.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        let hook = self.hooks[at].1.take();
+        self.hooks_empty += usize::from(hook.is_some());
+        if 2 * self.hooks_empty > self.hooks.len() {
+            self.hooks.retain(|(_, hook)| hook.is_some());
+            self.hooks_empty = 0;
+        }
+        hook
+    }
 }
 
 /// The part of a connection that outlives its stream: signals in, totals, and the end out.
 pub(crate) struct Life {
-    pub(crate) origin: Arc<Origin>,
+    pub(crate) origin: Origin,
     pub(crate) signals: Signals,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -39,9 +76,9 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    pub(super) fn new(info: &ConnectionInfo) -> Self {
+    pub(super) fn new(origin: Origin) -> Self {
         Self {
-            origin: Arc::clone(info.origin()),
+            origin,
             signals: Signals::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -49,7 +86,7 @@ impl Life {
             messages_dropped: AtomicU64::new(0),
             peer_done: AtomicBool::new(false),
             phase: AtomicU8::new(ConnectionPhase::Serving as u8),
-            end: Mutex::default(),
+            end: Mutex::new(EndCell::Open(Open::default())),
         }
     }
 
@@ -126,18 +163,19 @@ impl Life {
     /// It is the first: what came first is what happened. Only an end in good order gives way to one that is not: then
     /// something was lost on the way.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
-        let mut cell = self.cell();
-        let stands = match cell.reason.take() {
-            Some(first) if reason.is_orderly() || !first.reason.is_orderly() => first,
-            _ => ConnectionEnded { reason, cause },
-        };
-        cell.reason = Some(stands.clone());
-        stands
+        let proposed = ConnectionEnded { reason, cause };
+        match &mut *self.cell() {
+            EndCell::Open(open) => open.propose(&proposed),
+            EndCell::Ended(end) => end.why(),
+        }
     }
 
     /// Returns why a connection ends whose service is done: what was proposed, else what can be seen from here.
     pub(crate) fn done(&self) -> EndReason {
-        let proposed = self.cell().reason.as_ref().map(ConnectionEnded::reason);
+        let proposed = match &*self.cell() {
+            EndCell::Open(open) => open.reason.as_ref().map(ConnectionEnded::reason),
+            EndCell::Ended(end) => Some(end.reason),
+        };
         match proposed {
             Some(reason) => reason,
             None if self.signals.is_raised(Signal::Drain) => EndReason::Drained,
@@ -164,13 +202,14 @@ impl Life {
     ///
     /// `outcome` is the last to propose a reason.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
-        if self.cell().end.is_some() {
-            return;
-        }
         let outcome = outcome();
-        let ConnectionEnded { reason, cause } = self.set_reason(outcome.reason, outcome.cause);
         let (end, hooks) = {
             let mut cell = self.cell();
+            let EndCell::Open(open) = &mut *cell else {
+                return;
+            };
+            let hooks = std::mem::take(&mut open.hooks);
+            let ConnectionEnded { reason, cause } = open.propose(&outcome);
             let end = End {
                 reason,
                 cause,
@@ -180,63 +219,55 @@ impl Life {
                 requests: self.requests(),
                 messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
             };
-            cell.end = Some(end.clone());
-            (end, std::mem::take(&mut cell.hooks))
+            *cell = EndCell::Ended(end.clone());
+            (end, hooks)
         };
         for hook in hooks.into_iter().filter_map(|(_, hook)| hook) {
-            run_hook(hook, &end);
+            self.run(hook, &end);
         }
         self.signals.tell_users();
     }
 
     /// Waits for the end.
     pub(crate) async fn ended(&self) -> End {
-        let end = || self.cell().end.clone();
-        self.signals.users_until(end).await
+        self.signals.users_until(|| self.end()).await
     }
 
-    pub(crate) fn on_end(&self, hook: Hook) {
-        if let Err((hook, end)) = self.before_end(hook) {
-            run_hook(hook, &end);
+    fn end(&self) -> Option<End> {
+        match &*self.cell() {
+            EndCell::Open(_) => None,
+            EndCell::Ended(end) => Some(end.clone()),
+        }
+    }
+
+    pub(crate) fn on_end(&self, hook: impl FnOnce(&Origin, &End) + Send + 'static) {
+        if let Err((hook, end)) = self.before_end(Box::new(hook)) {
+            self.run(hook, &end);
         }
     }
 
     /// Registers a callback, unless it has ended.
     pub(crate) fn before_end(&self, hook: Hook) -> Result<HookId, (Hook, End)> {
-        let mut cell = self.cell();
-        if let Some(end) = &cell.end {
-            return Err((hook, end.clone()));
+        match &mut *self.cell() {
+            EndCell::Open(open) => Ok(open.add(hook)),
+            EndCell::Ended(end) => Err((hook, end.clone())),
         }
-        cell.hooks_set += 1;
-        let id = HookId(cell.hooks_set);
-        if cell.hooks.is_empty() {
-            // Most have just one.
-            cell.hooks.reserve_exact(1);
-        }
-        cell.hooks.push((id, Some(hook)));
-        Ok(id)
     }
 
     /// Takes a callback back.
     pub(crate) fn forget(&self, id: HookId) {
-        let mut cell = self.cell();
-        let Ok(at) = cell.hooks.binary_search_by_key(&id, |(id, _)| *id) else {
-            return;
+        let hook = match &mut *self.cell() {
+            EndCell::Open(open) => open.take(id),
+            EndCell::Ended(_) => None,
         };
-        let hook = cell.hooks[at].1.take();
-        cell.hooks_empty += usize::from(hook.is_some());
-        if 2 * cell.hooks_empty > cell.hooks.len() {
-            cell.hooks.retain(|(_, hook)| hook.is_some());
-            cell.hooks_empty = 0;
-        }
-        drop(cell);
+        // Not under the lock: it is the user's.
         drop(hook);
     }
-}
 
-/// A panic in one hook must not keep the others, or the connection's permit, from their turn.
-fn run_hook(hook: Hook, end: &End) {
-    if catch_unwind(AssertUnwindSafe(|| hook(end))).is_err() {
-        tracing::error!(target: "tower_tcp", "an on_end callback panicked");
+    /// A panic in one hook must not keep the others, or the connection's permit, from their turn.
+    fn run(&self, hook: Hook, end: &End) {
+        if catch_unwind(AssertUnwindSafe(|| hook(&self.origin, end))).is_err() {
+            tracing::error!(target: "tower_tcp", "an on_end callback panicked");
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::end_reason::{ConnectionEnded, End, EndReason};
 use crate::shutdown::Signal;
 
 pub use address::Address;
+pub(crate) use info::Origin;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use life::{HookId, Life};
 pub use phase::ConnectionPhase;
@@ -34,26 +35,21 @@ pub(crate) const STOOD_STILL: Duration = Duration::from_millis(50);
 /// It reads and writes by itself, so that a raw service can use it as the stream it is, and counts the bytes.
 pub struct Connection<Io> {
     io: Io,
-    info: Arc<ConnectionInfo>,
-    life: Arc<Life>,
+    info: ConnectionInfo,
 }
 
 impl<Io> Connection<Io> {
     pub(crate) fn new(io: Io, peer: Address, local: Address) -> Self {
         let info = ConnectionInfo::new(peer, local);
-        Self {
-            io,
-            life: Arc::new(Life::new(&info)),
-            info: Arc::new(info),
-        }
+        Self { io, info }
     }
 
     pub(crate) fn life(&self) -> &Arc<Life> {
-        &self.life
+        &self.info.life
     }
 
     /// Returns what is known of the connection.
-    pub fn info(&self) -> &Arc<ConnectionInfo> {
+    pub fn info(&self) -> &ConnectionInfo {
         &self.info
     }
 
@@ -61,7 +57,7 @@ impl<Io> Connection<Io> {
     ///
     /// A second of the same type hides the first.
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
-        Arc::make_mut(&mut self.info).insert(fact);
+        self.info.insert(fact);
     }
 
     /// Returns the stream.
@@ -79,7 +75,6 @@ impl<Io> Connection<Io> {
         Connection {
             io: f(self.io),
             info: self.info,
-            life: self.life,
         }
     }
 
@@ -90,7 +85,6 @@ impl<Io> Connection<Io> {
             Connection {
                 io: (),
                 info: self.info,
-                life: self.life,
             },
         )
     }
@@ -100,12 +94,12 @@ impl<Io> Connection<Io> {
     /// It runs exactly once, whatever happens to the connection: an orderly close, a panic, a dropped
     /// future, an abort. Those of one connection run in the order in which they were registered. It runs in the connection's task when the stream is gone, so it must not block.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
-        self.life.on_end(Box::new(f));
+        self.life().on_end(|_, end| f(end));
     }
 
     /// Returns whether the server is shutting down and this connection should finish what it has and close.
     pub fn is_draining(&self) -> bool {
-        self.life.signals.is_raised(Signal::Drain)
+        self.life().signals.is_raised(Signal::Drain)
     }
 
     /// Waits until the server is shutting down. The future holds nothing of the stream.
@@ -114,7 +108,7 @@ impl<Io> Connection<Io> {
     ///
     /// The signal stays raised: dropping this and asking again loses nothing.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
-        let life = Arc::clone(&self.life);
+        let life = Arc::clone(self.life());
         async move { life.signals.raised(Signal::Drain).await }
     }
 
@@ -124,12 +118,12 @@ impl<Io> Connection<Io> {
     /// A raw service that returns `Ok` without a word has ended with
     /// [`PeerClosed`](EndReason::PeerClosed) if it read to the end, else with [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn set_end_reason(&self, reason: EndReason) {
-        self.life.set_reason(reason, None);
+        self.life().set_reason(reason, None);
     }
 
     /// Proposes an end with its cause, and returns the one that stands.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
-        self.life.set_reason(ended.reason, ended.cause)
+        self.life().set_reason(ended.reason, ended.cause)
     }
 }
 
@@ -152,9 +146,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Connection<Io> {
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let n = buf.filled().len() - before;
         if n > 0 {
-            self.life.count_read(n);
+            self.life().count_read(n);
         } else if asked > 0 {
-            self.life.peer_is_done();
+            self.life().peer_is_done();
         }
         Poll::Ready(Ok(()))
     }
@@ -167,7 +161,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.life.count_written(n);
+        self.life().count_written(n);
         Poll::Ready(Ok(n))
     }
 
@@ -177,7 +171,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
-        self.life.count_written(n);
+        self.life().count_written(n);
         Poll::Ready(Ok(n))
     }
 

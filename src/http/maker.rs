@@ -2,7 +2,6 @@
 
 use std::future::{Ready, ready};
 use std::pin::Pin;
-use std::sync::Arc;
 
 use tower_service::Service;
 
@@ -29,7 +28,7 @@ mod sealed {
         type Service;
         type Future: Future<Output = Result<Self::Service, BoxError>> + Send;
 
-        fn make(&self, info: &Arc<ConnectionInfo>) -> Self::Future;
+        fn make(&self, info: &ConnectionInfo) -> Self::Future;
     }
 }
 pub(super) use sealed::Maker;
@@ -38,22 +37,22 @@ impl<S: Clone + Send> Maker for Shared<S> {
     type Service = S;
     type Future = Ready<Result<S, BoxError>>;
 
-    fn make(&self, _info: &Arc<ConnectionInfo>) -> Self::Future {
+    fn make(&self, _info: &ConnectionInfo) -> Self::Future {
         ready(Ok(self.0.clone()))
     }
 }
 
 impl<K> Maker for Made<K>
 where
-    K: Service<Arc<ConnectionInfo>> + Clone + Send + 'static,
+    K: Service<ConnectionInfo> + Clone + Send + 'static,
     K::Error: Into<BoxError>,
     K::Future: Send,
 {
     type Service = K::Response;
     type Future = Pin<Box<dyn Future<Output = Result<K::Response, BoxError>> + Send>>;
 
-    fn make(&self, info: &Arc<ConnectionInfo>) -> Self::Future {
-        let (mut make, info) = (self.0.clone(), Arc::clone(info));
+    fn make(&self, info: &ConnectionInfo) -> Self::Future {
+        let (mut make, info) = (self.0.clone(), info.clone());
         Box::pin(async move {
             std::future::poll_fn(|cx| make.poll_ready(cx))
                 .await

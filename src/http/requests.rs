@@ -26,7 +26,7 @@ const PREFACE: u64 = 24;
 /// How far a connection has come, between its requests, which may run in other tasks, and its own task.
 pub(super) struct Course {
     pub(super) life: Arc<Life>,
-    info: Arc<ConnectionInfo>,
+    info: ConnectionInfo,
     in_flight: AtomicUsize,
     multiplexed: AtomicBool,
     /// What had been read when hyper began to wait for the head of a request, plus one; zero while it does not.
@@ -34,7 +34,7 @@ pub(super) struct Course {
 }
 
 impl Course {
-    pub(super) fn new(life: Arc<Life>, info: Arc<ConnectionInfo>) -> Arc<Self> {
+    pub(super) fn new(life: Arc<Life>, info: ConnectionInfo) -> Arc<Self> {
         Arc::new(Self {
             life,
             info,
@@ -130,7 +130,7 @@ where
         if multiplexed {
             course.multiplexed.store(true, Ordering::Relaxed);
         }
-        request.extensions_mut().insert(Arc::clone(&course.info));
+        request.extensions_mut().insert(course.info.clone());
         RequestFuture {
             in_flight: Some(InFlight::enter(course)),
             multiplexed,

@@ -77,7 +77,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let course = Course::new(Arc::clone(conn.life()), Arc::clone(conn.info()));
+    let course = Course::new(Arc::clone(conn.life()), conn.info().clone());
     let life = &course.life;
     let (owner, lent) = lend(conn);
     let (tasks, streams) = Tasks::new();
@@ -97,7 +97,7 @@ where
         std::future::poll_fn(|cx| {
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
-                life.signals.engine.set(waker.clone());
+                life.signals.wake_engine_with(cx.waker());
             }
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {

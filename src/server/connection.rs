@@ -132,7 +132,7 @@ where
         let signals = &this.leaving.life.signals;
         if !std::mem::replace(this.registered, true) {
             // Once: a spawned task's waker stays good for its whole life.
-            signals.task.register(cx.waker());
+            signals.wake_task_with(cx.waker());
         }
         let outcome = if signals.is_raised(Signal::Abort) {
             Outcome::Dropped

@@ -1,7 +1,6 @@
 //! Each connection ends once, for one reason, and what was answered arrives.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -267,7 +266,7 @@ async fn an_answer_arrives_before_its_request_was_read() {
 #[tokio::test(start_paused = true)]
 async fn a_make_service_that_fails_ends_the_connection() {
     type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
-    let make = service_fn(|_: Arc<ConnectionInfo>| async { Err::<Made, _>("no") });
+    let make = service_fn(|_: ConnectionInfo| async { Err::<Made, _>("no") });
     let mut served = serve(Http::make_service(make));
 
     let _client = served.connect().await;
@@ -278,8 +277,7 @@ async fn a_make_service_that_fails_ends_the_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_make_service_has_its_time() {
     type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
-    let make =
-        service_fn(|_: Arc<ConnectionInfo>| std::future::pending::<Result<Made, BoxError>>());
+    let make = service_fn(|_: ConnectionInfo| std::future::pending::<Result<Made, BoxError>>());
     let limits = Limits::default().make_service(Duration::from_secs(3));
     let mut served = serve(Http::make_service(make).limits(limits));
 

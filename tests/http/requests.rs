@@ -63,7 +63,7 @@ async fn streams_of_one_connection_run_together_and_are_counted() {
 }
 
 async fn whoami(request: Request<Incoming>) -> Reply {
-    let info = request.extensions().get::<Arc<ConnectionInfo>>();
+    let info = request.extensions().get::<ConnectionInfo>();
     let info = info.expect("each request has it");
     let alpn = info.get::<TlsInfo>().and_then(TlsInfo::alpn);
     let alpn = alpn.map_or("none".into(), String::from_utf8_lossy);
@@ -114,7 +114,7 @@ async fn what_alpn_agrees_on_is_spoken_and_known() {
 
 #[tokio::test(start_paused = true)]
 async fn a_service_may_be_made_for_each_connection() {
-    let make = service_fn(|info: Arc<ConnectionInfo>| async move {
+    let make = service_fn(|info: ConnectionInfo| async move {
         let peer = info.peer().to_string();
         let service = service_fn(move |_: Request<Incoming>| {
             let peer = peer.clone();

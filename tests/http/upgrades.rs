@@ -1,7 +1,6 @@
 //! What was upgraded is still a connection of the server, until it is done.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,8 +36,8 @@ fn switching() -> Reply {
 
 /// Sends bytes back, in a task of its own; says `bye` at a drain if it is told to heed it.
 async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
-    let info = request.extensions().get::<Arc<ConnectionInfo>>();
-    let info = Arc::clone(info.expect("each request has it"));
+    let info = request.extensions().get::<ConnectionInfo>();
+    let info = info.expect("each request has it").clone();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let draining = async {

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::future::ready;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
@@ -57,7 +56,7 @@ struct Whoami {
 
 /// What is known of the connection that a request came by.
 async fn whoami(
-    Extension(info): Extension<Arc<ConnectionInfo>>,
+    Extension(info): Extension<ConnectionInfo>,
     address: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
 ) -> Json<Whoami> {
     let tls = info.get::<TlsInfo>();
@@ -78,7 +77,7 @@ async fn slow() -> &'static str {
 
 /// An event a second, until the server ends.
 async fn ticks(
-    Extension(info): Extension<Arc<ConnectionInfo>>,
+    Extension(info): Extension<ConnectionInfo>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let second = tokio::time::interval(Duration::from_secs(1));
     let ticks = stream::unfold((0_u64, second), |(n, mut second)| async move {
@@ -90,10 +89,7 @@ async fn ticks(
 }
 
 /// Sends messages back, until the peer or the server ends.
-async fn echo(
-    Extension(info): Extension<Arc<ConnectionInfo>>,
-    upgrade: WebSocketUpgrade,
-) -> Response {
+async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgrade) -> Response {
     upgrade.on_upgrade(|mut socket: WebSocket| async move {
         let mut draining = std::pin::pin!(draining(info));
         loop {
@@ -120,7 +116,7 @@ async fn echo(
 }
 
 /// Waits until the connection should end: what has no end of its own must heed it.
-async fn draining(info: Arc<ConnectionInfo>) {
+async fn draining(info: ConnectionInfo) {
     match info.get::<Draining>() {
         Some(draining) => draining.draining().await,
         None => std::future::pending().await,

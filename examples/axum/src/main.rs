@@ -17,7 +17,6 @@ mod app;
 use std::convert::Infallible;
 use std::future::ready;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::ConnectInfo;
@@ -75,7 +74,7 @@ async fn main() -> Result<(), BoxError> {
     signal::install(&server.handle())?;
 
     let app = app::app();
-    let http = Http::make_service(service_fn(move |info: Arc<ConnectionInfo>| {
+    let http = Http::make_service(service_fn(move |info: ConnectionInfo| {
         // What axum's own `into_make_service_with_connect_info` does for a listener of axum.
         let peer = info.peer().tcp().map(|addr| Extension(ConnectInfo(addr)));
         let app = option_layer(peer).layer(app.clone());

@@ -124,14 +124,8 @@ where
             peer,
             ..
         } = self;
-        peer.get_or_insert_with(|| {
-            EngineSide::new(
-                Arc::clone(conn.info()),
-                Arc::clone(conn.life()),
-                &settings.limits,
-            )
-        })
-        .handle()
+        peer.get_or_insert_with(|| EngineSide::new(conn.info().clone(), &settings.limits))
+            .handle()
     }
 
     pub(in crate::pipeline) fn into_parts(self) -> (Connection<Io>, Option<Ending>) {

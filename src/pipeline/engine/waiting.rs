@@ -175,7 +175,7 @@ where
         let known = self.waker.as_ref();
         if known.is_none_or(|waker| !waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
-            self.conn.life().signals.engine.set(self.waker.clone());
+            self.conn.life().signals.wake_engine_with(cx.waker());
             self.clock.disarm();
         }
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::shared::{Flag, Item, Shared};
 use super::{Peer, Watermarks};
-use crate::connection::{ConnectionInfo, Life};
+use crate::connection::ConnectionInfo;
 use crate::pipeline::limits::Limits;
 
 /// The engine's end of the handles to its connection.
@@ -22,14 +22,9 @@ pub(in crate::pipeline) enum Mail {
 }
 
 impl<T, M> EngineSide<T, M> {
-    pub(in crate::pipeline) fn new(
-        info: Arc<ConnectionInfo>,
-        life: Arc<Life>,
-        limits: &Limits,
-    ) -> Self {
+    pub(in crate::pipeline) fn new(info: ConnectionInfo, limits: &Limits) -> Self {
         Self(Arc::new(Shared::new(
             info,
-            life,
             limits.watermarks,
             limits.push_queue,
             limits.messages,

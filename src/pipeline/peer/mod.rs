@@ -90,7 +90,7 @@ pub struct Peer<T, M = Infallible> {
 
 impl<T, M> Peer<T, M> {
     /// Returns what is known of the connection.
-    pub fn info(&self) -> &Arc<ConnectionInfo> {
+    pub fn info(&self) -> &ConnectionInfo {
         &self.shared.info
     }
 
@@ -292,9 +292,9 @@ impl<T, M> Peer<T, M> {
     /// not begun are dropped. `send` fails from now on. A service that took the stream over is told as at a drain.
     pub fn close(&self) {
         self.shared.refuse();
-        self.shared.life.signals.raise(Signal::Close);
+        self.shared.info.life.signals.raise(Signal::Close);
         if self.shared.lock().ended {
-            self.shared.life.leave();
+            self.shared.info.life.leave();
         }
     }
 
@@ -302,7 +302,7 @@ impl<T, M> Peer<T, M> {
     /// [`ServiceClosed`](EndReason::ServiceClosed), and stand in the closing event.
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::caused(EndReason::ServiceClosed, why);
-        self.shared.life.set_reason(why.reason, why.cause);
+        self.shared.info.life.set_reason(why.reason, why.cause);
         self.close();
     }
 
@@ -313,7 +313,7 @@ impl<T, M> Peer<T, M> {
 
     /// Returns whether it was not cut off before.
     pub(crate) fn abort_because(&self, reason: EndReason) -> bool {
-        self.shared.life.abort(reason)
+        self.shared.info.life.abort(reason)
     }
 
     /// Waits for the end of the connection, and returns how it ended.
@@ -322,23 +322,27 @@ impl<T, M> Peer<T, M> {
     ///
     /// Nothing is lost: asking again gives the same.
     pub async fn closed(&self) -> End {
-        self.shared.life.ended().await
+        self.shared.info.life.ended().await
     }
 
     /// Registers a callback for the end, unless that has come.
     pub(crate) fn before_end(&self, f: impl FnOnce(&End) + Send + 'static) -> Option<HookId> {
-        self.shared.life.before_end(Box::new(f)).ok()
+        self.shared
+            .info
+            .life
+            .before_end(Box::new(|_, end| f(end)))
+            .ok()
     }
 
     /// Takes such a callback back.
     pub(crate) fn forget(&self, hook: HookId) {
-        self.shared.life.forget(hook);
+        self.shared.info.life.forget(hook);
     }
 
     /// Registers a callback for the end of the connection, behind those that are registered already, as
     /// [`Connection::on_end`](crate::Connection::on_end) does.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
-        self.shared.life.on_end(Box::new(f));
+        self.shared.info.life.on_end(|_, end| f(end));
     }
 }
 

@@ -1,17 +1,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::{Buffered, TrySendError, Watermarks};
-use crate::connection::{ConnectionInfo, Life};
+use crate::connection::ConnectionInfo;
 
 /// What the handles of a connection and its engine have in common.
 pub(super) struct Shared<T, M> {
-    pub(super) info: Arc<ConnectionInfo>,
-    pub(super) life: Arc<Life>,
+    pub(super) info: ConnectionInfo,
     most_timers: usize,
     /// Room in `items`; none is given out while the output is above its mark, but what was given out before is good. Semaphores are
     /// fair: who sends without end keeps nobody waiting for ever.
@@ -121,8 +120,7 @@ impl<T, M> State<T, M> {
 
 impl<T, M> Shared<T, M> {
     pub(super) fn new(
-        info: Arc<ConnectionInfo>,
-        life: Arc<Life>,
+        info: ConnectionInfo,
         marks: Watermarks,
         most_frames: usize,
         most_messages: usize,
@@ -142,7 +140,6 @@ impl<T, M> Shared<T, M> {
         };
         Self {
             info,
-            life,
             most_timers: most_messages,
             room: Semaphore::new(most_frames),
             flush_room: Semaphore::new(most_frames),
@@ -160,7 +157,7 @@ impl<T, M> Shared<T, M> {
     }
 
     pub(super) fn wake(&self) {
-        self.life.signals.engine.wake();
+        self.info.life.signals.wake_engine();
     }
 
     pub(super) fn tell(&self, flag: Flag) {
@@ -263,7 +260,7 @@ impl<T, M> Shared<T, M> {
         };
         let now = Instant::now();
         let due = timers.keys().take_while(|(due, _)| *due <= now).count();
-        self.life.count_dropped_messages(messages.len() + due);
+        self.info.life.count_dropped_messages(messages.len() + due);
         self.changed.notify_waiters();
         // Last, and without the lock: these are the user's types, and do what they like when they are dropped.
         drop((items, flushes, messages, timers));
