@@ -56,8 +56,8 @@ macro_rules! dispatch {
             A: Answer<T>,
         {
             #[expect(private_interfaces, reason = "sealed: nobody else names it")]
-            async fn run($calls: Calls<'_, Io, C, T, M, S, A>) {
-                $run.await
+            fn run($calls: Calls<'_, Io, C, T, M, S, A>) -> impl Future<Output = ()> + Send {
+                $run
             }
         }
     };
