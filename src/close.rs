@@ -8,9 +8,13 @@
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, ConnectionPhase};
 use crate::end_reason::EndReason;
@@ -71,41 +75,69 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// Dropping the future closes the stream as it is.
     pub async fn close(mut self, linger: Linger) -> io::Result<()> {
-        self.life().enter(ConnectionPhase::Closing);
-        // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
-        let Ok(shut_down) = tokio::time::timeout(linger.write, self.shutdown()).await else {
-            self.ended(EndReason::WriteTimeout.into());
-            return Err(io::ErrorKind::TimedOut.into());
-        };
-        shut_down?;
-        read_on(&mut self, linger).await;
-        Ok(())
+        let timer = std::pin::pin!(tokio::time::sleep(linger.write));
+        close_by(timer, &mut self, &linger).await
     }
 }
 
-async fn read_on<Io: AsyncRead + Unpin>(conn: &mut Connection<Io>, linger: Linger) {
-    let (io, mut left) = (conn.get_mut(), linger.bytes);
-    let to_the_end = async {
-        // On the stack of the poll only: this state is what a lingering connection holds.
-        while left > 0 {
-            match std::future::poll_fn(|cx| discard(io, left, cx)).await {
-                Ok(n) if n > 0 => left -= n,
-                _ => break,
-            }
-        }
+/// [Closes](Connection::close) by a timer that is there already. What a closing connection holds is this future and little else.
+pub(crate) async fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
+    mut timer: Pin<&mut Sleep>,
+    conn: &mut Connection<Io>,
+    linger: &Linger,
+) -> io::Result<()> {
+    conn.life().enter(ConnectionPhase::Closing);
+    // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
+    timer.as_mut().reset(after(linger.write));
+    let shut_down = |cx: &mut Context<'_>| Pin::new(&mut *conn).poll_shutdown(cx);
+    let Some(shut_down) = in_time(timer.as_mut(), shut_down).await else {
+        conn.ended(EndReason::WriteTimeout.into());
+        return Err(io::ErrorKind::TimedOut.into());
     };
+    shut_down?;
+    timer.as_mut().reset(after(linger.time));
+    let mut left = linger.bytes;
+    let read_on = |cx: &mut Context<'_>| poll_read_on(conn.get_mut(), &mut left, cx);
     // Whether the peer ended or the time did makes no difference to what follows: the stream is dropped.
-    let _either_way = tokio::time::timeout(linger.time, to_the_end).await;
+    let _either_way = in_time(timer, read_on).await;
+    Ok(())
 }
 
-fn discard<Io: AsyncRead + Unpin>(
+/// Returns the end of a time that begins now. One beyond the end of the clock is so far away that it makes no difference.
+fn after(time: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or_else(|| now + FAR)
+}
+
+/// Polls until it is ready, or `None` when the timer is.
+async fn in_time<R>(
+    mut timer: Pin<&mut Sleep>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<R>,
+) -> Option<R> {
+    std::future::poll_fn(|cx| match poll(cx) {
+        Poll::Ready(ready) => Poll::Ready(Some(ready)),
+        Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+/// Throws away what comes. Ready when the peer has finished, or has sent all that it may.
+fn poll_read_on<Io: AsyncRead + Unpin>(
     io: &mut Io,
-    at_most: usize,
-    cx: &mut std::task::Context<'_>,
-) -> std::task::Poll<io::Result<usize>> {
-    let mut block = [std::mem::MaybeUninit::uninit(); 4096];
-    let room = at_most.min(block.len());
-    let mut buf = tokio::io::ReadBuf::uninit(&mut block[..room]);
-    std::task::ready!(std::pin::Pin::new(io).poll_read(cx, &mut buf))?;
-    std::task::Poll::Ready(Ok(buf.filled().len()))
+    left: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    while *left > 0 {
+        // On the stack of the poll only: a lingering connection holds no block.
+        let mut block = [MaybeUninit::uninit(); 4096];
+        let room = block.len().min(*left);
+        let mut buf = ReadBuf::uninit(&mut block[..room]);
+        let read = ready!(Pin::new(&mut *io).poll_read(cx, &mut buf));
+        match (read, buf.filled().len()) {
+            (Ok(()), n) if n > 0 => *left -= n,
+            _ => break,
+        }
+    }
+    Poll::Ready(())
 }

@@ -12,7 +12,7 @@ use crate::shutdown::{Signal, Signals};
 /// A callback for the end, told of what connection it is: one that captures nothing costs no memory.
 type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 
-/// A callback that can be taken back.
+/// A callback that can be taken back, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
@@ -29,7 +29,6 @@ struct Open {
     /// none of them is searched for.
     hooks: SmallVec<[(HookId, Option<Hook>); 1]>,
     hooks_empty: usize,
-    hooks_set: u64,
 }
 
 impl Open {
@@ -43,8 +42,8 @@ impl Open {
     }
 
     fn add(&mut self, hook: Hook) -> HookId {
-        self.hooks_set += 1;
-        let id = HookId(self.hooks_set);
+        // A number that was taken back may be given again.
+        let id = HookId(self.hooks.last().map_or(0, |(HookId(last), _)| last + 1));
         self.hooks.push((id, Some(hook)));
         id
     }
@@ -170,14 +169,18 @@ impl Life {
         }
     }
 
+    /// Returns the reason that stands, once there is one.
+    pub(crate) fn proposed(&self) -> Option<ConnectionEnded> {
+        match &*self.cell() {
+            EndCell::Open(open) => open.reason.clone(),
+            EndCell::Ended(end) => Some(end.why()),
+        }
+    }
+
     /// Returns why a connection ends whose service is done: what was proposed, else what can be seen from here.
     pub(crate) fn done(&self) -> EndReason {
-        let proposed = match &*self.cell() {
-            EndCell::Open(open) => open.reason.as_ref().map(ConnectionEnded::reason),
-            EndCell::Ended(end) => Some(end.reason),
-        };
-        match proposed {
-            Some(reason) => reason,
+        match self.proposed() {
+            Some(ended) => ended.reason,
             None if self.signals.is_raised(Signal::Drain) => EndReason::Drained,
             None if self.peer_done.load(Ordering::Relaxed) => EndReason::PeerClosed,
             None => EndReason::ServiceClosed,

@@ -15,11 +15,10 @@ use super::Pipeline;
 use super::bounds::{Codec, Stream};
 use super::calls::Calls;
 use super::dispatch::{CatchPanic, Dispatch};
-use super::engine::{Course, Ending, Engine, Leaves};
+use super::engine::Engine;
 use super::event::Event;
 use super::maker::Maker;
 use super::takeover::Next;
-use crate::close::Linger;
 use crate::connection::{Connection, Rewind};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
@@ -63,14 +62,12 @@ where
                 }
             }
             finish(&mut engine).await;
-            // Boxed, so that a connection has room for what comes then only when it comes.
             if engine.is_taken_over() {
                 let limit = engine.settings.limits.make_service;
+                // Boxed, so that a connection has room for what comes then only when it comes.
                 return Box::pin(take_over(engine.into_rewound(), next, limit)).await;
             }
-            let linger = engine.settings.limits.linger;
-            let (conn, ending) = engine.into_parts();
-            Box::pin(close(conn, ending, linger)).await
+            engine.close().await
         }))
     }
 }
@@ -111,32 +108,6 @@ where
         // A streamed reply's, say. What was whole before is written all the same.
         engine.panicked(panicked);
         std::future::poll_fn(|cx| engine.poll_finish(cx)).await;
-    }
-}
-
-/// Closes, and says how it ended.
-async fn close<Io>(
-    conn: Connection<Io>,
-    ending: Option<Ending>,
-    linger: Linger,
-) -> Result<EndReason, BoxError>
-where
-    Io: Stream,
-{
-    if ending
-        .as_ref()
-        .is_none_or(|ending| ending.leaves < Leaves::Output)
-    {
-        // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
-        let _settled = conn.close(linger).await;
-    }
-    match ending.map(|ending| ending.course) {
-        None | Some(Course::TakeOver) => Ok(EndReason::ServiceClosed),
-        Some(Course::End(ConnectionEnded {
-            reason,
-            cause: None,
-        })) => Ok(reason),
-        Some(Course::End(ended)) => Err(ended.into()),
     }
 }
 

@@ -1,17 +1,15 @@
-use crate::end_reason::ConnectionEnded;
-
-/// How input came to its end, and so, once what is in hand is done, the connection.
-#[derive(Debug)]
+/// How input came to its end, and so, once what is in hand is done, the connection. Why, the connection knows.
+#[derive(Clone, Copy, Debug)]
 pub(in crate::pipeline) struct Ending {
     pub(in crate::pipeline) course: Course,
     pub(in crate::pipeline) leaves: Leaves,
 }
 
 /// What comes behind what is in hand.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum Course {
     /// The end of the connection.
-    End(ConnectionEnded),
+    End,
     /// Another service, which takes the stream over, with what is not decoded.
     TakeOver,
 }

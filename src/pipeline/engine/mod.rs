@@ -1,11 +1,11 @@
 //! One connection's stream, codec, buffers and deadlines: everything but the service.
 
+mod backlog;
 mod ending;
 mod input;
 mod output;
 mod waiting;
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::task::Waker;
@@ -14,11 +14,12 @@ use super::bounds::{Codec, Stream};
 use super::clock::Clock;
 use super::limits::Limits;
 use super::peer::{EngineSide, Peer, Watermarks};
-use super::reply::Reply;
+use crate::close::close_by;
 use crate::connection::{Connection, Rewind};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use crate::frame::{Input, Output};
+use backlog::Backlog;
 use input::Drain;
 
 pub(in crate::pipeline) use ending::{Course, Ending, Leaves};
@@ -59,12 +60,9 @@ pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     marks: Watermarks,
     /// Whom the signals wake, and the timer.
     waker: Option<Waker>,
-    /// Replies that wait behind a streamed one, or above the mark. As many as requests may be in flight, at most.
-    replies: VecDeque<Result<Reply<T>, BoxError>>,
-    /// They wait for one that is to come before them.
+    backlog: Backlog<T>,
+    /// Replies wait for one that is to come before them.
     holds_replies: bool,
-    /// The reply of several frames, or a stream of them, that is being encoded.
-    current: Option<Reply<T>>,
     above_mark: bool,
     /// The decoder may have another frame in what is buffered.
     decodable: bool,
@@ -105,9 +103,8 @@ where
             peer: None,
             marks,
             waker: None,
-            replies: VecDeque::new(),
+            backlog: Backlog::new(),
             holds_replies: false,
-            current: None,
             above_mark: false,
             decodable: false,
             cut_off: None,
@@ -128,14 +125,9 @@ where
             .handle()
     }
 
-    pub(in crate::pipeline) fn into_parts(self) -> (Connection<Io>, Option<Ending>) {
-        (self.conn, self.ending)
-    }
-
     pub(in crate::pipeline) fn is_taken_over(&self) -> bool {
         self.ending
-            .as_ref()
-            .is_some_and(|ending| matches!(ending.course, Course::TakeOver))
+            .is_some_and(|ending| ending.course == Course::TakeOver)
     }
 
     /// Returns whether nothing is to be heeded but requests, and the next may be in the buffer.
@@ -190,12 +182,37 @@ where
         if leaves == Leaves::Output {
             self.output.clear();
         }
-        let course = Course::End(self.conn.ended(ended.into()));
-        let leaves = match &self.ending {
+        self.conn.ended(ended.into());
+        let leaves = match self.ending {
             Some(ending) => ending.leaves.max(leaves),
             None => leaves,
         };
-        self.ending = Some(Ending { course, leaves });
+        self.ending = Some(Ending {
+            course: Course::End,
+            leaves,
+        });
+    }
+
+    /// Closes, when all is written, and says how it ended.
+    pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
+        // Those outside learn that it is over; and what lingers holds no more than it needs.
+        self.peer = None;
+        self.backlog = Backlog::new();
+        self.input.clear();
+        if !self.leaves(Leaves::Output) {
+            let linger = &self.settings.limits.linger;
+            // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
+            let _settled = close_by(self.clock.timer(), &mut self.conn, linger).await;
+        }
+        self.output.clear();
+        match self.conn.life().proposed() {
+            None => Ok(EndReason::ServiceClosed),
+            Some(ConnectionEnded {
+                reason,
+                cause: None,
+            }) => Ok(reason),
+            Some(ended) => Err(ended.into()),
+        }
     }
 
     /// Has the stream handed over, unless the connection ends already.
@@ -220,9 +237,7 @@ where
 
     /// Returns whether the connection ends and leaves so much behind.
     pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
-        self.ending
-            .as_ref()
-            .is_some_and(|ending| ending.leaves >= leaves)
+        self.ending.is_some_and(|ending| ending.leaves >= leaves)
     }
 
     /// User code below the engine panicked: what is torn is taken away, what is whole is sent.

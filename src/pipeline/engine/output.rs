@@ -28,7 +28,7 @@ where
         }
         // Behind what was pushed before, and the replies that are still waiting or to come.
         if self.waiting_replies() > 0 || self.has_pushed() || self.holds_replies {
-            self.replies.push_back(result);
+            self.backlog.push_back(result);
             return;
         }
         match result {
@@ -49,18 +49,18 @@ where
     /// Takes the result of the call that others were held for.
     #[inline]
     pub(in crate::pipeline) fn reply_first(&mut self, result: Result<Reply<T>, BoxError>) {
-        let held = std::mem::take(&mut self.holds_replies) && !self.replies.is_empty();
+        let held = std::mem::take(&mut self.holds_replies) && self.backlog.has_more();
         if !held {
             return self.reply(result);
         }
         self.clock.saw_done();
-        self.replies.push_front(result);
+        self.backlog.push_front(result);
     }
 
     /// Returns how many replies are waiting to be encoded.
     #[inline]
     pub(in crate::pipeline) fn waiting_replies(&self) -> usize {
-        self.replies.len() + usize::from(self.current.is_some())
+        self.backlog.len()
     }
 
     pub(super) fn has_pushed(&self) -> bool {
@@ -77,7 +77,7 @@ where
             Frames::None => {}
             Frames::One(frame) => self.encode(frame),
             Frames::Several(_) | Frames::Stream(_) => {
-                self.current = Some(reply);
+                self.backlog.begin(reply);
                 return;
             }
         }
@@ -98,7 +98,7 @@ where
     /// Drops the replies to what was asked later.
     fn drop_behind(&mut self) {
         if self.settings.order == Order::AsAsked {
-            self.replies.clear();
+            self.backlog.drop_behind();
             self.holds_replies = false;
         }
     }
@@ -119,7 +119,7 @@ where
     /// Ends behind what was answered so far; what waits behind it is dropped.
     pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
-        self.current = None;
+        self.backlog.end_current();
         self.end(ended, Leaves::Calls);
     }
 
@@ -164,7 +164,7 @@ where
 
     /// Encodes one frame of the replies that wait. Returns whether there was anything to do.
     fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(current) = &mut self.current {
+        if let Some(current) = self.backlog.current() {
             let next = match &mut current.frames {
                 Frames::Several(frames) => frames.next().map(Ok),
                 Frames::Stream(stream) => match stream.as_mut().poll_next(cx) {
@@ -181,17 +181,17 @@ where
                     self.encode(frame);
                 }
                 Some(Err(err)) => {
-                    self.current = None;
+                    self.backlog.end_current();
                     self.failed(err);
                 }
                 None => {
-                    self.current = None;
+                    self.backlog.end_current();
                     self.clock.saw_done();
                     self.go_on(then);
                 }
             }
         } else if !self.holds_replies
-            && let Some(result) = self.replies.pop_front()
+            && let Some(result) = self.backlog.pop_front()
         {
             self.begin(result);
         } else {

@@ -1,0 +1,76 @@
+use std::collections::VecDeque;
+
+use crate::error::BoxError;
+use crate::pipeline::reply::Reply;
+
+/// Replies that wait: behind a streamed one, for one that is to come before them, or above the mark. As many as requests may be in flight,
+/// at most. A connection that has never had any holds no room for them.
+pub(super) struct Backlog<T>(Option<Box<Replies<T>>>);
+
+struct Replies<T> {
+    /// The reply of several frames, or a stream of them, that is being encoded.
+    current: Option<Reply<T>>,
+    behind: VecDeque<Result<Reply<T>, BoxError>>,
+}
+
+impl<T> Backlog<T> {
+    pub(super) const fn new() -> Self {
+        Self(None)
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |replies| {
+            replies.behind.len() + usize::from(replies.current.is_some())
+        })
+    }
+
+    /// Returns the one that is being encoded.
+    pub(super) fn current(&mut self) -> Option<&mut Reply<T>> {
+        self.0.as_mut()?.current.as_mut()
+    }
+
+    pub(super) fn begin(&mut self, reply: Reply<T>) {
+        self.replies().current = Some(reply);
+    }
+
+    pub(super) fn end_current(&mut self) {
+        if let Some(replies) = &mut self.0 {
+            replies.current = None;
+        }
+    }
+
+    /// Returns whether any waits behind the one that is being encoded.
+    pub(super) fn has_more(&self) -> bool {
+        let replies = self.0.as_ref();
+        replies.is_some_and(|replies| !replies.behind.is_empty())
+    }
+
+    pub(super) fn push_back(&mut self, result: Result<Reply<T>, BoxError>) {
+        self.replies().behind.push_back(result);
+    }
+
+    pub(super) fn push_front(&mut self, result: Result<Reply<T>, BoxError>) {
+        self.replies().behind.push_front(result);
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Result<Reply<T>, BoxError>> {
+        self.0.as_mut()?.behind.pop_front()
+    }
+
+    /// Drops those that wait behind the one that is being encoded.
+    pub(super) fn drop_behind(&mut self) {
+        if let Some(replies) = &mut self.0 {
+            replies.behind.clear();
+        }
+    }
+
+    fn replies(&mut self) -> &mut Replies<T> {
+        self.0.get_or_insert_with(|| {
+            Box::new(Replies {
+                current: None,
+                behind: VecDeque::new(),
+            })
+        })
+    }
+}
