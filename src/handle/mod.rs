@@ -2,8 +2,10 @@
 
 mod live;
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -74,12 +76,35 @@ pub(crate) struct Shared {
 /// Who is connected. Sharded, so that many coming and going do not queue behind one lock.
 #[derive(Default)]
 struct Table {
-    shards: [Mutex<HashMap<ConnectionId, Arc<Life>>>; 16],
+    shards: [Mutex<HashSet<Entry>>; 16],
     live: AtomicUsize,
 }
 
+/// A connection, known by its number.
+struct Entry(Arc<Life>);
+
+impl Borrow<ConnectionId> for Entry {
+    fn borrow(&self) -> &ConnectionId {
+        &self.0.origin.id
+    }
+}
+
+impl Hash for Entry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.origin.id.hash(state);
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.origin.id == other.0.origin.id
+    }
+}
+
+impl Eq for Entry {}
+
 impl Table {
-    fn shard(&self, id: ConnectionId) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Life>>> {
+    fn shard(&self, id: ConnectionId) -> MutexGuard<'_, HashSet<Entry>> {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "only the low bits are wanted"
@@ -96,8 +121,8 @@ impl Table {
             let lives: Vec<_> = shard
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .values()
-                .cloned()
+                .iter()
+                .map(|entry| Arc::clone(&entry.0))
                 .collect();
             lives
         })
@@ -158,8 +183,10 @@ impl Handle {
 
     /// Returns one of the open connections.
     pub fn connection(&self, id: ConnectionId) -> Option<LiveConnection> {
-        let life = self.0.table.shard(id).get(&id).cloned();
-        life.map(|life| LiveConnection { life })
+        let shard = self.0.table.shard(id);
+        shard.get(&id).map(|entry| LiveConnection {
+            life: Arc::clone(&entry.0),
+        })
     }
 
     /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on.
@@ -271,7 +298,7 @@ impl Shared {
     pub(crate) fn enter(&self, life: &Arc<Life>) {
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
-        self.table.shard(id).insert(id, Arc::clone(life));
+        self.table.shard(id).insert(Entry(Arc::clone(life)));
         // After it was entered: whoever advances the phase sees it in the table, or it sees the phase here.
         self.tell(life, self.phase());
     }
@@ -279,7 +306,7 @@ impl Shared {
     /// Takes a connection out: its task has ended, and the stream is gone.
     pub(crate) fn leave(&self, life: &Life) {
         let id = life.origin.id;
-        let was_in = self.table.shard(id).remove(&id).is_some();
+        let was_in = self.table.shard(id).remove(&id);
         if was_in {
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);
