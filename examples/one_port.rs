@@ -13,7 +13,6 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -126,7 +125,7 @@ fn speaks_http(info: &ConnectionInfo) -> bool {
 
 /// Answers with what was spoken.
 async fn hello(request: Request<Incoming>) -> Result<Response<String>, Infallible> {
-    let info = request.extensions().get::<Arc<ConnectionInfo>>();
+    let info = request.extensions().get::<ConnectionInfo>();
     let tls = info.and_then(|info| info.get::<TlsInfo>());
     let over = tls.map_or("in the clear".to_owned(), |tls| {
         format!("over TLS {}", tls.version())

@@ -30,13 +30,13 @@
 //!
 //! # What a request knows
 //!
-//! Each carries the [`Arc<ConnectionInfo>`](crate::ConnectionInfo) of its connection in its extensions: number, addresses, what hooks have learned
-//! (such as `TlsInfo`, with the protocol that ALPN agreed on), and [`Draining`]. In axum: `Extension(info): Extension<Arc<ConnectionInfo>>`.
+//! Each carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its extensions: number, addresses, what hooks have learned
+//! (such as `TlsInfo`, with the protocol that ALPN agreed on), and [`Draining`]. In axum: `Extension(info): Extension<ConnectionInfo>`.
 //!
 //! axum's `ConnectInfo<SocketAddr>` is fed without this crate knowing axum, by a service made for each connection:
 //!
 //! ```text
-//! Http::make_service(service_fn(move |info: Arc<ConnectionInfo>| {
+//! Http::make_service(service_fn(move |info: ConnectionInfo| {
 //!     let peer = info.peer().tcp().map(|addr| Extension(ConnectInfo(addr)));
 //!     ready(Ok::<_, Infallible>(option_layer(peer).layer(router.clone())))
 //! }))
@@ -135,10 +135,10 @@ impl<S> Http<Shared<S>> {
 
 impl<K> Http<Made<K>> {
     /// Serves the requests of each connection with a service of its own: `make` is a service that takes the
-    /// [`Arc<ConnectionInfo>`](crate::ConnectionInfo) and answers with it. It is cloned for each connection, and called in its task.
+    /// [`ConnectionInfo`](crate::ConnectionInfo) and answers with it. It is cloned for each connection, and called in its task.
     ///
     /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any `C` of yours that is
-    /// `Connected<Arc<ConnectionInfo>>`. If it fails, or takes longer than its [time](Limits::make_service), the connection ends with
+    /// `Connected<ConnectionInfo>`. If it fails, or takes longer than its [time](Limits::make_service), the connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     pub fn make_service(make: K) -> Self {
         Self::with(Made(make))
