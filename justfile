@@ -11,7 +11,7 @@ doc:
 
 # What each room costs, beside a baseline: `just bench dispatch` for one.
 bench *filter:
-    cargo bench -- {{filter}}
+    cargo bench --bench rooms -- {{filter}}
 
 # Licences, duplicates, sources (needs cargo-deny).
 deny:

@@ -113,11 +113,12 @@ impl ServerBuilder {
     /// connection to the thread with the fewest of them, in turn where several have as few, and there everything of it stays: its
     /// stream, its timers, its task, and what the connection and request services spawn.
     ///
-    /// It pays where requests are many and small, of some microseconds each: none of them wakes another thread, and nothing is
-    /// taken from one by another. It does not where a request computes for long, or where few connections do most of the work:
-    /// those on a thread wait for each other, whatever others have to spare, and a multi-thread runtime, which spreads *tasks*, serves them better. Take as
-    /// many as there are cores ([`std::thread::available_parallelism`]); the accept loop needs none to itself. On these threads
-    /// `tokio::task::block_in_place` panics.
+    /// It pays where connections stay and requests are many and small, of some microseconds each: none of them wakes another thread, and nothing is
+    /// taken from one by another. It does not where a request computes for long, where few connections do most of the work (those
+    /// on a thread wait for each other, whatever others have to spare), or where a connection has but a request or two (it costs some
+    /// microseconds to hand it over): there a multi-thread runtime, which spreads *tasks*, serves better. Take as many as there are
+    /// cores ([`std::thread::available_parallelism`]); the accept loop needs none to itself. On these threads `tokio::task::block_in_place`
+    /// panics.
     ///
     /// They are named after the server (`echo-0`, `echo-1`), start with it, and end with it. What was spawned there and is still
     /// running is dropped then. A thread that is blocked is waited for no longer than 1 s.
