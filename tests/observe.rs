@@ -1,5 +1,7 @@
 //! Observe: each connection has one span and one closing event, which say the same as `on_end`, whatever ended it.
 
+#[path = "support/certificates.rs"]
+mod certificates;
 mod support;
 
 use std::collections::BTreeMap;
@@ -12,12 +14,13 @@ use bytes::Bytes;
 use tokio::io::DuplexStream;
 use tokio::net::UnixSocket;
 use tokio::time::{sleep, timeout};
-use tower::{ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
-use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::observe::{ConnectionTraceLayer, RequestTraceLayer};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
 use tracing::field::{Field, Visit};
 use tracing::subscriber::DefaultGuard;
@@ -25,6 +28,7 @@ use tracing::{Event, Level, Subscriber, span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
+use certificates::certified;
 use support::{Client, Served, serve, serve_on};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -82,7 +86,7 @@ impl Capture {
             .collect()
     }
 
-    /// The spans of connections that were opened, and those that were closed.
+    /// The spans that are open, and those that were closed.
     fn spans(&self) -> (Vec<Seen>, Vec<Seen>) {
         let open = self.spans.lock().expect("no test panics under it");
         let closed = self.closed_spans.lock().expect("no test panics under it");
@@ -91,7 +95,7 @@ impl Capture {
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
-    fn on_new_span(&self, attrs: &span::Attributes<'_>, id: &span::Id, _: Context<'_, S>) {
+    fn on_new_span(&self, attrs: &span::Attributes<'_>, id: &span::Id, ctx: Context<'_, S>) {
         if attrs.metadata().target() != "tower_tcp" {
             return;
         }
@@ -101,7 +105,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
             name: attrs.metadata().name().to_owned(),
             level: *attrs.metadata().level(),
             fields,
-            within: Vec::new(),
+            within: ctx
+                .span_scope(id)
+                .into_iter()
+                .flatten()
+                .skip(1)
+                .map(|span| span.name())
+                .collect(),
         };
         self.spans
             .lock()
@@ -243,10 +253,12 @@ async fn k1_each_connection_has_one_span_and_one_closing_event_that_says_what_on
         assert_eq!(fields.get("requests"), end.requests().to_string());
         assert_eq!(open.len(), 0, "{text:?}: {open:?}");
         assert_eq!(closed.len(), 1, "{text:?}: {closed:?}");
-        assert_eq!(
-            closed[0].fields.get("connection.id"),
-            fields.get("connection.id")
-        );
+        let span = &closed[0].fields;
+        for name in ["connection.id", "close.reason", "close.initiator"] {
+            assert_eq!(span.get(name), fields.get(name), "{text:?}: {name}");
+        }
+        let status = if level <= Level::WARN { "ERROR" } else { "" };
+        assert_eq!(span.get("otel.status_code"), status, "{text:?}");
     }
 }
 
@@ -399,6 +411,108 @@ async fn a_probe_is_not_shouted_about() {
 
     assert_eq!(capture.events("connection.closed").len(), 1);
     assert!(loud.is_empty(), "{loud:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_of_tls_is_not_shouted_about() {
+    let (capture, _guard) = Capture::begin();
+    let (server, _) = certified();
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .layer(PreConnectLayer::new(Tls::from(server)))
+        .service_fn(|_: Connection<_>| ready(Ok::<_, BoxError>(())));
+    let mut served = serve(stack);
+    drop(served.connect().await);
+    let end = served.ended().await;
+
+    let events = capture.events.lock().unwrap().clone();
+
+    assert_eq!(end.reason(), EndReason::TlsHandshakeFailed);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].level, Level::DEBUG);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_before_the_first_frame_has_spans_in_that_of_the_connection() {
+    let (capture, _guard) = Capture::begin();
+    let (server, _) = certified();
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .layer(PreConnectLayer::new(Tls::from(server)))
+        .service_fn(|_: Connection<_>| ready(Ok::<_, BoxError>(())));
+    let mut served = serve(stack);
+    drop(served.connect().await);
+    served.ended().await;
+
+    let (_, closed) = capture.spans();
+
+    let [handshake, pre_connect, connection] = &closed[..] else {
+        panic!("{closed:?}");
+    };
+    assert_eq!(connection.name, "tcp.connection");
+    assert_eq!(
+        (&pre_connect.name[..], pre_connect.level),
+        ("pre_connect", Level::DEBUG)
+    );
+    assert_eq!(pre_connect.within, ["tcp.connection"]);
+    assert_eq!(
+        (&handshake.name[..], handshake.level),
+        ("TLS server handshake", Level::DEBUG)
+    );
+    assert_eq!(handshake.within, ["pre_connect", "tcp.connection"]);
+    assert_eq!(handshake.fields.get("error.type"), "truncated");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_has_a_span_in_that_of_its_connection() {
+    let (capture, _guard) = Capture::begin();
+    let service = ServiceBuilder::new()
+        .layer(RequestTraceLayer::new())
+        .service_fn(|line: Bytes| async move {
+            tokio::task::yield_now().await;
+            tracing::info!(target: "tower_tcp", "in the service");
+            match &line[..] {
+                b"fail" => Err(BoxError::from("as asked")),
+                _ => Ok(line),
+            }
+        });
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(Pipeline::new(Lines::default).service(service));
+    let mut served = serve(stack);
+    let mut client = served.connect().await;
+    client.send("a\nfail\n").await;
+    served.ended().await;
+
+    let (_, closed) = capture.spans();
+
+    let requests: Vec<_> = closed
+        .iter()
+        .filter(|span| span.name == "request")
+        .collect();
+    let status: Vec<_> = requests
+        .iter()
+        .map(|span| span.fields.get("otel.status_code"))
+        .collect();
+    assert_eq!(status, ["", "ERROR"]);
+    assert_eq!(requests[0].within, ["tcp.connection"]);
+    let inside = capture.events("in the service");
+    assert_eq!(inside[0].within, ["request", "tcp.connection"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_span_of_ones_own_knows_the_request() {
+    let (capture, _guard) = Capture::begin();
+    let by_verb = |line: &Bytes| tracing::info_span!(target: "tower_tcp", "command", verb = ?line);
+    let mut service = ServiceBuilder::new()
+        .layer(RequestTraceLayer::new().make_span_with(by_verb))
+        .service_fn(|_: Bytes| ready(Ok::<_, BoxError>(())));
+
+    service.call(Bytes::from("HELO")).await.unwrap();
+
+    let (_, closed) = capture.spans();
+    assert_eq!(closed[0].name, "command");
+    assert_eq!(closed[0].fields.get("verb"), "b\"HELO\"");
 }
 
 /// Returns whether text could break a line of a log, or a terminal.

@@ -20,6 +20,49 @@ pub enum AcceptErrorAction {
     Stop,
 }
 
+impl AcceptErrorAction {
+    /// Returns the word used in metrics; it does not change between releases.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::BackOff => "back_off",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// Names an error in one of few words, as OpenTelemetry's `error.type` wants it: by the name of its number, in lower case.
+pub(crate) fn error_type(err: &io::Error) -> &'static str {
+    let Some(errno) = Errno::from_io_error(err) else {
+        return "_OTHER";
+    };
+    match errno {
+        Errno::BADF => "ebadf",
+        Errno::CONNABORTED => "econnaborted",
+        Errno::CONNREFUSED => "econnrefused",
+        Errno::CONNRESET => "econnreset",
+        Errno::HOSTDOWN => "ehostdown",
+        Errno::HOSTUNREACH => "ehostunreach",
+        Errno::INTR => "eintr",
+        Errno::INVAL => "einval",
+        Errno::MFILE => "emfile",
+        Errno::NETDOWN => "enetdown",
+        Errno::NETUNREACH => "enetunreach",
+        Errno::NFILE => "enfile",
+        Errno::NOBUFS => "enobufs",
+        Errno::NOMEM => "enomem",
+        Errno::NOPROTOOPT => "enoprotoopt",
+        Errno::NOTSOCK => "enotsock",
+        Errno::OPNOTSUPP => "eopnotsupp",
+        Errno::PERM => "eperm",
+        Errno::PROTO => "eproto",
+        Errno::TIMEDOUT => "etimedout",
+        #[cfg(target_os = "linux")]
+        Errno::NONET => "enonet",
+        _ => "_OTHER",
+    }
+}
+
 /// Decides what a failed accept means. This is the default policy.
 ///
 /// The errors are those of [accept(2)] on Linux, which reports the pending network errors of the *new* socket

@@ -3,5 +3,6 @@
 mod failure;
 mod stall;
 
+pub(crate) use failure::error_type;
 pub use failure::{AcceptErrorAction, classify};
 pub(crate) use stall::Stall;

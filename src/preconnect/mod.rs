@@ -49,6 +49,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
+use tracing::Instrument;
 
 use crate::connection::{Connection, ConnectionPhase, STOOD_STILL};
 use crate::end_reason::{ConnectionEnded, EndReason};
@@ -174,8 +175,11 @@ where
         } = self.clone();
         let ticket = pending.enter();
         conn.life().enter(ConnectionPhase::PreConnect);
+        let span = tracing::debug_span!(target: "tower_tcp", "pre_connect", otel.kind = "internal");
         PreConnectFuture(Box::pin(async move {
-            let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn)).await?;
+            let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn))
+                .instrument(span)
+                .await?;
             conn.life().enter(ConnectionPhase::Serving);
             service.call(conn).await.map_err(Into::into)
         }))

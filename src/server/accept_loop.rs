@@ -9,7 +9,7 @@ use tower_service::Service;
 
 use super::connection::{Leaving, Outcome, Task};
 use super::workers::{Place, Workers};
-use crate::accept::{AcceptErrorAction, Stall, classify};
+use crate::accept::{AcceptErrorAction, Stall, classify, error_type};
 use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Connection;
@@ -174,14 +174,15 @@ where
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
             action => action,
         };
+        let error_type = error_type(&err);
         match action {
             AcceptErrorAction::Retry => {
-                tracing::debug!(target: "tower_tcp", error = %err, "accept.error");
+                tracing::debug!(target: "tower_tcp", { error = %err, error.type = error_type }, "accept.error");
             }
             AcceptErrorAction::BackOff => {
                 self.server.watch_ends(true);
                 if self.stall.back_off() {
-                    tracing::warn!(target: "tower_tcp", error = %err, "accept.stalled");
+                    tracing::warn!(target: "tower_tcp", { error = %err, error.type = error_type }, "accept.stalled");
                 }
             }
             AcceptErrorAction::Stop => return Err(Error::Accept(err)),

@@ -60,10 +60,12 @@ use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, ServerCo
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
+use tracing::Instrument;
 
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use crate::observe::Handshake;
 
 pub use tokio_rustls::rustls;
 pub use tokio_rustls::server::TlsStream;
@@ -128,15 +130,19 @@ where
         // rustls gets the bare stream, so that the connection goes on to count plain bytes only.
         let (io, conn) = conn.into_parts();
         let accept = self.acceptor.accept(io).into_fallible();
+        let handshake = Handshake::begin();
+        let accept = accept.instrument(handshake.span().clone());
         Box::pin(async move {
             match accept.await {
                 Ok(stream) => {
                     let info = TlsInfo::new(stream.get_ref().1);
+                    handshake.done(info.version, info.resumed);
                     let mut conn = conn.map_io(|()| stream);
                     conn.insert(info);
                     Ok(conn)
                 }
                 Err((err, io)) => {
+                    handshake.failed(&err);
                     // `InvalidData` is rustls' verdict on what came, with an alert; else the stream itself failed.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
                     // Settled before the wait below, in which a deadline may drop this future.

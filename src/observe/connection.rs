@@ -1,27 +1,4 @@
-//! What can be seen of a server: one span and one closing event for each connection, and a few events of the server's own.
-//!
-//! | event | level | fields | what to do |
-//! | --- | --- | --- | --- |
-//! | `connection.closed` | by reason, below | those of the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | for `error`: look at the service |
-//! | `request.failed` | warn | `connection.id`, `error` | a service error while the policy is off: handle it in the service |
-//! | `accept.error` | debug | `error` | nothing: that client was gone |
-//! | `accept.stalled` | warn | `error` | the process is out of something, mostly descriptors; said once, until it is over |
-//! | `accept.resumed` | info | | |
-//! | `signal.received` | info | `live` | |
-//! | `a worker's thread is left behind` | warn | | it is blocked: look for what waits or computes without end in a service |
-//! | `an on_end callback panicked` | error | | mend the callback; the others have run |
-//! | `a socket option could not be set` | debug | `option`, `error` | nothing: that connection is served without it |
-//! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |
-//!
-//! All have the target `tower_tcp`. `connection.closed` is an error event for [`EndReason::Panic`]; a warning for what the service did wrong
-//! ([`Initiator::Service`] and not in good order, save [`Rejected`](EndReason::Rejected) and [`Aborted`](EndReason::Aborted), which it meant)
-//! and for connections cut off by a shutdown's deadline; and a debug event for everything else: what peers do, probes and scans
-//! included, is counted, not shouted.
-//!
-//! The span, `tcp.connection`, is at info level and has [OpenTelemetry's names]: `connection.id`, `network.transport`,
-//! `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`, and `otel.kind`, which is `server`.
-//!
-//! [OpenTelemetry's names]: https://opentelemetry.io/docs/specs/semconv/registry/attributes/network/
+//! The span of a connection, and its closing event.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -29,12 +6,14 @@ use std::task::{Context, Poll};
 use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
+use tracing::field::Empty;
 use tracing::{Level, Span};
 
+use super::Chain;
 use crate::connection::{Address, Connection, ConnectionInfo, Origin};
 use crate::end_reason::{End, EndReason, Initiator};
 
-/// Puts each connection in a span, and says how it ended. See the [module docs](self).
+/// Puts each connection in a span, and says how it ended. See the [module docs](super).
 ///
 /// Put it outside of all that should be seen in the span. The closing event comes from the connection itself, so it is the same, and
 /// comes exactly once, whatever the layers around it do.
@@ -81,8 +60,10 @@ where
             conn.life().on_end(closed);
         } else {
             let at_end = span.clone();
-            let closed = move |origin: &Origin, end: &End| at_end.in_scope(|| closed(origin, end));
-            conn.life().on_end(closed);
+            conn.life().on_end(move |origin: &Origin, end: &End| {
+                at_end.in_scope(|| closed(origin, end));
+                ended(&at_end, end.reason());
+            });
         }
         let inner = span.in_scope(|| self.inner.call(conn));
         ConnectionTraceFuture { inner, span }
@@ -102,24 +83,20 @@ fn port(address: &Address) -> Option<u16> {
 }
 
 fn span(info: &ConnectionInfo) -> Span {
-    let span = tracing::info_span!(
+    tracing::info_span!(
         target: "tower_tcp",
         "tcp.connection",
         otel.kind = "server",
+        otel.status_code = Empty,
         connection.id = info.id().get(),
         network.transport = info.local().transport(),
-        network.peer.address = tracing::field::Empty,
-        network.peer.port = tracing::field::Empty,
-        network.local.address = tracing::field::Empty,
-        network.local.port = tracing::field::Empty,
-    );
-    if !span.is_disabled() {
-        span.record("network.peer.address", address(info.peer()))
-            .record("network.peer.port", port(info.peer()));
-        span.record("network.local.address", address(info.local()))
-            .record("network.local.port", port(info.local()));
-    }
-    span
+        network.peer.address = address(info.peer()),
+        network.peer.port = port(info.peer()),
+        network.local.address = address(info.local()),
+        network.local.port = port(info.local()),
+        close.reason = Empty,
+        close.initiator = Empty,
+    )
 }
 
 fn level(reason: EndReason) -> Level {
@@ -130,6 +107,15 @@ fn level(reason: EndReason) -> Level {
         EndReason::Rejected | EndReason::Aborted | EndReason::ServiceClosed => Level::DEBUG,
         other if other.initiator() == Initiator::Service => Level::WARN,
         _ => Level::DEBUG,
+    }
+}
+
+/// What the span says of the end. After the event, which says it as well.
+fn ended(span: &Span, reason: EndReason) {
+    span.record("close.reason", reason.as_str())
+        .record("close.initiator", reason.initiator().as_str());
+    if level(reason) <= Level::WARN {
+        span.record("otel.status_code", "ERROR");
     }
 }
 
@@ -160,21 +146,6 @@ fn closed(origin: &Origin, end: &End) {
         Level::ERROR => closed!(Level::ERROR),
         Level::WARN => closed!(Level::WARN),
         _ => closed!(Level::DEBUG),
-    }
-}
-
-/// An error with its causes, on one line: what comes from a peer may hold control characters, and is escaped.
-pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + Send + Sync + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0.to_string().escape_debug())?;
-        let mut source = self.0.source();
-        while let Some(err) = source {
-            write!(f, ": {}", err.to_string().escape_debug())?;
-            source = err.source();
-        }
-        Ok(())
     }
 }
 

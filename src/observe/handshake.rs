@@ -1,0 +1,61 @@
+use std::io;
+
+use tracing::Span;
+use tracing::field::Empty;
+
+use crate::end_reason::EndReason;
+
+/// One TLS handshake, seen: its span.
+pub(crate) struct Handshake {
+    span: Span,
+    outcome: Outcome,
+}
+
+/// As it is told at the end, however that comes about.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// By its version.
+    Done(&'static str),
+    Failed(&'static str),
+}
+
+impl Handshake {
+    pub(crate) fn begin() -> Self {
+        Self {
+            span: tracing::debug_span!(
+                target: "tower_tcp",
+                "TLS server handshake",
+                otel.kind = "internal",
+                tls.protocol.version = Empty,
+                tls.resumed = Empty,
+                error.type = Empty,
+            ),
+            // By dropping it: its deadline has passed, or the server is gone.
+            outcome: Outcome::Failed("canceled"),
+        }
+    }
+
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub(crate) fn done(mut self, version: &'static str, resumed: bool) {
+        self.span.record("tls.resumed", resumed);
+        self.outcome = Outcome::Done(version);
+    }
+
+    pub(crate) fn failed(mut self, err: &io::Error) {
+        let reason = EndReason::of_io(err).unwrap_or(EndReason::TlsHandshakeFailed);
+        self.outcome = Outcome::Failed(reason.as_str());
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let (field, word) = match self.outcome {
+            Outcome::Done(version) => ("tls.protocol.version", version),
+            Outcome::Failed(why) => ("error.type", why),
+        };
+        self.span.record(field, word);
+    }
+}
