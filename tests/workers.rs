@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use process::{Client, soon};
+use support::Streams;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{self, Runtime};
@@ -28,6 +29,7 @@ use tower_tcp::{
 
 #[path = "support/process.rs"]
 mod process;
+mod support;
 
 /// Far beyond what anything here takes.
 const NET: Duration = Duration::from_secs(20);
@@ -163,6 +165,25 @@ async fn workers_with_equally_many_take_turns() {
     }
 
     assert_eq!(threads, ["w-0", "w-1", "w-2", "w-0", "w-1", "w-2"]);
+}
+
+#[tokio::test]
+async fn turns_are_taken_by_connections_not_by_looks_for_one() {
+    let (streams, accepted) = tokio::sync::mpsc::channel(1);
+    let server = builder(2).build(Streams(accepted));
+    let handle = server.handle();
+    let stack = Pipeline::new(Lines::default).service(service_fn(who));
+    let _serving = tokio::spawn(server.serve(stack).into_future());
+
+    let mut threads = Vec::new();
+    for _ in 0..4 {
+        let (client, stream) = tokio::io::duplex(64);
+        streams.send(stream).await.unwrap();
+        threads.push(ask(&mut BufReader::new(client)).await);
+        until(|| handle.live() == 0).await;
+    }
+
+    assert_eq!(threads, ["w-0\n", "w-1\n", "w-0\n", "w-1\n"]);
 }
 
 #[tokio::test]

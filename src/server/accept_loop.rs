@@ -192,8 +192,11 @@ where
 
     /// Makes a connection of what came in, and gives it to the stack in a task of its own.
     fn serve(&mut self, incoming: Incoming<L::Io>, place: Place) {
+        self.workers.took(&place);
         let Incoming { io, peer, local } = incoming;
-        let Place { runtime, counted } = place;
+        let Place {
+            runtime, counted, ..
+        } = place;
         // So do the timers of the call, and what it spawns.
         let _entered = runtime.enter();
         let conn = Connection::new(io, peer, local);

@@ -50,6 +50,7 @@ pub(super) struct Place {
     pub(super) runtime: Handle,
     /// Held as long as the connection runs there.
     pub(super) counted: Arc<()>,
+    index: usize,
 }
 
 impl Workers {
@@ -89,17 +90,22 @@ impl Workers {
     }
 
     /// Gives a place on the runtime with the fewest connections; of several such, in turn. `None` if all were shut down.
-    pub(super) fn place(&mut self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<Place> {
         let count = self.all.len();
         let in_turn = (self.next..count).chain(0..self.next);
         let (index, counted) = in_turn
             .filter_map(|index| Some((index, self.all[index].places.upgrade()?)))
             .min_by_key(|(_, counted)| Arc::strong_count(counted))?;
-        self.next = (index + 1) % count;
         Some(Place {
             runtime: self.all[index].runtime.clone(),
             counted,
+            index,
         })
+    }
+
+    /// Has the turn go on, when there is a connection for the place.
+    pub(super) fn took(&mut self, place: &Place) {
+        self.next = (place.index + 1) % self.all.len();
     }
 
     /// Ends the threads, and waits for them.
