@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Sleep, Timer};
@@ -45,6 +45,8 @@ pub(super) enum Due {
 
 pub(super) struct Clock {
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The timer will wake the task as it is: polling it again would change nothing.
+    armed: bool,
     started: Instant,
     /// What it waits for, behind how many requests, and since when.
     waiting: (Waiting, u64, Instant),
@@ -60,6 +62,7 @@ impl Clock {
         let now = Instant::now();
         Self {
             timer: None,
+            armed: false,
             started: now,
             waiting: (Waiting::FirstByte, 0, now),
             blocked: None,
@@ -85,14 +88,23 @@ impl Clock {
             let at = self.put_off.map_or(at, |until| at.max(until));
             let timer = match &mut self.timer {
                 Some(timer) => {
-                    if timer.deadline() > at || timer.is_elapsed() {
+                    if timer.is_elapsed() {
+                        if timer.deadline() < at {
+                            timer.as_mut().reset(at);
+                        }
+                    } else if timer.deadline() > at {
                         timer.as_mut().reset(at);
+                    } else if self.armed {
+                        return Poll::Pending;
                     }
                     timer
                 }
                 none => none.insert(Box::pin(tokio::time::sleep_until(at))),
             };
-            ready!(timer.as_mut().poll(cx));
+            self.armed = timer.as_mut().poll(cx).is_pending();
+            if self.armed {
+                return Poll::Pending;
+            }
             // It may have fired for a deadline that has moved since.
             let now = Instant::now();
             if at <= now && !self.forgives(at, due, now) {
@@ -100,6 +112,11 @@ impl Clock {
                 return Poll::Ready(due);
             }
         }
+    }
+
+    /// Has the timer learn of another waker.
+    pub(super) fn disarm(&mut self) {
+        self.armed = false;
     }
 
     /// Returns whether the connection was told to leave in HTTP's way.

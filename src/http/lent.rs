@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -14,16 +15,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::connection::Connection;
 
 /// The stream, in its owner's hands. Dropping this takes it away from the borrower.
-pub(super) struct Owner<Io>(Arc<Mutex<Loan<Io>>>);
+pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
 /// The use of the stream. Dropping this gives it back.
-pub(super) struct Lent<Io>(Arc<Mutex<Loan<Io>>>);
+pub(super) struct Lent<Io>(Arc<Loan<Io>>);
 
 struct Loan<Io> {
+    held: Mutex<Held<Io>>,
+    /// What is written is not taken.
+    blocked: AtomicBool,
+}
+
+struct Held<Io> {
     conn: Option<Connection<Io>>,
     returned: bool,
-    /// What is written is not taken.
-    blocked: bool,
     /// Two, because an upgraded stream may be split between two tasks.
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -31,20 +36,25 @@ struct Loan<Io> {
 }
 
 pub(super) fn lend<Io>(conn: Connection<Io>) -> (Owner<Io>, Lent<Io>) {
-    let loan = Arc::new(Mutex::new(Loan {
+    let held = Held {
         conn: Some(conn),
         returned: false,
-        blocked: false,
         reader: None,
         writer: None,
         owner: None,
-    }));
+    };
+    let loan = Arc::new(Loan {
+        held: Mutex::new(held),
+        blocked: AtomicBool::new(false),
+    });
     (Owner(Arc::clone(&loan)), Lent(loan))
 }
 
-fn lock<Io>(loan: &Mutex<Loan<Io>>) -> MutexGuard<'_, Loan<Io>> {
-    // A stream that panicked is not read again: what it panicked under has ended the connection.
-    loan.lock().unwrap_or_else(PoisonError::into_inner)
+impl<Io> Loan<Io> {
+    fn lock(&self) -> MutexGuard<'_, Held<Io>> {
+        // A stream that panicked is not used again: the panic has ended its connection.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
@@ -57,17 +67,17 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
 impl<Io> Owner<Io> {
     /// Returns whether the peer does not take what is written to it.
     pub(super) fn is_blocked(&self) -> bool {
-        lock(&self.0).blocked
+        self.0.blocked.load(Ordering::Relaxed)
     }
 
     /// Waits until the stream comes back.
     pub(super) async fn returned(self) -> Option<Connection<Io>> {
         std::future::poll_fn(|cx| {
-            let mut loan = lock(&self.0);
-            if loan.returned {
-                return Poll::Ready(loan.conn.take());
+            let mut held = self.0.lock();
+            if held.returned {
+                return Poll::Ready(held.conn.take());
             }
-            remember(&mut loan.owner, cx);
+            remember(&mut held.owner, cx);
             Poll::Pending
         })
         .await
@@ -77,8 +87,8 @@ impl<Io> Owner<Io> {
 impl<Io> Drop for Owner<Io> {
     fn drop(&mut self) {
         let (conn, wakers) = {
-            let mut loan = lock(&self.0);
-            (loan.conn.take(), [loan.reader.take(), loan.writer.take()])
+            let mut held = self.0.lock();
+            (held.conn.take(), [held.reader.take(), held.writer.take()])
         };
         drop(conn);
         // Whoever still has the use of it finds it gone.
@@ -89,9 +99,9 @@ impl<Io> Drop for Owner<Io> {
 impl<Io> Drop for Lent<Io> {
     fn drop(&mut self) {
         let owner = {
-            let mut loan = lock(&self.0);
-            loan.returned = true;
-            loan.owner.take()
+            let mut held = self.0.lock();
+            held.returned = true;
+            held.owner.take()
         };
         if let Some(owner) = owner {
             owner.wake();
@@ -105,13 +115,13 @@ impl<Io: Unpin> Lent<Io> {
         cx: &mut Context<'_>,
         read: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let loan = &mut *lock(&self.0);
-        let Some(conn) = &mut loan.conn else {
+        let held = &mut *self.0.lock();
+        let Some(conn) = &mut held.conn else {
             return Poll::Ready(Err(gone()));
         };
         let polled = read(Pin::new(conn), cx);
         if polled.is_pending() {
-            remember(&mut loan.reader, cx);
+            remember(&mut held.reader, cx);
         }
         polled
     }
@@ -121,14 +131,15 @@ impl<Io: Unpin> Lent<Io> {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let loan = &mut *lock(&self.0);
-        let Some(conn) = &mut loan.conn else {
+        let held = &mut *self.0.lock();
+        let Some(conn) = &mut held.conn else {
             return Poll::Ready(Err(gone()));
         };
         let polled = write(Pin::new(conn), cx);
-        loan.blocked = polled.is_pending();
-        if loan.blocked {
-            remember(&mut loan.writer, cx);
+        let blocked = polled.is_pending();
+        self.0.blocked.store(blocked, Ordering::Relaxed);
+        if blocked {
+            remember(&mut held.writer, cx);
         }
         polled
     }
@@ -169,8 +180,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        let loan = lock(&self.0);
-        loan.conn
+        let held = self.0.lock();
+        held.conn
             .as_ref()
             .is_some_and(AsyncWrite::is_write_vectored)
     }

@@ -98,6 +98,7 @@ where
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
                 life.signals.wake_engine_with(cx.waker());
+                clock.disarm();
             }
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
@@ -108,7 +109,9 @@ where
                         ended.filter(|ended| !(left && is_of_stream(ended.reason))),
                     );
                 }
-                tasks.reap(cx);
+                if course.is_multiplexed() {
+                    tasks.reap(cx);
+                }
                 let blocked = owner.is_blocked();
                 match ready!(clock.poll(&course, blocked, &settings.limits, cx)) {
                     Due::Leave(reason) => {
