@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
 use super::{Address, Life};
+use crate::shutdown::Signal;
 
 /// The number of a connection, never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +94,22 @@ impl ConnectionInfo {
     /// Returns when the connection was accepted.
     pub fn accepted_at(&self) -> Instant {
         self.life.origin.accepted_at
+    }
+
+    /// Returns whether the connection was told to leave: the server drains, or [`LiveConnection::close`](crate::LiveConnection::close) was called.
+    pub fn is_draining(&self) -> bool {
+        self.life.signals.is_raised(Signal::Drain)
+    }
+
+    /// Waits until the connection is told to leave. What serves something without an end of its own (a WebSocket, server-sent events) ends
+    /// it then. The future holds nothing of the stream.
+    ///
+    /// # Cancel safety
+    ///
+    /// The signal stays raised: dropping this and asking again loses nothing.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let life = Arc::clone(&self.life);
+        async move { life.signals.raised(Signal::Drain).await }
     }
 
     /// Returns what a hook has learned, by its type.

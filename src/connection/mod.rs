@@ -17,7 +17,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::end_reason::{ConnectionEnded, End, EndReason};
-use crate::shutdown::Signal;
 
 pub use address::Address;
 pub(crate) use info::Origin;
@@ -99,7 +98,7 @@ impl<Io> Connection<Io> {
 
     /// Returns whether the server is shutting down and this connection should finish what it has and close.
     pub fn is_draining(&self) -> bool {
-        self.life().signals.is_raised(Signal::Drain)
+        self.info.is_draining()
     }
 
     /// Waits until the server is shutting down. The future holds nothing of the stream.
@@ -108,8 +107,7 @@ impl<Io> Connection<Io> {
     ///
     /// The signal stays raised: dropping this and asking again loses nothing.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
-        let life = Arc::clone(self.life());
-        async move { life.signals.raised(Signal::Drain).await }
+        self.info.draining()
     }
 
     /// Says why the connection is about to end, for the one report of it. The first word stands, unless

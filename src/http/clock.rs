@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -76,11 +77,10 @@ impl Clock {
     pub(super) fn poll(
         &mut self,
         course: &Course,
-        blocked: bool,
         limits: &Limits,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
-        self.note(course, blocked);
+        self.note(course);
         loop {
             let Some((at, due)) = self.next(course, limits) else {
                 return Poll::Pending;
@@ -124,8 +124,8 @@ impl Clock {
         self.has_left
     }
 
-    fn note(&mut self, course: &Course, blocked: bool) {
-        let life = &course.life;
+    fn note(&mut self, course: &Course) {
+        let life = course.life();
         let requests = life.requests();
         let waiting = if course.is_busy() {
             Waiting::Busy
@@ -144,7 +144,7 @@ impl Clock {
             self.waiting = (waiting, requests, Instant::now());
         }
         let written = life.bytes_written();
-        if !blocked {
+        if !course.blocked.load(Ordering::Relaxed) {
             self.blocked = None;
         } else if self.blocked.is_none_or(|(before, _)| before != written) {
             self.blocked = Some((written, Instant::now()));
@@ -188,7 +188,7 @@ impl Clock {
             if waiting == Waiting::FirstByte {
                 return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));
             }
-            let last = course.life.requests() > 0 && !course.is_multiplexed();
+            let last = course.life().requests() > 0 && !course.is_multiplexed();
             let time = if last {
                 limits.last_request
             } else {

@@ -1,30 +1,33 @@
 //! The stream while hyper works on it: lent, not given.
 //!
-//! hyper lets go of a stream when it is done with it, whatever lies unread in it, and hands it to whoever asked for an upgrade. Neither
-//! may end a connection here: it closes in good order, and it is counted, drained and cut off by its own task. So the task keeps the
-//! stream, and hyper gets the use of it.
+//! hyper lets go of a stream when it is done with it, whatever lies unread in it, and hands it to whoever asked for an upgrade. Neither may
+//! end a connection here: it closes in good order, and it is counted, drained and cut off by its own task. So the stream comes back to
+//! that task, and one that is to be upgraded is kept where the task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::requests::Course;
 use crate::connection::Connection;
 
-/// The stream, in its owner's hands. Dropping this takes it away from the borrower.
+/// The claim to the stream. Dropping it takes the stream away from the borrower.
 pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
-/// The use of the stream. Dropping this gives it back.
-pub(super) struct Lent<Io>(Arc<Loan<Io>>);
-
-struct Loan<Io> {
-    held: Mutex<Held<Io>>,
-    /// What is written is not taken.
-    blocked: AtomicBool,
+/// The use of the stream. Dropping it gives the stream back.
+pub(super) struct Lent<Io> {
+    /// Until it is to be upgraded: up to then borrower and owner are one task.
+    conn: Option<Connection<Io>>,
+    blocked: bool,
+    course: Arc<Course>,
+    loan: Arc<Loan<Io>>,
 }
+
+struct Loan<Io>(Mutex<Held<Io>>);
 
 struct Held<Io> {
     conn: Option<Connection<Io>>,
@@ -35,25 +38,27 @@ struct Held<Io> {
     owner: Option<Waker>,
 }
 
-pub(super) fn lend<Io>(conn: Connection<Io>) -> (Owner<Io>, Lent<Io>) {
-    let held = Held {
-        conn: Some(conn),
+pub(super) fn lend<Io>(conn: Connection<Io>, course: &Arc<Course>) -> (Owner<Io>, Lent<Io>) {
+    let loan = Arc::new(Loan(Mutex::new(Held {
+        conn: None,
         returned: false,
         reader: None,
         writer: None,
         owner: None,
+    })));
+    let lent = Lent {
+        conn: Some(conn),
+        blocked: false,
+        course: Arc::clone(course),
+        loan: Arc::clone(&loan),
     };
-    let loan = Arc::new(Loan {
-        held: Mutex::new(held),
-        blocked: AtomicBool::new(false),
-    });
-    (Owner(Arc::clone(&loan)), Lent(loan))
+    (Owner(loan), lent)
 }
 
 impl<Io> Loan<Io> {
     fn lock(&self) -> MutexGuard<'_, Held<Io>> {
         // A stream that panicked is not used again: the panic has ended its connection.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,11 +70,6 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
 }
 
 impl<Io> Owner<Io> {
-    /// Returns whether the peer does not take what is written to it.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.0.blocked.load(Ordering::Relaxed)
-    }
-
     /// Waits until the stream comes back.
     pub(super) async fn returned(self) -> Option<Connection<Io>> {
         std::future::poll_fn(|cx| {
@@ -99,7 +99,10 @@ impl<Io> Drop for Owner<Io> {
 impl<Io> Drop for Lent<Io> {
     fn drop(&mut self) {
         let owner = {
-            let mut held = self.0.lock();
+            let mut held = self.loan.lock();
+            if let Some(conn) = self.conn.take() {
+                held.conn = Some(conn);
+            }
             held.returned = true;
             held.owner.take()
         };
@@ -110,42 +113,57 @@ impl<Io> Drop for Lent<Io> {
 }
 
 impl<Io: Unpin> Lent<Io> {
-    fn read<T>(
-        &self,
+    /// Polls the stream; `waker` is who is to be told when it is taken away meanwhile.
+    #[inline]
+    fn poll<T>(
+        &mut self,
         cx: &mut Context<'_>,
-        read: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        waker: fn(&mut Held<Io>) -> &mut Option<Waker>,
+        poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let held = &mut *self.0.lock();
+        match &mut self.conn {
+            Some(conn) if !self.course.upgrades.load(Ordering::Acquire) => poll(Pin::new(conn), cx),
+            _ => self.poll_upgraded(cx, waker, poll),
+        }
+    }
+
+    #[inline(never)]
+    fn poll_upgraded<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        waker: fn(&mut Held<Io>) -> &mut Option<Waker>,
+        poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let held = &mut *self.loan.lock();
+        // The answer that agrees to the upgrade is written next, so it is here before anybody else has it.
+        if let Some(conn) = self.conn.take() {
+            held.conn = Some(conn);
+        }
         let Some(conn) = &mut held.conn else {
-            return Poll::Ready(Err(gone()));
+            return Poll::Ready(Err(taken_away()));
         };
-        let polled = read(Pin::new(conn), cx);
+        let polled = poll(Pin::new(conn), cx);
         if polled.is_pending() {
-            remember(&mut held.reader, cx);
+            remember(waker(held), cx);
         }
         polled
     }
 
-    fn write<T>(
-        &self,
+    fn poll_output<T>(
+        &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let held = &mut *self.0.lock();
-        let Some(conn) = &mut held.conn else {
-            return Poll::Ready(Err(gone()));
-        };
-        let polled = write(Pin::new(conn), cx);
-        let blocked = polled.is_pending();
-        self.0.blocked.store(blocked, Ordering::Relaxed);
-        if blocked {
-            remember(&mut held.writer, cx);
+        let polled = self.poll(cx, |held| &mut held.writer, poll);
+        if polled.is_pending() != self.blocked {
+            self.blocked = polled.is_pending();
+            self.course.blocked.store(self.blocked, Ordering::Relaxed);
         }
         polled
     }
 }
 
-fn gone() -> io::Error {
+fn taken_away() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
         "the server has ended the connection",
@@ -154,43 +172,52 @@ fn gone() -> io::Error {
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.read(cx, |conn, cx| conn.poll_read(cx, buf))
+        self.poll(
+            cx,
+            |held| &mut held.reader,
+            |conn, cx| conn.poll_read(cx, buf),
+        )
     }
 }
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.write(cx, |conn, cx| conn.poll_write(cx, buf))
+        self.poll_output(cx, |conn, cx| conn.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.write(cx, |conn, cx| conn.poll_write_vectored(cx, bufs))
+        self.poll_output(cx, |conn, cx| conn.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        let held = self.0.lock();
-        held.conn
-            .as_ref()
-            .is_some_and(AsyncWrite::is_write_vectored)
+        match &self.conn {
+            Some(conn) => conn.is_write_vectored(),
+            None => {
+                let held = self.loan.lock();
+                held.conn
+                    .as_ref()
+                    .is_some_and(AsyncWrite::is_write_vectored)
+            }
+        }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(cx, |conn, cx| conn.poll_flush(cx))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_output(cx, |conn, cx| conn.poll_flush(cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(cx, |conn, cx| conn.poll_shutdown(cx))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_output(cx, |conn, cx| conn.poll_shutdown(cx))
     }
 }

@@ -31,7 +31,7 @@
 //! # What a request knows
 //!
 //! Each carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its extensions: number, addresses, what hooks have learned
-//! (such as `TlsInfo`, with the protocol that ALPN agreed on), and [`Draining`]. In axum: `Extension(info): Extension<ConnectionInfo>`.
+//! (such as `TlsInfo`, with the protocol that ALPN agreed on), and whether it should end. In axum: `Extension(info): Extension<ConnectionInfo>`.
 //!
 //! axum's `ConnectInfo<SocketAddr>` is fed without this crate knowing axum, by a service made for each connection:
 //!
@@ -67,7 +67,7 @@
 //! | a request has arrived, or is being answered | is answered, with `connection: close` |
 //! | HTTP/1 rests between two requests | one more may come, for [a second](Limits::last_request), and is answered so; else closes |
 //! | HTTP/2 | `GOAWAY`; streams that were begun are answered |
-//! | it was upgraded, or streams without end | whoever serves it sees [`Draining`], and ends it |
+//! | it was upgraded, or streams without end | whoever serves it awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining), and ends it |
 //!
 //! # Upgrades
 //!
@@ -89,9 +89,6 @@ use std::sync::Arc;
 
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto::Builder;
-
-use crate::connection::Life;
-use crate::shutdown::Signal;
 
 pub use hyper;
 pub use limits::Limits;
@@ -198,47 +195,5 @@ impl<K: fmt::Debug> fmt::Debug for Http<K> {
             .field("maker", &self.maker)
             .field("limits", &self.settings.limits)
             .finish_non_exhaustive()
-    }
-}
-
-/// Tells whoever serves something without an end (a WebSocket, server-sent events) when to end it.
-///
-/// It is a fact of the connection, for all that serve it:
-///
-/// ```
-/// use tower_tcp::{ConnectionInfo, http::Draining};
-///
-/// async fn until_draining(info: &ConnectionInfo) {
-///     match info.get::<Draining>() {
-///         Some(draining) => draining.draining().await,
-///         None => std::future::pending().await, // not served by `Http`
-///     }
-/// }
-/// ```
-#[derive(Clone)]
-pub struct Draining(Arc<Life>);
-
-impl Draining {
-    /// Returns whether the connection was told to leave.
-    pub fn is_draining(&self) -> bool {
-        self.0.signals.is_raised(Signal::Drain)
-    }
-
-    /// Waits until the connection is told to leave. The future holds nothing of the stream.
-    ///
-    /// # Cancel safety
-    ///
-    /// The signal stays raised: dropping this and asking again loses nothing.
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
-        let life = Arc::clone(&self.0);
-        async move { life.signals.raised(Signal::Drain).await }
-    }
-}
-
-impl fmt::Debug for Draining {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Draining")
-            .field(&self.is_draining())
-            .finish()
     }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use pin_project::pin_project;
 use tower_service::Service;
@@ -25,23 +25,31 @@ const PREFACE: u64 = 24;
 
 /// How far a connection has come, between its requests, which may run in other tasks, and its own task.
 pub(super) struct Course {
-    pub(super) life: Arc<Life>,
     info: ConnectionInfo,
     in_flight: AtomicUsize,
     multiplexed: AtomicBool,
     /// What had been read when hyper began to wait for the head of a request, plus one; zero while it does not.
     awaiting_head: AtomicU64,
+    /// The stream will go to another task.
+    pub(super) upgrades: AtomicBool,
+    /// The peer does not take what is written to it.
+    pub(super) blocked: AtomicBool,
 }
 
 impl Course {
-    pub(super) fn new(life: Arc<Life>, info: ConnectionInfo) -> Arc<Self> {
+    pub(super) fn new(info: ConnectionInfo) -> Arc<Self> {
         Arc::new(Self {
-            life,
             info,
             in_flight: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             awaiting_head: AtomicU64::new(0),
+            upgrades: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn life(&self) -> &Arc<Life> {
+        &self.info.life
     }
 
     /// Returns whether a request is in hand: its service, or the body of its response.
@@ -52,8 +60,8 @@ impl Course {
     /// Returns whether the connection is known to be HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
         // With its preface read, one of HTTP/1 would wait for a head.
-        let begun = || self.awaiting_head().is_none() && self.life.bytes_read() >= PREFACE;
-        self.multiplexed.load(Ordering::Relaxed) || (self.life.requests() == 0 && begun())
+        let begun = || self.awaiting_head().is_none() && self.life().bytes_read() >= PREFACE;
+        self.multiplexed.load(Ordering::Relaxed) || (self.life().requests() == 0 && begun())
     }
 
     /// Returns what had been read when the wait for the head of a request began, if there is one.
@@ -62,22 +70,22 @@ impl Course {
     }
 
     pub(super) fn await_head(&self) {
-        let read = self.life.bytes_read();
+        let read = self.life().bytes_read();
         self.awaiting_head.store(read + 1, Ordering::Relaxed);
     }
 
     /// Returns whether the connection was told to leave.
     pub(super) fn is_leaving(&self) -> bool {
-        self.life.signals.is_raised(Signal::Drain) || self.life.signals.is_raised(Signal::Close)
+        self.life().signals.is_raised(Signal::Drain) || self.life().signals.is_raised(Signal::Close)
     }
 
     /// A panic of user code: the connection ends of it, once what else is in flight is done.
     #[cold]
     fn panicked(&self, payload: &(dyn Any + Send)) -> BoxError {
         let panicked = ConnectionEnded::caused(EndReason::Panic, Panicked::new(payload));
-        self.life
+        self.life()
             .set_reason(panicked.reason, panicked.cause.clone());
-        self.life.signals.raise(Signal::Close);
+        self.life().signals.raise(Signal::Close);
         panicked.into()
     }
 }
@@ -124,7 +132,7 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> RequestFuture<S> {
         let course = &self.course;
-        course.life.count_request();
+        course.life().count_request();
         course.awaiting_head.store(0, Ordering::Relaxed);
         let multiplexed = request.version() == Version::HTTP_2;
         if multiplexed {
@@ -134,6 +142,7 @@ where
         RequestFuture {
             in_flight: Some(InFlight::enter(course)),
             multiplexed,
+            connect: request.method() == Method::CONNECT,
             inner: self.service.call(request),
         }
     }
@@ -146,6 +155,7 @@ pub(super) struct RequestFuture<S: Service<Request<Incoming>>> {
     inner: TowerToHyperServiceFuture<S, Request<Incoming>>,
     in_flight: Option<InFlight>,
     multiplexed: bool,
+    connect: bool,
 }
 
 impl<S, B> Future for RequestFuture<S>
@@ -170,11 +180,17 @@ where
         Poll::Ready(match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Ok(mut response))) => {
-                let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-                if !*this.multiplexed && !upgrade && course.is_leaving() {
-                    // hyper closes behind it.
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(CONNECTION, close);
+                if !*this.multiplexed {
+                    let status = response.status();
+                    if status == StatusCode::SWITCHING_PROTOCOLS
+                        || (*this.connect && status.is_success())
+                    {
+                        course.upgrades.store(true, Ordering::Release);
+                    } else if course.is_leaving() {
+                        // hyper closes behind it.
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(CONNECTION, close);
+                    }
                 }
                 Ok(response.map(|body| Reply { body, in_flight }))
             }

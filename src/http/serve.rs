@@ -19,7 +19,7 @@ use super::lent::lend;
 use super::maker::Maker;
 use super::requests::{Course, Requests};
 use super::streams::Tasks;
-use super::{Draining, Http, Settings};
+use super::{Http, Settings};
 use crate::connection::Connection;
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
@@ -44,8 +44,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut conn: Connection<Io>) -> HttpFuture {
-        conn.insert(Draining(Arc::clone(conn.life())));
+    fn call(&mut self, conn: Connection<Io>) -> HttpFuture {
         let make = self.maker.make(conn.info());
         let settings = Arc::clone(&self.settings);
         HttpFuture(Box::pin(async move {
@@ -77,9 +76,9 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let course = Course::new(Arc::clone(conn.life()), conn.info().clone());
-    let life = &course.life;
-    let (owner, lent) = lend(conn);
+    let course = Course::new(conn.info().clone());
+    let life = course.life();
+    let (owner, lent) = lend(conn, &course);
     let (tasks, streams) = Tasks::new();
     let mut builder = Builder::new(streams);
     settings.configure(&mut builder);
@@ -112,8 +111,7 @@ where
                 if course.is_multiplexed() {
                     tasks.reap(cx);
                 }
-                let blocked = owner.is_blocked();
-                match ready!(clock.poll(&course, blocked, &settings.limits, cx)) {
+                match ready!(clock.poll(&course, &settings.limits, cx)) {
                     Due::Leave(reason) => {
                         life.set_reason(reason, None);
                         hyper.as_mut().graceful_shutdown();

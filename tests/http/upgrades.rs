@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
-use tower_tcp::http::{Draining, Http, Shared};
+use tower_tcp::http::{Http, Shared};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionInfo, EndReason};
@@ -41,9 +41,9 @@ async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let draining = async {
-            match info.get::<Draining>() {
-                Some(draining) if heeds => draining.draining().await,
-                _ => std::future::pending().await,
+            match heeds {
+                true => info.draining().await,
+                false => std::future::pending().await,
             }
         };
         tokio::pin!(draining);

@@ -1,4 +1,4 @@
-//! The app. It would run by `axum::serve` as well, but for `Draining`.
+//! The app. It would run by `axum::serve` as well, but for `ConnectionInfo`.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -16,7 +16,6 @@ use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tower_http::trace::TraceLayer;
 use tower_tcp::ConnectionInfo;
-use tower_tcp::http::Draining;
 use tower_tcp::tls::TlsInfo;
 
 pub fn app() -> Router {
@@ -85,13 +84,13 @@ async fn ticks(
         let event = Event::default().event("tick").data(n.to_string());
         Some((Ok(event), (n + 1, second)))
     });
-    Sse::new(ticks.take_until(draining(info)))
+    Sse::new(ticks.take_until(info.draining()))
 }
 
 /// Sends messages back, until the peer or the server ends.
 async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgrade) -> Response {
     upgrade.on_upgrade(|mut socket: WebSocket| async move {
-        let mut draining = std::pin::pin!(draining(info));
+        let mut draining = std::pin::pin!(info.draining());
         loop {
             let message = tokio::select! {
                 message = socket.recv() => message,
@@ -113,12 +112,4 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
             }
         }
     })
-}
-
-/// Waits until the connection should end: what has no end of its own must heed it.
-async fn draining(info: ConnectionInfo) {
-    match info.get::<Draining>() {
-        Some(draining) => draining.draining().await,
-        None => std::future::pending().await,
-    }
 }
