@@ -13,6 +13,10 @@ doc:
 bench *filter:
     cargo bench --bench rooms -- {{filter}}
 
+# The examples beside servers that one would write instead: `just peers all`, or one of the tables.
+peers *args:
+    cargo run --release --manifest-path benches/peers/Cargo.toml -- {{args}}
+
 # Licences, duplicates, sources (needs cargo-deny).
 deny:
     cargo deny --all-features check

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -34,9 +34,8 @@ impl Bench {
     pub fn new(effort: Effort) -> Result<Self> {
         let all = sched_getaffinity(own_thread()).context("its processors are not told")?;
         let mut numbers = members(&all);
-        let (Some(server), Some(load)) = (numbers.next(), numbers.next()) else {
-            bail!("the server and the load need a processor each");
-        };
+        let server = numbers.next().context("there is no processor")?;
+        let load = numbers.next().unwrap_or(server);
         let (server, load) = (only(server)?, only(load)?);
         Ok(Self {
             effort,
@@ -91,10 +90,25 @@ impl Bench {
 }
 
 /// What was measured of a server, a row of figures in each round.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Samples<const N: usize>(Vec<[f64; N]>);
 
 impl<const N: usize> Samples<N> {
+    /// Figures that were not measured in rounds.
+    pub fn once(figures: [f64; N]) -> Self {
+        Self(vec![figures])
+    }
+
+    /// Some of the figures, in an order of one's own.
+    pub fn select<const M: usize>(&self, figures: [usize; M]) -> Samples<M> {
+        Samples(
+            self.0
+                .iter()
+                .map(|sample| figures.map(|n| sample[n]))
+                .collect(),
+        )
+    }
+
     /// The median of one of the figures.
     pub fn median(&self, figure: usize) -> f64 {
         median(self.0.iter().map(|sample| sample[figure]).collect())

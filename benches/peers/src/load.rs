@@ -1,6 +1,8 @@
-//! Requests over some connections, each of which sends a batch when it has all answers to the one before.
+//! Lines that are echoed, over some connections, each of which sends a batch when it has all of the one before.
 
 use std::cell::RefCell;
+use std::io;
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -8,25 +10,23 @@ use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::server::Running;
 use crate::table::Figure;
 
 /// How long requests are sent before they are counted.
-const WARM_UP: Duration = Duration::from_millis(500);
+pub const WARM_UP: Duration = Duration::from_millis(500);
 
-/// What is asked, and how.
+/// How many connections there are.
+pub const CONNECTIONS: usize = 32;
+
+/// What each of them sends.
 pub struct Load {
-    pub connections: usize,
-    /// How many requests are sent ahead of their answers.
-    pub ahead: usize,
-    pub request: Vec<u8>,
-    /// How long a reply is, in bytes.
-    pub reply: usize,
-    /// How long what a server says first is, in bytes.
-    pub greeting: usize,
+    line: Vec<u8>,
+    /// How many lines are sent ahead of their answers.
+    ahead: usize,
 }
 
 /// What [`Load::measure`] finds.
@@ -38,14 +38,11 @@ pub const FIGURES: [Figure; 4] = [
 ];
 
 impl Load {
-    /// Lines of so many bytes with their end, from 32 connections.
+    /// Lines of so many bytes, their ends included.
     pub fn lines(bytes: usize, ahead: usize) -> Self {
         Self {
-            connections: 32,
+            line: line(bytes),
             ahead,
-            request: line(bytes),
-            reply: bytes,
-            greeting: 0,
         }
     }
 
@@ -54,7 +51,7 @@ impl Load {
         let times = RefCell::new(Histogram::<u64>::new(3)?);
         let begin = Instant::now() + WARM_UP;
         let end = begin + period;
-        let clients = (0..self.connections).map(|_| self.client(server, begin..end, &times));
+        let clients = (0..CONNECTIONS).map(|_| self.client(server, begin..end, &times));
         let (_, cpu) = tokio::try_join!(try_join_all(clients), server.cpu_in(begin..end))?;
 
         let times = times.into_inner();
@@ -77,21 +74,32 @@ impl Load {
     ) -> Result<()> {
         let mut stream = TcpStream::connect(server.address()).await?;
         stream.set_nodelay(true)?;
-        stream.read_exact(&mut vec![0; self.greeting]).await?;
-        let batch = self.request.repeat(self.ahead);
-        let mut replies = vec![0; self.reply * self.ahead];
+        let (mut reader, mut writer) = stream.split();
+        let batch = self.line.repeat(self.ahead);
+        let mut replies = batch.clone();
         loop {
             let sent = Instant::now();
             if sent >= counted.end {
                 return Ok(());
             }
-            stream.write_all(&batch).await?;
-            stream.read_exact(&mut replies).await?;
+            // At the same time, or both sides might wait for the other to read.
+            tokio::try_join!(writer.write_all(&batch), reader.read_exact(&mut replies))?;
             if sent >= counted.start {
                 times.borrow_mut().record(nanos(sent.elapsed()))?;
             }
         }
     }
+}
+
+/// Connects the `number`th time. Each comes from an address of its own, so that ports do not run short: for each address, connections that were closed
+/// hold theirs for a minute (TIME_WAIT).
+pub async fn connect(server: &Running, number: u32) -> io::Result<TcpStream> {
+    let first = Ipv4Addr::new(127, 1, 0, 1).to_bits();
+    let last = Ipv4Addr::new(127, 254, 0, 0).to_bits();
+    let socket = TcpSocket::new_v4()?;
+    let from = Ipv4Addr::from_bits(first + number % (last - first));
+    socket.bind((from, 0).into())?;
+    socket.connect(server.address()).await
 }
 
 /// A line of so many bytes, its end included.
@@ -105,6 +113,6 @@ pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-fn nanos(time: Duration) -> u64 {
+pub fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

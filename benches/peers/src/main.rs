@@ -46,14 +46,31 @@ enum Table {
     Lines,
     /// The same for each way in which a pipeline runs its requests.
     Dispatch,
+    /// The same for each layer around a service, and in instructions.
+    Layers,
     /// A connection for each request.
     Churn,
     /// Memory of connections at rest.
     Idle,
+    /// Memory of connections that stall in a line, or do not read.
+    Memory,
+    /// What others feel of connections that never stop.
+    Fairness,
+    /// The `redis` example beside redis.
+    Redis,
 }
 
 impl Table {
-    const EACH: [Self; 4] = [Self::Lines, Self::Dispatch, Self::Churn, Self::Idle];
+    const EACH: [Self; 8] = [
+        Self::Lines,
+        Self::Dispatch,
+        Self::Layers,
+        Self::Churn,
+        Self::Idle,
+        Self::Memory,
+        Self::Fairness,
+        Self::Redis,
+    ];
 
     async fn print(self, bench: &Bench) -> anyhow::Result<()> {
         match self {
@@ -65,8 +82,12 @@ impl Table {
             }
             Self::Lines => tables::lines::print(bench).await,
             Self::Dispatch => tables::dispatch::print(bench).await,
+            Self::Layers => tables::layers::print(bench).await,
             Self::Churn => tables::churn::print(bench).await,
             Self::Idle => tables::idle::print(bench).await,
+            Self::Memory => tables::memory::print(bench).await,
+            Self::Fairness => tables::fairness::print(bench).await,
+            Self::Redis => tables::redis::print(bench).await,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The servers: how they are built and started, and what they use.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
@@ -13,20 +13,27 @@ use escargot::CargoBuild;
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Far more than any server needs to say that it listens.
 const START: Duration = Duration::from_secs(10);
 
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A program that serves at a free port, and tells which in the first line of its output: `listening on 127.0.0.1:7000`.
+/// The servers are built as this program is.
+pub const OPTIMISED: bool = !cfg!(debug_assertions);
+
+/// A program that serves at a free port, and tells which in the first line of its output: `listening on 127.0.0.1:7000`. Those that others
+/// wrote are told.
 #[derive(Clone)]
 pub struct Server {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
+    /// Where it listens, if it does not tell.
+    port: Option<u16>,
 }
 
 impl Server {
@@ -54,23 +61,40 @@ impl Server {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             built => ensure!(built?.success(), "go was not built"),
         }
-        Ok(Some(Self {
-            name: "go".to_owned(),
-            program,
-            args: Vec::new(),
-        }))
+        Ok(Some(Self::new("go", program)))
+    }
+
+    /// A program that others wrote, if it is installed. It listens at this port of 127.0.0.1, which its arguments tell it.
+    pub fn installed(name: &str, port: u16) -> Result<Option<Self>> {
+        let asked = process::Command::new(name).arg("--version").output();
+        match asked {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            asked => {
+                asked.with_context(|| format!("{name} cannot be started"))?;
+                Ok(Some(Self {
+                    port: Some(port),
+                    ..Self::new(name, name)
+                }))
+            }
+        }
     }
 
     fn built(name: &str, build: CargoBuild) -> Result<Self> {
+        eprintln!("building {name}");
+        let build = if OPTIMISED { build.release() } else { build };
         let built = build
-            .release()
             .run()
             .with_context(|| format!("{name} was not built"))?;
-        Ok(Self {
+        Ok(Self::new(name, built.path()))
+    }
+
+    fn new(name: &str, program: impl Into<PathBuf>) -> Self {
+        Self {
             name: name.to_owned(),
-            program: built.path().to_owned(),
+            program: program.into(),
             args: Vec::new(),
-        })
+            port: None,
+        }
     }
 
     /// Adds an argument.
@@ -89,21 +113,28 @@ impl Server {
         &self.name
     }
 
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Starts it on the processors of this thread.
     pub fn spawn(&self) -> Result<Spawned> {
-        let mut child = Command::new(&self.program)
+        let output = match self.port {
+            Some(_) => Stdio::null(),
+            None => Stdio::piped(),
+        };
+        let child = Command::new(&self.program)
             .args(&self.args)
             .env("GOMAXPROCS", "1")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(output)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("{} cannot be started", self.program.display()))?;
-        let output = child.stdout.take().context("its output is piped")?;
         Ok(Spawned {
             child,
-            output: BufReader::new(output).lines(),
+            port: self.port,
         })
     }
 }
@@ -115,35 +146,52 @@ fn package(manifest: &Path) -> CargoBuild {
 /// A server that was started. It is killed when this is dropped.
 pub struct Spawned {
     child: Child,
-    output: Lines<BufReader<ChildStdout>>,
+    port: Option<u16>,
 }
 
 impl Spawned {
     /// Waits until it listens.
     pub async fn listening(mut self) -> Result<Running> {
-        let line = timeout(START, self.output.next_line()).await??;
-        let line = line.context("it ended")?;
-        let address = line
-            .strip_prefix("listening on ")
-            .with_context(|| format!("it says {line:?}"))?
-            .parse()?;
+        let (address, output) = timeout(START, self.address()).await??;
         let pid = self.child.id().context("it ended")?;
         let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
         Ok(Running {
-            spawned: self,
+            child: self.child,
             pid,
             address,
             clock,
+            _output: output,
         })
+    }
+
+    async fn address(&mut self) -> Result<(SocketAddr, Option<Output>)> {
+        if let Some(port) = self.port {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            while TcpStream::connect(address).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+            return Ok((address, None));
+        }
+        let output = self.child.stdout.take().context("its output is piped")?;
+        let mut output = BufReader::new(output).lines();
+        let line = output.next_line().await?.context("it ended")?;
+        let address = line
+            .strip_prefix("listening on ")
+            .with_context(|| format!("it says {line:?}"))?;
+        Ok((address.parse()?, Some(output)))
     }
 }
 
+type Output = Lines<BufReader<ChildStdout>>;
+
 /// A server that listens. It is killed when this is dropped.
 pub struct Running {
-    spawned: Spawned,
+    child: Child,
     pid: u32,
     address: SocketAddr,
     clock: ClockId,
+    /// Kept open, since it may have more to say.
+    _output: Option<Output>,
 }
 
 impl Running {
@@ -173,7 +221,7 @@ impl Running {
 
     /// Ends it, and waits until it is gone.
     pub async fn kill(mut self) -> Result<()> {
-        Ok(self.spawned.child.kill().await?)
+        Ok(self.child.kill().await?)
     }
 }
 

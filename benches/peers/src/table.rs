@@ -10,7 +10,7 @@ use tabled::settings::{Alignment, Style};
 use time::OffsetDateTime;
 
 use crate::bench::{Bench, Samples};
-use crate::server::{Server, field};
+use crate::server::{OPTIMISED, Server, field};
 
 /// A column.
 #[derive(Clone, Copy)]
@@ -58,6 +58,9 @@ pub fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
         bench.effort.rounds,
         bench.effort.secs,
     );
+    if !OPTIMISED {
+        println!("**Built without optimisation: figures of nothing.**\n");
+    }
     println!("{how}\n");
     Ok(())
 }
@@ -69,40 +72,40 @@ pub struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
-    /// An empty table. `key` says what the keys are.
+    /// An empty table. `key` says what the keys are; the rows are servers.
     pub fn new(key: &str, figures: [Figure; N]) -> Self {
-        let mut rows = Builder::default();
+        Self::of(key, "server", figures)
+    }
+
+    /// An empty table of something else than servers.
+    pub fn of(key: &str, row: &str, figures: [Figure; N]) -> Self {
         let names = figures.iter().map(|figure| figure.name.to_owned());
         let ratios = figures
             .iter()
             .filter(|figure| figure.compared)
             .map(|figure| format!("{} ×", figure.name));
-        rows.push_record(
-            [key.to_owned(), "server".to_owned()]
-                .into_iter()
-                .chain(names)
-                .chain(ratios),
-        );
+        let mut rows = Builder::default();
+        rows.push_record(cells(key, row, names, ratios));
         Self { figures, rows }
     }
 
     /// Adds a row for each server.
     pub fn rows(&mut self, key: &str, servers: &[Server], samples: &[Samples<N>]) {
         for (server, row) in servers.iter().zip(samples) {
-            let figures = self.figures.iter().enumerate();
-            let medians = figures
-                .clone()
-                .map(|(n, figure)| format!("{:.*}", figure.digits, row.median(n)));
-            let ratios = figures
-                .filter(|(_, figure)| figure.compared)
-                .map(|(n, _)| format!("{:.2}", row.ratio(n, &samples[0])));
-            self.rows.push_record(
-                [key.to_owned(), server.name().to_owned()]
-                    .into_iter()
-                    .chain(medians)
-                    .chain(ratios),
-            );
+            self.row(key, server.name(), row, &samples[0]);
         }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, key: &str, name: &str, samples: &Samples<N>, first: &Samples<N>) {
+        let figures = self.figures.iter().enumerate();
+        let medians = figures
+            .clone()
+            .map(|(n, figure)| format!("{:.*}", figure.digits, samples.median(n)));
+        let ratios = figures
+            .filter(|(_, figure)| figure.compared)
+            .map(|(n, _)| format!("{:.2}", samples.ratio(n, first)));
+        self.rows.push_record(cells(key, name, medians, ratios));
     }
 
     pub fn print(self) {
@@ -111,4 +114,17 @@ impl<const N: usize> Table<N> {
         table.modify(Columns::new(2..), Alignment::right());
         println!("{table}\n");
     }
+}
+
+fn cells(
+    key: &str,
+    name: &str,
+    figures: impl Iterator<Item = String>,
+    ratios: impl Iterator<Item = String>,
+) -> impl Iterator<Item = String> {
+    [key, name]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(figures)
+        .chain(ratios)
 }

@@ -2,18 +2,16 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
 use tokio::time::{Instant, timeout};
 
 use super::echoes;
 use crate::bench::Bench;
-use crate::load::micros;
+use crate::load::{connect, micros};
 use crate::server::Running;
 use crate::table::{self, Figure, Table};
 
@@ -56,7 +54,7 @@ async fn measure(server: &Running, period: Duration) -> Result<[f64; 3]> {
     let clients = (0..CLIENTS).map(|_| async {
         while Instant::now() < end {
             let number = served.get() + failed.get();
-            let counter = match timeout(DEADLINE, connection(server.address(), number)).await {
+            let counter = match timeout(DEADLINE, connection(server, number)).await {
                 Ok(Ok(())) => &served,
                 Ok(Err(_)) | Err(_) => &failed,
             };
@@ -73,12 +71,8 @@ async fn measure(server: &Running, period: Duration) -> Result<[f64; 3]> {
     ])
 }
 
-/// Each comes from an address of its own, so that ports whose last connection is in TIME_WAIT do not run short.
-async fn connection(server: SocketAddr, number: u32) -> io::Result<()> {
-    let socket = TcpSocket::new_v4()?;
-    let from = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + number % 0x00fd_0000);
-    socket.bind((from, 0).into())?;
-    let mut stream = socket.connect(server).await?;
+async fn connection(server: &Running, number: u32) -> io::Result<()> {
+    let mut stream = connect(server, number).await?;
     stream.write_all(b"line\n").await?;
     stream.read_exact(&mut [0; 5]).await?;
     Ok(())

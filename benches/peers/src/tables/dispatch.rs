@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::ahead;
 use crate::bench::Bench;
-use crate::load::Load;
+use crate::load::{CONNECTIONS, Load};
 use crate::server::Server;
 use crate::table;
 
@@ -19,7 +19,9 @@ pub async fn print(bench: &Bench) -> Result<()> {
     table::head(
         bench,
         "Ways of dispatch",
-        "Lines of 16 bytes over 32 connections, as above; `in-flight` and `multiplexed` run 64 requests of each at a time. No layers.",
+        &format!(
+            "Lines of 16 bytes over {CONNECTIONS} connections, as above; `in-flight` and `multiplexed` run 64 requests of each at a time. No layers."
+        ),
     )?;
     ahead(bench, &servers, &[1, 16, 128], |ahead| {
         Load::lines(16, ahead)

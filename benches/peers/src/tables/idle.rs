@@ -10,14 +10,15 @@ use tokio::time::sleep;
 
 use super::echoes;
 use crate::bench::Bench;
+use crate::load::connect;
 use crate::server::Running;
 use crate::table::{self, Figure, Table};
 
 /// As many as fit where a process may open 20,000 files.
-const CONNECTIONS: u64 = 15_000;
+const CONNECTIONS: u32 = 15_000;
 
 /// What a process has open besides.
-const OTHER_FILES: u64 = 100;
+const OTHER_FILES: u32 = 100;
 
 /// Until the last connection rests.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -28,7 +29,8 @@ pub async fn print(bench: &Bench) -> Result<()> {
     // What is started from now on may open as many.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    let connections = CONNECTIONS.min(most.saturating_sub(OTHER_FILES));
+    let files = u32::try_from(most).unwrap_or(u32::MAX);
+    let connections = CONNECTIONS.min(files.saturating_sub(OTHER_FILES));
 
     let (servers, missing) = echoes()?;
     table::head(
@@ -47,22 +49,22 @@ pub async fn print(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-async fn measure(server: &Running, connections: u64) -> Result<[f64; 1]> {
+async fn measure(server: &Running, connections: u32) -> Result<[f64; 1]> {
     let before = server.resident()?;
     let mut open = Vec::new();
     for n in 0..connections {
-        let stream = connection(server)
+        let stream = connection(server, n)
             .await
             .with_context(|| format!("connection {n}"))?;
         open.push(stream);
     }
     sleep(SETTLE).await;
     let grown = server.resident()?.saturating_sub(before);
-    Ok([grown as f64 / connections as f64])
+    Ok([grown as f64 / f64::from(connections)])
 }
 
-async fn connection(server: &Running) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect(server.address()).await?;
+async fn connection(server: &Running, number: u32) -> Result<TcpStream> {
+    let mut stream = connect(server, number).await?;
     stream.write_all(b"line\n").await?;
     stream.read_exact(&mut [0; 5]).await?;
     Ok(stream)

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{ahead, echoes};
 use crate::bench::Bench;
-use crate::load::Load;
+use crate::load::{CONNECTIONS, Load};
 use crate::table;
 
 pub async fn print(bench: &Bench) -> Result<()> {
@@ -14,7 +14,7 @@ pub async fn print(bench: &Bench) -> Result<()> {
             bench,
             &format!("Lines of {bytes} bytes"),
             &format!(
-                "Echoed over 32 connections. p50 and p99 are of all that is ahead, from the first byte sent to the last received.{missing}"
+                "Echoed over {CONNECTIONS} connections. p50 and p99 are of all that is ahead, from the first byte sent to the last received.{missing}"
             ),
         )?;
         ahead(bench, &servers, &[1, 16, 128], |ahead| {

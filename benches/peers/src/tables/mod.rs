@@ -2,8 +2,12 @@
 
 pub mod churn;
 pub mod dispatch;
+pub mod fairness;
 pub mod idle;
+pub mod layers;
 pub mod lines;
+pub mod memory;
+pub mod redis;
 
 use anyhow::Result;
 

@@ -1,0 +1,116 @@
+//! What tower's layers cost a request, each by itself and all together.
+
+use std::{io, iter};
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+
+use super::ahead;
+use crate::bench::{Bench, Samples};
+use crate::load::{CONNECTIONS, Load};
+use crate::server::Server;
+use crate::table::{self, Figure, Table};
+
+/// The stacks of `servers/layers.rs`, except for the one by hand.
+const STACKS: [&str; 12] = [
+    "none",
+    "map-result",
+    "timeout",
+    "concurrency-limit",
+    "rate-limit",
+    "load-shed",
+    "shutdown-on-error",
+    "all",
+    "shared",
+    "shared-rate-limit",
+    "trace",
+    "whole",
+];
+
+const AHEAD: [usize; 2] = [1, 16];
+
+/// How many requests are counted. So many more, or fewer, change nothing but the time it takes.
+const COUNTED: usize = 1600;
+
+const INSTRUCTIONS: [Figure; 2] = [
+    Figure::new("instructions/request").compared(),
+    Figure::new("more than with none"),
+];
+
+const STANDS_FOR: &str = "`all` is the request stack of the `stack` example, `whole` its connection stack around that; `shared` is one service that is cloned \
+                          for each request, `shared-rate-limit` one behind a buffer; the others are made for each connection.";
+
+pub async fn print(bench: &Bench) -> Result<()> {
+    let layers = Server::own("layers")?;
+    let mut servers = vec![Server::own("bytes")?];
+    servers.extend(STACKS.map(|stack| layers.clone().arg(stack).named(stack)));
+    table::head(
+        bench,
+        "Layers",
+        &format!("Lines of 16 bytes over {CONNECTIONS} connections, as above. {STANDS_FOR}"),
+    )?;
+    ahead(bench, &servers, &AHEAD, |ahead| Load::lines(16, ahead)).await?;
+
+    table::head(
+        bench,
+        "Layers, in instructions",
+        &format!(
+            "Counted by callgrind, client and server over a stream in memory: what {COUNTED} requests more add, divided by their number."
+        ),
+    )?;
+    let mut table = Table::of("ahead", "stack", INSTRUCTIONS);
+    for ahead in AHEAD {
+        let Some(none) = instructions(&layers, "none", ahead).await? else {
+            println!("Valgrind is not installed.\n");
+            return Ok(());
+        };
+        let mut first = None;
+        for stack in iter::once("by-hand").chain(STACKS) {
+            let count = instructions(&layers, stack, ahead)
+                .await?
+                .context("valgrind is gone")?;
+            let row = Samples::once([count, count - none]);
+            let first = first.get_or_insert_with(|| row.clone());
+            table.row(&ahead.to_string(), stack, &row, first);
+        }
+    }
+    table.print();
+    Ok(())
+}
+
+/// How many instructions a request takes, or nothing if there is no valgrind here.
+async fn instructions(layers: &Server, stack: &str, ahead: usize) -> Result<Option<f64>> {
+    let batches = COUNTED / ahead;
+    let Some(some) = total(layers, stack, ahead, batches).await? else {
+        return Ok(None);
+    };
+    let more = total(layers, stack, ahead, 2 * batches).await?;
+    Ok(more.map(|more| (more - some) / COUNTED as f64))
+}
+
+/// How many instructions the whole program takes.
+async fn total(layers: &Server, stack: &str, ahead: usize, batches: usize) -> Result<Option<f64>> {
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(layers.program())
+        .args([
+            stack,
+            "--in-memory",
+            &batches.to_string(),
+            "--ahead",
+            &ahead.to_string(),
+        ])
+        .output()
+        .await;
+    let run = match run {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        run => run?,
+    };
+    let told = String::from_utf8_lossy(&run.stderr);
+    ensure!(run.status.success(), "callgrind failed:\n{told}");
+    let (_, total) = told
+        .rsplit_once("Collected : ")
+        .context("callgrind tells no total")?;
+    let total = total.lines().next().unwrap_or_default().trim();
+    Ok(Some(total.parse()?))
+}
