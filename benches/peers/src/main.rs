@@ -58,10 +58,12 @@ enum Table {
     Fairness,
     /// The `redis` example beside redis.
     Redis,
+    /// TLS that is ended and handed on, beside nginx and haproxy.
+    Tls,
 }
 
 impl Table {
-    const EACH: [Self; 8] = [
+    const EACH: [Self; 9] = [
         Self::Lines,
         Self::Dispatch,
         Self::Layers,
@@ -70,6 +72,7 @@ impl Table {
         Self::Memory,
         Self::Fairness,
         Self::Redis,
+        Self::Tls,
     ];
 
     async fn print(self, bench: &Bench) -> anyhow::Result<()> {
@@ -88,6 +91,7 @@ impl Table {
             Self::Memory => tables::memory::print(bench).await,
             Self::Fairness => tables::fairness::print(bench).await,
             Self::Redis => tables::redis::print(bench).await,
+            Self::Tls => tables::tls::print(bench).await,
         }
     }
 }

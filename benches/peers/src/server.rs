@@ -1,7 +1,7 @@
 //! The servers: how they are built and started, and what they use.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
@@ -223,6 +223,12 @@ impl Running {
     pub async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)
     }
+}
+
+/// A port for a program that has to be told one. Nobody else takes it within the second until it is used.
+pub fn free_port() -> io::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(listener.local_addr()?.port())
 }
 
 /// What stands behind a name in one of the files of `/proc`.

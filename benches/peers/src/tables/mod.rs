@@ -8,6 +8,7 @@ pub mod layers;
 pub mod lines;
 pub mod memory;
 pub mod redis;
+pub mod tls;
 
 use anyhow::Result;
 

@@ -1,6 +1,5 @@
 //! A whole protocol: the `redis` example beside redis itself, under its own benchmark.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +7,7 @@ use tokio::process::Command;
 
 use crate::bench::Bench;
 use crate::load::micros;
-use crate::server::{Running, Server};
+use crate::server::{Running, Server, free_port};
 use crate::table::{self, Figure, Table};
 
 const COMMANDS: [&str; 5] = ["SET", "GET", "INCR", "LPUSH", "MSET"];
@@ -23,10 +22,7 @@ const FIGURES: [Figure; 3] = [
 ];
 
 pub async fn print(bench: &Bench) -> Result<()> {
-    // Nobody else takes it within the second until it is used.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port();
+    let port = free_port()?;
     let theirs = Server::installed("redis-server", port)?;
     table::head(
         bench,
