@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
-use hyper::{Request, Response, body::Incoming};
 use tempfile::TempDir;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::http::Http;
+use tower_tcp::http::hyper::{Request, Response, body::Incoming};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::preconnect::{Either, Peek, PreConnectExt, PreConnectLayer, Protocol, Unknown};
