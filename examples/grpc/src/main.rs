@@ -1,0 +1,134 @@
+//! gRPC: tonic's health service, and one with a call of each kind.
+//!
+//! ```sh
+//! cd examples/grpc
+//! cargo run
+//! grpcurl -plaintext -proto proto/tally.proto -d '{"value": 2}' 127.0.0.1:7050 tally.Tally/Add
+//! grpcurl -plaintext -proto proto/tally.proto 127.0.0.1:7050 tally.Tally/Watch
+//! printf '\0\0\0\0\2\10\2' | curl -s --http2-prior-knowledge -H 'content-type: application/grpc' \
+//!     --data-binary @- http://127.0.0.1:7050/tally.Tally/Add | xxd
+//! ```
+//!
+//! (The last is what the first says, byte by byte: no compression, two bytes of message, of which the first field is 2.)
+//!
+//! `proto/tally.proto` is compiled by `build.rs`, without protoc. With `--cert` and `--key` it is all behind TLS. With ctrl-c the health service says `NOT_SERVING` at once, to those who
+//! watch it, too, and clients are told to go (`GOAWAY`): calls that were begun go on to their end, and those without an end are
+//! ended. With `--lame-duck` others are let in for so long, so that a load balancer can notice.
+
+mod pb {
+    tonic::include_proto!("tally");
+}
+mod tally;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+use tower::ServiceBuilder;
+use tower_tcp::http::Http;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{BoxError, Server};
+use tracing_subscriber::EnvFilter;
+
+use pb::tally_server::TallyServer;
+use tally::Counter;
+
+/// Serves gRPC.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:7050")]
+    listen: Vec<String>,
+
+    /// The certificate and those it depends on, in PEM. Without one there is no TLS.
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM.
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
+
+    /// Seconds in which clients are still let in when it is told to end.
+    #[arg(long, default_value_t = 0)]
+    lame_duck: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+
+    let (health, health_service) = health_reporter();
+    health.set_serving::<TallyServer<Counter>>().await;
+    let services = Routes::new(health_service)
+        .add_service(TallyServer::new(Counter::default()))
+        .prepare();
+    let tls = match args.cert.zip(args.key) {
+        Some((cert, key)) => Some(Tls::builder().pem_files(cert, key).alpn(["h2"]).build()?),
+        None => None,
+    };
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .option_layer(tls.map(PreConnectLayer::new))
+        .service(Http::new(services));
+
+    let lame_duck = Duration::from_secs(args.lame_duck);
+    let server = Server::builder()
+        .name("grpc")
+        .lame_duck(lame_duck)
+        .listen_all(args.listen)
+        .bind()
+        .await?;
+    tower_tcp::signal::install(&server.handle())?;
+    tokio::spawn(say_not_serving(health, told_to_end()?, lame_duck));
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+    }
+    let report = server.serve(stack).await?;
+    println!(
+        "{} connections drained, {} cut off",
+        report.drained, report.aborted
+    );
+    Ok(())
+}
+
+/// Waits for what `tower_tcp::signal` waits for, too.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn say_not_serving(
+    mut health: HealthReporter,
+    told: impl Future<Output = ()>,
+    lame_duck: Duration,
+) {
+    let services = ["", TallyServer::<Counter>::NAME];
+    told.await;
+    for service in services {
+        let status = ServingStatus::NotServing;
+        health.set_service_status(service, status).await;
+    }
+    tokio::time::sleep(lame_duck).await;
+    for service in services {
+        // Ends those who watch it, behind their last word. Else they would stay to the drain's deadline.
+        health.clear_service_status(service).await;
+    }
+}
