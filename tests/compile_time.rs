@@ -160,6 +160,19 @@ fn the_futures_of_layers_go_where_those_that_they_wrap_go() {
     goes_anywhere::<ShutdownOnErrorFuture<Inner>>();
 }
 
+/// What a drain is waited for by holds nothing of what it was asked of.
+#[test]
+fn the_wait_for_a_drain_outlives_what_it_was_asked_of() {
+    fn of_an_info(info: &ConnectionInfo) -> impl Future + Send + use<> {
+        info.draining()
+    }
+    fn of_a_connection<Io>(conn: &Connection<Io>) -> impl Future + Send + use<Io> {
+        conn.draining()
+    }
+
+    _ = (of_an_info, of_a_connection::<DuplexStream>);
+}
+
 #[test]
 fn what_runs_in_one_task_can_be_sent_there() {
     can_be_sent::<PipelineFuture>();

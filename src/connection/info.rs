@@ -107,7 +107,7 @@ impl ConnectionInfo {
     /// # Cancel safety
     ///
     /// The signal stays raised: dropping this and asking again loses nothing.
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let life = Arc::clone(&self.life);
         async move { life.signals.raised(Signal::Drain).await }
     }

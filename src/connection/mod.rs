@@ -106,7 +106,7 @@ impl<Io> Connection<Io> {
     /// # Cancel safety
     ///
     /// The signal stays raised: dropping this and asking again loses nothing.
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<Io> {
         self.info.draining()
     }
 
