@@ -80,27 +80,40 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     }
 }
 
-/// [Closes](Connection::close) by a timer that is there already. What a closing connection holds is this future and little else.
-pub(crate) async fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
+/// [Closes](Connection::close) by a timer that is there already. What a closing connection holds is this future, and little else.
+pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
     linger: &Linger,
-) -> io::Result<()> {
+) -> impl Future<Output = io::Result<()>> {
     conn.life().enter(ConnectionPhase::Closing);
-    // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
     timer.as_mut().reset(after(linger.write));
-    let shut_down = |cx: &mut Context<'_>| Pin::new(&mut *conn).poll_shutdown(cx);
-    let Some(shut_down) = in_time(timer.as_mut(), shut_down).await else {
-        conn.ended(EndReason::WriteTimeout.into());
-        return Err(io::ErrorKind::TimedOut.into());
-    };
-    shut_down?;
-    timer.as_mut().reset(after(linger.time));
-    let mut left = linger.bytes;
-    let read_on = |cx: &mut Context<'_>| poll_read_on(conn.get_mut(), &mut left, cx);
-    // Whether the peer ended or the time did makes no difference to what follows: the stream is dropped.
-    let _either_way = in_time(timer, read_on).await;
-    Ok(())
+    // How much may still be read, once writing is shut down.
+    let mut left = None;
+    std::future::poll_fn(move |cx| {
+        loop {
+            if let Some(left) = &mut left {
+                // Whether the peer ended or the time did makes no difference to what follows: the stream is dropped.
+                let read_on = poll_read_on(conn.get_mut(), left, cx).is_ready();
+                return if read_on || timer.as_mut().poll(cx).is_ready() {
+                    Poll::Ready(Ok(()))
+                } else {
+                    Poll::Pending
+                };
+            }
+            // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
+            match Pin::new(&mut *conn).poll_shutdown(cx) {
+                Poll::Ready(shut_down) => shut_down?,
+                Poll::Pending => {
+                    ready!(timer.as_mut().poll(cx));
+                    conn.ended(EndReason::WriteTimeout.into());
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+            timer.as_mut().reset(after(linger.time));
+            left = Some(linger.bytes);
+        }
+    })
 }
 
 /// Returns the end of a time that begins now. One beyond the end of the clock is so far away that it makes no difference.
@@ -108,18 +121,6 @@ fn after(time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();
     now.checked_add(time).unwrap_or_else(|| now + FAR)
-}
-
-/// Polls until it is ready, or `None` when the timer is.
-async fn in_time<R>(
-    mut timer: Pin<&mut Sleep>,
-    mut poll: impl FnMut(&mut Context<'_>) -> Poll<R>,
-) -> Option<R> {
-    std::future::poll_fn(|cx| match poll(cx) {
-        Poll::Ready(ready) => Poll::Ready(Some(ready)),
-        Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
-    })
-    .await
 }
 
 /// Throws away what comes. Ready when the peer has finished, or has sent all that it may.
