@@ -31,7 +31,6 @@ pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     /// The last was a message: when both are waiting, it is a request's turn.
     was_message: bool,
     in_flight: usize,
-    most: usize,
     turn: usize,
     answer: PhantomData<fn(A)>,
 }
@@ -55,7 +54,6 @@ where
 {
     pub(super) fn new(engine: &'a mut Engine<Io, C, T, M>, service: S) -> Self {
         Self {
-            most: engine.settings.in_flight,
             engine,
             service,
             message: None,
@@ -96,7 +94,7 @@ where
     fn is_plain(&self) -> bool {
         self.request.is_none()
             && self.turn < TURN
-            && self.in_flight < self.most
+            && self.in_flight < self.engine.settings.in_flight
             && self.engine.is_plain()
     }
 
@@ -174,7 +172,7 @@ where
     }
 
     fn is_full(&self) -> bool {
-        self.in_flight + self.engine.waiting_replies() >= self.most
+        self.in_flight + self.engine.waiting_replies() >= self.engine.settings.in_flight
     }
 
     /// Looks for a message, or for a request in what is buffered.
