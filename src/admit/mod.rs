@@ -24,7 +24,6 @@
 
 mod overflow;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,9 +44,29 @@ pub struct ConnectionLimit(Arc<Mutex<State>>);
 struct State {
     limit: usize,
     used: usize,
-    /// Who may want to look again when a number changes, by service instance. Its bound is the number of those.
-    waiting: BTreeMap<u64, Waker>,
+    /// Who may want to look again when a number changes, by service instance. There are as many as accept loops, so they are searched for,
+    /// and the room stays: each connection comes by here.
+    waiting: Vec<(u64, Waker)>,
     next_instance: u64,
+}
+
+impl State {
+    fn wait(&mut self, instance: u64, waker: &Waker) {
+        let mut waiting = self.waiting.iter_mut();
+        match waiting.find(|(known, _)| *known == instance) {
+            Some((_, known)) => known.clone_from(waker),
+            None => self.waiting.push((instance, waker.clone())),
+        }
+    }
+
+    fn forget(&mut self, instance: u64) {
+        self.waiting.retain(|(known, _)| *known != instance);
+    }
+
+    /// Takes those who wait, to be woken without the lock.
+    fn take_waiting(&mut self) -> Vec<(u64, Waker)> {
+        self.waiting.drain(..).collect()
+    }
 }
 
 impl ConnectionLimit {
@@ -56,7 +75,7 @@ impl ConnectionLimit {
         Self(Arc::new(Mutex::new(State {
             limit: n,
             used: 0,
-            waiting: BTreeMap::new(),
+            waiting: Vec::new(),
             next_instance: 0,
         })))
     }
@@ -72,7 +91,7 @@ impl ConnectionLimit {
         let waiting = {
             let mut state = self.lock();
             state.limit = n;
-            std::mem::take(&mut state.waiting)
+            state.take_waiting()
         };
         wake_all(waiting);
     }
@@ -116,8 +135,8 @@ impl fmt::Debug for ConnectionLimit {
     }
 }
 
-fn wake_all(waiting: BTreeMap<u64, Waker>) {
-    waiting.into_values().for_each(Waker::wake);
+fn wake_all(waiting: Vec<(u64, Waker)>) {
+    waiting.into_iter().for_each(|(_, waker)| waker.wake());
 }
 
 /// One connection's place; dropping it gives it back.
@@ -141,7 +160,7 @@ impl Drop for Permit {
         let waiting = {
             let mut state = self.0.lock();
             state.used -= 1;
-            std::mem::take(&mut state.waiting)
+            state.take_waiting()
         };
         wake_all(waiting);
     }
@@ -204,7 +223,7 @@ impl<S> Limited<S> {
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
             // Others may have waited for it; this instance has not.
-            self.limit.lock().waiting.remove(&self.instance);
+            self.limit.lock().forget(self.instance);
             drop(permit);
         }
     }
@@ -219,7 +238,7 @@ impl<S: Clone> Clone for Limited<S> {
 
 impl<S> Drop for Limited<S> {
     fn drop(&mut self) {
-        self.limit.lock().waiting.remove(&self.instance);
+        self.limit.lock().forget(self.instance);
     }
 }
 
@@ -236,7 +255,7 @@ where
         ready!(self.inner.poll_ready(cx))?;
         let mut state = self.limit.lock();
         // With a permit in hand too, so that lowering the limit can take it back.
-        state.waiting.insert(self.instance, cx.waker().clone());
+        state.wait(self.instance, cx.waker());
         match &self.reserved {
             Some(_) if state.used > state.limit => {
                 drop(state);
@@ -256,7 +275,7 @@ where
 
     fn call(&mut self, conn: C) -> Self::Future {
         // It has what it waited for: another's end need not wake it.
-        self.limit.lock().waiting.remove(&self.instance);
+        self.limit.lock().forget(self.instance);
         // Taken first, so that a panic in there gives it back.
         let permit = self.reserved.take();
         LimitedFuture {
