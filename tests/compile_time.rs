@@ -176,7 +176,7 @@ fn the_wait_for_a_drain_outlives_what_it_was_asked_of() {
 #[test]
 fn what_runs_in_one_task_can_be_sent_there() {
     can_be_sent::<PipelineFuture>();
-    can_be_sent::<PreConnectFuture<EndReason>>();
+    can_be_sent::<PreConnectFuture<PipelineFuture>>();
     can_be_sent::<OverflowFuture<PipelineFuture>>();
     can_be_sent::<OnConnectFuture<Plain>>();
     can_be_sent::<(Reply<Bytes>, Takeover<Bytes>)>();

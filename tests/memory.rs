@@ -4,24 +4,36 @@
     reason = "a failure in a helper is a failure of the test"
 )]
 
+#[path = "support/certificates.rs"]
+mod certificates;
 mod support;
 
 use std::alloc::System;
 use std::future::ready;
-use std::sync::{Arc, Mutex};
+use std::io::{Read, Write};
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Mutex as Turn, MutexGuard};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::codec::LengthDelimitedCodec;
-use tower::service_fn;
+use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::{Block, Lines};
+use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::Limits;
-use tower_tcp::{BoxError, Pipeline};
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{BoxError, Pipeline, Server};
+use tracing::subscriber::NoSubscriber;
 
+use certificates::certified;
 use support::{Served, each_way, serve};
 
 #[global_allocator]
@@ -29,17 +41,25 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// The counts are the process's: one test at a time.
-async fn my_turn() -> MutexGuard<'static, ()> {
-    static TURN: Turn<()> = Turn::const_new(());
-    TURN.lock().await
+/// Runs a test alone, and on a thread that is gone, with its blocks, before the next: the counts are the process's.
+fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true);
+    let run = || runtime.build().unwrap().block_on(test());
+
+    let done = thread::scope(|scope| scope.spawn(run).join());
+
+    done.unwrap_or_else(|panicked| resume_unwind(panicked));
 }
 
 /// The bytes that are allocated at the moment.
 fn held() -> isize {
     let stats = ALLOCATOR.stats();
     let bytes = |n: usize| isize::try_from(n).unwrap();
-    bytes(stats.bytes_allocated) - bytes(stats.bytes_deallocated) + stats.bytes_reallocated
+    // Reallocations are in both.
+    bytes(stats.bytes_allocated) - bytes(stats.bytes_deallocated)
 }
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
@@ -68,33 +88,35 @@ async fn allocations_a_request(served: Served) -> f64 {
     (allocations - before.allocations - before.reallocations) as f64 / 10_000.0
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_that_is_answered_at_once_allocates_nothing() {
-    let _turn = my_turn().await;
-    for served in each_way(Pipeline::new(Lines::default).service(service_fn(echo))) {
-        let way = served.way;
+#[test]
+fn a_request_that_is_answered_at_once_allocates_nothing() {
+    alone(async || {
+        for served in each_way(Pipeline::new(Lines::default).service(service_fn(echo))) {
+            let way = served.way;
 
-        let allocations = allocations_a_request(served).await;
+            let allocations = allocations_a_request(served).await;
 
-        assert!(allocations < 0.02, "{allocations} a request, {way}");
-    }
+            assert!(allocations < 0.02, "{allocations} a request, {way}");
+        }
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_that_waits_allocates_nothing_alone_and_once_among_others() {
-    let _turn = my_turn().await;
-    let service = service_fn(async |line: Bytes| {
-        tokio::task::yield_now().await;
-        echo(line).await
+#[test]
+fn a_request_that_waits_allocates_nothing_alone_and_once_among_others() {
+    alone(async || {
+        let service = service_fn(async |line: Bytes| {
+            tokio::task::yield_now().await;
+            echo(line).await
+        });
+        for served in each_way(Pipeline::new(Lines::default).service(service)) {
+            let way = served.way;
+
+            let allocations = allocations_a_request(served).await;
+
+            let most = if way == "one at a time" { 0.05 } else { 1.05 };
+            assert!(allocations < most, "{allocations} a request, {way}");
+        }
     });
-    for served in each_way(Pipeline::new(Lines::default).service(service)) {
-        let way = served.way;
-
-        let allocations = allocations_a_request(served).await;
-
-        let most = if way == "one at a time" { 0.05 } else { 1.05 };
-        assert!(allocations < most, "{allocations} a request, {way}");
-    }
 }
 
 /// Sends 400,000 lines and reads nothing; returns how many bytes the server took, and what it holds for it.
@@ -115,85 +137,184 @@ async fn never_read(served: &Served) -> (usize, isize) {
     (sent, held)
 }
 
-#[tokio::test(start_paused = true)]
-async fn j1_a_peer_that_never_reads_is_read_no_more() {
-    let _turn = my_turn().await;
+#[test]
+fn j1_a_peer_that_never_reads_is_read_no_more() {
+    alone(async || {
+        for served in each_way(Pipeline::new(Lines::default).service(service_fn(echo))) {
+            never_read(&served).await;
+            let (sent, held) = never_read(&served).await;
 
-    for served in each_way(Pipeline::new(Lines::default).service(service_fn(echo))) {
-        never_read(&served).await;
-        let (sent, held) = never_read(&served).await;
-
-        // Two buffers of 64 KiB in memory, the high mark, what is read ahead, and a block in use; and what grows does so
-        // by doubling.
-        assert!(sent < 500_000, "{}: took {sent}", served.way);
-        assert!(held < 1_000_000, "{}: holds {held}", served.way);
-    }
+            // Two buffers of 64 KiB in memory, the high mark, what is read ahead, and a block in use; and what grows does so
+            // by doubling.
+            assert!(sent < 500_000, "{}: took {sent}", served.way);
+            assert!(held < 1_000_000, "{}: holds {held}", served.way);
+        }
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
-    let _turn = my_turn().await;
-    let codec = || {
-        LengthDelimitedCodec::builder()
-            .max_frame_length(8 << 20)
-            .new_codec()
-    };
-    let service = service_fn(|frame: BytesMut| ready(Ok::<_, BoxError>(frame.freeze())));
-    let pipeline = Pipeline::new(codec)
-        .service(service)
-        .limits(Limits::default().max_frame(8 << 20));
+#[test]
+fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
+    alone(async || {
+        let codec = || {
+            LengthDelimitedCodec::builder()
+                .max_frame_length(8 << 20)
+                .new_codec()
+        };
+        let service = service_fn(|frame: BytesMut| ready(Ok::<_, BoxError>(frame.freeze())));
+        let pipeline = Pipeline::new(codec)
+            .service(service)
+            .limits(Limits::default().max_frame(8 << 20));
 
-    for served in each_way(pipeline) {
+        for served in each_way(pipeline) {
+            let mut clients = Vec::new();
+            for _ in 0..1000 {
+                let client = served.connect().await.0.into_inner();
+                clients.push(client);
+            }
+            // Each has answered once, so that what a connection needs anyway is there.
+            for client in &mut clients {
+                client.write_all(&[0, 0, 0, 1, b'x']).await.unwrap();
+                client.read_exact(&mut [0; 5]).await.unwrap();
+            }
+            let before = held();
+
+            for client in &mut clients {
+                client
+                    .write_all(&(8_u32 << 20).to_be_bytes())
+                    .await
+                    .unwrap();
+            }
+            sleep(MS).await;
+
+            let each = (held() - before) / 1000;
+            assert!(each <= 16 * 1024, "{}: {each} bytes each", served.way);
+        }
+    });
+}
+
+/// Real sockets, since the runtime's part of one counts. The client is of the standard library, which allocates nothing.
+#[test]
+fn a_connection_allocates_six_times_at_most() {
+    alone(async || {
+        // Without one, tracing asks for the span's fields in case there is a logger.
+        let _quiet = tracing::subscriber::set_global_default(NoSubscriber::new());
+        let server = Server::bind("127.0.0.1:0").await.unwrap();
+        let address = server.handle().addresses()[0].tcp().unwrap();
+        let stack = ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .service(Pipeline::new(Lines::default).service(service_fn(echo)));
+        let task = tokio::spawn(server.serve(stack).into_future());
+        let clients = move |n: usize| {
+            for _ in 0..n {
+                let mut client = std::net::TcpStream::connect(address).unwrap();
+                client
+                    .set_read_timeout(Some(Duration::from_secs(10)))
+                    .unwrap();
+                client.write_all(b"fifteen letters\n").unwrap();
+                client.read_exact(&mut [0; 16]).unwrap();
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(client.read(&mut [0; 16]).unwrap(), 0);
+            }
+        };
+        spawn_blocking(move || clients(64)).await.unwrap();
+        let before = ALLOCATOR.stats();
+
+        spawn_blocking(move || clients(256)).await.unwrap();
+
+        let after = ALLOCATOR.stats();
+        let allocations = after.allocations + after.reallocations;
+        let allocations = allocations - before.allocations - before.reallocations;
+        // And what is not of one connection: a thread to block, the table's growth.
+        assert!(
+            allocations <= 256 * 6 + 32,
+            "{allocations} of 256 connections"
+        );
+        task.abort();
+    });
+}
+
+#[test]
+fn a_resting_connection_over_tls_holds_1_kib_beside_that_of_rustls() {
+    alone(async || {
+        let (server, client) = certified();
+        let shake = async |io: DuplexStream| {
+            let name = ServerName::try_from("localhost").unwrap();
+            let connector = TlsConnector::from(Arc::clone(&client));
+            let mut client = connector.connect(name, io).await.unwrap();
+            client.write_all(b"fifteen letters\n").await.unwrap();
+            client.read_exact(&mut [0; 16]).await.unwrap();
+            sleep(MS).await;
+            client
+        };
+        // One that only echoes, once, and then keeps the stream.
+        let acceptor = TlsAcceptor::from(Arc::clone(&server));
+        let bare = async || {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let acceptor = acceptor.clone();
+            let accepted = async move {
+                let mut stream = acceptor.accept(near).await.unwrap();
+                let mut line = [0; 16];
+                stream.read_exact(&mut line).await.unwrap();
+                stream.write_all(&line).await.unwrap();
+                stream.flush().await.unwrap();
+                Box::new(stream)
+            };
+            tokio::join!(accepted, shake(far))
+        };
+        let stack = ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .layer(PreConnectLayer::new(Tls::from(Arc::clone(&server))))
+            .service(Pipeline::new(Lines::default).service(service_fn(echo)));
+        let served = serve(stack);
+        let ours = async || shake(served.connect().await.0.into_inner()).await;
+        let warm = (bare().await, ours().await);
+        let start = held();
+
+        let mut all = (Vec::with_capacity(16), Vec::with_capacity(16));
+        for _ in 0..16 {
+            all.0.push(bare().await);
+        }
+        let between = held();
+        for _ in 0..16 {
+            all.1.push(ours().await);
+        }
+
+        let (bare, ours) = ((between - start) / 16, (held() - between) / 16);
+        drop((warm, all));
+        assert!(
+            ours - bare <= 1024,
+            "{} bytes: {ours} beside {bare}",
+            ours - bare
+        );
+    });
+}
+
+#[test]
+fn kept_frames_of_many_connections_share_their_blocks() {
+    alone(async || {
+        let kept = Arc::new(Mutex::new(Vec::with_capacity(1000)));
+        let keeps = Arc::clone(&kept);
+        let service = service_fn(move |frame: Bytes| {
+            keeps.lock().unwrap().push(frame);
+            ready(Ok::<_, BoxError>(Bytes::from_static(&[b'k'; 16])))
+        });
+        let block = || Block::new(std::num::NonZeroUsize::new(16).unwrap());
+        let served = serve(Pipeline::new(block).service(service));
         let mut clients = Vec::new();
         for _ in 0..1000 {
-            let client = served.connect().await.0.into_inner();
+            let mut client = served.connect().await.0.into_inner();
+            client.write_all(&[b'x'; 16]).await.unwrap();
+            client.read_exact(&mut [0; 16]).await.unwrap();
             clients.push(client);
         }
-        // Each has answered once, so that what a connection needs anyway is there.
-        for client in &mut clients {
-            client.write_all(&[0, 0, 0, 1, b'x']).await.unwrap();
-            client.read_exact(&mut [0; 5]).await.unwrap();
-        }
+        sleep(MS).await;
+        assert_eq!(kept.lock().unwrap().len(), 1000);
         let before = held();
 
-        for client in &mut clients {
-            client
-                .write_all(&(8_u32 << 20).to_be_bytes())
-                .await
-                .unwrap();
-        }
-        sleep(MS).await;
+        // What is given back is what they alone have held.
+        kept.lock().unwrap().clear();
 
-        let each = (held() - before) / 1000;
-        assert!(each <= 16 * 1024, "{}: {each} bytes each", served.way);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn kept_frames_of_many_connections_share_their_blocks() {
-    let _turn = my_turn().await;
-    let kept = Arc::new(Mutex::new(Vec::with_capacity(1000)));
-    let keeps = Arc::clone(&kept);
-    let service = service_fn(move |frame: Bytes| {
-        keeps.lock().unwrap().push(frame);
-        ready(Ok::<_, BoxError>(Bytes::from_static(&[b'k'; 16])))
+        let blocks = (before - held()) / (64 * 1024);
+        assert!(blocks <= 4, "1,000 frames of 16 bytes held {blocks} blocks");
     });
-    let block = || Block::new(std::num::NonZeroUsize::new(16).unwrap());
-    let served = serve(Pipeline::new(block).service(service));
-    let mut clients = Vec::new();
-    for _ in 0..1000 {
-        let mut client = served.connect().await.0.into_inner();
-        client.write_all(&[b'x'; 16]).await.unwrap();
-        client.read_exact(&mut [0; 16]).await.unwrap();
-        clients.push(client);
-    }
-    sleep(MS).await;
-    assert_eq!(kept.lock().unwrap().len(), 1000);
-    let before = held();
-
-    // What is given back is what they alone have held.
-    kept.lock().unwrap().clear();
-
-    let blocks = (before - held()) / (64 * 1024);
-    assert!(blocks <= 4, "1,000 frames of 16 bytes held {blocks} blocks");
 }

@@ -41,10 +41,11 @@ mod pending;
 mod when;
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::{self, select};
+use pin_project::pin_project;
 use thiserror::Error;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -159,7 +160,7 @@ where
 {
     type Response = S::Response;
     type Error = BoxError;
-    type Future = PreConnectFuture<S::Response>;
+    type Future = PreConnectFuture<S::Future>;
 
     /// Always ready: what is inside is made ready in the connection's task, where waiting holds up nobody else.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -176,13 +177,13 @@ where
         let ticket = pending.enter();
         conn.life().enter(ConnectionPhase::PreConnect);
         let span = tracing::debug_span!(target: "tower_tcp", "pre_connect", otel.kind = "internal");
-        PreConnectFuture(Box::pin(async move {
+        PreConnectFuture(State::Hooks(Box::pin(async move {
             let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn))
                 .instrument(span)
                 .await?;
             conn.life().enter(ConnectionPhase::Serving);
-            service.call(conn).await.map_err(Into::into)
-        }))
+            Ok(service.call(conn))
+        })))
     }
 }
 
@@ -252,20 +253,39 @@ async fn elapsed(limit: Option<Duration>) -> Duration {
     limit
 }
 
-/// The future of [`PreConnect`]. Boxed, once a connection: its type would name every hook and layer.
+/// The future of [`PreConnect`]. What goes through the hooks is boxed, since its type would name them all, and given back behind them: a
+/// handshake takes several times as much as the connection that rests.
+#[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct PreConnectFuture<R>(Pin<Box<dyn Future<Output = Result<R, BoxError>> + Send>>);
+pub struct PreConnectFuture<F>(#[pin] State<F>);
 
-impl<R> std::fmt::Debug for PreConnectFuture<R> {
+#[pin_project(project = StateProjection)]
+enum State<F> {
+    Hooks(Pin<Box<dyn Future<Output = Result<F, BoxError>> + Send>>),
+    Serving(#[pin] F),
+}
+
+impl<F> std::fmt::Debug for PreConnectFuture<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("PreConnectFuture").finish_non_exhaustive()
     }
 }
 
-impl<R> Future for PreConnectFuture<R> {
+impl<F, R, E> Future for PreConnectFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
     type Output = Result<R, BoxError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().0;
+        loop {
+            let serving = match state.as_mut().project() {
+                StateProjection::Hooks(hooks) => ready!(hooks.as_mut().poll(cx))?,
+                StateProjection::Serving(serving) => return serving.poll(cx).map_err(Into::into),
+            };
+            state.set(State::Serving(serving));
+        }
     }
 }
