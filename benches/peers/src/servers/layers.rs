@@ -8,13 +8,13 @@ use std::convert::Infallible;
 use std::future::ready;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use clap::{Parser, ValueEnum};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::runtime;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::BoxService;
-use tower::{Service, ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Listener;
 use tower_tcp::frame::Lines;
@@ -57,6 +57,8 @@ enum Stack {
     ShutdownOnError,
     /// The request stack of the `stack` example.
     All,
+    /// The same without a pipeline: each line is given to it by hand.
+    AllByHand,
     /// One service, which is cloned for each request.
     Shared,
     /// A rate limit for all connections together, which is not `Clone` and so stands behind a buffer.
@@ -142,6 +144,9 @@ where
             new().layer(ShutdownOnErrorLayer::new()).service(echo())
         })),
         Stack::All => BoxService::new(each(request_stack)),
+        Stack::AllByHand => BoxService::new(service_fn(move |conn: Connection<L::Io>| {
+            call_each(conn, request_stack())
+        })),
         Stack::Shared => BoxService::new(Pipeline::new(Lines::default).service(echo())),
         Stack::SharedRateLimit => {
             let limited = new().buffer(64).rate_limit(MANY, LONG).service(echo());
@@ -180,6 +185,36 @@ where
 {
     let make = service_fn(move |_: Peer<Bytes>| ready(Ok::<_, Infallible>(service())));
     Pipeline::new(Lines::default).make_service(make)
+}
+
+/// The loop of `by_hand`, around a service.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "where it is called, the compiler does not find out that it is `Send`"
+)]
+fn call_each<Io, S>(
+    mut stream: Io,
+    mut service: S,
+) -> impl Future<Output = Result<EndReason, BoxError>> + Send
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Service<Bytes, Response = Bytes, Error: Into<BoxError>, Future: Send> + Send,
+{
+    async move {
+        let mut input = BytesMut::with_capacity(8 * 1024);
+        let mut output = Vec::with_capacity(8 * 1024);
+        while stream.read_buf(&mut input).await? > 0 {
+            while let Some(end) = memchr::memchr(b'\n', &input) {
+                let line = input.split_to(end + 1).freeze();
+                let ready = service.ready().await.map_err(Into::into)?;
+                let reply = ready.call(line).await.map_err(Into::into)?;
+                output.extend_from_slice(&reply);
+            }
+            stream.write_all(&output).await?;
+            output.clear();
+        }
+        Ok(EndReason::PeerClosed)
+    }
 }
 
 async fn echo(line: Bytes) -> Result<Bytes, Infallible> {

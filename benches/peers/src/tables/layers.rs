@@ -12,7 +12,7 @@ use crate::server::Server;
 use crate::table::{self, Figure, Table};
 
 /// The stacks of `servers/layers.rs`, except for the one by hand.
-const STACKS: [&str; 12] = [
+const STACKS: [&str; 13] = [
     "none",
     "map-result",
     "timeout",
@@ -21,6 +21,7 @@ const STACKS: [&str; 12] = [
     "load-shed",
     "shutdown-on-error",
     "all",
+    "all-by-hand",
     "shared",
     "shared-rate-limit",
     "trace",
@@ -37,8 +38,9 @@ const INSTRUCTIONS: [Figure; 2] = [
     Figure::new("more than with none"),
 ];
 
-const STANDS_FOR: &str = "`all` is the request stack of the `stack` example, `whole` its connection stack around that; `shared` is one service that is cloned \
-                          for each request, `shared-rate-limit` one behind a buffer; the others are made for each connection.";
+const STANDS_FOR: &str = "`all` is the request stack of the `stack` example, `all-by-hand` the same in the raw loop, `whole` its connection stack around \
+                          `all`; `shared` is one service that is cloned for each request, `shared-rate-limit` one behind a buffer; the others are made for \
+                          each connection.";
 
 pub async fn print(bench: &Bench) -> Result<()> {
     let layers = Server::own("layers")?;
