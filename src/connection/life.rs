@@ -152,6 +152,12 @@ impl Life {
         self.peer_done.store(true, Ordering::Relaxed);
     }
 
+    /// Returns whether the peer's end of input was read.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_peer_done(&self) -> bool {
+        self.peer_done.load(Ordering::Relaxed)
+    }
+
     fn cell(&self) -> MutexGuard<'_, EndCell> {
         // No user code runs under this lock, so poison can only come from a failed allocation.
         self.end.lock().unwrap_or_else(PoisonError::into_inner)

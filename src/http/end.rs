@@ -17,7 +17,10 @@ fn reason(err: &(dyn StdError + 'static), course: &Course) -> EndReason {
     }
     let of_io = || {
         let io = find_cause::<io::Error>(err)?;
-        Some(EndReason::of_io(io).unwrap_or(EndReason::IoError))
+        let told = EndReason::of_io(io);
+        // The stream has not failed: hyper met its end within a frame of HTTP/2.
+        let cut_off = || course.life().is_peer_done().then_some(EndReason::Truncated);
+        Some(told.or_else(cut_off).unwrap_or(EndReason::IoError))
     };
     let Some(hyper) = find_cause::<hyper::Error>(err) else {
         // The first bytes are read without hyper.

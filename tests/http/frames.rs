@@ -140,6 +140,22 @@ async fn what_breaks_the_protocol_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_within_a_frame_was_cut_off() {
+    let get = frame(HEADERS, END_STREAM_AND_HEADERS, 1, GET_NEVER);
+    for cut in 1..get.len() {
+        let mut served = serve(http());
+        let mut io = connect(&served).await;
+        begin(&mut io).await;
+
+        io.write_all(&get[..cut]).await.expect("it is open");
+        io.shutdown().await.expect("it is open");
+
+        let reason = served.reason().await;
+        assert_eq!(reason, EndReason::Truncated, "behind {cut} bytes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_preface_has_half_a_minute() {
     let mut served = serve(http());
     let mut io = connect(&served).await;
