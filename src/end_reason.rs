@@ -164,7 +164,8 @@ pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 pub struct End {
     pub(crate) reason: EndReason,
     pub(crate) cause: Option<Cause>,
-    pub(crate) duration: Duration,
+    /// Half of a `Duration`, and centuries still: every connection has the room for its end.
+    pub(crate) nanos: u64,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
     pub(crate) requests: u64,
@@ -192,7 +193,7 @@ impl End {
 
     /// Returns the time from accept to the end.
     pub fn duration(&self) -> Duration {
-        self.duration
+        Duration::from_nanos(self.nanos)
     }
 
     /// Returns the bytes read from the peer by what serves it; under TLS these are plain bytes.

@@ -219,10 +219,11 @@ impl Life {
             };
             let hooks = std::mem::take(&mut open.hooks);
             let ConnectionEnded { reason, cause } = open.propose(&outcome);
+            let nanos = self.origin.accepted_at.elapsed().as_nanos();
             let end = End {
                 reason,
                 cause,
-                duration: self.origin.accepted_at.elapsed(),
+                nanos: u64::try_from(nanos).unwrap_or(u64::MAX),
                 bytes_read: self.bytes_read(),
                 bytes_written: self.bytes_written(),
                 requests: self.requests(),
