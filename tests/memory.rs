@@ -10,15 +10,18 @@ mod support;
 
 use std::alloc::System;
 use std::future::ready;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -34,7 +37,7 @@ use tower_tcp::{BoxError, Pipeline, Server};
 use tracing::subscriber::NoSubscriber;
 
 use certificates::certified;
-use support::{Served, each_way, serve};
+use support::{Served, Streams, each_way, serve, serve_on};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -189,6 +192,177 @@ fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
             let each = (held() - before) / 1000;
             assert!(each <= 16 * 1024, "{}: {each} bytes each", served.way);
         }
+    });
+}
+
+/// A peer that sends what it has, a piece a turn, then nothing more, and takes so many bytes of what it is sent.
+///
+/// It is no `DuplexStream`, whose buffers would count.
+struct Stalling {
+    pieces: Arc<Vec<Vec<u8>>>,
+    sent: usize,
+    of_piece: usize,
+    turn_is_over: bool,
+    takes: usize,
+}
+
+impl Stalling {
+    fn new(pieces: &Arc<Vec<Vec<u8>>>, takes: usize) -> Self {
+        Self {
+            pieces: Arc::clone(pieces),
+            sent: 0,
+            of_piece: 0,
+            turn_is_over: false,
+            takes,
+        }
+    }
+}
+
+impl AsyncRead for Stalling {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.turn_is_over) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let Some(piece) = self.pieces.get(self.sent) else {
+            return Poll::Pending;
+        };
+        let left = &piece[self.of_piece..];
+        let n = left.len().min(buf.remaining());
+        buf.put_slice(&left[..n]);
+        let done = n == left.len();
+        self.of_piece = if done { 0 } else { self.of_piece + n };
+        self.sent += usize::from(done);
+        self.turn_is_over = done;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stalling {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let n = buf.len().min(self.takes);
+        self.takes -= n;
+        if n == 0 {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// More than a power of two, to which a buffer grows by doubling.
+const FRAME: usize = 160 * 1024;
+
+const MARK: usize = 64 * 1024;
+
+fn line(len: usize) -> Vec<u8> {
+    let mut line = vec![b'x'; len];
+    line.push(b'\n');
+    line
+}
+
+/// By which a peer might make the server hold more than it should.
+fn shapes() -> [(&'static str, Vec<Vec<u8>>); 7] {
+    [
+        ("a frame short of its end", vec![vec![b'x'; FRAME - 1]]),
+        (
+            "that, a little at a time",
+            vec![vec![b'x'; 16]; FRAME / 16 - 1],
+        ),
+        (
+            "that, behind tiny frames",
+            vec![b"\n".repeat(10_000), vec![b'x'; FRAME - 1]],
+        ),
+        ("tiny frames", vec![b"x\n".repeat(500_000)]),
+        ("large frames", vec![line(FRAME - 1); 16]),
+        (
+            "a large frame behind almost the mark",
+            vec![line(MARK - 2), line(FRAME - 1).repeat(2)],
+        ),
+        (
+            "a large frame in two parts, behind almost the mark, and more",
+            vec![
+                line(MARK - 2),
+                vec![b'x'; FRAME - 1],
+                b"\nfifteen letters\n".repeat(10_000),
+            ],
+        ),
+    ]
+}
+
+#[test]
+fn a_peer_that_stalls_or_never_reads_holds_a_frame_the_mark_and_16_kib_at_most() {
+    alone(async || {
+        let limits = Limits::default().max_frame(FRAME).high_mark(MARK);
+        let pipeline = Pipeline::new(|| Lines::default().max_line(FRAME));
+        let pipeline = pipeline.service(service_fn(echo)).limits(limits);
+        for way in ["one at a time", "in flight", "multiplexed"] {
+            let (streams, listener) = mpsc::channel(1);
+            let server = Server::from_listener(Streams(listener));
+            let _served = match way {
+                "in flight" => serve_on(server, pipeline.clone().in_flight(8)),
+                "multiplexed" => serve_on(server, pipeline.clone().multiplexed(8)),
+                _ => serve_on(server, pipeline.clone()),
+            };
+            let connect = async |pieces: &Arc<_>, takes| {
+                let stream = Stalling::new(pieces, takes);
+                assert!(streams.send(stream).await.is_ok(), "it listens");
+                sleep(MS).await;
+            };
+            for (shape, pieces) in shapes() {
+                let pieces = Arc::new(pieces);
+                let before = held();
+
+                // As many as make no matter of the thread's blocks.
+                for _ in 0..16 {
+                    connect(&pieces, 1000).await;
+                }
+
+                let held = (held() - before) / 16;
+                let most = isize::try_from(FRAME + MARK + 16 * 1024).unwrap();
+                assert!(held <= most, "{way}, {shape}: {held} of {most}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_rests_holds_nothing_of_the_frames_it_had() {
+    alone(async || {
+        let (streams, listener) = mpsc::channel(1);
+        let server = Server::from_listener(Streams(listener));
+        let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
+        let _served = serve_on(server, pipeline);
+        let pieces = Arc::new(vec![line(60_000)]);
+        let connect = async || {
+            let stream = Stalling::new(&pieces, usize::MAX);
+            assert!(streams.send(stream).await.is_ok(), "it listens");
+            sleep(MS).await;
+        };
+        connect().await;
+        let before = held();
+
+        for _ in 0..8 {
+            connect().await;
+        }
+
+        let each = (held() - before) / 8;
+        assert!(each <= 4096, "{each} bytes each");
     });
 }
 

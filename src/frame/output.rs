@@ -9,6 +9,9 @@ use tokio::io::AsyncWrite;
 
 use super::scratch;
 
+/// More capacity than this beyond its content, and output that waits is copied: it grows by doubling, and begins in a block.
+const SLACK: usize = 4 * 1024;
+
 /// The unwritten output of one connection. It holds no memory while it is empty.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
@@ -101,6 +104,14 @@ impl Output {
             self.flushed = self.written;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Before a wait for the peer: keeps no more memory than what is unwritten needs.
+    pub(crate) fn rest(&mut self) {
+        if self.buf.capacity() > self.buf.len() + SLACK {
+            let fitting = BytesMut::from(&self.buf[..]);
+            scratch::give_write(std::mem::replace(&mut self.buf, fitting));
+        }
     }
 
     /// Forgets what is unwritten.

@@ -49,10 +49,12 @@ where
         match decoded {
             Ok(Some(frame)) => {
                 let max = self.settings.limits.max_frame;
-                if before.saturating_sub(self.input.len()) > max {
+                let len = before.saturating_sub(self.input.len());
+                if len > max {
                     self.end_of_frames(FrameTooLarge::new(max).into());
                     return None;
                 }
+                self.input.gave(len);
                 self.clock.saw_frame();
                 if self.drain == Drain::LastFrame {
                     self.end(EndReason::Drained, Leaves::Input);
@@ -146,7 +148,9 @@ where
     }
 
     pub(super) fn poll_read(&mut self, at_most: usize, cx: &mut Context<'_>) -> Poll<()> {
-        match ready!(self.input.poll_fill(&mut self.conn, at_most, cx)) {
+        let max_frame = self.settings.limits.max_frame;
+        let Self { conn, input, .. } = self;
+        match ready!(input.poll_fill(conn, at_most, max_frame, cx)) {
             Ok(n) => {
                 self.decodable = true;
                 self.clock.saw_byte |= n > 0;

@@ -12,6 +12,9 @@ use crate::pipeline::clock::Waiting;
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::shutdown::Signal;
 
+/// How much is read at once while there is output that the peer does not take: what it sends may have to be held beside that.
+const READ_UNWRITTEN: usize = 8 * 1024;
+
 impl<Io, C, T, M> Engine<Io, C, T, M>
 where
     Io: Stream,
@@ -28,7 +31,13 @@ where
             ControlFlow::Break(polled) => return polled,
         };
         // What was encoded may have changed the decoder's mode.
-        if self.decodable || self.poll_read(usize::MAX, cx).is_ready() {
+        self.output.rest();
+        let at_most = if self.output.is_flushed() {
+            usize::MAX
+        } else {
+            READ_UNWRITTEN
+        };
+        if self.decodable || self.poll_read(at_most, cx).is_ready() {
             return Poll::Ready(());
         }
         if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
@@ -111,6 +120,7 @@ where
         if self.is_ending() || !self.is_above_mark() {
             return Poll::Ready(());
         }
+        self.output.rest();
         self.poll_clock(Waiting::Busy, None, cx)
     }
 
