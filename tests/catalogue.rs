@@ -1,12 +1,41 @@
-//! The catalogue, the page of the module `observe`: it has each span and event of the code, with its level and fields, and no other.
+//! The catalogue, the page of the module `observe`: it has each span, event and metric of the code, with its level, fields and attributes, and no
+//! other.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
 )]
 
+#[path = "support/certificates.rs"]
+mod certificates;
+#[path = "support/recorded.rs"]
+mod recorded;
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::future::ready;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use metrics::{Unit, set_default_local_recorder};
+use rustix::io::Errno;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::bind::{Incoming, Listener, Socket, SocketOptions, Sockets};
+use tower_tcp::frame::Lines;
+use tower_tcp::observe::{RequestMetricsLayer, describe_metrics};
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{Address, BoxError, Connection, EndReason, Pipeline, Server};
+
+use certificates::certified;
+use recorded::{Kind, Recorded};
+use support::{Client, serve_on};
 
 type Names = BTreeSet<String>;
 
@@ -53,6 +82,13 @@ fn names(cell: &str) -> Names {
         }
     }
     names
+}
+
+/// The values that a cell gives for an attribute, in parentheses behind it.
+fn values<'a>(cell: &'a str, attribute: &str) -> Option<Vec<&'a str>> {
+    let (_, values) = cell.split_once(&format!("`{attribute}` ("))?;
+    let (values, _) = values.split_once(')')?;
+    Some(values.split('`').skip(1).step_by(2).collect())
 }
 
 /// A span or an event in the code.
@@ -220,4 +256,140 @@ fn what_is_planted_is_read() {
         names("`a` = `1`, `b` (`x`: [`Y`](z)), `c`; `d` as that"),
         Names::from(["a".into(), "b".into(), "c".into(), "d".into()])
     );
+    assert_eq!(
+        values("`a` (`x`; `y`: z), `b` (`w`)", "a"),
+        Some(vec!["x", "y"])
+    );
+}
+
+/// Fails once, and then accepts.
+struct FailsOnce(Sockets, Option<io::Error>);
+
+impl Listener for FailsOnce {
+    type Io = Socket;
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_readable(cx)
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Socket>>> {
+        match self.1.take() {
+            Some(failure) => Poll::Ready(Err(failure)),
+            None => self.0.poll_accept(cx),
+        }
+    }
+
+    fn local_addresses(&self) -> Vec<Address> {
+        self.0.local_addresses()
+    }
+}
+
+/// Has a server do all that is measured: it accepts, fails to, serves, fails to, turns away, and leaves a handshake undone.
+async fn all_there_is_to_measure() {
+    let (server, client) = certified();
+    let options = SocketOptions::default();
+    let sockets = Sockets::bind(vec!["127.0.0.1:0".into()], &options).await;
+    let failing = FailsOnce(sockets.unwrap(), Some(Errno::CONNABORTED.into()));
+    let service = ServiceBuilder::new()
+        .layer(RequestMetricsLayer::new())
+        .service_fn(|line: Bytes| {
+            ready(match &line[..] {
+                b"fail" => Err(BoxError::from("as asked")),
+                _ => Ok(line),
+            })
+        });
+    let hook = service_fn(|conn: Connection<Socket>| {
+        ready(match conn.info().id().get() % 2 {
+            0 => Err(BoxError::from("an even number")),
+            _ => Ok(conn),
+        })
+    });
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(hook))
+        .layer(PreConnectLayer::new(Tls::from(server)))
+        .service(Pipeline::new(Lines::default).service(service));
+    let server = Server::builder().name("measured").build(failing);
+    let mut served = serve_on(server, stack);
+    let address = served.handle.addresses()[0].tcp().unwrap();
+
+    let mut reasons = BTreeMap::new();
+    let wanted = [
+        EndReason::ServiceError,
+        EndReason::Rejected,
+        EndReason::TlsHandshakeFailed,
+    ];
+    while wanted
+        .iter()
+        .any(|reason| !reasons.contains_key(reason.as_str()))
+    {
+        let io = TcpStream::connect(address).await.unwrap();
+        if reasons.contains_key(EndReason::ServiceError.as_str()) {
+            drop(io);
+        } else {
+            let name = ServerName::try_from("localhost").unwrap();
+            let tls = TlsConnector::from(Arc::clone(&client))
+                .connect(name, io)
+                .await;
+            if let Ok(io) = tls {
+                let mut client = Client::new(io);
+                client.ask("hi").await;
+                client.send("fail\n").await;
+                client.rest().await;
+            }
+        }
+        let reason = served.reason().await;
+        reasons.insert(reason.as_str(), reason);
+    }
+    while served.handle.live() > 0 {
+        tokio::task::yield_now().await;
+    }
+    served.handle.collect_metrics();
+}
+
+#[tokio::test]
+async fn the_page_has_each_metric_with_its_kind_unit_and_attributes() {
+    let rows = &page()["metric"];
+    let recorded = Recorded::default();
+    let _guard = set_default_local_recorder(&recorded);
+    describe_metrics();
+
+    all_there_is_to_measure().await;
+
+    let described = recorded.described();
+    let of_page: Names = rows.keys().cloned().collect();
+    assert_eq!(described.keys().cloned().collect::<Names>(), of_page);
+    for (name, row) in rows {
+        let kind = match described[name] {
+            (Kind::Counter, _) => "counter",
+            (Kind::Gauge, _) => "gauge",
+            (Kind::Histogram, _) => "histogram",
+        };
+        let units: &[&str] = match described[name] {
+            (_, Some(Unit::Bytes)) => &["bytes"],
+            (_, Some(Unit::Seconds)) => &["seconds"],
+            _ => &["connections", "errors", "requests"],
+        };
+        let (said, unit) = row[0].split_once(", ").unwrap();
+        assert_eq!(said, kind, "{name}");
+        assert!(units.contains(&unit), "{name}: {unit}");
+
+        let mut attributes = Names::new();
+        let series = recorded.series(Some(name), &[]);
+        for series in &series {
+            assert_eq!(series.kind, described[name].0, "{name}");
+            for (attribute, value) in &series.attributes {
+                attributes.insert(attribute.clone());
+                if let Some(values) = values(&row[1], attribute)
+                    && !(name == "tower_tcp.accept.errors" && attribute == "error.type")
+                {
+                    assert!(
+                        values.contains(&&value[..]),
+                        "{name}: {attribute} is {value}"
+                    );
+                }
+            }
+        }
+        assert!(!series.is_empty(), "{name} was not recorded");
+        assert_eq!(attributes, names(&row[1]), "{name}");
+    }
 }

@@ -9,6 +9,7 @@ mod accept;
 mod decode;
 mod dispatch;
 mod layers;
+mod observe;
 mod push;
 mod support;
 mod transport;

@@ -6,6 +6,8 @@
 mod endpoint;
 mod open;
 mod options;
+#[cfg(feature = "metrics")]
+mod queue;
 mod socket;
 mod sockets;
 mod unix;
@@ -15,6 +17,9 @@ use std::io;
 use std::task::{Context, Poll};
 
 use crate::connection::Address;
+
+#[cfg(feature = "metrics")]
+pub(crate) use queue::accept_queue;
 
 pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use options::SocketOptions;

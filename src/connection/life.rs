@@ -243,7 +243,7 @@ impl Life {
         self.signals.users_until(|| self.end()).await
     }
 
-    fn end(&self) -> Option<End> {
+    pub(crate) fn end(&self) -> Option<End> {
         match &*self.cell() {
             EndCell::Open(_) => None,
             EndCell::Ended(end) => Some(end.clone()),

@@ -1,6 +1,8 @@
 //! The running server, seen from outside: what it listens on, how many are in, and its end.
 
 mod live;
+#[cfg(feature = "metrics")]
+mod metrics;
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -67,6 +69,8 @@ pub(crate) struct Shared {
     left: AtomicUsize,
     /// Connections that were cut off by it.
     cut_off: AtomicUsize,
+    #[cfg(feature = "metrics")]
+    counts: metrics::Counts,
     /// The server's loop, which wants to know of all that changes here.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
@@ -137,6 +141,8 @@ impl Handle {
         plan: Plan,
     ) -> Self {
         Self(Arc::new(Shared {
+            #[cfg(feature = "metrics")]
+            counts: metrics::Counts::new(name.clone()),
             name,
             addresses,
             limit,
@@ -296,6 +302,8 @@ impl Shared {
 
     /// Enters a connection.
     pub(crate) fn enter(&self, life: &Arc<Life>) {
+        #[cfg(feature = "metrics")]
+        self.count_accept();
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
         self.table.shard(id).insert(Entry(Arc::clone(life)));
@@ -308,6 +316,8 @@ impl Shared {
         let id = life.origin.id;
         let was_in = self.table.shard(id).remove(&id);
         if was_in {
+            #[cfg(feature = "metrics")]
+            self.count_end(life);
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);
             }

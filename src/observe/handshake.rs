@@ -1,13 +1,17 @@
 use std::io;
 
+#[cfg(feature = "metrics")]
+use tokio::time::Instant;
 use tracing::Span;
 use tracing::field::Empty;
 
 use crate::end_reason::EndReason;
 
-/// One TLS handshake, seen: its span.
+/// One TLS handshake, seen: its span, and its time.
 pub(crate) struct Handshake {
     span: Span,
+    #[cfg(feature = "metrics")]
+    begun: Instant,
     outcome: Outcome,
 }
 
@@ -30,6 +34,8 @@ impl Handshake {
                 tls.resumed = Empty,
                 error.type = Empty,
             ),
+            #[cfg(feature = "metrics")]
+            begun: Instant::now(),
             // By dropping it: its deadline has passed, or the server is gone.
             outcome: Outcome::Failed("canceled"),
         }
@@ -57,5 +63,7 @@ impl Drop for Handshake {
             Outcome::Failed(why) => ("error.type", why),
         };
         self.span.record(field, word);
+        #[cfg(feature = "metrics")]
+        super::metrics::handshake(field, word, self.begun.elapsed());
     }
 }

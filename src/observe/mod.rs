@@ -1,11 +1,11 @@
-//! What can be seen of a server: spans and events, under [OpenTelemetry's names] where it has one.
+//! What can be seen of a server: spans, events and metrics, under [OpenTelemetry's names] where it has one.
 //!
 //! It is quiet by default. What peers do, probes and scans included, is counted and said at debug level; what is the program's own fault, or the
 //! system's, is said louder. Nothing here costs a request anything unless a layer was put around the request's service.
 //!
 //! An end has one reason, [`EndReason`], and [`EndReason::as_str`] is its word everywhere: for the callback of
-//! [`Connection::on_end`], the span and the event. What peers sent is in neither, save in the texts of errors, and there it is
-//! escaped.
+//! [`Connection::on_end`], the span, the event and the metrics. Addresses of peers are in spans and events, and never in metrics, where each
+//! would be a series of its own. What peers sent is in neither, save in the texts of errors, and there it is escaped.
 //!
 //! # Spans
 //!
@@ -13,7 +13,7 @@
 //! | --- | --- | --- | --- |
 //! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` where the closing event is a warning or more | [`ConnectionTraceLayer`] |
 //! | `pre_connect` | debug | `otel.kind` = `internal` | [`PreConnectLayer`](crate::preconnect::PreConnectLayer), around its hooks |
-//! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` (`truncated` and `peer_reset`: it left, most often a probe; `tls_handshake_failed`; `canceled`: not done in time) | `Tls`, the hook |
+//! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as that of the metric | `Tls`, the hook |
 //! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], unless told otherwise |
 //!
 //! Those of hooks, handshakes and requests stand in the connection's. The two of pre-connect are off where the filter stops at info.
@@ -37,6 +37,35 @@
 //! service did wrong ([`Initiator::Service`] and not in good order, save [`Rejected`](crate::EndReason::Rejected) and [`Aborted`](crate::EndReason::Aborted),
 //! which it meant) and for connections cut off by a shutdown's deadline; and a debug event for everything else.
 //!
+//! # Metrics
+//!
+//! The feature `metrics` counts through the facade of that name, whose recorder is the program's choice: one for Prometheus, say. It is installed
+//! before the first connection comes; without one nothing is counted. `describe_metrics` tells it the units and what each is.
+//!
+//! | metric | kind, unit | attributes | what to do |
+//! | --- | --- | --- | --- |
+//! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is live |
+//! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: look for warnings; by `peer`: probes, scans, or a client of another version |
+//! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | those of the ended that were not let in: more room, or nothing, if they are unwelcome |
+//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | |
+//! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: it left, most often a probe; `tls_handshake_failed`; `canceled`: not done in time) | slow: too few processors; failing: certificates, old clients |
+//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of descriptors (`emfile`), add memory |
+//! | `tower_tcp.requests.active` | gauge, requests | those given to the layer | |
+//! | `tower_tcp.request.duration` | histogram, seconds | those given to the layer; `error.type` (`service_error`; `canceled`: its connection ended first) | |
+//! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many `pre_connect`: slow clients, or a flood |
+//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | near to it: raise it, or add servers |
+//! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | more than a few, for long: at the limit, paused, or stalled. TCP on Linux only |
+//! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | |
+//! | `tower_tcp.requests` | counter, requests | `server.name` | |
+//! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | while a shutdown waits: not falling means that it will end by its deadline |
+//!
+//! The first six are recorded as it happens, where connections come and go; those of requests by `RequestMetricsLayer`, around the service that is to
+//! be measured. The rest is read from the server's own table when `Handle::collect_metrics` is called: before each scrape, or every few
+//! seconds.
+//!
+//! `server.name` is the name from [`ServerBuilder::name`](crate::ServerBuilder::name), and left out without one. Where a process has several
+//! servers, each needs one: gauges without would overwrite each other. Durations of connections want buckets up to hours, those of handshakes and requests of 5 ms to 10 s.
+//!
 //! [`Connection::on_end`]: crate::Connection::on_end
 //! [`EndReason`]: crate::EndReason
 //! [`EndReason::as_str`]: crate::EndReason::as_str
@@ -48,10 +77,14 @@ mod chain;
 mod connection;
 #[cfg(feature = "tls")]
 mod handshake;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 mod request;
 
 pub(crate) use chain::Chain;
 pub use connection::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 #[cfg(feature = "tls")]
 pub(crate) use handshake::Handshake;
+#[cfg(feature = "metrics")]
+pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};

@@ -175,6 +175,8 @@ where
             action => action,
         };
         let error_type = error_type(&err);
+        #[cfg(feature = "metrics")]
+        self.server.count_accept_error(error_type, action);
         match action {
             AcceptErrorAction::Retry => {
                 tracing::debug!(target: "tower_tcp", { error = %err, error.type = error_type }, "accept.error");

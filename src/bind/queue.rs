@@ -1,0 +1,68 @@
+//! How many wait in the backlog.
+//!
+//! `TCP_INFO` of the listener says it, too, but none of the crates used here reads that, and whoever could ask would hold the listener open.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::connection::Address;
+
+/// Returns how many connections wait to be accepted at those of the addresses that are of TCP, all together: also those that another process
+/// will accept that listens on the same. `None` where the system cannot be asked.
+pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
+    let ours: Vec<_> = addresses.iter().filter_map(Address::tcp).collect();
+    if ours.is_empty() {
+        return None;
+    }
+    let waiting = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .filter_map(|table| File::open(table).ok())
+        .flat_map(|table| listeners(BufReader::new(table)))
+        .filter(|(address, _)| ours.contains(address))
+        .map(|(_, waiting)| waiting);
+    waiting.reduce(|sum, one| sum + one)
+}
+
+/// Reads the sockets that listen, and how many wait at each. They stand before all others, so no more is read than that.
+fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
+    table
+        .lines()
+        .skip(1)
+        .map_while(Result::ok)
+        .map_while(|row| listener(&row))
+}
+
+/// Reads a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the two queues. Of a socket that listens
+/// the second is that of accepts.
+///
+/// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
+fn listener(row: &str) -> Option<(SocketAddr, usize)> {
+    const LISTEN: &str = "0A";
+    let mut fields = row.split_ascii_whitespace().skip(1);
+    let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
+    let (_unsent, waiting) = fields.next()?.split_once(':')?;
+    let (ip, port) = local.split_once(':')?;
+    if state != LISTEN {
+        return None;
+    }
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let address = SocketAddr::new(ip_address(ip)?.to_canonical(), port);
+    Some((address, usize::from_str_radix(waiting, 16).ok()?))
+}
+
+/// Reads an address: words of 32 bits, as they lie in memory.
+fn ip_address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        let word = u32::from_str_radix(hex.get(8 * at..8 * at + 8)?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    };
+    if hex.len() == 8 {
+        return Some(IpAddr::from(word(0)?));
+    }
+    let mut octets = [0; 16];
+    for (at, into) in octets.chunks_exact_mut(4).enumerate() {
+        into.copy_from_slice(&word(at)?);
+    }
+    Some(IpAddr::from(octets))
+}
