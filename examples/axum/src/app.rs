@@ -5,9 +5,9 @@ use std::future::ready;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::extract::ConnectInfo;
 use axum::extract::rejection::ExtensionRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, DefaultBodyLimit};
 use axum::response::Response;
 use axum::response::sse::{Event, Sse};
 use axum::routing::{any, get, post};
@@ -18,6 +18,16 @@ use tower_http::trace::TraceLayer;
 use tower_tcp::ConnectionInfo;
 use tower_tcp::tls::TlsInfo;
 
+/// The most bytes of a body. A connection may hold one of each of its 200 requests in HTTP/2 (hyper's number): of axum's 2 MiB that
+/// were 400 MiB.
+const LARGEST_BODY: usize = 16 * 1024;
+
+/// The most bytes of a WebSocket's message, which are held until its last one has come, instead of 64 MiB.
+const LARGEST_MESSAGE: usize = 64 * 1024;
+
+/// A WebSocket reads into a buffer of its own, which a resting one holds, too, instead of 128 KiB.
+const READ_BUFFER: usize = 4 * 1024;
+
 pub fn app() -> Router {
     Router::new()
         .route("/", get(|| ready("hello\n")))
@@ -26,6 +36,7 @@ pub fn app() -> Router {
         .route("/slow", get(slow))
         .route("/ticks", get(ticks))
         .route("/echo", any(echo))
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(TraceLayer::new_for_http())
 }
 
@@ -89,6 +100,10 @@ async fn ticks(
 
 /// Sends messages back, until the peer or the server ends.
 async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgrade) -> Response {
+    let upgrade = upgrade
+        .max_message_size(LARGEST_MESSAGE)
+        .max_frame_size(LARGEST_MESSAGE)
+        .read_buffer_size(READ_BUFFER);
     upgrade.on_upgrade(|mut socket: WebSocket| async move {
         let mut draining = std::pin::pin!(info.draining());
         loop {

@@ -14,10 +14,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
-use tonic::{Code, Streaming};
+use tonic::{Code, Request, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_prost::ProstCodec;
 
 mod pb {
     tonic::include_proto!("tally");
@@ -237,6 +238,24 @@ async fn health_is_told_of_the_whole_and_of_the_service() {
 
         let status = checked.map(|answer| answer.into_inner().status());
         assert_eq!(status.map_err(|status| status.code()), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_by_each_service() {
+    let example = Example::start(&[]).await;
+    let large = HealthCheckRequest {
+        service: "x".repeat(5000),
+    };
+
+    for path in ["/grpc.health.v1.Health/Check", "/tally.Tally/Add"] {
+        let mut client = tonic::client::Grpc::new(example.channel().await);
+        client.ready().await.unwrap();
+        let codec = ProstCodec::<_, Total>::default();
+        let call = client.unary(Request::new(large.clone()), path.parse().unwrap(), codec);
+        let answer = soon("an answer", call).await;
+
+        assert_eq!(answer.unwrap_err().code(), Code::OutOfRange, "{path}");
     }
 }
 
