@@ -48,6 +48,10 @@
 //! limit. Requests of HTTP/1 run in the connection's task, one at a time; each of HTTP/2 in a task of its own, so that those of one
 //! connection can use all processors. These end with the connection, in whatever way that ends.
 //!
+//! So what a service holds of one request's body, a connection can have it hold 200 times, which is how many streams hyper allows: 400 MiB of
+//! the 2 MiB that axum's `Json` and `Bytes` take. Bound bodies (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`, tower-http's
+//! `RequestBodyLimitLayer`) to what the service needs, or streams, by [`Http::configure`].
+//!
 //! # Errors
 //!
 //! An error of the service is for what cannot be answered; everything else is a response. In HTTP/1 it ends the connection
