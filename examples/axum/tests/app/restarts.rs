@@ -1,0 +1,161 @@
+//! Restarts under load: a drain, then a start on the same port, over and over.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::{Example, soon};
+
+const RESTARTS: u32 = 20;
+const CLIENTS: usize = 64;
+
+/// How many answers there are between two restarts.
+const ANSWERS: u32 = 2000;
+
+/// A connection of a client that heeds `connection: close` and `GOAWAY`.
+enum Sender {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(h2::client::SendRequest<Bytes>),
+}
+
+/// Why a request has no answer.
+enum Unanswered {
+    /// The connection had ended before it was sent, or the server has told that it is none of those that it answers (`GOAWAY`, RFC 9113
+    /// section 6.8).
+    Unsent,
+    Lost(String),
+}
+
+impl Sender {
+    async fn connect(address: &str, http2: bool) -> Option<Self> {
+        let io = TcpStream::connect(address).await.ok()?;
+        if http2 {
+            let (sender, conn) = h2::client::handshake(io).await.ok()?;
+            tokio::spawn(conn);
+            Some(Self::Http2(sender))
+        } else {
+            let (sender, conn) = http1::handshake(TokioIo::new(io)).await.ok()?;
+            tokio::spawn(conn);
+            Some(Self::Http1(sender))
+        }
+    }
+
+    async fn ask(self) -> Result<Self, Unanswered> {
+        let lost = |err: &dyn Debug| Unanswered::Lost(format!("{err:?}"));
+        let ask = Request::get("http://localhost/").header("host", "localhost");
+        match self {
+            Self::Http1(mut sender) => {
+                sender.ready().await.map_err(|_| Unanswered::Unsent)?;
+                let ask = ask.body(Empty::new()).expect("a request");
+                let sent = sender.try_send_request(ask).await;
+                let answer = sent.map_err(|mut err| match err.take_message() {
+                    Some(_) => Unanswered::Unsent,
+                    None => lost(err.error()),
+                })?;
+                let body = answer.into_body().collect().await;
+                assert_eq!(body.map_err(|err| lost(&err))?.to_bytes(), "hello\n");
+                Ok(Self::Http1(sender))
+            }
+            Self::Http2(sender) => {
+                let mut sender = sender.ready().await.map_err(|_| Unanswered::Unsent)?;
+                let ask = ask.body(()).expect("a request");
+                let sent = sender.send_request(ask, true);
+                let (answer, _) = sent.map_err(|_| Unanswered::Unsent)?;
+                let answer = answer.await.map_err(|err| {
+                    let told = err.is_go_away() && err.is_remote();
+                    if told && err.reason() == Some(h2::Reason::NO_ERROR) {
+                        Unanswered::Unsent
+                    } else {
+                        lost(&err)
+                    }
+                })?;
+                let mut body = answer.into_body();
+                let body = body.data().await.expect("it has a body");
+                assert_eq!(body.map_err(|err| lost(&err))?, "hello\n");
+                Ok(Self::Http2(sender))
+            }
+        }
+    }
+}
+
+/// Where the server is: how often it was started, nothing when it will not be again.
+type Starts = watch::Receiver<Option<u32>>;
+
+/// Asks as long as there is a server. Returns why requests that were sent whole have no answer.
+async fn client(
+    address: Arc<str>,
+    http2: bool,
+    mut starts: Starts,
+    answers: Arc<Semaphore>,
+) -> Vec<String> {
+    let mut lost = Vec::new();
+    while starts.borrow_and_update().is_some() {
+        let Some(mut sender) = Sender::connect(&address, http2).await else {
+            // It is between two servers.
+            _ = starts.changed().await;
+            continue;
+        };
+        while starts.borrow().is_some() {
+            match sender.ask().await {
+                Ok(same) => sender = same,
+                Err(Unanswered::Unsent) => break,
+                Err(Unanswered::Lost(why)) => {
+                    lost.push(why);
+                    break;
+                }
+            }
+            answers.add_permits(1);
+        }
+    }
+    lost
+}
+
+async fn no_request_is_lost(http2: bool) {
+    // An address of its own: nobody's outgoing connection takes the port meanwhile.
+    let mut example = Example::start_at("127.0.0.2:0", &["--plain"]).await;
+    let address: Arc<str> = example.address.as_str().into();
+    let (started, starts) = watch::channel(Some(0));
+    let answers = Arc::new(Semaphore::new(0));
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (address, answers) = (Arc::clone(&address), Arc::clone(&answers));
+        clients.spawn(client(address, http2, starts.clone(), answers));
+    }
+
+    for restart in 1..=RESTARTS {
+        let enough = soon("answers", answers.acquire_many(ANSWERS)).await;
+        enough.expect("it is open").forget();
+        example.terminate();
+        let (status, last) = example.ended().await;
+        assert!(status.success());
+        assert!(last.ends_with(" 0 cut off"), "{last}");
+        example = Example::start_at(&address, &["--plain"]).await;
+        started.send_replace(Some(restart));
+    }
+    let enough = soon("answers", answers.acquire_many(ANSWERS)).await;
+    enough.expect("it is open").forget();
+    started.send_replace(None);
+
+    let lost = soon("the clients", clients.join_all()).await.concat();
+    let answered = (RESTARTS + 1) as usize * ANSWERS as usize + answers.available_permits();
+    println!("{answered} requests were answered, {} were not", lost.len());
+    assert!(lost.is_empty(), "of {answered}: {lost:?}");
+}
+
+#[tokio::test]
+async fn no_http1_request_is_lost_over_twenty_restarts() {
+    no_request_is_lost(false).await;
+}
+
+#[tokio::test]
+async fn no_http2_request_is_lost_over_twenty_restarts() {
+    no_request_is_lost(true).await;
+}
