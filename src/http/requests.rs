@@ -17,7 +17,7 @@ use tower_service::Service;
 use crate::connection::{ConnectionInfo, Life};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
-use crate::observe::Chain;
+use crate::observe::{Chain, signed};
 use crate::shutdown::Signal;
 
 /// The length of what an HTTP/2 connection begins with ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
@@ -198,7 +198,7 @@ where
                 let err = err.into();
                 if *this.multiplexed {
                     // That stream is reset, and the connection goes on.
-                    let id = course.info.id().get();
+                    let id = signed(course.info.id().get());
                     let error = Chain(&*err);
                     tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
                 }

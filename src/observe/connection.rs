@@ -9,7 +9,7 @@ use tower_service::Service;
 use tracing::field::Empty;
 use tracing::{Level, Span};
 
-use super::Chain;
+use super::{Chain, signed};
 use crate::connection::{Address, Connection, ConnectionInfo, Origin};
 use crate::end_reason::{End, EndReason, Initiator};
 
@@ -78,8 +78,8 @@ fn address(address: &Address) -> String {
     }
 }
 
-fn port(address: &Address) -> Option<u16> {
-    address.tcp().map(|addr| addr.port())
+fn port(address: &Address) -> Option<i64> {
+    address.tcp().map(|addr| addr.port().into())
 }
 
 fn span(info: &ConnectionInfo) -> Span {
@@ -88,7 +88,7 @@ fn span(info: &ConnectionInfo) -> Span {
         "tcp.connection",
         otel.kind = "server",
         otel.status_code = Empty,
-        connection.id = info.id().get(),
+        connection.id = signed(info.id().get()),
         network.transport = info.local().transport(),
         network.peer.address = address(info.peer()),
         network.peer.port = port(info.peer()),
@@ -126,17 +126,17 @@ fn closed(origin: &Origin, end: &End) {
             tracing::event!(
                 target: "tower_tcp",
                 $level,
-                connection.id = origin.id.get(),
+                connection.id = signed(origin.id.get()),
                 network.peer.address = address(&origin.peer),
                 network.peer.port = port(&origin.peer),
                 close.reason = end.reason().as_str(),
                 close.initiator = end.reason().initiator().as_str(),
                 error = end.error().map(Chain).map(tracing::field::display),
                 duration = end.duration().as_secs_f64(),
-                bytes_read = end.bytes_read(),
-                bytes_written = end.bytes_written(),
-                requests = end.requests(),
-                messages_dropped = end.messages_dropped(),
+                bytes_read = signed(end.bytes_read()),
+                bytes_written = signed(end.bytes_written()),
+                requests = signed(end.requests()),
+                messages_dropped = signed(end.messages_dropped()),
                 "connection.closed"
             )
         };

@@ -88,3 +88,8 @@ pub(crate) use handshake::Handshake;
 #[cfg(feature = "metrics")]
 pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};
+
+/// OpenTelemetry's integers are signed: of one that is not, its exporters make text.
+pub(crate) fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use super::{Codec, Engine, Leaves, Order, Policy, Stream};
 use crate::end_reason::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
-use crate::observe::Chain;
+use crate::observe::{Chain, signed};
 use crate::pipeline::peer::EngineSide;
 use crate::pipeline::reply::{Frames, Reply, Then};
 use crate::pipeline::shutdown_on_error::is_shutdown;
@@ -110,7 +110,7 @@ where
         } else if self.settings.policy == Policy::Shutdown || is_shutdown(&*err) {
             self.fail(ConnectionEnded::caused(EndReason::ServiceError, err));
         } else {
-            let id = self.conn.info().id().get();
+            let id = signed(self.conn.info().id().get());
             let error = Chain(&*err);
             tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
         }
