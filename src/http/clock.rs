@@ -22,7 +22,7 @@ use crate::end_reason::EndReason;
 /// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
 const TAKEN_IN: Duration = Duration::from_millis(50);
 
-/// How long an HTTP/2 peer has to acknowledge that an idle connection closes: some round trips.
+/// How long an HTTP/2 peer has to acknowledge that an idle connection closes, behind the last that was written to it: some round trips.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a connection is waiting for.
@@ -44,6 +44,14 @@ pub(super) enum Due {
     End(EndReason),
 }
 
+/// It was told to leave in HTTP's way.
+#[derive(Clone, Copy)]
+struct Left {
+    told: Instant,
+    /// How much was written, and since when it was no more.
+    written: (u64, Instant),
+}
+
 pub(super) struct Clock {
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
     /// The timer will wake the task as it is: polling it again would change nothing.
@@ -54,7 +62,7 @@ pub(super) struct Clock {
     /// How much was written when the peer took no more, and since when.
     blocked: Option<(u64, Instant)>,
     draining: Option<Instant>,
-    has_left: bool,
+    left: Option<Left>,
     put_off: Option<Instant>,
 }
 
@@ -68,7 +76,7 @@ impl Clock {
             waiting: (Waiting::FirstByte, 0, now),
             blocked: None,
             draining: None,
-            has_left: false,
+            left: None,
             put_off: None,
         }
     }
@@ -108,7 +116,12 @@ impl Clock {
             // It may have fired for a deadline that has moved since.
             let now = Instant::now();
             if at <= now && !self.forgives(at, due, now) {
-                self.has_left |= matches!(due, Due::Leave(_));
+                if matches!(due, Due::Leave(_)) {
+                    self.left = Some(Left {
+                        told: now,
+                        written: (course.life().bytes_written(), now),
+                    });
+                }
                 return Poll::Ready(due);
             }
         }
@@ -121,7 +134,7 @@ impl Clock {
 
     /// Returns whether the connection was told to leave in HTTP's way.
     pub(super) fn has_left(&self) -> bool {
-        self.has_left
+        self.left.is_some()
     }
 
     fn note(&mut self, course: &Course) {
@@ -149,6 +162,11 @@ impl Clock {
         } else if self.blocked.is_none_or(|(before, _)| before != written) {
             self.blocked = Some((written, Instant::now()));
         }
+        if let Some(left) = &mut self.left
+            && left.written.0 != written
+        {
+            left.written = (written, Instant::now());
+        }
         if self.draining.is_none() && course.is_leaving() {
             self.draining = Some(Instant::now());
         }
@@ -168,34 +186,42 @@ impl Clock {
             }
             Waiting::Head => after(since, limits.head, Due::End(EndReason::FrameTimeout)),
             Waiting::NextRequest => {
-                let due = Due::End(EndReason::IdleTimeout);
-                match limits.idle {
-                    Some(idle) if course.is_multiplexed() => {
-                        if self.has_left {
-                            after(since, Some(idle.saturating_add(GOODBYE)), due)
-                        } else {
-                            after(since, limits.idle, Due::Leave(EndReason::IdleTimeout))
-                        }
+                let end = Due::End(EndReason::IdleTimeout);
+                match self.left {
+                    // What was answered may be on its way still. Who pings is written to as well, so not for ever.
+                    Some(left) if course.is_multiplexed() => {
+                        let quiet = after(since.max(left.written.1), Some(GOODBYE), end);
+                        let idle = after(since.max(left.told), limits.idle, end);
+                        [quiet, idle]
+                            .into_iter()
+                            .flatten()
+                            .min_by_key(|(at, _)| *at)
                     }
-                    idle => after(since, idle, due),
+                    None if course.is_multiplexed() => {
+                        after(since, limits.idle, Due::Leave(EndReason::IdleTimeout))
+                    }
+                    _ => after(since, limits.idle, end),
                 }
             }
         };
         let write = self
             .blocked
             .and_then(|(_, since)| after(since, limits.write, Due::End(EndReason::WriteTimeout)));
-        let drain = self.draining.filter(|_| !self.has_left).and_then(|since| {
-            if waiting == Waiting::FirstByte {
-                return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));
-            }
-            let last = course.life().requests() > 0 && !course.is_multiplexed();
-            let time = if last {
-                limits.last_request
-            } else {
-                Duration::ZERO
-            };
-            after(since, Some(time), Due::Leave(EndReason::Drained))
-        });
+        let drain = self
+            .draining
+            .filter(|_| !self.has_left())
+            .and_then(|since| {
+                if waiting == Waiting::FirstByte {
+                    return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));
+                }
+                let last = course.life().requests() > 0 && !course.is_multiplexed();
+                let time = if last {
+                    limits.last_request
+                } else {
+                    Duration::ZERO
+                };
+                after(since, Some(time), Due::Leave(EndReason::Drained))
+            });
         [rest, write, drain]
             .into_iter()
             .flatten()

@@ -70,7 +70,7 @@
 //! | it never sent a byte | closes at once |
 //! | a request has arrived, or is being answered | is answered, with `connection: close` |
 //! | HTTP/1 rests between two requests | one more may come, for [a second](Limits::last_request), and is answered so; else closes |
-//! | HTTP/2 | `GOAWAY`; streams that were begun are answered |
+//! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within 5 s is closed |
 //! | it was upgraded, or streams without end | whoever serves it awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining), and ends it |
 //!
 //! # Upgrades

@@ -3,18 +3,21 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower_tcp::EndReason;
 
-use crate::support::serve;
+use crate::support::{serve, settled};
 use crate::{connect, http};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 
 const ACK: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
@@ -203,4 +206,76 @@ async fn a_peer_that_does_not_take_leave_is_let_go() {
     assert_eq!(end.reason(), EndReason::IdleTimeout);
     // 75 s, 5 s for the leave, 2 s to linger.
     assert_eq!(end.duration().as_secs(), 82);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let (mut reader, mut writer) = tokio::io::split(io);
+
+    let pings = tokio::spawn(async move {
+        for _ in 0..1_000 {
+            if writer.write_all(&frame(PING, 0, 0, &[0; 8])).await.is_err() {
+                break;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).await.expect("it ends");
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::IdleTimeout);
+    // 75 s, and as long again for what might be on its way, 2 s to linger.
+    assert_eq!(end.duration().as_secs(), 152);
+    pings.await.expect("it ran");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_take_leave_at_a_drain_is_let_go() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    settled().await;
+    let begun = Instant::now();
+
+    served.handle.shutdown();
+
+    assert_eq!(goaway(&mut io).await, 0);
+    assert_eq!(begun.elapsed().as_secs(), 5);
+    drop(io);
+    assert_eq!(served.reason().await, EndReason::Drained);
+    assert_eq!(served.handle.closed().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_its_answer_slowly_has_all_of_it_at_a_drain() {
+    const WINDOW: u32 = 10;
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let window = [&[0, 4][..], &WINDOW.to_be_bytes()].concat();
+    let path = format!("/{}", "x".repeat(99));
+    let get = [b"\x82\x86\x41\x01a\x44\x64", path.as_bytes()].concat();
+    let get = frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get);
+    let request = [frame(SETTINGS, 0, 0, &window), get].concat();
+    io.write_all(&request).await.expect("it is open");
+    settled().await;
+
+    served.handle.shutdown();
+    let mut body = Vec::new();
+    while let Some((kind, payload)) = read(&mut io).await {
+        if kind == DATA {
+            body.extend(payload);
+            sleep(Duration::from_secs(2)).await;
+            let more = frame(WINDOW_UPDATE, 0, 1, &WINDOW.to_be_bytes());
+            io.write_all(&more).await.expect("it is open");
+        }
+    }
+
+    assert_eq!(String::from_utf8(body).expect("it is text"), path);
+    drop(io);
+    assert_eq!(served.reason().await, EndReason::Drained);
 }
