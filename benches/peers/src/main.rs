@@ -60,10 +60,12 @@ enum Table {
     Redis,
     /// TLS that is ended and handed on, beside nginx and haproxy.
     Tls,
+    /// An app of axum, beside `axum::serve` and axum-server.
+    Http,
 }
 
 impl Table {
-    const EACH: [Self; 9] = [
+    const EACH: [Self; 10] = [
         Self::Lines,
         Self::Dispatch,
         Self::Layers,
@@ -73,6 +75,7 @@ impl Table {
         Self::Fairness,
         Self::Redis,
         Self::Tls,
+        Self::Http,
     ];
 
     async fn print(self, bench: &Bench) -> anyhow::Result<()> {
@@ -92,6 +95,7 @@ impl Table {
             Self::Fairness => tables::fairness::print(bench).await,
             Self::Redis => tables::redis::print(bench).await,
             Self::Tls => tables::tls::print(bench).await,
+            Self::Http => tables::http::print(bench).await,
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod churn;
 pub mod dispatch;
 pub mod fairness;
+pub mod http;
 pub mod idle;
 pub mod layers;
 pub mod lines;

@@ -1,0 +1,157 @@
+//! One app of axum, served by this crate, by `axum::serve` and by axum-server, plain or behind TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::get;
+use axum::serve::{Listener, ListenerExt};
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use clap::{Parser, ValueEnum};
+use hyper_util::rt::TokioTimer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::server::TlsStream;
+use tower::ServiceBuilder;
+use tower_tcp::http::Http;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::tls::Tls;
+use tower_tcp::{BoxError, Server};
+
+#[derive(Parser)]
+struct Args {
+    by: By,
+    /// The certificate and its key, in PEM, if it is behind TLS.
+    tls: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    TowerTcp,
+    AxumServe,
+    AxumServer,
+    /// With what this crate does by itself: a head has its time, and a request knows its peer.
+    AxumServerGuarded,
+}
+
+fn app() -> Router {
+    Router::new().route("/", get(async || "Hello, world!"))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let Args { by, tls } = Args::parse();
+    let tls = match &tls[..] {
+        [cert, key] => Some((cert.as_path(), key.as_path())),
+        _ => None,
+    };
+    match by {
+        By::TowerTcp => tower_tcp(tls).await,
+        By::AxumServe => axum_serve(tls.map(rustls).transpose()?).await,
+        By::AxumServer => axum_server(tls.map(rustls).transpose()?, false).await,
+        By::AxumServerGuarded => axum_server(tls.map(rustls).transpose()?, true).await,
+    }
+}
+
+async fn tower_tcp(tls: Option<(&Path, &Path)>) -> Result<(), BoxError> {
+    let server = Server::bind("127.0.0.1:0").await?;
+    for address in server.handle().addresses() {
+        println!("listening on {address}");
+    }
+    let stack = ServiceBuilder::new().layer(ConnectionTraceLayer::new());
+    let http = Http::new(app());
+    match tls {
+        Some((cert, key)) => {
+            let tls = Tls::builder().pem_files(cert, key).build()?;
+            let tls = PreConnectLayer::new(tls);
+            server.serve(stack.layer(tls).service(http)).await?
+        }
+        None => server.serve(stack.service(http)).await?,
+    };
+    Ok(())
+}
+
+fn rustls((cert, key): (&Path, &Path)) -> Result<Arc<ServerConfig>, BoxError> {
+    let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<_, _>>()?;
+    let provider = ring::default_provider();
+    let config = ServerConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(key)?)?;
+    Ok(Arc::new(config))
+}
+
+async fn axum_serve(tls: Option<Arc<ServerConfig>>) -> Result<(), BoxError> {
+    let tcp = TcpListener::bind("127.0.0.1:0").await?;
+    println!("listening on {}", tcp.local_addr()?);
+    match tls {
+        Some(config) => {
+            let acceptor = config.into();
+            axum::serve(Handshakes { tcp, acceptor }, app()).await?;
+        }
+        None => {
+            let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
+            axum::serve(tcp, app()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Encrypts what it accepts, one after the other: few connections that stay need no more.
+struct Handshakes {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Listener for Handshakes {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            let (stream, peer) = Listener::accept(&mut self.tcp).await;
+            let begun = stream.set_nodelay(true);
+            if begun.is_ok()
+                && let Ok(stream) = self.acceptor.accept(stream).await
+            {
+                return (stream, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+}
+
+async fn axum_server(tls: Option<Arc<ServerConfig>>, guarded: bool) -> Result<(), BoxError> {
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0")?;
+    tcp.set_nonblocking(true)?;
+    println!("listening on {}", tcp.local_addr()?);
+    let mut server = axum_server::from_tcp(tcp).acceptor(NoDelayAcceptor::new());
+    if guarded {
+        // Its time for heads is hyper's own, but no timer is set without being asked for.
+        server.http_builder().http1().timer(TokioTimer::new());
+    }
+    let tls = tls.map(|config| {
+        let tls = RustlsAcceptor::new(RustlsConfig::from_config(config));
+        tls.acceptor(NoDelayAcceptor::new())
+    });
+    let bare = app().into_make_service();
+    let informed = app().into_make_service_with_connect_info::<SocketAddr>();
+    match (tls, guarded) {
+        (Some(tls), true) => server.acceptor(tls).serve(informed).await?,
+        (Some(tls), false) => server.acceptor(tls).serve(bare).await?,
+        (None, true) => server.serve(informed).await?,
+        (None, false) => server.serve(bare).await?,
+    }
+    Ok(())
+}
