@@ -18,8 +18,10 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
 
 const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
 /// `GET http://a/never`: three fields of HPACK's static table, and a path of its own.
@@ -123,6 +125,35 @@ async fn a_header_block_beyond_the_limit_is_refused() {
         "{answer:?}"
     );
     assert_eq!(served.ended().await.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_block_without_end_ends_the_connection() {
+    let mut served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let (mut reader, mut writer) = tokio::io::split(io);
+
+    let flood = tokio::spawn(async move {
+        let begun = frame(HEADERS, END_STREAM, 1, GET_NEVER);
+        writer.write_all(&begun).await.expect("it is open");
+        // One field, never indexed, in each: no frame is the last one.
+        let more = [b"\x10\x01x\x5f".as_slice(), &[b'y'; 95]].concat();
+        for sent in 0..100_000 {
+            let more = frame(CONTINUATION, 0, 1, &more);
+            if writer.write_all(&more).await.is_err() {
+                return sent;
+            }
+        }
+        100_000
+    });
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).await.expect("it ends");
+
+    let end = served.ended().await;
+    assert_eq!(end.reason(), EndReason::CodecError);
+    assert_eq!(end.requests(), 0);
+    assert!(flood.await.expect("it ran") < 100_000);
 }
 
 #[tokio::test(start_paused = true)]
