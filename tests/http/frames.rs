@@ -153,7 +153,9 @@ async fn a_header_block_without_end_ends_the_connection() {
     let end = served.ended().await;
     assert_eq!(end.reason(), EndReason::CodecError);
     assert_eq!(end.requests(), 0);
-    assert!(flood.await.expect("it ran") < 100_000);
+    // What is on its way counts, too.
+    let sent = flood.await.expect("it ran");
+    assert!(sent < 2_000, "{sent} were taken");
 }
 
 #[tokio::test(start_paused = true)]
