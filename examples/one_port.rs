@@ -6,6 +6,7 @@
 //! curl --http2-prior-knowledge http://127.0.0.1:7080/
 //! curl -k https://127.0.0.1:7080/
 //! printf 'hi\n' | nc -N 127.0.0.1 7080
+//! printf 'GET / HTTP/1.0\r\n\r\n' | nc -N 127.0.0.1 7080
 //! (echo hi; sleep 1) | openssl s_client -quiet -connect 127.0.0.1:7080
 //! ```
 //!
@@ -76,7 +77,10 @@ async fn main() -> Result<(), BoxError> {
         .chain(tls.when(|info| info.get() == Some(&Protocol::Tls)))
         .chain(peek.when(|info| info.get().is_some_and(|tls: &TlsInfo| tls.alpn().is_none())));
 
-    let http = Http::new(service_fn(hello));
+    // For clients such as `nc -N`, which end their side behind the request.
+    let http = Http::new(service_fn(hello)).configure(|hyper| {
+        hyper.http1().half_close(true);
+    });
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
     let greet =
         OnConnectLayer::new(|peer: Peer<Bytes>| async move { peer.send("220 ready".into()).await });

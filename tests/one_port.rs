@@ -1,11 +1,20 @@
 //! The example `one_port`, driven by the clients that people have: each is served in what it speaks.
 
+use std::collections::HashSet;
 use std::process::Stdio;
+use std::time::Duration;
 
+use certificates::certified;
 use process::{Client, Example, soon};
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio_rustls::rustls::ClientConnection;
+use tokio_rustls::rustls::pki_types::ServerName;
 
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "support/process.rs"]
 mod process;
 
@@ -76,6 +85,18 @@ async fn nc_is_answered_in_lines() {
 }
 
 #[tokio::test]
+async fn nc_is_answered_in_http_if_that_is_what_it_sends() {
+    let example = Example::start("one_port", &[]).await;
+    let (host, port) = (example.addr().ip().to_string(), example.addr().port());
+    let request = "GET / HTTP/1.0\r\n\r\n";
+
+    let said = run("nc", &["-N", &host, &port.to_string()], request).await;
+
+    assert!(said.starts_with("HTTP/1.0 200 OK\r\n"), "{said}");
+    assert!(said.ends_with("\r\n\r\nHTTP/1.0 in the clear\n"), "{said}");
+}
+
+#[tokio::test]
 async fn openssl_is_answered_in_lines_inside_of_tls() {
     let example = Example::start("one_port", &[]).await;
     let to = example.addr().to_string();
@@ -109,6 +130,56 @@ async fn one_who_says_nothing_is_greeted() {
     assert_eq!(client.line().await, "220 ready");
 
     assert_eq!(client.ask("hi").await, "hi");
+}
+
+/// What a client of TLS sends first.
+fn client_hello() -> Vec<u8> {
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut client = ClientConnection::new(certified().1, name).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("into memory");
+    hello
+}
+
+#[tokio::test]
+async fn clients_that_leave_behind_any_byte_end_once_each_and_leave_nothing() {
+    let example = Example::start("one_port", &[]).await;
+    let hello = client_hello();
+    let beginnings: [&[u8]; 4] = [
+        b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+        &hello,
+        b"hello\nhello\n",
+    ];
+
+    let mut left = 0;
+    for bytes in beginnings {
+        for cut in 0..=bytes.len() {
+            for resets in [false, true] {
+                let mut client = TcpStream::connect(example.addr()).await.unwrap();
+                client.write_all(&bytes[..cut]).await.unwrap();
+                if resets {
+                    SockRef::from(&client)
+                        .set_linger(Some(Duration::ZERO))
+                        .unwrap();
+                }
+                left += 1;
+            }
+        }
+    }
+
+    let ends = example.logged(left, &["connection.closed"]).await;
+    let numbers = ends.iter().map(|end| {
+        let id = end.split(" connection.id=").nth(1);
+        id.and_then(|rest| rest.split(' ').next())
+            .expect("it has one")
+    });
+    assert_eq!(numbers.collect::<HashSet<_>>().len(), left);
+    let ended = example.stop().await;
+    assert!(ended.log.iter().all(|line| !line.contains("panicked")));
+    // The last of them may be in its last act.
+    let last = ended.said.last().unwrap();
+    assert!(last.ends_with(", 0 cut off"), "{last}");
 }
 
 #[tokio::test]

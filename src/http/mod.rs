@@ -59,7 +59,7 @@
 //! connection ([`Panic`](crate::EndReason::Panic)), once the other streams on it are done. What is not HTTP, or beyond hyper's limits, is
 //! answered (400, 431, `GOAWAY`) and ends it ([`CodecError`](crate::EndReason::CodecError), [`FrameTooLarge`](crate::EndReason::FrameTooLarge)). A peer that
 //! leaves before its answer is noticed, and its request dropped ([`PeerReset`](crate::EndReason::PeerReset)); hyper takes the end of its input for
-//! that, too. For clients that half-close and wait, such as `nc -N`: `.configure(|hyper| drop(hyper.http1().half_close(true)))`.
+//! that, too. For clients that half-close and wait, such as `nc -N`: `.configure(|hyper| { hyper.http1().half_close(true); })`.
 //!
 //! Deadlines are in [`Limits`]. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
 //!
