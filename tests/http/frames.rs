@@ -153,9 +153,9 @@ async fn a_header_block_without_end_ends_the_connection() {
     let end = served.ended().await;
     assert_eq!(end.reason(), EndReason::CodecError);
     assert_eq!(end.requests(), 0);
-    // What is on its way counts, too.
+    // What is on its way, and what is read while it lingers, counts, too.
     let sent = flood.await.expect("it ran");
-    assert!(sent < 2_000, "{sent} were taken");
+    assert!(sent < 10_000, "{sent} were taken");
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,7 +66,7 @@ where
 {
     for message in [
         Message::text("hello"),
-        Message::binary(vec![7; 100_000]),
+        Message::binary(vec![7; 10_000]),
         Message::text(""),
     ] {
         socket.send(message.clone()).await.expect("it is open");
