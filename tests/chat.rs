@@ -317,6 +317,9 @@ const READING: usize = MEMBERS - NOT_READING;
 const BATCH: usize = 10;
 const BATCHES: usize = 35;
 
+/// Less than the 30 s after which one who does not take what is written is given up: who waits for such waits so long. And far more than it takes.
+const WAITED: Duration = Duration::from_secs(10);
+
 /// How many lines that begin with `<` all readers have seen together.
 #[derive(Default)]
 struct Seen {
@@ -417,7 +420,7 @@ async fn a_thousand_members_do_not_wait_for_ten_that_never_read() {
         most = most.max(chat.resident());
     }
 
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(slowest < WAITED, "{slowest:?}");
     let ends = chat
         .logged(NOT_READING, &["connection.closed", "\"slow_reader\""])
         .await;
@@ -430,11 +433,7 @@ async fn a_thousand_members_do_not_wait_for_ten_that_never_read() {
     let sent = Instant::now();
     speaker.write_all(b"still here?\n").await.unwrap();
     seen.reaches(lines + READING).await;
-    assert!(
-        sent.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        sent.elapsed()
-    );
+    assert!(sent.elapsed() < WAITED, "{:?}", sent.elapsed());
     assert_eq!(chat.so_far(&["connection.closed"]).len(), NOT_READING);
     drop(silent);
 }
