@@ -165,7 +165,8 @@ async fn an_idle_connection_does_not_hold_the_process() {
         ended.await.unwrap().said.last().unwrap(),
         "1 connections drained, 0 cut off"
     );
-    assert!(signalled.elapsed() < Duration::from_secs(1));
+    // Of the 30 s that a drain may take.
+    assert!(signalled.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]
@@ -209,7 +210,8 @@ async fn a_second_signal_ends_it_at_once() {
         stack.signal(second);
         let ended = stack.ended().await;
 
-        assert!(signalled.elapsed() < Duration::from_secs(1));
+        // Before what it sleeps for is over.
+        assert!(signalled.elapsed() < Duration::from_secs(4));
         assert!(ended.status.success());
         assert_eq!(
             ended.said.last().unwrap(),
