@@ -545,6 +545,30 @@ async fn the_length_of_the_accept_queue_is_that_of_the_backlog() {
     assert_eq!(length.await.expect("all are in the backlog"), 6.0);
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn nobody_waits_in_the_accept_queue_of_a_server_that_is_gone() {
+    let recorded = Recorded::default();
+    let _guard = set_default_local_recorder(&recorded);
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let handle = server.handle();
+    let address = handle.addresses()[0].tcp().unwrap();
+    let _waits = TcpStream::connect(address).await.unwrap();
+    timeout(30 * SECOND, async {
+        while recorded.sum("tower_tcp.accept_queue.length", &[]) < 1.0 {
+            handle.collect_metrics();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is in the backlog");
+    drop(server);
+
+    handle.collect_metrics();
+
+    assert_eq!(recorded.sum("tower_tcp.accept_queue.length", &[]), 0.0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_does_not_listen_on_tcp_has_no_accept_queue_to_tell_of() {
     let recorded = Recorded::default();

@@ -15,12 +15,16 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     if ours.is_empty() {
         return None;
     }
-    let waiting = ["/proc/net/tcp", "/proc/net/tcp6"]
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
+    let tables = tables
         .into_iter()
-        .filter_map(|table| File::open(table).ok())
-        .flat_map(|table| listeners(BufReader::new(table)))
-        .filter(|(address, _)| ours.contains(address))
-        .map(|(_, waiting)| waiting);
+        .filter_map(|table| File::open(table).ok());
+    let waiting = tables.map(|table| {
+        listeners(BufReader::new(table))
+            .filter(|(address, _)| ours.contains(address))
+            .map(|(_, waiting)| waiting)
+            .sum::<usize>()
+    });
     waiting.reduce(|sum, one| sum + one)
 }
 

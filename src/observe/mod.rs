@@ -26,8 +26,8 @@
 //! | `request.failed` | warn | `connection.id`, `error` | a service error while the policy is off: handle it in the service |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: that client was gone |
 //! | `accept.stalled` | warn | `error`, `error.type` | the process is out of something, mostly descriptors; said once, until it is over |
-//! | `accept.resumed` | info | | |
-//! | `signal.received` | info | `live` | |
+//! | `accept.resumed` | info | | nothing: it accepts again |
+//! | `signal.received` | info | `live` | nothing: a shutdown begins, with so many open |
 //! | `a worker's thread is left behind` | warn | | it is blocked: look for what waits or computes without end in a service |
 //! | `an on_end callback panicked` | error | | mend the callback; the others have run |
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: that connection is served without it |
@@ -47,16 +47,16 @@
 //! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is live |
 //! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: look for warnings; by `peer`: probes, scans, or a client of another version |
 //! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | those of the ended that were not let in: more room, or nothing, if they are unwelcome |
-//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | |
+//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request |
 //! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: it left, most often a probe; `tls_handshake_failed`; `canceled`: not done in time) | slow: too few processors; failing: certificates, old clients |
 //! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of descriptors (`emfile`), add memory |
-//! | `tower_tcp.requests.active` | gauge, requests | those given to the layer | |
-//! | `tower_tcp.request.duration` | histogram, seconds | those given to the layer; `error.type` (`service_error`; `canceled`: its connection ended first) | |
+//! | `tower_tcp.requests.active` | gauge, requests | those given to the layer | rising without end: the service waits for something that does not come |
+//! | `tower_tcp.request.duration` | histogram, seconds | those given to the layer; `error.type` (`service_error`; `canceled`: its connection ended first) | slower than it was: look at the service, and at what it asks |
 //! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many `pre_connect`: slow clients, or a flood |
 //! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | near to it: raise it, or add servers |
 //! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | more than a few, for long: at the limit, paused, or stalled. TCP on Linux only |
-//! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | |
-//! | `tower_tcp.requests` | counter, requests | `server.name` | |
+//! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | near to what the network carries: more of it, or smaller replies |
+//! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: plan for it |
 //! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | while a shutdown waits: not falling means that it will end by its deadline |
 //!
 //! The first six are recorded as it happens, where connections come and go; those of requests by `RequestMetricsLayer`, around the service that is to
@@ -64,7 +64,7 @@
 //! seconds.
 //!
 //! `server.name` is the name from [`ServerBuilder::name`](crate::ServerBuilder::name), and left out without one. Where a process has several
-//! servers, each needs one: gauges without would overwrite each other. Durations of connections want buckets up to hours, those of handshakes and requests of 5 ms to 10 s.
+//! servers, each needs one: gauges without would overwrite each other. Handshakes are not told apart by server: a hook does not know whose it is. Durations of connections want buckets up to hours, those of handshakes and requests of 5 ms to 10 s.
 //!
 //! [`Connection::on_end`]: crate::Connection::on_end
 //! [`EndReason`]: crate::EndReason
