@@ -223,3 +223,31 @@ async fn a_call_that_wakes_itself_is_polled_until_it_is_done() {
 
     assert_eq!(client.rest().await, ["a", "b", "c", "d", "e", "f"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_streams_is_whole_although_a_later_call_panics() {
+    let service = service_fn(|request: Bytes| async move {
+        if request == "stream" {
+            let frames = futures_util::stream::unfold(0, |n| async move {
+                sleep(10 * MS).await;
+                (n < 3).then(|| (Ok::<_, BoxError>(Bytes::from(n.to_string())), n + 1))
+            });
+            return Ok(Reply::stream(frames));
+        }
+        sleep(15 * MS).await;
+        act(request).await
+    });
+    let served = serve(
+        Pipeline::new(Lines::default)
+            .service(service)
+            .multiplexed(2),
+    );
+    let mut client = served.connect().await;
+
+    client.send("stream\npanic\n").await;
+
+    for frame in ["0", "1", "2"] {
+        assert_eq!(client.line().await, frame);
+    }
+    assert!(client.rest().await.is_empty());
+}

@@ -25,7 +25,7 @@ pub(super) struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item,
     calls: Calls<'a, Io, C, T, M, S, A>,
     /// The call that runs here. Where replies keep the order of the requests it is the oldest, and the results of others wait for it.
     #[pin]
-    head: Option<S::Future>,
+    head: Option<Call<S::Future>>,
 }
 
 impl<'a, Io, C, T, M, S, A> Concurrent<'a, Io, C, T, M, S, A>
@@ -46,10 +46,10 @@ where
             let mut is_busy = false;
             if let Some(head) = this.head.as_mut().as_pin_mut() {
                 match head.poll(cx) {
-                    Poll::Ready(result) => {
+                    Poll::Ready(Ok(result)) => {
                         // Dropped first: what the call held is given back before its reply is written.
                         this.head.set(None);
-                        this.calls.finish_head(result.map_err(Into::into));
+                        this.calls.finish_head(result);
                     }
                     Poll::Pending => is_busy = true,
                 }
@@ -66,7 +66,7 @@ where
             if is_busy || !this.calls.begin_head() {
                 return Poll::Ready(Some(event));
             }
-            this.head.set(Some(this.calls.call(event)));
+            this.head.set(Some(Call::start(|| this.calls.call(event))));
         }
     }
 }

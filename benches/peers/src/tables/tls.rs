@@ -79,21 +79,21 @@ pub async fn print(bench: &Bench) -> Result<()> {
     let mut handshakes = Table::new("handshake", HANDSHAKES);
     let mut bytes = Table::new("way", BYTES);
     for (name, version, suite) in suites {
+        // One for each turn, which has no tickets of servers that are gone.
+        let client = |resumed| Client::new(made.cert.der(), version, suite, resumed);
         for resumed in [false, true] {
-            let client = Client::new(made.cert.der(), version, suite, resumed)?;
             let samples = bench
                 .rounds(&servers, async |server| {
-                    client.handshakes(server, bench.period()).await
+                    client(resumed)?.handshakes(server, bench.period()).await
                 })
                 .await?;
             let kind = if resumed { "resumed" } else { "full" };
             handshakes.rows(&format!("{name}, {kind}"), &servers, &samples);
         }
-        let client = Client::new(made.cert.der(), version, suite, false)?;
         for (way, from_client) in [("to the client", false), ("from the client", true)] {
             let samples = bench
                 .rounds(&servers, async |server| {
-                    client.bulk(server, from_client).await
+                    client(false)?.bulk(server, from_client).await
                 })
                 .await?;
             bytes.rows(&format!("{name}, {way}"), &servers, &samples);
