@@ -426,3 +426,31 @@ async fn a_connection_is_idle_whatever_messages_it_gets() {
     ticking.await.expect("it does not panic");
     drop(client);
 }
+
+#[tokio::test(start_paused = true)]
+async fn messages_do_not_put_off_the_deadline_of_a_frame_that_was_begun() {
+    let (pipeline, mut peers) = says_what_it_got(Duration::from_millis(1));
+    for mut served in each_way(pipeline) {
+        let mut client = served.connect().await;
+        let peer = next(&mut peers).await;
+        client.send("half a fra").await;
+        let begun = Instant::now();
+
+        let heartbeat = async {
+            while peer.message("still there?").await.is_ok() {
+                client.line().await;
+                tokio::time::sleep(Duration::from_secs(7)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), heartbeat)
+            .await
+            .expect("the frame is given up");
+
+        assert_eq!(served.reason().await, EndReason::FrameTimeout);
+        assert!(
+            begun.elapsed() < Duration::from_secs(36),
+            "{:?}",
+            begun.elapsed()
+        );
+    }
+}

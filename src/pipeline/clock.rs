@@ -185,10 +185,11 @@ impl Clock {
             self.active = Some(now);
         }
         self.saw_byte = false;
-        if waiting != Waiting::InFrame {
-            self.frame_begun = None;
-        } else if self.frame_begun.is_none() {
-            self.frame_begun = Some(now);
+        match waiting {
+            Waiting::InFrame => self.frame_begun = self.frame_begun.or(Some(now)),
+            // The program's messages to itself give the peer no more time.
+            Waiting::Busy if !self.asked => {}
+            _ => self.frame_begun = None,
         }
         if !writing {
             self.written = None;
