@@ -6,12 +6,12 @@ use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
-use tower::service_fn;
+use tower::{Service, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
@@ -224,15 +224,19 @@ async fn a_call_that_wakes_itself_is_polled_until_it_is_done() {
     assert_eq!(client.rest().await, ["a", "b", "c", "d", "e", "f"]);
 }
 
+/// A frame each 10 ms.
+fn three_frames() -> impl futures_util::Stream<Item = Result<Bytes, BoxError>> {
+    futures_util::stream::unfold(0, |n| async move {
+        sleep(10 * MS).await;
+        (n < 3).then(|| (Ok(Bytes::from(n.to_string())), n + 1))
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_streams_is_whole_although_a_later_call_panics() {
     let service = service_fn(|request: Bytes| async move {
         if request == "stream" {
-            let frames = futures_util::stream::unfold(0, |n| async move {
-                sleep(10 * MS).await;
-                (n < 3).then(|| (Ok::<_, BoxError>(Bytes::from(n.to_string())), n + 1))
-            });
-            return Ok(Reply::stream(frames));
+            return Ok(Reply::stream(three_frames()));
         }
         sleep(15 * MS).await;
         act(request).await
@@ -250,4 +254,44 @@ async fn a_reply_that_streams_is_whole_although_a_later_call_panics() {
         assert_eq!(client.line().await, frame);
     }
     assert!(client.rest().await.is_empty());
+}
+
+/// Is ready once, and panics when it is asked again.
+#[derive(Clone)]
+struct ReadyOnce<S> {
+    service: S,
+    asked: Arc<AtomicUsize>,
+}
+
+impl<S: Service<Bytes>> Service<Bytes> for ReadyOnce<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        assert_eq!(self.asked.fetch_add(1, Ordering::Relaxed), 0, "asked again");
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Bytes) -> S::Future {
+        self.service.call(request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_streams_is_whole_although_the_service_panics_when_it_is_to_be_ready_again() {
+    let service = ReadyOnce {
+        service: service_fn(|_| async { Ok::<_, BoxError>(Reply::stream(three_frames())) }),
+        asked: Arc::default(),
+    };
+    let pipeline = Pipeline::new(Lines::default).service(service);
+    let mut served = serve(pipeline.in_flight(2));
+    let mut client = served.connect().await;
+
+    client.send("stream\n").await;
+    assert_eq!(client.line().await, "0");
+    client.send("more\n").await;
+
+    assert_eq!(client.rest().await, ["1", "2"]);
+    assert_eq!(served.reason().await, EndReason::Panic);
 }

@@ -343,6 +343,39 @@ fn a_peer_that_stalls_or_never_reads_holds_a_frame_the_mark_and_16_kib_at_most()
 }
 
 #[test]
+fn replies_that_wait_beside_a_call_hold_what_they_are() {
+    alone(async || {
+        let service = service_fn(async |line: Bytes| {
+            if line == "hang" {
+                drop(line);
+                return std::future::pending().await;
+            }
+            echo(line).await
+        });
+        let (streams, listener) = mpsc::channel(1);
+        let server = Server::from_listener(Streams(listener));
+        let _served = serve_on(server, Pipeline::new(Lines::default).service(service));
+        let connect = async |pieces: &Arc<_>| {
+            let stream = Stalling::new(pieces, 0);
+            assert!(streams.send(stream).await.is_ok(), "it listens");
+            sleep(MS).await;
+        };
+        let replies = |count| [line(1023).repeat(count), b"hang\n".to_vec()].concat();
+        let pieces = Arc::new(vec![replies(20)]);
+        // So that the thread has a large block to write into.
+        connect(&Arc::new(vec![replies(60)])).await;
+        let before = held();
+
+        for _ in 0..16 {
+            connect(&pieces).await;
+        }
+
+        let held = (held() - before) / 16;
+        assert!(held < (20 + 8) * 1024, "{held}");
+    });
+}
+
+#[test]
 fn a_connection_that_rests_holds_nothing_of_the_frames_it_had() {
     alone(async || {
         let (streams, listener) = mpsc::channel(1);

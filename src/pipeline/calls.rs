@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use tokio_util::codec::Decoder;
@@ -212,15 +213,16 @@ where
     /// Has the service become ready. Ready with `false` when what is at hand is not to be begun any more.
     #[inline]
     fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        match self.service.poll_ready(cx) {
-            Poll::Ready(Ok(())) => Poll::Ready(true),
-            Poll::Ready(Err(err)) => {
-                let ended = ConnectionEnded::caused(EndReason::ServiceNotReady, err);
-                self.engine.end(ended, Leaves::Requests);
-                Poll::Ready(false)
-            }
-            Poll::Pending => self.wait_beside(cx).map(|()| false),
-        }
+        // Caught here, because requests before it may be in flight, and are answered.
+        let polled = catch_unwind(AssertUnwindSafe(|| self.service.poll_ready(cx)));
+        let ended = match polled {
+            Ok(Poll::Ready(Ok(()))) => return Poll::Ready(true),
+            Ok(Poll::Pending) => return self.wait_beside(cx).map(|()| false),
+            Ok(Poll::Ready(Err(err))) => ConnectionEnded::caused(EndReason::ServiceNotReady, err),
+            Err(payload) => ConnectionEnded::caused(EndReason::Panic, Panicked::new(&*payload)),
+        };
+        self.engine.end(ended, Leaves::Requests);
+        Poll::Ready(false)
     }
 
     /// Calls the service.

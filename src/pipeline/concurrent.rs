@@ -25,7 +25,9 @@ pub(super) struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item,
     calls: Calls<'a, Io, C, T, M, S, A>,
     /// The call that runs here. Where replies keep the order of the requests it is the oldest, and the results of others wait for it.
     #[pin]
-    head: Option<Call<S::Future>>,
+    head: Option<S::Future>,
+    /// That call is being begun or polled: it is whose a panic is.
+    in_head: bool,
 }
 
 impl<'a, Io, C, T, M, S, A> Concurrent<'a, Io, C, T, M, S, A>
@@ -36,7 +38,11 @@ where
     A: Answer<T>,
 {
     pub(super) fn new(calls: Calls<'a, Io, C, T, M, S, A>) -> Self {
-        Self { calls, head: None }
+        Self {
+            calls,
+            head: None,
+            in_head: false,
+        }
     }
 
     /// Runs calls here as long as each is done at once. Ready with an event that is to run beside the one here, or at the end.
@@ -45,11 +51,14 @@ where
         loop {
             let mut is_busy = false;
             if let Some(head) = this.head.as_mut().as_pin_mut() {
-                match head.poll(cx) {
-                    Poll::Ready(Ok(result)) => {
+                *this.in_head = true;
+                let polled = head.poll(cx);
+                *this.in_head = false;
+                match polled {
+                    Poll::Ready(result) => {
                         // Dropped first: what the call held is given back before its reply is written.
                         this.head.set(None);
-                        this.calls.finish_head(result);
+                        this.calls.finish_head(result.map_err(Into::into));
                     }
                     Poll::Pending => is_busy = true,
                 }
@@ -66,7 +75,9 @@ where
             if is_busy || !this.calls.begin_head() {
                 return Poll::Ready(Some(event));
             }
-            this.head.set(Some(Call::start(|| this.calls.call(event))));
+            *this.in_head = true;
+            this.head.set(Some(this.calls.call(event)));
+            *this.in_head = false;
         }
     }
 }
@@ -86,17 +97,26 @@ where
     type Item = Result<Call<S::Future>, Closed>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = catch_unwind(AssertUnwindSafe(|| self.as_mut().poll_head(cx)));
-        let mut this = self.project();
-        let event = match polled {
-            Ok(polled) => ready!(polled),
-            Err(payload) => {
-                this.head.set(None);
-                this.calls.panicked(Panicked::new(&*payload));
-                None
+        let event = loop {
+            // Once around all of it: around each call it would cost a request a tenth of its instructions.
+            let polled = catch_unwind(AssertUnwindSafe(|| self.as_mut().poll_head(cx)));
+            let mut this = self.as_mut().project();
+            match polled {
+                Ok(polled) => break ready!(polled),
+                Err(payload) => {
+                    let panicked = Panicked::new(&*payload);
+                    this.head.set(None);
+                    if std::mem::take(this.in_head) {
+                        this.calls.finish_head(Err(panicked.into()));
+                    } else {
+                        this.calls.panicked(panicked);
+                        break None;
+                    }
+                }
             }
         };
-        Poll::Ready(event.map(|event| Ok(Call::start(|| this.calls.call(event)))))
+        let calls = self.project().calls;
+        Poll::Ready(event.map(|event| Ok(Call::start(|| calls.call(event)))))
     }
 }
 

@@ -142,12 +142,7 @@ where
 
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Accepted<L::Io>, Failure>> {
         ready!(self.stall.poll(cx));
-        let Poll::Ready(readable) = self.listener.poll_readable(cx) else {
-            // Another process was faster, the last time: what was reserved for that connection is not kept for the next.
-            self.stack.give_back();
-            return Poll::Pending;
-        };
-        readable.map_err(Failure::Accept)?;
+        ready!(self.listener.poll_readable(cx)).map_err(Failure::Accept)?;
         if self.panicked.is_none() {
             match catch_unwind(AssertUnwindSafe(|| self.stack.poll_ready(cx))) {
                 Ok(polled) => ready!(polled).map_err(|err| Failure::Service(err.into()))?,
@@ -158,16 +153,18 @@ where
         // A stream belongs to the runtime that it is made on.
         let accepted = {
             let _entered = place.runtime.enter();
-            ready!(self.listener.poll_accept(cx))
+            self.listener.poll_accept(cx)
         };
-        Poll::Ready(match accepted {
-            Ok(incoming) => Ok((incoming, place)),
-            Err(err) => Err(Failure::Accept(err)),
-        })
+        if !matches!(accepted, Poll::Ready(Ok(_))) {
+            // Another process was faster, say: what was reserved for that connection is not kept for the next.
+            self.stack.give_back();
+        }
+        accepted
+            .map_ok(|incoming| (incoming, place))
+            .map_err(Failure::Accept)
     }
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
-        self.stack.give_back();
         // The user's policy may panic like all of the user's code; then the default decides.
         let action = catch_unwind(AssertUnwindSafe(|| (self.policy)(&err)));
         let action = match action.unwrap_or_else(|_panicked| classify(&err)) {

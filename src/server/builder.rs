@@ -121,7 +121,7 @@ impl ServerBuilder {
     /// panics.
     ///
     /// They are named after the server (`echo-0`, `echo-1`), start with it, and end with it. What was spawned there and is still
-    /// running is dropped then. A thread that is blocked is waited for no longer than 1 s.
+    /// running is dropped then. A thread that is blocked is waited for no longer than 1 s. With zero threads it is as without this.
     pub fn workers(mut self, threads: usize) -> Self {
         self.runtimes = Runtimes::Own(threads);
         self
@@ -130,8 +130,8 @@ impl ServerBuilder {
     /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own: where threads are to be pinned to
     /// cores, or several servers share them. With none of them, they run where the server does.
     ///
-    /// Each must be at work as long as the server is: a current-thread runtime is only while something blocks on it. One that is shut down cuts
-    /// its connections off, and is given no more; when all are, the server ends with [`Error::Workers`] at the next connection.
+    /// Each needs I/O and time enabled (where one lacks them, tokio panics as the first connection comes), and must be at work as long as the
+    /// server is: a current-thread runtime is only while something blocks on it. One that is shut down cuts its connections off, and is given no more; when all are, the server ends with [`Error::Workers`] at the next connection.
     ///
     /// ```
     /// use tokio::runtime::Builder;

@@ -30,13 +30,12 @@ where
             ControlFlow::Continue(message) => message,
             ControlFlow::Break(polled) => return polled,
         };
-        // What was encoded may have changed the decoder's mode.
-        self.output.rest();
         let at_most = if self.output.is_flushed() {
             usize::MAX
         } else {
             READ_UNWRITTEN
         };
+        // What was encoded may have changed the decoder's mode.
         if self.decodable || self.poll_read(at_most, cx).is_ready() {
             return Poll::Ready(());
         }
@@ -120,7 +119,6 @@ where
         if self.is_ending() || !self.is_above_mark() {
             return Poll::Ready(());
         }
-        self.output.rest();
         self.poll_clock(Waiting::Busy, None, cx)
     }
 
@@ -197,6 +195,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         self.input.rest();
+        self.output.rest();
         self.stand_by(cx);
         let writing = !self.output.is_flushed();
         let limits = &self.settings.limits;
