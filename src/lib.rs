@@ -1,5 +1,49 @@
+// Where the README's links lead in these docs. The first definition of a name counts: in the repository its own lead to the files.
+//! [`bind`]: crate::bind
+//! [`accept`]: crate::accept
+//! [`admit`]: crate::admit
+//! [`preconnect`]: crate::preconnect
+//! [`tls`]: crate::tls
+//! [`frame`]: crate::frame
+//! [`pipeline`]: crate::pipeline
+//! [`close`]: crate::close
+//! [`observe`]: crate::observe
+//! [`http`]: crate::http
+//! [`registry`]: crate::registry
+//! [`signal`]: crate::signal
+//! [`testkit`]: crate::testkit
+//! [`EndReason`]: crate::EndReason
+//! [`Peer`]: crate::Peer
+//! [`Handle`]: crate::Handle
+//! [`Listener`]: crate::bind::Listener
+//! [`ConnectionLimit`]: crate::admit::ConnectionLimit
+//! [`Peek`]: crate::preconnect::Peek
+//! [`Lines`]: crate::frame::Lines
+//! [`Block`]: crate::frame::Block
+//! [InOut]: crate::frame::InOut
+//! [CodecExt]: crate::frame::CodecExt
+//! [Serde]: crate::frame::Serde
+//! [in_flight]: crate::Pipeline::in_flight
+//! [multiplexed]: crate::Pipeline::multiplexed
+//! [Limits]: crate::pipeline::Limits
+//! [metrics]: crate::observe#metrics
+//! [catalogue]: crate::observe
+//! [on_takeover]: crate::Pipeline::on_takeover
+//! [workers]: crate::ServerBuilder::workers
+//! [`MIGRATION.md`]: crate::migration
+//! [`PROTOCOLS.md`]: crate::protocols
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// What is linked may be of a feature that is off.
+#![cfg_attr(
+    not(all(
+        feature = "http",
+        feature = "serde",
+        feature = "testkit",
+        feature = "tls"
+    )),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 // In the order of a connection's path: a module names only modules above it.
 pub mod error;
