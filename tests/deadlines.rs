@@ -505,3 +505,24 @@ async fn b20_a_full_pre_connect_budget_evicts_the_oldest() {
     assert_eq!(evicted.duration(), 2 * SECOND);
     assert_eq!(served.handle.live(), 2);
 }
+
+/// Each request takes one of the units that tokio gives a task's turn, before it has everything wait.
+async fn costly(request: Bytes) -> Result<Bytes, BoxError> {
+    tokio::task::consume_budget().await;
+    Ok(request)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
+    for requests in 100..150 {
+        for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(costly))) {
+            let mut client = served.connect().await;
+
+            client.send("a\n".repeat(requests)).await;
+
+            client.rest().await;
+            let reason = served.reason().await;
+            assert_eq!(reason, EndReason::IdleTimeout, "{}, {requests}", served.way);
+        }
+    }
+}

@@ -29,7 +29,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use certificates::certified;
-use support::{Client, Served, serve, serve_on};
+use support::{Client, Served, serve, serve_on, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -498,6 +498,36 @@ async fn a_request_has_a_span_in_that_of_its_connection() {
     assert_eq!(requests[0].within, ["tcp.connection"]);
     let inside = capture.events("in the service");
     assert_eq!(inside[0].within, ["request", "tcp.connection"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_says_as_it_is_dropped_is_in_its_spans() {
+    struct Says;
+    impl Drop for Says {
+        fn drop(&mut self) {
+            tracing::info!(target: "tower_tcp", "dropped");
+        }
+    }
+    let (capture, _guard) = Capture::begin();
+    let service = ServiceBuilder::new()
+        .layer(RequestTraceLayer::new())
+        .service_fn(|_: Bytes| async move {
+            let _says = Says;
+            pending::<Result<Bytes, BoxError>>().await
+        });
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(Pipeline::new(Lines::default).service(service));
+    let mut served = serve(stack);
+    let mut client = served.connect().await;
+    client.send("a\n").await;
+    settled().await;
+
+    served.handle.abort();
+    served.ended().await;
+
+    let dropped = capture.events("dropped");
+    assert_eq!(dropped[0].within, ["request", "tcp.connection"]);
 }
 
 #[tokio::test(start_paused = true)]

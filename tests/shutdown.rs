@@ -6,8 +6,10 @@ mod running;
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
-use tower::{ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
 use tower_tcp::frame::Lines;
@@ -243,6 +245,81 @@ async fn h5_a_shutdown_while_paused_is_not_held_up() {
     assert_eq!(read_to_end(inside).await, "a\n");
     assert_eq!(read_to_end(waiting).await, "");
     assert!(server.report().await.duration <= Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_paused_server_are_served_what_they_have_asked() {
+    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    server.handle.pause();
+    settle().await;
+    let waiting = send(&server, b"asked\n").await;
+    settle().await;
+
+    server.handle.shutdown();
+
+    assert_eq!(read_to_end(waiting).await, "asked\n");
+    assert_eq!(server.report().await.drained, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_arrived_is_answered_whatever_a_turn_costs() {
+    for len in 500..600 {
+        let (listener, connector) = testkit::memory_with_buffer(1 << 20);
+        let costly = service_fn(async |line: Bytes| {
+            tokio::task::consume_budget().await;
+            echo(line).await
+        });
+        let server = start_with(
+            Server::from_listener(listener),
+            connector,
+            Pipeline::new(Lines::default).service(costly),
+        );
+        let lines = [vec![b'x'; len - 1], b"\n".to_vec()].concat().repeat(400);
+        let client = send(&server, &lines).await;
+
+        server.handle.shutdown();
+
+        let answered = read_to_end(client).await.len() / len;
+        assert_eq!(answered, 400, "of {len} bytes each");
+    }
+}
+
+/// Takes so many of the units that tokio gives a task's turn, to become ready.
+struct Costly<S>(S, usize);
+
+impl<S: Service<R>, R> Service<R> for Costly<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        for _ in 0..self.1 {
+            ready!(pin!(tokio::task::consume_budget()).poll(cx));
+        }
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.0.call(request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_backlog_is_taken_in_whatever_a_turn_costs() {
+    for units in 5..20 {
+        let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
+        let server = start(Costly(pipeline, units));
+        let mut clients = Vec::new();
+        for _ in 0..100 {
+            clients.push(send(&server, b"asked\n").await);
+        }
+
+        server.handle.shutdown();
+
+        for client in clients {
+            assert_eq!(read_to_end(client).await, "asked\n", "{units} units each");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

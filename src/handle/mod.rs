@@ -195,7 +195,7 @@ impl Handle {
         })
     }
 
-    /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on.
+    /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on. A shutdown takes in those who wait.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();

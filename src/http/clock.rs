@@ -4,13 +4,14 @@
 //! does not see a connection before its first byte, one of HTTP/2, or a peer that takes nothing. So it is asked only when it begins to wait
 //! for a head ([`AwaitHead`]), and the deadlines are kept here.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Sleep, Timer};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::Limits;
@@ -109,7 +110,9 @@ impl Clock {
                 }
                 none => none.insert(Box::pin(tokio::time::sleep_until(at))),
             };
-            self.armed = timer.as_mut().poll(cx).is_pending();
+            // Whatever this turn has cost: a timer that is not looked at for want of budget would not wake.
+            let timer = pin!(unconstrained(timer.as_mut()));
+            self.armed = timer.poll(cx).is_pending();
             if self.armed {
                 return Poll::Pending;
             }
@@ -209,7 +212,8 @@ impl Clock {
             .and_then(|(_, since)| after(since, limits.write, Due::End(EndReason::WriteTimeout)));
         let drain = self
             .draining
-            .filter(|_| !self.has_left())
+            // A head that was begun is answered, and with that the connection closes.
+            .filter(|_| !self.has_left() && waiting != Waiting::Head)
             .and_then(|since| {
                 if waiting == Waiting::FirstByte {
                     return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));

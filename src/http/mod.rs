@@ -68,7 +68,8 @@
 //! | what a connection does when the drain begins | what comes of it |
 //! | --- | --- |
 //! | it never sent a byte | closes at once |
-//! | a request has arrived, or is being answered | is answered, with `connection: close` |
+//! | a request has arrived, or is being answered | is answered, with `connection: close` if its head is not out yet; one that was pipelined behind it is not ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6) has the client send it again) |
+//! | a request's head was begun | has [its time](Limits::head) to become whole, and is answered so |
 //! | HTTP/1 rests between two requests | one more may come, for [a second](Limits::last_request), and is answered so; else closes |
 //! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within 5 s is closed |
 //! | it was upgraded, or streams without end | whoever serves it awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining), and ends it |
@@ -77,7 +78,8 @@
 //!
 //! A stream that was upgraded (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task, but is still a connection here: it
 //! counts, until that task drops it. It is then closed in good order. At the deadline of a drain, or by an abort, it is taken away: the task
-//! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). No deadline is kept for it meanwhile.
+//! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). No deadline is kept for it meanwhile. So it is with a tunnel
+//! in a stream of HTTP/2, up to when its task has shut down writing.
 
 mod clock;
 mod end;

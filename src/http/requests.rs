@@ -27,6 +27,8 @@ const PREFACE: u64 = 24;
 pub(super) struct Course {
     info: ConnectionInfo,
     in_flight: AtomicUsize,
+    /// How many tasks run for streams of HTTP/2: also those that became a tunnel, whose request was answered.
+    pub(super) streams: AtomicUsize,
     multiplexed: AtomicBool,
     /// What had been read when hyper began to wait for the head of a request, plus one; zero while it does not.
     awaiting_head: AtomicU64,
@@ -41,6 +43,7 @@ impl Course {
         Arc::new(Self {
             info,
             in_flight: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             awaiting_head: AtomicU64::new(0),
             upgrades: AtomicBool::new(false),
@@ -52,9 +55,9 @@ impl Course {
         &self.info.life
     }
 
-    /// Returns whether a request is in hand: its service, or the body of its response.
+    /// Returns whether a request is in hand: its service, the body of its response, or the tunnel that it opened.
     pub(super) fn is_busy(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0
+        self.in_flight.load(Ordering::Acquire) > 0 || self.streams.load(Ordering::Relaxed) > 0
     }
 
     /// Returns whether the connection is known to be HTTP/2.

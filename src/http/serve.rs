@@ -3,6 +3,7 @@
 use std::fmt;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ where
                     );
                 }
                 if course.is_multiplexed() {
-                    tasks.reap(cx);
+                    course.streams.store(tasks.reap(cx), Ordering::Relaxed);
                 }
                 match ready!(clock.poll(&course, &settings.limits, cx)) {
                     Due::Leave(reason) => {

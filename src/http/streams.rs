@@ -37,11 +37,12 @@ impl Tasks {
         (Self(streams.clone()), streams)
     }
 
-    /// Lets go of those that are done, and has the connection's task woken when the next one is.
-    pub(super) fn reap(&self, cx: &mut Context<'_>) {
+    /// Lets go of those that are done, and has the connection's task woken when the next one is. Returns how many are left.
+    pub(super) fn reap(&self, cx: &mut Context<'_>) -> usize {
         let mut set = self.0.lock();
         // A handler's panic was caught inside, and an aborted task has nothing to say.
         while let Poll::Ready(Some(_)) = set.poll_join_next(cx) {}
+        set.len()
     }
 }
 

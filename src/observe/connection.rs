@@ -7,6 +7,7 @@ use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 use tracing::field::Empty;
+use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Level, Span};
 
 use super::{Chain, signed};
@@ -66,7 +67,9 @@ where
             });
         }
         let inner = span.in_scope(|| self.inner.call(conn));
-        ConnectionTraceFuture { inner, span }
+        ConnectionTraceFuture {
+            inner: inner.instrument(span),
+        }
     }
 }
 
@@ -155,16 +158,13 @@ fn closed(origin: &Origin, end: &End) {
 #[must_use = "futures do nothing unless polled"]
 pub struct ConnectionTraceFuture<F> {
     #[pin]
-    inner: F,
-    span: Span,
+    inner: Instrumented<F>,
 }
 
 impl<F: Future> Future for ConnectionTraceFuture<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let _entered = this.span.enter();
-        this.inner.poll(cx)
+        self.project().inner.poll(cx)
     }
 }

@@ -23,7 +23,7 @@
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
 //! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | for `error`: look at the service |
-//! | `request.failed` | warn | `connection.id`, `error` | a service error while the policy is off: handle it in the service |
+//! | `request.failed` | warn | `connection.id`, `error` | a service error that did not end the connection, because the policy is off, or it was of one stream of HTTP/2: handle it in the service |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: that client was gone |
 //! | `accept.stalled` | warn | `error`, `error.type` | the process is out of something, mostly descriptors; said once, until it is over |
 //! | `accept.resumed` | info | | nothing: it accepts again |
@@ -51,7 +51,7 @@
 //! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: it left, most often a probe; `tls_handshake_failed`; `canceled`: not done in time) | slow: too few processors; failing: certificates, old clients |
 //! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of descriptors (`emfile`), add memory |
 //! | `tower_tcp.requests.active` | gauge, requests | those given to the layer | rising without end: the service waits for something that does not come |
-//! | `tower_tcp.request.duration` | histogram, seconds | those given to the layer; `error.type` (`service_error`; `canceled`: its connection ended first) | slower than it was: look at the service, and at what it asks |
+//! | `tower_tcp.request.duration` | histogram, seconds | those given to the layer; `error.type` (`service_error`; `canceled`: nobody waited any more, or it panicked) | slower than it was: look at the service, and at what it asks |
 //! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many `pre_connect`: slow clients, or a flood |
 //! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | near to it: raise it, or add servers |
 //! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | more than a few, for long: at the limit, paused, or stalled. TCP on Linux only |

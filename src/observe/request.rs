@@ -8,6 +8,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Span;
 use tracing::field::Empty;
+use tracing::instrument::{Instrument, Instrumented};
 
 /// Makes the span of a request. Any `Fn(&Request) -> Span` does.
 pub trait MakeSpan<R> {
@@ -103,7 +104,9 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         let span = self.make_span.make_span(&request);
         let inner = span.in_scope(|| self.inner.call(request));
-        RequestTraceFuture { inner, span }
+        RequestTraceFuture {
+            inner: inner.instrument(span),
+        }
     }
 }
 
@@ -113,8 +116,7 @@ where
 #[must_use = "futures do nothing unless polled"]
 pub struct RequestTraceFuture<F> {
     #[pin]
-    inner: F,
-    span: Span,
+    inner: Instrumented<F>,
 }
 
 impl<F, R, E> Future for RequestTraceFuture<F>
@@ -124,11 +126,10 @@ where
     type Output = Result<R, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let _entered = this.span.enter();
-        let answer = ready!(this.inner.poll(cx));
+        let mut inner = self.project().inner;
+        let answer = ready!(inner.as_mut().poll(cx));
         if answer.is_err() {
-            this.span.record("otel.status_code", "ERROR");
+            inner.span().record("otel.status_code", "ERROR");
         }
         Poll::Ready(answer)
     }

@@ -4,10 +4,11 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep};
 
 use super::Limits;
@@ -139,7 +140,8 @@ impl Clock {
                 }
                 none => none.insert(Box::pin(tokio::time::sleep_until(at))),
             };
-            if timer.as_mut().poll(cx).is_pending() {
+            // Whatever this turn has cost: a timer that is not looked at for want of budget would not wake.
+            if pin!(unconstrained(timer.as_mut())).poll(cx).is_pending() {
                 self.armed_in = armed_in;
                 return Poll::Pending;
             }

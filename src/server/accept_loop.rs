@@ -15,6 +15,7 @@ use crate::bind::{Incoming, Listener};
 use crate::connection::Connection;
 use crate::error::{BoxError, Error, Panicked};
 use crate::handle::{Phase, Shared};
+use crate::shutdown::poll_looked;
 
 /// How many connections are accepted in one turn of the loop's task.
 const TURN: usize = 16;
@@ -105,13 +106,14 @@ where
         }
         match (self.poll_accept(cx)?, until) {
             (Poll::Ready(accepted), _) => Poll::Ready(Ok(Some(accepted))),
-            (Poll::Pending, Until::Empty(_)) => Poll::Ready(Ok(None)),
+            (Poll::Pending, Until::Empty(_)) => poll_looked(cx).map(|()| Ok(None)),
             (Poll::Pending, Until::PhaseEnds(_)) => Poll::Pending,
         }
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Accepted<L::Io>>, Error> {
-        if self.server.is_paused() {
+        // Once the server drains, those who wait have been told that they are connected.
+        if self.server.is_paused() && self.server.phase() < Phase::Draining {
             return Ok(Poll::Pending);
         }
         loop {

@@ -1,5 +1,6 @@
 //! What a peer may take its time for, and for how long.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -199,4 +200,25 @@ async fn limits_can_be_off() {
 
     assert_eq!(answer(&mut client).await.status(), "200");
     client.0.shutdown().await.expect("it is open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
+    for costs in 100..150 {
+        let costly = service_fn(move |_: Request<Incoming>| async move {
+            for _ in 0..costs {
+                tokio::task::consume_budget().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        });
+        let mut served = serve(Http::new(costly));
+        let mut client = served.connect().await;
+
+        client.send(GET).await;
+
+        assert_eq!(answer(&mut client).await.status(), "200");
+        assert!(client.rest().await.is_empty());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout, "{costs}");
+    }
 }

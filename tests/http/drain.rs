@@ -124,6 +124,42 @@ async fn a_head_that_was_begun_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_later_head_that_was_begun_is_waited_for() {
+    let served = serve(http());
+    let mut client = served.connect().await;
+    client.send(GET).await;
+    answer(&mut client).await;
+    let (begin, end) = GET.split_at(10);
+    client.send(begin).await;
+    settled().await;
+
+    served.handle.shutdown();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    client.send(end).await;
+
+    assert!(answer(&mut client).await.closes());
+    assert!(client.rest().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_head_that_is_never_whole_has_the_time_of_a_head() {
+    let mut served = serve(http());
+    let mut client = served.connect().await;
+    client.send(GET).await;
+    answer(&mut client).await;
+    client.send("GET").await;
+    settled().await;
+
+    served.handle.shutdown();
+    let begun = Instant::now();
+
+    assert!(client.rest().await.is_empty());
+    assert_eq!(begun.elapsed().as_secs_f64().round(), 30.0);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::FrameTimeout);
+}
+
+#[tokio::test(start_paused = true)]
 async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
     let mut served = serve(http());
     let (mut sender, connection) = http2(connect(&served).await).await;

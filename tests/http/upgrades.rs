@@ -7,9 +7,12 @@ use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, UPGRADE};
-use hyper::{Request, Response, StatusCode};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
@@ -19,8 +22,8 @@ use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionInfo, EndReason};
 
 use crate::certificates::certified;
-use crate::support::{Client, serve, settled};
-use crate::{answer, connect};
+use crate::support::{Client, Served, serve, settled};
+use crate::{Sender, answer, connect, http2};
 
 const ECHO: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
 
@@ -38,6 +41,7 @@ fn switching() -> Reply {
 async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
     let info = request.extensions().get::<ConnectionInfo>();
     let info = info.expect("each request has it").clone();
+    let tunnel = request.method() == Method::CONNECT;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let draining = async {
@@ -63,7 +67,11 @@ async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
             }
         }
     });
-    switching()
+    if tunnel {
+        Ok(Response::new(Empty::new()))
+    } else {
+        switching()
+    }
 }
 
 fn http(
@@ -226,4 +234,59 @@ async fn a_connection_is_upgraded_over_tls() {
     assert!(client.rest().await.is_empty());
     drop(client);
     assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+/// Opens a tunnel over HTTP/2.
+async fn tunnel(served: &Served) -> (TokioIo<Upgraded>, (Sender, JoinHandle<hyper::Result<()>>)) {
+    let (mut sender, connection) = http2(connect(served).await).await;
+    let request = Request::connect("localhost:80").body(Empty::new());
+    let response = sender.send_request(request.expect("a request")).await;
+    let response = response.expect("an answer");
+    assert_eq!(response.status(), 200);
+    let upgraded = hyper::upgrade::on(response).await.expect("it is agreed");
+    (TokioIo::new(upgraded), (sender, connection))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_over_http2_does_not_rest() {
+    let served = serve(http(false));
+    let (mut stream, _connection) = tunnel(&served).await;
+
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+
+        stream.write_all(b"hi").await.expect("it is open");
+        let mut block = [0; 2];
+        stream.read_exact(&mut block).await.expect("it is echoed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_over_http2_has_as_long_as_the_drain() {
+    let mut served = serve(http(false));
+    let (mut stream, connection) = tunnel(&served).await;
+    settled().await;
+
+    served.handle.shutdown();
+    let begun = Instant::now();
+
+    assert!(matches!(stream.read(&mut [0; 2]).await, Err(_) | Ok(0)));
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    drop((stream, connection));
+    assert_eq!(served.reason().await, EndReason::DrainDeadline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_tunnel_over_http2_is_done_rests() {
+    let mut served = serve(http(false));
+    let (mut stream, connection) = tunnel(&served).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+
+    stream.shutdown().await.expect("it is open");
+    drop(stream);
+    let begun = Instant::now();
+
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    assert!(begun.elapsed().as_secs() >= 75);
+    drop(connection);
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The server has a processor to itself, the load another. Each round runs every server once, so that a drift of the machine hits all alike, and
-//! what counts is the ratio to the first server in the same round; of the rounds' figures the median is printed. A table costs a file in `tables/`,
-//! a server one in `servers/`.
+//! what counts is the ratio to the first server in the same round; of the rounds' figures the median is printed. To add a table, add a file in `tables/`,
+//! to add a server, one in `servers/`.
 //!
 //! | file | what it is |
 //! | --- | --- |

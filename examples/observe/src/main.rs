@@ -8,7 +8,8 @@
 //! watch curl -s http://127.0.0.1:7001/connections
 //! ```
 //!
-//! Metrics are in Prometheus' format, at an address of the same server, which chooses by it. Spans go to standard output as OpenTelemetry
+//! Metrics are in Prometheus' format, at an address of the same server, which chooses by it. So that address shares the server's limit and its
+//! drain: where it has to answer at all times, make it a server of its own (`PROTOCOLS.md`). Spans go to standard output as OpenTelemetry
 //! has them; `--sample 0.01` takes those of one connection in a hundred. In a browser the table of connections is a page that stays up to date.
 
 mod admin;

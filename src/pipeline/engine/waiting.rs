@@ -10,7 +10,7 @@ use super::{Codec, Engine, Leaves, Stream};
 use crate::end_reason::EndReason;
 use crate::pipeline::clock::Waiting;
 use crate::pipeline::peer::{EngineSide, Mail};
-use crate::shutdown::Signal;
+use crate::shutdown::{Signal, poll_looked};
 
 /// How much is read at once while there is output that the peer does not take: what it sends may have to be held beside that.
 const READ_UNWRITTEN: usize = 8 * 1024;
@@ -40,6 +40,7 @@ where
             return Poll::Ready(());
         }
         if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
+            ready!(poll_looked(cx));
             if !self.clock.has_heard() {
                 return self.poll_clock(Waiting::Leaving, message, cx);
             }
@@ -81,6 +82,7 @@ where
                 return Poll::Ready(());
             }
             if self.conn.is_draining() && self.input.is_empty() {
+                ready!(poll_looked(cx));
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
             }
