@@ -4,6 +4,7 @@ mod support;
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use tower::{Service, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
-use support::serve;
+use support::{each_way, serve};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -294,4 +295,55 @@ async fn a_reply_that_streams_is_whole_although_the_service_panics_when_it_is_to
 
     assert_eq!(client.rest().await, ["1", "2"]);
     assert_eq!(served.reason().await, EndReason::Panic);
+}
+
+/// A call that panics as it is dropped, and before that, when it is polled, if it is `torn`.
+struct PanicsInDrop {
+    torn: bool,
+    request: Bytes,
+}
+
+impl Future for PanicsInDrop {
+    type Output = Result<Reply<Bytes>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
+        assert!(!self.torn, "panicked as told");
+        Poll::Ready(Ok(self.request.clone().into()))
+    }
+}
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "panicked in drop, as told");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_before_is_answered_although_a_call_panics_as_it_is_dropped() {
+    let service = service_fn(|request: Bytes| {
+        let call: Pin<Box<dyn Future<Output = _> + Send>> = match &request[..] {
+            b"torn" | b"drop" => {
+                let torn = request == "torn";
+                Box::pin(PanicsInDrop { torn, request })
+            }
+            _ => Box::pin(act(request)),
+        };
+        call
+    });
+    for panics in ["torn", "drop"] {
+        for mut served in each_way(Pipeline::new(Lines::default).service(service)) {
+            let mut client = served.connect().await;
+
+            client.send(format!("0\n20\n{panics}\n0\n")).await;
+
+            let answered = client.rest().await;
+            // As they finish, a panic leaves what is still with its call.
+            let before: &[_] = match served.way {
+                "multiplexed" => &["0"],
+                _ => &["0", "20"],
+            };
+            assert_eq!(answered, before, "{}, {panics}", served.way);
+            assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way);
+        }
+    }
 }

@@ -52,14 +52,14 @@ where
             let mut is_busy = false;
             if let Some(head) = this.head.as_mut().as_pin_mut() {
                 *this.in_head = true;
-                let polled = head.poll(cx);
+                let polled = head.poll(cx).map_err(Into::into);
+                if polled.is_ready() {
+                    // Dropped first: what the call held is given back before its reply is written.
+                    this.head.set(None);
+                }
                 *this.in_head = false;
                 match polled {
-                    Poll::Ready(result) => {
-                        // Dropped first: what the call held is given back before its reply is written.
-                        this.head.set(None);
-                        this.calls.finish_head(result.map_err(Into::into));
-                    }
+                    Poll::Ready(result) => this.calls.finish_head(result),
                     Poll::Pending => is_busy = true,
                 }
             }
@@ -105,7 +105,8 @@ where
                 Ok(polled) => break ready!(polled),
                 Err(payload) => {
                     let panicked = Panicked::new(&*payload);
-                    this.head.set(None);
+                    // It may panic as it is dropped, too, and one panic is enough.
+                    drop(catch_unwind(AssertUnwindSafe(|| this.head.set(None))));
                     if std::mem::take(this.in_head) {
                         this.calls.finish_head(Err(panicked.into()));
                     } else {
@@ -158,14 +159,15 @@ where
 #[pin_project(project = CallProjection)]
 pub(super) enum Call<F> {
     Begun(#[pin] F),
-    Panicked(Option<Panicked>),
+    /// It panicked as it was begun, or there is nothing more to say.
+    Done(Option<Panicked>),
 }
 
 impl<F> Call<F> {
     fn start(call: impl FnOnce() -> F) -> Self {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(future) => Self::Begun(future),
-            Err(payload) => Self::Panicked(Some(Panicked::new(&*payload))),
+            Err(payload) => Self::Done(Some(Panicked::new(&*payload))),
         }
     }
 }
@@ -177,17 +179,23 @@ where
 {
     type Output = Result<Result<R, BoxError>, Infallible>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let polled = match self.project() {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = match self.as_mut().project() {
             CallProjection::Begun(future) => {
                 catch_unwind(AssertUnwindSafe(|| future.poll(cx).map_err(Into::into)))
-                    .unwrap_or_else(|payload| Poll::Ready(Err(Panicked::new(&*payload).into())))
             }
-            CallProjection::Panicked(panicked) => Poll::Ready(Err(panicked
+            CallProjection::Done(panicked) => Ok(Poll::Ready(Err(panicked
                 .take()
-                .map_or_else(|| "polled after its end".into(), Into::into))),
+                .map_or_else(|| "polled after its end".into(), Into::into)))),
         };
-        polled.map(Ok)
+        if matches!(polled, Ok(Poll::Pending)) {
+            return Poll::Pending;
+        }
+        // Dropped here, where its panic is still its own.
+        let dropped = catch_unwind(AssertUnwindSafe(|| self.set(Self::Done(None))));
+        let done = polled.and_then(|done| dropped.map(|()| done));
+        done.unwrap_or_else(|payload| Poll::Ready(Err(Panicked::new(&*payload).into())))
+            .map(Ok)
     }
 }
 

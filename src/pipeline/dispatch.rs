@@ -3,7 +3,7 @@
 //! They are a type, not a value: a resting connection holds the future of one of them only, and what works with one request at a time
 //! only can say so.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -16,6 +16,7 @@ use super::calls::Calls;
 use super::concurrent::{Concurrent, Identity};
 use super::event::Event;
 use super::takeover::Answer;
+use crate::error::Panicked;
 
 /// One request at a time, the default: the next is begun when the reply to the last is on its way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -120,18 +121,32 @@ where
     }
 }
 
-/// Catches a panic in what it polls, which is not polled again.
+/// Catches a panic in what it polls, and in dropping it. It is not polled again.
 #[pin_project]
-pub(super) struct CatchPanic<F>(#[pin] pub(super) F);
+pub(super) struct CatchPanic<F>(#[pin] Option<F>);
+
+impl<F> CatchPanic<F> {
+    pub(super) fn new(future: F) -> Self {
+        Self(Some(future))
+    }
+}
 
 impl<F: Future> Future for CatchPanic<F> {
-    type Output = Result<F::Output, crate::error::Panicked>;
+    type Output = Result<F::Output, Panicked>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let future = self.project().0;
-        match std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(payload) => Poll::Ready(Err(crate::error::Panicked::new(&*payload))),
+        let mut future = self.project().0;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let future = future.as_mut().as_pin_mut();
+            future.map_or(Poll::Pending, |future| future.poll(cx))
+        }));
+        if matches!(polled, Ok(Poll::Pending)) {
+            return Poll::Pending;
+        }
+        let dropped = catch_unwind(AssertUnwindSafe(|| future.set(None)));
+        match polled.and_then(|done| dropped.map(|()| done)) {
+            Ok(done) => done.map(Ok),
+            Err(payload) => Poll::Ready(Err(Panicked::new(&*payload))),
         }
     }
 }

@@ -57,7 +57,7 @@ where
         PipelineFuture(Box::pin(async move {
             if let Some(service) = made(&mut engine, make, K::service).await {
                 let calls = Calls::new(&mut engine, service);
-                if let Err(panicked) = CatchPanic(D::run(calls)).await {
+                if let Err(panicked) = CatchPanic::new(D::run(calls)).await {
                     engine.panicked(panicked);
                 }
             }
@@ -83,7 +83,7 @@ where
     C: Codec<T>,
     E: Into<BoxError>,
 {
-    let make = std::pin::pin!(CatchPanic(make));
+    let make = std::pin::pin!(CatchPanic::new(make));
     let ended = std::future::poll_fn(|cx| engine.poll_making(cx));
     let made = match select(make, ended).await {
         Either::Left((made, _)) => made,
@@ -103,7 +103,7 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    let finished = CatchPanic(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
+    let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
     if let Err(panicked) = finished {
         // A streamed reply's, say. What was whole before is written all the same.
         engine.panicked(panicked);
