@@ -68,7 +68,7 @@
 //! | what a connection does when the drain begins | what comes of it |
 //! | --- | --- |
 //! | it never sent a byte | closes at once |
-//! | a request has arrived, or is being answered | is answered, with `connection: close` if its head is not out yet; one that was pipelined behind it is not ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6) has the client send it again) |
+//! | a request has arrived, or is being answered | is answered, with `connection: close` if its head is not out yet; one that was pipelined behind it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): no client may take it that it was) |
 //! | a request's head was begun | has [its time](Limits::head) to become whole, and is answered so |
 //! | HTTP/1 rests between two requests | one more may come, for [a second](Limits::last_request), and is answered so; else closes |
 //! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within 5 s is closed |
