@@ -155,11 +155,11 @@ fn served(runtime: &Runtime, workers: usize, load: &Load) -> Round {
         let builder = Server::builder().workers(workers).listen("127.0.0.1:0");
         let server = builder.bind().await?;
         let handle = server.handle();
-        let serving = tokio::spawn(server.serve(stack).into_future());
+        let serving = tokio::spawn(server.serve(stack));
         let before = cpu_time();
 
         let said = Command::new(std::env::current_exe()?)
-            .args([LOAD, load.name, &handle.addresses()[0].to_string()])
+            .args([LOAD, load.name, &handle.local_addrs()[0].to_string()])
             .output()
             .await?;
 

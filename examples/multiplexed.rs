@@ -113,7 +113,7 @@ async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
         .bind()
         .await?;
     signal::install(&server.handle())?;
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         println!("try: cargo run --example multiplexed -- --client {address}");
     }

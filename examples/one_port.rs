@@ -107,7 +107,7 @@ async fn main() -> Result<(), BoxError> {
         .await?;
     signal::install(&server.handle())?;
     println!("the certificate is in {}", cert.display());
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         println!("try: curl http://{address}/; curl -k https://{address}/");
     }

@@ -82,7 +82,7 @@ async fn main() -> Result<(), BoxError> {
     let check = service_fn(move |conn: Connection<Socket>| {
         let denied = conn
             .info()
-            .peer()
+            .peer_addr()
             .tcp()
             .is_some_and(|addr| deny.contains(&addr.ip()));
         std::future::ready(if denied {
@@ -98,7 +98,7 @@ async fn main() -> Result<(), BoxError> {
     let make = service_fn(move |peer: Peer<Bytes>| {
         let in_hand = in_hand.clone();
         async move {
-            if peer.info().peer().tcp().map(|addr| addr.ip()) == args.fail_make_from {
+            if peer.info().peer_addr().tcp().map(|addr| addr.ip()) == args.fail_make_from {
                 return Err("no session for this one".into());
             }
             peer.send("220 ready".into()).await?;
@@ -141,7 +141,7 @@ async fn main() -> Result<(), BoxError> {
         .bind()
         .await?;
     signal::install(&server.handle())?;
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         if let Some(addr) = address.tcp() {
             println!(

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, ConnectionPhase};
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 
 /// How an orderly close is bounded.
 #[derive(Clone, Copy, Debug)]

@@ -28,7 +28,7 @@
 //! [Limits]: crate::pipeline::Limits
 //! [metrics]: crate::observe#metrics
 //! [catalogue]: crate::observe
-//! [on_takeover]: crate::Pipeline::on_takeover
+//! [on_upgrade]: crate::Pipeline::on_upgrade
 //! [workers]: crate::ServerBuilder::workers
 //! [`MIGRATION.md`]: crate::migration
 //! [`PROTOCOLS.md`]: crate::protocols
@@ -48,9 +48,9 @@
 // In the order of a connection's path: a module names only modules above it.
 pub mod error;
 
-mod end_reason;
+mod end;
 
-mod shutdown;
+mod signals;
 
 mod connection;
 
@@ -94,9 +94,9 @@ pub mod migration {}
 pub mod protocols {}
 
 pub use connection::{Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase, Rewind};
-pub use end_reason::{ConnectionEnded, End, EndReason, Initiator};
+pub use end::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
 pub use handle::{Handle, LiveConnection};
 pub use pipeline::{Peer, Pipeline, Reply};
 pub use server::{Serve, Server, ServerBuilder};
-pub use shutdown::Report;
+pub use signals::Report;

@@ -23,14 +23,14 @@ pub fn install(handle: &Handle) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let handle = handle.clone();
     tokio::spawn(async move {
-        loop {
+        for end in [Handle::shutdown, Handle::abort] {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
                 _ = handle.closed() => return,
             }
             tracing::info!(target: "tower_tcp", live = handle.live(), "signal.received");
-            handle.shutdown();
+            end(&handle);
         }
     });
     Ok(())

@@ -84,8 +84,8 @@ impl Listener for Scripted {
         polled
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
-        self.inner.local_addresses()
+    fn local_addrs(&self) -> Vec<Address> {
+        self.inner.local_addrs()
     }
 }
 
@@ -238,8 +238,8 @@ async fn an_accept_that_failed_leaves_no_permit_reserved() {
                 .poll_accept(cx)
                 .map(|_gone| Err(Errno::CONNABORTED.into()))
         }
-        fn local_addresses(&self) -> Vec<Address> {
-            self.0.local_addresses()
+        fn local_addrs(&self) -> Vec<Address> {
+            self.0.local_addrs()
         }
     }
     let limit = ConnectionLimit::new(1);
@@ -306,7 +306,7 @@ async fn a7_peers_that_reset_in_the_accept_queue_are_counted_and_dropped() {
     let (report, mut ends) = mpsc::channel(ROUNDS * EACH);
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let handle = server.handle();
-    let addr: SocketAddr = handle.addresses()[0].tcp().unwrap();
+    let addr: SocketAddr = handle.local_addrs()[0].tcp().unwrap();
     let stack = ServiceBuilder::new()
         .map_request(move |conn: Connection<Socket>| {
             let report = report.clone();
@@ -314,7 +314,7 @@ async fn a7_peers_that_reset_in_the_accept_queue_are_counted_and_dropped() {
             conn
         })
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let task = tokio::spawn(server.serve(stack).into_future());
+    let task = tokio::spawn(server.serve(stack));
 
     for _ in 0..ROUNDS {
         handle.pause();
@@ -378,8 +378,8 @@ impl Listener for OnlyAccepts {
         self.0.poll_accept(cx)
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
-        self.0.local_addresses()
+    fn local_addrs(&self) -> Vec<Address> {
+        self.0.local_addrs()
     }
 }
 

@@ -53,7 +53,7 @@ async fn accept(sockets: &mut Sockets) -> io::Result<Incoming<Socket>> {
 }
 
 fn tcp(sockets: &Sockets, index: usize) -> SocketAddr {
-    sockets.local_addresses()[index].tcp().unwrap()
+    sockets.local_addrs()[index].tcp().unwrap()
 }
 
 fn v6() -> bool {
@@ -139,7 +139,7 @@ async fn several_families_are_one_listener_and_port_0_is_read_back() {
     assert_ne!(tcp(&sockets, 0).port(), 0);
     assert_ne!(tcp(&sockets, 0), tcp(&sockets, 2));
     assert_eq!(
-        sockets.local_addresses()[1],
+        sockets.local_addrs()[1],
         Address::Unix(Some(path.as_path().into()))
     );
     let _first = TcpStream::connect(tcp(&sockets, 0)).await.unwrap();
@@ -150,15 +150,15 @@ async fn several_families_are_one_listener_and_port_0_is_read_back() {
         let incoming = accept(&mut sockets).await.unwrap();
         assert_eq!(
             incoming.io.as_tcp().is_some(),
-            incoming.peer.tcp().is_some()
+            incoming.peer_addr.tcp().is_some()
         );
         assert_ne!(
             incoming.io.as_tcp().is_some(),
             incoming.io.as_unix().is_some()
         );
-        seen.push(incoming.local);
+        seen.push(incoming.local_addr);
     }
-    for address in sockets.local_addresses() {
+    for address in sockets.local_addrs() {
         assert!(seen.contains(&address), "{address} was served");
     }
 }
@@ -167,12 +167,12 @@ async fn several_families_are_one_listener_and_port_0_is_read_back() {
 async fn a_name_listens_on_all_of_its_addresses_at_one_port() {
     let mut sockets = soon(bind(["localhost:0"])).await.unwrap();
 
-    for index in 0..sockets.local_addresses().len() {
+    for index in 0..sockets.local_addrs().len() {
         let addr = tcp(&sockets, index);
         assert!(addr.ip().is_loopback());
         assert_eq!(addr.port(), tcp(&sockets, 0).port());
         let _client = TcpStream::connect(addr).await.unwrap();
-        assert_eq!(accept(&mut sockets).await.unwrap().local, addr.into());
+        assert_eq!(accept(&mut sockets).await.unwrap().local_addr, addr.into());
     }
 }
 
@@ -245,8 +245,11 @@ async fn the_ipv6_wildcard_takes_ipv4_too_and_shows_it_as_ipv4() {
     let client = TcpStream::connect(addr).await.unwrap();
     let incoming = accept(&mut sockets).await.unwrap();
 
-    assert_eq!(incoming.peer, Address::Tcp(client.local_addr().unwrap()));
-    assert_eq!(incoming.local, Address::Tcp(addr));
+    assert_eq!(
+        incoming.peer_addr,
+        Address::Tcp(client.local_addr().unwrap())
+    );
+    assert_eq!(incoming.local_addr, Address::Tcp(addr));
 }
 
 #[tokio::test]
@@ -269,7 +272,7 @@ async fn a_wildcard_tells_which_address_the_peer_connected_to() {
 
     let _client = TcpStream::connect(addr).await.unwrap();
 
-    assert_eq!(accept(&mut sockets).await.unwrap().local, addr.into());
+    assert_eq!(accept(&mut sockets).await.unwrap().local_addr, addr.into());
 }
 
 #[tokio::test]
@@ -478,7 +481,7 @@ async fn an_abstract_name_is_served_and_leaves_no_file() {
     let name = format!("tower-tcp-test-{}", std::process::id());
     let mut sockets = bind([&format!("unix:@{name}")]).await.unwrap();
     assert_eq!(
-        sockets.local_addresses()[0].to_string(),
+        sockets.local_addrs()[0].to_string(),
         format!("unix:@{name}")
     );
 
@@ -486,7 +489,7 @@ async fn an_abstract_name_is_served_and_leaves_no_file() {
         UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
 
     assert_eq!(
-        accept(&mut sockets).await.unwrap().peer,
+        accept(&mut sockets).await.unwrap().peer_addr,
         Address::Unix(None)
     );
     assert!(!Path::new(&format!("@{name}")).exists());
@@ -575,7 +578,7 @@ async fn readable_may_be_asked_again_without_losing_a_connection() {
         readable(&mut sockets).await.unwrap();
     }
 
-    let peer = accept(&mut sockets).await.unwrap().peer;
+    let peer = accept(&mut sockets).await.unwrap().peer_addr;
     assert_eq!(peer, Address::Tcp(client.local_addr().unwrap()));
 }
 
@@ -614,11 +617,11 @@ async fn a_busy_listener_does_not_starve_the_others() {
     for _ in 0..5 {
         tokio::task::yield_now().await;
         readable(&mut sockets).await.unwrap();
-        served.push(accept(&mut sockets).await.unwrap().local);
+        served.push(accept(&mut sockets).await.unwrap().local_addr);
     }
 
-    assert!(served.contains(&sockets.local_addresses()[1]), "{served:?}");
-    assert!(served.contains(&sockets.local_addresses()[2]), "{served:?}");
+    assert!(served.contains(&sockets.local_addrs()[1]), "{served:?}");
+    assert!(served.contains(&sockets.local_addrs()[2]), "{served:?}");
 }
 
 #[tokio::test]
@@ -633,7 +636,7 @@ async fn a_connection_reset_in_the_queue_is_no_failure() {
             .unwrap();
         drop(client);
         let mut incoming = accept(&mut sockets).await.unwrap();
-        assert!(incoming.local.tcp().is_some());
+        assert!(incoming.local_addr.tcp().is_some());
         let err = soon(incoming.io.read_u8()).await.unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::ConnectionReset);
     }

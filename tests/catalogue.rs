@@ -279,8 +279,8 @@ impl Listener for FailsOnce {
         }
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
-        self.0.local_addresses()
+    fn local_addrs(&self) -> Vec<Address> {
+        self.0.local_addrs()
     }
 }
 
@@ -310,7 +310,7 @@ async fn all_there_is_to_measure() {
         .service(Pipeline::new(Lines::default).service(service));
     let server = Server::builder().name("measured").build(failing);
     let mut served = serve_on(server, stack);
-    let address = served.handle.addresses()[0].tcp().unwrap();
+    let address = served.handle.local_addrs()[0].tcp().unwrap();
 
     let mut reasons = BTreeMap::new();
     let wanted = [

@@ -34,7 +34,7 @@ const MEGABYTE: usize = 1_000_000;
 
 /// Connects to the only address of a server.
 async fn connect(served: &Served) -> TcpStream {
-    let addr = served.handle.addresses()[0].tcp().expect("it is TCP");
+    let addr = served.handle.local_addrs()[0].tcp().expect("it is TCP");
     TcpStream::connect(addr).await.expect("the server listens")
 }
 

@@ -33,10 +33,10 @@ use tower_tcp::frame::{
 };
 use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 use tower_tcp::pipeline::{
-    Buffered, Crossing, Crossings, Event, Gone, InFlight, InvalidWatermarks, Limits, Made,
-    MadeForEvents, Multiplexed, NoTakeover, OnConnect, OnConnectFuture, OnConnectLayer, OnTakeover,
+    Buffered, Closed, Crossing, Crossings, Event, InFlight, InvalidWatermarks, Limits, Made,
+    MadeForEvents, Multiplexed, NoUpgrade, OnConnect, OnConnectFuture, OnConnectLayer, OnUpgrade,
     OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Shared, Shutdown,
-    ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer, Takeover, Timer, TrySendError,
+    ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer, Timer, TrySendError, Upgrade,
     Watermarks,
 };
 use tower_tcp::preconnect::{
@@ -89,7 +89,7 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<Error>();
     goes_anywhere::<BoxError>();
     goes_anywhere::<Panicked>();
-    goes_anywhere::<Gone>();
+    goes_anywhere::<Closed>();
     goes_anywhere::<TrySendError<Bytes>>();
     goes_anywhere::<InvalidWatermarks>();
     goes_anywhere::<KeyTaken>();
@@ -140,7 +140,7 @@ fn layers_and_their_services_go_where_what_they_wrap_goes() {
     goes_anywhere::<(ShutdownOnErrorLayer, ShutdownOnError<Plain>)>();
     goes_anywhere::<(OnConnectLayer<fn()>, OnConnect<fn(), Plain>)>();
     goes_anywhere::<(Requests<Plain>, Event<Bytes, Bytes>)>();
-    goes_anywhere::<(OnTakeover<Plain>, NoTakeover, Rewind<Socket>)>();
+    goes_anywhere::<(OnUpgrade<Plain>, NoUpgrade, Rewind<Socket>)>();
     goes_anywhere::<Chain<Tls, Plain>>();
     goes_anywhere::<(Peek<Plain>, When<Tls, Plain>)>();
     goes_anywhere::<Tls>();
@@ -179,8 +179,8 @@ fn what_runs_in_one_task_can_be_sent_there() {
     can_be_sent::<PreConnectFuture<PipelineFuture>>();
     can_be_sent::<OverflowFuture<PipelineFuture>>();
     can_be_sent::<OnConnectFuture<Plain>>();
-    can_be_sent::<(Reply<Bytes>, Takeover<Bytes>)>();
-    can_be_sent::<Serve<Sockets, Plain>>();
+    can_be_sent::<(Reply<Bytes>, Upgrade<Bytes>)>();
+    can_be_sent::<Serve>();
 }
 
 #[test]
@@ -204,8 +204,12 @@ where
     S::Future: Send + 'static,
 {
     let (listener, _) = tower_tcp::testkit::memory();
-    let serving: Pin<Box<dyn Future<Output = Result<Report, Error>> + Send>> =
-        Server::from_listener(listener).serve(stack).into_future();
+    let serving: Serve = Server::from_listener(listener).serve(stack);
+    is_spawned(serving);
+}
+
+/// Takes what `tokio::spawn` and `select!` take.
+fn is_spawned(serving: impl Future<Output = Result<Report, Error>> + Send + Unpin + 'static) {
     drop(serving);
 }
 

@@ -46,7 +46,7 @@ async fn a_live_connection_tells_what_it_has_done_so_far() {
     assert_eq!(live.bytes_read(), "one\nthree\n".len() as u64);
     assert_eq!(live.bytes_written(), "one\nthree\n".len() as u64);
     assert_eq!(live.age(), 5 * SECOND);
-    assert_eq!(live.local().transport(), "pipe");
+    assert_eq!(live.local_addr().transport(), "pipe");
 }
 
 #[tokio::test(start_paused = true)]

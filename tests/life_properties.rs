@@ -33,7 +33,7 @@ use tokio_util::codec::{Decoder, Encoder};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Crossing, Event, Gone, Limits, Takeover, TrySendError, Watermarks};
+use tower_tcp::pipeline::{Closed, Crossing, Event, Limits, TrySendError, Upgrade, Watermarks};
 use tower_tcp::{
     Address, BoxError, Connection, End, EndReason, Handle, Pipeline, Reply, Server, testkit,
 };
@@ -363,7 +363,7 @@ enum Then {
     GoOn,
     Close,
     Fail,
-    TakeOver,
+    Upgrade,
 }
 
 impl Conn {
@@ -601,15 +601,15 @@ struct Answer {
 
 impl From<Answer> for Reply<Out> {
     fn from(Answer { reply, then }: Answer) -> Self {
-        assert_ne!(then, Then::TakeOver);
+        assert_ne!(then, Then::Upgrade);
         reply
     }
 }
 
-impl From<Answer> for Takeover<Out> {
+impl From<Answer> for Upgrade<Out> {
     fn from(Answer { reply, then }: Answer) -> Self {
-        if then == Then::TakeOver {
-            reply.takeover()
+        if then == Then::Upgrade {
+            reply.upgrade()
         } else {
             reply.into()
         }
@@ -715,13 +715,13 @@ impl Work {
             "later" => {
                 let mut message = Message::new(conn, *leg, 0, self.call, None);
                 message.block = n;
-                let Err(refused) = self.peer.try_message(message) else {
+                let Err(refused) = self.peer.try_post(message) else {
                     return Ok(self.finish(0, Then::GoOn));
                 };
                 refused.into_inner().settle();
                 Ok(self.change_mode(n))
             }
-            "takeover" => Ok(self.finish(1, Then::TakeOver)),
+            "upgrade" => Ok(self.finish(1, Then::Upgrade)),
             other => panic!("{other:?} was never sent"),
         }
     }
@@ -729,7 +729,7 @@ impl Work {
     /// The call is finished, with so many frames.
     fn settle(&self, frames: usize, then: Then) -> Vec<Tag> {
         let kind = match then {
-            Then::TakeOver => Kind::LastReply,
+            Then::Upgrade => Kind::LastReply,
             _ => Kind::Reply,
         };
         let tags: Vec<_> = (0..frames)
@@ -928,7 +928,7 @@ async fn program(peer: Peer, conn: Arc<Conn>, leg: usize, of: usize, mut random:
             }
             17..20 => {
                 let message = Message::new(&conn, leg, of, n, None);
-                let sent = timeout(random.steps(5) + STEP, peer.message(message)).await;
+                let sent = timeout(random.steps(5) + STEP, peer.post(message)).await;
                 if sent != Ok(Ok(())) {
                     // It was dropped, and never sent.
                     conn.log().legs[leg].undelivered -= 1;
@@ -937,8 +937,8 @@ async fn program(peer: Peer, conn: Arc<Conn>, leg: usize, of: usize, mut random:
             }
             20..23 => {
                 let message = Message::new(&conn, leg, of, n, None);
-                let sent = peer.try_message(message);
-                conn.did(format!("{leg}.{of} try_message {n}: {sent:?}"));
+                let sent = peer.try_post(message);
+                conn.did(format!("{leg}.{of} try_post {n}: {sent:?}"));
                 if let Err(refused) = sent {
                     refused.into_inner().settle();
                 }
@@ -947,9 +947,9 @@ async fn program(peer: Peer, conn: Arc<Conn>, leg: usize, of: usize, mut random:
                 let time = random.steps(10);
                 let due = Instant::now() + time;
                 let message = Message::new(&conn, leg, of, n, Some(due));
-                let set = peer.message_after(time, message);
+                let set = peer.post_after(time, message);
                 let is_set = set.is_ok();
-                conn.did(format!("{leg}.{of} message_after {n}, {time:?}: {is_set}"));
+                conn.did(format!("{leg}.{of} post_after {n}, {time:?}: {is_set}"));
                 match set {
                     Ok(timer) => timers.push(timer),
                     Err(refused) => refused.into_inner().settle(),
@@ -984,7 +984,7 @@ async fn program(peer: Peer, conn: Arc<Conn>, leg: usize, of: usize, mut random:
                 conn.log().closed = true;
                 peer.close();
                 let refused = peer.flushed().await;
-                assert_eq!(refused, Err(Gone), "it was closed");
+                assert_eq!(refused, Err(Closed), "it was closed");
             }
             33 if random.one_in(12) => {
                 conn.did(format!("{leg}.{of} abort"));
@@ -1003,7 +1003,7 @@ async fn program(peer: Peer, conn: Arc<Conn>, leg: usize, of: usize, mut random:
     assert_eq!(conn.log().ends[0].reason(), end.reason());
     assert!(matches!(
         peer.try_send(next_push(&conn, leg, of)),
-        Err(TrySendError::Gone(_))
+        Err(TrySendError::Closed(_))
     ));
 }
 
@@ -1033,7 +1033,7 @@ fn look(peer: &Peer, conn: &Arc<Conn>, leg: usize, of: usize) {
                 "it is below the low mark"
             );
         }
-        Err(TrySendError::Gone(_)) => return,
+        Err(TrySendError::Closed(_)) => return,
     }
     assert_eq!(peer.buffered().bytes(), unwritten);
     assert_eq!(peer.watermarks(), marks);
@@ -1085,7 +1085,7 @@ async fn ask_to_the_end(conn: &Conn, mut write: WriteHalf<DuplexStream>, random:
                 46..50 => ("pause", random.size(5)),
                 50..53 if one_at_a_time => ("mode", 1 + random.size(100)),
                 53 if one_at_a_time => ("later", 1 + random.size(100)),
-                54..56 if one_at_a_time => ("takeover", 0),
+                54..56 if one_at_a_time => ("upgrade", 0),
                 56 => ("close", random.size(3)),
                 57 => ("fail", 0),
                 58 => ("break", random.size(3)),
@@ -1116,7 +1116,7 @@ async fn ask_to_the_end(conn: &Conn, mut write: WriteHalf<DuplexStream>, random:
                     sleep(STEP).await;
                 }
             }
-            if what == "takeover" {
+            if what == "upgrade" {
                 leg = if conn.case.two_legs { leg + 1 } else { RAW };
             }
         }
@@ -1243,7 +1243,7 @@ impl Leg {
     fn replies(&self, case: &Case) -> (Vec<Tag>, bool) {
         let ends = |then| match then {
             Then::GoOn => false,
-            Then::Close | Then::TakeOver => true,
+            Then::Close | Then::Upgrade => true,
             Then::Fail => case.shutdown_on_error,
         };
         let mut tags = Vec::new();
@@ -1514,7 +1514,7 @@ fn serve(case: &Arc<Case>, conns: Vec<Arc<Conn>>) -> (Handle, JoinHandle<()>, te
         .make_event_service(make(PREFIXED))
         .limits(limits.clone())
         .shutdown_on_error(case.shutdown_on_error)
-        .on_takeover(service_fn(raw));
+        .on_upgrade(service_fn(raw));
     let first = Pipeline::new(modal(LINES))
         .make_event_service(make(LINES))
         .limits(limits)
@@ -1522,8 +1522,8 @@ fn serve(case: &Arc<Case>, conns: Vec<Arc<Conn>>) -> (Handle, JoinHandle<()>, te
     let task = match (case.way, case.two_legs) {
         (Way::InFlight, _) => spawn(server, conns, first.in_flight(IN_FLIGHT)),
         (Way::Multiplexed, _) => spawn(server, conns, first.multiplexed(IN_FLIGHT)),
-        (Way::OneAtATime, true) => spawn(server, conns, first.on_takeover(second)),
-        (Way::OneAtATime, false) => spawn(server, conns, first.on_takeover(service_fn(raw))),
+        (Way::OneAtATime, true) => spawn(server, conns, first.on_upgrade(second)),
+        (Way::OneAtATime, false) => spawn(server, conns, first.on_upgrade(service_fn(raw))),
     };
     (handle, task, connector)
 }
@@ -1539,7 +1539,7 @@ where
 {
     let stack = ServiceBuilder::new()
         .map_request(move |mut conn: Connection<DuplexStream>| {
-            let Address::Memory(number) = conn.info().peer() else {
+            let Address::Memory(number) = conn.info().peer_addr() else {
                 panic!("it is served in memory");
             };
             let ours = Arc::clone(&conns[usize::try_from(*number).unwrap() - 1]);

@@ -197,8 +197,8 @@ impl Listener for OnlyAccepts {
         self.0.poll_accept(cx)
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
-        self.0.local_addresses()
+    fn local_addrs(&self) -> Vec<Address> {
+        self.0.local_addrs()
     }
 }
 

@@ -407,11 +407,11 @@ fn a_connection_allocates_six_times_at_most() {
         // Without one, tracing asks for the span's fields in case there is a logger.
         let _quiet = tracing::subscriber::set_global_default(NoSubscriber::new());
         let server = Server::bind("127.0.0.1:0").await.unwrap();
-        let address = server.handle().addresses()[0].tcp().unwrap();
+        let address = server.handle().local_addrs()[0].tcp().unwrap();
         let stack = ServiceBuilder::new()
             .layer(ConnectionTraceLayer::new())
             .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-        let task = tokio::spawn(server.serve(stack).into_future());
+        let task = tokio::spawn(server.serve(stack));
         let clients = move |n: usize| {
             for _ in 0..n {
                 let mut client = std::net::TcpStream::connect(address).unwrap();
@@ -475,7 +475,7 @@ fn a_resting_connection_over_tls_holds_1100_bytes_beside_those_of_rustls() {
             .service(Pipeline::new(Lines::default).service(service_fn(echo)));
         let (listener, connector) = memory();
         // By itself: what tells a test of the end of a connection would count.
-        tokio::spawn(Server::from_listener(listener).serve(stack).into_future());
+        tokio::spawn(Server::from_listener(listener).serve(stack));
         let ours = async || shake(connector.connect().await.unwrap()).await;
         let warm = (bare().await, ours().await);
         let mut all = (Vec::with_capacity(16), Vec::with_capacity(16));

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Event, Gone, Limits, MadeForEvents, TrySendError};
+use tower_tcp::pipeline::{Closed, Event, Limits, MadeForEvents, TrySendError};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 type Teller = Peer<Bytes, &'static str>;
@@ -58,7 +58,7 @@ async fn a_message_to_a_resting_connection_is_answered_at_once() {
         let peer = next(&mut peers).await;
         settled().await;
 
-        peer.message("hello").await.expect("it is open");
+        peer.post("hello").await.expect("it is open");
 
         assert_eq!(client.line().await, "message hello", "{}", served.way);
         assert_eq!(client.ask("a").await, "request a", "{}", served.way);
@@ -73,7 +73,7 @@ async fn messages_and_requests_take_turns_when_both_are_waiting() {
     let peer = next(&mut peers).await;
     client.send("1\n2\n3\n").await;
     for message in ["a", "b", "c"] {
-        peer.message(message).await.expect("it is open");
+        peer.post(message).await.expect("it is open");
     }
 
     client.finish().await;
@@ -98,7 +98,7 @@ async fn a_flood_of_messages_keeps_no_request_waiting_and_none_the_other_way() {
     for served in each_way(pipeline) {
         let mut client = served.connect().await;
         let peer = next(&mut peers).await;
-        let flood = tokio::spawn(async move { while peer.message("flood").await.is_ok() {} });
+        let flood = tokio::spawn(async move { while peer.post("flood").await.is_ok() {} });
         settled().await;
 
         client.send("here\n").await;
@@ -122,7 +122,7 @@ async fn a_message_waits_while_a_request_is_in_hand_and_calls_come_one_at_a_time
     client.send("slow\n").await;
     settled().await;
 
-    peer.message("behind").await.expect("there is room");
+    peer.post("behind").await.expect("there is room");
 
     assert_eq!(client.line().await, "request slow");
     assert_eq!(client.line().await, "message behind");
@@ -136,14 +136,14 @@ async fn j9_messages_that_are_sent_faster_than_they_are_taken_wait() {
     let mut client = served.connect().await;
     let peer = next(&mut peers).await;
     settled().await;
-    peer.message("in hand").await.expect("it is open");
+    peer.post("in hand").await.expect("it is open");
     settled().await;
     for _ in 0..4 {
-        peer.try_message("waiting").expect("there is room for four");
+        peer.try_post("waiting").expect("there is room for four");
     }
 
-    let fifth = peer.try_message("fifth");
-    let mut waits = tokio_test::task::spawn(peer.message("waits"));
+    let fifth = peer.try_post("fifth");
+    let mut waits = tokio_test::task::spawn(peer.post("waits"));
     assert!(waits.poll().is_pending());
     for _ in 0..2 {
         client.line().await;
@@ -163,9 +163,9 @@ async fn a_timer_is_a_message_that_comes_when_it_is_due() {
         settled().await;
         let begun = Instant::now();
 
-        let late = peer.message_after(Duration::from_secs(3), "late");
-        let soon = peer.message_after(Duration::from_secs(2), "soon");
-        let never = peer.message_after(Duration::from_secs(1), "never");
+        let late = peer.post_after(Duration::from_secs(3), "late");
+        let soon = peer.post_after(Duration::from_secs(2), "soon");
+        let never = peer.post_after(Duration::from_secs(1), "never");
         let taken_back = never.expect("there is room").cancel();
 
         assert_eq!(taken_back, Some("never"));
@@ -187,11 +187,11 @@ async fn a_timer_set_while_one_for_later_is_running_comes_first() {
     let served = serve(pipeline);
     let mut client = served.connect().await;
     let peer = next(&mut peers).await;
-    let _later = peer.message_after(Duration::from_secs(3600), "later");
+    let _later = peer.post_after(Duration::from_secs(3600), "later");
     settled().await;
     let begun = Instant::now();
 
-    let _sooner = peer.message_after(Duration::from_secs(1), "sooner");
+    let _sooner = peer.post_after(Duration::from_secs(1), "sooner");
 
     assert_eq!(client.line().await, "message sooner");
     assert_eq!(begun.elapsed().as_secs(), 1);
@@ -204,11 +204,11 @@ async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
     let mut client = served.connect().await;
     let peer = next(&mut peers).await;
     for _ in 0..16 {
-        peer.message_after(Duration::MAX, "never")
+        peer.post_after(Duration::MAX, "never")
             .expect("there is room for sixteen");
     }
 
-    let seventeenth = peer.message_after(Duration::ZERO, "seventeenth");
+    let seventeenth = peer.post_after(Duration::ZERO, "seventeenth");
 
     let refused = seventeenth.expect_err("there is no room");
     assert_eq!(refused.into_inner(), "seventeenth");
@@ -225,13 +225,13 @@ async fn messages_that_a_close_leaves_behind_are_counted() {
         // Eight are in hand where there may be several.
         let in_hand = if served.way == "one at a time" { 1 } else { 8 };
         for _ in 0..in_hand {
-            peer.message("in hand").await.expect("it is open");
+            peer.post("in hand").await.expect("it is open");
             settled().await;
         }
         for _ in 0..5 {
-            peer.message("left behind").await.expect("it is open");
+            peer.post("left behind").await.expect("it is open");
         }
-        let _timer = peer.message_after(Duration::from_secs(60), "not due");
+        let _timer = peer.post_after(Duration::from_secs(60), "not due");
 
         peer.close();
         let answers = client.rest().await;
@@ -246,9 +246,9 @@ async fn messages_that_a_close_leaves_behind_are_counted() {
             "{}",
             served.way
         );
-        assert_eq!(peer.message("gone").await, Err(Gone));
-        assert_eq!(peer.try_message("gone"), Err(TrySendError::Gone("gone")));
-        assert!(peer.message_after(Duration::ZERO, "gone").is_err());
+        assert_eq!(peer.post("gone").await, Err(Closed));
+        assert_eq!(peer.try_post("gone"), Err(TrySendError::Closed("gone")));
+        assert!(peer.post_after(Duration::ZERO, "gone").is_err());
     }
 }
 
@@ -259,9 +259,9 @@ async fn a_message_is_a_request_to_the_error_policy() {
         let mut client = served.connect().await;
         let peer = next(&mut peers).await;
         settled().await;
-        peer.message("last words").await.expect("it is open");
+        peer.post("last words").await.expect("it is open");
 
-        peer.message("quit").await.expect("it is open");
+        peer.post("quit").await.expect("it is open");
 
         assert_eq!(
             client.rest().await,
@@ -282,7 +282,7 @@ async fn one_who_waits_for_room_learns_of_the_end() {
     let peer = next(&mut peers).await;
     let flood = tokio::spawn({
         let peer = peer.clone();
-        async move { while peer.message("flood").await.is_ok() {} }
+        async move { while peer.post("flood").await.is_ok() {} }
     });
     settled().await;
 
@@ -302,13 +302,13 @@ async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
         client.send("in hand\n").await;
         settled().await;
         for message in ["first", "second", "third"] {
-            peer.message(message).await.expect("it is open");
+            peer.post(message).await.expect("it is open");
         }
 
         served.handle.shutdown();
         settled().await;
-        let late = peer.message("late").await;
-        let timer = peer.message_after(Duration::ZERO, "late");
+        let late = peer.post("late").await;
+        let timer = peer.post_after(Duration::ZERO, "late");
 
         let answers = [
             "request in hand",
@@ -325,7 +325,7 @@ async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
         let end = served.ended().await;
         assert_eq!(end.reason(), EndReason::Drained, "{}", served.way);
         assert_eq!(end.messages_dropped(), 0, "{}", served.way);
-        assert_eq!(late, Err(Gone));
+        assert_eq!(late, Err(Closed));
         assert!(timer.is_err());
     }
 }
@@ -333,12 +333,12 @@ async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_messages_itself_without_end_leaves_at_a_drain() {
     let make = service_fn(|peer: Teller| {
-        peer.try_message("again").expect("there is room");
+        peer.try_post("again").expect("there is room");
         let again = service_fn(move |_event: Event<Bytes, &'static str>| {
             let peer = peer.clone();
             async move {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                peer.message("again").await?;
+                peer.post("again").await?;
                 Ok::<_, BoxError>(None::<Bytes>)
             }
         });
@@ -382,7 +382,7 @@ async fn a_message_that_panics_when_it_is_dropped_is_counted_and_keeps_nobody_wa
     let peer: Peer<Bytes, Panics> = peers.recv().await.expect("it is served");
     client.send("hang\n").await;
     settled().await;
-    peer.message(Panics).await.expect("there is room");
+    peer.post(Panics).await.expect("there is room");
     let mut crossings = peer.crossings();
     let waiting = tokio::spawn(async move { crossings.next().await });
     settled().await;
@@ -409,7 +409,7 @@ async fn a_connection_is_idle_whatever_messages_it_gets() {
     let peer = next(&mut peers).await;
     let begun = Instant::now();
     let ticking = tokio::spawn(async move {
-        while peer.message("tick").await.is_ok() {
+        while peer.post("tick").await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
@@ -437,7 +437,7 @@ async fn messages_do_not_put_off_the_deadline_of_a_frame_that_was_begun() {
         let begun = Instant::now();
 
         let heartbeat = async {
-            while peer.message("still there?").await.is_ok() {
+            while peer.post("still there?").await.is_ok() {
                 client.line().await;
                 tokio::time::sleep(Duration::from_secs(7)).await;
             }

@@ -130,7 +130,7 @@ async fn those_who_are_not_let_in_are_counted_as_rejected_too() {
     let recorded = Recorded::default();
     let _guard = set_default_local_recorder(&recorded);
     let hook = service_fn(|conn: Connection<DuplexStream>| async move {
-        match conn.info().peer() {
+        match conn.info().peer_addr() {
             Address::Memory(1) => Err(BoxError::from("not this one")),
             Address::Memory(2 | 3) => pending().await,
             _ => Ok(conn),
@@ -189,7 +189,7 @@ async fn a_collection_tells_how_many_are_in_each_phase() {
     let recorded = Recorded::default();
     let _guard = set_default_local_recorder(&recorded);
     let hook = service_fn(|conn: Connection<DuplexStream>| async move {
-        match conn.info().peer() {
+        match conn.info().peer_addr() {
             Address::Memory(1) => pending().await,
             _ => Ok::<_, BoxError>(conn),
         }
@@ -384,8 +384,8 @@ impl Listener for Failing {
         }
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
-        self.0.local_addresses()
+    fn local_addrs(&self) -> Vec<Address> {
+        self.0.local_addrs()
     }
 }
 
@@ -523,7 +523,7 @@ async fn the_length_of_the_accept_queue_is_that_of_the_backlog() {
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
     let mut clients = Vec::new();
-    for address in handle.addresses() {
+    for address in handle.local_addrs() {
         for _ in 0..3 {
             let address = address.tcp().unwrap();
             clients.push(TcpStream::connect(address).await.unwrap());
@@ -552,7 +552,7 @@ async fn nobody_waits_in_the_accept_queue_of_a_server_that_is_gone() {
     let _guard = set_default_local_recorder(&recorded);
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let handle = server.handle();
-    let address = handle.addresses()[0].tcp().unwrap();
+    let address = handle.local_addrs()[0].tcp().unwrap();
     let _waits = TcpStream::connect(address).await.unwrap();
     timeout(30 * SECOND, async {
         while recorded.sum("tower_tcp.accept_queue.length", &[]) < 1.0 {

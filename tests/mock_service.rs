@@ -30,12 +30,7 @@ async fn serve_mock() -> (Client, Requests, Handle) {
     let stack = Pipeline::new(Lines::default).service(service).in_flight(2);
     // A test that is stuck does not hang: paused time jumps to here, the server ends, and what was awaited never comes.
     let stuck = sleep(Duration::from_secs(3600));
-    tokio::spawn(
-        server
-            .serve(stack)
-            .with_graceful_shutdown(stuck)
-            .into_future(),
-    );
+    tokio::spawn(server.serve(stack).with_graceful_shutdown(stuck));
 
     let stream = connector.connect().await.expect("the server listens");
     (Framed::new(stream, Lines::default()), requests, handle)

@@ -345,7 +345,7 @@ async fn the_span_has_the_names_of_open_telemetry() {
         .layer(ConnectionTraceLayer::new())
         .service(pipeline);
     let mut served = serve_on(server, stack);
-    let addr = served.handle.addresses()[0].tcp().unwrap();
+    let addr = served.handle.local_addrs()[0].tcp().unwrap();
     let client = tokio::net::TcpStream::connect(addr).await.unwrap();
     let from = client.local_addr().unwrap();
     let mut client = Client::new(client);

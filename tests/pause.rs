@@ -69,7 +69,7 @@ async fn x76_nothing_is_delivered_while_paused_and_nothing_lost_by_it() {
         assert!(client.hears_nothing().await, "{}", served.way);
         client.send("d\n").await;
         assert!(client.hears_nothing().await, "{}", served.way);
-        peer.message(Resume).await.expect("it is open");
+        peer.post(Resume).await.expect("it is open");
 
         assert_eq!(client.line().await, "resumed", "{}", served.way);
         client.send("e\n").await;
@@ -135,7 +135,7 @@ async fn x75b_a_peer_that_leaves_while_paused_is_noticed() {
 async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
     let (pipeline, mut peers) = pausing();
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
     let mut served: Served = serve_on(server, pipeline);
     let mut client = TcpStream::connect(address).await.expect("it listens");
     let peer = next(&mut peers).await;

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Crossing, Crossings, Gone, Limits, Made, TrySendError, Watermarks};
+use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, Made, TrySendError, Watermarks};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
 const KIB: usize = 1024;
@@ -164,8 +164,8 @@ async fn flushed_that_cannot_be_any_more_says_that_the_peer_is_gone() {
 
     peer.abort();
 
-    assert_eq!(flushed.await.expect("it does not panic"), Err(Gone));
-    assert_eq!(peer.flushed().await, Err(Gone));
+    assert_eq!(flushed.await.expect("it does not panic"), Err(Closed));
+    assert_eq!(peer.flushed().await, Err(Closed));
     assert_eq!(served.reason().await, EndReason::Aborted);
     drop(client);
 }
@@ -205,7 +205,7 @@ async fn try_send_gives_back_what_has_no_room() {
     let gone = peer.try_send("gone".into());
 
     assert_eq!(above, Err(TrySendError::Full("above".into())));
-    assert_eq!(gone, Err(TrySendError::Gone("gone".into())));
+    assert_eq!(gone, Err(TrySendError::Closed("gone".into())));
     drop(client);
 }
 
@@ -345,7 +345,7 @@ async fn x70_nine_megabytes_against_a_stalled_reader_in_memory() {
 async fn x70_nine_megabytes_against_a_stalled_reader_over_a_socket() {
     let (pipeline, mut peers) = echo_with_peers();
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
     let limits = Limits::default().watermarks(marks(10_000, 100_000));
     let _served = serve_on(server, pipeline.limits(limits));
     let client = TcpSocket::new_v4().expect("there are sockets");

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::{Lines, LinesError};
-use tower_tcp::pipeline::{Gone, Limits, ShutdownOnErrorLayer};
+use tower_tcp::pipeline::{Closed, Limits, ShutdownOnErrorLayer};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
 use support::{each_way, serve};
@@ -414,7 +414,7 @@ async fn a_close_answers_what_is_in_hand_and_drops_what_is_not_begun() {
         peer.close();
         let refused = peer.send("too late".into()).await;
         sleep(MS).await;
-        assert_eq!(refused, Err(Gone));
+        assert_eq!(refused, Err(Closed));
         Ok(request.into())
     });
     let mut served = serve(Pipeline::new(Lines::default).make_service(make));
@@ -527,7 +527,7 @@ async fn a_send_after_any_end_says_that_the_peer_is_gone() {
 
             let sent = timeout(MS, peer.send("anyone?".into())).await;
 
-            assert_eq!(sent, Ok(Err(Gone)), "{}: {ended}", served.way);
+            assert_eq!(sent, Ok(Err(Closed)), "{}: {ended}", served.way);
         }
     }
 }

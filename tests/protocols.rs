@@ -144,7 +144,7 @@ mod by_listener {
             .unwrap();
         let [plain, encrypted] = server
             .handle()
-            .addresses()
+            .local_addrs()
             .iter()
             .map(|address| address.tcp().unwrap())
             .collect::<Vec<_>>()
@@ -154,17 +154,17 @@ mod by_listener {
             // Behind a wildcard address it would be the port alone.
             address.tcp().map(|addr| addr.port()) == Some(encrypted.port())
         };
-        let tls = Tls::from(server_config).when(move |info| is_encrypted(info.local()));
+        let tls = Tls::from(server_config).when(move |info| is_encrypted(info.local_addr()));
         let stack = ServiceBuilder::new()
             .layer(PreConnectLayer::new(tls))
             .service_fn(move |conn: Connection<_>| {
-                if is_encrypted(conn.info().local()) {
+                if is_encrypted(conn.info().local_addr()) {
                     says("encrypted").oneshot(conn)
                 } else {
                     says("plain").oneshot(conn)
                 }
             });
-        tokio::spawn(server.serve(stack).into_future());
+        tokio::spawn(server.serve(stack));
 
         let asked = async {
             let io = TcpStream::connect(plain).await.unwrap();
@@ -218,7 +218,7 @@ mod the_choice {
             .service(says("one"));
         let stack = Steer::new(
             [Branch::new(one), Branch::new(says("any"))],
-            |conn: &Connection<DuplexStream>, _: &[Branch]| match conn.info().peer() {
+            |conn: &Connection<DuplexStream>, _: &[Branch]| match conn.info().peer_addr() {
                 Address::Memory(1) => 0,
                 _ => 1,
             },

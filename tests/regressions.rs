@@ -53,14 +53,14 @@ async fn a_raw_service_that_heeds_no_drain_is_cut_off_at_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_raw_service_that_heeds_no_drain_is_cut_off_by_a_second_shutdown() {
+async fn a_raw_service_that_heeds_no_drain_is_cut_off_by_an_abort() {
     let server = serve(service_fn(deaf));
     let _client = server.connect().await;
     settled().await;
 
     server.handle.shutdown();
     settled().await;
-    server.handle.shutdown();
+    server.handle.abort();
 
     cut_off_at(server, Duration::ZERO, EndReason::Killed).await;
 }
@@ -309,7 +309,7 @@ async fn a_timer_that_is_due_and_not_delivered_is_a_message_that_was_dropped() {
             async move {
                 for after in [1, 2, 3600] {
                     let after = Duration::from_secs(after);
-                    peer.message_after(after, 0).expect("there is room");
+                    peer.post_after(after, 0).expect("there is room");
                 }
                 sleep(Duration::from_secs(5)).await;
                 Ok::<_, Infallible>(Reply::from(Bytes::from("bye")).close())

@@ -349,9 +349,9 @@ async fn tcp() -> (
         .await
         .expect("loopback is there");
     let handle = server.handle();
-    let addr = handle.addresses()[0].tcp().expect("it is TCP");
+    let addr = handle.local_addrs()[0].tcp().expect("it is TCP");
     let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
-    let task = tokio::spawn(server.serve(pipeline).into_future());
+    let task = tokio::spawn(server.serve(pipeline));
     (addr, handle, task)
 }
 
@@ -454,7 +454,25 @@ async fn h9_the_deadline_cuts_off_those_who_are_left_and_counts_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h10_a_second_shutdown_is_immediate() {
+async fn h10_an_abort_after_a_shutdown_is_immediate() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let client = send(&server, b"a\n").await;
+    settle().await;
+    server.handle.shutdown();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    server.handle.abort();
+
+    let report = server.report().await;
+    assert_eq!((report.drained, report.aborted), (0, 1));
+    assert_eq!(report.duration, Duration::from_secs(1));
+    assert_eq!(server.ends(), [EndReason::Killed]);
+    assert_eq!(read_to_end(client).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_shutdown_changes_nothing() {
     let gate = Arc::new(Semaphore::new(0));
     let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
     let client = send(&server, b"a\n").await;
@@ -463,12 +481,31 @@ async fn h10_a_second_shutdown_is_immediate() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     server.handle.shutdown();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    gate.add_permits(1);
 
+    assert_eq!(read_to_end(client).await, "a\n");
     let report = server.report().await;
-    assert_eq!((report.drained, report.aborted), (0, 1));
-    assert_eq!(report.duration, Duration::from_secs(1));
-    assert_eq!(server.ends(), [EndReason::Killed]);
-    assert_eq!(read_to_end(client).await, "");
+    assert_eq!((report.drained, report.aborted), (1, 0));
+    assert_eq!(report.duration, Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_can_be_brought_forward_during_a_shutdown_and_not_put_off() {
+    for (later, ends) in [(3, 5), (60, 30)] {
+        let gate = Arc::new(Semaphore::new(0));
+        let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+        let _client = send(&server, b"a\n").await;
+        settle().await;
+        server.handle.shutdown();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+
+        server.handle.shutdown_within(Duration::from_secs(later));
+
+        let report = server.report().await;
+        assert_eq!(report.duration, Duration::from_secs(ends));
+        assert_eq!(server.ends(), [EndReason::DrainDeadline]);
+    }
 }
 
 /// Serves what takes several turns at every stage, with a few clients at different stages of it.
@@ -542,11 +579,7 @@ async fn h13_a_server_that_never_served_is_closed_when_it_is_dropped() {
 async fn h13_dropping_handles_changes_nothing() {
     let (server, connector) = echo_server(|server| server);
     drop(server.handle());
-    let task = tokio::spawn(
-        server
-            .serve(Pipeline::new(Lines::default).service(service_fn(echo)))
-            .into_future(),
-    );
+    let task = tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
     let client = connector.connect().await.unwrap();
 
     assert_eq!(running::exchange(client, "a\n").await, "a\n");
@@ -599,7 +632,7 @@ async fn h15_the_kernel_refuses_new_connections_while_the_server_still_drains() 
     let gate = Arc::new(Semaphore::new(0));
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let handle = server.handle();
-    let addr = handle.addresses()[0].tcp().unwrap();
+    let addr = handle.local_addrs()[0].tcp().unwrap();
     let (accepted, mut is_accepted) = mpsc::channel(1);
     let stack = ServiceBuilder::new()
         .map_request(move |conn: Connection<Socket>| {
@@ -607,7 +640,7 @@ async fn h15_the_kernel_refuses_new_connections_while_the_server_still_drains() 
             conn
         })
         .service(Pipeline::new(Lines::default).service(gated(&gate)));
-    let task = tokio::spawn(server.serve(stack).into_future());
+    let task = tokio::spawn(server.serve(stack));
     let mut busy = TcpStream::connect(addr).await.unwrap();
     busy.write_all(b"a\n").await.unwrap();
     timeout(NET, is_accepted.recv()).await.unwrap().unwrap();
@@ -659,7 +692,7 @@ async fn a_lame_duck_goes_on_accepting_and_tells_all_to_leave() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_shutdown_ends_a_lame_duck_at_once() {
+async fn an_abort_ends_a_lame_duck_at_once() {
     let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(5)));
     let mut server = start_with(
         server,
@@ -669,7 +702,7 @@ async fn a_second_shutdown_ends_a_lame_duck_at_once() {
     server.handle.shutdown();
     settle().await;
 
-    server.handle.shutdown();
+    server.handle.abort();
 
     assert_eq!(server.report().await.duration, Duration::ZERO);
 }
@@ -683,7 +716,7 @@ async fn a_graceful_shutdown_begins_with_its_signal() {
         .with_graceful_shutdown(async {
             drop(signalled.await);
         });
-    let task = tokio::spawn(serve.into_future());
+    let task = tokio::spawn(serve);
     let client = connector.connect().await.unwrap();
     assert_eq!(running::exchange(client, "a\n").await, "a\n");
     let idle = connector.connect().await.unwrap();

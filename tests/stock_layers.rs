@@ -94,9 +94,9 @@ mod around_connections {
             })
             .service(lines());
         let server = Server::bind("127.0.0.1:0").await.unwrap();
-        let address = server.handle().addresses()[0].tcp().unwrap();
+        let address = server.handle().local_addrs()[0].tcp().unwrap();
         let handle = server.handle();
-        tokio::spawn(server.serve(stack).into_future());
+        tokio::spawn(server.serve(stack));
 
         timeout(10 * SEC, async {
             let connect = || async { Client::new(TcpStream::connect(address).await.unwrap()) };
@@ -275,7 +275,7 @@ mod around_connections {
     #[tokio::test(start_paused = true)]
     async fn filter_turns_a_connection_away_for_the_reason_it_gives() {
         let first_only =
-            |conn: Connection<DuplexStream>| match conn.info().peer() == &Address::Memory(1) {
+            |conn: Connection<DuplexStream>| match conn.info().peer_addr() == &Address::Memory(1) {
                 true => Ok(conn),
                 false => Err(ConnectionEnded::from(EndReason::Rejected)),
             };
@@ -292,7 +292,7 @@ mod around_connections {
     async fn filter_async_asks_elsewhere_before_it_decides() {
         let after_a_while = |conn: Connection<DuplexStream>| async move {
             sleep(3 * SEC).await;
-            match conn.info().peer() == &Address::Memory(1) {
+            match conn.info().peer_addr() == &Address::Memory(1) {
                 true => Ok(conn),
                 false => Err(ConnectionEnded::from(EndReason::Rejected)),
             }
@@ -463,15 +463,15 @@ mod around_connections {
             .bind()
             .await
             .unwrap();
-        let [public, admin] = server.handle().addresses().to_vec().try_into().unwrap();
+        let [public, admin] = server.handle().local_addrs().to_vec().try_into().unwrap();
         let is_admin = admin.clone();
         let stack = Steer::new(
             [says("public"), says("admin")],
             move |conn: &Connection<Socket>, _: &[Branch]| {
-                usize::from(conn.info().local() == &is_admin)
+                usize::from(conn.info().local_addr() == &is_admin)
             },
         );
-        tokio::spawn(server.serve(stack).into_future());
+        tokio::spawn(server.serve(stack));
 
         let answer = async |address: Address| {
             let stream = TcpStream::connect(address.tcp().unwrap()).await.unwrap();
@@ -868,7 +868,7 @@ mod around_requests {
     #[tokio::test(start_paused = true)]
     async fn either_gives_each_connection_one_of_two_services() {
         let make = service_fn(|peer: Peer<Bytes>| {
-            let first = peer.info().peer() == &Address::Memory(1);
+            let first = peer.info().peer_addr() == &Address::Memory(1);
             ready(Ok::<_, Infallible>(if first {
                 Either::Left(service_fn(desk))
             } else {

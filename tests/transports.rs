@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Takeover, Watermarks};
+use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Upgrade, Watermarks};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind, Server};
@@ -45,13 +45,13 @@ where
     });
     Pipeline::new(Lines::default)
         .make_event_service(ServiceBuilder::new().layer(greet).service(make))
-        .on_takeover(service_fn(reverse::<Io>))
+        .on_upgrade(service_fn(reverse::<Io>))
 }
 
 async fn answer(
     peer: Peer<Bytes, Resume>,
     event: Event<Bytes, Resume>,
-) -> Result<Takeover<Bytes>, BoxError> {
+) -> Result<Upgrade<Bytes>, BoxError> {
     let line = match event {
         Event::Request(line) => line,
         Event::Message(Resume) => {
@@ -62,7 +62,7 @@ async fn answer(
     Ok(match &*line {
         b"pause" => {
             peer.pause_input();
-            let _timer = peer.message_after(Duration::from_millis(50), Resume)?;
+            let _timer = peer.post_after(Duration::from_millis(50), Resume)?;
             line.into()
         }
         b"push" => {
@@ -87,7 +87,7 @@ async fn answer(
             }
             Bytes::from("as many lows as highs").into()
         }
-        b"over" => Reply::from(line).takeover(),
+        b"over" => Reply::from(line).upgrade(),
         _ => line.into(),
     })
 }
@@ -148,7 +148,7 @@ async fn all_of_it_holds_in_memory() {
 #[tokio::test]
 async fn all_of_it_holds_over_tcp() {
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
     let served = serve_on(server, everything());
     let io = TcpStream::connect(address).await.expect("it listens");
 
@@ -173,7 +173,7 @@ async fn all_of_it_holds_over_tls() {
         .layer(PreConnectLayer::new(Tls::from(config)))
         .service(everything());
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-    let address = server.handle().addresses()[0].tcp().expect("it is TCP");
+    let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
     let served = serve_on(server, stack);
     let io = TcpStream::connect(address).await.expect("it listens");
     let name = ServerName::try_from("localhost").expect("a name");

@@ -60,8 +60,8 @@ where
     let server = builder.listen("127.0.0.1:0").bind().await;
     let server = server.expect("a port can be had");
     let handle = server.handle();
-    let addr = handle.addresses()[0].tcp().expect("it is one of TCP");
-    let task = tokio::spawn(server.serve(stack).into_future());
+    let addr = handle.local_addrs()[0].tcp().expect("it is one of TCP");
+    let task = tokio::spawn(server.serve(stack));
     Running { addr, handle, task }
 }
 
@@ -173,7 +173,7 @@ async fn turns_are_taken_by_connections_not_by_looks_for_one() {
     let server = builder(2).build(Streams(accepted));
     let handle = server.handle();
     let stack = Pipeline::new(Lines::default).service(service_fn(who));
-    let _serving = tokio::spawn(server.serve(stack).into_future());
+    let _serving = tokio::spawn(server.serve(stack));
 
     let mut threads = Vec::new();
     for _ in 0..4 {
@@ -272,7 +272,7 @@ async fn unix_sockets_run_on_workers() {
     let dir = tempfile::tempdir().unwrap();
     let path = format!("unix:{}", dir.path().join("sock").display());
     let server = builder(2).listen(path.as_str()).bind().await.unwrap();
-    let _serving = tokio::spawn(server.serve(pipeline()).into_future());
+    let _serving = tokio::spawn(server.serve(pipeline()));
 
     let mut threads = Vec::new();
     let mut clients = Vec::new();
@@ -291,7 +291,7 @@ async fn streams_of_a_listener_of_ones_own_run_on_workers() {
     let (listener, connector) = memory();
     let server = builder(2).build(listener);
     let stack = Pipeline::new(Lines::default).service(service_fn(who));
-    let _serving = tokio::spawn(server.serve(stack).into_future());
+    let _serving = tokio::spawn(server.serve(stack));
 
     let mut threads = Vec::new();
     let mut clients = Vec::new();
@@ -521,7 +521,7 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
     let (listener, connector) = memory();
     let server = builder(1).shutdown_deadline(Duration::ZERO).build(listener);
     let handle = server.handle();
-    let serving = tokio::spawn(server.serve(stack).into_future());
+    let serving = tokio::spawn(server.serve(stack));
     let _client = connector.connect().await.unwrap();
     // On another thread, while which time does not go on by itself.
     let entered = tokio::task::spawn_blocking(move || inside.recv_timeout(NET));
@@ -618,7 +618,7 @@ async fn loops_that_share_a_port_and_a_limit_of_one_serve_everybody() {
             .limit(limit.clone())
     };
     let first = builder().listen("127.0.0.1:0").bind().await.unwrap();
-    let addr = first.handle().addresses()[0].tcp().unwrap();
+    let addr = first.handle().local_addrs()[0].tcp().unwrap();
     let mut servers = vec![first];
     for _ in 1..4 {
         servers.push(builder().listen(addr).bind().await.unwrap());
@@ -628,7 +628,7 @@ async fn loops_that_share_a_port_and_a_limit_of_one_serve_everybody() {
     let runtimes: Vec<_> = (0..4).map(|n| runtime(&format!("loop-{n}"))).collect();
     let mut loops = Vec::new();
     for (server, runtime) in servers.into_iter().zip(&runtimes) {
-        loops.push(runtime.spawn(server.serve(stack.clone()).into_future()));
+        loops.push(runtime.spawn(server.serve(stack.clone())));
     }
 
     join_all((0..200).map(|_| visit(addr))).await;

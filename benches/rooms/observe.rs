@@ -43,7 +43,7 @@ fn with_open(connections: usize, f: impl FnOnce(&Handle)) {
             conn.draining().await;
             Ok::<_, BoxError>(())
         });
-        tokio::spawn(server.serve(wait).into_future());
+        tokio::spawn(server.serve(wait));
         let mut clients = Vec::with_capacity(connections);
         for _ in 0..connections {
             clients.push(connector.connect().await.unwrap());

@@ -45,7 +45,7 @@ where
     S::Future: Send + 'static,
 {
     let (listener, connector) = memory();
-    tokio::spawn(Server::from_listener(listener).serve(stack).into_future());
+    tokio::spawn(Server::from_listener(listener).serve(stack));
     connector
 }
 

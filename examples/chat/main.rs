@@ -95,7 +95,7 @@ async fn main() -> Result<(), BoxError> {
         .bind()
         .await?;
     signal::install(&server.handle())?;
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         if let Some(addr) = address.tcp() {
             println!("try: nc {} {}", addr.ip(), addr.port());

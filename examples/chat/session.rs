@@ -44,7 +44,7 @@ impl Session {
         idle: Duration,
     ) -> Result<Arc<Self>, BoxError> {
         peer.send("* welcome! what is your name?".into()).await?;
-        let _runs_until_the_end = peer.message_after(idle, Message::Idle);
+        let _runs_until_the_end = peer.post_after(idle, Message::Idle);
         let state = Mutex::new(State {
             name: None,
             place: None,
@@ -74,7 +74,7 @@ impl Session {
                 if rest.is_zero() {
                     return self.farewell("silent for too long".into());
                 }
-                let _runs_until_the_end = self.peer.message_after(rest, Message::Idle);
+                let _runs_until_the_end = self.peer.post_after(rest, Message::Idle);
                 Reply::none()
             }
             Event::Message(Message::Kicked { by }) => self.farewell(format!("kicked by {by}")),
@@ -154,7 +154,7 @@ impl Session {
             }
         }
         // No room for it is as well: then there is another kick on its way.
-        let _told_or_going = peer.try_message(Message::Kicked { by: me });
+        let _told_or_going = peer.try_post(Message::Kicked { by: me });
         Ok(format!("* you have kicked {whom}"))
     }
 

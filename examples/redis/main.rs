@@ -138,7 +138,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
         )
         .service(pipeline);
 
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         if let Some(addr) = address.tcp() {
             println!("try: redis-cli -h {} -p {} ping", addr.ip(), addr.port());

@@ -125,7 +125,7 @@ async fn main() -> Result<(), BoxError> {
         signal(SignalKind::interrupt())?,
     );
     tokio::spawn(shut_down(signals, server.handle(), shared));
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         let how = if address.tcp().is_some() {
             "server"

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_tcp::pipeline::{Event, Limits, Takeover};
+use tower_tcp::pipeline::{Event, Limits, Upgrade};
 use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind};
@@ -73,16 +73,16 @@ where
     Pipeline::new(Smtp::default)
         .make_event_service(greet)
         .limits(limits)
-        .on_takeover(secured)
+        .on_upgrade(secured)
 }
 
 /// Nobody waits for the lock: a connection's events come one at a time.
 async fn in_the_clear(
     session: Arc<Mutex<Session>>,
     event: Event<Input, Leave>,
-) -> Result<Takeover<Answer>, BoxError> {
+) -> Result<Upgrade<Answer>, BoxError> {
     if let Event::Request(Input::Command(Ok(Command::StartTls))) = event {
-        return Ok(Reply::from(Answer::new(220, "Go ahead")).takeover());
+        return Ok(Reply::from(Answer::new(220, "Go ahead")).upgrade());
     }
     Ok(session.lock().await.on(event).await.into())
 }

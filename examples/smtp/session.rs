@@ -52,7 +52,7 @@ impl Shared {
         self.leaving.store(true, Ordering::SeqCst);
         let sessions: Vec<_> = self.sessions.iter().map(|(_, peer)| peer).collect();
         for peer in &sessions {
-            let _told_or_gone = peer.try_message(Leave);
+            let _told_or_gone = peer.try_post(Leave);
         }
         for peer in &sessions {
             peer.closed().await;
@@ -66,7 +66,7 @@ impl Shared {
         self.sessions.insert(id, peer)?;
         // Behind the entry: whoever looked through the entries before it has said so before.
         if self.leaving.load(Ordering::SeqCst) {
-            let _told_or_gone = peer.try_message(Leave);
+            let _told_or_gone = peer.try_post(Leave);
         }
         Ok(())
     }
@@ -117,7 +117,7 @@ impl Session {
         secured: bool,
     ) -> Result<Self, KeyTaken> {
         shared.enter(peer)?;
-        let address = peer.info().peer();
+        let address = peer.info().peer_addr();
         let client = Client {
             address: address
                 .tcp()

@@ -39,9 +39,9 @@ const UNLIMITED: usize = usize::MAX;
 
 /// A number of connections that may be open at the same time; its clones are the same limit.
 #[derive(Clone)]
-pub struct ConnectionLimit(Arc<Mutex<State>>);
+pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 
-struct State {
+struct LimitState {
     limit: usize,
     used: usize,
     /// Who may want to look again when a number changes, by service instance. There are as many as accept loops, so they are searched for,
@@ -50,7 +50,7 @@ struct State {
     next_instance: u64,
 }
 
-impl State {
+impl LimitState {
     fn wait(&mut self, instance: u64, waker: &Waker) {
         let mut waiting = self.waiting.iter_mut();
         match waiting.find(|(known, _)| *known == instance) {
@@ -72,7 +72,7 @@ impl State {
 impl ConnectionLimit {
     /// Makes a limit of `n` connections; `0` admits none.
     pub fn new(n: usize) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(LimitState {
             limit: n,
             used: 0,
             waiting: Vec::new(),
@@ -121,7 +121,7 @@ impl ConnectionLimit {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LimitState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

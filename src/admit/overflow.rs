@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::{ConnectionLimit, LimitedFuture, Permit};
 use crate::connection::Connection;
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 use crate::error::BoxError;
 
 /// How long the word may take: it is written to an empty socket, and nobody waits for the peer.

@@ -17,7 +17,7 @@ use thiserror::Error;
 /// | `unix:/run/app.sock` | a Unix socket at this path |
 /// | `unix:@app` | a Unix socket with an abstract name (Linux) |
 ///
-/// Port 0 lets the system choose; [`local_addresses`] gives what it chose. A name with several addresses gets the
+/// Port 0 lets the system choose; [`local_addrs`] gives what it chose. A name with several addresses gets the
 /// same port on all.
 ///
 /// Strings convert without failing, so that a list of them can be written down as it is: one that says nothing is an
@@ -31,17 +31,17 @@ use thiserror::Error;
 /// ```
 ///
 /// [`only_v6`]: super::SocketOptions::only_v6
-/// [`local_addresses`]: super::Listener::local_addresses
+/// [`local_addrs`]: super::Listener::local_addrs
 /// [`Sockets::bind`]: super::Sockets::bind
 #[derive(Debug)]
 pub struct Endpoint {
     text: String,
-    place: Place,
+    place: Target,
 }
 
 /// What an [`Endpoint`] comes to.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum Target {
     Address(SocketAddr),
     Name { host: String, port: u16 },
     Path(PathBuf),
@@ -57,11 +57,11 @@ impl Endpoint {
         let path = path.into();
         Self {
             text: format!("unix:{}", path.display()),
-            place: Place::Path(path),
+            place: Target::Path(path),
         }
     }
 
-    pub(super) fn into_place(self) -> Place {
+    pub(super) fn into_place(self) -> Target {
         self.place
     }
 }
@@ -71,18 +71,18 @@ impl Endpoint {
 #[error("neither `address:port`, `name:port`, `unix:/path` nor `unix:@name`")]
 pub struct InvalidEndpoint(());
 
-fn parse(text: &str) -> Result<Place, InvalidEndpoint> {
+fn parse(text: &str) -> Result<Target, InvalidEndpoint> {
     let invalid = InvalidEndpoint(());
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.strip_prefix('@') {
             Some("") => Err(invalid),
-            Some(name) => Ok(Place::Abstract(name.to_owned())),
+            Some(name) => Ok(Target::Abstract(name.to_owned())),
             None if path.is_empty() => Err(invalid),
-            None => Ok(Place::Path(path.into())),
+            None => Ok(Target::Path(path.into())),
         };
     }
     if let Ok(addr) = text.parse() {
-        return Ok(Place::Address(addr));
+        return Ok(Target::Address(addr));
     }
     let (host, port) = text.rsplit_once(':').ok_or(invalid)?;
     let port = port.parse().map_err(|_| invalid)?;
@@ -91,7 +91,7 @@ fn parse(text: &str) -> Result<Place, InvalidEndpoint> {
     {
         return Err(invalid);
     }
-    Ok(Place::Name {
+    Ok(Target::Name {
         host: host.to_owned(),
         port,
     })
@@ -110,7 +110,7 @@ impl FromStr for Endpoint {
 
 impl From<String> for Endpoint {
     fn from(text: String) -> Self {
-        let place = parse(&text).unwrap_or_else(Place::Invalid);
+        let place = parse(&text).unwrap_or_else(Target::Invalid);
         Self { text, place }
     }
 }
@@ -125,7 +125,7 @@ impl From<SocketAddr> for Endpoint {
     fn from(addr: SocketAddr) -> Self {
         Self {
             text: addr.to_string(),
-            place: Place::Address(addr),
+            place: Target::Address(addr),
         }
     }
 }
@@ -141,7 +141,7 @@ impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         Self {
             text: "an inherited tcp socket".to_owned(),
-            place: Place::Tcp(listener),
+            place: Target::Tcp(listener),
         }
     }
 }
@@ -151,7 +151,7 @@ impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         Self {
             text: "an inherited unix socket".to_owned(),
-            place: Place::Unix(listener),
+            place: Target::Unix(listener),
         }
     }
 }

@@ -63,7 +63,7 @@ pub trait Listener: Send + 'static {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
 
     /// Returns the addresses that it listens on.
-    fn local_addresses(&self) -> Vec<Address>;
+    fn local_addrs(&self) -> Vec<Address>;
 }
 
 /// A connection as a [`Listener`] hands it over.
@@ -72,9 +72,9 @@ pub struct Incoming<Io> {
     /// The stream.
     pub io: Io,
     /// The address of its other end.
-    pub peer: Address,
+    pub peer_addr: Address,
     /// The address of this end.
-    pub local: Address,
+    pub local_addr: Address,
 }
 
 /// The error, inside an [`io::Error`], of a listener that will never accept again.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::endpoint::{Endpoint, Place};
+use super::endpoint::{Endpoint, Target};
 use super::options::SocketOptions;
 use super::unix::{self, OwnPath};
 
@@ -29,8 +29,8 @@ pub(super) async fn open(
     options: &SocketOptions,
 ) -> io::Result<Vec<Listening>> {
     match endpoint.into_place() {
-        Place::Address(addr) => open_each(&[addr], options),
-        Place::Name { host, port } => {
+        Target::Address(addr) => open_each(&[addr], options),
+        Target::Name { host, port } => {
             let mut addrs: Vec<SocketAddr> = Vec::new();
             for addr in tokio::net::lookup_host((host, port)).await? {
                 // A hosts file may name the same address twice.
@@ -46,17 +46,17 @@ pub(super) async fn open(
             }
             open_each(&addrs, options)
         }
-        Place::Path(path) => {
+        Target::Path(path) => {
             let (socket, own) = unix::listen(&path, options)?;
             Ok(vec![Listening {
                 path: Some(own),
                 socket,
             }])
         }
-        Place::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
-        Place::Tcp(listener) => Ok(vec![Socket::from(listener).into()]),
-        Place::Unix(listener) => Ok(vec![Socket::from(listener).into()]),
-        Place::Invalid(err) => Err(io::Error::new(io::ErrorKind::InvalidInput, err)),
+        Target::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
+        Target::Tcp(listener) => Ok(vec![Socket::from(listener).into()]),
+        Target::Unix(listener) => Ok(vec![Socket::from(listener).into()]),
+        Target::Invalid(err) => Err(io::Error::new(io::ErrorKind::InvalidInput, err)),
     }
 }
 

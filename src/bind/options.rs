@@ -93,12 +93,12 @@ impl SocketOptions {
     ///     Server::builder().socket_options(options).limit(limit.clone())
     /// };
     /// let first = loops().listen("127.0.0.1:0").bind().await?;
-    /// let addr = first.handle().addresses()[0].to_string();
+    /// let addr = first.handle().local_addrs()[0].to_string();
     /// let second = loops().listen(addr).bind().await?;
     ///
     /// let handles = [first.handle(), second.handle()];
-    /// let first = tokio::spawn(first.serve(stack).into_future()); // or on a runtime of its own
-    /// let second = tokio::spawn(second.serve(stack).into_future());
+    /// let first = tokio::spawn(first.serve(stack)); // or on a runtime of its own
+    /// let second = tokio::spawn(second.serve(stack));
     /// # let joined = async { (first.await, second.await) };
     /// handles.iter().for_each(|handle| handle.shutdown());
     /// # joined.await;

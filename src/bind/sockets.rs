@@ -34,7 +34,7 @@ use crate::error::Error;
 /// # async fn run() -> Result<(), tower_tcp::Error> {
 /// let endpoints = vec!["[::]:7000".into(), "unix:/run/app.sock".into()];
 /// let sockets = Sockets::bind(endpoints, &SocketOptions::default()).await?;
-/// println!("{:?}", sockets.local_addresses());
+/// println!("{:?}", sockets.local_addrs());
 /// # Ok(())
 /// # }
 /// ```
@@ -126,7 +126,7 @@ impl Listener for Sockets {
         }
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
+    fn local_addrs(&self) -> Vec<Address> {
         self.sources
             .iter()
             .map(|source| source.local.clone())
@@ -188,8 +188,8 @@ impl Source {
         let Address::Tcp(bound) = self.local else {
             return Ok(Incoming {
                 io: UnixStream::from_std(socket.into())?.into(),
-                peer: to_address(&peer),
-                local: self.local.clone(),
+                peer_addr: to_address(&peer),
+                local_addr: self.local.clone(),
             });
         };
         options.apply(&socket);
@@ -209,8 +209,8 @@ impl Source {
         };
         Ok(Incoming {
             io: TcpStream::from_std(socket.into())?.into(),
-            peer: peer.into(),
-            local: local.into(),
+            peer_addr: peer.into(),
+            local_addr: local.into(),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
 use super::{Address, Life};
-use crate::shutdown::Signal;
+use crate::signals::Signal;
 
 /// The number of a connection, never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,17 +50,17 @@ struct Fact {
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) id: ConnectionId,
-    pub(crate) peer: Address,
-    pub(crate) local: Address,
+    pub(crate) peer_addr: Address,
+    pub(crate) local_addr: Address,
     pub(crate) accepted_at: Instant,
 }
 
 impl ConnectionInfo {
-    pub(super) fn new(peer: Address, local: Address) -> Self {
+    pub(super) fn new(peer_addr: Address, local_addr: Address) -> Self {
         let origin = Origin {
             id: ConnectionId::next(),
-            peer,
-            local,
+            peer_addr,
+            local_addr,
             accepted_at: Instant::now(),
         };
         Self {
@@ -82,13 +82,13 @@ impl ConnectionInfo {
     }
 
     /// Returns the address of the socket's other end.
-    pub fn peer(&self) -> &Address {
-        &self.life.origin.peer
+    pub fn peer_addr(&self) -> &Address {
+        &self.life.origin.peer_addr
     }
 
     /// Returns the address the peer connected to.
-    pub fn local(&self) -> &Address {
-        &self.life.origin.local
+    pub fn local_addr(&self) -> &Address {
+        &self.life.origin.local_addr
     }
 
     /// Returns when the connection was accepted.
@@ -123,8 +123,8 @@ impl fmt::Debug for ConnectionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionInfo")
             .field("id", &self.id())
-            .field("peer", self.peer())
-            .field("local", self.local())
+            .field("peer", self.peer_addr())
+            .field("local", self.local_addr())
             .finish_non_exhaustive()
     }
 }

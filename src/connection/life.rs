@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::ConnectionPhase;
 use super::info::Origin;
-use crate::end_reason::{Cause, ConnectionEnded, End, EndReason};
-use crate::shutdown::{Signal, Signals};
+use crate::end::{Cause, ConnectionEnded, End, EndReason};
+use crate::signals::{Signal, Signals};
 
 /// A callback for the end, told of what connection it is: one that captures nothing costs no memory.
 type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;

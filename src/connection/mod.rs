@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::end_reason::{ConnectionEnded, End, EndReason};
+use crate::end::{ConnectionEnded, End, EndReason};
 
 pub use address::Address;
 pub(crate) use info::Origin;
@@ -38,8 +38,8 @@ pub struct Connection<Io> {
 }
 
 impl<Io> Connection<Io> {
-    pub(crate) fn new(io: Io, peer: Address, local: Address) -> Self {
-        let info = ConnectionInfo::new(peer, local);
+    pub(crate) fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
+        let info = ConnectionInfo::new(peer_addr, local_addr);
         Self { io, info }
     }
 

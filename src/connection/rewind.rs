@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that was read from ahead of time: what was read already, and not used, is read first.
 ///
-/// It is what a takeover hands on ([`Pipeline::on_takeover`](crate::Pipeline::on_takeover)), and what a peek leaves behind
+/// It is what an upgrade hands on ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)), and what a peek leaves behind
 /// ([`Peek`](crate::preconnect::Peek)).
 #[derive(Debug)]
 pub struct Rewind<Io> {

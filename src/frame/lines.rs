@@ -38,14 +38,14 @@ use super::FrameTooLarge;
 #[derive(Clone, Debug)]
 pub struct Lines {
     max: usize,
-    ending: Ending,
+    ending: LineEnding,
     unterminated: Unterminated,
     /// How much of the buffer holds no LF, so that no byte is searched twice.
     searched: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Ending {
+enum LineEnding {
     Lf,
     CrLf,
 }
@@ -60,7 +60,7 @@ impl Default for Lines {
     fn default() -> Self {
         Self {
             max: 65_536,
-            ending: Ending::Lf,
+            ending: LineEnding::Lf,
             unterminated: Unterminated::Refused,
             searched: 0,
         }
@@ -72,7 +72,7 @@ impl Lines {
     #[must_use]
     pub fn crlf() -> Self {
         Self {
-            ending: Ending::CrLf,
+            ending: LineEnding::CrLf,
             ..Self::default()
         }
     }
@@ -156,8 +156,8 @@ impl Encoder<Bytes> for Lines {
         dst.reserve(line.len() + 2);
         dst.put_slice(&line);
         match self.ending {
-            Ending::Lf => dst.put_u8(b'\n'),
-            Ending::CrLf => dst.put_slice(b"\r\n"),
+            LineEnding::Lf => dst.put_u8(b'\n'),
+            LineEnding::CrLf => dst.put_slice(b"\r\n"),
         }
         Ok(())
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connection::{Address, ConnectionId, ConnectionPhase, Life};
-use crate::end_reason::{End, EndReason};
+use crate::end::{End, EndReason};
 
 /// One of a server's connections, seen from outside. It keeps nothing open. Made by [`Handle::connections`](super::Handle::connections).
 #[derive(Clone)]
@@ -18,13 +18,13 @@ impl LiveConnection {
     }
 
     /// Returns the address of the socket's other end.
-    pub fn peer(&self) -> &Address {
-        &self.life.origin.peer
+    pub fn peer_addr(&self) -> &Address {
+        &self.life.origin.peer_addr
     }
 
     /// Returns the address the peer connected to.
-    pub fn local(&self) -> &Address {
-        &self.life.origin.local
+    pub fn local_addr(&self) -> &Address {
+        &self.life.origin.local_addr
     }
 
     /// Returns how far it has come.
@@ -77,7 +77,7 @@ impl fmt::Debug for LiveConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LiveConnection")
             .field("id", &self.id())
-            .field("peer", self.peer())
+            .field("peer", self.peer_addr())
             .field("phase", &self.phase())
             .finish_non_exhaustive()
     }

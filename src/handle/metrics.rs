@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Entry, Handle, Phase, Shared, Table};
+use super::{Entry, Handle, Phase, ServerState, Table};
 use crate::accept::AcceptErrorAction;
 use crate::bind::accept_queue;
 use crate::connection::{ConnectionPhase, Life};
@@ -98,7 +98,7 @@ impl Handle {
     }
 }
 
-impl Shared {
+impl ServerState {
     pub(super) fn count_accept(&self) {
         self.counts.meter.accepted();
     }

@@ -14,17 +14,18 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::admit::ConnectionLimit;
 use crate::connection::{Address, ConnectionId, Life};
-use crate::end_reason::EndReason;
-use crate::shutdown::{Report, Signal};
+use crate::end::EndReason;
+use crate::signals::{Report, Signal};
 
 pub use live::LiveConnection;
 
 /// Runs a server from outside: pause it, change its limit, shut it down. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle(pub(crate) Arc<Shared>);
+pub struct Handle(pub(crate) Arc<ServerState>);
 
 /// How far a server has come with its end. It only goes forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,10 +54,12 @@ impl Phase {
 pub(crate) struct Plan {
     pub(crate) lame_duck: Duration,
     pub(crate) deadline: Duration,
+    /// When open connections are aborted. `None` before the shutdown begins, or if that is never.
+    pub(crate) abort_at: Option<Instant>,
 }
 
 /// What the server's loop, its connections and its handles have in common.
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) addresses: Vec<Address>,
     pub(crate) limit: ConnectionLimit,
@@ -140,7 +143,7 @@ impl Handle {
         limit: ConnectionLimit,
         plan: Plan,
     ) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(ServerState {
             #[cfg(feature = "metrics")]
             counts: metrics::Counts::new(name.clone()),
             name,
@@ -160,7 +163,7 @@ impl Handle {
     }
 
     /// Returns the addresses the server listens on, with the ports the system chose.
-    pub fn addresses(&self) -> &[Address] {
+    pub fn local_addrs(&self) -> &[Address] {
         &self.0.addresses
     }
 
@@ -207,25 +210,24 @@ impl Handle {
         self.0.server.wake();
     }
 
-    /// Begins to shut the server down: connections are told to finish what they have in hand and leave; what waits in the backlog is
-    /// taken in as far as the limit allows; nobody else is. Those who are still there at the deadline (30 s, unless the builder was
-    /// told otherwise) are cut off. A second call cuts them off at once.
+    /// Begins a graceful shutdown. A second call does nothing.
+    ///
+    /// Connections finish their requests in progress and close. Connections in the backlog are still accepted, as far as the limit
+    /// allows; then the listener closes. Connections that are still open at the deadline (default: 30 s, see
+    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
     pub fn shutdown(&self) {
-        let advanced = self.0.advance(Phase::LameDuck);
-        if !advanced {
-            self.abort();
-        }
+        self.0.advance(Phase::LameDuck);
     }
 
-    /// As [`shutdown`](Self::shutdown), with another deadline. On a server that is shutting down already this, too, cuts off at once.
+    /// Begins a graceful shutdown with its own deadline. During a shutdown, it can bring the deadline forward, never put it off.
     pub fn shutdown_within(&self, deadline: Duration) {
-        if self.0.phase() == Phase::Serving {
-            self.0.lock_plan().deadline = deadline;
+        self.0.bring_deadline_forward(deadline);
+        if !self.0.advance(Phase::LameDuck) {
+            self.0.server.wake();
         }
-        self.shutdown();
     }
 
-    /// Cuts all connections off and ends the server.
+    /// Aborts all connections and ends the server. [`signal::install`](crate::signal::install) does this at a second signal.
     pub fn abort(&self) {
         self.0.advance(Phase::Aborting);
     }
@@ -253,14 +255,14 @@ impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle")
             .field("name", &self.name())
-            .field("addresses", &self.addresses())
+            .field("addresses", &self.local_addrs())
             .field("live", &self.live())
             .field("phase", &self.0.phase())
             .finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl ServerState {
     pub(crate) fn phase(&self) -> Phase {
         let phase = self.phase.load(Ordering::SeqCst);
         Phase::ALL
@@ -281,6 +283,23 @@ impl Shared {
 
     pub(crate) fn plan(&self) -> Plan {
         *self.lock_plan()
+    }
+
+    /// Fixes when open connections are aborted, counted from the beginning of the shutdown.
+    pub(crate) fn fix_deadline(&self, begun: Instant) {
+        let mut plan = self.lock_plan();
+        let at = begun.checked_add(plan.lame_duck.saturating_add(plan.deadline));
+        // A call of `shutdown_within` may have come first.
+        plan.abort_at = earliest(plan.abort_at, at);
+    }
+
+    fn bring_deadline_forward(&self, deadline: Duration) {
+        let mut plan = self.lock_plan();
+        if self.phase() == Phase::Serving {
+            plan.deadline = deadline;
+        } else {
+            plan.abort_at = earliest(plan.abort_at, Instant::now().checked_add(deadline));
+        }
     }
 
     fn lock_plan(&self) -> MutexGuard<'_, Plan> {
@@ -372,4 +391,8 @@ impl Shared {
         self.reported.notify_waiters();
         report
     }
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    [a, b].into_iter().flatten().min()
 }

@@ -15,9 +15,9 @@ use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::Limits;
-use super::requests::Course;
+use super::requests::Progress;
 use crate::connection::STOOD_STILL;
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 
 /// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
 /// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
@@ -85,13 +85,13 @@ impl Clock {
     /// Before a wait: ready with what is due, else wakes the task when it is.
     pub(super) fn poll(
         &mut self,
-        course: &Course,
+        progress: &Progress,
         limits: &Limits,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
-        self.note(course);
+        self.note(progress);
         loop {
-            let Some((at, due)) = self.next(course, limits) else {
+            let Some((at, due)) = self.next(progress, limits) else {
                 return Poll::Pending;
             };
             let at = self.put_off.map_or(at, |until| at.max(until));
@@ -122,7 +122,7 @@ impl Clock {
                 if matches!(due, Due::Leave(_)) {
                     self.left = Some(Left {
                         told: now,
-                        written: (course.life().bytes_written(), now),
+                        written: (progress.life().bytes_written(), now),
                     });
                 }
                 return Poll::Ready(due);
@@ -140,17 +140,17 @@ impl Clock {
         self.left.is_some()
     }
 
-    fn note(&mut self, course: &Course) {
-        let life = course.life();
+    fn note(&mut self, progress: &Progress) {
+        let life = progress.life();
         let requests = life.requests();
-        let waiting = if course.is_busy() {
+        let waiting = if progress.is_busy() {
             Waiting::Busy
         } else if requests == 0 && life.bytes_read() == 0 {
             Waiting::FirstByte
-        } else if course.is_multiplexed() {
+        } else if progress.is_multiplexed() {
             Waiting::NextRequest
         } else {
-            match course.awaiting_head() {
+            match progress.awaiting_head() {
                 Some(read) if requests > 0 && read == life.bytes_read() => Waiting::NextRequest,
                 None if requests > 0 => Waiting::Busy,
                 _ => Waiting::Head,
@@ -160,7 +160,7 @@ impl Clock {
             self.waiting = (waiting, requests, Instant::now());
         }
         let written = life.bytes_written();
-        if !course.blocked.load(Ordering::Relaxed) {
+        if !progress.blocked.load(Ordering::Relaxed) {
             self.blocked = None;
         } else if self.blocked.is_none_or(|(before, _)| before != written) {
             self.blocked = Some((written, Instant::now()));
@@ -170,13 +170,13 @@ impl Clock {
         {
             left.written = (written, Instant::now());
         }
-        if self.draining.is_none() && course.is_leaving() {
+        if self.draining.is_none() && progress.is_leaving() {
             self.draining = Some(Instant::now());
         }
     }
 
     /// Returns what is due first.
-    fn next(&self, course: &Course, limits: &Limits) -> Option<(Instant, Due)> {
+    fn next(&self, progress: &Progress, limits: &Limits) -> Option<(Instant, Due)> {
         // A time beyond the end of the clock is no deadline.
         let after =
             |from: Instant, time: Option<Duration>, due| Some((from.checked_add(time?)?, due));
@@ -192,7 +192,7 @@ impl Clock {
                 let end = Due::End(EndReason::IdleTimeout);
                 match self.left {
                     // What was answered may be on its way still. Who pings is written to as well, so not for ever.
-                    Some(left) if course.is_multiplexed() => {
+                    Some(left) if progress.is_multiplexed() => {
                         let quiet = after(since.max(left.written.1), Some(GOODBYE), end);
                         let idle = after(since.max(left.told), limits.idle, end);
                         [quiet, idle]
@@ -200,7 +200,7 @@ impl Clock {
                             .flatten()
                             .min_by_key(|(at, _)| *at)
                     }
-                    None if course.is_multiplexed() => {
+                    None if progress.is_multiplexed() => {
                         after(since, limits.idle, Due::Leave(EndReason::IdleTimeout))
                     }
                     _ => after(since, limits.idle, end),
@@ -218,7 +218,7 @@ impl Clock {
                 if waiting == Waiting::FirstByte {
                     return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));
                 }
-                let last = course.life().requests() > 0 && !course.is_multiplexed();
+                let last = progress.life().requests() > 0 && !progress.is_multiplexed();
                 let time = if last {
                     limits.last_request
                 } else {
@@ -250,14 +250,14 @@ impl Clock {
 /// hyper's timer for HTTP/1, which never fires: hyper asks for it when it begins to wait for the head of a request, and that is all that is
 /// wanted of it.
 pub(super) struct AwaitHead {
-    course: Arc<Course>,
+    progress: Arc<Progress>,
     now: Instant,
 }
 
 impl AwaitHead {
-    pub(super) fn new(course: &Arc<Course>) -> Self {
+    pub(super) fn new(progress: &Arc<Progress>) -> Self {
         Self {
-            course: Arc::clone(course),
+            progress: Arc::clone(progress),
             now: Instant::now(),
         }
     }
@@ -266,12 +266,12 @@ impl AwaitHead {
 #[expect(clippy::disallowed_types, reason = "hyper's trait has it so")]
 impl Timer for AwaitHead {
     fn sleep(&self, _: Duration) -> Pin<Box<dyn Sleep>> {
-        self.course.await_head();
+        self.progress.await_head();
         Box::pin(Never)
     }
 
     fn sleep_until(&self, _: std::time::Instant) -> Pin<Box<dyn Sleep>> {
-        self.course.await_head();
+        self.progress.await_head();
         Box::pin(Never)
     }
 

@@ -3,15 +3,15 @@
 use std::error::Error as StdError;
 use std::io;
 
-use super::requests::Course;
-use crate::end_reason::{ConnectionEnded, EndReason};
+use super::requests::Progress;
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
-pub(super) fn classify(err: BoxError, course: &Course) -> ConnectionEnded {
-    ConnectionEnded::caused(reason(&*err, course), err)
+pub(super) fn classify(err: BoxError, progress: &Progress) -> ConnectionEnded {
+    ConnectionEnded::caused(reason(&*err, progress), err)
 }
 
-fn reason(err: &(dyn StdError + 'static), course: &Course) -> EndReason {
+fn reason(err: &(dyn StdError + 'static), progress: &Progress) -> EndReason {
     if let Some(ended) = find_cause::<ConnectionEnded>(err) {
         return ended.reason();
     }
@@ -19,7 +19,12 @@ fn reason(err: &(dyn StdError + 'static), course: &Course) -> EndReason {
         let io = find_cause::<io::Error>(err)?;
         let told = EndReason::of_io(io);
         // The stream has not failed: hyper met its end within a frame of HTTP/2.
-        let cut_off = || course.life().is_peer_done().then_some(EndReason::Truncated);
+        let cut_off = || {
+            progress
+                .life()
+                .is_peer_done()
+                .then_some(EndReason::Truncated)
+        };
         Some(told.or_else(cut_off).unwrap_or(EndReason::IoError))
     };
     let Some(hyper) = find_cause::<hyper::Error>(err) else {
@@ -33,7 +38,7 @@ fn reason(err: &(dyn StdError + 'static), course: &Course) -> EndReason {
     } else if hyper.is_parse() {
         EndReason::CodecError
     } else if hyper.is_incomplete_message() {
-        if course.is_busy() {
+        if progress.is_busy() {
             // It did not stay for the answer.
             EndReason::PeerReset
         } else {

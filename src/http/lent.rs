@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::requests::Course;
+use super::requests::Progress;
 use crate::connection::Connection;
 
 /// The claim to the stream. Dropping it takes the stream away from the borrower.
@@ -23,7 +23,7 @@ pub(super) struct Lent<Io> {
     /// Until it is to be upgraded: up to then borrower and owner are one task.
     conn: Option<Connection<Io>>,
     blocked: bool,
-    course: Arc<Course>,
+    progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
 }
 
@@ -38,7 +38,7 @@ struct Held<Io> {
     owner: Option<Waker>,
 }
 
-pub(super) fn lend<Io>(conn: Connection<Io>, course: &Arc<Course>) -> (Owner<Io>, Lent<Io>) {
+pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner<Io>, Lent<Io>) {
     let loan = Arc::new(Loan(Mutex::new(Held {
         conn: None,
         returned: false,
@@ -49,7 +49,7 @@ pub(super) fn lend<Io>(conn: Connection<Io>, course: &Arc<Course>) -> (Owner<Io>
     let lent = Lent {
         conn: Some(conn),
         blocked: false,
-        course: Arc::clone(course),
+        progress: Arc::clone(progress),
         loan: Arc::clone(&loan),
     };
     (Owner(loan), lent)
@@ -122,7 +122,9 @@ impl<Io: Unpin> Lent<Io> {
         poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match &mut self.conn {
-            Some(conn) if !self.course.upgrades.load(Ordering::Acquire) => poll(Pin::new(conn), cx),
+            Some(conn) if !self.progress.upgrades.load(Ordering::Acquire) => {
+                poll(Pin::new(conn), cx)
+            }
             _ => self.poll_upgraded(cx, waker, poll),
         }
     }
@@ -157,7 +159,7 @@ impl<Io: Unpin> Lent<Io> {
         let polled = self.poll(cx, |held| &mut held.writer, poll);
         if polled.is_pending() != self.blocked {
             self.blocked = polled.is_pending();
-            self.course.blocked.store(self.blocked, Ordering::Relaxed);
+            self.progress.blocked.store(self.blocked, Ordering::Relaxed);
         }
         polled
     }

@@ -37,7 +37,7 @@
 //!
 //! ```text
 //! Http::make_service(service_fn(move |info: ConnectionInfo| {
-//!     let peer = info.peer().tcp().map(|addr| Extension(ConnectInfo(addr)));
+//!     let peer = info.peer_addr().tcp().map(|addr| Extension(ConnectInfo(addr)));
 //!     ready(Ok::<_, Infallible>(option_layer(peer).layer(router.clone())))
 //! }))
 //! ```
@@ -106,18 +106,18 @@ pub use streams::Streams;
 #[derive(Clone)]
 pub struct Http<K> {
     maker: K,
-    settings: Arc<Settings>,
+    settings: Arc<HttpSettings>,
 }
 
 type Configure = Arc<dyn Fn(&mut Builder<Streams>) + Send + Sync>;
 
 #[derive(Clone, Default)]
-struct Settings {
+struct HttpSettings {
     limits: Limits,
     configure: Vec<Configure>,
 }
 
-impl Settings {
+impl HttpSettings {
     fn configure(&self, hyper: &mut Builder<Streams>) {
         hyper
             .http2()

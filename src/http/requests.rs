@@ -15,16 +15,16 @@ use pin_project::pin_project;
 use tower_service::Service;
 
 use crate::connection::{ConnectionInfo, Life};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
-use crate::observe::{Chain, signed};
-use crate::shutdown::Signal;
+use crate::observe::{ErrorChain, signed};
+use crate::signals::Signal;
 
 /// The length of what an HTTP/2 connection begins with ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
 const PREFACE: u64 = 24;
 
 /// How far a connection has come, between its requests, which may run in other tasks, and its own task.
-pub(super) struct Course {
+pub(super) struct Progress {
     info: ConnectionInfo,
     in_flight: AtomicUsize,
     /// How many tasks run for streams of HTTP/2: also those that became a tunnel, whose request was answered.
@@ -38,7 +38,7 @@ pub(super) struct Course {
     pub(super) blocked: AtomicBool,
 }
 
-impl Course {
+impl Progress {
     pub(super) fn new(info: ConnectionInfo) -> Arc<Self> {
         Arc::new(Self {
             info,
@@ -94,56 +94,56 @@ impl Course {
 }
 
 /// A request in hand.
-struct InFlight(Arc<Course>);
+struct RequestGuard(Arc<Progress>);
 
-impl InFlight {
-    fn enter(course: &Arc<Course>) -> Self {
-        course.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(course))
+impl RequestGuard {
+    fn enter(progress: &Arc<Progress>) -> Self {
+        progress.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(progress))
     }
 }
 
-impl Drop for InFlight {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// The user's service as hyper calls it.
-pub(super) struct Requests<S> {
+pub(super) struct HyperService<S> {
     service: TowerToHyperService<S>,
-    course: Arc<Course>,
+    progress: Arc<Progress>,
 }
 
-impl<S> Requests<S> {
-    pub(super) fn new(service: S, course: Arc<Course>) -> Self {
+impl<S> HyperService<S> {
+    pub(super) fn new(service: S, progress: Arc<Progress>) -> Self {
         Self {
             service: TowerToHyperService::new(service),
-            course,
+            progress,
         }
     }
 }
 
-impl<S, B> hyper::service::Service<Request<Incoming>> for Requests<S>
+impl<S, B> hyper::service::Service<Request<Incoming>> for HyperService<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
 {
-    type Response = Response<Reply<B>>;
+    type Response = Response<ReplyBody<B>>;
     type Error = BoxError;
     type Future = RequestFuture<S>;
 
     fn call(&self, mut request: Request<Incoming>) -> RequestFuture<S> {
-        let course = &self.course;
-        course.life().count_request();
-        course.awaiting_head.store(0, Ordering::Relaxed);
+        let progress = &self.progress;
+        progress.life().count_request();
+        progress.awaiting_head.store(0, Ordering::Relaxed);
         let multiplexed = request.version() == Version::HTTP_2;
         if multiplexed {
-            course.multiplexed.store(true, Ordering::Relaxed);
+            progress.multiplexed.store(true, Ordering::Relaxed);
         }
-        request.extensions_mut().insert(course.info.clone());
+        request.extensions_mut().insert(progress.info.clone());
         RequestFuture {
-            in_flight: Some(InFlight::enter(course)),
+            in_flight: Some(RequestGuard::enter(progress)),
             multiplexed,
             connect: request.method() == Method::CONNECT,
             inner: self.service.call(request),
@@ -156,7 +156,7 @@ where
 pub(super) struct RequestFuture<S: Service<Request<Incoming>>> {
     #[pin]
     inner: TowerToHyperServiceFuture<S, Request<Incoming>>,
-    in_flight: Option<InFlight>,
+    in_flight: Option<RequestGuard>,
     multiplexed: bool,
     connect: bool,
 }
@@ -166,7 +166,7 @@ where
     S: Service<Request<Incoming>, Response = Response<B>>,
     S::Error: Into<BoxError>,
 {
-    type Output = Result<Response<Reply<B>>, BoxError>;
+    type Output = Result<Response<ReplyBody<B>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -179,7 +179,7 @@ where
         let Some(in_flight) = in_flight else {
             return Poll::Pending; // It was done before.
         };
-        let course = &in_flight.0;
+        let progress = &in_flight.0;
         Poll::Ready(match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Ok(mut response))) => {
@@ -188,39 +188,39 @@ where
                     if status == StatusCode::SWITCHING_PROTOCOLS
                         || (*this.connect && status.is_success())
                     {
-                        course.upgrades.store(true, Ordering::Release);
-                    } else if course.is_leaving() {
+                        progress.upgrades.store(true, Ordering::Release);
+                    } else if progress.is_leaving() {
                         // hyper closes behind it.
                         let close = HeaderValue::from_static("close");
                         response.headers_mut().insert(CONNECTION, close);
                     }
                 }
-                Ok(response.map(|body| Reply { body, in_flight }))
+                Ok(response.map(|body| ReplyBody { body, in_flight }))
             }
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
                     // That stream is reset, and the connection goes on.
-                    let id = signed(course.info.id().get());
-                    let error = Chain(&*err);
+                    let id = signed(progress.info.id().get());
+                    let error = ErrorChain(&*err);
                     tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
                 }
                 Err(err)
             }
-            Err(payload) => Err(course.panicked(&*payload)),
+            Err(payload) => Err(progress.panicked(&*payload)),
         })
     }
 }
 
 /// The body of a response, which keeps its request in flight.
 #[pin_project]
-pub(super) struct Reply<B> {
+pub(super) struct ReplyBody<B> {
     #[pin]
     body: B,
-    in_flight: InFlight,
+    in_flight: RequestGuard,
 }
 
-impl<B> Body for Reply<B>
+impl<B> Body for ReplyBody<B>
 where
     B: Body,
     B::Error: Into<BoxError>,

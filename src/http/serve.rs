@@ -18,11 +18,11 @@ use super::clock::{AwaitHead, Clock, Due};
 use super::end::{classify, is_of_stream};
 use super::lent::lend;
 use super::maker::Maker;
-use super::requests::{Course, Requests};
+use super::requests::{HyperService, Progress};
 use super::streams::Tasks;
-use super::{Http, Settings};
+use super::{Http, HttpSettings};
 use crate::connection::Connection;
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
 impl<Io, K, S, B> Service<Connection<Io>> for Http<K>
@@ -66,7 +66,7 @@ where
 async fn serve<Io, S, B>(
     conn: Connection<Io>,
     service: S,
-    settings: &Settings,
+    settings: &HttpSettings,
 ) -> Result<EndReason, BoxError>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -77,20 +77,20 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let course = Course::new(conn.info().clone());
-    let life = course.life();
-    let (owner, lent) = lend(conn, &course);
+    let progress = Progress::new(conn.info().clone());
+    let life = progress.life();
+    let (owner, lent) = lend(conn, &progress);
     let (tasks, streams) = Tasks::new();
     let mut builder = Builder::new(streams);
     settings.configure(&mut builder);
     // hyper asks its timer only if there is a time.
     builder
         .http1()
-        .timer(AwaitHead::new(&course))
+        .timer(AwaitHead::new(&progress))
         .header_read_timeout(Duration::from_secs(1));
 
     let ended = {
-        let requests = Requests::new(service, Arc::clone(&course));
+        let requests = HyperService::new(service, Arc::clone(&progress));
         let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
         let mut clock = Clock::new();
         let mut waker: Option<Waker> = None;
@@ -102,17 +102,17 @@ where
             }
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
-                    let ended = served.err().map(|err| classify(err, &course));
+                    let ended = served.err().map(|err| classify(err, &progress));
                     // Told to leave with nothing in hand, it may go as it likes.
-                    let left = clock.has_left() && !course.is_busy();
+                    let left = clock.has_left() && !progress.is_busy();
                     return Poll::Ready(
                         ended.filter(|ended| !(left && is_of_stream(ended.reason))),
                     );
                 }
-                if course.is_multiplexed() {
-                    course.streams.store(tasks.reap(cx), Ordering::Relaxed);
+                if progress.is_multiplexed() {
+                    progress.streams.store(tasks.reap(cx), Ordering::Relaxed);
                 }
-                match ready!(clock.poll(&course, &settings.limits, cx)) {
+                match ready!(clock.poll(&progress, &settings.limits, cx)) {
                     Due::Leave(reason) => {
                         life.set_reason(reason, None);
                         hyper.as_mut().graceful_shutdown();
@@ -130,7 +130,7 @@ where
     let ended = match ended {
         Some(ended) => ended,
         // HTTP/2 ends by itself only when its peer does.
-        None if course.is_multiplexed() && !course.is_leaving() => EndReason::PeerClosed.into(),
+        None if progress.is_multiplexed() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None => life.done().into(),
     };
     let ended = life.set_reason(ended.reason, ended.cause);

@@ -2,9 +2,9 @@ use std::error::Error;
 use std::fmt;
 
 /// An error with its causes, on one line: what comes from a peer may hold control characters, and is escaped.
-pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + Send + Sync + 'static));
+pub(crate) struct ErrorChain<'a>(pub(crate) &'a (dyn Error + Send + Sync + 'static));
 
-impl fmt::Display for Chain<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.to_string().escape_debug())?;
         let mut source = self.0.source();

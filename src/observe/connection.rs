@@ -10,9 +10,9 @@ use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Level, Span};
 
-use super::{Chain, signed};
+use super::{ErrorChain, signed};
 use crate::connection::{Address, Connection, ConnectionInfo, Origin};
-use crate::end_reason::{End, EndReason, Initiator};
+use crate::end::{End, EndReason, Initiator};
 
 /// Puts each connection in a span, and says how it ended. See the [module docs](super).
 ///
@@ -92,11 +92,11 @@ fn span(info: &ConnectionInfo) -> Span {
         otel.kind = "server",
         otel.status_code = Empty,
         connection.id = signed(info.id().get()),
-        network.transport = info.local().transport(),
-        network.peer.address = address(info.peer()),
-        network.peer.port = port(info.peer()),
-        network.local.address = address(info.local()),
-        network.local.port = port(info.local()),
+        network.transport = info.local_addr().transport(),
+        network.peer.address = address(info.peer_addr()),
+        network.peer.port = port(info.peer_addr()),
+        network.local.address = address(info.local_addr()),
+        network.local.port = port(info.local_addr()),
         close.reason = Empty,
         close.initiator = Empty,
     )
@@ -130,11 +130,11 @@ fn closed(origin: &Origin, end: &End) {
                 target: "tower_tcp",
                 $level,
                 connection.id = signed(origin.id.get()),
-                network.peer.address = address(&origin.peer),
-                network.peer.port = port(&origin.peer),
+                network.peer.address = address(&origin.peer_addr),
+                network.peer.port = port(&origin.peer_addr),
                 close.reason = end.reason().as_str(),
                 close.initiator = end.reason().initiator().as_str(),
-                error = end.error().map(Chain).map(tracing::field::display),
+                error = end.error().map(ErrorChain).map(tracing::field::display),
                 duration = end.duration().as_secs_f64(),
                 bytes_read = signed(end.bytes_read()),
                 bytes_written = signed(end.bytes_written()),

@@ -5,19 +5,19 @@ use tokio::time::Instant;
 use tracing::Span;
 use tracing::field::Empty;
 
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 
 /// One TLS handshake, seen: its span, and its time.
 pub(crate) struct Handshake {
     span: Span,
     #[cfg(feature = "metrics")]
     begun: Instant,
-    outcome: Outcome,
+    outcome: HandshakeOutcome,
 }
 
 /// As it is told at the end, however that comes about.
 #[derive(Clone, Copy)]
-enum Outcome {
+enum HandshakeOutcome {
     /// By its version.
     Done(&'static str),
     Failed(&'static str),
@@ -37,7 +37,7 @@ impl Handshake {
             #[cfg(feature = "metrics")]
             begun: Instant::now(),
             // By dropping it: its deadline has passed, or the server is gone.
-            outcome: Outcome::Failed("canceled"),
+            outcome: HandshakeOutcome::Failed("canceled"),
         }
     }
 
@@ -47,20 +47,20 @@ impl Handshake {
 
     pub(crate) fn done(mut self, version: &'static str, resumed: bool) {
         self.span.record("tls.resumed", resumed);
-        self.outcome = Outcome::Done(version);
+        self.outcome = HandshakeOutcome::Done(version);
     }
 
     pub(crate) fn failed(mut self, err: &io::Error) {
         let reason = EndReason::of_io(err).unwrap_or(EndReason::TlsHandshakeFailed);
-        self.outcome = Outcome::Failed(reason.as_str());
+        self.outcome = HandshakeOutcome::Failed(reason.as_str());
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
         let (field, word) = match self.outcome {
-            Outcome::Done(version) => ("tls.protocol.version", version),
-            Outcome::Failed(why) => ("error.type", why),
+            HandshakeOutcome::Done(version) => ("tls.protocol.version", version),
+            HandshakeOutcome::Failed(why) => ("error.type", why),
         };
         self.span.record(field, word);
         #[cfg(feature = "metrics")]

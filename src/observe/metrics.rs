@@ -11,7 +11,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::connection::ConnectionPhase;
-use crate::end_reason::{End, EndReason};
+use crate::end::{End, EndReason};
 
 macro_rules! metrics {
     ($($describe:ident $name:ident = $text:literal, $unit:ident, $help:literal;)*) => {

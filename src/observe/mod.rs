@@ -81,7 +81,7 @@ mod handshake;
 pub(crate) mod metrics;
 mod request;
 
-pub(crate) use chain::Chain;
+pub(crate) use chain::ErrorChain;
 pub use connection::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 #[cfg(feature = "tls")]
 pub(crate) use handshake::Handshake;

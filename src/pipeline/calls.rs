@@ -13,8 +13,8 @@ use tokio_util::codec::Decoder;
 use super::bounds::{Codec, Events, Stream};
 use super::engine::{Engine, Leaves, Order};
 use super::event::Event;
-use super::takeover::Answer;
-use crate::end_reason::{ConnectionEnded, EndReason};
+use super::upgrade::Answer;
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 
 /// How many requests are begun in one turn of the connection's task, so that a peer that sends fast takes no one else's turn.
@@ -22,7 +22,7 @@ const TURN: usize = 256;
 
 /// The calls of one connection's service.
 ///
-/// `A` is what the service answers with: a reply, or a takeover.
+/// `A` is what the service answers with: a reply, or an upgrade.
 pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     engine: &'a mut Engine<Io, C, T, M>,
     service: S,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::Limits;
 use crate::connection::STOOD_STILL;
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 
 /// What a connection is waiting for, as far as deadlines go; for its peer to take output, besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

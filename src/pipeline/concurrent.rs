@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
 use super::event::Event;
-use super::takeover::Answer;
+use super::upgrade::Answer;
 use crate::error::{BoxError, Panicked};
 
 /// Calls in flight together.
@@ -85,7 +85,7 @@ where
 /// Tells tokio-tower to stop at once: the connection closes behind what has finished, and no call that still runs may hold it open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
-pub(super) struct Closed;
+pub(super) struct Stop;
 
 impl<Io, C, T, M, S, A> futures_core::Stream for Concurrent<'_, Io, C, T, M, S, A>
 where
@@ -94,7 +94,7 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    type Item = Result<Call<S::Future>, Closed>;
+    type Item = Result<Call<S::Future>, Stop>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = loop {
@@ -128,29 +128,26 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    type Error = Closed;
+    type Error = Stop;
 
     /// Always: what may pile up is bounded by what is in flight, and a sink that is not ready would keep calls from being polled.
-    fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         Poll::Ready(Ok(()))
     }
 
-    fn start_send(
-        self: Pin<&mut Self>,
-        result: Result<S::Response, BoxError>,
-    ) -> Result<(), Closed> {
+    fn start_send(self: Pin<&mut Self>, result: Result<S::Response, BoxError>) -> Result<(), Stop> {
         self.project().calls.finish_call(result);
         Ok(())
     }
 
     /// Called in every turn, after all finished calls were taken; that is the moment to leave when the connection closes.
     /// Flushing is left to `poll_event`, until the stream has ended and only this is called.
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
-        Poll::Ready(if is_over { Err(Closed) } else { Ok(()) })
+        Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })
     }
 
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         self.poll_flush(cx)
     }
 }

@@ -6,7 +6,7 @@ use tower_service::Service;
 /// What a connection's service takes, if it takes more than requests: its peer's requests, and the messages of
 /// the rest of the program.
 ///
-/// Messages are sent by [`Peer::message`](super::Peer::message). They stand in one line with the requests: one at a time, or within the bound of
+/// Messages are sent by [`Peer::post`](super::Peer::post). They stand in one line with the requests: one at a time, or within the bound of
 /// what is in flight; after the service's `poll_ready`; and with a reply, which is mostly none. When both are waiting they take turns.
 ///
 /// ```
@@ -27,7 +27,7 @@ use tower_service::Service;
 ///         async move {
 ///             Ok::<_, BoxError>(match event {
 ///                 Event::Request(_line) => {
-///                     let _timer = peer.message_after(Duration::from_secs(1), Tick)?;
+///                     let _timer = peer.post_after(Duration::from_secs(1), Tick)?;
 ///                     Reply::none()
 ///                 }
 ///                 Event::Message(Tick) => Reply::from(Bytes::from("tick")),

@@ -17,7 +17,7 @@ use crate::close::Linger;
 /// | [`make_service`](Self::make_service) | 10 s | as for all else before the first frame | ends, [`MakeServiceError`] |
 /// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it runs dry | the peer is not read, `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here for one turn of the connection's task only | `send` waits |
-/// | [`messages`](Self::messages) | 16, and as many timers | they wait for the service, one call each; more is a backlog that the sender should feel | `message` waits |
+/// | [`messages`](Self::messages) | 16, and as many timers | they wait for the service, one call each; more is a backlog that the sender should feel | `post` waits |
 /// | [`read_ahead`](Self::read_ahead) | 8 KiB | what is read while a request is in hand, to notice that the peer is gone | the peer is not read |
 /// | [`linger`](Self::linger) | 30 s to shut down writing, then 2 s, 256 KiB | see [`Linger`] | the socket is closed |
 ///

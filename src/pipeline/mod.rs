@@ -50,7 +50,7 @@
 //!
 //! Two more only where requests run one at a time, because only there is it known what stands behind a reply. A *codec changes its
 //! mode* between two frames by a frame it is given to encode: what is buffered is decoded anew by then (the `smtp` example's `DATA`). And *another
-//! service takes the stream over*, with what is buffered: [`Pipeline::on_takeover`].
+//! service takes the stream over*, with what is buffered: [`Pipeline::on_upgrade`].
 //!
 //! # Clones
 //!
@@ -72,7 +72,7 @@ mod peer;
 mod reply;
 mod serve;
 mod shutdown_on_error;
-mod takeover;
+mod upgrade;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -81,7 +81,7 @@ use std::sync::Arc;
 use tokio_util::codec::Decoder;
 use tower_service::Service;
 
-use engine::{Order, Policy, Settings};
+use engine::{ErrorPolicy, Order, Settings};
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
 pub use event::{Event, Requests};
@@ -89,19 +89,19 @@ pub use limits::Limits;
 pub use maker::{Made, MadeForEvents, PerCall, Shared};
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
 pub use peer::{
-    Buffered, Crossing, Crossings, Gone, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
+    Buffered, Closed, Crossing, Crossings, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
 };
 pub use reply::Reply;
 pub use serve::PipelineFuture;
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };
-pub use takeover::{NoTakeover, OnTakeover, Takeover};
+pub use upgrade::{NoUpgrade, OnUpgrade, Upgrade};
 
 /// The connection service for framed protocols. See the [module docs](self).
 ///
 /// `F` makes codecs, `K` services; `T` is the type of the frames that go out, `D` the way requests are run, `N` what may take the stream over.
-pub struct Pipeline<F, K, T, D = OneAtATime, N = NoTakeover> {
+pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
     codec: F,
     maker: K,
     next: N,
@@ -163,14 +163,14 @@ impl<F, K, T> Pipeline<F, K, T> {
     fn with(codec: F, maker: K) -> Self {
         let settings = Settings {
             limits: Limits::default(),
-            policy: Policy::Shutdown,
+            policy: ErrorPolicy::Shutdown,
             in_flight: 1,
             order: Order::AsAsked,
         };
         Self {
             codec,
             maker,
-            next: NoTakeover,
+            next: NoUpgrade,
             settings: Arc::new(settings),
             types: PhantomData,
         }
@@ -190,24 +190,24 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     #[must_use]
     pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
         Arc::make_mut(&mut self.settings).policy = if shutdown {
-            Policy::Shutdown
+            ErrorPolicy::Shutdown
         } else {
-            Policy::Continue
+            ErrorPolicy::Continue
         };
         self
     }
 }
 
 impl<F, K, T> Pipeline<F, K, T> {
-    /// Says what takes the stream over behind a [`Reply::takeover`]: any connection service, of the stream with what is
+    /// Says what takes the stream over behind a [`Reply::upgrade`]: any connection service, of the stream with what is
     /// buffered. Another pipeline, say, behind a hook that does a TLS handshake (STARTTLS), or a raw service.
     ///
     /// The connection stays the same: its permit, its span, its signals, its one end. The old pipeline's [`Peer`]s can end it, and learn of its
     /// end, but send no more. The messages that are waiting are dropped. Replies and pushes before it are written first.
     ///
     /// Only where requests run one at a time, since elsewhere it would not be known what is behind the reply. The service answers with
-    /// [`Takeover`], which all that makes a [`Reply`] makes, too; a pipeline that has nothing to take over does not compile with such a
-    /// service. What takes over is cloned for each takeover, and made ready then, in the [10 s](Limits::make_service) of a make-service. A
+    /// [`Upgrade`], which all that makes a [`Reply`] makes, too; a pipeline that has nothing to take over does not compile with such a
+    /// service. What takes over is cloned for each upgrade, and made ready then, in the [10 s](Limits::make_service) of a make-service. A
     /// request that was read already and is held back by a [pause](Peer::pause_input) is dropped.
     ///
     /// ```
@@ -216,13 +216,13 @@ impl<F, K, T> Pipeline<F, K, T> {
     /// use tower::service_fn;
     /// use tower_tcp::bind::Socket;
     /// use tower_tcp::frame::Lines;
-    /// use tower_tcp::pipeline::Takeover;
+    /// use tower_tcp::pipeline::Upgrade;
     /// use tower_tcp::{BoxError, Connection, Pipeline, Reply, Rewind, Server};
     ///
     /// # async fn run() -> Result<(), tower_tcp::Error> {
     /// let lines = service_fn(|line: Bytes| async move {
-    ///     Ok::<Takeover<Bytes>, BoxError>(match &*line {
-    ///         b"RAW" => Reply::from(Bytes::from("go ahead")).takeover(),
+    ///     Ok::<Upgrade<Bytes>, BoxError>(match &*line {
+    ///         b"RAW" => Reply::from(Bytes::from("go ahead")).upgrade(),
     ///         _ => line.into(),
     ///     })
     /// });
@@ -231,7 +231,7 @@ impl<F, K, T> Pipeline<F, K, T> {
     ///     conn.write_u8(first).await?;
     ///     Ok::<_, BoxError>(())
     /// });
-    /// let pipeline = Pipeline::new(Lines::default).service(lines).on_takeover(raw);
+    /// let pipeline = Pipeline::new(Lines::default).service(lines).on_upgrade(raw);
     /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?;
     /// # Ok(())
     /// # }
@@ -241,30 +241,30 @@ impl<F, K, T> Pipeline<F, K, T> {
     /// # use bytes::Bytes;
     /// # use tower::service_fn;
     /// # use tower_tcp::frame::Lines;
-    /// # use tower_tcp::pipeline::Takeover;
+    /// # use tower_tcp::pipeline::Upgrade;
     /// # use tower_tcp::{BoxError, Pipeline, Reply, Server};
     /// # async fn run() -> Result<(), tower_tcp::Error> {
     /// let lines = service_fn(|line: Bytes| async move {
-    ///     Ok::<Takeover<Bytes>, BoxError>(Reply::from(line).takeover())
+    ///     Ok::<Upgrade<Bytes>, BoxError>(Reply::from(line).upgrade())
     /// });
     /// let pipeline = Pipeline::new(Lines::default).service(lines).in_flight(8);
-    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // `Reply<Bytes>: From<Takeover<Bytes>>` does not hold
+    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // `Reply<Bytes>: From<Upgrade<Bytes>>` does not hold
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn on_takeover<S>(self, next: S) -> Pipeline<F, K, T, OneAtATime, OnTakeover<S>> {
+    pub fn on_upgrade<S>(self, next: S) -> Pipeline<F, K, T, OneAtATime, OnUpgrade<S>> {
         let Self {
             codec,
             maker,
-            next: NoTakeover,
+            next: NoUpgrade,
             settings,
             types,
         } = self;
         Pipeline {
             codec,
             maker,
-            next: OnTakeover(next),
+            next: OnUpgrade(next),
             settings,
             types,
         }

@@ -3,7 +3,7 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 
-use super::takeover::Takeover;
+use super::upgrade::Upgrade;
 use crate::error::BoxError;
 
 /// What a request is answered with: no frame, one, several, or a stream of them; and whether the connection ends behind it.
@@ -23,16 +23,16 @@ use crate::error::BoxError;
 /// ```
 pub struct Reply<T> {
     pub(super) frames: Frames<T>,
-    pub(super) then: Then,
+    pub(super) then: AfterReply,
 }
 
 /// What becomes of the connection behind a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(super) enum AfterReply {
     GoOn,
     Close,
-    /// Its stream goes to another service. Only a [`Takeover`](super::Takeover) says so.
-    TakeOver,
+    /// Its stream goes to another service. Only a [`Upgrade`](super::Upgrade) says so.
+    Upgrade,
 }
 
 pub(super) enum Frames<T> {
@@ -49,7 +49,7 @@ impl<T> Reply<T> {
     pub fn none() -> Self {
         Self {
             frames: Frames::None,
-            then: Then::GoOn,
+            then: AfterReply::GoOn,
         }
     }
 
@@ -60,21 +60,21 @@ impl<T> Reply<T> {
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
             frames: Frames::Stream(Box::pin(stream)),
-            then: Then::GoOn,
+            then: AfterReply::GoOn,
         }
     }
 
     /// Ends the connection in good order behind this reply. Requests behind it are dropped.
     #[must_use]
     pub fn close(mut self) -> Self {
-        self.then = Then::Close;
+        self.then = AfterReply::Close;
         self
     }
 
-    /// Hands the stream over behind this reply, to the service given to [`Pipeline::on_takeover`](super::Pipeline::on_takeover).
-    pub fn takeover(mut self) -> Takeover<T> {
-        self.then = Then::TakeOver;
-        Takeover::from(self)
+    /// Hands the stream over behind this reply, to the service given to [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
+    pub fn upgrade(mut self) -> Upgrade<T> {
+        self.then = AfterReply::Upgrade;
+        Upgrade::from(self)
     }
 }
 
@@ -82,7 +82,7 @@ impl<T> From<T> for Reply<T> {
     fn from(frame: T) -> Self {
         Self {
             frames: Frames::One(frame),
-            then: Then::GoOn,
+            then: AfterReply::GoOn,
         }
     }
 }
@@ -91,7 +91,7 @@ impl<T> From<Option<T>> for Reply<T> {
     fn from(frame: Option<T>) -> Self {
         Self {
             frames: frame.map_or(Frames::None, Frames::One),
-            then: Then::GoOn,
+            then: AfterReply::GoOn,
         }
     }
 }
@@ -100,7 +100,7 @@ impl<T> From<Vec<T>> for Reply<T> {
     fn from(frames: Vec<T>) -> Self {
         Self {
             frames: Frames::Several(frames.into_iter()),
-            then: Then::GoOn,
+            then: AfterReply::GoOn,
         }
     }
 }

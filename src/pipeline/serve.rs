@@ -18,11 +18,11 @@ use super::dispatch::{CatchPanic, Dispatch};
 use super::engine::Engine;
 use super::event::Event;
 use super::maker::Maker;
-use super::takeover::Next;
+use super::upgrade::Next;
 use crate::connection::{Connection, Rewind};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
-use crate::shutdown::Signal;
+use crate::signals::Signal;
 
 impl<Io, F, C, K, S, T, D, N> Service<Connection<Io>> for Pipeline<F, K, T, D, N>
 where
@@ -62,10 +62,10 @@ where
                 }
             }
             finish(&mut engine).await;
-            if engine.is_taken_over() {
+            if engine.is_upgraded() {
                 let limit = engine.settings.limits.make_service;
                 // Boxed, so that a connection has room for what comes then only when it comes.
-                return Box::pin(take_over(engine.into_rewound(), next, limit)).await;
+                return Box::pin(upgrade(engine.into_rewound(), next, limit)).await;
             }
             engine.close().await
         }))
@@ -112,7 +112,7 @@ where
 }
 
 /// Hands the stream over, and says how it ended then.
-async fn take_over<Io, T, N>(
+async fn upgrade<Io, T, N>(
     conn: Connection<Rewind<Io>>,
     mut next: N,
     limit: Option<Duration>,
@@ -132,7 +132,7 @@ where
             .map_err(|late| ConnectionEnded::caused(EndReason::MakeServiceError, late))?,
         None => ready.await,
     }?;
-    next.take_over(conn).await?;
+    next.upgrade(conn).await?;
     Ok(life.done())
 }
 

@@ -15,7 +15,7 @@
 //! use tower_tcp::{BoxError, Connection};
 //!
 //! let local_only = service_fn(|conn: Connection<Socket>| async move {
-//!     match conn.info().peer().tcp() {
+//!     match conn.info().peer_addr().tcp() {
 //!         Some(addr) if !addr.ip().is_loopback() => Err(BoxError::from("not from here")),
 //!         _ => Ok(conn),
 //!     }
@@ -53,7 +53,7 @@ use tower_service::Service;
 use tracing::Instrument;
 
 use crate::connection::{Connection, ConnectionPhase, STOOD_STILL};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
 pub use chain::{Chain, PreConnectExt};
@@ -177,7 +177,7 @@ where
         let ticket = pending.enter();
         conn.life().enter(ConnectionPhase::PreConnect);
         let span = tracing::debug_span!(target: "tower_tcp", "pre_connect", otel.kind = "internal");
-        PreConnectFuture(State::Hooks(Box::pin(async move {
+        PreConnectFuture(PreConnectState::Hooks(Box::pin(async move {
             let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn))
                 .instrument(span)
                 .await?;
@@ -257,10 +257,10 @@ async fn elapsed(limit: Option<Duration>) -> Duration {
 /// handshake takes several times as much as the connection that rests.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct PreConnectFuture<F>(#[pin] State<F>);
+pub struct PreConnectFuture<F>(#[pin] PreConnectState<F>);
 
 #[pin_project(project = StateProjection)]
-enum State<F> {
+enum PreConnectState<F> {
     Hooks(Pin<Box<dyn Future<Output = Result<F, BoxError>> + Send>>),
     Serving(#[pin] F),
 }
@@ -285,7 +285,7 @@ where
                 StateProjection::Hooks(hooks) => ready!(hooks.as_mut().poll(cx))?,
                 StateProjection::Serving(serving) => return serving.poll(cx).map_err(Into::into),
             };
-            state.set(State::Serving(serving));
+            state.set(PreConnectState::Serving(serving));
         }
     }
 }

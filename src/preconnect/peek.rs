@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::detect::{Detection, HTTP2_PREFACE};
 use super::{PreConnectElapsed, elapsed};
 use crate::connection::{Connection, Rewind};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
 /// A connection's first bytes were of no protocol that its [`Peek`] knows.

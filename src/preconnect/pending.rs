@@ -9,10 +9,10 @@ use futures_util::task::AtomicWaker;
 
 /// Who is in, oldest first; at most so many.
 #[derive(Clone, Debug)]
-pub(super) struct Pending(Arc<Shared>);
+pub(super) struct Pending(Arc<Budget>);
 
 #[derive(Debug)]
-struct Shared {
+struct Budget {
     most: usize,
     queue: Mutex<Queue>,
 }
@@ -20,18 +20,18 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     next: u64,
-    inside: BTreeMap<u64, Arc<Place>>,
+    inside: BTreeMap<u64, Arc<Claim>>,
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct Claim {
     evicted: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl Pending {
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(Budget {
             most,
             queue: Mutex::default(),
         }))
@@ -39,7 +39,7 @@ impl Pending {
 
     /// Lets one more in, and the oldest out if there is no room.
     pub(super) fn enter(&self) -> Ticket {
-        let place = Arc::new(Place::default());
+        let claim = Arc::new(Claim::default());
         let mut queue = self.0.lock();
         let oldest = if queue.inside.len() >= self.0.most {
             queue.inside.pop_first()
@@ -48,7 +48,7 @@ impl Pending {
         };
         let number = queue.next;
         queue.next += 1;
-        queue.inside.insert(number, Arc::clone(&place));
+        queue.inside.insert(number, Arc::clone(&claim));
         drop(queue);
         if let Some((_, oldest)) = oldest {
             oldest.evicted.store(true, Ordering::Release);
@@ -56,32 +56,32 @@ impl Pending {
         }
         Ticket {
             number,
-            place,
+            claim,
             pending: self.clone(),
         }
     }
 }
 
-impl Shared {
+impl Budget {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One connection's place in the budget; dropping it gives it back.
+/// One connection's claim in the budget; dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Ticket {
     number: u64,
-    place: Arc<Place>,
+    claim: Arc<Claim>,
     pending: Pending,
 }
 
 impl Ticket {
-    /// Waits until a newer connection has taken this one's place.
+    /// Waits until a newer connection has taken this one's claim.
     pub(super) fn evicted(&mut self) -> impl Future<Output = ()> + Unpin + '_ {
         std::future::poll_fn(|cx| {
-            self.place.waker.register(cx.waker());
-            if self.place.evicted.load(Ordering::Acquire) {
+            self.claim.waker.register(cx.waker());
+            if self.claim.evicted.load(Ordering::Acquire) {
                 Poll::Ready(())
             } else {
                 Poll::Pending

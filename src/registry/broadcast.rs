@@ -1,7 +1,7 @@
 use futures_util::future::join_all;
 
 use super::Registry;
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 use crate::pipeline::{Peer, TrySendError};
 
 /// What to do with a peer whose output is above its high mark, when something is sent to many.
@@ -47,7 +47,7 @@ enum Fate {
     Sent,
     Skipped,
     Closed,
-    Gone,
+    Ended,
 }
 
 impl<K, T, M> Registry<K, T, M>
@@ -75,7 +75,7 @@ where
         for (_, peer) in self.iter().filter(|(key, peer)| whom(key, peer)) {
             match peer.try_send(frame.clone()) {
                 Ok(()) => broadcast.sent += 1,
-                Err(TrySendError::Gone(_)) => {}
+                Err(TrySendError::Closed(_)) => {}
                 Err(TrySendError::Full(frame)) => late.push(send(peer, frame, slow)),
             }
         }
@@ -84,7 +84,7 @@ where
                 Fate::Sent => broadcast.sent += 1,
                 Fate::Skipped => broadcast.skipped += 1,
                 Fate::Closed => broadcast.closed += 1,
-                Fate::Gone => {}
+                Fate::Ended => {}
             }
         }
         broadcast
@@ -94,16 +94,16 @@ where
 async fn send<T, M>(peer: Peer<T, M>, frame: T, slow: SlowPeer) -> Fate {
     let frame = match peer.offer(frame).await {
         Ok(()) => return Fate::Sent,
-        Err(TrySendError::Gone(_)) => return Fate::Gone,
+        Err(TrySendError::Closed(_)) => return Fate::Ended,
         Err(TrySendError::Full(frame)) => frame,
     };
     match slow {
         SlowPeer::Wait => match peer.send(frame).await {
             Ok(()) => Fate::Sent,
-            Err(_gone) => Fate::Gone,
+            Err(_closed) => Fate::Ended,
         },
         SlowPeer::Skip => Fate::Skipped,
         SlowPeer::Close if peer.abort_because(EndReason::SlowReader) => Fate::Closed,
-        SlowPeer::Close => Fate::Gone,
+        SlowPeer::Close => Fate::Ended,
     }
 }

@@ -62,10 +62,10 @@ pub struct KeyTaken;
 /// `T` and `M` are those of its [`Peer`]s. A part of the registry is locked while a key is hashed, compared, cloned or dropped: a
 /// `K` that comes back to it then waits for ever.
 pub struct Registry<K, T, M = Infallible> {
-    shared: Arc<Shared<K, T, M>>,
+    inner: Arc<Shards<K, T, M>>,
 }
 
-struct Shared<K, T, M> {
+struct Shards<K, T, M> {
     shards: [Mutex<HashMap<K, Entered<T, M>>>; SHARDS],
     hasher: RandomState,
 }
@@ -82,7 +82,7 @@ impl<K, T, M> Registry<K, T, M> {
     /// Makes an empty one.
     pub fn new() -> Self {
         Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(Shards {
                 shards: std::array::from_fn(|_| Mutex::default()),
                 hasher: RandomState::new(),
             }),
@@ -100,7 +100,7 @@ impl<K, T, M> Registry<K, T, M> {
     }
 
     fn shards(&self) -> impl Iterator<Item = Shard<'_, K, T, M>> {
-        self.shared.shards.iter().map(lock)
+        self.inner.shards.iter().map(lock)
     }
 }
 
@@ -129,11 +129,11 @@ where
             Entry::Occupied(_) => return Err(KeyTaken),
             Entry::Vacant(free) => {
                 // The registry may be gone before the connection.
-                let shared = Arc::downgrade(&self.shared);
+                let shared = Arc::downgrade(&self.inner);
                 let id = peer.info().id();
                 let take_out = move || {
                     let registry = Self {
-                        shared: Weak::upgrade(&shared)?,
+                        inner: Weak::upgrade(&shared)?,
                     };
                     // Unless the key is another's by now: this may be about to run while it is taken back.
                     registry.remove_if(&key, |entered| entered.peer.info().id() == id)
@@ -181,8 +181,8 @@ where
 
     fn shard(&self, key: &K) -> Shard<'_, K, T, M> {
         // Not the low bits: by them the shard's own map goes.
-        let shard = (self.shared.hasher.hash_one(key) >> 32) as usize % SHARDS;
-        lock(&self.shared.shards[shard])
+        let shard = (self.inner.hasher.hash_one(key) >> 32) as usize % SHARDS;
+        lock(&self.inner.shards[shard])
     }
 }
 
@@ -219,7 +219,7 @@ fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
 impl<K, T, M> Clone for Registry<K, T, M> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            inner: Arc::clone(&self.inner),
         }
     }
 }

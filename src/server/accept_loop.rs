@@ -8,25 +8,25 @@ use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 use super::connection::{Leaving, Outcome, Task};
-use super::workers::{Place, Workers};
+use super::workers::{Seat, Workers};
 use crate::accept::{AcceptErrorAction, Stall, classify, error_type};
 use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Connection;
 use crate::error::{BoxError, Error, Panicked};
-use crate::handle::{Phase, Shared};
-use crate::shutdown::poll_looked;
+use crate::handle::{Phase, ServerState};
+use crate::signals::poll_looked;
 
 /// How many connections are accepted in one turn of the loop's task.
 const TURN: usize = 16;
 
-pub(super) type Policy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
+pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
 pub(super) struct AcceptLoop<'a, L, S> {
     listener: L,
     stack: Limited<S>,
-    server: Arc<Shared>,
-    policy: Policy,
+    server: Arc<ServerState>,
+    policy: AcceptErrorPolicy,
     workers: &'a mut Workers,
     stall: Stall,
     live: usize,
@@ -54,8 +54,8 @@ where
     pub(super) fn new(
         listener: L,
         stack: Limited<S>,
-        server: Arc<Shared>,
-        policy: Policy,
+        server: Arc<ServerState>,
+        policy: AcceptErrorPolicy,
         workers: &'a mut Workers,
     ) -> Self {
         Self {
@@ -192,15 +192,19 @@ where
     }
 
     /// Makes a connection of what came in, and gives it to the stack in a task of its own.
-    fn serve(&mut self, incoming: Incoming<L::Io>, place: Place) {
+    fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
         self.workers.took(&place);
-        let Incoming { io, peer, local } = incoming;
-        let Place {
+        let Incoming {
+            io,
+            peer_addr,
+            local_addr,
+        } = incoming;
+        let Seat {
             runtime, counted, ..
         } = place;
         // So do the timers of the call, and what it spawns.
         let _entered = runtime.enter();
-        let conn = Connection::new(io, peer, local);
+        let conn = Connection::new(io, peer_addr, local_addr);
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
         if let Some(panicked) = self.panicked.take() {
             drop(conn);
@@ -216,7 +220,7 @@ where
 }
 
 /// A connection, and the place that it was accepted for.
-type Accepted<Io> = (Incoming<Io>, Place);
+type Accepted<Io> = (Incoming<Io>, Seat);
 
 enum Failure {
     Accept(io::Error),

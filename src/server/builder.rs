@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime;
 
-use super::accept_loop::Policy;
+use super::accept_loop::AcceptErrorPolicy;
 use super::workers::Runtimes;
 use super::{CutOff, Server};
 use crate::accept::AcceptErrorAction;
@@ -30,7 +30,7 @@ pub struct ServerBuilder {
     options: SocketOptions,
     limit: ConnectionLimit,
     plan: Plan,
-    policy: Policy,
+    policy: AcceptErrorPolicy,
     runtimes: Runtimes,
 }
 
@@ -44,6 +44,7 @@ impl Default for ServerBuilder {
             plan: Plan {
                 lame_duck: Duration::ZERO,
                 deadline: Duration::from_secs(30),
+                abort_at: None,
             },
             policy: super::default_policy(),
             runtimes: Runtimes::Own(0),
@@ -170,7 +171,7 @@ impl ServerBuilder {
 
     /// Makes the server of a listener of your own. The addresses given to [`listen`](Self::listen) are not used.
     pub fn build<L: Listener>(self, listener: L) -> Server<L> {
-        let handle = Handle::new(self.name, listener.local_addresses(), self.limit, self.plan);
+        let handle = Handle::new(self.name, listener.local_addrs(), self.limit, self.plan);
         Server {
             listener,
             end: CutOff(Arc::clone(&handle.0)),

@@ -27,20 +27,20 @@ use tower::load_shed::error::Overloaded;
 use tower::timeout::error::Elapsed;
 
 use crate::connection::Life;
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
-use crate::handle::Shared;
-use crate::shutdown::Signal;
+use crate::handle::ServerState;
+use crate::signals::Signal;
 
 /// A connection in the server's table. Leaving it, in whatever way, settles the end: dropping this is the last thing that happens to a
 /// connection, and the only place where it happens.
 pub(super) struct Leaving {
     life: Arc<Life>,
-    server: Arc<Shared>,
+    server: Arc<ServerState>,
 }
 
 impl Leaving {
-    pub(super) fn enter(life: Arc<Life>, server: Arc<Shared>) -> Self {
+    pub(super) fn enter(life: Arc<Life>, server: Arc<ServerState>) -> Self {
         server.enter(&life);
         Self { life, server }
     }

@@ -6,25 +6,23 @@ mod connection;
 mod workers;
 
 use std::fmt;
-use std::future::IntoFuture;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::bind::{Endpoint, Listener, Sockets};
 use crate::connection::Connection;
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 use crate::error::{BoxError, Error};
-use crate::handle::{Handle, Phase, Shared};
-use crate::shutdown::Report;
-use accept_loop::{AcceptLoop, Policy, Until};
+use crate::handle::{Handle, Phase, ServerState};
+use crate::signals::Report;
+use accept_loop::{AcceptErrorPolicy, AcceptLoop, Until};
 use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
@@ -40,7 +38,7 @@ const GONE: Duration = Duration::from_secs(1);
 pub struct Server<L = Sockets> {
     listener: L,
     handle: Handle,
-    policy: Policy,
+    policy: AcceptErrorPolicy,
     runtimes: Runtimes,
     // Last: nobody is told of the end before the listener is closed.
     end: CutOff,
@@ -85,7 +83,7 @@ impl<L: Listener> Server<L> {
     ///
     /// The loop accepts when `stack` is ready. Its calls are made in the loop, and so must not block; their futures run in a
     /// task each. What they give back is ignored: an end is told by [`Connection::on_end`].
-    pub fn serve<S>(self, stack: S) -> Serve<L, S>
+    pub fn serve<S>(self, stack: S) -> Serve
     where
         S: Service<Connection<L::Io>> + Send + 'static,
         S::Response: 'static,
@@ -93,8 +91,8 @@ impl<L: Listener> Server<L> {
         S::Future: Send + 'static,
     {
         Serve {
-            server: self,
-            stack,
+            state: Arc::clone(&self.handle.0),
+            serving: Box::pin(serve(self, stack)),
             signal: None,
         }
     }
@@ -110,20 +108,20 @@ impl<L> fmt::Debug for Server<L> {
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A server at work, once it is awaited. It ends by a shutdown, with a [`Report`], or by an [`Error`].
+/// The future of [`Server::serve`]. It ends by a shutdown, with a [`Report`], or by an [`Error`].
 ///
 /// # Cancel safety
 ///
 /// Dropping the future closes the listener and cuts all connections off.
-#[must_use = "a server serves nobody unless it is awaited"]
-pub struct Serve<L, S> {
-    server: Server<L>,
-    stack: S,
+#[must_use = "a server serves nobody unless it is awaited or spawned"]
+pub struct Serve {
+    state: Arc<ServerState>,
+    serving: BoxFuture<Result<Report, Error>>,
     signal: Option<BoxFuture<()>>,
 }
 
-impl<L, S> Serve<L, S> {
-    /// Shuts the server down when `signal` is done.
+impl Serve {
+    /// Shuts the server down when `signal` completes.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -133,50 +131,28 @@ impl<L, S> Serve<L, S> {
     }
 }
 
-impl<L, S> fmt::Debug for Serve<L, S> {
+impl fmt::Debug for Serve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serve")
-            .field("server", &self.server)
-            .finish_non_exhaustive()
+        f.debug_struct("Serve").finish_non_exhaustive()
     }
 }
 
-impl<L, S> IntoFuture for Serve<L, S>
-where
-    L: Listener,
-    S: Service<Connection<L::Io>> + Send + 'static,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-{
+impl Future for Serve {
     type Output = Result<Report, Error>;
-    type IntoFuture = BoxFuture<Self::Output>;
 
-    fn into_future(self) -> Self::IntoFuture {
-        let Self {
-            server,
-            stack,
-            signal,
-        } = self;
-        Box::pin(async move {
-            let shared = Arc::clone(&server.handle.0);
-            let serving = serve(server, stack);
-            let Some(signal) = signal else {
-                return serving.await;
-            };
-            match select(std::pin::pin!(serving), signal).await {
-                Either::Left((ended, _)) => ended,
-                Either::Right(((), serving)) => {
-                    shared.advance(Phase::LameDuck);
-                    serving.await
-                }
-            }
-        })
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(signal) = &mut self.signal
+            && signal.as_mut().poll(cx).is_ready()
+        {
+            self.signal = None;
+            self.state.advance(Phase::LameDuck);
+        }
+        self.serving.as_mut().poll(cx)
     }
 }
 
 /// Cuts everybody off when the server, or its future, is dropped before its end, and reports that as its end.
-struct CutOff(Arc<Shared>);
+struct CutOff(Arc<ServerState>);
 
 impl Drop for CutOff {
     fn drop(&mut self) {
@@ -213,6 +189,7 @@ where
     // From here on the server ends, because it was told to, or because it has to.
     shared.advance(Phase::LameDuck);
     let begun = Instant::now();
+    shared.fix_deadline(begun);
     let plan = shared.plan();
     if served.is_ok() && !plan.lame_duck.is_zero() {
         let lame_duck = accepting.run(Until::PhaseEnds(Phase::LameDuck));
@@ -230,40 +207,62 @@ where
     drop(accepting);
     shared.watch_ends(true);
 
-    let deadline = begun.checked_add(plan.lame_duck.saturating_add(plan.deadline));
-    if !all_gone(&shared, Some(Phase::Aborting), deadline).await {
+    if !all_drained(&shared).await {
         let reason = if shared.phase() == Phase::Aborting {
             EndReason::Killed
         } else {
             EndReason::DrainDeadline
         };
         shared.cut_off(reason);
-        all_gone(&shared, None, Instant::now().checked_add(GONE)).await;
+        let gone = until(&shared, || shared.live() == 0);
+        // One that blocks its thread is left behind, and the report counts it as aborted.
+        let _left_behind = timeout(GONE, gone).await;
     }
     workers.stop().await;
     let report = shared.report(begun.elapsed());
     served.map(|()| report)
 }
 
-/// Waits until no connection is left. Returns whether that came before the phase or the deadline.
-async fn all_gone(shared: &Shared, until: Option<Phase>, deadline: Option<Instant>) -> bool {
-    let gone = std::future::poll_fn(|cx| {
-        shared.register_server(cx.waker());
-        if shared.live() == 0 {
-            Poll::Ready(true)
-        } else if until == Some(shared.phase()) {
-            Poll::Ready(false)
-        } else {
-            Poll::Pending
+/// Waits until no connection is left. Returns `false` at the deadline or an abort, if one is left.
+async fn all_drained(state: &ServerState) -> bool {
+    loop {
+        let abort_at = state.plan().abort_at;
+        let changed = until(state, || {
+            // The deadline may be brought forward meanwhile.
+            state.live() == 0
+                || state.phase() == Phase::Aborting
+                || state.plan().abort_at != abort_at
+        });
+        let on_time = match abort_at {
+            Some(at) => timeout_at(at, changed).await.is_ok(),
+            None => {
+                changed.await;
+                true
+            }
+        };
+        if state.live() == 0 {
+            return true;
         }
-    });
-    match deadline {
-        Some(deadline) => timeout_at(deadline, gone).await.unwrap_or(false),
-        None => gone.await,
+        if !on_time || state.phase() == Phase::Aborting {
+            return false;
+        }
     }
 }
 
+/// Waits until `holds` returns `true`; it is asked again whenever the server's state changes.
+async fn until(state: &ServerState, holds: impl Fn() -> bool) {
+    std::future::poll_fn(|cx| {
+        state.register_server(cx.waker());
+        if holds() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
 /// The default for what accept errors mean.
-fn default_policy() -> Policy {
+fn default_policy() -> AcceptErrorPolicy {
     Arc::new(|err: &io::Error| crate::accept::classify(err))
 }

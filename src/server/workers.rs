@@ -46,7 +46,7 @@ struct Worker {
 }
 
 /// A connection's place on a runtime.
-pub(super) struct Place {
+pub(super) struct Seat {
     pub(super) runtime: Handle,
     /// Held as long as the connection runs there.
     pub(super) counted: Arc<()>,
@@ -90,13 +90,13 @@ impl Workers {
     }
 
     /// Gives a place on the runtime with the fewest connections; of several such, in turn. `None` if all were shut down.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<Seat> {
         let count = self.all.len();
         let in_turn = (self.next..count).chain(0..self.next);
         let (index, counted) = in_turn
             .filter_map(|index| Some((index, self.all[index].places.upgrade()?)))
             .min_by_key(|(_, counted)| Arc::strong_count(counted))?;
-        Some(Place {
+        Some(Seat {
             runtime: self.all[index].runtime.clone(),
             counted,
             index,
@@ -104,7 +104,7 @@ impl Workers {
     }
 
     /// Has the turn go on, when there is a connection for the place.
-    pub(super) fn took(&mut self, place: &Place) {
+    pub(super) fn took(&mut self, place: &Seat) {
         self.next = (place.index + 1) % self.all.len();
     }
 

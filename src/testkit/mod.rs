@@ -12,7 +12,7 @@
 //! let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
 //! let server = Server::from_listener(listener);
 //! let handle = server.handle();
-//! tokio::spawn(server.serve(Pipeline::new(Lines::default).service(echo)).into_future());
+//! tokio::spawn(server.serve(Pipeline::new(Lines::default).service(echo)));
 //!
 //! let mut client = BufReader::new(connector.connect().await?);
 //! client.write_all(b"hi\n").await?;
@@ -96,7 +96,7 @@ impl Listener for MemoryListener {
         }
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
+    fn local_addrs(&self) -> Vec<Address> {
         vec![Address::Memory(0)]
     }
 }
@@ -124,8 +124,8 @@ impl Connector {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let incoming = Incoming {
             io,
-            peer: Address::Memory(number),
-            local: Address::Memory(0),
+            peer_addr: Address::Memory(number),
+            local_addr: Address::Memory(0),
         };
         self.queue
             .send(incoming)

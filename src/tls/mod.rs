@@ -63,7 +63,7 @@ use tower_service::Service;
 use tracing::Instrument;
 
 use crate::connection::Connection;
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::observe::Handshake;
 

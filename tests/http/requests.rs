@@ -69,7 +69,7 @@ async fn whoami(request: Request<Incoming>) -> Reply {
     let alpn = alpn.map_or("none".into(), String::from_utf8_lossy);
     reply(format!(
         "{} {} {alpn}",
-        info.peer(),
+        info.peer_addr(),
         request.version() == Version::HTTP_2
     ))
 }
@@ -115,7 +115,7 @@ async fn what_alpn_agrees_on_is_spoken_and_known() {
 #[tokio::test(start_paused = true)]
 async fn a_service_may_be_made_for_each_connection() {
     let make = service_fn(|info: ConnectionInfo| async move {
-        let peer = info.peer().to_string();
+        let peer = info.peer_addr().to_string();
         let service = service_fn(move |_: Request<Incoming>| {
             let peer = peer.clone();
             async move { reply(peer) }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Event, Gone};
+use tower_tcp::pipeline::{Closed, Event};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
 
@@ -58,7 +58,7 @@ async fn s1_x01_what_happens_to_a_connection_happens_in_order() {
         noted.note("connected");
         let at_end = noted.clone();
         peer.on_end(move |_| at_end.note("disconnected"));
-        peer.try_message("yielded").expect("there is room for one");
+        peer.try_post("yielded").expect("there is room for one");
         ready(Ok::<_, Infallible>(service_fn(move |event| {
             let (noted, peer) = (noted.clone(), peer.clone());
             async move {
@@ -336,7 +336,11 @@ async fn s7_x25_x26_a_rejection_is_told_and_frees_its_place_at_once_whatever_tim
 #[tokio::test(start_paused = true)]
 async fn s7_x27_a_hook_that_panics_ends_its_connection_once_and_no_other() {
     let hook = service_fn(|conn: Connection<DuplexStream>| async move {
-        assert_ne!(conn.info().peer().to_string(), "memory:2", "as planned");
+        assert_ne!(
+            conn.info().peer_addr().to_string(),
+            "memory:2",
+            "as planned"
+        );
         Ok::<_, BoxError>(conn)
     });
     let stack = ServiceBuilder::new()
@@ -360,10 +364,10 @@ async fn s7_x38_what_the_end_leaves_behind_holds_no_place() {
         peer.on_end(move |_| {
             tokio::spawn(async move {
                 sleep(Duration::from_secs(1)).await;
-                assert_eq!(late.send("too late".into()).await, Err(Gone));
+                assert_eq!(late.send("too late".into()).await, Err(Closed));
             });
         });
-        peer.message_after(Duration::from_secs(1), ())
+        peer.post_after(Duration::from_secs(1), ())
             .expect("there is room for one");
         ready(Ok::<_, Infallible>(service_fn(
             |event: Event<Bytes, ()>| async move {
@@ -399,7 +403,7 @@ async fn s7_x78_a_message_of_any_name_takes_the_place_of_nothing() {
     let noted = journal.clone();
     let make = service_fn(move |peer: Peer<Bytes, Message>| {
         let noted = noted.clone();
-        peer.try_message(Message::Shutdown)
+        peer.try_post(Message::Shutdown)
             .expect("there is room for one");
         ready(Ok::<_, Infallible>(service_fn(move |event| {
             match event {
@@ -437,7 +441,7 @@ async fn s7_x20_x21_what_is_sent_too_late_is_refused_and_not_lost_in_silence() {
             async move {
                 peer.send(line).await?;
                 peer.close();
-                assert_eq!(peer.send("behind the close".into()).await, Err(Gone));
+                assert_eq!(peer.send("behind the close".into()).await, Err(Closed));
                 Ok::<_, BoxError>(None::<Bytes>)
             }
         })))
@@ -487,8 +491,8 @@ async fn s15_x18_a_dead_write_side_refuses_what_is_sent_and_lets_the_close_compl
     let flushed = peer.flushed().await;
     peer.close();
 
-    assert_eq!(flushed, Err(Gone));
-    assert_eq!(peer.send("two".into()).await, Err(Gone));
+    assert_eq!(flushed, Err(Closed));
+    assert_eq!(peer.send("two".into()).await, Err(Closed));
     assert_eq!(served.reason().await, EndReason::PeerReset);
     settled().await;
     assert_eq!(served.handle.live(), 0);

@@ -35,7 +35,7 @@ async fn conversation(endpoint: impl Into<Endpoint>) {
     let noted = journal.clone();
     let server = Server::bind(endpoint).await.expect("a port is free");
     let handle = server.handle();
-    let address = handle.addresses()[0].tcp().expect("it is of TCP");
+    let address = handle.local_addrs()[0].tcp().expect("it is of TCP");
     let make = service_fn(move |peer: Peer<Bytes>| {
         let (noted, handle) = (noted.clone(), handle.clone());
         async move {
@@ -53,7 +53,7 @@ async fn conversation(endpoint: impl Into<Endpoint>) {
         }
     });
     let pipeline = Pipeline::new(Lines::crlf).make_service(make);
-    let served = tokio::spawn(server.serve(pipeline).into_future());
+    let served = tokio::spawn(server.serve(pipeline));
 
     let socket = TcpStream::connect(address).await.expect("it listens");
     let mut client = Client::new(socket);
@@ -125,10 +125,10 @@ async fn t4_messages_reach_the_connection_they_were_sent_to_in_order() {
         let noted = noted.clone();
         async move {
             for message in [Handler::Inline, Handler::Object, Handler::Package] {
-                peer.message(message).await?;
+                peer.post(message).await?;
             }
             peer.send("I will be serving you today!".into()).await?;
-            let id = peer.info().peer().to_string();
+            let id = peer.info().peer_addr().to_string();
             Ok::<_, BoxError>(service_fn(move |event: Event<Bytes, Handler>| {
                 let (word, reply) = match event {
                     Event::Request(line) => (text(&line), Some(Bytes::from("Go away."))),
@@ -172,7 +172,7 @@ async fn t5_a_unix_server_that_is_told_to_end_before_it_serves_ends_without_a_wo
     let echo = Pipeline::new(Lines::default).service(service_fn(echo));
 
     server.handle().shutdown();
-    let report = soon(server.serve(echo).into_future()).await;
+    let report = soon(server.serve(echo)).await;
     drop(guard);
 
     assert_eq!(report.expect("it ends in good order").drained, 0);
@@ -440,10 +440,12 @@ async fn t13_the_same_dialogue_runs_over_ipv6() {
         eprintln!("skipped: no IPv6 here");
         return;
     };
-    let address = server.handle().addresses()[0].tcp().expect("it is of TCP");
+    let address = server.handle().local_addrs()[0]
+        .tcp()
+        .expect("it is of TCP");
     let (tell, mut told) = mpsc::channel(1);
     let make = service_fn(move |peer: Peer<Bytes>| {
-        tell.try_send(peer.info().peer().clone())
+        tell.try_send(peer.info().peer_addr().clone())
             .expect("one comes");
         ready(Ok::<_, Infallible>(service_fn(move |line: Bytes| {
             let peer = peer.clone();
@@ -474,7 +476,7 @@ async fn t14_five_clients_of_a_name_are_each_answered_once_and_the_last_end_ends
     let journal = Journal::default();
     let server = Server::bind("localhost:0").await.expect("it is known");
     let handle = server.handle();
-    let address = handle.addresses()[0].tcp().expect("it is of TCP");
+    let address = handle.local_addrs()[0].tcp().expect("it is of TCP");
     let (noted, ender) = (journal.clone(), handle.clone());
     let make = service_fn(move |peer: Peer<Bytes>| {
         let (noted, ender): (Journal, Handle) = (noted.clone(), ender.clone());
@@ -499,7 +501,7 @@ async fn t14_five_clients_of_a_name_are_each_answered_once_and_the_last_end_ends
         })))
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let served = tokio::spawn(server.serve(pipeline).into_future());
+    let served = tokio::spawn(server.serve(pipeline));
 
     let clients = (0..5).map(|_| async move {
         let socket = TcpStream::connect(address).await.expect("it listens");

@@ -93,7 +93,7 @@ where
         })
         .service(stack);
     let handle = server.handle();
-    tokio::spawn(server.serve(stack).into_future());
+    tokio::spawn(server.serve(stack));
     Served {
         way: "as it is",
         handle,
@@ -112,14 +112,14 @@ impl<Io: Send + 'static> Listener for Streams<Io> {
         match ready!(self.0.poll_recv(cx)) {
             Some(io) => Poll::Ready(Ok(Incoming {
                 io,
-                peer: Address::Memory(1),
-                local: Address::Memory(0),
+                peer_addr: Address::Memory(1),
+                local_addr: Address::Memory(0),
             })),
             None => Poll::Pending,
         }
     }
 
-    fn local_addresses(&self) -> Vec<Address> {
+    fn local_addrs(&self) -> Vec<Address> {
         vec![Address::Memory(0)]
     }
 }

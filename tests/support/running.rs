@@ -55,7 +55,7 @@ where
         })
         .service(stack);
     let handle = server.handle();
-    let task = tokio::spawn(server.serve(stack).into_future());
+    let task = tokio::spawn(server.serve(stack));
     Running {
         connector,
         handle,

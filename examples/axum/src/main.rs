@@ -76,7 +76,7 @@ async fn main() -> Result<(), BoxError> {
     let app = app::app();
     let http = Http::make_service(service_fn(move |info: ConnectionInfo| {
         // What axum's own `into_make_service_with_connect_info` does for a listener of axum.
-        let peer = info.peer().tcp().map(|addr| Extension(ConnectInfo(addr)));
+        let peer = info.peer_addr().tcp().map(|addr| Extension(ConnectInfo(addr)));
         let app = option_layer(peer).layer(app.clone());
         ready(Ok::<_, Infallible>(app))
     }));
@@ -100,7 +100,7 @@ async fn main() -> Result<(), BoxError> {
         )
     };
     let scheme = if args.plain { "http" } else { "https" };
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
         println!("try: curl -k {scheme}://{address}/");
     }

@@ -96,7 +96,7 @@ async fn main() -> Result<(), BoxError> {
         .await?;
     tower_tcp::signal::install(&server.handle())?;
     tokio::spawn(say_not_serving(health, told_to_end()?, lame_duck));
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }
     let report = server.serve(stack).await?;

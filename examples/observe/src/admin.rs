@@ -45,7 +45,7 @@ fn table(handle: &Handle) -> String {
             live.requests(),
             live.bytes_read(),
             live.bytes_written(),
-            live.peer(),
+            live.peer_addr(),
         );
         written.expect("a string takes everything");
     }

@@ -58,7 +58,7 @@ async fn main() -> Result<(), BoxError> {
         .await?;
     let handle = server.handle();
     signal::install(&handle)?;
-    let addresses = handle.addresses();
+    let addresses = handle.local_addrs();
     for address in addresses {
         println!("listening on {address}");
     }
@@ -82,7 +82,7 @@ async fn main() -> Result<(), BoxError> {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service_fn(move |conn: Connection<Socket>| {
-            let port = conn.info().local().tcp().map(|local| local.port());
+            let port = conn.info().local_addr().tcp().map(|local| local.port());
             if port.is_some() && port == admin_port {
                 Either::Left(admin.clone().oneshot(conn))
             } else {

@@ -11,7 +11,7 @@ pub(in crate::pipeline) enum Course {
     /// The end of the connection.
     End,
     /// Another service, which takes the stream over, with what is not decoded.
-    TakeOver,
+    Upgrade,
 }
 
 /// What is left behind by an end. Each leaves what those above it leave, too.

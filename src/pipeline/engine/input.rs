@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 use tokio_util::codec::{LengthDelimitedCodecError, LinesCodecError};
 
 use super::{Codec, Engine, Leaves, Stream};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::frame::FrameTooLarge;
 use crate::pipeline::peer::Mail;
-use crate::shutdown::Signal;
+use crate::signals::Signal;
 
 /// How far a drain has come with the input. (Before one, it stays as it is made.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

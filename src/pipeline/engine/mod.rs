@@ -16,7 +16,7 @@ use super::limits::Limits;
 use super::peer::{EngineSide, Peer, Watermarks};
 use crate::close::close_by;
 use crate::connection::{Connection, Rewind};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use crate::frame::{Input, Output};
 use backlog::Backlog;
@@ -26,7 +26,7 @@ pub(in crate::pipeline) use ending::{Course, Ending, Leaves};
 
 /// What the engine has to know of the error policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::pipeline) enum Policy {
+pub(in crate::pipeline) enum ErrorPolicy {
     Shutdown,
     Continue,
 }
@@ -35,7 +35,7 @@ pub(in crate::pipeline) enum Policy {
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) struct Settings {
     pub(in crate::pipeline) limits: Limits,
-    pub(in crate::pipeline) policy: Policy,
+    pub(in crate::pipeline) policy: ErrorPolicy,
     pub(in crate::pipeline) in_flight: usize,
     pub(in crate::pipeline) order: Order,
 }
@@ -125,9 +125,9 @@ where
             .handle()
     }
 
-    pub(in crate::pipeline) fn is_taken_over(&self) -> bool {
+    pub(in crate::pipeline) fn is_upgraded(&self) -> bool {
         self.ending
-            .is_some_and(|ending| ending.course == Course::TakeOver)
+            .is_some_and(|ending| ending.course == Course::Upgrade)
     }
 
     /// Returns whether nothing is to be heeded but requests, and the next may be in the buffer.
@@ -216,11 +216,11 @@ where
     }
 
     /// Has the stream handed over, unless the connection ends already.
-    fn take_over(&mut self) {
+    fn upgrade(&mut self) {
         self.heed_close();
         if self.ending.is_none() {
             self.ending = Some(Ending {
-                course: Course::TakeOver,
+                course: Course::Upgrade,
                 leaves: Leaves::Requests,
             });
         }

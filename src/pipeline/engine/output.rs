@@ -3,12 +3,12 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use super::{Codec, Engine, Leaves, Order, Policy, Stream};
-use crate::end_reason::{ConnectionEnded, EndReason};
+use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
+use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
-use crate::observe::{Chain, signed};
+use crate::observe::{ErrorChain, signed};
 use crate::pipeline::peer::EngineSide;
-use crate::pipeline::reply::{Frames, Reply, Then};
+use crate::pipeline::reply::{AfterReply, Frames, Reply};
 use crate::pipeline::shutdown_on_error::is_shutdown;
 
 /// How many frames of replies are encoded in one turn of the connection's task: a stream that never waits takes no one else's.
@@ -34,7 +34,7 @@ where
         match result {
             Ok(Reply {
                 frames: Frames::One(frame),
-                then: Then::GoOn,
+                then: AfterReply::GoOn,
             }) => self.encode(frame),
             other => self.begin(other),
         }
@@ -84,14 +84,14 @@ where
         self.go_on(then);
     }
 
-    fn go_on(&mut self, then: Then) {
+    fn go_on(&mut self, then: AfterReply) {
         match then {
-            Then::GoOn => {}
-            Then::Close => {
+            AfterReply::GoOn => {}
+            AfterReply::Close => {
                 self.drop_behind();
                 self.end(EndReason::ServiceClosed, Leaves::Calls);
             }
-            Then::TakeOver => self.take_over(),
+            AfterReply::Upgrade => self.upgrade(),
         }
     }
 
@@ -107,11 +107,11 @@ where
         let panicked = find_cause::<Panicked>(&*err).is_some();
         if panicked {
             self.fail(ConnectionEnded::caused(EndReason::Panic, err));
-        } else if self.settings.policy == Policy::Shutdown || is_shutdown(&*err) {
+        } else if self.settings.policy == ErrorPolicy::Shutdown || is_shutdown(&*err) {
             self.fail(ConnectionEnded::caused(EndReason::ServiceError, err));
         } else {
             let id = signed(self.conn.info().id().get());
-            let error = Chain(&*err);
+            let error = ErrorChain(&*err);
             tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
         }
     }

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::input::Drain;
 use super::{Codec, Engine, Leaves, Stream};
-use crate::end_reason::EndReason;
+use crate::end::EndReason;
 use crate::pipeline::clock::Waiting;
 use crate::pipeline::peer::{EngineSide, Mail};
-use crate::shutdown::{Signal, poll_looked};
+use crate::signals::{Signal, poll_looked};
 
 /// How much is read at once while there is output that the peer does not take: what it sends may have to be held beside that.
 const READ_UNWRITTEN: usize = 8 * 1024;

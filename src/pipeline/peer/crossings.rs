@@ -2,7 +2,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
-use super::shared::Shared;
+use super::channel::Channel;
 
 /// The output of a connection crossed one of its [`Watermarks`](super::Watermarks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,15 +17,15 @@ pub enum Crossing {
 ///
 /// Made by [`Peer::crossings`](super::Peer::crossings). They are counted, not queued: one who looks seldom finds them all, and nothing is kept for it.
 pub struct Crossings<T, M = Infallible> {
-    shared: Arc<Shared<T, M>>,
+    channel: Arc<Channel<T, M>>,
     seen: u64,
 }
 
 impl<T, M> Crossings<T, M> {
-    pub(super) fn new(shared: Arc<Shared<T, M>>) -> Self {
+    pub(super) fn new(channel: Arc<Channel<T, M>>) -> Self {
         // Rounded down to where it was below.
-        let seen = shared.lock().crossings & !1;
-        Self { shared, seen }
+        let seen = channel.lock().crossings & !1;
+        Self { channel, seen }
     }
 
     /// Waits for the next crossing; `None` when there will be no more, because the connection has ended.
@@ -35,10 +35,10 @@ impl<T, M> Crossings<T, M> {
     /// Nothing is lost when it is dropped.
     pub async fn next(&mut self) -> Option<Crossing> {
         loop {
-            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            let mut changed = std::pin::pin!(self.channel.changed.notified());
             changed.as_mut().enable();
             {
-                let state = self.shared.lock();
+                let state = self.channel.lock();
                 if self.seen < state.crossings {
                     self.seen += 1;
                     // An odd number of crossings leads up.

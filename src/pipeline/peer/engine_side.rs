@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use super::shared::{Flag, Item, Shared};
+use super::channel::{Channel, Flag, Item};
 use super::{Peer, Watermarks};
 use crate::connection::ConnectionInfo;
 use crate::pipeline::limits::Limits;
@@ -12,7 +12,7 @@ use crate::pipeline::limits::Limits;
 /// The engine's end of the handles to its connection.
 ///
 /// Without an engine nobody can send, so that is said however it goes: at the end, by an abort, by a layer that drops the connection's future.
-pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Shared<T, M>>);
+pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Channel<T, M>>);
 
 /// What there is to be delivered to the service besides requests.
 pub(in crate::pipeline) enum Mail {
@@ -23,7 +23,7 @@ pub(in crate::pipeline) enum Mail {
 
 impl<T, M> EngineSide<T, M> {
     pub(in crate::pipeline) fn new(info: ConnectionInfo, limits: &Limits) -> Self {
-        Self(Arc::new(Shared::new(
+        Self(Arc::new(Channel::new(
             info,
             limits.watermarks,
             limits.push_queue,
@@ -33,7 +33,7 @@ impl<T, M> EngineSide<T, M> {
 
     pub(in crate::pipeline) fn handle(&self) -> Peer<T, M> {
         Peer {
-            shared: Arc::clone(&self.0),
+            channel: Arc::clone(&self.0),
         }
     }
 

@@ -1,8 +1,8 @@
 //! The typed handle to one connection, and what stands behind it.
 
+mod channel;
 mod crossings;
 mod engine_side;
-mod shared;
 mod watermarks;
 
 use std::convert::Infallible;
@@ -16,10 +16,10 @@ use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
 use crate::connection::{ConnectionInfo, HookId};
-use crate::end_reason::{ConnectionEnded, End, EndReason};
+use crate::end::{ConnectionEnded, End, EndReason};
 use crate::error::BoxError;
-use crate::shutdown::Signal;
-use shared::{Flag, Item, Shared};
+use crate::signals::Signal;
+use channel::{Channel, Flag, Item};
 
 pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail};
@@ -28,7 +28,7 @@ pub use watermarks::{InvalidWatermarks, Watermarks};
 /// The connection has ended, or is closing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection is gone")]
-pub struct Gone;
+pub struct Closed;
 
 /// Why something was not taken without waiting. It is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Error)]
@@ -38,14 +38,14 @@ pub enum TrySendError<V> {
     Full(V),
     /// The connection has ended, or is closing.
     #[error("the connection is gone")]
-    Gone(V),
+    Closed(V),
 }
 
 impl<V> TrySendError<V> {
     /// Returns what was not taken.
     pub fn into_inner(self) -> V {
         match self {
-            Self::Full(it) | Self::Gone(it) => it,
+            Self::Full(it) | Self::Closed(it) => it,
         }
     }
 }
@@ -54,7 +54,7 @@ impl<V> fmt::Debug for TrySendError<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full(_) => "Full(..)",
-            Self::Gone(_) => "Gone(..)",
+            Self::Closed(_) => "Closed(..)",
         })
     }
 }
@@ -83,20 +83,20 @@ impl Buffered {
 /// A make-service is given it; it can be cloned and sent to any task. `T` is the type of the frames that go out, `M` of the
 /// messages that the connection's service takes besides requests, none by default (see [`Event`](super::Event)).
 ///
-/// It keeps nothing open: after the end of the connection, whatever would reach the peer or the service fails with [`Gone`].
+/// It keeps nothing open: after the end of the connection, whatever would reach the peer or the service fails with [`Closed`].
 pub struct Peer<T, M = Infallible> {
-    shared: Arc<Shared<T, M>>,
+    channel: Arc<Channel<T, M>>,
 }
 
 impl<T, M> Peer<T, M> {
     /// Returns what is known of the connection.
     pub fn info(&self) -> &ConnectionInfo {
-        &self.shared.info
+        &self.channel.info
     }
 
     /// Returns whether both are handles of the same connection.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+        Arc::ptr_eq(&self.channel, &other.channel)
     }
 
     // Output.
@@ -109,12 +109,12 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Gone`] when the connection is closing or has ended.
+    /// [`Closed`] when the connection is closing or has ended.
     ///
     /// # Cancel safety
     ///
     /// If it is dropped before it is done, the frame has not been sent.
-    pub async fn send(&self, frame: T) -> Result<(), Gone> {
+    pub async fn send(&self, frame: T) -> Result<(), Closed> {
         self.push(Item::Frame(frame)).await
     }
 
@@ -123,12 +123,12 @@ impl<T, M> Peer<T, M> {
     /// # Errors
     ///
     /// [`Full`](TrySendError::Full) where [`send`](Self::send) would wait: also for a peer that reads, when a burst of frames comes before
-    /// its task has had a turn. [`Gone`](TrySendError::Gone) when the connection is closing or has ended.
+    /// its task has had a turn. [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
     pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
-        match self.shared.room.try_acquire() {
+        match self.channel.room.try_acquire() {
             Ok(room) => self.push_frame(frame, room),
             Err(TryAcquireError::NoPermits) => Err(TrySendError::Full(frame)),
-            Err(TryAcquireError::Closed) => Err(TrySendError::Gone(frame)),
+            Err(TryAcquireError::Closed) => Err(TrySendError::Closed(frame)),
         }
     }
 
@@ -137,37 +137,42 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when the output is above its mark, [`Gone`](TrySendError::Gone) when the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) when the output is above its mark, [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
     ///
     /// # Cancel safety
     ///
     /// If it is dropped before it is done, the frame has not been sent.
     pub async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
-        let mut room = std::pin::pin!(self.shared.room.acquire());
+        let mut room = std::pin::pin!(self.channel.room.acquire());
         loop {
-            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            let mut changed = std::pin::pin!(self.channel.changed.notified());
             changed.as_mut().enable();
-            if self.shared.lock().is_above_mark() {
+            if self.channel.lock().is_above_mark() {
                 return Err(TrySendError::Full(frame));
             }
             match select(room.as_mut(), changed).await {
                 Either::Left((Ok(room), _)) => return self.push_frame(frame, room),
-                Either::Left((Err(_closed), _)) => return Err(TrySendError::Gone(frame)),
+                Either::Left((Err(_closed), _)) => return Err(TrySendError::Closed(frame)),
                 Either::Right(((), _)) => {}
             }
         }
     }
 
     fn push_frame(&self, frame: T, room: SemaphorePermit<'_>) -> Result<(), TrySendError<T>> {
-        match self.shared.push(Item::Frame(frame), room) {
-            Err(Item::Frame(frame)) => Err(TrySendError::Gone(frame)),
+        match self.channel.push(Item::Frame(frame), room) {
+            Err(Item::Frame(frame)) => Err(TrySendError::Closed(frame)),
             Ok(()) | Err(Item::Flush(_)) => Ok(()),
         }
     }
 
-    async fn push(&self, item: Item<T>) -> Result<(), Gone> {
-        let room = self.shared.room.acquire().await.map_err(|_closed| Gone)?;
-        self.shared.push(item, room).map_err(|_item| Gone)
+    async fn push(&self, item: Item<T>) -> Result<(), Closed> {
+        let room = self
+            .channel
+            .room
+            .acquire()
+            .await
+            .map_err(|_closed| Closed)?;
+        self.channel.push(item, room).map_err(|_item| Closed)
     }
 
     /// Waits until all that was sent before is written, and flushed by the stream.
@@ -176,40 +181,40 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Gone`] when the connection ended, or was closing already, before that.
+    /// [`Closed`] when the connection ended, or was closing already, before that.
     ///
     /// # Cancel safety
     ///
     /// Dropping it changes nothing for others.
-    pub async fn flushed(&self) -> Result<(), Gone> {
-        let waiting = self.shared.flush_room.acquire().await;
-        let waiting = waiting.map_err(|_closed| Gone)?;
+    pub async fn flushed(&self) -> Result<(), Closed> {
+        let waiting = self.channel.flush_room.acquire().await;
+        let waiting = waiting.map_err(|_closed| Closed)?;
         let (done, flushed) = oneshot::channel();
         self.push(Item::Flush(done)).await?;
         // Given back when this is done, or would have been.
         waiting.forget();
-        flushed.await.map_err(|_dropped| Gone)
+        flushed.await.map_err(|_dropped| Closed)
     }
 
     /// Returns how much waits to be written. It may have changed by the time it is looked at.
     pub fn buffered(&self) -> Buffered {
-        self.shared.buffered()
+        self.channel.buffered()
     }
 
     /// Returns the marks of the output.
     pub fn watermarks(&self) -> Watermarks {
-        self.shared.lock().marks
+        self.channel.lock().marks
     }
 
     /// Changes the marks of this connection's output. They hold from the next turn of its task, which has to come first: at once.
     pub fn set_watermarks(&self, marks: Watermarks) {
-        self.shared.lock().marks = marks;
-        self.shared.tell(Flag::Marks);
+        self.channel.lock().marks = marks;
+        self.channel.tell(Flag::Marks);
     }
 
     /// Returns the crossings of the output's marks from now on; the first is [`Crossing::High`] if it is above now.
     pub fn crossings(&self) -> Crossings<T, M> {
-        Crossings::new(Arc::clone(&self.shared))
+        Crossings::new(Arc::clone(&self.channel))
     }
 
     // Input.
@@ -220,13 +225,13 @@ impl<T, M> Peer<T, M> {
     /// That the peer is gone is still noticed: its end of input when nothing undelivered is before it, a reset within
     /// [`Limits::read_ahead`](super::Limits::read_ahead). The deadlines for input rest.
     pub fn pause_input(&self) {
-        self.shared.tell(Flag::Paused);
+        self.channel.tell(Flag::Paused);
     }
 
     /// Takes requests again, from where it was paused: none is missing.
     pub fn resume_input(&self) {
-        self.shared.flags.lower(Flag::Paused);
-        self.shared.wake();
+        self.channel.flags.lower(Flag::Paused);
+        self.channel.wake();
     }
 
     // Messages.
@@ -234,33 +239,36 @@ impl<T, M> Peer<T, M> {
     /// Sends a message to the connection's service, which takes it in turn with its requests.
     ///
     /// Waits while [16 messages](super::Limits::messages) are waiting already: a service that sends to its own connection and waits for
-    /// that, may wait for itself; there [`try_message`](Self::try_message) serves.
+    /// that, may wait for itself; there [`try_post`](Self::try_post) serves.
     ///
     /// # Errors
     ///
-    /// [`Gone`] when the connection is closing or has ended, or the server drains: then what was sent before is delivered still. Messages
+    /// [`Closed`] when the connection is closing or has ended, or the server drains: then what was sent before is delivered still. Messages
     /// that are taken and not delivered by the end are counted ([`End::messages_dropped`]).
     ///
     /// # Cancel safety
     ///
     /// If it is dropped before it is done, the message has not been sent.
-    pub async fn message(&self, message: M) -> Result<(), Gone> {
-        let room = self.shared.message_room.acquire().await;
-        let room = room.map_err(|_closed| Gone)?;
-        self.shared.post(message, room).map_err(|_message| Gone)
+    pub async fn post(&self, message: M) -> Result<(), Closed> {
+        let room = self.channel.message_room.acquire().await;
+        let room = room.map_err(|_closed| Closed)?;
+        self.channel.post(message, room).map_err(|_message| Closed)
     }
 
     /// Sends a message if that takes no wait.
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) where [`message`](Self::message) would wait, [`Gone`](TrySendError::Gone) when the connection is
+    /// [`Full`](TrySendError::Full) where [`post`](Self::post) would wait, [`Closed`](TrySendError::Closed) when the connection is
     /// closing or has ended.
-    pub fn try_message(&self, message: M) -> Result<(), TrySendError<M>> {
-        match self.shared.message_room.try_acquire() {
-            Ok(room) => self.shared.post(message, room).map_err(TrySendError::Gone),
+    pub fn try_post(&self, message: M) -> Result<(), TrySendError<M>> {
+        match self.channel.message_room.try_acquire() {
+            Ok(room) => self
+                .channel
+                .post(message, room)
+                .map_err(TrySendError::Closed),
             Err(TryAcquireError::NoPermits) => Err(TrySendError::Full(message)),
-            Err(TryAcquireError::Closed) => Err(TrySendError::Gone(message)),
+            Err(TryAcquireError::Closed) => Err(TrySendError::Closed(message)),
         }
     }
 
@@ -268,18 +276,14 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) are set already, [`Gone`](TrySendError::Gone) when the connection is
+    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) are set already, [`Closed`](TrySendError::Closed) when the connection is
     /// closing or has ended.
-    pub fn message_after(
-        &self,
-        time: Duration,
-        message: M,
-    ) -> Result<Timer<T, M>, TrySendError<M>> {
+    pub fn post_after(&self, time: Duration, message: M) -> Result<Timer<T, M>, TrySendError<M>> {
         // A time beyond the end of the clock is as good as the farthest that timers can be set for.
         let far = Duration::from_secs(60 * 60 * 24 * 365);
         let now = Instant::now();
         let due = now.checked_add(time).unwrap_or_else(|| now + far);
-        let key = self.shared.set_timer(due, message)?;
+        let key = self.channel.set_timer(due, message)?;
         Ok(Timer {
             peer: self.clone(),
             key,
@@ -291,10 +295,10 @@ impl<T, M> Peer<T, M> {
     /// Closes the connection in good order: what was sent before is written, requests in hand are answered, requests and messages that are
     /// not begun are dropped. `send` fails from now on. A service that took the stream over is told as at a drain.
     pub fn close(&self) {
-        self.shared.refuse();
-        self.shared.info.life.signals.raise(Signal::Close);
-        if self.shared.lock().ended {
-            self.shared.info.life.leave();
+        self.channel.refuse();
+        self.channel.info.life.signals.raise(Signal::Close);
+        if self.channel.lock().ended {
+            self.channel.info.life.leave();
         }
     }
 
@@ -302,7 +306,7 @@ impl<T, M> Peer<T, M> {
     /// [`ServiceClosed`](EndReason::ServiceClosed), and stand in the closing event.
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::caused(EndReason::ServiceClosed, why);
-        self.shared.info.life.set_reason(why.reason, why.cause);
+        self.channel.info.life.set_reason(why.reason, why.cause);
         self.close();
     }
 
@@ -313,7 +317,7 @@ impl<T, M> Peer<T, M> {
 
     /// Returns whether it was not cut off before.
     pub(crate) fn abort_because(&self, reason: EndReason) -> bool {
-        self.shared.info.life.abort(reason)
+        self.channel.info.life.abort(reason)
     }
 
     /// Waits for the end of the connection, and returns how it ended.
@@ -322,12 +326,12 @@ impl<T, M> Peer<T, M> {
     ///
     /// Nothing is lost: asking again gives the same.
     pub async fn closed(&self) -> End {
-        self.shared.info.life.ended().await
+        self.channel.info.life.ended().await
     }
 
     /// Registers a callback for the end, unless that has come.
     pub(crate) fn before_end(&self, f: impl FnOnce(&End) + Send + 'static) -> Option<HookId> {
-        self.shared
+        self.channel
             .info
             .life
             .before_end(Box::new(|_, end| f(end)))
@@ -336,20 +340,20 @@ impl<T, M> Peer<T, M> {
 
     /// Takes such a callback back.
     pub(crate) fn forget(&self, hook: HookId) {
-        self.shared.info.life.forget(hook);
+        self.channel.info.life.forget(hook);
     }
 
     /// Registers a callback for the end of the connection, behind those that are registered already, as
     /// [`Connection::on_end`](crate::Connection::on_end) does.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
-        self.shared.info.life.on_end(|_, end| f(end));
+        self.channel.info.life.on_end(|_, end| f(end));
     }
 }
 
 impl<T, M> Clone for Peer<T, M> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            channel: Arc::clone(&self.channel),
         }
     }
 }
@@ -357,12 +361,12 @@ impl<T, M> Clone for Peer<T, M> {
 impl<T, M> fmt::Debug for Peer<T, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peer")
-            .field("info", &self.shared.info)
+            .field("info", &self.channel.info)
             .finish_non_exhaustive()
     }
 }
 
-/// A message that is sent later. Made by [`Peer::message_after`]; dropping it cancels nothing.
+/// A message that is sent later. Made by [`Peer::post_after`]; dropping it cancels nothing.
 pub struct Timer<T, M> {
     peer: Peer<T, M>,
     key: (Instant, u64),
@@ -376,7 +380,7 @@ impl<T, M> Timer<T, M> {
 
     /// Takes the message back, unless it is delivered already, or the connection has ended.
     pub fn cancel(self) -> Option<M> {
-        self.peer.shared.cancel_timer(self.key)
+        self.peer.channel.cancel_timer(self.key)
     }
 }
 

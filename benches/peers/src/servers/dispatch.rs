@@ -27,7 +27,7 @@ enum Way {
 async fn main() -> Result<(), BoxError> {
     let Args { way } = Args::parse();
     let server = Server::bind("127.0.0.1:0").await?;
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });

@@ -63,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
 
 async fn tower_tcp(tls: Option<(&Path, &Path)>) -> Result<(), BoxError> {
     let server = Server::bind("127.0.0.1:0").await?;
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }
     let stack = ServiceBuilder::new().layer(ConnectionTraceLayer::new());

@@ -81,7 +81,7 @@ fn main() -> Result<(), BoxError> {
 async fn run(args: Args) -> Result<(), BoxError> {
     let Some(batches) = args.in_memory else {
         let server = Server::bind("127.0.0.1:0").await?;
-        for address in server.handle().addresses() {
+        for address in server.handle().local_addrs() {
             println!("listening on {address}");
         }
         return serve(server, args.stack).await;

@@ -27,7 +27,7 @@ struct Args {
 async fn main() -> Result<(), BoxError> {
     let Args { cert, key, backend } = Args::parse();
     let server = Server::bind("127.0.0.1:0").await?;
-    for address in server.handle().addresses() {
+    for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }
     let proxy = service_fn(move |mut conn: Connection<_>| async move {

@@ -76,7 +76,7 @@ fn serve() -> (Connector, Arc<AtomicUsize>) {
         .service(app);
     let (listener, connector) = memory();
     let server = Server::from_listener(listener);
-    tokio::spawn(server.serve(Http::new(requests)).into_future());
+    tokio::spawn(server.serve(Http::new(requests)));
     (connector, traced)
 }
 

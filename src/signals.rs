@@ -27,12 +27,12 @@ pub(crate) enum Signal {
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
-    waiting: Mutex<Waiting>,
+    wakers: Mutex<Wakers>,
 }
 
 /// Waking takes none of them out: they are set once, not before every wait.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Wakers {
     task: Option<Waker>,
     engine: Option<Waker>,
     /// Made for the first who waits.
@@ -58,7 +58,7 @@ impl Signals {
         if new {
             // Only this is what the task acts on.
             if signal == Signal::Abort {
-                self.wake(|waiting| waiting.task.clone());
+                self.wake(|wakers| wakers.task.clone());
             }
             self.wake_engine();
             self.tell_users();
@@ -77,7 +77,7 @@ impl Signals {
 
     /// Has the pipeline look again.
     pub(crate) fn wake_engine(&self) {
-        self.wake(|waiting| waiting.engine.clone());
+        self.wake(|wakers| wakers.engine.clone());
     }
 
     /// Waits for `signal`.
@@ -108,15 +108,15 @@ impl Signals {
     }
 
     /// Wakes without the lock: a waker is foreign code.
-    fn wake(&self, whom: impl FnOnce(&Waiting) -> Option<Waker>) {
+    fn wake(&self, whom: impl FnOnce(&Wakers) -> Option<Waker>) {
         let waker = whom(&self.lock());
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Wakers> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

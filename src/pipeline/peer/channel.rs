@@ -9,7 +9,7 @@ use super::{Buffered, TrySendError, Watermarks};
 use crate::connection::ConnectionInfo;
 
 /// What the handles of a connection and its engine have in common.
-pub(super) struct Shared<T, M> {
+pub(super) struct Channel<T, M> {
     pub(super) info: ConnectionInfo,
     most_timers: usize,
     /// Room in `items`; none is given out while the output is above its mark, but what was given out before is good. Semaphores are
@@ -22,12 +22,12 @@ pub(super) struct Shared<T, M> {
     pub(super) flags: Flags,
     /// The encoded bytes that are not written, as of the engine's last turn.
     pub(super) unwritten: AtomicUsize,
-    state: Mutex<State<T, M>>,
+    queues: Mutex<Queues<T, M>>,
     /// A mark was crossed, or it ended.
     pub(super) changed: Notify,
 }
 
-pub(super) struct State<T, M> {
+pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
     /// Room that is given back when the output is below its mark.
     room_held_back: usize,
@@ -91,7 +91,7 @@ impl Flags {
     }
 }
 
-impl<T, M> State<T, M> {
+impl<T, M> Queues<T, M> {
     pub(super) fn is_above_mark(&self) -> bool {
         self.crossings & 1 == 1
     }
@@ -118,14 +118,14 @@ impl<T, M> State<T, M> {
     }
 }
 
-impl<T, M> Shared<T, M> {
+impl<T, M> Channel<T, M> {
     pub(super) fn new(
         info: ConnectionInfo,
         marks: Watermarks,
         most_frames: usize,
         most_messages: usize,
     ) -> Self {
-        let state = State {
+        let queues = Queues {
             items: VecDeque::new(),
             room_held_back: 0,
             flushes: VecDeque::new(),
@@ -146,14 +146,14 @@ impl<T, M> Shared<T, M> {
             message_room: Semaphore::new(most_messages),
             flags: Flags::default(),
             unwritten: AtomicUsize::new(0),
-            state: Mutex::new(state),
+            queues: Mutex::new(queues),
             changed: Notify::new(),
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<T, M>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Queues<T, M>> {
         // Neither code of the user's runs under this lock nor a waker, so poison can only come from a failed allocation.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn wake(&self) {
@@ -204,7 +204,7 @@ impl<T, M> Shared<T, M> {
         let key = {
             let mut state = self.lock();
             if state.no_more_messages {
-                return Err(TrySendError::Gone(message));
+                return Err(TrySendError::Closed(message));
             }
             if state.timers.len() >= self.most_timers {
                 return Err(TrySendError::Full(message));

@@ -9,54 +9,54 @@ use super::reply::Reply;
 use crate::connection::{Connection, Rewind};
 use crate::error::BoxError;
 
-/// A reply behind which another service may take the stream over. Made by [`Reply::takeover`]; every reply is one that stays.
+/// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every reply is one that stays.
 ///
-/// It is what a service answers with whose pipeline has [`on_takeover`](super::Pipeline::on_takeover). In no other pipeline does it compile.
-pub struct Takeover<T>(Reply<T>);
+/// It is what a service answers with whose pipeline has [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
+pub struct Upgrade<T>(Reply<T>);
 
-impl<T> From<Reply<T>> for Takeover<T> {
+impl<T> From<Reply<T>> for Upgrade<T> {
     fn from(reply: Reply<T>) -> Self {
         Self(reply)
     }
 }
 
-impl<T> From<T> for Takeover<T> {
+impl<T> From<T> for Upgrade<T> {
     fn from(frame: T) -> Self {
         Self(frame.into())
     }
 }
 
-impl<T> From<Option<T>> for Takeover<T> {
+impl<T> From<Option<T>> for Upgrade<T> {
     fn from(frame: Option<T>) -> Self {
         Self(frame.into())
     }
 }
 
-impl<T> From<Vec<T>> for Takeover<T> {
+impl<T> From<Vec<T>> for Upgrade<T> {
     fn from(frames: Vec<T>) -> Self {
         Self(frames.into())
     }
 }
 
-impl<T> fmt::Debug for Takeover<T> {
+impl<T> fmt::Debug for Upgrade<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Takeover").field(&self.0).finish()
+        f.debug_tuple("Upgrade").field(&self.0).finish()
     }
 }
 
 /// No service takes over: the replies of such a pipeline cannot ask for it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoTakeover;
+pub struct NoUpgrade;
 
-/// What takes over. Made by [`Pipeline::on_takeover`](super::Pipeline::on_takeover).
+/// What takes over. Made by [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
 #[derive(Clone, Debug)]
-pub struct OnTakeover<N>(pub(super) N);
+pub struct OnUpgrade<N>(pub(super) N);
 
 mod sealed {
     use super::*;
 
     /// What a service may answer with.
-    #[expect(unnameable_types, reason = "sealed: a reply, or a takeover")]
+    #[expect(unnameable_types, reason = "sealed: a reply, or an upgrade")]
     pub trait Answer<T> {
         fn into_reply(self) -> Reply<T>;
     }
@@ -71,7 +71,7 @@ mod sealed {
 
         fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
 
-        fn take_over(
+        fn upgrade(
             self,
             conn: Connection<Rewind<Io>>,
         ) -> impl Future<Output = Result<(), BoxError>> + Send;
@@ -85,13 +85,13 @@ impl<T> Answer<T> for Reply<T> {
     }
 }
 
-impl<T> Answer<T> for Takeover<T> {
+impl<T> Answer<T> for Upgrade<T> {
     fn into_reply(self) -> Reply<T> {
         self.0
     }
 }
 
-impl<Io: Send, T> Next<Io, T> for NoTakeover {
+impl<Io: Send, T> Next<Io, T> for NoUpgrade {
     type Answer = Reply<T>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -99,26 +99,26 @@ impl<Io: Send, T> Next<Io, T> for NoTakeover {
     }
 
     /// Is not called: a `Reply` does not ask for it.
-    async fn take_over(self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
+    async fn upgrade(self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
         drop(conn);
         Ok(())
     }
 }
 
-impl<Io, T, N> Next<Io, T> for OnTakeover<N>
+impl<Io, T, N> Next<Io, T> for OnUpgrade<N>
 where
     Io: Send,
     N: Service<Connection<Rewind<Io>>> + Clone + Send + 'static,
     N::Error: Into<BoxError>,
     N::Future: Send,
 {
-    type Answer = Takeover<T>;
+    type Answer = Upgrade<T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.0.poll_ready(cx).map_err(Into::into)
     }
 
-    async fn take_over(mut self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
+    async fn upgrade(mut self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
         self.0.call(conn).await.map(drop).map_err(Into::into)
     }
 }

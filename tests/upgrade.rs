@@ -18,18 +18,18 @@ use tower::ServiceBuilder;
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::{Block, Lines};
-use tower_tcp::pipeline::{Gone, Limits, Takeover};
+use tower_tcp::pipeline::{Closed, Limits, Upgrade};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::{
     Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Rewind, Server,
 };
 
 /// An echo of lines, which hands over at "over".
-async fn echo_or_over(line: Bytes) -> Result<Takeover<Bytes>, BoxError> {
+async fn echo_or_over(line: Bytes) -> Result<Upgrade<Bytes>, BoxError> {
     Ok(match &*line {
-        b"over" => Reply::from(Bytes::from("go")).takeover(),
-        b"two" => Reply::from(vec![Bytes::from("1"), Bytes::from("2")]).takeover(),
-        b"none" => Reply::none().takeover(),
+        b"over" => Reply::from(Bytes::from("go")).upgrade(),
+        b"two" => Reply::from(vec![Bytes::from("1"), Bytes::from("2")]).upgrade(),
+        b"none" => Reply::none().upgrade(),
         b"bye" => Reply::from(Bytes::from("221 bye")).close().into(),
         _ => line.into(),
     })
@@ -51,7 +51,7 @@ macro_rules! taken_over_by {
     ($next:expr) => {
         Pipeline::new(Lines::default)
             .service(service_fn(echo_or_over))
-            .on_takeover($next)
+            .on_upgrade($next)
     };
 }
 
@@ -75,7 +75,7 @@ async fn io(served: &Served) -> DuplexStream {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stands_behind_a_takeover_is_for_the_next_service() {
+async fn what_stands_behind_an_upgrade_is_for_the_next_service() {
     let mut served = serve(taken_over_by!(service_fn(reverse)));
 
     let replies = exchange(io(&served).await, "a\nover\nb\nc").await;
@@ -108,7 +108,7 @@ async fn it_is_the_same_over_tcp_and_unix_sockets() {
         .listen("127.0.0.1:0")
         .listen(format!("unix:{}", path.display()));
     let server = server.bind().await.expect("it binds");
-    let tcp = server.handle().addresses().iter().find_map(Address::tcp);
+    let tcp = server.handle().local_addrs().iter().find_map(Address::tcp);
     let _served = serve_on(server, taken_over_by!(service_fn(reverse)));
 
     let tcp = TcpStream::connect(tcp.expect("one is TCP")).await;
@@ -222,10 +222,10 @@ async fn a_drain_reaches_the_next_service_also_when_it_began_before() {
         });
         let slow = service_fn(|_line: Bytes| async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Ok::<_, BoxError>(Reply::from(Bytes::from("go")).takeover())
+            Ok::<_, BoxError>(Reply::from(Bytes::from("go")).upgrade())
         });
         let pipeline = Pipeline::new(Lines::default).service(slow);
-        let mut served = serve(pipeline.on_takeover(next));
+        let mut served = serve(pipeline.on_upgrade(next));
         let mut client = served.connect().await;
         client.send("over\n").await;
         settled().await;
@@ -259,7 +259,7 @@ async fn the_old_peer_cannot_send_but_can_end_it_and_learns_of_the_end() {
         Ok::<_, BoxError>(())
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_takeover(next));
+    let mut served = serve(pipeline.on_upgrade(next));
     let mut client = served.connect().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     peer.send("before".into()).await.expect("it is open");
@@ -271,7 +271,7 @@ async fn the_old_peer_cannot_send_but_can_end_it_and_learns_of_the_end() {
     peer.abort();
 
     assert_eq!(before, ["before", "go"]);
-    assert_eq!(sent, Err(Gone));
+    assert_eq!(sent, Err(Closed));
     assert_eq!(peer.closed().await.reason(), EndReason::Aborted);
     assert_eq!(served.reason().await, EndReason::Aborted);
 }
@@ -283,12 +283,12 @@ async fn a_close_that_came_before_it_stands() {
         tell.try_send(peer).expect("there is room");
         let slow = BoxCloneSyncService::new(service_fn(|_line: Bytes| async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Ok::<_, BoxError>(Reply::from(Bytes::from("go")).takeover())
+            Ok::<_, BoxError>(Reply::from(Bytes::from("go")).upgrade())
         }));
         std::future::ready(Ok::<_, Infallible>(slow))
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_takeover(service_fn(reverse)));
+    let mut served = serve(pipeline.on_upgrade(service_fn(reverse)));
     let mut client = served.connect().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     client.send("over\nabc").await;
@@ -315,7 +315,7 @@ async fn a_close_by_the_old_peer_is_a_drain_to_a_raw_service() {
         Ok::<_, BoxError>(())
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_takeover(next));
+    let mut served = serve(pipeline.on_upgrade(next));
     let mut client = served.connect().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     assert_eq!(client.ask("over").await, "go");
@@ -346,13 +346,13 @@ async fn a_close_from_within_the_call_that_asks_for_it_stands() {
     let make = service_fn(|peer: Peer<Bytes>| {
         let close = BoxCloneSyncService::new(service_fn(move |_line: Bytes| {
             peer.close();
-            let over = Reply::from(Bytes::from("go")).takeover();
+            let over = Reply::from(Bytes::from("go")).upgrade();
             std::future::ready(Ok::<_, BoxError>(over))
         }));
         std::future::ready(Ok::<_, Infallible>(close))
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_takeover(service_fn(reverse)));
+    let mut served = serve(pipeline.on_upgrade(service_fn(reverse)));
 
     let replies = exchange(io(&served).await, "over\nabc").await;
 
@@ -388,10 +388,10 @@ async fn what_goes_wrong_in_the_next_service_is_the_reason_of_the_end() {
 async fn a_peer_that_does_not_read_the_reply_before_it_does_not_hold_it_for_ever() {
     let big = service_fn(|_line: Bytes| async move {
         let reply = Bytes::from(vec![b'x'; 1 << 20]);
-        Ok::<_, BoxError>(Reply::from(reply).takeover())
+        Ok::<_, BoxError>(Reply::from(reply).upgrade())
     });
     let pipeline = Pipeline::new(Lines::default).service(big);
-    let mut served = serve(pipeline.on_takeover(service_fn(reverse)));
+    let mut served = serve(pipeline.on_upgrade(service_fn(reverse)));
     let mut client = served.connect().await;
 
     client.send("over\n").await;
