@@ -5,23 +5,25 @@ use rustix::io::Errno;
 use crate::bind::ListenerClosed;
 use crate::error::find_cause;
 
-/// What the accept loop does about a failed accept.
+/// The accept loop's reaction to a failed accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AcceptErrorAction {
-    /// That one connection failed: accept the next at once.
+    /// Accepts the next connection at once, because only this one failed.
     ///
-    /// After 16 in a row the loop backs off all the same, since nothing may make it spin.
+    /// After 16 retries in a row the loop backs off all the same, so that no error makes it spin.
     Retry,
-    /// The system is out of something, or the error is not known: leave the others in the backlog, say so once, and wait: 5 ms, doubling
-    /// to 1 s, and no longer than until one of the server's own connections ends.
+    /// Waits before the next accept, because a resource is exhausted or the error is unknown.
+    ///
+    /// Connections stay in the backlog. The wait is 5 ms, doubles up to 1 s, and ends early when
+    /// one of the server's own connections ends. It is logged once, not at each attempt.
     BackOff,
-    /// The listener will not accept again: drain, and return the error.
+    /// Drains the server and returns the error, because the listener will not accept again.
     Stop,
 }
 
 impl AcceptErrorAction {
-    /// Returns the word used in metrics; it does not change between releases.
+    /// Returns the word used in metrics. It does not change between releases.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Retry => "retry",
@@ -31,7 +33,8 @@ impl AcceptErrorAction {
     }
 }
 
-/// Names an error in one of few words, as OpenTelemetry's `error.type` wants it: by the name of its number, in lower case.
+/// Returns the name of an error for OpenTelemetry's `error.type`: its errno symbol in lower case,
+/// or `_OTHER`. The set of names is small and fixed.
 pub(crate) fn error_type(err: &io::Error) -> &'static str {
     let Some(errno) = Errno::from_io_error(err) else {
         return "_OTHER";
@@ -63,11 +66,11 @@ pub(crate) fn error_type(err: &io::Error) -> &'static str {
     }
 }
 
-/// Decides what a failed accept means. This is the default policy.
+/// Decides how to react to a failed accept. This is the default policy.
 ///
-/// The errors are those of [accept(2)] on Linux, which reports the pending network errors of the *new* socket
-/// as its own and wants them treated as `EAGAIN`. What is not listed backs off: no error that nobody
-/// thought of may end a server, or make it spin.
+/// The errors are those that [accept(2)] lists for Linux, which reports pending network errors of
+/// the *new* socket and wants them treated as `EAGAIN`. An error that is not listed backs off, so
+/// that an unforeseen one neither ends a server nor makes it spin.
 ///
 /// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
 pub fn classify(err: &io::Error) -> AcceptErrorAction {
@@ -101,8 +104,8 @@ pub fn classify(err: &io::Error) -> AcceptErrorAction {
         #[cfg(target_os = "linux")]
         Errno::NONET => AcceptErrorAction::Retry,
         Errno::BADF | Errno::NOTSOCK => AcceptErrorAction::Stop,
-        // MFILE, NFILE, NOBUFS, NOMEM, and whatever else there may be. INVAL too: a listener of ours
-        // that is no longer listening says `ListenerClosed` instead.
+        // MFILE, NFILE, NOBUFS, NOMEM, and every other error. INVAL too: our own listener returns
+        // `ListenerClosed` once it no longer listens.
         _ => AcceptErrorAction::BackOff,
     }
 }

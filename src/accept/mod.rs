@@ -1,4 +1,4 @@
-//! One accepted connection, or a decision about a failure.
+//! Classifies accept errors and backs off after them.
 
 mod failure;
 mod stall;

@@ -1,4 +1,4 @@
-//! The wait after an accept that failed for want of something.
+//! The back-off after a failed accept.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,10 +9,10 @@ use tokio::time::{Instant, Sleep};
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// How many failures may be retried at once, in a row.
+/// The number of failures in a row that are retried at once.
 const RETRIES: u32 = 16;
 
-/// Backs off, 5 ms doubling to 1 s, and remembers whether it has been said.
+/// Waits between failed accepts, 5 ms doubling to 1 s, and remembers whether that was logged.
 #[derive(Debug)]
 pub(crate) struct Stall {
     delay: Duration,
@@ -33,7 +33,8 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Begins a wait, or makes the next one longer. Returns whether this is the first of its episode, to be logged.
+    /// Starts a wait, twice as long as the one before. Returns whether it is the first of its
+    /// episode, which is the one to log.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(LONGEST);
@@ -50,7 +51,7 @@ impl Stall {
         self.retries > RETRIES
     }
 
-    /// Waits the wait out.
+    /// Waits until the back-off is over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(sleep) = &mut self.sleep {
             ready!(sleep.as_mut().poll(cx));
@@ -59,7 +60,7 @@ impl Stall {
         Poll::Ready(())
     }
 
-    /// Ends the wait: something was given back, so trying again may work now.
+    /// Ends the wait early, because a resource was released and the next accept may succeed.
     pub(crate) fn hurry(&mut self) {
         self.sleep = None;
     }
@@ -68,7 +69,7 @@ impl Stall {
         self.sleep.is_some()
     }
 
-    /// An accept worked. Returns whether that ends an episode that was logged.
+    /// Resets the back-off after a successful accept. Returns whether that ends a logged episode.
     pub(crate) fn clear(&mut self) -> bool {
         self.retries = 0;
         self.delay = FIRST;
