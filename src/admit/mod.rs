@@ -1,12 +1,14 @@
-//! How many may come in.
+//! Limits the number of open connections.
 //!
-//! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task, and can be
-//! changed while the server runs. Every [`Server`](crate::Server) has one, which
-//! [`Handle::limit`](crate::Handle::limit) gives; as a layer it bounds any other service of connections.
+//! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task,
+//! and can be changed while the server runs. Every [`Server`](crate::Server) has one, which
+//! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any other connection
+//! service.
 //!
-//! Where stock `ConcurrencyLimit` *hands* a freed permit to the first who waits, this one wakes all who wait and lets
-//! the first to come take it: an accept loop that waits for a permit and then finds no connection cannot sit on it.
-//! It is meant for as many waiters as there are accept loops; for thousands of waiting tasks take the stock one.
+//! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. This one wakes all
+//! waiters and the first to poll takes it, so an accept loop without a connection cannot hold a
+//! permit. It expects as many waiters as there are accept loops. Where thousands of tasks wait, use
+//! tower's.
 //!
 //! ```
 //! use tower::ServiceBuilder;
@@ -17,7 +19,7 @@
 //! let stack = ServiceBuilder::new()
 //!     .layer(limit.layer())
 //!     .service_fn(|conn: Connection<Socket>| async move { Ok::<_, BoxError>(drop(conn)) });
-//! limit.set(0); // admits none from now on; those who are in stay
+//! limit.set(0); // admits no more connections; open ones stay
 //! assert_eq!((limit.get(), limit.in_use()), (Some(0), 0));
 //! # drop(stack);
 //! ```
@@ -37,15 +39,16 @@ pub use overflow::{Overflow, OverflowFuture, OverflowLayer};
 
 const UNLIMITED: usize = usize::MAX;
 
-/// A number of connections that may be open at the same time; its clones are the same limit.
+/// A limit on the number of open connections. Clones share the limit and its count.
 #[derive(Clone)]
 pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 
 struct LimitState {
     limit: usize,
     used: usize,
-    /// Who may want to look again when a number changes, by service instance. There are as many as accept loops, so they are searched for,
-    /// and the room stays: each connection comes by here.
+    /// The waiters to wake when a number changes, by service instance. There are as many as accept
+    /// loops, so a linear search is fast enough. The allocation is kept, because every connection
+    /// passes through here.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
 }
@@ -63,14 +66,14 @@ impl LimitState {
         self.waiting.retain(|(known, _)| *known != instance);
     }
 
-    /// Takes those who wait, to be woken without the lock.
+    /// Takes the wakers out, so that they are woken without the lock.
     fn take_waiting(&mut self) -> Vec<(u64, Waker)> {
         self.waiting.drain(..).collect()
     }
 }
 
 impl ConnectionLimit {
-    /// Makes a limit of `n` connections; `0` admits none.
+    /// Creates a limit of `n` connections. `0` admits none.
     pub fn new(n: usize) -> Self {
         Self(Arc::new(Mutex::new(LimitState {
             limit: n,
@@ -80,13 +83,15 @@ impl ConnectionLimit {
         })))
     }
 
-    /// Makes a limit that admits all, until it is [set](Self::set).
+    /// Creates a limit that admits every connection, until [`set`](Self::set) changes it.
     pub fn unlimited() -> Self {
         Self::new(UNLIMITED)
     }
 
-    /// Changes the limit to `n`, at once: waiting connections are admitted, or a permit reserved but not used is taken
-    /// back. Lowering it closes nobody.
+    /// Changes the limit to `n`, at once.
+    ///
+    /// Raising it admits waiting connections. Lowering it takes back a permit that is reserved but
+    /// not in use. It closes no connection.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();
@@ -96,25 +101,25 @@ impl ConnectionLimit {
         wake_all(waiting);
     }
 
-    /// Lifts the limit, at once.
+    /// Removes the limit, at once.
     pub fn set_unlimited(&self) {
         self.set(UNLIMITED);
     }
 
-    /// Returns the limit, or `None` when there is none.
+    /// Returns the limit, or `None` if there is none.
     pub fn get(&self) -> Option<usize> {
         Some(self.lock().limit).filter(|&limit| limit != UNLIMITED)
     }
 
-    /// Returns how many permits are taken. A permit reserved for a connection that is at hand counts.
+    /// Returns the number of permits in use, one reserved for a pending connection included.
     pub fn in_use(&self) -> usize {
         self.lock().used
     }
 
-    /// Returns a layer that holds what it wraps to this limit.
+    /// Returns a layer that applies this limit to the service it wraps.
     ///
-    /// Not for a server's own limit, which is applied already: two layers of one limit take two permits for each connection, and
-    /// where it is 1 nobody ever comes in.
+    /// Do not use it with a server's own limit, which the server already applies. Each connection
+    /// would take two permits, and a limit of 1 would admit none.
     pub fn layer(&self) -> ConnectionLimitLayer {
         ConnectionLimitLayer {
             limit: self.clone(),
@@ -139,12 +144,12 @@ fn wake_all(waiting: Vec<(u64, Waker)>) {
     waiting.into_iter().for_each(|(_, waker)| waker.wake());
 }
 
-/// One connection's place; dropping it gives it back.
+/// A permit for one connection. Dropping it returns it to the limit.
 #[derive(Debug)]
 struct Permit(ConnectionLimit);
 
 impl Permit {
-    /// Takes a place, if there is one.
+    /// Takes a permit, if one is free.
     fn take(limit: &ConnectionLimit) -> Option<Self> {
         let mut state = limit.lock();
         let free = state.used < state.limit;
@@ -173,11 +178,14 @@ pub struct ConnectionLimitLayer {
 }
 
 impl ConnectionLimitLayer {
-    /// Gives connections over the limit to `service`, to be told before they go, instead of leaving them in the backlog. The server's
-    /// own limit has to be a higher one: at that nothing is accepted, and so nobody is told.
+    /// Passes connections over the limit to `service`, instead of leaving them in the backlog.
     ///
-    /// It has 1 s for each and is given 64 at the same time; those beyond that are closed without a word. They end with
+    /// `service` can tell the peer why it is rejected. It has 1 s for each connection and gets 64
+    /// at a time; further ones are closed at once. All of them end with
     /// [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
+    ///
+    /// The server's own limit must be higher than this one: at its own limit the server accepts
+    /// nothing, so `service` gets nothing.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
         let Self { limit } = self;
         OverflowLayer {
@@ -195,7 +203,7 @@ impl<S> Layer<S> for ConnectionLimitLayer {
     }
 }
 
-/// A service of connections that is ready only below a [`ConnectionLimit`].
+/// A connection service that is ready only below a [`ConnectionLimit`].
 #[derive(Debug)]
 pub struct Limited<S> {
     inner: S,
@@ -219,10 +227,10 @@ impl<S> Limited<S> {
         }
     }
 
-    /// Gives a permit back that was reserved for a connection that was not to be had.
+    /// Returns a permit that was reserved for a connection which then could not be accepted.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
-            // Others may have waited for it; this instance has not.
+            // Other instances may wait for it. This one does not.
             self.limit.lock().forget(self.instance);
             drop(permit);
         }
@@ -231,7 +239,7 @@ impl<S> Limited<S> {
 
 impl<S: Clone> Clone for Limited<S> {
     fn clone(&self) -> Self {
-        // Readiness, and the permit that goes with it, belongs to one instance.
+        // Readiness, and the permit with it, belongs to one instance.
         Self::new(self.inner.clone(), self.limit.clone())
     }
 }
@@ -251,10 +259,10 @@ where
     type Future = LimitedFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        // The inside first: no permit is held while something in there is not ready.
+        // The inner service first: no permit is held while it is not ready.
         ready!(self.inner.poll_ready(cx))?;
         let mut state = self.limit.lock();
-        // With a permit in hand too, so that lowering the limit can take it back.
+        // Also with a permit in hand, so that lowering the limit can take it back.
         state.wait(self.instance, cx.waker());
         match &self.reserved {
             Some(_) if state.used > state.limit => {
@@ -274,9 +282,9 @@ where
     }
 
     fn call(&mut self, conn: C) -> Self::Future {
-        // It has what it waited for: another's end need not wake it.
+        // It has its permit, so the end of another connection need not wake it.
         self.limit.lock().forget(self.instance);
-        // Taken first, so that a panic in there gives it back.
+        // Taken before the call, so that a panic in it returns the permit.
         let permit = self.reserved.take();
         LimitedFuture {
             inner: self.inner.call(conn),
@@ -285,12 +293,12 @@ where
     }
 }
 
-/// The future of [`Limited`]: holds the permit until it is dropped, not just until it is done.
+/// The future of [`Limited`]. Holds the permit until it is dropped, not only until it completes.
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct LimitedFuture<F> {
-    // Dropped in this order: the connection is gone when its place is given back.
+    // Dropped in this order: the connection first, then its permit.
     #[pin]
     inner: F,
     permit: Option<Permit>,

@@ -1,4 +1,4 @@
-//! A word for those over the limit, before they go.
+//! Answers connections over the limit before they are closed.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use crate::connection::Connection;
 use crate::end::EndReason;
 use crate::error::BoxError;
 
-/// How long the word may take: it is written to an empty socket, and nobody waits for the peer.
+/// The time the overflow service has. It writes to an empty socket, and nothing waits for the peer.
 const TIME: Duration = Duration::from_secs(1);
 
-/// How many may be told at the same time; those beyond go without a word, so that a flood costs no more than this.
+/// The number of connections served at the same time. Further ones are closed at once, so that a
+/// flood costs no more than this.
 const MOST: usize = 64;
 
-/// Applies a [`ConnectionLimit`], and gives those over it to another service. Made by
+/// Applies a [`ConnectionLimit`] and passes connections over it to another service. Created by
 /// [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
 #[derive(Clone, Debug)]
 pub struct OverflowLayer<O> {
@@ -43,7 +44,7 @@ impl<S, O: Clone> Layer<S> for OverflowLayer<O> {
     }
 }
 
-/// A service of connections that is never full: see [`OverflowLayer`].
+/// A connection service that accepts connections over the limit too. See [`OverflowLayer`].
 #[derive(Clone, Debug)]
 pub struct Overflow<S, O> {
     inner: S,
@@ -52,7 +53,7 @@ pub struct Overflow<S, O> {
     telling: Arc<AtomicUsize>,
 }
 
-/// One of those who are told; counted while it lives.
+/// One connection with the overflow service, counted until it is dropped.
 struct Telling(Arc<AtomicUsize>);
 
 impl Telling {
@@ -86,7 +87,7 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // Taken for the connection in hand, so nothing is reserved that may not be used.
+        // Taken for a connection in hand, so no permit is reserved without use.
         if let Some(permit) = Permit::take(&self.limit) {
             let inside = LimitedFuture::new(self.inner.call(conn), permit);
             return OverflowFuture(Either::Inside(inside));
@@ -100,7 +101,7 @@ where
                     std::future::poll_fn(|cx| overflow.poll_ready(cx)).await?;
                     overflow.call(conn).await
                 };
-                // That it was not told, or not in time, is not why it ended.
+                // An error or a timeout here is not the reason for the end.
                 let _told_or_not = tokio::time::timeout(TIME, told).await;
             }
         });
@@ -108,7 +109,7 @@ where
     }
 }
 
-/// The future of [`Overflow`]: `None` for a connection that was over the limit and has been told.
+/// The future of [`Overflow`]. Returns `None` for a connection that was over the limit.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct OverflowFuture<F>(#[pin] Either<F>);
