@@ -3,20 +3,20 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// One end of a connection, or what a server listens on.
+/// The address of one end of a connection, or of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// An IP address and port. IPv4 addresses that came in over IPv6 are shown as IPv4.
+    /// An IP address and port. An IPv4-mapped IPv6 address is shown as IPv4.
     Tcp(SocketAddr),
-    /// A Unix socket's path, if it has one; that of a client mostly has none.
+    /// The path of a Unix socket, if it has one. A client's usually has none.
     Unix(Option<Arc<Path>>),
-    /// An end of an in-memory connection, by number.
+    /// One end of an in-memory connection, by number.
     Memory(u64),
 }
 
 impl Address {
-    /// Returns the socket address, if it is one of TCP.
+    /// Returns the socket address of a TCP address.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(addr) => Some(*addr),
@@ -24,7 +24,8 @@ impl Address {
         }
     }
 
-    /// Returns OpenTelemetry's `network.transport`: `tcp`, `unix`, or `pipe` for one in memory.
+    /// Returns OpenTelemetry's `network.transport`: `tcp`, `unix`, or `pipe` for in-memory
+    /// connections.
     pub fn transport(&self) -> &'static str {
         match self {
             Self::Tcp(_) => "tcp",
@@ -44,7 +45,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
-            // A peer chooses its own, and may have chosen it to break a line of the log.
+            // A peer chooses its own path, which may contain a line break to forge a log line.
             Self::Unix(Some(path)) => {
                 write!(f, "unix:{}", path.to_string_lossy().escape_debug())
             }

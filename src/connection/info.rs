@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Address, Life};
 use crate::signals::Signal;
 
-/// The number of a connection, never used twice in a process.
+/// The number of a connection. It is never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(u64);
 
@@ -30,23 +30,24 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// What is known of a connection and its peer. Cheap to clone.
+/// The facts known about a connection and its peer. Cheap to clone.
 ///
-/// Hooks add to it what they learn ([`Connection::insert`](super::Connection::insert)), under the type of what they add: the
-/// `tls` feature its `TlsInfo`, yours whatever you like.
+/// Hooks add the facts they learn ([`Connection::insert`](super::Connection::insert)), each under
+/// its type. The `tls` feature adds `TlsInfo`.
 #[derive(Clone)]
 pub struct ConnectionInfo {
     pub(crate) life: Arc<Life>,
     facts: Option<Arc<Fact>>,
 }
 
-/// What a hook has learned, and what was known before. A clone of the info that was made before it goes on without it.
+/// A fact added by a hook, in front of the older ones. A clone of the info made before does not see
+/// it.
 struct Fact {
     fact: Box<dyn Any + Send + Sync>,
     before: Option<Arc<Self>>,
 }
 
-/// What is known at accept.
+/// The facts known at accept.
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) id: ConnectionId,
@@ -81,38 +82,41 @@ impl ConnectionInfo {
         self.life.origin.id
     }
 
-    /// Returns the address of the socket's other end.
+    /// Returns the address of the peer.
     pub fn peer_addr(&self) -> &Address {
         &self.life.origin.peer_addr
     }
 
-    /// Returns the address the peer connected to.
+    /// Returns the address that the peer connected to.
     pub fn local_addr(&self) -> &Address {
         &self.life.origin.local_addr
     }
 
-    /// Returns when the connection was accepted.
+    /// Returns the time at which the connection was accepted.
     pub fn accepted_at(&self) -> Instant {
         self.life.origin.accepted_at
     }
 
-    /// Returns whether the connection was told to leave: the server drains, or [`LiveConnection::close`](crate::LiveConnection::close) was called.
+    /// Returns whether the connection should finish and close: the server drains, or
+    /// [`LiveConnection::close`](crate::LiveConnection::close) was called.
     pub fn is_draining(&self) -> bool {
         self.life.signals.is_raised(Signal::Drain)
     }
 
-    /// Waits until the connection is told to leave. What serves something without an end of its own (a WebSocket, server-sent events) ends
-    /// it then. The future holds nothing of the stream.
+    /// Waits until the connection should finish and close.
+    ///
+    /// A service whose work has no end of its own (a WebSocket, server-sent events) should end it
+    /// then. The future does not borrow or hold the stream.
     ///
     /// # Cancel safety
     ///
-    /// The signal stays raised: dropping this and asking again loses nothing.
+    /// The signal stays raised, so a later call does not miss it.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let life = Arc::clone(&self.life);
         async move { life.signals.raised(Signal::Drain).await }
     }
 
-    /// Returns what a hook has learned, by its type.
+    /// Returns the fact of type `F`, if a hook has added one. The latest of its type counts.
     pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
         std::iter::successors(self.facts.as_deref(), |fact| fact.before.as_deref())
             .find_map(|fact| fact.fact.downcast_ref())

@@ -9,14 +9,15 @@ use super::info::Origin;
 use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::signals::{Signal, Signals};
 
-/// A callback for the end, told of what connection it is: one that captures nothing costs no memory.
+/// A callback for the end. It gets the connection's origin as an argument, so that a closure which
+/// captures nothing needs no allocation.
 type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 
-/// A callback that can be taken back, once.
+/// The number of a callback, by which it can be removed once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
-/// What is said of the end, and who is to be told: until it has come.
+/// The reason and the callbacks until the end, and the end itself after it.
 enum EndCell {
     Open(Open),
     Ended(End),
@@ -25,14 +26,18 @@ enum EndCell {
 #[derive(Default)]
 struct Open {
     reason: Option<ConnectionEnded>,
-    /// In their order. One that is taken back leaves its place until half of them are empty: how many there are may be the peer's choice, and
-    /// none of them is searched for.
+    /// In registration order. A removed callback leaves an empty slot until more than half of the
+    /// slots are empty: a peer may decide how many there are, so removing one must not cost a
+    /// linear search.
     hooks: SmallVec<[(HookId, Option<Hook>); 1]>,
     hooks_empty: usize,
 }
 
 impl Open {
-    /// Proposes a reason, and returns the one that stands. What loses is dropped by the caller: a cause is the user's.
+    /// Proposes a reason and returns the one that holds.
+    ///
+    /// A proposal that loses is dropped by the caller, without the lock, because a cause is user
+    /// code.
     fn propose(&mut self, proposed: &ConnectionEnded) -> ConnectionEnded {
         let stands = match self.reason.take() {
             Some(first) if proposed.reason.is_orderly() || !first.reason.is_orderly() => first,
@@ -42,7 +47,7 @@ impl Open {
     }
 
     fn add(&mut self, hook: Hook) -> HookId {
-        // A number that was taken back may be given again.
+        // The number of a removed callback may be used again.
         let id = HookId(self.hooks.last().map_or(0, |(HookId(last), _)| last + 1));
         self.hooks.push((id, Some(hook)));
         id
@@ -68,7 +73,8 @@ pub(crate) struct Life {
     bytes_written: AtomicU64,
     requests: AtomicU64,
     messages_dropped: AtomicU64,
-    /// The peer has finished sending: what tells "the peer left" from "the service was done" for a raw service.
+    /// The peer has finished sending. For a raw service this separates `PeerClosed` from
+    /// `ServiceClosed`.
     peer_done: AtomicBool,
     phase: AtomicU8,
     end: Mutex<EndCell>,
@@ -89,7 +95,8 @@ impl Life {
         }
     }
 
-    /// Adds without a locked instruction: each counter has one writer, the task that owns the stream.
+    /// Adds without a locked instruction, because each counter has one writer: the task that owns
+    /// the stream.
     fn add(counter: &AtomicU64, n: usize) {
         let sum = counter.load(Ordering::Relaxed).wrapping_add(n as u64);
         counter.store(sum, Ordering::Relaxed);
@@ -99,7 +106,7 @@ impl Life {
         Self::add(&self.bytes_read, bytes);
     }
 
-    /// Takes back what was counted and will be read again, by another.
+    /// Subtracts bytes that were counted and will be read again by another reader.
     pub(crate) fn uncount_read(&self, bytes: usize) {
         let sum = self.bytes_read.load(Ordering::Relaxed);
         let sum = sum.saturating_sub(bytes as u64);
@@ -126,7 +133,7 @@ impl Life {
         self.bytes_written.load(Ordering::Relaxed)
     }
 
-    /// Notes how far it has come. That it was told to leave is seen from its signals.
+    /// Records the phase. Draining is not recorded: it follows from the signals.
     pub(crate) fn enter(&self, phase: ConnectionPhase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
@@ -163,10 +170,10 @@ impl Life {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Proposes a reason, and returns the one that stands.
+    /// Proposes a reason and returns the one that holds.
     ///
-    /// It is the first: what came first is what happened. Only an end in good order gives way to one that is not: then
-    /// something was lost on the way.
+    /// The first reason wins, because what came first is what happened. Only an orderly reason
+    /// gives way to one that is not, because then something was lost.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let proposed = ConnectionEnded { reason, cause };
         match &mut *self.cell() {
@@ -175,7 +182,7 @@ impl Life {
         }
     }
 
-    /// Returns the reason that stands, once there is one.
+    /// Returns the reason that holds, once there is one.
     pub(crate) fn proposed(&self) -> Option<ConnectionEnded> {
         match &*self.cell() {
             EndCell::Open(open) => open.reason.clone(),
@@ -183,7 +190,8 @@ impl Life {
         }
     }
 
-    /// Returns why a connection ends whose service is done: what was proposed, else what can be seen from here.
+    /// Returns why a connection ends whose service has completed: the proposed reason, or else what
+    /// the signals and the stream tell.
     pub(crate) fn done(&self) -> EndReason {
         match self.proposed() {
             Some(ended) => ended.reason,
@@ -193,23 +201,23 @@ impl Life {
         }
     }
 
-    /// Has it leave as at a drain, because its own program wants it closed. What nobody but a pipeline heeds as a close, a raw
-    /// service sees as this.
+    /// Closes the connection gracefully, as a drain does, with `ServiceClosed` as the reason.
+    /// Unlike `Signal::Close`, raw services see this too.
     pub(crate) fn leave(&self) {
         self.set_reason(EndReason::ServiceClosed, None);
         self.signals.raise(Signal::Drain);
     }
 
-    /// Cuts the connection off, for the reason given unless it has one already.
-    /// Returns whether it was not cut off before.
+    /// Proposes `reason` and aborts the connection. Returns `false` if it was aborted before.
     pub(crate) fn abort(&self, reason: EndReason) -> bool {
         self.set_reason(reason, None);
         self.signals.raise(Signal::Abort)
     }
 
-    /// Settles the end and tells those who asked. Only the connection's task calls this; a second call does nothing.
+    /// Settles the end and runs the callbacks. Only the connection's task calls this; a second call
+    /// does nothing.
     ///
-    /// `outcome` is the last to propose a reason.
+    /// The reason in `outcome` is the last one proposed.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
         let outcome = outcome();
         let (end, hooks) = {
@@ -256,7 +264,7 @@ impl Life {
         }
     }
 
-    /// Registers a callback, unless it has ended.
+    /// Registers a callback, unless the connection has ended.
     pub(crate) fn before_end(&self, hook: Hook) -> Result<HookId, (Hook, End)> {
         match &mut *self.cell() {
             EndCell::Open(open) => Ok(open.add(hook)),
@@ -264,17 +272,17 @@ impl Life {
         }
     }
 
-    /// Takes a callback back.
+    /// Removes a callback.
     pub(crate) fn forget(&self, id: HookId) {
         let hook = match &mut *self.cell() {
             EndCell::Open(open) => open.take(id),
             EndCell::Ended(_) => None,
         };
-        // Not under the lock: it is the user's.
+        // Dropped without the lock, because it is user code.
         drop(hook);
     }
 
-    /// A panic in one hook must not keep the others, or the connection's permit, from their turn.
+    /// Runs one callback. A panic in it must not keep the other callbacks, or the permit, waiting.
     fn run(&self, hook: Hook, end: &End) {
         if catch_unwind(AssertUnwindSafe(|| hook(&self.origin, end))).is_err() {
             tracing::error!(target: "tower_tcp", "an on_end callback panicked");

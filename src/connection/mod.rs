@@ -1,4 +1,4 @@
-//! What travels between the rooms: one connection, what is known of it, and how it will be known to have ended.
+//! A connection as it passes between the rooms: its stream, the facts about it, and its end.
 
 mod address;
 mod info;
@@ -25,13 +25,15 @@ pub(crate) use life::{HookId, Life};
 pub use phase::ConnectionPhase;
 pub use rewind::Rewind;
 
-/// A deadline that is noticed so late passed while the process stood still: stopped, suspended, or starved. The peer may have done its
-/// part meanwhile, and the runtime, which may fire timers first, does not know yet. So once it is put off for as long again.
+/// A deadline noticed this late expired while the process stood still: stopped, suspended, or
+/// starved. The peer may have acted in time, but the runtime, which may fire timers before it polls
+/// sockets, does not know yet. So the deadline is extended once, by as much again.
 pub(crate) const STOOD_STILL: Duration = Duration::from_millis(50);
 
-/// A connection on its way through the stack: the stream, and what is known of it.
+/// A connection on its way through the stack: the stream, and the facts about it.
 ///
-/// It reads and writes by itself, so that a raw service can use it as the stream it is, and counts the bytes.
+/// It implements [`AsyncRead`] and [`AsyncWrite`], so that a raw service can use it as the stream,
+/// and counts the bytes.
 pub struct Connection<Io> {
     io: Io,
     info: ConnectionInfo,
@@ -47,29 +49,30 @@ impl<Io> Connection<Io> {
         &self.info.life
     }
 
-    /// Returns what is known of the connection.
+    /// Returns the facts known about the connection.
     pub fn info(&self) -> &ConnectionInfo {
         &self.info
     }
 
-    /// Adds a fact for everything behind this hook to see, by its type, in [`ConnectionInfo::get`].
+    /// Adds a fact for the layers and services behind this hook, which find it by its type with
+    /// [`ConnectionInfo::get`].
     ///
-    /// A second of the same type hides the first.
+    /// A second fact of the same type hides the first.
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
         self.info.insert(fact);
     }
 
-    /// Returns the stream.
+    /// Returns a reference to the stream.
     pub fn get_ref(&self) -> &Io {
         &self.io
     }
 
-    /// Returns the stream, to be changed. What is read or written through it is not counted.
+    /// Returns a mutable reference to the stream. Bytes read or written through it are not counted.
     pub fn get_mut(&mut self) -> &mut Io {
         &mut self.io
     }
 
-    /// Replaces the stream, as a hook does; everything else stays.
+    /// Replaces the stream, as a hook does. Everything else stays.
     pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Connection<B> {
         Connection {
             io: f(self.io),
@@ -77,7 +80,8 @@ impl<Io> Connection<Io> {
         }
     }
 
-    /// Takes the stream out. The rest goes on to be the connection of another stream, by [`map_io`](Self::map_io).
+    /// Splits off the stream. The rest becomes the connection of another stream by
+    /// [`map_io`](Self::map_io).
     pub fn into_parts(self) -> (Io, Connection<()>) {
         (
             self.io,
@@ -90,36 +94,43 @@ impl<Io> Connection<Io> {
 
     /// Registers a callback for the end of the connection.
     ///
-    /// It runs exactly once, whatever happens to the connection: an orderly close, a panic, a dropped
-    /// future, an abort. Those of one connection run in the order in which they were registered. It runs in the connection's task when the stream is gone, so it must not block.
+    /// It runs exactly once, however the connection ends: by an orderly close, a panic, an abort,
+    /// or because its future is dropped. It runs in the connection's task after the stream is
+    /// dropped, so it must not block. Callbacks run in registration order; one that is registered
+    /// after the end runs at once.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.life().on_end(|_, end| f(end));
     }
 
-    /// Returns whether the server is shutting down and this connection should finish what it has and close.
+    /// Returns whether this connection should finish and close: the server drains, or
+    /// [`LiveConnection::close`](crate::LiveConnection::close) was called.
     pub fn is_draining(&self) -> bool {
         self.info.is_draining()
     }
 
-    /// Waits until the server is shutting down. The future holds nothing of the stream.
+    /// Waits until this connection should finish and close. The future does not borrow or hold the
+    /// stream.
     ///
     /// # Cancel safety
     ///
-    /// The signal stays raised: dropping this and asking again loses nothing.
+    /// The signal stays raised, so a later call does not miss it.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<Io> {
         self.info.draining()
     }
 
-    /// Says why the connection is about to end, for the one report of it. The first word stands, unless
-    /// it was one of good order and a later one is not.
+    /// Sets the reason to report when the connection ends.
     ///
-    /// A raw service that returns `Ok` without a word has ended with
-    /// [`PeerClosed`](EndReason::PeerClosed) if it read to the end, else with [`ServiceClosed`](EndReason::ServiceClosed).
+    /// The first reason wins, except that an orderly one gives way to one that is not
+    /// ([`EndReason::is_orderly`]).
+    ///
+    /// A raw service that returns `Ok` without a reason ends with [`Drained`](EndReason::Drained)
+    /// if it was asked to close, with [`PeerClosed`](EndReason::PeerClosed) if it has read to the
+    /// end of input, and else with [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn set_end_reason(&self, reason: EndReason) {
         self.life().set_reason(reason, None);
     }
 
-    /// Proposes an end with its cause, and returns the one that stands.
+    /// Proposes an end with its cause and returns the one that holds.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         self.life().set_reason(ended.reason, ended.cause)
     }

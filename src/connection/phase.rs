@@ -1,22 +1,22 @@
 use std::fmt;
 
-/// How far a connection has come.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum ConnectionPhase {
-    /// In its pre-connect hooks: TLS, checks.
+    /// Its pre-connect hooks run: TLS, checks.
     PreConnect,
-    /// With its service.
+    /// Its service runs.
     Serving,
-    /// With its service, and told to leave: by a drain, or by its own program.
+    /// Its service runs and should finish: the server drains, or the program closed the connection.
     Draining,
-    /// Everything was said: its output is flushed and shut down, and it lingers.
+    /// Its output is complete. It is flushed and shut down, then the connection lingers.
     Closing,
 }
 
 impl ConnectionPhase {
-    /// Every phase there is, in their order, for tables and tests.
+    /// Every phase in order, for tables and tests.
     pub const ALL: &[Self] = &[
         Self::PreConnect,
         Self::Serving,
@@ -24,7 +24,7 @@ impl ConnectionPhase {
         Self::Closing,
     ];
 
-    /// Returns the word used in metrics; it does not change between releases.
+    /// Returns the word used in metrics. It does not change between releases.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PreConnect => "pre_connect",

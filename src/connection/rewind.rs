@@ -5,10 +5,10 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream that was read from ahead of time: what was read already, and not used, is read first.
+/// A stream with bytes that were read ahead. They are read first, then the stream itself.
 ///
-/// It is what an upgrade hands on ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)), and what a peek leaves behind
-/// ([`Peek`](crate::preconnect::Peek)).
+/// An upgrade passes it on ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)), and so does
+/// [`Peek`](crate::preconnect::Peek).
 #[derive(Debug)]
 pub struct Rewind<Io> {
     buffered: Bytes,
@@ -16,25 +16,26 @@ pub struct Rewind<Io> {
 }
 
 impl<Io> Rewind<Io> {
-    /// Puts bytes in front of what is still to be read from a stream.
+    /// Puts bytes in front of a stream.
     pub fn new(buffered: Bytes, io: Io) -> Self {
         Self { buffered, io }
     }
 
-    /// Returns what was read ahead, and not read again yet.
+    /// Returns the bytes that were read ahead and not yet read again.
     ///
-    /// Before a TLS handshake on a connection that has been spoken on in the clear there must be none: what was sent in the clear, behind the command that asks for TLS, would be taken for something
-    /// said inside of it ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
+    /// There must be none when a TLS handshake begins on a connection that has carried plain text
+    /// (STARTTLS). Otherwise plain text sent behind the command is taken for data received under
+    /// TLS ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
     pub fn buffered(&self) -> &[u8] {
         &self.buffered
     }
 
-    /// Returns the stream itself, which knows nothing of what is buffered.
+    /// Returns a reference to the stream. It does not include the buffered bytes.
     pub fn get_ref(&self) -> &Io {
         &self.io
     }
 
-    /// Takes it apart: what is buffered, and the stream.
+    /// Splits it into the buffered bytes and the stream.
     pub fn into_parts(self) -> (Bytes, Io) {
         (self.buffered, self.io)
     }
@@ -53,7 +54,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Rewind<Io> {
         buf.put_slice(&self.buffered[..n]);
         self.buffered.advance(n);
         if self.buffered.is_empty() {
-            // Gives back the memory.
+            // Frees the memory.
             self.buffered = Bytes::new();
         }
         Poll::Ready(Ok(()))
