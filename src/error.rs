@@ -1,14 +1,14 @@
-//! The errors that cross rooms: the boxed one at service boundaries, and the server's own.
+//! The errors that cross rooms: the boxed error at service boundaries, and the server's own.
 
 use std::error::Error as StdError;
 use std::io;
 
 use thiserror::Error;
 
-/// Any error, boxed: what services of a connection stack fail with, as everywhere in Tower.
+/// A boxed error, the error type of connection services, as elsewhere in Tower.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Returns the first error of type `E` in the chain of causes that begins with `err` itself.
+/// Returns the first error of type `E` in a chain of causes. The chain begins with `err` itself.
 ///
 /// ```
 /// use std::io;
@@ -24,7 +24,7 @@ pub fn find_cause<'a, E: StdError + 'static>(err: &'a (dyn StdError + 'static)) 
         if let Some(found) = err.downcast_ref::<E>() {
             return Some(found);
         }
-        // `io::Error` hides what it was made from: its `source()` is the *source of* that error.
+        // `io::Error` skips the error it wraps: its `source()` is the *source of* that error.
         let inner = err.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = match inner {
             Some(inner) => Some(inner),
@@ -34,38 +34,40 @@ pub fn find_cause<'a, E: StdError + 'static>(err: &'a (dyn StdError + 'static)) 
     None
 }
 
-/// Why a [`Server`](crate::Server) could not listen, or had to stop.
+/// The error of a [`Server`](crate::Server) that could not listen, or had to stop.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An address could not be resolved, bound or listened on. None of the others is left bound.
+    /// An address could not be resolved, bound or listened on. No other address is left bound.
     #[error("cannot listen on {address}")]
     Bind {
         /// The address as it was given.
         address: String,
-        /// What the system said.
+        /// The error of the system or the resolver.
         #[source]
         source: io::Error,
     },
 
-    /// A listener failed for good, or the accept-error policy said to stop.
+    /// The listener failed for good, or the accept-error policy returned
+    /// [`Stop`](crate::accept::AcceptErrorAction::Stop).
     ///
-    /// Connections that were open were drained before this was returned.
+    /// Open connections were drained first, and aborted at the shutdown deadline.
     #[error("the listener failed")]
     Accept(#[source] io::Error),
 
-    /// The connection stack's `poll_ready` failed: in Tower's terms the service is dead.
+    /// The `poll_ready` of the connection stack failed. In Tower's terms the service is dead.
     ///
-    /// Connections that were open were drained before this was returned.
+    /// Open connections were drained first, and aborted at the shutdown deadline.
     #[error("the connection service failed")]
     Service(#[source] BoxError),
 
-    /// A thread that connections were to run on could not be started, or of the runtimes that they were to run on all were shut down.
+    /// A worker thread could not be started, or all runtimes passed to
+    /// [`ServerBuilder::runtimes`](crate::ServerBuilder::runtimes) were shut down.
     #[error("the workers failed")]
     Workers(#[source] io::Error),
 }
 
-/// A caught panic of user code, as an error.
+/// A panic of user code, caught and turned into an error.
 #[derive(Debug, Error)]
 #[error("panicked: {message}")]
 pub struct Panicked {
@@ -73,7 +75,7 @@ pub struct Panicked {
 }
 
 impl Panicked {
-    /// Takes the message out of what `catch_unwind` caught.
+    /// Extracts the message from the payload that `catch_unwind` returned.
     pub(crate) fn new(payload: &(dyn std::any::Any + Send)) -> Self {
         let message = payload
             .downcast_ref::<&str>()

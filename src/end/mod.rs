@@ -1,19 +1,19 @@
-//! The words for every ending: one reason, shared by callback, span, metric and log.
+//! Why and how a connection ended: one reason, shared by callbacks, spans, metrics and events.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who ended a connection.
+/// The party that ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Initiator {
-    /// The peer, by leaving, or by sending what cannot be served.
+    /// The peer closed the connection, or sent data that cannot be served.
     Peer,
     /// The user's own service, layer or hook.
     Service,
-    /// The library: a limit, a deadline, a shutdown.
+    /// The library: a limit, a deadline or a shutdown.
     Server,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Initiator {
 
 macro_rules! end_reasons {
     ($($(#[$doc:meta])* $name:ident = $word:literal by $who:ident,)*) => {
-        /// Why a connection ended. Every connection ends exactly once, with one of these.
+        /// The reason a connection ended. Every connection ends exactly once, with one of these.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum EndReason {
@@ -44,15 +44,15 @@ macro_rules! end_reasons {
         }
 
         impl EndReason {
-            /// Every reason there is, for tables and tests.
+            /// Every reason, for tables and tests.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// Returns the word used in events and metrics; it does not change between releases.
+            /// Returns the word used in events and metrics. It does not change between releases.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $word,)* }
             }
 
-            /// Returns who ended it.
+            /// Returns the party that ended the connection.
             pub fn initiator(self) -> Initiator {
                 match self { $(Self::$name => Initiator::$who,)* }
             }
@@ -61,66 +61,69 @@ macro_rules! end_reasons {
 }
 
 end_reasons! {
-    /// The peer finished sending, between two frames, and has all its replies.
+    /// The peer finished sending, between two frames, and got all its replies.
     PeerClosed = "peer_closed" by Peer,
-    /// The peer reset the connection, or went away while being written to.
+    /// The peer reset the connection, left before a reply was written, or stopped acknowledging.
     PeerReset = "peer_reset" by Peer,
-    /// The peer stopped in the middle of a frame, or left TLS without its closing word.
+    /// The stream ended within a frame, or a TLS stream ended without `close_notify`.
     Truncated = "truncated" by Peer,
     /// A frame was larger than the limit.
     FrameTooLarge = "frame_too_large" by Peer,
-    /// The decoder could not read what the peer sent.
+    /// The decoder could not read the peer's data.
     CodecError = "codec_error" by Peer,
-    /// Nothing arrived after the connection was made.
+    /// No data arrived after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,
-    /// A frame was begun and not finished in time.
+    /// A frame was begun but not completed in time.
     FrameTimeout = "frame_timeout" by Server,
-    /// No frame arrived for too long.
+    /// No frame arrived for the idle time.
     IdleTimeout = "idle_timeout" by Server,
-    /// The peer did not take what was written to it.
+    /// The peer did not read its replies in time.
     WriteTimeout = "write_timeout" by Server,
-    /// The peer did not read what others were sent too, and was not waited for.
+    /// A broadcast closed the connection, because the peer did not read.
     SlowReader = "slow_reader" by Server,
-    /// The connection reached its greatest age.
+    /// The connection reached its maximum age.
     MaxAge = "max_age" by Server,
-    /// The pre-connect hooks were not through in time.
+    /// The pre-connect hooks did not complete in time.
     PreConnectTimeout = "pre_connect_timeout" by Server,
     /// Too many connections were in their pre-connect hooks, and this was the oldest.
     PreConnectEvicted = "pre_connect_evicted" by Server,
     /// The TLS handshake failed.
     TlsHandshakeFailed = "tls_handshake_failed" by Peer,
-    /// A pre-connect hook turned the connection away.
+    /// A pre-connect hook rejected the connection.
     Rejected = "rejected" by Service,
-    /// The connection was over the limit and was turned away.
+    /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or a stock
+    /// `LoadShed` layer rejected it.
     LimitExceeded = "limit_exceeded" by Server,
-    /// A stock `Timeout` layer around the connection service cut it off.
+    /// A stock `Timeout` layer around the connection service expired.
     ServiceTimeout = "service_timeout" by Service,
-    /// The service ended it in good order: a closing reply, `Peer::close`, or a raw service that was done.
+    /// The program closed the connection gracefully: by a closing reply,
+    /// [`Peer::close`](crate::Peer::close),
+    /// [`LiveConnection::close`](crate::LiveConnection::close), or a raw service that completed.
     ServiceClosed = "service_closed" by Service,
-    /// The service aborted it.
+    /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
-    /// A request failed, and the error policy ends the connection then.
+    /// A request failed and the error policy ends the connection, or a connection service failed.
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,
-    /// The make-service failed, or was not done in time.
+    /// The make-service failed, or did not complete in time.
     MakeServiceError = "make_service_error" by Service,
-    /// The encoder refused a reply.
+    /// The encoder rejected a reply.
     EncodeError = "encode_error" by Service,
     /// User code panicked.
     Panic = "panic" by Service,
-    /// The stream failed otherwise.
+    /// The stream failed with another I/O error.
     IoError = "io_error" by Peer,
-    /// A shutdown let it finish.
+    /// The connection finished during a shutdown.
     Drained = "drained" by Server,
-    /// A shutdown's deadline passed before it had finished.
+    /// The shutdown's deadline passed before the connection finished.
     DrainDeadline = "drain_deadline" by Server,
-    /// The server was stopped at once: a second shutdown, an abort, or its future was dropped.
+    /// The server was aborted, its future was dropped, or the connection's runtime was shut down.
     Killed = "killed" by Server,
 }
 
 impl EndReason {
-    /// Returns what an error of the stream means, where its kind says so.
+    /// Classifies an error of the stream, where its kind is specific enough.
     pub(crate) fn of_io(err: &std::io::Error) -> Option<Self> {
         use std::io::ErrorKind;
         match err.kind() {
@@ -129,7 +132,7 @@ impl EndReason {
             | ErrorKind::BrokenPipe
             | ErrorKind::NotConnected
             | ErrorKind::WriteZero
-            // The system's: keepalive got no answer, or what was written was not acknowledged.
+            // Reported by the system: a keepalive probe or written data was not acknowledged.
             | ErrorKind::TimedOut => Some(Self::PeerReset),
             ErrorKind::UnexpectedEof => Some(Self::Truncated),
             _ => None,
@@ -156,7 +159,7 @@ impl fmt::Display for EndReason {
     }
 }
 
-/// What caused an end, shared between those who are told of it.
+/// The cause of an end, shared between all readers of it.
 pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 
 /// How a connection ended: the reason and the totals.
@@ -164,7 +167,8 @@ pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 pub struct End {
     pub(crate) reason: EndReason,
     pub(crate) cause: Option<Cause>,
-    /// Half of a `Duration`, and centuries still: every connection has the room for its end.
+    /// Takes half the space of a `Duration` and still spans centuries. Every connection reserves
+    /// room for its end.
     pub(crate) nanos: u64,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
@@ -181,7 +185,7 @@ impl End {
         }
     }
 
-    /// Returns why it ended.
+    /// Returns the reason.
     pub fn reason(&self) -> EndReason {
         self.reason
     }
@@ -196,28 +200,31 @@ impl End {
         Duration::from_nanos(self.nanos)
     }
 
-    /// Returns the bytes read from the peer by what serves it; under TLS these are plain bytes.
+    /// Returns the number of bytes that the service read from the peer. Under TLS, decrypted bytes
+    /// are counted.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// Returns the bytes written to the peer by what serves it; under TLS these are plain bytes.
+    /// Returns the number of bytes that the service wrote to the peer. Under TLS, bytes are counted
+    /// before encryption.
     pub fn bytes_written(&self) -> u64 {
         self.bytes_written
     }
 
-    /// Returns the requests that were handed to the service.
+    /// Returns the number of requests passed to the service.
     pub fn requests(&self) -> u64 {
         self.requests
     }
 
-    /// Returns the messages that were sent to the service, and were still waiting at the end. Timers that were not due are not among them.
+    /// Returns the number of messages that were still queued for the service at the end. Timers
+    /// that were not due are not counted.
     pub fn messages_dropped(&self) -> u64 {
         self.messages_dropped
     }
 }
 
-/// What a connection service of this crate fails with: the reason, and what caused it.
+/// The error of this crate's connection services: the reason and its cause.
 #[derive(Clone, Debug)]
 pub struct ConnectionEnded {
     pub(crate) reason: EndReason,
@@ -231,14 +238,15 @@ impl fmt::Display for ConnectionEnded {
 }
 
 impl StdError for ConnectionEnded {
-    /// By hand, because thiserror would name the `Arc` as the source, and nobody could downcast to what is in it.
+    /// Written by hand, because thiserror would return the `Arc` as the source, and no downcast
+    /// would find the error in it.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }
 }
 
 impl ConnectionEnded {
-    /// An end that has an error behind it.
+    /// Creates an end with an error as its cause.
     pub(crate) fn caused(reason: EndReason, cause: impl Into<crate::error::BoxError>) -> Self {
         Self {
             reason,
@@ -246,7 +254,7 @@ impl ConnectionEnded {
         }
     }
 
-    /// Returns why it ended.
+    /// Returns the reason.
     pub fn reason(&self) -> EndReason {
         self.reason
     }
