@@ -1,4 +1,4 @@
-//! Signals of the system that end a server.
+//! Shuts a server down by signals of the operating system.
 
 use std::io;
 
@@ -6,18 +6,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::handle::Handle;
 
-/// Shuts the server down at the first `SIGTERM` or `SIGINT`, and cuts it off at the second.
+/// Shuts the server down at the first `SIGTERM` or `SIGINT`, and aborts it at the second.
 ///
-/// Runs in a task of its own that ends with the server. It takes the two signals over for the whole process, also after the server has
-/// ended: that is how the system's handlers work.
+/// Spawns a task that ends with the server. The handlers replace the default action of both signals
+/// for the whole process, and stay installed after the server has ended.
 ///
 /// # Errors
 ///
-/// When the system does not let the handlers be installed.
+/// Returns an error if the system refuses a handler.
 ///
 /// # Panics
 ///
-/// Outside a tokio runtime.
+/// Panics if called outside a tokio runtime with I/O enabled.
 pub fn install(handle: &Handle) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,4 +1,4 @@
-//! The signals that reach a connection from outside: leave when you can, close now, be gone.
+//! The signals that reach a connection from outside: drain, close, abort.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,55 +8,57 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::coop::has_budget_remaining;
 
-/// What can be asked of one connection, weakest first. Each is raised once and stays.
+/// A signal to one connection, weakest first. Each is raised once and stays raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Signal {
-    /// The server drains: finish what is in hand and leave.
+    /// Finish requests in progress, then close. Raised by a drain of the server, for example.
     Drain = 1,
-    /// The connection's own service wants it closed in good order.
+    /// Close in good order. Raised by the connection's own service.
     Close = 2,
-    /// The connection's future is to be dropped as it is.
+    /// Drop the connection's future as it is.
     Abort = 4,
 }
 
-/// The signals raised for one connection, and who is to be woken by them.
+/// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
-/// Two standing wakers serve the connection's task and its pipeline (which a layer may have moved to a
-/// task of its own), so that waiting costs a resting connection nothing; `Notify` serves the user's.
+/// One waker serves the connection's task, another its pipeline, which a layer may have moved to a
+/// task of its own. They stay registered, so that an idle connection pays nothing for waiting. A
+/// `Notify` serves the user's futures.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
     wakers: Mutex<Wakers>,
 }
 
-/// Waking takes none of them out: they are set once, not before every wait.
+/// Waking does not remove a waker, because each is set once and not before every wait.
 #[derive(Debug, Default)]
 struct Wakers {
     task: Option<Waker>,
     engine: Option<Waker>,
-    /// Made for the first who waits.
+    /// Allocated for the first user that waits.
     users: Option<Arc<Notify>>,
 }
 
 impl Signals {
-    /// Has signals wake the connection's task. Look at them *after* this, or what comes in between is missed.
+    /// Sets the waker of the connection's task. Check the signals *after* this call, or one raised
+    /// in between is missed.
     pub(crate) fn wake_task_with(&self, waker: &Waker) {
         self.lock().task = Some(waker.clone());
     }
 
-    /// Has signals wake the connection's pipeline. Look at them *after* this, too.
+    /// Sets the waker of the connection's pipeline. Check the signals *after* this call, too.
     pub(crate) fn wake_engine_with(&self, waker: &Waker) {
         let before = self.lock().engine.replace(waker.clone());
         drop(before);
     }
 
-    /// Returns whether it was not raised before.
+    /// Raises a signal. Returns whether it was not raised before.
     pub(crate) fn raise(&self, signal: Signal) -> bool {
         let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
         let new = before & signal as u8 == 0;
         if new {
-            // Only this is what the task acts on.
+            // The task reacts to this signal only.
             if signal == Signal::Abort {
                 self.wake(|wakers| wakers.task.clone());
             }
@@ -70,12 +72,12 @@ impl Signals {
         self.raised.load(Ordering::Acquire) & signal as u8 != 0
     }
 
-    /// Returns whether anything at all was raised: one load for the common case.
+    /// Returns whether any signal was raised, with a single load.
     pub(crate) fn any(&self) -> bool {
         self.raised.load(Ordering::Acquire) != 0
     }
 
-    /// Has the pipeline look again.
+    /// Wakes the pipeline, so that it checks its signals and queues.
     pub(crate) fn wake_engine(&self) {
         self.wake(|wakers| wakers.engine.clone());
     }
@@ -86,7 +88,7 @@ impl Signals {
             .await;
     }
 
-    /// Has those who wait look again.
+    /// Wakes the user's futures, so that each checks its condition again.
     pub(crate) fn tell_users(&self) {
         let users = self.lock().users.clone();
         if let Some(users) = users {
@@ -94,7 +96,7 @@ impl Signals {
         }
     }
 
-    /// Waits until there is what `look` looks for.
+    /// Waits until `look` returns `Some`.
     pub(crate) async fn users_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
         let users = Arc::clone(self.lock().users.get_or_insert_default());
         loop {
@@ -107,7 +109,7 @@ impl Signals {
         }
     }
 
-    /// Wakes without the lock: a waker is foreign code.
+    /// Wakes without the lock, because a waker is user code.
     fn wake(&self, whom: impl FnOnce(&Wakers) -> Option<Waker>) {
         let waker = whom(&self.lock());
         if let Some(waker) = waker {
@@ -120,8 +122,9 @@ impl Signals {
     }
 }
 
-/// Says whether what was pending before is a fact, such as that nothing more has arrived. It is none once the budget of the task's turn is
-/// spent, by which tokio has everything wait: then this waits for another turn.
+/// Returns ready if the `Pending` of the poll before is a fact, such as that no more data has
+/// arrived. Once the task's budget is spent, tokio returns `Pending` for every poll, so this waits
+/// for another turn.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());
@@ -130,14 +133,17 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-/// What a shutdown did.
+/// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Connections that were open when the shutdown began, or came in after that, and ended by themselves.
+    /// The connections that were open when the shutdown began, or were accepted during it, and
+    /// ended without an abort.
     pub drained: usize,
-    /// Connections that were cut off, by the deadline or a second shutdown.
+    /// The connections that were aborted, by the deadline or by
+    /// [`Handle::abort`](crate::Handle::abort).
     pub aborted: usize,
-    /// The time from the beginning of the shutdown to its end.
+    /// The time from the beginning of the shutdown to its end. Zero if the serve future was
+    /// dropped.
     pub duration: Duration,
 }
