@@ -1,9 +1,10 @@
-//! How a connection ends: flush, shut down writing, linger, and only then let go.
+//! Closes a connection in good order: flush, shut down writing, linger, close.
 //!
-//! A socket that is closed while the peer's bytes lie unread in it, or are still on their way, is *reset*, and the reset can overtake and destroy
-//! what was written before: of a reply of 1,000,000 bytes, 49,152 arrived. So an orderly close shuts down writing first
-//! (which is TLS's closing word, too) and reads on for a while, throwing away what comes, until the peer has finished as well.
-//! [RFC 9112 section 9.6] describes the same for HTTP.
+//! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
+//! can overtake and destroy data written before: of a reply of 1,000,000 bytes, 49,152 arrived. So
+//! an orderly close first shuts down writing, which under TLS sends `close_notify`. Then it reads
+//! and discards input for a limited time, until the peer has closed as well. [RFC 9112 section 9.6]
+//! describes the same for HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
@@ -19,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 use crate::connection::{Connection, ConnectionPhase};
 use crate::end::EndReason;
 
-/// How an orderly close is bounded.
+/// The bounds of an orderly close.
 #[derive(Clone, Copy, Debug)]
 pub struct Linger {
     write: Duration,
@@ -38,22 +39,30 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// Sets how long flushing and shutting down writing may take. Default 30 s.
+    /// Sets the time for flushing and shutting down writing.
+    ///
+    /// Default: 30 s. Why: a peer that does not read must not hold the connection. When reached: it
+    /// ends with [`WriteTimeout`](EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: Duration) -> Self {
         self.write = time;
         self
     }
 
-    /// Sets how long to read on for the peer's end. Default 2 s: enough for a reply to cross and be read; a peer that has not
-    /// closed by then is not waiting for anything.
+    /// Sets the time to wait for the peer to close.
+    ///
+    /// Default: 2 s. Why: a reply can cross the network and be read in that time. When reached: the
+    /// socket is closed.
     #[must_use]
     pub fn time(mut self, time: Duration) -> Self {
         self.time = time;
         self
     }
 
-    /// Sets how many bytes are thrown away meanwhile. Default 256 KiB: a peer that sends more is not listening.
+    /// Sets the number of bytes to discard meanwhile.
+    ///
+    /// Default: 256 KiB. Why: a peer that sends more does not react to the close. When reached: the
+    /// socket is closed.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;
@@ -62,14 +71,17 @@ impl Linger {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
-    /// Closes in good order: flushes, shuts down writing (under TLS with its closing word), and reads on for a bounded while,
-    /// so that what was written is not turned into a reset. A [`Pipeline`](crate::Pipeline) does this by itself; a
-    /// service that works on the stream calls it at its end.
+    /// Closes the connection in good order.
+    ///
+    /// It flushes, shuts down writing (under TLS with `close_notify`), and reads for a limited
+    /// time, so that a reset does not destroy data written before. A [`Pipeline`](crate::Pipeline)
+    /// does this by itself. A service that works on the stream calls it at its end.
     ///
     /// # Errors
     ///
-    /// When flushing or shutting down fails or takes longer than the limit. That the peer sends on, resets, or
-    /// does not close, is not an error: by then all has been written.
+    /// Returns an error if flushing or shutting down fails, or takes longer than [`Linger::write`]
+    /// ([`TimedOut`](io::ErrorKind::TimedOut)). After that all data is written, so it is no error
+    /// if the peer sends more, resets, or does not close.
     ///
     /// # Cancel safety
     ///
@@ -80,7 +92,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     }
 }
 
-/// [Closes](Connection::close) by a timer that is there already. What a closing connection holds is this future, and little else.
+/// [Closes](Connection::close) with a timer that exists already. A closing connection holds this
+/// future and little else.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
@@ -88,12 +101,12 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().enter(ConnectionPhase::Closing);
     timer.as_mut().reset(after(linger.write));
-    // How much may still be read, once writing is shut down.
+    // The number of bytes that may still be read, once writing is shut down.
     let mut left = None;
     std::future::poll_fn(move |cx| {
         loop {
             if let Some(left) = &mut left {
-                // Whether the peer ended or the time did makes no difference to what follows: the stream is dropped.
+                // The end of input and the end of the time lead to the same: the stream is dropped.
                 let read_on = poll_read_on(conn.get_mut(), left, cx).is_ready();
                 return if read_on || timer.as_mut().poll(cx).is_ready() {
                     Poll::Ready(Ok(()))
@@ -101,7 +114,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                     Poll::Pending
                 };
             }
-            // Flushing is part of it: `poll_shutdown` of a stream that buffers has to.
+            // This flushes too: `poll_shutdown` of a buffered stream has to.
             match Pin::new(&mut *conn).poll_shutdown(cx) {
                 Poll::Ready(shut_down) => shut_down?,
                 Poll::Pending => {
@@ -116,21 +129,22 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// Returns the end of a time that begins now. One beyond the end of the clock is so far away that it makes no difference.
+/// Returns the instant at which a time that begins now is over. One beyond the clock's range is
+/// replaced by one 30 years away.
 fn after(time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();
     now.checked_add(time).unwrap_or_else(|| now + FAR)
 }
 
-/// Throws away what comes. Ready when the peer has finished, or has sent all that it may.
+/// Discards input. Ready when the peer has closed or failed, or when `left` bytes were read.
 fn poll_read_on<Io: AsyncRead + Unpin>(
     io: &mut Io,
     left: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     while *left > 0 {
-        // On the stack of the poll only: a lingering connection holds no block.
+        // On the stack of the poll, so that a lingering connection holds no buffer.
         let mut block = [MaybeUninit::uninit(); 4096];
         let room = block.len().min(*left);
         let mut buf = ReadBuf::uninit(&mut block[..room]);
