@@ -1,4 +1,4 @@
-//! readable -> ready -> accept -> call: the one loop of a server. It never waits for a peer.
+//! readable -> ready -> accept -> call: the server's one accept loop. It never waits for a peer.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use crate::error::{BoxError, Error, Panicked};
 use crate::handle::{Phase, ServerState};
 use crate::signals::poll_looked;
 
-/// How many connections are accepted in one turn of the loop's task.
+/// The number of connections accepted in one turn of the loop's task.
 const TURN: usize = 16;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
@@ -30,16 +30,16 @@ pub(super) struct AcceptLoop<'a, L, S> {
     workers: &'a mut Workers,
     stall: Stall,
     live: usize,
-    /// `poll_ready` panicked: the next connection pays for it.
+    /// `poll_ready` panicked. The next connection ends with this panic.
     panicked: Option<Panicked>,
 }
 
-/// How far the loop goes.
+/// The condition at which the loop returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// Until the server's phase is no longer this one.
+    /// The server has left this phase.
     PhaseEnds(Phase),
-    /// Until nothing can be accepted without waiting; at most so many.
+    /// No connection can be accepted without waiting, or this many were accepted.
     Empty(usize),
 }
 
@@ -70,7 +70,7 @@ where
         }
     }
 
-    /// Accepts and serves.
+    /// Accepts connections and spawns their tasks.
     pub(super) async fn run(&mut self, until: Until) -> Result<(), Error> {
         let mut accepted = 0;
         loop {
@@ -112,12 +112,14 @@ where
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Accepted<L::Io>>, Error> {
-        // Once the server drains, those who wait have been told that they are connected.
+        // A draining server ignores a pause: for the clients in the backlog, the connection is
+        // already established.
         if self.server.is_paused() && self.server.phase() < Phase::Draining {
             return Ok(Poll::Pending);
         }
         loop {
-            // A connection that ended gave a descriptor back: what failed for want of one can be tried again.
+            // A connection that ended has released a descriptor, so an accept that lacked one may
+            // succeed.
             let live = self.server.live();
             if live < self.live && self.stall.is_waiting() {
                 self.stall.hurry();
@@ -152,13 +154,13 @@ where
             }
         }
         let place = self.workers.place().ok_or(Failure::NoWorker)?;
-        // A stream belongs to the runtime that it is made on.
+        // A stream belongs to the runtime on which it is created.
         let accepted = {
             let _entered = place.runtime.enter();
             self.listener.poll_accept(cx)
         };
         if !matches!(accepted, Poll::Ready(Ok(_))) {
-            // Another process was faster, say: what was reserved for that connection is not kept for the next.
+            // Another process may have accepted first. Do not keep the permit for the next one.
             self.stack.give_back();
         }
         accepted
@@ -167,7 +169,7 @@ where
     }
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
-        // The user's policy may panic like all of the user's code; then the default decides.
+        // The user's policy may panic, as all user code. The default policy decides then.
         let action = catch_unwind(AssertUnwindSafe(|| (self.policy)(&err)));
         let action = match action.unwrap_or_else(|_panicked| classify(&err)) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
@@ -178,12 +180,20 @@ where
         self.server.count_accept_error(error_type, action);
         match action {
             AcceptErrorAction::Retry => {
-                tracing::debug!(target: "tower_tcp", { error = %err, error.type = error_type }, "accept.error");
+                tracing::debug!(
+                    target: "tower_tcp",
+                    { error = %err, error.type = error_type },
+                    "accept.error"
+                );
             }
             AcceptErrorAction::BackOff => {
                 self.server.watch_ends(true);
                 if self.stall.back_off() {
-                    tracing::warn!(target: "tower_tcp", { error = %err, error.type = error_type }, "accept.stalled");
+                    tracing::warn!(
+                        target: "tower_tcp",
+                        { error = %err, error.type = error_type },
+                        "accept.stalled"
+                    );
                 }
             }
             AcceptErrorAction::Stop => return Err(Error::Accept(err)),
@@ -191,7 +201,7 @@ where
         Ok(())
     }
 
-    /// Makes a connection of what came in, and gives it to the stack in a task of its own.
+    /// Creates a connection and calls the stack with it. The future runs in a task of its own.
     fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
         self.workers.took(&place);
         let Incoming {
@@ -202,7 +212,7 @@ where
         let Seat {
             runtime, counted, ..
         } = place;
-        // So do the timers of the call, and what it spawns.
+        // Timers and tasks that the call creates belong to the current runtime as well.
         let _entered = runtime.enter();
         let conn = Connection::new(io, peer_addr, local_addr);
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
@@ -212,14 +222,14 @@ where
             return;
         }
         match catch_unwind(AssertUnwindSafe(|| self.stack.call(conn))) {
-            // The task is tracked in the server's table, and ends by the signals of its connection.
+            // The task is in the server's table and ends by the signals of its connection.
             Ok(service) => drop(runtime.spawn(Task::new(service, leaving, counted))),
             Err(payload) => leaving.settle(Outcome::Panicked(Panicked::new(&*payload))),
         }
     }
 }
 
-/// A connection, and the place that it was accepted for.
+/// An accepted connection, and its seat on a runtime.
 type Accepted<Io> = (Incoming<Io>, Seat);
 
 enum Failure {

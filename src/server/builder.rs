@@ -14,14 +14,14 @@ use crate::bind::{Endpoint, Listener, SocketOptions, Sockets};
 use crate::error::Error;
 use crate::handle::{Handle, Plan};
 
-/// Makes a [`Server`]: where it listens, and what it does by default.
+/// Configures a [`Server`]: its addresses and its defaults.
 ///
 /// | option | default | why |
 /// | --- | --- | --- |
-/// | [`limit`](Self::limit) | 10,000 connections | something must bound memory; a process needs as many descriptors, of which many systems allow it 1,024 until told otherwise |
-/// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | as long as Kubernetes waits before it kills |
-/// | [`lame_duck`](Self::lame_duck) | none | only behind a load balancer that polls |
-/// | [`workers`](Self::workers) | none: connections run where the server does | work is shared out between threads by the runtime, which suits most |
+/// | [`limit`](Self::limit) | 10,000 connections | something must bound memory |
+/// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
+/// | [`lame_duck`](Self::lame_duck) | none | only load balancers that poll need it |
+/// | [`workers`](Self::workers) | none | the runtime spreads tasks, which suits most |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
 pub struct ServerBuilder {
@@ -53,52 +53,65 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Names the server, for [`Handle::name`] and the events about it.
+    /// Sets the server's name, for [`Handle::name`] and the events about it.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Listens on one more address.
+    /// Adds an address to listen on.
     pub fn listen(mut self, endpoint: impl Into<Endpoint>) -> Self {
         self.endpoints.push(endpoint.into());
         self
     }
 
-    /// Listens on each of several addresses: those of a command line, or a configuration.
+    /// Adds several addresses to listen on, such as those of a command line or a configuration.
     pub fn listen_all<E: Into<Endpoint>>(mut self, endpoints: impl IntoIterator<Item = E>) -> Self {
         self.endpoints.extend(endpoints.into_iter().map(Into::into));
         self
     }
 
-    /// Sets the options of the sockets.
+    /// Sets the options of the sockets. Default: see [`SocketOptions`].
     pub fn socket_options(mut self, options: SocketOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Sets how many connections may be open; a clone of it changes it later. Default 10,000.
+    /// Sets the limit of open connections. Keep a clone to change it later.
     ///
-    /// At the limit nothing more is accepted: clients wait in the backlog.
+    /// Default: 10,000. Why: something must bound memory. When reached: the server stops accepting,
+    /// and clients wait in the backlog.
+    ///
+    /// A process needs at least as many file descriptors. Many systems allow 1,024 unless
+    /// configured otherwise.
     pub fn limit(mut self, limit: ConnectionLimit) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Sets how long a shutdown waits for connections to finish. Default 30 s.
+    /// Sets the time that a shutdown waits for connections to finish.
+    ///
+    /// Default: 30 s. Why: Kubernetes kills a process after that time. When reached: the remaining
+    /// connections are aborted.
+    ///
+    /// The time starts at the end of the [`lame_duck`](Self::lame_duck) time.
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
         self.plan.deadline = deadline;
         self
     }
 
-    /// Sets how long, at a shutdown, connections are still accepted after all were told to leave: for load balancers that
-    /// take their time to notice. Default zero.
+    /// Sets the time for which a shutdown still accepts connections, after it has started to drain
+    /// them.
+    ///
+    /// Default: zero. Why: it is for load balancers that need some time to notice. When reached:
+    /// the listener closes.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck = time;
         self
     }
 
-    /// Decides about failed accepts in place of [`classify`](crate::accept::classify), which can still be asked.
+    /// Sets the policy for failed accepts. Default: [`classify`](crate::accept::classify), which a
+    /// policy can call.
     pub fn on_accept_error(
         mut self,
         policy: impl Fn(&io::Error) -> AcceptErrorAction + Send + Sync + 'static,
@@ -107,32 +120,44 @@ impl ServerBuilder {
         self
     }
 
-    /// Runs the connections on so many threads, a current-thread runtime on each: one thread a core. Default none: they run on the runtime that
-    /// [`serve`](Server::serve) is awaited on.
+    /// Runs the connections on this many threads, each with a current-thread runtime.
     ///
-    /// The accept loop stays the one loop it is, with its one stack and its exact limit, so the stack need not be `Clone`. It gives each
-    /// connection to the thread with the fewest of them, in turn where several have as few, and there everything of it stays: its
-    /// stream, its timers, its task, and what the connection and request services spawn.
+    /// Default: zero, which runs them on the runtime that [`serve`](Server::serve) is awaited on.
     ///
-    /// It pays where connections stay and requests are many and small, of some microseconds each: none of them wakes another thread, and nothing is
-    /// taken from one by another. It does not where a request computes for long, where few connections do most of the work (those
-    /// on a thread wait for each other, whatever others have to spare), or where a connection has but a request or two (it costs some
-    /// microseconds to hand it over): there a multi-thread runtime, which spreads *tasks*, serves better. Take as many as there are
-    /// cores ([`std::thread::available_parallelism`]); the accept loop needs none to itself. On these threads `tokio::task::block_in_place`
-    /// panics.
+    /// There is still one accept loop, with one stack and an exact limit, so the stack need not be
+    /// `Clone`. The loop passes each connection to the thread with the fewest connections, in turn
+    /// among equals. The connection stays there with its stream, its timers, its task, and
+    /// everything that its services spawn.
     ///
-    /// They are named after the server (`echo-0`, `echo-1`), start with it, and end with it. What was spawned there and is still
-    /// running is dropped then. A thread that is blocked is waited for no longer than 1 s. With zero threads it is as without this.
+    /// This pays off for long connections with many small requests, of some microseconds each,
+    /// because no request wakes another thread or moves to one. A multi-thread runtime, which
+    /// spreads *tasks*, is better in these cases:
+    ///
+    /// - A request computes for a long time.
+    /// - A few connections do most of the work. Connections on one thread wait for each other, even
+    ///   if other threads are idle.
+    /// - A connection has only a request or two. Passing it to a thread costs some microseconds.
+    ///
+    /// Use as many threads as there are cores ([`std::thread::available_parallelism`]); the accept
+    /// loop needs none for itself. On these threads `tokio::task::block_in_place` panics.
+    ///
+    /// The threads are named after the server (`echo-0`, `echo-1`). They start with it and end with
+    /// it; tasks that still run there are dropped then. The server waits for a blocked thread for
+    /// at most 1 s.
     pub fn workers(mut self, threads: usize) -> Self {
         self.runtimes = Runtimes::Own(threads);
         self
     }
 
-    /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own: where threads are to be pinned to
-    /// cores, or several servers share them. With none of them, they run where the server does.
+    /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own
+    /// threads. This is for threads that are pinned to cores, or shared by several servers. An
+    /// empty list means the runtime that [`serve`](Server::serve) is awaited on.
     ///
-    /// Each needs I/O and time enabled (where one lacks them, tokio panics as the first connection comes), and must be at work as long as the
-    /// server is: a current-thread runtime is only while something blocks on it. One that is shut down cuts its connections off, and is given no more; when all are, the server ends with [`Error::Workers`] at the next connection.
+    /// Each runtime needs I/O and time enabled; if one lacks them, tokio panics when the first
+    /// connection arrives. Each must be running as long as the server does: a current-thread
+    /// runtime runs only while a thread blocks on it. If a runtime is shut down, its connections
+    /// are aborted and it gets no more. If all are shut down, the server ends with
+    /// [`Error::Workers`] at the next connection.
     ///
     /// ```
     /// use tokio::runtime::Builder;
@@ -150,26 +175,27 @@ impl ServerBuilder {
         self
     }
 
-    /// Listens on all the addresses.
+    /// Binds all addresses and returns the server.
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`], which names the address at fault. Then none of them is left bound.
+    /// Returns [`Error::Bind`], which names the address at fault. No address is left bound then.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled.
+    /// Panics if polled outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives back all that was bound.
+    /// Dropping the future closes every socket that was bound.
     pub async fn bind(mut self) -> Result<Server, Error> {
         let endpoints = std::mem::take(&mut self.endpoints);
         let sockets = Sockets::bind(endpoints, &self.options).await?;
         Ok(self.build(sockets))
     }
 
-    /// Makes the server of a listener of your own. The addresses given to [`listen`](Self::listen) are not used.
+    /// Creates a server from a listener. The addresses passed to [`listen`](Self::listen) are
+    /// ignored.
     pub fn build<L: Listener>(self, listener: L) -> Server<L> {
         let handle = Handle::new(self.name, listener.local_addrs(), self.limit, self.plan);
         Server {

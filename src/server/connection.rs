@@ -1,18 +1,18 @@
-//! One connection's life, from accept to its end.
+//! The life of one connection, from accept to its end.
 //!
 //! ```text
-//!  workers                the runtime it lives on            chosen before it is accepted
-//!  bind::Listener         poll_readable, poll_accept         a stream and two addresses
-//!  accept_loop            readable -> ready -> accept        Connection::new, entered in the server's table
-//!  ── call ──             the user's stack, in the loop      a panic here costs this connection
-//!  Task (this file)       spawned on that runtime            everything below runs in it
-//!    admit                ConnectionLimit                    its permit lives as long as the task's future
-//!    observe              ConnectionTraceLayer               the span; the closing event by `on_end`
-//!    preconnect           hooks: deadline, budget            TLS, your checks; may change the stream
-//!    pipeline             engine, make-service, calls        frames in, requests, replies, frames out
-//!    close                flush, shut down, linger           ends in good order
-//!  settle                 one reason                         decided here and nowhere else
-//!  Leaving                stream gone, permit back           then `on_end` runs, then the table forgets it
+//!  workers            the runtime it lives on         chosen before it is accepted
+//!  bind::Listener     poll_readable, poll_accept      a stream and two addresses
+//!  accept_loop        readable -> ready -> accept     Connection::new, entered in the table
+//!  ── call ──         the user's stack, in the loop   a panic here costs this connection
+//!  Task (this file)   spawned on that runtime         everything below runs in it
+//!    admit            ConnectionLimit                 holds its permit as long as the future
+//!    observe          ConnectionTraceLayer            the span; the closing event by `on_end`
+//!    preconnect       hooks: deadline, budget         TLS, your checks; may replace the stream
+//!    pipeline         engine, make-service, calls     frames in, requests, replies, frames out
+//!    close            flush, shut down, linger        ends in good order
+//!  settle             stream and permit are dropped   one reason, decided here; then `on_end`
+//!  Leaving            dropped with the task           removed from the server's table
 //! ```
 
 use std::error::Error as StdError;
@@ -32,8 +32,10 @@ use crate::error::{BoxError, Panicked, find_cause};
 use crate::handle::ServerState;
 use crate::signals::Signal;
 
-/// A connection in the server's table. Leaving it, in whatever way, settles the end: dropping this is the last thing that happens to a
-/// connection, and the only place where it happens.
+/// A connection in the server's table.
+///
+/// Dropping this settles the end and removes the connection from the table. It is the last step of
+/// a connection, however it ends.
 pub(super) struct Leaving {
     life: Arc<Life>,
     server: Arc<ServerState>,
@@ -52,13 +54,14 @@ impl Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        // Does nothing when the end was settled before. Else the task was dropped: the runtime is shutting down.
+        // Does nothing if the end is settled. Otherwise the task was dropped, because its runtime
+        // shuts down.
         self.settle(Outcome::Dropped);
         self.server.leave(&self.life);
     }
 }
 
-/// What became of the connection service's future.
+/// The outcome of the connection service's future.
 pub(super) enum Outcome {
     Done,
     Failed(BoxError),
@@ -67,11 +70,11 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// The reason, if nothing that happened inside has given one.
+    /// Returns the reason to propose, for the case that nothing inside has proposed one.
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),
-            // Most often it is told as it is to be reported.
+            // Services of this crate return the end as they report it.
             Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
                 Ok(ended) => *ended,
                 Err(err) => ConnectionEnded::caused(classify(&*err), err),
@@ -100,12 +103,12 @@ fn classify(err: &(dyn StdError + 'static)) -> EndReason {
 /// The task of one connection.
 #[pin_project]
 pub(super) struct Task<F> {
-    // Dropped in this order: the stream and the permit before the table forgets them.
+    // Dropped in this order: the stream and the permit, then the entry in the table.
     #[pin]
     service: Option<F>,
     leaving: Leaving,
     registered: bool,
-    /// Counts it where it runs.
+    /// Counts the connection on its runtime.
     _place: Arc<()>,
 }
 
@@ -131,7 +134,7 @@ where
         let mut this = self.project();
         let signals = &this.leaving.life.signals;
         if !std::mem::replace(this.registered, true) {
-            // Once: a spawned task's waker stays good for its whole life.
+            // Once is enough: the waker of a spawned task stays valid for the task's whole life.
             signals.wake_task_with(cx.waker());
         }
         let outcome = if signals.is_raised(Signal::Abort) {
@@ -140,7 +143,7 @@ where
             let Some(service) = this.service.as_mut().as_pin_mut() else {
                 return Poll::Ready(());
             };
-            // `Response` is the user's, and so is its `Drop`.
+            // `Response` is user code, and so is its `Drop`.
             match catch_unwind(AssertUnwindSafe(|| service.poll(cx).map_ok(drop))) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(()))) => Outcome::Done,

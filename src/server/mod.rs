@@ -1,4 +1,4 @@
-//! The server: binds, accepts, and ends in good order.
+//! The server: binds, accepts, and shuts down in good order.
 
 mod accept_loop;
 mod builder;
@@ -27,62 +27,66 @@ use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
 
-/// At a shutdown, how many are taken in from the backlog at most: what the default backlog holds. Those who come meanwhile must not keep
-/// the door open.
+/// The most connections accepted from the backlog at a shutdown: the size of the default backlog.
+/// Clients that connect meanwhile must not delay the end.
 const BACKLOG: usize = 1024;
 
-/// How long connections that were cut off may take to be gone. They are in their next turn; one that blocks its thread has none.
+/// The time that aborted connections have to end. They end in their next turn, except those that
+/// block their thread.
 const GONE: Duration = Duration::from_secs(1);
 
-/// A server that listens, and accepts nobody yet.
+/// A server that is bound but does not accept yet.
 pub struct Server<L = Sockets> {
     listener: L,
     handle: Handle,
     policy: AcceptErrorPolicy,
     runtimes: Runtimes,
-    // Last: nobody is told of the end before the listener is closed.
+    // Last, so that waiters learn of the end only after the listener is closed.
     end: CutOff,
 }
 
 impl Server {
-    /// Listens on one address: `127.0.0.1:7000`, `[::]:0`, `localhost:7000`, `unix:/run/my.sock`, or a listener of `std`.
+    /// Binds a server to one address: `127.0.0.1:7000`, `[::]:0`, `localhost:7000`,
+    /// `unix:/run/my.sock`, or a listener of `std`.
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`], which names the address.
+    /// Returns [`Error::Bind`], which names the address.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled.
+    /// Panics if polled outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives back all that was bound.
+    /// Dropping the future closes every socket that was bound.
     pub async fn bind(endpoint: impl Into<Endpoint>) -> Result<Self, Error> {
         Self::builder().listen(endpoint).bind().await
     }
 
-    /// Begins a server with several addresses, a name, or other options.
+    /// Creates a builder, for several addresses, a name, or other options.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
 }
 
 impl<L: Listener> Server<L> {
-    /// Makes a server of a listener of your own, with default options.
+    /// Creates a server from a listener, with default options.
     pub fn from_listener(listener: L) -> Self {
         Server::builder().build(listener)
     }
 
-    /// Returns a handle to the server, good for its whole life.
+    /// Returns a handle to the server. It stays valid for the server's whole life.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Serves connections with `stack`: a service that is given each [`Connection`], and whose future is its life.
+    /// Serves connections with `stack`, a service that is called with each [`Connection`] and whose
+    /// future is the connection's life.
     ///
-    /// The loop accepts when `stack` is ready. Its calls are made in the loop, and so must not block; their futures run in a
-    /// task each. What they give back is ignored: an end is told by [`Connection::on_end`].
+    /// The loop accepts when `stack` is ready. It calls `stack` itself, so a call must not block.
+    /// The returned futures run in a task each. The response is ignored. Use [`Connection::on_end`]
+    /// to learn how a connection ended.
     pub fn serve<S>(self, stack: S) -> Serve
     where
         S: Service<Connection<L::Io>> + Send + 'static,
@@ -108,11 +112,11 @@ impl<L> fmt::Debug for Server<L> {
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The future of [`Server::serve`]. It ends by a shutdown, with a [`Report`], or by an [`Error`].
+/// The future of [`Server::serve`]. Resolves to a [`Report`] after a shutdown, or to an [`Error`].
 ///
 /// # Cancel safety
 ///
-/// Dropping the future closes the listener and cuts all connections off.
+/// Dropping the future closes the listener and aborts all connections.
 #[must_use = "a server serves nobody unless it is awaited or spawned"]
 pub struct Serve {
     state: Arc<ServerState>,
@@ -121,7 +125,7 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// Shuts the server down when `signal` completes.
+    /// Shuts the server down when `signal` completes, as [`Handle::shutdown`] does.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -151,7 +155,8 @@ impl Future for Serve {
     }
 }
 
-/// Cuts everybody off when the server, or its future, is dropped before its end, and reports that as its end.
+/// Aborts all connections when the server, or its future, is dropped before its end, and reports
+/// that.
 struct CutOff(Arc<ServerState>);
 
 impl Drop for CutOff {
@@ -169,7 +174,7 @@ where
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
-    // Before all else, and so dropped last: connections are cut off before their runtime is.
+    // Created first and so dropped last: connections are aborted before their runtime stops.
     let mut workers = Workers::start(server.runtimes, server.handle.name())
         .await
         .map_err(Error::Workers)?;
@@ -186,14 +191,14 @@ where
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
 
-    // From here on the server ends, because it was told to, or because it has to.
+    // From here on the server ends, either by a shutdown or by an error.
     shared.advance(Phase::LameDuck);
     let begun = Instant::now();
     shared.fix_deadline(begun);
     let plan = shared.plan();
     if served.is_ok() && !plan.lame_duck.is_zero() {
         let lame_duck = accepting.run(Until::PhaseEnds(Phase::LameDuck));
-        // At the end of the time, or with an error: either way it is over.
+        // The time is over, or accepting failed. Either way the lame-duck phase ends.
         served = match begun.checked_add(plan.lame_duck) {
             Some(end) => timeout_at(end, lame_duck).await.unwrap_or(Ok(())),
             None => lame_duck.await,
@@ -201,7 +206,7 @@ where
     }
     shared.advance(Phase::Draining);
     if served.is_ok() {
-        // Those who are in the backlog have been told that they are connected.
+        // For the clients in the backlog, the connection is already established.
         served = accepting.run(Until::Empty(BACKLOG)).await;
     }
     drop(accepting);
@@ -215,7 +220,7 @@ where
         };
         shared.cut_off(reason);
         let gone = until(&shared, || shared.live() == 0);
-        // One that blocks its thread is left behind, and the report counts it as aborted.
+        // A connection that blocks its thread is left behind, and counted as aborted.
         let _left_behind = timeout(GONE, gone).await;
     }
     workers.stop().await;
@@ -223,12 +228,12 @@ where
     served.map(|()| report)
 }
 
-/// Waits until no connection is left. Returns `false` at the deadline or an abort, if one is left.
+/// Waits until no connection is left. Returns `false` if one is left at the deadline or an abort.
 async fn all_drained(state: &ServerState) -> bool {
     loop {
         let abort_at = state.plan().abort_at;
         let changed = until(state, || {
-            // The deadline may be brought forward meanwhile.
+            // `shutdown_within` may bring the deadline forward meanwhile.
             state.live() == 0
                 || state.phase() == Phase::Aborting
                 || state.plan().abort_at != abort_at
@@ -249,7 +254,7 @@ async fn all_drained(state: &ServerState) -> bool {
     }
 }
 
-/// Waits until `holds` returns `true`; it is asked again whenever the server's state changes.
+/// Waits until `holds` returns `true`. It is called again whenever the server's state changes.
 async fn until(state: &ServerState, holds: impl Fn() -> bool) {
     std::future::poll_fn(|cx| {
         state.register_server(cx.waker());
@@ -262,7 +267,7 @@ async fn until(state: &ServerState, holds: impl Fn() -> bool) {
     .await;
 }
 
-/// The default for what accept errors mean.
+/// Returns the default accept-error policy.
 fn default_policy() -> AcceptErrorPolicy {
     Arc::new(|err: &io::Error| crate::accept::classify(err))
 }

@@ -1,7 +1,7 @@
-//! Which runtime a connection lives on: that of the server, or one of several that have a thread each.
+//! Chooses the runtime of each connection: the server's, or one of several with a thread each.
 //!
-//! A connection is given its runtime before it is accepted, so that its stream, its timers and its task all belong to that one, and
-//! nothing of it crosses threads from then on.
+//! The runtime is chosen before the connection is accepted. So its stream, timers and task all
+//! belong to that runtime, and none of them crosses threads later.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,47 +14,51 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// How long the threads may take to end. They have nothing left to do; one that is blocked is left behind.
+/// The time that the threads have to end. They have no work left; one that is blocked is left
+/// behind.
 const STOPPED: Duration = Duration::from_secs(1);
 
-/// Where connections are to run, as the builder was told.
+/// The runtimes for connections, as the builder was configured.
 #[derive(Clone, Debug)]
 pub(super) enum Runtimes {
-    /// On so many threads of the server's own.
+    /// This many threads, started by the server. Zero means the server's own runtime.
     Own(usize),
-    /// On runtimes of the user's.
+    /// Runtimes of the user.
     Given(Vec<Handle>),
 }
 
-/// The runtimes that connections are spread over.
+/// The runtimes over which connections are spread.
 pub(super) struct Workers {
     all: Vec<Worker>,
-    /// Whose turn it is among those with equally many connections.
+    /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// Keeps the server's own runtime in the list where it is the only one. It ends with the server's future.
+    /// Keeps the server's own runtime alive in the list if it is the only one. Ends with the
+    /// server's future.
     _serving: Arc<()>,
     // Dropping it ends the threads.
     stop: DropGuard,
-    /// Closed when the last thread has ended.
+    /// Closes when the last thread has ended.
     running: mpsc::Receiver<Infallible>,
 }
 
 struct Worker {
     runtime: Handle,
-    /// Held by each of its connections, and once by the runtime itself: nobody holds it when the runtime was shut down.
+    /// Held by each connection, and once by the runtime itself. Nothing holds it after the runtime
+    /// was shut down.
     places: Weak<()>,
 }
 
-/// A connection's place on a runtime.
+/// The place of one connection on a runtime.
 pub(super) struct Seat {
     pub(super) runtime: Handle,
-    /// Held as long as the connection runs there.
+    /// Held as long as the connection runs.
     pub(super) counted: Arc<()>,
     index: usize,
 }
 
 impl Workers {
-    /// Starts the threads, or enlists the runtimes; with none of either, it is the runtime this is called on.
+    /// Starts the threads, or registers the given runtimes. Without either, uses the current
+    /// runtime.
     pub(super) async fn start(runtimes: Runtimes, name: Option<&str>) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let (running, ended) = mpsc::channel(1);
@@ -89,7 +93,8 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Gives a place on the runtime with the fewest connections; of several such, in turn. `None` if all were shut down.
+    /// Returns a seat on the runtime with the fewest connections, in turn among equals. `None` if
+    /// all runtimes were shut down.
     pub(super) fn place(&self) -> Option<Seat> {
         let count = self.all.len();
         let in_turn = (self.next..count).chain(0..self.next);
@@ -103,12 +108,12 @@ impl Workers {
         })
     }
 
-    /// Has the turn go on, when there is a connection for the place.
+    /// Advances the turn, once the seat is taken by a connection.
     pub(super) fn took(&mut self, place: &Seat) {
         self.next = (place.index + 1) % self.all.len();
     }
 
-    /// Ends the threads, and waits for them.
+    /// Stops the threads and waits for them.
     pub(super) async fn stop(self) {
         let Self {
             stop, mut running, ..
@@ -121,7 +126,7 @@ impl Workers {
 }
 
 impl Worker {
-    /// Starts a thread that runs a runtime of its own until it is told to stop.
+    /// Starts a thread with a runtime of its own, which runs until `stop` is cancelled.
     async fn start(
         name: String,
         stop: CancellationToken,
@@ -133,10 +138,10 @@ impl Worker {
             let _running = running;
             let counted = Arc::new(());
             let places = Arc::downgrade(&counted);
-            // Made and dropped here: neither may be done by a thread that runs another.
+            // Created and dropped here, because a thread that runs another runtime may do neither.
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
-                // Received, or the server was dropped.
+                // Either received, or the server was dropped.
                 Err(err) => return drop(started.send(Err(err))),
             };
             let worker = Self {
@@ -147,13 +152,14 @@ impl Worker {
                 runtime.block_on(stop.cancelled());
             }
         };
-        // Joined by what it holds: it cannot be waited for without blocking in any other way.
+        // The end of the thread is seen on the channel that it holds, because joining it would
+        // block.
         let _thread = thread::Builder::new().name(name).spawn(run)?;
         let ended = |_gone| io::Error::other("its thread ended");
         starting.await.map_err(ended)?
     }
 
-    /// Has a runtime of the user's say when it is shut down.
+    /// Registers a runtime of the user, and notices when it is shut down.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
         let places = Arc::downgrade(&counted);
