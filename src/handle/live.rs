@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::connection::{Address, ConnectionId, ConnectionPhase, Life};
 use crate::end::{End, EndReason};
 
-/// One of a server's connections, seen from outside. It keeps nothing open. Made by [`Handle::connections`](super::Handle::connections).
+/// An open connection, seen from outside. It does not keep the connection open. Returned by
+/// [`Handle::connections`](super::Handle::connections).
 #[derive(Clone)]
 pub struct LiveConnection {
     pub(super) life: Arc<Life>,
@@ -17,57 +18,59 @@ impl LiveConnection {
         self.life.origin.id
     }
 
-    /// Returns the address of the socket's other end.
+    /// Returns the address of the peer.
     pub fn peer_addr(&self) -> &Address {
         &self.life.origin.peer_addr
     }
 
-    /// Returns the address the peer connected to.
+    /// Returns the address that the peer connected to.
     pub fn local_addr(&self) -> &Address {
         &self.life.origin.local_addr
     }
 
-    /// Returns how far it has come.
+    /// Returns the connection's phase.
     pub fn phase(&self) -> ConnectionPhase {
         self.life.phase()
     }
 
-    /// Returns the time since it was accepted.
+    /// Returns the time since the connection was accepted.
     pub fn age(&self) -> Duration {
         self.life.origin.accepted_at.elapsed()
     }
 
-    /// Returns the requests that were handed to its service so far.
+    /// Returns the number of requests passed to the service so far.
     pub fn requests(&self) -> u64 {
         self.life.requests()
     }
 
-    /// Returns the bytes read from the peer by what serves it so far; under TLS these are plain bytes.
+    /// Returns the number of bytes that the service has read from the peer. Under TLS, decrypted
+    /// bytes are counted.
     pub fn bytes_read(&self) -> u64 {
         self.life.bytes_read()
     }
 
-    /// Returns the bytes written to the peer by what serves it so far; under TLS these are plain bytes.
+    /// Returns the number of bytes that the service has written to the peer. Under TLS, bytes are
+    /// counted before encryption.
     pub fn bytes_written(&self) -> u64 {
         self.life.bytes_written()
     }
 
-    /// Has it leave as at a drain: what was asked is answered. A raw service sees it at
-    /// [`Connection::draining`](crate::Connection::draining).
+    /// Closes the connection gracefully, as a drain does: requests in progress are answered. A raw
+    /// service sees it by [`Connection::draining`](crate::Connection::draining).
     pub fn close(&self) {
         self.life.leave();
     }
 
-    /// Ends it at once.
+    /// Aborts the connection. Requests in progress and unwritten output are dropped.
     pub fn abort(&self) {
         self.life.abort(EndReason::Aborted);
     }
 
-    /// Waits for its end, and returns how it ended.
+    /// Waits until the connection has ended, and returns how it ended.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: asking again gives the same.
+    /// The end is kept, so a later call returns it.
     pub async fn closed(&self) -> End {
         self.life.ended().await
     }

@@ -1,4 +1,4 @@
-//! What is counted of a server, and what a scrape asks of its table.
+//! The counters of a server, and the values that a scrape collects from its table.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use crate::bind::accept_queue;
 use crate::connection::{ConnectionPhase, Life};
 use crate::observe::metrics::{Collected, Meter, Totals};
 
-/// What those connections have done that have ended, and what of it all was told.
+/// The totals of closed connections, and the totals reported so far.
 pub(super) struct Counts {
     meter: Meter,
     bytes_read: AtomicU64,
@@ -37,8 +37,8 @@ impl Counts {
         }
     }
 
-    /// Returns what came since the last time. A connection that is just going from the table to the ended may be in neither; it is told the
-    /// next time, and nothing twice.
+    /// Returns the difference since the last collection. A connection closing at that moment is
+    /// reported one collection late, never twice.
     fn news(&self, now: impl FnOnce() -> Totals) -> Totals {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
@@ -56,7 +56,7 @@ impl Counts {
 }
 
 impl Table {
-    /// Adds up what the open connections have done, and how many are in each phase.
+    /// Adds the totals of the open connections, and returns the number of them in each phase.
     fn tally(&self, totals: &mut Totals) -> [usize; ConnectionPhase::ALL.len()] {
         let mut phases = [0; ConnectionPhase::ALL.len()];
         for shard in &self.shards {
@@ -73,16 +73,17 @@ impl Table {
 }
 
 impl Handle {
-    /// Brings those metrics up to date that are read from the server's table: see [`observe`](crate::observe#metrics). To be called before
-    /// each scrape, or every few seconds where they are pushed.
+    /// Updates the metrics that are read from the server's table: see
+    /// [`observe`](crate::observe#metrics). Call it before each scrape, or every few seconds where
+    /// metrics are pushed.
     ///
-    /// It takes a look at each open connection, some 100 ns long, and holds up none of them. On Linux it also reads the length of the
-    /// accept queue, from `/proc/net`.
+    /// It reads the counters of each open connection, which takes some 100 ns, and blocks none of
+    /// them. On Linux it also reads the length of the accept queue, from `/proc/net`.
     pub fn collect_metrics(&self) {
         let server = &*self.0;
         let mut phases = Default::default();
         let moved = server.counts.news(|| {
-            // The ended first: a connection that ends meanwhile must not be counted twice.
+            // Closed connections first, so that one that closes meanwhile is not counted twice.
             let mut totals = server.counts.ended();
             phases = server.table.tally(&mut totals);
             totals
@@ -107,7 +108,8 @@ impl ServerState {
         self.counts.meter.accept_failed(error_type, action.as_str());
     }
 
-    /// For one that has left the table. Those who see that nobody is left see that all were counted.
+    /// Counts a closed connection. Runs before `live` is decremented, so when `live` is 0 every
+    /// connection has been counted.
     pub(super) fn count_end(&self, life: &Life) {
         let add = |sum: &AtomicU64, n| sum.fetch_add(n, Ordering::AcqRel);
         add(&self.counts.bytes_read, life.bytes_read());

@@ -1,4 +1,4 @@
-//! The running server, seen from outside: what it listens on, how many are in, and its end.
+//! Controls a running server from outside: its addresses, its connections, its shutdown.
 
 mod live;
 #[cfg(feature = "metrics")]
@@ -23,20 +23,20 @@ use crate::signals::{Report, Signal};
 
 pub use live::LiveConnection;
 
-/// Runs a server from outside: pause it, change its limit, shut it down. Cheap to clone.
+/// Controls a server from outside: pauses it, changes its limit, shuts it down. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle(pub(crate) Arc<ServerState>);
 
-/// How far a server has come with its end. It only goes forward.
+/// The phase of a server. It only advances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
     Serving,
-    /// Still accepting; connections are told to leave.
+    /// Connections are asked to close. The server still accepts.
     LameDuck,
-    /// Connections are told to leave, and nobody else comes in.
+    /// Connections are asked to close. The server accepts no new ones.
     Draining,
-    /// Connections are cut off.
+    /// Connections are aborted.
     Aborting,
 }
 
@@ -49,16 +49,17 @@ impl Phase {
     ];
 }
 
-/// How a shutdown goes, as the server's builder was told.
+/// The plan of a shutdown, as configured by the builder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) lame_duck: Duration,
     pub(crate) deadline: Duration,
-    /// When open connections are aborted. `None` before the shutdown begins, or if that is never.
+    /// The time at which open connections are aborted. `None` before the shutdown begins, or if it
+    /// lies beyond the clock's range.
     pub(crate) abort_at: Option<Instant>,
 }
 
-/// What the server's loop, its connections and its handles have in common.
+/// The state shared by the server's loop, its connections and its handles.
 pub(crate) struct ServerState {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) addresses: Vec<Address>,
@@ -68,26 +69,26 @@ pub(crate) struct ServerState {
     watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
-    /// Connections that left since the shutdown began.
+    /// Connections that ended since the shutdown began.
     left: AtomicUsize,
-    /// Connections that were cut off by it.
+    /// Connections that the server has aborted.
     cut_off: AtomicUsize,
     #[cfg(feature = "metrics")]
     counts: metrics::Counts,
-    /// The server's loop, which wants to know of all that changes here.
+    /// Wakes the server's loop when something here changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
     reported: Notify,
 }
 
-/// Who is connected. Sharded, so that many coming and going do not queue behind one lock.
+/// The open connections. Sharded, so that many that begin and end at once do not wait for one lock.
 #[derive(Default)]
 struct Table {
     shards: [Mutex<HashSet<Entry>>; 16],
     live: AtomicUsize,
 }
 
-/// A connection, known by its number.
+/// A connection, identified by its number.
 struct Entry(Arc<Life>);
 
 impl Borrow<ConnectionId> for Entry {
@@ -122,7 +123,8 @@ impl Table {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Collected before they are told: what telling wakes may come back for the lock.
+    /// Returns the open connections, copied shard by shard: a signal may wake code that takes the
+    /// lock again, so none is raised under it.
     fn all(&self) -> impl Iterator<Item = Arc<Life>> + '_ {
         self.shards.iter().flat_map(|shard| {
             let lives: Vec<_> = shard
@@ -162,35 +164,36 @@ impl Handle {
         }))
     }
 
-    /// Returns the addresses the server listens on, with the ports the system chose.
+    /// Returns the addresses that the server listens on, with the ports that the system chose.
     pub fn local_addrs(&self) -> &[Address] {
         &self.0.addresses
     }
 
-    /// Returns the server's name, if it was given one.
+    /// Returns the server's name, if it has one.
     pub fn name(&self) -> Option<&str> {
         self.0.name.as_deref()
     }
 
-    /// Returns the server's limit, to be read or changed.
+    /// Returns the server's limit, to read or change it.
     pub fn limit(&self) -> &ConnectionLimit {
         &self.0.limit
     }
 
-    /// Returns how many connections are open: accepted, and not ended yet.
+    /// Returns the number of open connections: accepted, and not yet ended.
     pub fn live(&self) -> usize {
         self.0.live()
     }
 
-    /// Returns the connections that are open: who is here, since when, and what it has done. They are collected in parts, so one that comes or
-    /// goes meanwhile may be among them or not. Nothing on the path of a request waits for it.
+    /// Returns the open connections, with their address, age, phase and counters.
     ///
-    /// Those of one's own naming are found in a [`Registry`](crate::registry::Registry).
+    /// The table is read in parts, so a connection that begins or ends meanwhile may be included or
+    /// not. No request waits for it. To find connections by your own keys, use a
+    /// [`Registry`](crate::registry::Registry).
     pub fn connections(&self) -> impl Iterator<Item = LiveConnection> + '_ {
         self.0.table.all().map(|life| LiveConnection { life })
     }
 
-    /// Returns one of the open connections.
+    /// Returns the open connection with this number.
     pub fn connection(&self, id: ConnectionId) -> Option<LiveConnection> {
         let shard = self.0.table.shard(id);
         shard.get(&id).map(|entry| LiveConnection {
@@ -198,13 +201,16 @@ impl Handle {
         })
     }
 
-    /// Stops accepting, and keeps listening: clients wait in the backlog. Those who are in go on. A shutdown takes in those who wait.
+    /// Pauses accepting. The server keeps listening, so clients wait in the backlog.
+    ///
+    /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
+    /// server is paused.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
     }
 
-    /// Accepts again.
+    /// Resumes accepting.
     pub fn resume(&self) {
         self.0.paused.store(false, Ordering::Release);
         self.0.server.wake();
@@ -212,14 +218,16 @@ impl Handle {
 
     /// Begins a graceful shutdown. A second call does nothing.
     ///
-    /// Connections finish their requests in progress and close. Connections in the backlog are still accepted, as far as the limit
-    /// allows; then the listener closes. Connections that are still open at the deadline (default: 30 s, see
+    /// Connections finish their requests in progress and close. Connections in the backlog are
+    /// still accepted, as far as the limit allows; then the listener closes. Connections that are
+    /// still open at the deadline (default: 30 s, see
     /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
     pub fn shutdown(&self) {
         self.0.advance(Phase::LameDuck);
     }
 
-    /// Begins a graceful shutdown with its own deadline. During a shutdown, it can bring the deadline forward, never put it off.
+    /// Begins a graceful shutdown with its own deadline. During a shutdown, the deadline can only
+    /// be brought forward.
     pub fn shutdown_within(&self, deadline: Duration) {
         self.0.bring_deadline_forward(deadline);
         if !self.0.advance(Phase::LameDuck) {
@@ -227,16 +235,17 @@ impl Handle {
         }
     }
 
-    /// Aborts all connections and ends the server. [`signal::install`](crate::signal::install) does this at a second signal.
+    /// Aborts all connections and ends the server. [`signal::install`](crate::signal::install) does
+    /// this at a second signal.
     pub fn abort(&self) {
         self.0.advance(Phase::Aborting);
     }
 
-    /// Waits until the server has ended, and returns what its shutdown did.
+    /// Waits until the server has ended, and returns the result of its shutdown.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: asking again gives the same.
+    /// The report is kept, so a later call returns it.
     pub async fn closed(&self) -> Report {
         loop {
             let reported = self.0.reported.notified();
@@ -271,7 +280,7 @@ impl ServerState {
             .unwrap_or(Phase::Aborting)
     }
 
-    /// Goes on to a phase. Returns whether it was not there or beyond already.
+    /// Advances to a phase. Returns `false` if the server was there already, or beyond.
     pub(crate) fn advance(&self, phase: Phase) -> bool {
         let advanced = self.phase.fetch_max(phase as u8, Ordering::SeqCst) < phase as u8;
         if advanced {
@@ -285,11 +294,12 @@ impl ServerState {
         *self.lock_plan()
     }
 
-    /// Fixes when open connections are aborted, counted from the beginning of the shutdown.
+    /// Sets the time at which open connections are aborted, counted from the beginning of the
+    /// shutdown.
     pub(crate) fn fix_deadline(&self, begun: Instant) {
         let mut plan = self.lock_plan();
         let at = begun.checked_add(plan.lame_duck.saturating_add(plan.deadline));
-        // A call of `shutdown_within` may have come first.
+        // `shutdown_within` may have set an earlier time.
         plan.abort_at = earliest(plan.abort_at, at);
     }
 
@@ -314,23 +324,24 @@ impl ServerState {
         self.table.live.load(Ordering::SeqCst)
     }
 
-    /// Remembers the server's loop. Look at what changed after this.
+    /// Registers the waker of the server's loop. Check the state after this call.
     pub(crate) fn register_server(&self, waker: &std::task::Waker) {
         self.server.register(waker);
     }
 
-    /// Enters a connection.
+    /// Enters a connection in the table.
     pub(crate) fn enter(&self, life: &Arc<Life>) {
         #[cfg(feature = "metrics")]
         self.count_accept();
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
         self.table.shard(id).insert(Entry(Arc::clone(life)));
-        // After it was entered: whoever advances the phase sees it in the table, or it sees the phase here.
+        // After the insert: either the caller of `advance` sees the connection, or this sees the
+        // phase.
         self.tell(life, self.phase());
     }
 
-    /// Takes a connection out: its task has ended, and the stream is gone.
+    /// Removes a connection from the table. Its stream is dropped, and its task ends.
     pub(crate) fn leave(&self, life: &Life) {
         let id = life.origin.id;
         let was_in = self.table.shard(id).remove(&id);
@@ -340,7 +351,8 @@ impl ServerState {
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);
             }
-            // Both in one order with `watch_ends` and `live`: one of the two sides sees the other.
+            // Sequentially consistent with `watch_ends` and `live`: one of the two sides sees the
+            // other.
             self.table.live.fetch_sub(1, Ordering::SeqCst);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
@@ -348,8 +360,8 @@ impl ServerState {
         }
     }
 
-    /// Has every connection's end wake the server's loop from now on: it waits for a descriptor, or for the last to leave.
-    /// Look at [`live`](Self::live) after this.
+    /// Sets whether the end of a connection wakes the server's loop, which waits for a file
+    /// descriptor or for the last connection to end. Check [`live`](Self::live) after this call.
     pub(crate) fn watch_ends(&self, watched: bool) {
         self.watched.store(watched, Ordering::SeqCst);
     }
@@ -370,12 +382,14 @@ impl ServerState {
         }
     }
 
-    /// Cuts off all that are there.
+    /// Aborts every open connection.
     pub(crate) fn cut_off(&self, reason: EndReason) {
         self.table.all().for_each(|life| self.abort(&life, reason));
     }
 
-    /// Says what the shutdown did, once: a second call returns the first report. Counted by the connections themselves: some are gone before the server's loop looks.
+    /// Returns the result of the shutdown. It is computed once; a later call returns the first
+    /// report. The numbers come from the connections themselves, because some have ended before the
+    /// loop looks.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let aborted = self.cut_off.load(Ordering::Acquire);
