@@ -1,7 +1,8 @@
 use std::error::Error;
 use std::fmt;
 
-/// An error with its causes, on one line: what comes from a peer may hold control characters, and is escaped.
+/// An error and its causes on one line. Control characters are escaped, because a peer may have
+/// sent them.
 pub(crate) struct ErrorChain<'a>(pub(crate) &'a (dyn Error + Send + Sync + 'static));
 
 impl fmt::Display for ErrorChain<'_> {

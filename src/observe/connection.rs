@@ -14,15 +14,15 @@ use super::{ErrorChain, signed};
 use crate::connection::{Address, Connection, ConnectionInfo, Origin};
 use crate::end::{End, EndReason, Initiator};
 
-/// Puts each connection in a span, and says how it ended. See the [module docs](super).
+/// Puts each connection in a span and emits its closing event. See the [module docs](super).
 ///
-/// Put it outside of all that should be seen in the span. The closing event comes from the connection itself, so it is the same, and
-/// comes exactly once, whatever the layers around it do.
+/// Add it outside of everything that should be seen in the span. The connection itself emits the
+/// closing event, exactly once, whatever the layers around it do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectionTraceLayer;
 
 impl ConnectionTraceLayer {
-    /// Makes the layer.
+    /// Creates the layer.
     pub const fn new() -> Self {
         Self
     }
@@ -36,7 +36,7 @@ impl<S> Layer<S> for ConnectionTraceLayer {
     }
 }
 
-/// A connection service whose connections are seen. See [`ConnectionTraceLayer`].
+/// A connection service with a span for each connection. See [`ConnectionTraceLayer`].
 #[derive(Clone, Debug)]
 pub struct ConnectionTrace<S> {
     inner: S,
@@ -57,7 +57,7 @@ where
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         let span = span(conn.info());
         if span.is_disabled() {
-            // There is nothing to hold on to until then.
+            // There is no span to keep until the end.
             conn.life().on_end(closed);
         } else {
             let at_end = span.clone();
@@ -73,7 +73,7 @@ where
     }
 }
 
-/// An address in OpenTelemetry's two parts: this, and its port.
+/// Returns the part of an address that OpenTelemetry calls the address; the other part is the port.
 fn address(address: &Address) -> String {
     match address.tcp() {
         Some(addr) => addr.ip().to_string(),
@@ -106,14 +106,14 @@ fn level(reason: EndReason) -> Level {
     match reason {
         EndReason::Panic => Level::ERROR,
         EndReason::DrainDeadline => Level::WARN,
-        // A hook or a limit that turns a peer away does its work.
+        // A hook or a limit that rejects a peer works as intended.
         EndReason::Rejected | EndReason::Aborted | EndReason::ServiceClosed => Level::DEBUG,
         other if other.initiator() == Initiator::Service => Level::WARN,
         _ => Level::DEBUG,
     }
 }
 
-/// What the span says of the end. After the event, which says it as well.
+/// Records the end in the span. Runs after the event, which has the same fields.
 fn ended(span: &Span, reason: EndReason) {
     span.record("close.reason", reason.as_str())
         .record("close.initiator", reason.initiator().as_str());
@@ -122,7 +122,7 @@ fn ended(span: &Span, reason: EndReason) {
     }
 }
 
-/// The closing event. It names the peer itself, since a filter may have dropped the span.
+/// Emits the closing event. It has the peer's address, because a filter may have disabled the span.
 fn closed(origin: &Origin, end: &End) {
     macro_rules! closed {
         ($level:expr) => {
@@ -144,7 +144,7 @@ fn closed(origin: &Origin, end: &End) {
             )
         };
     }
-    // A level is part of an event's static description.
+    // The level is part of an event's static metadata.
     match level(end.reason()) {
         Level::ERROR => closed!(Level::ERROR),
         Level::WARN => closed!(Level::WARN),

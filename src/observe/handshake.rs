@@ -7,7 +7,7 @@ use tracing::field::Empty;
 
 use crate::end::EndReason;
 
-/// One TLS handshake, seen: its span, and its time.
+/// Observes one TLS handshake: its span and its duration.
 pub(crate) struct Handshake {
     span: Span,
     #[cfg(feature = "metrics")]
@@ -15,10 +15,10 @@ pub(crate) struct Handshake {
     outcome: HandshakeOutcome,
 }
 
-/// As it is told at the end, however that comes about.
+/// The outcome, recorded when the handshake is dropped.
 #[derive(Clone, Copy)]
 enum HandshakeOutcome {
-    /// By its version.
+    /// With the version of TLS.
     Done(&'static str),
     Failed(&'static str),
 }
@@ -36,7 +36,7 @@ impl Handshake {
             ),
             #[cfg(feature = "metrics")]
             begun: Instant::now(),
-            // By dropping it: its deadline has passed, or the server is gone.
+            // The handshake is dropped before its end: its deadline expired, or the server is gone.
             outcome: HandshakeOutcome::Failed("canceled"),
         }
     }

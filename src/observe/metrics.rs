@@ -1,4 +1,4 @@
-//! Every metric, by name; the only place that knows the facade.
+//! All metrics, by name. No other module uses the `metrics` facade.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,8 @@ macro_rules! metrics {
     ($($describe:ident $name:ident = $text:literal, $unit:ident, $help:literal;)*) => {
         $(const $name: &str = $text;)*
 
-        /// Tells the installed recorder the unit of each metric, and what it is. Once, after it was installed.
+        /// Registers the unit and description of every metric with the installed recorder. Call it
+        /// once, after the recorder is installed.
         pub fn describe_metrics() {
             $(metrics::$describe!($name, Unit::$unit, $help);)*
         }
@@ -25,25 +26,40 @@ macro_rules! metrics {
 }
 
 metrics! {
-    describe_counter ACCEPTED = "tower_tcp.accepted_connections", Count, "Connections that were accepted.";
-    describe_counter ENDED = "tower_tcp.ended_connections", Count, "Connections that have ended, by reason.";
-    describe_counter REJECTED = "tower_tcp.rejected_connections", Count, "Connections that were not let in, by reason.";
-    describe_histogram DURATION = "tower_tcp.connection.duration", Seconds, "The time from accept to the end of a connection.";
-    describe_histogram HANDSHAKE = "tower_tcp.tls_handshake.duration", Seconds, "The time a TLS handshake took.";
-    describe_counter ACCEPT_ERRORS = "tower_tcp.accept.errors", Count, "Accepts that failed.";
-    describe_gauge REQUESTS_ACTIVE = "tower_tcp.requests.active", Count, "Requests that are with their service.";
-    describe_histogram REQUEST = "tower_tcp.request.duration", Seconds, "The time a service took for a request.";
-    describe_gauge ACTIVE = "tower_tcp.active_connections", Count, "Connections that are open, by phase.";
-    describe_gauge LIMIT = "tower_tcp.connection_limit", Count, "How many connections may be open.";
-    describe_gauge QUEUE = "tower_tcp.accept_queue.length", Count, "Connections that wait in the backlog.";
-    describe_counter IO = "tower_tcp.connection.io", Bytes, "Bytes read from and written to peers.";
-    describe_counter REQUESTS = "tower_tcp.requests", Count, "Requests that were handed to a service.";
-    describe_gauge DRAIN = "tower_tcp.drain.remaining", Count, "Connections that a shutdown still waits for.";
+    describe_counter ACCEPTED = "tower_tcp.accepted_connections", Count,
+        "Connections that were accepted.";
+    describe_counter ENDED = "tower_tcp.ended_connections", Count,
+        "Connections that have ended, by reason.";
+    describe_counter REJECTED = "tower_tcp.rejected_connections", Count,
+        "Connections that were not let in, by reason.";
+    describe_histogram DURATION = "tower_tcp.connection.duration", Seconds,
+        "The time from accept to the end of a connection.";
+    describe_histogram HANDSHAKE = "tower_tcp.tls_handshake.duration", Seconds,
+        "The time a TLS handshake took.";
+    describe_counter ACCEPT_ERRORS = "tower_tcp.accept.errors", Count,
+        "Accepts that failed.";
+    describe_gauge REQUESTS_ACTIVE = "tower_tcp.requests.active", Count,
+        "Requests that are with their service.";
+    describe_histogram REQUEST = "tower_tcp.request.duration", Seconds,
+        "The time a service took for a request.";
+    describe_gauge ACTIVE = "tower_tcp.active_connections", Count,
+        "Connections that are open, by phase.";
+    describe_gauge LIMIT = "tower_tcp.connection_limit", Count,
+        "How many connections may be open.";
+    describe_gauge QUEUE = "tower_tcp.accept_queue.length", Count,
+        "Connections that wait in the backlog.";
+    describe_counter IO = "tower_tcp.connection.io", Bytes,
+        "Bytes read from and written to peers.";
+    describe_counter REQUESTS = "tower_tcp.requests", Count,
+        "Requests that were handed to a service.";
+    describe_gauge DRAIN = "tower_tcp.drain.remaining", Count,
+        "Connections that a shutdown still waits for.";
 }
 
+/// An attribute's key and value.
 type Words = (&'static str, &'static str);
 
-/// Who counts, for what it counts: the server by its name, if it has one.
+/// Returns the labels of a metric: `server.name`, if the server has a name, and `words`.
 fn labels<const N: usize>(server: Option<&Arc<str>>, words: [Words; N]) -> Vec<Label> {
     let server =
         server.map(|name| Label::new("server.name", SharedString::from_shared(Arc::clone(name))));
@@ -51,7 +67,8 @@ fn labels<const N: usize>(server: Option<&Arc<str>>, words: [Words; N]) -> Vec<L
     server.into_iter().chain(words).collect()
 }
 
-/// What a server counts with. Where the recorder keeps a count is asked once, at the first: a connection that comes and goes costs no search.
+/// The instruments of a server. The recorder is asked for each instrument once, on first use, so
+/// that a connection costs no lookup.
 pub(crate) struct Meter {
     server: Option<Arc<str>>,
     connections: OnceLock<Connections>,
@@ -63,7 +80,7 @@ struct Connections {
     duration: Histogram,
 }
 
-/// For one reason.
+/// The counters for one reason.
 struct Ended {
     ended: Counter,
     rejected: Option<Counter>,
@@ -140,18 +157,18 @@ impl Meter {
     }
 }
 
-/// What is read from a server's table.
+/// The values read from a server's table.
 pub(crate) struct Collected {
-    /// How many are in each of [`ConnectionPhase::ALL`].
+    /// The number of connections in each of [`ConnectionPhase::ALL`].
     pub(crate) phases: [usize; ConnectionPhase::ALL.len()],
     pub(crate) limit: Option<usize>,
     pub(crate) accept_queue: Option<usize>,
     pub(crate) drain_remaining: usize,
-    /// Since the last time.
+    /// The difference since the last collection.
     pub(crate) moved: Totals,
 }
 
-/// What connections have done, together.
+/// The sums over several connections.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Totals {
     pub(crate) bytes_read: u64,
@@ -179,10 +196,11 @@ fn as_f64(n: usize) -> f64 {
     n as f64
 }
 
-/// Measures requests: how many are with the service, and how long it takes for each.
+/// Measures requests: how many are in progress, and the time of each.
 ///
-/// Clones, and what they wrap, measure together, in the recorder that is installed when the layer is made. A request costs the reading of two
-/// clocks, two changes of the gauge and an entry in a histogram, so put it around what is worth that.
+/// Clones share their instruments, which belong to the recorder installed when the layer is
+/// created. A request costs two clock reads, two changes of a gauge and one histogram entry, so add
+/// the layer where that is worth its cost.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -213,12 +231,15 @@ impl Default for RequestMetricsLayer {
 }
 
 impl RequestMetricsLayer {
-    /// Makes the layer.
+    /// Creates the layer without attributes.
     pub fn new() -> Self {
         Self::with_attributes([])
     }
 
-    /// Makes the layer, with attributes for all it measures: the server's name, the part of a protocol. Each of few values, none from a peer.
+    /// Creates the layer with attributes for all its metrics, such as the server's name or a part
+    /// of the protocol.
+    ///
+    /// Each attribute should have few values, and none from a peer.
     pub fn with_attributes<const N: usize>(attributes: [(&'static str, &'static str); N]) -> Self {
         let labels = labels(None, attributes);
         let failed = |why| {
@@ -287,7 +308,7 @@ pub struct RequestMetricsFuture<F> {
     active: Option<Active>,
 }
 
-/// One request; told when it is dropped, answered or not.
+/// One request in progress. Records its end when dropped, completed or not.
 struct Active {
     instruments: Arc<Instruments>,
     begun: Instant,

@@ -1,77 +1,90 @@
-//! What can be seen of a server: spans, events and metrics, under [OpenTelemetry's names] where it has one.
+//! Spans, events and metrics of a server, under [OpenTelemetry names] where they exist.
 //!
-//! It is quiet by default. What peers do, probes and scans included, is counted and said at debug level; what is the program's own fault, or the
-//! system's, is said louder. Nothing here costs a request anything unless a layer was put around the request's service.
+//! A server is quiet by default. Actions of peers, probes and scans included, are counted and
+//! logged at debug level. Faults of the program or the system are logged at higher levels. A
+//! request costs nothing here unless a layer is added around its service.
 //!
-//! An end has one reason, [`EndReason`], and [`EndReason::as_str`] is its word everywhere: for the callback of
-//! [`Connection::on_end`], the span, the event and the metrics. Addresses of peers are in spans and events, and never in metrics, where each
-//! would be a series of its own. What peers sent is in neither, save in the texts of errors, and there it is escaped.
+//! Each connection ends with one reason, [`EndReason`]. [`EndReason::as_str`] is its name
+//! everywhere: in [`Connection::on_end`], the span, the event and the metrics. Peer addresses are
+//! in spans and events, never in metrics, where each address would create a new series. Data from
+//! peers is in none of them, except in the texts of errors, where it is escaped.
 //!
 //! # Spans
 //!
 //! | span | level | fields | made by |
 //! | --- | --- | --- | --- |
-//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` where the closing event is a warning or more | [`ConnectionTraceLayer`] |
+//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
 //! | `pre_connect` | debug | `otel.kind` = `internal` | [`PreConnectLayer`](crate::preconnect::PreConnectLayer), around its hooks |
-//! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as that of the metric | `Tls`, the hook |
-//! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], unless told otherwise |
+//! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as in the metric | the hook `Tls` |
+//! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], by default |
 //!
-//! Those of hooks, handshakes and requests stand in the connection's. The two of pre-connect are off where the filter stops at info.
+//! The spans of hooks, handshakes and requests are children of the connection's span. A filter at
+//! info level disables `pre_connect` and `TLS server handshake`.
 //!
 //! # Events
 //!
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
-//! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | for `error`: look at the service |
-//! | `request.failed` | warn | `connection.id`, `error` | a service error that did not end the connection, because the policy is off, or it was of one stream of HTTP/2: handle it in the service |
-//! | `accept.error` | debug | `error`, `error.type` | nothing: that client was gone |
-//! | `accept.stalled` | warn | `error`, `error.type` | the process is out of something, mostly descriptors; said once, until it is over |
-//! | `accept.resumed` | info | | nothing: it accepts again |
-//! | `signal.received` | info | `live` | nothing: a shutdown begins, with so many open |
-//! | `a worker's thread is left behind` | warn | | it is blocked: look for what waits or computes without end in a service |
-//! | `an on_end callback panicked` | error | | mend the callback; the others have run |
-//! | `a socket option could not be set` | debug | `option`, `error` | nothing: that connection is served without it |
+//! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | with an `error`: check the service |
+//! | `request.failed` | warn | `connection.id`, `error` | a service error that did not end the connection, because the error policy is off or the error belongs to one HTTP/2 stream: handle it in the service |
+//! | `accept.error` | debug | `error`, `error.type` | nothing: the client was gone |
+//! | `accept.stalled` | warn | `error`, `error.type` | the process lacks a resource, usually file descriptors; logged once per episode |
+//! | `accept.resumed` | info | | nothing: the server accepts again |
+//! | `signal.received` | info | `live` | nothing: the first begins a shutdown, the second aborts, with `live` connections open |
+//! | `a worker's thread is left behind` | warn | | the thread is blocked: look for a service that blocks or computes without end |
+//! | `an on_end callback panicked` | error | | fix the callback; the others have run |
+//! | `a socket option could not be set` | debug | `option`, `error` | nothing: the connection is served without it |
 //! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |
 //!
-//! All spans and events have the target `tower_tcp`. `connection.closed` is an error event for [`EndReason::Panic`]; a warning for what the
-//! service did wrong ([`Initiator::Service`] and not in good order, save [`Rejected`](crate::EndReason::Rejected) and [`Aborted`](crate::EndReason::Aborted),
-//! which it meant) and for connections cut off by a shutdown's deadline; and a debug event for everything else.
+//! All spans and events have the target `tower_tcp`. `connection.closed` has this level:
+//!
+//! - error for [`EndReason::Panic`];
+//! - warn for other faults of the service ([`Initiator::Service`] and not orderly, except
+//!   [`Rejected`](crate::EndReason::Rejected) and [`Aborted`](crate::EndReason::Aborted), which are
+//!   intended), and for connections aborted at a shutdown's deadline;
+//! - debug for everything else.
 //!
 //! # Metrics
 //!
-//! The feature `metrics` counts through the facade of that name, whose recorder is the program's choice: one for Prometheus, say. It is installed
-//! before the first connection comes; without one nothing is counted. `describe_metrics` tells it the units and what each is.
+//! With the feature `metrics`, the library counts through the `metrics` facade. The program chooses
+//! the recorder, for example one for Prometheus, and installs it before the first connection
+//! arrives. Without a recorder nothing is counted. `describe_metrics` registers the units and
+//! descriptions.
 //!
 //! | metric | kind, unit | attributes | what to do |
 //! | --- | --- | --- | --- |
-//! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is live |
-//! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: look for warnings; by `peer`: probes, scans, or a client of another version |
-//! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | those of the ended that were not let in: more room, or nothing, if they are unwelcome |
+//! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is open |
+//! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client of another version |
+//! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if they are unwelcome |
 //! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request |
-//! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: it left, most often a probe; `tls_handshake_failed`; `canceled`: not done in time) | slow: too few processors; failing: certificates, old clients |
-//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of descriptors (`emfile`), add memory |
-//! | `tower_tcp.requests.active` | gauge, requests | those given to the layer | rising without end: the service waits for something that does not come |
-//! | `tower_tcp.request.duration` | histogram, seconds | those given to the layer; `error.type` (`service_error`; `canceled`: nobody waited any more, or it panicked) | slower than it was: look at the service, and at what it asks |
-//! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many `pre_connect`: slow clients, or a flood |
-//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | near to it: raise it, or add servers |
-//! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | more than a few, for long: at the limit, paused, or stalled. TCP on Linux only |
-//! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | near to what the network carries: more of it, or smaller replies |
+//! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: not completed in time) | slow: too few processors; failing: certificates, old clients |
+//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), add memory |
+//! | `tower_tcp.requests.active` | gauge, requests | as given to the layer | rising without end: the service waits for an event that never happens |
+//! | `tower_tcp.request.duration` | histogram, seconds | as given to the layer; `error.type` (`service_error`; `canceled`: the call was dropped or panicked) | slower than before: check the service and its backends |
+//! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many in `pre_connect`: slow clients, or a flood |
+//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | close to it: raise it, or add servers. Not set without a limit |
+//! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | more than a few for long: at the limit, paused, or stalled. Only for TCP on Linux |
+//! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | close to the network's capacity: add capacity, or shrink replies |
 //! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: plan for it |
-//! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | while a shutdown waits: not falling means that it will end by its deadline |
+//! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: it will end at its deadline |
 //!
-//! The first six are recorded as it happens, where connections come and go; those of requests by `RequestMetricsLayer`, around the service that is to
-//! be measured. The rest is read from the server's own table when `Handle::collect_metrics` is called: before each scrape, or every few
-//! seconds.
+//! The first six are recorded as connections come and go. Those of requests are recorded by
+//! `RequestMetricsLayer`, around the service to measure. The rest are read from the server's table
+//! when `Handle::collect_metrics` is called: before each scrape, or every few seconds.
 //!
-//! `server.name` is the name from [`ServerBuilder::name`](crate::ServerBuilder::name), and left out without one. Where a process has several
-//! servers, each needs one: gauges without would overwrite each other. Handshakes are not told apart by server: a hook does not know whose it is. Durations of connections want buckets up to hours, those of handshakes and requests of 5 ms to 10 s.
+//! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name), and
+//! omitted without one. If a process has several servers, each needs a name, or their gauges
+//! overwrite each other. Handshakes have no `server.name`, because a hook does not know its server.
+//!
+//! Choose buckets up to hours for the durations of connections, and from 5 ms to 10 s for those of
+//! handshakes and requests.
 //!
 //! [`Connection::on_end`]: crate::Connection::on_end
 //! [`EndReason`]: crate::EndReason
 //! [`EndReason::as_str`]: crate::EndReason::as_str
 //! [`EndReason::Panic`]: crate::EndReason::Panic
 //! [`Initiator::Service`]: crate::Initiator::Service
-//! [OpenTelemetry's names]: https://opentelemetry.io/docs/specs/semconv/registry/attributes/network/
+//! [OpenTelemetry names]: https://opentelemetry.io/docs/specs/semconv/registry/attributes/network/
 
 mod chain;
 mod connection;
@@ -89,7 +102,7 @@ pub(crate) use handshake::Handshake;
 pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};
 
-/// OpenTelemetry's integers are signed: of one that is not, its exporters make text.
+/// Converts to OpenTelemetry's signed integers. Its exporters turn an unsigned one into text.
 pub(crate) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

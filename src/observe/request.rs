@@ -1,4 +1,4 @@
-//! A span for each request.
+//! Puts each request in a span.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,9 +10,9 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 
-/// Makes the span of a request. Any `Fn(&Request) -> Span` does.
+/// Creates the span of a request. Implemented for every `Fn(&Request) -> Span`.
 pub trait MakeSpan<R> {
-    /// Makes it, in the span of the connection.
+    /// Creates the span. The connection's span is the current one.
     fn make_span(&self, request: &R) -> Span;
 }
 
@@ -22,19 +22,24 @@ impl<R, F: Fn(&R) -> Span> MakeSpan<R> for F {
     }
 }
 
-/// The span `request`, which says nothing of what is asked.
+/// Creates the span `request`, without any content of the request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestSpan;
 
 impl<R> MakeSpan<R> for RequestSpan {
     fn make_span(&self, _request: &R) -> Span {
-        tracing::info_span!(target: "tower_tcp", "request", otel.kind = "server", otel.status_code = Empty)
+        tracing::info_span!(
+            target: "tower_tcp",
+            "request",
+            otel.kind = "server",
+            otel.status_code = Empty
+        )
     }
 }
 
-/// Puts each request in a span, which ends with the service's answer.
+/// Puts each request in a span, which ends with the service's response.
 ///
-/// For services of any protocol; for HTTP, `tower-http` has one that knows more.
+/// It works for any protocol. For HTTP, use the one in `tower-http`, which knows more.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -44,7 +49,12 @@ impl<R> MakeSpan<R> for RequestSpan {
 ///
 /// let by_verb = |line: &Bytes| {
 ///     let verb = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-///     tracing::info_span!("request", otel.kind = "server", verb = %verb.escape_ascii(), otel.status_code = tracing::field::Empty)
+///     tracing::info_span!(
+///         "request",
+///         otel.kind = "server",
+///         verb = %verb.escape_ascii(),
+///         otel.status_code = tracing::field::Empty,
+///     )
 /// };
 /// let service = ServiceBuilder::new()
 ///     .layer(RequestTraceLayer::new().make_span_with(by_verb))
@@ -57,7 +67,7 @@ pub struct RequestTraceLayer<M = RequestSpan> {
 }
 
 impl RequestTraceLayer {
-    /// Makes the layer, with a plain span, [`RequestSpan`].
+    /// Creates the layer with the default span, [`RequestSpan`].
     pub const fn new() -> Self {
         Self {
             make_span: RequestSpan,
@@ -66,7 +76,9 @@ impl RequestTraceLayer {
 }
 
 impl<M> RequestTraceLayer<M> {
-    /// Makes the spans with `make_span`. Where such a span has a field `otel.status_code`, it is set to `ERROR` if the service fails.
+    /// Sets the function that creates the spans.
+    ///
+    /// If the span has a field `otel.status_code`, it is set to `ERROR` when the service fails.
     pub fn make_span_with<N>(self, make_span: N) -> RequestTraceLayer<N> {
         RequestTraceLayer { make_span }
     }
@@ -81,7 +93,7 @@ impl<S, M: Clone> Layer<S> for RequestTraceLayer<M> {
     }
 }
 
-/// A service whose requests are seen. See [`RequestTraceLayer`].
+/// A service with a span for each request. See [`RequestTraceLayer`].
 #[derive(Clone, Debug)]
 pub struct RequestTrace<S, M = RequestSpan> {
     inner: S,
