@@ -1,4 +1,4 @@
-//! From PEM to a configuration, with errors that name the file at fault.
+//! Builds a configuration from PEM, with errors that name the file at fault.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,22 +18,23 @@ use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use super::Tls;
 use crate::error::BoxError;
 
-/// Whether a client has to show a certificate.
+/// The requirement for client certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientCertificates {
-    /// A client without a valid certificate is refused.
+    /// Refuses clients without a valid certificate.
     Required,
-    /// A client may come without a certificate; one that it does show has to be valid.
+    /// Accepts clients without a certificate. A certificate that a client does send must be valid.
     Optional,
 }
 
-/// Why a [`Tls`] could not be built.
+/// The error of [`TlsBuilder::build`].
 ///
-/// The field `pem` is the path of the file at fault, or says which of the texts given in memory it was.
+/// The field `pem` is the path of the file at fault, or names the text that was passed in memory.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// Neither [`pem_files`](TlsBuilder::pem_files) nor [`certificate`](TlsBuilder::certificate) was called.
+    /// Neither [`pem_files`](TlsBuilder::pem_files) nor
+    /// [`certificate`](TlsBuilder::certificate) was called.
     #[error("no certificate was given")]
     NoneGiven,
 
@@ -42,7 +43,7 @@ pub enum TlsError {
     Unreadable {
         /// The file.
         pem: String,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -52,70 +53,70 @@ pub enum TlsError {
     Malformed {
         /// The file or text.
         pem: String,
-        /// What is wrong with it.
+        /// The error of the parser.
         #[source]
         source: pem::Error,
     },
 
-    /// A text has no certificate in it.
+    /// A text contains no certificate.
     #[error("no certificate in {pem}")]
     NoCertificate {
         /// The file or text.
         pem: String,
     },
 
-    /// A text has no private key in it, or only an encrypted one.
+    /// A text contains no private key, or only an encrypted one.
     #[error("no unencrypted private key in {pem}")]
     NoKey {
         /// The file or text.
         pem: String,
     },
 
-    /// The server's own certificate cannot be used.
+    /// The server's own certificate is unusable.
     #[error("unusable certificate in {pem}")]
     BadCertificate {
         /// The file or text.
         pem: String,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: rustls::Error,
     },
 
-    /// The private key cannot be used. RSA, ECDSA and Ed25519 keys can.
+    /// The private key is unusable. RSA, ECDSA and Ed25519 keys are supported.
     #[error("unusable private key in {pem}")]
     BadKey {
         /// The file or text.
         pem: String,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: rustls::Error,
     },
 
-    /// The private key is not that of the certificate.
+    /// The private key does not belong to the certificate.
     #[error("the private key in {key} does not match the certificate in {certificate}")]
     KeyMismatch {
-        /// The certificate's file or text.
+        /// The file or text of the certificate.
         certificate: String,
-        /// The key's file or text.
+        /// The file or text of the key.
         key: String,
     },
 
-    /// The roots for client certificates cannot be used.
+    /// The root certificates for clients are unusable.
     #[error("unusable roots for client certificates in {pem}")]
     BadRoots {
         /// The file or text.
         pem: String,
-        /// What is wrong with them.
+        /// The reason.
         #[source]
         source: BoxError,
     },
 
-    /// rustls refused the configuration as a whole.
+    /// rustls rejected the configuration as a whole.
     #[error("rustls refused the configuration")]
     Config(#[source] rustls::Error),
 }
 
-/// Builds a [`Tls`]. Made by [`Tls::builder`].
+/// Builds a [`Tls`]. Created by [`Tls::builder`].
 #[derive(Default)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct TlsBuilder {
@@ -125,15 +126,17 @@ pub struct TlsBuilder {
 }
 
 impl TlsBuilder {
-    /// Names the files of the server's certificate chain, its own certificate first, and of its private key.
+    /// Sets the files of the certificate chain, the server's own certificate first, and of its
+    /// private key.
     ///
-    /// Both may be the same file. They are read by [`build`](Self::build), once.
+    /// Both may be the same file. [`build`](Self::build) reads them, once.
     pub fn pem_files(mut self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.identity = Some((Pem::File(chain.into()), Pem::File(key.into())));
         self
     }
 
-    /// Gives the server's certificate chain, its own certificate first, and its private key as PEM text.
+    /// Sets the certificate chain, the server's own certificate first, and its private key as PEM
+    /// text.
     pub fn certificate(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity = Some((
             Pem::Memory("the certificate chain given", chain.into()),
@@ -142,10 +145,10 @@ impl TlsBuilder {
         self
     }
 
-    /// Sets the protocols offered by ALPN, most preferred first. By default there are none, and nothing is agreed.
+    /// Sets the protocols to offer by ALPN, most preferred first. Default: none.
     ///
-    /// A client that names protocols, none of them among these, is refused (RFC 7301, section 3.2). One that
-    /// names none is served.
+    /// A client whose protocols are all missing from this list is refused (RFC 7301, section 3.2).
+    /// A client without ALPN is served.
     pub fn alpn(mut self, protocols: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         self.alpn = protocols
             .into_iter()
@@ -154,9 +157,10 @@ impl TlsBuilder {
         self
     }
 
-    /// Asks clients for a certificate that leads to one of these roots, given as PEM text.
+    /// Asks clients for a certificate issued by one of these roots, passed as PEM text. Default: no
+    /// certificate is requested.
     ///
-    /// By default none is asked for. What a client showed is in
+    /// The client's certificates are in
     /// [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates).
     pub fn client_certificates(
         mut self,
@@ -167,7 +171,8 @@ impl TlsBuilder {
         self
     }
 
-    /// As [`client_certificates`](Self::client_certificates), with the roots in a PEM file.
+    /// Asks clients for a certificate, as [`client_certificates`](Self::client_certificates) does,
+    /// with the roots in a PEM file.
     pub fn client_certificates_file(
         mut self,
         roots: impl Into<PathBuf>,
@@ -177,9 +182,9 @@ impl TlsBuilder {
         self
     }
 
-    /// Reads the files and makes the hook.
+    /// Reads the files and creates the hook.
     ///
-    /// It blocks while it reads: call it before serving.
+    /// Reading blocks the thread, so call it before serving.
     ///
     /// # Errors
     ///
@@ -229,13 +234,13 @@ impl TlsBuilder {
 }
 
 impl fmt::Debug for TlsBuilder {
-    /// Shows no key.
+    /// Omits the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsBuilder").finish_non_exhaustive()
     }
 }
 
-/// Where PEM text comes from, and with it the name that errors call it by.
+/// The source of a PEM text, and the name that errors use for it.
 enum Pem {
     File(PathBuf),
     Memory(&'static str, Vec<u8>),

@@ -1,18 +1,20 @@
-//! TLS as a pre-connect hook: a connection goes in as it came, and comes out encrypted.
+//! TLS as a pre-connect hook. It takes a plain connection and returns an encrypted one.
 //!
-//! [`Tls`] is a service that takes a [`Connection<Io>`] and answers with a
-//! [`Connection<TlsStream<Io>>`](TlsStream), over [rustls]. What was agreed with the peer is in
-//! [`ConnectionInfo::get::<TlsInfo>`](crate::ConnectionInfo::get) for everything behind it.
+//! [`Tls`] is a service that takes a [`Connection<Io>`] and returns a
+//! [`Connection<TlsStream<Io>>`](TlsStream), by [rustls]. The parameters of the session are in
+//! [`ConnectionInfo::get::<TlsInfo>`](crate::ConnectionInfo::get) for all layers and services
+//! behind it.
 //!
-//! It speaks TLS 1.2 and 1.3 and nothing older, with the *ring* provider. 0-RTT is off, because early data can
-//! be replayed. Sessions can be resumed from a cache of rustls' default size, 256 sessions: it is bounded, so
-//! that clients cannot fill memory with it, and lost with the process.
+//! [`Tls::builder`] allows TLS 1.2 and 1.3 only, with the *ring* provider. 0-RTT is off, because
+//! early data can be replayed. Sessions can be resumed from a cache of rustls' default size, 256
+//! sessions. It is bounded, so that clients cannot fill memory, and it is lost with the process.
 //!
-//! A handshake has no deadline of its own here: run the hook in a `PreConnectLayer`, which bounds how long
-//! connections may be on their way and how many of them. Behind a proxy, the PROXY header comes before TLS.
+//! A handshake has no deadline of its own. Run the hook in a
+//! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which bounds the time and the number of
+//! handshakes in progress. Behind a proxy, the PROXY header comes before TLS.
 //!
-//! A connection without a valid handshake ends with
-//! [`EndReason::TlsHandshakeFailed`]. The peer is told why by a TLS alert.
+//! A connection whose handshake fails ends with [`EndReason::TlsHandshakeFailed`]. A TLS alert
+//! tells the peer why.
 //!
 //! # Examples
 //!
@@ -29,7 +31,8 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Whatever the builder does not offer, such as a certificate for each name or new ones at run time, rustls does:
+//! For features that the builder lacks, such as a certificate per name or new certificates at run
+//! time, configure rustls directly:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -76,25 +79,26 @@ mod tests;
 
 pub use config::{ClientCertificates, TlsBuilder, TlsError};
 
-/// How long a peer whose handshake failed is read on from, so that it gets the alert.
+/// The time to read from a peer after its handshake failed, so that it receives the alert.
 const ALERT_LINGER: Duration = Duration::from_millis(200);
-/// How much is read from it.
+/// The number of bytes to read from it.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
-/// The hook that makes the TLS handshake. Clones share the configuration and the session cache.
+/// A pre-connect hook that performs the TLS handshake. Clones share the configuration and the
+/// session cache.
 ///
-/// It is always ready; the handshake runs in the future. See the [module docs](self).
+/// It is always ready, because the handshake runs in the future. See the [module docs](self).
 ///
-/// The service fails with a [`ConnectionEnded`], boxed, whose cause is an [`io::Error`]: with a
-/// [`rustls::Error`] in it if the peer's words were at fault, [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if
-/// it left.
+/// The service fails with a boxed [`ConnectionEnded`]. Its cause is an [`io::Error`]: with a
+/// [`rustls::Error`] inside if the peer's messages were at fault, and of kind
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
 }
 
 impl Tls {
-    /// Starts a configuration, from certificates in PEM.
+    /// Creates a builder, which reads certificates in PEM.
     pub fn builder() -> TlsBuilder {
         TlsBuilder::default()
     }
@@ -127,7 +131,7 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // rustls gets the bare stream, so that the connection goes on to count plain bytes only.
+        // rustls gets the bare stream, so that the connection counts plain bytes only.
         let (io, conn) = conn.into_parts();
         let accept = self.acceptor.accept(io).into_fallible();
         let handshake = Handshake::begin();
@@ -143,9 +147,10 @@ where
                 }
                 Err((err, io)) => {
                     handshake.failed(&err);
-                    // `InvalidData` is rustls' verdict on what came, with an alert; else the stream itself failed.
+                    // `InvalidData` is rustls' verdict on the input, with an alert. Any other error
+                    // is the stream's own.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
-                    // Settled before the wait below, in which a deadline may drop this future.
+                    // Settled before the wait below, during which a deadline may drop this future.
                     let ended =
                         conn.ended(ConnectionEnded::caused(EndReason::TlsHandshakeFailed, err));
                     if alerted {
@@ -158,22 +163,23 @@ where
     }
 }
 
-/// Ends a stream on which an alert was just written.
+/// Closes a stream to which an alert was just written.
 ///
-/// Closing a TCP socket that has unread input resets it, and a reset can overtake the alert; a peer that does
-/// not speak TLS has often sent more than was read. So the end is announced first, and then read up to, a little.
+/// Closing a TCP socket with unread input resets it, and a reset can overtake the alert. A peer
+/// that does not speak TLS has often sent more than was read. So this shuts down writing first and
+/// then reads a little.
 async fn deliver_alert<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io) {
     let ending = async {
         io.shutdown().await?;
         tokio::io::copy(&mut io.take(ALERT_LINGER_BYTES), &mut tokio::io::sink()).await
     };
-    // However this ends, the stream is dropped next and the handshake's own error is the one to report.
+    // However this ends, the stream is dropped next, and the handshake's own error is reported.
     _ = tokio::time::timeout(ALERT_LINGER, ending).await;
 }
 
-/// What was agreed in a TLS handshake, and what the peer said of itself.
+/// The parameters of a TLS session, and the peer's name and certificates.
 ///
-/// Each accessor names the OpenTelemetry attribute that its value is one for.
+/// Each accessor names the OpenTelemetry attribute for its value.
 ///
 /// ```
 /// use tower_tcp::{Connection, tls::TlsInfo};
@@ -213,44 +219,48 @@ impl TlsInfo {
         }
     }
 
-    /// Returns the version, `1.2` or `1.3`: `tls.protocol.version`.
+    /// Returns the TLS version, `1.2` or `1.3`: `tls.protocol.version`.
     pub fn version(&self) -> &'static str {
         self.version
     }
 
-    /// Returns the cipher suite by its registered name, such as `TLS_AES_128_GCM_SHA256`: `tls.cipher`.
+    /// Returns the registered name of the cipher suite, such as `TLS_AES_128_GCM_SHA256`:
+    /// `tls.cipher`.
     pub fn cipher_suite(&self) -> &'static str {
         self.cipher_suite
     }
 
-    /// Returns the protocol agreed on by ALPN, if both sides named any: `tls.next_protocol`.
+    /// Returns the protocol that ALPN selected, if both sides offered any: `tls.next_protocol`.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.alpn.as_deref()
     }
 
-    /// Returns the name of the server that the peer asked for (SNI), in lower case: `tls.client.server_name`.
+    /// Returns the server name that the peer requested (SNI), in lower case:
+    /// `tls.client.server_name`.
     ///
-    /// The peer chose it freely: it is no proof of anything.
+    /// The peer chose it freely, so it proves nothing.
     pub fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref()
     }
 
     /// Returns the peer's certificates, its own first, in DER: `tls.client.certificate_chain`.
     ///
-    /// They were verified. There are none unless they were asked for ([`TlsBuilder::client_certificates`]).
+    /// They are verified. The slice is empty unless [`TlsBuilder::client_certificates`] asks for
+    /// them.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
     }
 
-    /// Returns whether this handshake took up an earlier session: `tls.resumed`.
+    /// Returns whether the handshake resumed an earlier session: `tls.resumed`.
     ///
-    /// The certificates are then those of the earlier one.
+    /// The certificates are then those of the earlier handshake.
     pub fn is_resumed(&self) -> bool {
         self.resumed
     }
 }
 
-/// rustls writes `TLS13_` where the registry, and with it everybody's dashboards, write `TLS_`.
+/// Returns the registered name of a cipher suite. rustls writes `TLS13_` where the registry, and so
+/// every dashboard, has `TLS_`.
 fn registered_name(suite: CipherSuite) -> Option<&'static str> {
     Some(match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",

@@ -55,7 +55,7 @@ fn connection<Io>(io: Io) -> Connection<Io> {
     Connection::new(io, Address::Memory(1), Address::Memory(2))
 }
 
-/// The hook at work on one end of a connection.
+/// Runs the hook on one end of a connection.
 async fn accept<Io>(tls: &Tls, io: Io) -> Served<Io>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -79,7 +79,7 @@ fn info(conn: &Connection<TlsStream<DuplexStream>>) -> &TlsInfo {
     conn.info().get().unwrap()
 }
 
-/// The cause of a failed handshake, after seeing that it is reported as one.
+/// Returns the cause of a failed handshake, after checking that it is reported as one.
 fn failure<Io>(served: Served<Io>) -> io::Error {
     let ended = served.err().unwrap().downcast::<ConnectionEnded>().unwrap();
     assert_eq!(ended.reason(), EndReason::TlsHandshakeFailed);
@@ -268,7 +268,8 @@ async fn b26_a_certificate_of_another_root_is_refused_even_where_none_is_require
             rustls_error(served),
             rustls::Error::InvalidCertificate(_)
         ));
-        // In TLS 1.3 the client is through before the server has seen its certificate: the alert comes on reading.
+        // In TLS 1.3 the client completes before the server has seen its certificate, so the alert
+        // arrives with the next read.
         let err = caller.unwrap().read_u8().await.unwrap_err();
         let alert = find_cause(&err);
         assert!(
@@ -291,7 +292,7 @@ async fn a_client_may_come_without_an_optional_certificate() {
     assert!(info(&served.unwrap()).peer_certificates().is_empty());
 }
 
-/// Over real sockets, because only those turn unread input into a reset.
+/// Over real sockets, because only they turn unread input into a reset.
 #[tokio::test]
 async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
     let tls = server(&made("localhost")).build().unwrap();
@@ -310,7 +311,7 @@ async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
         let (io, _) = listener.accept().await.unwrap();
         peer.write_all(&text).await.unwrap();
 
-        // Nothing is read before the server is done, so that a reset would have come by now.
+        // Nothing is read before the server is done, so a reset would have arrived by now.
         let served = accept(&tls, io).await;
         let mut answer = Vec::new();
         let read = peer.read_to_end(&mut answer).await;
@@ -385,7 +386,7 @@ async fn a_deadline_during_the_linger_does_not_change_the_reason() {
     assert_eq!(told.recv().unwrap(), EndReason::TlsHandshakeFailed);
 }
 
-/// Speaks as a client up to `limit` bytes, then leaves. Returns whether the handshake needed more.
+/// Acts as a client up to `limit` bytes, then leaves. Returns whether the handshake needed more.
 async fn leave_after(limit: usize, config: Arc<ClientConfig>, mut far: DuplexStream) -> bool {
     let mut session = ClientConnection::new(config, localhost()).unwrap();
     let mut left = limit;
@@ -430,7 +431,7 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
                 break;
             }
             let kind = failure(served).kind();
-            // The pipe breaks when the server still has something to say.
+            // The pipe breaks if the server still has data to write.
             assert!(
                 [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe].contains(&kind),
                 "after {limit} bytes: {kind}"
@@ -463,7 +464,7 @@ async fn b25_shutting_down_says_the_closing_word() {
 
         let mut text = [0; 4];
         assert_eq!(caller.read(&mut text).await.unwrap(), 3);
-        // Without the closing word this is `UnexpectedEof`.
+        // Without `close_notify` this is `UnexpectedEof`.
         assert_eq!(caller.read(&mut text).await.unwrap(), 0);
     }
 }
