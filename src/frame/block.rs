@@ -1,4 +1,4 @@
-//! Blocks of one size.
+//! Blocks of a fixed size.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// Blocks of bytes, all of one size, with nothing between them.
+/// A codec for blocks of a fixed size, with nothing between them.
 ///
 /// ```
 /// use std::num::NonZeroUsize;
@@ -29,7 +29,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Makes the codec for blocks of a size in bytes.
+    /// Creates the codec for blocks of a size in bytes.
     pub fn new(size: NonZeroUsize) -> Self {
         Self { size }
     }
@@ -58,7 +58,8 @@ impl Decoder for Block {
     }
 }
 
-// The only one: with a second, a service that returns a plain value would have to name its type.
+// The only `Encoder`. With a second one, a service that returns a plain value would have to name
+// its type.
 impl Encoder<Bytes> for Block {
     type Error = BlockError;
 
@@ -76,19 +77,20 @@ impl Encoder<Bytes> for Block {
     }
 }
 
-/// What [`Block`] fails with.
+/// The error of [`Block`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BlockError {
-    /// What was to be written does not have the size of a block. Nothing of it was written.
+    /// An item to encode does not have the size of a block. Nothing was written.
     #[error("block of {actual} bytes where {expected} are due")]
     WrongSize {
         /// The size of a block in bytes.
         expected: usize,
-        /// The size in bytes of what was to be written.
+        /// The size of the item in bytes.
         actual: usize,
     },
-    /// The stream failed, or ended within a block ([`UnexpectedEof`](io::ErrorKind::UnexpectedEof)).
+    /// The stream failed, or ended within a block
+    /// ([`UnexpectedEof`](io::ErrorKind::UnexpectedEof)).
     #[error("cannot read or write blocks")]
     Io(#[from] io::Error),
 }

@@ -1,4 +1,4 @@
-//! Several frames at a time.
+//! Decodes several frames at once.
 
 use std::mem;
 use std::num::NonZeroUsize;
@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec of so many frames at a time: see [`CodecExt::chunks`](super::CodecExt::chunks).
+/// A codec whose items are several frames each. See [`CodecExt::chunks`](super::CodecExt::chunks).
 ///
 /// ```
 /// use std::num::NonZeroUsize;
@@ -31,7 +31,7 @@ pub struct Chunks<C: Decoder> {
     failed: Option<Failed<C::Error>>,
 }
 
-/// What the codec failed with behind the items that were held, which are delivered first.
+/// The error behind held items, which are delivered first.
 #[derive(Debug)]
 enum Failed<E> {
     Reading(E),
@@ -43,20 +43,20 @@ impl<C: Decoder> Chunks<C> {
         Self {
             codec,
             size,
-            // Nothing is reserved for items that have not come.
+            // Allocated as items arrive, not in advance.
             held: Vec::new(),
             failed: None,
         }
     }
 
-    /// Takes in an item; returns all of them when that makes it enough.
+    /// Adds an item. Returns the chunk if that completes it.
     #[inline]
     fn push(&mut self, item: C::Item) -> Option<Vec<C::Item>> {
         self.held.push(item);
         (self.held.len() == self.size.get()).then(|| mem::take(&mut self.held))
     }
 
-    /// Returns what is held, if that is anything.
+    /// Returns the held items, if there are any.
     fn leftover(&mut self) -> Option<Vec<C::Item>> {
         (!self.held.is_empty()).then(|| mem::take(&mut self.held))
     }
@@ -69,7 +69,7 @@ impl<C: Decoder> Decoder for Chunks<C> {
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Vec<C::Item>>, C::Error> {
         match self.failed.take() {
             Some(Failed::Reading(err)) => return Err(err),
-            // It is for `decode_eof` to return, by which a caller knows it from other errors.
+            // Left for `decode_eof`, because a caller tells its errors from others.
             at_end => self.failed = at_end,
         }
         loop {

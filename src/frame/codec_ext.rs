@@ -1,4 +1,4 @@
-//! What can be done to any codec.
+//! Combinators for any codec.
 
 use std::num::NonZeroUsize;
 
@@ -8,9 +8,9 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 
 /// Combinators for codecs.
 ///
-/// Each takes a codec and gives another, named as the combinator of streams that does the same. The side that is not
-/// named passes unchanged, items are moved and never cloned, and where the codec encodes one type, so does what is made
-/// of it. Errors are those of the codec.
+/// Each method takes a codec and returns another one. It is named after the stream combinator that
+/// does the same. The other direction passes unchanged. Items are moved, never cloned. If the codec
+/// encodes a single type, so does the new one. Errors are those of the codec.
 ///
 /// ```no_run
 /// use std::convert::Infallible;
@@ -37,18 +37,19 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 ///
 /// # In a pipeline
 ///
-/// To a [`Pipeline`](crate::Pipeline) a frame is what the outermost codec returns. So an item that is filtered out is
-/// no activity and does not put off [`Limits::idle`](crate::pipeline::Limits::idle); a peer's heartbeats are better
-/// given to the service, which answers them with no reply.
+/// A [`Pipeline`](crate::Pipeline) counts the items of the outermost codec as frames. So an item
+/// that is filtered out is no activity, and does not extend
+/// [`Limits::idle`](crate::pipeline::Limits::idle). Pass the heartbeats of a peer to the service,
+/// which can answer them with no reply.
 ///
-/// And [`Limits::max_frame`](crate::pipeline::Limits::max_frame) counts all that is decoded at once for one item: the
-/// frames of a chunk, and those that were filtered out in front of it, as far as they came together. It has to be
-/// large enough for these; what bounds a single frame is then the codec's own limit.
+/// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes decoded at once
+/// for one item: the frames of a chunk, and the frames filtered out in front of it if they arrived
+/// together. Set it large enough for them. The codec's own limit then bounds a single frame.
 pub trait CodecExt: Decoder + Sized {
-    /// Passes each decoded item through a function.
+    /// Maps each decoded item by a function.
     ///
-    /// One that can fail returns a `Result`, which is then the item, so that the service can answer a request that
-    /// makes no sense; an error of the codec would end the connection.
+    /// A function that can fail returns a `Result`, which becomes the item. So the service can
+    /// answer an invalid request, while an error of the codec ends the connection.
     fn map_decode<U, F>(self, f: F) -> MapDecode<Self, F>
     where
         F: FnMut(Self::Item) -> U,
@@ -56,8 +57,9 @@ pub trait CodecExt: Decoder + Sized {
         MapDecode::new(self, f)
     }
 
-    /// Passes each item through a function before it is encoded. The function's argument is what the new codec
-    /// encodes, so its type has to be named.
+    /// Maps each item by a function before encoding it.
+    ///
+    /// The argument of the function is the item type of the new codec, so its type must be named.
     fn map_encode<T, U, F>(self, f: F) -> MapEncode<Self, F>
     where
         Self: Encoder<U>,
@@ -66,7 +68,7 @@ pub trait CodecExt: Decoder + Sized {
         MapEncode::new(self, f)
     }
 
-    /// Drops the decoded items for which a function returns `false`, and goes on with those behind them.
+    /// Drops the decoded items for which a function returns `false`.
     fn filter_decode<F>(self, keep: F) -> FilterDecode<Self, F>
     where
         F: FnMut(&Self::Item) -> bool,
@@ -74,7 +76,7 @@ pub trait CodecExt: Decoder + Sized {
         FilterDecode::new(self, keep)
     }
 
-    /// Writes nothing for the items for which a function returns `false`.
+    /// Encodes nothing for the items for which a function returns `false`.
     fn filter_encode<T, F>(self, keep: F) -> FilterEncode<Self, F>
     where
         Self: Encoder<T>,
@@ -83,27 +85,29 @@ pub trait CodecExt: Decoder + Sized {
         FilterEncode::new(self, keep)
     }
 
-    /// Decodes so many items into one `Vec`, and encodes the items of a `Vec` one after another: all of them, or none
-    /// when one of them cannot be encoded.
+    /// Decodes `size` items into one `Vec`, and encodes the items of a `Vec` in order. If one item
+    /// cannot be encoded, nothing is written.
     ///
-    /// What is left at the end of the stream is delivered as a shorter one, and so is what came before an error of
-    /// the codec, with the error behind it. A connection that ends in another way, by a deadline or at a drain, drops
-    /// what is not a whole chunk.
+    /// At the end of the stream, the remaining items are delivered as a shorter `Vec`. The same
+    /// happens before an error of the codec. A connection that ends in another way, by a deadline
+    /// or a drain, drops an incomplete chunk.
     ///
-    /// Up to `size - 1` items are held while the next ones come: memory for as many frames of the largest size, which a
-    /// peer may keep for as long as a pipeline's [`Limits::idle`](crate::pipeline::Limits::idle).
+    /// Up to `size - 1` items are held until the next ones arrive. That is memory for as many
+    /// frames of the largest size, and a peer may hold it for as long as the pipeline's
+    /// [`Limits::idle`](crate::pipeline::Limits::idle).
     fn chunks(self, size: NonZeroUsize) -> Chunks<Self> {
         Chunks::new(self, size)
     }
 
-    /// Decodes with a second codec what is in the frames of this one, and encodes into frames of this one what the
-    /// second has encoded: one for each item.
+    /// Decodes the content of this codec's frames with an inner codec, and writes each item of the
+    /// inner codec as one frame of this one.
     ///
-    /// The frames decoded are one stream to the inner codec: its own may begin and end anywhere in them. Where that
-    /// stream ends within one of them, that is an error. An item that the inner codec encodes as no bytes is no frame.
+    /// The inner codec sees the contents of the frames as one stream, so its own frames may begin
+    /// and end anywhere in them. It is an error if the stream ends within an inner frame. An item
+    /// that the inner codec encodes to no bytes is not written.
     ///
-    /// Besides what the codecs hold, at most one frame of the outer codec and an unfinished one of the inner are held,
-    /// the latter limited by [`Then::max_frame`]. Both are out of reach for whoever takes over the stream.
+    /// Besides the state of both codecs, at most one outer frame and one incomplete inner frame are
+    /// held. [`Then::max_frame`] limits the latter. An upgrade does not get these bytes.
     fn then<I>(self, inner: I) -> Then<Self, I>
     where
         Self::Item: AsRef<[u8]>,

@@ -1,9 +1,10 @@
-//! Codecs that leave some items out.
+//! Codecs that filter items.
 
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec that drops some of what it decodes: see [`CodecExt::filter_decode`](super::CodecExt::filter_decode).
+/// A codec that drops some decoded items. See
+/// [`CodecExt::filter_decode`](super::CodecExt::filter_decode).
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -32,7 +33,7 @@ impl<C: Decoder, F: FnMut(&C::Item) -> bool> Decoder for FilterDecode<C, F> {
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
-        // `None` would mean that nothing more can be decoded, so it must not stand for an item that is dropped.
+        // `None` means that nothing more can be decoded, so it must not stand for a dropped item.
         while let Some(item) = self.codec.decode(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));
@@ -60,7 +61,8 @@ impl<C: Encoder<T>, F, T> Encoder<T> for FilterDecode<C, F> {
     }
 }
 
-/// A codec that writes nothing for some items: see [`CodecExt::filter_encode`](super::CodecExt::filter_encode).
+/// A codec that encodes some items only. See
+/// [`CodecExt::filter_encode`](super::CodecExt::filter_encode).
 ///
 /// ```
 /// use bytes::{Bytes, BytesMut};

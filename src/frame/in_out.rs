@@ -1,15 +1,15 @@
-//! One codec in, another out.
+//! Joins a decoder and an encoder.
 
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec of two halves: what is read is decoded by `D`, what is written is encoded by `E`.
+/// A codec of two halves. `D` decodes the input, `E` encodes the output.
 ///
 /// ```
 /// use tokio_util::codec::BytesCodec;
 /// use tower_tcp::frame::{InOut, Lines};
 ///
-/// // Commands come as lines, answers go as they are.
+/// // Commands are lines, replies are raw bytes.
 /// let codec = InOut::new(Lines::default(), BytesCodec::new());
 /// # let _ = codec;
 /// ```

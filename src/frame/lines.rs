@@ -9,17 +9,18 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::FrameTooLarge;
 
-/// Lines of bytes that end with LF or CRLF, without their ending.
+/// A codec for lines of bytes that end with LF or CRLF. Items do not include the ending.
 ///
-/// The bytes need not be text; nothing but the ending is looked at. A line takes linear time in whatever pieces it
-/// comes, and nothing is reserved ahead of the bytes that came.
+/// The bytes need not be text, because only the ending is interpreted. Decoding a line takes linear
+/// time, in whatever pieces it arrives. No memory is reserved for bytes that have not arrived.
 ///
 /// # Writing
 ///
-/// Each item is written with an ending after it: LF, or CRLF for [`Lines::crlf`]. What stands in the item is written
-/// as it is, so one that contains line breaks is several lines to the peer. That is how a reply of several lines is
-/// written at once, and not checked, since a check would cost every reply a search: whoever puts a peer's words into
-/// a reply takes the line breaks out of them. (A line that was read here has no LF, but may have a CR.)
+/// Each item is written with an ending: LF, or CRLF for [`Lines::crlf`]. The item itself is written
+/// unchanged, so an item with line breaks is several lines to the peer. A reply of several lines
+/// can be written this way. Line breaks are not checked, because a check would search every reply.
+/// A service that puts a peer's data into a reply must remove them. (A line decoded here contains
+/// no LF, but may contain a CR.)
 ///
 /// # Examples
 ///
@@ -40,7 +41,7 @@ pub struct Lines {
     max: usize,
     ending: LineEnding,
     unterminated: Unterminated,
-    /// How much of the buffer holds no LF, so that no byte is searched twice.
+    /// The length of the buffer's beginning without an LF, so that no byte is searched twice.
     searched: usize,
 }
 
@@ -68,7 +69,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// Makes lines that are written with CRLF. They are read with either, as always.
+    /// Creates a codec that writes CRLF. It reads both endings, as always.
     #[must_use]
     pub fn crlf() -> Self {
         Self {
@@ -77,19 +78,22 @@ impl Lines {
         }
     }
 
-    /// Sets the longest line to read, in bytes on the wire with its ending: 65,536, which is far beyond what line
-    /// protocols use and bounds what one peer can make the server keep. Zero admits no line at all.
+    /// Sets the longest line to decode, in bytes on the wire, its ending included. Zero allows no
+    /// line at all.
     ///
-    /// A longer one is an error as soon as so many bytes have come without an LF. The error stays: every later call
-    /// returns it again, since where the next line begins is not known.
+    /// Default: 65,536. Why: it is far more than line protocols use, and bounds the memory of a
+    /// peer. When reached: decoding fails as soon as that many bytes have arrived without an LF.
+    ///
+    /// Every later call fails too, because the beginning of the next line is unknown.
     #[must_use]
     pub fn max_line(mut self, bytes: usize) -> Self {
         self.max = bytes;
         self
     }
 
-    /// Delivers what stands without an ending at the end of the stream as the last line. By default that is an error,
-    /// so that a command that was cut in half is not run.
+    /// Delivers an unterminated last line at the end of the stream.
+    ///
+    /// Default: it is an error. Why: a truncated command must not run.
     #[must_use]
     pub fn deliver_unterminated(mut self) -> Self {
         self.unterminated = Unterminated::Delivered;
@@ -103,7 +107,7 @@ impl Decoder for Lines {
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Bytes>, LinesError> {
-        // An LF at `max` or behind it ends a line that is too long.
+        // A line whose LF is at `max` or behind it is too long.
         let end = src.len().min(self.max);
         let start = self.searched.min(end);
         if let Some(offset) = memchr(b'\n', &src[start..end]) {
@@ -137,7 +141,7 @@ impl Decoder for Lines {
     }
 }
 
-/// Takes the bytes up to `end` out of the buffer, and returns them without the CR at their end.
+/// Takes a line of `end` bytes out of the buffer and returns it without a final CR.
 #[inline]
 fn take_line(src: &mut BytesMut, end: usize) -> Bytes {
     let mut line = src.split_to(end);
@@ -147,7 +151,8 @@ fn take_line(src: &mut BytesMut, end: usize) -> Bytes {
     line.freeze()
 }
 
-// The only one: with a second, a service that returns a plain value would have to name its type.
+// The only `Encoder`. With a second one, a service that returns a plain value would have to name
+// its type.
 impl Encoder<Bytes> for Lines {
     type Error = LinesError;
 
@@ -163,7 +168,7 @@ impl Encoder<Bytes> for Lines {
     }
 }
 
-/// What [`Lines`] fails with.
+/// The error of [`Lines`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LinesError {

@@ -1,9 +1,10 @@
-//! Codecs whose items are turned into others.
+//! Codecs that map items.
 
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec whose decoded items go through a function: see [`CodecExt::map_decode`](super::CodecExt::map_decode).
+/// A codec that maps decoded items by a function. See
+/// [`CodecExt::map_decode`](super::CodecExt::map_decode).
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -50,7 +51,7 @@ impl<C: Encoder<T>, F, T> Encoder<T> for MapDecode<C, F> {
     }
 }
 
-/// A codec whose items go through a function before they are encoded: see
+/// A codec that maps items by a function before it encodes them. See
 /// [`CodecExt::map_encode`](super::CodecExt::map_encode).
 ///
 /// ```

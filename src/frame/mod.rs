@@ -1,10 +1,13 @@
-//! Bytes to frames and back.
+//! Codecs: from bytes to frames and back.
 //!
-//! A codec is a [`Decoder`](tokio_util::codec::Decoder) of requests and an [`Encoder`](tokio_util::codec::Encoder) of
-//! replies; each connection gets its own. Here are [`Lines`] and [`Block`], and [`InOut`] to join two of which each
-//! does one half. Length-prefixed frames and bare bytes are in [`tokio_util::codec`].
-//! [`CodecExt`] has what can be done to any of them: map and filter what is read or written, read several frames at a
-//! time, and put one codec into the frames of another. With the feature `serde`, `Serde` reads and writes documents.
+//! A codec is a [`Decoder`](tokio_util::codec::Decoder) of requests and an
+//! [`Encoder`](tokio_util::codec::Encoder) of replies. Each connection gets its own. This module
+//! has [`Lines`] and [`Block`], and [`InOut`], which joins a decoder and an encoder. For
+//! length-prefixed frames and raw bytes, use the codecs of [`tokio_util::codec`].
+//!
+//! [`CodecExt`] adapts any codec: it maps and filters items, decodes several frames at once, and
+//! nests one codec in the frames of another. With the feature `serde`, `Serde` reads and writes
+//! documents.
 
 mod block;
 mod chunks;
@@ -36,7 +39,7 @@ pub(crate) use output::Output;
 pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};
 
-/// A frame was larger than the limit.
+/// The error for a frame larger than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("frame larger than {limit} bytes")]
 pub struct FrameTooLarge {
@@ -44,7 +47,8 @@ pub struct FrameTooLarge {
 }
 
 impl FrameTooLarge {
-    /// Makes the error for a limit in bytes, for use by codecs: the pipeline then knows why the connection ended.
+    /// Creates the error for a limit in bytes. A codec that returns it ends the connection with
+    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge).
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }

@@ -1,4 +1,4 @@
-//! Documents of any format that serde knows.
+//! Documents in any format of serde.
 
 use std::fmt;
 use std::io;
@@ -12,16 +12,17 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::FrameTooLarge;
 
-/// The length in front of each document, a big-endian `u32`.
+/// The length of the prefix: a big-endian `u32`.
 const PREFIX: usize = size_of::<u32>();
 
-/// Documents with their length in front: `In` is read, `Out` is written, in a [`Format`] that is JSON unless another is
-/// given (feature `serde`).
+/// A codec for length-prefixed documents (feature `serde`). It reads `In` and writes `Out`, in a
+/// [`Format`] that defaults to JSON.
 ///
-/// On the wire a document is its length in bytes as a big-endian `u32`, and the document. Nothing is reserved for a
-/// length that was merely announced, and a peer that announces too much is refused before it has sent it.
+/// On the wire a document follows its length in bytes, a big-endian `u32`. No memory is reserved
+/// for an announced length. If the announced length is over the limit, decoding fails before the
+/// document arrives.
 ///
-/// A document that cannot be read as an `In` is an error, which ends the connection; with
+/// A document that cannot be read as `In` is an error, which ends the connection. With
 /// [`recoverable`](Self::recoverable) it is an item.
 ///
 /// ```
@@ -43,9 +44,9 @@ const PREFIX: usize = size_of::<u32>();
 ///
 /// # Memory and depth
 ///
-/// A document takes more memory read than on the wire, by what `In` makes of it: a `serde_json::Value` for each `1,` of
-/// an array, some sixteen times as much. So let `In` be the type that is wanted, and not a `Value`.
-/// [`Json`] says how deep documents may be.
+/// A document takes more memory than on the wire. How much depends on `In`: read as a
+/// `serde_json::Value`, an array of ones takes some sixteen times as much. So use the type that you
+/// need for `In`, not `Value`. [`Json`] limits the depth of documents.
 pub struct Serde<In, Out, F = Json> {
     format: F,
     max_frame: usize,
@@ -77,7 +78,7 @@ impl<In, Out, F: fmt::Debug> fmt::Debug for Serde<In, Out, F> {
 }
 
 impl<In, Out, F> Serde<In, Out, F> {
-    /// Makes the codec for a format.
+    /// Creates the codec for a format.
     pub fn new(format: F) -> Self {
         Self {
             format,
@@ -86,18 +87,22 @@ impl<In, Out, F> Serde<In, Out, F> {
         }
     }
 
-    /// Sets the largest frame, read or written, in bytes on the wire with the four of its length: 65,536, as that of
-    /// the pipeline, whose [`Limits::max_frame`](crate::pipeline::Limits::max_frame) has to be raised along with it.
+    /// Sets the largest frame to read or write, in bytes on the wire, the four bytes of the prefix
+    /// included.
     ///
-    /// A larger one is an error as soon as its length is read. The error stays, since its bytes are still to come.
+    /// Default: 64 KiB. Why: it is the default of the pipeline; raise
+    /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) together with this. When reached:
+    /// decoding fails as soon as the length is read, and encoding writes nothing.
+    ///
+    /// Every later call to decode fails too, because the bytes of the frame are still to come.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
     }
 
-    /// Returns the codec whose items are `Result<In, F::Error>`: a document that cannot be read is one of them, and
-    /// the connection goes on behind it.
+    /// Returns a codec whose items are `Result<In, F::Error>`. A document that cannot be read
+    /// becomes an item, and the connection continues.
     ///
     /// ```
     /// use bytes::BytesMut;
@@ -116,7 +121,7 @@ impl<In, Out, F> Serde<In, Out, F> {
 }
 
 impl<In, Out, F> Serde<In, Out, F> {
-    /// Returns whether a document of so many bytes is within the limit.
+    /// Returns whether a document of `len` bytes is within the limit.
     fn fits(&self, len: usize) -> bool {
         len.saturating_add(PREFIX) <= self.max_frame
     }
@@ -156,7 +161,8 @@ impl<In: DeserializeOwned, Out, F: Format> Decoder for Serde<In, Out, F> {
     }
 }
 
-// The only one: with a second, a service that returns a plain value would have to name its type.
+// The only `Encoder`. With a second one, a service that returns a plain value would have to name
+// its type.
 impl<In, Out: Serialize, F: Format> Encoder<Out> for Serde<In, Out, F> {
     type Error = SerdeError<F::Error>;
 
@@ -178,7 +184,7 @@ impl<In, Out: Serialize, F: Format> Encoder<Out> for Serde<In, Out, F> {
     }
 }
 
-/// [`Serde`] with documents that cannot be read as items: see [`Serde::recoverable`].
+/// A [`Serde`] that returns unreadable documents as items. See [`Serde::recoverable`].
 pub struct RecoverableSerde<In, Out, F = Json>(Serde<In, Out, F>);
 
 impl<In, Out, F: Clone> Clone for RecoverableSerde<In, Out, F> {
@@ -215,7 +221,7 @@ impl<In, Out: Serialize, F: Format> Encoder<Out> for RecoverableSerde<In, Out, F
     }
 }
 
-/// At the end of the stream, what is left without being a document was cut off.
+/// Returns an error if the stream ended within a document.
 fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeError<E>> {
     if document.is_none() && !src.is_empty() {
         return Err(SerdeError::Io(io::Error::new(
@@ -226,14 +232,14 @@ fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeE
     Ok(document)
 }
 
-/// How documents are written: what has to be told of a serde format for [`Serde`] to use it.
+/// A serde format for [`Serde`]: reads and writes documents.
 ///
 /// ```
 /// use std::io::Write;
 /// use serde::{Serialize, de::DeserializeOwned};
 /// use tower_tcp::frame::{Format, Serde};
 ///
-/// /// JSON that a human can read.
+/// /// JSON with indentation.
 /// #[derive(Default)]
 /// struct Pretty;
 ///
@@ -253,28 +259,30 @@ fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeE
 /// # let _ = codec;
 /// ```
 pub trait Format {
-    /// What it fails with.
+    /// The error for a document that cannot be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads a whole document. What stands behind one is an error, too, or a peer could hide something there.
+    /// Reads a whole document. Data behind it must be an error too, or a peer could hide data
+    /// there.
     ///
     /// # Errors
     ///
-    /// If the document is not well-formed, or is not a `T`.
+    /// Returns an error if the document is malformed, or is not a `T`.
     fn read<T: DeserializeOwned>(&self, document: &[u8]) -> Result<T, Self::Error>;
 
-    /// Writes a document; writing itself does not fail.
+    /// Writes a document. The writer itself never fails.
     ///
     /// # Errors
     ///
-    /// If the value cannot be written in this format.
+    /// Returns an error if the value cannot be written in this format.
     fn write<T: Serialize>(&self, value: &T, to: impl io::Write) -> Result<(), Self::Error>;
 }
 
-/// JSON by `serde_json`.
+/// JSON, by `serde_json`.
 ///
-/// It refuses to read what is nested 128 deep (its own limit, so that no peer can exhaust the stack), and anything
-/// but white space behind a document. It writes values of any depth.
+/// It refuses documents nested 128 deep, which is `serde_json`'s own limit, so that no peer can
+/// exhaust the stack. It refuses anything but white space behind a document. It writes values of
+/// any depth.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
@@ -290,17 +298,18 @@ impl Format for Json {
     }
 }
 
-/// What [`Serde`] fails with; `E` is the error of its [`Format`].
+/// The error of [`Serde`]. `E` is the error of its [`Format`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SerdeError<E> {
-    /// A document was larger than [`max_frame`](Serde::max_frame). Nothing of it was written.
+    /// A document was larger than [`max_frame`](Serde::max_frame). Nothing was written.
     #[error("document too large")]
     TooLarge(#[from] FrameTooLarge),
-    /// A document could not be read, or a value not written; then nothing of it was.
+    /// A document could not be read, or a value could not be written. Nothing was written.
     #[error("cannot read or write a document")]
     Document(#[source] E),
-    /// The stream failed, or ended within a document ([`UnexpectedEof`](io::ErrorKind::UnexpectedEof)).
+    /// The stream failed, or ended within a document
+    /// ([`UnexpectedEof`](io::ErrorKind::UnexpectedEof)).
     #[error("cannot read or write documents")]
     Io(#[from] io::Error),
 }

@@ -1,4 +1,4 @@
-//! One codec in the frames of another.
+//! Nests one codec in the frames of another.
 
 use std::io;
 
@@ -9,10 +9,10 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::within::decode_within;
 use super::{FrameTooLarge, Input};
 
-/// As much as the pipeline's own default: more than the line of any text protocol.
+/// The same as the default of the pipeline: more than a line of any text protocol.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// An inner codec in the frames of an outer one: see [`CodecExt::then`](super::CodecExt::then).
+/// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).
 ///
 /// ```
 /// use bytes::{Bytes, BytesMut};
@@ -31,7 +31,7 @@ const MAX_FRAME: usize = 64 * 1024;
 pub struct Then<O, I> {
     outer: O,
     inner: I,
-    /// What came in frames of the outer codec and is not decoded yet.
+    /// The content of outer frames that is not decoded yet.
     held: Input,
     max_frame: usize,
 }
@@ -46,8 +46,10 @@ impl<O, I> Then<O, I> {
         }
     }
 
-    /// Sets the largest frame of the inner codec to read, in bytes: 64 KiB, as that of the pipeline, which sees only
-    /// the frames of the outer one. A larger one is an error, which stays.
+    /// Sets the largest frame of the inner codec to decode, in bytes.
+    ///
+    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit sees the outer
+    /// frames only. When reached: decoding fails, and so does each later call.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -65,7 +67,7 @@ where
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
         loop {
-            // Asked also when nothing is held: the inner one may hold something itself.
+            // Also when nothing is held, because the inner codec may hold an item itself.
             let item = decode_within(self.max_frame, &mut self.inner, self.held.buf())?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
@@ -92,7 +94,7 @@ where
         }
         let item = self.inner.decode_eof(self.held.buf());
         match item.map_err(ThenError::Inner)? {
-            // Whoever decodes sees only that nothing is left of the outer frames.
+            // The caller sees only that no outer frame is left.
             None if !self.held.is_empty() => {
                 let cut = io::Error::new(
                     io::ErrorKind::UnexpectedEof,
@@ -116,7 +118,7 @@ where
         let mut frame = BytesMut::new();
         let encoded = self.inner.encode(item, &mut frame);
         encoded.map_err(ThenError::Inner)?;
-        // An inner codec that left the item out is not to show as an empty frame.
+        // If the inner codec filtered the item out, do not write an empty frame for it.
         if frame.is_empty() {
             return Ok(());
         }
@@ -125,7 +127,7 @@ where
     }
 }
 
-/// What [`Then`] fails with.
+/// The error of [`Then`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ThenError<O, I> {

@@ -1,14 +1,14 @@
-//! One limit for what a decoder takes for a frame.
+//! Limits the frame size of any decoder.
 
 use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
 use super::FrameTooLarge;
 
-/// Decodes the next item out of frames that are at most `max` bytes each.
+/// Decodes the next item from frames of at most `max` bytes each.
 ///
-/// The decoder is shown `max` bytes at a time and the rest when it has taken some, so that what counts is a frame, not
-/// how many of them came together nor how many the decoder takes for one item.
+/// The decoder sees `max` bytes, and more once it has consumed some. So the limit applies to a
+/// frame, not to the number of frames that arrived together or that make one item.
 #[inline]
 pub(crate) fn decode_within<D: Decoder>(
     max: usize,
@@ -22,7 +22,7 @@ pub(crate) fn decode_within<D: Decoder>(
         let beyond = src.split_off(max);
         let decoded = decoder.decode(src);
         let has_taken = src.len() < max;
-        // Free, unless the decoder has moved what it was shown.
+        // Does not copy, unless the decoder has moved its buffer.
         src.unsplit(beyond);
         match decoded {
             Ok(None) if has_taken => {}
