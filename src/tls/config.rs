@@ -157,8 +157,8 @@ impl TlsBuilder {
         self
     }
 
-    /// Asks clients for a certificate issued by one of these roots, passed as PEM text. Default: no
-    /// certificate is requested.
+    /// Asks clients for a certificate that chains to one of these roots, passed as PEM text.
+    /// Default: no certificate is requested.
     ///
     /// The client's certificates are in
     /// [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates).

@@ -90,8 +90,8 @@ const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 /// It is always ready, because the handshake runs in the future. See the [module docs](self).
 ///
 /// The service fails with a boxed [`ConnectionEnded`]. Its cause is an [`io::Error`]: with a
-/// [`rustls::Error`] inside if the peer's messages were at fault, and of kind
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
+/// [`rustls::Error`] inside if the peer's messages were at fault, or else the error of the stream,
+/// such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
