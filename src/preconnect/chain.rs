@@ -9,16 +9,19 @@ use crate::error::BoxError;
 
 /// Combinators for pre-connect hooks.
 pub trait PreConnectExt: Sized {
-    /// Runs `next` on what this hook makes of a connection: first the outer protocol, then the inner one.
+    /// Runs `next` on the connection that this hook returns: first the outer protocol, then the
+    /// inner one.
     ///
-    /// (Stock `ServiceExt::then` is another thing, hence the name.)
+    /// It is not named `then`, because `ServiceExt::then` of tower does something else.
     fn chain<H>(self, next: H) -> Chain<Self, H> {
         Chain { first: self, next }
     }
 
-    /// Runs this hook for the connections that `predicate` is true of, by what is known of them; the others go by as they are.
+    /// Runs this hook only for connections for which `predicate` returns `true`. Others pass
+    /// through unchanged.
     ///
-    /// The stream is then one of two: what the hook made of it on the left, what it was on the right.
+    /// The stream becomes an [`Either`](super::Either): `Left` as the hook returned it, or `Right`
+    /// as it was.
     ///
     /// ```
     /// # #[cfg(feature = "tls")]
@@ -29,7 +32,7 @@ pub trait PreConnectExt: Sized {
     /// # use tower_tcp::{BoxError, Connection};
     /// # use tower::{Layer, Service, service_fn};
     ///
-    /// /// TLS for those that begin it, on the same port as without.
+    /// /// TLS for clients that begin it, and plain text for others, on one port.
     /// fn optional(tls: Tls) -> PreConnectLayer<impl Service<Connection<Socket>> + Clone> {
     ///     let peek = Peek::new(Protocol::detect).unknown(Unknown::Pass);
     ///     PreConnectLayer::new(peek.chain(tls.when(|info| info.get() == Some(&Protocol::Tls))))
@@ -49,7 +52,7 @@ pub trait PreConnectExt: Sized {
 
 impl<H> PreConnectExt for H {}
 
-/// Two hooks, one after the other. Made by [`PreConnectExt::chain`].
+/// Two hooks, one after the other. Created by [`PreConnectExt::chain`].
 #[derive(Clone, Debug)]
 pub struct Chain<F, N> {
     first: F,
@@ -76,7 +79,8 @@ where
 
     fn call(&mut self, conn: Connection<A>) -> Self::Future {
         let first = self.first.call(conn);
-        // The next is made ready once it is needed: a place in it is not held while the peer works through the first.
+        // `next` is made ready when it is needed. So it reserves nothing while the peer is in
+        // `first`.
         let mut next = self.next.clone();
         Box::pin(async move {
             let conn = first.await.map_err(Into::into)?;

@@ -1,19 +1,19 @@
-/// What a connection's first bytes say of the protocol: what a detector answers with.
+/// The verdict of a protocol detector on a connection's first bytes.
 ///
-/// A detector is given all bytes so far, which may end anywhere, and must not change a `Yes` or `No` of its mind when more come: then what
-/// it finds does not depend on how the bytes were cut on their way.
+/// A detector gets all bytes received so far, which may end anywhere. More bytes must not change a
+/// `Yes` or `No`, so that the verdict does not depend on how the network splits them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Detection<F> {
-    /// They are of this protocol.
+    /// The bytes are of this protocol.
     Yes(F),
-    /// They may be; more are needed.
+    /// The bytes may be of this protocol. More are needed.
     NotYet,
-    /// They are not, and no more bytes will make them so.
+    /// The bytes are not of this protocol, and no more bytes will change that.
     No,
 }
 
 impl Detection<()> {
-    /// Returns whether the bytes begin with `prefix`.
+    /// Detects whether the bytes begin with `prefix`.
     pub fn starts_with(first: &[u8], prefix: &[u8]) -> Self {
         if first.starts_with(prefix) {
             Self::Yes(())
@@ -26,7 +26,7 @@ impl Detection<()> {
 }
 
 impl<F> Detection<F> {
-    /// Says what a `Yes` stands for.
+    /// Maps the fact of a `Yes` by a function.
     pub fn map<G>(self, f: impl FnOnce(F) -> G) -> Detection<G> {
         match self {
             Self::Yes(fact) => Detection::Yes(f(fact)),
@@ -35,7 +35,8 @@ impl<F> Detection<F> {
         }
     }
 
-    /// Asks another detector behind a `No`. The first has precedence: while it says `NotYet`, the other is not asked.
+    /// Calls another detector after a `No`. The first one has precedence: after a `NotYet`, the
+    /// other is not called.
     #[must_use]
     pub fn or_else(self, other: impl FnOnce() -> Self) -> Self {
         match self {
@@ -45,20 +46,22 @@ impl<F> Detection<F> {
     }
 }
 
-/// The protocols that [`Protocol::detect`] knows.
+/// A protocol that [`Protocol::detect`] recognizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// A TLS `ClientHello` ([RFC 8446 section 5.1](https://www.rfc-editor.org/rfc/rfc8446#section-5.1)), of any version since SSL 3.0.
+    /// A TLS `ClientHello` of any version since SSL 3.0
+    /// ([RFC 8446 section 5.1](https://www.rfc-editor.org/rfc/rfc8446#section-5.1)).
     Tls,
-    /// The connection preface of HTTP/2 ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)), whole.
+    /// The whole connection preface of HTTP/2
+    /// ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
     Http2,
-    /// One of the methods of HTTP/1 and the space behind it: those of
-    /// [RFC 9110 section 9](https://www.rfc-editor.org/rfc/rfc9110#section-9), and `PATCH`.
+    /// A method of HTTP/1 and the space behind it: one of
+    /// [RFC 9110 section 9](https://www.rfc-editor.org/rfc/rfc9110#section-9), or `PATCH`.
     Http1,
 }
 
-/// The longest of what [`Protocol::detect`] has to see.
+/// The longest input that [`Protocol::detect`] needs.
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const HTTP1_METHODS: [&[u8]; 9] = [
@@ -74,9 +77,11 @@ const HTTP1_METHODS: [&[u8]; 9] = [
 ];
 
 impl Protocol {
-    /// The detector of these protocols, for [`Peek::new`](super::Peek::new) or as a part of your own.
+    /// Detects these protocols. Pass it to [`Peek::new`](super::Peek::new), or call it in your own
+    /// detector.
     ///
-    /// A line protocol with a command `GET` looks like HTTP/1 to it. One of your own that is asked first can tell them apart:
+    /// A line protocol with a command `GET` looks like HTTP/1. A detector of your own that runs
+    /// first can tell them apart:
     ///
     /// ```
     /// use tower_tcp::preconnect::{Detection, Protocol};
@@ -110,7 +115,8 @@ impl Protocol {
     }
 }
 
-/// A record of type handshake, of major version 3 and whatever length, which begins with a message of type `client_hello`.
+/// Detects a record of type handshake, of major version 3 and any length, that begins with a
+/// message of type `client_hello`.
 fn client_hello(first: &[u8]) -> Detection<()> {
     const HEAD: [Option<u8>; 6] = [Some(22), Some(3), None, None, None, Some(1)];
     let mut both = HEAD.iter().zip(first);

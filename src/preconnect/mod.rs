@@ -1,12 +1,13 @@
-//! Between accept and the first frame: hooks that may turn a connection away, replace its stream, or learn about its peer.
+//! Hooks between accept and the first frame, which may reject a connection, replace its stream, or
+//! learn about its peer.
 //!
-//! A hook is a service itself: `Service<Connection<A>, Response = Connection<B>>`. TLS is one, a check of the peer's
-//! address is another, and any stock layer can wrap them. [`PreConnectLayer`] puts a hook in front of a connection
-//! service, [`PreConnectExt::chain`] one hook behind another.
+//! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. TLS is one, and so is a
+//! check of the peer's address. Any stock layer can wrap a hook. [`PreConnectLayer`] puts a hook in
+//! front of a connection service, [`PreConnectExt::chain`] puts one hook behind another.
 //!
-//! Hooks run in the connection's own task, never in the accept loop, and under one deadline and one budget for all of them:
-//! see [`PreConnectLayer`]. A hook that fails ends the connection with [`EndReason::Rejected`], or with the
-//! reason in the [`ConnectionEnded`] that it fails with.
+//! Hooks run in the connection's own task, never in the accept loop. One deadline and one budget
+//! apply to all of them: see [`PreConnectLayer`]. A hook that fails with a [`ConnectionEnded`] ends
+//! the connection with the reason in it. Any other error ends it with [`EndReason::Rejected`].
 //!
 //! ```
 //! use tower::{ServiceBuilder, service_fn};
@@ -26,13 +27,14 @@
 //! # drop(stack);
 //! ```
 //!
-//! [`Peek`] is a hook of this module: it finds out which protocol the peer speaks. [`PreConnectExt::when`] runs a hook for some connections only:
-//! TLS for those that begin with TLS.
+//! The hook [`Peek`] detects the peer's protocol. [`PreConnectExt::when`] runs a hook for some
+//! connections only, such as TLS for clients that begin it.
 //!
 //! # Clones
 //!
-//! The hook and the service behind it are cloned for each connection, and made ready in its task. A stock layer that is not
-//! `Clone` (`RateLimit`) goes outside this layer, or behind stock `Buffer`.
+//! The hook and the service behind it are cloned for each connection and made ready in its task. A
+//! stock layer that is not `Clone` (`RateLimit`) must be outside of this layer, or behind tower's
+//! `Buffer`.
 
 mod chain;
 mod detect;
@@ -63,7 +65,7 @@ use pending::{Pending, Ticket};
 pub use tokio_util::either::Either;
 pub use when::When;
 
-/// A connection's pre-connect hooks were not through in time.
+/// The error for a connection whose hooks did not complete in time.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
@@ -74,7 +76,8 @@ impl PreConnectElapsed {
     }
 }
 
-/// A connection had to leave its pre-connect hooks: too many were in theirs, and it was the oldest.
+/// The error for a connection that was evicted: too many were in their hooks, and it was the
+/// oldest.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pushed out of pre-connect by newer connections")]
 pub struct PreConnectEvicted;
@@ -88,7 +91,7 @@ pub struct PreConnectLayer<H> {
 }
 
 impl<H> PreConnectLayer<H> {
-    /// Makes the layer, with a deadline of 10 s and a budget of 512 connections.
+    /// Creates the layer, with a deadline of 10 s and a budget of 512 connections.
     pub fn new(hook: H) -> Self {
         Self {
             hook,
@@ -97,22 +100,26 @@ impl<H> PreConnectLayer<H> {
         }
     }
 
-    /// Sets the time for everything up to the service behind: the wait until the hook is ready, the hook itself, and the wait until the
-    /// service is ready. Default 10 s: several round trips of the slowest networks. `None` waits for ever: then peers that say
-    /// nothing stay until the budget evicts them.
+    /// Sets the time for everything before the service is called: the wait until the hook is ready,
+    /// the hook itself, and the wait until the service is ready. `None` disables it, so that silent
+    /// peers stay until the budget evicts them.
     ///
-    /// At the deadline the connection is dropped with [`EndReason::PreConnectTimeout`].
+    /// Default: 10 s. Why: it allows several round trips on the slowest networks. When reached: the
+    /// connection is dropped with [`EndReason::PreConnectTimeout`].
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();
         self
     }
 
-    /// Sets how many connections may be in their hooks at the same time. Default 512.
+    /// Sets the number of connections that may be in their hooks at the same time. `0` counts as 1.
     ///
-    /// When one more comes the *oldest* is dropped, with [`EndReason::PreConnectEvicted`]. If instead the new one waited, that many silent
-    /// peers could keep everybody out for a whole deadline, again and again. So to be locked out, a client must be slower than 512
-    /// connections take to arrive. `0` counts as 1.
+    /// Default: 512. Why: it bounds the memory of unfinished handshakes. When reached: the next
+    /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
+    ///
+    /// If the next one waited instead, 512 silent peers could keep out all others for a whole
+    /// deadline, again and again. A client is evicted only if 512 newer connections arrive before
+    /// its hooks are done.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));
@@ -138,7 +145,7 @@ impl<H: Clone, S> Layer<S> for PreConnectLayer<H> {
     }
 }
 
-/// A connection service behind a hook. See the [module docs](self).
+/// A connection service with a hook in front of it. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct PreConnect<H, S> {
     hook: H,
@@ -162,7 +169,8 @@ where
     type Error = BoxError;
     type Future = PreConnectFuture<S::Future>;
 
-    /// Always ready: what is inside is made ready in the connection's task, where waiting holds up nobody else.
+    /// Always ready. The hook and the service are made ready in the connection's task, where a wait
+    /// delays no other connection.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
@@ -187,7 +195,7 @@ where
     }
 }
 
-/// Takes the connection through the hook and makes the service behind it ready.
+/// Runs the hook on the connection and makes the service behind it ready.
 async fn through<A, B, H, S>(
     mut hook: H,
     mut inner: S,
@@ -210,7 +218,8 @@ async fn ready<R, S: Service<R>>(service: &mut S) -> Result<(), S::Error> {
     std::future::poll_fn(|cx| service.poll_ready(cx)).await
 }
 
-/// A hook that gives no reason of its own has turned the connection away.
+/// Converts an error of a hook. Without a reason of its own, it means that the connection is
+/// rejected.
 fn rejected(err: impl Into<BoxError>) -> BoxError {
     let err = err.into();
     if find_cause::<ConnectionEnded>(&*err).is_some() {
@@ -226,7 +235,7 @@ async fn within<T>(
 ) -> Result<T, BoxError> {
     let limit = elapsed(deadline);
     tokio::pin!(limit, work);
-    // The work first: what is through in time is not failed because its task was polled late.
+    // The work first: if it completed in time, it does not fail because its task was polled late.
     match select(work, select(limit, ticket.evicted())).await {
         future::Either::Left((done, _)) => done,
         future::Either::Right((future::Either::Left((limit, _)), _)) => {
@@ -240,7 +249,7 @@ async fn within<T>(
     }
 }
 
-/// Waits for the end of a time, and a little longer if it is noticed late.
+/// Waits for `limit`, and a little longer if the end is noticed late.
 async fn elapsed(limit: Option<Duration>) -> Duration {
     let Some(limit) = limit else {
         return std::future::pending().await;
@@ -253,8 +262,10 @@ async fn elapsed(limit: Option<Duration>) -> Duration {
     limit
 }
 
-/// The future of [`PreConnect`]. What goes through the hooks is boxed, since its type would name them all, and given back behind them: a
-/// handshake takes several times as much as the connection that rests.
+/// The future of [`PreConnect`].
+///
+/// The hooks' future is boxed, because its type would name all hooks. It is dropped when they are
+/// done, because a handshake takes several times the memory of an idle connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct PreConnectFuture<F>(#[pin] PreConnectState<F>);

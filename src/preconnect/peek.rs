@@ -17,37 +17,48 @@ use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
-/// A connection's first bytes were of no protocol that its [`Peek`] knows.
+/// The error for a connection whose first bytes no protocol of its [`Peek`] matches.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;
 
-/// What becomes of a connection whose protocol a [`Peek`] does not find.
+/// The policy of a [`Peek`] for a connection whose protocol it does not find.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unknown {
-    /// It ends.
+    /// Ends the connection.
     #[default]
     Refuse,
-    /// It goes on without a fact, as what none of the known ones is: also a peer that waits for the server to speak first.
+    /// Passes the connection on without a fact. This includes a peer that waits for the server to
+    /// send first.
     Pass,
 }
 
-/// A hook that finds out which protocol the peer speaks by its first bytes, and leaves them to be read.
+/// A hook that detects the peer's protocol by its first bytes. The bytes stay to be read.
 ///
-/// The detector, such as [`Protocol::detect`](super::Protocol::detect), is given all bytes so far until it says yes or no. What it finds is in
-/// [`ConnectionInfo::get`](crate::ConnectionInfo::get), under its type; the stream is one from which the bytes are read again,
-/// and nothing is counted as read before. This works on any stream: TCP, Unix sockets, inside of TLS, in memory.
+/// It calls the detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
+/// received so far, until it returns `Yes` or `No`. The fact of a `Yes` is added to the connection
+/// under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The returned stream
+/// delivers the bytes again, and only then are they counted. This works on any stream: TCP, Unix
+/// sockets, inside TLS, in memory.
 ///
-/// | bound | default | why | reached, [refusing](Unknown::Refuse) |
-/// | --- | --- | --- | --- |
-/// | [`bytes`](Self::bytes) | 24 | the longest that `Protocol::detect` has to see: the preface of HTTP/2 | [`Rejected`](EndReason::Rejected), with [`UnknownProtocol`] |
-/// | [`deadline`](Self::deadline) | 5 s | half of [the layer's](super::PreConnectLayer::deadline): who is let pass has as long again for TLS | [`PreConnectTimeout`](EndReason::PreConnectTimeout) |
+/// | bound | default | why |
+/// | --- | --- | --- |
+/// | [`bytes`](Self::bytes) | 24 | the HTTP/2 preface, the longest that `Protocol` needs |
+/// | [`deadline`](Self::deadline) | 5 s | leaves the other half of the layer's for TLS |
 ///
-/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) says when this is the way to tell protocols apart, and what goes with it.
+/// With [`Unknown::Refuse`], a connection without a fact ends. The reason is
 ///
-/// A peer that leaves without a byte has ended with [`PeerClosed`](EndReason::PeerClosed), one that leaves undecided with
-/// [`Truncated`](EndReason::Truncated).
+/// - [`Rejected`](EndReason::Rejected), with [`UnknownProtocol`] as the error, if the detector
+///   returned `No`, or if `bytes` bytes were read without a verdict;
+/// - [`PreConnectTimeout`](EndReason::PreConnectTimeout) if the deadline expired;
+/// - [`PeerClosed`](EndReason::PeerClosed) if the peer closed before its first byte;
+/// - [`Truncated`](EndReason::Truncated) if the peer closed before a verdict.
+///
+/// With [`Unknown::Pass`], it continues in all four cases.
+///
+/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) compares this with other ways to tell protocols
+/// apart.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -85,7 +96,8 @@ pub struct Peek<D> {
 }
 
 impl<D> Peek<D> {
-    /// Makes the hook. It refuses what `detect` does not know.
+    /// Creates the hook. It refuses unknown protocols, unless [`unknown`](Self::unknown) changes
+    /// that.
     pub fn new(detect: D) -> Self {
         Self {
             detect,
@@ -95,27 +107,31 @@ impl<D> Peek<D> {
         }
     }
 
-    /// Sets how many bytes are read at most before the detector has decided. Default 24. `0` counts as 1.
+    /// Sets the most bytes to read before a verdict. `0` counts as 1.
     ///
-    /// With that many undecided, the protocol is unknown.
+    /// Default: 24. Why: `Protocol::detect` never needs more. When reached: the protocol is
+    /// unknown.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes.max(1);
         self
     }
 
-    /// Sets how long the peer may take until the detector has decided. Default 5 s. `None` leaves it to the
-    /// [layer's deadline](super::PreConnectLayer::deadline), which refuses.
+    /// Sets the time that the peer has until a verdict. `None` leaves it to the
+    /// [layer's deadline](super::PreConnectLayer::deadline), which always refuses.
     ///
-    /// After that time the protocol is unknown. Where silent peers pass, because they wait for the server to speak first, it is how long
-    /// all of these wait for their greeting: a second is much, and little for a slow network.
+    /// Default: 5 s. Why: it leaves half of the layer's deadline for TLS. When reached: the
+    /// protocol is unknown.
+    ///
+    /// If silent peers pass, because they wait for the server to send first, each of them waits
+    /// this long for its greeting. One second is long for them, and short for a slow network.
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();
         self
     }
 
-    /// Sets what becomes of a connection whose protocol is not found. Default [`Unknown::Refuse`].
+    /// Sets the policy for connections whose protocol is not found. Default: [`Unknown::Refuse`].
     #[must_use]
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.unknown = unknown;
@@ -157,9 +173,9 @@ where
         Box::pin(async move {
             let mut first = BytesMut::new();
             let found = {
-                // From the bare stream: what is read again is counted then.
+                // From the bare stream, because the bytes are counted when they are read again.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
-                // What was decided in time is not failed because the task was polled late.
+                // A verdict that came in time holds, even if the task was polled late.
                 match select(std::pin::pin!(reading), std::pin::pin!(elapsed(deadline))).await {
                     Either::Left((found, _)) => found.map_err(ended_by)?,
                     Either::Right((limit, _)) => Err(PreConnectElapsed(limit).ended()),
@@ -180,7 +196,7 @@ fn ended_by(err: io::Error) -> ConnectionEnded {
     ConnectionEnded::caused(reason, err)
 }
 
-/// Reads until the detector has decided. The inner error is what a connection ends with that is not let pass.
+/// Reads until the detector decides. The inner error ends a connection that is refused.
 async fn find<Io: AsyncRead + Unpin, F>(
     io: &mut Io,
     first: &mut BytesMut,

@@ -1,4 +1,4 @@
-//! The budget of connections that are not through their hooks yet.
+//! The budget of connections in their hooks.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use futures_util::task::AtomicWaker;
 
-/// Who is in, oldest first; at most so many.
+/// The connections in their hooks, oldest first, up to a maximum.
 #[derive(Clone, Debug)]
 pub(super) struct Pending(Arc<Budget>);
 
@@ -37,7 +37,7 @@ impl Pending {
         }))
     }
 
-    /// Lets one more in, and the oldest out if there is no room.
+    /// Admits a connection, and evicts the oldest if the budget is used up.
     pub(super) fn enter(&self) -> Ticket {
         let claim = Arc::new(Claim::default());
         let mut queue = self.0.lock();
@@ -68,7 +68,7 @@ impl Budget {
     }
 }
 
-/// One connection's claim in the budget; dropping it gives it back.
+/// The claim of one connection on the budget. Dropping it returns the claim.
 #[derive(Debug)]
 pub(super) struct Ticket {
     number: u64,
@@ -77,7 +77,7 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// Waits until a newer connection has taken this one's claim.
+    /// Waits until a newer connection has evicted this one.
     pub(super) fn evicted(&mut self) -> impl Future<Output = ()> + Unpin + '_ {
         std::future::poll_fn(|cx| {
             self.claim.waker.register(cx.waker());

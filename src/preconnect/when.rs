@@ -8,7 +8,7 @@ use super::ready;
 use crate::connection::{Connection, ConnectionInfo};
 use crate::error::BoxError;
 
-/// A hook for some connections. Made by [`PreConnectExt::when`](super::PreConnectExt::when).
+/// A hook for some connections. Created by [`PreConnectExt::when`](super::PreConnectExt::when).
 #[derive(Clone, Debug)]
 pub struct When<H, P> {
     pub(super) hook: H,
@@ -28,7 +28,7 @@ where
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    /// Always ready: the hook is made ready for a connection that it is for.
+    /// Always ready. The hook is made ready only for a connection that it runs for.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
