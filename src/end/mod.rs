@@ -162,7 +162,7 @@ impl fmt::Display for EndReason {
 /// The cause of an end, shared between all readers of it.
 pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// How a connection ended: the reason and the totals.
+/// The end of a connection: its reason and its totals.
 #[derive(Clone, Debug)]
 pub struct End {
     pub(crate) reason: EndReason,

@@ -68,7 +68,7 @@
 //! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: plan for it |
 //! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: it will end at its deadline |
 //!
-//! The first six are recorded as connections come and go. Those of requests are recorded by
+//! The first six are recorded as connections come and go. The two of requests are recorded by
 //! `RequestMetricsLayer`, around the service to measure. The rest are read from the server's table
 //! when `Handle::collect_metrics` is called: before each scrape, or every few seconds.
 //!
