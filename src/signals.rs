@@ -12,9 +12,10 @@ use tokio::task::coop::has_budget_remaining;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Signal {
-    /// Finish requests in progress, then close. Raised by a drain of the server, for example.
+    /// Finish requests in progress, then close. Raised by a drain of the server, and by
+    /// `LiveConnection::close`.
     Drain = 1,
-    /// Close in good order. Raised by the connection's own service.
+    /// Close in good order. Raised by `Peer::close`, for example.
     Close = 2,
     /// Drop the connection's future as it is.
     Abort = 4,

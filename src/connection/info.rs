@@ -97,8 +97,9 @@ impl ConnectionInfo {
         self.life.origin.accepted_at
     }
 
-    /// Returns whether the connection should finish and close: the server drains, or
-    /// [`LiveConnection::close`](crate::LiveConnection::close) was called.
+    /// Returns whether the connection should finish and close: the server drains, or the program
+    /// closed the connection, for example by
+    /// [`LiveConnection::close`](crate::LiveConnection::close).
     pub fn is_draining(&self) -> bool {
         self.life.signals.is_raised(Signal::Drain)
     }

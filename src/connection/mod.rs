@@ -102,8 +102,9 @@ impl<Io> Connection<Io> {
         self.life().on_end(|_, end| f(end));
     }
 
-    /// Returns whether this connection should finish and close: the server drains, or
-    /// [`LiveConnection::close`](crate::LiveConnection::close) was called.
+    /// Returns whether this connection should finish and close: the server drains, or the program
+    /// closed the connection, for example by
+    /// [`LiveConnection::close`](crate::LiveConnection::close).
     pub fn is_draining(&self) -> bool {
         self.info.is_draining()
     }
@@ -124,8 +125,8 @@ impl<Io> Connection<Io> {
     /// ([`EndReason::is_orderly`]).
     ///
     /// A raw service that returns `Ok` without a reason ends with [`Drained`](EndReason::Drained)
-    /// if it was asked to close, with [`PeerClosed`](EndReason::PeerClosed) if it has read to the
-    /// end of input, and else with [`ServiceClosed`](EndReason::ServiceClosed).
+    /// if the server drains, with [`PeerClosed`](EndReason::PeerClosed) if it has read to the end of
+    /// input, and else with [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn set_end_reason(&self, reason: EndReason) {
         self.life().set_reason(reason, None);
     }

@@ -1,7 +1,7 @@
 //! Chooses the runtime of each connection: the server's, or one of several with a thread each.
 //!
 //! The runtime is chosen before the connection is accepted. So its stream, timers and task all
-//! belong to that runtime, and none of them crosses threads later.
+//! belong to that runtime, and none of them moves to another one later.
 
 use std::convert::Infallible;
 use std::io;
