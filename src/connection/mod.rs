@@ -125,8 +125,8 @@ impl<Io> Connection<Io> {
     /// ([`EndReason::is_orderly`]).
     ///
     /// A raw service that returns `Ok` without a reason ends with [`Drained`](EndReason::Drained)
-    /// if the server drains, with [`PeerClosed`](EndReason::PeerClosed) if it has read to the end of
-    /// input, and else with [`ServiceClosed`](EndReason::ServiceClosed).
+    /// if the server drains, with [`PeerClosed`](EndReason::PeerClosed) if it has read to the end
+    /// of input, and else with [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn set_end_reason(&self, reason: EndReason) {
         self.life().set_reason(reason, None);
     }

@@ -39,8 +39,8 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 ///
 /// A [`Pipeline`](crate::Pipeline) counts the items of the outermost codec as frames. So an item
 /// that is filtered out is no activity, and does not extend
-/// [`Limits::idle`](crate::pipeline::Limits::idle). Pass the heartbeats of a peer to the service,
-/// which can answer them with no reply.
+/// [`Limits::idle`](crate::pipeline::Limits::idle). Pass a peer's heartbeats to the service
+/// instead, which can answer with no reply.
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes decoded at once
 /// for one item: the frames of a chunk, and the frames filtered out in front of it if they arrived

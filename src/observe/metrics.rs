@@ -196,7 +196,7 @@ fn as_f64(n: usize) -> f64 {
     n as f64
 }
 
-/// Measures requests: how many are in progress, and the time of each.
+/// Measures requests: the number in progress, and the time of each.
 ///
 /// Clones share their instruments, which belong to the recorder installed when the layer is
 /// created. A request costs two clock reads, two changes of a gauge and one histogram entry, so add

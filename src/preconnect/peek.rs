@@ -107,7 +107,7 @@ impl<D> Peek<D> {
         }
     }
 
-    /// Sets the most bytes to read before a verdict. `0` counts as 1.
+    /// Sets the maximum number of bytes to read before a verdict. `0` counts as 1.
     ///
     /// Default: 24. Why: `Protocol::detect` never needs more. When reached: the protocol is
     /// unknown.

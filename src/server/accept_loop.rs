@@ -169,7 +169,7 @@ where
     }
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
-        // The user's policy may panic, as all user code. The default policy decides then.
+        // The user's policy may panic, like all user code. The default policy decides then.
         let action = catch_unwind(AssertUnwindSafe(|| (self.policy)(&err)));
         let action = match action.unwrap_or_else(|_panicked| classify(&err)) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,

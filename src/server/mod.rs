@@ -27,8 +27,8 @@ use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
 
-/// The most connections accepted from the backlog at a shutdown: the size of the default backlog.
-/// Clients that connect meanwhile must not delay the end.
+/// The maximum number of connections accepted from the backlog at a shutdown: the size of the
+/// default backlog. Clients that connect meanwhile must not delay the end.
 const BACKLOG: usize = 1024;
 
 /// The time that aborted connections have to end. They end in their next turn, except those that

@@ -147,8 +147,8 @@ impl TlsBuilder {
 
     /// Sets the protocols to offer by ALPN, most preferred first. Default: none.
     ///
-    /// A client whose protocols are all missing from this list is refused (RFC 7301, section 3.2).
-    /// A client without ALPN is served.
+    /// If any are set, a client that offers only others is refused (RFC 7301, section 3.2). A
+    /// client without ALPN is always served.
     pub fn alpn(mut self, protocols: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         self.alpn = protocols
             .into_iter()
