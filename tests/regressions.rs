@@ -324,3 +324,48 @@ async fn a_timer_that_is_due_and_not_delivered_is_a_message_that_was_dropped() {
 
     assert_eq!(server.ended().await.messages_dropped(), 2);
 }
+
+// The reason that an abort replaces was dropped under the lock that its own `Drop` asked for.
+
+/// An error of the user's that comes back to its connection as it is dropped.
+#[derive(Debug)]
+struct ComesBack(Peer<Bytes>);
+
+impl std::fmt::Display for ComesBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the session is over")
+    }
+}
+
+impl std::error::Error for ComesBack {}
+
+impl Drop for ComesBack {
+    fn drop(&mut self) {
+        self.0.on_end(|_| {});
+    }
+}
+
+#[test]
+fn an_error_that_comes_back_to_its_connection_as_it_is_dropped_blocks_nobody() {
+    let (done, ended) = std::sync::mpsc::channel();
+    // A thread of its own: what is tested would block it.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        runtime.expect("it can be built").block_on(async {
+            let make = service_fn(|peer: Peer<Bytes>| async move {
+                peer.close_because(ComesBack(peer.clone()));
+                peer.abort();
+                Ok::<_, Infallible>(service_fn(echo))
+            });
+            let mut server = serve(Pipeline::new(Lines::default).make_service(make));
+            let _client = server.connect().await;
+            drop(done.send(server.reason().await));
+        });
+    });
+
+    let reason = ended.recv_timeout(Duration::from_secs(20));
+
+    assert_eq!(reason, Ok(EndReason::Aborted));
+}

@@ -34,16 +34,20 @@ struct Open {
 }
 
 impl Open {
-    /// Proposes a reason and returns the one that holds.
-    ///
-    /// A proposal that loses is dropped by the caller, without the lock, because a cause is user
-    /// code.
-    fn propose(&mut self, proposed: &ConnectionEnded) -> ConnectionEnded {
-        let stands = match self.reason.take() {
-            Some(first) if proposed.reason.is_orderly() || !first.reason.is_orderly() => first,
-            _ => proposed.clone(),
+    /// Proposes a reason. Returns the one that holds, and the one it replaces: the caller drops
+    /// that after unlocking, since its cause is the user's.
+    fn propose(
+        &mut self,
+        proposed: &ConnectionEnded,
+    ) -> (ConnectionEnded, Option<ConnectionEnded>) {
+        let first = self.reason.take();
+        let (holds, replaced) = match first {
+            Some(first) if proposed.reason.is_orderly() || !first.reason.is_orderly() => {
+                (first, None)
+            }
+            first => (proposed.clone(), first),
         };
-        self.reason.insert(stands).clone()
+        (self.reason.insert(holds).clone(), replaced)
     }
 
     fn add(&mut self, hook: Hook) -> HookId {
@@ -176,10 +180,12 @@ impl Life {
     /// gives way to one that is not, because then something was lost.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let proposed = ConnectionEnded { reason, cause };
-        match &mut *self.cell() {
+        let (holds, replaced) = match &mut *self.cell() {
             EndCell::Open(open) => open.propose(&proposed),
-            EndCell::Ended(end) => end.why(),
-        }
+            EndCell::Ended(end) => (end.why(), None),
+        };
+        drop(replaced);
+        holds
     }
 
     /// Returns the reason that holds, once there is one.
@@ -220,13 +226,13 @@ impl Life {
     /// The reason in `outcome` is the last one proposed.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
         let outcome = outcome();
-        let (end, hooks) = {
+        let (end, hooks, _replaced) = {
             let mut cell = self.cell();
             let EndCell::Open(open) = &mut *cell else {
                 return;
             };
             let hooks = std::mem::take(&mut open.hooks);
-            let ConnectionEnded { reason, cause } = open.propose(&outcome);
+            let (ConnectionEnded { reason, cause }, replaced) = open.propose(&outcome);
             let nanos = self.origin.accepted_at.elapsed().as_nanos();
             let end = End {
                 reason,
@@ -238,7 +244,7 @@ impl Life {
                 messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
             };
             *cell = EndCell::Ended(end.clone());
-            (end, hooks)
+            (end, hooks, replaced)
         };
         for hook in hooks.into_iter().filter_map(|(_, hook)| hook) {
             self.run(hook, &end);
