@@ -1,7 +1,7 @@
 # Formatting and lints.
 check:
     cargo fmt --all --check
-    cargo clippy --all-targets --all-features -- -D warnings
+    cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 test:
     cargo test
@@ -15,7 +15,7 @@ bench *filter:
 
 # The examples beside servers that one would write instead: `just peers all`, or one of the tables.
 peers *args:
-    cargo run --release --manifest-path benches/peers/Cargo.toml -- {{args}}
+    cargo run --release --package peers -- {{args}}
 
 # Licences, duplicates, sources (needs cargo-deny).
 deny:

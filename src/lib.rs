@@ -34,7 +34,6 @@
 //! [`PROTOCOLS.md`]: crate::protocols
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// What is linked may be of a feature that is off.
 #![cfg_attr(
     not(all(
         feature = "http",
@@ -42,7 +41,10 @@
         feature = "testkit",
         feature = "tls"
     )),
-    allow(rustdoc::broken_intra_doc_links)
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "links lead to items of features that are off"
+    )
 )]
 
 // In the order of a connection's path: a module names only modules above it.

@@ -1,3 +1,5 @@
+//! Generates the code of the service from its description, without a `protoc` to install.
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["tally.proto"], ["proto"])?;

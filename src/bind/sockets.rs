@@ -144,9 +144,11 @@ struct Source {
 }
 
 impl Source {
-    #[expect(
+    #[allow(
+        clippy::allow_attributes,
         deprecated,
-        reason = "what replaces it is unsafe, for the sake of types whose descriptor changes: a socket's does not"
+        reason = "new tokio deprecates this for an unsafe one, since some types change their \
+                  descriptor; a socket does not, and old tokio has only this"
     )]
     fn new(listening: Listening) -> io::Result<Self> {
         let Listening { path, socket } = listening;

@@ -11,7 +11,7 @@ use crate::server::{Running, Server};
 
 /// How long it may take.
 #[derive(Args, Clone, Copy)]
-pub struct Effort {
+pub(crate) struct Effort {
     /// How often each server has its turn.
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
@@ -22,7 +22,7 @@ pub struct Effort {
 }
 
 /// Runs what is compared.
-pub struct Bench {
+pub(crate) struct Bench {
     pub effort: Effort,
     /// Those it was given.
     all: CpuSet,
@@ -31,7 +31,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(effort: Effort) -> Result<Self> {
+    pub(crate) fn new(effort: Effort) -> Result<Self> {
         let all = sched_getaffinity(own_thread()).context("its processors are not told")?;
         let mut numbers = members(&all);
         let server = numbers.next().context("there is no processor")?;
@@ -46,17 +46,17 @@ impl Bench {
     }
 
     /// How long a turn is measured.
-    pub fn period(&self) -> Duration {
+    pub(crate) fn period(&self) -> Duration {
         Duration::from_secs_f64(self.effort.secs)
     }
 
     /// How many processors there are.
-    pub fn processors(&self) -> usize {
+    pub(crate) fn processors(&self) -> usize {
         members(&self.all).count()
     }
 
     /// Starts each server and measures it, in each round in turn: for each server its samples, in the order of the rounds.
-    pub async fn rounds<const N: usize>(
+    pub(crate) async fn rounds<const N: usize>(
         &self,
         servers: &[Server],
         measure: impl AsyncFn(&Running) -> Result<[f64; N]>,
@@ -91,16 +91,16 @@ impl Bench {
 
 /// What was measured of a server, a row of figures in each round.
 #[derive(Clone, Debug)]
-pub struct Samples<const N: usize>(Vec<[f64; N]>);
+pub(crate) struct Samples<const N: usize>(Vec<[f64; N]>);
 
 impl<const N: usize> Samples<N> {
     /// Figures that were not measured in rounds.
-    pub fn once(figures: [f64; N]) -> Self {
+    pub(crate) fn once(figures: [f64; N]) -> Self {
         Self(vec![figures])
     }
 
     /// Some of the figures, in an order of one's own.
-    pub fn select<const M: usize>(&self, figures: [usize; M]) -> Samples<M> {
+    pub(crate) fn select<const M: usize>(&self, figures: [usize; M]) -> Samples<M> {
         Samples(
             self.0
                 .iter()
@@ -110,12 +110,12 @@ impl<const N: usize> Samples<N> {
     }
 
     /// The median of one of the figures.
-    pub fn median(&self, figure: usize) -> f64 {
+    pub(crate) fn median(&self, figure: usize) -> f64 {
         median(self.0.iter().map(|sample| sample[figure]).collect())
     }
 
     /// The median of its ratios to that of another server in the same round.
-    pub fn ratio(&self, figure: usize, to: &Self) -> f64 {
+    pub(crate) fn ratio(&self, figure: usize, to: &Self) -> f64 {
         let pairs = self.0.iter().zip(&to.0);
         median(pairs.map(|(a, b)| a[figure] / b[figure]).collect())
     }

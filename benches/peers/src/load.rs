@@ -17,20 +17,20 @@ use crate::server::Running;
 use crate::table::Figure;
 
 /// How long requests are sent before they are counted.
-pub const WARM_UP: Duration = Duration::from_millis(500);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
 
 /// How many connections there are.
-pub const CONNECTIONS: usize = 32;
+pub(crate) const CONNECTIONS: usize = 32;
 
 /// What each of them sends.
-pub struct Load {
+pub(crate) struct Load {
     line: Vec<u8>,
     /// How many lines are sent ahead of their answers.
     ahead: usize,
 }
 
 /// What [`Load::measure`] finds.
-pub const FIGURES: [Figure; 4] = [
+pub(crate) const FIGURES: [Figure; 4] = [
     Figure::new("requests/s").compared(),
     Figure::new("CPU µs/request").digits(3).compared(),
     Figure::new("p50 µs"),
@@ -39,7 +39,7 @@ pub const FIGURES: [Figure; 4] = [
 
 impl Load {
     /// Lines of so many bytes, their ends included.
-    pub fn lines(bytes: usize, ahead: usize) -> Self {
+    pub(crate) fn lines(bytes: usize, ahead: usize) -> Self {
         Self {
             line: line(bytes),
             ahead,
@@ -47,7 +47,7 @@ impl Load {
     }
 
     /// Sends requests for this long: how many were answered in a second, what each cost the server, and how long a batch took.
-    pub async fn measure(&self, server: &Running, period: Duration) -> Result<[f64; 4]> {
+    pub(crate) async fn measure(&self, server: &Running, period: Duration) -> Result<[f64; 4]> {
         let times = RefCell::new(Histogram::<u64>::new(3)?);
         let begin = Instant::now() + WARM_UP;
         let end = begin + period;
@@ -92,8 +92,8 @@ impl Load {
 }
 
 /// Connects the `number`th time. Each comes from an address of its own, so that ports do not run short: for each address, connections that were closed
-/// hold theirs for a minute (TIME_WAIT).
-pub async fn connect(server: &Running, number: u32) -> io::Result<TcpStream> {
+/// hold theirs for a minute (`TIME_WAIT`).
+pub(crate) async fn connect(server: &Running, number: u32) -> io::Result<TcpStream> {
     let first = Ipv4Addr::new(127, 1, 0, 1).to_bits();
     let last = Ipv4Addr::new(127, 254, 0, 0).to_bits();
     let socket = TcpSocket::new_v4()?;
@@ -103,16 +103,16 @@ pub async fn connect(server: &Running, number: u32) -> io::Result<TcpStream> {
 }
 
 /// A line of so many bytes, its end included.
-pub fn line(bytes: usize) -> Vec<u8> {
+pub(crate) fn line(bytes: usize) -> Vec<u8> {
     let mut line = vec![b'x'; bytes];
     line[bytes - 1] = b'\n';
     line
 }
 
-pub fn micros(time: Duration) -> f64 {
+pub(crate) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-pub fn nanos(time: Duration) -> u64 {
+pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

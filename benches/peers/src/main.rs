@@ -1,8 +1,8 @@
 //! What the README says about speed: the crate's examples beside servers that one would write instead, under the same load.
 //!
 //! ```sh
-//! cargo run --release --manifest-path benches/peers/Cargo.toml -- all
-//! cargo run --release --manifest-path benches/peers/Cargo.toml -- lines --rounds 9
+//! cargo run --release --package peers -- all
+//! cargo run --release --package peers -- lines --rounds 9
 //! ```
 //!
 //! The server has a processor to itself, the load another. Each round runs every server once, so that a drift of the machine hits all alike, and

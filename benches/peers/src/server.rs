@@ -23,12 +23,12 @@ const START: Duration = Duration::from_secs(10);
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The servers are built as this program is.
-pub const OPTIMISED: bool = !cfg!(debug_assertions);
+pub(crate) const OPTIMISED: bool = !cfg!(debug_assertions);
 
 /// A program that serves at a free port, and tells which in the first line of its output: `listening on 127.0.0.1:7000`. Those that others
 /// wrote are told.
 #[derive(Clone)]
-pub struct Server {
+pub(crate) struct Server {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
@@ -38,19 +38,19 @@ pub struct Server {
 
 impl Server {
     /// One of this package's own, in `servers/`.
-    pub fn own(name: &str) -> Result<Self> {
+    pub(crate) fn own(name: &str) -> Result<Self> {
         let build = package(&Path::new(PACKAGE).join("Cargo.toml")).bin(name);
         Self::built(name, build)
     }
 
     /// One of the crate's examples.
-    pub fn example(name: &str) -> Result<Self> {
+    pub(crate) fn example(name: &str) -> Result<Self> {
         let build = package(&Path::new(PACKAGE).join("../../Cargo.toml")).example(name);
         Ok(Self::built(name, build)?.arg("--listen").arg("127.0.0.1:0"))
     }
 
     /// `servers/echo.go`, if there is Go here.
-    pub fn go() -> Result<Option<Self>> {
+    pub(crate) fn go() -> Result<Option<Self>> {
         let program = env::current_exe()?.with_file_name("echo-go");
         let mut build = process::Command::new("go");
         build.args(["build", "-o"]).arg(&program);
@@ -65,7 +65,7 @@ impl Server {
     }
 
     /// A program that others wrote, if it is installed. It listens at this port of 127.0.0.1, which its arguments tell it.
-    pub fn installed(name: &str, port: u16) -> Result<Option<Self>> {
+    pub(crate) fn installed(name: &str, port: u16) -> Result<Option<Self>> {
         let asked = process::Command::new(name).arg("--version").output();
         match asked {
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -98,27 +98,27 @@ impl Server {
     }
 
     /// Adds an argument.
-    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+    pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
     }
 
     /// Calls it so in the tables.
-    pub fn named(mut self, name: &str) -> Self {
+    pub(crate) fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn program(&self) -> &Path {
+    pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 
     /// Starts it on the processors of this thread.
-    pub fn spawn(&self) -> Result<Spawned> {
+    pub(crate) fn spawn(&self) -> Result<Spawned> {
         let output = match self.port {
             Some(_) => Stdio::null(),
             None => Stdio::piped(),
@@ -144,14 +144,14 @@ fn package(manifest: &Path) -> CargoBuild {
 }
 
 /// A server that was started. It is killed when this is dropped.
-pub struct Spawned {
+pub(crate) struct Spawned {
     child: Child,
     port: Option<u16>,
 }
 
 impl Spawned {
     /// Waits until it listens.
-    pub async fn listening(mut self) -> Result<Running> {
+    pub(crate) async fn listening(mut self) -> Result<Running> {
         let (address, output) = timeout(START, self.address()).await??;
         let pid = self.child.id().context("it ended")?;
         let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
@@ -185,7 +185,7 @@ impl Spawned {
 type Output = Lines<BufReader<ChildStdout>>;
 
 /// A server that listens. It is killed when this is dropped.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     pid: u32,
     address: SocketAddr,
@@ -195,17 +195,17 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// How long it has been on a processor, in user and in kernel mode.
-    pub fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         Ok(self.clock.now()?.into())
     }
 
     /// As much of it as is between two instants to come.
-    pub async fn cpu_in(&self, span: Range<Instant>) -> Result<Duration> {
+    pub(crate) async fn cpu_in(&self, span: Range<Instant>) -> Result<Duration> {
         sleep_until(span.start).await;
         let before = self.cpu()?;
         sleep_until(span.end).await;
@@ -213,26 +213,26 @@ impl Running {
     }
 
     /// How many bytes of memory it has.
-    pub fn resident(&self) -> Result<u64> {
+    pub(crate) fn resident(&self) -> Result<u64> {
         let path = format!("/proc/{}/smaps_rollup", self.pid);
         let kib = field(Path::new(&path), "Rss:")?;
         Ok(1024 * kib.trim_end_matches("kB").trim_end().parse::<u64>()?)
     }
 
     /// Ends it, and waits until it is gone.
-    pub async fn kill(mut self) -> Result<()> {
+    pub(crate) async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)
     }
 }
 
 /// A port for a program that has to be told one. Nobody else takes it within the second until it is used.
-pub fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(listener.local_addr()?.port())
 }
 
 /// What stands behind a name in one of the files of `/proc`.
-pub fn field(file: &Path, name: &str) -> Result<String> {
+pub(crate) fn field(file: &Path, name: &str) -> Result<String> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let mut found = text.lines().filter_map(|line| line.strip_prefix(name));
     let value = found

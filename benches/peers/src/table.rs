@@ -14,14 +14,14 @@ use crate::server::{OPTIMISED, Server, field};
 
 /// A column.
 #[derive(Clone, Copy)]
-pub struct Figure {
+pub(crate) struct Figure {
     name: &'static str,
     digits: usize,
     compared: bool,
 }
 
 impl Figure {
-    pub const fn new(name: &'static str) -> Self {
+    pub(crate) const fn new(name: &'static str) -> Self {
         Self {
             name,
             digits: 0,
@@ -30,20 +30,20 @@ impl Figure {
     }
 
     /// Prints so many digits behind the point.
-    pub const fn digits(mut self, digits: usize) -> Self {
+    pub(crate) const fn digits(mut self, digits: usize) -> Self {
         self.digits = digits;
         self
     }
 
     /// Prints its ratio to the first server's, too.
-    pub const fn compared(mut self) -> Self {
+    pub(crate) const fn compared(mut self) -> Self {
         self.compared = true;
         self
     }
 }
 
 /// Prints the head of a table: its name, when and where it was taken, and how.
-pub fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
+pub(crate) fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
     let kernel = uname()?;
     println!("## {name}\n");
     println!(
@@ -66,19 +66,19 @@ pub fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
 }
 
 /// Rows of figures. Those that belong together have a key, and the first row of each key is what the others are compared to.
-pub struct Table<const N: usize> {
+pub(crate) struct Table<const N: usize> {
     figures: [Figure; N],
     rows: Builder,
 }
 
 impl<const N: usize> Table<N> {
     /// An empty table. `key` says what the keys are; the rows are servers.
-    pub fn new(key: &str, figures: [Figure; N]) -> Self {
+    pub(crate) fn new(key: &str, figures: [Figure; N]) -> Self {
         Self::of(key, "server", figures)
     }
 
     /// An empty table of something else than servers.
-    pub fn of(key: &str, row: &str, figures: [Figure; N]) -> Self {
+    pub(crate) fn of(key: &str, row: &str, figures: [Figure; N]) -> Self {
         let names = figures.iter().map(|figure| figure.name.to_owned());
         let ratios = figures
             .iter()
@@ -90,14 +90,14 @@ impl<const N: usize> Table<N> {
     }
 
     /// Adds a row for each server.
-    pub fn rows(&mut self, key: &str, servers: &[Server], samples: &[Samples<N>]) {
+    pub(crate) fn rows(&mut self, key: &str, servers: &[Server], samples: &[Samples<N>]) {
         for (server, row) in servers.iter().zip(samples) {
             self.row(key, server.name(), row, &samples[0]);
         }
     }
 
     /// Adds a row.
-    pub fn row(&mut self, key: &str, name: &str, samples: &Samples<N>, first: &Samples<N>) {
+    pub(crate) fn row(&mut self, key: &str, name: &str, samples: &Samples<N>, first: &Samples<N>) {
         let figures = self.figures.iter().enumerate();
         let medians = figures
             .clone()
@@ -108,7 +108,7 @@ impl<const N: usize> Table<N> {
         self.rows.push_record(cells(key, name, medians, ratios));
     }
 
-    pub fn print(self) {
+    pub(crate) fn print(self) {
         let mut table = self.rows.build();
         table.with(Style::markdown());
         table.modify(Columns::new(2..), Alignment::right());

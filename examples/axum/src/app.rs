@@ -28,7 +28,7 @@ const LARGEST_MESSAGE: usize = 64 * 1024;
 /// A WebSocket reads into a buffer of its own, which a resting one holds, too, instead of 128 KiB.
 const READ_BUFFER: usize = 4 * 1024;
 
-pub fn app() -> Router {
+pub(crate) fn app() -> Router {
     Router::new()
         .route("/", get(|| ready("hello\n")))
         .route("/sum", post(sum))

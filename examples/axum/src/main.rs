@@ -76,7 +76,10 @@ async fn main() -> Result<(), BoxError> {
     let app = app::app();
     let http = Http::make_service(service_fn(move |info: ConnectionInfo| {
         // What axum's own `into_make_service_with_connect_info` does for a listener of axum.
-        let peer = info.peer_addr().tcp().map(|addr| Extension(ConnectInfo(addr)));
+        let peer = info
+            .peer_addr()
+            .tcp()
+            .map(|addr| Extension(ConnectInfo(addr)));
         let app = option_layer(peer).layer(app.clone());
         ready(Ok::<_, Infallible>(app))
     }));

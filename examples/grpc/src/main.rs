@@ -16,6 +16,15 @@
 //! ended. With `--lame-duck` others are let in for so long, so that a load balancer can notice.
 
 mod pb {
+    #![allow(
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        clippy::doc_markdown,
+        clippy::return_self_not_must_use,
+        unreachable_pub,
+        reason = "the code is generated"
+    )]
+
     tonic::include_proto!("tally");
 }
 mod tally;

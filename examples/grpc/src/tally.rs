@@ -11,7 +11,7 @@ use crate::pb::tally_server::Tally;
 use crate::pb::{Amount, Total, WatchRequest};
 
 #[derive(Default)]
-pub struct Counter {
+pub(crate) struct Counter {
     sum: watch::Sender<i64>,
 }
 

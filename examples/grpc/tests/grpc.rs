@@ -21,6 +21,15 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_prost::ProstCodec;
 
 mod pb {
+    #![allow(
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        clippy::doc_markdown,
+        clippy::return_self_not_must_use,
+        unreachable_pub,
+        reason = "the code is generated"
+    )]
+
     tonic::include_proto!("tally");
 }
 

@@ -10,7 +10,7 @@ use tower_tcp::http::hyper::{Request, Response, StatusCode, body::Incoming};
 /// Of what Prometheus reads. (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
 const METRICS: &str = "text/plain; version=0.0.4";
 
-pub fn answer(
+pub(crate) fn answer(
     handle: &Handle,
     metrics: &PrometheusHandle,
     request: &Request<Incoming>,

@@ -24,7 +24,7 @@ const SHORT: [f64; 14] = [
 const LONG: [f64; 8] = [0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 86_400.0];
 
 /// Exports spans to standard output, and logs warnings, or what `RUST_LOG` says, to standard error. What it returns has to be shut down: some spans wait in it.
-pub fn export_spans(service: &'static str, sample: f64) -> SdkTracerProvider {
+pub(crate) fn export_spans(service: &'static str, sample: f64) -> SdkTracerProvider {
     // A connection is the root of its trace, so all of its spans are there or none.
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(sample)));
     let provider = SdkTracerProvider::builder()
@@ -44,7 +44,7 @@ pub fn export_spans(service: &'static str, sample: f64) -> SdkTracerProvider {
 }
 
 /// Has metrics recorded from now on. What it returns renders them.
-pub fn record_metrics() -> Result<PrometheusHandle, BuildError> {
+pub(crate) fn record_metrics() -> Result<PrometheusHandle, BuildError> {
     let connections = Matcher::Full("tower_tcp.connection.duration".to_owned());
     let metrics = PrometheusBuilder::new()
         .with_recommended_naming(true)

@@ -5,7 +5,7 @@ use std::io;
 use tokio::net::{TcpListener, TcpStream};
 
 /// Serves connections at a free port, which the first line of the output tells.
-pub async fn serve<F>(connection: impl Fn(TcpStream) -> F) -> io::Result<()>
+pub(crate) async fn serve<F>(connection: impl Fn(TcpStream) -> F) -> io::Result<()>
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {

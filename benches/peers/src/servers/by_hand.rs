@@ -6,7 +6,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Sends lines back: one read and one write a wake-up.
-pub async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+pub(crate) async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut input = BytesMut::with_capacity(8 * 1024);
     let mut output = Vec::with_capacity(8 * 1024);
     while stream.read_buf(&mut input).await? > 0 {

@@ -27,7 +27,7 @@ const FIGURES: [Figure; 3] = [
     Figure::new("failed"),
 ];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let (servers, missing) = echoes()?;
     table::head(
         bench,

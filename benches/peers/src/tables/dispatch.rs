@@ -8,7 +8,7 @@ use crate::load::{CONNECTIONS, Load};
 use crate::server::Server;
 use crate::table;
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let way = |way: &str| Ok::<_, anyhow::Error>(Server::own("dispatch")?.arg(way).named(way));
     let servers = [
         Server::own("bytes")?,

@@ -30,7 +30,7 @@ const FIGURES: [Figure; 3] = [
     Figure::new("p99.9 µs").compared(),
 ];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let servers = [
         Server::own("bytes")?,
         Server::example("echo")?.named("**tower-tcp**"),

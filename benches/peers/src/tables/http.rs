@@ -20,7 +20,7 @@ const FIGURES: [Figure; 2] = [
     Figure::new("CPU µs/request").digits(2).compared(),
 ];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     table::head(
         bench,
         "HTTP",

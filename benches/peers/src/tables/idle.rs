@@ -25,7 +25,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     // What is started from now on may open as many.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;

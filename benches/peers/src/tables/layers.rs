@@ -42,7 +42,7 @@ const STANDS_FOR: &str = "`all` is the request stack of the `stack` example, `al
                           `all`; `shared` is one service that is cloned for each request, `shared-rate-limit` one behind a buffer; the others are made for \
                           each connection.";
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let layers = Server::own("layers")?;
     let mut servers = vec![Server::own("bytes")?];
     servers.extend(STACKS.map(|stack| layers.clone().arg(stack).named(stack)));

@@ -7,7 +7,7 @@ use crate::bench::Bench;
 use crate::load::{CONNECTIONS, Load};
 use crate::table;
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let (servers, missing) = echoes()?;
     for bytes in [16, 1024] {
         table::head(

@@ -27,7 +27,7 @@ const SOCKET_BUFFER: u32 = 16 * 1024;
 
 const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let servers = [
         Server::own("tuned")?,
         Server::example("echo")?.named("**tower-tcp**"),

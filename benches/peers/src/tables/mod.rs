@@ -1,15 +1,15 @@
 //! What is compared.
 
-pub mod churn;
-pub mod dispatch;
-pub mod fairness;
-pub mod http;
-pub mod idle;
-pub mod layers;
-pub mod lines;
-pub mod memory;
-pub mod redis;
-pub mod tls;
+pub(crate) mod churn;
+pub(crate) mod dispatch;
+pub(crate) mod fairness;
+pub(crate) mod http;
+pub(crate) mod idle;
+pub(crate) mod layers;
+pub(crate) mod lines;
+pub(crate) mod memory;
+pub(crate) mod redis;
+pub(crate) mod tls;
 
 use anyhow::Result;
 

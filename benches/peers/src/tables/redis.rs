@@ -21,7 +21,7 @@ const FIGURES: [Figure; 3] = [
     Figure::new("p99 ms").digits(3),
 ];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let port = free_port()?;
     let theirs = Server::installed("redis-server", port)?;
     table::head(

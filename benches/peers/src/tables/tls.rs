@@ -49,7 +49,7 @@ const BYTES: [Figure; 2] = [
     Figure::new("CPU µs/MB").digits(1).compared(),
 ];
 
-pub async fn print(bench: &Bench) -> Result<()> {
+pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -160,7 +160,7 @@ async fn a_websocket_echoes_behind_tls() {
     let connecting = TlsConnector::from(Arc::new(config)).connect(name, io);
     let io = soon("a handshake", connecting).await.unwrap();
 
-    let mut socket = websocket("wss", io).await;
+    let mut socket = Box::pin(websocket("wss", io)).await;
 
     is_echoed(&mut socket).await;
 }
