@@ -35,9 +35,9 @@ use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTrace
 use tower_tcp::pipeline::{
     Buffered, Closed, Crossing, Crossings, Event, InFlight, InvalidWatermarks, Limits, Made,
     MadeForEvents, Multiplexed, NoUpgrade, OnConnect, OnConnectFuture, OnConnectLayer, OnUpgrade,
-    OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Shared, Shutdown,
-    ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer, Timer, TrySendError, Upgrade,
-    Watermarks,
+    OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Session, SessionFuture,
+    SessionService, Shared, Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
+    Timer, TrySendError, Upgrade, Watermarks,
 };
 use tower_tcp::preconnect::{
     Chain, Detection, Peek, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt,
@@ -54,6 +54,19 @@ use tower_tcp::{
 
 /// A service of the user's, with nothing that would keep what holds it from anywhere.
 type Plain = tower::util::ServiceFn<fn(Bytes) -> Ready<Result<Bytes, Infallible>>>;
+
+/// A session that may move between threads, and is not shared.
+struct Echo(std::cell::Cell<u8>);
+
+impl Session<Bytes> for Echo {
+    type Reply = Option<Bytes>;
+    type Error = Infallible;
+
+    async fn call(&mut self, line: Bytes) -> Result<Option<Bytes>, Infallible> {
+        self.0.set(self.0.get().wrapping_add(1));
+        Ok(Some(line))
+    }
+}
 
 /// What can be shared between threads, moved, and kept.
 fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
@@ -179,6 +192,8 @@ fn what_runs_in_one_task_can_be_sent_there() {
     can_be_sent::<PreConnectFuture<PipelineFuture>>();
     can_be_sent::<OverflowFuture<PipelineFuture>>();
     can_be_sent::<OnConnectFuture<Plain>>();
+    can_be_sent::<SessionService<Echo, Bytes>>();
+    can_be_sent::<SessionFuture<Echo, Bytes>>();
     can_be_sent::<(Reply<Bytes>, Upgrade<Bytes>)>();
     can_be_sent::<Serve>();
 }
@@ -376,6 +391,15 @@ mod no_annotation_is_needed_where_the_codec_encodes_one_type {
                 Ok::<_, Infallible>(Reply::stream(stream::iter([Ok(line)])))
             })),
         );
+    }
+
+    #[test]
+    fn for_a_session() {
+        is_served(Pipeline::new(Lines::default).make_service(service_fn(
+            |_: Peer<_>| async move {
+                Ok::<_, BoxError>(SessionService::new(Echo(std::cell::Cell::new(0))))
+            },
+        )));
     }
 
     #[test]

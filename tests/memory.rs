@@ -30,11 +30,11 @@ use tokio_util::codec::LengthDelimitedCodec;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::{Block, Lines};
 use tower_tcp::observe::ConnectionTraceLayer;
-use tower_tcp::pipeline::Limits;
+use tower_tcp::pipeline::{Limits, Session, SessionService};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::memory;
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Pipeline, Server};
+use tower_tcp::{BoxError, Peer, Pipeline, Server};
 use tracing::subscriber::NoSubscriber;
 
 use certificates::certified;
@@ -120,6 +120,32 @@ fn a_request_that_waits_allocates_nothing_alone_and_once_among_others() {
             let most = if way == "one at a time" { 0.05 } else { 1.05 };
             assert!(allocations < most, "{allocations} a request, {way}");
         }
+    });
+}
+
+struct Patient(usize);
+
+impl Session<Bytes> for Patient {
+    type Reply = Bytes;
+    type Error = BoxError;
+
+    async fn call(&mut self, line: Bytes) -> Result<Bytes, BoxError> {
+        tokio::task::yield_now().await;
+        self.0 += 1;
+        echo(line).await
+    }
+}
+
+#[test]
+fn a_request_to_a_session_allocates_nothing_one_at_a_time() {
+    alone(async || {
+        let make =
+            service_fn(|_: Peer<Bytes>| ready(Ok::<_, BoxError>(SessionService::new(Patient(0)))));
+        let served = serve(Pipeline::new(Lines::default).make_service(make));
+
+        let allocations = allocations_a_request(served).await;
+
+        assert!(allocations < 0.05, "{allocations} a request");
     });
 }
 

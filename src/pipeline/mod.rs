@@ -52,6 +52,12 @@
 //! mode* between two frames by a frame it is given to encode: what is buffered is decoded anew by then (the `smtp` example's `DATA`). And *another
 //! service takes the stream over*, with what is buffered: [`Pipeline::on_upgrade`].
 //!
+//! # Sessions
+//!
+//! A service that keeps state between the requests of a connection is a [`Session`]. Its calls take
+//! `&mut self`, one after the other, and so need no lock. A make-service returns it as a
+//! [`SessionService`], alone or within layers.
+//!
 //! # Clones
 //!
 //! [`PipelineBuilder::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
@@ -71,6 +77,7 @@ mod on_connect;
 mod peer;
 mod reply;
 mod serve;
+mod session;
 mod shutdown_on_error;
 mod upgrade;
 
@@ -93,6 +100,7 @@ pub use peer::{
 };
 pub use reply::Reply;
 pub use serve::PipelineFuture;
+pub use session::{Session, SessionFuture, SessionService};
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };

@@ -1,0 +1,231 @@
+//! State of one connection without locks: a session is called by `&mut self`.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_util::sync::ReusableBoxFuture;
+use tower_service::Service;
+
+/// The state of one connection, called by `&mut self` and so without a lock.
+///
+/// [`SessionService`] makes a Tower service of it. `E` is a request, or an
+/// [`Event`](super::Event) if the session takes messages, too.
+///
+/// Write [`call`](Self::call) as an `async fn`; its future must be `Send`. The session is dropped
+/// when its connection begins to close, so work for the end of the connection belongs in its
+/// `Drop`. A task spawned there learns from [`Peer::closed`](super::Peer::closed) how the
+/// connection ended, as the `chat` example shows.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use bytes::Bytes;
+/// use tower::service_fn;
+/// use tower_tcp::frame::Lines;
+/// use tower_tcp::pipeline::{Session, SessionService};
+/// use tower_tcp::{BoxError, Peer, Pipeline};
+///
+/// struct Counter {
+///     peer: Peer<Bytes>,
+///     lines: u32,
+/// }
+///
+/// impl Session<Bytes> for Counter {
+///     type Reply = Bytes;
+///     type Error = BoxError;
+///
+///     async fn call(&mut self, _line: Bytes) -> Result<Bytes, BoxError> {
+///         self.lines += 1;
+///         if self.lines % 10 == 0 {
+///             self.peer.send("ten more".into()).await?;
+///         }
+///         Ok(self.lines.to_string().into())
+///     }
+/// }
+///
+/// let make = service_fn(|peer: Peer<Bytes>| async move {
+///     Ok::<_, Infallible>(SessionService::new(Counter { peer, lines: 0 }))
+/// });
+/// let pipeline = Pipeline::new(Lines::default).make_service(make);
+/// # drop(pipeline);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no session of `{E}`",
+    label = "implement `Session<{E}>` for it",
+    note = "a service that takes messages, too, is a `Session<Event<R, M>>`"
+)]
+pub trait Session<E>: Send + 'static {
+    /// The reply to a call; in a pipeline anything that is `Into<Reply<T>>`.
+    type Reply;
+    /// The error of a call that failed.
+    type Error;
+
+    /// Answers one request or message. The next call begins when this one is done or dropped.
+    ///
+    /// # Cancel safety
+    ///
+    /// A layer may drop the call before it is done: stock `Timeout` does, at its time. The call
+    /// then ends at the `.await` at which it was, and the next one finds the session as it was left
+    /// there. A state that must not be seen half changed is changed between two `.await`s.
+    fn call(&mut self, event: E) -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
+}
+
+/// A Tower service of a [`Session`]: of requests, or of [`Event`](super::Event)s.
+///
+/// A make-service returns it, alone or within layers of requests:
+///
+/// ```
+/// # use std::{convert::Infallible, time::Duration};
+/// # use bytes::Bytes;
+/// # use tower::{ServiceBuilder, service_fn};
+/// # use tower_tcp::{Peer, Pipeline, frame::Lines, pipeline::{Session, SessionService}};
+/// # struct Counter(u32);
+/// # impl Session<Bytes> for Counter {
+/// #     type Reply = Bytes;
+/// #     type Error = Infallible;
+/// #     async fn call(&mut self, line: Bytes) -> Result<Bytes, Infallible> { Ok(line) }
+/// # }
+/// let make = service_fn(|_: Peer<Bytes>| async move {
+///     Ok::<_, Infallible>(
+///         ServiceBuilder::new()
+///             .timeout(Duration::from_secs(5))
+///             .service(SessionService::new(Counter(0))),
+///     )
+/// });
+/// # drop(Pipeline::new(Lines::default).make_service(make));
+/// ```
+///
+/// It is ready when no call runs. So its calls never overlap:
+/// [`in_flight`](super::Pipeline::in_flight) and [`multiplexed`](super::Pipeline::multiplexed) run
+/// them one after the other, in the order of the requests. It is not `Clone`, so what needs clones
+/// does not compile around it: `Retry`, and
+/// [`PipelineBuilder::service`](super::PipelineBuilder::service), which is for all connections.
+///
+/// A call that is dropped midway leaves the session behind for the next one; see
+/// [`Session::call`]. A panic ends the connection. If a layer catches it, the next call finds the
+/// session as the panic left it.
+///
+/// The first call allocates, and one behind a dropped call. Each other one runs in the memory of
+/// the last, and costs some 370 instructions, where a `tokio::sync::Mutex` in an `Arc` costs 290. A
+/// service whose replies are all ready at once can do without either, as a `Service` whose future
+/// is `Ready`.
+pub struct SessionService<S: Session<E>, E> {
+    state: Arc<Mutex<State<S, E>>>,
+    /// Set from `poll_ready` to `call`.
+    ready: Option<Guard<S, E>>,
+    /// Set while `poll_ready` waits for a call to be done.
+    waiting: Option<ReusableBoxFuture<'static, Guard<S, E>>>,
+}
+
+struct State<S: Session<E>, E> {
+    session: S,
+    /// The last call, if it is done: the next one is put in its place.
+    done: Option<Call<S, E>>,
+}
+
+type Guard<S, E> = OwnedMutexGuard<State<S, E>>;
+type Answer<S, E> = Result<<S as Session<E>>::Reply, <S as Session<E>>::Error>;
+/// The guard comes back with the answer, so that this can be put into the state behind it.
+type Call<S, E> = ReusableBoxFuture<'static, (Answer<S, E>, Guard<S, E>)>;
+
+impl<S: Session<E>, E> SessionService<S, E> {
+    /// Makes a service of a session.
+    pub fn new(session: S) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State {
+                session,
+                done: None,
+            })),
+            ready: None,
+            waiting: None,
+        }
+    }
+}
+
+impl<S, E> Service<E> for SessionService<S, E>
+where
+    S: Session<E>,
+    E: Send + 'static,
+{
+    type Response = S::Reply;
+    type Error = S::Error;
+    type Future = SessionFuture<S, E>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if self.ready.is_none() {
+            let free = match self.waiting {
+                None => Arc::clone(&self.state).try_lock_owned().ok(),
+                Some(_) => None,
+            };
+            let guard = match free {
+                Some(guard) => guard,
+                None => {
+                    let state = &self.state;
+                    let wait = || ReusableBoxFuture::new(Arc::clone(state).lock_owned());
+                    ready!(self.waiting.get_or_insert_with(wait).poll(cx))
+                }
+            };
+            self.waiting = None;
+            self.ready = Some(guard);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, event: E) -> SessionFuture<S, E> {
+        let mut ready = self.ready.take();
+        let done = ready.as_mut().and_then(|state| state.done.take());
+        // A caller that did not wait for `poll_ready` has its call wait.
+        let ready = ready.ok_or_else(|| Arc::clone(&self.state));
+        let call = async move {
+            let mut state = match ready {
+                Ok(state) => state,
+                Err(state) => state.lock_owned().await,
+            };
+            let answer = state.session.call(event).await;
+            (answer, state)
+        };
+        let call = match done {
+            Some(mut done) => {
+                done.set(call);
+                done
+            }
+            None => ReusableBoxFuture::new(call),
+        };
+        SessionFuture { call: Some(call) }
+    }
+}
+
+impl<S: Session<E>, E> fmt::Debug for SessionService<S, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionService").finish_non_exhaustive()
+    }
+}
+
+/// The future of [`SessionService`]: one call. Dropping it ends the call, and leaves the session to
+/// the next one.
+#[must_use = "futures do nothing unless polled"]
+pub struct SessionFuture<S: Session<E>, E> {
+    /// Set until it is done.
+    call: Option<Call<S, E>>,
+}
+
+impl<S: Session<E>, E> Future for SessionFuture<S, E> {
+    type Output = Result<S::Reply, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(call) = &mut self.call else {
+            return Poll::Pending;
+        };
+        let (answer, mut state) = ready!(call.poll(cx));
+        state.done = self.call.take();
+        Poll::Ready(answer)
+    }
+}
+
+impl<S: Session<E>, E> fmt::Debug for SessionFuture<S, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionFuture").finish_non_exhaustive()
+    }
+}
