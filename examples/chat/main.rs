@@ -1,9 +1,10 @@
-//! A chat with names and rooms: messages to a connection's own service, a timer, and broadcasts that wait for nobody.
+//! A chat with names and rooms: sessions, messages to them, a timer, and broadcasts that no slow
+//! reader delays.
 //!
-//! | file | what it is |
+//! | file | content |
 //! | --- | --- |
-//! | `session.rs` | the service of one connection: what its member says, and what it is told |
-//! | `rooms.rs` | who is there, and where: the registries |
+//! | `session.rs` | the session of one connection: its member's commands, and messages to it |
+//! | `rooms.rs` | the registries: one of all names, one for each room |
 //! | `main.rs` | the stack, the limits and their reasons |
 //!
 //! ```sh
@@ -11,31 +12,33 @@
 //! nc 127.0.0.1 7004        # and again in another terminal
 //! ```
 //!
-//! Give a name, `/join` a room, and talk; `/help` lists the rest. Whoever leaves, the room is told why. Suspend one `nc`, and have
-//! another send much: the first is dropped as a `slow_reader`, and nobody has waited for it.
+//! Give a name, `/join` a room, and talk; `/help` lists the rest. When a member leaves, the room is
+//! told why. Suspend one `nc`, and have another send much: the first is closed as a `slow_reader`,
+//! and has delayed nobody.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use futures_util::TryFutureExt;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::bind::SocketOptions;
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
-use tower_tcp::pipeline::Limits;
+use tower_tcp::pipeline::{Limits, SessionService};
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
 use rooms::{Chat, Name};
-use session::{Peer, Session};
+use session::Member;
 
 mod rooms;
 mod session;
 
 /// The longest line in bytes, its ending included: more than anyone types.
 const MAX_LINE: usize = 1024;
-/// What the system may hold for a member that does not read, in bytes; by itself it would hold megabytes.
+/// The kernel's send buffer for a member that does not read, in bytes. Its default grows to
+/// megabytes.
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// A chat of lines: names, rooms, private messages.
@@ -49,7 +52,8 @@ struct Args {
     #[arg(long, default_value_t = 600)]
     idle: u64,
 
-    /// A name that may kick anybody; may be given several times. There are no passwords: it is whoever comes first.
+    /// A name that may kick anybody; may be given several times. There are no passwords: the first
+    /// to give the name has it.
     #[arg(long, value_parser = Name::new)]
     admin: Vec<Name>,
 }
@@ -65,17 +69,10 @@ async fn main() -> Result<(), BoxError> {
 
     let chat = Arc::new(Chat::new(args.admin));
     let idle = Duration::from_secs(args.idle);
-    let make = service_fn(move |peer: Peer| {
-        let chat = Arc::clone(&chat);
-        async move {
-            let session = Session::begin(chat, peer, idle).await?;
-            Ok::<_, BoxError>(service_fn(move |event| {
-                let session = Arc::clone(&session);
-                async move { Ok::<_, Infallible>(session.event(event).await) }
-            }))
-        }
+    let make = service_fn(move |peer| {
+        Member::begin(Arc::clone(&chat), peer, idle).map_ok(SessionService::new)
     });
-    // Who is silent for too long is told so by the session itself.
+    // The session itself says goodbye to a silent member.
     let limits = Limits::default()
         .max_frame(MAX_LINE)
         .first_byte(None)

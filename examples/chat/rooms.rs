@@ -1,4 +1,4 @@
-//! Who is there, and where: one registry of all names, and one for each room.
+//! The registries: one of all names, and one for each room.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,12 +9,14 @@ use tower_tcp::registry::{Registry, SlowPeer};
 
 use crate::session::{Message, Peer};
 
-/// The longest name of a member or a room: two of them leave room for words on a line of a terminal.
+/// The longest name of a member or a room: two of them leave room for words on a line of a
+/// terminal.
 const MAX_NAME: usize = 20;
-/// How many rooms there may be: what `/rooms` lists can still be read.
+/// The most rooms: the list that `/rooms` prints can still be read.
 const MAX_ROOMS: usize = 100;
 
-/// The name of a member or a room. Of a few characters only, so that none can be mistaken for another or for words of the server.
+/// The name of a member or a room. Few characters are allowed, so that no name can be mistaken for
+/// another or for words of the server.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name(Arc<str>);
 
@@ -37,14 +39,14 @@ impl fmt::Display for Name {
     }
 }
 
-/// All that the sessions share.
+/// The state that all sessions share.
 pub(crate) struct Chat {
     pub(crate) names: Registry<Name, Bytes, Message>,
     rooms: Mutex<BTreeMap<Name, Room>>,
     admins: Vec<Name>,
 }
 
-/// The members in a room. It is there as long as one is in it.
+/// The members in a room. The room exists as long as one is in it.
 #[derive(Clone, Default)]
 pub(crate) struct Room {
     members: Registry<Seat, Bytes, Message>,
@@ -52,7 +54,7 @@ pub(crate) struct Room {
     next: u64,
 }
 
-/// A place in a room: they are numbered as they are taken, so the first is the one who is there for longest.
+/// A place in a room. Seats are numbered as they are taken, so the lowest has been there longest.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Seat {
     number: u64,
@@ -60,14 +62,15 @@ pub(crate) struct Seat {
 }
 
 impl Room {
-    /// Returns who is here, the first one first.
+    /// Returns the members in the order in which they came.
     pub(crate) fn seats(&self) -> Vec<Seat> {
         let mut seats: Vec<_> = self.members.iter().map(|(seat, _)| seat).collect();
         seats.sort();
         seats
     }
 
-    /// Says something to all but one. Who does not read is dropped, so this waits for nobody.
+    /// Sends a line to all but one. A member that does not read is closed, so this waits for
+    /// nobody.
     pub(crate) async fn say(&self, line: String, but: &Seat) {
         let others = |seat: &Seat, _: &Peer| seat != but;
         self.members
@@ -76,7 +79,7 @@ impl Room {
     }
 }
 
-/// Where a member is.
+/// The room a member is in, and its seat there.
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) name: Name,
@@ -110,7 +113,7 @@ impl Chat {
         format!("* rooms:{}", rooms.collect::<String>())
     }
 
-    /// Gives a member a seat in a room, which is opened if there is none of the name.
+    /// Gives a member a seat in a room, and opens the room if there is none of that name.
     pub(crate) fn seat(&self, name: Name, member: Name, peer: &Peer) -> Result<Place, String> {
         let mut rooms = self.rooms();
         if rooms.len() == MAX_ROOMS && !rooms.contains_key(&name) {
@@ -130,10 +133,10 @@ impl Chat {
         Ok(Place { name, room, seat })
     }
 
-    /// Gives up a seat, and the room if that was the last one; those who stay are told how.
+    /// Gives up a seat, and the room if it was the last; the others are told how.
     pub(crate) async fn leave(&self, Place { name, room, seat }: Place, how: &str) {
         {
-            // Under the lock, so that nobody sits down in a room that is given up.
+            // Under the lock, so that nobody takes a seat in a room that is given up.
             let mut rooms = self.rooms();
             room.members.remove(&seat);
             if room.members.is_empty() {

@@ -1,4 +1,4 @@
-//! What the server says: a code, and one or more lines.
+//! An answer of the server: a code, and one or more lines.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,8 @@ pub(crate) const GO_AHEAD: u16 = 354;
 
 /// A reply in the sense of RFC 5321, section 4.2.
 ///
-/// Its lines have no line breaks: a command that holds one is refused before a word of it is repeated.
+/// Its lines have no line breaks: a command that holds one is refused before any part of it is
+/// repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) code: u16,

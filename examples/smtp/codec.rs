@@ -1,7 +1,7 @@
-//! The codec: lines of commands, and the text of a mail, whichever it is the turn of.
+//! The codec, with two modes: lines of commands, and the text of a mail.
 //!
-//! What it is to read next is told by what it writes: behind a 354 comes a mail, up to its end. So the mode changes between two frames,
-//! and what a client has sent ahead is read the right way.
+//! The encoder sets the decoder's mode: behind a 354 comes a mail, up to its end. So the mode
+//! changes between two frames, and pipelined input is decoded in the right one.
 
 use std::io;
 
@@ -12,30 +12,33 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::answer::{Answer, GO_AHEAD};
 use super::command::Command;
 
-/// The longest command, in octets with its ending: 512 (RFC 5321, section 4.5.3.1.4), and what SIZE (26) and 8BITMIME (17) may add to it.
+/// The longest command, in octets with its ending: 512 (RFC 5321, section 4.5.3.1.4), plus the
+/// parameters of SIZE (26) and 8BITMIME (17).
 pub(crate) const MAX_COMMAND: usize = 512 + 26 + 17;
 
-/// The longest line of text, in octets with its ending and without the dot of transparency (RFC 5321, section 4.5.3.1.6).
+/// The longest line of text, in octets with its ending and without the dot of transparency (RFC
+/// 5321, section 4.5.3.1.6).
 pub(crate) const MAX_TEXT_LINE: usize = 1_000;
 
-/// How much text is handed on at once: well below what a pipeline allows a frame.
+/// The largest piece of text in one frame: well below the limit that a pipeline has for frames.
 const PIECE: usize = 16 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// A command, or the answer to what is none.
+    /// A command, or the answer to a line that is none.
     Command(Result<Command, Answer>),
-    /// Some of a mail's text, with the dots of transparency taken off.
+    /// A piece of a mail's text, without the dots of transparency.
     Text(Bytes),
-    /// The mail is at its end, and may be one that cannot be taken.
+    /// The end of a mail, with the flaw that keeps it from being accepted.
     EndOfText(Result<(), Flaw>),
 }
 
-/// Why a text is not to be passed on.
+/// A reason not to accept a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// A CR without LF, or an LF without CR. A server behind this one may take it for the end of a line, and with a dot for the end of the
-    /// mail: what follows would be commands that nobody here has seen (SMTP smuggling, CVE-2023-51764).
+    /// A CR without LF, or an LF without CR. The next server may take it for the end of a line, and
+    /// with a dot for the end of the mail. It would then run the rest of the text as commands (SMTP
+    /// smuggling, CVE-2023-51764).
     BareLineBreak,
     LongLine,
 }
@@ -48,9 +51,9 @@ pub(crate) struct Smtp {
 
 #[derive(Debug)]
 enum Mode {
-    /// With how much of the buffer holds no LF, so that no byte is searched twice.
+    /// Holds how much of the buffer has no LF, so that no byte is searched twice.
     Commands(usize),
-    /// A command is too long, and its rest is skipped.
+    /// A command was too long; the rest of it is skipped.
     Skipping,
     Text(Text),
 }
@@ -115,7 +118,7 @@ impl Decoder for Smtp {
     }
 }
 
-/// An LF alone is no ending, but the end of what is answered: whoever sends it would wait for ever.
+/// A bare LF is no ending, but it is answered: the client that sent it would wait for ever.
 fn command(line: &[u8]) -> Result<Command, Answer> {
     match line.strip_suffix(b"\r\n") {
         Some(line) => Command::parse(line),
@@ -139,16 +142,16 @@ impl Encoder<Answer> for Smtp {
     }
 }
 
-/// How far the text of a mail has come.
+/// The decoder of the text of a mail.
 #[derive(Debug, Default)]
 struct Text {
     at: At,
-    /// How long the line is so far.
+    /// The length of the line so far.
     column: usize,
     flaw: Option<Flaw>,
 }
 
-/// What was read last. Dots and their CR are held back: they may be the end.
+/// The bytes that were read last. A dot and its CR are held back: they may be the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum At {
     #[default]

@@ -1,4 +1,5 @@
-//! What a client asks for: RFC 5321, section 4.1, with the parameters of SIZE (RFC 1870) and 8BITMIME (RFC 6152).
+//! The commands of a client: RFC 5321, section 4.1, with the parameters of SIZE (RFC 1870) and
+//! 8BITMIME (RFC 6152).
 
 use super::answer::Answer;
 
@@ -32,9 +33,10 @@ impl Command {
     ///
     /// # Errors
     ///
-    /// With the answer to it.
+    /// The answer to the line.
     pub(crate) fn parse(line: &[u8]) -> Result<Self, Answer> {
-        // SMTPUTF8 is not offered, so nothing but ASCII may come. What is printable can be repeated, and written into a header.
+        // SMTPUTF8 is not offered, so a command is ASCII. Printable characters can be repeated in
+        // an answer, and written into a header.
         let line = std::str::from_utf8(line)
             .ok()
             .filter(|line| line.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
@@ -80,9 +82,9 @@ fn mail(rest: &str) -> Result<Command, Answer> {
     for parameter in parameters.split_ascii_whitespace() {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match name.to_ascii_uppercase().as_str() {
-            // At most 20 digits, says RFC 1870: more than fits is too much in any case.
+            // RFC 1870 allows 20 digits. A number that does not fit is too large in any case.
             "SIZE" if is_number(value) => size = Some(value.parse().unwrap_or(u64::MAX)),
-            // Bytes are kept as they are: both mean the same here.
+            // Bytes are kept as they are, so both mean the same.
             "BODY"
                 if value.eq_ignore_ascii_case("7BIT") || value.eq_ignore_ascii_case("8BITMIME") => {
             }
@@ -112,9 +114,9 @@ fn syntax(right: &str) -> Answer {
     Answer::new(501, format!("Syntax: {right}"))
 }
 
-/// Takes `keyword<address>` apart: the address, and what is behind it.
+/// Splits `keyword<address> parameters` into the address and the parameters.
 ///
-/// A space behind the colon is wrong, and too common to be refused.
+/// A space behind the colon is wrong, but too common to be refused.
 fn path<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     let (found, text) = text.split_at_checked(keyword.len())?;
     if !found.eq_ignore_ascii_case(keyword) {
@@ -126,7 +128,7 @@ fn path<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     if !rest.is_empty() && !rest.starts_with(' ') {
         return None;
     }
-    // A route by way of other servers is accepted and not taken (RFC 5321, appendix C).
+    // A route by way of other servers is accepted and ignored (RFC 5321, appendix C).
     let address = match address.strip_prefix('@') {
         Some(routed) => routed.split_once(':')?.1,
         None => address,
@@ -134,7 +136,7 @@ fn path<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     is_address(address).then(|| (address.to_owned(), rest))
 }
 
-/// Finds the `>` that is not within quotes.
+/// Finds the first `>` outside of quotes.
 fn end_of_path(text: &str) -> Option<usize> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in text.bytes().enumerate() {
@@ -149,7 +151,7 @@ fn end_of_path(text: &str) -> Option<usize> {
     None
 }
 
-/// Returns whether it is nobody, the postmaster of here, or somebody somewhere.
+/// Returns whether it is empty, the local postmaster, or `local-part@domain`.
 fn is_address(address: &str) -> bool {
     if address.is_empty() || address.eq_ignore_ascii_case("postmaster") {
         return true;

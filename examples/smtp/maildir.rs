@@ -1,5 +1,5 @@
-//! A maildir: each mail is a file, written in `tmp`, and moved to `new` when it is whole. So who reads `new` sees whole mails only, and
-//! nobody has to lock anything.
+//! A maildir: each mail is a file, written in `tmp`, and moved to `new` when it is whole. So a
+//! reader of `new` sees whole mails only, without a lock.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use tokio::task::spawn_blocking;
 
 pub(crate) struct Maildir {
     dir: PathBuf,
-    /// In file names, where `/` and `:` have meanings of their own.
+    /// Part of the file names, where `/` and `:` have meanings of their own.
     hostname: String,
     delivered: AtomicU64,
 }
 
 impl Maildir {
-    /// Opens a maildir, and makes it if there is none.
+    /// Opens a maildir, and creates it if there is none.
     pub(crate) fn open(dir: &Path, hostname: &str) -> io::Result<Self> {
         for sub in ["tmp", "new", "cur"] {
             std::fs::create_dir_all(dir.join(sub))?;
@@ -45,7 +45,8 @@ impl Maildir {
         })
     }
 
-    /// The time, this process, and a number of its own: no two are the same, also not those of other programs that deliver here.
+    /// Returns a new name of the time, the process and a counter: unique among all programs that
+    /// deliver here.
     fn unique_name(&self) -> String {
         let now = OffsetDateTime::now_utc();
         format!(
@@ -61,7 +62,7 @@ impl Maildir {
 
 pub(crate) struct Draft {
     file: File,
-    /// Removed when it is dropped.
+    /// The file in `tmp`, removed when this is dropped.
     tmp: TempPath,
     new: Arc<Path>,
     name: String,
@@ -72,8 +73,8 @@ impl Draft {
         self.file.write_all(text).await
     }
 
-    /// The client forgets its mail when it is told 250, and from then on it is ours to lose (RFC 5321, section 6.1). So before that it is on
-    /// the disk: the file, and then its name.
+    /// Syncs the file, and then its name, to the disk. The client forgets its mail at the 250, so
+    /// the mail must not be lost from then on (RFC 5321, section 6.1).
     pub(crate) async fn keep(mut self) -> io::Result<()> {
         self.file.flush().await?;
         self.file.sync_all().await?;

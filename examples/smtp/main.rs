@@ -1,13 +1,13 @@
-//! Receives mail, and shows how to write a protocol that has states with this library: a file for each idea.
+//! Receives mail. Shows how to write a stateful protocol with this library: one file for each idea.
 //!
-//! | file | what it is |
+//! | file | content |
 //! | --- | --- |
-//! | `command.rs`, `answer.rs` | what a client asks, and what it is told |
-//! | `codec.rs` | the two as lines, and the text of a mail between them: a codec with modes |
-//! | `session.rs` | what may be said when: the request service of one connection |
+//! | `command.rs`, `answer.rs` | the commands of a client, and the answers of the server |
+//! | `codec.rs` | both as lines, and the text of a mail between them: a codec with modes |
+//! | `session.rs` | the session of one client: which command is allowed when |
 //! | `service.rs` | two pipelines, and STARTTLS between them |
-//! | `store.rs`, `memory.rs`, `maildir.rs` | where mails are kept; know nothing of connections |
-//! | `main.rs` | the stack, and how sessions are told to leave |
+//! | `store.rs`, `memory.rs`, `maildir.rs` | the mails; know nothing of connections |
+//! | `main.rs` | the stack, and the farewell at shutdown |
 //!
 //! ```sh
 //! cargo run --example smtp -- --maildir /tmp/mails
@@ -15,7 +15,7 @@
 //! openssl s_client -quiet -starttls smtp -crlf -connect 127.0.0.1:2525
 //! ```
 //!
-//! It keeps mail for everybody, and passes none on: it is an example.
+//! It accepts mail for everybody, and forwards none: it is an example.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,10 +48,11 @@ mod service;
 mod session;
 mod store;
 
-/// In memory there is room for so many mails of the largest size, those that are coming in included; the oldest make room for new ones.
+/// How many mails of the largest size fit into memory, incoming ones included. New mails evict the
+/// oldest.
 const LARGEST_IN_MEMORY: usize = 4;
 
-/// How long the mails that are coming in may take at a shutdown.
+/// How long incoming mails may take at a shutdown.
 const LEAVING: Duration = Duration::from_secs(30);
 
 /// Receives mail, into memory or a maildir.
@@ -61,7 +62,8 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:2525")]
     listen: Vec<String>,
 
-    /// A maildir to deliver to; it is made if there is none. Without, the last mails are kept in memory.
+    /// A maildir to deliver to; it is created if there is none. Without it, the last mails are kept
+    /// in memory.
     #[arg(long)]
     maildir: Option<PathBuf>,
 
@@ -73,7 +75,7 @@ struct Args {
     #[arg(long, default_value = "localhost")]
     hostname: String,
 
-    /// The certificate and those it depends on, in PEM. Without, one is made that nobody has a reason to trust.
+    /// The certificate chain, in PEM. Without it, a self-signed certificate is made.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 
@@ -81,7 +83,7 @@ struct Args {
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// How many connections may be open at the same time; those beyond are told, and closed.
+    /// How many connections may be open at the same time; those beyond get a 421.
     #[arg(long, default_value_t = 1_000)]
     max_connections: usize,
 }
@@ -147,10 +149,11 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// At the first signal nobody else is let in, the mails that are coming in are taken, and every client is told 421. At the second the rest
-/// is cut off.
+/// Shuts down at the first signal: accepts no more connections, completes the incoming mails, and
+/// sends every client a 421. At the second signal, cuts off the rest.
 ///
-/// A drain of the library's would be as orderly, but closes without a word: it does not know what this protocol says then.
+/// The library's own drain is as orderly, but it closes without a 421, since it does not know the
+/// protocol.
 async fn shut_down(
     (mut terminate, mut interrupt): (Signal, Signal),
     handle: Handle,
@@ -177,7 +180,7 @@ async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// Tells one over the limit.
+/// Answers a connection over the limit.
 async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
     conn.write_all(b"421 Too many connections, come back later\r\n")
         .await?;
@@ -185,7 +188,7 @@ async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Makes a certificate that nobody has a reason to trust.
+/// Makes a self-signed certificate.
 fn self_signed(dir: &TempDir, hostname: &str) -> Result<(PathBuf, PathBuf), BoxError> {
     let made = rcgen::generate_simple_self_signed([hostname.to_owned()])?;
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));

@@ -1,4 +1,4 @@
-//! Mails in memory: the last ones, as many as there is room for.
+//! Mails in memory: the newest ones, as many as there is room for.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Clones are of the same mails.
+/// The mails in memory. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Memory(Arc<Shared>);
 
 struct Shared {
-    /// One permit for each octet. What is coming in counts, too, or many clients at once would have no bound. (It may take up to twice as
-    /// much while it grows.)
+    /// One permit for each octet. Mails that are coming in count, too, so that many clients at once
+    /// stay within the bound. (A growing buffer may take up to twice as much.)
     room: Arc<Semaphore>,
     mails: Mutex<VecDeque<Mail>>,
 }
@@ -24,7 +24,7 @@ struct Mail {
 }
 
 impl Memory {
-    /// Makes one with room for so many octets.
+    /// Makes a memory with room for so many octets.
     pub(crate) fn new(room: usize) -> Self {
         Self(Arc::new(Shared {
             room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
@@ -45,7 +45,7 @@ impl Memory {
         self.lock().iter().map(|mail| mail.text.clone()).collect()
     }
 
-    /// Takes room for so many octets, from the oldest mails if there is no other.
+    /// Reserves room for `octets`, and evicts the oldest mails if there is none.
     fn room(&self, octets: usize) -> io::Result<OwnedSemaphorePermit> {
         let octets = u32::try_from(octets).map_err(|_too_many| io::ErrorKind::StorageFull)?;
         loop {

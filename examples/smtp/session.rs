@@ -1,5 +1,6 @@
-//! One client's session: what it may say when, and what it is answered (RFC 5321, section 4).
+//! The session of one client: which command is allowed when, and its reply (RFC 5321, section 4).
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
-use tower_tcp::pipeline::Event;
+use tower_tcp::pipeline::{Event, Session};
 use tower_tcp::registry::{KeyTaken, Registry};
 use tower_tcp::{ConnectionId, Peer, Reply};
 
@@ -16,13 +17,13 @@ use super::codec::{Flaw, Input};
 use super::command::Command;
 use super::store::{Draft, Store};
 
-/// How many recipients a mail may have: as many as must be allowed (RFC 5321, section 4.5.3.1.8).
+/// The most recipients of a mail: as many as must be allowed (RFC 5321, section 4.5.3.1.8).
 pub(crate) const MAX_RECIPIENTS: usize = 100;
 
-/// How many mistakes a client may make: more than a confused one does, and few for one that looks for holes.
+/// The most mistakes of a client: more than a confused one makes, and few for an attacker.
 pub(crate) const MAX_MISTAKES: usize = 10;
 
-/// What all sessions know.
+/// The state that all sessions share.
 pub(crate) struct Shared {
     pub(crate) hostname: String,
     /// The largest mail, in octets.
@@ -32,7 +33,7 @@ pub(crate) struct Shared {
     leaving: AtomicBool,
 }
 
-/// The message to a session that it is time to leave: at once, or behind the mail that is coming in.
+/// The message to a session to leave: at once, or behind the mail that is coming in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Leave;
 
@@ -47,7 +48,7 @@ impl Shared {
         }
     }
 
-    /// Has all sessions leave, and waits until they have.
+    /// Tells all sessions to leave, and waits until they have.
     pub(crate) async fn leave(&self) {
         self.leaving.store(true, Ordering::SeqCst);
         let sessions: Vec<_> = self.sessions.iter().map(|(_, peer)| peer).collect();
@@ -64,7 +65,7 @@ impl Shared {
         let id = peer.info().id();
         drop(self.sessions.remove(&id));
         self.sessions.insert(id, peer)?;
-        // Behind the entry: whoever looked through the entries before it has said so before.
+        // Looked at behind the entry: if `leave` missed the entry, it had set this before.
         if self.leaving.load(Ordering::SeqCst) {
             let _told_or_gone = peer.try_post(Leave);
         }
@@ -72,7 +73,7 @@ impl Shared {
     }
 }
 
-pub(crate) struct Session {
+pub(crate) struct SmtpSession {
     shared: Arc<Shared>,
     client: Client,
     transaction: Transaction,
@@ -80,7 +81,7 @@ pub(crate) struct Session {
     leaving: bool,
 }
 
-/// What is known of the client.
+/// The facts about the client.
 struct Client {
     address: String,
     secured: bool,
@@ -98,14 +99,51 @@ enum Transaction {
         from: String,
         to: Vec<String>,
     },
-    /// The mail is coming in, to be kept or for nothing: why not is said at its end.
+    /// The mail is coming in. If it cannot be kept, the answer at its end says why.
     Text {
         draft: Result<Draft, Answer>,
         size: u64,
     },
 }
 
-impl Session {
+impl Session<Event<Input, Leave>> for SmtpSession {
+    type Reply = Reply<Answer>;
+    type Error = Infallible;
+
+    async fn call(&mut self, event: Event<Input, Leave>) -> Result<Reply<Answer>, Infallible> {
+        let quits = event == Event::Request(Input::Command(Ok(Command::Quit)));
+        let answer = match event {
+            Event::Request(Input::Command(Ok(command))) => Some(self.command(command).await),
+            Event::Request(Input::Command(Err(answer))) => Some(answer),
+            Event::Request(Input::Text(text)) => {
+                self.text(text).await;
+                None
+            }
+            Event::Request(Input::EndOfText(end)) => Some(self.end_of_text(end).await),
+            Event::Message(Leave) => {
+                self.leaving = true;
+                None
+            }
+        };
+        if answer.as_ref().is_some_and(is_mistake) {
+            self.mistakes += 1;
+        }
+        let farewell = if self.mistakes >= MAX_MISTAKES {
+            Some(Answer::new(421, "Too many mistakes"))
+        } else if self.leaving && !matches!(self.transaction, Transaction::Text { .. }) {
+            Some(Answer::new(421, "Closing down, come back later"))
+        } else {
+            None
+        };
+        Ok(if quits || farewell.is_some() {
+            Reply::from(Vec::from_iter(answer.into_iter().chain(farewell))).close()
+        } else {
+            answer.into()
+        })
+    }
+}
+
+impl SmtpSession {
     /// Begins a session.
     ///
     /// # Errors
@@ -134,38 +172,6 @@ impl Session {
         })
     }
 
-    pub(crate) async fn on(&mut self, event: Event<Input, Leave>) -> Reply<Answer> {
-        let quits = event == Event::Request(Input::Command(Ok(Command::Quit)));
-        let answer = match event {
-            Event::Request(Input::Command(Ok(command))) => Some(self.command(command).await),
-            Event::Request(Input::Command(Err(answer))) => Some(answer),
-            Event::Request(Input::Text(text)) => {
-                self.text(text).await;
-                None
-            }
-            Event::Request(Input::EndOfText(end)) => Some(self.end_of_text(end).await),
-            Event::Message(Leave) => {
-                self.leaving = true;
-                None
-            }
-        };
-        if answer.as_ref().is_some_and(is_mistake) {
-            self.mistakes += 1;
-        }
-        let farewell = if self.mistakes >= MAX_MISTAKES {
-            Some(Answer::new(421, "Too many mistakes"))
-        } else if self.leaving && !matches!(self.transaction, Transaction::Text { .. }) {
-            Some(Answer::new(421, "Closing down, come back later"))
-        } else {
-            None
-        };
-        if quits || farewell.is_some() {
-            Reply::from(Vec::from_iter(answer.into_iter().chain(farewell))).close()
-        } else {
-            answer.into()
-        }
-    }
-
     async fn command(&mut self, command: Command) -> Answer {
         match command {
             Command::Hello { client, extended } => self.hello(client, extended),
@@ -176,11 +182,11 @@ impl Session {
                 self.transaction = Transaction::None;
                 Answer::new(250, "OK")
             }
-            // Whether somebody is here is not told to strangers (RFC 5321, section 7.3).
+            // The server does not tell strangers which mailboxes it has (RFC 5321, section 7.3).
             Command::Verify => Answer::new(252, "Send a mail, and see"),
             Command::Help => Answer::new(214, "RFC 5321"),
             Command::Noop => Answer::new(250, "OK"),
-            // Where it is possible, it does not come here.
+            // In the clear, `InTheClear` answers it.
             Command::StartTls => out_of_order("TLS is on"),
             Command::Quit => Answer::new(221, "Bye"),
         }
@@ -238,7 +244,7 @@ impl Session {
             return out_of_order("MAIL first");
         };
         if to.is_empty() {
-            // A client that pipelines learns here that nobody was accepted (RFC 5321, section 3.3).
+            // A client that pipelines learns here that no recipient was accepted (RFC 5321, 3.3).
             return Answer::new(554, "No recipients");
         }
         let header = self.client.header(from, to, &self.shared.hostname);
@@ -300,7 +306,8 @@ impl Session {
 }
 
 impl Client {
-    /// The lines that a server has to put in front of a mail (RFC 5321, section 4.4), and whom it was for.
+    /// Returns the lines that a server puts in front of a mail (RFC 5321, section 4.4), and one for
+    /// each recipient.
     fn header(&self, from: &str, to: &[String], hostname: &str) -> String {
         let (name, extended) = match &self.hello {
             Some(hello) => (hello.name.as_str(), hello.extended),
@@ -311,7 +318,7 @@ impl Client {
             (true, false) => "ESMTP",
             (true, true) => "ESMTPS",
         };
-        // It fails beyond the year 9999 only.
+        // Formatting fails only beyond the year 9999.
         let date = OffsetDateTime::now_utc()
             .format(&Rfc2822)
             .unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Where mails are kept: in memory, or in a maildir. Knows nothing of connections.
+//! The store of mails: memory, or a maildir. It knows nothing of connections.
 
 use std::io;
 
@@ -12,7 +12,7 @@ pub(crate) enum Store {
     Maildir(Maildir),
 }
 
-/// A mail that is being received. If it is dropped, there was none.
+/// A mail that is being received. Dropping it discards the mail.
 pub(crate) enum Draft {
     Memory(memory::Draft),
     Maildir(maildir::Draft),
@@ -28,7 +28,7 @@ impl Store {
 }
 
 impl Draft {
-    /// Adds some text.
+    /// Appends text.
     ///
     /// # Errors
     ///
@@ -40,7 +40,7 @@ impl Draft {
         }
     }
 
-    /// Makes it a mail. Done when it will not be lost any more.
+    /// Keeps the mail. It is safe when this returns.
     pub(crate) async fn keep(self) -> io::Result<()> {
         match self {
             Self::Memory(draft) => draft.keep(),
