@@ -30,6 +30,7 @@
 //! [catalogue]: crate::observe
 //! [on_upgrade]: crate::Pipeline::on_upgrade
 //! [workers]: crate::ServerBuilder::workers
+//! [`LAYERS.md`]: crate::layers
 //! [`MIGRATION.md`]: crate::migration
 //! [`PROTOCOLS.md`]: crate::protocols
 #![doc = include_str!("../README.md")]
@@ -88,6 +89,9 @@ pub mod signal;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;
+
+#[doc = include_str!("../LAYERS.md")]
+pub mod layers {}
 
 #[doc = include_str!("../MIGRATION.md")]
 pub mod migration {}

@@ -59,16 +59,13 @@ impl Drop for Diary {
 }
 
 /// Makes a diary for each connection.
-fn diaries()
--> impl Service<Peer<Bytes>, Response = SessionService<Diary, Bytes>, Error = Infallible, Future: Send>
-+ Clone
-+ Send {
-    service_fn(|_: Peer<Bytes>| ready(Ok(SessionService::new(Diary::default()))))
+async fn diary(_: Peer<Bytes>) -> Result<SessionService<Diary, Bytes>, Infallible> {
+    Ok(SessionService::new(Diary::default()))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_session_keeps_its_state_from_call_to_call_and_for_its_connection_alone() {
-    for served in each_way(Pipeline::new(Lines::default).make_service(diaries())) {
+    for served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
         let (mut ann, mut bob) = (served.connect().await, served.connect().await);
 
         assert_eq!(ann.ask("a").await, "a", "{}", served.way);
@@ -79,7 +76,7 @@ async fn a_session_keeps_its_state_from_call_to_call_and_for_its_connection_alon
 
 #[tokio::test(start_paused = true)]
 async fn the_calls_of_a_session_come_in_order_and_one_at_a_time_in_each_way_of_dispatch() {
-    for served in each_way(Pipeline::new(Lines::default).make_service(diaries())) {
+    for served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
         let mut client = served.connect().await;
         let begun = Instant::now();
 
@@ -167,7 +164,7 @@ async fn a_timeout_around_a_session_ends_its_connection_where_errors_do() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_session_ends_its_connection_and_no_other() {
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(diaries())) {
+    for mut served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
         let (mut ann, mut bob) = (served.connect().await, served.connect().await);
         assert_eq!(bob.ask("b").await, "b", "{}", served.way);
 

@@ -58,11 +58,13 @@
 //! `&mut self`, one after the other, and so need no lock. A make-service returns it as a
 //! [`SessionService`], alone or within layers.
 //!
-//! # Clones
+//! # Layers
 //!
-//! [`PipelineBuilder::service`] takes one service for all connections and clones it for each request; stock `RateLimit` is not `Clone`: put it behind
-//! stock `Buffer`, or make a service for each connection with [`PipelineBuilder::make_service`], which clones only
-//! the make-service.
+//! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds
+//! nothing that connections share. [`PipelineBuilder::make_service`] makes one for each connection and
+//! keeps it, so it need not be `Clone`; only the make-service is cloned. [`layers`](crate::layers)
+//! lists what each of tower's layers does there, and the three mistakes that let idle connections
+//! hold what others wait for.
 
 mod bounds;
 mod calls;
@@ -106,7 +108,8 @@ pub use shutdown_on_error::{
 };
 pub use upgrade::{NoUpgrade, OnUpgrade, Upgrade};
 
-/// The connection service for framed protocols. See the [module docs](self).
+/// The connection service for framed protocols. See the [module docs](self), and
+/// [`layers`](crate::layers) for where tower's layers go.
 ///
 /// `F` makes codecs, `K` services; `T` is the type of the frames that go out, `D` the way requests are run, `N` what may take the stream over.
 pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {

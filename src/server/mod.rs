@@ -86,7 +86,8 @@ impl<L: Listener> Server<L> {
     ///
     /// The loop accepts when `stack` is ready. It calls `stack` itself, so a call must not block.
     /// The returned futures run in a task each. The response is ignored. Use [`Connection::on_end`]
-    /// to learn how a connection ended.
+    /// to learn how a connection ended. [`layers`](crate::layers) lists what each of tower's layers
+    /// does here.
     pub fn serve<S>(self, stack: S) -> Serve
     where
         S: Service<Connection<L::Io>> + Send + 'static,
