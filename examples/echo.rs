@@ -16,6 +16,7 @@ use bytes::Bytes;
 use clap::Parser;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::Limits;
@@ -57,9 +58,8 @@ async fn main() -> Result<(), BoxError> {
         .init();
 
     let max_line = args.max_line;
-    let limits = Limits::default()
-        .max_frame(max_line)
-        .idle(Duration::from_secs(args.idle));
+    let limits = Limits::default().max_frame(max_line);
+    let deadlines = Deadlines::default().idle(Duration::from_secs(args.idle));
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
@@ -67,6 +67,7 @@ async fn main() -> Result<(), BoxError> {
             Pipeline::new(move || Lines::default().max_line(max_line))
                 .service(echo)
                 .limits(limits)
+                .deadlines(deadlines)
                 .shutdown_on_error(true),
         );
 

@@ -26,8 +26,9 @@ use tokio_util::codec::BytesCodec;
 use tower::Layer;
 use tower::make::Shared;
 use tower::{ServiceBuilder, service_fn};
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::observe::ConnectionTraceLayer;
-use tower_tcp::pipeline::{Limits, OnConnectLayer};
+use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::{BoxError, Peer, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -90,7 +91,7 @@ async fn main() -> Result<(), BoxError> {
         .service(
             Pipeline::new(BytesCodec::new)
                 .make_service(connected.layer(Shared::new(ignore)))
-                .limits(Limits::default().first_byte(None).idle(None)), // a client has nothing to say
+                .deadlines(Deadlines::default().first_byte(None).idle(None)), // a client has nothing to say
         );
 
     let server = Server::builder()

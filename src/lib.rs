@@ -26,6 +26,7 @@
 //! [in_flight]: crate::Pipeline::in_flight
 //! [multiplexed]: crate::Pipeline::multiplexed
 //! [Limits]: crate::pipeline::Limits
+//! [`deadline`]: crate::deadline
 //! [metrics]: crate::observe#metrics
 //! [catalogue]: crate::observe
 //! [on_upgrade]: crate::Pipeline::on_upgrade
@@ -56,6 +57,8 @@ mod end;
 mod signals;
 
 mod connection;
+
+pub mod deadline;
 
 pub mod observe;
 

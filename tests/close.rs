@@ -20,7 +20,6 @@ use tower::service_fn;
 use tower_tcp::bind::Socket;
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, Connection, EndReason, Pipeline, Reply, Server};
 
 use support::{Client, Served, each_way, serve, serve_on};
@@ -196,10 +195,10 @@ async fn d7_a_close_with_unread_input_delivers_every_byte() {
         let reply = Reply::from(Bytes::from(vec![b'x'; MEGABYTE - 1]));
         ready(Ok::<_, BoxError>(reply.close()))
     });
-    let limits = Limits::default().linger(Linger::default().bytes(4 * MEGABYTE));
+    let linger = Linger::default().bytes(4 * MEGABYTE);
     let pipeline = Pipeline::new(Lines::default).service(megabyte);
     let server = Server::bind("127.0.0.1:0").await.unwrap();
-    let mut served = serve_on(server, pipeline.limits(limits));
+    let mut served = serve_on(server, pipeline.linger(linger));
 
     for trial in 0..20 {
         let received = fetch_with_unread_input(&served, 2 * MEGABYTE).await;
@@ -266,9 +265,9 @@ async fn a_peer_that_closes_is_not_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_sends_on_is_read_up_to_a_bound() {
     let farewell = service_fn(|line: Bytes| ready(Ok::<_, BoxError>(Reply::from(line).close())));
-    let limits = Limits::default().linger(Linger::default().bytes(100_000).time(3600 * SECOND));
+    let linger = Linger::default().bytes(100_000).time(3600 * SECOND);
     let pipeline = Pipeline::new(Lines::default).service(farewell);
-    let mut served = serve(pipeline.limits(limits));
+    let mut served = serve(pipeline.linger(linger));
     let mut client = served.connect().await;
     client.send("bye\n").await;
     client.rest().await;

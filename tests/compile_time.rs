@@ -26,6 +26,7 @@ use tower_tcp::bind::{
     Endpoint, Incoming, InvalidEndpoint, ListenerClosed, Socket, SocketOptions, Sockets,
 };
 use tower_tcp::close::Linger;
+use tower_tcp::deadline::{Deadlines, DrainDeadlines};
 use tower_tcp::error::Panicked;
 use tower_tcp::frame::{
     Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Json, Lines,
@@ -126,6 +127,8 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<Endpoint>();
     goes_anywhere::<SocketOptions>();
     goes_anywhere::<Limits>();
+    goes_anywhere::<Deadlines>();
+    goes_anywhere::<DrainDeadlines>();
     goes_anywhere::<(Watermarks, Buffered, Crossing)>();
     goes_anywhere::<(SlowPeer, Broadcast)>();
     goes_anywhere::<Linger>();

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, advance, sleep, sleep_until};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
 
@@ -82,7 +82,7 @@ async fn the_time_of_a_frame_begins_anew_with_each_frame() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn g1_a_connection_is_idle_a_minute_after_its_last_reply_whatever_is_pushed() {
+async fn g1_a_connection_is_idle_75_seconds_after_its_last_reply_whatever_is_pushed() {
     let make = service_fn(|peer: Peer<Bytes>| {
         tokio::spawn(async move {
             while peer.send("still here?".into()).await.is_ok() {
@@ -101,7 +101,7 @@ async fn g1_a_connection_is_idle_a_minute_after_its_last_reply_whatever_is_pushe
         let lines = client.rest().await;
 
         assert!(lines.contains(&"200".to_owned()), "{}", served.way);
-        assert_eq!(begun.elapsed(), 270 * SECOND, "{}", served.way);
+        assert_eq!(begun.elapsed(), 285 * SECOND, "{}", served.way);
         drop(client);
         assert_eq!(served.reason().await, EndReason::IdleTimeout);
     }
@@ -179,7 +179,7 @@ async fn g5_what_arrived_while_the_process_was_stopped_is_answered_whatever_dead
     assert_eq!(client.line().await, "0");
     let answered = Instant::now();
     client.rest().await;
-    assert_eq!(answered.elapsed(), 60 * SECOND);
+    assert_eq!(answered.elapsed(), 75 * SECOND);
     drop(client);
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
 }
@@ -230,7 +230,7 @@ async fn g5_a_hook_that_was_stopped_with_the_process_takes_in_what_arrived() {
 async fn an_idle_limit_of_none_lets_a_connection_rest_for_ever() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
-        .limits(Limits::default().idle(None).first_byte(None));
+        .deadlines(Deadlines::default().idle(None).first_byte(None));
 
     for served in each_way(pipeline) {
         let mut client = served.connect().await;
@@ -269,7 +269,7 @@ async fn d9_a_peer_that_takes_nothing_for_half_a_minute_is_let_go() {
 async fn a_connection_that_is_old_answers_what_it_has_read_and_closes() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
-        .limits(Limits::default().max_age(45 * SECOND));
+        .deadlines(Deadlines::default().max_age(45 * SECOND));
 
     for mut served in each_way(pipeline) {
         let begun = Instant::now();
@@ -290,13 +290,14 @@ async fn a_connection_that_is_old_answers_what_it_has_read_and_closes() {
 
 #[tokio::test(start_paused = true)]
 async fn connections_of_one_moment_retire_at_different_ones() {
-    let limits = Limits::default()
+    let deadlines = Deadlines::default()
         .first_byte(None)
         .max_age(100 * SECOND)
         .max_age_jitter(50 * SECOND);
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
-        .limits(limits.linger(Linger::default().time(Duration::ZERO)));
+        .deadlines(deadlines)
+        .linger(Linger::default().time(Duration::ZERO));
     let mut served = serve(pipeline);
     let mut clients = Vec::new();
     for _ in 0..100 {
@@ -342,8 +343,8 @@ async fn a_make_service_has_ten_seconds() {
 }
 
 /// Every limit of time, all the same.
-fn all(time: Duration) -> Limits {
-    Limits::default()
+fn all(time: Duration) -> Deadlines {
+    Deadlines::default()
         .first_byte(time)
         .frame(time)
         .idle(time)
@@ -351,14 +352,14 @@ fn all(time: Duration) -> Limits {
         .max_age(time)
         .max_age_jitter(time)
         .make_service(time)
-        .linger(Linger::default().time(time).write(time))
 }
 
 #[tokio::test(start_paused = true)]
 async fn g6_the_longest_time_there_is_is_no_limit_and_no_panic() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
-        .limits(all(Duration::MAX));
+        .deadlines(all(Duration::MAX))
+        .linger(Linger::default().time(Duration::MAX).write(Duration::MAX));
     let stack = ServiceBuilder::new()
         .layer(
             PreConnectLayer::new(service_fn(|conn: Connection<DuplexStream>| {
@@ -387,7 +388,8 @@ async fn g6_the_longest_time_there_is_is_no_limit_and_no_panic() {
 async fn g6_no_time_at_all_ends_connections_at_once_and_is_no_panic() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
-        .limits(all(Duration::ZERO));
+        .deadlines(all(Duration::ZERO))
+        .linger(Linger::default().time(Duration::ZERO).write(Duration::ZERO));
 
     for mut served in each_way(pipeline) {
         for text in ["", "half", "1\n1\n"] {

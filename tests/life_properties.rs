@@ -32,6 +32,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_util::codec::{Decoder, Encoder};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Closed, Crossing, Event, Limits, TrySendError, Upgrade, Watermarks};
 use tower_tcp::{
@@ -1505,19 +1506,19 @@ fn serve(case: &Arc<Case>, conns: Vec<Arc<Conn>>) -> (Handle, JoinHandle<()>, te
         .watermarks(case.marks)
         .push_queue(case.push_queue)
         .messages(case.messages)
-        .read_ahead(case.read_ahead)
-        .first_byte(None)
-        .idle(None)
-        .frame(None);
+        .read_ahead(case.read_ahead);
+    let deadlines = Deadlines::default().first_byte(None).idle(None).frame(None);
     let modal = |leg| move || Modal { leg, block: 0 };
     let second = Pipeline::new(modal(PREFIXED))
         .make_event_service(make(PREFIXED))
         .limits(limits.clone())
+        .deadlines(deadlines)
         .shutdown_on_error(case.shutdown_on_error)
         .on_upgrade(service_fn(raw));
     let first = Pipeline::new(modal(LINES))
         .make_event_service(make(LINES))
         .limits(limits)
+        .deadlines(deadlines)
         .shutdown_on_error(case.shutdown_on_error);
     let task = match (case.way, case.two_legs) {
         (Way::InFlight, _) => spawn(server, conns, first.in_flight(IN_FLIGHT)),

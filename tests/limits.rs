@@ -21,6 +21,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::{ConnectionLimit, Limited};
 use tower_tcp::bind::{Incoming, Listener};
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
@@ -39,7 +40,7 @@ fn limited(limit: &ConnectionLimit) -> Running {
     let server = Server::builder().limit(limit.clone()).build(listener);
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(echo))
-        .limits(Limits::default().first_byte(None).idle(None));
+        .deadlines(Deadlines::default().first_byte(None).idle(None));
     start_with(server, connector, pipeline)
 }
 
@@ -634,7 +635,8 @@ async fn f6_a_stalled_reader_holds_no_shared_permits() {
         .service(work);
     let pipeline = Pipeline::new(Lines::default)
         .service(service)
-        .limits(Limits::default().high_mark(4096).write(None))
+        .limits(Limits::default().high_mark(4096))
+        .deadlines(Deadlines::default().write(None))
         .in_flight(16);
     let (listener, connector) = testkit::memory_with_buffer(1024);
     let server = start_with(Server::from_listener(listener), connector, pipeline);

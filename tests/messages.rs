@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Closed, Event, Limits, MadeForEvents, TrySendError};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
@@ -41,7 +42,7 @@ fn says_what_it_got(time: Duration) -> (Told, mpsc::Receiver<Teller>) {
     let codec: fn() -> Lines = Lines::default;
     let pipeline = Pipeline::new(codec).make_event_service(Make::new(make));
     (
-        pipeline.limits(Limits::default().idle(None).first_byte(None)),
+        pipeline.deadlines(Deadlines::default().idle(None).first_byte(None)),
         peers,
     )
 }
@@ -132,7 +133,11 @@ async fn a_message_waits_while_a_request_is_in_hand_and_calls_come_one_at_a_time
 #[tokio::test(start_paused = true)]
 async fn j9_messages_that_are_sent_faster_than_they_are_taken_wait() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
-    let served = serve(pipeline.limits(Limits::default().messages(4).idle(None).first_byte(None)));
+    let served = serve(
+        pipeline
+            .limits(Limits::default().messages(4))
+            .deadlines(Deadlines::default().idle(None).first_byte(None)),
+    );
     let mut client = served.connect().await;
     let peer = next(&mut peers).await;
     settled().await;
@@ -403,8 +408,8 @@ async fn a_message_that_panics_when_it_is_dropped_is_counted_and_keeps_nobody_wa
 async fn a_connection_is_idle_whatever_messages_it_gets() {
     // The peer has said nothing: the program talking to itself does not keep it.
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
-    let limits = Limits::default().first_byte(Duration::from_secs(5));
-    let mut served: Served = serve(pipeline.limits(limits));
+    let deadlines = Deadlines::default().first_byte(Duration::from_secs(5));
+    let mut served: Served = serve(pipeline.deadlines(deadlines));
     let client = served.connect().await;
     let peer = next(&mut peers).await;
     let begun = Instant::now();

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use support::{each_way, serve};
 use tower::make::Shared;
 use tower::{ServiceBuilder, service_fn};
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Limits, OnConnectLayer};
+use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
@@ -82,9 +83,9 @@ async fn one_who_is_never_done_greeting_has_ten_seconds() {
     let make = ServiceBuilder::new()
         .layer(hang)
         .service(Shared::new(service_fn(echo)));
-    let limits = Limits::default().make_service(Duration::from_secs(10));
+    let deadlines = Deadlines::default().make_service(Duration::from_secs(10));
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.limits(limits));
+    let mut served = serve(pipeline.deadlines(deadlines));
     let mut client = served.connect().await;
 
     assert!(client.rest().await.is_empty());

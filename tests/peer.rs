@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, Made, TrySendError, Watermarks};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
@@ -43,9 +44,10 @@ fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {
 /// One connection over a pipe that holds a KiB, its peer, and its server.
 async fn stalled(marks: Watermarks) -> (DuplexStream, Peer<Bytes>, Served) {
     let (pipeline, mut peers) = echo_with_peers();
-    let limits = Limits::default().watermarks(marks).write(None).idle(None);
+    let limits = Limits::default().watermarks(marks);
+    let deadlines = Deadlines::default().write(None).idle(None);
     let (client, io) = tokio::io::duplex(KIB);
-    let served = serve_stream(io, pipeline.limits(limits));
+    let served = serve_stream(io, pipeline.limits(limits).deadlines(deadlines));
     let peer = peers.recv().await.expect("it is served");
     (client, peer, served)
 }

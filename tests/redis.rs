@@ -11,7 +11,8 @@ use tokio::process::Command;
 use tokio::time::{Instant, advance};
 use tokio_util::codec::{Decoder, Encoder};
 use tower::service_fn;
-use tower_tcp::pipeline::{Limits, Watermarks};
+use tower_tcp::deadline::Deadlines;
+use tower_tcp::pipeline::Watermarks;
 use tower_tcp::testkit::{Connector, memory};
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
 
@@ -322,7 +323,7 @@ fn redis() -> Redis {
     });
     let pipeline = Pipeline::new(|| Resp::new(MAX_REQUEST))
         .make_service(make)
-        .limits(Limits::default().idle(None).first_byte(None));
+        .deadlines(Deadlines::default().idle(None).first_byte(None));
     let served = serve_on(server, pipeline);
     Redis { served, connector }
 }

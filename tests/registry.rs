@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Limits, Made, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
@@ -41,10 +42,12 @@ fn naming(names: &Names) -> Pipeline<fn() -> Lines, Made<Make>, Bytes> {
         std::future::ready(Ok::<_, BoxError>(Enter::new(enter)))
     });
     let codec: fn() -> Lines = Lines::default;
-    let limits = Limits::default().high_mark(1024).idle(None).write(None);
+    let limits = Limits::default().high_mark(1024);
+    let deadlines = Deadlines::default().idle(None).write(None);
     Pipeline::new(codec)
         .make_service(Make::new(make))
         .limits(limits)
+        .deadlines(deadlines)
 }
 
 async fn enter(served: &Served, name: &str) -> Client<DuplexStream> {

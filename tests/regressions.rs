@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::close::Linger;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Event, Limits};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
@@ -128,10 +129,10 @@ async fn a_connection_that_comes_of_age_in_its_make_service_is_served_what_it_as
         sleep(Duration::from_secs(5)).await;
         Ok::<_, Infallible>(service_fn(echo))
     });
-    let limits = Limits::default().max_age(Duration::from_secs(2));
+    let deadlines = Deadlines::default().max_age(Duration::from_secs(2));
     let pipeline = Pipeline::new(Lines::default)
         .make_service(make)
-        .limits(limits);
+        .deadlines(deadlines);
     let mut server = serve(pipeline);
     let mut client = server.connect().await;
 

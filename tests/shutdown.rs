@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{self, Connector, MemoryListener};
 use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server, ServerBuilder};
@@ -168,7 +168,7 @@ async fn h3_a_frame_that_is_never_whole_calls_nobody() {
     });
     let pipeline = Pipeline::new(Lines::default)
         .service(service)
-        .limits(Limits::default().frame(Duration::from_secs(4)));
+        .deadlines(Deadlines::default().frame(Duration::from_secs(4)));
     let mut server = start(pipeline);
     let client = send(&server, b"ha").await;
     settle().await;

@@ -17,8 +17,9 @@ use tokio_util::codec::{Decoder, Encoder};
 use tower::ServiceBuilder;
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::{Block, Lines};
-use tower_tcp::pipeline::{Closed, Limits, Upgrade};
+use tower_tcp::pipeline::{Closed, Upgrade};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::{
     Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Rewind, Server,
@@ -487,9 +488,9 @@ async fn a_frame_deadline_does_not_count_what_another_mode_left() {
             frame
         })
     });
-    let limits = Limits::default().frame(Duration::from_secs(30));
+    let deadlines = Deadlines::default().frame(Duration::from_secs(30));
     let pipeline = Pipeline::new(Modes::default).service(answer);
-    let served = serve(pipeline.limits(limits));
+    let served = serve(pipeline.deadlines(deadlines));
     let mut client = served.connect().await;
 
     client.send("DATA\nab").await;

@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tower::service_fn;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::Limits;
 use tower_tcp::registry::{Registry, SlowPeer};
 use tower_tcp::{BoxError, ConnectionId, Peer, Pipeline};
 
@@ -117,9 +117,9 @@ async fn peers(count: usize) -> (Vec<DuplexStream>, Vec<Peer<Bytes>>) {
         }
     });
     // The clients are silent for as long as this runs.
-    let limits = Limits::default().first_byte(None).idle(None);
+    let deadlines = Deadlines::default().first_byte(None).idle(None);
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let connector = serve(pipeline.limits(limits));
+    let connector = serve(pipeline.deadlines(deadlines));
     let (mut clients, mut peers) = (Vec::new(), Vec::new());
     for _ in 0..count {
         clients.push(connector.connect().await.unwrap());

@@ -23,6 +23,7 @@ use clap::Parser;
 use futures_util::TryFutureExt;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::bind::SocketOptions;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, SessionService};
@@ -73,16 +74,15 @@ async fn main() -> Result<(), BoxError> {
         Member::begin(Arc::clone(&chat), peer, idle).map_ok(SessionService::new)
     });
     // The session itself says goodbye to a silent member.
-    let limits = Limits::default()
-        .max_frame(MAX_LINE)
-        .first_byte(None)
-        .idle(None);
+    let limits = Limits::default().max_frame(MAX_LINE);
+    let deadlines = Deadlines::default().first_byte(None).idle(None);
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(
             Pipeline::new(|| Lines::default().max_line(MAX_LINE))
                 .make_event_service(make)
-                .limits(limits),
+                .limits(limits)
+                .deadlines(deadlines),
         );
 
     let server = Server::builder()

@@ -31,6 +31,7 @@ use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
 use tower_tcp::close::Linger;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, Watermarks};
 use tower_tcp::{BoxError, Connection, Peer, Pipeline, Server, signal};
@@ -123,12 +124,12 @@ async fn serve(args: Args) -> Result<(), BoxError> {
     let silent = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
     let limits = Limits::default()
         // The codec keeps the same, and has a reply for it.
-        .max_frame(args.max_request)
-        .first_byte(silent)
-        .idle(silent);
+        .max_frame(args.max_request);
+    let deadlines = Deadlines::default().first_byte(silent).idle(silent);
     let pipeline = Pipeline::new(move || Resp::new(args.max_request))
         .make_service(make)
-        .limits(limits);
+        .limits(limits)
+        .deadlines(deadlines);
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .layer(

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_tcp::pipeline::{Event, Limits, Session, SessionService, Upgrade};
+use tower_tcp::deadline::Deadlines;
+use tower_tcp::pipeline::{Event, Session, SessionService, Upgrade};
 use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind};
@@ -39,7 +40,7 @@ pub(crate) fn smtp<Io>(
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limits = Limits::default()
+    let deadlines = Deadlines::default()
         .first_byte(PATIENCE)
         .frame(PATIENCE)
         .idle(PATIENCE);
@@ -66,12 +67,12 @@ where
         .service(
             Pipeline::new(Smtp::default)
                 .make_event_service(make_secured)
-                .limits(limits.clone()),
+                .deadlines(deadlines),
         );
 
     Pipeline::new(Smtp::default)
         .make_event_service(greet)
-        .limits(limits)
+        .deadlines(deadlines)
         .on_upgrade(secured)
 }
 

@@ -39,7 +39,7 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 ///
 /// A [`Pipeline`](crate::Pipeline) counts the items of the outermost codec as frames. So an item
 /// that is filtered out is no activity, and does not extend
-/// [`Limits::idle`](crate::pipeline::Limits::idle). Pass a peer's heartbeats to the service
+/// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Pass a peer's heartbeats to the service
 /// instead, which can answer with no reply.
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes decoded at once
@@ -94,7 +94,7 @@ pub trait CodecExt: Decoder + Sized {
     ///
     /// Up to `size - 1` items are held until the next ones arrive. That is memory for as many
     /// frames of the largest size, and a peer may hold it for as long as the pipeline's
-    /// [`Limits::idle`](crate::pipeline::Limits::idle).
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle).
     fn chunks(self, size: NonZeroUsize) -> Chunks<Self> {
         Chunks::new(self, size)
     }

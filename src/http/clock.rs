@@ -14,9 +14,9 @@ use hyper::rt::{Sleep, Timer};
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
-use super::Limits;
 use super::requests::Progress;
 use crate::connection::STOOD_STILL;
+use crate::deadline::Deadlines;
 use crate::end::EndReason;
 
 /// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
@@ -86,12 +86,12 @@ impl Clock {
     pub(super) fn poll(
         &mut self,
         progress: &Progress,
-        limits: &Limits,
+        deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
         self.note(progress);
         loop {
-            let Some((at, due)) = self.next(progress, limits) else {
+            let Some((at, due)) = self.next(progress, deadlines) else {
                 return Poll::Pending;
             };
             let at = self.put_off.map_or(at, |until| at.max(until));
@@ -176,7 +176,7 @@ impl Clock {
     }
 
     /// Returns what is due first.
-    fn next(&self, progress: &Progress, limits: &Limits) -> Option<(Instant, Due)> {
+    fn next(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Instant, Due)> {
         // A time beyond the end of the clock is no deadline.
         let after =
             |from: Instant, time: Option<Duration>, due| Some((from.checked_add(time?)?, due));
@@ -185,31 +185,31 @@ impl Clock {
             Waiting::Busy => None,
             Waiting::FirstByte => {
                 let due = Due::End(EndReason::FirstByteTimeout);
-                after(self.started, limits.first_byte, due)
+                after(self.started, deadlines.first_byte, due)
             }
-            Waiting::Head => after(since, limits.head, Due::End(EndReason::FrameTimeout)),
+            Waiting::Head => after(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
             Waiting::NextRequest => {
                 let end = Due::End(EndReason::IdleTimeout);
                 match self.left {
                     // What was answered may be on its way still. Who pings is written to as well, so not for ever.
                     Some(left) if progress.is_multiplexed() => {
                         let quiet = after(since.max(left.written.1), Some(GOODBYE), end);
-                        let idle = after(since.max(left.told), limits.idle, end);
+                        let idle = after(since.max(left.told), deadlines.idle, end);
                         [quiet, idle]
                             .into_iter()
                             .flatten()
                             .min_by_key(|(at, _)| *at)
                     }
                     None if progress.is_multiplexed() => {
-                        after(since, limits.idle, Due::Leave(EndReason::IdleTimeout))
+                        after(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
                     }
-                    _ => after(since, limits.idle, end),
+                    _ => after(since, deadlines.idle, end),
                 }
             }
         };
-        let write = self
-            .blocked
-            .and_then(|(_, since)| after(since, limits.write, Due::End(EndReason::WriteTimeout)));
+        let write = self.blocked.and_then(|(_, since)| {
+            after(since, deadlines.write, Due::End(EndReason::WriteTimeout))
+        });
         let drain = self
             .draining
             // A head that was begun is answered, and with that the connection closes.
@@ -220,11 +220,11 @@ impl Clock {
                 }
                 let last = progress.life().requests() > 0 && !progress.is_multiplexed();
                 let time = if last {
-                    limits.last_request
+                    deadlines.drain.last_request
                 } else {
-                    Duration::ZERO
+                    Some(Duration::ZERO)
                 };
-                after(since, Some(time), Due::Leave(EndReason::Drained))
+                after(since, time, Due::Leave(EndReason::Drained))
             });
         [rest, write, drain]
             .into_iter()

@@ -61,7 +61,7 @@
 //! leaves before its answer is noticed, and its request dropped ([`PeerReset`](crate::EndReason::PeerReset)); hyper takes the end of its input for
 //! that, too. For clients that half-close and wait, such as `nc -N`: `.configure(|hyper| { hyper.http1().half_close(true); })`.
 //!
-//! Deadlines are in [`Limits`]. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
+//! Deadlines are in [`Deadlines`]. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
 //!
 //! # Draining
 //!
@@ -69,8 +69,8 @@
 //! | --- | --- |
 //! | it never sent a byte | closes at once |
 //! | a request has arrived, or is being answered | is answered, with `connection: close` if its head is not out yet; one that was pipelined behind it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): no client may take it that it was) |
-//! | a request's head was begun | has [its time](Limits::head) to become whole, and is answered so |
-//! | HTTP/1 rests between two requests | one more may come, for [a second](Limits::last_request), and is answered so; else closes |
+//! | a request's head was begun | has [its time](Deadlines::frame) to become whole, and is answered so |
+//! | HTTP/1 rests between two requests | one more may come, for [a second](DrainDeadlines::last_request), and is answered so; else closes |
 //! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within 5 s is closed |
 //! | it was upgraded, or streams without end | whoever serves it awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining), and ends it |
 //!
@@ -84,7 +84,6 @@
 mod clock;
 mod end;
 mod lent;
-mod limits;
 mod maker;
 mod requests;
 mod serve;
@@ -96,8 +95,12 @@ use std::sync::Arc;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto::Builder;
 
+use crate::close::Linger;
+use crate::deadline::Deadlines;
+#[cfg(doc)]
+use crate::deadline::DrainDeadlines;
+
 pub use hyper;
-pub use limits::Limits;
 pub use maker::{Made, Shared};
 pub use serve::HttpFuture;
 pub use streams::Streams;
@@ -113,7 +116,8 @@ type Configure = Arc<dyn Fn(&mut Builder<Streams>) + Send + Sync>;
 
 #[derive(Clone, Default)]
 struct HttpSettings {
-    limits: Limits,
+    deadlines: Deadlines,
+    linger: Linger,
     configure: Vec<Configure>,
 }
 
@@ -141,7 +145,7 @@ impl<K> Http<Made<K>> {
     /// [`ConnectionInfo`](crate::ConnectionInfo) and answers with it. It is cloned for each connection, and called in its task.
     ///
     /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any `C` of yours that is
-    /// `Connected<ConnectionInfo>`. If it fails, or takes longer than its [time](Limits::make_service), the connection ends with
+    /// `Connected<ConnectionInfo>`. If it fails, or takes longer than its [time](Deadlines::make_service), the connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     pub fn make_service(make: K) -> Self {
         Self::with(Made(make))
@@ -156,17 +160,24 @@ impl<K> Http<K> {
         }
     }
 
-    /// Sets the times of a connection. Defaults: see [`Limits`].
+    /// Sets the deadlines of each connection. Default: see [`Deadlines`].
     #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        Arc::make_mut(&mut self.settings).limits = limits;
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        Arc::make_mut(&mut self.settings).deadlines = deadlines;
+        self
+    }
+
+    /// Sets the bounds of the orderly close at the end of each connection. Default: see [`Linger`].
+    #[must_use]
+    pub fn linger(mut self, linger: Linger) -> Self {
+        Arc::make_mut(&mut self.settings).linger = linger;
         self
     }
 
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. It has its defaults for them, but for extended `CONNECT`, which
     /// is on, so that a WebSocket runs over HTTP/2. Several calls add up.
     ///
-    /// Not its timer and its `header_read_timeout` for HTTP/1: [`Limits::head`] and [`Limits::idle`] stand for that, which it does not tell apart.
+    /// Not its timer and its `header_read_timeout` for HTTP/1: [`Deadlines::frame`] and [`Deadlines::idle`] stand for that, which it does not tell apart.
     ///
     /// ```
     /// # use tower_tcp::http::{Http, hyper::{Request, Response, body::Incoming}};
@@ -199,7 +210,7 @@ impl<K: fmt::Debug> fmt::Debug for Http<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Http")
             .field("maker", &self.maker)
-            .field("limits", &self.settings.limits)
+            .field("deadlines", &self.settings.deadlines)
             .finish_non_exhaustive()
     }
 }

@@ -49,7 +49,7 @@ where
         let make = self.maker.make(conn.info());
         let settings = Arc::clone(&self.settings);
         HttpFuture(Box::pin(async move {
-            let limit = settings.limits.make_service;
+            let limit = settings.deadlines.make_service;
             let service = match limit {
                 Some(limit) => tokio::time::timeout(limit, make)
                     .await
@@ -112,7 +112,7 @@ where
                 if progress.is_multiplexed() {
                     progress.streams.store(tasks.reap(cx), Ordering::Relaxed);
                 }
-                match ready!(clock.poll(&progress, &settings.limits, cx)) {
+                match ready!(clock.poll(&progress, &settings.deadlines, cx)) {
                     Due::Leave(reason) => {
                         life.set_reason(reason, None);
                         hyper.as_mut().graceful_shutdown();
@@ -138,7 +138,7 @@ where
         && ended.reason != EndReason::WriteTimeout
     {
         // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
-        let _settled = conn.close(settings.limits.linger).await;
+        let _settled = conn.close(settings.linger).await;
     }
     match ended {
         ConnectionEnded {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep};
 
-use super::Limits;
 use crate::connection::STOOD_STILL;
+use crate::deadline::Deadlines;
 use crate::end::EndReason;
 
 /// What a connection is waiting for, as far as deadlines go; for its peer to take output, besides.
@@ -76,10 +76,10 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn new(accepted_at: Instant, limits: &Limits) -> Self {
+    pub(super) fn new(accepted_at: Instant, deadlines: &Deadlines) -> Self {
         let started = Instant::now();
-        let retire = limits.max_age.and_then(|age| {
-            let age = age.saturating_add(jitter(limits.max_age_jitter));
+        let retire = deadlines.max_age.and_then(|age| {
+            let age = age.saturating_add(jitter(deadlines.max_age_jitter));
             Moment::START.checked_add(age.saturating_sub(started - accepted_at))
         });
         Self {
@@ -104,7 +104,7 @@ impl Clock {
         waiting: Waiting,
         writing: bool,
         message: Option<Instant>,
-        limits: &Limits,
+        deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Option<EndReason>> {
         let clock = Instant::now();
@@ -119,7 +119,7 @@ impl Clock {
         }
         self.armed_in = None;
         loop {
-            let deadline = self.next(waiting, limits).and_then(|(at, reason)| {
+            let deadline = self.next(waiting, deadlines).and_then(|(at, reason)| {
                 let at = self.forgive(at, reason, now);
                 Some((self.started.checked_add(at.since_start())?, Some(reason)))
             });
@@ -201,7 +201,7 @@ impl Clock {
     }
 
     /// Returns the deadline that comes first.
-    fn next(&self, waiting: Waiting, limits: &Limits) -> Option<(Moment, EndReason)> {
+    fn next(&self, waiting: Waiting, deadlines: &Deadlines) -> Option<(Moment, EndReason)> {
         let after = |from: Option<Moment>, time: Option<Duration>, reason: EndReason| {
             // A time beyond the end of the clock is no deadline.
             Some((from?.checked_add(time?)?, reason))
@@ -210,17 +210,17 @@ impl Clock {
             Waiting::Busy => None,
             Waiting::Making => {
                 let started = Some(Moment::START);
-                after(started, limits.make_service, EndReason::MakeServiceError)
+                after(started, deadlines.make_service, EndReason::MakeServiceError)
             }
             Waiting::Leaving => after(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
-            Waiting::InFrame => after(self.frame_begun, limits.frame, EndReason::FrameTimeout),
+            Waiting::InFrame => after(self.frame_begun, deadlines.frame, EndReason::FrameTimeout),
             Waiting::Resting if self.active.is_none() => {
                 let started = Some(Moment::START);
-                after(started, limits.first_byte, EndReason::FirstByteTimeout)
+                after(started, deadlines.first_byte, EndReason::FirstByteTimeout)
             }
-            Waiting::Resting => after(self.active, limits.idle, EndReason::IdleTimeout),
+            Waiting::Resting => after(self.active, deadlines.idle, EndReason::IdleTimeout),
         };
-        let write = after(self.written, limits.write, EndReason::WriteTimeout);
+        let write = after(self.written, deadlines.write, EndReason::WriteTimeout);
         let retire = self.retire.map(|at| (at, EndReason::MaxAge));
         [rest, write, retire]
             .into_iter()

@@ -90,6 +90,8 @@ use std::sync::Arc;
 use tokio_util::codec::Decoder;
 use tower_service::Service;
 
+use crate::close::Linger;
+use crate::deadline::Deadlines;
 use engine::{ErrorPolicy, Order, Settings};
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
@@ -153,7 +155,7 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of each connection with a service made for it: `make` is a service that is given the [`Peer`].
     ///
     /// It runs in the connection's task while output is already being written, so it can greet the peer, however
-    /// long the greeting, and turn it away by failing. It has [10 s](Limits::make_service).
+    /// long the greeting, and turn it away by failing. It has [10 s](Deadlines::make_service).
     pub fn make_service<K, T>(self, make: K) -> Pipeline<F, Made<K>, T>
     where
         K: Service<Peer<T>> + Clone,
@@ -174,6 +176,8 @@ impl<F, K, T> Pipeline<F, K, T> {
     fn with(codec: F, maker: K) -> Self {
         let settings = Settings {
             limits: Limits::default(),
+            deadlines: Deadlines::default(),
+            linger: Linger::default(),
             policy: ErrorPolicy::Shutdown,
             in_flight: 1,
             order: Order::AsAsked,
@@ -189,10 +193,24 @@ impl<F, K, T> Pipeline<F, K, T> {
 }
 
 impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
-    /// Sets the limits of each connection; the defaults are those of [`Limits`].
+    /// Sets the sizes and queues of each connection. Default: see [`Limits`].
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         Arc::make_mut(&mut self.settings).limits = limits;
+        self
+    }
+
+    /// Sets the deadlines of each connection. Default: see [`Deadlines`].
+    #[must_use]
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        Arc::make_mut(&mut self.settings).deadlines = deadlines;
+        self
+    }
+
+    /// Sets the bounds of the orderly close at the end of each connection. Default: see [`Linger`].
+    #[must_use]
+    pub fn linger(mut self, linger: Linger) -> Self {
+        Arc::make_mut(&mut self.settings).linger = linger;
         self
     }
 
@@ -218,7 +236,7 @@ impl<F, K, T> Pipeline<F, K, T> {
     ///
     /// Only where requests run one at a time, since elsewhere it would not be known what is behind the reply. The service answers with
     /// [`Upgrade`], which all that makes a [`Reply`] makes, too; a pipeline that has nothing to take over does not compile with such a
-    /// service. What takes over is cloned for each upgrade, and made ready then, in the [10 s](Limits::make_service) of a make-service. A
+    /// service. What takes over is cloned for each upgrade, and made ready then, in the [10 s](Deadlines::make_service) of a make-service. A
     /// request that was read already and is held back by a [pause](Peer::pause_input) is dropped.
     ///
     /// ```

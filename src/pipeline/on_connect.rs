@@ -10,7 +10,7 @@ use crate::error::BoxError;
 /// Runs a function for each peer before its service is made: to greet it, to turn it away by failing, to enter it in a
 /// [`Registry`](crate::registry::Registry), to be told of its end ([`Peer::on_end`]).
 ///
-/// It goes around a make-service, and runs in the connection's task, in the [10 s](super::Limits::make_service) that the
+/// It goes around a make-service, and runs in the connection's task, in the [10 s](crate::deadline::Deadlines::make_service) that the
 /// make-service has. With stock `tower::make::Shared` a service that is not made for each connection needs no make-service:
 ///
 /// ```

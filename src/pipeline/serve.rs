@@ -63,7 +63,7 @@ where
             }
             finish(&mut engine).await;
             if engine.is_upgraded() {
-                let limit = engine.settings.limits.make_service;
+                let limit = engine.settings.deadlines.make_service;
                 // Boxed, so that a connection has room for what comes then only when it comes.
                 return Box::pin(upgrade(engine.into_rewound(), next, limit)).await;
             }

@@ -9,7 +9,7 @@ use crate::pipeline::{Peer, TrySendError};
 /// Nobody waits for it but who asked for that: the others have been sent the frame before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
-    /// Wait for it, as [`Peer::send`] does: at most for its [write deadline](crate::pipeline::Limits::write), 30 s.
+    /// Wait for it, as [`Peer::send`] does: at most for its [write deadline](crate::deadline::Deadlines::write), 30 s.
     Wait,
     /// Go without: it misses this frame.
     Skip,

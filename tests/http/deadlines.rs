@@ -11,7 +11,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::EndReason;
-use tower_tcp::http::{Http, Limits};
+use tower_tcp::deadline::Deadlines;
+use tower_tcp::http::Http;
 
 use crate::support::{serve, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
@@ -184,8 +185,8 @@ async fn a_peer_that_takes_nothing_is_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn limits_can_be_off() {
-    let limits = Limits::default().first_byte(None).head(None).idle(None);
-    let served = serve(http().limits(limits));
+    let deadlines = Deadlines::default().first_byte(None).frame(None).idle(None);
+    let served = serve(http().deadlines(deadlines));
     let mut client = served.connect().await;
     let day = Duration::from_secs(3600);
 

@@ -10,8 +10,9 @@ use hyper::{Request, Response};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tower::service_fn;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::{Panicked, find_cause};
-use tower_tcp::http::{Http, Limits};
+use tower_tcp::http::Http;
 use tower_tcp::{BoxError, ConnectionInfo, EndReason};
 
 use crate::support::{serve, settled};
@@ -278,8 +279,8 @@ async fn a_make_service_that_fails_ends_the_connection() {
 async fn a_make_service_has_its_time() {
     type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
     let make = service_fn(|_: ConnectionInfo| std::future::pending::<Result<Made, BoxError>>());
-    let limits = Limits::default().make_service(Duration::from_secs(3));
-    let mut served = serve(Http::make_service(make).limits(limits));
+    let deadlines = Deadlines::default().make_service(Duration::from_secs(3));
+    let mut served = serve(Http::make_service(make).deadlines(deadlines));
 
     let _client = served.connect().await;
 

@@ -14,8 +14,9 @@ use super::bounds::{Codec, Stream};
 use super::clock::Clock;
 use super::limits::Limits;
 use super::peer::{EngineSide, Peer, Watermarks};
-use crate::close::close_by;
+use crate::close::{Linger, close_by};
 use crate::connection::{Connection, Rewind};
+use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use crate::frame::{Input, Output};
@@ -35,6 +36,8 @@ pub(in crate::pipeline) enum ErrorPolicy {
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) struct Settings {
     pub(in crate::pipeline) limits: Limits,
+    pub(in crate::pipeline) deadlines: Deadlines,
+    pub(in crate::pipeline) linger: Linger,
     pub(in crate::pipeline) policy: ErrorPolicy,
     pub(in crate::pipeline) in_flight: usize,
     pub(in crate::pipeline) order: Order,
@@ -91,7 +94,7 @@ where
         codec: C,
         settings: Arc<Settings>,
     ) -> Self {
-        let clock = Clock::new(conn.info().accepted_at(), &settings.limits);
+        let clock = Clock::new(conn.info().accepted_at(), &settings.deadlines);
         let marks = settings.limits.watermarks;
         Self {
             conn,
@@ -200,7 +203,7 @@ where
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.leaves(Leaves::Output) {
-            let linger = &self.settings.limits.linger;
+            let linger = &self.settings.linger;
             // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
             let _settled = close_by(self.clock.timer(), &mut self.conn, linger).await;
         }

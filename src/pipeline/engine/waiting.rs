@@ -200,8 +200,8 @@ where
         self.output.rest();
         self.stand_by(cx);
         let writing = !self.output.is_flushed();
-        let limits = &self.settings.limits;
-        let fired = ready!(self.clock.poll(waiting, writing, message, limits, cx));
+        let deadlines = &self.settings.deadlines;
+        let fired = ready!(self.clock.poll(waiting, writing, message, deadlines, cx));
         let Some(reason) = fired else {
             return Poll::Ready(());
         };

@@ -1,0 +1,174 @@
+use std::time::Duration;
+
+/// The deadlines of a connection, in one value for every protocol.
+///
+/// A [`Pipeline`](crate::Pipeline::deadlines), HTTP, and a raw service each keep those that their protocol has a use for.
+///
+/// | deadline | default | why | when reached |
+/// | --- | --- | --- | --- |
+/// | [`first_byte`](Self::first_byte) | 60 s | browsers connect ahead of need, and close by themselves | ends, [`FirstByteTimeout`] |
+/// | [`frame`](Self::frame) | 30 s | 64 KiB in 30 s are 17 kbit/s, less than any link in use has; a head of HTTP is a few packets | ends, [`FrameTimeout`] |
+/// | [`idle`](Self::idle) | 75 s | above the 60 s after which common load balancers drop a pooled connection: the side that closes first must be the one that knows | ends, [`IdleTimeout`] |
+/// | [`write`](Self::write) | 30 s | a peer that takes no byte for so long is gone, or means harm | ends, [`WriteTimeout`] |
+/// | [`max_age`](Self::max_age) | none | for rebalancing between servers; nothing needs it here | drains, [`MaxAge`] |
+/// | [`max_age_jitter`](Self::max_age_jitter) | zero | only with `max_age`: connections made together need not come back together | |
+/// | [`make_service`](Self::make_service) | 10 s | as for everything else before the first request | ends, [`MakeServiceError`] |
+/// | [`drain`](Self::drain) | see [`DrainDeadlines`] | a drain must not wait for the slowest peer | ends, [`Drained`] |
+///
+/// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
+/// [`FrameTimeout`]: crate::EndReason::FrameTimeout
+/// [`IdleTimeout`]: crate::EndReason::IdleTimeout
+/// [`WriteTimeout`]: crate::EndReason::WriteTimeout
+/// [`MaxAge`]: crate::EndReason::MaxAge
+/// [`MakeServiceError`]: crate::EndReason::MakeServiceError
+/// [`Drained`]: crate::EndReason::Drained
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    pub(crate) first_byte: Option<Duration>,
+    pub(crate) frame: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) write: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) max_age_jitter: Duration,
+    pub(crate) make_service: Option<Duration>,
+    pub(crate) drain: DrainDeadlines,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            first_byte: Some(Duration::from_secs(60)),
+            frame: Some(Duration::from_secs(30)),
+            idle: Some(Duration::from_secs(75)),
+            write: Some(Duration::from_secs(30)),
+            max_age: None,
+            max_age_jitter: Duration::ZERO,
+            make_service: Some(Duration::from_secs(10)),
+            drain: DrainDeadlines::default(),
+        }
+    }
+}
+
+impl Deadlines {
+    /// Sets how long a connection may be silent at first. `None` waits forever.
+    ///
+    /// Default: 60 s. Why: browsers connect ahead of need, and close by themselves. When reached: the connection ends with
+    /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
+    #[must_use]
+    pub fn first_byte(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.first_byte = time.into();
+        self
+    }
+
+    /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head. `None` waits forever.
+    ///
+    /// Later bytes do not reset it. In HTTP/2 it bounds the preface by which a connection begins.
+    ///
+    /// Default: 30 s. Why: 64 KiB in 30 s are 17 kbit/s, less than any link in use has. When reached: the connection ends with
+    /// [`FrameTimeout`](crate::EndReason::FrameTimeout).
+    #[must_use]
+    pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.frame = time.into();
+        self
+    }
+
+    /// Sets how long a connection may rest: nothing arrives, and no request is in progress. `None` waits forever.
+    ///
+    /// In a pipeline and in HTTP only bytes from the *peer* count: pushes do not keep a connection whose other end is gone. An
+    /// HTTP/2 connection rests while it has no stream; pings do not keep it.
+    ///
+    /// Default: 75 s. Why: above the 60 s after which common load balancers drop a pooled connection. The side that closes first
+    /// must be the one that knows no request is on its way. When reached: the connection closes with
+    /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
+    #[must_use]
+    pub fn idle(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.idle = time.into();
+        self
+    }
+
+    /// Sets how long the peer may take no byte of pending output. `None` waits forever.
+    ///
+    /// It does not reach an HTTP/2 stream whose window the peer keeps shut: hyper's keep-alive pings, or a timeout in the service, do.
+    ///
+    /// Default: 30 s. Why: a peer that takes no byte for so long is gone, or means harm. When reached: the connection ends with
+    /// [`WriteTimeout`](crate::EndReason::WriteTimeout).
+    #[must_use]
+    pub fn write(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.write = time.into();
+        self
+    }
+
+    /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
+    ///
+    /// Default: none. Why: it is for rebalancing between servers. When reached: the connection drains, and ends with
+    /// [`MaxAge`](crate::EndReason::MaxAge).
+    #[must_use]
+    pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.max_age = age.into();
+        self
+    }
+
+    /// Sets a time of which a random part is added to [`max_age`](Self::max_age) for each connection.
+    ///
+    /// Default: zero. Why: it means nothing without `max_age`; with it, connections made together do not come back together.
+    #[must_use]
+    pub fn max_age_jitter(mut self, most: Duration) -> Self {
+        self.max_age_jitter = most;
+        self
+    }
+
+    /// Sets how long the make-service may take, and the service of an upgrade to become ready. `None` waits forever.
+    ///
+    /// Default: 10 s. Why: as for everything else before the first request. When reached: the connection ends with
+    /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
+    #[must_use]
+    pub fn make_service(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.make_service = time.into();
+        self
+    }
+
+    /// Sets how deadlines are shortened while the connection drains.
+    #[must_use]
+    pub fn drain(mut self, drain: DrainDeadlines) -> Self {
+        self.drain = drain;
+        self
+    }
+}
+
+/// The deadlines of a connection that drains, in a shutdown or at its [`max_age`](Deadlines::max_age).
+///
+/// Each counts from the beginning of the drain. `None` does not shorten the deadline that holds otherwise.
+///
+/// | deadline | default | why | when reached |
+/// | --- | --- | --- | --- |
+/// | [`last_request`](Self::last_request) | 1 s | a round trip and a client's own turn | a resting HTTP/1 connection closes, [`Drained`] |
+///
+/// [`Drained`]: crate::EndReason::Drained
+#[derive(Clone, Copy, Debug)]
+pub struct DrainDeadlines {
+    pub(crate) last_request: Option<Duration>,
+}
+
+impl Default for DrainDeadlines {
+    fn default() -> Self {
+        Self {
+            last_request: Some(Duration::from_secs(1)),
+        }
+    }
+}
+
+impl DrainDeadlines {
+    /// Sets how long a resting HTTP/1 connection stays open for one more request, which is answered with `connection: close`.
+    ///
+    /// HTTP/1 cannot announce a close without a response: a request that crosses the close is lost
+    /// ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) has the client send it again, if it may). A busy
+    /// client sends its next request within this time, and is told. HTTP/2 announces it by `GOAWAY`, and needs none of this.
+    ///
+    /// Default: 1 s. Why: a round trip and a client's own turn. When reached: the connection closes with
+    /// [`Drained`](crate::EndReason::Drained).
+    #[must_use]
+    pub fn last_request(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.last_request = time.into();
+        self
+    }
+}
