@@ -15,9 +15,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::connection::{Connection, ConnectionPhase};
+use crate::deadline::after;
 use crate::end::EndReason;
 
 /// The bounds of an orderly close.
@@ -127,14 +128,6 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             left = Some(linger.bytes);
         }
     })
-}
-
-/// Returns the instant at which a time that begins now is over. One beyond the clock's range is
-/// replaced by one 30 years away.
-fn after(time: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-    let now = Instant::now();
-    now.checked_add(time).unwrap_or_else(|| now + FAR)
 }
 
 /// Discards input. Ready when the peer has closed or failed, or when `left` bytes were read.

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use super::timer::jitter;
+
 /// The deadlines of a connection, in one value for every protocol.
 ///
 /// A [`Pipeline`](crate::Pipeline::deadlines), HTTP, and a raw service each keep those that their protocol has a use for.
@@ -127,6 +129,12 @@ impl Deadlines {
         self
     }
 
+    /// Returns the age at which a connection drains, another for each.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        let age = self.max_age?;
+        Some(age.saturating_add(jitter(self.max_age_jitter)))
+    }
+
     /// Sets how deadlines are shortened while the connection drains.
     #[must_use]
     pub fn drain(mut self, drain: DrainDeadlines) -> Self {
@@ -141,23 +149,40 @@ impl Deadlines {
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
+/// | [`frame`](Self::frame) | 5 s | a peer at work finishes its frame in some round trips | ends, [`FrameTimeout`] |
 /// | [`last_request`](Self::last_request) | 1 s | a round trip and a client's own turn | a resting HTTP/1 connection closes, [`Drained`] |
+/// | [`last_frame`](Self::last_frame) | zero | only the protocol knows whether a peer may send again | a resting pipeline closes, [`Drained`] |
 ///
+/// [`FrameTimeout`]: crate::EndReason::FrameTimeout
 /// [`Drained`]: crate::EndReason::Drained
 #[derive(Clone, Copy, Debug)]
 pub struct DrainDeadlines {
+    pub(crate) frame: Option<Duration>,
     pub(crate) last_request: Option<Duration>,
+    pub(crate) last_frame: Option<Duration>,
 }
 
 impl Default for DrainDeadlines {
     fn default() -> Self {
         Self {
+            frame: Some(Duration::from_secs(5)),
             last_request: Some(Duration::from_secs(1)),
+            last_frame: Some(Duration::ZERO),
         }
     }
 }
 
 impl DrainDeadlines {
+    /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. One begun later has as long from its first byte.
+    ///
+    /// Default: 5 s. Why: a peer at work finishes its frame in some round trips. When reached: the connection ends with
+    /// [`FrameTimeout`](crate::EndReason::FrameTimeout), behind the replies of requests in progress.
+    #[must_use]
+    pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.frame = time.into();
+        self
+    }
+
     /// Sets how long a resting HTTP/1 connection stays open for one more request, which is answered with `connection: close`.
     ///
     /// HTTP/1 cannot announce a close without a response: a request that crosses the close is lost
@@ -169,6 +194,16 @@ impl DrainDeadlines {
     #[must_use]
     pub fn last_request(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.last_request = time.into();
+        self
+    }
+
+    /// Sets how long a resting connection of a pipeline stays open for one more frame, which is answered before it closes.
+    ///
+    /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached: the connection closes with
+    /// [`Drained`](crate::EndReason::Drained).
+    #[must_use]
+    pub fn last_frame(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.last_frame = time.into();
         self
     }
 }

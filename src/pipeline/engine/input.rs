@@ -183,6 +183,11 @@ where
         }
     }
 
+    /// Returns whether a draining connection that rests may stay for one frame more.
+    pub(super) fn awaits_last_frame(&self) -> bool {
+        self.clock.awaits_last_frame(&self.settings.deadlines)
+    }
+
     /// Looks at the signals from outside.
     pub(super) fn heed_signals(&mut self, cx: &mut Context<'_>) {
         self.stand_by(cx);
@@ -201,6 +206,7 @@ where
         if !matches!(message, Mail::Now)
             && !matches!(self.drain, Drain::Reading(_))
             && self.input.is_empty()
+            && !self.awaits_last_frame()
         {
             self.end(EndReason::Drained, Leaves::Input);
         }

@@ -45,7 +45,7 @@ where
                 return self.poll_clock(Waiting::Leaving, message, cx);
             }
             self.drain = Drain::Read;
-            if self.input.is_empty() {
+            if self.input.is_empty() && !self.awaits_last_frame() {
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
             }
@@ -199,6 +199,9 @@ where
         self.input.rest();
         self.output.rest();
         self.stand_by(cx);
+        if self.conn.is_draining() {
+            self.clock.drain();
+        }
         let writing = !self.output.is_flushed();
         let deadlines = &self.settings.deadlines;
         let fired = ready!(self.clock.poll(waiting, writing, message, deadlines, cx));
@@ -209,7 +212,6 @@ where
             EndReason::WriteTimeout => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {
                 // A drain of this one connection.
-                self.clock.retired();
                 self.conn.life().set_reason(reason, None);
                 self.conn.life().signals.raise(Signal::Drain);
             }
