@@ -21,8 +21,8 @@ use clap::Parser;
 use tempfile::TempDir;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_tcp::frame::Lines;
-use tower_tcp::http::Http;
-use tower_tcp::http::hyper::{Request, Response, body::Incoming};
+use tower_tcp::http::hyper::{Request, Response};
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::preconnect::{Either, Peek, PreConnectExt, PreConnectLayer, Protocol, Unknown};
@@ -128,7 +128,7 @@ fn speaks_http(info: &ConnectionInfo) -> bool {
 }
 
 /// Answers with what was spoken.
-async fn hello(request: Request<Incoming>) -> Result<Response<String>, Infallible> {
+async fn hello(request: Request<RequestBody>) -> Result<Response<String>, Infallible> {
     let info = request.extensions().get::<ConnectionInfo>();
     let tls = info.and_then(|info| info.get::<TlsInfo>());
     let over = tls.map_or("in the clear".to_owned(), |tls| {

@@ -80,6 +80,8 @@ pub(crate) struct Life {
     /// The peer has finished sending. For a raw service this separates `PeerClosed` from
     /// `ServiceClosed`.
     peer_done: AtomicBool,
+    /// The peer does not take what is written to it.
+    write_pending: AtomicBool,
     phase: AtomicU8,
     end: Mutex<EndCell>,
 }
@@ -94,6 +96,7 @@ impl Life {
             requests: AtomicU64::new(0),
             messages_dropped: AtomicU64::new(0),
             peer_done: AtomicBool::new(false),
+            write_pending: AtomicBool::new(false),
             phase: AtomicU8::new(ConnectionPhase::Serving as u8),
             end: Mutex::new(EndCell::Open(Open::default())),
         }
@@ -167,6 +170,19 @@ impl Life {
     #[cfg(feature = "http")]
     pub(crate) fn is_peer_done(&self) -> bool {
         self.peer_done.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the last write, flush or shutdown has to wait for the peer. Almost always that is known already.
+    #[inline]
+    pub(super) fn note_write_pending(&self, pending: bool) {
+        if self.write_pending.load(Ordering::Relaxed) != pending {
+            self.write_pending.store(pending, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the peer does not take what is written to it.
+    pub(crate) fn is_write_pending(&self) -> bool {
+        self.write_pending.load(Ordering::Relaxed)
     }
 
     fn cell(&self) -> MutexGuard<'_, EndCell> {

@@ -12,7 +12,6 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -24,11 +23,6 @@ pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use life::{HookId, Life};
 pub use phase::ConnectionPhase;
 pub use rewind::Rewind;
-
-/// A deadline noticed this late expired while the process stood still: stopped, suspended, or
-/// starved. The peer may have acted in time, but the runtime, which may fire timers before it polls
-/// sockets, does not know yet. So the deadline is extended once, by as much again.
-pub(crate) const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A connection on its way through the stack: the stream, and the facts about it.
 ///
@@ -131,6 +125,13 @@ impl<Io> Connection<Io> {
         self.life().set_reason(reason, None);
     }
 
+    /// Notes whether output waits for the peer.
+    #[inline]
+    fn noted<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.life().note_write_pending(polled.is_pending());
+        polled
+    }
+
     /// Proposes an end with its cause and returns the one that holds.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         self.life().set_reason(ended.reason, ended.cause)
@@ -170,7 +171,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        let n = ready!(self.noted(polled))?;
         self.life().count_written(n);
         Poll::Ready(Ok(n))
     }
@@ -180,7 +182,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let n = ready!(self.noted(polled))?;
         self.life().count_written(n);
         Poll::Ready(Ok(n))
     }
@@ -190,10 +193,12 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.noted(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.noted(polled)
     }
 }

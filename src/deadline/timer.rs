@@ -65,7 +65,12 @@ impl Due for EndReason {
     fn is_kept_by_peer(&self) -> bool {
         matches!(
             self,
-            Self::FirstByteTimeout | Self::FrameTimeout | Self::IdleTimeout | Self::WriteTimeout
+            Self::PreConnectTimeout
+                | Self::FirstByteTimeout
+                | Self::FrameTimeout
+                | Self::BodyTimeout
+                | Self::IdleTimeout
+                | Self::WriteTimeout
         )
     }
 }
@@ -96,8 +101,10 @@ impl Timer {
         }
     }
 
-    pub(crate) fn started(&self) -> Instant {
-        self.started
+    /// Returns when a connection that was accepted at `accepted_at` has reached `age`.
+    pub(crate) fn age(&self, accepted_at: Instant, age: Option<Duration>) -> Option<Moment> {
+        let before = self.started.saturating_duration_since(accepted_at);
+        Moment::START.checked_add(age?.saturating_sub(before))
     }
 
     pub(crate) fn now(&self) -> Moment {

@@ -8,17 +8,22 @@ use super::timer::jitter;
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
+/// | [`pre_connect`](Self::pre_connect) | 10 s | several round trips of the slowest networks | ends, [`PreConnectTimeout`] |
 /// | [`first_byte`](Self::first_byte) | 60 s | browsers connect ahead of need, and close by themselves | ends, [`FirstByteTimeout`] |
 /// | [`frame`](Self::frame) | 30 s | 64 KiB in 30 s are 17 kbit/s, less than any link in use has; a head of HTTP is a few packets | ends, [`FrameTimeout`] |
+/// | [`body`](Self::body) | 30 s | as for a frame, from byte to byte | HTTP/1 ends, [`BodyTimeout`]; HTTP/2 fails that stream |
 /// | [`idle`](Self::idle) | 75 s | above the 60 s after which common load balancers drop a pooled connection: the side that closes first must be the one that knows | ends, [`IdleTimeout`] |
 /// | [`write`](Self::write) | 30 s | a peer that takes no byte for so long is gone, or means harm | ends, [`WriteTimeout`] |
+/// | [`upgraded_idle`](Self::upgraded_idle) | 1 h | its protocol has pings of its own; this is for what was forgotten | ends, [`IdleTimeout`] |
 /// | [`max_age`](Self::max_age) | none | for rebalancing between servers; nothing needs it here | drains, [`MaxAge`] |
 /// | [`max_age_jitter`](Self::max_age_jitter) | zero | only with `max_age`: connections made together need not come back together | |
 /// | [`make_service`](Self::make_service) | 10 s | as for everything else before the first request | ends, [`MakeServiceError`] |
 /// | [`drain`](Self::drain) | see [`DrainDeadlines`] | a drain must not wait for the slowest peer | ends, [`Drained`] |
 ///
+/// [`PreConnectTimeout`]: crate::EndReason::PreConnectTimeout
 /// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
 /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
+/// [`BodyTimeout`]: crate::EndReason::BodyTimeout
 /// [`IdleTimeout`]: crate::EndReason::IdleTimeout
 /// [`WriteTimeout`]: crate::EndReason::WriteTimeout
 /// [`MaxAge`]: crate::EndReason::MaxAge
@@ -26,10 +31,13 @@ use super::timer::jitter;
 /// [`Drained`]: crate::EndReason::Drained
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
+    pub(crate) pre_connect: Option<Duration>,
     pub(crate) first_byte: Option<Duration>,
     pub(crate) frame: Option<Duration>,
+    pub(crate) body: Option<Duration>,
     pub(crate) idle: Option<Duration>,
     pub(crate) write: Option<Duration>,
+    pub(crate) upgraded_idle: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) max_age_jitter: Duration,
     pub(crate) make_service: Option<Duration>,
@@ -39,10 +47,13 @@ pub struct Deadlines {
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
+            pre_connect: Some(Duration::from_secs(10)),
             first_byte: Some(Duration::from_secs(60)),
             frame: Some(Duration::from_secs(30)),
+            body: Some(Duration::from_secs(30)),
             idle: Some(Duration::from_secs(75)),
             write: Some(Duration::from_secs(30)),
+            upgraded_idle: Some(Duration::from_secs(60 * 60)),
             max_age: None,
             max_age_jitter: Duration::ZERO,
             make_service: Some(Duration::from_secs(10)),
@@ -52,6 +63,18 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
+    /// Sets how long pre-connect hooks may take, TLS handshakes among them. `None` waits forever.
+    ///
+    /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) keeps it.
+    ///
+    /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the connection is dropped with
+    /// [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
+    #[must_use]
+    pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.pre_connect = time.into();
+        self
+    }
+
     /// Sets how long a connection may be silent at first. `None` waits forever.
     ///
     /// Default: 60 s. Why: browsers connect ahead of need, and close by themselves. When reached: the connection ends with
@@ -71,6 +94,19 @@ impl Deadlines {
     #[must_use]
     pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.frame = time.into();
+        self
+    }
+
+    /// Sets the longest time without a byte of an HTTP request's body that the service is waiting for. `None` waits forever.
+    ///
+    /// It does not bound the body as a whole: only the service knows how large bodies may be, and how slow.
+    ///
+    /// Default: 30 s. Why: a peer at work sends something within some round trips. When reached: the service reads
+    /// `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes behind the response, with
+    /// [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other streams go on.
+    #[must_use]
+    pub fn body(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.body = time.into();
         self
     }
 
@@ -97,6 +133,17 @@ impl Deadlines {
     #[must_use]
     pub fn write(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.write = time.into();
+        self
+    }
+
+    /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with nothing but tunnels, may rest in both directions. `None`
+    /// waits forever.
+    ///
+    /// Default: 1 h. Why: a WebSocket has pings of its own; this is for what was forgotten. When reached: the stream is taken away from
+    /// its task, and closed with [`IdleTimeout`](crate::EndReason::IdleTimeout).
+    #[must_use]
+    pub fn upgraded_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.upgraded_idle = time.into();
         self
     }
 
@@ -149,30 +196,50 @@ impl Deadlines {
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
+/// | [`pre_connect`](Self::pre_connect) | 1 s | a handshake at work is done in some round trips | ends, [`Drained`] |
 /// | [`frame`](Self::frame) | 5 s | a peer at work finishes its frame in some round trips | ends, [`FrameTimeout`] |
+/// | [`goodbye`](Self::goodbye) | 5 s | some round trips | a resting HTTP/2 connection that does not acknowledge its `GOAWAY` ends |
+/// | [`stream`](Self::stream) | 30 s | as long as a shutdown waits | at `max_age`, a raw service or an upgraded stream ends, [`MaxAge`] |
 /// | [`last_request`](Self::last_request) | 1 s | a round trip and a client's own turn | a resting HTTP/1 connection closes, [`Drained`] |
 /// | [`last_frame`](Self::last_frame) | zero | only the protocol knows whether a peer may send again | a resting pipeline closes, [`Drained`] |
 ///
 /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
 /// [`Drained`]: crate::EndReason::Drained
+/// [`MaxAge`]: crate::EndReason::MaxAge
 #[derive(Clone, Copy, Debug)]
 pub struct DrainDeadlines {
+    pub(crate) pre_connect: Option<Duration>,
     pub(crate) frame: Option<Duration>,
     pub(crate) last_request: Option<Duration>,
     pub(crate) last_frame: Option<Duration>,
+    pub(crate) goodbye: Option<Duration>,
+    pub(crate) stream: Option<Duration>,
 }
 
 impl Default for DrainDeadlines {
     fn default() -> Self {
         Self {
+            pre_connect: Some(Duration::from_secs(1)),
             frame: Some(Duration::from_secs(5)),
             last_request: Some(Duration::from_secs(1)),
             last_frame: Some(Duration::ZERO),
+            goodbye: Some(Duration::from_secs(5)),
+            stream: Some(Duration::from_secs(30)),
         }
     }
 }
 
 impl DrainDeadlines {
+    /// Sets the time for pre-connect hooks.
+    ///
+    /// Default: 1 s. Why: a handshake at work is done in some round trips, and nothing was asked yet. When reached: the connection is
+    /// dropped with [`Drained`](crate::EndReason::Drained).
+    #[must_use]
+    pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.pre_connect = time.into();
+        self
+    }
+
     /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. One begun later has as long from its first byte.
     ///
     /// Default: 5 s. Why: a peer at work finishes its frame in some round trips. When reached: the connection ends with
@@ -204,6 +271,26 @@ impl DrainDeadlines {
     #[must_use]
     pub fn last_frame(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.last_frame = time.into();
+        self
+    }
+
+    /// Sets how long a resting HTTP/2 connection has to acknowledge its `GOAWAY`, behind the last byte written to it.
+    ///
+    /// Default: 5 s. Why: some round trips; a peer that is gone says nothing, and a slow reader gets its responses. When reached: the
+    /// connection closes with the reason for which it was told to leave.
+    #[must_use]
+    pub fn goodbye(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.goodbye = time.into();
+        self
+    }
+
+    /// Sets how long a raw service, or the task that has an upgraded stream, may go on at [`max_age`](Deadlines::max_age). In a shutdown
+    /// the server's own deadline holds.
+    ///
+    /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with [`MaxAge`](crate::EndReason::MaxAge).
+    #[must_use]
+    pub fn stream(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.stream = time.into();
         self
     }
 }

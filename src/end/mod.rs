@@ -75,7 +75,9 @@ end_reasons! {
     FirstByteTimeout = "first_byte_timeout" by Server,
     /// A frame was begun but not completed in time.
     FrameTimeout = "frame_timeout" by Server,
-    /// No frame arrived for the idle time.
+    /// A request's body stopped arriving.
+    BodyTimeout = "body_timeout" by Server,
+    /// No frame arrived, or no byte moved, for the idle time.
     IdleTimeout = "idle_timeout" by Server,
     /// The peer did not read its replies in time.
     WriteTimeout = "write_timeout" by Server,

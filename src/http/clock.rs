@@ -1,30 +1,24 @@
-//! The deadlines of a connection, on one lazy timer.
+//! What an HTTP connection waits for, and until when.
 //!
 //! hyper has a timer for HTTP/1 heads, which counts the rest between two requests as part of the head, costs a timer a request, and
-//! does not see a connection before its first byte, one of HTTP/2, or a peer that takes nothing. So it is asked only when it begins to wait
-//! for a head ([`AwaitHead`]), and the deadlines are kept here.
+//! does not see a connection before its first byte, one of HTTP/2, or a peer that takes nothing. So it is asked only when it begins to
+//! wait for a head ([`AwaitHead`]), and the deadlines are kept here.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::rt::{Sleep, Timer};
-use tokio::task::coop::unconstrained;
+use hyper::rt::{Sleep, Timer as HyperTimer};
 use tokio::time::Instant;
 
 use super::requests::Progress;
-use crate::connection::STOOD_STILL;
-use crate::deadline::Deadlines;
+use crate::deadline::{self, Deadlines, Moment, Timer, due, first};
 use crate::end::EndReason;
 
 /// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
 /// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
 const TAKEN_IN: Duration = Duration::from_millis(50);
-
-/// How long an HTTP/2 peer has to acknowledge that an idle connection closes, behind the last that was written to it: some round trips.
-const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,51 +28,68 @@ enum Waiting {
     FirstByte,
     Head,
     NextRequest,
+    /// In HTTP/2, for tunnels only: their requests were answered.
+    Tunnels,
 }
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
+    /// The connection drains, because it is old.
+    Retire,
     /// The connection is to leave in HTTP's way.
     Leave(EndReason),
     /// It ends, without a word to hyper.
     End(EndReason),
 }
 
+impl deadline::Due for Due {
+    fn is_kept_by_peer(&self) -> bool {
+        match self {
+            Self::Retire => false,
+            Self::Leave(reason) | Self::End(reason) => reason.is_kept_by_peer(),
+        }
+    }
+}
+
 /// It was told to leave in HTTP's way.
 #[derive(Clone, Copy)]
 struct Left {
-    told: Instant,
+    told: Moment,
     /// How much was written, and since when it was no more.
-    written: (u64, Instant),
+    written: (u64, Moment),
 }
 
 pub(super) struct Clock {
-    timer: Option<Pin<Box<tokio::time::Sleep>>>,
-    /// The timer will wake the task as it is: polling it again would change nothing.
-    armed: bool,
-    started: Instant,
+    timer: Timer,
+    /// How it waited when the timer was armed: for what, with output, draining, and told to leave.
+    armed: Option<(Waiting, bool, bool, bool)>,
     /// What it waits for, behind how many requests, and since when.
-    waiting: (Waiting, u64, Instant),
+    waiting: (Waiting, u64, Moment),
     /// How much was written when the peer took no more, and since when.
-    blocked: Option<(u64, Instant)>,
-    draining: Option<Instant>,
+    blocked: Option<(u64, Moment)>,
+    /// How much was read and written, and since when it was no more. For tunnels only.
+    moved: (u64, Moment),
+    retire: Option<Moment>,
+    /// When it began to drain because it is old.
+    retired: Option<Moment>,
+    draining: Option<Moment>,
     left: Option<Left>,
-    put_off: Option<Instant>,
 }
 
 impl Clock {
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
+    pub(super) fn new(accepted_at: Instant, deadlines: &Deadlines) -> Self {
+        let timer = Timer::start();
         Self {
-            timer: None,
-            armed: false,
-            started: now,
-            waiting: (Waiting::FirstByte, 0, now),
+            armed: None,
+            waiting: (Waiting::FirstByte, 0, Moment::START),
             blocked: None,
+            moved: (0, Moment::START),
+            retire: timer.age(accepted_at, deadlines.age()),
+            timer,
+            retired: None,
             draining: None,
             left: None,
-            put_off: None,
         }
     }
 
@@ -89,50 +100,40 @@ impl Clock {
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
-        self.note(progress);
-        loop {
-            let Some((at, due)) = self.next(progress, deadlines) else {
-                return Poll::Pending;
-            };
-            let at = self.put_off.map_or(at, |until| at.max(until));
-            let timer = match &mut self.timer {
-                Some(timer) => {
-                    if timer.is_elapsed() {
-                        if timer.deadline() < at {
-                            timer.as_mut().reset(at);
-                        }
-                    } else if timer.deadline() > at {
-                        timer.as_mut().reset(at);
-                    } else if self.armed {
-                        return Poll::Pending;
-                    }
-                    timer
-                }
-                none => none.insert(Box::pin(tokio::time::sleep_until(at))),
-            };
-            // Whatever this turn has cost: a timer that is not looked at for want of budget would not wake.
-            let timer = pin!(unconstrained(timer.as_mut()));
-            self.armed = timer.poll(cx).is_pending();
-            if self.armed {
-                return Poll::Pending;
-            }
-            // It may have fired for a deadline that has moved since.
-            let now = Instant::now();
-            if at <= now && !self.forgives(at, due, now) {
-                if matches!(due, Due::Leave(_)) {
-                    self.left = Some(Left {
-                        told: now,
-                        written: (progress.life().bytes_written(), now),
-                    });
-                }
-                return Poll::Ready(due);
-            }
+        let now = self.timer.now();
+        self.note(progress, now);
+        let waits = (
+            self.waiting.0,
+            self.blocked.is_some(),
+            self.draining.is_some(),
+            self.has_left(),
+        );
+        if self.armed == Some(waits) && self.timer.fires_after(now) {
+            return Poll::Pending;
         }
+        let next = self.next(progress, deadlines);
+        self.armed = next.map(|_| waits);
+        let due = ready!(self.timer.poll(next, now, cx));
+        self.armed = None;
+        match due {
+            Due::Retire => {
+                self.retire = None;
+                self.retired = (!progress.is_leaving()).then_some(now);
+            }
+            Due::Leave(_) => {
+                self.left = Some(Left {
+                    told: now,
+                    written: (progress.life().bytes_written(), now),
+                });
+            }
+            Due::End(_) => {}
+        }
+        Poll::Ready(due)
     }
 
     /// Has the timer learn of another waker.
     pub(super) fn disarm(&mut self) {
-        self.armed = false;
+        self.armed = None;
     }
 
     /// Returns whether the connection was told to leave in HTTP's way.
@@ -140,11 +141,13 @@ impl Clock {
         self.left.is_some()
     }
 
-    fn note(&mut self, progress: &Progress) {
+    fn note(&mut self, progress: &Progress, now: Moment) {
         let life = progress.life();
         let requests = life.requests();
         let waiting = if progress.is_busy() {
             Waiting::Busy
+        } else if progress.has_streams() {
+            Waiting::Tunnels
         } else if requests == 0 && life.bytes_read() == 0 {
             Waiting::FirstByte
         } else if progress.is_multiplexed() {
@@ -157,93 +160,97 @@ impl Clock {
             }
         };
         if (waiting, requests) != (self.waiting.0, self.waiting.1) {
-            self.waiting = (waiting, requests, Instant::now());
+            self.waiting = (waiting, requests, now);
         }
         let written = life.bytes_written();
-        if !progress.blocked.load(Ordering::Relaxed) {
+        if !life.is_write_pending() {
             self.blocked = None;
         } else if self.blocked.is_none_or(|(before, _)| before != written) {
-            self.blocked = Some((written, Instant::now()));
+            self.blocked = Some((written, now));
+        }
+        let moved = life.bytes_read().wrapping_add(written);
+        if moved != self.moved.0 {
+            self.moved = (moved, now);
         }
         if let Some(left) = &mut self.left
             && left.written.0 != written
         {
-            left.written = (written, Instant::now());
+            left.written = (written, now);
         }
         if self.draining.is_none() && progress.is_leaving() {
-            self.draining = Some(Instant::now());
+            self.draining = Some(now);
         }
     }
 
     /// Returns what is due first.
-    fn next(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Instant, Due)> {
-        // A time beyond the end of the clock is no deadline.
-        let after =
-            |from: Instant, time: Option<Duration>, due| Some((from.checked_add(time?)?, due));
+    fn next(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let (waiting, _, since) = self.waiting;
-        let rest = match waiting {
-            Waiting::Busy => None,
-            Waiting::FirstByte => {
-                let due = Due::End(EndReason::FirstByteTimeout);
-                after(self.started, deadlines.first_byte, due)
+        let blocked = self.blocked.map(|(_, since)| since);
+        let retire = self.retire.filter(|_| self.draining.is_none());
+        first([
+            self.rest(progress, deadlines),
+            due(blocked, deadlines.write, Due::End(EndReason::WriteTimeout)),
+            self.leave(progress, deadlines),
+            retire.map(|at| (at, Due::Retire)),
+            due(
+                self.retired.filter(|_| waiting == Waiting::Tunnels),
+                deadlines.drain.stream,
+                Due::End(EndReason::MaxAge),
+            ),
+            // A head that is begun in the drain has as long, from then on.
+            due(
+                self.draining
+                    .filter(|_| waiting == Waiting::Head)
+                    .map(|draining| draining.max(since)),
+                deadlines.drain.frame,
+                Due::End(EndReason::FrameTimeout),
+            ),
+        ])
+    }
+
+    /// Returns until when the connection waits for what it waits for.
+    fn rest(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
+        let (waiting, _, since) = self.waiting;
+        let idle = Due::End(EndReason::IdleTimeout);
+        match (waiting, self.left) {
+            (Waiting::Busy, _) => None,
+            (Waiting::FirstByte, _) => {
+                let silent = Due::End(EndReason::FirstByteTimeout);
+                due(Moment::START, deadlines.first_byte, silent)
             }
-            Waiting::Head => after(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
-            Waiting::NextRequest => {
-                let end = Due::End(EndReason::IdleTimeout);
-                match self.left {
-                    // What was answered may be on its way still. Who pings is written to as well, so not for ever.
-                    Some(left) if progress.is_multiplexed() => {
-                        let quiet = after(since.max(left.written.1), Some(GOODBYE), end);
-                        let idle = after(since.max(left.told), deadlines.idle, end);
-                        [quiet, idle]
-                            .into_iter()
-                            .flatten()
-                            .min_by_key(|(at, _)| *at)
-                    }
-                    None if progress.is_multiplexed() => {
-                        after(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
-                    }
-                    _ => after(since, deadlines.idle, end),
-                }
+            (Waiting::Head, _) => due(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
+            (Waiting::Tunnels, _) => due(since.max(self.moved.1), deadlines.upgraded_idle, idle),
+            (Waiting::NextRequest, _) if !progress.is_multiplexed() => {
+                due(since, deadlines.idle, idle)
             }
-        };
-        let write = self.blocked.and_then(|(_, since)| {
-            after(since, deadlines.write, Due::End(EndReason::WriteTimeout))
-        });
-        let drain = self
-            .draining
+            (Waiting::NextRequest, None) => {
+                due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
+            }
+            // A response may be on its way still. A peer that pings is written to as well, so not forever.
+            (Waiting::NextRequest, Some(left)) => first([
+                due(since.max(left.written.1), deadlines.drain.goodbye, idle),
+                due(since.max(left.told), deadlines.idle, idle),
+            ]),
+        }
+    }
+
+    /// Returns when a draining connection leaves.
+    fn leave(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
+        let draining = self.draining.filter(|_| !self.has_left())?;
+        match self.waiting.0 {
             // A head that was begun is answered, and with that the connection closes.
-            .filter(|_| !self.has_left() && waiting != Waiting::Head)
-            .and_then(|since| {
-                if waiting == Waiting::FirstByte {
-                    return after(self.started, Some(TAKEN_IN), Due::End(EndReason::Drained));
-                }
+            Waiting::Head => None,
+            Waiting::FirstByte => due(Moment::START, TAKEN_IN, Due::End(EndReason::Drained)),
+            _ => {
                 let last = progress.life().requests() > 0 && !progress.is_multiplexed();
                 let time = if last {
                     deadlines.drain.last_request
                 } else {
                     Some(Duration::ZERO)
                 };
-                after(since, time, Due::Leave(EndReason::Drained))
-            });
-        [rest, write, drain]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(at, _)| *at)
-    }
-
-    /// Puts off, once, what the peer has missed while nobody looked. Returns whether it did.
-    fn forgives(&mut self, at: Instant, due: Due, now: Instant) -> bool {
-        let of_the_peer = !matches!(
-            due,
-            Due::Leave(EndReason::Drained) | Due::End(EndReason::Drained)
-        );
-        let late = now.saturating_duration_since(at) > STOOD_STILL;
-        let forgives = of_the_peer && late && self.put_off.is_none_or(|until| until < at);
-        if forgives {
-            self.put_off = Some(now + STOOD_STILL);
+                due(draining, time, Due::Leave(EndReason::Drained))
+            }
         }
-        forgives
     }
 }
 
@@ -264,7 +271,7 @@ impl AwaitHead {
 }
 
 #[expect(clippy::disallowed_types, reason = "hyper's trait has it so")]
-impl Timer for AwaitHead {
+impl HyperTimer for AwaitHead {
     fn sleep(&self, _: Duration) -> Pin<Box<dyn Sleep>> {
         self.progress.await_head();
         Box::pin(Never)

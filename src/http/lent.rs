@@ -22,7 +22,6 @@ pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 pub(super) struct Lent<Io> {
     /// Until it is to be upgraded: up to then borrower and owner are one task.
     conn: Option<Connection<Io>>,
-    blocked: bool,
     progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
 }
@@ -48,7 +47,6 @@ pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner
     })));
     let lent = Lent {
         conn: Some(conn),
-        blocked: false,
         progress: Arc::clone(progress),
         loan: Arc::clone(&loan),
     };
@@ -71,28 +69,29 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
 
 impl<Io> Owner<Io> {
     /// Waits until the stream comes back.
-    pub(super) async fn returned(self) -> Option<Connection<Io>> {
-        std::future::poll_fn(|cx| {
+    pub(super) fn poll_returned(&self, cx: &mut Context<'_>) -> Poll<Option<Connection<Io>>> {
+        let mut held = self.0.lock();
+        if held.returned {
+            return Poll::Ready(held.conn.take());
+        }
+        remember(&mut held.owner, cx);
+        Poll::Pending
+    }
+
+    /// Takes the stream away from the borrower, who finds it gone. `None` if it never left, or is gone already.
+    pub(super) fn take_away(&self) -> Option<Connection<Io>> {
+        let (conn, wakers) = {
             let mut held = self.0.lock();
-            if held.returned {
-                return Poll::Ready(held.conn.take());
-            }
-            remember(&mut held.owner, cx);
-            Poll::Pending
-        })
-        .await
+            (held.conn.take(), [held.reader.take(), held.writer.take()])
+        };
+        wakers.into_iter().flatten().for_each(Waker::wake);
+        conn
     }
 }
 
 impl<Io> Drop for Owner<Io> {
     fn drop(&mut self) {
-        let (conn, wakers) = {
-            let mut held = self.0.lock();
-            (held.conn.take(), [held.reader.take(), held.writer.take()])
-        };
-        drop(conn);
-        // Whoever still has the use of it finds it gone.
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        drop(self.take_away());
     }
 }
 
@@ -156,12 +155,7 @@ impl<Io: Unpin> Lent<Io> {
         cx: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let polled = self.poll(cx, |held| &mut held.writer, poll);
-        if polled.is_pending() != self.blocked {
-            self.blocked = polled.is_pending();
-            self.progress.blocked.store(self.blocked, Ordering::Relaxed);
-        }
-        polled
+        self.poll(cx, |held| &mut held.writer, poll)
     }
 }
 

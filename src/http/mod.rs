@@ -1,18 +1,19 @@
 //! HTTP/1 and HTTP/2, by [hyper]: axum, tonic, and any other service of HTTP requests, on this crate's connections.
 //!
 //! [`Http`] is the connection service for them, as [`Pipeline`](crate::Pipeline) is for framed protocols: under the server's limit, behind its
-//! hooks, in its spans, drained with everything else it serves. It takes any service of `Request<Incoming>` that is `Clone`: an axum
+//! hooks, in its spans, drained with everything else it serves. It takes any service of `Request<RequestBody>` that is `Clone`: an axum
 //! `Router`, tonic's `Routes`, a stack of tower-http's layers, a function.
 //!
 //! ```no_run
 //! use std::convert::Infallible;
 //! use tower::service_fn;
-//! use tower_tcp::http::hyper::{Request, Response, body::Incoming};
-//! use tower_tcp::{Server, http::Http};
+//! use tower_tcp::Server;
+//! use tower_tcp::http::hyper::{Request, Response};
+//! use tower_tcp::http::{Http, RequestBody};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), tower_tcp::Error> {
-//! let hello = service_fn(|_: Request<Incoming>| async {
+//! let hello = service_fn(|_: Request<RequestBody>| async {
 //!     Ok::<_, Infallible>(Response::new("hello\n".to_owned()))
 //! });
 //! Server::bind("127.0.0.1:7000").await?.serve(Http::new(hello)).await?;
@@ -81,6 +82,7 @@
 //! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). No deadline is kept for it meanwhile. So it is with a tunnel
 //! in a stream of HTTP/2, up to when its task has shut down writing.
 
+mod body;
 mod clock;
 mod end;
 mod lent;
@@ -100,6 +102,7 @@ use crate::deadline::Deadlines;
 #[cfg(doc)]
 use crate::deadline::DrainDeadlines;
 
+pub use body::{RequestBody, RequestBodyError};
 pub use hyper;
 pub use maker::{Made, Shared};
 pub use serve::HttpFuture;
@@ -180,8 +183,8 @@ impl<K> Http<K> {
     /// Not its timer and its `header_read_timeout` for HTTP/1: [`Deadlines::frame`] and [`Deadlines::idle`] stand for that, which it does not tell apart.
     ///
     /// ```
-    /// # use tower_tcp::http::{Http, hyper::{Request, Response, body::Incoming}};
-    /// # let service = tower::service_fn(|_: Request<Incoming>| async { Ok::<_, std::convert::Infallible>(Response::new(String::new())) });
+    /// # use tower_tcp::http::{Http, RequestBody, hyper::{Request, Response}};
+    /// # let service = tower::service_fn(|_: Request<RequestBody>| async { Ok::<_, std::convert::Infallible>(Response::new(String::new())) });
     /// let http = Http::new(service).configure(|hyper| {
     ///     hyper.http1().max_headers(64);
     ///     hyper.http2().max_concurrent_streams(100);

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, HeaderValue};
@@ -14,6 +15,7 @@ use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use pin_project::pin_project;
 use tower_service::Service;
 
+use super::body::RequestBody;
 use crate::connection::{ConnectionInfo, Life};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
@@ -26,6 +28,8 @@ const PREFACE: u64 = 24;
 /// How far a connection has come, between its requests, which may run in other tasks, and its own task.
 pub(super) struct Progress {
     info: ConnectionInfo,
+    /// How long a request's body may stop arriving.
+    pub(super) body: Option<Duration>,
     in_flight: AtomicUsize,
     /// How many tasks run for streams of HTTP/2: also those that became a tunnel, whose request was answered.
     pub(super) streams: AtomicUsize,
@@ -34,20 +38,18 @@ pub(super) struct Progress {
     awaiting_head: AtomicU64,
     /// The stream will go to another task.
     pub(super) upgrades: AtomicBool,
-    /// The peer does not take what is written to it.
-    pub(super) blocked: AtomicBool,
 }
 
 impl Progress {
-    pub(super) fn new(info: ConnectionInfo) -> Arc<Self> {
+    pub(super) fn new(info: ConnectionInfo, body: Option<Duration>) -> Arc<Self> {
         Arc::new(Self {
             info,
+            body,
             in_flight: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             awaiting_head: AtomicU64::new(0),
             upgrades: AtomicBool::new(false),
-            blocked: AtomicBool::new(false),
         })
     }
 
@@ -55,9 +57,14 @@ impl Progress {
         &self.info.life
     }
 
-    /// Returns whether a request is in hand: its service, the body of its response, or the tunnel that it opened.
+    /// Returns whether a request is in hand: its service, or the body of its response.
     pub(super) fn is_busy(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0 || self.streams.load(Ordering::Relaxed) > 0
+        self.in_flight.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns whether a stream of HTTP/2 is open: with no request in hand, a tunnel.
+    pub(super) fn has_streams(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) > 0
     }
 
     /// Returns whether the connection is known to be HTTP/2.
@@ -80,6 +87,15 @@ impl Progress {
     /// Returns whether the connection was told to leave.
     pub(super) fn is_leaving(&self) -> bool {
         self.life().signals.is_raised(Signal::Drain) || self.life().signals.is_raised(Signal::Close)
+    }
+
+    /// A request's body has stopped arriving. In HTTP/1 nothing can be read behind it: the connection ends with its response.
+    #[cold]
+    pub(super) fn body_stalled(&self) {
+        if !self.is_multiplexed() {
+            self.life().set_reason(EndReason::BodyTimeout, None);
+            self.life().signals.raise(Signal::Close);
+        }
     }
 
     /// A panic of user code: the connection ends of it, once what else is in flight is done.
@@ -126,7 +142,7 @@ impl<S> HyperService<S> {
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for HyperService<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
 {
     type Response = Response<ReplyBody<B>>;
@@ -146,16 +162,18 @@ where
             in_flight: Some(RequestGuard::enter(progress)),
             multiplexed,
             connect: request.method() == Method::CONNECT,
-            inner: self.service.call(request),
+            inner: self
+                .service
+                .call(request.map(|body| RequestBody::new(body, progress))),
         }
     }
 }
 
 /// One request.
 #[pin_project]
-pub(super) struct RequestFuture<S: Service<Request<Incoming>>> {
+pub(super) struct RequestFuture<S: Service<Request<RequestBody>>> {
     #[pin]
-    inner: TowerToHyperServiceFuture<S, Request<Incoming>>,
+    inner: TowerToHyperServiceFuture<S, Request<RequestBody>>,
     in_flight: Option<RequestGuard>,
     multiplexed: bool,
     connect: bool,
@@ -163,7 +181,7 @@ pub(super) struct RequestFuture<S: Service<Request<Incoming>>> {
 
 impl<S, B> Future for RequestFuture<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>>,
+    S: Service<Request<RequestBody>, Response = Response<B>>,
     S::Error: Into<BoxError>,
 {
     type Output = Result<Response<ReplyBody<B>>, BoxError>;

@@ -7,30 +7,33 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
+use super::body::RequestBody;
 use super::clock::{AwaitHead, Clock, Due};
 use super::end::{classify, is_of_stream};
-use super::lent::lend;
+use super::lent::{Owner, lend};
 use super::maker::Maker;
 use super::requests::{HyperService, Progress};
 use super::streams::Tasks;
 use super::{Http, HttpSettings};
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionInfo};
+use crate::deadline::{Borrower, Deadlines, Watch};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use crate::signals::Signal;
 
 impl<Io, K, S, B> Service<Connection<Io>> for Http<K>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     K: Maker<Service = S>,
     K::Future: 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
@@ -70,14 +73,15 @@ async fn serve<Io, S, B>(
 ) -> Result<EndReason, BoxError>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let progress = Progress::new(conn.info().clone());
+    let info = conn.info().clone();
+    let progress = Progress::new(info.clone(), settings.deadlines.body);
     let life = progress.life();
     let (owner, lent) = lend(conn, &progress);
     let (tasks, streams) = Tasks::new();
@@ -92,7 +96,7 @@ where
     let ended = {
         let requests = HyperService::new(service, Arc::clone(&progress));
         let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
-        let mut clock = Clock::new();
+        let mut clock = Clock::new(info.accepted_at(), &settings.deadlines);
         let mut waker: Option<Waker> = None;
         std::future::poll_fn(|cx| {
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
@@ -104,7 +108,7 @@ where
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
                     let ended = served.err().map(|err| classify(err, &progress));
                     // Told to leave with nothing in hand, it may go as it likes.
-                    let left = clock.has_left() && !progress.is_busy();
+                    let left = clock.has_left() && !progress.is_busy() && !progress.has_streams();
                     return Poll::Ready(
                         ended.filter(|ended| !(left && is_of_stream(ended.reason))),
                     );
@@ -113,6 +117,11 @@ where
                     progress.streams.store(tasks.reap(cx), Ordering::Relaxed);
                 }
                 match ready!(clock.poll(&progress, &settings.deadlines, cx)) {
+                    Due::Retire => {
+                        // A drain of this one connection.
+                        life.set_reason(EndReason::MaxAge, None);
+                        life.signals.raise(Signal::Drain);
+                    }
                     Due::Leave(reason) => {
                         life.set_reason(reason, None);
                         hyper.as_mut().graceful_shutdown();
@@ -125,8 +134,15 @@ where
     };
     // What runs still, runs for nobody.
     drop(tasks);
-    // An upgraded stream is on loan until whoever has it is done.
-    let conn = owner.returned().await;
+    let (conn, ended) = match ended {
+        Some(ended) => {
+            // What hyper had is dropped, so the stream is back.
+            let conn = std::future::poll_fn(|cx| owner.poll_returned(cx)).await;
+            (conn, Some(ended))
+        }
+        // An upgraded stream is on loan until whoever has it is done.
+        None => returned(owner, &info, &settings.deadlines).await,
+    };
     let ended = match ended {
         Some(ended) => ended,
         // HTTP/2 ends by itself only when its peer does.
@@ -147,6 +163,24 @@ where
         } => Ok(reason),
         ended => Err(ended.into()),
     }
+}
+
+/// Waits until the stream comes back, and takes it away at its deadline, which is the end then.
+async fn returned<Io>(
+    owner: Owner<Io>,
+    info: &ConnectionInfo,
+    deadlines: &Deadlines,
+) -> (Option<Connection<Io>>, Option<ConnectionEnded>) {
+    let mut watch = None;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(conn) = owner.poll_returned(cx) {
+            return Poll::Ready((conn, None));
+        }
+        let watch = watch.get_or_insert_with(|| Watch::new(info, Borrower::Upgraded, deadlines));
+        let reason = ready!(watch.poll(&info.life, deadlines, cx));
+        Poll::Ready((owner.take_away(), Some(reason.into())))
+    })
+    .await
 }
 
 /// The future of [`Http`]: one connection. Boxed, once a connection.

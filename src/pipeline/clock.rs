@@ -64,13 +64,9 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new(accepted_at: Instant, deadlines: &Deadlines) -> Self {
         let timer = Timer::start();
-        let leaves = deadlines.age().and_then(|age| {
-            let before = timer.started().saturating_duration_since(accepted_at);
-            Moment::START.checked_add(age.saturating_sub(before))
-        });
         Self {
+            leaves: timer.age(accepted_at, deadlines.age()),
             timer,
-            leaves,
             active: None,
             frame_begun: None,
             written: None,

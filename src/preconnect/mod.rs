@@ -40,21 +40,23 @@ mod chain;
 mod detect;
 mod peek;
 mod pending;
+mod time;
 mod when;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::{self, select};
 use pin_project::pin_project;
 use thiserror::Error;
-use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Instrument;
 
-use crate::connection::{Connection, ConnectionPhase, STOOD_STILL};
+use crate::connection::{Connection, ConnectionPhase, Life};
+use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
@@ -62,6 +64,7 @@ pub use chain::{Chain, PreConnectExt};
 pub use detect::{Detection, Protocol};
 pub use peek::{Peek, Unknown, UnknownProtocol};
 use pending::{Pending, Ticket};
+use time::Times;
 pub use tokio_util::either::Either;
 pub use when::When;
 
@@ -69,12 +72,6 @@ pub use when::When;
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
-
-impl PreConnectElapsed {
-    fn ended(self) -> ConnectionEnded {
-        ConnectionEnded::caused(EndReason::PreConnectTimeout, BoxError::from(self))
-    }
-}
 
 /// The error for a connection that was evicted: too many were in their hooks, and it was the
 /// oldest.
@@ -86,7 +83,7 @@ pub struct PreConnectEvicted;
 #[derive(Clone, Debug)]
 pub struct PreConnectLayer<H> {
     hook: H,
-    deadline: Option<Duration>,
+    times: Times,
     pending: Pending,
 }
 
@@ -95,7 +92,7 @@ impl<H> PreConnectLayer<H> {
     pub fn new(hook: H) -> Self {
         Self {
             hook,
-            deadline: Some(Duration::from_secs(10)),
+            times: Deadlines::default().into(),
             pending: Pending::new(512),
         }
     }
@@ -108,7 +105,15 @@ impl<H> PreConnectLayer<H> {
     /// connection is dropped with [`EndReason::PreConnectTimeout`].
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
-        self.deadline = deadline.into();
+        self.times.deadline = deadline.into();
+        self
+    }
+
+    /// Sets both times of the hooks from what the whole stack keeps: [`pre_connect`](Deadlines::pre_connect), and the one in a
+    /// [drain](crate::deadline::DrainDeadlines::pre_connect).
+    #[must_use]
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.times = deadlines.into();
         self
     }
 
@@ -133,13 +138,13 @@ impl<H: Clone, S> Layer<S> for PreConnectLayer<H> {
     fn layer(&self, inner: S) -> PreConnect<H, S> {
         let Self {
             hook,
-            deadline,
+            times,
             pending,
         } = self.clone();
         PreConnect {
             hook,
             inner,
-            deadline,
+            times,
             pending,
         }
     }
@@ -150,7 +155,7 @@ impl<H: Clone, S> Layer<S> for PreConnectLayer<H> {
 pub struct PreConnect<H, S> {
     hook: H,
     inner: S,
-    deadline: Option<Duration>,
+    times: Times,
     pending: Pending,
 }
 
@@ -179,14 +184,15 @@ where
         let Self {
             hook,
             inner,
-            deadline,
+            times,
             pending,
         } = self.clone();
         let ticket = pending.enter();
-        conn.life().enter(ConnectionPhase::PreConnect);
+        let life = Arc::clone(conn.life());
+        life.enter(ConnectionPhase::PreConnect);
         let span = tracing::debug_span!(target: "tower_tcp", "pre_connect", otel.kind = "internal");
         PreConnectFuture(PreConnectState::Hooks(Box::pin(async move {
-            let (mut service, conn) = within(deadline, ticket, through(hook, inner, conn))
+            let (mut service, conn) = within(times, &life, ticket, through(hook, inner, conn))
                 .instrument(span)
                 .await?;
             conn.life().enter(ConnectionPhase::Serving);
@@ -229,37 +235,23 @@ fn rejected(err: impl Into<BoxError>) -> BoxError {
 }
 
 async fn within<T>(
-    deadline: Option<Duration>,
+    times: Times,
+    life: &Life,
     mut ticket: Ticket,
     work: impl Future<Output = Result<T, BoxError>>,
 ) -> Result<T, BoxError> {
-    let limit = elapsed(deadline);
-    tokio::pin!(limit, work);
+    let elapsed = times.elapsed(life);
+    tokio::pin!(elapsed, work);
     // The work first: if it completed in time, it does not fail because its task was polled late.
-    match select(work, select(limit, ticket.evicted())).await {
+    match select(work, select(elapsed, ticket.evicted())).await {
         future::Either::Left((done, _)) => done,
-        future::Either::Right((future::Either::Left((limit, _)), _)) => {
-            Err(PreConnectElapsed(limit).ended().into())
-        }
+        future::Either::Right((future::Either::Left((ended, _)), _)) => Err(ended.into()),
         future::Either::Right((future::Either::Right(((), _)), _)) => Err(ConnectionEnded::caused(
             EndReason::PreConnectEvicted,
             BoxError::from(PreConnectEvicted),
         )
         .into()),
     }
-}
-
-/// Waits for `limit`, and a little longer if the end is noticed late.
-async fn elapsed(limit: Option<Duration>) -> Duration {
-    let Some(limit) = limit else {
-        return std::future::pending().await;
-    };
-    let begun = Instant::now();
-    tokio::time::sleep(limit).await;
-    if begun.elapsed().saturating_sub(limit) > STOOD_STILL {
-        tokio::time::sleep(STOOD_STILL).await;
-    }
-    limit
 }
 
 /// The future of [`PreConnect`].

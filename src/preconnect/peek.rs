@@ -2,6 +2,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tower_service::Service;
 
 use super::detect::{Detection, HTTP2_PREFACE};
-use super::{PreConnectElapsed, elapsed};
+use super::time::Times;
 use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
@@ -172,13 +173,19 @@ where
         } = self.clone();
         Box::pin(async move {
             let mut first = BytesMut::new();
+            let life = Arc::clone(conn.life());
             let found = {
+                let times = Times {
+                    deadline,
+                    drain: None,
+                };
                 // From the bare stream, because the bytes are counted when they are read again.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
+                let elapsed = times.elapsed(&life);
                 // A verdict that came in time holds, even if the task was polled late.
-                match select(std::pin::pin!(reading), std::pin::pin!(elapsed(deadline))).await {
+                match select(std::pin::pin!(reading), std::pin::pin!(elapsed)).await {
                     Either::Left((found, _)) => found.map_err(ended_by)?,
-                    Either::Right((limit, _)) => Err(PreConnectElapsed(limit).ended()),
+                    Either::Right((ended, _)) => Err(ended),
                 }
             };
             match found {

@@ -1,20 +1,25 @@
 //! What a peer may take its time for, and for how long.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
+use futures_util::future::join_all;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::EndReason;
 use tower_tcp::deadline::Deadlines;
-use tower_tcp::http::Http;
+use tower_tcp::http::{Http, RequestBody};
 
-use crate::support::{serve, settled};
+use crate::support::{Served, serve, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
 
 /// Whole seconds since then.
@@ -147,10 +152,9 @@ async fn a_request_in_hand_is_no_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_takes_the_time_it_takes() {
-    let service = service_fn(|request: Request<Incoming>| async {
-        use http_body_util::BodyExt;
+    let service = service_fn(|request: Request<RequestBody>| async {
         let body = request.into_body().collect().await?.to_bytes();
-        Ok::<_, hyper::Error>(Response::new(Full::new(body)))
+        Ok::<_, tower_tcp::BoxError>(Response::new(Full::new(body)))
     });
     let served = serve(Http::new(service));
     let mut client = served.connect().await;
@@ -159,7 +163,7 @@ async fn a_body_takes_the_time_it_takes() {
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
         .await;
     for byte in "slow".bytes() {
-        sleep(Duration::from_secs(600)).await;
+        sleep(Duration::from_secs(29)).await;
         client.send([byte]).await;
     }
 
@@ -168,7 +172,7 @@ async fn a_body_takes_the_time_it_takes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_nothing_is_cut_off() {
-    let service = service_fn(|_: Request<Incoming>| async {
+    let service = service_fn(|_: Request<RequestBody>| async {
         let body = Bytes::from(vec![b'x'; 1 << 20]);
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(body)))
     });
@@ -206,7 +210,7 @@ async fn limits_can_be_off() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
     for costs in 100..150 {
-        let costly = service_fn(move |_: Request<Incoming>| async move {
+        let costly = service_fn(move |_: Request<RequestBody>| async move {
             for _ in 0..costs {
                 tokio::task::consume_budget().await;
             }
@@ -222,4 +226,177 @@ async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
         drop(client);
         assert_eq!(served.reason().await, EndReason::IdleTimeout, "{costs}");
     }
+}
+
+/// Reads the whole body, and answers with what came of it.
+async fn read(request: Request<RequestBody>) -> Result<Response<String>, Infallible> {
+    let read = request.into_body().collect().await;
+    Ok(Response::new(match read {
+        Ok(body) => format!("{} bytes", body.to_bytes().len()),
+        Err(err) => err.to_string(),
+    }))
+}
+
+type Sent = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+
+/// A request that begins with some bytes of its body, and ends with them unless it stalls.
+fn post(begin: &'static str, stalls: bool) -> Request<Sent> {
+    let begin = stream::iter([Ok(Frame::data(Bytes::from(begin)))]);
+    let body = if stalls {
+        begin.chain(stream::pending()).boxed()
+    } else {
+        begin.boxed()
+    };
+    let request = Request::post("http://localhost/").body(StreamBody::new(body));
+    request.expect("a request")
+}
+
+const STALLED: &str = "no byte of the request body arrived within 30s";
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_ends_its_http1_connection_behind_the_response() {
+    let mut served = serve(Http::new(service_fn(read)));
+    let mut client = served.connect().await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nst")
+        .await;
+    let begun = Instant::now();
+
+    let answer = answer(&mut client).await;
+
+    assert_eq!(seconds(begun), 30);
+    assert_eq!(answer.body, STALLED);
+    assert!(answer.closes());
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::BodyTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_fails_its_http2_stream_only() {
+    let mut served = serve(Http::new(service_fn(read)));
+    let io = TokioIo::new(connect(&served).await);
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
+    let (mut sender, connection) = handshake.await.expect("it is agreed");
+    let connection = tokio::spawn(connection);
+    let begun = Instant::now();
+
+    let stalled = sender.send_request(post("st", true)).await;
+    assert_eq!(text(stalled.expect("a response")).await, STALLED);
+    assert_eq!(seconds(begun), 30);
+
+    let other = sender.send_request(post("all", false)).await;
+    assert_eq!(text(other.expect("a response")).await, "3 bytes");
+    drop(sender);
+    connection.await.expect("it ran").expect("in good order");
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_does_not_read_the_body_costs_the_peer_nothing() {
+    let service = service_fn(|request: Request<RequestBody>| async {
+        sleep(Duration::from_secs(600)).await;
+        read(request).await
+    });
+    let served = serve(Http::new(service));
+    let mut client = served.connect().await;
+
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
+        .await;
+    sleep(Duration::from_secs(620)).await;
+    client.send("late").await;
+
+    assert_eq!(answer(&mut client).await.body, "4 bytes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_http1_connection_is_told_so_with_its_next_response() {
+    let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
+    let mut served = serve(http().deadlines(deadlines));
+    let mut client = served.connect().await;
+    client.send(GET).await;
+    assert!(!answer(&mut client).await.closes());
+    sleep(Duration::from_millis(10_500)).await;
+
+    client.send(GET).await;
+
+    assert!(answer(&mut client).await.closes());
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::MaxAge);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_http1_connection_at_rest_is_closed_a_second_later() {
+    let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
+    let mut served = serve(http().deadlines(deadlines));
+    let mut client = served.connect().await;
+    let begun = Instant::now();
+    client.send(GET).await;
+    answer(&mut client).await;
+
+    assert!(client.rest().await.is_empty());
+
+    assert_eq!(seconds(begun), 11);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::MaxAge);
+}
+
+/// Sends requests one behind another, by as many connections as it takes, until `until`. Returns how many were answered and when
+/// each connection was told to go.
+async fn rotate(served: &Served, until: Instant) -> (usize, Vec<Duration>) {
+    let (mut answered, mut ages) = (0, Vec::new());
+    while Instant::now() < until {
+        let begun = Instant::now();
+        let (mut sender, connection) = http2(connect(served).await).await;
+        // One that the connection does not take is told to go before it is sent: the next one takes it.
+        while sender.ready().await.is_ok() && Instant::now() < until {
+            let many = (0..4).map(|n| sender.send_request(get(&format!("/sleep/{}", n % 2))));
+            for response in join_all(many).await {
+                match response {
+                    Ok(response) => {
+                        text(response).await;
+                        answered += 1;
+                    }
+                    // Not sent.
+                    Err(err) => assert!(err.is_canceled() || err.is_closed(), "{err:?}"),
+                }
+            }
+        }
+        drop(sender);
+        connection.await.expect("it ran").expect("in good order");
+        ages.push(begun.elapsed());
+    }
+    ages.pop();
+    (answered, ages)
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_http2_connections_rotate_within_the_jitter_and_lose_no_request() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&begun);
+    let service = service_fn(move |request| {
+        count.fetch_add(1, Ordering::Relaxed);
+        crate::paths(request)
+    });
+    let deadlines = Deadlines::default()
+        .max_age(Duration::from_secs(20))
+        .max_age_jitter(Duration::from_secs(10));
+    let served = serve(Http::new(service).deadlines(deadlines));
+    let until = Instant::now() + Duration::from_secs(120);
+
+    let clients = (0..10).map(|_| rotate(&served, until));
+    let rotated = join_all(clients).await;
+
+    let answered: usize = rotated.iter().map(|(answered, _)| answered).sum();
+    assert_eq!(answered, begun.load(Ordering::Relaxed));
+    let ages: Vec<_> = rotated.into_iter().flat_map(|(_, ages)| ages).collect();
+    assert!(ages.len() >= 10 * 3, "{}", ages.len());
+    // The requests that were begun take a second.
+    let span = Duration::from_secs(20)..=Duration::from_secs(31);
+    assert!(ages.iter().all(|age| span.contains(age)), "{ages:?}");
+    let (least, most) = (ages.iter().min(), ages.iter().max());
+    assert!(least < Some(&Duration::from_secs(24)), "{least:?}");
+    assert!(most > Some(&Duration::from_secs(26)), "{most:?}");
 }

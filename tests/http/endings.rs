@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use hyper::{Request, Response};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::{Panicked, find_cause};
-use tower_tcp::http::Http;
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::{BoxError, ConnectionInfo, EndReason};
 
 use crate::support::{serve, settled};
@@ -33,7 +33,7 @@ fn never() -> (
     mpsc::Receiver<()>,
 ) {
     let (dropped, told) = mpsc::channel(1);
-    let service = service_fn(move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<RequestBody>| {
         let guard = Dropped(dropped.clone());
         async move {
             let _guard = guard;
@@ -167,7 +167,7 @@ async fn what_runs_beside_a_request_that_panics_is_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_body_ends_its_connection() {
-    let service = service_fn(|_: Request<Incoming>| async {
+    let service = service_fn(|_: Request<RequestBody>| async {
         let mut frames = 0;
         let body = futures_util::stream::poll_fn(move |_| {
             frames += 1;
@@ -186,7 +186,7 @@ async fn a_panic_in_a_body_ends_its_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_service_ends_an_http1_connection() {
-    let service = service_fn(|_: Request<Incoming>| async { Err::<Response<String>, _>("no") });
+    let service = service_fn(|_: Request<RequestBody>| async { Err::<Response<String>, _>("no") });
     let mut served = serve(Http::new(service));
     let mut client = served.connect().await;
 
@@ -198,7 +198,7 @@ async fn an_error_of_the_service_ends_an_http1_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_service_ends_its_http2_stream_only() {
-    let service = service_fn(|request: Request<Incoming>| async move {
+    let service = service_fn(|request: Request<RequestBody>| async move {
         match request.uri().path() {
             "/bad" => Err(BoxError::from("no")),
             _ => Ok(Response::new("good".to_owned())),
@@ -247,7 +247,7 @@ async fn a_head_beyond_the_limit_is_answered_and_ended() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_arrives_before_its_request_was_read() {
-    let service = service_fn(|_: Request<Incoming>| async { reply("too much") });
+    let service = service_fn(|_: Request<RequestBody>| async { reply("too much") });
     let mut served = serve(Http::new(service));
     let mut client = served.connect().await;
 
@@ -266,7 +266,7 @@ async fn an_answer_arrives_before_its_request_was_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_make_service_that_fails_ends_the_connection() {
-    type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
+    type Made = tower::util::BoxCloneService<Request<RequestBody>, Response<String>, Infallible>;
     let make = service_fn(|_: ConnectionInfo| async { Err::<Made, _>("no") });
     let mut served = serve(Http::make_service(make));
 
@@ -277,7 +277,7 @@ async fn a_make_service_that_fails_ends_the_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_make_service_has_its_time() {
-    type Made = tower::util::BoxCloneService<Request<Incoming>, Response<String>, Infallible>;
+    type Made = tower::util::BoxCloneService<Request<RequestBody>, Response<String>, Infallible>;
     let make = service_fn(|_: ConnectionInfo| std::future::pending::<Result<Made, BoxError>>());
     let deadlines = Deadlines::default().make_service(Duration::from_secs(3));
     let mut served = serve(Http::make_service(make).deadlines(deadlines));
@@ -291,9 +291,9 @@ async fn a_make_service_has_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_body_is_read_by_the_service() {
-    let service = service_fn(|request: Request<Incoming>| async move {
+    let service = service_fn(|request: Request<RequestBody>| async move {
         let body = request.into_body().collect().await?.to_bytes();
-        Ok::<_, hyper::Error>(Response::new(format!("{} bytes", body.len())))
+        Ok::<_, tower_tcp::BoxError>(Response::new(format!("{} bytes", body.len())))
     });
     let served = serve(Http::new(service));
     let mut client = served.connect().await;

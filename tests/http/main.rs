@@ -6,6 +6,7 @@ mod drain;
 mod endings;
 mod frames;
 mod requests;
+mod sockets;
 mod upgrades;
 
 #[path = "../support/certificates.rs"]
@@ -26,7 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
-use tower_tcp::http::{Http, Shared};
+use tower_tcp::http::{Http, RequestBody, Shared};
 
 use support::Client;
 
@@ -109,7 +110,7 @@ fn reply(text: impl Into<Bytes>) -> Reply {
 }
 
 /// A service that knows some paths.
-async fn paths(request: Request<Incoming>) -> Reply {
+async fn paths(request: Request<RequestBody>) -> Reply {
     let path = request.uri().path().to_owned();
     match path.strip_prefix("/sleep/") {
         Some(seconds) => {
@@ -130,7 +131,7 @@ fn http() -> Http<Shared<impl Serves>> {
 /// What a test's service is.
 trait Serves:
     tower::Service<
-        Request<Incoming>,
+        Request<RequestBody>,
         Response = Response<Full<Bytes>>,
         Error = Infallible,
         Future: Send,
@@ -142,7 +143,7 @@ trait Serves:
 
 impl<S> Serves for S where
     S: tower::Service<
-            Request<Incoming>,
+            Request<RequestBody>,
             Response = Response<Full<Bytes>>,
             Error = Infallible,
             Future: Send,

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
 use hyper::{Request, StatusCode, Version};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{Layer, ServiceBuilder, service_fn};
 use tower_tcp::ConnectionInfo;
-use tower_tcp::http::Http;
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::{Tls, TlsInfo};
 
@@ -62,7 +61,7 @@ async fn streams_of_one_connection_run_together_and_are_counted() {
     assert_eq!(served.ended().await.requests(), 2);
 }
 
-async fn whoami(request: Request<Incoming>) -> Reply {
+async fn whoami(request: Request<RequestBody>) -> Reply {
     let info = request.extensions().get::<ConnectionInfo>();
     let info = info.expect("each request has it");
     let alpn = info.get::<TlsInfo>().and_then(TlsInfo::alpn);
@@ -116,7 +115,7 @@ async fn what_alpn_agrees_on_is_spoken_and_known() {
 async fn a_service_may_be_made_for_each_connection() {
     let make = service_fn(|info: ConnectionInfo| async move {
         let peer = info.peer_addr().to_string();
-        let service = service_fn(move |_: Request<Incoming>| {
+        let service = service_fn(move |_: Request<RequestBody>| {
             let peer = peer.clone();
             async move { reply(peer) }
         });

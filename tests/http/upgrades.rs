@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
@@ -16,7 +15,8 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
-use tower_tcp::http::{Http, Shared};
+use tower_tcp::deadline::Deadlines;
+use tower_tcp::http::{Http, RequestBody, Shared};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionInfo, EndReason};
@@ -38,7 +38,7 @@ fn switching() -> Reply {
 }
 
 /// Sends bytes back, in a task of its own; says `bye` at a drain if it is told to heed it.
-async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
+async fn echo(mut request: Request<RequestBody>, heeds: bool) -> Reply {
     let info = request.extensions().get::<ConnectionInfo>();
     let info = info.expect("each request has it").clone();
     let tunnel = request.method() == Method::CONNECT;
@@ -79,7 +79,7 @@ fn http(
 ) -> Http<
     Shared<
         impl tower::Service<
-            Request<Incoming>,
+            Request<RequestBody>,
             Response = Response<Empty<Bytes>>,
             Error = Infallible,
             Future: Send,
@@ -108,7 +108,7 @@ async fn an_upgraded_connection_keeps_its_place_until_its_peer_leaves() {
     let mut client = served.connect().await;
     upgraded(&mut client).await;
 
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    tokio::time::sleep(Duration::from_secs(3500)).await;
     assert_eq!(served.handle.live(), 1);
     assert_eq!(served.handle.limit().in_use(), 1);
     drop(client);
@@ -120,7 +120,7 @@ async fn an_upgraded_connection_keeps_its_place_until_its_peer_leaves() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() {
-    let service = service_fn(|mut request: Request<Incoming>| async move {
+    let service = service_fn(|mut request: Request<RequestBody>| async move {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut stream = TokioIo::new(upgrade.await.expect("it is agreed"));
@@ -143,7 +143,7 @@ async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() 
 
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_that_nobody_takes_up_ends() {
-    let service = service_fn(|_: Request<Incoming>| async { switching() });
+    let service = service_fn(|_: Request<RequestBody>| async { switching() });
     let mut served = serve(Http::new(service));
     let mut client = served.connect().await;
 
@@ -190,7 +190,7 @@ async fn an_upgraded_connection_that_does_not_heed_a_drain_is_cut_off() {
 #[tokio::test(start_paused = true)]
 async fn an_abort_takes_the_stream_from_whoever_has_it() {
     let (told, mut tells) = tokio::sync::mpsc::channel(1);
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<RequestBody>| {
         let told = told.clone();
         async move {
             let upgrade = hyper::upgrade::on(&mut request);
@@ -289,4 +289,110 @@ async fn a_connection_whose_tunnel_over_http2_is_done_rests() {
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
     assert!(begun.elapsed().as_secs() >= 75);
     drop(connection);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_stream_that_rests_is_taken_away_after_an_hour_and_closed_in_good_order() {
+    let (told, mut read) = tokio::sync::mpsc::channel(1);
+    let service = service_fn(move |mut request: Request<RequestBody>| {
+        let told = told.clone();
+        async move {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgrade.await.expect("it is agreed"));
+                let read = stream.read_u8().await;
+                told.send(read.map_err(|err| err.kind()))
+                    .await
+                    .expect("it is awaited");
+            });
+            switching()
+        }
+    });
+    let mut served = serve(Http::new(service));
+    let mut client = served.connect().await;
+    client.send(ECHO).await;
+    assert_eq!(answer(&mut client).await.status(), "101");
+    let begun = Instant::now();
+
+    assert!(client.rest().await.is_empty());
+
+    assert_eq!(begun.elapsed().as_secs(), 3600);
+    let aborted = std::io::ErrorKind::ConnectionAborted;
+    assert_eq!(read.recv().await, Some(Err(aborted)));
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_stream_rests_only_while_nothing_moves() {
+    let mut served = serve(http(false));
+    let mut client = served.connect().await;
+    upgraded(&mut client).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(3500)).await;
+        client.send("!").await;
+        assert_eq!(client.0.read_u8().await.expect("it is echoed"), b'!');
+    }
+    let begun = Instant::now();
+
+    assert!(client.rest().await.is_empty());
+
+    // Its bytes are seen by another task: they are looked for four times an hour.
+    let hour = Duration::from_secs(3600);
+    assert!(begun.elapsed() >= hour && begun.elapsed() <= hour * 5 / 4);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+}
+
+/// Upgrades, and writes without end.
+async fn flood(mut request: Request<RequestBody>) -> Reply {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.expect("it is agreed"));
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    });
+    switching()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
+    let mut served = serve(Http::new(service_fn(flood)));
+    let mut client = served.connect().await;
+    client.send(ECHO).await;
+    assert_eq!(answer(&mut client).await.status(), "101");
+    let begun = Instant::now();
+
+    assert_eq!(served.reason().await, EndReason::WriteTimeout);
+
+    // It is seen to wait at one of four looks.
+    let half_a_minute = Duration::from_secs(30);
+    assert!(begun.elapsed() >= half_a_minute && begun.elapsed() <= half_a_minute * 5 / 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_upgraded_stream_is_told_to_leave_and_taken_away_later() {
+    let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
+    for (heeds, end) in [(true, 10), (false, 40)] {
+        let mut served = serve(http(heeds).deadlines(deadlines));
+        let mut client = served.connect().await;
+        let begun = Instant::now();
+        upgraded(&mut client).await;
+
+        client.rest().await;
+
+        assert_eq!(begun.elapsed().as_secs(), end);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::MaxAge);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_connection_with_nothing_but_a_resting_tunnel_ends_after_an_hour() {
+    let mut served = serve(http(false));
+    let (_stream, _connection) = tunnel(&served).await;
+    let begun = Instant::now();
+
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+
+    assert_eq!(begun.elapsed().as_secs(), 3600);
 }

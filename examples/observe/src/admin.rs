@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_tcp::Handle;
+use tower_tcp::http::RequestBody;
 use tower_tcp::http::hyper::header::{CONTENT_TYPE, REFRESH};
-use tower_tcp::http::hyper::{Request, Response, StatusCode, body::Incoming};
+use tower_tcp::http::hyper::{Request, Response, StatusCode};
 
 /// Of what Prometheus reads. (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
 const METRICS: &str = "text/plain; version=0.0.4";
@@ -13,7 +14,7 @@ const METRICS: &str = "text/plain; version=0.0.4";
 pub(crate) fn answer(
     handle: &Handle,
     metrics: &PrometheusHandle,
-    request: &Request<Incoming>,
+    request: &Request<RequestBody>,
 ) -> Response<String> {
     let answer = Response::builder();
     let answer = match request.uri().path() {

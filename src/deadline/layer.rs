@@ -1,0 +1,140 @@
+//! Deadlines around a raw connection service.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use pin_project::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::Deadlines;
+use super::watch::{Borrower, Watch};
+use crate::connection::{Connection, Life};
+use crate::end::ConnectionEnded;
+use crate::error::BoxError;
+
+/// Keeps the deadlines of a raw connection service, from the bytes that its connection counts.
+///
+/// A [`Pipeline`](crate::Pipeline) and HTTP keep theirs by themselves. This is for a service that works on the stream, and for one that
+/// [`on_upgrade`](crate::Pipeline::on_upgrade) hands a stream to. It keeps
+///
+/// - [`first_byte`](Deadlines::first_byte): until something is read or written;
+/// - [`idle`](Deadlines::idle): while nothing is read and nothing is written;
+/// - [`write`](Deadlines::write): while a write is pending and the peer takes nothing;
+/// - [`max_age`](Deadlines::max_age): the connection is told to [drain](crate::Connection::draining), and ends after another
+///   [30 s](super::DrainDeadlines::stream).
+///
+/// At a deadline the service's future is dropped, and the stream with it. A service that has moved the stream to another task has it
+/// still: it is told by its connection's [abort](crate::LiveConnection::abort) only, and its deadlines may take twice their time, since
+/// they are looked at only when one may have passed.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio::io::copy_bidirectional;
+/// use tokio::net::TcpStream;
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_tcp::bind::Socket;
+/// use tower_tcp::deadline::{DeadlineLayer, Deadlines};
+/// use tower_tcp::{BoxError, Connection};
+///
+/// let proxy = service_fn(|mut conn: Connection<Socket>| async move {
+///     let mut to = TcpStream::connect("127.0.0.1:7001").await?;
+///     copy_bidirectional(&mut conn, &mut to).await?;
+///     Ok::<_, BoxError>(())
+/// });
+/// let deadlines = Deadlines::default().idle(Duration::from_secs(300));
+/// let stack = ServiceBuilder::new().layer(DeadlineLayer::new(deadlines)).service(proxy);
+/// # drop(stack);
+/// ```
+#[derive(Clone, Debug)]
+pub struct DeadlineLayer(Arc<Deadlines>);
+
+impl DeadlineLayer {
+    /// Makes a layer that keeps `deadlines`.
+    pub fn new(deadlines: Deadlines) -> Self {
+        Self(Arc::new(deadlines))
+    }
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = Deadline<S>;
+
+    fn layer(&self, inner: S) -> Deadline<S> {
+        Deadline {
+            inner,
+            deadlines: Arc::clone(&self.0),
+        }
+    }
+}
+
+/// A connection service under deadlines. Made by [`DeadlineLayer`].
+#[derive(Clone, Debug)]
+pub struct Deadline<S> {
+    inner: S,
+    deadlines: Arc<Deadlines>,
+}
+
+impl<Io, S> Service<Connection<Io>> for Deadline<S>
+where
+    S: Service<Connection<Io>>,
+    S::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = DeadlineFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, conn: Connection<Io>) -> DeadlineFuture<S::Future> {
+        let deadlines = Arc::clone(&self.deadlines);
+        DeadlineFuture {
+            watch: Watch::new(conn.info(), Borrower::Service, &deadlines),
+            life: Arc::clone(conn.life()),
+            deadlines,
+            service: Some(self.inner.call(conn)),
+        }
+    }
+}
+
+/// The future of [`Deadline`].
+#[pin_project]
+#[must_use = "futures do nothing unless polled"]
+pub struct DeadlineFuture<F> {
+    #[pin]
+    service: Option<F>,
+    watch: Watch,
+    life: Arc<Life>,
+    deadlines: Arc<Deadlines>,
+}
+
+impl<F> std::fmt::Debug for DeadlineFuture<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeadlineFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, R, E> Future for DeadlineFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<R, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(service) = this.service.as_mut().as_pin_mut() else {
+            return Poll::Pending;
+        };
+        // The service first: what is done in time is not failed because its task was polled late.
+        if let Poll::Ready(done) = service.poll(cx) {
+            return Poll::Ready(done.map_err(Into::into));
+        }
+        let reason = std::task::ready!(this.watch.poll(this.life, this.deadlines, cx));
+        let ended = this.life.set_reason(reason, None);
+        this.service.set(None);
+        Poll::Ready(Err(ConnectionEnded::into(ended)))
+    }
+}

@@ -1,0 +1,151 @@
+//! The deadlines of a stream that its own service reads and writes, from the connection's counters.
+
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use super::Deadlines;
+use super::timer::{Due, Moment, Timer, due, first};
+use crate::connection::{ConnectionInfo, Life};
+use crate::end::{ConnectionEnded, EndReason};
+use crate::signals::Signal;
+
+/// Who has the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Borrower {
+    /// A raw service. Most work in the connection's own task, which then sees every byte.
+    Service,
+    /// Whoever asked for an upgrade, in another task: the counters are looked at several times before a deadline.
+    Upgraded,
+}
+
+/// How many looks at the counters a deadline takes, when they change unseen. A deadline is late by one of them at most.
+const LOOKS: u32 = 4;
+
+#[derive(Clone, Copy, Debug)]
+enum Alarm {
+    End(EndReason),
+    /// The connection is old: it is told to leave.
+    Retire,
+    Look,
+}
+
+impl Due for Alarm {
+    fn is_kept_by_peer(&self) -> bool {
+        matches!(self, Self::End(reason) if reason.is_kept_by_peer())
+    }
+}
+
+/// The moments that deadlines count from, and the timer.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    timer: Timer,
+    borrower: Borrower,
+    retire: Option<Moment>,
+    /// When it was told to leave because it is old.
+    retired: Option<Moment>,
+    /// What had been read and written when the watch began.
+    before: u64,
+    /// What has been read and written, and since when no more.
+    moved: (u64, Moment),
+    /// What had been written when the peer took no more, and since when.
+    blocked: Option<(u64, Moment)>,
+}
+
+impl Watch {
+    pub(crate) fn new(info: &ConnectionInfo, borrower: Borrower, deadlines: &Deadlines) -> Self {
+        let timer = Timer::start();
+        let moved = moved(&info.life);
+        Self {
+            borrower,
+            retire: timer.age(info.accepted_at(), deadlines.age()),
+            timer,
+            retired: is_retired(&info.life).then_some(Moment::START),
+            before: moved,
+            moved: (moved, Moment::START),
+            blocked: None,
+        }
+    }
+
+    /// Ready with the reason when a deadline has passed; else wakes the task when one does.
+    pub(crate) fn poll(
+        &mut self,
+        life: &Life,
+        deadlines: &Deadlines,
+        cx: &mut Context<'_>,
+    ) -> Poll<EndReason> {
+        loop {
+            let now = self.timer.now();
+            self.note(life, now);
+            let next = self.next(now, deadlines);
+            match ready!(self.timer.poll(next, now, cx)) {
+                Alarm::End(reason) => return Poll::Ready(reason),
+                Alarm::Look => {}
+                Alarm::Retire => {
+                    self.retire = None;
+                    if !life.signals.is_raised(Signal::Drain) {
+                        self.retired = Some(now);
+                        life.set_reason(EndReason::MaxAge, None);
+                        life.signals.raise(Signal::Drain);
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, life: &Life, now: Moment) {
+        let moved = moved(life);
+        if moved != self.moved.0 {
+            self.moved = (moved, now);
+        }
+        let written = life.bytes_written();
+        if !life.is_write_pending() {
+            self.blocked = None;
+        } else if self.blocked.is_none_or(|(before, _)| before != written) {
+            self.blocked = Some((written, now));
+        }
+    }
+
+    /// Returns the deadline that comes first.
+    fn next(&self, now: Moment, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
+        let (moved, since) = self.moved;
+        let upgraded = self.borrower == Borrower::Upgraded;
+        let (rest, reason) = if upgraded {
+            (deadlines.upgraded_idle, EndReason::IdleTimeout)
+        } else if moved == self.before {
+            (deadlines.first_byte, EndReason::FirstByteTimeout)
+        } else {
+            (deadlines.idle, EndReason::IdleTimeout)
+        };
+        let blocked = self.blocked.map(|(_, since)| since);
+        let look = |time: Option<Duration>| {
+            let time = time.filter(|time| upgraded && !time.is_zero())?;
+            due(now, time / LOOKS, Alarm::Look)
+        };
+        first([
+            due(since, rest, Alarm::End(reason)),
+            due(
+                blocked,
+                deadlines.write,
+                Alarm::End(EndReason::WriteTimeout),
+            ),
+            self.retire.map(|at| (at, Alarm::Retire)),
+            due(
+                self.retired,
+                deadlines.drain.stream,
+                Alarm::End(EndReason::MaxAge),
+            ),
+            look(rest),
+            look(deadlines.write),
+        ])
+    }
+}
+
+/// Returns whether the connection was told to leave because it is old, before the watch began.
+fn is_retired(life: &Life) -> bool {
+    let by_age = |ended: ConnectionEnded| ended.reason == EndReason::MaxAge;
+    life.signals.is_raised(Signal::Drain) && life.proposed().is_some_and(by_age)
+}
+
+fn moved(life: &Life) -> u64 {
+    life.bytes_read().wrapping_add(life.bytes_written())
+}

@@ -1,0 +1,124 @@
+//! The body of a request, and how long it may stop arriving.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use thiserror::Error;
+
+use super::requests::Progress;
+use crate::deadline::{Moment, Timer, due};
+use crate::end::EndReason;
+
+/// A request's body was not read to its end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RequestBodyError {
+    /// The peer left, or sent what cannot be read.
+    #[error("the request body could not be read")]
+    Unreadable(#[source] hyper::Error),
+    /// No byte of it arrived for as long as its [deadline](crate::deadline::Deadlines::body).
+    #[error("no byte of the request body arrived within {0:?}")]
+    Elapsed(Duration),
+}
+
+/// The body of a request: hyper's [`Incoming`], with a deadline for a peer that stops sending it.
+///
+/// The [deadline](crate::deadline::Deadlines::body) counts while the service waits for more, so a service that takes its time costs the
+/// peer nothing. It is then an [error](RequestBodyError::Elapsed) of this body, and in HTTP/1 the connection closes behind the response,
+/// with [`BodyTimeout`](EndReason::BodyTimeout). In HTTP/2 the other streams go on.
+pub struct RequestBody {
+    /// Taken at the deadline, so that hyper waits for it no longer.
+    incoming: Option<Incoming>,
+    /// `None` if there is no body to wait for.
+    progress: Option<Arc<Progress>>,
+    /// Made when it is waited for.
+    wait: Option<Box<Wait>>,
+}
+
+struct Wait {
+    timer: Timer,
+    since: Option<Moment>,
+}
+
+impl RequestBody {
+    pub(super) fn new(incoming: Incoming, progress: &Arc<Progress>) -> Self {
+        let progress = (!incoming.is_end_stream()).then(|| Arc::clone(progress));
+        Self {
+            incoming: Some(incoming),
+            progress,
+            wait: None,
+        }
+    }
+
+    /// Ready with the time that no byte has arrived for, if it is over.
+    fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        let Some((progress, time)) = self
+            .progress
+            .as_ref()
+            .and_then(|progress| Some((progress, progress.body?)))
+        else {
+            return Poll::Pending;
+        };
+        let wait = self.wait.get_or_insert_with(|| {
+            Box::new(Wait {
+                timer: Timer::start(),
+                since: None,
+            })
+        });
+        let now = wait.timer.now();
+        let since = *wait.since.get_or_insert(now);
+        let next = due(since, time, EndReason::BodyTimeout);
+        ready!(wait.timer.poll(next, now, cx));
+        progress.body_stalled();
+        Poll::Ready(time)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = RequestBodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
+            // A frame of HTTP/2 without a byte keeps no body.
+            let is_empty =
+                matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
+            if let Some(wait) = &mut self.wait
+                && !is_empty
+            {
+                wait.since = None;
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Unreadable)));
+        }
+        let time = ready!(self.poll_elapsed(cx));
+        self.incoming = None;
+        Poll::Ready(Some(Err(RequestBodyError::Elapsed(time))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequestBody").field(&self.incoming).finish()
+    }
+}

@@ -1,0 +1,59 @@
+//! How long the hooks of a connection may take.
+
+use std::task::{Poll, Waker, ready};
+use std::time::Duration;
+
+use super::PreConnectElapsed;
+use crate::connection::Life;
+use crate::deadline::{Deadlines, Moment, Timer, due, first};
+use crate::end::{ConnectionEnded, EndReason};
+use crate::error::BoxError;
+use crate::signals::Signal;
+
+/// The time of the hooks, and what it is shortened to while the connection drains.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub(super) deadline: Option<Duration>,
+    pub(super) drain: Option<Duration>,
+}
+
+impl From<Deadlines> for Times {
+    fn from(deadlines: Deadlines) -> Self {
+        Self {
+            deadline: deadlines.pre_connect,
+            drain: deadlines.drain.pre_connect,
+        }
+    }
+}
+
+impl Times {
+    /// Waits until the time is over, from now on. Returns how the connection ends then.
+    pub(super) async fn elapsed(self, life: &Life) -> ConnectionEnded {
+        let mut timer = Timer::start();
+        let mut draining = None;
+        let mut waker: Option<Waker> = None;
+        std::future::poll_fn(|cx| {
+            if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
+                waker = Some(cx.waker().clone());
+                // What serves the connection later takes the place.
+                life.signals.wake_engine_with(cx.waker());
+            }
+            let now = timer.now();
+            if life.signals.is_raised(Signal::Drain) {
+                draining.get_or_insert(now);
+            }
+            let next = first([
+                due(Moment::START, self.deadline, EndReason::PreConnectTimeout),
+                due(draining, self.drain, EndReason::Drained),
+            ]);
+            let reason = ready!(timer.poll(next, now, cx));
+            Poll::Ready(match self.deadline {
+                Some(time) if reason == EndReason::PreConnectTimeout => {
+                    ConnectionEnded::caused(reason, BoxError::from(PreConnectElapsed(time)))
+                }
+                _ => reason.into(),
+            })
+        })
+        .await
+    }
+}
