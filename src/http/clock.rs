@@ -13,12 +13,8 @@ use hyper::rt::{Sleep, Timer as HyperTimer};
 use tokio::time::Instant;
 
 use super::requests::Progress;
-use crate::deadline::{self, Deadlines, Moment, Timer, due, first};
+use crate::deadline::{self, Deadlines, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
-
-/// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
-/// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
-const TAKEN_IN: Duration = Duration::from_millis(50);
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

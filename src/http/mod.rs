@@ -62,7 +62,8 @@
 //! leaves before its answer is noticed, and its request dropped ([`PeerReset`](crate::EndReason::PeerReset)); hyper takes the end of its input for
 //! that, too. For clients that half-close and wait, such as `nc -N`: `.configure(|hyper| { hyper.http1().half_close(true); })`.
 //!
-//! Deadlines are in [`Deadlines`]. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
+//! Deadlines are in [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`], which the service can
+//! still answer. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
 //!
 //! # Draining
 //!
@@ -70,17 +71,24 @@
 //! | --- | --- |
 //! | it never sent a byte | closes at once |
 //! | a request has arrived, or is being answered | is answered, with `connection: close` if its head is not out yet; one that was pipelined behind it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): no client may take it that it was) |
-//! | a request's head was begun | has [its time](Deadlines::frame) to become whole, and is answered so |
+//! | a request's head was begun | has [5 s](DrainDeadlines::frame) to become whole, and is answered so |
 //! | HTTP/1 rests between two requests | one more may come, for [a second](DrainDeadlines::last_request), and is answered so; else closes |
-//! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within 5 s is closed |
+//! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed |
 //! | it was upgraded, or streams without end | whoever serves it awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining), and ends it |
+//!
+//! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
 //!
 //! # Upgrades
 //!
 //! A stream that was upgraded (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task, but is still a connection here: it
 //! counts, until that task drops it. It is then closed in good order. At the deadline of a drain, or by an abort, it is taken away: the task
-//! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). No deadline is kept for it meanwhile. So it is with a tunnel
+//! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). So it is with a tunnel
 //! in a stream of HTTP/2, up to when its task has shut down writing.
+//!
+//! The connection's own task keeps deadlines for an upgraded stream: [`upgraded_idle`](Deadlines::upgraded_idle),
+//! [`write`](Deadlines::write), and [30 s](DrainDeadlines::stream) behind [`max_age`](Deadlines::max_age). It does not
+//! see each byte, so it looks at the counters four times before a deadline, which may be late by a quarter. An HTTP/2
+//! connection with nothing but tunnels has the same deadlines; one with requests besides is busy.
 
 mod body;
 mod clock;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use crate::deadline::{Deadlines, Due, Moment, Timer, due, first};
+use crate::deadline::{Deadlines, Due, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
 /// What a connection is waiting for, as far as deadlines go; for its peer to take output, besides.
@@ -23,10 +23,6 @@ pub(super) enum Waiting {
     /// At a drain, for the runtime to know what the system has of it.
     Leaving,
 }
-
-/// How long after it was taken in a connection that has not been heard from stays on at a drain. What its peer has sent may have
-/// arrived with it, and the runtime does not know yet; it is a turn of the driver away.
-const TAKEN_IN: Duration = Duration::from_millis(50);
 
 /// What is due: the end of the connection, or a message of the program.
 #[derive(Clone, Copy, Debug)]
