@@ -16,17 +16,20 @@ use crate::error::BoxError;
 
 /// Keeps the deadlines of a raw connection service, from the bytes that its connection counts.
 ///
-/// A [`Pipeline`](crate::Pipeline) and HTTP keep theirs by themselves. This is for a service that works on the stream, and for one that
+/// A [`Pipeline`](crate::Pipeline) and HTTP keep theirs by themselves. This is for a service that
+/// works on the stream, and for one that
 /// [`on_upgrade`](crate::Pipeline::on_upgrade) hands a stream to. It keeps
 ///
 /// - [`first_byte`](Deadlines::first_byte): until something is read or written;
 /// - [`idle`](Deadlines::idle): while nothing is read and nothing is written;
 /// - [`write`](Deadlines::write): while a write is pending and the peer takes nothing;
-/// - [`max_age`](Deadlines::max_age): the connection is told to [drain](crate::Connection::draining), and ends after another
-///   [30 s](super::DrainDeadlines::stream).
+/// - [`max_age`](Deadlines::max_age): the connection is told to
+///   [drain](crate::Connection::draining), and ends after another [30
+///   s](super::DrainDeadlines::stream).
 ///
-/// At a deadline the service's future is dropped, and the stream with it. A service that has moved the stream to another task has it
-/// still: it is told by its connection's [abort](crate::LiveConnection::abort) only, and its deadlines may take twice their time, since
+/// At a deadline the service's future is dropped, and the stream with it. A service that has moved
+/// the stream to another task has it still: it is told by its connection's
+/// [abort](crate::LiveConnection::abort) only, and its deadlines may take twice their time, since
 /// they are looked at only when one may have passed.
 ///
 /// ```

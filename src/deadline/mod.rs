@@ -9,7 +9,8 @@
 //! | HTTP | `Http::deadlines` | all |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age` |
 //!
-//! A deadline that passes while the process stands still, stopped or starved, is extended once, by 50 ms.
+//! A deadline that passes while the process stands still, stopped or starved, is extended once, by
+//! 50 ms.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
 //! [`Pipeline::deadlines`]: crate::Pipeline::deadlines
@@ -27,6 +28,7 @@ pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
 pub(crate) use watch::{Borrower, Watch};
 
-/// How long a connection that was just accepted and has not been heard from stays open in a drain. Its peer's bytes
-/// may have arrived with it, and the runtime knows of them one turn of its driver later.
+/// The time for which a connection that was just accepted and has not been heard from stays open in
+/// a drain. Its peer's bytes may have arrived with it, and the runtime knows of them one turn of
+/// its driver later.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);

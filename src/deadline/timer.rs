@@ -1,7 +1,8 @@
 //! One lazy timer for all the deadlines of a connection.
 //!
-//! A deadline that moves later costs nothing: the timer stays armed as it is, and when it fires, its owner looks again. What a
-//! connection waits for, and so which deadline comes first, is its owner's to know.
+//! A deadline that moves later costs nothing: the timer stays armed as it is, and when it fires,
+//! its owner looks again. What a connection waits for, and so which deadline comes first, is its
+//! owner's to know.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
@@ -15,8 +16,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::end::EndReason;
 
-/// A deadline that is noticed this late passed while the process stood still: stopped, suspended, or starved. The peer may have done
-/// its part meanwhile, and the runtime, which may fire timers first, does not know yet. So it is put off once, for as long again.
+/// A deadline that is noticed this late passed while the process stood still: stopped, suspended,
+/// or starved. The peer may have done its part meanwhile, and the runtime, which may fire timers
+/// first, does not know yet. So it is put off once, for as long again.
 const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A moment of one connection's clock: the nanoseconds since the clock's start, plus one.
@@ -28,7 +30,8 @@ pub(crate) struct Moment(NonZeroU64);
 impl Moment {
     pub(crate) const START: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the moment `time` later, unless that is beyond the end of the clock: then it is no deadline.
+    /// Returns the moment `time` later, unless that is beyond the end of the clock: then it is no
+    /// deadline.
     pub(crate) fn checked_add(self, time: Duration) -> Option<Self> {
         let nanos = u64::try_from(time.as_nanos()).ok()?;
         self.0.checked_add(nanos).map(Self)
@@ -57,7 +60,8 @@ pub(crate) fn first<D>(
 
 /// What a deadline brings about.
 pub(crate) trait Due {
-    /// Returns whether the peer can keep this deadline by what it sends or reads: then it is put off when the process stood still.
+    /// Returns whether the peer can keep this deadline by what it sends or reads: then it is put
+    /// off when the process stood still.
     fn is_kept_by_peer(&self) -> bool;
 }
 
@@ -120,14 +124,16 @@ impl Timer {
 
     /// Returns whether the timer will fire later than `now`, and so wakes whoever polled it last.
     ///
-    /// While a connection waits as it did then, its deadlines can only have moved later: it need not look at them before.
+    /// While a connection waits as it did then, its deadlines can only have moved later: it need
+    /// not look at them before.
     #[inline]
     pub(crate) fn fires_after(&self, now: Moment) -> bool {
         let alarm = self.alarm.as_ref();
         alarm.is_some_and(|alarm| self.moment(alarm.sleep.deadline()) > now)
     }
 
-    /// Before a wait: ready if `next`, the deadline that comes first, has passed, else wakes the task when it does.
+    /// Before a wait: ready if `next`, the deadline that comes first, has passed, else wakes the
+    /// task when it does.
     pub(crate) fn poll<D: Due>(
         &mut self,
         next: Option<(Moment, D)>,
@@ -148,7 +154,8 @@ impl Timer {
         if sleep.deadline() > at || sleep.is_elapsed() {
             sleep.as_mut().reset(at);
         }
-        // Whatever this turn has cost: a timer that is not looked at for want of budget would not wake.
+        // Whatever this turn has cost: a timer that is not looked at for want of budget would not
+        // wake.
         while pin!(unconstrained(sleep.as_mut())).poll(cx).is_ready() {
             if sleep.deadline() >= at {
                 return Poll::Ready(due);
@@ -175,7 +182,8 @@ impl Timer {
         alarm.as_mut()
     }
 
-    /// Puts a deadline off, once, if the peer may have kept it while nobody looked. Returns the deadline as it is now.
+    /// Puts a deadline off, once, if the peer may have kept it while nobody looked. Returns the
+    /// deadline as it is now.
     fn forgive(&mut self, at: Moment, due: &impl Due, now: Moment) -> Moment {
         if !due.is_kept_by_peer() {
             return at;
@@ -191,7 +199,8 @@ impl Timer {
     }
 }
 
-/// Returns the end of a time that begins now. One beyond the end of the clock is so far away that it makes no difference.
+/// Returns the end of a time that begins now. One beyond the end of the clock is so far away that
+/// it makes no difference.
 pub(crate) fn after(time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();

@@ -4,22 +4,34 @@ use super::timer::jitter;
 
 /// The deadlines of a connection, in one value for every protocol.
 ///
-/// A [`Pipeline`](crate::Pipeline::deadlines), HTTP, and a raw service each keep those that their protocol has a use for.
+/// A [`Pipeline`](crate::Pipeline::deadlines), HTTP, and a raw service each keep those that their
+/// protocol has a use for.
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
-/// | [`pre_connect`](Self::pre_connect) | 10 s | several round trips of the slowest networks | ends, [`PreConnectTimeout`] |
-/// | [`first_byte`](Self::first_byte) | 60 s | browsers connect ahead of need, and close by themselves | ends, [`FirstByteTimeout`] |
-/// | [`frame`](Self::frame) | 30 s | 64 KiB in 30 s are 17 kbit/s, less than any link in use has; a head of HTTP is a few packets | ends, [`FrameTimeout`] |
-/// | [`body`](Self::body) | 30 s | as for a frame, from byte to byte | HTTP/1 ends, [`BodyTimeout`]; HTTP/2 fails that stream |
-/// | [`idle`](Self::idle) | 75 s | above the 60 s after which common load balancers drop a pooled connection: the side that closes first must be the one that knows | ends, [`IdleTimeout`] |
-/// | [`write`](Self::write) | 30 s | a peer that takes no byte for so long is gone, or means harm | ends, [`WriteTimeout`] |
-/// | [`upgraded_idle`](Self::upgraded_idle) | 1 h | its protocol has pings of its own; this is for what was forgotten | ends, [`IdleTimeout`] |
-/// | [`max_age`](Self::max_age) | none | for rebalancing between servers; nothing needs it here | drains, [`MaxAge`] |
-/// | [`max_age_jitter`](Self::max_age_jitter) | zero | only with `max_age`: connections made together need not come back together | |
-/// | [`make_service`](Self::make_service) | 10 s | as for everything else before the first request | ends, [`MakeServiceError`] |
-/// | [`drain`](Self::drain) | see [`DrainDeadlines`] | a drain must not wait for the slowest peer | ends, [`Drained`] |
+/// | [`pre_connect`] | 10 s | several round trips of the slowest networks | [`PreConnectTimeout`] |
+/// | [`first_byte`] | 60 s | browsers connect ahead of need | [`FirstByteTimeout`] |
+/// | [`frame`] | 30 s | 64 KiB in 30 s are 17 kbit/s | [`FrameTimeout`] |
+/// | [`body`] | 30 s | a peer at work sends something | [`BodyTimeout`], see there |
+/// | [`idle`] | 75 s | load balancers drop a pooled one after 60 s | [`IdleTimeout`] |
+/// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
+/// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
+/// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
+/// | [`max_age_jitter`] | zero | means nothing without `max_age` | |
+/// | [`make_service`] | 10 s | as for all before a request | [`MakeServiceError`] |
+/// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see there |
 ///
+/// [`pre_connect`]: Self::pre_connect
+/// [`first_byte`]: Self::first_byte
+/// [`frame`]: Self::frame
+/// [`body`]: Self::body
+/// [`idle`]: Self::idle
+/// [`write`]: Self::write
+/// [`upgraded_idle`]: Self::upgraded_idle
+/// [`max_age`]: Self::max_age
+/// [`max_age_jitter`]: Self::max_age_jitter
+/// [`make_service`]: Self::make_service
+/// [`drain`]: Self::drain
 /// [`PreConnectTimeout`]: crate::EndReason::PreConnectTimeout
 /// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
 /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
@@ -28,7 +40,6 @@ use super::timer::jitter;
 /// [`WriteTimeout`]: crate::EndReason::WriteTimeout
 /// [`MaxAge`]: crate::EndReason::MaxAge
 /// [`MakeServiceError`]: crate::EndReason::MakeServiceError
-/// [`Drained`]: crate::EndReason::Drained
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
     pub(crate) pre_connect: Option<Duration>,
@@ -67,7 +78,8 @@ impl Deadlines {
     ///
     /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) keeps it.
     ///
-    /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the connection is dropped with
+    /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the
+    /// connection is dropped with
     /// [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
     #[must_use]
     pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -77,7 +89,8 @@ impl Deadlines {
 
     /// Sets how long a connection may be silent at first. `None` waits forever.
     ///
-    /// Default: 60 s. Why: browsers connect ahead of need, and close by themselves. When reached: the connection ends with
+    /// Default: 60 s. Why: browsers connect ahead of need, and close by themselves. When reached:
+    /// the connection ends with
     /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
     #[must_use]
     pub fn first_byte(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -85,11 +98,13 @@ impl Deadlines {
         self
     }
 
-    /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head. `None` waits forever.
+    /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head.
+    /// `None` waits forever.
     ///
     /// Later bytes do not reset it. In HTTP/2 it bounds the preface by which a connection begins.
     ///
-    /// Default: 30 s. Why: 64 KiB in 30 s are 17 kbit/s, less than any link in use has. When reached: the connection ends with
+    /// Default: 30 s. Why: 64 KiB in 30 s are 17 kbit/s, less than any link in use has. When
+    /// reached: the connection ends with
     /// [`FrameTimeout`](crate::EndReason::FrameTimeout).
     #[must_use]
     pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -97,12 +112,15 @@ impl Deadlines {
         self
     }
 
-    /// Sets the longest time without a byte of an HTTP request's body that the service is waiting for. `None` waits forever.
+    /// Sets the longest time without a byte of an HTTP request's body that the service is waiting
+    /// for. `None` waits forever.
     ///
-    /// It does not bound the body as a whole: only the service knows how large bodies may be, and how slow.
+    /// It does not bound the body as a whole: only the service knows how large bodies may be, and
+    /// how slow.
     ///
-    /// Default: 30 s. Why: a peer at work sends something within some round trips. When reached: the service reads
-    /// `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes behind the response, with
+    /// Default: 30 s. Why: a peer at work sends something within some round trips. When reached:
+    /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes behind
+    /// the response, with
     /// [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other streams go on.
     #[must_use]
     pub fn body(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -110,13 +128,16 @@ impl Deadlines {
         self
     }
 
-    /// Sets how long a connection may rest: nothing arrives, and no request is in progress. `None` waits forever.
+    /// Sets how long a connection may rest: nothing arrives, and no request is in progress. `None`
+    /// waits forever.
     ///
-    /// In a pipeline and in HTTP only bytes from the *peer* count: pushes do not keep a connection whose other end is gone. An
-    /// HTTP/2 connection rests while it has no stream; pings do not keep it.
+    /// In a pipeline and in HTTP only bytes from the *peer* count: pushes do not keep a connection
+    /// whose other end is gone. An HTTP/2 connection rests while it has no stream; pings do not
+    /// keep it.
     ///
-    /// Default: 75 s. Why: above the 60 s after which common load balancers drop a pooled connection. The side that closes first
-    /// must be the one that knows no request is on its way. When reached: the connection closes with
+    /// Default: 75 s. Why: above the 60 s after which common load balancers drop a pooled
+    /// connection, so that it is they who close one, knowing that no request is on its way. When
+    /// reached: the connection closes with
     /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
     #[must_use]
     pub fn idle(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -126,9 +147,11 @@ impl Deadlines {
 
     /// Sets how long the peer may take no byte of pending output. `None` waits forever.
     ///
-    /// It does not reach an HTTP/2 stream whose window the peer keeps shut: hyper's keep-alive pings, or a timeout in the service, do.
+    /// It does not reach an HTTP/2 stream whose window the peer keeps shut: hyper's keep-alive
+    /// pings, or a timeout in the service, do.
     ///
-    /// Default: 30 s. Why: a peer that takes no byte for so long is gone, or means harm. When reached: the connection ends with
+    /// Default: 30 s. Why: a peer that takes no byte for so long is gone, or means harm. When
+    /// reached: the connection ends with
     /// [`WriteTimeout`](crate::EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -136,11 +159,12 @@ impl Deadlines {
         self
     }
 
-    /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with nothing but tunnels, may rest in both directions. `None`
-    /// waits forever.
+    /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with nothing but tunnels,
+    /// may rest in both directions. `None` waits forever.
     ///
-    /// Default: 1 h. Why: a WebSocket has pings of its own; this is for what was forgotten. When reached: the stream is taken away from
-    /// its task, and closed with [`IdleTimeout`](crate::EndReason::IdleTimeout).
+    /// Default: 1 h. Why: a WebSocket has pings of its own; this is for what was forgotten. When
+    /// reached: the stream is taken away from its task, and closed with
+    /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
     #[must_use]
     pub fn upgraded_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.upgraded_idle = time.into();
@@ -149,7 +173,8 @@ impl Deadlines {
 
     /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
     ///
-    /// Default: none. Why: it is for rebalancing between servers. When reached: the connection drains, and ends with
+    /// Default: none. Why: it is for rebalancing between servers. When reached: the connection
+    /// drains, and ends with
     /// [`MaxAge`](crate::EndReason::MaxAge).
     #[must_use]
     pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
@@ -157,18 +182,22 @@ impl Deadlines {
         self
     }
 
-    /// Sets a time of which a random part is added to [`max_age`](Self::max_age) for each connection.
+    /// Sets a time of which a random part is added to [`max_age`](Self::max_age) for each
+    /// connection.
     ///
-    /// Default: zero. Why: it means nothing without `max_age`; with it, connections made together do not come back together.
+    /// Default: zero. Why: it means nothing without `max_age`; with it, connections made together
+    /// do not come back together.
     #[must_use]
     pub fn max_age_jitter(mut self, most: Duration) -> Self {
         self.max_age_jitter = most;
         self
     }
 
-    /// Sets how long the make-service may take, and the service of an upgrade to become ready. `None` waits forever.
+    /// Sets how long the make-service may take, and the service of an upgrade to become ready.
+    /// `None` waits forever.
     ///
-    /// Default: 10 s. Why: as for everything else before the first request. When reached: the connection ends with
+    /// Default: 10 s. Why: as for everything else before the first request. When reached: the
+    /// connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     #[must_use]
     pub fn make_service(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -190,19 +219,27 @@ impl Deadlines {
     }
 }
 
-/// The deadlines of a connection that drains, in a shutdown or at its [`max_age`](Deadlines::max_age).
+/// The deadlines of a connection that drains, in a shutdown or at its
+/// [`max_age`](Deadlines::max_age).
 ///
-/// Each counts from the beginning of the drain. `None` does not shorten the deadline that holds otherwise.
+/// Each counts from the beginning of the drain. `None` does not shorten the deadline that holds
+/// otherwise.
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
-/// | [`pre_connect`](Self::pre_connect) | 1 s | a handshake at work is done in some round trips | ends, [`Drained`] |
-/// | [`frame`](Self::frame) | 5 s | a peer at work finishes its frame in some round trips | ends, [`FrameTimeout`] |
-/// | [`goodbye`](Self::goodbye) | 5 s | some round trips | a resting HTTP/2 connection that does not acknowledge its `GOAWAY` ends |
-/// | [`stream`](Self::stream) | 30 s | as long as a shutdown waits | at `max_age`, a raw service or an upgraded stream ends, [`MaxAge`] |
-/// | [`last_request`](Self::last_request) | 1 s | a round trip and a client's own turn | a resting HTTP/1 connection closes, [`Drained`] |
-/// | [`last_frame`](Self::last_frame) | zero | only the protocol knows whether a peer may send again | a resting pipeline closes, [`Drained`] |
+/// | [`pre_connect`] | 1 s | a handshake at work is done by then | [`Drained`] |
+/// | [`frame`] | 5 s | a peer at work finishes its frame by then | [`FrameTimeout`] |
+/// | [`last_request`] | 1 s | a round trip and a client's own turn | [`Drained`] |
+/// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
+/// | [`goodbye`] | 5 s | some round trips for a `GOAWAY` | [`Drained`], or as told |
+/// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
 ///
+/// [`pre_connect`]: Self::pre_connect
+/// [`frame`]: Self::frame
+/// [`last_request`]: Self::last_request
+/// [`last_frame`]: Self::last_frame
+/// [`goodbye`]: Self::goodbye
+/// [`stream`]: Self::stream
 /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
 /// [`Drained`]: crate::EndReason::Drained
 /// [`MaxAge`]: crate::EndReason::MaxAge
@@ -232,31 +269,36 @@ impl Default for DrainDeadlines {
 impl DrainDeadlines {
     /// Sets the time for pre-connect hooks.
     ///
-    /// Default: 1 s. Why: a handshake at work is done in some round trips, and nothing was asked yet. When reached: the connection is
-    /// dropped with [`Drained`](crate::EndReason::Drained).
+    /// Default: 1 s. Why: a handshake at work is done in some round trips, and nothing was asked
+    /// yet. When reached: the connection is dropped with [`Drained`](crate::EndReason::Drained).
     #[must_use]
     pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.pre_connect = time.into();
         self
     }
 
-    /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. One begun later has as long from its first byte.
+    /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. One begun later has
+    /// as long from its first byte.
     ///
-    /// Default: 5 s. Why: a peer at work finishes its frame in some round trips. When reached: the connection ends with
-    /// [`FrameTimeout`](crate::EndReason::FrameTimeout), behind the replies of requests in progress.
+    /// Default: 5 s. Why: a peer at work finishes its frame in some round trips. When reached: the
+    /// connection ends with
+    /// [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies of pending requests.
     #[must_use]
     pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.frame = time.into();
         self
     }
 
-    /// Sets how long a resting HTTP/1 connection stays open for one more request, which is answered with `connection: close`.
+    /// Sets how long a resting HTTP/1 connection stays open for one more request, which is answered
+    /// with `connection: close`.
     ///
     /// HTTP/1 cannot announce a close without a response: a request that crosses the close is lost
-    /// ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) has the client send it again, if it may). A busy
-    /// client sends its next request within this time, and is told. HTTP/2 announces it by `GOAWAY`, and needs none of this.
+    /// ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) has the
+    /// client send it again, if it may). A busy client sends its next request within this time, and
+    /// is told. HTTP/2 announces it by `GOAWAY`, and needs none of this.
     ///
-    /// Default: 1 s. Why: a round trip and a client's own turn. When reached: the connection closes with
+    /// Default: 1 s. Why: a round trip and a client's own turn. When reached: the connection closes
+    /// with
     /// [`Drained`](crate::EndReason::Drained).
     #[must_use]
     pub fn last_request(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -264,9 +306,11 @@ impl DrainDeadlines {
         self
     }
 
-    /// Sets how long a resting connection of a pipeline stays open for one more frame, which is answered before it closes.
+    /// Sets how long a resting connection of a pipeline stays open for one more frame, which is
+    /// answered before it closes.
     ///
-    /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached: the connection closes with
+    /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached: the
+    /// connection closes with
     /// [`Drained`](crate::EndReason::Drained).
     #[must_use]
     pub fn last_frame(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -274,20 +318,23 @@ impl DrainDeadlines {
         self
     }
 
-    /// Sets how long a resting HTTP/2 connection has to acknowledge its `GOAWAY`, behind the last byte written to it.
+    /// Sets how long a resting HTTP/2 connection has to acknowledge its `GOAWAY`, behind the last
+    /// byte written to it.
     ///
-    /// Default: 5 s. Why: some round trips; a peer that is gone says nothing, and a slow reader gets its responses. When reached: the
-    /// connection closes with the reason for which it was told to leave.
+    /// Default: 5 s. Why: some round trips; a peer that is gone says nothing, and a slow reader
+    /// gets its responses. When reached: the connection closes with the reason for which it was
+    /// told to leave.
     #[must_use]
     pub fn goodbye(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.goodbye = time.into();
         self
     }
 
-    /// Sets how long a raw service, or the task that has an upgraded stream, may go on at [`max_age`](Deadlines::max_age). In a shutdown
-    /// the server's own deadline holds.
+    /// Sets how long a raw service, or the task that has an upgraded stream, may go on at
+    /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline holds.
     ///
-    /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with [`MaxAge`](crate::EndReason::MaxAge).
+    /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
+    /// [`MaxAge`](crate::EndReason::MaxAge).
     #[must_use]
     pub fn stream(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.stream = time.into();

@@ -14,11 +14,13 @@ use crate::signals::Signal;
 pub(crate) enum Borrower {
     /// A raw service. Most work in the connection's own task, which then sees every byte.
     Service,
-    /// Whoever asked for an upgrade, in another task: the counters are looked at several times before a deadline.
+    /// Whoever asked for an upgrade, in another task: the counters are looked at several times
+    /// before a deadline.
     Upgraded,
 }
 
-/// How many looks at the counters a deadline takes, when they change unseen. A deadline is late by one of them at most.
+/// How many looks at the counters a deadline takes, when they change unseen. A deadline is late by
+/// one of them at most.
 const LOOKS: u32 = 4;
 
 #[derive(Clone, Copy, Debug)]

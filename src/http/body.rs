@@ -28,9 +28,10 @@ pub enum RequestBodyError {
 
 /// The body of a request: hyper's [`Incoming`], with a deadline for a peer that stops sending it.
 ///
-/// The [deadline](crate::deadline::Deadlines::body) counts while the service waits for more, so a service that takes its time costs the
-/// peer nothing. It is then an [error](RequestBodyError::Elapsed) of this body, and in HTTP/1 the connection closes behind the response,
-/// with [`BodyTimeout`](EndReason::BodyTimeout). In HTTP/2 the other streams go on.
+/// The [deadline](crate::deadline::Deadlines::body) counts while the service waits for more, so a
+/// service that takes its time costs the peer nothing. It is then an
+/// [error](RequestBodyError::Elapsed) of this body, and in HTTP/1 the connection closes behind the
+/// response, with [`BodyTimeout`](EndReason::BodyTimeout). In HTTP/2 the other streams go on.
 pub struct RequestBody {
     /// Taken at the deadline, so that hyper waits for it no longer.
     incoming: Option<Incoming>,

@@ -1,8 +1,9 @@
 //! What an HTTP connection waits for, and until when.
 //!
-//! hyper has a timer for HTTP/1 heads, which counts the rest between two requests as part of the head, costs a timer a request, and
-//! does not see a connection before its first byte, one of HTTP/2, or a peer that takes nothing. So it is asked only when it begins to
-//! wait for a head ([`AwaitHead`]), and the deadlines are kept here.
+//! hyper has a timer for HTTP/1 heads, which counts the rest between two requests as part of the
+//! head, costs a timer a request, and does not see a connection before its first byte, one of
+//! HTTP/2, or a peer that takes nothing. So it is asked only when it begins to wait for a head
+//! ([`AwaitHead`]), and the deadlines are kept here.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::end::EndReason;
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
-    /// For its service, for the body of a request or of a response: for nothing that has a deadline here.
+    /// For its service, for the body of a request or of a response: for nothing that has a deadline
+    /// here.
     Busy,
     FirstByte,
     Head,
@@ -222,7 +224,8 @@ impl Clock {
             (Waiting::NextRequest, None) => {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
-            // A response may be on its way still. A peer that pings is written to as well, so not forever.
+            // A response may be on its way still. A peer that pings is written to as well, so not
+            // forever.
             (Waiting::NextRequest, Some(left)) => first([
                 due(since.max(left.written.1), deadlines.drain.goodbye, idle),
                 due(since.max(left.told), deadlines.idle, idle),
@@ -250,8 +253,8 @@ impl Clock {
     }
 }
 
-/// hyper's timer for HTTP/1, which never fires: hyper asks for it when it begins to wait for the head of a request, and that is all that is
-/// wanted of it.
+/// hyper's timer for HTTP/1, which never fires: hyper asks for it when it begins to wait for the
+/// head of a request, and that is all that is wanted of it.
 pub(super) struct AwaitHead {
     progress: Arc<Progress>,
     now: Instant,

@@ -46,13 +46,15 @@ pub(super) struct Clock {
     written: Option<Moment>,
     /// How long it may rest, as a moment of a clock that starts when it begins to.
     idle: Option<Moment>,
-    /// How the connection waited when the timer was armed: for what, with output, and whether it has been heard from.
+    /// How the connection waited when the timer was armed: for what, with output, and whether it
+    /// has been heard from.
     armed: Option<(Waiting, bool, bool)>,
     /// Set during a poll, and turned into times at its end: one look at the clock a poll.
     pub(super) saw_byte: bool,
     saw_activity: bool,
     pub(super) saw_write: bool,
-    /// What is in hand was asked by the peer, or some of it: the program's messages to itself keep no connection.
+    /// What is in hand was asked by the peer, or some of it: the program's messages to itself keep
+    /// no connection.
     pub(super) asked: bool,
     draining: bool,
 }
@@ -76,8 +78,8 @@ impl Clock {
         }
     }
 
-    /// Before a wait: ready with the reason if a deadline has passed, and without one if a message is due; else wakes the task when
-    /// that comes.
+    /// Before a wait: ready with the reason if a deadline has passed, and without one if a message
+    /// is due; else wakes the task when that comes.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,

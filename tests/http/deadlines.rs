@@ -343,14 +343,14 @@ async fn an_old_http1_connection_at_rest_is_closed_a_second_later() {
     assert_eq!(served.reason().await, EndReason::MaxAge);
 }
 
-/// Sends requests one behind another, by as many connections as it takes, until `until`. Returns how many were answered and when
-/// each connection was told to go.
+/// Sends requests until `until`, by as many connections as it takes. Returns how many were answered,
+/// and how old each connection became.
 async fn rotate(served: &Served, until: Instant) -> (usize, Vec<Duration>) {
     let (mut answered, mut ages) = (0, Vec::new());
     while Instant::now() < until {
         let begun = Instant::now();
         let (mut sender, connection) = http2(connect(served).await).await;
-        // One that the connection does not take is told to go before it is sent: the next one takes it.
+        // A request that is not sent because the connection leaves is not begun by the server.
         while sender.ready().await.is_ok() && Instant::now() < until {
             let many = (0..4).map(|n| sender.send_request(get(&format!("/sleep/{}", n % 2))));
             for response in join_all(many).await {

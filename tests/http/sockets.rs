@@ -27,7 +27,8 @@ use crate::support::{Client, Served, serve_on};
 const NET: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);
 
-/// Sends `request` over TCP and over TLS, reads until the connection closes, and returns what came and why it ended, of each.
+/// Sends `request` over TCP and over TLS, reads until the connection closes, and returns what came
+/// and why it ended, of each.
 async fn over_sockets<P, S>(plain: P, secured: S, request: &str) -> [(String, EndReason); 2]
 where
     P: Service<Connection<Socket>, Error = BoxError> + Send + 'static,
