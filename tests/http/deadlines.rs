@@ -343,8 +343,8 @@ async fn an_old_http1_connection_at_rest_is_closed_a_second_later() {
     assert_eq!(served.reason().await, EndReason::MaxAge);
 }
 
-/// Sends requests until `until`, by as many connections as it takes. Returns how many were answered,
-/// and how old each connection became.
+/// Sends requests until `until`, by as many connections as it takes. Returns how many were
+/// answered, and how old each connection became.
 async fn rotate(served: &Served, until: Instant) -> (usize, Vec<Duration>) {
     let (mut answered, mut ages) = (0, Vec::new());
     while Instant::now() < until {
