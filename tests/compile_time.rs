@@ -26,7 +26,7 @@ use tower_tcp::bind::{
     Endpoint, Incoming, InvalidEndpoint, ListenerClosed, Socket, SocketOptions, Sockets,
 };
 use tower_tcp::close::Linger;
-use tower_tcp::deadline::{Deadlines, DrainDeadlines};
+use tower_tcp::deadline::{Deadline, DeadlineFuture, DeadlineLayer, Deadlines, DrainDeadlines};
 use tower_tcp::error::Panicked;
 use tower_tcp::frame::{
     Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Json, Lines,
@@ -129,6 +129,9 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<Limits>();
     goes_anywhere::<Deadlines>();
     goes_anywhere::<DrainDeadlines>();
+    goes_anywhere::<DeadlineLayer>();
+    goes_anywhere::<Deadline<()>>();
+    goes_anywhere::<DeadlineFuture<()>>();
     goes_anywhere::<(Watermarks, Buffered, Crossing)>();
     goes_anywhere::<(SlowPeer, Broadcast)>();
     goes_anywhere::<Linger>();
