@@ -1,7 +1,6 @@
 //! Accept: the loop outlives every error of accept(2) and everything that happens to one connection.
 
-#[path = "support/running.rs"]
-mod running;
+mod support;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -27,12 +26,13 @@ use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::{Incoming, Listener, ListenerClosed, Socket};
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
-use tower_tcp::testkit::{self, Connector, MemoryListener};
+use tower_tcp::testkit::{self, Connector, MemoryListener, serve, serve_with};
 use tower_tcp::{Address, BoxError, Connection, EndReason, Error, Peer, Pipeline, Server};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
 
-use running::{Io, exchange, read_to_end, start, start_with, until};
+use support::{Clients, Ends, exchange, read_to_end, until};
+use tokio::io::DuplexStream as Io;
 
 /// Every error that accept(2) is known to fail with and from which a server recovers.
 const ERRNOS: [Errno; 20] = [
@@ -158,7 +158,7 @@ async fn a3_a4_every_error_five_times_in_a_row_keeps_nobody_from_being_served() 
     for errno in ERRNOS {
         LOGGED.take();
         let (listener, connector) = scripted(19, (0..5).map(|_| errno.into()));
-        let mut server = start_with(Server::from_listener(listener), connector, echoing());
+        let mut server = serve_with(Server::from_listener(listener), connector, echoing());
 
         for n in 1..=25 {
             assert_eq!(
@@ -171,7 +171,7 @@ async fn a3_a4_every_error_five_times_in_a_row_keeps_nobody_from_being_served() 
         let failures = (logged("accept.error"), logged("accept.stalled"));
         assert!(matches!(failures, (5, 0) | (0, 1)), "{errno}: {failures:?}");
         assert_eq!(logged("accept.resumed"), failures.1, "{errno}");
-        server.handle.shutdown();
+        server.handle().shutdown();
         assert_eq!(server.report().await.aborted, 0);
     }
     assert!(begun.elapsed() < Duration::from_secs(20));
@@ -182,14 +182,14 @@ async fn a2_a_back_off_ends_when_a_connection_does() {
     // Out of descriptors until the first client leaves: by then the back-off is at its longest.
     let failures = (0..12).map(|_| Errno::MFILE.into());
     let (listener, connector) = scripted(1, failures);
-    let server = start_with(Server::from_listener(listener), connector, echoing());
-    let first = server.connect().await;
-    until(|| server.handle.live() == 1).await;
-    let mut second = server.connect().await;
+    let server = serve_with(Server::from_listener(listener), connector, echoing());
+    let first = server.stream().await;
+    until(|| server.handle().live() == 1).await;
+    let mut second = server.stream().await;
     second.write_all(b"hi\n").await.unwrap();
     // The twelve waits are 5 ms doubling to 1 s, and the last one lasts from 4,275 ms to 5,275 ms.
     tokio::time::sleep(Duration::from_millis(4300)).await;
-    assert_eq!(server.handle.live(), 1);
+    assert_eq!(server.handle().live(), 1);
     let left = Instant::now();
 
     drop(first);
@@ -202,7 +202,7 @@ async fn a2_a_back_off_ends_when_a_connection_does() {
 async fn a6_a_stall_is_said_once_an_episode() {
     listen_to_the_log();
     let (listener, connector) = scripted(0, (0..100).map(|_| Errno::MFILE.into()));
-    let server = start_with(Server::from_listener(listener), connector, echoing());
+    let server = serve_with(Server::from_listener(listener), connector, echoing());
 
     let reply = server.exchange("hi\n").await;
 
@@ -215,8 +215,8 @@ async fn a6_a_stall_is_said_once_an_episode() {
 async fn a6_a_failure_that_is_retried_for_ever_neither_spins_nor_floods() {
     listen_to_the_log();
     let (listener, connector) = scripted(0, (0..1000).map(|_| Errno::CONNABORTED.into()));
-    let server = start_with(Server::from_listener(listener), connector, echoing());
-    let _client = server.connect().await;
+    let server = serve_with(Server::from_listener(listener), connector, echoing());
+    let _client = server.stream().await;
 
     tokio::time::sleep(Duration::from_secs(10)).await;
 
@@ -245,9 +245,9 @@ async fn an_accept_that_failed_leaves_no_permit_reserved() {
     let limit = ConnectionLimit::new(1);
     let (inner, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(Aborts(inner));
-    let server = start_with(server, connector, echoing());
+    let server = serve_with(server, connector, echoing());
 
-    drop(server.connect().await);
+    drop(server.stream().await);
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     assert_eq!(limit.in_use(), 0);
@@ -266,21 +266,21 @@ async fn a_dead_listener_ends_the_server(failure: io::Error, found: impl Fn(&Err
         }
     });
     let pipeline = Pipeline::new(Lines::default).service(service);
-    let mut server = start_with(Server::from_listener(listener), connector, pipeline);
-    let mut busy = server.connect().await;
+    let mut server = serve_with(Server::from_listener(listener), connector, pipeline);
+    let mut busy = server.stream().await;
     busy.write_all(b"hi\n").await.expect("it is open");
-    until(|| server.handle.live() == 1).await;
+    until(|| server.handle().live() == 1).await;
     let begun = Instant::now();
 
-    let _never_accepted = server.connect().await;
+    let _never_accepted = server.stream().await;
     until(|| answer.is_closed() || begun.elapsed() > Duration::from_secs(1)).await;
-    assert!(!server.task.is_finished(), "it did not drain");
+    assert!(!answer.is_closed(), "it did not drain");
     drop(answer);
 
     assert_eq!(read_to_end(busy).await, "hi\n");
-    let err = server.ended().await.expect_err("the listener is dead");
+    let err = server.closed().await.expect_err("the listener is dead");
     assert!(found(&err), "{err:?}");
-    assert_eq!(server.handle.closed().await.drained, 1);
+    assert_eq!(server.handle().closed().await.drained, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -358,10 +358,10 @@ async fn a_policy_of_ones_own_takes_the_place_of_the_default() {
             }
         })
         .build(listener);
-    let mut server = start_with(server, connector, echoing());
-    let _client = server.connect().await;
+    let mut server = serve_with(server, connector, echoing());
+    let _client = server.stream().await;
 
-    let err = server.ended().await.expect_err("told to stop");
+    let err = server.closed().await.expect_err("told to stop");
 
     assert!(matches!(err, Error::Accept(_)), "{err:?}");
     assert_eq!(asked.load(Ordering::SeqCst), 3);
@@ -389,29 +389,29 @@ async fn a_listener_that_can_only_accept_serves() {
     let server = Server::builder()
         .limit(ConnectionLimit::new(1))
         .build(OnlyAccepts(listener));
-    let mut server = start_with(server, connector, echoing());
+    let mut server = serve_with(server, connector, echoing());
 
     for _ in 0..20 {
         assert_eq!(server.exchange("hi\n").await, "hi\n");
     }
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     assert_eq!(server.report().await.aborted, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_server_accepts_nobody_until_it_is_resumed() {
-    let server = start(echoing());
-    let inside = server.connect().await;
-    until(|| server.handle.live() == 1).await;
+    let server = serve(echoing());
+    let inside = server.stream().await;
+    until(|| server.handle().live() == 1).await;
 
-    server.handle.pause();
-    let mut waiting = server.connect().await;
+    server.handle().pause();
+    let mut waiting = server.stream().await;
     waiting.write_all(b"hi\n").await.unwrap();
     assert_eq!(exchange(inside, "still\n").await, "still\n");
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_eq!(server.handle.live(), 0);
-    server.handle.resume();
+    assert_eq!(server.handle().live(), 0);
+    server.handle().resume();
 
     assert_eq!(exchange(waiting, "").await, "hi\n");
 }
@@ -448,13 +448,13 @@ impl<S: Service<Connection<Io>>> Service<Connection<Io>> for PanicsOnce<S> {
 }
 
 async fn a_panic_of_the_stack_costs_one_connection(in_poll_ready: bool) {
-    let server = start(PanicsOnce {
+    let server = serve(PanicsOnce {
         inner: echoing(),
         in_poll_ready,
         armed: true,
     });
-    let first = server.connect().await;
-    let second = server.connect().await;
+    let first = server.stream().await;
+    let second = server.stream().await;
     let begun = Instant::now();
 
     assert_eq!(read_to_end(first).await, "");
@@ -507,8 +507,8 @@ impl Service<Peer<Bytes>> for PanickingMake {
 }
 
 async fn a_panic_of_the_make_service_costs_its_connection(place: Place) {
-    let server = start(Pipeline::new(Lines::default).make_service(PanickingMake(place)));
-    let clients = [server.connect().await, server.connect().await];
+    let server = serve(Pipeline::new(Lines::default).make_service(PanickingMake(place)));
+    let clients = [server.stream().await, server.stream().await];
     let begun = Instant::now();
 
     for client in clients {
@@ -516,7 +516,7 @@ async fn a_panic_of_the_make_service_costs_its_connection(place: Place) {
     }
 
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    until(|| server.ends() == [EndReason::Panic; 2]).await;
+    until(|| server.reasons() == [EndReason::Panic; 2]).await;
     server.all_gone().await;
 }
 
@@ -540,14 +540,14 @@ async fn e5_a_make_service_that_always_fails_leaks_nothing() {
     let make = service_fn(|_peer: Peer<Bytes>| async {
         Err::<tower::util::BoxService<Bytes, Bytes, BoxError>, BoxError>("not today".into())
     });
-    let server = start(Pipeline::new(Lines::default).make_service(make));
+    let server = serve(Pipeline::new(Lines::default).make_service(make));
 
     for _ in 0..1000 {
-        assert_eq!(read_to_end(server.connect().await).await, "");
+        assert_eq!(read_to_end(server.stream().await).await, "");
     }
 
     server.all_gone().await;
-    assert_eq!(server.ends(), [EndReason::MakeServiceError; 1000]);
+    assert_eq!(server.reasons(), [EndReason::MakeServiceError; 1000]);
     // The server's own.
     let metrics = tokio::runtime::Handle::current().metrics();
     assert_eq!(metrics.num_alive_tasks(), 1);
@@ -573,11 +573,11 @@ impl Service<Peer<Bytes>> for NeverReady {
 
 #[tokio::test(start_paused = true)]
 async fn e8_a_make_service_that_is_never_ready_holds_up_neither_accept_nor_shutdown() {
-    let mut server = start(Pipeline::new(Lines::default).make_service(NeverReady));
-    let clients = [server.connect().await, server.connect().await];
-    until(|| server.handle.live() == 2).await;
+    let mut server = serve(Pipeline::new(Lines::default).make_service(NeverReady));
+    let clients = [server.stream().await, server.stream().await];
+    until(|| server.handle().live() == 2).await;
 
-    server.handle.shutdown_within(Duration::from_secs(3));
+    server.handle().shutdown_within(Duration::from_secs(3));
 
     let report = server.report().await;
     assert!(report.duration <= Duration::from_secs(3), "{report:?}");
@@ -591,9 +591,9 @@ async fn e8_a_make_service_that_never_returns_ends_its_connection_in_time() {
     let make = service_fn(|_peer: Peer<Bytes>| {
         pending::<Result<tower::util::BoxService<Bytes, Bytes, BoxError>, Infallible>>()
     });
-    let server = start(Pipeline::new(Lines::default).make_service(make));
-    let clients = [server.connect().await, server.connect().await];
-    until(|| server.handle.live() == 2).await;
+    let server = serve(Pipeline::new(Lines::default).make_service(make));
+    let clients = [server.stream().await, server.stream().await];
+    until(|| server.handle().live() == 2).await;
     let begun = Instant::now();
 
     for client in clients {
@@ -601,5 +601,5 @@ async fn e8_a_make_service_that_never_returns_ends_its_connection_in_time() {
     }
 
     assert!(begun.elapsed() <= Duration::from_secs(10));
-    until(|| server.ends() == [EndReason::MakeServiceError; 2]).await;
+    until(|| server.reasons() == [EndReason::MakeServiceError; 2]).await;
 }

@@ -30,12 +30,13 @@ use tower_tcp::bind::{Incoming, Listener, Socket, SocketOptions, Sockets};
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::{RequestMetricsLayer, describe_metrics};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::serve_with;
 use tower_tcp::tls::Tls;
 use tower_tcp::{Address, BoxError, Connection, EndReason, Pipeline, Server};
 
 use certificates::certified;
 use recorded::{Kind, Recorded};
-use support::{Client, serve_on};
+use support::{Client, Ends};
 
 type Names = BTreeSet<String>;
 
@@ -309,8 +310,8 @@ async fn all_there_is_to_measure() {
         .layer(PreConnectLayer::new(Tls::from(server)))
         .service(Pipeline::new(Lines::default).service(service));
     let server = Server::builder().name("measured").build(failing);
-    let mut served = serve_on(server, stack);
-    let address = served.handle.local_addrs()[0].tcp().unwrap();
+    let served = serve_with(server, (), stack);
+    let address = served.handle().local_addrs()[0].tcp().unwrap();
 
     let mut reasons = BTreeMap::new();
     let wanted = [
@@ -340,10 +341,10 @@ async fn all_there_is_to_measure() {
         let reason = served.reason().await;
         reasons.insert(reason.as_str(), reason);
     }
-    while served.handle.live() > 0 {
+    while served.handle().live() > 0 {
         tokio::task::yield_now().await;
     }
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
 }
 
 #[tokio::test]

@@ -20,9 +20,10 @@ use tower::service_fn;
 use tower_tcp::bind::Socket;
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
+use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Pipeline, Reply, Server};
 
-use support::{Client, Served, each_way, serve, serve_on};
+use support::{Client, Clients, Ends, each_way};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,8 +33,8 @@ const NET: Duration = Duration::from_secs(60);
 const MEGABYTE: usize = 1_000_000;
 
 /// Connects to the only address of a server.
-async fn connect(served: &Served) -> TcpStream {
-    let addr = served.handle.local_addrs()[0].tcp().expect("it is TCP");
+async fn connect(served: &Served<()>) -> TcpStream {
+    let addr = served.handle().local_addrs()[0].tcp().expect("it is TCP");
     TcpStream::connect(addr).await.expect("the server listens")
 }
 
@@ -46,9 +47,9 @@ fn reset(client: TcpStream) {
 }
 
 /// Waits until all that connections hold is given back.
-async fn all_given_back(served: &Served) {
+async fn all_given_back(served: &Served<()>) {
     let given_back = async {
-        while served.handle.live() > 0 || served.handle.limit().in_use() > 0 {
+        while served.handle().live() > 0 || served.handle().limit().in_use() > 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -81,7 +82,7 @@ async fn d1(when: Reset) {
     });
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let pipeline = Pipeline::new(Lines::default).service(service);
-    let mut served = serve_on(server, pipeline);
+    let served = serve_with(server, (), pipeline);
 
     for trial in 0..200 {
         let mut client = connect(&served).await;
@@ -164,7 +165,7 @@ async fn d2_a_half_closed_connection_gets_all_its_replies() {
         Ok::<_, BoxError>(request)
     });
     let server = Server::bind("127.0.0.1:0").await.unwrap();
-    let mut served = serve_on(server, Pipeline::new(Lines::default).service(slow));
+    let served = serve_with(server, (), Pipeline::new(Lines::default).service(slow));
     let mut client = Client::new(connect(&served).await);
     client.send("1\n2\n3\n").await;
     client.finish().await;
@@ -176,7 +177,7 @@ async fn d2_a_half_closed_connection_gets_all_its_replies() {
 }
 
 /// Sends a request and so much that nobody will read, and returns how many bytes of reply arrived before the end.
-async fn fetch_with_unread_input(served: &Served, unread: usize) -> std::io::Result<usize> {
+async fn fetch_with_unread_input(served: &Served<()>, unread: usize) -> std::io::Result<usize> {
     let (mut read, mut write) = connect(served).await.into_split();
     let sending = tokio::spawn(async move {
         write.write_all(b"get\n").await?;
@@ -198,7 +199,7 @@ async fn d7_a_close_with_unread_input_delivers_every_byte() {
     let linger = Linger::default().bytes(4 * MEGABYTE);
     let pipeline = Pipeline::new(Lines::default).service(megabyte);
     let server = Server::bind("127.0.0.1:0").await.unwrap();
-    let mut served = serve_on(server, pipeline.linger(linger));
+    let served = serve_with(server, (), pipeline.linger(linger));
 
     for trial in 0..20 {
         let received = fetch_with_unread_input(&served, 2 * MEGABYTE).await;
@@ -216,13 +217,13 @@ async fn d7_a_raw_service_that_closes_delivers_every_byte() {
         Ok::<_, BoxError>(())
     });
     let server = Server::bind("127.0.0.1:0").await.unwrap();
-    let mut served = serve_on(server, raw);
+    let served = serve_with(server, (), raw);
 
     for trial in 0..20 {
         let received = fetch_with_unread_input(&served, 2 * MEGABYTE).await;
 
         assert_eq!(received.unwrap(), MEGABYTE, "trial {trial}");
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.bytes_written(), MEGABYTE as u64);
     }
 }
@@ -231,18 +232,18 @@ async fn d7_a_raw_service_that_closes_delivers_every_byte() {
 async fn a_peer_that_does_not_close_is_waited_for_two_seconds() {
     let farewell = service_fn(|line: Bytes| ready(Ok::<_, BoxError>(Reply::from(line).close())));
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(farewell)) {
+    for served in each_way(Pipeline::new(Lines::default).service(farewell)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("bye\n").await;
         let replies = client.rest().await;
         let at_the_end = begun.elapsed();
 
         let reason = served.reason().await;
 
-        assert_eq!(replies, ["bye"], "{}", served.way);
-        assert_eq!(at_the_end, Duration::ZERO, "{}", served.way);
-        assert_eq!(begun.elapsed(), 2 * SECOND, "{}", served.way);
+        assert_eq!(replies, ["bye"], "{}", served.way());
+        assert_eq!(at_the_end, Duration::ZERO, "{}", served.way());
+        assert_eq!(begun.elapsed(), 2 * SECOND, "{}", served.way());
         assert_eq!(reason, EndReason::ServiceClosed);
     }
 }
@@ -250,9 +251,9 @@ async fn a_peer_that_does_not_close_is_waited_for_two_seconds() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_closes_is_not_waited_for() {
     let farewell = service_fn(|line: Bytes| ready(Ok::<_, BoxError>(Reply::from(line).close())));
-    let mut served = serve(Pipeline::new(Lines::default).service(farewell));
+    let served = serve(Pipeline::new(Lines::default).service(farewell));
     let begun = Instant::now();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("bye\n").await;
     client.rest().await;
     client.finish().await;
@@ -267,8 +268,8 @@ async fn a_peer_that_sends_on_is_read_up_to_a_bound() {
     let farewell = service_fn(|line: Bytes| ready(Ok::<_, BoxError>(Reply::from(line).close())));
     let linger = Linger::default().bytes(100_000).time(3600 * SECOND);
     let pipeline = Pipeline::new(Lines::default).service(farewell);
-    let mut served = serve(pipeline.linger(linger));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.linger(linger));
+    let mut client = served.client().await;
     client.send("bye\n").await;
     client.rest().await;
 
@@ -289,15 +290,15 @@ async fn d4_a_peer_that_reads_nothing_of_the_end_is_let_go() {
         ready(Ok::<_, BoxError>(reply.close()))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(farewell)) {
+    for served in each_way(Pipeline::new(Lines::default).service(farewell)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("bye\n").await;
 
         let reason = served.reason().await;
 
-        assert_eq!(begun.elapsed(), 30 * SECOND, "{}", served.way);
-        assert_eq!(reason, EndReason::WriteTimeout, "{}", served.way);
+        assert_eq!(begun.elapsed(), 30 * SECOND, "{}", served.way());
+        assert_eq!(reason, EndReason::WriteTimeout, "{}", served.way());
     }
 }
 
@@ -309,14 +310,14 @@ async fn a_raw_service_that_is_done_has_closed_and_one_that_read_to_the_end_was_
         }
         Ok::<_, BoxError>(())
     });
-    let mut served = serve(raw);
+    let served = serve(raw);
 
     for (text, reason) in [
         ("read", EndReason::PeerClosed),
         ("done", EndReason::ServiceClosed),
         ("", EndReason::Truncated),
     ] {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send(text).await;
         client.finish().await;
 

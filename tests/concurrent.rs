@@ -14,9 +14,10 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Service, service_fn};
 use tower_tcp::frame::Lines;
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
-use support::{each_way, serve};
+use support::{Clients, Ends, each_way};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -41,7 +42,7 @@ async fn what_is_done_at_once_waits_for_a_slow_one_before_it() {
             .in_flight(8),
     );
     let begun = Instant::now();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("0\n30\n0\n10\n0\n").await;
 
     assert_eq!(client.line().await, "0");
@@ -60,7 +61,7 @@ async fn what_is_done_at_once_waits_for_none_when_multiplexed() {
             .multiplexed(8),
     );
     let begun = Instant::now();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("30\n0\n10\n0\n").await;
 
     assert_eq!([client.line().await, client.line().await], ["0", "0"]);
@@ -78,7 +79,7 @@ async fn replies_that_are_held_count_as_in_flight() {
         act(request)
     });
     let served = serve(Pipeline::new(Lines::default).service(service).in_flight(3));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("50\n0\n0\n0\n0\n").await;
 
     sleep(10 * MS).await;
@@ -93,13 +94,13 @@ async fn replies_that_are_held_count_as_in_flight() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_told_in_its_place_behind_a_slow_one() {
     let service = Pipeline::new(Lines::default).service(service_fn(act));
-    let mut served = serve(service.in_flight(8));
+    let served = serve(service.in_flight(8));
 
     for (last, reason) in [
         ("fail", EndReason::ServiceError),
         ("panic", EndReason::Panic),
     ] {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send(format!("20\n0\n{last}\n0\n")).await;
 
         assert_eq!(client.rest().await, ["20", "0"], "{last}");
@@ -117,8 +118,8 @@ async fn a_slow_one_that_fails_drops_what_is_held_behind_it() {
         }
         _ => Ok(request),
     });
-    let mut served = serve(Pipeline::new(Lines::default).service(service).in_flight(8));
-    let mut client = served.connect().await;
+    let served = serve(Pipeline::new(Lines::default).service(service).in_flight(8));
+    let mut client = served.client().await;
     client.send("a\nslow\nb\nc\n").await;
 
     assert_eq!(client.rest().await, ["a"]);
@@ -129,8 +130,8 @@ async fn a_slow_one_that_fails_drops_what_is_held_behind_it() {
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_closes_is_written_behind_a_slow_one() {
     let service = Pipeline::new(Lines::default).service(service_fn(act));
-    let mut served = serve(service.in_flight(8));
-    let mut client = served.connect().await;
+    let served = serve(service.in_flight(8));
+    let mut client = served.client().await;
     client.send("20\nclose\n0\n").await;
 
     assert_eq!(client.rest().await, ["20", "close"]);
@@ -141,8 +142,8 @@ async fn a_reply_that_closes_is_written_behind_a_slow_one() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_hangs_does_not_keep_a_connection_that_another_closes() {
     let service = Pipeline::new(Lines::default).service(service_fn(act));
-    let mut served = serve(service.multiplexed(8));
-    let mut client = served.connect().await;
+    let served = serve(service.multiplexed(8));
+    let mut client = served.client().await;
     client.send("hang\n0\nclose\n").await;
 
     let rest = timeout(1000 * MS, client.rest()).await;
@@ -156,12 +157,12 @@ async fn a_call_that_hangs_does_not_keep_a_connection_that_another_closes() {
 async fn the_end_of_input_waits_for_a_slow_one_and_those_held_behind_it() {
     for multiplexed in [false, true] {
         let pipeline = Pipeline::new(Lines::default).service(service_fn(act));
-        let mut served = if multiplexed {
+        let served = if multiplexed {
             serve(pipeline.multiplexed(8))
         } else {
             serve(pipeline.in_flight(8))
         };
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("20\n0\n10\n").await;
         client.finish().await;
 
@@ -193,7 +194,7 @@ async fn what_a_call_pushes_goes_out_while_it_runs_and_others_are_held() {
             .in_flight(8),
     );
     let begun = Instant::now();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("slow\nb\n").await;
 
     assert_eq!(client.line().await, "pushed");
@@ -218,7 +219,7 @@ async fn a_call_that_wakes_itself_is_polled_until_it_is_done() {
         Ok::<_, Infallible>(request)
     });
     let served = serve(Pipeline::new(Lines::default).service(service).in_flight(4));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("a\nb\nc\nd\ne\nf\n").await;
     client.finish().await;
 
@@ -247,7 +248,7 @@ async fn a_reply_that_streams_is_whole_although_a_later_call_panics() {
             .service(service)
             .multiplexed(2),
     );
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send("stream\npanic\n").await;
 
@@ -286,8 +287,8 @@ async fn a_reply_that_streams_is_whole_although_the_service_panics_when_it_is_to
         asked: Arc::default(),
     };
     let pipeline = Pipeline::new(Lines::default).service(service);
-    let mut served = serve(pipeline.in_flight(2));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.in_flight(2));
+    let mut client = served.client().await;
 
     client.send("stream\n").await;
     assert_eq!(client.line().await, "0");
@@ -331,19 +332,19 @@ async fn what_was_asked_before_is_answered_although_a_call_panics_as_it_is_dropp
         call
     });
     for panics in ["torn", "drop"] {
-        for mut served in each_way(Pipeline::new(Lines::default).service(service)) {
-            let mut client = served.connect().await;
+        for served in each_way(Pipeline::new(Lines::default).service(service)) {
+            let mut client = served.client().await;
 
             client.send(format!("0\n20\n{panics}\n0\n")).await;
 
             let answered = client.rest().await;
             // As they finish, a panic leaves what is still with its call.
-            let before: &[_] = match served.way {
+            let before: &[_] = match served.way() {
                 "multiplexed" => &["0"],
                 _ => &["0", "20"],
             };
-            assert_eq!(answered, before, "{}, {panics}", served.way);
-            assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way);
+            assert_eq!(answered, before, "{}, {panics}", served.way());
+            assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
         }
     }
 }

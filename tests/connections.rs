@@ -14,15 +14,16 @@ use tower::{ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, Connection, ConnectionPhase, LiveConnection, Pipeline};
 
-use support::{Served, serve, settled};
+use support::{Clients, Ends, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The one connection that is open.
 fn only(served: &Served) -> LiveConnection {
-    let mut all = served.handle.connections();
+    let mut all = served.handle().connections();
     let one = all.next().expect("somebody is here");
     assert!(all.next().is_none(), "nobody else is here");
     one
@@ -35,7 +36,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
 #[tokio::test(start_paused = true)]
 async fn a_live_connection_tells_what_it_has_done_so_far() {
     let served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.ask("one").await;
     client.ask("three").await;
     sleep(5 * SECOND).await;
@@ -66,12 +67,12 @@ async fn a_connection_goes_through_its_phases() {
         conn.close(Linger::default()).await?;
         Ok::<_, BoxError>(())
     });
-    let mut served = serve(
+    let served = serve(
         ServiceBuilder::new()
             .layer(PreConnectLayer::new(hook))
             .service(raw),
     );
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let mut seen = Vec::new();
 
     settled().await;
@@ -86,7 +87,7 @@ async fn a_connection_goes_through_its_phases() {
     settled().await;
     seen.push(only(&served).phase());
     drop(client);
-    served.ended().await;
+    served.end().await;
 
     assert_eq!(seen, ConnectionPhase::ALL);
 }
@@ -95,7 +96,7 @@ async fn a_connection_goes_through_its_phases() {
 async fn a_pipeline_is_seen_to_close() {
     let pipeline = Pipeline::new(|| Lines::default().max_line(4)).service(service_fn(echo));
     let served = serve(pipeline);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     // It goes on to listen to whoever broke the rule, for a while.
     client.send("too long\n").await;
@@ -106,17 +107,17 @@ async fn a_pipeline_is_seen_to_close() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_ended_is_no_longer_there() {
-    let mut served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let client = served.connect().await;
+    let served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let client = served.client().await;
     settled().await;
     let live = only(&served);
 
     drop(client);
-    served.ended().await;
+    served.end().await;
     settled().await;
 
-    assert_eq!(served.handle.connections().count(), 0);
-    assert!(served.handle.connection(live.id()).is_none());
+    assert_eq!(served.handle().connections().count(), 0);
+    assert!(served.handle().connection(live.id()).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,7 +127,7 @@ async fn a_connection_without_hooks_is_serving_from_the_start() {
         pending::<Result<(), BoxError>>().await
     });
     let served = serve(raw);
-    let _client = served.connect().await;
+    let _client = served.client().await;
 
     settled().await;
 

@@ -19,9 +19,10 @@ use tower_tcp::close::Linger;
 use tower_tcp::deadline::{Deadlines, DrainDeadlines};
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
 
-use support::{each_way, serve, serve_stream};
+use support::{Clients, Ends, each_way, serve_stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -33,13 +34,13 @@ async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_says_nothing_is_closed_after_a_minute() {
-    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         client.rest().await;
 
-        assert_eq!(begun.elapsed(), 60 * SECOND, "{}", served.way);
+        assert_eq!(begun.elapsed(), 60 * SECOND, "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::FirstByteTimeout);
     }
@@ -47,9 +48,9 @@ async fn a_peer_that_says_nothing_is_closed_after_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn d6_a_frame_has_half_a_minute_whatever_drips_in() {
-    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
         let begun = Instant::now();
-        let client = served.connect().await;
+        let client = served.client().await;
         let (read, mut write) = tokio::io::split(client.0.into_inner());
         let dripping = tokio::spawn(async move {
             sleep(5 * SECOND).await;
@@ -61,7 +62,7 @@ async fn d6_a_frame_has_half_a_minute_whatever_drips_in() {
 
         client.rest().await;
 
-        assert_eq!(begun.elapsed(), 35 * SECOND, "{}", served.way);
+        assert_eq!(begun.elapsed(), 35 * SECOND, "{}", served.way());
         assert_eq!(served.reason().await, EndReason::FrameTimeout);
         dripping.abort();
     }
@@ -70,13 +71,13 @@ async fn d6_a_frame_has_half_a_minute_whatever_drips_in() {
 #[tokio::test(start_paused = true)]
 async fn the_time_of_a_frame_begins_anew_with_each_frame() {
     for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         for _ in 0..4 {
             client.send("a").await;
             sleep(29 * SECOND).await;
             client.send("b\n").await;
-            assert_eq!(client.line().await, "ab", "{}", served.way);
+            assert_eq!(client.line().await, "ab", "{}", served.way());
         }
     }
 }
@@ -92,16 +93,16 @@ async fn g1_a_connection_is_idle_75_seconds_after_its_last_reply_whatever_is_pus
         ready(Ok::<_, BoxError>(service_fn(delayed)))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         sleep(10 * SECOND).await;
         client.send("200\n").await;
 
         let lines = client.rest().await;
 
-        assert!(lines.contains(&"200".to_owned()), "{}", served.way);
-        assert_eq!(begun.elapsed(), 285 * SECOND, "{}", served.way);
+        assert!(lines.contains(&"200".to_owned()), "{}", served.way());
+        assert_eq!(begun.elapsed(), 285 * SECOND, "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::IdleTimeout);
     }
@@ -161,7 +162,7 @@ impl AsyncWrite for Gated {
 async fn g5_what_arrived_while_the_process_was_stopped_is_answered_whatever_deadline_passed() {
     let (client, server) = duplex(4096);
     let (gate, open) = watch::channel(true);
-    let mut served = serve_stream(
+    let served = serve_stream(
         Gated::new(server, open),
         Pipeline::new(Lines::default).service(service_fn(delayed)),
     );
@@ -186,16 +187,16 @@ async fn g5_what_arrived_while_the_process_was_stopped_is_answered_whatever_dead
 
 #[tokio::test(start_paused = true)]
 async fn g5_a_peer_that_was_silent_while_the_process_was_stopped_is_not_kept() {
-    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.client().await;
         client.send("0\n").await;
-        assert_eq!(client.line().await, "0", "{}", served.way);
+        assert_eq!(client.line().await, "0", "{}", served.way());
 
         advance(120 * SECOND).await;
         let resumed = Instant::now();
         client.rest().await;
 
-        assert!(resumed.elapsed() < SECOND / 10, "{}", served.way);
+        assert!(resumed.elapsed() < SECOND / 10, "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::IdleTimeout);
     }
@@ -215,7 +216,7 @@ async fn g5_a_hook_that_was_stopped_with_the_process_takes_in_what_arrived() {
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
     let served = serve(stack);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("0\n").await;
     sleep(SECOND).await;
 
@@ -233,12 +234,12 @@ async fn an_idle_limit_of_none_lets_a_connection_rest_for_ever() {
         .deadlines(Deadlines::default().idle(None).first_byte(None));
 
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         for _ in 0..2 {
             sleep(10_000 * SECOND).await;
             client.send("a\n").await;
 
-            assert_eq!(client.line().await, "a", "{}", served.way);
+            assert_eq!(client.line().await, "a", "{}", served.way());
         }
     }
 }
@@ -247,9 +248,9 @@ async fn an_idle_limit_of_none_lets_a_connection_rest_for_ever() {
 async fn d9_a_peer_that_takes_nothing_for_half_a_minute_is_let_go() {
     let large = service_fn(|_: Bytes| ready(Ok::<_, BoxError>(Bytes::from(vec![b'x'; 300_000]))));
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(large)) {
+    for served in each_way(Pipeline::new(Lines::default).service(large)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("a\n").await;
         // It takes a little, which counts, and then no more.
         sleep(20 * SECOND).await;
@@ -260,8 +261,8 @@ async fn d9_a_peer_that_takes_nothing_for_half_a_minute_is_let_go() {
 
         let reason = served.reason().await;
 
-        assert_eq!(reason, EndReason::WriteTimeout, "{}", served.way);
-        assert_eq!(begun.elapsed(), 50 * SECOND, "{}", served.way);
+        assert_eq!(reason, EndReason::WriteTimeout, "{}", served.way());
+        assert_eq!(begun.elapsed(), 50 * SECOND, "{}", served.way());
     }
 }
 
@@ -271,20 +272,20 @@ async fn a_connection_that_is_old_answers_what_it_has_read_and_closes() {
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().max_age(45 * SECOND));
 
-    for mut served in each_way(pipeline) {
+    for served in each_way(pipeline) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         sleep(40 * SECOND).await;
         client.send("20\n1\n").await;
 
         let mut replies = client.rest().await;
 
         replies.sort();
-        assert_eq!(replies, ["1", "20"], "{}", served.way);
-        assert!(begun.elapsed() >= 60 * SECOND, "{}", served.way);
-        assert!(begun.elapsed() <= 61 * SECOND, "{}", served.way);
+        assert_eq!(replies, ["1", "20"], "{}", served.way());
+        assert!(begun.elapsed() >= 60 * SECOND, "{}", served.way());
+        assert!(begun.elapsed() <= 61 * SECOND, "{}", served.way());
         drop(client);
-        assert_eq!(served.reason().await, EndReason::MaxAge, "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::MaxAge, "{}", served.way());
     }
 }
 
@@ -298,15 +299,15 @@ async fn connections_of_one_moment_retire_at_different_ones() {
         .service(service_fn(delayed))
         .deadlines(deadlines)
         .linger(Linger::default().time(Duration::ZERO));
-    let mut served = serve(pipeline);
+    let served = serve(pipeline);
     let mut clients = Vec::new();
     for _ in 0..100 {
-        clients.push(served.connect().await);
+        clients.push(served.client().await);
     }
 
     let mut ages = Vec::new();
     for _ in 0..100 {
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::MaxAge);
         ages.push(end.duration());
     }
@@ -329,14 +330,14 @@ async fn a_make_service_has_ten_seconds() {
         Ok::<_, BoxError>(service_fn(delayed))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("a\n").await;
 
         client.rest().await;
 
-        assert_eq!(begun.elapsed(), 10 * SECOND, "{}", served.way);
+        assert_eq!(begun.elapsed(), 10 * SECOND, "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::MakeServiceError);
     }
@@ -368,20 +369,20 @@ async fn g6_the_longest_time_there_is_is_no_limit_and_no_panic() {
             .deadline(Duration::MAX),
         )
         .service(pipeline);
-    let mut served = serve(stack);
-    let mut client = served.connect().await;
+    let served = serve(stack);
+    let mut client = served.client().await;
     client.send("1\n").await;
     let reply = client.line().await;
     sleep(100_000 * SECOND).await;
     client.send("2\n").await;
     let late = client.line().await;
-    served.handle.shutdown_within(Duration::MAX);
+    served.handle().shutdown_within(Duration::MAX);
     client.rest().await;
     drop(client);
 
     assert_eq!((&reply[..], &late[..]), ("1", "2"));
     assert_eq!(served.reason().await, EndReason::Drained);
-    assert_eq!(served.handle.closed().await.drained, 1);
+    assert_eq!(served.handle().closed().await.drained, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -391,16 +392,16 @@ async fn g6_no_time_at_all_ends_connections_at_once_and_is_no_panic() {
         .deadlines(all(Duration::ZERO))
         .linger(Linger::default().time(Duration::ZERO).write(Duration::ZERO));
 
-    for mut served in each_way(pipeline) {
+    for served in each_way(pipeline) {
         for text in ["", "half", "1\n1\n"] {
             let begun = Instant::now();
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(text).await;
-            let end = served.ended().await;
+            let end = served.end().await;
             drop(client);
 
-            assert_ne!(end.reason(), EndReason::Panic, "{}", served.way);
-            assert!(begun.elapsed() <= 2 * SECOND, "{} {end:?}", served.way);
+            assert_ne!(end.reason(), EndReason::Panic, "{}", served.way());
+            assert!(begun.elapsed() <= 2 * SECOND, "{} {end:?}", served.way());
         }
     }
 }
@@ -428,9 +429,9 @@ async fn the_pre_connect_deadline_covers_the_wait_for_the_hook() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(NeverReady))
         .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
-    let mut served = serve(stack);
+    let served = serve(stack);
     let begun = Instant::now();
-    let client = served.connect().await;
+    let client = served.client().await;
 
     let reason = served.reason().await;
 
@@ -453,9 +454,9 @@ async fn b8_the_pre_connect_deadline_covers_the_hook() {
             seen.store(true, Ordering::Relaxed);
             ready(Ok::<_, BoxError>(()))
         });
-    let mut served = serve(stack);
+    let served = serve(stack);
     let begun = Instant::now();
-    let client = served.connect().await;
+    let client = served.client().await;
 
     let reason = served.reason().await;
 
@@ -472,7 +473,7 @@ async fn the_pre_connect_deadline_is_over_once_the_hook_is_through() {
         .layer(PreConnectLayer::new(pass).deadline(SECOND))
         .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
     let served = serve(stack);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     sleep(30 * SECOND).await;
 
     client.send("5\n").await;
@@ -490,14 +491,14 @@ async fn b20_a_full_pre_connect_budget_evicts_the_oldest() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(slow).pending(2))
         .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
-    let mut served = serve(stack);
+    let served = serve(stack);
     let mut clients = Vec::new();
     for _ in 0..3 {
-        clients.push(served.connect().await);
+        clients.push(served.client().await);
         sleep(SECOND).await;
     }
 
-    let evicted = served.ended().await;
+    let evicted = served.end().await;
     for client in &mut clients[1..] {
         client.send("0\n").await;
         assert_eq!(client.line().await, "0");
@@ -505,7 +506,7 @@ async fn b20_a_full_pre_connect_budget_evicts_the_oldest() {
 
     assert_eq!(evicted.reason(), EndReason::PreConnectEvicted);
     assert_eq!(evicted.duration(), 2 * SECOND);
-    assert_eq!(served.handle.live(), 2);
+    assert_eq!(served.handle().live(), 2);
 }
 
 /// Each request takes one of the units that tokio gives a task's turn, before it has everything wait.
@@ -517,14 +518,19 @@ async fn costly(request: Bytes) -> Result<Bytes, BoxError> {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
     for requests in 100..150 {
-        for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(costly))) {
-            let mut client = served.connect().await;
+        for served in each_way(Pipeline::new(Lines::default).service(service_fn(costly))) {
+            let mut client = served.client().await;
 
             client.send("a\n".repeat(requests)).await;
 
             client.rest().await;
             let reason = served.reason().await;
-            assert_eq!(reason, EndReason::IdleTimeout, "{}, {requests}", served.way);
+            assert_eq!(
+                reason,
+                EndReason::IdleTimeout,
+                "{}, {requests}",
+                served.way()
+            );
         }
     }
 }

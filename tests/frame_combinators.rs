@@ -24,10 +24,11 @@ use tower_tcp::frame::{
     Block, BlockError, CodecExt, FrameTooLarge, InOut, Lines, LinesError, ThenError,
 };
 use tower_tcp::pipeline::Limits;
+use tower_tcp::testkit::serve;
 use tower_tcp::{EndReason, Pipeline};
 
 use decoding::decode;
-use support::{each_way, serve};
+use support::{Clients, Ends, each_way};
 
 fn size(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).expect("sizes in tests are not zero")
@@ -412,13 +413,13 @@ async fn maps_and_filters_serve_in_a_pipeline() {
         Ok::<_, Infallible>(number.map_or(u64::MAX, |number| 2 * number))
     });
 
-    for mut served in each_way(Pipeline::new(codec).service(double)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(codec).service(double)) {
+        let mut client = served.client().await;
         client.send("# first\n1\n0\n# then\nx\n2\n# last\n").await;
         client.finish().await;
 
         let expected = ["2", "18446744073709551615", "4"];
-        assert_eq!(client.rest().await, expected, "{}", served.way);
+        assert_eq!(client.rest().await, expected, "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }
@@ -431,13 +432,13 @@ async fn chunks_serve_in_a_pipeline_with_the_last_ones_too() {
     });
     let pipeline = Pipeline::new(|| lines().chunks(size(3))).service(backwards);
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\n3\n4\n5\n").await;
         client.finish().await;
 
         let replies = client.rest().await;
-        assert_eq!(replies, ["3", "2", "1", "5", "4"], "{}", served.way);
+        assert_eq!(replies, ["3", "2", "1", "5", "4"], "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }
@@ -447,12 +448,12 @@ async fn what_of_a_chunk_came_before_a_cut_is_answered() {
     let echo = service_fn(|chunk: Vec<Bytes>| async move { Ok::<_, Infallible>(chunk) });
     let pipeline = Pipeline::new(|| lines().chunks(size(3))).service(echo);
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\ncu").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way());
         assert_eq!(served.reason().await, EndReason::Truncated);
     }
 }
@@ -473,12 +474,17 @@ async fn lines_in_lines_serve_in_a_pipeline() {
     let codec = move || InOut::new(hex().then(lines()), lines());
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
 
-    for mut served in each_way(Pipeline::new(codec).service(echo)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(codec).service(echo)) {
+        let mut client = served.client().await;
         client.send("610a62\n0a630a640a\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["a", "b", "c", "d"], "{}", served.way);
+        assert_eq!(
+            client.rest().await,
+            ["a", "b", "c", "d"],
+            "{}",
+            served.way()
+        );
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }
@@ -496,8 +502,8 @@ async fn an_inner_frame_that_is_too_large_is_the_reason_of_the_end() {
     };
     let never = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
     let limits = Limits::default().max_frame(1_000);
-    let mut served = serve(Pipeline::new(codec).service(never).limits(limits));
-    let mut client = served.connect().await;
+    let served = serve(Pipeline::new(codec).service(never).limits(limits));
+    let mut client = served.client().await;
 
     client.send("123456789\n").await;
 

@@ -15,10 +15,11 @@ use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 use tower::service_fn;
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::{Format, FrameTooLarge, Serde, SerdeError};
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Pipeline};
 
 use decoding::decode;
-use support::{each_way, serve};
+use support::{Clients, Ends, each_way};
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct Note {
@@ -261,8 +262,8 @@ async fn documents_serve_in_a_pipeline() {
         })
     });
 
-    for mut served in each_way(Pipeline::new(Notes::default).service(shout)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Notes::default).service(shout)) {
+        let mut client = served.client().await;
         let asked = framed(&[r#"{"id":1,"text":"a"}"#, r#"{ "text": "b", "id": 2 }"#]);
         client.send(asked).await;
         client.finish().await;
@@ -270,7 +271,7 @@ async fn documents_serve_in_a_pipeline() {
         let mut replies = Vec::new();
         client.0.read_to_end(&mut replies).await.unwrap();
         let expected = framed(&[r#"{"id":1,"text":"A"}"#, r#"{"id":2,"text":"B"}"#]);
-        assert_eq!(replies, expected, "{}", served.way);
+        assert_eq!(replies, expected, "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }
@@ -281,8 +282,8 @@ async fn a_bad_document_is_answered_by_the_service_if_asked_for() {
     let check = service_fn(|number: serde_json::Result<u8>| async move {
         Ok::<_, BoxError>(number.map_err(|err| format!("{:?}", err.classify())))
     });
-    let mut served = serve(Pipeline::new(codec).service(check));
-    let mut client = served.connect().await;
+    let served = serve(Pipeline::new(codec).service(check));
+    let mut client = served.client().await;
 
     client.send(framed(&["1", "x", "300", "2"])).await;
     client.finish().await;
@@ -304,13 +305,13 @@ async fn the_end_of_a_connection_says_what_was_wrong_with_a_document() {
     let echo = service_fn(|number: u8| async move { Ok::<_, BoxError>(number) });
     let codec = || Serde::<u8, u8>::default().max_frame(8);
 
-    for mut served in each_way(Pipeline::new(codec).service(echo)) {
+    for served in each_way(Pipeline::new(codec).service(echo)) {
         for (last, reason) in [
             (framed(&["12345"]), EndReason::FrameTooLarge),
             (framed(&["x"]), EndReason::CodecError),
             (BytesMut::from("\0\0"), EndReason::Truncated),
         ] {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(framed(&["1"])).await;
             client.send(last).await;
             client.finish().await;
@@ -318,8 +319,8 @@ async fn the_end_of_a_connection_says_what_was_wrong_with_a_document() {
             let mut replies = Vec::new();
             client.0.read_to_end(&mut replies).await.unwrap();
             drop(client);
-            assert_eq!(replies, framed(&["1"]), "{} {reason}", served.way);
-            assert_eq!(served.reason().await, reason, "{}", served.way);
+            assert_eq!(replies, framed(&["1"]), "{} {reason}", served.way());
+            assert_eq!(served.reason().await, reason, "{}", served.way());
         }
     }
 }

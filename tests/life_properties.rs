@@ -39,7 +39,7 @@ use tower_tcp::{
     Address, BoxError, Connection, End, EndReason, Handle, Pipeline, Reply, Server, testkit,
 };
 
-use support::each_way;
+use support::{Clients, Ends, each_way};
 
 type Peer = tower_tcp::Peer<Out, Message>;
 
@@ -1620,7 +1620,7 @@ async fn a_million_frames_that_are_pushed_between_replies_are_whole_and_in_order
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let (read, mut write) = tokio::io::split(served.connect().await.0.into_inner());
+        let (read, mut write) = tokio::io::split(served.client().await.0.into_inner());
         let asking = tokio::spawn(async move {
             for n in 0..REQUESTS {
                 let request = format!("0 {n}\n");
@@ -1641,21 +1641,21 @@ async fn a_million_frames_that_are_pushed_between_replies_are_whole_and_in_order
             let who: usize = words.next().unwrap().parse().unwrap();
             let n: usize = words.next().unwrap().parse().unwrap();
 
-            let in_order = who > 0 || served.way != "multiplexed";
+            let in_order = who > 0 || served.way() != "multiplexed";
             if in_order {
-                assert_eq!(n, next[who], "{}: {text:?}", served.way);
+                assert_eq!(n, next[who], "{}: {text:?}", served.way());
                 next[who] += 1;
             } else {
-                assert!(late.insert(n), "{}: {text:?} came twice", served.way);
+                assert!(late.insert(n), "{}: {text:?} came twice", served.way());
             }
             let whole = if who == 0 {
                 text.ends_with(&n.to_string())
             } else {
                 text.as_bytes() == frame(who, n)
             };
-            assert!(whole, "{}: {text:?}", served.way);
+            assert!(whole, "{}: {text:?}", served.way());
         }
-        assert_eq!(next[0] + late.len(), REQUESTS, "{}", served.way);
+        assert_eq!(next[0] + late.len(), REQUESTS, "{}", served.way());
         asking.await.unwrap();
     }
 }

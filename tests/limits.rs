@@ -1,7 +1,6 @@
 //! Limits: as many as were allowed, never more, changed at once, and nothing of them left behind by any end.
 
-#[path = "support/running.rs"]
-mod running;
+mod support;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -25,29 +24,30 @@ use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::{self, Connector, MemoryListener};
+use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
 use tower_tcp::{Address, BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
 
-use running::{Io, Running, read_to_end, start, start_with};
+use support::{Clients, Ends, read_to_end};
+use tokio::io::DuplexStream as Io;
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
 /// An echo server with a limit.
-fn limited(limit: &ConnectionLimit) -> Running {
+fn limited(limit: &ConnectionLimit) -> Served {
     let (listener, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(listener);
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(echo))
         .deadlines(Deadlines::default().first_byte(None).idle(None));
-    start_with(server, connector, pipeline)
+    serve_with(server, connector, pipeline)
 }
 
-async fn connect(server: &Running, n: usize) -> Vec<Io> {
+async fn connect(server: &Served, n: usize) -> Vec<Io> {
     let mut clients = Vec::new();
     for _ in 0..n {
-        clients.push(server.connect().await);
+        clients.push(server.stream().await);
     }
     clients
 }
@@ -60,11 +60,11 @@ async fn settle() {
 }
 
 /// Asserts that so many of those who are connected are in, at once: time stands still meanwhile.
-async fn assert_in(server: &Running, n: usize) {
+async fn assert_in(server: &Served, n: usize) {
     let now = Instant::now();
     settle().await;
-    assert_eq!(server.handle.live(), n);
-    assert_eq!(server.handle.limit().in_use(), n);
+    assert_eq!(server.handle().live(), n);
+    assert_eq!(server.handle().limit().in_use(), n);
     assert_eq!(Instant::now(), now);
 }
 
@@ -144,18 +144,18 @@ async fn b4_a_place_is_held_until_the_connections_service_is_done() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         Ok::<_, BoxError>(())
     });
-    let server = start_with(server, connector, slow_to_leave);
+    let server = serve_with(server, connector, slow_to_leave);
     let mut clients = connect(&server, 2).await;
     assert_in(&server, 1).await;
 
     clients.remove(0);
 
     settle().await;
-    assert_eq!(server.ends(), []);
+    assert_eq!(server.reasons(), []);
     assert_eq!(limit.in_use(), 1);
     tokio::time::sleep(Duration::from_secs(1)).await;
     settle().await;
-    assert_eq!(server.ends(), [EndReason::PeerClosed]);
+    assert_eq!(server.reasons(), [EndReason::PeerClosed]);
     assert_eq!(limit.in_use(), 1, "the second is in");
 }
 
@@ -174,7 +174,7 @@ async fn b5_no_end_frees_more_than_its_own_place() {
         }))
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let server = start_with(server, connector, pipeline);
+    let server = serve_with(server, connector, pipeline);
     let mut clients = connect(&server, 5).await;
 
     for ended in 1..=3 {
@@ -182,7 +182,7 @@ async fn b5_no_end_frees_more_than_its_own_place() {
         client.write_all(b"a\n").await.unwrap();
         drop(client);
         assert_in(&server, 1).await;
-        assert_eq!(server.ends().len(), ended);
+        assert_eq!(server.reasons().len(), ended);
     }
 }
 
@@ -210,7 +210,7 @@ async fn a_loop_whose_listener_only_accepts_holds_no_permit_while_it_waits() {
     let server = Server::builder()
         .limit(limit.clone())
         .build(OnlyAccepts(listener));
-    let server = start_with(
+    let server = serve_with(
         server,
         connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
@@ -220,7 +220,7 @@ async fn a_loop_whose_listener_only_accepts_holds_no_permit_while_it_waits() {
 
     limit.set(0);
 
-    let _client = server.connect().await;
+    let _client = server.stream().await;
     assert_in(&server, 0).await;
     limit.set(1);
     assert_in(&server, 1).await;
@@ -284,7 +284,7 @@ fn lodging(
     })
 }
 
-async fn ten_times_as_many_are_all_served(server: &Running, n: usize) {
+async fn ten_times_as_many_are_all_served(server: &Served, n: usize) {
     let clients = connect(server, 10 * n).await;
     for client in clients {
         assert_eq!(read_to_end(client).await, "ok");
@@ -298,7 +298,7 @@ async fn f1_the_servers_limit_is_exact_and_all_are_served() {
     let server = Server::builder()
         .limit(ConnectionLimit::new(7))
         .build(listener);
-    let server = start_with(server, connector, lodging(&crowd));
+    let server = serve_with(server, connector, lodging(&crowd));
 
     ten_times_as_many_are_all_served(&server, 7).await;
 
@@ -310,7 +310,7 @@ async fn f1_the_servers_limit_is_exact_and_all_are_served() {
 async fn f1_a_limit_used_as_a_layer_is_exact_and_all_are_served() {
     let crowd = Crowd::default();
     let limit = ConnectionLimit::new(7);
-    let server = start(limit.layer().layer(lodging(&crowd)));
+    let server = serve(limit.layer().layer(lodging(&crowd)));
 
     ten_times_as_many_are_all_served(&server, 7).await;
 
@@ -325,7 +325,7 @@ async fn f1_a_stock_limit_of_connections_is_exact_and_all_are_served() {
     let stack = ServiceBuilder::new()
         .concurrency_limit(7)
         .service(lodging(&crowd));
-    let server = start(stack);
+    let server = serve(stack);
 
     ten_times_as_many_are_all_served(&server, 7).await;
 
@@ -394,7 +394,7 @@ async fn chaotic_client(connector: Connector, kind: usize) {
     }
 }
 
-fn chaotic_server(limit: &ConnectionLimit) -> Running {
+fn chaotic_server(limit: &ConnectionLimit) -> Served {
     let make = service_fn(|peer: Peer<Bytes>| async move {
         Ok::<_, Infallible>(service_fn(move |line: Bytes| {
             match &line[..] {
@@ -421,7 +421,7 @@ fn chaotic_server(limit: &ConnectionLimit) -> Running {
         .limit(limit.clone())
         .shutdown_deadline(Duration::from_secs(3))
         .build(listener);
-    start_with(server, connector, stack)
+    serve_with(server, connector, stack)
 }
 
 #[tokio::test(start_paused = true)]
@@ -437,14 +437,14 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
             let clients: Vec<_> = (0..489)
                 // In bursts of one kind, too, so that the budgets are met.
                 .map(|n| if round.is_multiple_of(2) { n } else { n / 32 })
-                .map(|kind| tokio::spawn(chaotic_client(server.connector.clone(), kind)))
+                .map(|kind| tokio::spawn(chaotic_client(server.connector().clone(), kind)))
                 .collect();
             for client in clients {
                 client.await.unwrap();
             }
             // With nobody behind it who would evict it, the last one's time runs out.
             for word in [&b".abort\n"[..], b".close\n", b"h"] {
-                let mut client = server.connect().await;
+                let mut client = server.stream().await;
                 client.write_all(word).await.unwrap();
                 drop(client.read_to_end(&mut Vec::new()).await);
             }
@@ -458,15 +458,15 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
         }
         settle().await;
         if drains {
-            server.handle.shutdown();
+            server.handle().shutdown();
         } else {
-            server.handle.abort();
+            server.handle().abort();
         }
         server.report().await;
         drop(last);
 
         server.all_gone().await;
-        for reason in server.ends() {
+        for reason in server.reasons() {
             *ends.entry(reason.as_str()).or_default() += 1;
             ended += 1;
         }
@@ -607,17 +607,17 @@ async fn f5_idle_peers_hold_no_shared_permits() {
     let service = ServiceBuilder::new()
         .layer(GlobalConcurrencyLimitLayer::new(2))
         .service_fn(echo);
-    let server = start(Pipeline::new(Lines::default).service(service));
+    let server = serve(Pipeline::new(Lines::default).service(service));
     let mut idle = Vec::new();
     for _ in 0..20 {
-        let mut client = BufReader::new(server.connect().await);
+        let mut client = BufReader::new(server.stream().await);
         assert_eq!(ask(&mut client, "once").await, "once");
         idle.push(client);
     }
     idle.extend(connect(&server, 20).await.into_iter().map(BufReader::new));
     settle().await;
 
-    let mut active = BufReader::new(server.connect().await);
+    let mut active = BufReader::new(server.stream().await);
     let begun = Instant::now();
 
     assert_eq!(ask(&mut active, "now").await, "now");
@@ -639,13 +639,13 @@ async fn f6_a_stalled_reader_holds_no_shared_permits() {
         .deadlines(Deadlines::default().write(None))
         .in_flight(16);
     let (listener, connector) = testkit::memory_with_buffer(1024);
-    let server = start_with(Server::from_listener(listener), connector, pipeline);
-    let mut stalled = server.connect().await;
+    let server = serve_with(Server::from_listener(listener), connector, pipeline);
+    let mut stalled = server.stream().await;
     let requests = b"a\n".repeat(100_000);
     let write = timeout(Duration::from_secs(10), stalled.write_all(&requests)).await;
     assert!(write.is_err(), "it was read to the end");
 
-    let mut healthy = BufReader::new(server.connect().await);
+    let mut healthy = BufReader::new(server.stream().await);
     let begun = Instant::now();
 
     assert_eq!(ask(&mut healthy, "b").await.len(), 1000);
@@ -681,10 +681,10 @@ async fn f7_changes_from_many_sides_lose_nobody() {
             Ok::<_, BoxError>(())
         }
     });
-    let server = start_with(server, connector, service);
+    let server = serve_with(server, connector, service);
     let churn: Vec<_> = (0..64)
         .map(|_| {
-            let connector = server.connector.clone();
+            let connector = server.connector().clone();
             tokio::spawn(async move {
                 for _ in 0..100 {
                     let mut client = connector.connect().await.expect("it listens");
@@ -719,7 +719,7 @@ async fn f7_changes_from_many_sides_lose_nobody() {
     }
     assert!(crowd.peak() <= 8, "{} were in at once", crowd.peak());
     let gone = async {
-        while server.handle.live() > 0 {
+        while server.handle().live() > 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -767,10 +767,10 @@ async fn f9_raising_the_limit_serves_the_waiting_at_once() {
 async fn f10_a_limit_of_zero_keeps_nobody_from_shutting_down() {
     let limit = ConnectionLimit::new(0);
     let mut server = limited(&limit);
-    let _client = server.connect().await;
+    let _client = server.stream().await;
     assert_in(&server, 0).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     let report = server.report().await;
     assert_eq!((report.drained, report.aborted), (0, 0));
@@ -781,14 +781,14 @@ async fn f10_a_limit_of_zero_keeps_nobody_from_shutting_down() {
 async fn f11_a_shutdown_at_the_limit_is_not_held_up_and_closes_the_queue() {
     let limit = ConnectionLimit::new(1);
     let mut server = limited(&limit);
-    let inside = server.connect().await;
-    let waiting = server.connect().await;
+    let inside = server.stream().await;
+    let waiting = server.stream().await;
     assert_in(&server, 1).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     assert_eq!(read_to_end(waiting).await, "");
     assert_eq!(read_to_end(inside).await, "");
-    assert!(server.connector.connect().await.is_err());
+    assert!(server.connector().connect().await.is_err());
     assert!(server.report().await.duration <= Duration::from_millis(100));
 }

@@ -32,13 +32,13 @@ use tower_tcp::frame::{Block, Lines};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, Session, SessionService};
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::memory;
+use tower_tcp::testkit::{Served, memory, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Peer, Pipeline, Server};
 use tracing::subscriber::NoSubscriber;
 
 use certificates::certified;
-use support::{Served, Streams, each_way, serve, serve_on};
+use support::{Clients, Ends, Streams, each_way};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -72,7 +72,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
 
 /// Has 10,000 requests answered, a hundred at once, and returns how many allocations each took.
 async fn allocations_a_request(served: Served) -> f64 {
-    let mut client = served.connect().await.0.into_inner();
+    let mut client = served.client().await.0.into_inner();
     let requests = b"fifteen letters\n".repeat(100);
     let mut replies = vec![0; requests.len()];
     let mut exchange = async || {
@@ -96,7 +96,7 @@ async fn allocations_a_request(served: Served) -> f64 {
 fn a_request_that_is_answered_at_once_allocates_nothing() {
     alone(async || {
         for served in each_way(Pipeline::new(Lines::default).service(service_fn(echo))) {
-            let way = served.way;
+            let way = served.way().to_owned();
 
             let allocations = allocations_a_request(served).await;
 
@@ -113,7 +113,7 @@ fn a_request_that_waits_allocates_nothing_alone_and_once_among_others() {
             echo(line).await
         });
         for served in each_way(Pipeline::new(Lines::default).service(service)) {
-            let way = served.way;
+            let way = served.way().to_owned();
 
             let allocations = allocations_a_request(served).await;
 
@@ -151,7 +151,7 @@ fn a_request_to_a_session_allocates_nothing_one_at_a_time() {
 
 /// Sends 400,000 lines and reads nothing; returns how many bytes the server took, and what it holds for it.
 async fn never_read(served: &Served) -> (usize, isize) {
-    let mut client = served.connect().await.0.into_inner();
+    let mut client = served.client().await.0.into_inner();
     sleep(MS).await;
     let before = held();
     let lines = "fifteen letters\n".repeat(1000);
@@ -176,8 +176,8 @@ fn j1_a_peer_that_never_reads_is_read_no_more() {
 
             // Two buffers of 64 KiB in memory, the high mark, what is read ahead, and a block in use; and what grows does so
             // by doubling.
-            assert!(sent < 500_000, "{}: took {sent}", served.way);
-            assert!(held < 1_000_000, "{}: holds {held}", served.way);
+            assert!(sent < 500_000, "{}: took {sent}", served.way());
+            assert!(held < 1_000_000, "{}: holds {held}", served.way());
         }
     });
 }
@@ -198,7 +198,7 @@ fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
         for served in each_way(pipeline) {
             let mut clients = Vec::new();
             for _ in 0..1000 {
-                let client = served.connect().await.0.into_inner();
+                let client = served.client().await.0.into_inner();
                 clients.push(client);
             }
             // Each has answered once, so that what a connection needs anyway is there.
@@ -217,7 +217,7 @@ fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
             sleep(MS).await;
 
             let each = (held() - before) / 1000;
-            assert!(each <= 16 * 1024, "{}: {each} bytes each", served.way);
+            assert!(each <= 16 * 1024, "{}: {each} bytes each", served.way());
         }
     });
 }
@@ -342,9 +342,9 @@ fn a_peer_that_stalls_or_never_reads_holds_a_frame_the_mark_and_16_kib_at_most()
             let (streams, listener) = mpsc::channel(1);
             let server = Server::from_listener(Streams(listener));
             let _served = match way {
-                "in flight" => serve_on(server, pipeline.clone().in_flight(8)),
-                "multiplexed" => serve_on(server, pipeline.clone().multiplexed(8)),
-                _ => serve_on(server, pipeline.clone()),
+                "in flight" => serve_with(server, (), pipeline.clone().in_flight(8)),
+                "multiplexed" => serve_with(server, (), pipeline.clone().multiplexed(8)),
+                _ => serve_with(server, (), pipeline.clone()),
             };
             let connect = async |pieces: &Arc<_>, takes| {
                 let stream = Stalling::new(pieces, takes);
@@ -380,7 +380,7 @@ fn replies_that_wait_beside_a_call_hold_what_they_are() {
         });
         let (streams, listener) = mpsc::channel(1);
         let server = Server::from_listener(Streams(listener));
-        let _served = serve_on(server, Pipeline::new(Lines::default).service(service));
+        let _served = serve_with(server, (), Pipeline::new(Lines::default).service(service));
         let connect = async |pieces: &Arc<_>| {
             let stream = Stalling::new(pieces, 0);
             assert!(streams.send(stream).await.is_ok(), "it listens");
@@ -407,7 +407,7 @@ fn a_connection_that_rests_holds_nothing_of_the_frames_it_had() {
         let (streams, listener) = mpsc::channel(1);
         let server = Server::from_listener(Streams(listener));
         let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
-        let _served = serve_on(server, pipeline);
+        let _served = serve_with(server, (), pipeline);
         let pieces = Arc::new(vec![line(60_000)]);
         let connect = async || {
             let stream = Stalling::new(&pieces, usize::MAX);
@@ -538,7 +538,7 @@ fn kept_frames_of_many_connections_share_their_blocks() {
         let served = serve(Pipeline::new(block).service(service));
         let mut clients = Vec::new();
         for _ in 0..1000 {
-            let mut client = served.connect().await.0.into_inner();
+            let mut client = served.client().await.0.into_inner();
             client.write_all(&[b'x'; 16]).await.unwrap();
             client.read_exact(&mut [0; 16]).await.unwrap();
             clients.push(client);

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Served, each_way, serve, settled};
+use support::{Clients, Ends, each_way, settled};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tower::service_fn;
@@ -14,6 +14,7 @@ use tower::util::BoxCloneSyncService;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Closed, Event, Limits, MadeForEvents, TrySendError};
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 type Teller = Peer<Bytes, &'static str>;
@@ -55,14 +56,14 @@ async fn next(peers: &mut mpsc::Receiver<Teller>) -> Teller {
 async fn a_message_to_a_resting_connection_is_answered_at_once() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         settled().await;
 
         peer.post("hello").await.expect("it is open");
 
-        assert_eq!(client.line().await, "message hello", "{}", served.way);
-        assert_eq!(client.ask("a").await, "request a", "{}", served.way);
+        assert_eq!(client.line().await, "message hello", "{}", served.way());
+        assert_eq!(client.ask("a").await, "request a", "{}", served.way());
     }
 }
 
@@ -70,7 +71,7 @@ async fn a_message_to_a_resting_connection_is_answered_at_once() {
 async fn messages_and_requests_take_turns_when_both_are_waiting() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_millis(1));
     let served = serve(pipeline);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = next(&mut peers).await;
     client.send("1\n2\n3\n").await;
     for message in ["a", "b", "c"] {
@@ -97,7 +98,7 @@ async fn messages_and_requests_take_turns_when_both_are_waiting() {
 async fn a_flood_of_messages_keeps_no_request_waiting_and_none_the_other_way() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         let flood = tokio::spawn(async move { while peer.post("flood").await.is_ok() {} });
         settled().await;
@@ -106,7 +107,7 @@ async fn a_flood_of_messages_keeps_no_request_waiting_and_none_the_other_way() {
         let mut floods = 0;
         while client.line().await != "request here" {
             floods += 1;
-            assert!(floods < 10_000, "{}", served.way);
+            assert!(floods < 10_000, "{}", served.way());
         }
 
         flood.abort();
@@ -117,7 +118,7 @@ async fn a_flood_of_messages_keeps_no_request_waiting_and_none_the_other_way() {
 async fn a_message_waits_while_a_request_is_in_hand_and_calls_come_one_at_a_time() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
     let served = serve(pipeline);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = next(&mut peers).await;
     let begun = Instant::now();
     client.send("slow\n").await;
@@ -138,7 +139,7 @@ async fn j9_messages_that_are_sent_faster_than_they_are_taken_wait() {
             .limits(Limits::default().messages(4))
             .deadlines(Deadlines::default().idle(None).first_byte(None)),
     );
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = next(&mut peers).await;
     settled().await;
     peer.post("in hand").await.expect("it is open");
@@ -163,7 +164,7 @@ async fn j9_messages_that_are_sent_faster_than_they_are_taken_wait() {
 async fn a_timer_is_a_message_that_comes_when_it_is_due() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         settled().await;
         let begun = Instant::now();
@@ -174,9 +175,9 @@ async fn a_timer_is_a_message_that_comes_when_it_is_due() {
         let taken_back = never.expect("there is room").cancel();
 
         assert_eq!(taken_back, Some("never"));
-        assert_eq!(client.line().await, "message soon", "{}", served.way);
+        assert_eq!(client.line().await, "message soon", "{}", served.way());
         assert_eq!(begun.elapsed().as_secs(), 2);
-        assert_eq!(client.line().await, "message late", "{}", served.way);
+        assert_eq!(client.line().await, "message late", "{}", served.way());
         assert_eq!(begun.elapsed().as_secs(), 3);
         assert_eq!(late.expect("there is room").cancel(), None);
         assert_eq!(
@@ -190,7 +191,7 @@ async fn a_timer_is_a_message_that_comes_when_it_is_due() {
 async fn a_timer_set_while_one_for_later_is_running_comes_first() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     let served = serve(pipeline);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = next(&mut peers).await;
     let _later = peer.post_after(Duration::from_secs(3600), "later");
     settled().await;
@@ -206,7 +207,7 @@ async fn a_timer_set_while_one_for_later_is_running_comes_first() {
 async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     let served = serve(pipeline);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = next(&mut peers).await;
     for _ in 0..16 {
         peer.post_after(Duration::MAX, "never")
@@ -223,12 +224,16 @@ async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
 #[tokio::test(start_paused = true)]
 async fn messages_that_a_close_leaves_behind_are_counted() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         settled().await;
         // Eight are in hand where there may be several.
-        let in_hand = if served.way == "one at a time" { 1 } else { 8 };
+        let in_hand = if served.way() == "one at a time" {
+            1
+        } else {
+            8
+        };
         for _ in 0..in_hand {
             peer.post("in hand").await.expect("it is open");
             settled().await;
@@ -241,15 +246,15 @@ async fn messages_that_a_close_leaves_behind_are_counted() {
         peer.close();
         let answers = client.rest().await;
 
-        assert_eq!(answers.len(), in_hand, "{}", served.way);
+        assert_eq!(answers.len(), in_hand, "{}", served.way());
         drop(client);
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::ServiceClosed);
         assert_eq!(
             (end.messages_dropped(), end.requests()),
             (5, 0),
             "{}",
-            served.way
+            served.way()
         );
         assert_eq!(peer.post("gone").await, Err(Closed));
         assert_eq!(peer.try_post("gone"), Err(TrySendError::Closed("gone")));
@@ -260,8 +265,8 @@ async fn messages_that_a_close_leaves_behind_are_counted() {
 #[tokio::test(start_paused = true)]
 async fn a_message_is_a_request_to_the_error_policy() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         settled().await;
         peer.post("last words").await.expect("it is open");
@@ -272,7 +277,7 @@ async fn a_message_is_a_request_to_the_error_policy() {
             client.rest().await,
             ["message last words"],
             "{}",
-            served.way
+            served.way()
         );
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceError);
@@ -283,7 +288,7 @@ async fn a_message_is_a_request_to_the_error_policy() {
 async fn one_who_waits_for_room_learns_of_the_end() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(3600));
     let served = serve(pipeline);
-    let client = served.connect().await;
+    let client = served.client().await;
     let peer = next(&mut peers).await;
     let flood = tokio::spawn({
         let peer = peer.clone();
@@ -301,8 +306,8 @@ async fn one_who_waits_for_room_learns_of_the_end() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_secs(1));
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         client.send("in hand\n").await;
         settled().await;
@@ -310,7 +315,7 @@ async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
             peer.post(message).await.expect("it is open");
         }
 
-        served.handle.shutdown();
+        served.handle().shutdown();
         settled().await;
         let late = peer.post("late").await;
         let timer = peer.post_after(Duration::ZERO, "late");
@@ -322,14 +327,14 @@ async fn a_drain_delivers_the_messages_that_are_waiting_and_takes_no_more() {
             "message third",
         ];
         let mut got = client.rest().await;
-        if served.way == "multiplexed" {
+        if served.way() == "multiplexed" {
             got.sort_by_key(|answer| answers.iter().position(|known| known == answer));
         }
-        assert_eq!(got, answers, "{}", served.way);
+        assert_eq!(got, answers, "{}", served.way());
         drop(client);
-        let end = served.ended().await;
-        assert_eq!(end.reason(), EndReason::Drained, "{}", served.way);
-        assert_eq!(end.messages_dropped(), 0, "{}", served.way);
+        let end = served.end().await;
+        assert_eq!(end.reason(), EndReason::Drained, "{}", served.way());
+        assert_eq!(end.messages_dropped(), 0, "{}", served.way());
         assert_eq!(late, Err(Closed));
         assert!(timer.is_err());
     }
@@ -350,12 +355,12 @@ async fn a_connection_that_messages_itself_without_end_leaves_at_a_drain() {
         std::future::ready(Ok::<_, Infallible>(again))
     });
     let pipeline = Pipeline::new(Lines::default).make_event_service(make);
-    let mut served = serve(pipeline.shutdown_on_error(false));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.shutdown_on_error(false));
+    let mut client = served.client().await;
     settled().await;
     let begun = Instant::now();
 
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     assert!(client.rest().await.is_empty());
     drop(client);
@@ -382,8 +387,8 @@ async fn a_message_that_panics_when_it_is_dropped_is_counted_and_keeps_nobody_wa
         });
         std::future::ready(Ok::<_, Infallible>(hang))
     });
-    let mut served = serve(Pipeline::new(Lines::default).make_event_service(make));
-    let mut client = served.connect().await;
+    let served = serve(Pipeline::new(Lines::default).make_event_service(make));
+    let mut client = served.client().await;
     let peer: Peer<Bytes, Panics> = peers.recv().await.expect("it is served");
     client.send("hang\n").await;
     settled().await;
@@ -394,7 +399,7 @@ async fn a_message_that_panics_when_it_is_dropped_is_counted_and_keeps_nobody_wa
 
     peer.abort();
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.messages_dropped(), 1);
     let waited = timeout(Duration::from_secs(1), waiting).await;
     assert_eq!(
@@ -409,8 +414,8 @@ async fn a_connection_is_idle_whatever_messages_it_gets() {
     // The peer has said nothing: the program talking to itself does not keep it.
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     let deadlines = Deadlines::default().first_byte(Duration::from_secs(5));
-    let mut served: Served = serve(pipeline.deadlines(deadlines));
-    let client = served.connect().await;
+    let served: Served = serve(pipeline.deadlines(deadlines));
+    let client = served.client().await;
     let peer = next(&mut peers).await;
     let begun = Instant::now();
     let ticking = tokio::spawn(async move {
@@ -435,8 +440,8 @@ async fn a_connection_is_idle_whatever_messages_it_gets() {
 #[tokio::test(start_paused = true)]
 async fn messages_do_not_put_off_the_deadline_of_a_frame_that_was_begun() {
     let (pipeline, mut peers) = says_what_it_got(Duration::from_millis(1));
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         client.send("half a fra").await;
         let begun = Instant::now();

@@ -28,7 +28,7 @@ use tower_tcp::bind::{Incoming, Listener};
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::RequestMetricsLayer;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::{self, MemoryListener};
+use tower_tcp::testkit::{self, MemoryListener, Served, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{
     Address, BoxError, Connection, ConnectionPhase, EndReason, Peer, Pipeline, Reply, Server,
@@ -36,7 +36,7 @@ use tower_tcp::{
 
 use certificates::certified;
 use recorded::Recorded;
-use support::{Client, Served, serve, serve_on, settled};
+use support::{Client, Clients, Ends, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -73,8 +73,8 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
 }
 
 /// Waits until the table has forgotten all who are gone.
-async fn all_gone(served: &Served) {
-    while served.handle.live() > 0 {
+async fn all_gone<C>(served: &Served<C>) {
+    while served.handle().live() > 0 {
         tokio::task::yield_now().await;
     }
 }
@@ -83,7 +83,7 @@ async fn all_gone(served: &Served) {
 async fn k1_each_connection_is_counted_once_by_the_reason_that_on_end_is_told() {
     let recorded = Recorded::default();
     let _guard = set_default_local_recorder(&recorded);
-    let mut served = acting();
+    let served = acting();
     let mut reasons = Vec::new();
     for text in [
         "",
@@ -96,16 +96,16 @@ async fn k1_each_connection_is_counted_once_by_the_reason_that_on_end_is_told() 
         "panic\n",
         "a\n",
     ] {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send(text).await;
         client.finish().await;
         reasons.push(served.reason().await);
         drop(client);
     }
-    let mut hangs = served.connect().await;
+    let mut hangs = served.client().await;
     hangs.send("hang\n").await;
     settled().await;
-    served.handle.shutdown_within(SECOND);
+    served.handle().shutdown_within(SECOND);
     reasons.push(served.reason().await);
     all_gone(&served).await;
 
@@ -141,22 +141,22 @@ async fn those_who_are_not_let_in_are_counted_as_rejected_too() {
         .layer(ConnectionLimit::new(3).layer().overflow(full))
         .layer(PreConnectLayer::new(hook).pending(1))
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut served = serve(stack);
+    let served = serve(stack);
     let mut reasons = Vec::new();
 
-    let _refused = served.connect().await;
+    let _refused = served.client().await;
     reasons.push(served.reason().await);
-    let _evicted = served.connect().await;
-    let _late = served.connect().await;
+    let _evicted = served.client().await;
+    let _late = served.client().await;
     reasons.push(served.reason().await);
     reasons.push(served.reason().await);
     let mut let_in = Vec::new();
     for _ in 0..3 {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.ask("hi").await;
         let_in.push(client);
     }
-    let _over = served.connect().await;
+    let _over = served.client().await;
     reasons.push(served.reason().await);
     let_in.clear();
     for _ in 0..3 {
@@ -203,21 +203,21 @@ async fn a_collection_tells_how_many_are_in_each_phase() {
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).make_service(make));
     let served = serve(stack);
-    let _in_hooks = served.connect().await;
-    let _served = (served.connect().await, served.connect().await);
-    let mut leaving = served.connect().await;
+    let _in_hooks = served.client().await;
+    let _served = (served.client().await, served.client().await);
+    let mut leaving = served.client().await;
     leaving.send("hang\n").await;
-    let mut closing = served.connect().await;
+    let mut closing = served.client().await;
     closing.send("close\n").await;
     settled().await;
     let last = served
-        .handle
+        .handle()
         .connections()
         .find(|live| live.requests() > 0 && live.bytes_written() == 0);
     last.expect("it hangs").close();
     settled().await;
 
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
 
     let live = |phase: ConnectionPhase| {
         recorded.sum("tower_tcp.active_connections", &[("phase", phase.as_str())])
@@ -235,21 +235,21 @@ async fn a_collection_tells_how_many_are_in_each_phase() {
 async fn k5_what_was_up_is_down_again_when_all_have_left() {
     let recorded = Recorded::default();
     let _guard = set_default_local_recorder(&recorded);
-    let mut served = acting();
-    let mut clients = [served.connect().await, served.connect().await];
+    let served = acting();
+    let mut clients = [served.client().await, served.client().await];
     for client in &mut clients {
         client.send("hang\n").await;
     }
     settled().await;
-    served.handle.shutdown();
-    served.handle.collect_metrics();
+    served.handle().shutdown();
+    served.handle().collect_metrics();
     for client in clients {
         drop(client);
-        served.ended().await;
+        served.end().await;
     }
     all_gone(&served).await;
 
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
 
     assert_eq!(recorded.sum("tower_tcp.active_connections", &[]), 0.0);
     assert_eq!(recorded.sum("tower_tcp.drain.remaining", &[]), 0.0);
@@ -259,31 +259,31 @@ async fn k5_what_was_up_is_down_again_when_all_have_left() {
 async fn bytes_and_requests_agree_with_the_load_however_often_they_are_collected() {
     let recorded = Recorded::default();
     let _guard = set_default_local_recorder(&recorded);
-    let mut served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
     let (mut bytes, mut requests) = (0, 0);
     let mut staying = Vec::new();
     for n in 0..50 {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         for _ in 0..=n {
             client.ask("sixteen bytes..").await;
             (bytes, requests) = (bytes + 16, requests + 1);
         }
         // While some are here, and some are gone.
         if n % 3 == 0 {
-            served.handle.collect_metrics();
+            served.handle().collect_metrics();
         }
         if n % 2 == 0 {
             staying.push(client);
         } else {
             drop(client);
-            served.ended().await;
+            served.end().await;
         }
         if n % 5 == 0 {
-            served.handle.collect_metrics();
+            served.handle().collect_metrics();
         }
     }
-    served.handle.collect_metrics();
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
+    served.handle().collect_metrics();
 
     let moved = |direction| recorded.sum("tower_tcp.connection.io", &[("direction", direction)]);
     assert_eq!(moved("read"), f64::from(bytes));
@@ -295,10 +295,10 @@ async fn bytes_and_requests_agree_with_the_load_however_often_they_are_collected
 async fn nothing_is_told_twice_while_connections_leave() {
     const CONNECTIONS: u32 = 2_000;
     let recorded = Arc::new(Recorded::default());
-    let mut served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
     let done = Arc::new(AtomicBool::new(false));
     let collector = std::thread::spawn({
-        let (recorded, handle) = (Arc::clone(&recorded), served.handle.clone());
+        let (recorded, handle) = (Arc::clone(&recorded), served.handle().clone());
         let done = Arc::clone(&done);
         move || {
             let _guard = set_default_local_recorder(&*recorded);
@@ -310,10 +310,10 @@ async fn nothing_is_told_twice_while_connections_leave() {
     });
 
     for _ in 0..CONNECTIONS {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.ask("sixteen bytes..").await;
         drop(client);
-        served.ended().await;
+        served.end().await;
     }
     all_gone(&served).await;
     done.store(true, Ordering::Release);
@@ -331,18 +331,18 @@ async fn nothing_is_told_twice_while_connections_leave() {
 async fn a_drain_tells_who_is_still_waited_for() {
     let recorded = Recorded::default();
     let _guard = set_default_local_recorder(&recorded);
-    let mut served = acting();
-    let mut hanging = [served.connect().await, served.connect().await];
+    let served = acting();
+    let mut hanging = [served.client().await, served.client().await];
     for client in &mut hanging {
         client.send("hang\n").await;
     }
-    let _idle = served.connect().await;
+    let _idle = served.client().await;
     settled().await;
-    served.handle.shutdown();
-    served.ended().await;
+    served.handle().shutdown();
+    served.end().await;
     settled().await;
 
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
 
     let phase = [("phase", "draining")];
     assert_eq!(recorded.sum("tower_tcp.drain.remaining", &[]), 2.0);
@@ -355,15 +355,16 @@ async fn a_server_with_a_name_counts_under_it() {
     let _guard = set_default_local_recorder(&recorded);
     let (listener, connector) = testkit::memory();
     let server = Server::builder().name("smtp").build(listener);
-    let mut served = serve_on(
+    let served = serve_with(
         server,
+        connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
     );
-    drop(connector.connect().await.unwrap());
-    served.ended().await;
+    drop(served.stream().await);
+    served.end().await;
     all_gone(&served).await;
 
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
 
     let all = recorded.series(None, &[]);
     let named = recorded.series(None, &[("server.name", "smtp")]);
@@ -401,11 +402,12 @@ async fn failed_accepts_are_counted_by_what_failed_and_what_is_done_about_it() {
         io::Error::other("who knows"),
     ];
     let server = Server::from_listener(Failing(listener, errors.into()));
-    let served = serve_on(
+    let served = serve_with(
         server,
+        connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
     );
-    let mut client = Client::new(connector.connect().await.unwrap());
+    let mut client = served.client().await;
     client.ask("hi").await;
     drop(served);
 
@@ -427,22 +429,22 @@ async fn handshakes_are_timed_and_their_failures_told_apart() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(Tls::from(server)).deadline(7 * SECOND))
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut served = serve(stack);
+    let served = serve(stack);
 
     let name = ServerName::try_from("localhost").unwrap();
-    let io = served.connect().await.0.into_inner();
+    let io = served.client().await.0.into_inner();
     let good = TlsConnector::from(Arc::clone(&client))
         .connect(name, io)
         .await;
     Client::new(good.unwrap()).ask("hi").await;
-    served.ended().await;
-    drop(served.connect().await);
-    served.ended().await;
-    let mut plain = served.connect().await;
+    served.end().await;
+    drop(served.client().await);
+    served.end().await;
+    let mut plain = served.client().await;
     plain.send("GET / HTTP/1.1\r\n\r\n").await;
-    served.ended().await;
-    let _silent = served.connect().await;
-    served.ended().await;
+    served.end().await;
+    let _silent = served.client().await;
+    served.end().await;
 
     let handshakes = "tower_tcp.tls_handshake.duration";
     let with = |key, value| recorded.times(handshakes, &[(key, value)]);
@@ -500,7 +502,7 @@ async fn requests_that_run_are_counted_over_all_connections() {
         .layer(RequestMetricsLayer::new())
         .service_fn(|_: Bytes| pending::<Result<Bytes, BoxError>>());
     let served = serve(Pipeline::new(Lines::default).service(hang).in_flight(4));
-    let mut clients = [served.connect().await, served.connect().await];
+    let mut clients = [served.client().await, served.client().await];
     for client in &mut clients {
         client.send("a\nb\n").await;
     }
@@ -575,7 +577,7 @@ async fn a_server_that_does_not_listen_on_tcp_has_no_accept_queue_to_tell_of() {
     let _guard = set_default_local_recorder(&recorded);
     let served = acting();
 
-    served.handle.collect_metrics();
+    served.handle().collect_metrics();
 
     let length = recorded.series(Some("tower_tcp.accept_queue.length"), &[]);
     assert!(length.is_empty(), "{length:?}");

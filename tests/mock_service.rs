@@ -1,7 +1,8 @@
-//! The service of a whole server is played by hand: a mock takes the requests, and the test answers them.
+//! The service of a whole server is played by hand: a mock takes the requests, and the test answers
+//! them.
 //!
-//! A model to copy. [`tower_test::mock`] stands where your service would, [`testkit::memory`] where your sockets would, and
-//! time is paused: nothing here waits, and nothing depends on the machine.
+//! A model to copy. [`tower_test::mock`] stands where your service would, [`testkit::serve`] where
+//! your sockets would, and time is paused: nothing here waits, and nothing depends on the machine.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use tokio::io::DuplexStream;
 use tokio::time::sleep;
 use tokio_util::codec::Framed;
 use tower_tcp::frame::Lines;
-use tower_tcp::{Handle, Pipeline, Server, testkit};
+use tower_tcp::testkit::{self, Served};
+use tower_tcp::{EndReason, Pipeline};
 use tower_test::{assert_request_eq, mock};
 
 /// A peer, which speaks the server's own codec.
@@ -22,18 +24,11 @@ type Client = Framed<DuplexStream, Lines>;
 type Requests = mock::Handle<Bytes, Bytes>;
 
 /// Serves the mock, two requests at a time, to one client.
-async fn serve_mock() -> (Client, Requests, Handle) {
+async fn serve_mock() -> (Client, Requests, Served) {
     let (service, requests) = mock::pair();
-    let (listener, connector) = testkit::memory();
-    let server = Server::from_listener(listener);
-    let handle = server.handle();
-    let stack = Pipeline::new(Lines::default).service(service).in_flight(2);
-    // A test that is stuck does not hang: paused time jumps to here, the server ends, and what was awaited never comes.
-    let stuck = sleep(Duration::from_secs(3600));
-    tokio::spawn(server.serve(stack).with_graceful_shutdown(stuck));
-
-    let stream = connector.connect().await.expect("the server listens");
-    (Framed::new(stream, Lines::default()), requests, handle)
+    let served = testkit::serve(Pipeline::new(Lines::default).service(service).in_flight(2));
+    let stream = served.connect().await.expect("the server listens");
+    (Framed::new(stream, Lines::default()), requests, served)
 }
 
 /// Waits until everything stands still. Paused time goes on only when nothing else can.
@@ -43,7 +38,7 @@ async fn settled() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_reaches_the_service_and_its_reply_the_peer() {
-    let (mut client, mut requests, _) = serve_mock().await;
+    let (mut client, mut requests, _served) = serve_mock().await;
 
     client.send("hello".into()).await.unwrap();
     assert_request_eq!(requests, "hello").send_response("hi".into());
@@ -53,7 +48,7 @@ async fn a_request_reaches_the_service_and_its_reply_the_peer() {
 
 #[tokio::test(start_paused = true)]
 async fn no_request_is_taken_before_the_service_is_ready() {
-    let (mut client, mut requests, _) = serve_mock().await;
+    let (mut client, mut requests, _served) = serve_mock().await;
     requests.allow(0);
     client.send("too early".into()).await.unwrap();
     settled().await;
@@ -67,7 +62,7 @@ async fn no_request_is_taken_before_the_service_is_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn replies_keep_the_order_of_the_requests() {
-    let (mut client, mut requests, _) = serve_mock().await;
+    let (mut client, mut requests, _served) = serve_mock().await;
     client.send("first".into()).await.unwrap();
     client.send("second".into()).await.unwrap();
     let first = assert_request_eq!(requests, "first");
@@ -83,7 +78,7 @@ async fn replies_keep_the_order_of_the_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_ends_the_connection_behind_the_replies_before_it() {
-    let (mut client, mut requests, _) = serve_mock().await;
+    let (mut client, mut requests, _served) = serve_mock().await;
     client.send("first".into()).await.unwrap();
     client.send("second".into()).await.unwrap();
     let first = assert_request_eq!(requests, "first");
@@ -99,15 +94,15 @@ async fn an_error_ends_the_connection_behind_the_replies_before_it() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_left_of_a_call_that_was_cut_off() {
-    let (mut client, mut requests, handle) = serve_mock().await;
+    let (mut client, mut requests, mut served) = serve_mock().await;
     client.send("never answered".into()).await.unwrap();
     let _call = assert_request_eq!(requests, "never answered");
-    assert_eq!(handle.live(), 1);
+    assert_eq!(served.handle().live(), 1);
 
-    handle.abort();
-    handle.closed().await;
+    served.handle().abort();
+    served.closed().await.unwrap();
 
-    assert_eq!(handle.live(), 0);
+    assert_eq!(served.reasons(), [EndReason::Killed]);
     assert!(client.next().await.is_none());
     // All clones of the service are gone, so no more requests can come.
     assert!(matches!(requests.poll_request(), Poll::Ready(None)));

@@ -20,6 +20,7 @@ use tower_tcp::frame::Lines;
 use tower_tcp::observe::{ConnectionTraceLayer, RequestTraceLayer};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
 use tracing::field::{Field, Visit};
@@ -29,7 +30,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use certificates::certified;
-use support::{Client, Served, serve, serve_on, settled};
+use support::{Client, Clients, Ends, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -214,24 +215,24 @@ const ENDS: [(&str, EndReason, Level); 11] = [
 async fn k1_each_connection_has_one_span_and_one_closing_event_that_says_what_on_end_says() {
     for (text, reason, level) in ENDS {
         let (capture, _guard) = Capture::begin();
-        let mut served = traced();
-        let mut client = served.connect().await;
+        let served = traced();
+        let mut client = served.client().await;
         client.send(text).await;
         match text {
             "silence" => sleep(40 * SECOND).await,
             "hang\n" => {
                 sleep(SECOND).await;
-                served.handle.shutdown_within(SECOND);
+                served.handle().shutdown_within(SECOND);
             }
             "hang\nkill" => {
                 sleep(SECOND).await;
-                served.handle.abort();
+                served.handle().abort();
             }
             "abort\n" => {}
             _ => client.finish().await,
         }
 
-        let end = served.ended().await;
+        let end = served.end().await;
         tokio::task::yield_now().await;
 
         let events = capture.events("connection.closed");
@@ -274,10 +275,10 @@ async fn a_connection_that_is_turned_away_is_seen() {
         .layer(ConnectionTraceLayer::new())
         .layer(PreConnectLayer::new(no))
         .service_fn(|_: Connection<DuplexStream>| ready(Ok::<_, BoxError>(())));
-    let mut served = serve(stack);
-    let client = served.connect().await;
+    let served = serve(stack);
+    let client = served.client().await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
 
     let events = capture.events("connection.closed");
     assert_eq!(end.reason(), EndReason::Rejected);
@@ -300,12 +301,12 @@ async fn a_stock_timeout_is_seen_as_one_service_timeout() {
         .layer(ConnectionTraceLayer::new())
         .timeout(5 * SECOND)
         .service(pipeline);
-    let mut served = serve(stack);
-    let mut client = served.connect().await;
+    let served = serve(stack);
+    let mut client = served.client().await;
     client.send("a\n").await;
     client.line().await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
 
     let events = capture.events("connection.closed");
     assert_eq!(end.reason(), EndReason::ServiceTimeout);
@@ -323,10 +324,10 @@ async fn a_connection_that_stock_load_shedding_drops_is_seen() {
         .load_shed()
         .layer(ConnectionLimit::new(0).layer())
         .service_fn(|_: Connection<DuplexStream>| ready(Ok::<_, BoxError>(())));
-    let mut served = serve(stack);
-    let client = served.connect().await;
+    let served = serve(stack);
+    let client = served.client().await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
 
     let events = capture.events("connection.closed");
     assert_eq!(end.reason(), EndReason::LimitExceeded);
@@ -344,8 +345,8 @@ async fn the_span_has_the_names_of_open_telemetry() {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(pipeline);
-    let mut served = serve_on(server, stack);
-    let addr = served.handle.local_addrs()[0].tcp().unwrap();
+    let served = serve_with(server, (), stack);
+    let addr = served.handle().local_addrs()[0].tcp().unwrap();
     let client = tokio::net::TcpStream::connect(addr).await.unwrap();
     let from = client.local_addr().unwrap();
     let mut client = Client::new(client);
@@ -353,7 +354,7 @@ async fn the_span_has_the_names_of_open_telemetry() {
     client.finish().await;
     client.rest().await;
     drop(client);
-    timeout(60 * SECOND, served.ended()).await.unwrap();
+    timeout(60 * SECOND, served.end()).await.unwrap();
 
     let (open, closed) = capture.spans();
     let span = open.first().or(closed.first()).unwrap();
@@ -378,13 +379,13 @@ async fn the_span_has_the_names_of_open_telemetry() {
 #[tokio::test(start_paused = true)]
 async fn the_totals_are_right() {
     let (capture, _guard) = Capture::begin();
-    let mut served = traced();
-    let mut client = served.connect().await;
+    let served = traced();
+    let mut client = served.client().await;
     client.send("one\ntwo\nclose\nbehind\n").await;
     client.rest().await;
     drop(client);
 
-    let end = served.ended().await;
+    let end = served.end().await;
 
     let events = capture.events("connection.closed");
     assert_eq!(end.bytes_written(), "one\ntwo\nclose\n".len() as u64);
@@ -396,9 +397,9 @@ async fn the_totals_are_right() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_is_not_shouted_about() {
     let (capture, _guard) = Capture::begin();
-    let mut served = traced();
-    drop(served.connect().await);
-    served.ended().await;
+    let served = traced();
+    drop(served.client().await);
+    served.end().await;
 
     let loud: Vec<_> = capture
         .events
@@ -421,9 +422,9 @@ async fn a_probe_of_tls_is_not_shouted_about() {
         .layer(ConnectionTraceLayer::new())
         .layer(PreConnectLayer::new(Tls::from(server)))
         .service_fn(|_: Connection<_>| ready(Ok::<_, BoxError>(())));
-    let mut served = serve(stack);
-    drop(served.connect().await);
-    let end = served.ended().await;
+    let served = serve(stack);
+    drop(served.client().await);
+    let end = served.end().await;
 
     let events = capture.events.lock().unwrap().clone();
 
@@ -440,9 +441,9 @@ async fn what_comes_before_the_first_frame_has_spans_in_that_of_the_connection()
         .layer(ConnectionTraceLayer::new())
         .layer(PreConnectLayer::new(Tls::from(server)))
         .service_fn(|_: Connection<_>| ready(Ok::<_, BoxError>(())));
-    let mut served = serve(stack);
-    drop(served.connect().await);
-    served.ended().await;
+    let served = serve(stack);
+    drop(served.client().await);
+    served.end().await;
 
     let (_, closed) = capture.spans();
 
@@ -479,10 +480,10 @@ async fn a_request_has_a_span_in_that_of_its_connection() {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(Pipeline::new(Lines::default).service(service));
-    let mut served = serve(stack);
-    let mut client = served.connect().await;
+    let served = serve(stack);
+    let mut client = served.client().await;
     client.send("a\nfail\n").await;
-    served.ended().await;
+    served.end().await;
 
     let (_, closed) = capture.spans();
 
@@ -518,13 +519,13 @@ async fn what_a_call_says_as_it_is_dropped_is_in_its_spans() {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(Pipeline::new(Lines::default).service(service));
-    let mut served = serve(stack);
-    let mut client = served.connect().await;
+    let served = serve(stack);
+    let mut client = served.client().await;
     client.send("a\n").await;
     settled().await;
 
-    served.handle.abort();
-    served.ended().await;
+    served.handle().abort();
+    served.end().await;
 
     let dropped = capture.events("dropped");
     assert_eq!(dropped[0].within, ["request", "tcp.connection"]);
@@ -554,12 +555,12 @@ fn is_raw(text: &str) -> bool {
 async fn k2_what_errors_say_is_escaped_in_the_closing_event() {
     for text in ["fail\n", "panic\n"] {
         let (capture, _guard) = Capture::begin();
-        let mut served = traced();
-        let mut client = served.connect().await;
+        let served = traced();
+        let mut client = served.client().await;
         client.send(text).await;
         client.rest().await;
         drop(client);
-        served.ended().await;
+        served.end().await;
 
         let events = capture.events("connection.closed");
 
@@ -580,13 +581,13 @@ async fn k2_what_errors_say_is_escaped_where_they_end_no_connection() {
     let pipeline = Pipeline::new(Lines::default)
         .service(fail)
         .shutdown_on_error(false);
-    let mut served = serve(pipeline);
-    let mut client = served.connect().await;
+    let served = serve(pipeline);
+    let mut client = served.client().await;
     client.send("a\nb\n").await;
     client.finish().await;
     client.rest().await;
     drop(client);
-    served.ended().await;
+    served.end().await;
 
     let events = capture.events("request.failed");
 
@@ -609,11 +610,11 @@ async fn k2_the_path_of_a_unix_peer_is_escaped() {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(pipeline);
-    let mut served = serve_on(server, stack);
+    let served = serve_with(server, (), stack);
     let client = UnixSocket::new_stream().unwrap();
     client.bind(dir.path().join("a\nb\x1b[2J")).unwrap();
     drop(client.connect(&path).await.unwrap());
-    timeout(60 * SECOND, served.ended()).await.unwrap();
+    timeout(60 * SECOND, served.end()).await.unwrap();
 
     let events = capture.events("connection.closed");
 
@@ -636,14 +637,14 @@ async fn a_panicking_on_end_callback_costs_the_others_nothing() {
                 .service(service_fn(|line: Bytes| ready(Ok::<_, BoxError>(line))))
                 .limits(Limits::default()),
         );
-    let mut served = serve(stack);
-    drop(served.connect().await);
+    let served = serve(stack);
+    drop(served.client().await);
 
-    served.ended().await;
-    while served.handle.live() > 0 {
+    served.end().await;
+    while served.handle().live() > 0 {
         tokio::task::yield_now().await;
     }
 
     assert_eq!(capture.events("connection.closed").len(), 1);
-    assert_eq!(served.handle.limit().in_use(), 0);
+    assert_eq!(served.handle().limit().in_use(), 0);
 }

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{each_way, serve};
+use support::{Clients, Ends, each_way};
 use tower::make::Shared;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::OnConnectLayer;
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
@@ -36,13 +37,13 @@ async fn a_peer_is_greeted_before_it_is_served() {
         .layer(greet)
         .service(Shared::new(service_fn(echo)));
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         client.send("hello\n").await;
         client.finish().await;
 
         let expected = ["220-welcome", "220 ready", "hello"];
-        assert_eq!(client.rest().await, expected, "{}", served.way);
+        assert_eq!(client.rest().await, expected, "{}", served.way());
     }
 }
 
@@ -61,15 +62,20 @@ async fn a_peer_can_be_turned_away_with_a_word() {
                 count.fetch_add(1, Ordering::Relaxed);
                 std::future::ready(Ok::<_, Infallible>(service_fn(echo)))
             }));
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.client().await;
 
         client.send("hello\n").await;
 
-        assert_eq!(client.rest().await, ["554 no"], "{}", served.way);
+        assert_eq!(client.rest().await, ["554 no"], "{}", served.way());
         drop(client);
-        let end = served.ended().await;
-        assert_eq!(end.reason(), EndReason::MakeServiceError, "{}", served.way);
+        let end = served.end().await;
+        assert_eq!(
+            end.reason(),
+            EndReason::MakeServiceError,
+            "{}",
+            served.way()
+        );
         assert_eq!(end.requests(), 0);
     }
     assert_eq!(made.load(Ordering::Relaxed), 0, "it needed no service");
@@ -85,8 +91,8 @@ async fn one_who_is_never_done_greeting_has_ten_seconds() {
         .service(Shared::new(service_fn(echo)));
     let deadlines = Deadlines::default().make_service(Duration::from_secs(10));
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.deadlines(deadlines));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.deadlines(deadlines));
+    let mut client = served.client().await;
 
     assert!(client.rest().await.is_empty());
     drop(client);
@@ -107,22 +113,22 @@ async fn each_who_connected_ends_exactly_once_with_reason_and_totals() {
         .service(Shared::new(service_fn(echo)));
     let served = each_way(Pipeline::new(Lines::default).make_service(make));
 
-    for mut served in served {
+    for served in served {
         for (request, reason, written) in [
             ("a\n", EndReason::PeerClosed, 2),
             ("a\nfail\n", EndReason::ServiceError, 2),
             ("a\npanic\n", EndReason::Panic, 2),
             ("a\nhalf", EndReason::Truncated, 2),
         ] {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(request).await;
             client.finish().await;
-            assert_eq!(client.rest().await, ["a"], "{}", served.way);
+            assert_eq!(client.rest().await, ["a"], "{}", served.way());
             drop(client);
-            served.ended().await;
+            served.end().await;
 
             let end = told.try_recv().expect("it was told");
-            assert_eq!(end.reason(), reason, "{}", served.way);
+            assert_eq!(end.reason(), reason, "{}", served.way());
             assert_eq!(end.bytes_written(), written);
             assert_eq!(end.bytes_read(), request.len() as u64);
             assert!(told.try_recv().is_err(), "once");

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, Connection, EndReason, Pipeline};
 
-use support::{Served, serve, settled};
+use support::{Clients, Ends, settled};
 
 mod support;
 
@@ -34,11 +35,11 @@ fn one_at_a_time(told: Option<&'static [u8]>) -> Served {
 
 #[tokio::test(start_paused = true)]
 async fn one_over_the_limit_is_told_and_closed_while_the_other_is_served() {
-    let mut server = one_at_a_time(Some(b"421 busy\r\n"));
-    let mut inside = server.connect().await;
+    let server = one_at_a_time(Some(b"421 busy\r\n"));
+    let mut inside = server.client().await;
     assert_eq!(inside.ask("hi").await, "hi");
 
-    let mut over = server.connect().await;
+    let mut over = server.client().await;
     let said = over.rest().await;
     drop(over);
 
@@ -49,12 +50,12 @@ async fn one_over_the_limit_is_told_and_closed_while_the_other_is_served() {
 
 #[tokio::test(start_paused = true)]
 async fn the_word_has_a_second() {
-    let mut server = one_at_a_time(None);
-    let _inside = server.connect().await;
+    let server = one_at_a_time(None);
+    let _inside = server.client().await;
     tokio::task::yield_now().await;
     let begun = Instant::now();
 
-    let mut over = server.connect().await;
+    let mut over = server.client().await;
     assert!(over.rest().await.is_empty());
 
     assert_eq!(begun.elapsed(), Duration::from_secs(1));
@@ -64,13 +65,13 @@ async fn the_word_has_a_second() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_costs_no_more_than_its_bound() {
     let server = one_at_a_time(None);
-    let _inside = server.connect().await;
+    let _inside = server.client().await;
     let mut over = Vec::new();
 
     for _ in 0..200 {
-        over.push(server.connect().await);
+        over.push(server.client().await);
     }
     settled().await;
 
-    assert_eq!(server.handle.live(), 1 + 64);
+    assert_eq!(server.handle().live(), 1 + 64);
 }

@@ -5,7 +5,7 @@ mod support;
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use support::{Served, each_way, serve, serve_on, settled};
+use support::{Clients, Ends, each_way, settled};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Event, Limits, MadeForEvents};
+use tower_tcp::testkit::{serve, serve_with};
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
 
 type Resumed = Peer<Bytes, Resume>;
@@ -59,22 +60,22 @@ async fn next(peers: &mut mpsc::Receiver<Resumed>) -> Resumed {
 async fn x76_nothing_is_delivered_while_paused_and_nothing_lost_by_it() {
     let (pipeline, mut peers) = pausing();
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
 
         // In one packet: what follows was read already when it pauses.
         client.send("a\npause\nb\nc\n").await;
-        assert_eq!(client.line().await, "a", "{}", served.way);
-        assert_eq!(client.line().await, "pause", "{}", served.way);
-        assert!(client.hears_nothing().await, "{}", served.way);
+        assert_eq!(client.line().await, "a", "{}", served.way());
+        assert_eq!(client.line().await, "pause", "{}", served.way());
+        assert!(client.hears_nothing().await, "{}", served.way());
         client.send("d\n").await;
-        assert!(client.hears_nothing().await, "{}", served.way);
+        assert!(client.hears_nothing().await, "{}", served.way());
         peer.post(Resume).await.expect("it is open");
 
-        assert_eq!(client.line().await, "resumed", "{}", served.way);
+        assert_eq!(client.line().await, "resumed", "{}", served.way());
         client.send("e\n").await;
         for line in ["b", "c", "d", "e"] {
-            assert_eq!(client.line().await, line, "{}", served.way);
+            assert_eq!(client.line().await, line, "{}", served.way());
         }
     }
 }
@@ -83,16 +84,16 @@ async fn x76_nothing_is_delivered_while_paused_and_nothing_lost_by_it() {
 async fn a_resting_connection_can_be_paused_from_anywhere_and_goes_on_at_once() {
     let (pipeline, mut peers) = pausing();
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         settled().await;
 
         peer.pause_input();
         client.send("a\n").await;
-        assert!(client.hears_nothing().await, "{}", served.way);
+        assert!(client.hears_nothing().await, "{}", served.way());
         peer.resume_input();
 
-        assert_eq!(client.line().await, "a", "{}", served.way);
+        assert_eq!(client.line().await, "a", "{}", served.way());
     }
 }
 
@@ -100,22 +101,22 @@ async fn a_resting_connection_can_be_paused_from_anywhere_and_goes_on_at_once() 
 async fn pushes_go_out_while_input_is_paused() {
     let (pipeline, mut peers) = pausing();
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         peer.pause_input();
         settled().await;
 
         peer.send("push".into()).await.expect("it is open");
 
-        assert_eq!(client.line().await, "push", "{}", served.way);
+        assert_eq!(client.line().await, "push", "{}", served.way());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn x75b_a_peer_that_leaves_while_paused_is_noticed() {
     let (pipeline, mut peers) = pausing();
-    for mut served in each_way(pipeline) {
-        let client = served.connect().await;
+    for served in each_way(pipeline) {
+        let client = served.client().await;
         let peer = next(&mut peers).await;
         peer.pause_input();
         settled().await;
@@ -126,7 +127,7 @@ async fn x75b_a_peer_that_leaves_while_paused_is_noticed() {
             served.reason().await,
             EndReason::PeerClosed,
             "{}",
-            served.way
+            served.way()
         );
     }
 }
@@ -136,7 +137,7 @@ async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
     let (pipeline, mut peers) = pausing();
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let mut served: Served = serve_on(server, pipeline);
+    let served = serve_with(server, (), pipeline);
     let mut client = TcpStream::connect(address).await.expect("it listens");
     let peer = next(&mut peers).await;
     peer.pause_input();
@@ -151,17 +152,17 @@ async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
 #[tokio::test(start_paused = true)]
 async fn what_a_peer_sent_before_it_finished_is_answered_when_input_goes_on() {
     let (pipeline, mut peers) = pausing();
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         peer.pause_input();
         client.send("a\nb\n").await;
         client.finish().await;
-        assert!(client.hears_nothing().await, "{}", served.way);
+        assert!(client.hears_nothing().await, "{}", served.way());
 
         peer.resume_input();
 
-        assert_eq!(client.rest().await, ["a", "b"], "{}", served.way);
+        assert_eq!(client.rest().await, ["a", "b"], "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }
@@ -170,7 +171,7 @@ async fn what_a_peer_sent_before_it_finished_is_answered_when_input_goes_on() {
 async fn a_paused_peer_is_not_idle() {
     let (pipeline, mut peers) = pausing();
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         client.send("pause\n").await;
         client.line().await;
@@ -182,7 +183,7 @@ async fn a_paused_peer_is_not_idle() {
             client.ask("still there").await,
             "still there",
             "{}",
-            served.way
+            served.way()
         );
     }
 }
@@ -190,16 +191,21 @@ async fn a_paused_peer_is_not_idle() {
 #[tokio::test(start_paused = true)]
 async fn a_paused_connection_with_nothing_undelivered_leaves_at_a_drain() {
     let (pipeline, mut peers) = pausing();
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let _peer = next(&mut peers).await;
         assert_eq!(client.ask("pause").await, "pause");
 
-        served.handle.shutdown();
+        served.handle().shutdown();
 
-        assert!(client.rest().await.is_empty(), "{}", served.way);
+        assert!(client.rest().await.is_empty(), "{}", served.way());
         drop(client);
-        assert_eq!(served.reason().await, EndReason::Drained, "{}", served.way);
+        assert_eq!(
+            served.reason().await,
+            EndReason::Drained,
+            "{}",
+            served.way()
+        );
     }
 }
 
@@ -207,7 +213,7 @@ async fn a_paused_connection_with_nothing_undelivered_leaves_at_a_drain() {
 async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
     let (pipeline, mut peers) = pausing();
     let served = serve(pipeline.limits(Limits::default().read_ahead(8 * 1024)));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = next(&mut peers).await;
     peer.pause_input();
     settled().await;
@@ -225,7 +231,7 @@ async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
 async fn pausing_and_going_on_at_any_moment_loses_nothing() {
     let (pipeline, mut peers) = pausing();
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = next(&mut peers).await;
         let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let toggling = std::thread::spawn({
@@ -242,7 +248,7 @@ async fn pausing_and_going_on_at_any_moment_loses_nothing() {
             let lines: String = (0..100).map(|m| format!("{n} {m}\n")).collect();
             client.send(lines).await;
             for m in 0..100 {
-                assert_eq!(client.line().await, format!("{n} {m}"), "{}", served.way);
+                assert_eq!(client.line().await, format!("{n} {m}"), "{}", served.way());
             }
         }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
-use support::{Client, Served, serve, serve_stream, settled};
+use support::{Client, Clients, Ends, serve_stream, settled};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,7 @@ use tower_tcp::preconnect::{
     Detection, Peek, PreConnectElapsed, PreConnectExt, PreConnectLayer, Protocol, Unknown,
     UnknownProtocol,
 };
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::tls::{Tls, TlsInfo};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Rewind};
 
@@ -118,7 +119,7 @@ mod what_is_known {
     async fn each_protocol_is_found_and_every_byte_is_read_again() {
         for (bytes, name) in beginnings() {
             let served = passing();
-            let client = served.connect().await.0.into_inner();
+            let client = served.client().await.0.into_inner();
 
             let answer = exchange(client, &bytes).await;
 
@@ -130,7 +131,7 @@ mod what_is_known {
     async fn bytes_may_come_one_at_a_time() {
         for (bytes, name) in beginnings() {
             let served = passing();
-            let mut client = served.connect().await.0.into_inner();
+            let mut client = served.client().await.0.into_inner();
             let (first, rest) = bytes.split_at(bytes.len().min(30));
             for byte in first {
                 client.write_all(&[*byte]).await.unwrap();
@@ -154,7 +155,7 @@ mod what_is_known {
                 tell("the rest: ", conn).await
             });
         let served = serve(stack);
-        let client = served.connect().await.0.into_inner();
+        let client = served.client().await.0.into_inner();
 
         let answer = exchange(client, &[PREFACE, b"and more"].concat()).await;
 
@@ -178,7 +179,7 @@ mod what_is_known {
                     }
                 });
             let served = serve(stack);
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
 
             client.send(&bytes).await;
 
@@ -189,12 +190,12 @@ mod what_is_known {
     #[tokio::test(start_paused = true)]
     async fn peeked_bytes_are_counted_once() {
         for (bytes, _) in beginnings() {
-            let mut served = passing();
-            let client = served.connect().await.0.into_inner();
+            let served = passing();
+            let client = served.client().await.0.into_inner();
 
             exchange(client, &bytes).await;
 
-            assert_eq!(served.ended().await.bytes_read(), bytes.len() as u64);
+            assert_eq!(served.end().await.bytes_read(), bytes.len() as u64);
         }
     }
 
@@ -217,7 +218,7 @@ mod what_is_known {
                 tell("told: ", conn).await
             });
         let served = serve(stack);
-        let mut client = served.connect().await.0.into_inner();
+        let mut client = served.client().await.0.into_inner();
         client.write_all(b"v").await.unwrap();
         settled().await;
 
@@ -232,13 +233,13 @@ mod what_is_not_known {
 
     #[tokio::test(start_paused = true)]
     async fn is_refused_at_once() {
-        let mut served = refusing();
-        let mut client = served.connect().await;
+        let served = refusing();
+        let mut client = served.client().await;
         let begun = Instant::now();
 
         client.send("HELLO").await;
 
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::Rejected);
         assert!(end.error().unwrap().is::<UnknownProtocol>(), "{end:?}");
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -247,7 +248,7 @@ mod what_is_not_known {
     #[tokio::test(start_paused = true)]
     async fn passes_at_once_if_it_may() {
         let served = passing();
-        let client = served.connect().await.0.into_inner();
+        let client = served.client().await.0.into_inner();
         let begun = Instant::now();
 
         let answer = exchange(client, b"HELLO").await;
@@ -263,15 +264,15 @@ mod what_is_not_known {
 
     #[tokio::test(start_paused = true)]
     async fn is_refused_when_as_much_was_read_as_may_be() {
-        let mut served = serve(told(Peek::new(never).bytes(64)));
-        let mut client = served.connect().await;
+        let served = serve(told(Peek::new(never).bytes(64)));
+        let mut client = served.client().await;
         client.send([b'x'; 63]).await;
         settled().await;
-        assert!(!served.has_ended());
+        assert!(served.ends().is_empty());
 
         client.send("x").await;
 
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::Rejected);
         assert!(end.error().unwrap().is::<UnknownProtocol>(), "{end:?}");
     }
@@ -288,7 +289,7 @@ mod what_is_not_known {
             });
         let served = serve(stack);
         let megabyte: Vec<_> = (0..=u8::MAX).cycle().take(1 << 20).collect();
-        let client = served.connect().await.0.into_inner();
+        let client = served.client().await.0.into_inner();
 
         let answer = exchange(client, &megabyte).await;
 
@@ -307,7 +308,7 @@ mod what_is_not_known {
             })
             .bytes(0),
         ));
-        let client = served.connect().await.0.into_inner();
+        let client = served.client().await.0.into_inner();
 
         assert_eq!(exchange(client, b"xyz").await, b"http1: xyz");
     }
@@ -319,13 +320,13 @@ mod silence {
     #[tokio::test(start_paused = true)]
     async fn is_refused_at_the_deadline() {
         for first in [&b""[..], &PREFACE[..12], b"GE", b"\x16\x03\x01"] {
-            let mut served = refusing();
-            let mut client = served.connect().await;
+            let served = refusing();
+            let mut client = served.client().await;
             let begun = Instant::now();
 
             client.send(first).await;
 
-            let end = served.ended().await;
+            let end = served.end().await;
             assert_eq!(end.reason(), EndReason::PreConnectTimeout);
             assert!(end.error().unwrap().is::<PreConnectElapsed>(), "{end:?}");
             assert_eq!(begun.elapsed().as_secs(), 5);
@@ -335,7 +336,7 @@ mod silence {
     #[tokio::test(start_paused = true)]
     async fn passes_at_the_deadline_with_what_there_is() {
         let served = passing();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send(&PREFACE[..12]).await;
         sleep(6 * SEC).await;
 
@@ -362,7 +363,7 @@ mod silence {
             .layer(PreConnectLayer::new(peek))
             .service(Pipeline::new(Lines::default).make_service(greet.layer(echo)));
         let served = serve(stack);
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let begun = Instant::now();
 
         assert_eq!(client.line().await, "220 ready");
@@ -373,8 +374,8 @@ mod silence {
 
     #[tokio::test(start_paused = true)]
     async fn between_bytes_does_not_put_the_deadline_off() {
-        let mut served = refusing();
-        let mut client = served.connect().await;
+        let served = refusing();
+        let mut client = served.client().await;
         let begun = Instant::now();
 
         for byte in &PREFACE[..5] {
@@ -391,8 +392,8 @@ mod silence {
         let peek = Peek::new(Protocol::detect)
             .deadline(None)
             .unknown(Unknown::Pass);
-        let mut served = serve(told(peek));
-        let _client = served.connect().await;
+        let served = serve(told(peek));
+        let _client = served.client().await;
         let begun = Instant::now();
 
         assert_eq!(served.reason().await, EndReason::PreConnectTimeout);
@@ -406,12 +407,12 @@ mod silence {
         let stack = ServiceBuilder::new()
             .layer(PreConnectLayer::new(peek).pending(1))
             .service_fn(|conn: Connection<Rewind<DuplexStream>>| tell("told: ", conn));
-        let mut served = serve(stack);
-        let mut first = served.connect().await;
+        let served = serve(stack);
+        let mut first = served.client().await;
         first.send("GE").await;
         settled().await;
 
-        let second = served.connect().await.0.into_inner();
+        let second = served.client().await.0.into_inner();
 
         assert_eq!(served.reason().await, EndReason::PreConnectEvicted);
         assert_eq!(exchange(second, b"GET /").await, b"told: GET /");
@@ -423,17 +424,17 @@ mod a_peer_that_leaves {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_byte_has_closed() {
-        let mut served = refusing();
+        let served = refusing();
 
-        drop(served.connect().await);
+        drop(served.client().await);
 
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 
     #[tokio::test(start_paused = true)]
     async fn undecided_is_truncated() {
-        let mut served = refusing();
-        let mut client = served.connect().await;
+        let served = refusing();
+        let mut client = served.client().await;
         client.send(&PREFACE[..12]).await;
 
         drop(client);
@@ -444,8 +445,8 @@ mod a_peer_that_leaves {
     #[tokio::test(start_paused = true)]
     async fn undecided_leaves_its_bytes_and_its_end_to_the_service_if_it_may_pass() {
         for bytes in [&b""[..], b"GE", &PREFACE[..12]] {
-            let mut served = passing();
-            let client = served.connect().await.0.into_inner();
+            let served = passing();
+            let client = served.client().await.0.into_inner();
 
             let answer = exchange(client, bytes).await;
 
@@ -466,7 +467,7 @@ mod a_peer_that_leaves {
             .layer(hook)
             .service_fn(|conn: Connection<_>| tell("none: ", conn));
 
-        let mut served = serve_stream(io, stack);
+        let served = serve_stream(io, stack);
 
         assert_eq!(served.reason().await, EndReason::PeerReset);
     }
@@ -497,7 +498,7 @@ mod with_tls {
     async fn served() -> (Served, DuplexStream, Arc<ClientConfig>) {
         let (server, client) = certified();
         let served = serve(told(hook(server)));
-        let io = served.connect().await.0.into_inner();
+        let io = served.client().await.0.into_inner();
         (served, io, client)
     }
 
@@ -556,11 +557,11 @@ mod with_tls {
 
     #[tokio::test(start_paused = true)]
     async fn only_what_is_read_inside_is_counted() {
-        let (mut served, io, client) = served().await;
+        let (served, io, client) = served().await;
 
         exchange_tls(io, client, PREFACE).await;
 
-        assert_eq!(served.ended().await.bytes_read(), PREFACE.len() as u64);
+        assert_eq!(served.end().await.bytes_read(), PREFACE.len() as u64);
     }
 
     #[tokio::test(start_paused = true)]
@@ -570,7 +571,7 @@ mod with_tls {
         agreed.0.alpn_protocols = vec![b"h2".into()];
         agreed.1.alpn_protocols = vec![b"h2".into()];
         let served = serve(told(hook(Arc::new(agreed.0))));
-        let io = served.connect().await.0.into_inner();
+        let io = served.client().await.0.into_inner();
 
         // Else it would be looked for, and found.
         let answer = exchange_tls(io, Arc::new(agreed.1), b"GET / HTTP/1.1\r\n\r\n").await;
@@ -594,7 +595,7 @@ mod with_tls {
 
     #[tokio::test(start_paused = true)]
     async fn what_only_begins_like_it_fails_in_the_handshake() {
-        let (mut served, mut io, _) = served().await;
+        let (served, mut io, _) = served().await;
 
         io.write_all(b"\x16\x03\x01\x00\x05\x01nonsense")
             .await
@@ -627,10 +628,10 @@ mod routing {
                 }
             });
         let served = serve(stack);
-        let mut holds = served.connect().await;
+        let mut holds = served.client().await;
         holds.send("GET 1").await;
         settled().await;
-        let (mut waits, mut other) = (served.connect().await, served.connect().await);
+        let (mut waits, mut other) = (served.client().await, served.client().await);
         waits.send("GET 2").await;
         waits.finish().await;
 

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Served, each_way, serve, serve_on, serve_stream, settled};
+use support::{Clients, Ends, each_way, serve_stream, settled};
 use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use tower::{ServiceExt, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, Made, TrySendError, Watermarks};
+use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
 const KIB: usize = 1024;
@@ -42,7 +43,7 @@ fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {
 }
 
 /// One connection over a pipe that holds a KiB, its peer, and its server.
-async fn stalled(marks: Watermarks) -> (DuplexStream, Peer<Bytes>, Served) {
+async fn stalled(marks: Watermarks) -> (DuplexStream, Peer<Bytes>, Served<()>) {
     let (pipeline, mut peers) = echo_with_peers();
     let limits = Limits::default().watermarks(marks);
     let deadlines = Deadlines::default().write(None).idle(None);
@@ -102,12 +103,12 @@ async fn flushed_waits_until_all_before_it_is_written() {
 async fn flushed_of_a_connection_that_has_nothing_to_write_is_done() {
     let (pipeline, mut peers) = echo_with_peers();
     for served in each_way(pipeline) {
-        let client = served.connect().await;
+        let client = served.client().await;
         let peer = peers.recv().await.expect("it is served");
 
         let flushed = timeout(Duration::from_secs(1), peer.flushed()).await;
 
-        assert_eq!(flushed, Ok(Ok(())), "{}", served.way);
+        assert_eq!(flushed, Ok(Ok(())), "{}", served.way());
         drop(client);
     }
 }
@@ -156,7 +157,7 @@ async fn one_who_sends_without_end_leaves_room_for_others() {
 
 #[tokio::test(start_paused = true)]
 async fn flushed_that_cannot_be_any_more_says_that_the_peer_is_gone() {
-    let (client, peer, mut served) = stalled(Watermarks::below(64 * KIB)).await;
+    let (client, peer, served) = stalled(Watermarks::below(64 * KIB)).await;
     peer.send(line_of(4 * KIB)).await.expect("it is open");
     let flushed = tokio::spawn({
         let peer = peer.clone();
@@ -174,7 +175,7 @@ async fn flushed_that_cannot_be_any_more_says_that_the_peer_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_close_is_no_excuse_for_what_was_sent_and_awaited_before() {
-    let (mut client, peer, mut served) = stalled(Watermarks::below(64 * KIB)).await;
+    let (mut client, peer, served) = stalled(Watermarks::below(64 * KIB)).await;
     peer.send(line_of(4 * KIB)).await.expect("it is open");
     let flushed = tokio::spawn({
         let peer = peer.clone();
@@ -197,7 +198,7 @@ async fn a_close_is_no_excuse_for_what_was_sent_and_awaited_before() {
 
 #[tokio::test(start_paused = true)]
 async fn try_send_gives_back_what_has_no_room() {
-    let (client, peer, mut served) = stalled(Watermarks::below(2 * KIB)).await;
+    let (client, peer, served) = stalled(Watermarks::below(2 * KIB)).await;
     peer.send(line_of(4 * KIB)).await.expect("it is open");
     settled().await;
 
@@ -268,7 +269,7 @@ async fn j3_each_crossing_is_told_once_and_in_turn() {
 
 #[tokio::test(start_paused = true)]
 async fn the_crossings_of_a_connection_that_has_ended_are_over() {
-    let (client, peer, mut served) = stalled(marks(KIB, 2 * KIB)).await;
+    let (client, peer, served) = stalled(marks(KIB, 2 * KIB)).await;
     peer.send(line_of(10 * KIB)).await.expect("it is open");
     settled().await;
     let mut crossings = peer.crossings();
@@ -349,7 +350,7 @@ async fn x70_nine_megabytes_against_a_stalled_reader_over_a_socket() {
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
     let limits = Limits::default().watermarks(marks(10_000, 100_000));
-    let _served = serve_on(server, pipeline.limits(limits));
+    let _served = serve_with(server, (), pipeline.limits(limits));
     let client = TcpSocket::new_v4().expect("there are sockets");
     // So that the system does not take it all by itself.
     client.set_recv_buffer_size(64 * 1024).expect("it is new");
@@ -432,7 +433,7 @@ async fn j5_a_flood_against_a_stalled_connection_is_refused_and_not_kept() {
 async fn the_end_of_a_connection_can_be_awaited_through_its_peer() {
     let (pipeline, mut peers) = echo_with_peers();
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = peers.recv().await.expect("it is served");
         let closed = tokio::spawn({
             let peer = peer.clone();
@@ -443,7 +444,7 @@ async fn the_end_of_a_connection_can_be_awaited_through_its_peer() {
         client.finish().await;
 
         let end = closed.await.expect("it does not panic");
-        assert_eq!(end.reason(), EndReason::PeerClosed, "{}", served.way);
+        assert_eq!(end.reason(), EndReason::PeerClosed, "{}", served.way());
         assert_eq!(end.requests(), 1);
         assert_eq!((end.bytes_read(), end.bytes_written()), (6, 6));
         assert_eq!(peer.closed().await.reason(), EndReason::PeerClosed);
@@ -453,8 +454,8 @@ async fn the_end_of_a_connection_can_be_awaited_through_its_peer() {
 #[tokio::test(start_paused = true)]
 async fn a_program_may_say_in_its_own_words_why_it_closes() {
     let (pipeline, mut peers) = echo_with_peers();
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         let peer = peers.recv().await.expect("it is served");
         peer.send("you are kicked".into())
             .await
@@ -462,10 +463,10 @@ async fn a_program_may_say_in_its_own_words_why_it_closes() {
 
         peer.close_because("kicked by ann");
 
-        assert_eq!(client.rest().await, ["you are kicked"], "{}", served.way);
+        assert_eq!(client.rest().await, ["you are kicked"], "{}", served.way());
         drop(client);
-        let end = served.ended().await;
-        assert_eq!(end.reason(), EndReason::ServiceClosed, "{}", served.way);
+        let end = served.end().await;
+        assert_eq!(end.reason(), EndReason::ServiceClosed, "{}", served.way());
         let why = end.error().map(ToString::to_string);
         assert_eq!(why.as_deref(), Some("kicked by ann"));
     }
@@ -490,8 +491,8 @@ async fn an_offer_waits_for_the_task_and_not_for_the_peer() {
 #[tokio::test(start_paused = true)]
 async fn a_callback_for_the_end_runs_once_also_when_it_comes_late() {
     let (pipeline, mut peers) = echo_with_peers();
-    let mut served = serve(pipeline);
-    let client = served.connect().await;
+    let served = serve(pipeline);
+    let client = served.client().await;
     let peer = peers.recv().await.expect("it is served");
     let (tell, mut told) = mpsc::channel(2);
     let early = tell.clone();
@@ -518,7 +519,7 @@ async fn a_peer_can_be_asked_for_what_it_sends_by_a_ready_service() {
     // `Make` is a stock box around the make-service; that it composes is half of this.
     let (pipeline, mut peers) = echo_with_peers();
     let served = serve(pipeline);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is served");
     let sending = service_fn(move |frame: Bytes| {
         let peer = peer.clone();

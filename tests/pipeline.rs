@@ -19,9 +19,10 @@ use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::{Lines, LinesError};
 use tower_tcp::pipeline::{Closed, Limits, ShutdownOnErrorLayer};
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
-use support::{each_way, serve};
+use support::{Clients, Ends, each_way};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -98,15 +99,15 @@ async fn a_request_may_get_no_reply_or_one_or_several() {
         Ok::<_, Infallible>(vec![request; times])
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(repeat)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).service(repeat)) {
+        let mut client = served.client().await;
         client.send("0\n1\n3\n0\n2\n").await;
         client.finish().await;
 
         let replies = client.rest().await;
         drop(client);
 
-        assert_eq!(replies, ["1", "3", "3", "3", "2", "2"], "{}", served.way);
+        assert_eq!(replies, ["1", "3", "3", "3", "2", "2"], "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }
@@ -120,11 +121,11 @@ async fn a_request_may_get_a_reply_or_not() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).service(odd)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("1\n2\n3\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["1", "3"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "3"], "{}", served.way());
     }
 }
 
@@ -143,13 +144,13 @@ async fn a_streamed_reply_arrives_frame_by_frame_and_whole_before_the_next() {
 
     for served in each_way(Pipeline::new(Lines::default).service(count)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("a\nb\n").await;
 
-        assert_eq!(client.line().await, "a0", "{}", served.way);
-        assert_eq!(begun.elapsed(), 10 * MS, "{}", served.way);
-        assert_eq!(client.line().await, "a1", "{}", served.way);
-        assert_eq!(begun.elapsed(), 20 * MS, "{}", served.way);
+        assert_eq!(client.line().await, "a0", "{}", served.way());
+        assert_eq!(begun.elapsed(), 10 * MS, "{}", served.way());
+        assert_eq!(client.line().await, "a1", "{}", served.way());
+        assert_eq!(begun.elapsed(), 20 * MS, "{}", served.way());
         client.finish().await;
         assert_eq!(client.rest().await, ["a2", "b0", "b1", "b2"]);
     }
@@ -162,11 +163,11 @@ async fn an_error_in_a_streamed_reply_is_a_failed_request() {
         Ok::<_, Infallible>(Reply::stream(stream::iter(frames)))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(breaks)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).service(breaks)) {
+        let mut client = served.client().await;
         client.send("a\n").await;
 
-        assert_eq!(client.rest().await, ["a"], "{}", served.way);
+        assert_eq!(client.rest().await, ["a"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceError);
     }
@@ -191,16 +192,16 @@ async fn a_reply_that_closes_is_the_last_and_calls_behind_it_are_dropped() {
         }
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(service)) {
+    for served in each_way(Pipeline::new(Lines::default).service(service)) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("a\nquit\nhang\nhang\n").await;
 
-        assert_eq!(client.rest().await, ["a", "bye"], "{}", served.way);
+        assert_eq!(client.rest().await, ["a", "bye"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceClosed);
-        assert_eq!(begun.elapsed(), MS, "{}", served.way);
-        assert_eq!(running.load(Ordering::Relaxed), 0, "{}", served.way);
+        assert_eq!(begun.elapsed(), MS, "{}", served.way());
+        assert_eq!(running.load(Ordering::Relaxed), 0, "{}", served.way());
     }
 }
 
@@ -215,16 +216,16 @@ async fn replies_of_several_frames_of_a_stream_and_of_none_can_close() {
         Ok::<_, Infallible>(reply.close())
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(service)) {
+    for served in each_way(Pipeline::new(Lines::default).service(service)) {
         for (request, replies) in [
             ("several", &["several", "several"][..]),
             ("stream", &["stream"]),
             ("none", &[]),
         ] {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(format!("{request}\nmore\n")).await;
 
-            assert_eq!(client.rest().await, replies, "{} {request}", served.way);
+            assert_eq!(client.rest().await, replies, "{} {request}", served.way());
             drop(client);
             assert_eq!(served.reason().await, EndReason::ServiceClosed);
         }
@@ -277,13 +278,13 @@ async fn pushes_go_out_before_between_and_behind_replies() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
-        assert_eq!(client.line().await, "hello", "{}", served.way);
+        assert_eq!(client.line().await, "hello", "{}", served.way());
         for request in ["a", "b"] {
             client.send(format!("{request}\n")).await;
             assert_eq!(client.line().await, format!("before {request}"));
-            assert_eq!(client.line().await, request, "{}", served.way);
+            assert_eq!(client.line().await, request, "{}", served.way());
             assert_eq!(client.line().await, format!("behind {request}"));
         }
     }
@@ -300,11 +301,11 @@ async fn pushes_go_out_between_the_frames_of_a_streamed_reply() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("1\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["1", "push", "2"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "push", "2"], "{}", served.way());
     }
 }
 
@@ -317,14 +318,14 @@ async fn a_push_to_a_resting_connection_goes_out_at_once() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = peers.recv().await.unwrap();
         sleep(1000 * MS).await;
         let begun = Instant::now();
         peer.send("news".into()).await.unwrap();
 
-        assert_eq!(client.line().await, "news", "{}", served.way);
-        assert_eq!(begun.elapsed(), Duration::ZERO, "{}", served.way);
+        assert_eq!(client.line().await, "news", "{}", served.way());
+        assert_eq!(begun.elapsed(), Duration::ZERO, "{}", served.way());
     }
 }
 
@@ -338,15 +339,15 @@ async fn a_banner_of_many_frames_beyond_the_high_mark_completes() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("done\n").await;
         client.finish().await;
 
         let lines = client.rest().await;
 
-        assert_eq!(lines.len(), 201, "{}", served.way);
+        assert_eq!(lines.len(), 201, "{}", served.way());
         assert!(lines[..200].iter().all(|line| line.len() == 999));
-        assert_eq!(lines[200], "done", "{}", served.way);
+        assert_eq!(lines[200], "done", "{}", served.way());
     }
 }
 
@@ -359,10 +360,10 @@ async fn a_banner_of_one_frame_beyond_the_high_mark_completes() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
-        assert_eq!(client.line().await.len(), 200_000, "{}", served.way);
-        assert_eq!(client.line().await, "second", "{}", served.way);
+        assert_eq!(client.line().await.len(), 200_000, "{}", served.way());
+        assert_eq!(client.line().await, "second", "{}", served.way());
     }
 }
 
@@ -375,7 +376,7 @@ async fn a_send_waits_above_the_high_mark_until_the_low_one() {
     });
 
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let peer = peers.recv().await.unwrap();
         // The stream in memory takes 64 KiB, the connection as much, and the queue 16 frames.
         let sent = Arc::new(AtomicUsize::new(0));
@@ -399,8 +400,8 @@ async fn a_send_waits_above_the_high_mark_until_the_low_one() {
         sender.await.unwrap();
 
         assert!((128..=148).contains(&at_the_mark), "{at_the_mark}");
-        assert_eq!(above_the_low_mark, at_the_mark, "{}", served.way);
-        assert_eq!(sent.load(Ordering::Relaxed), 400, "{}", served.way);
+        assert_eq!(above_the_low_mark, at_the_mark, "{}", served.way());
+        assert_eq!(sent.load(Ordering::Relaxed), 400, "{}", served.way());
     }
 }
 
@@ -417,9 +418,9 @@ async fn a_close_answers_what_is_in_hand_and_drops_what_is_not_begun() {
         assert_eq!(refused, Err(Closed));
         Ok(request.into())
     });
-    let mut served = serve(Pipeline::new(Lines::default).make_service(make));
+    let served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("a\nb\nc\n").await;
     let replies = client.rest().await;
     drop(client);
@@ -438,14 +439,14 @@ async fn a_close_answers_all_that_is_in_hand_where_there_are_several() {
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
 
-    for mut served in each_way(pipeline).into_iter().skip(1) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline).into_iter().skip(1) {
+        let mut client = served.client().await;
         client.send("2\nclose\n").await;
         let mut replies = client.rest().await;
         replies.sort();
         drop(client);
 
-        assert_eq!(replies, ["2", "close"], "{}", served.way);
+        assert_eq!(replies, ["2", "close"], "{}", served.way());
         assert_eq!(served.reason().await, EndReason::ServiceClosed);
     }
 }
@@ -458,13 +459,13 @@ async fn a_close_from_outside_ends_a_resting_connection() {
         ready(given.map(|()| service_fn(delayed)))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.client().await;
         let peer = peers.recv().await.unwrap();
         peer.send("bye".into()).await.unwrap();
         peer.close();
 
-        assert_eq!(client.rest().await, ["bye"], "{}", served.way);
+        assert_eq!(client.rest().await, ["bye"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceClosed);
     }
@@ -479,14 +480,19 @@ async fn an_abort_drops_what_is_in_hand() {
         pending().await
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.client().await;
         client.send("a\nb\n").await;
 
         let replies = client.rest().await;
 
-        assert_eq!(replies[0], "written", "{}", served.way);
-        assert_eq!(served.reason().await, EndReason::Aborted, "{}", served.way);
+        assert_eq!(replies[0], "written", "{}", served.way());
+        assert_eq!(
+            served.reason().await,
+            EndReason::Aborted,
+            "{}",
+            served.way()
+        );
     }
 }
 
@@ -503,7 +509,7 @@ async fn a_send_after_any_end_says_that_the_peer_is_gone() {
         }))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
         for end in [
             "peer leaves",
             "fail",
@@ -512,14 +518,14 @@ async fn a_send_after_any_end_says_that_the_peer_is_gone() {
             "close",
             "server stops",
         ] {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             let peer = peers.recv().await.unwrap();
             client.send(format!("{end}\n")).await;
             client.line().await;
             match end {
                 "abort" => peer.abort(),
                 "close" => peer.close(),
-                "server stops" => served.handle.abort(),
+                "server stops" => served.handle().abort(),
                 _ => {}
             }
             drop(client);
@@ -527,7 +533,7 @@ async fn a_send_after_any_end_says_that_the_peer_is_gone() {
 
             let sent = timeout(MS, peer.send("anyone?".into())).await;
 
-            assert_eq!(sent, Ok(Err(Closed)), "{}: {ended}", served.way);
+            assert_eq!(sent, Ok(Err(Closed)), "{}: {ended}", served.way());
         }
     }
 }
@@ -540,7 +546,7 @@ async fn a_send_that_waits_when_the_connection_is_aborted_is_told() {
         ready(given.map(|()| service_fn(delayed)))
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
-    let client = served.connect().await;
+    let client = served.client().await;
     let peer = peers.recv().await.unwrap();
     let sender = tokio::spawn({
         let peer = peer.clone();
@@ -562,7 +568,7 @@ async fn e13_replies_keep_the_order_of_requests_whatever_they_take() {
     let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
 
     for served in each_way(pipeline).into_iter().take(2) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         // The delays are as good as random: 0 to 12 ms, in steps of 7919.
         let requests: Vec<_> = (0..1000_usize)
             .map(|n| format!("{} {}", "x".repeat(n % 50), n * 7919 % 13))
@@ -570,7 +576,7 @@ async fn e13_replies_keep_the_order_of_requests_whatever_they_take() {
         client.send(requests.join("\n") + "\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, requests, "{}", served.way);
+        assert_eq!(client.rest().await, requests, "{}", served.way());
     }
 }
 
@@ -579,7 +585,7 @@ async fn multiplexed_replies_go_out_as_they_finish() {
     let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
     let served = serve(pipeline.multiplexed(8));
     let begun = Instant::now();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("30\n10\n20\n").await;
 
     assert_eq!(client.line().await, "10");
@@ -595,7 +601,7 @@ async fn a_request_is_not_taken_before_the_service_is_ready() {
     requests.allow(0);
     let pipeline = Pipeline::new(Lines::default).service(mock);
     let served = serve(pipeline.in_flight(8));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("a\nb\n").await;
 
     let early = timeout(1000 * MS, requests.next_request()).await;
@@ -616,14 +622,14 @@ async fn a_request_is_not_taken_before_the_service_is_ready() {
 async fn e4_an_error_ends_the_connection_in_its_place_in_the_order() {
     let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline).into_iter().take(2) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline).into_iter().take(2) {
+        let mut client = served.client().await;
         client.send("20\n10\nfail\n0\n").await;
 
-        assert_eq!(client.rest().await, ["20", "10"], "{}", served.way);
+        assert_eq!(client.rest().await, ["20", "10"], "{}", served.way());
         drop(client);
-        let end = served.ended().await;
-        assert_eq!(end.reason(), EndReason::ServiceError, "{}", served.way);
+        let end = served.end().await;
+        assert_eq!(end.reason(), EndReason::ServiceError, "{}", served.way());
         assert_eq!(end.error().unwrap().to_string(), "failed");
     }
 }
@@ -634,12 +640,12 @@ async fn e4_with_the_policy_off_an_error_gets_no_reply_and_the_connection_goes_o
         .service(service_fn(delayed))
         .shutdown_on_error(false);
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\nfail 2\n3\nfail\n4\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["1", "3", "4"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "3", "4"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
@@ -654,11 +660,11 @@ async fn with_the_policy_off_a_marked_error_closes_all_the_same() {
         .service(service)
         .shutdown_on_error(false);
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\nfail 2\n3\n").await;
 
-        assert_eq!(client.rest().await, ["1"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceError);
     }
@@ -693,42 +699,42 @@ async fn e6_a_service_that_fails_to_be_ready_is_called_no_more_and_earlier_calls
         .service(ReadyFor(Arc::clone(&left)))
         .shutdown_on_error(false);
 
-    for mut served in each_way(pipeline) {
+    for served in each_way(pipeline) {
         left.store(2, Ordering::Relaxed);
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("1\n2\n3\n").await;
 
-        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceNotReady);
-        assert_eq!(left.load(Ordering::Relaxed), 0, "{}", served.way);
+        assert_eq!(left.load(Ordering::Relaxed), 0, "{}", served.way());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_error_behind_the_end_of_input_is_the_reason_all_the_same() {
-    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.client().await;
         client.send("1\nfail 10\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["1"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1"], "{}", served.way());
         drop(client);
         let reason = served.reason().await;
-        assert_eq!(reason, EndReason::ServiceError, "{}", served.way);
+        assert_eq!(reason, EndReason::ServiceError, "{}", served.way());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_leaves_before_its_replies_has_not_closed_in_good_order() {
-    for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.client().await;
         client.send("1\n").await;
         drop(client);
 
         let reason = served.reason().await;
 
-        assert_eq!(reason, EndReason::PeerReset, "{}", served.way);
+        assert_eq!(reason, EndReason::PeerReset, "{}", served.way());
     }
 }
 
@@ -742,11 +748,11 @@ async fn a_make_service_that_fails_turns_the_peer_away_behind_what_it_said() {
         Ok(service_fn(delayed))
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.connect().await;
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.client().await;
         client.send("1\n").await;
 
-        assert_eq!(client.rest().await, ["421 not today"], "{}", served.way);
+        assert_eq!(client.rest().await, ["421 not today"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::MakeServiceError);
     }
@@ -758,11 +764,11 @@ async fn a_make_service_that_fails_turns_the_peer_away_behind_what_it_said() {
 async fn c9_answers_before_a_bad_frame_are_delivered() {
     let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\n3\ndecode-error\n4\n").await;
 
-        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::CodecError);
     }
@@ -772,11 +778,11 @@ async fn c9_answers_before_a_bad_frame_are_delivered() {
 async fn c9_answers_before_a_frame_that_is_too_large_are_delivered() {
     let pipeline = Pipeline::new(|| Lines::default().max_line(10)).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\n3\n12345678901\n4\n").await;
 
-        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::FrameTooLarge);
     }
@@ -786,11 +792,11 @@ async fn c9_answers_before_a_frame_that_is_too_large_are_delivered() {
 async fn c10_a_reply_that_cannot_be_encoded_ends_the_connection_behind_those_before_it() {
     let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\nencode-error 3\n4\n").await;
 
-        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::EncodeError);
     }
@@ -800,14 +806,14 @@ async fn c10_a_reply_that_cannot_be_encoded_ends_the_connection_behind_those_bef
 async fn c11_answers_before_a_panic_of_the_decoder_are_delivered() {
     let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\n3\ndecode-panic\n4\n").await;
 
-        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way());
         drop(client);
-        let end = served.ended().await;
-        assert_eq!(end.reason(), EndReason::Panic, "{}", served.way);
+        let end = served.end().await;
+        assert_eq!(end.reason(), EndReason::Panic, "{}", served.way());
         assert_eq!(
             end.error().unwrap().to_string(),
             "panicked: the decoder gave up"
@@ -819,13 +825,13 @@ async fn c11_answers_before_a_panic_of_the_decoder_are_delivered() {
 async fn c11_answers_before_a_panic_of_the_encoder_are_delivered_and_no_torn_frame() {
     let pipeline = Pipeline::new(Faulty::default).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("1\n2\nencode-panic 3\n4\n").await;
 
-        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way());
         drop(client);
-        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way);
+        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
     }
 }
 
@@ -838,16 +844,16 @@ async fn c4_a_frame_that_is_cut_off_is_reported_and_not_delivered() {
         delayed(request)
     });
 
-    for mut served in each_way(Pipeline::new(Lines::default).service(echo)) {
+    for served in each_way(Pipeline::new(Lines::default).service(echo)) {
         seen.store(0, Ordering::Relaxed);
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("1\n2\n3 is cut").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way);
+        assert_eq!(client.rest().await, ["1", "2"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::Truncated);
-        assert_eq!(seen.load(Ordering::Relaxed), 2, "{}", served.way);
+        assert_eq!(seen.load(Ordering::Relaxed), 2, "{}", served.way());
     }
 }
 
@@ -860,9 +866,9 @@ async fn c3_an_announced_length_beyond_the_codecs_limit_is_refused_at_its_header
     };
     let never = service_fn(|_: BytesMut| pending::<Result<Bytes, BoxError>>());
 
-    for mut served in each_way(Pipeline::new(codec).service(never)) {
+    for served in each_way(Pipeline::new(codec).service(never)) {
         for announced in [64 * 1024 + 1, 8 << 20, u32::MAX] {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(announced.to_be_bytes()).await;
 
             assert_eq!(client.rest().await, [""; 0], "{announced}");
@@ -878,12 +884,12 @@ async fn a_frame_is_as_large_as_the_limit_at_most_whatever_the_codec_allows() {
         .service(service_fn(|line: Bytes| ready(Ok::<_, Infallible>(line))))
         .limits(Limits::default().max_frame(100_000));
 
-    for mut served in each_way(pipeline) {
+    for served in each_way(pipeline) {
         for (line, reason) in [
             (99_999, EndReason::PeerClosed),
             (100_000, EndReason::FrameTooLarge),
         ] {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             let mut frame = vec![b'x'; line];
             frame.push(b'\n');
             client.send(frame).await;
@@ -893,8 +899,8 @@ async fn a_frame_is_as_large_as_the_limit_at_most_whatever_the_codec_allows() {
             drop(client);
 
             let expected = usize::from(reason == EndReason::PeerClosed);
-            assert_eq!(replies.len(), expected, "{} {line}", served.way);
-            assert_eq!(served.reason().await, reason, "{} {line}", served.way);
+            assert_eq!(replies.len(), expected, "{} {line}", served.way());
+            assert_eq!(served.reason().await, reason, "{} {line}", served.way());
         }
     }
 }
@@ -905,15 +911,15 @@ async fn a_frame_is_as_large_as_the_limit_at_most_whatever_the_codec_allows() {
 async fn d2_a_peer_that_finishes_sending_gets_all_its_replies() {
     let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
 
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("10\n20\n30\n").await;
         client.finish().await;
 
-        assert_eq!(client.rest().await, ["10", "20", "30"], "{}", served.way);
+        assert_eq!(client.rest().await, ["10", "20", "30"], "{}", served.way());
         drop(client);
-        let end = served.ended().await;
-        assert_eq!(end.reason(), EndReason::PeerClosed, "{}", served.way);
+        let end = served.end().await;
+        assert_eq!(end.reason(), EndReason::PeerClosed, "{}", served.way());
         assert_eq!(end.requests(), 3);
     }
 }

@@ -22,7 +22,7 @@ use tower::service_fn;
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, End, EndReason, Pipeline, Reply};
 
-use support::serve_stream;
+use support::{Ends, serve_stream};
 
 /// A stream that is allowed, and not nice.
 struct Faulty {
@@ -179,7 +179,7 @@ fn run(requests: &[Request], seed: u64, in_flight: usize, fails_at: usize) -> Ou
             operations: Arc::clone(&operations),
         };
         let pipeline = Pipeline::new(|| Lines::default().max_line(32)).service(service_fn(act));
-        let mut served = if in_flight == 1 {
+        let served = if in_flight == 1 {
             serve_stream(io, pipeline)
         } else {
             serve_stream(io, pipeline.in_flight(in_flight))
@@ -200,8 +200,8 @@ fn run(requests: &[Request], seed: u64, in_flight: usize, fails_at: usize) -> Ou
             drop(read.read_to_end(&mut replies).await);
             String::from_utf8(replies).unwrap()
         };
-        let (_, replies, end) = tokio::join!(sending, reading, served.ended());
-        while served.handle.live() > 0 {
+        let (_, replies, end) = tokio::join!(sending, reading, served.end());
+        while served.handle().live() > 0 {
             tokio::task::yield_now().await;
         }
         Outcome {

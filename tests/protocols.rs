@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
-use support::{Client, Served, serve};
+use support::{Client, Clients, Ends};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -29,7 +29,7 @@ use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::PipelineFuture;
 use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
-use tower_tcp::testkit::memory;
+use tower_tcp::testkit::{Served, memory, serve};
 use tower_tcp::tls::{Tls, TlsInfo};
 use tower_tcp::{Address, BoxError, Connection, EndReason, Pipeline, Server};
 
@@ -96,7 +96,7 @@ mod by_alpn {
         async fn connect(&self, offers: &[&str]) -> std::io::Result<TlsStream<DuplexStream>> {
             let mut client = self.client.clone();
             client.alpn_protocols = offers.iter().map(|id| Vec::from(*id)).collect();
-            let io = self.served.connect().await.0.into_inner();
+            let io = self.served.client().await.0.into_inner();
             encrypt(&Arc::new(client), io).await
         }
     }
@@ -119,14 +119,14 @@ mod by_alpn {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_offered_reaches_no_service() {
-        let mut server = start();
+        let server = start();
 
         let refused = server.connect(&["foreign"]).await.unwrap_err();
 
         let alert = find_cause::<TlsError>(&refused);
         let no_protocol = TlsError::AlertReceived(AlertDescription::NoApplicationProtocol);
         assert_eq!(alert, Some(&no_protocol));
-        let end = server.served.ended().await;
+        let end = server.served.end().await;
         assert_eq!(end.reason(), EndReason::TlsHandshakeFailed);
     }
 }
@@ -229,10 +229,10 @@ mod the_choice {
             )))
             .service(stack);
         let served = serve(behind_a_hook);
-        let mut first = served.connect().await;
+        let mut first = served.client().await;
         assert_eq!(first.ask("who").await, "one");
 
-        let mut second = served.connect().await;
+        let mut second = served.client().await;
         second.send("who\n").await;
 
         assert!(second.hears_nothing().await, "it needs no place in `one`");

@@ -13,7 +13,7 @@ use tokio_util::codec::{Decoder, Encoder};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::pipeline::Watermarks;
-use tower_tcp::testkit::{Connector, memory};
+use tower_tcp::testkit::{Served, memory, serve_with};
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
 
 use channels::Channels;
@@ -21,7 +21,7 @@ use commands::{Session, Shared};
 use process::{Example, soon};
 use resp::{Frame, ProtocolError, Request, Resp};
 use store::{Condition, Store};
-use support::{Client, Served, serve_on};
+use support::{Client, Clients, Ends};
 
 #[path = "../examples/redis/channels.rs"]
 mod channels;
@@ -304,7 +304,6 @@ fn a_part_of_a_list_may_be_counted_from_either_end() {
 
 struct Redis {
     served: Served,
-    connector: Connector,
 }
 
 fn redis() -> Redis {
@@ -324,13 +323,13 @@ fn redis() -> Redis {
     let pipeline = Pipeline::new(|| Resp::new(MAX_REQUEST))
         .make_service(make)
         .deadlines(Deadlines::default().idle(None).first_byte(None));
-    let served = serve_on(server, pipeline);
-    Redis { served, connector }
+    let served = serve_with(server, connector, pipeline);
+    Redis { served }
 }
 
 impl Redis {
     async fn connect(&self) -> Client<DuplexStream> {
-        Client::new(self.connector.connect().await.expect("the server listens"))
+        self.served.client().await
     }
 
     /// Sends commands in one go, and returns the lines of all replies.
@@ -427,7 +426,7 @@ async fn commands_do_what_redis_says_they_do() {
 
 #[tokio::test(start_paused = true)]
 async fn a_malformed_request_is_told_behind_the_replies_before_it_and_is_the_last() {
-    let mut redis = redis();
+    let redis = redis();
 
     let said = redis.says("PING\n*1\r\nPING\r\nPING\r\n").await;
 
@@ -554,7 +553,7 @@ async fn a_subscriber_may_do_only_what_subscribers_may_until_it_has_left() {
 
 #[tokio::test(start_paused = true)]
 async fn who_unsubscribes_or_leaves_is_not_published_to() {
-    let mut redis = redis();
+    let redis = redis();
     let mut first = redis.connect().await;
     let mut second = redis.connect().await;
     first.send("SUBSCRIBE a\nUNSUBSCRIBE a\nPING\n").await;
@@ -562,10 +561,10 @@ async fn who_unsubscribes_or_leaves_is_not_published_to() {
     second.send("SUBSCRIBE a\n").await;
     while second.line().await != ":1" {}
     assert_eq!(redis.says("PUBLISH a x\n").await, [":1"]);
-    redis.served.ended().await;
+    redis.served.end().await;
 
     drop(second);
-    redis.served.ended().await;
+    redis.served.end().await;
 
     assert_eq!(redis.says("PUBLISH a x\n").await, [":0"]);
     let info = redis.says("INFO\n").await;
@@ -575,7 +574,7 @@ async fn who_unsubscribes_or_leaves_is_not_published_to() {
 
 #[tokio::test(start_paused = true)]
 async fn a_subscriber_that_does_not_read_is_closed_and_holds_up_nobody() {
-    let mut redis = redis();
+    let redis = redis();
     let mut slow = redis.connect().await;
     let mut reader = redis.connect().await;
     for subscriber in [&mut slow, &mut reader] {

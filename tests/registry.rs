@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Client, Served, each_way, serve, settled};
+use support::{Client, Clients, Ends, each_way, settled};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -17,6 +17,7 @@ use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Limits, Made, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 /// Keys of one connection: what a peer can have made of it with a few megabytes of names.
@@ -51,8 +52,8 @@ fn naming(names: &Names) -> Pipeline<fn() -> Lines, Made<Make>, Bytes> {
 }
 
 async fn enter(served: &Served, name: &str) -> Client<DuplexStream> {
-    let mut client = served.connect().await;
-    assert_eq!(client.ask(name).await, "in", "{}", served.way);
+    let mut client = served.client().await;
+    assert_eq!(client.ask(name).await, "in", "{}", served.way());
     client
 }
 
@@ -65,7 +66,7 @@ fn sorted(names: &Names) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn connections_are_found_by_their_keys() {
     let names = Names::new();
-    for mut served in each_way(naming(&names)) {
+    for served in each_way(naming(&names)) {
         let mut ann = enter(&served, "ann").await;
         let _bob = enter(&served, "bob").await;
 
@@ -100,7 +101,7 @@ async fn a_key_is_of_one_connection_and_a_connection_may_have_many() {
 async fn an_end_of_any_kind_takes_a_connection_out() {
     let names = Names::new();
     let get = |name: &str| names.get(&name.to_owned()).expect("it is in");
-    for mut served in each_way(naming(&names)) {
+    for served in each_way(naming(&names)) {
         let clients = [
             enter(&served, "leaves").await,
             enter(&served, "is closed").await,
@@ -117,7 +118,7 @@ async fn an_end_of_any_kind_takes_a_connection_out() {
             served.reason().await;
         }
 
-        assert!(names.is_empty(), "{}: {:?}", served.way, sorted(&names));
+        assert!(names.is_empty(), "{}: {:?}", served.way(), sorted(&names));
         // The keys are free for others.
         drop(enter(&served, "leaves").await);
         served.reason().await;
@@ -127,7 +128,7 @@ async fn an_end_of_any_kind_takes_a_connection_out() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_has_ended_is_not_entered() {
     let names = Names::new();
-    let mut served = serve(naming(&names));
+    let served = serve(naming(&names));
     let client = enter(&served, "ann").await;
     let ann = names.get(&"ann".to_owned()).expect("she is in");
     drop(client);
@@ -142,7 +143,7 @@ async fn a_connection_that_has_ended_is_not_entered() {
 #[tokio::test(start_paused = true)]
 async fn one_who_is_taken_out_goes_on_and_the_end_of_it_takes_nobody_else_out() {
     let names = Names::new();
-    let mut served = serve(naming(&names));
+    let served = serve(naming(&names));
     let mut first = enter(&served, "ann").await;
 
     let removed = names.remove(&"ann".to_owned());
@@ -185,7 +186,7 @@ async fn a_connection_leaves_very_many_keys_in_little_time() {
         }
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
-    let _client = served.connect().await;
+    let _client = served.client().await;
     let peer = made.recv().await.expect("one is connected");
     let names = Registry::new();
     for key in 0..MANY {
@@ -209,7 +210,7 @@ async fn a_connection_leaves_very_many_keys_in_little_time() {
 #[tokio::test(start_paused = true)]
 async fn a_registry_may_be_gone_before_its_connections() {
     let names = Names::new();
-    let mut served = serve(naming(&names));
+    let served = serve(naming(&names));
     let client = enter(&served, "ann").await;
     let ann = names.get(&"ann".to_owned()).expect("she is in");
     let room = Registry::new();
@@ -326,7 +327,7 @@ async fn a_slow_peer_can_be_skipped() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_peer_can_be_closed_with_a_reason_of_its_own() {
     let names = Names::new();
-    let (mut served, mut quick, slow) = with_one_slow(&names).await;
+    let (served, mut quick, slow) = with_one_slow(&names).await;
 
     let sent = names
         .broadcast("hi".into(), |_, _| true, SlowPeer::Close)
@@ -364,7 +365,7 @@ async fn a_slow_peer_can_be_waited_for_and_holds_up_no_other() {
 #[tokio::test(start_paused = true)]
 async fn one_or_those_who_are_picked_can_be_closed() {
     let names = Names::new();
-    let mut served = serve(naming(&names));
+    let served = serve(naming(&names));
     let mut clients = Vec::new();
     for name in ["ann", "bob", "cid", "dan"] {
         clients.push(enter(&served, name).await);
@@ -389,15 +390,19 @@ async fn one_or_those_who_are_picked_can_be_closed() {
 #[tokio::test(start_paused = true)]
 async fn a_server_knows_its_connections_without_a_registry() {
     let names = Names::new();
-    let mut served = serve(naming(&names));
+    let served = serve(naming(&names));
     let mut ann = enter(&served, "ann").await;
     let mut bob = enter(&served, "bob").await;
     let id = |name: &str| names.get(&name.to_owned()).expect("it is in").info().id();
     let (ann_id, bob_id) = (id("ann"), id("bob"));
 
-    let mut all: Vec<_> = served.handle.connections().map(|live| live.id()).collect();
+    let mut all: Vec<_> = served
+        .handle()
+        .connections()
+        .map(|live| live.id())
+        .collect();
     all.sort();
-    let one = served.handle.connection(ann_id).expect("she is there");
+    let one = served.handle().connection(ann_id).expect("she is there");
     one.close();
     let end = tokio::spawn(async move { one.closed().await });
 
@@ -410,7 +415,7 @@ async fn a_server_knows_its_connections_without_a_registry() {
         (EndReason::ServiceClosed, 1)
     );
     assert_eq!(served.reason().await, EndReason::ServiceClosed);
-    assert!(served.handle.connection(ann_id).is_none());
+    assert!(served.handle().connection(ann_id).is_none());
     assert_eq!(bob.ask("still").await, "in");
 }
 

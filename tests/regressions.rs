@@ -16,9 +16,10 @@ use tower_tcp::close::Linger;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Event, Limits};
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
 
-use support::{Served, serve, serve_stream, settled};
+use support::{Clients, Ends, serve_stream, settled};
 
 mod support;
 
@@ -31,13 +32,13 @@ async fn deaf(_conn: Connection<DuplexStream>) -> Result<(), BoxError> {
     std::future::pending().await
 }
 
-async fn cut_off_at(mut server: Served, after: Duration, reason: EndReason) {
+async fn cut_off_at(server: Served, after: Duration, reason: EndReason) {
     let begun = Instant::now();
     assert_eq!(server.reason().await, reason);
     assert_eq!(begun.elapsed(), after);
-    let report = server.handle.closed().await;
+    let report = server.handle().closed().await;
     assert_eq!((report.drained, report.aborted), (0, 1));
-    assert_eq!(server.handle.live(), 0);
+    assert_eq!(server.handle().live(), 0);
 }
 
 // The drain woke the connection's task, and with that its waker was gone when the abort came.
@@ -45,10 +46,10 @@ async fn cut_off_at(mut server: Served, after: Duration, reason: EndReason) {
 #[tokio::test(start_paused = true)]
 async fn a_raw_service_that_heeds_no_drain_is_cut_off_at_the_deadline() {
     let server = serve(service_fn(deaf));
-    let _client = server.connect().await;
+    let _client = server.client().await;
     settled().await;
 
-    server.handle.shutdown_within(Duration::from_secs(7));
+    server.handle().shutdown_within(Duration::from_secs(7));
 
     cut_off_at(server, Duration::from_secs(7), EndReason::DrainDeadline).await;
 }
@@ -56,12 +57,12 @@ async fn a_raw_service_that_heeds_no_drain_is_cut_off_at_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_raw_service_that_heeds_no_drain_is_cut_off_by_an_abort() {
     let server = serve(service_fn(deaf));
-    let _client = server.connect().await;
+    let _client = server.client().await;
     settled().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     settled().await;
-    server.handle.abort();
+    server.handle().abort();
 
     cut_off_at(server, Duration::ZERO, EndReason::Killed).await;
 }
@@ -73,11 +74,11 @@ async fn a_connection_that_stalls_in_its_close_is_cut_off_at_the_deadline() {
         Ok::<_, Infallible>(Reply::from(reply).close())
     });
     let server = serve(Pipeline::new(Lines::default).service(big));
-    let mut client = server.connect().await;
+    let mut client = server.client().await;
     client.send("go\n").await;
     settled().await;
 
-    server.handle.shutdown_within(Duration::from_secs(7));
+    server.handle().shutdown_within(Duration::from_secs(7));
 
     cut_off_at(server, Duration::from_secs(7), EndReason::DrainDeadline).await;
 }
@@ -87,7 +88,7 @@ async fn a_connection_that_stalls_in_its_close_is_cut_off_at_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_sender_whose_reads_end_inside_of_frames_is_not_late() {
     let server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut client = server.connect().await;
+    let mut client = server.client().await;
     client.send("a").await;
 
     for _ in 0..120 {
@@ -96,7 +97,7 @@ async fn a_sender_whose_reads_end_inside_of_frames_is_not_late() {
         assert_eq!(client.line().await, "a");
     }
 
-    assert_eq!(server.handle.live(), 1);
+    assert_eq!(server.handle().live(), 1);
 }
 
 // What was read ahead together with the end went past the pipeline's limit.
@@ -109,8 +110,8 @@ async fn the_largest_frame_holds_for_what_is_delivered_at_the_end() {
     });
     let lines = || Lines::default().deliver_unterminated();
     let limits = Limits::default().max_frame(1_000);
-    let mut server = serve(Pipeline::new(lines).service(slow).limits(limits));
-    let mut client = server.connect().await;
+    let server = serve(Pipeline::new(lines).service(slow).limits(limits));
+    let mut client = server.client().await;
 
     client.send("ok\n").await;
     settled().await;
@@ -133,8 +134,8 @@ async fn a_connection_that_comes_of_age_in_its_make_service_is_served_what_it_as
     let pipeline = Pipeline::new(Lines::default)
         .make_service(make)
         .deadlines(deadlines);
-    let mut server = serve(pipeline);
-    let mut client = server.connect().await;
+    let server = serve(pipeline);
+    let mut client = server.client().await;
 
     client.send("asked\n").await;
 
@@ -190,7 +191,7 @@ async fn what_was_read_before_a_stream_was_cut_off_is_answered() {
     });
     let lines = || Lines::default().deliver_unterminated();
     let (client, stream) = tokio::io::duplex(1024);
-    let mut server = serve_stream(CutOff(stream), Pipeline::new(lines).service(slow));
+    let server = serve_stream(CutOff(stream), Pipeline::new(lines).service(slow));
     let mut client = support::Client::new(client);
 
     client.send("a\nb\nc\nhalf").await;
@@ -239,7 +240,7 @@ async fn a_raw_service_that_cannot_close_has_a_peer_that_does_not_read() {
         conn.close(Linger::default()).await?;
         Ok::<_, BoxError>(())
     });
-    let mut server = serve_stream(Stuck, raw);
+    let server = serve_stream(Stuck, raw);
     let begun = Instant::now();
 
     assert_eq!(server.reason().await, EndReason::WriteTimeout);
@@ -263,7 +264,7 @@ async fn a_stream_of_nothing_takes_no_one_elses_turn() {
         }
     });
     let server = serve(Pipeline::new(Empty::default).service(endless));
-    let mut client = server.connect().await;
+    let mut client = server.client().await;
     client.send("go\n").await;
 
     // Not by time: a paused clock stands still while anything has something to do.
@@ -275,8 +276,8 @@ async fn a_stream_of_nothing_takes_no_one_elses_turn() {
         given.load(Ordering::Relaxed) > 10_000,
         "it goes on, turn by turn"
     );
-    server.handle.abort();
-    assert_eq!(server.handle.closed().await.aborted, 1);
+    server.handle().abort();
+    assert_eq!(server.handle().closed().await.aborted, 1);
 }
 
 /// Reads lines, and writes frames that take no bytes.
@@ -317,13 +318,13 @@ async fn a_timer_that_is_due_and_not_delivered_is_a_message_that_was_dropped() {
             }
         }))
     });
-    let mut server = serve(Pipeline::new(Lines::default).make_event_service(make));
-    let mut client = server.connect().await;
+    let server = serve(Pipeline::new(Lines::default).make_event_service(make));
+    let mut client = server.client().await;
 
     assert_eq!(client.ask("go").await, "bye");
     drop(client);
 
-    assert_eq!(server.ended().await.messages_dropped(), 2);
+    assert_eq!(server.end().await.messages_dropped(), 2);
 }
 
 // The reason that an abort replaces was dropped under the lock that its own `Drop` asked for.

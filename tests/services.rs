@@ -1,7 +1,6 @@
 //! Services: whatever user code does — panic, fail, never be ready, never finish — costs its own connection only.
 
-#[path = "support/running.rs"]
-mod running;
+mod support;
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
@@ -17,9 +16,11 @@ use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::ShutdownOnErrorLayer;
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
 
-use running::{Io, exchange, read_to_end, start, until};
+use support::{Clients, Ends, exchange, read_to_end, until};
+use tokio::io::DuplexStream as Io;
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
@@ -97,13 +98,13 @@ async fn a_panic_ends_its_connection_behind_the_answers_before_it(place: Place) 
     let make = service_fn(move |_peer: Peer<Bytes>| async move {
         Ok::<_, Infallible>(PanicsAtSecond { place, begun: 0 })
     });
-    let server = start(Pipeline::new(Lines::default).make_service(make));
-    let bystander = server.connect().await;
+    let server = serve(Pipeline::new(Lines::default).make_service(make));
+    let bystander = server.stream().await;
 
     let replies = server.exchange("one\ntwo\nthree\n").await;
 
     assert_eq!(replies, "one\n");
-    until(|| server.ends() == [EndReason::Panic]).await;
+    until(|| server.reasons() == [EndReason::Panic]).await;
     assert_eq!(exchange(bystander, "still\n").await, "still\n");
     server.all_gone().await;
 }
@@ -147,18 +148,18 @@ impl Drop for PanicsInDrop {
 
 #[tokio::test(start_paused = true)]
 async fn e1_a_panic_in_drop_of_a_connections_own_future_is_its_end() {
-    let server = start(service_fn(|conn: Connection<Io>| {
+    let server = serve(service_fn(|conn: Connection<Io>| {
         drop(conn);
         PanicsInDrop
     }));
 
     let replies = [
-        read_to_end(server.connect().await).await,
-        read_to_end(server.connect().await).await,
+        read_to_end(server.stream().await).await,
+        read_to_end(server.stream().await).await,
     ];
 
     assert_eq!(replies, ["", ""]);
-    until(|| server.ends() == [EndReason::Panic; 2]).await;
+    until(|| server.reasons() == [EndReason::Panic; 2]).await;
     server.all_gone().await;
 }
 
@@ -170,12 +171,12 @@ async fn e1_a_panic_among_requests_in_flight_takes_its_place_in_the_order() {
         Ok::<_, Infallible>(line)
     });
     let pipeline = Pipeline::new(Lines::default).service(service).in_flight(3);
-    let server = start(pipeline);
+    let server = serve(pipeline);
 
     let replies = server.exchange("one\ntwo\nthree\n").await;
 
     assert_eq!(replies, "one\n");
-    until(|| server.ends() == [EndReason::Panic]).await;
+    until(|| server.reasons() == [EndReason::Panic]).await;
     server.all_gone().await;
 }
 
@@ -223,12 +224,12 @@ async fn e3_a_panic_in_a_layer_around_requests_ends_its_connection_only() {
         let service = ServiceBuilder::new()
             .layer(PanickingLayer(place))
             .service_fn(echo);
-        let server = start(Pipeline::new(Lines::default).service(service));
+        let server = serve(Pipeline::new(Lines::default).service(service));
 
         let replies = [server.exchange("a\n").await, server.exchange("b\n").await];
 
         assert_eq!(replies, ["", ""]);
-        until(|| server.ends() == [EndReason::Panic; 2]).await;
+        until(|| server.reasons() == [EndReason::Panic; 2]).await;
         server.all_gone().await;
     }
 }
@@ -239,15 +240,15 @@ async fn e3_a_panic_in_a_layer_around_connections_ends_its_connection_only() {
         let stack = ServiceBuilder::new()
             .layer(PanickingLayer(place))
             .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-        let server = start(stack);
+        let server = serve(stack);
 
         let replies = [
-            read_to_end(server.connect().await).await,
-            read_to_end(server.connect().await).await,
+            read_to_end(server.stream().await).await,
+            read_to_end(server.stream().await).await,
         ];
 
         assert_eq!(replies, ["", ""]);
-        until(|| server.ends() == [EndReason::Panic; 2]).await;
+        until(|| server.reasons() == [EndReason::Panic; 2]).await;
         server.all_gone().await;
     }
 }
@@ -266,26 +267,26 @@ async fn e3_a_panic_in_an_on_end_callback_keeps_nothing_from_its_turn() {
             conn
         })
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let server = start(stack);
+    let server = serve(stack);
 
     let replies = server.exchange("a\n").await;
 
     assert_eq!(replies, "a\n");
     server.all_gone().await;
     assert_eq!(told.load(Ordering::SeqCst), 1);
-    assert_eq!(server.ends(), [EndReason::PeerClosed]);
+    assert_eq!(server.reasons(), [EndReason::PeerClosed]);
 }
 
 // Errors
 
 #[tokio::test(start_paused = true)]
 async fn e4_a_service_error_ends_the_connection_behind_the_answers_before_it() {
-    let server = start(Pipeline::new(Lines::default).service(service_fn(moody)));
+    let server = serve(Pipeline::new(Lines::default).service(service_fn(moody)));
 
     let replies = server.exchange("a\nb\nfail\nc\n").await;
 
     assert_eq!(replies, "a\nb\n");
-    until(|| server.ends() == [EndReason::ServiceError]).await;
+    until(|| server.reasons() == [EndReason::ServiceError]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -293,12 +294,12 @@ async fn e4_with_the_policy_off_a_service_error_costs_its_reply_only() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(moody))
         .shutdown_on_error(false);
-    let server = start(pipeline);
+    let server = serve(pipeline);
 
     let replies = server.exchange("a\nfail\nb\nfail\nc\n").await;
 
     assert_eq!(replies, "a\nb\nc\n");
-    until(|| server.ends() == [EndReason::PeerClosed]).await;
+    until(|| server.reasons() == [EndReason::PeerClosed]).await;
 }
 
 /// Serves `a`, `fail`, `b` with the policy off, and returns the replies and the reason.
@@ -311,10 +312,10 @@ where
     let pipeline = Pipeline::new(Lines::default)
         .service(service)
         .shutdown_on_error(false);
-    let server = start(pipeline);
+    let server = serve(pipeline);
     let replies = server.exchange("a\nfail\nb\n").await;
-    until(|| server.ends().len() == 1).await;
-    (replies, server.ends()[0])
+    until(|| server.reasons().len() == 1).await;
+    (replies, server.reasons()[0])
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,12 +341,12 @@ async fn e4_errors_of_layers_inside_the_marking_one_end_the_connection_too() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service)
         .shutdown_on_error(false);
-    let server = start(pipeline);
+    let server = serve(pipeline);
 
     let replies = server.exchange("a\nhang\nb\n").await;
 
     assert_eq!(replies, "a\n");
-    until(|| server.ends() == [EndReason::ServiceError]).await;
+    until(|| server.reasons() == [EndReason::ServiceError]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -357,12 +358,12 @@ async fn e4_errors_of_layers_outside_the_marking_one_are_not_marked() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service)
         .shutdown_on_error(false);
-    let server = start(pipeline);
+    let server = serve(pipeline);
 
     let replies = server.exchange("a\nhang\nb\n").await;
 
     assert_eq!(replies, "a\nb\n");
-    until(|| server.ends() == [EndReason::PeerClosed]).await;
+    until(|| server.reasons() == [EndReason::PeerClosed]).await;
 }
 
 /// Is ready once, and fails in `poll_ready` from then on. Counts its calls.
@@ -403,12 +404,12 @@ async fn e6_a_service_whose_poll_ready_failed_is_not_called_again() {
     let pipeline = Pipeline::new(Lines::default)
         .make_service(make)
         .shutdown_on_error(false);
-    let server = start(pipeline);
+    let server = serve(pipeline);
 
     let replies = server.exchange("a\nb\nc\n").await;
 
     assert_eq!(replies, "a\n");
-    until(|| server.ends() == [EndReason::ServiceNotReady]).await;
+    until(|| server.reasons() == [EndReason::ServiceNotReady]).await;
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
@@ -432,12 +433,12 @@ impl<R> Service<R> for NeverReady {
 
 #[tokio::test(start_paused = true)]
 async fn e7_a_service_that_is_never_ready_does_not_hold_up_a_shutdown_beyond_its_deadline() {
-    let mut server = start(Pipeline::new(Lines::default).service(NeverReady));
-    let mut client = server.connect().await;
+    let mut server = serve(Pipeline::new(Lines::default).service(NeverReady));
+    let mut client = server.stream().await;
     client.write_all(b"a\n").await.unwrap();
-    until(|| server.handle.live() == 1).await;
+    until(|| server.handle().live() == 1).await;
 
-    server.handle.shutdown_within(Duration::from_secs(5));
+    server.handle().shutdown_within(Duration::from_secs(5));
 
     let report = server.report().await;
     assert_eq!((report.drained, report.aborted), (0, 1));
@@ -447,8 +448,8 @@ async fn e7_a_service_that_is_never_ready_does_not_hold_up_a_shutdown_beyond_its
 
 #[tokio::test(start_paused = true)]
 async fn e7_a_service_that_is_never_ready_stops_the_reading() {
-    let server = start(Pipeline::new(Lines::default).service(NeverReady));
-    let mut client = server.connect().await;
+    let server = serve(Pipeline::new(Lines::default).service(NeverReady));
+    let mut client = server.stream().await;
     let requests = vec![b'\n'; 1024 * 1024];
 
     let write = tokio::time::timeout(Duration::from_secs(60), client.write_all(&requests));
@@ -519,22 +520,22 @@ async fn cut_off_after(k: usize, in_flight: usize) -> bool {
             .make_service(make)
             .in_flight(in_flight),
     );
-    let mut server = start(stack);
-    let mut client = server.connect().await;
+    let mut server = serve(stack);
+    let mut client = server.stream().await;
     client.write_all(b"a\nb\nc\nd\n").await.expect("it fits");
     client.shutdown().await.expect("it is open");
 
     turns(k).await;
-    let ended_before = server.ends().len() == 1;
-    server.handle.abort();
+    let ended_before = server.reasons().len() == 1;
+    server.handle().abort();
     server.report().await;
 
     let (made, dropped) = counted.counts();
     assert_eq!(made, dropped, "after {k} turns");
-    assert_eq!(server.handle.live(), 0, "after {k} turns");
-    assert_eq!(server.handle.limit().in_use(), 0, "after {k} turns");
+    assert_eq!(server.handle().live(), 0, "after {k} turns");
+    assert_eq!(server.handle().limit().in_use(), 0, "after {k} turns");
     // None when it was still in the backlog: then it was not a connection yet.
-    assert!(server.ends().len() <= 1, "after {k} turns");
+    assert!(server.reasons().len() <= 1, "after {k} turns");
     let mut free = shared.layer(service_fn(echo));
     assert!(
         poll_fn(|cx| Poll::Ready(free.poll_ready(cx).is_ready())).await,
@@ -568,16 +569,16 @@ async fn e11_nothing_is_called_after_the_connection_is_gone() {
             Ok::<_, Infallible>(Bytes::new())
         }
     });
-    let mut server = start(Pipeline::new(Lines::default).service(service));
-    let mut client = server.connect().await;
+    let mut server = serve(Pipeline::new(Lines::default).service(service));
+    let mut client = server.stream().await;
     client.write_all(b"a\nb\n").await.unwrap();
     until(|| counted.counts() == (1, 0)).await;
 
-    server.handle.abort();
+    server.handle().abort();
 
     server.report().await;
     assert_eq!(counted.counts(), (1, 1));
-    assert_eq!(server.ends(), [EndReason::Killed]);
+    assert_eq!(server.reasons(), [EndReason::Killed]);
     // Through stock combinators the same service can still be asked: nothing of it was poisoned.
     assert!(service_fn(echo).oneshot(Bytes::new()).await.is_ok());
 }

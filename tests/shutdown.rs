@@ -1,7 +1,6 @@
 //! Shutdown: what was asked is answered, nobody new comes in, and it is over by its deadline, whatever the peers do.
 
-#[path = "support/running.rs"]
-mod running;
+mod support;
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -23,10 +22,11 @@ use tower_tcp::bind::Socket;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::{self, Connector, MemoryListener};
+use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server, ServerBuilder};
 
-use running::{Io, Running, read_to_end, start, start_with, until};
+use support::{Clients, Ends, read_to_end, until};
+use tokio::io::DuplexStream as Io;
 
 /// Far beyond what anything here takes on a running clock.
 const NET: Duration = Duration::from_secs(30);
@@ -63,8 +63,8 @@ async fn settle() {
     }
 }
 
-async fn send(server: &Running, requests: &[u8]) -> Io {
-    let mut client = server.connect().await;
+async fn send(server: &Served, requests: &[u8]) -> Io {
+    let mut client = server.stream().await;
     client
         .write_all(requests)
         .await
@@ -83,22 +83,22 @@ async fn h1_all_in_flight_is_delivered_in_order_and_then_the_end() {
         Ok::<_, Infallible>(line)
     });
     let pipeline = Pipeline::new(Lines::default).service(service).in_flight(4);
-    let mut server = start(pipeline);
+    let mut server = serve(pipeline);
     let mut clients = Vec::new();
     for n in 0..500 {
         let requests = format!("{n}a\n{n}b\n{n}c\n{n}d\n");
         clients.push((send(&server, requests.as_bytes()).await, requests));
     }
-    until(|| server.handle.live() == 500).await;
+    until(|| server.handle().live() == 500).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     for (client, requests) in clients {
         assert_eq!(read_to_end(client).await, requests);
     }
     let report = server.report().await;
     assert_eq!((report.drained, report.aborted), (500, 0));
-    assert_eq!(server.ends(), [EndReason::Drained; 500]);
+    assert_eq!(server.reasons(), [EndReason::Drained; 500]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,11 +115,11 @@ async fn h2_a_connection_in_its_hook_may_finish_it_and_is_then_closed() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut server = start(stack);
+    let mut server = serve(stack);
     let client = send(&server, b"asked before\n").await;
-    until(|| server.handle.live() == 1).await;
+    until(|| server.handle().live() == 1).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     settle().await;
     opens.add_permits(1);
 
@@ -133,24 +133,24 @@ async fn h2_a_hook_that_hangs_holds_a_shutdown_for_a_second() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut server = start(stack);
-    let client = server.connect().await;
-    until(|| server.handle.live() == 1).await;
+    let mut server = serve(stack);
+    let client = server.stream().await;
+    until(|| server.handle().live() == 1).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     assert_eq!(server.report().await.duration, Duration::from_secs(1));
-    assert_eq!(server.ends(), [EndReason::Drained]);
+    assert_eq!(server.reasons(), [EndReason::Drained]);
     assert_eq!(read_to_end(client).await, "");
 }
 
 #[tokio::test(start_paused = true)]
 async fn h3_the_rest_of_a_frame_that_was_begun_is_waited_for_and_answered() {
-    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
     let mut client = send(&server, b"whole\nha").await;
     settle().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(4)).await;
     client.write_all(b"lf\nand more\n").await.unwrap();
 
@@ -169,11 +169,11 @@ async fn h3_a_frame_that_is_never_whole_calls_nobody() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service)
         .deadlines(Deadlines::default().frame(Duration::from_secs(4)));
-    let mut server = start(pipeline);
+    let mut server = serve(pipeline);
     let client = send(&server, b"ha").await;
     settle().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     assert_eq!(read_to_end(client).await, "");
     assert_eq!(calls.load(Ordering::SeqCst), 0);
@@ -181,7 +181,7 @@ async fn h3_a_frame_that_is_never_whole_calls_nobody() {
 }
 
 /// A server whose answer does not fit in what the peer has room for.
-async fn with_a_pending_write(bytes: usize) -> (Running, Io) {
+async fn with_a_pending_write(bytes: usize) -> (Served, Io) {
     let (listener, connector) = testkit::memory_with_buffer(1024);
     let server = Server::builder()
         .shutdown_deadline(Duration::from_secs(20))
@@ -189,7 +189,7 @@ async fn with_a_pending_write(bytes: usize) -> (Running, Io) {
     let service = service_fn(move |_line: Bytes| async move {
         Ok::<_, Infallible>(Bytes::from(vec![b'x'; bytes]))
     });
-    let server = start_with(
+    let server = serve_with(
         server,
         connector,
         Pipeline::new(Lines::default).service(service),
@@ -203,13 +203,13 @@ async fn with_a_pending_write(bytes: usize) -> (Running, Io) {
 async fn h4_what_is_written_to_a_slow_reader_arrives_whole() {
     let (mut server, client) = with_a_pending_write(100_000).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(19)).await;
 
     assert_eq!(read_to_end(client).await.len(), 100_001);
     let report = server.report().await;
     assert_eq!((report.drained, report.aborted), (1, 0));
-    assert_eq!(server.ends(), [EndReason::Drained]);
+    assert_eq!(server.reasons(), [EndReason::Drained]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,29 +218,29 @@ async fn h4_a_reader_that_never_resumes_is_cut_off_and_reported_as_that() {
     for bytes in [100_000, 10_000] {
         let (mut server, _client) = with_a_pending_write(bytes).await;
 
-        server.handle.shutdown();
+        server.handle().shutdown();
 
         let report = server.report().await;
         assert_eq!((report.drained, report.aborted), (0, 1));
         assert_eq!(report.duration, Duration::from_secs(20));
-        assert_eq!(server.ends(), [EndReason::DrainDeadline]);
+        assert_eq!(server.reasons(), [EndReason::DrainDeadline]);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn h5_a_shutdown_while_paused_is_not_held_up() {
     let (server, connector) = echo_server(|server| server.limit(ConnectionLimit::new(1)));
-    let mut server = start_with(
+    let mut server = serve_with(
         server,
         connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
     );
     let inside = send(&server, b"a\n").await;
-    until(|| server.handle.live() == 1).await;
-    server.handle.pause();
-    let waiting = server.connect().await;
+    until(|| server.handle().live() == 1).await;
+    server.handle().pause();
+    let waiting = server.stream().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     assert_eq!(read_to_end(inside).await, "a\n");
     assert_eq!(read_to_end(waiting).await, "");
@@ -249,13 +249,13 @@ async fn h5_a_shutdown_while_paused_is_not_held_up() {
 
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_for_a_paused_server_are_served_what_they_have_asked() {
-    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
-    server.handle.pause();
+    let mut server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+    server.handle().pause();
     settle().await;
     let waiting = send(&server, b"asked\n").await;
     settle().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     assert_eq!(read_to_end(waiting).await, "asked\n");
     assert_eq!(server.report().await.drained, 1);
@@ -269,7 +269,7 @@ async fn what_has_arrived_is_answered_whatever_a_turn_costs() {
             tokio::task::consume_budget().await;
             echo(line).await
         });
-        let server = start_with(
+        let server = serve_with(
             Server::from_listener(listener),
             connector,
             Pipeline::new(Lines::default).service(costly),
@@ -277,7 +277,7 @@ async fn what_has_arrived_is_answered_whatever_a_turn_costs() {
         let lines = [vec![b'x'; len - 1], b"\n".to_vec()].concat().repeat(400);
         let client = send(&server, &lines).await;
 
-        server.handle.shutdown();
+        server.handle().shutdown();
 
         let answered = read_to_end(client).await.len() / len;
         assert_eq!(answered, 400, "of {len} bytes each");
@@ -308,13 +308,13 @@ impl<S: Service<R>, R> Service<R> for Costly<S> {
 async fn the_backlog_is_taken_in_whatever_a_turn_costs() {
     for units in 5..20 {
         let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
-        let server = start(Costly(pipeline, units));
+        let server = serve(Costly(pipeline, units));
         let mut clients = Vec::new();
         for _ in 0..100 {
             clients.push(send(&server, b"asked\n").await);
         }
 
-        server.handle.shutdown();
+        server.handle().shutdown();
 
         for client in clients {
             assert_eq!(read_to_end(client).await, "asked\n", "{units} units each");
@@ -324,14 +324,17 @@ async fn the_backlog_is_taken_in_whatever_a_turn_costs() {
 
 #[tokio::test(start_paused = true)]
 async fn h6_those_in_the_backlog_are_served_what_they_have_asked() {
-    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
     let mut clients = Vec::new();
     for _ in 0..100 {
         clients.push(send(&server, b"asked\n").await);
     }
-    assert!(server.handle.live() < 100, "the loop had its turns already");
+    assert!(
+        server.handle().live() < 100,
+        "the loop had its turns already"
+    );
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     for client in clients {
         assert_eq!(read_to_end(client).await, "asked\n");
@@ -384,11 +387,11 @@ async fn h6_those_whom_the_kernel_has_connected_are_served_what_they_have_asked(
 #[tokio::test(start_paused = true)]
 async fn h7_what_was_pipelined_before_the_signal_is_answered_and_nothing_later_is() {
     let gate = Arc::new(Semaphore::new(0));
-    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let mut server = serve(Pipeline::new(Lines::default).service(gated(&gate)));
     let mut client = send(&server, b"a\nb\nc\n").await;
     settle().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     settle().await;
     gate.add_permits(3);
     let mut answers = [0; 6];
@@ -403,18 +406,18 @@ async fn h7_what_was_pipelined_before_the_signal_is_answered_and_nothing_later_i
 
 #[tokio::test(start_paused = true)]
 async fn h8_idle_connections_are_closed_at_once() {
-    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let mut server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
     let mut clients = Vec::new();
     for n in 0..5000 {
         // Some have been served, and some have said nothing yet.
         clients.push(send(&server, if n % 2 == 0 { b"a\n" } else { b"" }).await);
     }
-    until(|| server.handle.live() == 5000).await;
+    until(|| server.handle().live() == 5000).await;
     // What came with them has been read by now, or there was nothing.
     tokio::time::advance(Duration::from_millis(50)).await;
     let begun = Instant::now();
 
-    server.handle.shutdown();
+    server.handle().shutdown();
 
     for client in clients {
         read_to_end(client).await;
@@ -432,14 +435,14 @@ async fn h9_the_deadline_cuts_off_those_who_are_left_and_counts_them() {
         }
         Ok::<_, Infallible>(line)
     });
-    let mut server = start(Pipeline::new(Lines::default).service(service));
+    let mut server = serve(Pipeline::new(Lines::default).service(service));
     let mut clients = Vec::new();
     for n in 0..10 {
         clients.push(send(&server, if n < 3 { b"hang\n" } else { b"fine\n" }).await);
     }
     settle().await;
 
-    server.handle.shutdown_within(Duration::from_secs(7));
+    server.handle().shutdown_within(Duration::from_secs(7));
 
     let mut replies = Vec::new();
     for client in clients {
@@ -450,37 +453,37 @@ async fn h9_the_deadline_cuts_off_those_who_are_left_and_counts_them() {
     assert_eq!(report.duration, Duration::from_secs(7));
     assert_eq!(replies.iter().filter(|reply| *reply == "fine\n").count(), 7);
     let cut = |end: &&EndReason| **end == EndReason::DrainDeadline;
-    assert_eq!(server.ends().iter().filter(cut).count(), 3);
+    assert_eq!(server.reasons().iter().filter(cut).count(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn h10_an_abort_after_a_shutdown_is_immediate() {
     let gate = Arc::new(Semaphore::new(0));
-    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let mut server = serve(Pipeline::new(Lines::default).service(gated(&gate)));
     let client = send(&server, b"a\n").await;
     settle().await;
-    server.handle.shutdown();
+    server.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    server.handle.abort();
+    server.handle().abort();
 
     let report = server.report().await;
     assert_eq!((report.drained, report.aborted), (0, 1));
     assert_eq!(report.duration, Duration::from_secs(1));
-    assert_eq!(server.ends(), [EndReason::Killed]);
+    assert_eq!(server.reasons(), [EndReason::Killed]);
     assert_eq!(read_to_end(client).await, "");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_second_shutdown_changes_nothing() {
     let gate = Arc::new(Semaphore::new(0));
-    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let mut server = serve(Pipeline::new(Lines::default).service(gated(&gate)));
     let client = send(&server, b"a\n").await;
     settle().await;
-    server.handle.shutdown();
+    server.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(1)).await;
     gate.add_permits(1);
 
@@ -494,22 +497,28 @@ async fn a_second_shutdown_changes_nothing() {
 async fn a_deadline_can_be_brought_forward_during_a_shutdown_and_not_put_off() {
     for (later, ends) in [(3, 5), (60, 30)] {
         let gate = Arc::new(Semaphore::new(0));
-        let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+        let mut server = serve(Pipeline::new(Lines::default).service(gated(&gate)));
         let _client = send(&server, b"a\n").await;
         settle().await;
-        server.handle.shutdown();
+        server.handle().shutdown();
         tokio::time::sleep(Duration::from_secs(2)).await;
 
-        server.handle.shutdown_within(Duration::from_secs(later));
+        server.handle().shutdown_within(Duration::from_secs(later));
 
         let report = server.report().await;
         assert_eq!(report.duration, Duration::from_secs(ends));
-        assert_eq!(server.ends(), [EndReason::DrainDeadline]);
+        assert_eq!(server.reasons(), [EndReason::DrainDeadline]);
     }
 }
 
-/// Serves what takes several turns at every stage, with a few clients at different stages of it.
-async fn busy_server() -> (Running, Vec<Io>) {
+/// Takes several turns at every stage.
+fn busy_stack() -> impl Service<
+    Connection<Io>,
+    Response = EndReason,
+    Error = BoxError,
+    Future = impl Future<Output = Result<EndReason, BoxError>> + Send + 'static,
+> + Send
++ 'static {
     let hook = service_fn(|conn: Connection<Io>| async move {
         tokio::task::yield_now().await;
         Ok::<_, BoxError>(conn)
@@ -524,37 +533,47 @@ async fn busy_server() -> (Running, Vec<Io>) {
             Ok::<_, Infallible>(line)
         }))
     });
-    let stack = ServiceBuilder::new()
+    ServiceBuilder::new()
         .layer(PreConnectLayer::new(hook))
         .service(
             Pipeline::new(Lines::default)
                 .make_service(make)
                 .in_flight(2),
-        );
-    let server = start(stack);
+        )
+}
+
+/// Connects a few clients, to be at different stages.
+async fn busy_clients(connector: &Connector) -> Vec<Io> {
     let mut clients = Vec::new();
     for n in 0..20 {
-        clients.push(send(&server, &b"a\nb\nc\n"[..n % 7]).await);
+        let mut client = connector.connect().await.expect("the server listens");
+        let requests = &b"a\nb\nc\n"[..n % 7];
+        client.write_all(requests).await.expect("there is room");
+        clients.push(client);
     }
-    (server, clients)
+    clients
 }
 
 #[tokio::test(start_paused = true)]
 async fn h13_dropping_the_serve_future_at_any_turn_ends_every_connection() {
     for k in 0..60 {
-        let (server, clients) = busy_server().await;
+        let (listener, connector) = testkit::memory();
+        let server = Server::from_listener(listener);
+        let handle = server.handle();
+        let task = tokio::spawn(server.serve(busy_stack()));
+        let clients = busy_clients(&connector).await;
         for _ in 0..k {
             tokio::task::yield_now().await;
         }
 
-        server.task.abort();
+        task.abort();
 
-        let gone = timeout(Duration::from_secs(60), server.handle.closed()).await;
+        let gone = timeout(Duration::from_secs(60), handle.closed()).await;
         gone.unwrap_or_else(|_| panic!("it is not closed, dropped after {k} turns"));
         for client in clients {
             read_to_end(client).await;
         }
-        server.all_gone().await;
+        assert_eq!((handle.live(), handle.limit().in_use()), (0, 0));
     }
     let metrics = tokio::runtime::Handle::current().metrics();
     assert_eq!(metrics.num_alive_tasks(), 0);
@@ -582,7 +601,7 @@ async fn h13_dropping_handles_changes_nothing() {
     let task = tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
     let client = connector.connect().await.unwrap();
 
-    assert_eq!(running::exchange(client, "a\n").await, "a\n");
+    assert_eq!(support::exchange(client, "a\n").await, "a\n");
     assert!(!task.is_finished());
 }
 
@@ -594,19 +613,20 @@ fn h13_dropping_the_runtime_at_any_turn_ends_every_connection() {
             .build()
             .unwrap();
         let (server, clients) = runtime.block_on(async {
-            let busy = busy_server().await;
+            let server = serve(busy_stack());
+            let clients = busy_clients(server.connector()).await;
             for _ in 0..k {
                 tokio::task::yield_now().await;
             }
-            busy
+            (server, clients)
         });
-        let live = server.handle.live();
+        let live = server.handle().live();
 
         drop(runtime);
 
-        assert_eq!(server.handle.live(), 0, "after {k} turns");
-        assert_eq!(server.handle.limit().in_use(), 0, "after {k} turns");
-        assert!(server.ends().len() >= live, "after {k} turns");
+        assert_eq!(server.handle().live(), 0, "after {k} turns");
+        assert_eq!(server.handle().limit().in_use(), 0, "after {k} turns");
+        assert!(server.reasons().len() >= live, "after {k} turns");
         drop(clients);
     }
 }
@@ -614,14 +634,14 @@ fn h13_dropping_the_runtime_at_any_turn_ends_every_connection() {
 #[tokio::test(start_paused = true)]
 async fn h15_new_connections_are_refused_after_a_shutdown() {
     let gate = Arc::new(Semaphore::new(0));
-    let mut server = start(Pipeline::new(Lines::default).service(gated(&gate)));
+    let mut server = serve(Pipeline::new(Lines::default).service(gated(&gate)));
     let _busy = send(&server, b"a\n").await;
     settle().await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     settle().await;
 
-    let refused = server.connector.connect().await.unwrap_err();
+    let refused = server.connector().connect().await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     gate.add_permits(1);
     server.report().await;
@@ -668,15 +688,15 @@ async fn h15_the_kernel_refuses_new_connections_while_the_server_still_drains() 
 #[tokio::test(start_paused = true)]
 async fn a_lame_duck_goes_on_accepting_and_tells_all_to_leave() {
     let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(5)));
-    let mut server = start_with(
+    let mut server = serve_with(
         server,
         connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
     );
-    let before: Vec<_> = [server.connect().await, server.connect().await].into();
-    until(|| server.handle.live() == 2).await;
+    let before: Vec<_> = [server.stream().await, server.stream().await].into();
+    until(|| server.handle().live() == 2).await;
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     for client in before {
         assert_eq!(read_to_end(client).await, "");
     }
@@ -688,21 +708,21 @@ async fn a_lame_duck_goes_on_accepting_and_tells_all_to_leave() {
     let report = server.report().await;
     assert_eq!(report.duration, Duration::from_secs(5));
     assert_eq!((report.drained, report.aborted), (5, 0));
-    assert!(server.connector.connect().await.is_err());
+    assert!(server.connector().connect().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_abort_ends_a_lame_duck_at_once() {
     let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(5)));
-    let mut server = start_with(
+    let mut server = serve_with(
         server,
         connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
     );
-    server.handle.shutdown();
+    server.handle().shutdown();
     settle().await;
 
-    server.handle.abort();
+    server.handle().abort();
 
     assert_eq!(server.report().await.duration, Duration::ZERO);
 }
@@ -718,7 +738,7 @@ async fn a_graceful_shutdown_begins_with_its_signal() {
         });
     let task = tokio::spawn(serve);
     let client = connector.connect().await.unwrap();
-    assert_eq!(running::exchange(client, "a\n").await, "a\n");
+    assert_eq!(support::exchange(client, "a\n").await, "a\n");
     let idle = connector.connect().await.unwrap();
     settle().await;
     assert!(!task.is_finished());
@@ -731,19 +751,19 @@ async fn a_graceful_shutdown_begins_with_its_signal() {
 
 #[tokio::test(start_paused = true)]
 async fn closed_gives_everyone_who_asks_the_report() {
-    let mut server = start(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let client = server.connect().await;
-    until(|| server.handle.live() == 1).await;
-    let handle = server.handle.clone();
+    let mut server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
+    let client = server.stream().await;
+    until(|| server.handle().live() == 1).await;
+    let handle = server.handle().clone();
     let asked_before = tokio::spawn(async move { handle.closed().await });
     settle().await;
     assert!(!asked_before.is_finished());
 
-    server.handle.shutdown();
+    server.handle().shutdown();
     drop(client);
 
     let report = server.report().await;
     assert_eq!(report.drained, 1);
     assert_eq!(asked_before.await.unwrap(), report);
-    assert_eq!(server.handle.closed().await, report);
+    assert_eq!(server.handle().closed().await, report);
 }

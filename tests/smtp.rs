@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_tcp::EndReason;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::tls::Tls;
 
 use answer::{Answer, GO_AHEAD};
@@ -23,7 +24,7 @@ use memory::Memory;
 use process::{Client as Socket, Example, soon};
 use session::{MAX_MISTAKES, MAX_RECIPIENTS, Shared};
 use store::Store;
-use support::{Client, Served, serve};
+use support::{Client, Clients, Ends};
 
 #[path = "../examples/smtp/answer.rs"]
 mod answer;
@@ -382,7 +383,7 @@ impl Smtpd {
     }
 
     async fn connect(&self) -> Client<DuplexStream> {
-        self.served.connect().await
+        self.served.client().await
     }
 
     /// Has a whole session, and returns its replies' codes.
@@ -492,7 +493,7 @@ async fn commands_out_of_order_are_told_so_and_change_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn two_mails_that_were_sent_ahead_are_kept_in_one_session() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
     let second = ENVELOPE.replace("EHLO me\r\n", "");
     let said = format!("{ENVELOPE}one\r\n.\r\n{second}two\r\n..\r\n.\r\nQUIT\r\nNOOP\r\n");
 
@@ -506,7 +507,7 @@ async fn two_mails_that_were_sent_ahead_are_kept_in_one_session() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_half_closes_gets_all_its_replies() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
 
     let codes = smtpd.codes(format!("{ENVELOPE}one\r\n.\r\n")).await;
 
@@ -517,7 +518,7 @@ async fn a_client_that_half_closes_gets_all_its_replies() {
 
 #[tokio::test(start_paused = true)]
 async fn a_mail_that_is_cut_off_is_none() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
 
     let codes = smtpd.codes(format!("{ENVELOPE}one\r\n.\r")).await;
 
@@ -604,7 +605,7 @@ async fn a_hundred_recipients_are_taken_and_one_more_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn too_many_mistakes_end_the_session() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
     let said = "EHLO\r\nWHAT\r\n".repeat(MAX_MISTAKES);
 
     let mut codes = smtpd.codes(said).await;
@@ -650,7 +651,7 @@ async fn lines_that_are_too_long_are_refused_and_the_session_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_client_has_five_minutes() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     reply(&mut client).await;
 
@@ -705,7 +706,7 @@ async fn within_tls_nothing_is_known_of_what_was_said_before() {
 
 #[tokio::test(start_paused = true)]
 async fn commands_injected_behind_starttls_are_never_run() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     let sentinel = ENVELOPE.replace("a@b", "sentinel@evil");
 
@@ -721,7 +722,7 @@ async fn commands_injected_behind_starttls_are_never_run() {
 
 #[tokio::test(start_paused = true)]
 async fn commands_injected_in_place_of_the_handshake_are_never_run() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     reply(&mut client).await;
     assert_eq!(ask(&mut client, "STARTTLS").await, 220);
@@ -740,7 +741,7 @@ async fn commands_injected_in_place_of_the_handshake_are_never_run() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_is_to_leave_is_told_so() {
-    let mut smtpd = Smtpd::start();
+    let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     reply(&mut client).await;
 
@@ -850,7 +851,7 @@ async fn a_maildir_shows_a_mail_when_it_is_whole() {
 async fn a_mail_that_is_not_kept_leaves_nothing_in_a_maildir() {
     let dir = tempfile::tempdir().unwrap();
     let maildir = Store::Maildir(Maildir::open(dir.path(), "here").unwrap());
-    let mut smtpd = Smtpd::keeping(maildir, Memory::new(0));
+    let smtpd = Smtpd::keeping(maildir, Memory::new(0));
     let mut client = smtpd.connect().await;
     up_to_data(&mut client).await;
 

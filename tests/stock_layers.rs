@@ -26,11 +26,12 @@ use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::PipelineFuture;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{
     Address, BoxError, Connection, ConnectionEnded, EndReason, Peer, Pipeline, Server,
 };
 
-use support::{Client, Served, serve, settled};
+use support::{Client, Clients, Ends, settled};
 
 const SEC: Duration = Duration::from_secs(1);
 
@@ -67,7 +68,7 @@ mod around_connections {
     #[tokio::test(start_paused = true)]
     async fn concurrency_limit_leaves_the_next_client_in_the_backlog() {
         let served = serve(ServiceBuilder::new().concurrency_limit(1).service(lines()));
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         assert_eq!(first.ask("a").await, "a");
         second.send("b\n").await;
         assert!(second.hears_nothing().await);
@@ -124,7 +125,7 @@ mod around_connections {
         let limit = GlobalConcurrencyLimitLayer::new(1);
         let stack = || ServiceBuilder::new().layer(limit.clone()).service(lines());
         let (one, other) = (serve(stack()), serve(stack()));
-        let (mut first, mut second) = (one.connect().await, other.connect().await);
+        let (mut first, mut second) = (one.client().await, other.client().await);
         assert_eq!(first.ask("a").await, "a");
         second.send("b\n").await;
         assert!(second.hears_nothing().await);
@@ -140,10 +141,10 @@ mod around_connections {
         let stack = || ServiceBuilder::new().layer(limit.clone()).service(lines());
         let (busy, idle) = (serve(stack()), serve(stack()));
         // The idle one has had its turn, and looked for clients.
-        assert_eq!(idle.connect().await.ask("a").await, "a");
+        assert_eq!(idle.client().await.ask("a").await, "a");
 
         for _ in 0..3 {
-            assert_eq!(busy.connect().await.ask("b").await, "b");
+            assert_eq!(busy.client().await.ask("b").await, "b");
         }
     }
 
@@ -158,7 +159,7 @@ mod around_connections {
 
         let mut accepted_at = Vec::new();
         for _ in 0..5 {
-            assert_eq!(served.connect().await.ask("a").await, "a");
+            assert_eq!(served.client().await.ask("a").await, "a");
             accepted_at.push(begun.elapsed().as_secs());
         }
 
@@ -176,25 +177,25 @@ mod around_connections {
                 .service(lines()),
         );
         let begun = Instant::now();
-        assert_eq!(served.connect().await.ask("a").await, "a");
+        assert_eq!(served.client().await.ask("a").await, "a");
 
-        assert_eq!(served.connect().await.ask("b").await, "b");
+        assert_eq!(served.client().await.ask("b").await, "b");
 
         assert_eq!(begun.elapsed().as_secs(), 10);
     }
 
     #[tokio::test(start_paused = true)]
     async fn load_shed_accepts_who_is_over_the_limit_and_closes() {
-        let mut served = serve(
+        let served = serve(
             ServiceBuilder::new()
                 .load_shed()
                 .concurrency_limit(1)
                 .service(lines()),
         );
-        let mut first = served.connect().await;
+        let mut first = served.client().await;
         assert_eq!(first.ask("a").await, "a");
 
-        let mut second = served.connect().await;
+        let mut second = served.client().await;
 
         assert_eq!(second.line().await, "");
         assert_eq!(served.reason().await, EndReason::LimitExceeded);
@@ -203,31 +204,31 @@ mod around_connections {
 
     #[tokio::test(start_paused = true)]
     async fn load_shed_admits_again_when_one_has_left() {
-        let mut served = serve(
+        let served = serve(
             ServiceBuilder::new()
                 .load_shed()
                 .concurrency_limit(1)
                 .service(lines()),
         );
-        let mut first = served.connect().await;
+        let mut first = served.client().await;
         assert_eq!(first.ask("a").await, "a");
-        assert_eq!(served.connect().await.line().await, "");
+        assert_eq!(served.client().await.line().await, "");
         assert_eq!(served.reason().await, EndReason::LimitExceeded);
 
         drop(first);
-        served.ended().await;
+        served.end().await;
 
-        assert_eq!(served.connect().await.ask("b").await, "b");
+        assert_eq!(served.client().await.ask("b").await, "b");
     }
 
     #[tokio::test(start_paused = true)]
     async fn timeout_cuts_the_connection_off() {
-        let mut served = serve(ServiceBuilder::new().timeout(5 * SEC).service(lines()));
-        let mut client = served.connect().await;
+        let served = serve(ServiceBuilder::new().timeout(5 * SEC).service(lines()));
+        let mut client = served.client().await;
 
         assert_eq!(client.ask("30").await, "");
 
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::ServiceTimeout);
         assert_eq!(end.duration().as_secs(), 5);
     }
@@ -240,11 +241,11 @@ mod around_connections {
                 .concurrency_limit(1)
                 .service(lines()),
         );
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         assert_eq!(first.ask("a").await, "a");
         second.send("b\n").await;
         assert!(second.hears_nothing().await);
-        assert_eq!(served.handle.live(), 2);
+        assert_eq!(served.handle().live(), 2);
 
         drop(first);
 
@@ -259,10 +260,10 @@ mod around_connections {
                 .concurrency_limit(1)
                 .service(lines()),
         );
-        let mut first = served.connect().await;
+        let mut first = served.client().await;
         assert_eq!(first.ask("a").await, "a");
         let tasks = tasks_alive();
-        let mut second = served.connect().await;
+        let mut second = served.client().await;
         second.send("b\n").await;
         assert!(second.hears_nothing().await);
         assert_eq!(tasks_alive(), tasks + 1);
@@ -279,8 +280,8 @@ mod around_connections {
                 true => Ok(conn),
                 false => Err(ConnectionEnded::from(EndReason::Rejected)),
             };
-        let mut served = serve(ServiceBuilder::new().filter(first_only).service(lines()));
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let served = serve(ServiceBuilder::new().filter(first_only).service(lines()));
+        let (mut first, mut second) = (served.client().await, served.client().await);
 
         assert_eq!(second.line().await, "");
 
@@ -297,17 +298,17 @@ mod around_connections {
                 false => Err(ConnectionEnded::from(EndReason::Rejected)),
             }
         };
-        let mut served = serve(
+        let served = serve(
             ServiceBuilder::new()
                 .filter_async(after_a_while)
                 .service(lines()),
         );
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
 
         // Both are asked about at the same time: the accept loop does not wait.
         assert_eq!(second.line().await, "");
 
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::Rejected);
         assert_eq!(end.duration().as_secs(), 3);
         assert_eq!(first.ask("a").await, "a");
@@ -331,7 +332,7 @@ mod around_connections {
                 .service(Pipeline::new(Lines::default).make_service(make)),
         );
 
-        let reply = served.connect().await.ask("where").await;
+        let reply = served.client().await.ask("where").await;
 
         assert_eq!(reply, "third floor");
     }
@@ -345,7 +346,7 @@ mod around_connections {
                 .service(lines()),
         );
 
-        assert_eq!(served.connect().await.ask("a").await, "a");
+        assert_eq!(served.client().await.ask("a").await, "a");
 
         let reason = timeout(SEC, told.recv()).await.expect("told at the end");
         assert_eq!(reason, Some(EndReason::PeerClosed));
@@ -353,20 +354,20 @@ mod around_connections {
 
     #[tokio::test(start_paused = true)]
     async fn map_result_can_make_a_failure_of_a_connection_an_orderly_end() {
-        let mut served = serve(
+        let served = serve(
             ServiceBuilder::new()
                 .map_result(|_: Result<(), BoxError>| Ok::<_, BoxError>(()))
                 .service_fn(|_: Connection<DuplexStream>| ready(Err("no more to say".into()))),
         );
 
-        let _client = served.connect().await;
+        let _client = served.client().await;
 
         assert_eq!(served.reason().await, EndReason::ServiceClosed);
     }
 
     #[tokio::test(start_paused = true)]
     async fn map_err_can_give_a_failure_of_a_connection_its_reason() {
-        let mut served = serve(
+        let served = serve(
             ServiceBuilder::new()
                 .map_err(|_: BoxError| ConnectionEnded::from(EndReason::Rejected))
                 .service_fn(|_: Connection<DuplexStream>| {
@@ -374,14 +375,14 @@ mod around_connections {
                 }),
         );
 
-        let _client = served.connect().await;
+        let _client = served.client().await;
 
         assert_eq!(served.reason().await, EndReason::Rejected);
     }
 
     #[tokio::test(start_paused = true)]
     async fn then_holds_the_connections_place_while_it_clears_up() {
-        let mut served = serve(
+        let served = serve(
             ServiceBuilder::new()
                 .concurrency_limit(1)
                 .then(|result: Result<EndReason, BoxError>| async {
@@ -390,13 +391,13 @@ mod around_connections {
                 })
                 .service(lines()),
         );
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         assert_eq!(client.ask("a").await, "a");
         let begun = Instant::now();
 
         drop(client);
 
-        assert_eq!(served.connect().await.ask("b").await, "b");
+        assert_eq!(served.client().await.ask("b").await, "b");
         assert_eq!(begun.elapsed().as_secs(), 7);
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
@@ -404,9 +405,9 @@ mod around_connections {
     #[tokio::test(start_paused = true)]
     async fn option_layer_does_what_the_layer_in_it_does() {
         let layer = Some(TimeoutLayer::new(5 * SEC));
-        let mut served = serve(ServiceBuilder::new().option_layer(layer).service(lines()));
+        let served = serve(ServiceBuilder::new().option_layer(layer).service(lines()));
 
-        assert_eq!(served.connect().await.ask("30").await, "");
+        assert_eq!(served.client().await.ask("30").await, "");
 
         assert_eq!(served.reason().await, EndReason::ServiceTimeout);
     }
@@ -416,7 +417,7 @@ mod around_connections {
         let layer = None::<TimeoutLayer>;
         let served = serve(ServiceBuilder::new().option_layer(layer).service(lines()));
 
-        assert_eq!(served.connect().await.ask("30").await, "30");
+        assert_eq!(served.client().await.ask("30").await, "30");
     }
 
     #[tokio::test(start_paused = true)]
@@ -433,8 +434,8 @@ mod around_connections {
         };
         let (quiet, loud) = (serve(shouted(false)), serve(shouted(true)));
 
-        assert_eq!(quiet.connect().await.ask("a").await, "a");
-        assert_eq!(loud.connect().await.ask("a").await, "A");
+        assert_eq!(quiet.client().await.ask("a").await, "a");
+        assert_eq!(loud.client().await.ask("a").await, "A");
     }
 
     #[tokio::test(start_paused = true)]
@@ -444,8 +445,8 @@ mod around_connections {
             BoxCloneService::new(ServiceBuilder::new().layer(limit).service(lines()));
         let (one, other) = (serve(stack.clone()), serve(stack));
 
-        assert_eq!(one.connect().await.ask("a").await, "a");
-        assert_eq!(other.connect().await.ask("b").await, "b");
+        assert_eq!(one.client().await.ask("a").await, "a");
+        assert_eq!(other.client().await.ask("b").await, "b");
     }
 
     #[tokio::test]
@@ -511,7 +512,7 @@ mod around_requests {
     #[tokio::test(start_paused = true)]
     async fn concurrency_limit_bounds_what_is_in_flight_of_all_connections() {
         let served = serve_with(ServiceBuilder::new().concurrency_limit(1).service_fn(desk));
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         let begun = Instant::now();
         first.send("10\n").await;
         settled().await;
@@ -532,7 +533,7 @@ mod around_requests {
                 .make_service(make)
                 .in_flight(8),
         );
-        let (mut busy, mut other) = (served.connect().await, served.connect().await);
+        let (mut busy, mut other) = (served.client().await, served.client().await);
         let begun = Instant::now();
         busy.send("10\n10\n10\n").await;
 
@@ -552,7 +553,7 @@ mod around_requests {
         let limit = GlobalConcurrencyLimitLayer::new(1);
         let served =
             serve_each_with(move || ServiceBuilder::new().layer(limit.clone()).service_fn(desk));
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         let begun = Instant::now();
         first.send("10\n").await;
         settled().await;
@@ -569,7 +570,7 @@ mod around_requests {
                 .rate_limit(1, 10 * SEC)
                 .service_fn(desk)
         });
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         let begun = Instant::now();
 
         assert_eq!(first.ask("a").await, "a");
@@ -588,28 +589,28 @@ mod around_requests {
                 .service_fn(desk),
         );
         let begun = Instant::now();
-        assert_eq!(served.connect().await.ask("a").await, "a");
+        assert_eq!(served.client().await.ask("a").await, "a");
 
-        assert_eq!(served.connect().await.ask("b").await, "b");
+        assert_eq!(served.client().await.ask("b").await, "b");
 
         assert_eq!(begun.elapsed().as_secs(), 10);
     }
 
     #[tokio::test(start_paused = true)]
     async fn load_shed_fails_a_request_over_the_limit_and_so_ends_its_connection() {
-        let mut served = serve_with(
+        let served = serve_with(
             ServiceBuilder::new()
                 .load_shed()
                 .concurrency_limit(1)
                 .service_fn(desk),
         );
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         first.send("10\n").await;
         settled().await;
 
         assert_eq!(second.ask("b").await, "");
 
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::ServiceError);
         assert!(find_cause::<Overloaded>(end.error().unwrap()).is_some());
         assert_eq!(first.line().await, "10");
@@ -618,7 +619,7 @@ mod around_requests {
     #[tokio::test(start_paused = true)]
     async fn load_shed_can_be_a_busy_reply() {
         let served = serve_with(busy_over(1));
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
         first.send("10\n").await;
         settled().await;
 
@@ -634,15 +635,15 @@ mod around_requests {
     async fn load_shed_leaves_no_permit_with_connections_that_rest_after_their_requests_were_shed()
     {
         let served = serve_with(busy_over(1));
-        let mut busy = served.connect().await;
-        let mut resting = [served.connect().await, served.connect().await];
+        let mut busy = served.client().await;
+        let mut resting = [served.client().await, served.client().await];
         busy.send("10\n").await;
         for client in &mut resting {
             assert_eq!(client.ask("a").await, "busy");
         }
         assert_eq!(busy.line().await, "10");
 
-        let mut third = served.connect().await;
+        let mut third = served.client().await;
 
         assert_eq!(third.ask("c").await, "c");
     }
@@ -650,8 +651,8 @@ mod around_requests {
     #[tokio::test(start_paused = true)]
     async fn concurrency_limit_leaves_no_permit_with_connections_that_rest_after_a_wait() {
         let served = serve_with(ServiceBuilder::new().concurrency_limit(1).service_fn(desk));
-        let mut busy = served.connect().await;
-        let mut resting = [served.connect().await, served.connect().await];
+        let mut busy = served.client().await;
+        let mut resting = [served.client().await, served.client().await];
         busy.send("10\n").await;
         for client in &mut resting {
             client.send("1\n").await;
@@ -661,7 +662,7 @@ mod around_requests {
         }
         let begun = Instant::now();
 
-        let mut third = served.connect().await;
+        let mut third = served.client().await;
 
         assert_eq!(third.ask("c").await, "c");
         assert_eq!(begun.elapsed().as_secs(), 0);
@@ -671,31 +672,31 @@ mod around_requests {
     async fn concurrency_limit_leaves_no_permit_with_a_connection_that_was_cut_off_in_the_wait() {
         let service = ServiceBuilder::new().concurrency_limit(1).service_fn(desk);
         let (served, cut_off) = (serve_with(service.clone()), serve_with(service));
-        let (mut busy, mut waiting) = (served.connect().await, cut_off.connect().await);
+        let (mut busy, mut waiting) = (served.client().await, cut_off.client().await);
         busy.send("10\n").await;
         settled().await;
         waiting.send("10\n").await;
         settled().await;
-        cut_off.handle.abort();
-        assert_eq!(cut_off.handle.closed().await.aborted, 1);
+        cut_off.handle().abort();
+        assert_eq!(cut_off.handle().closed().await.aborted, 1);
         let begun = Instant::now();
 
-        assert_eq!(served.connect().await.ask("c").await, "c");
+        assert_eq!(served.client().await.ask("c").await, "c");
 
         assert_eq!(begun.elapsed().as_secs(), 9);
     }
 
     #[tokio::test(start_paused = true)]
     async fn timeout_fails_a_request_that_takes_too_long() {
-        let mut served = serve_with(ServiceBuilder::new().timeout(5 * SEC).service_fn(desk));
-        let mut client = served.connect().await;
+        let served = serve_with(ServiceBuilder::new().timeout(5 * SEC).service_fn(desk));
+        let mut client = served.client().await;
         let begun = Instant::now();
 
         assert_eq!(client.ask("4").await, "4");
         assert_eq!(client.ask("6").await, "");
 
         assert_eq!(begun.elapsed().as_secs(), 9);
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::ServiceError);
         assert!(find_cause::<Elapsed>(end.error().unwrap()).is_some());
     }
@@ -721,7 +722,7 @@ mod around_requests {
             }
         }
         let served = serve_with(ServiceBuilder::new().buffer(8).service(Counter(0)));
-        let (mut first, mut second) = (served.connect().await, served.connect().await);
+        let (mut first, mut second) = (served.client().await, served.client().await);
 
         assert_eq!(first.ask("next").await, "1");
         assert_eq!(second.ask("next").await, "2");
@@ -736,7 +737,7 @@ mod around_requests {
                 .rate_limit(1, 10 * SEC)
                 .service_fn(desk)
         });
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let begun = Instant::now();
         assert_eq!(client.ask("a").await, "a");
         let tasks = tasks_alive();
@@ -767,7 +768,7 @@ mod around_requests {
                 .service(service)
                 .shutdown_on_error(false),
         );
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         assert_eq!(client.ask("x\na").await, "a");
 
@@ -782,7 +783,7 @@ mod around_requests {
                 .service_fn(desk),
         );
 
-        assert_eq!(served.connect().await.ask("SHOUT").await, "shout");
+        assert_eq!(served.client().await.ask("SHOUT").await, "shout");
     }
 
     #[tokio::test(start_paused = true)]
@@ -794,7 +795,7 @@ mod around_requests {
                     .service_fn(desk),
             ),
         );
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         assert_eq!(client.ask("a").await, "250-ok");
         assert_eq!(client.line().await, "a");
@@ -809,7 +810,7 @@ mod around_requests {
                 })
                 .service_fn(desk),
         );
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         assert_eq!(client.ask("fail").await, "asked to fail");
         assert_eq!(client.ask("a").await, "a");
@@ -817,15 +818,15 @@ mod around_requests {
 
     #[tokio::test(start_paused = true)]
     async fn map_err_changes_the_error_that_the_end_has() {
-        let mut served = serve_with(
+        let served = serve_with(
             ServiceBuilder::new()
                 .map_err(|err: BoxError| format!("at the desk: {err}"))
                 .service_fn(desk),
         );
 
-        assert_eq!(served.connect().await.ask("fail").await, "");
+        assert_eq!(served.client().await.ask("fail").await, "");
 
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!(end.reason(), EndReason::ServiceError);
         assert_eq!(
             end.error().unwrap().to_string(),
@@ -846,7 +847,7 @@ mod around_requests {
                 .service_fn(desk),
         );
 
-        assert_eq!(served.connect().await.ask("fail").await, "2");
+        assert_eq!(served.client().await.ask("fail").await, "2");
     }
 
     #[tokio::test(start_paused = true)]
@@ -854,7 +855,7 @@ mod around_requests {
         let layer = Some(TimeoutLayer::new(5 * SEC));
         let served = serve_with(ServiceBuilder::new().option_layer(layer).service_fn(desk));
 
-        assert_eq!(served.connect().await.ask("30").await, "");
+        assert_eq!(served.client().await.ask("30").await, "");
     }
 
     #[tokio::test(start_paused = true)]
@@ -862,7 +863,7 @@ mod around_requests {
         let layer = None::<TimeoutLayer>;
         let served = serve_with(ServiceBuilder::new().option_layer(layer).service_fn(desk));
 
-        assert_eq!(served.connect().await.ask("30").await, "30");
+        assert_eq!(served.client().await.ask("30").await, "30");
     }
 
     #[tokio::test(start_paused = true)]
@@ -877,8 +878,8 @@ mod around_requests {
         });
         let served = serve(Pipeline::new(Lines::default).make_service(make));
 
-        assert_eq!(served.connect().await.ask("a").await, "a");
-        assert_eq!(served.connect().await.ask("a").await, "other");
+        assert_eq!(served.client().await.ask("a").await, "a");
+        assert_eq!(served.client().await.ask("a").await, "other");
     }
 
     #[tokio::test(start_paused = true)]
@@ -887,8 +888,8 @@ mod around_requests {
             BoxCloneService::new(ServiceBuilder::new().timeout(5 * SEC).service_fn(desk));
         let served = serve_with(service);
 
-        assert_eq!(served.connect().await.ask("a").await, "a");
-        assert_eq!(served.connect().await.ask("30").await, "");
+        assert_eq!(served.client().await.ask("a").await, "a");
+        assert_eq!(served.client().await.ask("30").await, "");
     }
 
     #[tokio::test(start_paused = true)]
@@ -900,7 +901,7 @@ mod around_requests {
             [says("read"), says("written")],
             |line: &Bytes, _: &[_]| usize::from(line.starts_with(b"SET")),
         ));
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         assert_eq!(client.ask("GET a").await, "read");
         assert_eq!(client.ask("SET a 1").await, "written");

@@ -13,19 +13,18 @@ use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::{self, Connector};
+use tower_tcp::testkit::{self, Served, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
 
 use certificates::certified;
-use support::{Served, serve_on};
+use support::{Clients, Ends};
 
 #[path = "support/certificates.rs"]
 mod certificates;
 mod support;
 
 struct Running {
-    connector: Connector,
     served: Served,
     limit: ConnectionLimit,
     client: Arc<ClientConfig>,
@@ -46,8 +45,7 @@ fn start() -> Running {
         .service(Pipeline::new(Lines::default).make_service(echo));
     let server = Server::builder().limit(limit.clone()).build(listener);
     Running {
-        served: serve_on(server, stack),
-        connector,
+        served: serve_with(server, connector, stack),
         limit,
         client,
     }
@@ -55,7 +53,7 @@ fn start() -> Running {
 
 impl Running {
     async fn connect(&self) -> TlsStream<DuplexStream> {
-        let io = self.connector.connect().await.expect("it listens");
+        let io = self.served.stream().await;
         let name = ServerName::try_from("localhost").expect("a name");
         let connector = TlsConnector::from(Arc::clone(&self.client));
         connector.connect(name, io).await.expect("a good handshake")
@@ -73,11 +71,11 @@ impl Running {
 
 #[tokio::test(start_paused = true)]
 async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_place_back() {
-    let mut server = start();
+    let server = start();
     let hello = server.hello();
 
     for cut in 0..1_000 {
-        let mut client = server.connector.connect().await.unwrap();
+        let mut client = server.served.stream().await;
         // Up to all of it, and sometimes with the server's answer read and nothing said to it.
         client
             .write_all(&hello[..cut % (hello.len() + 1)])
@@ -97,23 +95,26 @@ async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_
     good.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"still here\n");
     drop(good);
-    server.served.ended().await;
+    server.served.end().await;
     tokio::task::yield_now().await;
-    assert_eq!((server.served.handle.live(), server.limit.in_use()), (0, 0));
+    assert_eq!(
+        (server.served.handle().live(), server.limit.in_use()),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn h2_half_a_handshake_holds_a_drain_for_a_second() {
-    let mut server = start();
+    let server = start();
     let hello = server.hello();
-    let mut silent = server.connector.connect().await.unwrap();
+    let mut silent = server.served.stream().await;
     silent.write_all(&hello[..hello.len() / 2]).await.unwrap();
     tokio::task::yield_now().await;
 
-    server.served.handle.shutdown();
+    server.served.handle().shutdown();
     let begun = tokio::time::Instant::now();
 
     assert_eq!(server.served.reason().await, EndReason::Drained);
     assert_eq!(begun.elapsed().as_secs(), 1);
-    assert_eq!(server.served.handle.closed().await.aborted, 0);
+    assert_eq!(server.served.handle().closed().await.aborted, 0);
 }

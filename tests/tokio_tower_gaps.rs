@@ -17,7 +17,7 @@ use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
-use support::{Client, each_way, serve_stream};
+use support::{Client, Clients, Ends, each_way, serve_stream};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -74,7 +74,7 @@ async fn the_stream_is_shut_down_at_the_end() {
         let (client, io) = tokio::io::duplex(4096);
         let io = Watched(io, Arc::clone(&shut_down));
         let pipeline = Pipeline::new(Lines::default).service(service_fn(act));
-        let mut served = if multiplexed {
+        let served = if multiplexed {
             serve_stream(io, pipeline.multiplexed(8))
         } else {
             serve_stream(io, pipeline.in_flight(8))
@@ -95,11 +95,11 @@ async fn the_stream_is_shut_down_at_the_end() {
 async fn a_request_that_fails_drops_no_finished_reply() {
     let pipeline = Pipeline::new(Lines::default).service(service_fn(act));
 
-    for mut served in each_way(pipeline).into_iter().skip(1) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline).into_iter().skip(1) {
+        let mut client = served.client().await;
         client.send("0\n0\n0\nfail\n").await;
 
-        assert_eq!(client.rest().await, ["0", "0", "0"], "{}", served.way);
+        assert_eq!(client.rest().await, ["0", "0", "0"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceError);
     }
@@ -109,11 +109,11 @@ async fn a_request_that_fails_drops_no_finished_reply() {
 async fn a_frame_that_is_bad_drops_no_finished_reply_and_no_call_in_flight() {
     let pipeline = Pipeline::new(|| Lines::default().max_line(8)).service(service_fn(act));
 
-    for mut served in each_way(pipeline).into_iter().skip(1) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline).into_iter().skip(1) {
+        let mut client = served.client().await;
         client.send("0\n0\n20\n123456789\n").await;
 
-        assert_eq!(client.rest().await, ["0", "0", "20"], "{}", served.way);
+        assert_eq!(client.rest().await, ["0", "0", "20"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::FrameTooLarge);
     }
@@ -133,11 +133,11 @@ async fn requests_in_flight_are_bounded() {
         .skip(1)
     {
         begun.store(0, Ordering::Relaxed);
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("x\n".repeat(1000)).await;
         sleep(MS).await;
 
-        assert_eq!(begun.load(Ordering::Relaxed), 8, "{}", served.way);
+        assert_eq!(begun.load(Ordering::Relaxed), 8, "{}", served.way());
     }
 }
 
@@ -150,17 +150,17 @@ async fn f5_an_idle_connection_holds_no_permit_of_a_shared_limit() {
     for served in each_way(Pipeline::new(Lines::default).service(limited)) {
         let mut idle = Vec::new();
         for _ in 0..4 {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send("0\n").await;
             client.line().await;
             idle.push(client);
         }
         let begun = Instant::now();
-        let mut active = served.connect().await;
+        let mut active = served.client().await;
         active.send("1\n").await;
 
-        assert_eq!(active.line().await, "1", "{}", served.way);
-        assert_eq!(begun.elapsed(), MS, "{}", served.way);
+        assert_eq!(active.line().await, "1", "{}", served.way());
+        assert_eq!(begun.elapsed(), MS, "{}", served.way());
     }
 }
 
@@ -173,16 +173,16 @@ async fn f6_a_peer_that_does_not_read_holds_no_permit_of_a_shared_limit() {
     let limited = ServiceBuilder::new().concurrency_limit(2).service(service);
 
     for served in each_way(Pipeline::new(Lines::default).service(limited)) {
-        let mut stalled = served.connect().await;
+        let mut stalled = served.client().await;
         let line = "x".repeat(999) + "\n";
         stalled.send(line.repeat(20)).await;
         sleep(1000 * MS).await;
         let begun = Instant::now();
-        let mut healthy = served.connect().await;
+        let mut healthy = served.client().await;
         healthy.send("a\n").await;
 
-        assert_eq!(healthy.line().await, "a", "{}", served.way);
-        assert_eq!(begun.elapsed(), MS, "{}", served.way);
+        assert_eq!(healthy.line().await, "a", "{}", served.way());
+        assert_eq!(begun.elapsed(), MS, "{}", served.way());
     }
 }
 
@@ -220,13 +220,13 @@ async fn a_finished_reply_is_flushed_while_the_service_is_not_ready() {
 
     for served in each_way(pipeline) {
         let begun = Instant::now();
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send("a\nb\n").await;
 
-        assert_eq!(client.line().await, "a", "{}", served.way);
-        assert_eq!(begun.elapsed(), MS, "{}", served.way);
-        assert_eq!(client.line().await, "b", "{}", served.way);
-        assert_eq!(begun.elapsed(), 30_001 * MS, "{}", served.way);
+        assert_eq!(client.line().await, "a", "{}", served.way());
+        assert_eq!(begun.elapsed(), MS, "{}", served.way());
+        assert_eq!(client.line().await, "b", "{}", served.way());
+        assert_eq!(begun.elapsed(), 30_001 * MS, "{}", served.way());
     }
 }
 
@@ -240,13 +240,13 @@ async fn a_reset_is_noticed_while_the_service_is_not_ready() {
             .read_error(io::ErrorKind::ConnectionReset.into())
             .build();
         let pipeline = Pipeline::new(Lines::default).make_service(service_fn(ready_once));
-        let mut served = if multiplexed {
+        let served = if multiplexed {
             serve_stream(io, pipeline.multiplexed(8))
         } else {
             serve_stream(io, pipeline.in_flight(8))
         };
 
-        let end = served.ended().await;
+        let end = served.end().await;
 
         assert_eq!(end.reason(), EndReason::PeerReset);
         assert!(end.duration() < 200 * MS, "{:?}", end.duration());
@@ -257,20 +257,20 @@ async fn a_reset_is_noticed_while_the_service_is_not_ready() {
 async fn a_call_that_hangs_cannot_hold_a_closing_connection_open() {
     let pipeline = Pipeline::new(|| Lines::default().max_line(8)).service(service_fn(act));
 
-    for mut served in each_way(pipeline).into_iter().skip(1) {
+    for served in each_way(pipeline).into_iter().skip(1) {
         for (last, reason) in [
             ("close", EndReason::ServiceClosed),
             ("fail", EndReason::ServiceError),
         ] {
             let begun = Instant::now();
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(format!("{last}\nhang\nhang\n")).await;
 
             client.rest().await;
             drop(client);
 
-            assert_eq!(served.reason().await, reason, "{}", served.way);
-            assert_eq!(begun.elapsed(), Duration::ZERO, "{}", served.way);
+            assert_eq!(served.reason().await, reason, "{}", served.way());
+            assert_eq!(begun.elapsed(), Duration::ZERO, "{}", served.way());
         }
     }
 }

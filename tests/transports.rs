@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
-use support::{Client, Served, serve, serve_on};
+use support::{Client, Clients, Ends};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -19,6 +19,7 @@ use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Upgrade, Watermarks};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind, Server};
 
@@ -104,7 +105,7 @@ where
     Ok(())
 }
 
-async fn drive<Io>(io: Io, mut served: Served)
+async fn drive<Io, C>(io: Io, served: Served<C>)
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
@@ -129,7 +130,7 @@ where
         client.finish().await;
         assert_eq!(client.rest().await, ["over", "d", "c"]);
         drop(client);
-        let end = served.ended().await;
+        let end = served.end().await;
         assert_eq!((end.reason(), end.requests()), (EndReason::PeerClosed, 6));
         // "a" to "over" and what was read anew, each once.
         assert_eq!(end.bytes_read(), 30);
@@ -140,7 +141,7 @@ where
 #[tokio::test(start_paused = true)]
 async fn all_of_it_holds_in_memory() {
     let served = serve(everything());
-    let io = served.connect().await.0.into_inner();
+    let io = served.client().await.0.into_inner();
 
     drive(io, served).await;
 }
@@ -149,7 +150,7 @@ async fn all_of_it_holds_in_memory() {
 async fn all_of_it_holds_over_tcp() {
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let served = serve_on(server, everything());
+    let served = serve_with(server, (), everything());
     let io = TcpStream::connect(address).await.expect("it listens");
 
     drive(io, served).await;
@@ -160,7 +161,7 @@ async fn all_of_it_holds_over_a_unix_socket() {
     let folder = tempfile::tempdir().expect("there is a place for it");
     let path = folder.path().join("socket");
     let server = Server::bind(format!("unix:{}", path.display())).await;
-    let served = serve_on(server.expect("it binds"), everything());
+    let served = serve_with(server.expect("it binds"), (), everything());
     let io = UnixStream::connect(&path).await.expect("it listens");
 
     drive(io, served).await;
@@ -174,7 +175,7 @@ async fn all_of_it_holds_over_tls() {
         .service(everything());
     let server = Server::bind("127.0.0.1:0").await.expect("it binds");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let served = serve_on(server, stack);
+    let served = serve_with(server, (), stack);
     let io = TcpStream::connect(address).await.expect("it listens");
     let name = ServerName::try_from("localhost").expect("a name");
     let connector = TlsConnector::from(client);

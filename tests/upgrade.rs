@@ -9,7 +9,7 @@ use std::num::NonZero;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use support::{Client, Served, serve, serve_on, settled};
+use support::{Client, Clients, Ends, settled};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -21,6 +21,7 @@ use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::{Block, Lines};
 use tower_tcp::pipeline::{Closed, Upgrade};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::{
     Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Rewind, Server,
 };
@@ -72,17 +73,17 @@ where
 }
 
 async fn io(served: &Served) -> DuplexStream {
-    served.connect().await.0.into_inner()
+    served.client().await.0.into_inner()
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_stands_behind_an_upgrade_is_for_the_next_service() {
-    let mut served = serve(taken_over_by!(service_fn(reverse)));
+    let served = serve(taken_over_by!(service_fn(reverse)));
 
     let replies = exchange(io(&served).await, "a\nover\nb\nc").await;
 
     assert_eq!(replies, "a\ngo\nc\nb");
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::PeerClosed);
     // What was read ahead and read again counts once.
     assert_eq!((end.bytes_read(), end.bytes_written()), (10, 8));
@@ -92,7 +93,7 @@ async fn what_stands_behind_an_upgrade_is_for_the_next_service() {
 #[tokio::test(start_paused = true)]
 async fn what_comes_later_is_for_the_next_service_too() {
     let served = serve(taken_over_by!(service_fn(reverse)));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     assert_eq!(client.ask("over").await, "go");
     client.send("cba").await;
@@ -110,7 +111,7 @@ async fn it_is_the_same_over_tcp_and_unix_sockets() {
         .listen(format!("unix:{}", path.display()));
     let server = server.bind().await.expect("it binds");
     let tcp = server.handle().local_addrs().iter().find_map(Address::tcp);
-    let _served = serve_on(server, taken_over_by!(service_fn(reverse)));
+    let _served = serve_with(server, (), taken_over_by!(service_fn(reverse)));
 
     let tcp = TcpStream::connect(tcp.expect("one is TCP")).await;
     let over_tcp = exchange(tcp.expect("it listens"), "a\nover\nb\nc").await;
@@ -133,7 +134,7 @@ async fn every_form_of_reply_is_written_before_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_may_hand_over_may_also_close() {
-    let mut served = serve(taken_over_by!(service_fn(reverse)));
+    let served = serve(taken_over_by!(service_fn(reverse)));
 
     let replies = exchange(io(&served).await, "a\nbye\nover\nb").await;
 
@@ -164,9 +165,9 @@ async fn a_hook_that_comes_first_sees_what_is_buffered_and_may_refuse_it() {
     let next = ServiceBuilder::new()
         .layer(PreConnectLayer::new(refuse))
         .service(service_fn(reverse));
-    let mut served = serve(taken_over_by!(next));
+    let served = serve(taken_over_by!(next));
 
-    let mut patient = served.connect().await;
+    let mut patient = served.client().await;
     assert_eq!(patient.ask("over").await, "go");
     patient.send("ba").await;
     patient.finish().await;
@@ -177,7 +178,7 @@ async fn a_hook_that_comes_first_sees_what_is_buffered_and_may_refuse_it() {
     assert_eq!(patient, ["ab"]);
     assert_eq!(patient_end, EndReason::PeerClosed);
     assert_eq!(hasty, "go\n");
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::Rejected);
     let error = end.error().expect("there is one").to_string();
     assert_eq!(error, "2 bytes were sent too early");
@@ -194,19 +195,19 @@ async fn the_permit_goes_along() {
             Ok::<_, BoxError>(())
         }
     });
-    let mut served = serve(taken_over_by!(next));
+    let served = serve(taken_over_by!(next));
     let in_use = |handle: &Handle| (handle.live(), handle.limit().in_use());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.ask("over").await;
     told.recv().await.expect("it was handed over");
 
-    assert_eq!(in_use(&served.handle), (1, 1));
+    assert_eq!(in_use(served.handle()), (1, 1));
     client.send("x").await;
     served.reason().await;
     // The permit is back with the end, and the table forgets it then.
     settled().await;
-    assert_eq!(in_use(&served.handle), (0, 0));
+    assert_eq!(in_use(served.handle()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,17 +227,17 @@ async fn a_drain_reaches_the_next_service_also_when_it_began_before() {
             Ok::<_, BoxError>(Reply::from(Bytes::from("go")).upgrade())
         });
         let pipeline = Pipeline::new(Lines::default).service(slow);
-        let mut served = serve(pipeline.on_upgrade(next));
-        let mut client = served.connect().await;
+        let served = serve(pipeline.on_upgrade(next));
+        let mut client = served.client().await;
         client.send("over\n").await;
         settled().await;
 
         if before {
-            served.handle.shutdown();
+            served.handle().shutdown();
         }
         assert_eq!(client.line().await, "go");
         told.recv().await.expect("it was handed over");
-        served.handle.shutdown_within(Duration::from_secs(60));
+        served.handle().shutdown_within(Duration::from_secs(60));
 
         assert_eq!(
             served.reason().await,
@@ -260,8 +261,8 @@ async fn the_old_peer_cannot_send_but_can_end_it_and_learns_of_the_end() {
         Ok::<_, BoxError>(())
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_upgrade(next));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.on_upgrade(next));
+    let mut client = served.client().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     peer.send("before".into()).await.expect("it is open");
     client.send("over\n").await;
@@ -289,8 +290,8 @@ async fn a_close_that_came_before_it_stands() {
         std::future::ready(Ok::<_, Infallible>(slow))
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_upgrade(service_fn(reverse)));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.on_upgrade(service_fn(reverse)));
+    let mut client = served.client().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     client.send("over\nabc").await;
     settled().await;
@@ -316,8 +317,8 @@ async fn a_close_by_the_old_peer_is_a_drain_to_a_raw_service() {
         Ok::<_, BoxError>(())
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_upgrade(next));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.on_upgrade(next));
+    let mut client = served.client().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     assert_eq!(client.ask("over").await, "go");
     assert!(client.hears_nothing().await);
@@ -333,8 +334,8 @@ async fn a_next_service_that_is_never_ready_has_ten_seconds() {
     let next = ServiceBuilder::new()
         .concurrency_limit(0)
         .service(service_fn(reverse));
-    let mut served = serve(taken_over_by!(next));
-    let mut client = served.connect().await;
+    let served = serve(taken_over_by!(next));
+    let mut client = served.client().await;
     assert_eq!(client.ask("over").await, "go");
     let begun = tokio::time::Instant::now();
 
@@ -353,7 +354,7 @@ async fn a_close_from_within_the_call_that_asks_for_it_stands() {
         std::future::ready(Ok::<_, Infallible>(close))
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
-    let mut served = serve(pipeline.on_upgrade(service_fn(reverse)));
+    let served = serve(pipeline.on_upgrade(service_fn(reverse)));
 
     let replies = exchange(io(&served).await, "over\nabc").await;
 
@@ -370,7 +371,7 @@ async fn what_goes_wrong_in_the_next_service_is_the_reason_of_the_end() {
             _ => Ok(()),
         }
     });
-    let mut served = serve(taken_over_by!(next));
+    let served = serve(taken_over_by!(next));
 
     for (request, reason) in [
         ("over\nf", EndReason::ServiceError),
@@ -378,7 +379,7 @@ async fn what_goes_wrong_in_the_next_service_is_the_reason_of_the_end() {
         ("over\n", EndReason::Truncated),
         ("over\nx", EndReason::ServiceClosed),
     ] {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send(request).await;
         client.finish().await;
         assert_eq!(served.reason().await, reason, "{request:?}");
@@ -392,8 +393,8 @@ async fn a_peer_that_does_not_read_the_reply_before_it_does_not_hold_it_for_ever
         Ok::<_, BoxError>(Reply::from(reply).upgrade())
     });
     let pipeline = Pipeline::new(Lines::default).service(big);
-    let mut served = serve(pipeline.on_upgrade(service_fn(reverse)));
-    let mut client = served.connect().await;
+    let served = serve(pipeline.on_upgrade(service_fn(reverse)));
+    let mut client = served.client().await;
 
     client.send("over\n").await;
 
@@ -464,7 +465,7 @@ async fn a_push_changes_the_mode_for_what_is_buffered_already() {
         std::future::ready(Ok::<_, Infallible>(BoxCloneSyncService::new(echo)))
     });
     let served = serve(Pipeline::new(Modes::default).make_service(make));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
     // No line yet.
     client.send("abcdef").await;
@@ -491,7 +492,7 @@ async fn a_frame_deadline_does_not_count_what_another_mode_left() {
     let deadlines = Deadlines::default().frame(Duration::from_secs(30));
     let pipeline = Pipeline::new(Modes::default).service(answer);
     let served = serve(pipeline.deadlines(deadlines));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send("DATA\nab").await;
     assert_eq!(client.line().await, "data");

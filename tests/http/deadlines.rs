@@ -18,8 +18,9 @@ use tower::service_fn;
 use tower_tcp::EndReason;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody};
+use tower_tcp::testkit::{Served, serve};
 
-use crate::support::{Served, serve, settled};
+use crate::support::{Clients, Ends, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
 
 /// Whole seconds since then.
@@ -30,7 +31,7 @@ fn seconds(since: Instant) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_ends_after_a_minute() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let begun = Instant::now();
 
     assert!(client.rest().await.is_empty());
@@ -43,7 +44,7 @@ async fn a_silent_connection_ends_after_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn a_head_has_half_a_minute_however_it_trickles() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     // It counts from the first byte, not from the connection.
     sleep(Duration::from_secs(20)).await;
     let begun = Instant::now();
@@ -66,7 +67,7 @@ async fn a_head_has_half_a_minute_however_it_trickles() {
 #[tokio::test(start_paused = true)]
 async fn a_later_head_has_its_time_behind_the_rest() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
     sleep(Duration::from_secs(70)).await;
@@ -83,7 +84,7 @@ async fn a_later_head_has_its_time_behind_the_rest() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_rests_75_seconds_between_requests() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
     sleep(Duration::from_secs(74)).await;
@@ -95,7 +96,7 @@ async fn a_connection_rests_75_seconds_between_requests() {
 
     assert_eq!(seconds(begun), 75);
     drop(client);
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!((end.reason(), end.requests()), (EndReason::IdleTimeout, 2));
 }
 
@@ -141,7 +142,7 @@ async fn a_request_in_hand_is_no_rest() {
             let response = sender.send_request(get("/sleep/3600")).await;
             assert_eq!(text(response.expect("an answer")).await, "/sleep/3600");
         } else {
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client
                 .send("GET /sleep/3600 HTTP/1.1\r\nhost: a\r\n\r\n")
                 .await;
@@ -157,7 +158,7 @@ async fn a_body_takes_the_time_it_takes() {
         Ok::<_, tower_tcp::BoxError>(Response::new(Full::new(body)))
     });
     let served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
@@ -177,7 +178,7 @@ async fn a_peer_that_takes_nothing_is_cut_off() {
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(body)))
     });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send(GET).await;
     settled().await;
@@ -191,7 +192,7 @@ async fn a_peer_that_takes_nothing_is_cut_off() {
 async fn limits_can_be_off() {
     let deadlines = Deadlines::default().first_byte(None).frame(None).idle(None);
     let served = serve(http().deadlines(deadlines));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let day = Duration::from_secs(3600);
 
     sleep(day).await;
@@ -217,7 +218,7 @@ async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
         });
         let mut served = serve(Http::new(costly));
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         client.send(GET).await;
 
@@ -256,7 +257,7 @@ const STALLED: &str = "no byte of the request body arrived within 30s";
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_ends_its_http1_connection_behind_the_response() {
     let mut served = serve(Http::new(service_fn(read)));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nst")
         .await;
@@ -299,7 +300,7 @@ async fn a_service_that_does_not_read_the_body_costs_the_peer_nothing() {
         read(request).await
     });
     let served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
@@ -314,7 +315,7 @@ async fn a_service_that_does_not_read_the_body_costs_the_peer_nothing() {
 async fn an_old_http1_connection_is_told_so_with_its_next_response() {
     let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
     let mut served = serve(http().deadlines(deadlines));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     assert!(!answer(&mut client).await.closes());
     sleep(Duration::from_millis(10_500)).await;
@@ -331,7 +332,7 @@ async fn an_old_http1_connection_is_told_so_with_its_next_response() {
 async fn an_old_http1_connection_at_rest_is_closed_a_second_later() {
     let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
     let mut served = serve(http().deadlines(deadlines));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let begun = Instant::now();
     client.send(GET).await;
     answer(&mut client).await;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use tower_tcp::EndReason;
+use tower_tcp::testkit::serve;
 
-use crate::support::{serve, settled};
+use crate::support::{Clients, Ends, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
 
 /// Far longer than a connection that was just taken in is waited for.
@@ -14,10 +15,10 @@ const LATER: Duration = Duration::from_secs(1);
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_sent_nothing_is_closed_at_once() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     tokio::time::sleep(LATER).await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     let begun = Instant::now();
 
     assert!(client.rest().await.is_empty());
@@ -29,11 +30,11 @@ async fn a_connection_that_sent_nothing_is_closed_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_arrived_is_answered() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     tokio::time::sleep(LATER).await;
 
     client.send(GET).await;
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     let answer = answer(&mut client).await;
     assert_eq!(answer.status(), "200");
@@ -46,11 +47,11 @@ async fn a_request_that_has_arrived_is_answered() {
 #[tokio::test(start_paused = true)]
 async fn a_request_in_the_backlog_is_answered() {
     let served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
 
     // Before the server has had a turn.
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     assert!(answer(&mut client).await.closes());
 }
@@ -58,13 +59,13 @@ async fn a_request_in_the_backlog_is_answered() {
 #[tokio::test(start_paused = true)]
 async fn a_request_in_hand_is_answered() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client
         .send("GET /sleep/20 HTTP/1.1\r\nhost: a\r\n\r\n")
         .await;
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     let answer = answer(&mut client).await;
     assert_eq!(answer.body, "/sleep/20");
@@ -77,11 +78,11 @@ async fn a_request_in_hand_is_answered() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_may_ask_once_more() {
     let served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     assert!(!answer(&mut client).await.closes());
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     tokio::time::sleep(Duration::from_millis(900)).await;
     client.send(GET).await;
 
@@ -94,11 +95,11 @@ async fn an_idle_connection_may_ask_once_more() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed_after_a_second() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     let begun = Instant::now();
 
     assert!(client.rest().await.is_empty());
@@ -110,12 +111,12 @@ async fn an_idle_connection_is_closed_after_a_second() {
 #[tokio::test(start_paused = true)]
 async fn a_head_that_was_begun_is_waited_for() {
     let served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let (begin, end) = GET.split_at(10);
     client.send(begin).await;
     tokio::time::sleep(LATER).await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(4)).await;
     client.send(end).await;
 
@@ -126,14 +127,14 @@ async fn a_head_that_was_begun_is_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn a_later_head_that_was_begun_is_waited_for() {
     let served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
     let (begin, end) = GET.split_at(10);
     client.send(begin).await;
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     tokio::time::sleep(Duration::from_secs(4)).await;
     client.send(end).await;
 
@@ -144,13 +145,13 @@ async fn a_later_head_that_was_begun_is_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn a_later_head_that_is_never_whole_has_five_seconds() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
     client.send("GET").await;
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     let begun = Instant::now();
 
     assert!(client.rest().await.is_empty());
@@ -166,7 +167,7 @@ async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
     let slow = tokio::spawn(sender.send_request(get("/sleep/20")));
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     settled().await;
     let late = sender.send_request(get("/late")).await;
 
@@ -178,7 +179,7 @@ async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
         .expect("it ran")
         .expect("it was told to go");
     assert_eq!(served.reason().await, EndReason::Drained);
-    assert_eq!(served.handle.closed().await.drained, 1);
+    assert_eq!(served.handle().closed().await.drained, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +188,7 @@ async fn an_idle_http2_connection_is_told_to_go_at_once() {
     let (_sender, connection) = http2(connect(&served).await).await;
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     let gone = timeout(Duration::from_millis(10), connection).await;
     gone.expect("at once")
@@ -199,13 +200,13 @@ async fn an_idle_http2_connection_is_told_to_go_at_once() {
 #[tokio::test(start_paused = true)]
 async fn one_connection_can_be_told_to_leave() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client
         .send("GET /sleep/5 HTTP/1.1\r\nhost: a\r\n\r\n")
         .await;
     settled().await;
 
-    let live = served.handle.connections().next().expect("it is there");
+    let live = served.handle().connections().next().expect("it is there");
     live.close();
 
     assert!(answer(&mut client).await.closes());
@@ -225,16 +226,16 @@ async fn a_request_without_end_is_cut_off_at_the_deadline() {
             let request = tokio::spawn(sender.send_request(get("/never")));
             other = Some((sender, connection, request));
         } else {
-            let mut http1 = served.connect().await;
+            let mut http1 = served.client().await;
             http1.send("GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await;
             client = Some(http1);
         }
         settled().await;
 
-        served.handle.shutdown_within(Duration::from_secs(5));
+        served.handle().shutdown_within(Duration::from_secs(5));
 
         assert_eq!(served.reason().await, EndReason::DrainDeadline);
-        assert_eq!(served.handle.closed().await.aborted, 1);
+        assert_eq!(served.handle().closed().await.aborted, 1);
         drop((client, other));
     }
 }

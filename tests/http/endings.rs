@@ -13,9 +13,10 @@ use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::{Panicked, find_cause};
 use tower_tcp::http::{Http, RequestBody};
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, ConnectionInfo, EndReason};
 
-use crate::support::{serve, settled};
+use crate::support::{Clients, Ends, settled};
 use crate::{GET, Reply, answer, connect, get, http, http2, reply, text};
 
 /// Says so when it is dropped.
@@ -46,7 +47,7 @@ fn never() -> (
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_leaves_between_requests_has_closed() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
 
@@ -74,7 +75,7 @@ async fn an_http2_peer_that_leaves_has_closed() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_asks_for_the_end_gets_its_answer_first() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client
         .send("GET /last HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
@@ -89,7 +90,7 @@ async fn a_peer_that_asks_for_the_end_gets_its_answer_first() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_leaves_within_a_head_was_cut_off() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send("GET / HTT").await;
     client.finish().await;
@@ -101,7 +102,7 @@ async fn a_peer_that_leaves_within_a_head_was_cut_off() {
 async fn a_request_whose_peer_is_gone_is_dropped() {
     let (http, mut dropped) = never();
     let mut served = serve(http);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(GET).await;
     settled().await;
 
@@ -119,7 +120,7 @@ async fn an_abort_ends_the_requests_of_an_http2_connection() {
     let request = tokio::spawn(sender.send_request(get("/")));
     settled().await;
 
-    let live = served.handle.connections().next().expect("it is there");
+    let live = served.handle().connections().next().expect("it is there");
     live.abort();
 
     assert_eq!(served.reason().await, EndReason::Aborted);
@@ -130,14 +131,14 @@ async fn an_abort_ends_the_requests_of_an_http2_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_request_ends_its_connection_alone() {
     let mut served = serve(http());
-    let mut other = served.connect().await;
-    let mut client = served.connect().await;
+    let mut other = served.client().await;
+    let mut client = served.client().await;
 
     client
         .send("GET /panic HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::Panic);
     let cause = end.error().expect("there is a cause");
     assert!(find_cause::<Panicked>(cause).is_some());
@@ -177,7 +178,7 @@ async fn a_panic_in_a_body_ends_its_connection() {
         Ok::<_, Infallible>(Response::new(StreamBody::new(body)))
     });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send(GET).await;
 
@@ -188,7 +189,7 @@ async fn a_panic_in_a_body_ends_its_connection() {
 async fn an_error_of_the_service_ends_an_http1_connection() {
     let service = service_fn(|_: Request<RequestBody>| async { Err::<Response<String>, _>("no") });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send(GET).await;
 
@@ -219,7 +220,7 @@ async fn an_error_of_the_service_ends_its_http2_stream_only() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_http_is_answered_and_ended() {
     let mut served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send("EHLO localhost\r\n\r\n").await;
 
@@ -234,7 +235,7 @@ async fn a_head_beyond_the_limit_is_answered_and_ended() {
         hyper.http1().max_buf_size(16 * 1024);
     });
     let mut served = serve(http);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     // More than is read: the answer must arrive all the same.
     let field = "a".repeat(60_000);
@@ -249,7 +250,7 @@ async fn a_head_beyond_the_limit_is_answered_and_ended() {
 async fn an_answer_arrives_before_its_request_was_read() {
     let service = service_fn(|_: Request<RequestBody>| async { reply("too much") });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n")
@@ -261,7 +262,7 @@ async fn an_answer_arrives_before_its_request_was_read() {
     client.send("x".repeat(60_000)).await;
     assert!(client.rest().await.is_empty());
     drop(client);
-    served.ended().await;
+    served.end().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,7 +271,7 @@ async fn a_make_service_that_fails_ends_the_connection() {
     let make = service_fn(|_: ConnectionInfo| async { Err::<Made, _>("no") });
     let mut served = serve(Http::make_service(make));
 
-    let _client = served.connect().await;
+    let _client = served.client().await;
 
     assert_eq!(served.reason().await, EndReason::MakeServiceError);
 }
@@ -282,9 +283,9 @@ async fn a_make_service_has_its_time() {
     let deadlines = Deadlines::default().make_service(Duration::from_secs(3));
     let mut served = serve(Http::make_service(make).deadlines(deadlines));
 
-    let _client = served.connect().await;
+    let _client = served.client().await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::MakeServiceError);
     assert_eq!(end.duration().as_secs(), 3);
 }
@@ -296,7 +297,7 @@ async fn a_request_body_is_read_by_the_service() {
         Ok::<_, tower_tcp::BoxError>(Response::new(format!("{} bytes", body.len())))
     });
     let served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n")

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
 use tower_tcp::EndReason;
+use tower_tcp::testkit::serve;
 
-use crate::support::{serve, settled};
+use crate::support::{Ends, settled};
 use crate::{connect, http};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -67,7 +68,7 @@ async fn begin(io: &mut DuplexStream) {
 
 #[tokio::test(start_paused = true)]
 async fn streams_reset_in_rapid_succession_end_the_connection() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     begin(&mut io).await;
     let (mut reader, mut writer) = tokio::io::split(io);
@@ -85,7 +86,7 @@ async fn streams_reset_in_rapid_succession_end_the_connection() {
     let mut all = Vec::new();
     reader.read_to_end(&mut all).await.expect("it ends");
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::CodecError);
     assert!(end.requests() < 1_000, "{} were begun", end.requests());
     assert!(flood.await.expect("it ran") < 20_000);
@@ -96,7 +97,7 @@ async fn streams_reset_in_rapid_succession_end_the_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_header_block_beyond_the_limit_is_refused() {
-    let mut served = serve(http().configure(|hyper| {
+    let served = serve(http().configure(|hyper| {
         hyper.http2().max_header_list_size(4096);
     }));
     let mut io = connect(&served).await;
@@ -124,12 +125,12 @@ async fn a_header_block_beyond_the_limit_is_refused() {
         answer.windows(3).any(|said| said == b"431") || answer.starts_with(b"\x48"),
         "{answer:?}"
     );
-    assert_eq!(served.ended().await.requests(), 0);
+    assert_eq!(served.end().await.requests(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_header_block_without_end_ends_the_connection() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     begin(&mut io).await;
     let (mut reader, mut writer) = tokio::io::split(io);
@@ -150,7 +151,7 @@ async fn a_header_block_without_end_ends_the_connection() {
     let mut all = Vec::new();
     reader.read_to_end(&mut all).await.expect("it ends");
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::CodecError);
     assert_eq!(end.requests(), 0);
     // What is on its way, and what is read while it lingers, counts, too.
@@ -160,7 +161,7 @@ async fn a_header_block_without_end_ends_the_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn what_breaks_the_protocol_is_told_so() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     begin(&mut io).await;
 
@@ -179,7 +180,7 @@ async fn what_breaks_the_protocol_is_told_so() {
 async fn a_peer_that_leaves_within_a_frame_was_cut_off() {
     let get = frame(HEADERS, END_STREAM_AND_HEADERS, 1, GET_NEVER);
     for cut in 1..get.len() {
-        let mut served = serve(http());
+        let served = serve(http());
         let mut io = connect(&served).await;
         begin(&mut io).await;
 
@@ -193,7 +194,7 @@ async fn a_peer_that_leaves_within_a_frame_was_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn a_preface_has_half_a_minute() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     let begun = Instant::now();
 
@@ -213,12 +214,12 @@ async fn a_peer_that_answers_no_ping_is_let_go() {
         http2.keep_alive_interval(Duration::from_secs(10));
         http2.keep_alive_timeout(Duration::from_secs(5));
     });
-    let mut served = serve(http);
+    let served = serve(http);
     let mut io = connect(&served).await;
 
     begin(&mut io).await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::PeerReset);
     assert!(
         end.duration() < Duration::from_secs(20),
@@ -229,13 +230,13 @@ async fn a_peer_that_answers_no_ping_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_does_not_take_leave_is_let_go() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
 
     // It answers no ping, by which hyper would know that its leave was heard.
     begin(&mut io).await;
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
     // 75 s, 5 s for the leave, 2 s to linger.
     assert_eq!(end.duration().as_secs(), 82);
@@ -243,7 +244,7 @@ async fn a_peer_that_does_not_take_leave_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     begin(&mut io).await;
     let (mut reader, mut writer) = tokio::io::split(io);
@@ -259,7 +260,7 @@ async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
     let mut all = Vec::new();
     reader.read_to_end(&mut all).await.expect("it ends");
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
     // 75 s, and as long again for what might be on its way, 2 s to linger.
     assert_eq!(end.duration().as_secs(), 152);
@@ -268,25 +269,25 @@ async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_does_not_take_leave_at_a_drain_is_let_go() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     begin(&mut io).await;
     settled().await;
     let begun = Instant::now();
 
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     assert_eq!(goaway(&mut io).await, 0);
     assert_eq!(begun.elapsed().as_secs(), 5);
     drop(io);
     assert_eq!(served.reason().await, EndReason::Drained);
-    assert_eq!(served.handle.closed().await.drained, 1);
+    assert_eq!(served.handle().closed().await.drained, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_its_answer_slowly_has_all_of_it_at_a_drain() {
     const WINDOW: u32 = 10;
-    let mut served = serve(http());
+    let served = serve(http());
     let mut io = connect(&served).await;
     begin(&mut io).await;
     let window = [&[0, 4][..], &WINDOW.to_be_bytes()].concat();
@@ -297,7 +298,7 @@ async fn a_peer_that_takes_its_answer_slowly_has_all_of_it_at_a_drain() {
     io.write_all(&request).await.expect("it is open");
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     let mut body = Vec::new();
     while let Some((kind, payload)) = read(&mut io).await {
         if kind == DATA {

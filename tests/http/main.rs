@@ -28,8 +28,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
 use tower_tcp::http::{Http, RequestBody, Shared};
+use tower_tcp::testkit::Served;
 
-use support::Client;
+use support::{Client, Clients, Ends};
 
 /// What a request with nothing special about it looks like.
 const GET: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -154,7 +155,6 @@ impl<S> Serves for S where
 }
 
 /// A connection by which nothing was sent yet.
-async fn connect(served: &support::Served) -> DuplexStream {
-    let client = served.connect().await;
-    client.0.into_inner()
+async fn connect(served: &Served) -> DuplexStream {
+    served.stream().await
 }

@@ -10,16 +10,17 @@ use tower::{Layer, ServiceBuilder, service_fn};
 use tower_tcp::ConnectionInfo;
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::serve;
 use tower_tcp::tls::{Tls, TlsInfo};
 
 use crate::certificates::certified;
-use crate::support::{Client, serve};
+use crate::support::{Client, Clients, Ends};
 use crate::{GET, Reply, answer, connect, get, http, http2, paths, reply, text};
 
 #[tokio::test(start_paused = true)]
 async fn requests_of_one_connection_are_answered_and_counted() {
-    let mut served = serve(http());
-    let mut client = served.connect().await;
+    let served = serve(http());
+    let mut client = served.client().await;
 
     for _ in 0..3 {
         client.send(GET).await;
@@ -28,13 +29,13 @@ async fn requests_of_one_connection_are_answered_and_counted() {
     }
     drop(client);
 
-    assert_eq!(served.ended().await.requests(), 3);
+    assert_eq!(served.end().await.requests(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn requests_sent_ahead_are_answered_in_order() {
     let served = serve(http());
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     let requests = ["/sleep/2", "/sleep/1", "/last"]
         .map(|path| format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"));
@@ -47,7 +48,7 @@ async fn requests_sent_ahead_are_answered_in_order() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_of_one_connection_run_together_and_are_counted() {
-    let mut served = serve(http());
+    let served = serve(http());
     let (mut sender, connection) = http2(connect(&served).await).await;
 
     let slow = sender.send_request(get("/sleep/60"));
@@ -58,7 +59,7 @@ async fn streams_of_one_connection_run_together_and_are_counted() {
     assert_eq!(text(slow.await.expect("an answer")).await, "/sleep/60");
     drop((sender, connection));
 
-    assert_eq!(served.ended().await.requests(), 2);
+    assert_eq!(served.end().await.requests(), 2);
 }
 
 async fn whoami(request: Request<RequestBody>) -> Reply {
@@ -76,7 +77,7 @@ async fn whoami(request: Request<RequestBody>) -> Reply {
 #[tokio::test(start_paused = true)]
 async fn a_request_knows_its_connection() {
     let served = serve(Http::new(service_fn(whoami)));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let (mut sender, _connection) = http2(connect(&served).await).await;
 
     client.send(GET).await;
@@ -124,7 +125,7 @@ async fn a_service_may_be_made_for_each_connection() {
     let served = serve(Http::make_service(make));
 
     for peer in ["memory:1", "memory:2"] {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         client.send(GET).await;
         assert_eq!(answer(&mut client).await.body, peer);
     }
@@ -137,10 +138,10 @@ async fn an_idle_connection_holds_nothing_of_what_connections_share() {
         .layer(ConcurrencyLimitLayer::new(1))
         .service_fn(paths);
     let served = serve(Http::new(service));
-    let mut idle = served.connect().await;
+    let mut idle = served.client().await;
     idle.send(GET).await;
     answer(&mut idle).await;
-    let mut other = served.connect().await;
+    let mut other = served.client().await;
 
     other.send(GET).await;
 
@@ -153,7 +154,7 @@ async fn hypers_settings_can_be_changed() {
         hyper.http1().max_headers(1);
     });
     let served = serve(http);
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client
         .send("GET / HTTP/1.1\r\nhost: a\r\naccept: b\r\n\r\n")

@@ -18,11 +18,12 @@ use tower::{Layer, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody, Shared};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionInfo, EndReason};
 
 use crate::certificates::certified;
-use crate::support::{Client, Served, serve, settled};
+use crate::support::{Client, Clients, Ends, settled};
 use crate::{Sender, answer, connect, http2};
 
 const ECHO: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
@@ -105,17 +106,17 @@ async fn upgraded<Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_keeps_its_place_until_its_peer_leaves() {
     let mut served = serve(http(false));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     upgraded(&mut client).await;
 
     tokio::time::sleep(Duration::from_secs(3500)).await;
-    assert_eq!(served.handle.live(), 1);
-    assert_eq!(served.handle.limit().in_use(), 1);
+    assert_eq!(served.handle().live(), 1);
+    assert_eq!(served.handle().limit().in_use(), 1);
     drop(client);
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!((end.reason(), end.requests()), (EndReason::PeerClosed, 1));
-    assert_eq!(served.handle.limit().in_use(), 0);
+    assert_eq!(served.handle().limit().in_use(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,7 +130,7 @@ async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() 
         switching()
     });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send(ECHO).await;
 
@@ -145,37 +146,37 @@ async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() 
 async fn an_upgrade_that_nobody_takes_up_ends() {
     let service = service_fn(|_: Request<RequestBody>| async { switching() });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     client.send(ECHO).await;
 
     assert_eq!(answer(&mut client).await.status(), "101");
     assert!(client.rest().await.is_empty());
     drop(client);
-    served.ended().await;
+    served.end().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_is_known_to_an_upgraded_connection() {
     let mut served = serve(http(true));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     upgraded(&mut client).await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     assert_eq!(client.rest().await, ["bye"]);
     drop(client);
     assert_eq!(served.reason().await, EndReason::Drained);
-    assert_eq!(served.handle.closed().await.drained, 1);
+    assert_eq!(served.handle().closed().await.drained, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_that_does_not_heed_a_drain_is_cut_off() {
     let mut served = serve(http(false));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     upgraded(&mut client).await;
 
-    served.handle.shutdown_within(Duration::from_secs(5));
+    served.handle().shutdown_within(Duration::from_secs(5));
     settled().await;
     client.send("on").await;
     let mut block = [0; 2];
@@ -184,7 +185,7 @@ async fn an_upgraded_connection_that_does_not_heed_a_drain_is_cut_off() {
     assert_eq!(served.reason().await, EndReason::DrainDeadline);
     // The stream is gone, though the task that has it was not asked.
     assert!(client.rest().await.is_empty());
-    assert_eq!(served.handle.closed().await.aborted, 1);
+    assert_eq!(served.handle().closed().await.aborted, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -205,12 +206,12 @@ async fn an_abort_takes_the_stream_from_whoever_has_it() {
         }
     });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(ECHO).await;
     answer(&mut client).await;
     settled().await;
 
-    served.handle.abort();
+    served.handle().abort();
 
     assert_eq!(
         tells.recv().await,
@@ -267,7 +268,7 @@ async fn a_tunnel_over_http2_has_as_long_as_the_drain() {
     let (mut stream, connection) = tunnel(&served).await;
     settled().await;
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     let begun = Instant::now();
 
     assert!(matches!(stream.read(&mut [0; 2]).await, Err(_) | Ok(0)));
@@ -309,7 +310,7 @@ async fn an_upgraded_stream_that_rests_is_taken_away_after_an_hour_and_closed_in
         }
     });
     let mut served = serve(Http::new(service));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(ECHO).await;
     assert_eq!(answer(&mut client).await.status(), "101");
     let begun = Instant::now();
@@ -326,7 +327,7 @@ async fn an_upgraded_stream_that_rests_is_taken_away_after_an_hour_and_closed_in
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_stream_rests_only_while_nothing_moves() {
     let mut served = serve(http(false));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     upgraded(&mut client).await;
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(3500)).await;
@@ -357,7 +358,7 @@ async fn flood(mut request: Request<RequestBody>) -> Reply {
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
     let mut served = serve(Http::new(service_fn(flood)));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send(ECHO).await;
     assert_eq!(answer(&mut client).await.status(), "101");
     let begun = Instant::now();
@@ -374,7 +375,7 @@ async fn an_old_upgraded_stream_is_told_to_leave_and_taken_away_later() {
     let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
     for (heeds, end) in [(true, 10), (false, 40)] {
         let mut served = serve(http(heeds).deadlines(deadlines));
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let begun = Instant::now();
         upgraded(&mut client).await;
 

@@ -14,9 +14,10 @@ use tower::service_fn;
 use tower_tcp::BoxError;
 use tower_tcp::frame::{Block, Lines};
 use tower_tcp::pipeline::{Crossing, Crossings, Limits, Watermarks};
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{Peer, Pipeline};
 
-use super::support::{Served, serve, settled};
+use super::support::{Clients, settled};
 use super::{Journal, echo, text};
 
 /// What is pushed at once, with the line's end.
@@ -50,7 +51,7 @@ async fn none_is_crossed(crossings: &mut Crossings<Bytes>) -> bool {
 #[tokio::test(start_paused = true)]
 async fn s11_x70_high_comes_once_at_the_high_mark_and_low_once_at_the_low_mark() {
     let (served, mut peers) = marked();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
     let mut crossings = peer.crossings();
 
@@ -73,7 +74,7 @@ async fn s11_x70_high_comes_once_at_the_high_mark_and_low_once_at_the_low_mark()
 #[tokio::test(start_paused = true)]
 async fn s11_x71_a_small_write_in_between_costs_nobody_the_low_mark() {
     let (served, mut peers) = marked();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
     let mut crossings = peer.crossings();
     peer.send(big()).await.expect("it is connected");
@@ -99,7 +100,7 @@ async fn s11_x71_a_small_write_in_between_costs_nobody_the_low_mark() {
 #[tokio::test(start_paused = true)]
 async fn s11_x71b_x71c_marks_that_another_task_lowers_below_what_waits_are_crossed_at_once() {
     let (served, mut peers) = marked();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
     let mut crossings = peer.crossings();
     let below = vec![b'x'; 5_000_000 - 1].into();
@@ -128,7 +129,7 @@ fn s11_x72_x73_marks_that_make_no_sense_are_refused_before_anybody_connects() {
 #[tokio::test(start_paused = true)]
 async fn s11_x74_a_flush_of_nothing_is_done_at_once_and_several_writes_are_flushed_together() {
     let (served, mut peers) = marked();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
 
     assert_eq!(peer.flushed().await, Ok(()));
@@ -148,7 +149,7 @@ async fn s11_x74_a_flush_of_nothing_is_done_at_once_and_several_writes_are_flush
 #[tokio::test(start_paused = true)]
 async fn s11_x79_another_task_sends_and_flushes_as_the_connections_own_does() {
     let (served, mut peers) = marked();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
 
     let other = std::thread::spawn(move || {
@@ -231,7 +232,7 @@ async fn s14_x83_a_codec_that_changes_reads_on_where_it_was_never_within_a_call_
     let journal = Journal::default();
     let served = switching(&journal);
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("one\nblock\n12345678line").await;
     client.send("two\nblock\nline").await;
     client.send("three\n").await;
@@ -259,7 +260,7 @@ async fn s14_x84_what_was_sent_before_a_codec_changes_keeps_its_encoding() {
         })))
     });
     let served = serve(Pipeline::new(Switching::default).make_service(make));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let peer = told.recv().await.expect("it is connected");
 
     for out in [

@@ -17,9 +17,10 @@ use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Closed, Event};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
 
-use super::support::{Served, serve, serve_stream, settled};
+use super::support::{Clients, Ends, serve_stream, settled};
 use super::{Journal, echo, text};
 
 /// What experiments with a slow reader have it read, with the line's end.
@@ -82,14 +83,14 @@ async fn s1_x01_what_happens_to_a_connection_happens_in_order() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).make_event_service(make));
-    let mut served = serve(stack);
+    let served = serve(stack);
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     settled().await;
     client.send("hello\nquit\n").await;
     assert_eq!(client.rest().await, ["hello", "quit"]);
     drop(client);
-    served.ended().await;
+    served.end().await;
     settled().await;
 
     assert_eq!(
@@ -105,8 +106,8 @@ async fn s1_x01_what_happens_to_a_connection_happens_in_order() {
             "disconnected"
         ]
     );
-    assert_eq!(served.handle.live(), 0);
-    assert_eq!(served.handle.limit().in_use(), 0);
+    assert_eq!(served.handle().live(), 0);
+    assert_eq!(served.handle().limit().in_use(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,9 +125,9 @@ async fn s1_x06_a_connection_may_be_greeted_and_closed_before_its_first_line() {
             }))
         }
     });
-    let mut served = serve(Pipeline::new(Lines::default).make_service(make));
+    let served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("let me in\n").await;
     let heard = client.rest().await;
     drop(client);
@@ -139,9 +140,9 @@ async fn s1_x06_a_connection_may_be_greeted_and_closed_before_its_first_line() {
 #[tokio::test(start_paused = true)]
 async fn s1_x11_a_slow_reader_gets_all_and_what_it_sends_meanwhile_is_dropped() {
     let journal = Journal::default();
-    let mut served = noting(&journal);
+    let served = noting(&journal);
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("bigquit\n").await;
     sleep(Duration::from_secs(1)).await;
     client.send("late\nlater\n").await;
@@ -157,11 +158,11 @@ async fn s1_x11_a_slow_reader_gets_all_and_what_it_sends_meanwhile_is_dropped() 
 #[tokio::test(start_paused = true)]
 async fn s1_x30_a_client_over_the_limit_is_served_what_it_sent_early_when_a_place_is_free() {
     let served = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
-    served.handle.limit().set(1);
-    let mut first = served.connect().await;
+    served.handle().limit().set(1);
+    let mut first = served.client().await;
     assert_eq!(first.ask("first").await, "first");
 
-    let mut second = served.connect().await;
+    let mut second = served.client().await;
     second.send("early\n").await;
     let unserved = second.hears_nothing().await;
     drop(first);
@@ -179,20 +180,20 @@ async fn s1_x39_who_is_in_is_served_to_the_end_and_nobody_else_comes_in() {
         }
         Ok::<_, BoxError>(())
     });
-    let mut served = serve(raw);
-    let mut client = served.connect().await;
+    let served = serve(raw);
+    let mut client = served.client().await;
     assert_eq!(client.ask("once").await, "once");
 
-    served.handle.shutdown();
+    served.handle().shutdown();
     settled().await;
     let still = client.ask("more").await;
-    let refused = served.try_connect().await.is_err();
+    let refused = served.connect().await.is_err();
     drop(client);
 
     assert_eq!(still, "more");
     assert!(refused);
-    served.ended().await;
-    assert_eq!(served.handle.closed().await.drained, 1);
+    served.end().await;
+    assert_eq!(served.handle().closed().await.drained, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,7 +209,7 @@ async fn s1_x90b_lines_before_a_reset_are_delivered() {
         .read_error(io::ErrorKind::ConnectionReset.into())
         .build();
 
-    let mut served = serve_stream(io, Pipeline::new(Lines::default).service(service));
+    let served = serve_stream(io, Pipeline::new(Lines::default).service(service));
 
     assert_eq!(served.reason().await, EndReason::PeerReset);
     assert_eq!(journal.all(), ["one", "two", "three"]);
@@ -216,9 +217,9 @@ async fn s1_x90b_lines_before_a_reset_are_delivered() {
 
 #[tokio::test(start_paused = true)]
 async fn s2_x13_a_half_close_while_the_rest_is_written_loses_nothing_of_it() {
-    let mut served = noting(&Journal::default());
+    let served = noting(&Journal::default());
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("bigquit\n").await;
     let mut heard = vec![0; BIG / 2];
     client.0.read_exact(&mut heard).await.expect("it is coming");
@@ -233,9 +234,9 @@ async fn s2_x13_a_half_close_while_the_rest_is_written_loses_nothing_of_it() {
 #[tokio::test(start_paused = true)]
 async fn s4_x04_what_comes_behind_a_closing_reply_in_the_same_packet_is_not_delivered() {
     let journal = Journal::default();
-    let mut served = noting(&journal);
+    let served = noting(&journal);
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("one\nquit\nafter\nthat\n").await;
     let heard = client.rest().await;
     drop(client);
@@ -261,7 +262,7 @@ async fn s4_x05_what_comes_behind_a_close_from_within_is_not_delivered() {
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("one\nquit\nafter\n").await;
     let heard = client.rest().await;
 
@@ -273,9 +274,9 @@ async fn s4_x05_what_comes_behind_a_close_from_within_is_not_delivered() {
 async fn assert_ended_once(served: &mut Served, reason: EndReason) {
     assert_eq!(served.reason().await, reason);
     settled().await;
-    assert!(!served.has_ended(), "it ended twice");
-    assert_eq!(served.handle.live(), 0);
-    assert_eq!(served.handle.limit().in_use(), 0);
+    assert!(served.ends().is_empty(), "it ended twice");
+    assert_eq!(served.handle().live(), 0);
+    assert_eq!(served.handle().limit().in_use(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,7 +285,7 @@ async fn s7_x17_a_reset_with_output_pending_ends_once_also_where_errors_do_not_e
     let pipeline = Pipeline::new(Lines::crlf).service(service);
     let mut served = serve(pipeline.shutdown_on_error(false));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("big\n").await;
     client.0.read_u8().await.expect("it is coming");
     drop(client);
@@ -300,7 +301,7 @@ async fn s7_x24_a_connection_that_the_program_drops_ends_once() {
     });
     let mut served = serve(dropping);
 
-    let heard = served.connect().await.rest().await;
+    let heard = served.client().await.rest().await;
 
     assert!(heard.is_empty());
     assert_ended_once(&mut served, EndReason::ServiceClosed).await;
@@ -325,7 +326,7 @@ async fn s7_x25_x26_a_rejection_is_told_and_frees_its_place_at_once_whatever_tim
     let mut served = serve(stack);
     let begun = Instant::now();
 
-    let heard = served.connect().await.rest().await;
+    let heard = served.client().await.rest().await;
 
     assert!(heard.is_empty());
     assert_ended_once(&mut served, EndReason::Rejected).await;
@@ -346,15 +347,15 @@ async fn s7_x27_a_hook_that_panics_ends_its_connection_once_and_no_other() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).service(service_fn(echo)));
-    let mut served = serve(stack);
-    let mut bystander = served.connect().await;
+    let served = serve(stack);
+    let mut bystander = served.client().await;
 
-    let heard = served.connect().await.rest().await;
+    let heard = served.client().await.rest().await;
 
     assert!(heard.is_empty());
     assert_eq!(served.reason().await, EndReason::Panic);
     assert_eq!(bystander.ask("still here").await, "still here");
-    assert!(!served.has_ended(), "it ended twice");
+    assert!(served.ends().is_empty(), "it ended twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -379,10 +380,10 @@ async fn s7_x38_what_the_end_leaves_behind_holds_no_place() {
         )))
     });
     let served = serve(Pipeline::new(Lines::default).make_event_service(make));
-    served.handle.limit().set(1);
-    let mut first = served.connect().await;
+    served.handle().limit().set(1);
+    let mut first = served.client().await;
     assert_eq!(first.ask("first").await, "first");
-    let mut second = served.connect().await;
+    let mut second = served.client().await;
     let begun = Instant::now();
 
     drop(first);
@@ -415,7 +416,7 @@ async fn s7_x78_a_message_of_any_name_takes_the_place_of_nothing() {
     });
     let mut served = serve(Pipeline::new(Lines::default).make_event_service(make));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let open = client.hears_nothing().await;
     client.send("quit\n").await;
     let heard = client.rest().await;
@@ -448,7 +449,7 @@ async fn s7_x20_x21_what_is_sent_too_late_is_refused_and_not_lost_in_silence() {
     });
     let mut served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("quit\n").await;
     let heard = client.rest().await;
     drop(client);
@@ -470,7 +471,7 @@ async fn s7_x23_a_close_from_the_end_itself_is_harmless() {
     });
     let mut served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    drop(served.connect().await);
+    drop(served.client().await);
 
     assert_ended_once(&mut served, EndReason::PeerClosed).await;
 }
@@ -485,7 +486,7 @@ async fn s15_x18_a_dead_write_side_refuses_what_is_sent_and_lets_the_close_compl
     let pipeline = Pipeline::new(Lines::default).make_service(make);
     let io = DeadWriteSide;
 
-    let mut served = serve_stream(io, pipeline.shutdown_on_error(false));
+    let served = serve_stream(io, pipeline.shutdown_on_error(false));
     let peer = told.recv().await.expect("it is connected");
     peer.send("one".into()).await.expect("it is not known yet");
     let flushed = peer.flushed().await;
@@ -495,7 +496,7 @@ async fn s15_x18_a_dead_write_side_refuses_what_is_sent_and_lets_the_close_compl
     assert_eq!(peer.send("two".into()).await, Err(Closed));
     assert_eq!(served.reason().await, EndReason::PeerReset);
     settled().await;
-    assert_eq!(served.handle.live(), 0);
+    assert_eq!(served.handle().live(), 0);
 }
 
 /// A stream that nobody reads from or writes to: reads wait, writes fail.
@@ -530,7 +531,7 @@ async fn s15_x75_a_close_with_output_that_nobody_takes_completes_in_time() {
     let mut served = noting(&Journal::default());
     let begun = Instant::now();
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("bigquit\n").await;
 
     assert_ended_once(&mut served, EndReason::WriteTimeout).await;
@@ -547,9 +548,9 @@ async fn s15_x75b_a_peer_that_leaves_while_nothing_is_read_is_noticed() {
         })))
     });
     let mut served = serve(Pipeline::new(Lines::default).make_service(make));
-    let client = served.connect().await;
+    let client = served.client().await;
     settled().await;
-    assert_eq!(served.handle.live(), 1);
+    assert_eq!(served.handle().live(), 1);
 
     drop(client);
 

@@ -23,10 +23,10 @@ use tower_tcp::close::Linger;
 use tower_tcp::frame::{Block, InOut, Lines, LinesError};
 use tower_tcp::pipeline::Event;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::memory_with_buffer;
+use tower_tcp::testkit::{Served, memory_with_buffer, serve, serve_with};
 use tower_tcp::{Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Server};
 
-use super::support::{Client, Served, serve, serve_on};
+use super::support::{Client, Clients, Ends};
 use super::{Journal, echo, soon, text};
 
 /// Greets, answers any line with a dismissal, and ends the server when its client has gone.
@@ -99,7 +99,7 @@ async fn t3_each_connection_has_what_its_make_service_captured() {
     let served = serve(Pipeline::new(Lines::default).make_service(make));
 
     for _ in 0..2 {
-        assert_eq!(served.connect().await.ask("hi").await, "hi");
+        assert_eq!(served.client().await.ask("hi").await, "hi");
     }
 
     for _ in 0..2 {
@@ -144,7 +144,7 @@ async fn t4_messages_reach_the_connection_they_were_sent_to_in_order() {
     let served = serve(Pipeline::new(Lines::default).make_event_service(make));
 
     for _ in 0..2 {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         assert_eq!(client.line().await, "I will be serving you today!");
         assert_eq!(client.ask("hello").await, "Go away.");
     }
@@ -203,18 +203,18 @@ async fn t8_an_acceptor_serves_the_bare_stream() {
             Ok::<_, BoxError>(())
         }
     });
-    let mut served = serve(acceptor);
+    let served = serve(acceptor);
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("quit\r\n").await;
     let heard = client.rest().await;
     drop(client);
     let reason = served.reason().await;
-    served.handle.shutdown();
+    served.handle().shutdown();
 
     assert_eq!(heard, ["echo: quit"]);
     assert_eq!(reason, EndReason::ServiceClosed);
-    assert_eq!(served.handle.closed().await.aborted, 0);
+    assert_eq!(served.handle().closed().await.aborted, 0);
     assert_eq!(journal.all(), ["accept", "input", "flush", "stop"]);
 }
 
@@ -246,9 +246,9 @@ async fn t9_callbacks_come_once_each_and_in_order() {
     let stack = ServiceBuilder::new()
         .layer(PreConnectLayer::new(hook))
         .service(Pipeline::new(Lines::default).make_service(make));
-    let mut served = serve(stack);
+    let served = serve(stack);
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("quit\n").await;
     let heard = client.rest().await;
     drop(client);
@@ -295,10 +295,10 @@ impl Counts {
 
 /// Lets nine clients connect at once to a server of so many at a time. The one that is told that it is the ninth ends the server.
 async fn nine_clients(served: Served, counts: &Counts, limit: usize) {
-    served.handle.limit().set(limit);
+    served.handle().limit().set(limit);
     let mut clients = Vec::new();
     for n in 1..=9 {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         clients.push(tokio::spawn(async move {
             let answer = client.ask(&format!("hello {n}")).await;
             let (echoed, number) = answer.split_once(" #").expect("it has a number");
@@ -315,7 +315,7 @@ async fn nine_clients(served: Served, counts: &Counts, limit: usize) {
         client.await.expect("every client is served");
     }
 
-    assert_eq!(served.handle.closed().await.aborted, 0);
+    assert_eq!(served.handle().closed().await.aborted, 0);
     assert_eq!(counts.connects.load(Ordering::Relaxed), 9);
     assert_eq!(counts.most_open.load(Ordering::Relaxed), limit);
     assert_eq!(counts.open.load(Ordering::Relaxed), 0);
@@ -341,7 +341,7 @@ async fn t10_an_acceptor_at_a_limit_of_one_serves_nine_in_turn() {
         }
     });
     let served = serve(acceptor);
-    let handle = served.handle.clone();
+    let handle = served.handle().clone();
     tokio::spawn(async move {
         told.recv().await;
         handle.shutdown();
@@ -373,7 +373,7 @@ async fn t11_a_pipeline_at_a_limit_of_four_serves_nine_and_may_be_closed_twice()
         })))
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
-    let handle = served.handle.clone();
+    let handle = served.handle().clone();
     tokio::spawn(async move {
         told.recv().await;
         handle.shutdown();
@@ -421,7 +421,7 @@ async fn t12_a_server_of_one_connection_turns_text_that_comes_in_tens_of_bytes()
             Ok::<_, BoxError>(())
         }
     });
-    let mut served = serve_on(server, acceptor);
+    let served = serve_with(server, (), acceptor);
 
     let mut client = Client::new(connector.connect().await.expect("it listens"));
     turn_twice(&mut client).await;
@@ -456,19 +456,19 @@ async fn t13_the_same_dialogue_runs_over_ipv6() {
             }
         })))
     });
-    let served = serve_on(server, Pipeline::new(Lines::default).make_service(make));
+    let served = serve_with(server, (), Pipeline::new(Lines::default).make_service(make));
 
     let socket = TcpStream::connect(address).await.expect("it listens");
     let own = socket.local_addr().expect("it is connected");
     let mut client = Client::new(socket);
     soon(turn_twice(&mut client)).await;
-    served.handle.shutdown();
+    served.handle().shutdown();
     let left = soon(client.rest()).await;
     drop(client);
 
     assert!(left.is_empty());
     assert_eq!(told.recv().await, Some(Address::Tcp(own)));
-    assert_eq!(soon(served.handle.closed()).await.aborted, 0);
+    assert_eq!(soon(served.handle().closed()).await.aborted, 0);
 }
 
 #[tokio::test]
@@ -539,7 +539,7 @@ async fn t15_blocks_are_put_together_from_whatever_pieces_come() {
     });
     let (listener, connector) = memory_with_buffer(24);
     let pipeline = Pipeline::new(|| Block::new(SIZE)).service(service);
-    let mut served = serve_on(Server::from_listener(listener), pipeline);
+    let served = serve_with(Server::from_listener(listener), (), pipeline);
 
     let mut client = connector.connect().await.expect("it listens");
     for _ in 0..5 {
@@ -598,9 +598,9 @@ where
         };
         ready(Ok::<_, Infallible>(answer))
     });
-    let mut served = serve(Pipeline::new(codec).service(service));
+    let served = serve(Pipeline::new(codec).service(service));
 
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     client.send("GET / HTTP/1.0\r\n\r\n").await;
     let heard = client.rest().await;
     drop(client);

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tower::service_fn;
 use tower_tcp::frame::Lines;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{EndReason, Peer, Pipeline};
 
-use super::support::{Served, serve, settled};
+use super::support::{Clients, Ends, settled};
 use super::{Journal, text};
 
 /// Serves lines, noting them; `pause` stops the input.
@@ -34,8 +35,8 @@ fn pausing(journal: &Journal) -> (Served, mpsc::Receiver<Peer<Bytes>>) {
 #[tokio::test(start_paused = true)]
 async fn s12_x76_nothing_is_delivered_while_input_is_paused_and_nothing_is_lost() {
     let journal = Journal::default();
-    let (mut served, mut peers) = pausing(&journal);
-    let mut client = served.connect().await;
+    let (served, mut peers) = pausing(&journal);
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
 
     client.send("a\npause\nb\nc\n").await;
@@ -55,8 +56,8 @@ async fn s12_x76_nothing_is_delivered_while_input_is_paused_and_nothing_is_lost(
 #[tokio::test(start_paused = true)]
 async fn s12_x76_a_close_while_input_is_paused_delivers_first_what_came_before_it() {
     let journal = Journal::default();
-    let (mut served, mut peers) = pausing(&journal);
-    let mut client = served.connect().await;
+    let (served, mut peers) = pausing(&journal);
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
 
     client.send("pause\nb\n").await;
@@ -74,8 +75,8 @@ async fn s12_x76_a_close_while_input_is_paused_delivers_first_what_came_before_i
 #[tokio::test(start_paused = true)]
 async fn s12_x76b_input_that_is_paused_again_and_again_loses_nothing() {
     let journal = Journal::default();
-    let (mut served, mut peers) = pausing(&journal);
-    let mut client = served.connect().await;
+    let (served, mut peers) = pausing(&journal);
+    let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is connected");
 
     client.send("pause\nrest\npause\nx\n").await;

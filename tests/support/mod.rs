@@ -1,10 +1,12 @@
-//! A server in memory, and a client of it.
+//! What tests of a served stack share: a client of lines, short ways to its ends, three ways of
+//! dispatch.
 #![allow(
     clippy::allow_attributes,
     dead_code,
     reason = "each test binary uses its own part"
 )]
 
+use std::future::Future;
 use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,93 +14,80 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tower::{Service, ServiceBuilder};
+use tower::Service;
 use tower_tcp::bind::{Incoming, Listener};
 use tower_tcp::pipeline::{InFlight, Multiplexed, PipelineFuture};
-use tower_tcp::testkit::{Connector, memory};
-use tower_tcp::{Address, BoxError, Connection, End, EndReason, Handle, Pipeline, Server};
+use tower_tcp::testkit::{Connector, Served, memory, serve_with};
+use tower_tcp::{Address, BoxError, Connection, End, EndReason, Pipeline, Report, Server};
 
 /// The net under every wait: far beyond what any test waits for on the paused clock.
 const NET: Duration = Duration::from_secs(24 * 3600);
 
-/// A server at work. It reports how its connections end.
-pub(crate) struct Served {
-    /// The way of dispatch, for messages.
-    pub(crate) way: &'static str,
-    pub(crate) handle: Handle,
-    ends: mpsc::Receiver<End>,
-    connector: Option<Connector>,
+/// Connections to a server in memory that must listen.
+pub(crate) trait Clients {
+    /// Connects.
+    fn stream(&self) -> impl Future<Output = DuplexStream>;
+
+    /// Connects a client of lines.
+    fn client(&self) -> impl Future<Output = Client<DuplexStream>>;
+
+    /// Sends everything and half-closes, and returns all that came back.
+    fn exchange(&self, requests: &str) -> impl Future<Output = String>;
 }
 
-impl Served {
-    pub(crate) async fn connect(&self) -> Client<DuplexStream> {
-        self.try_connect().await.expect("the server listens")
+impl Clients for Served<Connector> {
+    async fn stream(&self) -> DuplexStream {
+        self.connect().await.expect("the server listens")
     }
 
-    /// Connects, unless the server listens no more.
-    pub(crate) async fn try_connect(&self) -> io::Result<Client<DuplexStream>> {
-        let connector = self.connector.as_ref().expect("it is served in memory");
-        connector.connect().await.map(Client::new)
+    async fn client(&self) -> Client<DuplexStream> {
+        Client::new(self.stream().await)
     }
+
+    async fn exchange(&self, requests: &str) -> String {
+        exchange(self.stream().await, requests).await
+    }
+}
+
+/// Ends that must come.
+pub(crate) trait Ends {
+    /// Returns the way of dispatch, for messages.
+    fn way(&self) -> &str;
 
     /// Waits for the next end of a connection.
-    pub(crate) async fn ended(&mut self) -> End {
-        timeout(NET, self.ends.recv())
-            .await
-            .unwrap_or_else(|_| panic!("{}: no connection ended", self.way))
-            .expect("the server runs")
-    }
-
-    /// Returns whether another connection has ended by now.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.ends.try_recv().is_ok()
-    }
+    fn end(&self) -> impl Future<Output = End>;
 
     /// Waits for the next end of a connection, and returns its reason.
-    pub(crate) async fn reason(&mut self) -> EndReason {
-        self.ended().await.reason()
+    fn reason(&self) -> impl Future<Output = EndReason>;
+
+    /// Waits for the server to end in good order.
+    fn report(&mut self) -> impl Future<Output = Report>;
+
+    /// Waits until no connection is left, and no permit of the limit is taken.
+    fn all_gone(&self) -> impl Future<Output = ()>;
+}
+
+impl<C> Ends for Served<C> {
+    fn way(&self) -> &str {
+        self.handle().name().unwrap_or("as it is")
     }
-}
 
-/// Serves connections made in memory.
-pub(crate) fn serve<S>(stack: S) -> Served
-where
-    S: Service<Connection<DuplexStream>> + Send + 'static,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-{
-    let (listener, connector) = memory();
-    let mut served = serve_on(Server::from_listener(listener), stack);
-    served.connector = Some(connector);
-    served
-}
+    async fn end(&self) -> End {
+        let ended = self.ended().await;
+        ended.unwrap_or_else(|err| panic!("{}: {err}", self.way()))
+    }
 
-/// Serves whatever the server listens on.
-pub(crate) fn serve_on<L, S>(server: Server<L>, stack: S) -> Served
-where
-    L: Listener,
-    S: Service<Connection<L::Io>> + Send + 'static,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-{
-    let (report, ends) = mpsc::channel(4096);
-    let stack = ServiceBuilder::new()
-        .map_request(move |conn: Connection<L::Io>| {
-            let report = report.clone();
-            // Nobody reads along any more when the test is over.
-            conn.on_end(move |end| drop(report.try_send(end.clone())));
-            conn
-        })
-        .service(stack);
-    let handle = server.handle();
-    tokio::spawn(server.serve(stack));
-    Served {
-        way: "as it is",
-        handle,
-        ends,
-        connector: None,
+    async fn reason(&self) -> EndReason {
+        self.end().await.reason()
+    }
+
+    async fn report(&mut self) -> Report {
+        self.closed().await.expect("the server ends in good order")
+    }
+
+    async fn all_gone(&self) {
+        until(|| self.handle().live() == 0).await;
+        assert_eq!(self.handle().limit().in_use(), 0);
     }
 }
 
@@ -125,7 +114,7 @@ impl<Io: Send + 'static> Listener for Streams<Io> {
 }
 
 /// Serves one stream.
-pub(crate) fn serve_stream<Io, S>(io: Io, stack: S) -> Served
+pub(crate) fn serve_stream<Io, S>(io: Io, stack: S) -> Served<()>
 where
     Io: Send + 'static,
     S: Service<Connection<Io>, Error = BoxError> + Send + 'static,
@@ -134,25 +123,29 @@ where
 {
     let (streams, listener) = mpsc::channel(1);
     streams.try_send(io).expect("there is room for one");
-    serve_on(Server::from_listener(Streams(listener)), stack)
+    serve_with(Server::from_listener(Streams(listener)), (), stack)
 }
 
-/// Serves a pipeline in each of the three ways of dispatch, eight requests at a time where there may be several.
+/// Serves a pipeline in each of the three ways of dispatch, eight requests at a time where there
+/// may be several.
 pub(crate) fn each_way<F, K, T>(pipeline: Pipeline<F, K, T>) -> [Served; 3]
 where
     Pipeline<F, K, T>: Clone + Pipelined,
     Pipeline<F, K, T, InFlight>: Pipelined,
     Pipeline<F, K, T, Multiplexed>: Pipelined,
 {
-    let mut served = [
-        serve(pipeline.clone()),
-        serve(pipeline.clone().in_flight(8)),
-        serve(pipeline.multiplexed(8)),
-    ];
-    served[0].way = "one at a time";
-    served[1].way = "in flight";
-    served[2].way = "multiplexed";
-    served
+    [
+        serve_way("one at a time", pipeline.clone()),
+        serve_way("in flight", pipeline.clone().in_flight(8)),
+        serve_way("multiplexed", pipeline.multiplexed(8)),
+    ]
+}
+
+/// Serves a pipeline by a server that is named after its way of dispatch.
+fn serve_way(way: &str, pipeline: impl Pipelined) -> Served {
+    let (listener, connector) = memory();
+    let server = Server::builder().name(way).build(listener);
+    serve_with(server, connector, pipeline)
 }
 
 /// Waits until nothing more happens unless paused time goes on.
@@ -235,4 +228,37 @@ impl<Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Client<Io> {
             .expect("the connection ends in good order");
         rest.lines().map(str::to_owned).collect()
     }
+}
+
+pub(crate) async fn exchange(mut client: DuplexStream, requests: &str) -> String {
+    client
+        .write_all(requests.as_bytes())
+        .await
+        .expect("the server reads");
+    // The server may have closed already.
+    drop(client.shutdown().await);
+    read_to_end(client).await
+}
+
+pub(crate) async fn read_to_end(mut client: DuplexStream) -> String {
+    let mut replies = String::new();
+    let read = tokio::time::timeout(
+        Duration::from_secs(3600),
+        client.read_to_string(&mut replies),
+    );
+    read.await
+        .expect("the server closes")
+        .expect("replies are text");
+    replies
+}
+
+/// On a paused clock: looks again whenever nothing else can run.
+pub(crate) async fn until(mut fact: impl FnMut() -> bool) {
+    for _ in 0..100_000 {
+        if fact() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it never became true");
 }

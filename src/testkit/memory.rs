@@ -1,0 +1,118 @@
+//! Connections in memory: a listener, and what connects to it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+
+use crate::bind::{Incoming, Listener};
+use crate::connection::Address;
+
+/// How many connections wait to be accepted before `connect` waits: the backlog.
+const BACKLOG: usize = 1024;
+
+/// How many bytes each direction of a connection holds.
+const BUFFER: usize = 64 * 1024;
+
+/// Makes a listener and the connector whose connections it accepts.
+///
+/// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets that. 1,024
+/// connections wait to be accepted before [`Connector::connect`] waits.
+pub fn memory() -> (MemoryListener, Connector) {
+    memory_with_buffer(BUFFER)
+}
+
+/// Makes a listener and its connector, with connections that buffer `bytes` in each direction.
+///
+/// A small buffer makes every write a short one, so that a peer that does not read is felt at once.
+pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
+    let (queue, waiting) = mpsc::channel(BACKLOG);
+    let listener = MemoryListener {
+        waiting,
+        next: None,
+    };
+    (
+        listener,
+        Connector {
+            queue,
+            buffer: bytes,
+            numbers: Arc::new(AtomicU64::new(1)),
+        },
+    )
+}
+
+/// Accepts connections that a [`Connector`] makes.
+#[derive(Debug)]
+pub struct MemoryListener {
+    waiting: mpsc::Receiver<Incoming<DuplexStream>>,
+    /// Taken from the queue by `poll_readable`, for the next `poll_accept`.
+    next: Option<Incoming<DuplexStream>>,
+}
+
+impl Listener for MemoryListener {
+    type Io = DuplexStream;
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.next.is_none() {
+            match ready!(self.waiting.poll_recv(cx)) {
+                Some(incoming) => self.next = Some(incoming),
+                // All connectors were dropped. No connection will come, which is no failure.
+                None => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<DuplexStream>>> {
+        ready!(self.poll_readable(cx))?;
+        match self.next.take() {
+            Some(incoming) => Poll::Ready(Ok(incoming)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        vec![Address::Memory(0)]
+    }
+}
+
+/// Connects to a [`MemoryListener`]. Clones connect to the same listener.
+#[doc(alias = "duplex")]
+#[derive(Clone, Debug)]
+pub struct Connector {
+    queue: mpsc::Sender<Incoming<DuplexStream>>,
+    buffer: usize,
+    numbers: Arc<AtomicU64>,
+}
+
+impl Connector {
+    /// Connects, and returns the client's side.
+    ///
+    /// Like a client of a real socket, this one is connected as soon as it is in the listener's
+    /// backlog, before the server accepts it. If the backlog is full, this waits.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::ConnectionRefused`] when the listener is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it completes, no connection is made.
+    pub async fn connect(&self) -> io::Result<DuplexStream> {
+        let (client, io) = tokio::io::duplex(self.buffer);
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let incoming = Incoming {
+            io,
+            peer_addr: Address::Memory(number),
+            local_addr: Address::Memory(0),
+        };
+        self.queue
+            .send(incoming)
+            .await
+            .map_err(|_gone| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        Ok(client)
+    }
+}

@@ -1,0 +1,301 @@
+//! A server at work in a test, and how its connections end.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::panic;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::DuplexStream;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tower::util::MapRequest;
+use tower_service::Service;
+
+use super::memory::{Connector, memory};
+use crate::bind::Listener;
+use crate::connection::Connection;
+use crate::end::{End, EndReason};
+use crate::error::{BoxError, Error};
+use crate::handle::Handle;
+use crate::server::Server;
+use crate::signals::Report;
+
+/// How many ends wait to be taken. A test with more connections takes them as they come.
+const ENDS: usize = 65_536;
+
+/// How long [`Served::ended`] waits: longer than any deadline a test lets pass on the paused clock.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Serves a connection stack in memory, on the current runtime, with the server's default options.
+///
+/// See [the module's page](super) for an example.
+///
+/// # Panics
+///
+/// Outside a tokio runtime.
+#[doc(alias = "TestServer")]
+#[doc(alias = "harness")]
+pub fn serve<S>(stack: S) -> Served
+where
+    S: Service<Connection<DuplexStream>> + Send + 'static,
+    S::Response: 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+{
+    let (listener, connector) = memory();
+    serve_with(Server::from_listener(listener), connector, stack)
+}
+
+/// Serves a stack by a server of your own: with options, a listener that fails, or real sockets.
+///
+/// The `connector` is whatever connects to the server, kept for [`Served::connector`]. With a
+/// [`Connector`], [`Served::connect`] works as it does after [`serve`]. For a server that is
+/// reached in another way, pass `()`.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use bytes::Bytes;
+/// use tokio::net::TcpStream;
+/// use tower_tcp::{Pipeline, Server, admit::ConnectionLimit, frame::Lines, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+/// let echo = Pipeline::new(Lines::default).service(echo);
+///
+/// let (listener, connector) = testkit::memory_with_buffer(16);
+/// let server = Server::builder().limit(ConnectionLimit::new(1)).build(listener);
+/// let in_memory = testkit::serve_with(server, connector, echo.clone());
+/// let client = in_memory.connect().await?;
+///
+/// let over_tcp = testkit::serve_with(Server::bind("127.0.0.1:0").await?, (), echo);
+/// let addr = over_tcp.handle().local_addrs()[0].tcp().ok_or("not TCP")?;
+/// let client = TcpStream::connect(addr).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// Outside a tokio runtime.
+pub fn serve_with<L, C, S>(server: Server<L>, connector: C, stack: S) -> Served<C>
+where
+    L: Listener,
+    S: Service<Connection<L::Io>> + Send + 'static,
+    S::Response: 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+{
+    let ends = Arc::new(Ends::default());
+    let queue = Arc::clone(&ends);
+    let stack = MapRequest::new(stack, move |conn: Connection<L::Io>| {
+        let queue = Arc::clone(&queue);
+        conn.on_end(move |end| queue.push(end.clone()));
+        conn
+    });
+    let handle = server.handle();
+    let task = tokio::spawn(server.serve(stack));
+    Served {
+        connector,
+        ends,
+        task: Some(task),
+        cut_off: CutOff(handle),
+    }
+}
+
+/// A server at work in a test. It makes connections, and reports how they end.
+///
+/// Dropping it aborts the server: the listener is closed, and connections that are still open are
+/// cut off. So keep it as long as its clients, and nothing of a test outlives the test.
+#[must_use = "dropping it aborts the server"]
+pub struct Served<C = Connector> {
+    connector: C,
+    ends: Arc<Ends>,
+    /// Taken when the server has ended.
+    task: Option<JoinHandle<Result<Report, Error>>>,
+    cut_off: CutOff,
+}
+
+impl Served {
+    /// Connects, and returns the client's side of the connection.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::ConnectionRefused`] when the server has closed its listener.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it completes, no connection is made.
+    pub async fn connect(&self) -> io::Result<DuplexStream> {
+        self.connector.connect().await
+    }
+}
+
+impl<C> Served<C> {
+    /// Returns the connector that was given to [`serve_with`].
+    pub fn connector(&self) -> &C {
+        &self.connector
+    }
+
+    /// Returns the server's handle.
+    pub fn handle(&self) -> &Handle {
+        &self.cut_off.0
+    }
+
+    /// Waits for the next connection to end, and takes its end. Ends are taken in the order they
+    /// happened in.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`] when none has ended within 24 hours. On a paused clock that is
+    /// at once, if nothing else is left to happen. [`io::ErrorKind::UnexpectedEof`] when the server
+    /// has ended and all ends were taken.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes no end.
+    pub async fn ended(&self) -> io::Result<End> {
+        let next = async {
+            tokio::select! {
+                biased;
+                end = self.ends.next() => Some(end),
+                // All ends are reported before the server is.
+                _report = self.handle().closed() => self.ends.lock().pop_front(),
+            }
+        };
+        match timeout(LONGEST, next).await {
+            Ok(Some(end)) => Ok(end),
+            Ok(None) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server has ended, and all ends were taken",
+            )),
+            Err(_elapsed) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no connection ended within 24 hours",
+            )),
+        }
+    }
+
+    /// Returns all ends so far that [`ended`](Self::ended) has not taken, oldest first. Takes none
+    /// of them.
+    ///
+    /// At most 65,536 ends are kept. When as many wait to be taken, further ends are dropped.
+    pub fn ends(&self) -> Vec<End> {
+        self.ends.lock().iter().cloned().collect()
+    }
+
+    /// Returns the reasons of all [`ends`](Self::ends) so far, for comparison in one line.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use tower_tcp::{Pipeline, frame::Lines, testkit};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// # use bytes::Bytes;
+    /// # let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    /// let served = testkit::serve(Pipeline::new(Lines::default).service(echo));
+    /// assert_eq!(served.reasons(), []);
+    /// # }
+    /// ```
+    pub fn reasons(&self) -> Vec<EndReason> {
+        self.ends.lock().iter().map(End::reason).collect()
+    }
+
+    /// Shuts the server down, and waits for its end as [`closed`](Self::closed) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::serve`] ends with.
+    pub async fn shutdown(&mut self) -> Result<Report, Error> {
+        self.handle().shutdown();
+        self.closed().await
+    }
+
+    /// Waits for the server to end, and returns what [`Server::serve`] returned.
+    ///
+    /// Called again after that, it returns the report without the error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::serve`] ends with.
+    ///
+    /// # Panics
+    ///
+    /// Resumes the panic of a listener or a stack that panicked outside of a connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn closed(&mut self) -> Result<Report, Error> {
+        if let Some(task) = &mut self.task {
+            let joined = task.await;
+            self.task = None;
+            match joined {
+                Ok(served) => return served,
+                Err(err) if err.is_panic() => panic::resume_unwind(err.into_panic()),
+                // Its runtime was shut down, which the handle reports, too.
+                Err(_cancelled) => {}
+            }
+        }
+        Ok(self.handle().closed().await)
+    }
+}
+
+impl<C: fmt::Debug> fmt::Debug for Served<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Served")
+            .field("connector", &self.connector)
+            .field("handle", self.handle())
+            .field("reasons", &self.reasons())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Aborts the server when it is dropped. An abort of the task would do so, too, but with workers it
+/// would block.
+struct CutOff(Handle);
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The ends that were not taken yet.
+#[derive(Default)]
+struct Ends {
+    waiting: Mutex<VecDeque<End>>,
+    more: Notify,
+}
+
+impl Ends {
+    fn push(&self, end: End) {
+        let mut waiting = self.lock();
+        if waiting.len() < ENDS {
+            waiting.push_back(end);
+        }
+        drop(waiting);
+        self.more.notify_one();
+    }
+
+    async fn next(&self) -> End {
+        loop {
+            if let Some(end) = self.lock().pop_front() {
+                return end;
+            }
+            // A permit is kept for an end that comes right here.
+            self.more.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<End>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
