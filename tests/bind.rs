@@ -17,12 +17,13 @@ use std::time::Duration;
 use futures_util::poll;
 use socket2::{Domain, SockAddr, SockRef, Type};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tower_tcp::bind::{
-    Endpoint, Incoming, Listener, ListenerClosed, Socket, SocketOptions, Sockets,
+    Endpoint, Incoming, IntoListener, Listener, ListenerClosed, ListenerExt, Socket, SocketOptions,
+    Sockets,
 };
 use tower_tcp::error::find_cause;
-use tower_tcp::{Address, Error};
+use tower_tcp::{Address, Connection, Error, Server, testkit};
 
 async fn bind<const N: usize>(endpoints: [&str; N]) -> Result<Sockets, Error> {
     bind_with(endpoints, SocketOptions::default()).await
@@ -687,5 +688,111 @@ async fn a_socket_carries_bytes_both_ways_over_either_family() {
         soon(client.read_to_end(&mut reply)).await.unwrap();
         assert_eq!(reply, b"pong");
         let _fd = client.as_fd();
+    }
+}
+
+// Listeners of tokio, and small changes to listeners
+
+#[tokio::test]
+async fn a_tcp_listener_of_tokio_is_looked_at_before_it_accepts() {
+    let mut sockets = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .into_listener();
+    assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+
+    let client = TcpStream::connect(tcp(&sockets, 0)).await.unwrap();
+
+    readable(&mut sockets).await.unwrap();
+    let incoming = accept(&mut sockets).await.unwrap();
+    let stream = incoming.io.as_tcp().unwrap();
+    assert_eq!(incoming.peer_addr.tcp(), client.local_addr().ok());
+    assert!(stream.nodelay().unwrap(), "as by default");
+    assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+}
+
+#[tokio::test]
+async fn a_unix_listener_of_tokio_is_looked_at_and_leaves_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let mut sockets = UnixListener::bind(&path).unwrap().into_listener();
+    assert!(poll!(poll_fn(|cx| sockets.poll_readable(cx))).is_pending());
+
+    let _client = UnixStream::connect(&path).await.unwrap();
+
+    readable(&mut sockets).await.unwrap();
+    assert!(accept(&mut sockets).await.unwrap().io.as_unix().is_some());
+    assert_eq!(
+        sockets.local_addrs(),
+        [Address::Unix(Some(path.as_path().into()))]
+    );
+    drop(sockets);
+    assert!(path.exists());
+}
+
+/// Answers `hi` to whoever comes.
+async fn greet(mut conn: Connection<Socket>) -> io::Result<()> {
+    conn.write_all(b"hi").await
+}
+
+#[tokio::test]
+async fn a_server_takes_listeners_of_tokio() {
+    let served = testkit::serve_with(
+        Server::from_listener(TcpListener::bind("127.0.0.1:0").await.unwrap()),
+        (),
+        tower::service_fn(greet),
+    );
+    let address = served.handle().local_addrs()[0].tcp().unwrap();
+    let mut heard = String::new();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    soon(client.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "hi");
+
+    // With options of its own, and together with an address.
+    let options = SocketOptions::default().nodelay(false);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Server::builder().socket_options(options).listen(listener);
+    let server = server.listen("127.0.0.1:0").bind().await.unwrap();
+    assert_eq!(server.handle().local_addrs().len(), 2);
+    let nodelay = tower::service_fn(async |mut conn: Connection<Socket>| {
+        let on = conn.get_ref().as_tcp().unwrap().nodelay()?;
+        conn.write_all(if on { b"on" } else { b"off" }).await
+    });
+    let _served = testkit::serve_with(server, (), nodelay);
+    let mut heard = String::new();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    soon(client.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "off");
+}
+
+#[tokio::test]
+async fn a_tap_and_a_map_keep_addresses_and_look_before_they_accept() {
+    let mut tapped = 0;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut listener = listener
+        .tap_io(move |io| {
+            tapped += 1;
+            io.as_tcp().unwrap().set_ttl(40 + tapped).unwrap();
+        })
+        .map_io(|io| (io, "mapped"));
+    assert_eq!(listener.local_addrs(), [address.into()]);
+    assert!(poll!(poll_fn(|cx| listener.poll_readable(cx))).is_pending());
+
+    for ttl in [41, 42] {
+        let client = TcpStream::connect(address).await.unwrap();
+        soon(poll_fn(|cx| listener.poll_readable(cx)))
+            .await
+            .unwrap();
+        let incoming = soon(poll_fn(|cx| listener.poll_accept(cx))).await.unwrap();
+
+        let (io, mapped) = &incoming.io;
+        assert_eq!(
+            (io.as_tcp().unwrap().ttl().unwrap(), *mapped),
+            (ttl, "mapped")
+        );
+        assert_eq!(incoming.peer_addr.tcp(), client.local_addr().ok());
+        assert_eq!(incoming.local_addr.tcp(), Some(address));
     }
 }

@@ -1,6 +1,7 @@
 //! The words for where to listen.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -17,11 +18,12 @@ use thiserror::Error;
 /// | `unix:/run/app.sock` | a Unix socket at this path |
 /// | `unix:@app` | a Unix socket with an abstract name (Linux) |
 ///
-/// Port 0 lets the system choose; [`local_addrs`] gives what it chose. A name with several addresses gets the
-/// same port on all.
+/// Port 0 lets the system choose; [`local_addrs`] gives what it chose. A name with several
+/// addresses gets the same port on all.
 ///
-/// Strings convert without failing, so that a list of them can be written down as it is: one that says nothing is an
-/// error of [`Sockets::bind`], which names it. [`FromStr`] tells at once, for command lines.
+/// Strings convert without failing, so that a list of them can be written down as it is: one that
+/// says nothing is an error of [`Sockets::bind`], which names it. [`FromStr`] tells at once, for
+/// command lines.
 ///
 /// ```
 /// use tower_tcp::bind::Endpoint;
@@ -48,6 +50,7 @@ pub(super) enum Target {
     Abstract(String),
     Tcp(TcpListener),
     Unix(UnixListener),
+    Failed(io::Error),
     Invalid(InvalidEndpoint),
 }
 
@@ -58,6 +61,14 @@ impl Endpoint {
         Self {
             text: format!("unix:{}", path.display()),
             place: Target::Path(path),
+        }
+    }
+
+    /// Makes the endpoint of a listener that could not be taken over.
+    pub(super) fn failed(err: io::Error) -> Self {
+        Self {
+            text: "a listener of tokio".to_owned(),
+            place: Target::Failed(err),
         }
     }
 
@@ -86,7 +97,8 @@ fn parse(text: &str) -> Result<Target, InvalidEndpoint> {
     }
     let (host, port) = text.rsplit_once(':').ok_or(invalid)?;
     let port = port.parse().map_err(|_| invalid)?;
-    // A colon or bracket is of a broken IPv6 address; asking the resolver about it would only blur the error.
+    // A colon or bracket is of a broken IPv6 address; asking the resolver about it would only blur
+    // the error.
     if host.is_empty() || host.contains([':', '[', ']', '/']) || host.contains(char::is_whitespace)
     {
         return Err(invalid);
@@ -136,7 +148,8 @@ impl From<(IpAddr, u16)> for Endpoint {
     }
 }
 
-/// Takes over a socket that listens already, as one handed down by a supervisor, with the options it has.
+/// Takes over a socket that listens already, as one handed down by a supervisor, with the options
+/// it has.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         Self {
@@ -146,7 +159,8 @@ impl From<TcpListener> for Endpoint {
     }
 }
 
-/// Takes over a socket that listens already, as one handed down by a supervisor. Its path is not removed at the end.
+/// Takes over a socket that listens already, as one handed down by a supervisor. Its path is not
+/// removed at the end.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         Self {

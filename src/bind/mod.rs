@@ -1,15 +1,17 @@
 //! Where connections come from.
 //!
-//! An [`Endpoint`] says where to listen, [`SocketOptions`] how, and [`Sockets`] does it: any number of TCP and Unix
-//! sockets as one [`Listener`]. A listener of your own takes the place of the last.
+//! An [`Endpoint`] says where to listen, [`SocketOptions`] how, and [`Sockets`] does it: any number
+//! of TCP and Unix sockets as one [`Listener`]. A listener of your own takes the place of the last.
 
 mod endpoint;
+mod listener_ext;
 mod open;
 mod options;
 #[cfg(feature = "metrics")]
 mod queue;
 mod socket;
 mod sockets;
+mod tokio_listeners;
 mod unix;
 
 use std::fmt;
@@ -22,22 +24,24 @@ use crate::connection::Address;
 pub(crate) use queue::accept_queue;
 
 pub use endpoint::{Endpoint, InvalidEndpoint};
+pub use listener_ext::{ListenerExt, MapIo, TapIo};
 pub use options::SocketOptions;
 pub use socket::Socket;
 pub use sockets::Sockets;
+pub use tokio_listeners::IntoListener;
 
 /// A source of connections.
 ///
-/// The accept loop asks it in this order: readable? — then it makes the connection stack ready — then accept. So
-/// a permit of a shared limit is taken only when a connection is at hand.
+/// The accept loop asks it in this order: readable? — then it makes the connection stack ready —
+/// then accept. So a permit of a shared limit is taken only when a connection is at hand.
 pub trait Listener: Send + 'static {
     /// The stream of a connection.
     type Io: Send + 'static;
 
     /// Returns ready when a connection can be accepted, as far as is known.
     ///
-    /// The provided one always says so, for listeners that cannot tell without accepting: the stack is then made
-    /// ready first, and waits, ready, for a connection.
+    /// The provided one always says so, for listeners that cannot tell without accepting: the stack
+    /// is then made ready first, and waits, ready, for a connection.
     ///
     /// # Errors
     ///
@@ -49,17 +53,18 @@ pub trait Listener: Send + 'static {
 
     /// Accepts a connection; pending when there is none.
     ///
-    /// It is called in the context of the runtime that the connection will run on, which may be another than the listener's: there a
-    /// stream is made of a socket.
+    /// It is called in the context of the runtime that the connection will run on, which may be
+    /// another than the listener's: there a stream is made of a socket.
     ///
     /// # Cancel safety
     ///
-    /// A connection that was taken from the system must be returned, not kept across a pending poll: the accept loop may be dropped
-    /// between any two.
+    /// A connection that was taken from the system must be returned, not kept across a pending
+    /// poll: the accept loop may be dropped between any two.
     ///
     /// # Errors
     ///
-    /// Any error is put to the server's accept-error policy. By the default one, [`ListenerClosed`] ends the server.
+    /// Any error is put to the server's accept-error policy. By the default one, [`ListenerClosed`]
+    /// ends the server.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
 
     /// Returns the addresses that it listens on.

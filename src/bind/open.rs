@@ -56,11 +56,13 @@ pub(super) async fn open(
         Target::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
         Target::Tcp(listener) => Ok(vec![Socket::from(listener).into()]),
         Target::Unix(listener) => Ok(vec![Socket::from(listener).into()]),
+        Target::Failed(err) => Err(err),
         Target::Invalid(err) => Err(io::Error::new(io::ErrorKind::InvalidInput, err)),
     }
 }
 
-/// How often another port is tried when the one that the system chose for one address is taken on the next.
+/// How often another port is tried when the one that the system chose for one address is taken on
+/// the next.
 const CHOICES: usize = 16;
 
 /// Opens all addresses of one name; when the system chooses the port, the same on all.

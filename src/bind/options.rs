@@ -18,8 +18,9 @@ use socket2::{Domain, Socket, TcpKeepalive};
 /// # let _ = options;
 /// ```
 ///
-/// An option that cannot be set on a listening socket is an error of the bind. One that cannot be set on an accepted
-/// socket costs nobody the connection: it is logged at debug level, and the connection is served without.
+/// An option that cannot be set on a listening socket is an error of the bind. One that cannot be
+/// set on an accepted socket costs nobody the connection: it is logged at debug level, and the
+/// connection is served without.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until sockets are bound with them"]
 pub struct SocketOptions {
@@ -55,9 +56,11 @@ impl Default for SocketOptions {
 impl SocketOptions {
     /// Sets how many connections may wait to be accepted: 1024.
     ///
-    /// A server at its connection limit leaves clients here, so it is larger than the 128 of tokio's own `bind`. The
-    /// system has a ceiling of its own (`net.core.somaxconn` on Linux). Beyond it TCP clients try again by
-    /// themselves, and Unix clients are told so.
+    /// A server at its connection limit leaves clients here, so it is larger than the 128 of
+    /// tokio's own `bind`. The system has a ceiling of its own (`net.core.somaxconn` on Linux).
+    /// Beyond it TCP clients try again by themselves, and Unix clients are told so.
+    #[doc(alias = "ListenQueue")]
+    #[doc(alias = "somaxconn")]
     pub fn backlog(mut self, connections: u32) -> Self {
         self.backlog = connections;
         self
@@ -65,18 +68,21 @@ impl SocketOptions {
 
     /// Sets whether an address may be bound while connections of an earlier server on it wind down
     /// (`SO_REUSEADDR`): on, so that a server can be restarted at once.
+    #[doc(alias = "SO_REUSEADDR")]
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
         self.reuse_address = reuse_address;
         self
     }
 
-    /// Sets whether several sockets may listen on one address and share its connections (`SO_REUSEPORT`): off, so
-    /// that a second server started by mistake is an error.
+    /// Sets whether several sockets may listen on one address and share its connections
+    /// (`SO_REUSEPORT`): off, so that a second server started by mistake is an error.
     ///
-    /// With it a program can run an accept loop on each of several runtimes. [`ServerBuilder::workers`](crate::ServerBuilder::workers) needs
-    /// one loop only, and is what most want: the kernel spreads connections by their addresses, not by who has the time, and resets
-    /// those that wait in the backlog of a loop that ends. Loops are for more connections a second than one can accept, and for stacks
-    /// that are `Clone`. A clone of one limit in each keeps it exact over all:
+    /// With it a program can run an accept loop on each of several runtimes.
+    /// [`ServerBuilder::workers`](crate::ServerBuilder::workers) needs one loop only, and is what
+    /// most want: the kernel spreads connections by their addresses, not by who has the time, and
+    /// resets those that wait in the backlog of a loop that ends. Loops are for more connections a
+    /// second than one can accept, and for stacks that are `Clone`. A clone of one limit in each
+    /// keeps it exact over all:
     ///
     /// ```
     /// use tower::service_fn;
@@ -105,48 +111,62 @@ impl SocketOptions {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "SO_REUSEPORT")]
     pub fn reuse_port(mut self, reuse_port: bool) -> Self {
         self.reuse_port = reuse_port;
         self
     }
 
-    /// Sets whether IPv6 sockets leave IPv4 alone (`IPV6_V6ONLY`): off, so that `[::]` means every address, whatever
-    /// the system's own default is. To listen on `0.0.0.0` and `[::]` at one port as two sockets, turn it on.
+    /// Sets whether IPv6 sockets leave IPv4 alone (`IPV6_V6ONLY`): off, so that `[::]` means every
+    /// address, whatever the system's own default is. To listen on `0.0.0.0` and `[::]` at one port
+    /// as two sockets, turn it on.
+    #[doc(alias = "IPV6_V6ONLY")]
+    #[doc(alias = "dual stack")]
     pub fn only_v6(mut self, only_v6: bool) -> Self {
         self.only_v6 = only_v6;
         self
     }
 
-    /// Sets whether accepted TCP sockets send at once what is written (`TCP_NODELAY`): on, since replies are written
-    /// in batches already, and a held-back one would wait for the peer's acknowledgement.
+    /// Sets whether accepted TCP sockets send at once what is written (`TCP_NODELAY`): on, since
+    /// replies are written in batches already, and a held-back one would wait for the peer's
+    /// acknowledgement.
+    #[doc(alias = "TCP_NODELAY")]
     pub fn nodelay(mut self, nodelay: bool) -> Self {
         self.nodelay = nodelay;
         self
     }
 
-    /// Sets after how long a silence TCP itself asks whether the peer is still there: not at all, since the pipeline
-    /// has deadlines of its own.
+    /// Sets after how long a silence TCP itself asks whether the peer is still there: not at all,
+    /// since the pipeline has deadlines of its own.
+    #[doc(alias = "SO_KEEPALIVE")]
+    #[doc(alias = "tcp_keepalive")]
     pub fn keepalive(mut self, silence: Duration) -> Self {
         self.keepalive = Some(silence);
         self
     }
 
-    /// Sets `SO_LINGER` on accepted TCP sockets: not set, which sends what is left in the background.
+    /// Sets `SO_LINGER` on accepted TCP sockets: not set, which sends what is left in the
+    /// background.
     ///
-    /// Zero makes every close a reset, which discards what the peer has not got yet; any other time blocks the
-    /// runtime's thread in the close for as long. Neither is a part of a graceful close.
+    /// Zero makes every close a reset, which discards what the peer has not got yet; any other time
+    /// blocks the runtime's thread in the close for as long. Neither is a part of a graceful close.
+    #[doc(alias = "SO_LINGER")]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = Some(linger);
         self
     }
 
-    /// Sets the size in bytes of the system's receive buffer of a TCP socket: left to the system, which adapts it.
+    /// Sets the size in bytes of the system's receive buffer of a TCP socket: left to the system,
+    /// which adapts it.
+    #[doc(alias = "SO_RCVBUF")]
     pub fn recv_buffer(mut self, bytes: usize) -> Self {
         self.recv_buffer = Some(bytes);
         self
     }
 
-    /// Sets the size in bytes of the system's send buffer of a TCP socket: left to the system, which adapts it.
+    /// Sets the size in bytes of the system's send buffer of a TCP socket: left to the system,
+    /// which adapts it.
+    #[doc(alias = "SO_SNDBUF")]
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = Some(bytes);
         self
@@ -154,7 +174,8 @@ impl SocketOptions {
 
     /// Sets the mode of the file of a Unix socket, as `0o660`: left to the process's umask.
     ///
-    /// It is set before the socket listens: at no time can anyone connect whom the mode does not let.
+    /// It is set before the socket listens: at no time can anyone connect whom the mode does not
+    /// let.
     pub fn unix_mode(mut self, mode: u32) -> Self {
         self.unix_mode = Some(mode);
         self
@@ -180,7 +201,8 @@ impl SocketOptions {
         if domain == Domain::IPV6 {
             socket.set_only_v6(self.only_v6)?;
         }
-        // Here as well as after accept: the window's scale is agreed on in the handshake, which is over by then.
+        // Here as well as after accept: the window's scale is agreed on in the handshake, which is
+        // over by then.
         if let Some(bytes) = self.recv_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
@@ -211,7 +233,8 @@ impl SocketOptions {
     }
 }
 
-/// A peer that reset its connection in the queue makes some systems refuse options; that is no fault of the server.
+/// A peer that reset its connection in the queue makes some systems refuse options; that is no
+/// fault of the server.
 fn note(option: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(target: "tower_tcp", option, %error, "a socket option could not be set");

@@ -1,6 +1,7 @@
 //! How many wait in the backlog.
 //!
-//! `TCP_INFO` of the listener says it, too, but none of the crates used here reads that, and whoever could ask would hold the listener open.
+//! `TCP_INFO` of the listener says it, too, but none of the crates used here reads that, and
+//! whoever could ask would hold the listener open.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -8,8 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::connection::Address;
 
-/// Returns how many connections wait to be accepted at those of the addresses that are of TCP, all together: also those that another process
-/// will accept that listens on the same. `None` where the system cannot be asked.
+/// Returns how many connections wait to be accepted at those of the addresses that are of TCP, all
+/// together: also those that another process will accept that listens on the same. `None` where the
+/// system cannot be asked.
 pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     let ours: Vec<_> = addresses.iter().filter_map(Address::tcp).collect();
     if ours.is_empty() {
@@ -28,7 +30,8 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     waiting.reduce(|sum, one| sum + one)
 }
 
-/// Reads the sockets that listen, and how many wait at each. They stand before all others, so no more is read than that.
+/// Reads the sockets that listen, and how many wait at each. They stand before all others, so no
+/// more is read than that.
 fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
     table
         .lines()
@@ -37,8 +40,8 @@ fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
         .map_while(|row| listener(&row))
 }
 
-/// Reads a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the two queues. Of a socket that listens
-/// the second is that of accepts.
+/// Reads a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the
+/// two queues. Of a socket that listens the second is that of accepts.
 ///
 /// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
 fn listener(row: &str) -> Option<(SocketAddr, usize)> {

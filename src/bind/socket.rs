@@ -27,7 +27,8 @@ impl Socket {
         }
     }
 
-    /// Returns the Unix stream, if it is one; its `peer_cred` says which process is at the other end.
+    /// Returns the Unix stream, if it is one; its `peer_cred` says which process is at the other
+    /// end.
     pub fn as_unix(&self) -> Option<&UnixStream> {
         match &self.0 {
             Family::Unix(stream) => Some(stream),

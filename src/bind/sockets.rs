@@ -25,8 +25,8 @@ use crate::error::Error;
 
 /// TCP and Unix sockets, any number of them, as one listener.
 ///
-/// They are served in turn, so that a busy one does not starve the others. The path of a Unix socket is removed when
-/// this is dropped, if the file is still the one that was made.
+/// They are served in turn, so that a busy one does not starve the others. The path of a Unix
+/// socket is removed when this is dropped, if the file is still the one that was made.
 ///
 /// ```no_run
 /// use tower_tcp::bind::{Listener, SocketOptions, Sockets};
@@ -39,6 +39,9 @@ use crate::error::Error;
 /// # }
 /// ```
 #[derive(Debug)]
+#[doc(alias = "TcpListener")]
+#[doc(alias = "UnixListener")]
+#[doc(alias = "TcpIncoming")]
 pub struct Sockets {
     sources: Vec<Source>,
     options: SocketOptions,
@@ -46,19 +49,22 @@ pub struct Sockets {
     next: usize,
     /// Who was found readable and has not been accepted from since.
     readable: Option<usize>,
+    /// Why there are no sources; returned by the first accept.
+    failed: Option<io::Error>,
 }
 
 impl Sockets {
     /// Listens on all endpoints, or on none.
     ///
-    /// At the path of a Unix socket a file is replaced only if it is a socket that refuses connections, as a server
-    /// that crashed leaves it. Two servers that start on the same such file at the same moment can still take
-    /// it from each other; where that may happen, lock another file first.
+    /// At the path of a Unix socket a file is replaced only if it is a socket that refuses
+    /// connections, as a server that crashed leaves it. Two servers that start on the same such
+    /// file at the same moment can still take it from each other; where that may happen, lock
+    /// another file first.
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`] with the endpoint that could not be resolved, bound or listened on. Everything that was bound
-    /// before it is given back, paths included.
+    /// [`Error::Bind`] with the endpoint that could not be resolved, bound or listened on.
+    /// Everything that was bound before it is given back, paths included.
     ///
     /// # Panics
     ///
@@ -85,12 +91,30 @@ impl Sockets {
             });
             opened.map_err(|source| Error::Bind { address, source })?;
         }
-        Ok(Self {
+        Ok(Self::new(sources, options.clone()))
+    }
+
+    /// Listens on one socket that listens already, with default options.
+    pub(super) fn of(socket: socket2::Socket) -> io::Result<Self> {
+        let source = Source::new(socket.into())?;
+        Ok(Self::new(vec![source], SocketOptions::default()))
+    }
+
+    /// Makes a listener without sockets, which fails.
+    pub(super) fn failed(err: io::Error) -> Self {
+        let mut sockets = Self::new(Vec::new(), SocketOptions::default());
+        sockets.failed = Some(err);
+        sockets
+    }
+
+    fn new(sources: Vec<Source>, options: SocketOptions) -> Self {
+        Self {
             sources,
-            options: options.clone(),
+            options,
             next: 0,
             readable: None,
-        })
+            failed: None,
+        }
     }
 }
 
@@ -99,6 +123,9 @@ impl Listener for Sockets {
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let count = self.sources.len();
+        if count == 0 {
+            return Poll::Ready(Ok(()));
+        }
         self.readable = None;
         for index in (self.next..count).chain(0..self.next) {
             if self.sources[index].poll_readable(cx)?.is_ready() {
@@ -110,13 +137,18 @@ impl Listener for Sockets {
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Socket>>> {
+        if self.sources.is_empty() {
+            let err = self.failed.take();
+            return Poll::Ready(Err(err.unwrap_or_else(|| io::Error::other(ListenerClosed))));
+        }
         loop {
             let Some(index) = self.readable.take() else {
                 ready!(self.poll_readable(cx))?;
                 continue;
             };
             match self.sources[index].accept(&self.options) {
-                // Another process with the same socket was faster; the next look waits for a wake-up.
+                // Another process with the same socket was faster; the next look waits for a
+                // wake-up.
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
                 accepted => {
                     self.next = (index + 1) % self.sources.len();
@@ -165,7 +197,8 @@ impl Source {
         let mut asked = false;
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
-                // The system may know of a connection before tokio does, and this may be the last look, at a shutdown.
+                // The system may know of a connection before tokio does, and this may be the last
+                // look, at a shutdown.
                 return if !asked && has_event(self.socket.get_ref()) {
                     Poll::Ready(Ok(()))
                 } else {
@@ -173,8 +206,8 @@ impl Source {
                 };
             };
             let mut guard = guard?;
-            // Tokio's readiness says that there was a connection since it was last cleared, not that there still
-            // is one: it stays set after the last was accepted.
+            // Tokio's readiness says that there was a connection since it was last cleared, not
+            // that there still is one: it stays set after the last was accepted.
             if has_event(self.socket.get_ref()) {
                 return Poll::Ready(Ok(()));
             }
@@ -195,8 +228,8 @@ impl Source {
             });
         };
         options.apply(&socket);
-        // A peer that reset its connection in the queue has no address on some systems: it ends at the first read,
-        // as all that are reset, and is no failure of the listener.
+        // A peer that reset its connection in the queue has no address on some systems: it ends at
+        // the first read, as all that are reset, and is no failure of the listener.
         let peer = peer
             .as_socket()
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
@@ -217,7 +250,8 @@ impl Source {
     }
 }
 
-/// Asks the system whether an accept would return now. When it cannot say, the accept itself tells why.
+/// Asks the system whether an accept would return now. When it cannot say, the accept itself tells
+/// why.
 fn has_event(socket: &socket2::Socket) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))

@@ -1,4 +1,5 @@
-//! The care a Unix socket's path needs: a stale one is replaced, a live one never, and only our own is removed.
+//! The care a Unix socket's path needs: a stale one is replaced, a live one never, and only our own
+//! is removed.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -11,7 +12,8 @@ use super::options::SocketOptions;
 
 /// A path that we bound, removed on drop if the file is still the one we made.
 ///
-/// It must go before its socket: while that is open, the system gives its inode number to no other file.
+/// It must go before its socket: while that is open, the system gives its inode number to no other
+/// file.
 #[derive(Debug)]
 pub(super) struct OwnPath {
     path: PathBuf,
@@ -34,7 +36,8 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // Before the bind, also because it refuses a NUL in the path, where the bind would silently cut it.
+    // Before the bind, also because it refuses a NUL in the path, where the bind would silently cut
+    // it.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -82,7 +85,8 @@ fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
         Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Err(err),
         _ => false,
     };
-    // Unlike the bind that follows, the second look sees whether another server has replaced the file meanwhile.
+    // Unlike the bind that follows, the second look sees whether another server has replaced the
+    // file meanwhile.
     if stale && socket_at(path)? == Some(found) {
         fs::remove_file(path)?;
     }

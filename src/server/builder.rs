@@ -10,7 +10,7 @@ use super::workers::Runtimes;
 use super::{CutOff, Server};
 use crate::accept::AcceptErrorAction;
 use crate::admit::ConnectionLimit;
-use crate::bind::{Endpoint, Listener, SocketOptions, Sockets};
+use crate::bind::{Endpoint, IntoListener, Listener, SocketOptions, Sockets};
 use crate::error::Error;
 use crate::handle::{Handle, Plan};
 
@@ -72,6 +72,9 @@ impl ServerBuilder {
     }
 
     /// Sets the options of the sockets. Default: see [`SocketOptions`].
+    #[doc(alias = "backlog")]
+    #[doc(alias = "keepalive")]
+    #[doc(alias = "nodelay")]
     pub fn socket_options(mut self, options: SocketOptions) -> Self {
         self.options = options;
         self
@@ -84,6 +87,9 @@ impl ServerBuilder {
     ///
     /// A process needs at least as many file descriptors. Many systems allow 1,024 unless
     /// configured otherwise.
+    #[doc(alias = "max_connections")]
+    #[doc(alias = "concurrency")]
+    #[doc(alias = "max_clients")]
     pub fn limit(mut self, limit: ConnectionLimit) -> Self {
         self.limit = limit;
         self
@@ -144,6 +150,8 @@ impl ServerBuilder {
     /// The threads are named after the server (`echo-0`, `echo-1`). They start with it and end with
     /// it; tasks that still run there are dropped then. The server waits for a blocked thread for
     /// at most 1 s.
+    #[doc(alias = "worker_threads")]
+    #[doc(alias = "reuse_port")]
     pub fn workers(mut self, threads: usize) -> Self {
         self.runtimes = Runtimes::Own(threads);
         self
@@ -194,9 +202,16 @@ impl ServerBuilder {
         Ok(self.build(sockets))
     }
 
-    /// Creates a server from a listener. The addresses passed to [`listen`](Self::listen) are
-    /// ignored.
-    pub fn build<L: Listener>(self, listener: L) -> Server<L> {
+    /// Creates a server from a [`Listener`], or from tokio's `TcpListener` or `UnixListener`.
+    ///
+    /// The addresses passed to [`listen`](Self::listen) and the
+    /// [`socket_options`](Self::socket_options) are ignored.
+    ///
+    /// # Panics
+    ///
+    /// With a listener of tokio: outside a tokio runtime with I/O enabled.
+    pub fn build<I: IntoListener>(self, listener: I) -> Server<I::Listener> {
+        let listener = listener.into_listener();
         let handle = Handle::new(self.name, listener.local_addrs(), self.limit, self.plan);
         Server {
             listener,

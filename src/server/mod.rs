@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::bind::{Endpoint, Listener, Sockets};
+use crate::bind::{Endpoint, IntoListener, Listener, Sockets};
 use crate::connection::Connection;
 use crate::end::EndReason;
 use crate::error::{BoxError, Error};
@@ -60,6 +60,7 @@ impl Server {
     /// # Cancel safety
     ///
     /// Dropping the future closes every socket that was bound.
+    #[doc(alias = "listen")]
     pub async fn bind(endpoint: impl Into<Endpoint>) -> Result<Self, Error> {
         Self::builder().listen(endpoint).bind().await
     }
@@ -68,14 +69,20 @@ impl Server {
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
+
+    /// Creates a server from a [`Listener`], or from tokio's `TcpListener` or `UnixListener`, with default
+    /// options.
+    ///
+    /// # Panics
+    ///
+    /// With a listener of tokio: outside a tokio runtime with I/O enabled.
+    #[doc(alias = "from_tcp")]
+    pub fn from_listener<I: IntoListener>(listener: I) -> Server<I::Listener> {
+        Self::builder().build(listener)
+    }
 }
 
 impl<L: Listener> Server<L> {
-    /// Creates a server from a listener, with default options.
-    pub fn from_listener(listener: L) -> Self {
-        Server::builder().build(listener)
-    }
-
     /// Returns a handle to the server. It stays valid for the server's whole life.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -127,6 +134,7 @@ pub struct Serve {
 
 impl Serve {
     /// Shuts the server down when `signal` completes, as [`Handle::shutdown`] does.
+    #[doc(alias = "graceful_shutdown")]
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,

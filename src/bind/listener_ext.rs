@@ -1,0 +1,155 @@
+//! Small changes to what a listener accepts.
+
+use std::fmt;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use super::{Incoming, IntoListener, Listener};
+use crate::connection::Address;
+
+/// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
+///
+/// Both closures run in the accept loop, on the runtime that the connection will run on. They must
+/// not block. What takes time, or may refuse a connection, belongs into a [pre-connect
+/// hook](crate::preconnect).
+///
+/// The listener keeps its addresses and its order: a connection is looked for, the stack is made
+/// ready, and only then is the connection accepted.
+#[doc(alias = "tap")]
+pub trait ListenerExt: IntoListener {
+    /// Calls `f` with the stream of each accepted connection.
+    ///
+    /// ```
+    /// use tower_tcp::Server;
+    /// use tower_tcp::bind::{ListenerExt, Socket};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = Server::from_listener(listener.tap_io(|io: &mut Socket| {
+    ///     if let Some(tcp) = io.as_tcp() {
+    ///         // The connection is served without the option where the system refuses it.
+    ///         let _refused = tcp.set_ttl(64);
+    ///     }
+    /// }));
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn tap_io<F>(self, f: F) -> TapIo<Self::Listener, F>
+    where
+        F: FnMut(&mut <Self::Listener as Listener>::Io) + Send + 'static,
+    {
+        TapIo {
+            listener: self.into_listener(),
+            f,
+        }
+    }
+
+    /// Replaces the stream of each accepted connection by what `f` makes of it.
+    ///
+    /// ```
+    /// use tokio::io::BufStream;
+    /// use tower_tcp::bind::ListenerExt;
+    /// use tower_tcp::{Server, testkit};
+    ///
+    /// let (listener, connector) = testkit::memory();
+    /// let server = Server::from_listener(listener.map_io(BufStream::new));
+    /// # drop((server, connector));
+    /// ```
+    #[doc(alias = "map")]
+    fn map_io<F, Io>(self, f: F) -> MapIo<Self::Listener, F>
+    where
+        F: FnMut(<Self::Listener as Listener>::Io) -> Io + Send + 'static,
+        Io: Send + 'static,
+    {
+        MapIo {
+            listener: self.into_listener(),
+            f,
+        }
+    }
+}
+
+impl<L: IntoListener> ListenerExt for L {}
+
+/// The listener that [`ListenerExt::tap_io`] makes.
+#[derive(Clone)]
+pub struct TapIo<L, F> {
+    listener: L,
+    f: F,
+}
+
+impl<L, F> Listener for TapIo<L, F>
+where
+    L: Listener,
+    F: FnMut(&mut L::Io) + Send + 'static,
+{
+    type Io = L::Io;
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.listener.poll_readable(cx)
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<L::Io>>> {
+        let mut incoming = ready!(self.listener.poll_accept(cx))?;
+        (self.f)(&mut incoming.io);
+        Poll::Ready(Ok(incoming))
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        self.listener.local_addrs()
+    }
+}
+
+impl<L: fmt::Debug, F> fmt::Debug for TapIo<L, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TapIo")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The listener that [`ListenerExt::map_io`] makes.
+#[derive(Clone)]
+pub struct MapIo<L, F> {
+    listener: L,
+    f: F,
+}
+
+impl<L, F, Io> Listener for MapIo<L, F>
+where
+    L: Listener,
+    F: FnMut(L::Io) -> Io + Send + 'static,
+    Io: Send + 'static,
+{
+    type Io = Io;
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.listener.poll_readable(cx)
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
+        let Incoming {
+            io,
+            peer_addr,
+            local_addr,
+        } = ready!(self.listener.poll_accept(cx))?;
+        Poll::Ready(Ok(Incoming {
+            io: (self.f)(io),
+            peer_addr,
+            local_addr,
+        }))
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        self.listener.local_addrs()
+    }
+}
+
+impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapIo")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
+    }
+}
