@@ -16,7 +16,7 @@ use tower::util::BoxCloneSyncService;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Limits, Made, Watermarks};
-use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
+use tower_tcp::registry::{KeyTaken, Registry, SlowPeer, broadcast};
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
@@ -55,6 +55,10 @@ async fn enter(served: &Served, name: &str) -> Client<DuplexStream> {
     let mut client = served.client().await;
     assert_eq!(client.ask(name).await, "in", "{}", served.way());
     client
+}
+
+fn peer(names: &Names, name: &str) -> Peer<Bytes> {
+    names.get(&name.to_owned()).expect("it is in")
 }
 
 fn sorted(names: &Names) -> Vec<String> {
@@ -158,6 +162,73 @@ async fn one_who_is_taken_out_goes_on_and_the_end_of_it_takes_nobody_else_out() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_login_replaces_the_first_whose_end_leaves_it_alone() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let mut first = enter(&served, "ann").await;
+    let mut second = enter(&served, "second").await;
+    let (ann, again) = (peer(&names, "ann"), peer(&names, "second"));
+
+    let replaced = names.replace("ann".to_owned(), &again).expect("she was in");
+
+    assert_eq!(replaced.info().id(), ann.info().id());
+    assert_eq!(peer(&names, "ann").info().id(), again.info().id());
+    assert_eq!(first.ask("other").await, "in", "the first goes on");
+    replaced.close_because("logged in elsewhere");
+    first.rest().await;
+    drop(first);
+    served.reason().await;
+    assert_eq!(sorted(&names), ["ann", "second"]);
+    assert_eq!(peer(&names, "ann").info().id(), again.info().id());
+    assert_eq!(second.ask("ann").await, "in", "it is the second's");
+    drop(second);
+    served.reason().await;
+    assert!(names.is_empty(), "the second's end removes it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_taken_over_again_and_again_and_the_last_one_has_it() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let mut clients = Vec::new();
+    for n in 0..10 {
+        clients.push(enter(&served, &n.to_string()).await);
+    }
+    for n in 0..10 {
+        let taken = names.replace("ann".to_owned(), &peer(&names, &n.to_string()));
+        assert_eq!(taken.is_some(), n > 0);
+    }
+    let last = clients.pop().expect("there are ten");
+    drop(clients);
+    for _ in 0..9 {
+        served.reason().await;
+    }
+
+    assert_eq!(sorted(&names), ["9", "ann"]);
+    drop(last);
+    served.reason().await;
+    assert!(names.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_the_key_or_has_ended_replaces_none() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let _ann = enter(&served, "ann").await;
+    let gone = enter(&served, "gone").await;
+    let (ann, ended) = (peer(&names, "ann"), peer(&names, "gone"));
+    drop(gone);
+    served.reason().await;
+
+    assert!(names.replace("ann".to_owned(), &ann).is_none());
+    assert!(names.replace("ann".to_owned(), &ended).is_none());
+    assert!(names.replace("gone".to_owned(), &ended).is_none());
+
+    assert_eq!(sorted(&names), ["ann"]);
+    assert_eq!(peer(&names, "ann").info().id(), ann.info().id());
+}
+
+#[tokio::test(start_paused = true)]
 async fn coming_and_going_leaves_nothing_behind() {
     let names = Names::new();
     let served = serve(naming(&names));
@@ -238,6 +309,38 @@ async fn a_broadcast_reaches_those_who_are_picked() {
     assert_eq!(ann.line().await, "hi");
     assert_eq!(cid.line().await, "hi");
     assert!(bob.hears_nothing().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_can_pick_a_frame_for_each() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let mut ann = enter(&served, "ann").await;
+    let mut bob = enter(&served, "bob").await;
+    let mut cid = enter(&served, "cid").await;
+
+    let pick = |name: &String, _: &_| (name != "cid").then(|| format!("dear {name}").into());
+    let broadcast = names.broadcast_with(pick, SlowPeer::Skip).await;
+
+    assert_eq!((broadcast.sent(), broadcast.skipped()), (2, 0));
+    assert_eq!(ann.line().await, "dear ann");
+    assert_eq!(bob.line().await, "dear bob");
+    assert!(cid.hears_nothing().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_to_peers_from_elsewhere_keeps_the_same_policy() {
+    let names = Names::new();
+    let (_served, mut quick, _slow) = with_one_slow(&names).await;
+    let peers: Vec<_> = names.iter().map(|(_, peer)| peer).collect();
+
+    let sent = broadcast(peers.iter().cloned(), "hi".into(), SlowPeer::Skip).await;
+    assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 1, 0));
+    all_hear(&mut quick).await;
+
+    let sent = broadcast(peers, "hi".into(), SlowPeer::Close).await;
+    assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 0, 1));
+    all_hear(&mut quick).await;
 }
 
 #[tokio::test(start_paused = true)]

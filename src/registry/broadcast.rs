@@ -1,23 +1,26 @@
+//! One frame, or one for each, to many connections.
+
 use futures_util::future::join_all;
 
 use super::Registry;
 use crate::end::EndReason;
 use crate::pipeline::{Peer, TrySendError};
 
-/// What to do with a peer whose output is above its high mark, when something is sent to many.
+/// The choice for a peer whose output is above its high mark, when something is sent to many.
 ///
-/// Nobody waits for it but who asked for that: the others have been sent the frame before.
+/// A slow peer never delays the others: they have already been sent the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
-    /// Wait for it, as [`Peer::send`] does: at most for its [write deadline](crate::deadline::Deadlines::write), 30 s.
+    /// Wait for it, as [`Peer::send`] does: at most for its [write
+    /// deadline](crate::deadline::Deadlines::write), 30 s.
     Wait,
-    /// Go without: it misses this frame.
+    /// Skip it: it misses this frame.
     Skip,
     /// End its connection at once, with [`EndReason::SlowReader`].
     Close,
 }
 
-/// What became of a frame that was sent to many.
+/// The outcome of sending to many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Broadcast {
     sent: usize,
@@ -26,69 +29,147 @@ pub struct Broadcast {
 }
 
 impl Broadcast {
-    /// Returns to how many connections it was sent.
+    /// Returns how many connections were sent a frame.
     pub fn sent(&self) -> usize {
         self.sent
     }
 
-    /// Returns how many did not get it because they were slow, and go on.
+    /// Returns how many connections were skipped because they were slow. They go on.
     pub fn skipped(&self) -> usize {
         self.skipped
     }
 
-    /// Returns how many were ended because they were slow.
+    /// Returns how many connections were ended because they were slow.
     pub fn closed(&self) -> usize {
         self.closed
     }
 }
 
-/// What became of it at one of them.
-enum Fate {
-    Sent,
-    Skipped,
-    Closed,
-    Ended,
-}
-
 impl<K, T, M> Registry<K, T, M>
 where
     K: Clone,
-    T: Clone,
 {
-    /// Sends a frame to all connections that `whom` picks. A slow one holds up no other: `slow` says what is done with it.
+    /// Sends a frame to all connections for which `whom` returns `true`.
     ///
-    /// Each gets what one task broadcasts in its order, behind what was sent to it before. The frame is cloned for each, so
-    /// something that is shared (`Bytes`, `Arc`) serves best.
+    /// A slow peer delays no other; `slow` decides about it. What one task broadcasts arrives in
+    /// that order, and after what was sent before. The frame is cloned for each connection, so a
+    /// shared type (`Bytes`, `Arc`) serves best.
     ///
     /// # Cancel safety
     ///
-    /// When it is dropped, some have been sent the frame and some not.
+    /// If the future is dropped, some connections have been sent the frame and some have not.
+    #[doc(alias = "send_all")]
     pub async fn broadcast(
         &self,
         frame: T,
         mut whom: impl FnMut(&K, &Peer<T, M>) -> bool,
         slow: SlowPeer,
-    ) -> Broadcast {
-        let mut broadcast = Broadcast::default();
-        let mut late = Vec::new();
-        // Those that take it at once come first.
-        for (_, peer) in self.iter().filter(|(key, peer)| whom(key, peer)) {
-            match peer.try_send(frame.clone()) {
-                Ok(()) => broadcast.sent += 1,
-                Err(TrySendError::Closed(_)) => {}
-                Err(TrySendError::Full(frame)) => late.push(send(peer, frame, slow)),
-            }
-        }
-        for fate in join_all(late).await {
-            match fate {
-                Fate::Sent => broadcast.sent += 1,
-                Fate::Skipped => broadcast.skipped += 1,
-                Fate::Closed => broadcast.closed += 1,
-                Fate::Ended => {}
-            }
-        }
-        broadcast
+    ) -> Broadcast
+    where
+        T: Clone,
+    {
+        self.broadcast_with(|key, peer| whom(key, peer).then(|| frame.clone()), slow)
+            .await
     }
+
+    /// Sends each connection the frame that `pick` returns for it, if any.
+    ///
+    /// For a frame in each user's own language or format, or one that tells a connection about
+    /// itself. Otherwise it is as [`broadcast`](Self::broadcast).
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use tower_tcp::ConnectionId;
+    /// use tower_tcp::registry::{Registry, SlowPeer};
+    ///
+    /// /// Tells the others that somebody came, and the newcomer who is here.
+    /// async fn welcome(room: &Registry<ConnectionId, Bytes>, newcomer: ConnectionId) {
+    ///     let here = Bytes::from(format!("{} here", room.len()));
+    ///     let pick = |id: &_, _: &_| {
+    ///         let news = || Bytes::from("somebody came");
+    ///         Some(if *id == newcomer { here.clone() } else { news() })
+    ///     };
+    ///     room.broadcast_with(pick, SlowPeer::Skip).await;
+    /// }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, some connections have been sent their frame and some have not.
+    pub async fn broadcast_with(
+        &self,
+        mut pick: impl FnMut(&K, &Peer<T, M>) -> Option<T>,
+        slow: SlowPeer,
+    ) -> Broadcast {
+        let picked = self
+            .iter()
+            .filter_map(|(key, peer)| pick(&key, &peer).map(|frame| (peer, frame)));
+        send_each(picked, slow).await
+    }
+}
+
+/// Sends a frame to each of some peers, wherever they come from: a room's members, the result of a
+/// search.
+///
+/// Otherwise it is as [`Registry::broadcast`].
+///
+/// ```
+/// use bytes::Bytes;
+/// use tower_tcp::Peer;
+/// use tower_tcp::registry::{SlowPeer, broadcast};
+///
+/// async fn announce(members: &[Peer<Bytes>], news: Bytes) -> usize {
+///     broadcast(members.iter().cloned(), news, SlowPeer::Skip).await.sent()
+/// }
+/// ```
+///
+/// # Cancel safety
+///
+/// If the future is dropped, some connections have been sent the frame and some have not.
+pub async fn broadcast<T, M>(
+    peers: impl IntoIterator<Item = Peer<T, M>>,
+    frame: T,
+    slow: SlowPeer,
+) -> Broadcast
+where
+    T: Clone,
+{
+    let frames = peers.into_iter().map(|peer| (peer, frame.clone()));
+    send_each(frames, slow).await
+}
+
+/// Sends each peer its frame: first to all that take it at once, then to the others, all at the
+/// same time.
+async fn send_each<T, M>(
+    frames: impl Iterator<Item = (Peer<T, M>, T)>,
+    slow: SlowPeer,
+) -> Broadcast {
+    let mut broadcast = Broadcast::default();
+    let mut late = Vec::new();
+    for (peer, frame) in frames {
+        match peer.try_send(frame) {
+            Ok(()) => broadcast.sent += 1,
+            Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(frame)) => late.push(send(peer, frame, slow)),
+        }
+    }
+    for fate in join_all(late).await {
+        match fate {
+            Fate::Sent => broadcast.sent += 1,
+            Fate::Skipped => broadcast.skipped += 1,
+            Fate::Closed => broadcast.closed += 1,
+            Fate::Ended => {}
+        }
+    }
+    broadcast
+}
+
+/// The outcome at one peer.
+enum Fate {
+    Sent,
+    Skipped,
+    Closed,
+    Ended,
 }
 
 async fn send<T, M>(peer: Peer<T, M>, frame: T, slow: SlowPeer) -> Fate {

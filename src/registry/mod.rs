@@ -1,10 +1,11 @@
-//! Connections by a name of your own: a user, a room's member, a subscriber.
+//! Connections by a key of your own: a user, a member of a room, a subscriber.
 //!
-//! The server keeps a table of its connections; a [`Registry`] is a view of some of them under the program's keys. An entry is made by the
-//! program, most often in the make-service or when the peer has said who it is, and taken out by the connection's end, whatever that
-//! was. So there are no entries of the dead to be cleared away.
+//! The server keeps a table of all its connections. A [`Registry`] holds some of them under the
+//! program's keys. The program inserts an entry, most often in the make-service or when the peer
+//! has logged in; the end of the connection removes it, whatever the reason was. No entry outlives
+//! its connection.
 //!
-//! A program may have as many registries as it has kinds of names: one of users, one for each room.
+//! A program may have several registries: one of users, one for each room.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -13,7 +14,7 @@
 //! use tower_tcp::registry::{Registry, SlowPeer};
 //! use tower_tcp::{BoxError, Peer, Pipeline};
 //!
-//! // Every line goes to everybody else.
+//! // Every line goes to all other connections.
 //! let everybody = Registry::new();
 //! let make = service_fn(move |peer: Peer<Bytes>| {
 //!     let everybody = everybody.clone();
@@ -32,6 +33,23 @@
 //! let pipeline = Pipeline::new(Lines::default).make_service(make);
 //! # drop(pipeline);
 //! ```
+//!
+//! # A second login
+//!
+//! [`insert`](Registry::insert) refuses a key that another connection has.
+//! [`replace`](Registry::replace) takes the key over, and returns the connection that had it. The
+//! end of that one leaves the new entry alone:
+//!
+//! ```
+//! # use bytes::Bytes;
+//! # use tower_tcp::Peer;
+//! # use tower_tcp::registry::Registry;
+//! fn log_in(users: &Registry<String, Bytes>, name: String, peer: &Peer<Bytes>) {
+//!     if let Some(earlier) = users.replace(name, peer) {
+//!         earlier.close_because("logged in elsewhere");
+//!     }
+//! }
+//! ```
 
 mod broadcast;
 
@@ -47,9 +65,10 @@ use thiserror::Error;
 use crate::connection::HookId;
 use crate::pipeline::Peer;
 
-pub use broadcast::{Broadcast, SlowPeer};
+pub use broadcast::{Broadcast, SlowPeer, broadcast};
 
-/// How many locks the entries are under: with 15,000 connections that come and go, few meet at one.
+/// The entries are spread over this many locks: of 15,000 connections that come and go, few meet at
+/// one.
 const SHARDS: usize = 16;
 
 /// Another connection has the key.
@@ -57,10 +76,12 @@ const SHARDS: usize = 16;
 #[error("the key is taken")]
 pub struct KeyTaken;
 
-/// Connections by a key. Clones are of the same registry. See the [module docs](self).
+/// Holds connections by key. Clones share the same entries. See the [module docs](self).
 ///
-/// `T` and `M` are those of its [`Peer`]s. A part of the registry is locked while a key is hashed, compared, cloned or dropped: a
-/// `K` that comes back to it then waits for ever.
+/// `T` and `M` are those of its [`Peer`]s. A part of the registry is locked while a key is hashed,
+/// compared, cloned or dropped, so a `K` that calls the registry in one of these deadlocks.
+#[doc(alias = "alias")]
+#[doc(alias = "session")]
 pub struct Registry<K, T, M = Infallible> {
     inner: Arc<Shards<K, T, M>>,
 }
@@ -70,7 +91,7 @@ struct Shards<K, T, M> {
     hasher: RandomState,
 }
 
-/// A connection, and the callback that takes it out at its end.
+/// A connection, and the callback that removes it at its end.
 struct Entered<T, M> {
     peer: Peer<T, M>,
     at_end: HookId,
@@ -79,7 +100,7 @@ struct Entered<T, M> {
 type Shard<'a, K, T, M> = MutexGuard<'a, HashMap<K, Entered<T, M>>>;
 
 impl<K, T, M> Registry<K, T, M> {
-    /// Makes an empty one.
+    /// Creates an empty registry.
     pub fn new() -> Self {
         Self {
             inner: Arc::new(Shards {
@@ -89,12 +110,12 @@ impl<K, T, M> Registry<K, T, M> {
         }
     }
 
-    /// Returns how many connections are entered.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.shards().map(|shard| shard.len()).sum()
     }
 
-    /// Returns whether none is.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.shards().all(|shard| shard.is_empty())
     }
@@ -108,48 +129,88 @@ impl<K, T, M> Registry<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Enters a connection. It is taken out when it ends, with the end already settled and its stream gone; a connection that has ended is
-    /// not entered at all.
+    /// Inserts a connection under a key that no other connection has.
     ///
-    /// One connection may have several keys, in one registry or in many.
+    /// The end of the connection removes it: by then the end is settled and the stream is gone. A
+    /// connection that has already ended is not inserted. One connection may have several keys, in
+    /// one registry or in many. To insert a connection again under its own key changes nothing.
     ///
     /// # Errors
     ///
-    /// [`KeyTaken`] when the key is another connection's.
+    /// [`KeyTaken`] when another connection has the key.
+    #[doc(alias = "register")]
+    #[doc(alias = "alias_set")]
     pub fn insert(&self, key: K, peer: &Peer<T, M>) -> Result<(), KeyTaken>
     where
         K: Clone + Send + 'static,
         T: Send + 'static,
         M: Send + 'static,
     {
-        let entry = key.clone();
         let mut shard = self.shard(&key);
-        match shard.entry(entry) {
+        match shard.entry(key) {
             Entry::Occupied(taken) if taken.get().peer.is_same(peer) => {}
             Entry::Occupied(_) => return Err(KeyTaken),
             Entry::Vacant(free) => {
-                // The registry may be gone before the connection.
-                let shared = Arc::downgrade(&self.inner);
-                let id = peer.info().id();
-                let take_out = move || {
-                    let registry = Self {
-                        inner: Weak::upgrade(&shared)?,
-                    };
-                    // Unless the key is another's by now: this may be about to run while it is taken back.
-                    registry.remove_if(&key, |entered| entered.peer.info().id() == id)
-                };
-                if let Some(at_end) = peer.before_end(move |_end| drop(take_out())) {
-                    free.insert(Entered {
-                        peer: peer.clone(),
-                        at_end,
-                    });
+                if let Some(entered) = self.until_its_end(free.key(), peer) {
+                    free.insert(entered);
                 }
             }
         }
         Ok(())
     }
 
-    /// Takes a connection out, which goes on without it. What is being broadcast at this moment may still reach it.
+    /// Inserts a connection under a key, and returns the connection that had the key before.
+    ///
+    /// Nobody finds the key free in between. The connection that is returned goes on, and its end
+    /// leaves the new entry alone; close it, if a key stands for one session. A connection that has
+    /// already ended replaces none, and one that has the key already is not returned.
+    #[doc(alias = "takeover")]
+    #[doc(alias = "kick")]
+    pub fn replace(&self, key: K, peer: &Peer<T, M>) -> Option<Peer<T, M>>
+    where
+        K: Clone + Send + 'static,
+        T: Send + 'static,
+        M: Send + 'static,
+    {
+        let mut shard = self.shard(&key);
+        if shard.get(&key).is_some_and(|has| has.peer.is_same(peer)) {
+            return None;
+        }
+        let entered = self.until_its_end(&key, peer)?;
+        let replaced = shard.insert(key, entered);
+        drop(shard);
+        let Entered { peer, at_end } = replaced?;
+        peer.forget(at_end);
+        Some(peer)
+    }
+
+    /// Makes the entry that the connection's end removes, unless the connection has ended.
+    fn until_its_end(&self, key: &K, peer: &Peer<T, M>) -> Option<Entered<T, M>>
+    where
+        K: Clone + Send + 'static,
+        T: Send + 'static,
+        M: Send + 'static,
+    {
+        let key = key.clone();
+        // The registry may be dropped before the connection.
+        let shared = Arc::downgrade(&self.inner);
+        let id = peer.info().id();
+        let remove = move || {
+            let registry = Self {
+                inner: Weak::upgrade(&shared)?,
+            };
+            // Unless another has the key by now: this may be about to run while it is taken back.
+            registry.remove_if(&key, |entered| entered.peer.info().id() == id)
+        };
+        let at_end = peer.before_end(move |_end| drop(remove()))?;
+        Some(Entered {
+            peer: peer.clone(),
+            at_end,
+        })
+    }
+
+    /// Removes the entry of a key, and returns its connection, which goes on. A broadcast that has
+    /// begun may still reach it.
     pub fn remove(&self, key: &K) -> Option<Peer<T, M>> {
         let Entered { peer, at_end } = self.remove_if(key, |_| true)?;
         peer.forget(at_end);
@@ -170,17 +231,18 @@ where
     }
 
     /// Returns the connection that has the key.
+    #[doc(alias = "alias_resolve")]
     pub fn get(&self, key: &K) -> Option<Peer<T, M>> {
         self.shard(key).get(key).map(|entered| entered.peer.clone())
     }
 
-    /// Closes the connection that has the key in good order. Returns whether there is one.
+    /// Closes the connection that has the key, gracefully. Returns whether there is one.
     pub fn close(&self, key: &K) -> bool {
         self.get(key).map(|peer| peer.close()).is_some()
     }
 
     fn shard(&self, key: &K) -> Shard<'_, K, T, M> {
-        // Not the low bits: by them the shard's own map goes.
+        // Not the low bits, which choose the bucket within the shard's map.
         let shard = (self.inner.hasher.hash_one(key) >> 32) as usize % SHARDS;
         lock(&self.inner.shards[shard])
     }
@@ -190,8 +252,10 @@ impl<K, T, M> Registry<K, T, M>
 where
     K: Clone,
 {
-    /// Returns the connections that are entered. They are collected shard by shard, so that nothing is locked while they are looked at: one
-    /// that comes or goes meanwhile may be among them or not.
+    /// Returns all entries.
+    ///
+    /// They are collected shard by shard, and nothing is locked while one is looked at. A
+    /// connection that is inserted or removed meanwhile may be among them or not.
     pub fn iter(&self) -> impl Iterator<Item = (K, Peer<T, M>)> + '_ {
         self.shards().flat_map(|shard| {
             let entries: Vec<_> = shard
@@ -202,7 +266,8 @@ where
         })
     }
 
-    /// Closes those connections in good order that `whom` picks. Returns how many that were.
+    /// Closes all connections for which `whom` returns `true`, gracefully. Returns how many these
+    /// were.
     pub fn close_where(&self, mut whom: impl FnMut(&K, &Peer<T, M>) -> bool) -> usize {
         self.iter()
             .filter(|(key, peer)| whom(key, peer))
@@ -212,7 +277,8 @@ where
 }
 
 fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
-    // The user's `Hash`, `Eq` and `Clone` run under it; the map is whole all the same.
+    // The user's `Hash`, `Eq` and `Clone` run under the lock. If one panics, the map is still
+    // whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
