@@ -11,7 +11,7 @@ use support::{Clients, Ends, each_way, serve_stream, settled};
 use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 use tower_tcp::deadline::Deadlines;
@@ -21,6 +21,8 @@ use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
 const KIB: usize = 1024;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 type Make = BoxCloneSyncService<Peer<Bytes>, Echo, BoxError>;
 type Echo = BoxCloneSyncService<Bytes, Bytes, Infallible>;
@@ -529,4 +531,70 @@ async fn a_peer_can_be_asked_for_what_it_sends_by_a_ready_service() {
     sending.oneshot("pushed".into()).await.expect("it is open");
 
     assert_eq!(client.line().await, "pushed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_time_that_the_peer_negotiates_counts_from_its_last_activity() {
+    let (pipeline, mut peers) = echo_with_peers();
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        let peer = peers.recv().await.expect("it is served");
+        assert_eq!(peer.idle(), Some(75 * SECOND));
+        client.ask("hello").await;
+        let active = Instant::now();
+        sleep(10 * SECOND).await;
+
+        peer.set_idle(15 * SECOND);
+
+        client.rest().await;
+        assert_eq!(active.elapsed(), 15 * SECOND, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+        assert_eq!(peer.idle(), Some(15 * SECOND));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_time_that_has_passed_already_ends_the_connection_at_once() {
+    let (pipeline, mut peers) = echo_with_peers();
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        let peer = peers.recv().await.expect("it is served");
+        client.ask("hello").await;
+        sleep(10 * SECOND).await;
+        let begun = Instant::now();
+
+        peer.set_idle(5 * SECOND);
+
+        client.rest().await;
+        assert!(begun.elapsed() < SECOND, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_time_can_be_made_longer_and_taken_away_for_one_connection() {
+    let (pipeline, mut peers) = echo_with_peers();
+    for served in each_way(pipeline) {
+        let (mut long, mut never) = (served.client().await, served.client().await);
+        let first = peers.recv().await.expect("it is served");
+        let second = peers.recv().await.expect("it is served");
+        let mut usual = served.client().await;
+        for client in [&mut long, &mut never, &mut usual] {
+            client.ask("hello").await;
+        }
+        let begun = Instant::now();
+
+        first.set_idle(300 * SECOND);
+        second.set_idle(None);
+
+        usual.rest().await;
+        assert_eq!(begun.elapsed(), 75 * SECOND, "{}", served.way());
+        long.rest().await;
+        assert_eq!(begun.elapsed(), 300 * SECOND, "{}", served.way());
+        sleep(1_000_000 * SECOND).await;
+        assert_eq!(never.ask("still here").await, "still here");
+        while peers.try_recv().is_ok() {}
+    }
 }

@@ -113,7 +113,6 @@ impl Clock {
     }
 
     /// Sets how long the connection may rest from now on, which may be less than before.
-    #[expect(dead_code, reason = "for the handle that sets it")]
     pub(super) fn set_idle(&mut self, time: Option<Duration>) {
         self.idle = idle(time);
         self.armed = None;

@@ -124,8 +124,14 @@ where
             peer,
             ..
         } = self;
-        peer.get_or_insert_with(|| EngineSide::new(conn.info().clone(), &settings.limits))
-            .handle()
+        peer.get_or_insert_with(|| {
+            EngineSide::new(
+                conn.info().clone(),
+                &settings.limits,
+                settings.deadlines.idle,
+            )
+        })
+        .handle()
     }
 
     pub(in crate::pipeline) fn is_upgraded(&self) -> bool {

@@ -229,8 +229,9 @@ where
 
     /// Encodes what waits and writes what is encoded. Ready when there is nothing left of either.
     pub(super) fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(marks) = self.peer.as_ref().and_then(EngineSide::new_marks) {
+        if let Some((marks, idle)) = self.peer.as_ref().and_then(EngineSide::tuned) {
             self.marks = marks;
+            self.clock.set_idle(idle);
         }
         let mut left = TURN;
         while !self.leaves(Leaves::Output) {

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
@@ -12,8 +13,9 @@ use crate::connection::ConnectionInfo;
 pub(super) struct Channel<T, M> {
     pub(super) info: ConnectionInfo,
     most_timers: usize,
-    /// Room in `items`; none is given out while the output is above its mark, but what was given out before is good. Semaphores are
-    /// fair: who sends without end keeps nobody waiting for ever.
+    /// Room in `items`; none is given out while the output is above its mark, but what was given
+    /// out before is good. Semaphores are fair: who sends without end keeps nobody waiting for
+    /// ever.
     pub(super) room: Semaphore,
     /// Room for those who wait for a flush, until they are told.
     pub(super) flush_room: Semaphore,
@@ -38,6 +40,8 @@ pub(super) struct Queues<T, M> {
     pub(super) timers: BTreeMap<(Instant, u64), M>,
     timers_set: u64,
     pub(super) marks: Watermarks,
+    /// How long the connection may be idle.
+    pub(super) idle: Option<Duration>,
     /// How often the marks were crossed: above, while it is odd.
     pub(super) crossings: u64,
     gone: bool,
@@ -62,8 +66,8 @@ pub(super) enum Flag {
     Flush = 2,
     /// A message or a timer is set.
     Mail = 4,
-    /// The marks were changed.
-    Marks = 8,
+    /// The marks or the idle time were changed.
+    Tuned = 8,
     /// No requests are to be taken.
     Paused = 16,
 }
@@ -122,6 +126,7 @@ impl<T, M> Channel<T, M> {
     pub(super) fn new(
         info: ConnectionInfo,
         marks: Watermarks,
+        idle: Option<Duration>,
         most_frames: usize,
         most_messages: usize,
     ) -> Self {
@@ -133,6 +138,7 @@ impl<T, M> Channel<T, M> {
             timers: BTreeMap::new(),
             timers_set: 0,
             marks,
+            idle,
             crossings: 0,
             gone: false,
             no_more_messages: false,
@@ -152,7 +158,8 @@ impl<T, M> Channel<T, M> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Queues<T, M>> {
-        // Neither code of the user's runs under this lock nor a waker, so poison can only come from a failed allocation.
+        // Neither code of the user's runs under this lock nor a waker, so poison can only come from
+        // a failed allocation.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -245,7 +252,8 @@ impl<T, M> Channel<T, M> {
         self.message_room.close();
     }
 
-    /// Says that nothing more will be written or delivered, counts the messages that were not (a timer that is due is one), and drops all.
+    /// Says that nothing more will be written or delivered, counts the messages that were not (a
+    /// timer that is due is one), and drops all.
     pub(super) fn end(&self) {
         self.refuse();
         let (items, flushes, messages, timers) = {
@@ -262,7 +270,8 @@ impl<T, M> Channel<T, M> {
         let due = timers.keys().take_while(|(due, _)| *due <= now).count();
         self.info.life.count_dropped_messages(messages.len() + due);
         self.changed.notify_waiters();
-        // Last, and without the lock: these are the user's types, and do what they like when they are dropped.
+        // Last, and without the lock: these are the user's types, and do what they like when they
+        // are dropped.
         drop((items, flushes, messages, timers));
     }
 }

@@ -15,7 +15,8 @@ pub enum Crossing {
 
 /// The crossings of a connection's watermarks, each of them once and in turn: high, low, high.
 ///
-/// Made by [`Peer::crossings`](super::Peer::crossings). They are counted, not queued: one who looks seldom finds them all, and nothing is kept for it.
+/// Made by [`Peer::crossings`](super::Peer::crossings). They are counted, not queued: one who looks
+/// seldom finds them all, and nothing is kept for it.
 pub struct Crossings<T, M = Infallible> {
     channel: Arc<Channel<T, M>>,
     seen: u64,
@@ -28,7 +29,8 @@ impl<T, M> Crossings<T, M> {
         Self { channel, seen }
     }
 
-    /// Waits for the next crossing; `None` when there will be no more, because the connection has ended.
+    /// Waits for the next crossing; `None` when there will be no more, because the connection has
+    /// ended.
     ///
     /// # Cancel safety
     ///

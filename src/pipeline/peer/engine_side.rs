@@ -1,6 +1,7 @@
 use std::collections::btree_map::OccupiedEntry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,7 +12,8 @@ use crate::pipeline::limits::Limits;
 
 /// The engine's end of the handles to its connection.
 ///
-/// Without an engine nobody can send, so that is said however it goes: at the end, by an abort, by a layer that drops the connection's future.
+/// Without an engine nobody can send, so that is said however it goes: at the end, by an abort, by
+/// a layer that drops the connection's future.
 pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Channel<T, M>>);
 
 /// What there is to be delivered to the service besides requests.
@@ -22,10 +24,15 @@ pub(in crate::pipeline) enum Mail {
 }
 
 impl<T, M> EngineSide<T, M> {
-    pub(in crate::pipeline) fn new(info: ConnectionInfo, limits: &Limits) -> Self {
+    pub(in crate::pipeline) fn new(
+        info: ConnectionInfo,
+        limits: &Limits,
+        idle: Option<Duration>,
+    ) -> Self {
         Self(Arc::new(Channel::new(
             info,
             limits.watermarks,
+            idle,
             limits.push_queue,
             limits.messages,
         )))
@@ -97,14 +104,14 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Returns the marks if they were changed.
-    pub(in crate::pipeline) fn new_marks(&self) -> Option<Watermarks> {
-        if !self.0.flags.is_raised(Flag::Marks) {
+    /// Returns the marks and the idle time, if either was changed.
+    pub(in crate::pipeline) fn tuned(&self) -> Option<(Watermarks, Option<Duration>)> {
+        if !self.0.flags.is_raised(Flag::Tuned) {
             return None;
         }
         let state = self.0.lock();
-        self.0.flags.lower(Flag::Marks);
-        Some(state.marks)
+        self.0.flags.lower(Flag::Tuned);
+        Some((state.marks, state.idle))
     }
 
     /// Says that the output crossed a mark.

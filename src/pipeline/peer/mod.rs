@@ -28,6 +28,7 @@ pub use watermarks::{InvalidWatermarks, Watermarks};
 /// The connection has ended, or is closing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection is gone")]
+#[doc(alias = "Gone")]
 pub struct Closed;
 
 /// Why something was not taken without waiting. It is given back.
@@ -67,7 +68,8 @@ pub struct Buffered {
 }
 
 impl Buffered {
-    /// Returns the bytes that are encoded and not written. What the system holds, or a TLS stream, is not among them.
+    /// Returns the bytes that are encoded and not written. What the system holds, or a TLS stream,
+    /// is not among them.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -80,10 +82,16 @@ impl Buffered {
 
 /// A handle to one connection: what is known of it, and all that can be done with it from anywhere.
 ///
-/// A make-service is given it; it can be cloned and sent to any task. `T` is the type of the frames that go out, `M` of the
-/// messages that the connection's service takes besides requests, none by default (see [`Event`](super::Event)).
+/// A make-service is given it; it can be cloned and sent to any task. `T` is the type of the frames
+/// that go out, `M` of the messages that the connection's service takes besides requests, none by
+/// default (see [`Event`](super::Event)).
 ///
-/// It keeps nothing open: after the end of the connection, whatever would reach the peer or the service fails with [`Closed`].
+/// It keeps nothing open: after the end of the connection, whatever would reach the peer or the
+/// service fails with [`Closed`].
+#[doc(alias = "wheel")]
+#[doc(alias = "session")]
+#[doc(alias = "sender")]
+#[doc(alias = "Addr")]
 pub struct Peer<T, M = Infallible> {
     channel: Arc<Channel<T, M>>,
 }
@@ -103,9 +111,10 @@ impl<T, M> Peer<T, M> {
 
     /// Sends a frame: before, between or after replies, and between the frames of a streamed one.
     ///
-    /// It is sent whole and in the order of `send`s. This waits while the output is above its high mark, until it is down at the low
-    /// one ([`Watermarks`]), and while [16 frames](super::Limits::push_queue) wait already. What is sent is written by the
-    /// connection's task.
+    /// It is sent whole and in the order of `send`s. This waits while the output is above its high
+    /// mark, until it is down at the low one ([`Watermarks`]), and while [16
+    /// frames](super::Limits::push_queue) wait already. What is sent is written by the connection's
+    /// task.
     ///
     /// # Errors
     ///
@@ -114,6 +123,9 @@ impl<T, M> Peer<T, M> {
     /// # Cancel safety
     ///
     /// If it is dropped before it is done, the frame has not been sent.
+    #[doc(alias = "put")]
+    #[doc(alias = "push")]
+    #[doc(alias = "write")]
     pub async fn send(&self, frame: T) -> Result<(), Closed> {
         self.push(Item::Frame(frame)).await
     }
@@ -122,8 +134,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) where [`send`](Self::send) would wait: also for a peer that reads, when a burst of frames comes before
-    /// its task has had a turn. [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) where [`send`](Self::send) would wait: also for a peer that
+    /// reads, when a burst of frames comes before its task has had a turn.
+    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
     pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
         match self.channel.room.try_acquire() {
             Ok(room) => self.push_frame(frame, room),
@@ -132,12 +145,14 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the peer is slow, its output above the high mark. This may wait for the connection's task, and never for the
-    /// peer: what a sender wants that has others to serve. To many at once: [`Registry::broadcast`](crate::registry::Registry::broadcast).
+    /// Sends a frame unless the peer is slow, its output above the high mark. This may wait for the
+    /// connection's task, and never for the peer: what a sender wants that has others to serve. To
+    /// many at once: [`Registry::broadcast`](crate::registry::Registry::broadcast).
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when the output is above its mark, [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) when the output is above its mark,
+    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
     ///
     /// # Cancel safety
     ///
@@ -186,6 +201,8 @@ impl<T, M> Peer<T, M> {
     /// # Cancel safety
     ///
     /// Dropping it changes nothing for others.
+    #[doc(alias = "flush")]
+    #[doc(alias = "drain")]
     pub async fn flushed(&self) -> Result<(), Closed> {
         let waiting = self.channel.flush_room.acquire().await;
         let waiting = waiting.map_err(|_closed| Closed)?;
@@ -206,24 +223,66 @@ impl<T, M> Peer<T, M> {
         self.channel.lock().marks
     }
 
-    /// Changes the marks of this connection's output. They hold from the next turn of its task, which has to come first: at once.
+    /// Changes the marks of this connection's output. They hold from the next turn of its task,
+    /// which has to come first: at once.
     pub fn set_watermarks(&self, marks: Watermarks) {
         self.channel.lock().marks = marks;
-        self.channel.tell(Flag::Marks);
+        self.channel.tell(Flag::Tuned);
     }
 
-    /// Returns the crossings of the output's marks from now on; the first is [`Crossing::High`] if it is above now.
+    /// Returns the crossings of the output's marks from now on; the first is [`Crossing::High`] if
+    /// it is above now.
+    #[doc(alias = "high_event")]
+    #[doc(alias = "low_event")]
+    #[doc(alias = "backpressure")]
     pub fn crossings(&self) -> Crossings<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
     // Input.
 
-    /// Stops taking requests. None is begun after this, also of those that were read already; one that is being handed to the service by the
-    /// connection's task at this very moment may be. Messages are still delivered.
+    /// Returns how long this connection may be idle.
+    pub fn idle(&self) -> Option<Duration> {
+        self.channel.lock().idle
+    }
+
+    /// Changes how long this connection may be idle, in place of
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle): a keepalive that the peer has
+    /// negotiated, such as MQTT's.
     ///
-    /// That the peer is gone is still noticed: its end of input when nothing undelivered is before it, a reset within
-    /// [`Limits::read_ahead`](super::Limits::read_ahead). The deadlines for input rest.
+    /// The time counts from the last activity, not from this call, and holds from the next turn of
+    /// the connection's task, which comes at once: a connection that has already been idle for as
+    /// long ends. `None` waits forever. The deadline for the first byte, before any, stays as it
+    /// is.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use bytes::Bytes;
+    /// use tower_tcp::Peer;
+    ///
+    /// /// MQTT: a client is gone after one and a half times its keepalive. Zero turns that off.
+    /// fn connected(peer: &Peer<Bytes>, keepalive: u16) {
+    ///     let time = Duration::from_secs(keepalive.into()).mul_f32(1.5);
+    ///     peer.set_idle((!time.is_zero()).then_some(time));
+    /// }
+    /// ```
+    #[doc(alias = "keepalive")]
+    #[doc(alias = "keep_alive")]
+    #[doc(alias = "read_timeout")]
+    pub fn set_idle(&self, time: impl Into<Option<Duration>>) {
+        self.channel.lock().idle = time.into();
+        self.channel.tell(Flag::Tuned);
+    }
+
+    /// Stops taking requests. None is begun after this, also of those that were read already; one
+    /// that is being handed to the service by the connection's task at this very moment may be.
+    /// Messages are still delivered.
+    ///
+    /// That the peer is gone is still noticed: its end of input when nothing undelivered is before
+    /// it, a reset within [`Limits::read_ahead`](super::Limits::read_ahead). The deadlines for
+    /// input rest.
+    #[doc(alias = "shutdown_input")]
+    #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
         self.channel.tell(Flag::Paused);
     }
@@ -238,17 +297,24 @@ impl<T, M> Peer<T, M> {
 
     /// Sends a message to the connection's service, which takes it in turn with its requests.
     ///
-    /// Waits while [16 messages](super::Limits::messages) are waiting already: a service that sends to its own connection and waits for
-    /// that, may wait for itself; there [`try_post`](Self::try_post) serves.
+    /// Waits while [16 messages](super::Limits::messages) are waiting already: a service that sends
+    /// to its own connection and waits for that, may wait for itself; there
+    /// [`try_post`](Self::try_post) serves.
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection is closing or has ended, or the server drains: then what was sent before is delivered still. Messages
-    /// that are taken and not delivered by the end are counted ([`End::messages_dropped`]).
+    /// [`Closed`] when the connection is closing or has ended, or the server drains: then what was
+    /// sent before is delivered still. Messages that are taken and not delivered by the end are
+    /// counted ([`End::messages_dropped`]).
     ///
     /// # Cancel safety
     ///
     /// If it is dropped before it is done, the message has not been sent.
+    #[doc(alias = "message")]
+    #[doc(alias = "event")]
+    #[doc(alias = "yield")]
+    #[doc(alias = "call")]
+    #[doc(alias = "cast")]
     pub async fn post(&self, message: M) -> Result<(), Closed> {
         let room = self.channel.message_room.acquire().await;
         let room = room.map_err(|_closed| Closed)?;
@@ -259,8 +325,10 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) where [`post`](Self::post) would wait, [`Closed`](TrySendError::Closed) when the connection is
-    /// closing or has ended.
+    /// [`Full`](TrySendError::Full) where [`post`](Self::post) would wait,
+    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    #[doc(alias = "try_message")]
+    #[doc(alias = "yield")]
     pub fn try_post(&self, message: M) -> Result<(), TrySendError<M>> {
         match self.channel.message_room.try_acquire() {
             Ok(room) => self
@@ -272,12 +340,18 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a message after a time: a timer of this connection. It ends with it, and costs no task. To drop what this returns cancels nothing.
+    /// Sends a message after a time: a timer of this connection. It ends with it, and costs no
+    /// task. To drop what this returns cancels nothing.
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) are set already, [`Closed`](TrySendError::Closed) when the connection is
-    /// closing or has ended.
+    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) are set already,
+    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    #[doc(alias = "message_after")]
+    #[doc(alias = "delay")]
+    #[doc(alias = "alarm")]
+    #[doc(alias = "timer")]
+    #[doc(alias = "send_after")]
     pub fn post_after(&self, time: Duration, message: M) -> Result<Timer<T, M>, TrySendError<M>> {
         // A time beyond the end of the clock is as good as the farthest that timers can be set for.
         let far = Duration::from_secs(60 * 60 * 24 * 365);
@@ -292,8 +366,11 @@ impl<T, M> Peer<T, M> {
 
     // Its end.
 
-    /// Closes the connection in good order: what was sent before is written, requests in hand are answered, requests and messages that are
-    /// not begun are dropped. `send` fails from now on. A service that took the stream over is told as at a drain.
+    /// Closes the connection in good order: what was sent before is written, requests in hand are
+    /// answered, requests and messages that are not begun are dropped. `send` fails from now on. A
+    /// service that took the stream over is told as at a drain.
+    #[doc(alias = "shutdown")]
+    #[doc(alias = "disconnect")]
     pub fn close(&self) {
         self.channel.refuse();
         self.channel.info.life.signals.raise(Signal::Close);
@@ -302,7 +379,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// As [`close`](Self::close), with the program's own words for why: they are the [`error`](End::error) of an end whose reason stays
+    /// As [`close`](Self::close), with the program's own words for why: they are the
+    /// [`error`](End::error) of an end whose reason stays
     /// [`ServiceClosed`](EndReason::ServiceClosed), and stand in the closing event.
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::caused(EndReason::ServiceClosed, why);
@@ -325,6 +403,7 @@ impl<T, M> Peer<T, M> {
     /// # Cancel safety
     ///
     /// Nothing is lost: asking again gives the same.
+    #[doc(alias = "gone")]
     pub async fn closed(&self) -> End {
         self.channel.info.life.ended().await
     }
@@ -343,8 +422,8 @@ impl<T, M> Peer<T, M> {
         self.channel.info.life.forget(hook);
     }
 
-    /// Registers a callback for the end of the connection, behind those that are registered already, as
-    /// [`Connection::on_end`](crate::Connection::on_end) does.
+    /// Registers a callback for the end of the connection, behind those that are registered
+    /// already, as [`Connection::on_end`](crate::Connection::on_end) does.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.channel.info.life.on_end(|_, end| f(end));
     }

@@ -2,10 +2,15 @@ use thiserror::Error;
 
 /// Between which amounts of unwritten output, in bytes, a connection holds back.
 ///
-/// At the high mark [`Peer::send`](super::Peer::send) begins to wait and no more requests are begun; at the low mark all that goes on.
-/// In between, what holds is what held before, so that a peer that reads slowly does not have everybody wait and go on for every frame.
-/// One frame may be larger than the mark: it is taken whole.
+/// At the high mark [`Peer::send`](super::Peer::send) begins to wait and no more requests are
+/// begun; at the low mark all that goes on. In between, what holds is what held before, so that a
+/// peer that reads slowly does not have everybody wait and go on for every frame. One frame may be
+/// larger than the mark: it is taken whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(alias = "high water mark")]
+#[doc(alias = "high_mark")]
+#[doc(alias = "low_mark")]
+#[doc(alias = "backpressure")]
 pub struct Watermarks {
     low: usize,
     high: usize,
@@ -33,7 +38,8 @@ impl Watermarks {
         }
     }
 
-    /// Makes marks with the low one at a quarter of the high one: while that quarter is written there is time for more to come. `0` counts as 1.
+    /// Makes marks with the low one at a quarter of the high one: while that quarter is written
+    /// there is time for more to come. `0` counts as 1.
     pub const fn below(high: usize) -> Self {
         let high = if high == 0 { 1 } else { high };
         Self {
