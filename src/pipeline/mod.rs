@@ -78,6 +78,7 @@ mod maker;
 mod on_connect;
 mod peer;
 mod reply;
+mod requests_only;
 mod serve;
 mod session;
 mod shutdown_on_error;
@@ -103,6 +104,7 @@ pub use peer::{
     Buffered, Closed, Crossing, Crossings, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
 };
 pub use reply::Reply;
+pub use requests_only::{Beneath, RequestsOnly, RequestsOnlyFuture, RequestsOnlyLayer};
 pub use serve::PipelineFuture;
 pub use session::{Session, SessionFuture, SessionService};
 pub use shutdown_on_error::{
@@ -156,6 +158,8 @@ impl<F> PipelineBuilder<F> {
     ///
     /// It runs in the connection's task while output is already being written, so it can greet the peer, however
     /// long the greeting, and turn it away by failing. It has [10 s](Deadlines::make_service).
+    #[doc(alias = "into_make_service")]
+    #[doc(alias = "make_service_fn")]
     pub fn make_service<K, T>(self, make: K) -> Pipeline<F, Made<K>, T>
     where
         K: Service<Peer<T>> + Clone,
@@ -282,6 +286,8 @@ impl<F, K, T> Pipeline<F, K, T> {
     /// # }
     /// ```
     #[must_use]
+    #[doc(alias = "takeover")]
+    #[doc(alias = "on_takeover")]
     pub fn on_upgrade<S>(self, next: S) -> Pipeline<F, K, T, OneAtATime, OnUpgrade<S>> {
         let Self {
             codec,
@@ -301,6 +307,8 @@ impl<F, K, T> Pipeline<F, K, T> {
 
     /// Lets `n` requests of a connection run at the same time; replies go out in the order of the requests. `0` counts as 1.
     #[must_use]
+    #[doc(alias = "pipelining")]
+    #[doc(alias = "concurrency")]
     pub fn in_flight(self, n: usize) -> Pipeline<F, K, T, InFlight> {
         self.dispatched(n, Order::AsAsked)
     }
