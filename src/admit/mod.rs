@@ -41,6 +41,9 @@ const UNLIMITED: usize = usize::MAX;
 
 /// A limit on the number of open connections. Clones share the limit and its count.
 #[derive(Clone)]
+#[doc(alias = "max_connections")]
+#[doc(alias = "Semaphore")]
+#[doc(alias = "ConcurrencyLimit")]
 pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 
 struct LimitState {

@@ -35,6 +35,7 @@ impl fmt::Display for ConnectionId {
 /// Hooks add the facts they learn ([`Connection::insert`](super::Connection::insert)), each under
 /// its type. The `tls` feature adds `TlsInfo`.
 #[derive(Clone)]
+#[doc(alias = "ConnectInfo")]
 pub struct ConnectionInfo {
     pub(crate) life: Arc<Life>,
     facts: Option<Arc<Fact>>,
@@ -83,11 +84,14 @@ impl ConnectionInfo {
     }
 
     /// Returns the address of the peer.
+    #[doc(alias = "peer")]
+    #[doc(alias = "remote_addr")]
     pub fn peer_addr(&self) -> &Address {
         &self.life.origin.peer_addr
     }
 
     /// Returns the address that the peer connected to.
+    #[doc(alias = "local")]
     pub fn local_addr(&self) -> &Address {
         &self.life.origin.local_addr
     }

@@ -28,6 +28,9 @@ pub use rewind::Rewind;
 ///
 /// It implements [`AsyncRead`] and [`AsyncWrite`], so that a raw service can use it as the stream,
 /// and counts the bytes.
+#[doc(alias = "session")]
+#[doc(alias = "stream")]
+#[doc(alias = "AddrStream")]
 pub struct Connection<Io> {
     io: Io,
     info: ConnectionInfo,

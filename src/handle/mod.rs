@@ -25,6 +25,8 @@ pub use live::LiveConnection;
 
 /// Controls a server from outside: pauses it, changes its limit, shuts it down. Cheap to clone.
 #[derive(Clone)]
+#[doc(alias = "ServerHandle")]
+#[doc(alias = "GracefulShutdown")]
 pub struct Handle(pub(crate) Arc<ServerState>);
 
 /// The phase of a server. It only advances.
@@ -222,6 +224,9 @@ impl Handle {
     /// still accepted, as far as the limit allows; then the listener closes. Connections that are
     /// still open at the deadline (default: 30 s, see
     /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
+    #[doc(alias = "graceful_shutdown")]
+    #[doc(alias = "stop")]
+    #[doc(alias = "drain")]
     pub fn shutdown(&self) {
         self.0.advance(Phase::LameDuck);
     }

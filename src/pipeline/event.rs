@@ -39,6 +39,9 @@ use tower_service::Service;
 /// # drop(pipeline);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(alias = "message")]
+#[doc(alias = "yield")]
+#[doc(alias = "post")]
 pub enum Event<R, M> {
     /// The peer asks something.
     Request(R),

@@ -31,6 +31,9 @@ use crate::error::BoxError;
 /// # drop(pipeline);
 /// ```
 #[derive(Clone, Debug)]
+#[doc(alias = "ClientConnected")]
+#[doc(alias = "banner")]
+#[doc(alias = "greeting")]
 pub struct OnConnectLayer<F> {
     f: F,
 }

@@ -12,6 +12,9 @@ use crate::error::BoxError;
 /// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every reply is one that stays.
 ///
 /// It is what a service answers with whose pipeline has [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
+#[doc(alias = "takeover")]
+#[doc(alias = "Takeover")]
+#[doc(alias = "connect_protocol")]
 pub struct Upgrade<T>(Reply<T>);
 
 impl<T> From<Reply<T>> for Upgrade<T> {
