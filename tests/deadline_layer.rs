@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
-use support::{Client, serve, serve_on};
+use support::{Client, Clients, Ends};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,6 +20,7 @@ use tower_tcp::deadline::{DeadlineLayer, Deadlines, DrainDeadlines};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::Upgrade;
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, EndReason, Pipeline, Reply, Server};
 
@@ -44,8 +45,8 @@ fn layer(deadlines: Deadlines) -> DeadlineLayer {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_raw_connection_ends_after_a_minute() {
-    let mut served = serve(layer(Deadlines::default()).layer(service_fn(echo)));
-    let mut client = served.connect().await;
+    let served = serve(layer(Deadlines::default()).layer(service_fn(echo)));
+    let mut client = served.client().await;
     let begun = Instant::now();
 
     assert!(client.rest().await.is_empty());
@@ -57,8 +58,8 @@ async fn a_silent_raw_connection_ends_after_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_raw_connection_rests_for_75_seconds_after_its_last_byte() {
-    let mut served = serve(layer(Deadlines::default()).layer(service_fn(echo)));
-    let mut client = served.connect().await;
+    let served = serve(layer(Deadlines::default()).layer(service_fn(echo)));
+    let mut client = served.client().await;
     for _ in 0..3 {
         sleep(50 * SECOND).await;
         client.send("a\n").await;
@@ -85,7 +86,7 @@ async fn what_is_written_keeps_a_raw_connection() {
         }
     });
     let served = serve(layer(Deadlines::default()).layer(ticks));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
 
     for _ in 0..10 {
         assert_eq!(client.line().await, "tick");
@@ -102,8 +103,8 @@ async fn a_raw_connection_whose_peer_takes_nothing_is_cut_off() {
             }
         }
     });
-    let mut served = serve(layer(Deadlines::default()).layer(flood));
-    let client = served.connect().await;
+    let served = serve(layer(Deadlines::default()).layer(flood));
+    let client = served.client().await;
     let begun = Instant::now();
 
     assert_eq!(served.reason().await, EndReason::WriteTimeout);
@@ -118,8 +119,8 @@ async fn a_slow_reader_of_a_raw_connection_is_not_cut_off() {
         conn.write_all(&vec![b'x'; 1 << 20]).await?;
         Ok::<_, BoxError>(())
     });
-    let mut served = serve(layer(Deadlines::default()).layer(all));
-    let mut client = served.connect().await;
+    let served = serve(layer(Deadlines::default()).layer(all));
+    let mut client = served.client().await;
     let mut read = 0;
     while read < 1 << 20 {
         sleep(20 * SECOND).await;
@@ -140,15 +141,15 @@ async fn an_old_raw_connection_is_told_to_leave_and_ended_later() {
     let deadlines = Deadlines::default()
         .max_age(20 * SECOND)
         .drain(DrainDeadlines::default().stream(7 * SECOND));
-    let mut served = serve(layer(deadlines).layer(polite));
-    let mut client = served.connect().await;
+    let served = serve(layer(deadlines).layer(polite));
+    let mut client = served.client().await;
     let begun = Instant::now();
     assert_eq!(client.rest().await, ["bye"]);
     assert_eq!(begun.elapsed(), 20 * SECOND);
     assert_eq!(served.reason().await, EndReason::MaxAge);
 
-    let mut served = serve(layer(deadlines).layer(service_fn(echo)));
-    let mut client = served.connect().await;
+    let served = serve(layer(deadlines).layer(service_fn(echo)));
+    let mut client = served.client().await;
     let begun = Instant::now();
     assert!(client.rest().await.is_empty());
     assert_eq!(begun.elapsed(), 27 * SECOND);
@@ -158,12 +159,12 @@ async fn an_old_raw_connection_is_told_to_leave_and_ended_later() {
 #[tokio::test(start_paused = true)]
 async fn a_raw_service_in_a_drain_has_as_long_as_the_server_gives_it() {
     let deadlines = Deadlines::default().first_byte(None);
-    let mut served = serve(layer(deadlines).layer(service_fn(echo)));
-    let client = served.connect().await;
+    let served = serve(layer(deadlines).layer(service_fn(echo)));
+    let client = served.client().await;
     support::settled().await;
     let begun = Instant::now();
 
-    served.handle.shutdown_within(100 * SECOND);
+    served.handle().shutdown_within(100 * SECOND);
 
     assert_eq!(served.reason().await, EndReason::DrainDeadline);
     assert_eq!(begun.elapsed(), 100 * SECOND);
@@ -177,8 +178,8 @@ async fn what_an_upgrade_hands_over_has_deadlines_by_the_layer() {
     });
     let raw = layer(Deadlines::default()).layer(service_fn(echo));
     let pipeline = Pipeline::new(Lines::default).service(lines).on_upgrade(raw);
-    let mut served = serve(pipeline);
-    let mut client = served.connect().await;
+    let served = serve(pipeline);
+    let mut client = served.client().await;
     client.send("over\nraw\n").await;
     assert_eq!(
         (client.line().await, client.line().await),
@@ -205,14 +206,14 @@ async fn a_raw_connection_that_rests_is_closed_over_tcp_and_tls() {
 
     let server = Server::bind("127.0.0.1:0").await.expect("it is bound");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let mut served = serve_on(server, plain);
+    let served = serve_with(server, (), plain);
     let io = TcpStream::connect(address).await.expect("it listens");
     assert_eq!(talk(io).await, "hi\n");
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
 
     let server = Server::bind("127.0.0.1:0").await.expect("it is bound");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let mut served = serve_on(server, tls);
+    let served = serve_with(server, (), tls);
     let io = TcpStream::connect(address).await.expect("it listens");
     let name = ServerName::try_from("localhost").expect("a name");
     let io = TlsConnector::from(config).connect(name, io).await;

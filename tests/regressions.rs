@@ -361,7 +361,7 @@ fn an_error_that_comes_back_to_its_connection_as_it_is_dropped_blocks_nobody() {
                 peer.abort();
                 Ok::<_, Infallible>(service_fn(echo))
             });
-            let mut server = serve(Pipeline::new(Lines::default).make_service(make));
+            let server = serve(Pipeline::new(Lines::default).make_service(make));
             let _client = server.connect().await;
             let reason = server.reason().await;
             assert!(done.send(reason).is_ok(), "the test waits for it");

@@ -30,7 +30,7 @@ fn seconds(since: Instant) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_ends_after_a_minute() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     let begun = Instant::now();
 
@@ -43,7 +43,7 @@ async fn a_silent_connection_ends_after_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_head_has_half_a_minute_however_it_trickles() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     // It counts from the first byte, not from the connection.
     sleep(Duration::from_secs(20)).await;
@@ -66,7 +66,7 @@ async fn a_head_has_half_a_minute_however_it_trickles() {
 
 #[tokio::test(start_paused = true)]
 async fn a_later_head_has_its_time_behind_the_rest() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
@@ -83,7 +83,7 @@ async fn a_later_head_has_its_time_behind_the_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_rests_75_seconds_between_requests() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
@@ -102,7 +102,7 @@ async fn a_connection_rests_75_seconds_between_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn an_http2_connection_rests_75_seconds_without_streams() {
-    let mut served = serve(http());
+    let served = serve(http());
     let (mut sender, connection) = http2(connect(&served).await).await;
     let response = sender.send_request(get("/sleep/100")).await;
     text(response.expect("an answer")).await;
@@ -119,7 +119,7 @@ async fn an_http2_connection_rests_75_seconds_without_streams() {
 
 #[tokio::test(start_paused = true)]
 async fn an_http2_connection_may_rest_before_its_first_request() {
-    let mut served = serve(http());
+    let served = serve(http());
     let begun = Instant::now();
     let (_sender, connection) = http2(connect(&served).await).await;
 
@@ -177,7 +177,7 @@ async fn a_peer_that_takes_nothing_is_cut_off() {
         let body = Bytes::from(vec![b'x'; 1 << 20]);
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(body)))
     });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
 
     client.send(GET).await;
@@ -217,7 +217,7 @@ async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
             }
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
         });
-        let mut served = serve(Http::new(costly));
+        let served = serve(Http::new(costly));
         let mut client = served.client().await;
 
         client.send(GET).await;
@@ -256,7 +256,7 @@ const STALLED: &str = "no byte of the request body arrived within 30s";
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_ends_its_http1_connection_behind_the_response() {
-    let mut served = serve(Http::new(service_fn(read)));
+    let served = serve(Http::new(service_fn(read)));
     let mut client = served.client().await;
     client
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nst")
@@ -275,7 +275,7 @@ async fn a_body_that_stalls_ends_its_http1_connection_behind_the_response() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_fails_its_http2_stream_only() {
-    let mut served = serve(Http::new(service_fn(read)));
+    let served = serve(Http::new(service_fn(read)));
     let io = TokioIo::new(connect(&served).await);
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
     let (mut sender, connection) = handshake.await.expect("it is agreed");
@@ -314,7 +314,7 @@ async fn a_service_that_does_not_read_the_body_costs_the_peer_nothing() {
 #[tokio::test(start_paused = true)]
 async fn an_old_http1_connection_is_told_so_with_its_next_response() {
     let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
-    let mut served = serve(http().deadlines(deadlines));
+    let served = serve(http().deadlines(deadlines));
     let mut client = served.client().await;
     client.send(GET).await;
     assert!(!answer(&mut client).await.closes());
@@ -331,7 +331,7 @@ async fn an_old_http1_connection_is_told_so_with_its_next_response() {
 #[tokio::test(start_paused = true)]
 async fn an_old_http1_connection_at_rest_is_closed_a_second_later() {
     let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
-    let mut served = serve(http().deadlines(deadlines));
+    let served = serve(http().deadlines(deadlines));
     let mut client = served.client().await;
     let begun = Instant::now();
     client.send(GET).await;

@@ -14,7 +14,7 @@ const LATER: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_sent_nothing_is_closed_at_once() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     tokio::time::sleep(LATER).await;
 
@@ -29,7 +29,7 @@ async fn a_connection_that_sent_nothing_is_closed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_arrived_is_answered() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     tokio::time::sleep(LATER).await;
 
@@ -58,7 +58,7 @@ async fn a_request_in_the_backlog_is_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_in_hand_is_answered() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client
         .send("GET /sleep/20 HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -94,7 +94,7 @@ async fn an_idle_connection_may_ask_once_more() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed_after_a_second() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
@@ -144,7 +144,7 @@ async fn a_later_head_that_was_begun_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_later_head_that_is_never_whole_has_five_seconds() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
@@ -162,7 +162,7 @@ async fn a_later_head_that_is_never_whole_has_five_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
-    let mut served = serve(http());
+    let served = serve(http());
     let (mut sender, connection) = http2(connect(&served).await).await;
     let slow = tokio::spawn(sender.send_request(get("/sleep/20")));
     settled().await;
@@ -184,7 +184,7 @@ async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_http2_connection_is_told_to_go_at_once() {
-    let mut served = serve(http());
+    let served = serve(http());
     let (_sender, connection) = http2(connect(&served).await).await;
     settled().await;
 
@@ -199,7 +199,7 @@ async fn an_idle_http2_connection_is_told_to_go_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn one_connection_can_be_told_to_leave() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client
         .send("GET /sleep/5 HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -218,7 +218,7 @@ async fn one_connection_can_be_told_to_leave() {
 #[tokio::test(start_paused = true)]
 async fn a_request_without_end_is_cut_off_at_the_deadline() {
     for http2_too in [false, true] {
-        let mut served = serve(http());
+        let served = serve(http());
         let mut client = None;
         let mut other = None;
         if http2_too {

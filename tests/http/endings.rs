@@ -46,7 +46,7 @@ fn never() -> (
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_leaves_between_requests_has_closed() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
     client.send(GET).await;
     answer(&mut client).await;
@@ -58,7 +58,7 @@ async fn a_peer_that_leaves_between_requests_has_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn an_http2_peer_that_leaves_has_closed() {
-    let mut served = serve(http());
+    let served = serve(http());
     let (mut sender, connection) = http2(connect(&served).await).await;
     let response = sender.send_request(get("/")).await.expect("an answer");
     text(response).await;
@@ -74,7 +74,7 @@ async fn an_http2_peer_that_leaves_has_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_asks_for_the_end_gets_its_answer_first() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
 
     client
@@ -89,7 +89,7 @@ async fn a_peer_that_asks_for_the_end_gets_its_answer_first() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_leaves_within_a_head_was_cut_off() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
 
     client.send("GET / HTT").await;
@@ -101,7 +101,7 @@ async fn a_peer_that_leaves_within_a_head_was_cut_off() {
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_peer_is_gone_is_dropped() {
     let (http, mut dropped) = never();
-    let mut served = serve(http);
+    let served = serve(http);
     let mut client = served.client().await;
     client.send(GET).await;
     settled().await;
@@ -115,7 +115,7 @@ async fn a_request_whose_peer_is_gone_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn an_abort_ends_the_requests_of_an_http2_connection() {
     let (http, mut dropped) = never();
-    let mut served = serve(http);
+    let served = serve(http);
     let (mut sender, _connection) = http2(connect(&served).await).await;
     let request = tokio::spawn(sender.send_request(get("/")));
     settled().await;
@@ -130,7 +130,7 @@ async fn an_abort_ends_the_requests_of_an_http2_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_request_ends_its_connection_alone() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut other = served.client().await;
     let mut client = served.client().await;
 
@@ -149,7 +149,7 @@ async fn a_panic_in_a_request_ends_its_connection_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn what_runs_beside_a_request_that_panics_is_answered() {
-    let mut served = serve(http());
+    let served = serve(http());
     let (mut sender, connection) = http2(connect(&served).await).await;
     let slow = tokio::spawn(sender.send_request(get("/sleep/10")));
     settled().await;
@@ -177,7 +177,7 @@ async fn a_panic_in_a_body_ends_its_connection() {
         });
         Ok::<_, Infallible>(Response::new(StreamBody::new(body)))
     });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
 
     client.send(GET).await;
@@ -188,7 +188,7 @@ async fn a_panic_in_a_body_ends_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_service_ends_an_http1_connection() {
     let service = service_fn(|_: Request<RequestBody>| async { Err::<Response<String>, _>("no") });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
 
     client.send(GET).await;
@@ -205,7 +205,7 @@ async fn an_error_of_the_service_ends_its_http2_stream_only() {
             _ => Ok(Response::new("good".to_owned())),
         }
     });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let (mut sender, _connection) = http2(connect(&served).await).await;
 
     let bad = sender.send_request(get("/bad")).await;
@@ -219,7 +219,7 @@ async fn an_error_of_the_service_ends_its_http2_stream_only() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_http_is_answered_and_ended() {
-    let mut served = serve(http());
+    let served = serve(http());
     let mut client = served.client().await;
 
     client.send("EHLO localhost\r\n\r\n").await;
@@ -234,7 +234,7 @@ async fn a_head_beyond_the_limit_is_answered_and_ended() {
     let http = http().configure(|hyper| {
         hyper.http1().max_buf_size(16 * 1024);
     });
-    let mut served = serve(http);
+    let served = serve(http);
     let mut client = served.client().await;
 
     // More than is read: the answer must arrive all the same.
@@ -249,7 +249,7 @@ async fn a_head_beyond_the_limit_is_answered_and_ended() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_arrives_before_its_request_was_read() {
     let service = service_fn(|_: Request<RequestBody>| async { reply("too much") });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
 
     client
@@ -269,7 +269,7 @@ async fn an_answer_arrives_before_its_request_was_read() {
 async fn a_make_service_that_fails_ends_the_connection() {
     type Made = tower::util::BoxCloneService<Request<RequestBody>, Response<String>, Infallible>;
     let make = service_fn(|_: ConnectionInfo| async { Err::<Made, _>("no") });
-    let mut served = serve(Http::make_service(make));
+    let served = serve(Http::make_service(make));
 
     let _client = served.client().await;
 
@@ -281,7 +281,7 @@ async fn a_make_service_has_its_time() {
     type Made = tower::util::BoxCloneService<Request<RequestBody>, Response<String>, Infallible>;
     let make = service_fn(|_: ConnectionInfo| std::future::pending::<Result<Made, BoxError>>());
     let deadlines = Deadlines::default().make_service(Duration::from_secs(3));
-    let mut served = serve(Http::make_service(make).deadlines(deadlines));
+    let served = serve(Http::make_service(make).deadlines(deadlines));
 
     let _client = served.client().await;
 

@@ -30,7 +30,7 @@ use tower::service_fn;
 use tower_tcp::http::{Http, RequestBody, Shared};
 use tower_tcp::testkit::Served;
 
-use support::{Client, Clients, Ends};
+use support::{Client, Clients};
 
 /// What a request with nothing special about it looks like.
 const GET: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";

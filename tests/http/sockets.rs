@@ -18,11 +18,12 @@ use tower_tcp::bind::Socket;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::testkit::{Served, serve_with};
 use tower_tcp::tls::{Tls, TlsStream};
 use tower_tcp::{BoxError, Connection, EndReason, Server};
 
 use crate::certificates::certified;
-use crate::support::{Client, Served, serve_on};
+use crate::support::{Client, Ends};
 
 const NET: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);
@@ -51,7 +52,7 @@ where
     ]
 }
 
-async fn listening<S>(stack: S) -> (Served, TcpStream)
+async fn listening<S>(stack: S) -> (Served<()>, TcpStream)
 where
     S: Service<Connection<Socket>, Error = BoxError> + Send + 'static,
     S::Response: 'static,
@@ -59,14 +60,14 @@ where
 {
     let server = Server::bind("127.0.0.1:0").await.expect("it is bound");
     let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let served = serve_on(server, stack);
+    let served = serve_with(server, (), stack);
     (
         served,
         TcpStream::connect(address).await.expect("it listens"),
     )
 }
 
-async fn talk<Io>(io: Io, mut served: Served, request: &str) -> (String, EndReason)
+async fn talk<Io>(io: Io, served: Served<()>, request: &str) -> (String, EndReason)
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {

@@ -105,7 +105,7 @@ async fn upgraded<Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_keeps_its_place_until_its_peer_leaves() {
-    let mut served = serve(http(false));
+    let served = serve(http(false));
     let mut client = served.client().await;
     upgraded(&mut client).await;
 
@@ -129,7 +129,7 @@ async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() 
         });
         switching()
     });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
 
     client.send(ECHO).await;
@@ -145,7 +145,7 @@ async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() 
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_that_nobody_takes_up_ends() {
     let service = service_fn(|_: Request<RequestBody>| async { switching() });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
 
     client.send(ECHO).await;
@@ -158,7 +158,7 @@ async fn an_upgrade_that_nobody_takes_up_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_is_known_to_an_upgraded_connection() {
-    let mut served = serve(http(true));
+    let served = serve(http(true));
     let mut client = served.client().await;
     upgraded(&mut client).await;
 
@@ -172,7 +172,7 @@ async fn a_drain_is_known_to_an_upgraded_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_that_does_not_heed_a_drain_is_cut_off() {
-    let mut served = serve(http(false));
+    let served = serve(http(false));
     let mut client = served.client().await;
     upgraded(&mut client).await;
 
@@ -205,7 +205,7 @@ async fn an_abort_takes_the_stream_from_whoever_has_it() {
             switching()
         }
     });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
     client.send(ECHO).await;
     answer(&mut client).await;
@@ -224,7 +224,7 @@ async fn an_abort_takes_the_stream_from_whoever_has_it() {
 async fn a_connection_is_upgraded_over_tls() {
     let (server, config) = certified();
     let tls = PreConnectLayer::new(Tls::from(server));
-    let mut served = serve(tls.layer(http(false)));
+    let served = serve(tls.layer(http(false)));
     let name = ServerName::try_from("localhost").expect("a name");
     let stream = TlsConnector::from(config).connect(name, connect(&served).await);
     let mut client = Client::new(stream.await.expect("the handshake is made"));
@@ -264,7 +264,7 @@ async fn a_tunnel_over_http2_does_not_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_over_http2_has_as_long_as_the_drain() {
-    let mut served = serve(http(false));
+    let served = serve(http(false));
     let (mut stream, connection) = tunnel(&served).await;
     settled().await;
 
@@ -279,7 +279,7 @@ async fn a_tunnel_over_http2_has_as_long_as_the_drain() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_whose_tunnel_over_http2_is_done_rests() {
-    let mut served = serve(http(false));
+    let served = serve(http(false));
     let (mut stream, connection) = tunnel(&served).await;
     tokio::time::sleep(Duration::from_secs(100)).await;
 
@@ -309,7 +309,7 @@ async fn an_upgraded_stream_that_rests_is_taken_away_after_an_hour_and_closed_in
             switching()
         }
     });
-    let mut served = serve(Http::new(service));
+    let served = serve(Http::new(service));
     let mut client = served.client().await;
     client.send(ECHO).await;
     assert_eq!(answer(&mut client).await.status(), "101");
@@ -326,7 +326,7 @@ async fn an_upgraded_stream_that_rests_is_taken_away_after_an_hour_and_closed_in
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_stream_rests_only_while_nothing_moves() {
-    let mut served = serve(http(false));
+    let served = serve(http(false));
     let mut client = served.client().await;
     upgraded(&mut client).await;
     for _ in 0..3 {
@@ -357,7 +357,7 @@ async fn flood(mut request: Request<RequestBody>) -> Reply {
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
-    let mut served = serve(Http::new(service_fn(flood)));
+    let served = serve(Http::new(service_fn(flood)));
     let mut client = served.client().await;
     client.send(ECHO).await;
     assert_eq!(answer(&mut client).await.status(), "101");
@@ -374,7 +374,7 @@ async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
 async fn an_old_upgraded_stream_is_told_to_leave_and_taken_away_later() {
     let deadlines = Deadlines::default().max_age(Duration::from_secs(10));
     for (heeds, end) in [(true, 10), (false, 40)] {
-        let mut served = serve(http(heeds).deadlines(deadlines));
+        let served = serve(http(heeds).deadlines(deadlines));
         let mut client = served.client().await;
         let begun = Instant::now();
         upgraded(&mut client).await;
@@ -389,7 +389,7 @@ async fn an_old_upgraded_stream_is_told_to_leave_and_taken_away_later() {
 
 #[tokio::test(start_paused = true)]
 async fn an_http2_connection_with_nothing_but_a_resting_tunnel_ends_after_an_hour() {
-    let mut served = serve(http(false));
+    let served = serve(http(false));
     let (_stream, _connection) = tunnel(&served).await;
     let begun = Instant::now();
 
