@@ -30,16 +30,17 @@ use crate::error::BoxError;
 /// use tower_tcp::pipeline::{Event, RequestsOnlyLayer};
 /// use tower_tcp::{Peer, Pipeline};
 ///
-/// // Ten lines a second from the peer; news of the program are not counted.
-/// let rate = RateLimitLayer::new(10, Duration::from_secs(1));
-/// let make = service_fn(move |_: Peer<Bytes, Bytes>| async move {
+/// let make = service_fn(|_: Peer<Bytes, Bytes>| async {
+///     // Ten lines a second from the peer; news of the program are not counted.
+///     let rate = RateLimitLayer::new(10, Duration::from_secs(1));
 ///     let events = service_fn(|event: Event<Bytes, Bytes>| async move {
 ///         match event {
 ///             Event::Request(line) => Ok::<_, Infallible>(line),
 ///             Event::Message(news) => Ok(news),
 ///         }
 ///     });
-///     let limited = ServiceBuilder::new().layer(RequestsOnlyLayer::new(rate)).service(events);
+///     let rate = RequestsOnlyLayer::<_, Bytes>::new(rate); // the messages are `Bytes`
+///     let limited = ServiceBuilder::new().layer(rate).service(events);
 ///     Ok::<_, Infallible>(limited)
 /// });
 /// let pipeline = Pipeline::new(Lines::default).make_event_service(make);
