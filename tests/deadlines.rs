@@ -538,16 +538,16 @@ async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
 #[tokio::test(start_paused = true)]
 async fn half_a_frame_holds_a_drain_for_five_seconds_or_less() {
     for (begun_before, holds) in [(SECOND, 5), (27 * SECOND, 3)] {
-        for mut served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
-            let mut client = served.connect().await;
+        for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+            let mut client = served.client().await;
             client.send("ha").await;
             sleep(begun_before).await;
             let begun = Instant::now();
 
-            served.handle.shutdown();
+            served.handle().shutdown();
 
-            assert!(client.rest().await.is_empty(), "{}", served.way);
-            assert_eq!(begun.elapsed(), holds * SECOND, "{}", served.way);
+            assert!(client.rest().await.is_empty(), "{}", served.way());
+            assert_eq!(begun.elapsed(), holds * SECOND, "{}", served.way());
             drop(client);
             assert_eq!(served.reason().await, EndReason::FrameTimeout);
         }
@@ -560,18 +560,18 @@ async fn a_frame_that_is_begun_in_a_drain_has_five_seconds_from_its_first_byte()
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().drain(drain));
-    for mut served in each_way(pipeline) {
-        let mut client = served.connect().await;
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
         client.send("0\n").await;
-        assert_eq!(client.line().await, "0", "{}", served.way);
+        assert_eq!(client.line().await, "0", "{}", served.way());
 
-        served.handle.shutdown();
+        served.handle().shutdown();
         sleep(8 * SECOND).await;
         client.send("ha").await;
         let begun = Instant::now();
 
-        assert!(client.rest().await.is_empty(), "{}", served.way);
-        assert_eq!(begun.elapsed(), 5 * SECOND, "{}", served.way);
+        assert!(client.rest().await.is_empty(), "{}", served.way());
+        assert_eq!(begun.elapsed(), 5 * SECOND, "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::FrameTimeout);
     }
@@ -584,20 +584,20 @@ async fn a_resting_pipeline_may_be_given_time_for_one_frame_more() {
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().drain(drain));
     for asks in [true, false] {
-        for mut served in each_way(pipeline.clone()) {
-            let mut client = served.connect().await;
+        for served in each_way(pipeline.clone()) {
+            let mut client = served.client().await;
             client.send("0\n").await;
-            assert_eq!(client.line().await, "0", "{}", served.way);
+            assert_eq!(client.line().await, "0", "{}", served.way());
             let begun = Instant::now();
 
-            served.handle.shutdown();
+            served.handle().shutdown();
             sleep(2 * SECOND).await;
             if asks {
                 client.send("1\n2\n").await;
-                assert_eq!(client.rest().await, ["1"], "{}", served.way);
+                assert_eq!(client.rest().await, ["1"], "{}", served.way());
             } else {
-                assert!(client.rest().await.is_empty(), "{}", served.way);
-                assert_eq!(begun.elapsed(), 3 * SECOND, "{}", served.way);
+                assert!(client.rest().await.is_empty(), "{}", served.way());
+                assert_eq!(begun.elapsed(), 3 * SECOND, "{}", served.way());
             }
 
             drop(client);
@@ -620,12 +620,12 @@ async fn one_value_sets_the_times_of_hooks_too() {
         let stack = ServiceBuilder::new()
             .layer(PreConnectLayer::new(hook).deadlines(deadlines))
             .service(Pipeline::new(Lines::default).service(service_fn(delayed)));
-        let mut served = serve(stack);
-        let client = served.connect().await;
+        let served = serve(stack);
+        let client = served.client().await;
         support::settled().await;
         let begun = Instant::now();
         if drains {
-            served.handle.shutdown();
+            served.handle().shutdown();
         }
 
         let ended = served.reason().await;

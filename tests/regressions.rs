@@ -362,7 +362,7 @@ fn an_error_that_comes_back_to_its_connection_as_it_is_dropped_blocks_nobody() {
                 Ok::<_, Infallible>(service_fn(echo))
             });
             let server = serve(Pipeline::new(Lines::default).make_service(make));
-            let _client = server.connect().await;
+            let _client = server.client().await;
             let reason = server.reason().await;
             assert!(done.send(reason).is_ok(), "the test waits for it");
         });

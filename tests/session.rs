@@ -19,9 +19,10 @@ use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Event, Session, SessionService};
+use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
-use support::{each_way, serve, settled};
+use support::{Clients, Ends, each_way, settled};
 
 const SEC: Duration = Duration::from_secs(1);
 
@@ -66,26 +67,26 @@ async fn diary(_: Peer<Bytes>) -> Result<SessionService<Diary, Bytes>, Infallibl
 #[tokio::test(start_paused = true)]
 async fn a_session_keeps_its_state_from_call_to_call_and_for_its_connection_alone() {
     for served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
-        let (mut ann, mut bob) = (served.connect().await, served.connect().await);
+        let (mut ann, mut bob) = (served.client().await, served.client().await);
 
-        assert_eq!(ann.ask("a").await, "a", "{}", served.way);
-        assert_eq!(ann.ask("b").await, "ab", "{}", served.way);
-        assert_eq!(bob.ask("c").await, "c", "{}", served.way);
+        assert_eq!(ann.ask("a").await, "a", "{}", served.way());
+        assert_eq!(ann.ask("b").await, "ab", "{}", served.way());
+        assert_eq!(bob.ask("c").await, "c", "{}", served.way());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_calls_of_a_session_come_in_order_and_one_at_a_time_in_each_way_of_dispatch() {
     for served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
         let begun = Instant::now();
 
         client.send("a\n2\nb\n1\nc\n").await;
 
         for answer in ["a", "a()", "a()b", "a()b()", "a()b()c"] {
-            assert_eq!(client.line().await, answer, "{}", served.way);
+            assert_eq!(client.line().await, answer, "{}", served.way());
         }
-        assert_eq!(begun.elapsed().as_secs(), 3, "{}", served.way);
+        assert_eq!(begun.elapsed().as_secs(), 3, "{}", served.way());
     }
 }
 
@@ -114,12 +115,12 @@ async fn a_session_of_events_is_called_with_requests_and_with_messages() {
         Ok::<_, Infallible>(SessionService::new(Clock { peer, last: 0 }))
     });
     for served in each_way(Pipeline::new(Lines::default).make_event_service(make)) {
-        let mut client = served.connect().await;
+        let mut client = served.client().await;
 
         client.send("\n\n").await;
 
-        assert_eq!(client.line().await, "1 of 2", "{}", served.way);
-        assert_eq!(client.line().await, "2 of 2", "{}", served.way);
+        assert_eq!(client.line().await, "1 of 2", "{}", served.way());
+        assert_eq!(client.line().await, "2 of 2", "{}", served.way());
     }
 }
 
@@ -134,15 +135,15 @@ async fn a_call_that_a_timeout_drops_leaves_the_session_as_it_was_at_its_await()
         .make_service(make)
         .shutdown_on_error(false);
     for served in each_way(pipeline) {
-        let mut client = served.connect().await;
-        assert_eq!(client.ask("a").await, "a", "{}", served.way);
+        let mut client = served.client().await;
+        assert_eq!(client.ask("a").await, "a", "{}", served.way());
         let begun = Instant::now();
 
         client.send("30\nb\n").await;
 
-        assert_eq!(client.line().await, "a(b", "{}", served.way);
-        assert_eq!(begun.elapsed().as_secs(), 5, "{}", served.way);
-        assert_eq!(client.ask("1").await, "a(b()", "{}", served.way);
+        assert_eq!(client.line().await, "a(b", "{}", served.way());
+        assert_eq!(begun.elapsed().as_secs(), 5, "{}", served.way());
+        assert_eq!(client.ask("1").await, "a(b()", "{}", served.way());
     }
 }
 
@@ -153,26 +154,26 @@ async fn a_timeout_around_a_session_ends_its_connection_where_errors_do() {
         let service = ServiceBuilder::new().timeout(5 * SEC).service(diary);
         ready(Ok::<_, Infallible>(service))
     });
-    let mut served = serve(Pipeline::new(Lines::default).make_service(make));
+    let served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    assert_eq!(served.connect().await.ask("30").await, "");
+    assert_eq!(served.client().await.ask("30").await, "");
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::ServiceError);
     assert!(find_cause::<Elapsed>(end.error().unwrap()).is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_session_ends_its_connection_and_no_other() {
-    for mut served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
-        let (mut ann, mut bob) = (served.connect().await, served.connect().await);
-        assert_eq!(bob.ask("b").await, "b", "{}", served.way);
+    for served in each_way(Pipeline::new(Lines::default).make_service(service_fn(diary))) {
+        let (mut ann, mut bob) = (served.client().await, served.client().await);
+        assert_eq!(bob.ask("b").await, "b", "{}", served.way());
 
         ann.send("a\npanic\nc\n").await;
 
-        assert_eq!(ann.rest().await, ["a"], "{}", served.way);
-        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way);
-        assert_eq!(bob.ask("b").await, "bb", "{}", served.way);
+        assert_eq!(ann.rest().await, ["a"], "{}", served.way());
+        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
+        assert_eq!(bob.ask("b").await, "bb", "{}", served.way());
     }
 }
 
@@ -188,17 +189,17 @@ async fn a_session_is_dropped_once_with_its_connection_also_in_the_middle_of_a_c
             };
             ready(Ok::<_, Infallible>(SessionService::new(diary)))
         });
-        for mut served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
             dropped.store(0, Ordering::SeqCst);
-            let mut client = served.connect().await;
+            let mut client = served.client().await;
             client.send(format!("{last}\n")).await;
             settled().await;
-            assert_eq!(dropped.load(Ordering::SeqCst), 0, "{}", served.way);
+            assert_eq!(dropped.load(Ordering::SeqCst), 0, "{}", served.way());
 
-            served.handle.abort();
+            served.handle().abort();
 
-            assert_eq!(served.reason().await, EndReason::Killed, "{}", served.way);
-            assert_eq!(dropped.load(Ordering::SeqCst), 1, "{}", served.way);
+            assert_eq!(served.reason().await, EndReason::Killed, "{}", served.way());
+            assert_eq!(dropped.load(Ordering::SeqCst), 1, "{}", served.way());
         }
     }
 }
@@ -229,7 +230,7 @@ async fn a_session_is_dropped_when_its_connection_begins_to_close_and_may_wait_f
         ))))
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     let begun = Instant::now();
 
     // The server lingers, as the client does not close.

@@ -42,9 +42,9 @@ async fn concurrency_limit_bounds_what_is_made_and_not_what_is_connected() {
     let served = serve_made_by(ServiceBuilder::new().concurrency_limit(1).service_fn(make));
     let begun = Instant::now();
     let mut clients = [
-        served.connect().await,
-        served.connect().await,
-        served.connect().await,
+        served.client().await,
+        served.client().await,
+        served.client().await,
     ];
 
     let mut answered_at = Vec::new();
@@ -54,7 +54,7 @@ async fn concurrency_limit_bounds_what_is_made_and_not_what_is_connected() {
     }
 
     assert_eq!(answered_at, [3, 6, 9]);
-    assert_eq!(served.handle.live(), 3);
+    assert_eq!(served.handle().live(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -63,7 +63,7 @@ async fn global_concurrency_limit_bounds_what_several_servers_make() {
     let stack = || ServiceBuilder::new().layer(limit.clone()).service_fn(make);
     let (one, other) = (serve_made_by(stack()), serve_made_by(stack()));
     let begun = Instant::now();
-    let (mut first, mut second) = (one.connect().await, other.connect().await);
+    let (mut first, mut second) = (one.client().await, other.client().await);
 
     assert_eq!(first.ask("a").await, "a");
     assert_eq!(second.ask("b").await, "b");
@@ -73,11 +73,11 @@ async fn global_concurrency_limit_bounds_what_several_servers_make() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_for_the_limit_counts_for_the_deadline_of_the_make_service() {
-    let mut served = serve_made_by(ServiceBuilder::new().concurrency_limit(1).service_fn(make));
+    let served = serve_made_by(ServiceBuilder::new().concurrency_limit(1).service_fn(make));
     let begun = Instant::now();
     let mut clients = Vec::new();
     for _ in 0..4 {
-        clients.push(served.connect().await);
+        clients.push(served.client().await);
     }
 
     assert_eq!(clients[3].ask("a").await, "");
@@ -96,46 +96,46 @@ async fn rate_limit_in_a_buffer_makes_so_many_services_in_a_time() {
             .service(shared),
     );
     let begun = Instant::now();
-    assert_eq!(served.connect().await.ask("a").await, "a");
+    assert_eq!(served.client().await.ask("a").await, "a");
 
-    assert_eq!(served.connect().await.ask("b").await, "b");
+    assert_eq!(served.client().await.ask("b").await, "b");
 
     assert_eq!(begun.elapsed().as_secs(), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn load_shed_turns_a_peer_away_whose_service_would_have_to_wait() {
-    let mut served = serve_made_by(
+    let served = serve_made_by(
         ServiceBuilder::new()
             .load_shed()
             .concurrency_limit(1)
             .service_fn(make),
     );
-    let mut first = served.connect().await;
-    let mut second = served.connect().await;
+    let mut first = served.client().await;
+    let mut second = served.client().await;
 
     assert_eq!(second.line().await, "");
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::MakeServiceError);
     assert!(find_cause::<Overloaded>(end.error().unwrap()).is_some());
     assert_eq!(first.ask("a").await, "a");
-    assert_eq!(served.connect().await.ask("c").await, "c");
+    assert_eq!(served.client().await.ask("c").await, "c");
 }
 
 #[tokio::test(start_paused = true)]
 async fn timeout_limits_the_making_and_not_the_connection() {
     let layer = TimeoutLayer::new(2 * SEC);
-    let mut served = serve_made_by(layer.layer(service_fn(make)));
-    assert_eq!(served.connect().await.ask("a").await, "");
-    let end = served.ended().await;
+    let served = serve_made_by(layer.layer(service_fn(make)));
+    assert_eq!(served.client().await.ask("a").await, "");
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::MakeServiceError);
     assert_eq!(end.duration().as_secs(), 2);
     assert!(find_cause::<Elapsed>(end.error().unwrap()).is_some());
 
     let served = serve_made_by(layer.layer(Shared::new(service_fn(desk))));
 
-    assert_eq!(served.connect().await.ask("7").await, "7");
+    assert_eq!(served.client().await.ask("7").await, "7");
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,14 +144,14 @@ async fn filter_turns_a_peer_away() {
         true => Ok(peer),
         false => Err("not on the list"),
     };
-    let mut served = serve_made_by(
+    let served = serve_made_by(
         ServiceBuilder::new()
             .filter(first_only)
             .service(Shared::new(service_fn(desk))),
     );
-    let mut first = served.connect().await;
+    let mut first = served.client().await;
 
-    assert_eq!(served.connect().await.line().await, "");
+    assert_eq!(served.client().await.line().await, "");
 
     assert_eq!(served.reason().await, EndReason::MakeServiceError);
     assert_eq!(first.ask("a").await, "a");
@@ -159,12 +159,12 @@ async fn filter_turns_a_peer_away() {
 
 #[tokio::test(start_paused = true)]
 async fn map_response_puts_a_layer_around_each_service_that_is_made() {
-    let mut served = serve_made_by(
+    let served = serve_made_by(
         ServiceBuilder::new()
             .map_response(|service| Timeout::new(service, 5 * SEC))
             .service(Shared::new(service_fn(desk))),
     );
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     assert_eq!(client.ask("4").await, "4");
 
     assert_eq!(client.ask("6").await, "");
@@ -178,15 +178,15 @@ async fn map_err_changes_the_error_that_the_end_has() {
         let failed = Err::<BoxCloneService<Bytes, Bytes, BoxError>, _>("no backend");
         ready(failed)
     });
-    let mut served = serve_made_by(
+    let served = serve_made_by(
         ServiceBuilder::new()
             .map_err(|err: &str| format!("cannot be served: {err}"))
             .service(make),
     );
 
-    assert_eq!(served.connect().await.line().await, "");
+    assert_eq!(served.client().await.line().await, "");
 
-    let end = served.ended().await;
+    let end = served.end().await;
     assert_eq!(end.reason(), EndReason::MakeServiceError);
     let why = end.error().unwrap().to_string();
     assert_eq!(why, "cannot be served: no backend");
@@ -207,7 +207,7 @@ async fn retry_makes_a_service_again_when_that_failed() {
     let retry = RetryLayer::new(Tries(2, |peer: &Peer<Bytes>| Some(peer.clone())));
     let served = serve_made_by(retry.layer(make));
 
-    assert_eq!(served.connect().await.ask("a").await, "a");
+    assert_eq!(served.client().await.ask("a").await, "a");
 
     assert_eq!(made.load(Ordering::SeqCst), 3);
 }

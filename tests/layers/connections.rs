@@ -6,9 +6,10 @@ use tower::retry::RetryLayer;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::pipeline::PipelineFuture;
+use tower_tcp::testkit::serve;
 use tower_tcp::{Connection, EndReason};
 
-use super::support::{serve, settled};
+use super::support::settled;
 use super::*;
 
 fn lines() -> impl Service<
@@ -23,13 +24,13 @@ fn lines() -> impl Service<
 #[tokio::test(start_paused = true)]
 async fn retry_does_nothing_for_a_connection_because_it_cannot_be_cloned() {
     let retry = RetryLayer::new(Tries(3, |_: &Connection<DuplexStream>| None));
-    let mut served = serve(
+    let served = serve(
         ServiceBuilder::new()
             .layer(retry)
             .service_fn(|_: Connection<DuplexStream>| ready(Err::<(), _>(BoxError::from("no")))),
     );
 
-    assert_eq!(served.connect().await.line().await, "");
+    assert_eq!(served.client().await.line().await, "");
 
     assert_eq!(served.reason().await, EndReason::ServiceError);
 }
@@ -45,14 +46,14 @@ async fn load_shed_and_a_limit_of_two_servers_leave_a_permit_with_one_that_rests
             .service(lines())
     };
     let (busy, resting) = (serve(stack()), serve(stack()));
-    let mut first = busy.connect().await;
+    let mut first = busy.client().await;
     assert_eq!(first.ask("a").await, "a");
-    assert_eq!(resting.connect().await.line().await, "");
+    assert_eq!(resting.client().await.line().await, "");
 
     drop(first);
     sleep(SEC).await;
 
-    assert_eq!(busy.connect().await.line().await, "");
+    assert_eq!(busy.client().await.line().await, "");
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,14 +66,14 @@ async fn connection_limit_with_overflow_leaves_no_permit_with_a_server_that_rest
             .service(lines())
     };
     let (busy, resting) = (serve(stack()), serve(stack()));
-    let mut first = busy.connect().await;
+    let mut first = busy.client().await;
     assert_eq!(first.ask("a").await, "a");
-    assert_eq!(resting.connect().await.line().await, "");
+    assert_eq!(resting.client().await.line().await, "");
 
     drop(first);
     sleep(SEC).await;
 
-    assert_eq!(busy.connect().await.ask("b").await, "b");
+    assert_eq!(busy.client().await.ask("b").await, "b");
 }
 
 /// Pauses a server while a client of it waits for the limit that it shares with another one.
@@ -83,16 +84,16 @@ where
     S::Response: 'static,
 {
     let (busy, paused) = (serve(stack()), serve(stack()));
-    let mut first = busy.connect().await;
+    let mut first = busy.client().await;
     assert_eq!(first.ask("a").await, "a");
-    let _waiting = paused.connect().await;
+    let _waiting = paused.client().await;
     settled().await;
-    paused.handle.pause();
+    paused.handle().pause();
 
     drop(first);
     settled().await;
 
-    let mut second = busy.connect().await;
+    let mut second = busy.client().await;
     second.send("b\n").await;
     !second.hears_nothing().await
 }

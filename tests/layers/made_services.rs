@@ -24,14 +24,14 @@ fn busy_over_one()
 
 /// Has a request shed, and returns what another connection is told when nothing runs any more.
 async fn told_after_another_was_shed(served: Served) -> String {
-    let (mut busy, mut resting) = (served.connect().await, served.connect().await);
+    let (mut busy, mut resting) = (served.client().await, served.client().await);
     busy.send("10\n").await;
     settled().await;
     assert_eq!(resting.ask("a").await, "service overloaded");
     assert_eq!(busy.line().await, "10");
     settled().await;
 
-    served.connect().await.ask("b").await
+    served.client().await.ask("b").await
 }
 
 /// tower's semaphore hands the permit to the waiter that the shed request left behind.
@@ -60,7 +60,7 @@ async fn a_oneshot_of_a_shared_service_leaves_no_permit_with_a_connection_that_r
 /// Has a client exceed its rate of one request in ten seconds, and returns how many seconds another
 /// client waits for the limit that they share.
 async fn waits_beside_one_over_its_rate(served: Served) -> u64 {
-    let (mut fast, mut other) = (served.connect().await, served.connect().await);
+    let (mut fast, mut other) = (served.client().await, served.client().await);
     assert_eq!(fast.ask("a").await, "a");
     fast.send("a\n").await;
     settled().await;
@@ -109,10 +109,10 @@ where
         ready(Ok::<_, Infallible>(make()))
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
-    let mut busy = served.connect().await;
+    let mut busy = served.client().await;
     busy.send("10\n").await;
     settled().await;
-    let mut paused = served.connect().await;
+    let mut paused = served.client().await;
     paused.send("a\n").await;
     settled().await;
     let _busy = peers.recv().await;
@@ -120,7 +120,7 @@ where
 
     assert_eq!(busy.line().await, "10");
 
-    let mut other = served.connect().await;
+    let mut other = served.client().await;
     other.send("b\n").await;
     !other.hears_nothing().await
 }
@@ -155,7 +155,7 @@ async fn load_shed_over_a_limit_of_the_connection_sheds_what_runs_beside() {
     });
     let pipeline = Pipeline::new(Lines::default).make_service(make);
     let served = serve(pipeline.multiplexed(8));
-    let (mut client, mut other) = (served.connect().await, served.connect().await);
+    let (mut client, mut other) = (served.client().await, served.client().await);
 
     client.send("10\na\n").await;
 
@@ -188,7 +188,7 @@ async fn buffer_is_a_queue_and_a_task_of_the_connection() {
     });
     settled().await;
     let before = alive();
-    let mut client = served.connect().await;
+    let mut client = served.client().await;
     assert_eq!(client.ask("a").await, "1");
     assert_eq!(client.ask("a").await, "2");
     assert_eq!(alive(), before + 2);
@@ -215,8 +215,8 @@ async fn box_service_makes_services_of_several_types_one() {
     });
     let served = serve(Pipeline::new(Lines::default).make_service(make));
 
-    assert_eq!(served.connect().await.ask("a").await, "a");
-    assert_eq!(served.connect().await.ask("a").await, "other");
+    assert_eq!(served.client().await.ask("a").await, "a");
+    assert_eq!(served.client().await.ask("a").await, "other");
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,5 +232,5 @@ async fn retry_asks_again_where_what_is_inside_can_be_cloned() {
             })
     });
 
-    assert_eq!(served.connect().await.ask("a").await, "a");
+    assert_eq!(served.client().await.ask("a").await, "a");
 }

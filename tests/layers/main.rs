@@ -20,9 +20,10 @@ use tokio::time::sleep;
 use tower::Service;
 use tower::retry::Policy;
 use tower_tcp::frame::Lines;
+use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, Peer, Pipeline};
 
-use support::{Served, serve};
+use support::{Clients, Ends};
 
 const SEC: Duration = Duration::from_secs(1);
 

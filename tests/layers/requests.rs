@@ -57,7 +57,7 @@ async fn retry_asks_again_and_holds_no_permit_in_between() {
         });
     let served = serve_all_with(service);
 
-    assert_eq!(served.connect().await.ask("a").await, "a");
+    assert_eq!(served.client().await.ask("a").await, "a");
 
     assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
@@ -78,7 +78,7 @@ async fn balance_in_a_buffer_chooses_the_backend_that_has_less_to_do() {
             .buffer(8)
             .service(Balance::new(backends)),
     );
-    let (mut slow, mut fast) = (served.connect().await, served.connect().await);
+    let (mut slow, mut fast) = (served.client().await, served.client().await);
     slow.send("10\n").await;
     settled().await;
 
@@ -98,7 +98,7 @@ async fn box_clone_sync_service_names_no_type() {
     let service: BoxCloneSyncService<Bytes, Bytes, BoxError> =
         BoxCloneSyncService::new(service_fn(desk));
 
-    assert_eq!(serve_all_with(service).connect().await.ask("a").await, "a");
+    assert_eq!(serve_all_with(service).client().await.ask("a").await, "a");
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,9 +109,9 @@ async fn timeout_does_not_count_the_wait_for_a_permit() {
         .service_fn(desk);
     let served = serve_all_with(service);
     let mut clients = [
-        served.connect().await,
-        served.connect().await,
-        served.connect().await,
+        served.client().await,
+        served.client().await,
+        served.client().await,
     ];
     for client in &mut clients {
         client.send("4\n").await;
@@ -133,7 +133,7 @@ async fn timeout_around_a_oneshot_counts_the_wait_for_a_permit() {
         .timeout(5 * SEC)
         .service_fn(move |line: Bytes| limited.clone().oneshot(line));
     let served = serve_all_with(service);
-    let (mut first, mut second) = (served.connect().await, served.connect().await);
+    let (mut first, mut second) = (served.client().await, served.client().await);
     first.send("4\n").await;
     settled().await;
     let begun = Instant::now();
@@ -179,13 +179,13 @@ where
 {
     let waiting = serve_all_with(waiting);
     let other = serve_all_with(ServiceBuilder::new().layer(limit).service_fn(desk));
-    assert_eq!(waiting.connect().await.ask("a").await, "a");
-    let mut second = waiting.connect().await;
+    assert_eq!(waiting.client().await.ask("a").await, "a");
+    let mut second = waiting.client().await;
     second.send("a\n").await;
     settled().await;
     let begun = Instant::now();
 
-    assert_eq!(other.connect().await.ask("b").await, "b");
+    assert_eq!(other.client().await.ask("b").await, "b");
 
     begun.elapsed().as_secs()
 }
