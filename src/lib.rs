@@ -57,6 +57,8 @@ mod signals;
 
 mod connection;
 
+pub mod make;
+
 pub mod observe;
 
 pub mod bind;

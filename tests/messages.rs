@@ -12,14 +12,15 @@ use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Closed, Event, Limits, MadeForEvents, TrySendError};
+use tower_tcp::make::MakeEventsPerConnection;
+use tower_tcp::pipeline::{Closed, Event, Limits, TrySendError};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 type Teller = Peer<Bytes, &'static str>;
 type Make = BoxCloneSyncService<Teller, Answer, Infallible>;
 type Answer = BoxCloneSyncService<Event<Bytes, &'static str>, Option<Bytes>, BoxError>;
 
-type Told = Pipeline<fn() -> Lines, MadeForEvents<Make, &'static str>, Bytes>;
+type Told = Pipeline<fn() -> Lines, MakeEventsPerConnection<Make, &'static str>, Bytes>;
 
 /// Answers each event after a time with what it was, and gives out the peers.
 fn says_what_it_got(time: Duration) -> (Told, mpsc::Receiver<Teller>) {

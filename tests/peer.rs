@@ -15,7 +15,8 @@ use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, Made, TrySendError, Watermarks};
+use tower_tcp::make::MakePerConnection;
+use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, TrySendError, Watermarks};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
 const KIB: usize = 1024;
@@ -23,7 +24,7 @@ const KIB: usize = 1024;
 type Make = BoxCloneSyncService<Peer<Bytes>, Echo, BoxError>;
 type Echo = BoxCloneSyncService<Bytes, Bytes, Infallible>;
 
-type Echoes = Pipeline<fn() -> Lines, Made<Make>, Bytes>;
+type Echoes = Pipeline<fn() -> Lines, MakePerConnection<Make>, Bytes>;
 
 /// An echo whose peers come out of the other end.
 fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {

@@ -17,19 +17,18 @@ use tower_service::Service;
 use super::clock::{AwaitHead, Clock, Due};
 use super::end::{classify, is_of_stream};
 use super::lent::lend;
-use super::maker::Maker;
 use super::requests::{HyperService, Progress};
 use super::streams::Tasks;
 use super::{Http, HttpSettings};
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionInfo};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use crate::make::Maker;
 
 impl<Io, K, S, B> Service<Connection<Io>> for Http<K>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    K: Maker<Service = S>,
-    K::Future: 'static,
+    K: Maker<ConnectionInfo, Service = S>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
@@ -46,7 +45,7 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> HttpFuture {
-        let make = self.maker.make(conn.info());
+        let make = self.maker.make(|| conn.info().clone());
         let settings = Arc::clone(&self.settings);
         HttpFuture(Box::pin(async move {
             let limit = settings.limits.make_service;

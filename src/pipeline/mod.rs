@@ -77,6 +77,7 @@ mod limits;
 mod maker;
 mod on_connect;
 mod peer;
+mod per_call;
 mod reply;
 mod serve;
 mod session;
@@ -90,12 +91,12 @@ use std::sync::Arc;
 use tokio_util::codec::Decoder;
 use tower_service::Service;
 
+use crate::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection};
 use engine::{ErrorPolicy, Order, Settings};
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
-pub use event::{Event, Requests};
+pub use event::Event;
 pub use limits::Limits;
-pub use maker::{Made, MadeForEvents, PerCall, Shared};
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
 pub use peer::{
     Buffered, Closed, Crossing, Crossings, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
@@ -146,27 +147,30 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of all connections with one service, a clone of it for each request.
     ///
     /// The clone is made ready when its request is at hand, so idle connections hold nothing of what is shared.
-    pub fn service<S, T>(self, service: S) -> Pipeline<F, Shared<S>, T> {
-        Pipeline::with(self.codec, Shared(service))
+    pub fn service<S, T>(self, service: S) -> Pipeline<F, ClonePerRequest<S>, T> {
+        Pipeline::with(self.codec, ClonePerRequest(service))
     }
 
     /// Serves the requests of each connection with a service made for it: `make` is a service that is given the [`Peer`].
     ///
     /// It runs in the connection's task while output is already being written, so it can greet the peer, however
     /// long the greeting, and turn it away by failing. It has [10 s](Limits::make_service).
-    pub fn make_service<K, T>(self, make: K) -> Pipeline<F, Made<K>, T>
+    pub fn make_service<K, T>(self, make: K) -> Pipeline<F, MakePerConnection<K>, T>
     where
         K: Service<Peer<T>> + Clone,
     {
-        Pipeline::with(self.codec, Made(make))
+        Pipeline::with(self.codec, MakePerConnection(make))
     }
 
     /// As [`make_service`](Self::make_service), with services that take messages besides requests: see [`Event`].
-    pub fn make_event_service<K, T, M>(self, make: K) -> Pipeline<F, MadeForEvents<K, M>, T>
+    pub fn make_event_service<K, T, M>(
+        self,
+        make: K,
+    ) -> Pipeline<F, MakeEventsPerConnection<K, M>, T>
     where
         K: Service<Peer<T, M>> + Clone,
     {
-        Pipeline::with(self.codec, MadeForEvents(make, PhantomData))
+        Pipeline::with(self.codec, MakeEventsPerConnection::new(make))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Handing a connection's stream to another service, between two frames.
 
 use std::fmt;
-use std::task::{Context, Poll};
 
 use tower_service::Service;
 
 use super::reply::Reply;
 use crate::connection::{Connection, Rewind};
 use crate::error::BoxError;
+use crate::make::readied;
 
 /// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every reply is one that stays.
 ///
@@ -69,7 +69,7 @@ mod sealed {
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 
-        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
+        fn readied(&mut self) -> impl Future<Output = Result<(), BoxError>> + Send;
 
         fn upgrade(
             self,
@@ -94,8 +94,8 @@ impl<T> Answer<T> for Upgrade<T> {
 impl<Io: Send, T> Next<Io, T> for NoUpgrade {
     type Answer = Reply<T>;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
+    async fn readied(&mut self) -> Result<(), BoxError> {
+        Ok(())
     }
 
     /// Is not called: a `Reply` does not ask for it.
@@ -114,8 +114,8 @@ where
 {
     type Answer = Upgrade<T>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx).map_err(Into::into)
+    async fn readied(&mut self) -> Result<(), BoxError> {
+        readied(&mut self.0).await.map_err(Into::into)
     }
 
     async fn upgrade(mut self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {

@@ -26,7 +26,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
-use tower_tcp::http::{Http, Shared};
+use tower_tcp::http::Http;
+use tower_tcp::make::ClonePerRequest;
 
 use support::Client;
 
@@ -123,7 +124,7 @@ async fn paths(request: Request<Incoming>) -> Reply {
     reply(path)
 }
 
-fn http() -> Http<Shared<impl Serves>> {
+fn http() -> Http<ClonePerRequest<impl Serves>> {
     Http::new(service_fn(paths))
 }
 

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
-use tower_tcp::http::{Http, Shared};
+use tower_tcp::http::Http;
+use tower_tcp::make::ClonePerRequest;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionInfo, EndReason};
@@ -77,7 +78,7 @@ async fn echo(mut request: Request<Incoming>, heeds: bool) -> Reply {
 fn http(
     heeds: bool,
 ) -> Http<
-    Shared<
+    ClonePerRequest<
         impl tower::Service<
             Request<Incoming>,
             Response = Response<Empty<Bytes>>,
