@@ -13,7 +13,7 @@ use tokio_util::codec::Decoder;
 use super::bounds::{Codec, Events, Stream};
 use super::engine::{Engine, Leaves, Order};
 use super::event::Event;
-use super::upgrade::Answer;
+use super::reply::Answer;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 

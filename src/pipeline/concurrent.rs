@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
 use super::event::Event;
-use super::upgrade::Answer;
+use super::reply::Answer;
 use crate::error::{BoxError, Panicked};
 
 /// Calls in flight together.

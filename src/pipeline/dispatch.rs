@@ -15,7 +15,7 @@ use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
 use super::concurrent::{Concurrent, Identity};
 use super::event::Event;
-use super::upgrade::Answer;
+use super::reply::Answer;
 use crate::error::Panicked;
 
 /// One request at a time, the default: the next is begun when the reply to the last is on its way.

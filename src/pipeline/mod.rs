@@ -101,13 +101,13 @@ pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
 pub use peer::{
     Buffered, Closed, Crossing, Crossings, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
 };
-pub use reply::Reply;
+pub use reply::{Reply, Upgrade};
 pub use serve::PipelineFuture;
 pub use session::{Session, SessionFuture, SessionService};
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };
-pub use upgrade::{NoUpgrade, OnUpgrade, Upgrade};
+pub use upgrade::{NoUpgrade, OnUpgrade};
 
 /// The connection service for framed protocols. See the [module docs](self), and
 /// [`layers`](crate::layers) for where tower's layers go.
