@@ -14,11 +14,8 @@ mod chunks;
 mod codec_ext;
 mod filter;
 mod in_out;
-mod input;
 mod lines;
 mod map;
-mod output;
-mod scratch;
 #[cfg(feature = "serde")]
 mod serde;
 mod then;
@@ -31,10 +28,8 @@ pub use chunks::Chunks;
 pub use codec_ext::CodecExt;
 pub use filter::{FilterDecode, FilterEncode};
 pub use in_out::InOut;
-pub(crate) use input::Input;
 pub use lines::{Lines, LinesError};
 pub use map::{MapDecode, MapEncode};
-pub(crate) use output::Output;
 #[cfg(feature = "serde")]
 pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};

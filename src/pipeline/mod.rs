@@ -67,6 +67,7 @@
 //! hold what others wait for.
 
 mod bounds;
+mod buffer;
 mod calls;
 mod clock;
 mod concurrent;

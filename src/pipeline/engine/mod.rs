@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::bounds::{Codec, Stream};
+use super::buffer::{Input, Output};
 use super::clock::Clock;
 use super::limits::Limits;
 use super::peer::{EngineSide, Peer, Watermarks};
@@ -18,7 +19,6 @@ use crate::close::close_by;
 use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
-use crate::frame::{Input, Output};
 use backlog::Backlog;
 use input::Drain;
 
