@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::peer::Watermarks;
+use super::watermarks::Watermarks;
 use crate::close::Linger;
 
 /// Every bound of a pipeline, in one value. The defaults, each with its reason:

@@ -84,6 +84,7 @@ mod serve;
 mod session;
 mod shutdown_on_error;
 mod upgrade;
+mod watermarks;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -99,9 +100,7 @@ pub use dispatch::{InFlight, Multiplexed, OneAtATime};
 pub use event::Event;
 pub use limits::Limits;
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
-pub use peer::{
-    Buffered, Closed, Crossing, Crossings, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
-};
+pub use peer::{Buffered, Closed, Crossing, Crossings, Peer, Timer, TrySendError};
 pub use reply::{Reply, Upgrade};
 pub use serve::PipelineFuture;
 pub use session::{Session, SessionFuture, SessionService};
@@ -109,6 +108,7 @@ pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };
 pub use upgrade::{NoUpgrade, OnUpgrade};
+pub use watermarks::{InvalidWatermarks, Watermarks};
 
 /// The connection service for framed protocols. See the [module docs](self), and
 /// [`layers`](crate::layers) for where tower's layers go.
