@@ -21,8 +21,6 @@ mod serde;
 mod then;
 mod within;
 
-use thiserror::Error;
-
 pub use block::{Block, BlockError};
 pub use chunks::Chunks;
 pub use codec_ext::CodecExt;
@@ -34,17 +32,4 @@ pub use map::{MapDecode, MapEncode};
 pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};
 
-/// The error for a frame larger than the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("frame larger than {limit} bytes")]
-pub struct FrameTooLarge {
-    limit: usize,
-}
-
-impl FrameTooLarge {
-    /// Creates the error for a limit in bytes. A codec that returns it ends the connection with
-    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge).
-    pub fn new(limit: usize) -> Self {
-        Self { limit }
-    }
-}
+pub use crate::end::FrameTooLarge;

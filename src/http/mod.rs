@@ -82,7 +82,6 @@
 //! in a stream of HTTP/2, up to when its task has shut down writing.
 
 mod clock;
-mod end;
 mod lent;
 mod limits;
 mod requests;

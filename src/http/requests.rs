@@ -15,7 +15,7 @@ use pin_project::pin_project;
 use tower_service::Service;
 
 use crate::connection::{ConnectionInfo, Life};
-use crate::end::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::observe::{ErrorChain, signed};
 use crate::signals::Signal;
@@ -80,6 +80,14 @@ impl Progress {
     /// Returns whether the connection was told to leave.
     pub(super) fn is_leaving(&self) -> bool {
         self.life().signals.is_raised(Signal::Drain) || self.life().signals.is_raised(Signal::Close)
+    }
+
+    /// Returns how far it had come, for the reason of a failure.
+    pub(super) fn as_failed(&self) -> HttpProgress {
+        HttpProgress {
+            is_busy: self.is_busy(),
+            is_peer_done: self.life().is_peer_done(),
+        }
     }
 
     /// A panic of user code: the connection ends of it, once what else is in flight is done.

@@ -15,7 +15,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
 use super::clock::{AwaitHead, Clock, Due};
-use super::end::{classify, is_of_stream};
 use super::lent::lend;
 use super::requests::{HyperService, Progress};
 use super::streams::Tasks;
@@ -101,11 +100,14 @@ where
             }
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
-                    let ended = served.err().map(|err| classify(err, &progress));
+                    let ended = served.err().map(|err| {
+                        let reason = EndReason::of_hyper(&*err, progress.as_failed());
+                        ConnectionEnded::caused(reason, err)
+                    });
                     // Told to leave with nothing in hand, it may go as it likes.
                     let left = clock.has_left() && !progress.is_busy();
                     return Poll::Ready(
-                        ended.filter(|ended| !(left && is_of_stream(ended.reason))),
+                        ended.filter(|ended| !(left && ended.reason.is_of_stream())),
                     );
                 }
                 if progress.is_multiplexed() {

@@ -5,11 +5,9 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
-use tokio_util::codec::{LengthDelimitedCodecError, LinesCodecError};
-
 use super::{Codec, Engine, Leaves, Stream};
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked, find_cause};
+use crate::error::{BoxError, Panicked};
 use crate::frame::FrameTooLarge;
 use crate::pipeline::peer::Mail;
 use crate::signals::Signal;
@@ -135,15 +133,7 @@ where
     }
 
     fn end_of_frames(&mut self, err: BoxError) {
-        let too_large = find_cause::<FrameTooLarge>(&*err).is_some()
-            || find_cause::<LengthDelimitedCodecError>(&*err).is_some()
-            || find_cause::<LinesCodecError>(&*err)
-                .is_some_and(|err| matches!(err, LinesCodecError::MaxLineLengthExceeded));
-        let reason = if too_large {
-            EndReason::FrameTooLarge
-        } else {
-            EndReason::CodecError
-        };
+        let reason = EndReason::of_decoder(&*err);
         self.end(ConnectionEnded::caused(reason, err), Leaves::Input);
     }
 
