@@ -13,9 +13,9 @@ use tower_service::Service;
 
 use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
-use super::concurrent::{Concurrent, Identity};
 use super::event::Event;
 use super::reply::Answer;
+use super::tokio_tower::{Concurrent, Identity};
 use crate::error::Panicked;
 
 /// One request at a time, the default: the next is begun when the reply to the last is on its way.
@@ -69,10 +69,10 @@ dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 // Both of tokio-tower's end with an error exactly when the connection is to close without waiting for calls that still run; why is
 // settled in the engine.
 dispatch!(InFlight, |calls| quietly(
-    tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity)
+    ::tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity)
 ));
 dispatch!(Multiplexed, |calls| quietly(
-    tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity)
+    ::tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity)
 ));
 
 async fn quietly<E>(server: impl Future<Output = Result<(), E>>) {

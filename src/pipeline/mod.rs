@@ -70,7 +70,6 @@ mod bounds;
 mod buffer;
 mod calls;
 mod clock;
-mod concurrent;
 mod dispatch;
 mod engine;
 mod event;
@@ -83,6 +82,7 @@ mod reply;
 mod serve;
 mod session;
 mod shutdown_on_error;
+mod tokio_tower;
 mod upgrade;
 mod watermarks;
 

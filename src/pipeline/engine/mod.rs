@@ -2,9 +2,9 @@
 
 mod backlog;
 mod ending;
-mod input;
-mod output;
-mod waiting;
+mod read;
+mod wait;
+mod write;
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use backlog::Backlog;
-use input::Drain;
+use read::Drain;
 
 pub(in crate::pipeline) use ending::{Course, Ending, Leaves};
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::Instant;
 
-use super::input::Drain;
+use super::read::Drain;
 use super::{Codec, Engine, Leaves, Stream};
 use crate::end::EndReason;
 use crate::pipeline::clock::Waiting;
