@@ -107,7 +107,7 @@ where
                         this.calls.finish_call(result.map_err(Into::into));
                     }
                     Poll::Pending => {
-                        ready!(this.calls.poll_beside(cx));
+                        ready!(this.calls.poll_io_beside_call(cx));
                         this.call.set(None);
                         return Poll::Ready(());
                     }

@@ -84,7 +84,7 @@ where
     E: Into<BoxError>,
 {
     let make = std::pin::pin!(CatchPanic::new(make));
-    let ended = std::future::poll_fn(|cx| engine.poll_making(cx));
+    let ended = std::future::poll_fn(|cx| engine.poll_io_beside_make(cx));
     let made = match select(make, ended).await {
         Either::Left((made, _)) => made,
         Either::Right(((), _)) => return None,
@@ -103,11 +103,11 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
+    let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_flush_all(cx))).await;
     if let Err(panicked) = finished {
         // A streamed reply's, say. What was whole before is written all the same.
         engine.panicked(panicked);
-        std::future::poll_fn(|cx| engine.poll_finish(cx)).await;
+        std::future::poll_fn(|cx| engine.poll_flush_all(cx)).await;
     }
 }
 

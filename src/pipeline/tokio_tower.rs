@@ -67,7 +67,7 @@ where
                 if is_busy {
                     // It is waited for here, as tokio-tower waits for its own. If the connection must end without it, what was held behind
                     // it is dropped already.
-                    ready!(this.calls.poll_beside(cx));
+                    ready!(this.calls.poll_io_beside_call(cx));
                     this.head.set(None);
                 }
                 return Poll::Ready(None);
