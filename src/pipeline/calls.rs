@@ -17,7 +17,7 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 
 /// How many requests are begun in one turn of the connection's task, so that a peer that sends fast takes no one else's turn.
-const TURN: usize = 256;
+const TURN: u32 = 256;
 
 /// The calls of one connection's service.
 ///
@@ -32,7 +32,7 @@ pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     /// It is a request's turn, if both are waiting. Set when a message is begun, cleared when a request is, or was looked for.
     was_message: bool,
     in_flight: usize,
-    turn: usize,
+    turn: u32,
     answer: PhantomData<fn(A)>,
 }
 
@@ -87,10 +87,16 @@ where
                 ready!(self.poll_more(cx));
                 continue;
             };
-            let is_ready = self.poll_service(cx);
-            if is_ready != Poll::Ready(true) {
-                self.hold(event);
-                return is_ready.map(|_ended| None);
+            match self.poll_service(cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => {
+                    self.hold(event);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    self.hold(event);
+                    return self.poll_io_beside(cx).map(|()| None);
+                }
             }
             // Input may have been paused while the service became ready.
             if matches!(event, Event::Request(_)) && self.engine.is_paused() {
@@ -180,14 +186,14 @@ where
         polled
     }
 
-    /// Has the service become ready. Ready with `false` when what is at hand is not to be begun any more.
+    /// Makes the service ready; `false` when it failed, and the connection ends.
     #[inline]
     fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         // Caught here, because requests before it may be in flight, and are answered.
         let polled = catch_unwind(AssertUnwindSafe(|| self.service.poll_ready(cx)));
         let ended = match polled {
             Ok(Poll::Ready(Ok(()))) => return Poll::Ready(true),
-            Ok(Poll::Pending) => return self.poll_io_beside(cx).map(|()| false),
+            Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Err(err))) => ConnectionEnded::caused(EndReason::ServiceNotReady, err),
             Err(payload) => ConnectionEnded::caused(EndReason::Panic, Panicked::new(&*payload)),
         };
