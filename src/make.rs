@@ -1,7 +1,7 @@
 //! Where a connection's service comes from: clones of one, or one made for it.
 //!
-//! [`Pipeline`](crate::Pipeline) and `Http` carry one of these types as a parameter. Their builders make them; you name them only where you
-//! write the type of a pipeline out.
+//! [`Pipeline`](crate::Pipeline) and `Http` carry one of these types as a parameter. Their builders
+//! make them; you name them only where you write the type of a pipeline out.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -33,7 +33,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the same without the type of messages, which only the target of the make-service depends on.
+    /// Returns the same without the type of messages, which only the target of the make-service
+    /// depends on.
     pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
         &self.0
     }
@@ -59,7 +60,8 @@ mod sealed {
 
     /// Makes the service of each connection.
     ///
-    /// `Target` is what a make-service is called with: a connection's `Peer`, or its `ConnectionInfo`.
+    /// `Target` is what a make-service is called with: a connection's `Peer`, or its
+    /// `ConnectionInfo`.
     #[expect(
         unnameable_types,
         reason = "sealed: a service for all, or one for each"

@@ -2,9 +2,12 @@
 //!
 //! Within a room the files need no list, but form no cycle either. Three rules say what counts:
 //!
-//! - A file names another when it imports from it or writes a path into it, also through a re-export of the `mod.rs` between them.
-//! - A directory counts as one file to its neighbours, and its own files are looked at by themselves.
-//! - A `mod.rs` is the trunk: it may name its children, and they may name what it defines. That is no cycle.
+//! - A file names another when it imports from it or writes a path into it, also through a
+//!   re-export of the `mod.rs` between them.
+//! - A directory counts as one file to its neighbours, and its own files are looked at by
+//!   themselves.
+//! - A `mod.rs` is the trunk: it may name its children, and they may name what it defines. That is
+//!   no cycle.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -185,7 +188,8 @@ fn violations(lib: &str, files: &[(String, String)]) -> Vec<String> {
 /// The path of a module from the crate's root, which is the empty one.
 type ModulePath = Vec<String>;
 
-/// Returns each place where a file of a room names another that, perhaps by way of others, names it.
+/// Returns each place where a file of a room names another that, perhaps by way of others, names
+/// it.
 fn cycles(files: &[(String, String)]) -> Vec<String> {
     let sources: BTreeMap<ModulePath, (&String, String)> = files
         .iter()

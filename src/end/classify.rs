@@ -1,4 +1,5 @@
-//! Which [`EndReason`] an error means. Each room that meets one asks here, so that the same error has the same name everywhere.
+//! Which [`EndReason`] an error means. Each room that meets one asks here, so that the same error
+//! has the same name everywhere.
 //!
 //! | error of | classified by |
 //! | --- | --- |

@@ -1,7 +1,8 @@
 //! What goes to one connection's service, and what comes of it.
 //!
-//! All waiting happens in [`Calls::poll_event`]: it writes, bounds what is in flight, decodes, and makes the service ready once an event
-//! is at hand. So the three ways to run calls need only keep their order.
+//! All waiting happens in [`Calls::poll_event`]: it writes, bounds what is in flight, decodes, and
+//! makes the service ready once an event is at hand. So the three ways to run calls need only keep
+//! their order.
 
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +30,8 @@ pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     message: Option<M>,
     /// Held back until the service is ready, and while input is paused.
     request: Option<C::Item>,
-    /// It is a request's turn, if both are waiting. Set when a message is begun, cleared when a request is, or was looked for.
+    /// It is a request's turn, if both are waiting. Set when a message is begun, cleared when a
+    /// request is, or was looked for.
     was_message: bool,
     in_flight: usize,
     turn: u32,

@@ -4,7 +4,8 @@ use tower_service::Service;
 
 /// Calls a clone of the service for each request, made ready when the request is at hand.
 ///
-/// So a resting connection holds nothing that connections share: no permit of a shared limit, and no place in the queue for one.
+/// So a resting connection holds nothing that connections share: no permit of a shared limit, and
+/// no place in the queue for one.
 #[derive(Clone, Debug)]
 #[expect(
     unnameable_types,
@@ -42,7 +43,8 @@ where
     fn call(&mut self, request: R) -> S::Future {
         match self.readied.take() {
             Some(mut service) => service.call(request),
-            // Called without being made ready, which is the caller's mistake: the service says so in its own way.
+            // Called without being made ready, which is the caller's mistake: the service says so
+            // in its own way.
             None => self.service.clone().call(request),
         }
     }

@@ -119,9 +119,11 @@ impl<T> fmt::Debug for Reply<T> {
     }
 }
 
-/// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every reply is one that stays.
+/// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every
+/// reply is one that stays.
 ///
-/// It is what a service answers with whose pipeline has [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
+/// It is what a service answers with whose pipeline has
+/// [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
 pub struct Upgrade<T>(Reply<T>);
 
 impl<T> From<Reply<T>> for Upgrade<T> {

@@ -1,19 +1,24 @@
-//! Several calls of one connection at the same time, by tokio-tower. Everything that adapts it is in this file.
+//! Several calls of one connection at the same time, by tokio-tower. Everything that adapts it is
+//! in this file.
 //!
-//! **tokio-tower keeps the calls** that are in flight, polls them, and gives their results back: in the order of the requests
-//! (`pipeline::Server`) or as they finish (`multiplex::Server`). It does nothing else. What it reads is [`Concurrent`], a stream of
-//! calls that are *begun already*, since it would make its service ready for idle connections too; so its service is [`Identity`].
+//! **tokio-tower keeps the calls** that are in flight, polls them, and gives their results back: in
+//! the order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
+//! nothing else. What it reads is [`Concurrent`], a stream of calls that are *begun already*, since
+//! it would make its service ready for idle connections too; so its service is [`Identity`].
 //!
-//! **It is kept from waiting.** All waiting is in `Calls::poll_event`, which also bounds what is begun. The sink is always ready; one that is
-//! not would keep calls from being polled. Its flush is the moment to leave: the error [`Stop`] ends tokio-tower exactly when the connection closes
+//! **It is kept from waiting.** All waiting is in `Calls::poll_event`, which also bounds what is
+//! begun. The sink is always ready; one that is not would keep calls from being polled. Its flush
+//! is the moment to leave: the error [`Stop`] ends tokio-tower exactly when the connection closes
 //! without the calls that still run. Why it closes is settled in the engine.
 //!
-//! **It is spared most calls.** One that is the only one in flight runs here, as the *head*, and most are done at once; only those that begin
-//! beside one that is not are handed over, with an allocation for each. Where replies have an order, the engine holds those of later
-//! requests until the head is done.
+//! **It is spared most calls.** One that is the only one in flight runs here, as the *head*, and
+//! most are done at once; only those that begin beside one that is not are handed over, with an
+//! allocation for each. Where replies have an order, the engine holds those of later requests until
+//! the head is done.
 //!
-//! `tests/tokio_tower_gaps.rs` shows what is mended here: by itself tokio-tower never closes its transport, loses finished replies behind a
-//! failure, starts requests without bound, reserves for idle connections, and does not flush while the service is not ready.
+//! `tests/tokio_tower_gaps.rs` shows what is mended here: by itself tokio-tower never closes its
+//! transport, loses finished replies behind a failure, starts requests without bound, reserves for
+//! idle connections, and does not flush while the service is not ready.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,7 +37,8 @@ use super::event::Event;
 use super::reply::Answer;
 use crate::error::{BoxError, Panicked};
 
-/// Runs calls until there are no more, or the connection must close; replies go out in the order of the requests.
+/// Runs calls until there are no more, or the connection must close; replies go out in the order of
+/// the requests.
 pub(super) fn run_in_order<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>

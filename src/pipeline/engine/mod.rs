@@ -62,11 +62,12 @@ pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     backlog: Backlog<T>,
     output: Output,
     marks: Watermarks,
-    /// Output keeps requests from being taken. Set when it comes up to the high mark, cleared when it is down at the low one, both by
-    /// [`look_at_marks`](Self::look_at_marks).
+    /// Output keeps requests from being taken. Set when it comes up to the high mark, cleared when
+    /// it is down at the low one, both by [`look_at_marks`](Self::look_at_marks).
     above_mark: bool,
-    /// Replies wait for one that comes before them. Set by [`hold_replies`](Self::hold_replies), cleared by
-    /// [`reply_first`](Self::reply_first), and by a reply that ends the connection, behind which none is sent.
+    /// Replies wait for one that comes before them. Set by [`hold_replies`](Self::hold_replies),
+    /// cleared by [`reply_first`](Self::reply_first), and by a reply that ends the connection,
+    /// behind which none is sent.
     holds_replies: bool,
     /// Waited for.
     clock: Clock,
@@ -131,7 +132,8 @@ where
         self.state == State::Upgrading
     }
 
-    /// Returns whether the next request may be in the buffer, and there is nothing to look at before it is begun.
+    /// Returns whether the next request may be in the buffer, and there is nothing to look at
+    /// before it is begun.
     #[inline]
     pub(in crate::pipeline) fn is_plain(&self, in_flight: usize) -> bool {
         in_flight < self.settings.in_flight
@@ -144,7 +146,8 @@ where
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
-    /// Returns whether as many calls are in flight as may be, or their replies still wait to be encoded.
+    /// Returns whether as many calls are in flight as may be, or their replies still wait to be
+    /// encoded.
     pub(in crate::pipeline) fn is_full(&self, in_flight: usize) -> bool {
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }
@@ -155,7 +158,8 @@ where
         !self.leaves(Leaves::Requests)
     }
 
-    /// Returns whether another event may be taken: not at the end, nor while the peer takes no output.
+    /// Returns whether another event may be taken: not at the end, nor while the peer takes no
+    /// output.
     pub(in crate::pipeline) fn may_take(&mut self) -> bool {
         !self.is_ending() && !self.look_at_marks()
     }

@@ -17,10 +17,11 @@ use crate::signals::Signal;
 pub(super) enum Decoding {
     /// It has no frame in what is buffered. Set when it says so, and at the end.
     NeedsInput,
-    /// It may have one. Set when bytes have come, or the end of the stream; and when a frame was encoded, which can change its mode.
+    /// It may have one. Set when bytes have come, or the end of the stream; and when a frame was
+    /// encoded, which can change its mode.
     MayHaveFrame,
-    /// As above; behind its frames, the stream ended without its proper end (TLS has one). Set when that is read, taken when the decoder
-    /// has no more.
+    /// As above; behind its frames, the stream ended without its proper end (TLS has one). Set when
+    /// that is read, taken when the decoder has no more.
     CutOff(io::Error),
 }
 
@@ -163,7 +164,8 @@ where
         Poll::Ready(())
     }
 
-    /// Heeds the signals from outside: the one place that turns them into a [`State`]. The call before may have raised one.
+    /// Heeds the signals from outside: the one place that turns them into a [`State`]. The call
+    /// before may have raised one.
     #[inline]
     pub(super) fn heed_signals(&mut self) {
         if self.conn.life().signals.any() {

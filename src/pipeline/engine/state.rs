@@ -8,10 +8,12 @@
 //!   Upgrading ───────────────────────────────▶ Ending
 //! ```
 //!
-//! An end is kept in two ledgers. *Why* it ended is in the connection's `Life`: the first reason stands, unless an error follows an orderly
-//! one. *What it leaves behind* is here, in [`State::Ending`], and only grows: a reset after a closing reply leaves that reply, too.
+//! An end is kept in two ledgers. *Why* it ended is in the connection's `Life`: the first reason
+//! stands, unless an error follows an orderly one. *What it leaves behind* is here, in
+//! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply, too.
 
-/// At a drain, how much is still read of what has arrived: as much as fits a socket's buffer on most systems.
+/// At a drain, how much is still read of what has arrived: as much as fits a socket's buffer on
+/// most systems.
 const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.
@@ -21,23 +23,28 @@ pub(super) enum State {
     ///
     /// The first state.
     Open,
-    /// A drain reads what had arrived, which will be answered. Counts the bytes, so that a peer that sends on cannot keep it here.
+    /// A drain reads what had arrived, which will be answered. Counts the bytes, so that a peer
+    /// that sends on cannot keep it here.
     ///
     /// Set by [`drain`](Self::drain).
     DrainReading(u32),
-    /// All that had arrived was read. Only a frame that was begun is waited for; without one the connection ends.
+    /// All that had arrived was read. Only a frame that was begun is waited for; without one the
+    /// connection ends.
     ///
-    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more, by [`saw_bytes`](Self::saw_bytes) at the bound.
+    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more, by
+    /// [`saw_bytes`](Self::saw_bytes) at the bound.
     DrainRead,
     /// Bytes have come since, so the next frame is the last.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
     DrainLastFrame,
-    /// Nothing more is decoded or begun: a reply asked for the stream to be handed over once all is written.
+    /// Nothing more is decoded or begun: a reply asked for the stream to be handed over once all is
+    /// written.
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,
-    /// Nothing more is decoded. What is in hand is done as far as [`Leaves`] says, then the stream is closed.
+    /// Nothing more is decoded. What is in hand is done as far as [`Leaves`] says, then the stream
+    /// is closed.
     ///
     /// Set by [`end`](Self::end), and never left.
     Ending(Leaves),
@@ -57,14 +64,19 @@ pub(in crate::pipeline) enum Leaves {
 }
 
 impl State {
-    /// `Open` → `DrainReading`, when the signal is heeded.
+    /// # `Open` → `DrainReading`
+    ///
+    /// Called when the drain's signal is heeded. Later states do not go back.
     pub(super) fn drain(&mut self) {
         if *self == Self::Open {
             *self = Self::DrainReading(0);
         }
     }
 
-    /// `DrainReading` → `DrainRead` → `DrainLastFrame`, when `n` bytes were read, or the stream's end.
+    /// # `DrainReading` → `DrainRead` → `DrainLastFrame`
+    ///
+    /// Called for each read, of `n` bytes; `0` is the end of the stream. The first step is taken at
+    /// the bound, the second by whatever comes behind it.
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
@@ -80,21 +92,27 @@ impl State {
         };
     }
 
-    /// `DrainReading` → `DrainRead`, when the stream has no more.
+    /// # `DrainReading` → `DrainRead`
+    ///
+    /// Called when the stream has no more for now.
     pub(super) fn drain_has_read(&mut self) {
         if matches!(self, Self::DrainReading(_)) {
             *self = Self::DrainRead;
         }
     }
 
-    /// Any but `Ending` → `Upgrading`.
+    /// # Any but `Ending` → `Upgrading`
+    ///
+    /// Called behind a reply that asks for it.
     pub(super) fn upgrade(&mut self) {
         if !self.is_ending() {
             *self = Self::Upgrading;
         }
     }
 
-    /// Any → `Ending`. What is left behind only grows.
+    /// # Any → `Ending`
+    ///
+    /// Called for every end, also for a second one. What is left behind only grows.
     pub(super) fn end(&mut self, leaves: Leaves) {
         *self = Self::Ending(match *self {
             Self::Ending(before) => before.max(leaves),

@@ -1,16 +1,17 @@
 //! The waits of a connection.
 //!
-//! Each of them first heeds signals, encodes pending replies and flushes: so replies that are ready together go out in one write, and nothing is
-//! kept back while the connection waits. Each keeps the deadlines. They differ in what they wait for:
+//! Each first encodes pending replies and flushes, so replies that are ready together go out in one
+//! write, and nothing is kept back while the connection waits. All but the last heed signals before
+//! that. Each keeps the deadlines. They differ in what they wait for:
 //!
 //! | wait | for | reads |
 //! | --- | --- | --- |
-//! | [`poll_flush_then_read`](Engine::poll_flush_then_read) | the next request | as much as comes |
-//! | [`poll_flush_until_resumed`](Engine::poll_flush_until_resumed) | the program to resume input | a little ahead |
-//! | [`poll_flush_to_low_mark`](Engine::poll_flush_to_low_mark) | the peer to take output | nothing |
-//! | [`poll_io_beside`](Engine::poll_io_beside) | its own service | a little ahead |
-//! | [`poll_io_beside_make`](Engine::poll_io_beside_make) | its make-service | a little ahead |
-//! | [`poll_flush_all`](Engine::poll_flush_all) | the peer to take the rest, at the end | nothing |
+//! | `poll_flush_then_read` | the next request | as much as comes |
+//! | `poll_flush_until_resumed` | the program to resume input | a little ahead |
+//! | `poll_flush_to_low_mark` | the peer to take output | nothing |
+//! | `poll_io_beside` | its own service | a little ahead |
+//! | `poll_io_beside_make` | its make-service | a little ahead |
+//! | `poll_flush_all` | the peer to take the rest, at the end | nothing |
 
 use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
@@ -32,9 +33,11 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits until there may be another event: writes first, then reads, unless the peer takes no output or input is paused.
+    /// Waits until there may be another event: writes first, then reads, unless the peer takes no
+    /// output or input is paused.
     ///
-    /// `in_hand` counts the calls in flight; `undelivered` is whether a request is held back. Ready when something has changed.
+    /// `in_hand` counts the calls in flight; `undelivered` is whether a request is held back. Ready
+    /// when something has changed.
     pub(in crate::pipeline) fn poll_more(
         &mut self,
         in_hand: usize,
@@ -112,7 +115,8 @@ where
         self.poll_clock(Waiting::Busy, message, cx)
     }
 
-    /// Flushes before each wait for the peer to send something. Goes on with when the next message is due, if it is to be waited at all.
+    /// Flushes before each wait for the peer to send something. Goes on with when the next message
+    /// is due, if it is to be waited at all.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
@@ -146,8 +150,9 @@ where
         self.poll_clock(Waiting::Busy, None, cx)
     }
 
-    /// Drives I/O and deadlines while the connection waits for its own service: a call, or `poll_ready`. Reads ahead a little, so that a
-    /// reset is noticed. Ready when the connection must end without the service.
+    /// Drives I/O and deadlines while the connection waits for its own service: a call, or
+    /// `poll_ready`. Reads ahead a little, so that a reset is noticed. Ready when the connection
+    /// must end without the service.
     pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         self.read_ahead(cx);
@@ -159,7 +164,8 @@ where
         Poll::Ready(())
     }
 
-    /// Drives I/O and deadlines while the service is made. Ready when the connection must end without it.
+    /// Drives I/O and deadlines while the service is made. Ready when the connection must end
+    /// without it.
     pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         self.read_ahead(cx);

@@ -41,8 +41,8 @@ where
         }
     }
 
-    /// Returns whether the last call that was begun may run by itself. Where replies have an order, it may if it is the only one, and
-    /// those to later requests are held until it is done.
+    /// Returns whether the last call that was begun may run by itself. Where replies have an order,
+    /// it may if it is the only one, and those to later requests are held until it is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -211,7 +211,8 @@ where
         true
     }
 
-    /// Sets `above_mark` and returns it: output keeps requests from being taken from the high mark until the low one.
+    /// Sets `above_mark` and returns it: output keeps requests from being taken from the high mark
+    /// until the low one.
     pub(super) fn look_at_marks(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
@@ -238,7 +239,8 @@ where
         written
     }
 
-    /// Encodes pushes and pending replies, and writes what is encoded. Ready when there is nothing left of either.
+    /// Encodes pushes and pending replies, and writes what is encoded. Ready when there is nothing
+    /// left of either.
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(marks) = self.peer.as_ref().and_then(EngineSide::new_marks) {
             self.marks = marks;
