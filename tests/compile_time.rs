@@ -36,8 +36,8 @@ use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTrace
 use tower_tcp::pipeline::{
     Buffered, Closed, Crossing, Crossings, Event, InFlight, InvalidWatermarks, Limits, Multiplexed,
     NoUpgrade, OnConnect, OnConnectFuture, OnConnectLayer, OnUpgrade, OneAtATime, PipelineBuilder,
-    PipelineFuture, Session, SessionFuture, SessionService, Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer, Timer,
-    TrySendError, Upgrade, Watermarks,
+    PipelineFuture, Session, SessionFuture, SessionService, Shutdown, ShutdownOnError,
+    ShutdownOnErrorFuture, ShutdownOnErrorLayer, Timer, TrySendError, Upgrade, Watermarks,
 };
 use tower_tcp::preconnect::{
     Chain, Detection, Peek, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt,

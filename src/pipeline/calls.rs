@@ -75,7 +75,8 @@ where
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         loop {
             // What almost all requests are: one more in the buffer, and nothing else to look at.
-            let event = if self.is_plain() {
+            let is_plain = self.is_plain();
+            let event = if is_plain {
                 self.engine.decode().map(Event::Request)
             } else if ready!(self.poll_may_begin(cx)) {
                 self.take_at_hand()
@@ -101,7 +102,7 @@ where
                 }
             }
             // Input may have been paused while the service became ready.
-            if matches!(event, Event::Request(_)) && self.engine.is_paused() {
+            if !is_plain && matches!(event, Event::Request(_)) && self.engine.is_paused() {
                 self.hold(event);
                 continue;
             }
@@ -120,6 +121,7 @@ where
     }
 
     /// Waits until one more event may be begun; `false` when none may any more.
+    #[inline]
     fn poll_may_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
             if !self.engine.may_begin() {
@@ -144,6 +146,7 @@ where
     }
 
     /// Takes an event that was held back, or a message, or a request out of what is buffered.
+    #[inline]
     fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
         if let Some(message) = self.message.take() {
             return Some(Event::Message(message));
@@ -179,6 +182,7 @@ where
     }
 
     /// Writes, and waits until there may be more at hand.
+    #[inline]
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let undelivered = self.request.is_some();
         let polled = self.engine.poll_more(self.in_flight, undelivered, cx);

@@ -148,11 +148,13 @@ where
 
     /// Returns whether as many calls are in flight as may be, or their replies still wait to be
     /// encoded.
+    #[inline]
     pub(in crate::pipeline) fn is_full(&self, in_flight: usize) -> bool {
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }
 
     /// Heeds signals, and returns whether events at hand may still be begun.
+    #[inline]
     pub(in crate::pipeline) fn may_begin(&mut self) -> bool {
         self.heed_signals();
         !self.leaves(Leaves::Requests)
@@ -160,6 +162,7 @@ where
 
     /// Returns whether another event may be taken: not at the end, nor while the peer takes no
     /// output.
+    #[inline]
     pub(in crate::pipeline) fn may_take(&mut self) -> bool {
         !self.is_ending() && !self.look_at_marks()
     }

@@ -38,6 +38,7 @@ where
     ///
     /// `in_hand` counts the calls in flight; `undelivered` is whether a request is held back. Ready
     /// when something has changed.
+    #[inline]
     pub(in crate::pipeline) fn poll_more(
         &mut self,
         in_hand: usize,
