@@ -90,6 +90,12 @@ where
                 ready!(self.poll_more(cx));
                 continue;
             };
+            if self.turn >= TURN {
+                self.hold(event);
+                self.turn = 0;
+                cx.waker().wake_by_ref();
+                return self.poll_io_beside(cx).map(|()| None);
+            }
             match self.poll_service(cx) {
                 Poll::Ready(true) => {}
                 Poll::Ready(false) => {
@@ -136,11 +142,6 @@ where
             if self.engine.is_full(self.in_flight) {
                 return Poll::Pending;
             }
-        }
-        if self.turn >= TURN {
-            self.turn = 0;
-            cx.waker().wake_by_ref();
-            return self.poll_io_beside(cx).map(|()| false);
         }
         Poll::Ready(true)
     }
