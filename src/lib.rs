@@ -60,6 +60,8 @@ mod connection;
 
 pub mod deadline;
 
+pub mod make;
+
 pub mod observe;
 
 pub mod bind;

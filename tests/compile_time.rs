@@ -32,13 +32,13 @@ use tower_tcp::frame::{
     Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Json, Lines,
     LinesError, MapDecode, MapEncode, RecoverableSerde, Serde, SerdeError, Then, ThenError,
 };
+use tower_tcp::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection};
 use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 use tower_tcp::pipeline::{
-    Buffered, Closed, Crossing, Crossings, Event, InFlight, InvalidWatermarks, Limits, Made,
-    MadeForEvents, Multiplexed, NoUpgrade, OnConnect, OnConnectFuture, OnConnectLayer, OnUpgrade,
-    OneAtATime, PerCall, PipelineBuilder, PipelineFuture, Requests, Session, SessionFuture,
-    SessionService, Shared, Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
-    Timer, TrySendError, Upgrade, Watermarks,
+    Buffered, Closed, Crossing, Crossings, Event, InFlight, InvalidWatermarks, Limits, Multiplexed,
+    NoUpgrade, OnConnect, OnConnectFuture, OnConnectLayer, OnUpgrade, OneAtATime, PipelineBuilder,
+    PipelineFuture, Session, SessionFuture, SessionService, Shutdown, ShutdownOnError,
+    ShutdownOnErrorFuture, ShutdownOnErrorLayer, Timer, TrySendError, Upgrade, Watermarks,
 };
 use tower_tcp::preconnect::{
     Chain, Detection, Peek, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt,
@@ -158,17 +158,18 @@ fn layers_and_their_services_go_where_what_they_wrap_goes() {
     goes_anywhere::<(PreConnectLayer<Tls>, PreConnect<Tls, Plain>)>();
     goes_anywhere::<(ShutdownOnErrorLayer, ShutdownOnError<Plain>)>();
     goes_anywhere::<(OnConnectLayer<fn()>, OnConnect<fn(), Plain>)>();
-    goes_anywhere::<(Requests<Plain>, Event<Bytes, Bytes>)>();
+    goes_anywhere::<Event<Bytes, Bytes>>();
     goes_anywhere::<(OnUpgrade<Plain>, NoUpgrade, Rewind<Socket>)>();
     goes_anywhere::<Chain<Tls, Plain>>();
     goes_anywhere::<(Peek<Plain>, When<Tls, Plain>)>();
     goes_anywhere::<Tls>();
     goes_anywhere::<PipelineBuilder<fn() -> Lines>>();
     // The type of the frames is only named: it need not be `Sync` itself.
-    goes_anywhere::<Pipeline<fn() -> Lines, Shared<Plain>, std::cell::Cell<u8>>>();
-    goes_anywhere::<Pipeline<fn() -> Lines, Made<Plain>, Bytes, InFlight>>();
-    goes_anywhere::<Pipeline<fn() -> Lines, MadeForEvents<Plain, std::cell::Cell<u8>>, Bytes>>();
-    goes_anywhere::<PerCall<Plain>>();
+    goes_anywhere::<Pipeline<fn() -> Lines, ClonePerRequest<Plain>, std::cell::Cell<u8>>>();
+    goes_anywhere::<Pipeline<fn() -> Lines, MakePerConnection<Plain>, Bytes, InFlight>>();
+    goes_anywhere::<
+        Pipeline<fn() -> Lines, MakeEventsPerConnection<Plain, std::cell::Cell<u8>>, Bytes>,
+    >();
 }
 
 #[test]

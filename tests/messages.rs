@@ -13,7 +13,8 @@ use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Closed, Event, Limits, MadeForEvents, TrySendError};
+use tower_tcp::make::MakeEventsPerConnection;
+use tower_tcp::pipeline::{Closed, Event, Limits, TrySendError};
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
@@ -21,7 +22,7 @@ type Teller = Peer<Bytes, &'static str>;
 type Make = BoxCloneSyncService<Teller, Answer, Infallible>;
 type Answer = BoxCloneSyncService<Event<Bytes, &'static str>, Option<Bytes>, BoxError>;
 
-type Told = Pipeline<fn() -> Lines, MadeForEvents<Make, &'static str>, Bytes>;
+type Told = Pipeline<fn() -> Lines, MakeEventsPerConnection<Make, &'static str>, Bytes>;
 
 /// Answers each event after a time with what it was, and gives out the peers.
 fn says_what_it_got(time: Duration) -> (Told, mpsc::Receiver<Teller>) {

@@ -1,6 +1,15 @@
 //! A module names only modules that `lib.rs` lists at or above it: the list is the map, and no cycle can form.
+//!
+//! Within a room the files need no list, but form no cycle either. Three rules say what counts:
+//!
+//! - A file names another when it imports from it or writes a path into it, also through a
+//!   re-export of the `mod.rs` between them.
+//! - A directory counts as one file to its neighbours, and its own files are looked at by
+//!   themselves.
+//! - A `mod.rs` is the trunk: it may name its children, and they may name what it defines. That is
+//!   no cycle.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -18,6 +27,61 @@ fn a_module_names_only_modules_at_or_above_it() {
     let found = violations(&lib, &files);
 
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_files_of_a_room_form_no_cycle() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&src, "", &mut files);
+
+    let found = cycles(&files);
+
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn planted_cycles_are_found_and_nothing_else_is() {
+    let files = [
+        ("lib.rs", "mod room; mod other; pub use room::Upgrade;"),
+        (
+            "room/mod.rs",
+            "mod reply; mod upgrade; mod deep; mod plain; pub use reply::Reply;\n\
+            use upgrade::Upgrade;\nstruct Trunk(Reply, Upgrade);",
+        ),
+        // Through the re-export of `lib.rs`, and of `mod.rs`.
+        ("room/reply.rs", "\nuse crate::Upgrade;\nuse super::Trunk;"),
+        ("room/upgrade.rs", "use super::{Trunk, Reply};"),
+        // A directory is one file to its neighbours.
+        (
+            "room/deep/mod.rs",
+            "mod a; mod b; mod c; use super::plain::Plain;",
+        ),
+        (
+            "room/deep/a.rs",
+            "use super::b::B;\nfn f() { crate::room::reply::f() }",
+        ),
+        ("room/deep/b.rs", "fn f() { super::c::f() }"),
+        ("room/deep/c.rs", "use super::super::deep::a::A;"),
+        // Comments, tests and other crates do not count.
+        (
+            "room/plain.rs",
+            "//! [`A`](super::deep::A)\nuse deep::A;\n#[cfg(test)]\nmod tests { use super::super::deep::A; }",
+        ),
+        ("other.rs", "use crate::room::Reply;"),
+    ];
+    let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
+
+    assert_eq!(
+        cycles(&files),
+        [
+            "src/room/deep/a.rs:1: `room::deep::a` names `room::deep::b`, which leads back to it",
+            "src/room/deep/b.rs:1: `room::deep::b` names `room::deep::c`, which leads back to it",
+            "src/room/deep/c.rs:1: `room::deep::c` names `room::deep::a`, which leads back to it",
+            "src/room/reply.rs:2: `room::reply` names `room::upgrade`, which leads back to it",
+            "src/room/upgrade.rs:1: `room::upgrade` names `room::reply`, which leads back to it",
+        ]
+    );
 }
 
 #[test]
@@ -119,6 +183,156 @@ fn violations(lib: &str, files: &[(String, String)]) -> Vec<String> {
         }
     }
     found
+}
+
+/// The path of a module from the crate's root, which is the empty one.
+type ModulePath = Vec<String>;
+
+/// Returns each place where a file of a room names another that, perhaps by way of others, names
+/// it.
+fn cycles(files: &[(String, String)]) -> Vec<String> {
+    let sources: BTreeMap<ModulePath, (&String, String)> = files
+        .iter()
+        .filter(|(name, _)| !name.ends_with("/tests.rs"))
+        .map(|(name, text)| {
+            (
+                module_path(name),
+                (name, without_tests(without_comments(text))),
+            )
+        })
+        .collect();
+    let imports: HashMap<&ModulePath, HashMap<String, ModulePath>> = sources
+        .iter()
+        .map(|(module, (_, code))| (module, imports(module, code)))
+        .collect();
+    // Each name, from a child of a module to another child of it, with where it stands.
+    let mut names = BTreeMap::new();
+    for (module, (file, code)) in &sources {
+        for (at, path) in paths(module, code) {
+            let target = resolve(path, &sources, &imports, 0);
+            let shared = module.iter().zip(&target).take_while(|(a, b)| a == b);
+            let shared = shared.count();
+            // Rooms are held to the list in `lib.rs`, and a trunk to nothing.
+            if shared > 0 && shared < module.len() && shared < target.len() {
+                let line = code[..at].matches('\n').count() + 1;
+                names
+                    .entry((module[..=shared].join("::"), target[..=shared].join("::")))
+                    .or_insert(format!("src/{file}:{line}"));
+            }
+        }
+    }
+    let mut found: Vec<_> = names
+        .iter()
+        .filter(|((from, to), _)| leads(to, from, &names, &mut BTreeSet::new()))
+        .map(|((from, to), place)| {
+            format!("{place}: `{from}` names `{to}`, which leads back to it")
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Returns whether names lead from one file to another.
+fn leads<'a>(
+    from: &'a str,
+    to: &str,
+    names: &'a BTreeMap<(String, String), String>,
+    seen: &mut BTreeSet<&'a str>,
+) -> bool {
+    from == to
+        || (seen.insert(from)
+            && names
+                .keys()
+                .filter(|(named_by, _)| named_by == from)
+                .any(|(_, next)| leads(next, to, names, seen)))
+}
+
+/// Returns the module that a file holds.
+fn module_path(file: &str) -> ModulePath {
+    let file = file.trim_end_matches(".rs").trim_end_matches("/mod");
+    let path = file.split('/').filter(|part| *part != "lib");
+    path.map(str::to_owned).collect()
+}
+
+/// Returns what each name that a module imports stands for.
+fn imports(module: &ModulePath, code: &str) -> HashMap<String, ModulePath> {
+    let mut imports = HashMap::new();
+    for (at, _) in code.match_indices("use ") {
+        let is_word = !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let item = &code[at + "use ".len()..];
+        let item = &item[..item.find(';').unwrap_or(item.len())];
+        for path in spell_out(item).iter().filter(|_| is_word) {
+            let name = path.rsplit([':', ' ']).next().unwrap_or(path);
+            if let Some(path) = absolute(module, path) {
+                imports.insert(name.to_owned(), path);
+            }
+        }
+    }
+    imports
+}
+
+/// Returns each path in `code` that begins at the crate's root or at a parent, and where.
+fn paths(module: &ModulePath, code: &str) -> Vec<(usize, ModulePath)> {
+    let mut found = Vec::new();
+    for root in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(root) {
+            let inside = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+            if code[..at].ends_with(inside) {
+                continue;
+            }
+            let path = &code[at..];
+            let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '{';
+            let end = path.find(|c| !is_path(c)).unwrap_or(path.len());
+            let brace = path[..end].find('{');
+            let end = brace.map_or(end, |brace| brace + block(&path[brace..]).len());
+            let spelled = spell_out(&path[..end]);
+            found.extend(
+                spelled
+                    .iter()
+                    .filter_map(|path| Some((at, absolute(module, path)?))),
+            );
+        }
+    }
+    found
+}
+
+/// Returns the path from the root, of one that is written in `module`.
+fn absolute(module: &ModulePath, path: &str) -> Option<ModulePath> {
+    let path = path.split(' ').next().unwrap_or(path);
+    let mut base = module.clone();
+    for part in path.split("::") {
+        match part {
+            "crate" => base.clear(),
+            "super" => drop(base.pop()?),
+            "self" => {}
+            // What is a child of the module or another crate is seen when it is resolved.
+            name => base.push(name.to_owned()),
+        }
+    }
+    Some(base)
+}
+
+/// Returns the module that defines what `path` leads to, through the imports on its way.
+fn resolve(
+    path: ModulePath,
+    sources: &BTreeMap<ModulePath, (&String, String)>,
+    imports: &HashMap<&ModulePath, HashMap<String, ModulePath>>,
+    depth: usize,
+) -> ModulePath {
+    let mut module = ModulePath::new();
+    for name in path {
+        let imported = imports.get(&module).and_then(|names| names.get(&name));
+        module.push(name);
+        if sources.contains_key(&module) {
+            continue;
+        }
+        module.pop();
+        return match imported {
+            Some(target) if depth < 8 => resolve(target.clone(), sources, imports, depth + 1),
+            _ => module,
+        };
+    }
+    module
 }
 
 /// Returns the modules that `lib.rs` lists, and the module of each name that it re-exports.

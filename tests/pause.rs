@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Event, Limits, MadeForEvents};
+use tower_tcp::make::MakeEventsPerConnection;
+use tower_tcp::pipeline::{Event, Limits};
 use tower_tcp::testkit::{serve, serve_with};
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
 
@@ -22,7 +23,7 @@ type Answer = BoxCloneSyncService<Event<Bytes, Resume>, Bytes, Infallible>;
 
 struct Resume;
 
-type Pausing = Pipeline<fn() -> Lines, MadeForEvents<Make, Resume>, Bytes>;
+type Pausing = Pipeline<fn() -> Lines, MakeEventsPerConnection<Make, Resume>, Bytes>;
 
 /// An echo that pauses at the line "pause", until it is sent a message; its peers come out of the other end.
 fn pausing() -> (Pausing, mpsc::Receiver<Resumed>) {

@@ -16,7 +16,8 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, Made, TrySendError, Watermarks};
+use tower_tcp::make::MakePerConnection;
+use tower_tcp::pipeline::{Closed, Crossing, Crossings, Limits, TrySendError, Watermarks};
 use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
@@ -27,7 +28,7 @@ const SECOND: Duration = Duration::from_secs(1);
 type Make = BoxCloneSyncService<Peer<Bytes>, Echo, BoxError>;
 type Echo = BoxCloneSyncService<Bytes, Bytes, Infallible>;
 
-type Echoes = Pipeline<fn() -> Lines, Made<Make>, Bytes>;
+type Echoes = Pipeline<fn() -> Lines, MakePerConnection<Make>, Bytes>;
 
 /// An echo whose peers come out of the other end.
 fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {

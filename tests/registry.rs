@@ -15,7 +15,8 @@ use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Limits, Made, Watermarks};
+use tower_tcp::make::MakePerConnection;
+use tower_tcp::pipeline::{Limits, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer, broadcast};
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
@@ -28,7 +29,7 @@ type Make = BoxCloneSyncService<Peer<Bytes>, Enter, BoxError>;
 type Enter = BoxCloneSyncService<Bytes, Bytes, BoxError>;
 
 /// A service that enters its connection under each line it gets.
-fn naming(names: &Names) -> Pipeline<fn() -> Lines, Made<Make>, Bytes> {
+fn naming(names: &Names) -> Pipeline<fn() -> Lines, MakePerConnection<Make>, Bytes> {
     let names = names.clone();
     let make = service_fn(move |peer: Peer<Bytes>| {
         let names = names.clone();

@@ -14,6 +14,7 @@ use super::{ConnectionLimit, LimitedFuture, Permit};
 use crate::connection::Connection;
 use crate::end::EndReason;
 use crate::error::BoxError;
+use crate::make::oneshot;
 
 /// The time the overflow service has. It writes to an empty socket, and nothing waits for the peer.
 const TIME: Duration = Duration::from_secs(1);
@@ -93,16 +94,12 @@ where
             return OverflowFuture(Either::Inside(inside));
         }
         conn.set_end_reason(EndReason::LimitExceeded);
-        let mut overflow = self.overflow.clone();
+        let overflow = self.overflow.clone();
         let telling = Telling::begin(&self.telling);
         let over = Box::pin(async move {
             if telling.is_some() {
-                let told = async {
-                    std::future::poll_fn(|cx| overflow.poll_ready(cx)).await?;
-                    overflow.call(conn).await
-                };
                 // An error or a timeout here is not the reason for the end.
-                let _told_or_not = tokio::time::timeout(TIME, told).await;
+                let _told_or_not = tokio::time::timeout(TIME, oneshot(overflow, conn)).await;
             }
         });
         OverflowFuture(Either::Over(over))

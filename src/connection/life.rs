@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
-use super::ConnectionPhase;
-use super::info::Origin;
+use super::origin::Origin;
+use super::phase::ConnectionPhase;
 use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::signals::{Signal, Signals};
 

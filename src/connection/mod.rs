@@ -3,6 +3,7 @@
 mod address;
 mod info;
 mod life;
+mod origin;
 mod phase;
 mod rewind;
 
@@ -18,9 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::end::{ConnectionEnded, End, EndReason};
 
 pub use address::Address;
-pub(crate) use info::Origin;
-pub use info::{ConnectionId, ConnectionInfo};
+pub use info::ConnectionInfo;
 pub(crate) use life::{HookId, Life};
+pub use origin::ConnectionId;
+pub(crate) use origin::Origin;
 pub use phase::ConnectionPhase;
 pub use rewind::Rewind;
 

@@ -1,165 +1,17 @@
 //! Why and how a connection ended: one reason, shared by callbacks, spans, metrics and events.
 
+mod classify;
+mod reason;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The party that ended a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Initiator {
-    /// The peer closed the connection, or sent data that cannot be served.
-    Peer,
-    /// The user's own service, layer or hook.
-    Service,
-    /// The library: a limit, a deadline or a shutdown.
-    Server,
-}
-
-impl Initiator {
-    /// Returns the lower-case word used in events and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Peer => "peer",
-            Self::Service => "service",
-            Self::Server => "server",
-        }
-    }
-}
-
-impl fmt::Display for Initiator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-macro_rules! end_reasons {
-    ($($(#[$doc:meta])* $name:ident = $word:literal by $who:ident,)*) => {
-        /// The reason a connection ended. Every connection ends exactly once, with one of these.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[non_exhaustive]
-        pub enum EndReason {
-            $($(#[$doc])* $name,)*
-        }
-
-        impl EndReason {
-            /// Every reason, for tables and tests.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-
-            /// Returns the word used in events and metrics. It does not change between releases.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
-            }
-
-            /// Returns the party that ended the connection.
-            pub fn initiator(self) -> Initiator {
-                match self { $(Self::$name => Initiator::$who,)* }
-            }
-        }
-    };
-}
-
-end_reasons! {
-    /// The peer finished sending, between two frames, and got all its replies.
-    PeerClosed = "peer_closed" by Peer,
-    /// The peer reset the connection, left before a reply was written, or stopped acknowledging.
-    PeerReset = "peer_reset" by Peer,
-    /// The stream ended within a frame, or a TLS stream ended without `close_notify`.
-    Truncated = "truncated" by Peer,
-    /// A frame was larger than the limit.
-    FrameTooLarge = "frame_too_large" by Peer,
-    /// The decoder could not read the peer's data.
-    CodecError = "codec_error" by Peer,
-    /// No data arrived after the connection was accepted.
-    FirstByteTimeout = "first_byte_timeout" by Server,
-    /// A frame was begun but not completed in time.
-    FrameTimeout = "frame_timeout" by Server,
-    /// A request's body stopped arriving.
-    BodyTimeout = "body_timeout" by Server,
-    /// No frame arrived, or no byte moved, for the idle time.
-    IdleTimeout = "idle_timeout" by Server,
-    /// The peer did not read its replies in time.
-    WriteTimeout = "write_timeout" by Server,
-    /// A broadcast closed the connection, because the peer did not read.
-    SlowReader = "slow_reader" by Server,
-    /// The connection reached its maximum age.
-    MaxAge = "max_age" by Server,
-    /// The pre-connect hooks did not complete in time.
-    PreConnectTimeout = "pre_connect_timeout" by Server,
-    /// Too many connections were in their pre-connect hooks, and this was the oldest.
-    PreConnectEvicted = "pre_connect_evicted" by Server,
-    /// The TLS handshake failed.
-    TlsHandshakeFailed = "tls_handshake_failed" by Peer,
-    /// A pre-connect hook rejected the connection.
-    Rejected = "rejected" by Service,
-    /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or a stock
-    /// `LoadShed` layer rejected it.
-    LimitExceeded = "limit_exceeded" by Server,
-    /// A stock `Timeout` layer around the connection service expired.
-    ServiceTimeout = "service_timeout" by Service,
-    /// The program closed the connection gracefully: by a closing reply,
-    /// [`Peer::close`](crate::Peer::close),
-    /// [`LiveConnection::close`](crate::LiveConnection::close), or a raw service that completed.
-    ServiceClosed = "service_closed" by Service,
-    /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
-    Aborted = "aborted" by Service,
-    /// A request failed and the error policy ends the connection, or a connection service failed.
-    ServiceError = "service_error" by Service,
-    /// The request service's `poll_ready` failed.
-    ServiceNotReady = "service_not_ready" by Service,
-    /// The make-service failed, or did not complete in time.
-    MakeServiceError = "make_service_error" by Service,
-    /// The encoder rejected a reply.
-    EncodeError = "encode_error" by Service,
-    /// User code panicked.
-    Panic = "panic" by Service,
-    /// The stream failed with another I/O error.
-    IoError = "io_error" by Peer,
-    /// The connection finished during a shutdown.
-    Drained = "drained" by Server,
-    /// The shutdown's deadline passed before the connection finished.
-    DrainDeadline = "drain_deadline" by Server,
-    /// The server was aborted, its future was dropped, or the connection's runtime was shut down.
-    Killed = "killed" by Server,
-}
-
-impl EndReason {
-    /// Classifies an error of the stream, where its kind is specific enough.
-    pub(crate) fn of_io(err: &std::io::Error) -> Option<Self> {
-        use std::io::ErrorKind;
-        match err.kind() {
-            ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::BrokenPipe
-            | ErrorKind::NotConnected
-            | ErrorKind::WriteZero
-            // Reported by the system: a keepalive probe or written data was not acknowledged.
-            | ErrorKind::TimedOut => Some(Self::PeerReset),
-            ErrorKind::UnexpectedEof => Some(Self::Truncated),
-            _ => None,
-        }
-    }
-
-    /// Returns whether the connection ended in good order, with nothing lost.
-    pub fn is_orderly(self) -> bool {
-        matches!(
-            self,
-            Self::PeerClosed
-                | Self::ServiceClosed
-                | Self::Drained
-                | Self::IdleTimeout
-                | Self::FirstByteTimeout
-                | Self::MaxAge
-        )
-    }
-}
-
-impl fmt::Display for EndReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+pub use classify::FrameTooLarge;
+#[cfg(feature = "http")]
+pub(crate) use classify::HttpProgress;
+pub use reason::{EndReason, Initiator};
 
 /// The cause of an end, shared between all readers of it.
 pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;

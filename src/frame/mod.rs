@@ -14,42 +14,22 @@ mod chunks;
 mod codec_ext;
 mod filter;
 mod in_out;
-mod input;
 mod lines;
 mod map;
-mod output;
-mod scratch;
 #[cfg(feature = "serde")]
 mod serde;
 mod then;
 mod within;
-
-use thiserror::Error;
 
 pub use block::{Block, BlockError};
 pub use chunks::Chunks;
 pub use codec_ext::CodecExt;
 pub use filter::{FilterDecode, FilterEncode};
 pub use in_out::InOut;
-pub(crate) use input::Input;
 pub use lines::{Lines, LinesError};
 pub use map::{MapDecode, MapEncode};
-pub(crate) use output::Output;
 #[cfg(feature = "serde")]
 pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};
 
-/// The error for a frame larger than the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("frame larger than {limit} bytes")]
-pub struct FrameTooLarge {
-    limit: usize,
-}
-
-impl FrameTooLarge {
-    /// Creates the error for a limit in bytes. A codec that returns it ends the connection with
-    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge).
-    pub fn new(limit: usize) -> Self {
-        Self { limit }
-    }
-}
+pub use crate::end::FrameTooLarge;

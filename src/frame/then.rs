@@ -6,11 +6,14 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio_util::codec::{Decoder, Encoder};
 
+use super::FrameTooLarge;
 use super::within::decode_within;
-use super::{FrameTooLarge, Input};
 
 /// The same as the default of the pipeline: more than a line of any text protocol.
 const MAX_FRAME: usize = 64 * 1024;
+
+/// Capacity beyond twice the content and this is given back before a wait for more.
+const SLACK: usize = 1024;
 
 /// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).
 ///
@@ -32,7 +35,7 @@ pub struct Then<O, I> {
     outer: O,
     inner: I,
     /// The content of outer frames that is not decoded yet.
-    held: Input,
+    held: BytesMut,
     max_frame: usize,
 }
 
@@ -41,7 +44,7 @@ impl<O, I> Then<O, I> {
         Self {
             outer,
             inner,
-            held: Input::default(),
+            held: BytesMut::new(),
             max_frame: MAX_FRAME,
         }
     }
@@ -54,6 +57,14 @@ impl<O, I> Then<O, I> {
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
+    }
+
+    /// Gives back, before a wait, the memory that the undecoded bytes do not need.
+    fn rest(&mut self) {
+        let len = self.held.len();
+        if len == 0 || self.held.capacity() > 2 * len + SLACK {
+            self.held = BytesMut::from(&self.held[..]);
+        }
     }
 }
 
@@ -68,31 +79,31 @@ where
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
         loop {
             // Also when nothing is held, because the inner codec may hold an item itself.
-            let item = decode_within(self.max_frame, &mut self.inner, self.held.buf())?;
+            let item = decode_within(self.max_frame, &mut self.inner, &mut self.held)?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
             }
             match self.outer.decode(src).map_err(ThenError::Outer)? {
-                Some(frame) => self.held.buf().extend_from_slice(frame.as_ref()),
+                Some(frame) => self.held.extend_from_slice(frame.as_ref()),
                 None => break,
             }
         }
-        self.held.rest();
+        self.rest();
         Ok(None)
     }
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
         loop {
-            let item = decode_within(self.max_frame, &mut self.inner, self.held.buf())?;
+            let item = decode_within(self.max_frame, &mut self.inner, &mut self.held)?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
             }
             match self.outer.decode_eof(src).map_err(ThenError::Outer)? {
-                Some(frame) => self.held.buf().extend_from_slice(frame.as_ref()),
+                Some(frame) => self.held.extend_from_slice(frame.as_ref()),
                 None => break,
             }
         }
-        let item = self.inner.decode_eof(self.held.buf());
+        let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
             // The caller sees only that no outer frame is left.
             None if !self.held.is_empty() => {

@@ -92,9 +92,7 @@
 
 mod body;
 mod clock;
-mod end;
 mod lent;
-mod maker;
 mod requests;
 mod serve;
 mod streams;
@@ -109,10 +107,10 @@ use crate::close::Linger;
 use crate::deadline::Deadlines;
 #[cfg(doc)]
 use crate::deadline::DrainDeadlines;
+use crate::make::{ClonePerRequest, MakePerConnection};
 
 pub use body::{RequestBody, RequestBodyError};
 pub use hyper;
-pub use maker::{Made, Shared};
 pub use serve::HttpFuture;
 pub use streams::Streams;
 
@@ -144,14 +142,14 @@ impl HttpSettings {
     }
 }
 
-impl<S> Http<Shared<S>> {
+impl<S> Http<ClonePerRequest<S>> {
     /// Serves requests with clones of `service`, one for each request, made ready when the request is at hand.
     pub fn new(service: S) -> Self {
-        Self::with(Shared(service))
+        Self::with(ClonePerRequest(service))
     }
 }
 
-impl<K> Http<Made<K>> {
+impl<K> Http<MakePerConnection<K>> {
     /// Serves the requests of each connection with a service of its own: `make` is a service that takes the
     /// [`ConnectionInfo`](crate::ConnectionInfo) and answers with it. It is cloned for each connection, and called in its task.
     ///
@@ -159,7 +157,7 @@ impl<K> Http<Made<K>> {
     /// `Connected<ConnectionInfo>`. If it fails, or takes longer than its [time](Deadlines::make_service), the connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     pub fn make_service(make: K) -> Self {
-        Self::with(Made(make))
+        Self::with(MakePerConnection(make))
     }
 }
 

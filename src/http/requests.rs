@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::body::RequestBody;
 use crate::connection::{ConnectionInfo, Life};
-use crate::end::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::observe::{ErrorChain, signed};
 use crate::signals::Signal;
@@ -95,6 +95,14 @@ impl Progress {
         if !self.is_multiplexed() {
             self.life().set_reason(EndReason::BodyTimeout, None);
             self.life().signals.raise(Signal::Close);
+        }
+    }
+
+    /// Returns how far it had come, for the reason of a failure.
+    pub(super) fn as_failed(&self) -> HttpProgress {
+        HttpProgress {
+            is_busy: self.is_busy(),
+            is_peer_done: self.life().is_peer_done(),
         }
     }
 

@@ -16,9 +16,7 @@ use tower_service::Service;
 
 use super::body::RequestBody;
 use super::clock::{AwaitHead, Clock, Due};
-use super::end::{classify, is_of_stream};
 use super::lent::{Owner, lend};
-use super::maker::Maker;
 use super::requests::{HyperService, Progress};
 use super::streams::Tasks;
 use super::{Http, HttpSettings};
@@ -26,13 +24,13 @@ use crate::connection::{Connection, ConnectionInfo};
 use crate::deadline::{Borrower, Deadlines, Watch};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use crate::make::Maker;
 use crate::signals::Signal;
 
 impl<Io, K, S, B> Service<Connection<Io>> for Http<K>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    K: Maker<Service = S>,
-    K::Future: 'static,
+    K: Maker<ConnectionInfo, Service = S>,
     S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
@@ -49,7 +47,7 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> HttpFuture {
-        let make = self.maker.make(conn.info());
+        let make = self.maker.make(|| conn.info().clone());
         let settings = Arc::clone(&self.settings);
         HttpFuture(Box::pin(async move {
             let limit = settings.deadlines.make_service;
@@ -106,11 +104,14 @@ where
             }
             loop {
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
-                    let ended = served.err().map(|err| classify(err, &progress));
+                    let ended = served.err().map(|err| {
+                        let reason = EndReason::of_hyper(&*err, progress.as_failed());
+                        ConnectionEnded::caused(reason, err)
+                    });
                     // Told to leave with nothing in hand, it may go as it likes.
                     let left = clock.has_left() && !progress.is_busy() && !progress.has_streams();
                     return Poll::Ready(
-                        ended.filter(|ended| !(left && is_of_stream(ended.reason))),
+                        ended.filter(|ended| !(left && ended.reason.is_of_stream())),
                     );
                 }
                 if progress.is_multiplexed() {

@@ -1,24 +1,24 @@
 //! What goes to one connection's service, and what comes of it.
 //!
-//! All waiting happens in [`Calls::poll_event`]: it writes, bounds what is in flight, makes the service ready once a request
-//! is at hand, and decodes. So the three ways to run calls need only keep their order.
+//! All waiting happens in [`Calls::poll_event`]: it writes, bounds what is in flight, decodes, and
+//! makes the service ready once an event is at hand. So the three ways to run calls need only keep
+//! their order.
 
 use std::marker::PhantomData;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use tokio_util::codec::Decoder;
 
 use super::bounds::{Codec, Events, Stream};
-use super::engine::{Engine, Leaves, Order};
+use super::engine::{Engine, Leaves};
 use super::event::Event;
-use super::upgrade::Answer;
+use super::reply::Answer;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 
 /// How many requests are begun in one turn of the connection's task, so that a peer that sends fast takes no one else's turn.
-const TURN: usize = 256;
+const TURN: u32 = 256;
 
 /// The calls of one connection's service.
 ///
@@ -26,13 +26,15 @@ const TURN: usize = 256;
 pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     engine: &'a mut Engine<Io, C, T, M>,
     service: S,
-    /// What comes next. At most one of the two is chosen; a request is held back while input is paused.
+    /// Held back until the service is ready.
     message: Option<M>,
+    /// Held back until the service is ready, and while input is paused.
     request: Option<C::Item>,
-    /// The last was a message: when both are waiting, it is a request's turn.
+    /// It is a request's turn, if both are waiting. Set when a message is begun, cleared when a
+    /// request is, or was looked for.
     was_message: bool,
     in_flight: usize,
-    turn: usize,
+    turn: u32,
     answer: PhantomData<fn(A)>,
 }
 
@@ -66,158 +68,139 @@ where
         }
     }
 
-    /// Takes the next event, for which the service is ready; `None` when there will be no more. Everything is written before this is
-    /// pending.
+    /// Takes the next event, for which the service is ready; `None` when there will be no more.
+    ///
+    /// All waiting is here. Before this is pending, everything is written and flushed.
     #[inline]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         loop {
-            // What almost all requests are: one more in the buffer, and nothing else to look at. It is never stored on its way.
-            if self.is_plain()
-                && let Some(request) = self.engine.decode()
-            {
-                let is_ready = self.poll_service(cx);
-                if is_ready == Poll::Ready(true) {
-                    self.was_message = false;
-                    self.begin_request();
-                    return Poll::Ready(Some(Event::Request(request)));
+            // What almost all requests are: one more in the buffer, and nothing else to look at.
+            let is_plain = self.is_plain();
+            let event = if is_plain {
+                self.engine.decode().map(Event::Request)
+            } else if ready!(self.poll_may_begin(cx)) {
+                self.take_at_hand()
+            } else {
+                return Poll::Ready(None);
+            };
+            let Some(event) = event else {
+                if self.engine.is_ending() {
+                    return Poll::Ready(None);
                 }
-                self.request = Some(request);
-                return is_ready.map(|_ended| None);
+                ready!(self.poll_more(cx));
+                continue;
+            };
+            if self.turn >= TURN {
+                self.hold(event);
+                self.turn = 0;
+                cx.waker().wake_by_ref();
+                return self.poll_io_beside(cx).map(|()| None);
             }
-            if let ControlFlow::Break(event) = ready!(self.poll_any_event(cx)) {
-                return Poll::Ready(event);
+            match self.poll_service(cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => {
+                    self.hold(event);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    self.hold(event);
+                    return self.poll_io_beside(cx).map(|()| None);
+                }
             }
+            // Input may have been paused while the service became ready.
+            if !is_plain && matches!(event, Event::Request(_)) && self.engine.is_paused() {
+                self.hold(event);
+                continue;
+            }
+            self.was_message = matches!(event, Event::Message(_));
+            self.engine.begin(&event, self.in_flight);
+            self.in_flight += 1;
+            self.turn += 1;
+            return Poll::Ready(Some(event));
         }
     }
 
     /// Returns whether a request may be decoded and begun without a look at anything else.
     #[inline]
     fn is_plain(&self) -> bool {
-        self.request.is_none()
-            && self.turn < TURN
-            && self.in_flight < self.engine.settings.in_flight
-            && self.engine.is_plain()
+        self.request.is_none() && self.turn < TURN && self.engine.is_plain(self.in_flight)
     }
 
-    /// Takes the next event whatever goes on; `Continue` when something has changed and all is to be looked at again.
-    #[expect(clippy::type_complexity, reason = "an event, or none, or neither yet")]
-    fn poll_any_event(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ControlFlow<Option<Event<C::Item, M>>>> {
-        self.engine.heed_close();
-        if self.engine.leaves(Leaves::Requests) {
-            return Poll::Ready(ControlFlow::Break(None));
-        }
-        if self.is_full() {
-            if self.engine.poll_beside(cx).is_ready() {
-                return Poll::Ready(ControlFlow::Break(None));
-            }
-            return if self.is_full() {
-                Poll::Pending
-            } else {
-                Poll::Ready(ControlFlow::Continue(()))
-            };
-        }
-        if !self.has_at_hand() {
-            self.look();
-        }
-        if !self.has_at_hand() {
-            return if self.engine.is_ending() {
-                Poll::Ready(ControlFlow::Break(None))
-            } else {
-                self.poll_more(cx).map(ControlFlow::Continue)
-            };
-        }
-        if !ready!(self.poll_service(cx)) {
-            return Poll::Ready(ControlFlow::Break(None));
-        }
-        if self.turn >= TURN {
-            self.turn = 0;
-            cx.waker().wake_by_ref();
-            return self.wait_beside(cx).map(|()| ControlFlow::Break(None));
-        }
-        self.was_message = self.message.is_some();
-        let event = if let Some(message) = self.message.take() {
-            self.engine.begin_message(self.in_flight);
-            self.count();
-            Some(Event::Message(message))
-        } else {
-            // Input may have been paused while the service became ready.
-            let request = self.request.take_if(|_| !self.engine.is_paused());
-            request.map(|request| {
-                self.begin_request();
-                Event::Request(request)
-            })
-        };
-        Poll::Ready(match event {
-            Some(event) => ControlFlow::Break(Some(event)),
-            None => ControlFlow::Continue(()),
-        })
-    }
-
+    /// Waits until one more event may be begun; `false` when none may any more.
     #[inline]
-    fn begin_request(&mut self) {
-        self.engine.begin_request();
-        self.count();
-    }
-
-    #[inline]
-    fn count(&mut self) {
-        self.in_flight += 1;
-        self.turn += 1;
-    }
-
-    fn has_at_hand(&self) -> bool {
-        self.message.is_some() || (self.request.is_some() && !self.engine.is_paused())
-    }
-
-    fn is_full(&self) -> bool {
-        self.in_flight + self.engine.waiting_replies() >= self.engine.settings.in_flight
-    }
-
-    /// Looks for a message, or for a request in what is buffered.
-    fn look(&mut self) {
-        if self.engine.is_ending() || self.engine.is_above_mark() {
-            return;
-        }
-        if !self.was_message {
-            self.message = self.engine.take_message();
-            if self.message.is_some() {
-                return;
+    fn poll_may_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            if !self.engine.may_begin() {
+                return Poll::Ready(false);
             }
+            if !self.engine.is_full(self.in_flight) {
+                break;
+            }
+            if self.engine.poll_io_beside(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            if self.engine.is_full(self.in_flight) {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(true)
+    }
+
+    /// Takes an event that was held back, or a message, or a request out of what is buffered.
+    #[inline]
+    fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
+        if let Some(message) = self.message.take() {
+            return Some(Event::Message(message));
+        }
+        let is_paused = self.engine.is_paused();
+        if let Some(request) = self.request.take_if(|_| !is_paused) {
+            return Some(Event::Request(request));
+        }
+        if !self.engine.may_take() {
+            return None;
+        }
+        if !self.was_message
+            && let Some(message) = self.engine.take_message()
+        {
+            return Some(Event::Message(message));
         }
         self.was_message = false;
-        if self.request.is_none() && (!self.engine.is_paused() || self.engine.is_at_end_of_input())
-        {
+        if !is_paused {
+            return self.engine.decode().map(Event::Request);
+        }
+        if self.request.is_none() && self.engine.is_at_end_of_input() {
             self.request = self.engine.decode();
+        }
+        None
+    }
+
+    /// Holds an event back until it may be begun.
+    fn hold(&mut self, event: Event<C::Item, M>) {
+        match event {
+            Event::Message(message) => self.message = Some(message),
+            Event::Request(request) => self.request = Some(request),
         }
     }
 
-    /// Waits until there may be more at hand.
+    /// Writes, and waits until there may be more at hand.
+    #[inline]
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = if self.engine.is_above_mark() {
-            self.engine.poll_room(cx)
-        } else if self.engine.is_paused() {
-            let undelivered = self.request.is_some();
-            self.engine.poll_paused(undelivered, cx)
-        } else {
-            self.engine.poll_input(self.in_flight, cx)
-        };
+        let undelivered = self.request.is_some();
+        let polled = self.engine.poll_more(self.in_flight, undelivered, cx);
         if polled.is_pending() {
             self.turn = 0;
         }
         polled
     }
 
-    /// Has the service become ready. Ready with `false` when what is at hand is not to be begun any more.
+    /// Makes the service ready; `false` when it failed, and the connection ends.
     #[inline]
     fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         // Caught here, because requests before it may be in flight, and are answered.
         let polled = catch_unwind(AssertUnwindSafe(|| self.service.poll_ready(cx)));
         let ended = match polled {
             Ok(Poll::Ready(Ok(()))) => return Poll::Ready(true),
-            Ok(Poll::Pending) => return self.wait_beside(cx).map(|()| false),
+            Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Err(err))) => ConnectionEnded::caused(EndReason::ServiceNotReady, err),
             Err(payload) => ConnectionEnded::caused(EndReason::Panic, Panicked::new(&*payload)),
         };
@@ -231,9 +214,9 @@ where
         self.service.call(event)
     }
 
-    /// Waits for something else than the peer. Ready when what is at hand is not to be begun any more.
-    fn wait_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let cut_off = self.engine.poll_beside(cx).is_ready();
+    /// Drives I/O beside the service. Ready when what is at hand is not to be begun any more.
+    fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let cut_off = self.engine.poll_io_beside(cx).is_ready();
         if cut_off || self.engine.leaves(Leaves::Requests) {
             return Poll::Ready(());
         }
@@ -246,24 +229,19 @@ where
             return Poll::Ready(());
         }
         if self.engine.is_ending() {
-            return self.engine.poll_beside(cx);
+            return self.engine.poll_io_beside(cx);
         }
         Poll::Pending
     }
 
-    /// Waits beside a call. Ready when the connection must end without it.
-    pub(super) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.engine.poll_beside(cx)
+    /// Drives I/O beside a call. Ready when the connection must end without it.
+    pub(super) fn poll_io_beside_call(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.engine.poll_io_beside(cx)
     }
 
     /// Runs the call that was begun last by itself, if it may: where replies keep their order, what comes after it waits for it.
     pub(super) fn begin_head(&mut self) -> bool {
-        let is_only = self.in_flight == 1 && self.engine.waiting_replies() == 0;
-        let may = is_only || self.engine.settings.order == Order::AsFinished;
-        if may {
-            self.engine.hold_replies();
-        }
-        may
+        self.engine.hold_replies(self.in_flight)
     }
 
     /// Takes the result of the call that ran by itself, and lets those behind it go.

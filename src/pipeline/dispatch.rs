@@ -13,9 +13,9 @@ use tower_service::Service;
 
 use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
-use super::concurrent::{Concurrent, Identity};
 use super::event::Event;
-use super::upgrade::Answer;
+use super::reply::Answer;
+use super::tokio_tower::{run_as_finished, run_in_order};
 use crate::error::Panicked;
 
 /// One request at a time, the default: the next is begun when the reply to the last is on its way.
@@ -66,18 +66,8 @@ macro_rules! dispatch {
 
 dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 
-// Both of tokio-tower's end with an error exactly when the connection is to close without waiting for calls that still run; why is
-// settled in the engine.
-dispatch!(InFlight, |calls| quietly(
-    tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity)
-));
-dispatch!(Multiplexed, |calls| quietly(
-    tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity)
-));
-
-async fn quietly<E>(server: impl Future<Output = Result<(), E>>) {
-    let _settled_in_the_engine = server.await;
-}
+dispatch!(InFlight, |calls| run_in_order(calls));
+dispatch!(Multiplexed, |calls| run_as_finished(calls));
 
 /// The direct loop: no queue is needed for one call, so none is paid for.
 #[pin_project]
@@ -107,7 +97,7 @@ where
                         this.calls.finish_call(result.map_err(Into::into));
                     }
                     Poll::Pending => {
-                        ready!(this.calls.poll_beside(cx));
+                        ready!(this.calls.poll_io_beside_call(cx));
                         this.call.set(None);
                         return Poll::Ready(());
                     }

@@ -49,8 +49,12 @@ pub enum Event<R, M> {
     Message(M),
 }
 
-/// A service of requests as one of events: there are no messages to it, which its type says.
+/// Adapts a service of requests to a service of [`Event`]s without messages: `M` is [`Infallible`].
 #[derive(Clone, Debug)]
+#[expect(
+    unnameable_types,
+    reason = "the service of a pipeline, which only the pipeline calls"
+)]
 pub struct Requests<S>(pub(super) S);
 
 impl<R, S: Service<R>> Service<Event<R, Infallible>> for Requests<S> {

@@ -1,4 +1,4 @@
-use super::peer::Watermarks;
+use super::watermarks::Watermarks;
 
 /// The sizes and queues of a pipeline, in one value. Its times are [`Deadlines`](crate::deadline::Deadlines).
 ///

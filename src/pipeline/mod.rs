@@ -67,9 +67,9 @@
 //! hold what others wait for.
 
 mod bounds;
+mod buffer;
 mod calls;
 mod clock;
-mod concurrent;
 mod dispatch;
 mod engine;
 mod event;
@@ -77,12 +77,15 @@ mod limits;
 mod maker;
 mod on_connect;
 mod peer;
+mod per_call;
 mod reply;
 mod requests_only;
 mod serve;
 mod session;
 mod shutdown_on_error;
+mod tokio_tower;
 mod upgrade;
+mod watermarks;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -93,24 +96,23 @@ use tower_service::Service;
 
 use crate::close::Linger;
 use crate::deadline::Deadlines;
+use crate::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection};
 use engine::{ErrorPolicy, Order, Settings};
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
-pub use event::{Event, Requests};
+pub use event::Event;
 pub use limits::Limits;
-pub use maker::{Made, MadeForEvents, PerCall, Shared};
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
-pub use peer::{
-    Buffered, Closed, Crossing, Crossings, InvalidWatermarks, Peer, Timer, TrySendError, Watermarks,
-};
-pub use reply::Reply;
+pub use peer::{Buffered, Closed, Crossing, Crossings, Peer, Timer, TrySendError};
+pub use reply::{Reply, Upgrade};
 pub use requests_only::{Beneath, RequestsOnly, RequestsOnlyFuture, RequestsOnlyLayer};
 pub use serve::PipelineFuture;
 pub use session::{Session, SessionFuture, SessionService};
 pub use shutdown_on_error::{
     Shutdown, ShutdownOnError, ShutdownOnErrorFuture, ShutdownOnErrorLayer,
 };
-pub use upgrade::{NoUpgrade, OnUpgrade, Upgrade};
+pub use upgrade::{NoUpgrade, OnUpgrade};
+pub use watermarks::{InvalidWatermarks, Watermarks};
 
 /// The connection service for framed protocols. See the [module docs](self), and
 /// [`layers`](crate::layers) for where tower's layers go.
@@ -150,8 +152,8 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of all connections with one service, a clone of it for each request.
     ///
     /// The clone is made ready when its request is at hand, so idle connections hold nothing of what is shared.
-    pub fn service<S, T>(self, service: S) -> Pipeline<F, Shared<S>, T> {
-        Pipeline::with(self.codec, Shared(service))
+    pub fn service<S, T>(self, service: S) -> Pipeline<F, ClonePerRequest<S>, T> {
+        Pipeline::with(self.codec, ClonePerRequest(service))
     }
 
     /// Serves the requests of each connection with a service made for it: `make` is a service that is given the [`Peer`].
@@ -160,19 +162,22 @@ impl<F> PipelineBuilder<F> {
     /// long the greeting, and turn it away by failing. It has [10 s](Deadlines::make_service).
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
-    pub fn make_service<K, T>(self, make: K) -> Pipeline<F, Made<K>, T>
+    pub fn make_service<K, T>(self, make: K) -> Pipeline<F, MakePerConnection<K>, T>
     where
         K: Service<Peer<T>> + Clone,
     {
-        Pipeline::with(self.codec, Made(make))
+        Pipeline::with(self.codec, MakePerConnection(make))
     }
 
     /// As [`make_service`](Self::make_service), with services that take messages besides requests: see [`Event`].
-    pub fn make_event_service<K, T, M>(self, make: K) -> Pipeline<F, MadeForEvents<K, M>, T>
+    pub fn make_event_service<K, T, M>(
+        self,
+        make: K,
+    ) -> Pipeline<F, MakeEventsPerConnection<K, M>, T>
     where
         K: Service<Peer<T, M>> + Clone,
     {
-        Pipeline::with(self.codec, MadeForEvents(make, PhantomData))
+        Pipeline::with(self.codec, MakeEventsPerConnection::new(make))
     }
 }
 

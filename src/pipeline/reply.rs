@@ -3,7 +3,6 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 
-use super::upgrade::Upgrade;
 use crate::error::BoxError;
 
 /// What a request is answered with: no frame, one, several, or a stream of them; and whether the connection ends behind it.
@@ -31,7 +30,7 @@ pub struct Reply<T> {
 pub(super) enum AfterReply {
     GoOn,
     Close,
-    /// Its stream goes to another service. Only a [`Upgrade`](super::Upgrade) says so.
+    /// Its stream goes to another service. Only an [`Upgrade`] says so.
     Upgrade,
 }
 
@@ -117,5 +116,68 @@ impl<T> fmt::Debug for Reply<T> {
             .field("frames", frames)
             .field("then", &self.then)
             .finish()
+    }
+}
+
+/// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every
+/// reply is one that stays.
+///
+/// It is what a service answers with whose pipeline has
+/// [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
+#[doc(alias = "takeover")]
+#[doc(alias = "Takeover")]
+#[doc(alias = "connect_protocol")]
+pub struct Upgrade<T>(Reply<T>);
+
+impl<T> From<Reply<T>> for Upgrade<T> {
+    fn from(reply: Reply<T>) -> Self {
+        Self(reply)
+    }
+}
+
+impl<T> From<T> for Upgrade<T> {
+    fn from(frame: T) -> Self {
+        Self(frame.into())
+    }
+}
+
+impl<T> From<Option<T>> for Upgrade<T> {
+    fn from(frame: Option<T>) -> Self {
+        Self(frame.into())
+    }
+}
+
+impl<T> From<Vec<T>> for Upgrade<T> {
+    fn from(frames: Vec<T>) -> Self {
+        Self(frames.into())
+    }
+}
+
+impl<T> fmt::Debug for Upgrade<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Upgrade").field(&self.0).finish()
+    }
+}
+
+mod sealed {
+    use super::*;
+
+    /// What a service may answer with.
+    #[expect(unnameable_types, reason = "sealed: a reply, or an upgrade")]
+    pub trait Answer<T> {
+        fn into_reply(self) -> Reply<T>;
+    }
+}
+pub(super) use sealed::Answer;
+
+impl<T> Answer<T> for Reply<T> {
+    fn into_reply(self) -> Self {
+        self
+    }
+}
+
+impl<T> Answer<T> for Upgrade<T> {
+    fn into_reply(self) -> Reply<T> {
+        self.0
     }
 }

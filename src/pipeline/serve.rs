@@ -17,11 +17,12 @@ use super::calls::Calls;
 use super::dispatch::{CatchPanic, Dispatch};
 use super::engine::Engine;
 use super::event::Event;
-use super::maker::Maker;
+use super::maker::EventMaker;
 use super::upgrade::Next;
 use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
+use crate::make::Maker;
 use crate::signals::Signal;
 
 impl<Io, F, C, K, S, T, D, N> Service<Connection<Io>> for Pipeline<F, K, T, D, N>
@@ -33,8 +34,7 @@ where
     <C as Decoder>::Error: Into<BoxError>,
     <C as Encoder<T>>::Error: Into<BoxError>,
     T: Send + 'static,
-    K: Maker<T, Service = S>,
-    K::Future: 'static,
+    K: EventMaker<T, Service = S>,
     S: Service<Event<C::Item, K::Message>> + Send + 'static,
     S::Response: Into<N::Answer> + Send,
     S::Error: Into<BoxError>,
@@ -52,10 +52,10 @@ where
 
     fn call(&mut self, conn: Connection<Io>) -> PipelineFuture {
         let mut engine = Engine::new(conn, (self.codec)(), Arc::clone(&self.settings));
-        let make = self.maker.make(|| engine.peer());
+        let make = self.maker.maker().make(|| engine.peer());
         let next = self.next.clone();
         PipelineFuture(Box::pin(async move {
-            if let Some(service) = made(&mut engine, make, K::service).await {
+            if let Some(service) = made(&mut engine, make, K::events).await {
                 let calls = Calls::new(&mut engine, service);
                 if let Err(panicked) = CatchPanic::new(D::run(calls)).await {
                     engine.panicked(panicked);
@@ -76,7 +76,7 @@ where
 async fn made<Io, C, T, M, K, S, E>(
     engine: &mut Engine<Io, C, T, M>,
     make: impl Future<Output = Result<K, E>>,
-    service: fn(K) -> S,
+    events: fn(K) -> S,
 ) -> Option<S>
 where
     Io: Stream,
@@ -84,13 +84,13 @@ where
     E: Into<BoxError>,
 {
     let make = std::pin::pin!(CatchPanic::new(make));
-    let ended = std::future::poll_fn(|cx| engine.poll_making(cx));
+    let ended = std::future::poll_fn(|cx| engine.poll_io_beside_make(cx));
     let made = match select(make, ended).await {
         Either::Left((made, _)) => made,
         Either::Right(((), _)) => return None,
     };
     match made {
-        Ok(Ok(made)) => return Some(service(made)),
+        Ok(Ok(made)) => return Some(events(made)),
         Ok(Err(err)) => engine.fail(ConnectionEnded::caused(EndReason::MakeServiceError, err)),
         Err(panicked) => engine.panicked(panicked),
     }
@@ -103,11 +103,11 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_finish(cx))).await;
+    let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_flush_all(cx))).await;
     if let Err(panicked) = finished {
         // A streamed reply's, say. What was whole before is written all the same.
         engine.panicked(panicked);
-        std::future::poll_fn(|cx| engine.poll_finish(cx)).await;
+        std::future::poll_fn(|cx| engine.poll_flush_all(cx)).await;
     }
 }
 
@@ -125,7 +125,7 @@ where
         // It came too late for the pipeline, and any service heeds this.
         life.leave();
     }
-    let ready = std::future::poll_fn(|cx| next.poll_ready(cx));
+    let ready = next.readied();
     match limit {
         Some(limit) => tokio::time::timeout(limit, ready)
             .await

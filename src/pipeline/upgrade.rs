@@ -1,51 +1,11 @@
 //! Handing a connection's stream to another service, between two frames.
 
-use std::fmt;
-use std::task::{Context, Poll};
-
 use tower_service::Service;
 
-use super::reply::Reply;
+use super::reply::{Answer, Reply, Upgrade};
 use crate::connection::{Connection, Rewind};
 use crate::error::BoxError;
-
-/// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every reply is one that stays.
-///
-/// It is what a service answers with whose pipeline has [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
-#[doc(alias = "takeover")]
-#[doc(alias = "Takeover")]
-#[doc(alias = "connect_protocol")]
-pub struct Upgrade<T>(Reply<T>);
-
-impl<T> From<Reply<T>> for Upgrade<T> {
-    fn from(reply: Reply<T>) -> Self {
-        Self(reply)
-    }
-}
-
-impl<T> From<T> for Upgrade<T> {
-    fn from(frame: T) -> Self {
-        Self(frame.into())
-    }
-}
-
-impl<T> From<Option<T>> for Upgrade<T> {
-    fn from(frame: Option<T>) -> Self {
-        Self(frame.into())
-    }
-}
-
-impl<T> From<Vec<T>> for Upgrade<T> {
-    fn from(frames: Vec<T>) -> Self {
-        Self(frames.into())
-    }
-}
-
-impl<T> fmt::Debug for Upgrade<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Upgrade").field(&self.0).finish()
-    }
-}
+use crate::make::readied;
 
 /// No service takes over: the replies of such a pipeline cannot ask for it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,12 +18,6 @@ pub struct OnUpgrade<N>(pub(super) N);
 mod sealed {
     use super::*;
 
-    /// What a service may answer with.
-    #[expect(unnameable_types, reason = "sealed: a reply, or an upgrade")]
-    pub trait Answer<T> {
-        fn into_reply(self) -> Reply<T>;
-    }
-
     /// What comes after a pipeline.
     #[expect(
         unnameable_types,
@@ -72,7 +26,7 @@ mod sealed {
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 
-        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
+        fn readied(&mut self) -> impl Future<Output = Result<(), BoxError>> + Send;
 
         fn upgrade(
             self,
@@ -80,25 +34,13 @@ mod sealed {
         ) -> impl Future<Output = Result<(), BoxError>> + Send;
     }
 }
-pub(super) use sealed::{Answer, Next};
-
-impl<T> Answer<T> for Reply<T> {
-    fn into_reply(self) -> Self {
-        self
-    }
-}
-
-impl<T> Answer<T> for Upgrade<T> {
-    fn into_reply(self) -> Reply<T> {
-        self.0
-    }
-}
+pub(super) use sealed::Next;
 
 impl<Io: Send, T> Next<Io, T> for NoUpgrade {
     type Answer = Reply<T>;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
+    async fn readied(&mut self) -> Result<(), BoxError> {
+        Ok(())
     }
 
     /// Is not called: a `Reply` does not ask for it.
@@ -117,8 +59,8 @@ where
 {
     type Answer = Upgrade<T>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx).map_err(Into::into)
+    async fn readied(&mut self) -> Result<(), BoxError> {
+        readied(&mut self.0).await.map_err(Into::into)
     }
 
     async fn upgrade(mut self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {

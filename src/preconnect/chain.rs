@@ -6,6 +6,7 @@ use tower_service::Service;
 use super::when::When;
 use crate::connection::{Connection, ConnectionInfo};
 use crate::error::BoxError;
+use crate::make::oneshot;
 
 /// Combinators for pre-connect hooks.
 pub trait PreConnectExt: Sized {
@@ -81,13 +82,10 @@ where
         let first = self.first.call(conn);
         // `next` is made ready when it is needed. So it reserves nothing while the peer is in
         // `first`.
-        let mut next = self.next.clone();
+        let next = self.next.clone();
         Box::pin(async move {
             let conn = first.await.map_err(Into::into)?;
-            std::future::poll_fn(|cx| next.poll_ready(cx))
-                .await
-                .map_err(Into::into)?;
-            next.call(conn).await.map_err(Into::into)
+            oneshot(next, conn).await.map_err(Into::into)
         })
     }
 }

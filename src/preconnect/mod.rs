@@ -59,6 +59,7 @@ use crate::connection::{Connection, ConnectionPhase, Life};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
+use crate::make::{oneshot, readied};
 
 pub use chain::{Chain, PreConnectExt};
 pub use detect::{Detection, Protocol};
@@ -203,7 +204,7 @@ where
 
 /// Runs the hook on the connection and makes the service behind it ready.
 async fn through<A, B, H, S>(
-    mut hook: H,
+    hook: H,
     mut inner: S,
     conn: Connection<A>,
 ) -> Result<(S, Connection<B>), BoxError>
@@ -213,15 +214,9 @@ where
     S: Service<Connection<B>>,
     S::Error: Into<BoxError>,
 {
-    ready(&mut hook).await.map_err(rejected)?;
-    let conn = hook.call(conn).await.map_err(rejected)?;
-    drop(hook);
-    ready(&mut inner).await.map_err(Into::into)?;
+    let conn = oneshot(hook, conn).await.map_err(rejected)?;
+    readied(&mut inner).await.map_err(Into::into)?;
     Ok((inner, conn))
-}
-
-async fn ready<R, S: Service<R>>(service: &mut S) -> Result<(), S::Error> {
-    std::future::poll_fn(|cx| service.poll_ready(cx)).await
 }
 
 /// Converts an error of a hook. Without a reason of its own, it means that the connection is

@@ -4,9 +4,9 @@ use std::task::{Context, Poll};
 use tokio_util::either::Either;
 use tower_service::Service;
 
-use super::ready;
 use crate::connection::{Connection, ConnectionInfo};
 use crate::error::BoxError;
+use crate::make::oneshot;
 
 /// A hook for some connections. Created by [`PreConnectExt::when`](super::PreConnectExt::when).
 #[derive(Clone, Debug)]
@@ -37,10 +37,9 @@ where
         if !(self.predicate)(conn.info()) {
             return Box::pin(std::future::ready(Ok(conn.map_io(Either::Right))));
         }
-        let mut hook = self.hook.clone();
+        let hook = self.hook.clone();
         Box::pin(async move {
-            ready(&mut hook).await.map_err(Into::into)?;
-            let conn = hook.call(conn).await.map_err(Into::into)?;
+            let conn = oneshot(hook, conn).await.map_err(Into::into)?;
             Ok(conn.map_io(Either::Left))
         })
     }

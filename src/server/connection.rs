@@ -15,20 +15,16 @@
 //!  Leaving            dropped with the task           removed from the server's table
 //! ```
 
-use std::error::Error as StdError;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pin_project::pin_project;
-use tower::load_shed::error::Overloaded;
-use tower::timeout::error::Elapsed;
 
 use crate::connection::Life;
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked, find_cause};
+use crate::error::{BoxError, Panicked};
 use crate::handle::ServerState;
 use crate::signals::Signal;
 
@@ -77,27 +73,12 @@ impl Outcome {
             // Services of this crate return the end as they report it.
             Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
                 Ok(ended) => *ended,
-                Err(err) => ConnectionEnded::caused(classify(&*err), err),
+                Err(err) => ConnectionEnded::caused(EndReason::of_stack(&*err), err),
             },
             Self::Panicked(panicked) => ConnectionEnded::caused(EndReason::Panic, panicked),
             Self::Dropped => EndReason::Killed.into(),
         }
     }
-}
-
-fn classify(err: &(dyn StdError + 'static)) -> EndReason {
-    if let Some(ended) = find_cause::<ConnectionEnded>(err) {
-        return ended.reason();
-    }
-    if find_cause::<Elapsed>(err).is_some() {
-        return EndReason::ServiceTimeout;
-    }
-    if find_cause::<Overloaded>(err).is_some() {
-        return EndReason::LimitExceeded;
-    }
-    find_cause::<io::Error>(err)
-        .and_then(EndReason::of_io)
-        .unwrap_or(EndReason::ServiceError)
 }
 
 /// The task of one connection.

@@ -30,7 +30,7 @@ impl Drop for Dropped {
 
 /// A service that never answers, and what tells that it was dropped.
 fn never() -> (
-    Http<tower_tcp::http::Shared<impl crate::Serves>>,
+    Http<tower_tcp::make::ClonePerRequest<impl crate::Serves>>,
     mpsc::Receiver<()>,
 ) {
     let (dropped, told) = mpsc::channel(1);

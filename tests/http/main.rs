@@ -27,7 +27,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
-use tower_tcp::http::{Http, RequestBody, Shared};
+use tower_tcp::http::{Http, RequestBody};
+use tower_tcp::make::ClonePerRequest;
 use tower_tcp::testkit::Served;
 
 use support::{Client, Clients};
@@ -125,7 +126,7 @@ async fn paths(request: Request<RequestBody>) -> Reply {
     reply(path)
 }
 
-fn http() -> Http<Shared<impl Serves>> {
+fn http() -> Http<ClonePerRequest<impl Serves>> {
     Http::new(service_fn(paths))
 }
 

@@ -16,7 +16,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
 use tower_tcp::deadline::Deadlines;
-use tower_tcp::http::{Http, RequestBody, Shared};
+use tower_tcp::http::{Http, RequestBody};
+use tower_tcp::make::ClonePerRequest;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::tls::Tls;
@@ -78,7 +79,7 @@ async fn echo(mut request: Request<RequestBody>, heeds: bool) -> Reply {
 fn http(
     heeds: bool,
 ) -> Http<
-    Shared<
+    ClonePerRequest<
         impl tower::Service<
             Request<RequestBody>,
             Response = Response<Empty<Bytes>>,

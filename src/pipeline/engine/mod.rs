@@ -1,29 +1,31 @@
 //! One connection's stream, codec, buffers and deadlines: everything but the service.
 
 mod backlog;
-mod ending;
-mod input;
-mod output;
-mod waiting;
+mod read;
+mod state;
+mod wait;
+mod write;
 
-use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::bounds::{Codec, Stream};
+use super::buffer::{Input, Output};
 use super::clock::Clock;
+use super::event::Event;
 use super::limits::Limits;
-use super::peer::{EngineSide, Peer, Watermarks};
+use super::peer::{EngineSide, Mail, Peer};
+use super::watermarks::Watermarks;
 use crate::close::{Linger, close_by};
 use crate::connection::{Connection, Rewind};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
-use crate::frame::{Input, Output};
 use backlog::Backlog;
-use input::Drain;
+use read::Decoding;
+use state::State;
 
-pub(in crate::pipeline) use ending::{Course, Ending, Leaves};
+pub(in crate::pipeline) use state::Leaves;
 
 /// What the engine has to know of the error policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,25 +56,28 @@ pub(in crate::pipeline) enum Order {
 
 pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     conn: Connection<Io>,
-    codec: C,
+    state: State,
+    /// Read.
     input: Input,
-    output: Output,
-    pub(in crate::pipeline) settings: Arc<Settings>,
-    clock: Clock,
-    peer: Option<EngineSide<T, M>>,
-    marks: Watermarks,
-    /// Whom the signals wake, and the timer.
-    waker: Option<Waker>,
+    decoding: Decoding,
+    codec: C,
+    /// Written.
     backlog: Backlog<T>,
-    /// Replies wait for one that is to come before them.
-    holds_replies: bool,
+    output: Output,
+    marks: Watermarks,
+    /// Output keeps requests from being taken. Set when it comes up to the high mark, cleared when
+    /// it is down at the low one, both by [`look_at_marks`](Self::look_at_marks).
     above_mark: bool,
-    /// The decoder may have another frame in what is buffered.
-    decodable: bool,
-    /// The stream ended without its proper end.
-    cut_off: Option<io::Error>,
-    drain: Drain,
-    ending: Option<Ending>,
+    /// Replies wait for one that comes before them. Set by [`hold_replies`](Self::hold_replies),
+    /// cleared by [`reply_first`](Self::reply_first), and by a reply that ends the connection,
+    /// behind which none is sent.
+    holds_replies: bool,
+    /// Waited for.
+    clock: Clock,
+    /// The task that the signals wake, and the timer.
+    waker: Option<Waker>,
+    peer: Option<EngineSide<T, M>>,
+    pub(in crate::pipeline) settings: Arc<Settings>,
 }
 
 impl<Io, C, T, M> Unpin for Engine<Io, C, T, M> {}
@@ -98,21 +103,19 @@ where
         let marks = settings.limits.watermarks;
         Self {
             conn,
-            codec,
+            state: State::Open,
             input: Input::default(),
-            output: Output::default(),
-            settings,
-            clock,
-            peer: None,
-            marks,
-            waker: None,
+            decoding: Decoding::NeedsInput,
+            codec,
             backlog: Backlog::new(),
-            holds_replies: false,
+            output: Output::default(),
+            marks,
             above_mark: false,
-            decodable: false,
-            cut_off: None,
-            drain: Drain::Reading(0),
-            ending: None,
+            holds_replies: false,
+            clock,
+            waker: None,
+            peer: None,
+            settings,
         }
     }
 
@@ -135,20 +138,42 @@ where
     }
 
     pub(in crate::pipeline) fn is_upgraded(&self) -> bool {
-        self.ending
-            .is_some_and(|ending| ending.course == Course::Upgrade)
+        self.state == State::Upgrading
     }
 
-    /// Returns whether nothing is to be heeded but requests, and the next may be in the buffer.
+    /// Returns whether the next request may be in the buffer, and there is nothing to look at
+    /// before it is begun.
     #[inline]
-    pub(in crate::pipeline) fn is_plain(&self) -> bool {
-        self.decodable
+    pub(in crate::pipeline) fn is_plain(&self, in_flight: usize) -> bool {
+        in_flight < self.settings.in_flight
+            && self.decoding.may_have_frame()
+            && self.state == State::Open
             && !self.conn.life().signals.any()
-            && self.ending.is_none()
             && self.waiting_replies() == 0
             && !self.above_mark
             && self.output.len() < self.marks.high()
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
+    }
+
+    /// Returns whether as many calls are in flight as may be, or their replies still wait to be
+    /// encoded.
+    #[inline]
+    pub(in crate::pipeline) fn is_full(&self, in_flight: usize) -> bool {
+        in_flight + self.waiting_replies() >= self.settings.in_flight
+    }
+
+    /// Heeds signals, and returns whether events at hand may still be begun.
+    #[inline]
+    pub(in crate::pipeline) fn may_begin(&mut self) -> bool {
+        self.heed_signals();
+        !self.leaves(Leaves::Requests)
+    }
+
+    /// Returns whether another event may be taken: not at the end, nor while the peer takes no
+    /// output.
+    #[inline]
+    pub(in crate::pipeline) fn may_take(&mut self) -> bool {
+        !self.is_ending() && !self.look_at_marks()
     }
 
     /// Hands the stream on, with what is not decoded.
@@ -172,34 +197,32 @@ where
         self.peer.as_ref().is_some_and(EngineSide::is_paused)
     }
 
-    /// A request goes to the service.
+    /// Notes that an event goes to the service, beside the calls in flight.
     #[inline]
-    pub(in crate::pipeline) fn begin_request(&mut self) {
-        self.clock.asked = true;
-        self.conn.life().count_request();
+    pub(in crate::pipeline) fn begin(&mut self, event: &Event<C::Item, M>, in_flight: usize) {
+        match event {
+            Event::Request(_) => {
+                self.clock.asked = true;
+                self.conn.life().count_request();
+            }
+            Event::Message(_) => self.clock.asked &= in_flight + self.waiting_replies() > 0,
+        }
     }
 
-    /// A message goes to the service, beside what is in hand.
-    pub(in crate::pipeline) fn begin_message(&mut self, in_hand: usize) {
-        self.clock.asked &= in_hand + self.waiting_replies() > 0;
+    fn has_mail(&self) -> bool {
+        let mail = self.peer.as_ref().map(EngineSide::mail);
+        matches!(mail, Some(Mail::Now))
     }
 
-    /// Ends input. Which reason stands the connection knows; what is left behind only grows.
+    /// Stops decoding. The first reason stands; what is left behind only grows.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
-        self.decodable = false;
+        self.decoding = Decoding::NeedsInput;
         if leaves == Leaves::Output {
             self.output.clear();
         }
         self.conn.ended(ended.into());
-        let leaves = match self.ending {
-            Some(ending) => ending.leaves.max(leaves),
-            None => leaves,
-        };
-        self.ending = Some(Ending {
-            course: Course::End,
-            leaves,
-        });
+        self.state.end(leaves);
     }
 
     /// Closes, when all is written, and says how it ended.
@@ -227,26 +250,21 @@ where
     /// Has the stream handed over, unless the connection ends already.
     fn upgrade(&mut self) {
         self.heed_close();
-        if self.ending.is_none() {
-            self.ending = Some(Ending {
-                course: Course::Upgrade,
-                leaves: Leaves::Requests,
-            });
-        }
+        self.state.upgrade();
     }
 
-    fn io_failed(&mut self, err: io::Error) {
+    fn io_failed(&mut self, err: std::io::Error) {
         let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
         self.end(ConnectionEnded::caused(reason, err), Leaves::Output);
     }
 
     pub(in crate::pipeline) fn is_ending(&self) -> bool {
-        self.ending.is_some()
+        self.state.is_ending()
     }
 
     /// Returns whether the connection ends and leaves so much behind.
     pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
-        self.ending.is_some_and(|ending| ending.leaves >= leaves)
+        self.state.leaves(leaves)
     }
 
     /// User code below the engine panicked: what is torn is taken away, what is whole is sent.

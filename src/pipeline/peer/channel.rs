@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use super::{Buffered, TrySendError, Watermarks};
+use super::{Buffered, TrySendError};
 use crate::connection::ConnectionInfo;
+use crate::pipeline::watermarks::Watermarks;
 
 /// What the handles of a connection and its engine have in common.
 pub(super) struct Channel<T, M> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 
-/// The output of a connection crossed one of its [`Watermarks`](super::Watermarks).
+/// The output of a connection crossed one of its [`Watermarks`](crate::pipeline::Watermarks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crossing {
     /// It came up to the high mark.

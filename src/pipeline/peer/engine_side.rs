@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Peer;
 use super::channel::{Channel, Flag, Item};
-use super::{Peer, Watermarks};
 use crate::connection::ConnectionInfo;
 use crate::pipeline::limits::Limits;
+use crate::pipeline::watermarks::Watermarks;
 
 /// The engine's end of the handles to its connection.
 ///

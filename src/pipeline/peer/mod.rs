@@ -3,7 +3,6 @@
 mod channel;
 mod crossings;
 mod engine_side;
-mod watermarks;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -15,6 +14,7 @@ use thiserror::Error;
 use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
+use super::watermarks::Watermarks;
 use crate::connection::{ConnectionInfo, HookId};
 use crate::end::{ConnectionEnded, End, EndReason};
 use crate::error::BoxError;
@@ -23,7 +23,6 @@ use channel::{Channel, Flag, Item};
 
 pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail};
-pub use watermarks::{InvalidWatermarks, Watermarks};
 
 /// The connection has ended, or is closing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

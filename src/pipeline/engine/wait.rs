@@ -1,12 +1,25 @@
-//! The waits of a connection. Each writes what there is first, and keeps the deadlines.
+//! The waits of a connection.
+//!
+//! Each first encodes pending replies and flushes, so replies that are ready together go out in one
+//! write, and nothing is kept back while the connection waits. All but the last heed signals before
+//! that. Each keeps the deadlines. They differ in what they wait for:
+//!
+//! | wait | for | reads |
+//! | --- | --- | --- |
+//! | `poll_flush_then_read` | the next request | as much as comes |
+//! | `poll_flush_until_resumed` | the program to resume input | a little ahead |
+//! | `poll_flush_to_low_mark` | the peer to take output | nothing |
+//! | `poll_io_beside` | its own service | a little ahead |
+//! | `poll_io_beside_make` | its make-service | a little ahead |
+//! | `poll_flush_all` | the peer to take the rest, at the end | nothing |
 
 use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
 
 use tokio::time::Instant;
 
-use super::input::Drain;
-use super::{Codec, Engine, Leaves, Stream};
+use super::state::{Leaves, State};
+use super::{Codec, Engine, Stream};
 use crate::end::EndReason;
 use crate::pipeline::clock::Waiting;
 use crate::pipeline::peer::{EngineSide, Mail};
@@ -20,13 +33,30 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits for input, when there is nothing to decode: writes all there is first. Ready when something has changed.
-    pub(in crate::pipeline) fn poll_input(
+    /// Waits until there may be another event: writes first, then reads, unless the peer takes no
+    /// output or input is paused.
+    ///
+    /// `in_hand` counts the calls in flight; `undelivered` is whether a request is held back. Ready
+    /// when something has changed.
+    #[inline]
+    pub(in crate::pipeline) fn poll_more(
         &mut self,
         in_hand: usize,
+        undelivered: bool,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let message = match self.poll_before_input(cx) {
+        if self.look_at_marks() {
+            self.poll_flush_to_low_mark(cx)
+        } else if self.is_paused() {
+            self.poll_flush_until_resumed(undelivered, cx)
+        } else {
+            self.poll_flush_then_read(in_hand, cx)
+        }
+    }
+
+    /// Waits for input. Ready when something has changed.
+    fn poll_flush_then_read(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
+        let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
             ControlFlow::Break(polled) => return polled,
         };
@@ -36,15 +66,15 @@ where
             READ_UNWRITTEN
         };
         // What was encoded may have changed the decoder's mode.
-        if self.decodable || self.poll_read(at_most, cx).is_ready() {
+        if self.decoding.may_have_frame() || self.poll_read(at_most, cx).is_ready() {
             return Poll::Ready(());
         }
-        if self.conn.is_draining() && matches!(self.drain, Drain::Reading(_)) {
+        if matches!(self.state, State::DrainReading(_)) {
             ready!(poll_looked(cx));
             if !self.clock.has_heard() {
                 return self.poll_clock(Waiting::Leaving, message, cx);
             }
-            self.drain = Drain::Read;
+            self.state.drain_has_read();
             if self.input.is_empty() && !self.awaits_last_frame() {
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
@@ -60,13 +90,9 @@ where
         self.poll_clock(waiting, message, cx)
     }
 
-    /// Waits while input is paused; `undelivered` is whether a request is held back. Ready when something has changed.
-    pub(in crate::pipeline) fn poll_paused(
-        &mut self,
-        undelivered: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
-        let message = match self.poll_before_input(cx) {
+    /// Waits while input is paused. Ready when something has changed.
+    fn poll_flush_until_resumed(&mut self, undelivered: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
             ControlFlow::Break(polled) => return polled,
         };
@@ -90,16 +116,18 @@ where
         self.poll_clock(Waiting::Busy, message, cx)
     }
 
-    /// What comes before each wait for the peer to send something: goes on with when the next message is due, if it is to be waited at all.
-    fn poll_before_input(
+    /// Flushes before each wait for the peer to send something. Goes on with when the next message
+    /// is due, if it is to be waited at all.
+    fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
     ) -> ControlFlow<Poll<()>, Option<Instant>> {
-        self.heed_signals(cx);
+        self.stand_by(cx);
+        self.heed_signals();
         if self.is_ending() {
             return ControlFlow::Break(Poll::Ready(()));
         }
-        let _waits_or_not = self.poll_output(cx);
+        let _waits_or_not = self.poll_encode_then_flush(cx);
         if self.is_ending() {
             return ControlFlow::Break(Poll::Ready(()));
         }
@@ -114,21 +142,20 @@ where
         }
     }
 
-    /// Waits until output is below its mark. Ready then, or when the connection ends.
-    pub(in crate::pipeline) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.heed_signals(cx);
-        let _waits_or_not = self.poll_output(cx);
-        if self.is_ending() || !self.is_above_mark() {
+    /// Waits until output is down at its low mark. Ready then, or when the connection ends.
+    fn poll_flush_to_low_mark(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_and_flush(cx);
+        if self.is_ending() || !self.look_at_marks() {
             return Poll::Ready(());
         }
         self.poll_clock(Waiting::Busy, None, cx)
     }
 
-    /// Waits beside something else: a call, the service's readiness, the make-service. Writes, reads ahead a little so that a
-    /// reset is noticed, keeps the deadlines. Ready when the connection must end without waiting for that.
-    pub(in crate::pipeline) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.heed_signals(cx);
-        let _waits_or_not = self.poll_output(cx);
+    /// Drives I/O and deadlines while the connection waits for its own service: a call, or
+    /// `poll_ready`. Reads ahead a little, so that a reset is noticed. Ready when the connection
+    /// must end without the service.
+    pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_and_flush(cx);
         self.read_ahead(cx);
         while !self.leaves(Leaves::Calls) {
             if self.poll_clock(Waiting::Busy, None, cx).is_pending() {
@@ -138,10 +165,10 @@ where
         Poll::Ready(())
     }
 
-    /// Waits for the make-service, by itself. Ready when the connection must end without it.
-    pub(in crate::pipeline) fn poll_making(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.heed_signals(cx);
-        let _waits_or_not = self.poll_output(cx);
+    /// Drives I/O and deadlines while the service is made. Ready when the connection must end
+    /// without it.
+    pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.heed_and_flush(cx);
         self.read_ahead(cx);
         // A connection that is old is told to leave, and has its service made all the same.
         while !self.is_ending() {
@@ -150,13 +177,13 @@ where
         Poll::Ready(())
     }
 
-    /// At the end: waits until all is written, or cannot be.
-    pub(in crate::pipeline) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits, at the end, until all is written, or cannot be.
+    pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(peer) = &self.peer {
             peer.refuse();
         }
         loop {
-            if self.poll_output(cx).is_ready() || self.leaves(Leaves::Output) {
+            if self.poll_encode_then_flush(cx).is_ready() || self.leaves(Leaves::Output) {
                 return Poll::Ready(());
             }
             ready!(self.poll_clock(Waiting::Busy, None, cx));
@@ -164,6 +191,12 @@ where
                 return Poll::Ready(());
             }
         }
+    }
+
+    fn heed_and_flush(&mut self, cx: &mut Context<'_>) {
+        self.stand_by(cx);
+        self.heed_signals();
+        let _waits_or_not = self.poll_encode_then_flush(cx);
     }
 
     /// Takes in a little of what has come, without waiting for more.

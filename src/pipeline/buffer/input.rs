@@ -16,7 +16,7 @@ const SLACK: usize = 1024;
 
 /// The undecoded input of one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Input {
+pub(in crate::pipeline) struct Input {
     buf: BytesMut,
     /// `buf` is a part of the thread's block, and pins it.
     in_block: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Input {
 
 impl Input {
     /// Reads once, at most `at_most` bytes, into room for a frame of `max_frame`, at most, and what is read. Zero bytes are the end of the stream.
-    pub(crate) fn poll_fill<Io: AsyncRead + Unpin>(
+    pub(in crate::pipeline) fn poll_fill<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
         at_most: usize,
@@ -71,24 +71,24 @@ impl Input {
     }
 
     /// Returns whether the peer has finished sending.
-    pub(crate) fn is_eof(&self) -> bool {
+    pub(in crate::pipeline) fn is_eof(&self) -> bool {
         self.eof
     }
 
     /// Takes it that no more will come.
-    pub(crate) fn set_eof(&mut self) {
+    pub(in crate::pipeline) fn set_eof(&mut self) {
         self.eof = true;
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(in crate::pipeline) fn len(&self) -> usize {
         self.buf.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(in crate::pipeline) fn is_empty(&self) -> bool {
         self.buf.is_empty()
     }
 
-    pub(crate) fn buf(&mut self) -> &mut BytesMut {
+    pub(in crate::pipeline) fn buf(&mut self) -> &mut BytesMut {
         &mut self.buf
     }
 
@@ -98,14 +98,14 @@ impl Input {
 
     /// A frame of so many bytes was split off.
     #[inline]
-    pub(crate) fn gave(&mut self, bytes: usize) {
+    pub(in crate::pipeline) fn gave(&mut self, bytes: usize) {
         self.given = self
             .given
             .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
     /// Forgets what is undecoded.
-    pub(crate) fn clear(&mut self) {
+    pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self {
             eof: self.eof,
             ..Self::default()
@@ -113,7 +113,7 @@ impl Input {
     }
 
     /// Before a wait: keeps no more memory than what is undecoded needs.
-    pub(crate) fn rest(&mut self) {
+    pub(in crate::pipeline) fn rest(&mut self) {
         let len = self.buf.len();
         if len == 0 {
             // Even without capacity it may pin the block that its last frame was split off.

@@ -3,6 +3,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::read::Decoding;
 use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
@@ -36,14 +37,22 @@ where
                 frames: Frames::One(frame),
                 then: AfterReply::GoOn,
             }) => self.encode(frame),
-            other => self.begin(other),
+            other => self.begin_reply(other),
         }
     }
 
-    /// Keeps replies waiting for one that is to come before them, where they have an order.
+    /// Returns whether the last call that was begun may run by itself. Where replies have an order,
+    /// it may if it is the only one, and those to later requests are held until it is done.
     #[inline]
-    pub(in crate::pipeline) fn hold_replies(&mut self) {
-        self.holds_replies = self.settings.order == Order::AsAsked;
+    pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
+        match self.settings.order {
+            Order::AsFinished => true,
+            Order::AsAsked => {
+                let is_only = in_flight == 1 && self.waiting_replies() == 0;
+                self.holds_replies |= is_only;
+                is_only
+            }
+        }
     }
 
     /// Takes the result of the call that others were held for.
@@ -67,7 +76,7 @@ where
         self.peer.as_ref().is_some_and(EngineSide::has_pushed)
     }
 
-    fn begin(&mut self, result: Result<Reply<T>, BoxError>) {
+    fn begin_reply(&mut self, result: Result<Reply<T>, BoxError>) {
         let reply = match result {
             Ok(reply) => reply,
             Err(err) => return self.failed(err),
@@ -130,7 +139,9 @@ where
             self.fail(ConnectionEnded::caused(EndReason::EncodeError, err));
         }
         // What was no frame to the decoder may be one now: a codec can change its mode by what it encodes.
-        self.decodable |= !self.input.is_empty();
+        if !self.decoding.may_have_frame() && !self.input.is_empty() {
+            self.decoding = Decoding::MayHaveFrame;
+        }
     }
 
     /// Encodes pushes and waiting replies, up to the high mark, and no more than is `left` of this turn.
@@ -193,15 +204,16 @@ where
         } else if !self.holds_replies
             && let Some(result) = self.backlog.pop_front()
         {
-            self.begin(result);
+            self.begin_reply(result);
         } else {
             return false;
         }
         true
     }
 
-    /// Returns whether output keeps requests from being taken: from the high mark until the low one.
-    pub(in crate::pipeline) fn is_above_mark(&mut self) -> bool {
+    /// Sets `above_mark` and returns it: output keeps requests from being taken from the high mark
+    /// until the low one.
+    pub(super) fn look_at_marks(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
             self.above_mark = above;
@@ -227,8 +239,9 @@ where
         written
     }
 
-    /// Encodes what waits and writes what is encoded. Ready when there is nothing left of either.
-    pub(super) fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Encodes pushes and pending replies, and writes what is encoded. Ready when there is nothing
+    /// left of either.
+    pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some((marks, idle)) = self.peer.as_ref().and_then(EngineSide::tuned) {
             self.marks = marks;
             self.clock.set_idle(idle);
@@ -236,10 +249,10 @@ where
         let mut left = TURN;
         while !self.leaves(Leaves::Output) {
             self.encode_waiting(&mut left, cx);
-            let above = self.is_above_mark();
+            let above = self.look_at_marks();
             match self.poll_write(cx) {
                 Poll::Ready(Ok(())) => {
-                    self.is_above_mark();
+                    self.look_at_marks();
                     if left == 0 {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
@@ -258,7 +271,7 @@ where
                     return Poll::Ready(());
                 }
                 Poll::Pending => {
-                    if above && !self.is_above_mark() {
+                    if above && !self.look_at_marks() {
                         continue;
                     }
                     return Poll::Pending;

@@ -5,28 +5,32 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
-use tokio_util::codec::{LengthDelimitedCodecError, LinesCodecError};
-
-use super::{Codec, Engine, Leaves, Stream};
+use super::state::{Leaves, State};
+use super::{Codec, Engine, Stream};
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked, find_cause};
+use crate::error::{BoxError, Panicked};
 use crate::frame::FrameTooLarge;
-use crate::pipeline::peer::Mail;
 use crate::signals::Signal;
 
-/// How far a drain has come with the input. (Before one, it stays as it is made.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drain {
-    /// What had arrived is read and will be answered. Counts the bytes, so that a peer that sends on cannot keep it here.
-    Reading(usize),
-    /// All that had arrived was read. Only a frame that was begun is waited for.
-    Read,
-    /// Bytes have come since: the next frame is the last.
-    LastFrame,
+/// Whether the decoder is asked before more is read.
+#[derive(Debug)]
+pub(super) enum Decoding {
+    /// It has no frame in what is buffered. Set when it says so, and at the end.
+    NeedsInput,
+    /// It may have one. Set when bytes have come, or the end of the stream; and when a frame was
+    /// encoded, which can change its mode.
+    MayHaveFrame,
+    /// As above; behind its frames, the stream ended without its proper end (TLS has one). Set when
+    /// that is read, taken when the decoder has no more.
+    CutOff(io::Error),
 }
 
-/// At a drain, what is still read of what has arrived: as much as fits a socket's buffer on most systems.
-const DRAIN_READ: usize = 256 * 1024;
+impl Decoding {
+    #[inline]
+    pub(super) fn may_have_frame(&self) -> bool {
+        !matches!(self, Self::NeedsInput)
+    }
+}
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
 where
@@ -36,7 +40,7 @@ where
     /// Decodes the next request out of what is buffered.
     #[inline]
     pub(in crate::pipeline) fn decode(&mut self) -> Option<C::Item> {
-        if !self.decodable {
+        if !self.decoding.may_have_frame() {
             return None;
         }
         let before = self.input.len();
@@ -56,14 +60,14 @@ where
                 }
                 self.input.gave(len);
                 self.clock.saw_frame();
-                if self.drain == Drain::LastFrame {
+                if self.state == State::DrainLastFrame {
                     self.end(EndReason::Drained, Leaves::Input);
                 }
                 Some(frame)
             }
             Ok(None) if self.input.is_eof() => self.decode_eof(),
             Ok(None) => {
-                self.decodable = false;
+                self.decoding = Decoding::NeedsInput;
                 let max = self.settings.limits.max_frame;
                 if self.input.len() > max {
                     self.end_of_frames(FrameTooLarge::new(max).into());
@@ -83,7 +87,8 @@ where
     }
 
     fn decode_eof(&mut self) -> Option<C::Item> {
-        if let Some(err) = self.cut_off.take() {
+        if let Decoding::CutOff(err) = std::mem::replace(&mut self.decoding, Decoding::MayHaveFrame)
+        {
             let ended = ConnectionEnded::caused(EndReason::Truncated, err);
             self.end(ended, Leaves::Input);
             return None;
@@ -135,15 +140,7 @@ where
     }
 
     fn end_of_frames(&mut self, err: BoxError) {
-        let too_large = find_cause::<FrameTooLarge>(&*err).is_some()
-            || find_cause::<LengthDelimitedCodecError>(&*err).is_some()
-            || find_cause::<LinesCodecError>(&*err)
-                .is_some_and(|err| matches!(err, LinesCodecError::MaxLineLengthExceeded));
-        let reason = if too_large {
-            EndReason::FrameTooLarge
-        } else {
-            EndReason::CodecError
-        };
+        let reason = EndReason::of_decoder(&*err);
         self.end(ConnectionEnded::caused(reason, err), Leaves::Input);
     }
 
@@ -152,31 +149,32 @@ where
         let Self { conn, input, .. } = self;
         match ready!(input.poll_fill(conn, at_most, max_frame, cx)) {
             Ok(n) => {
-                self.decodable = true;
+                self.decoding = Decoding::MayHaveFrame;
                 self.clock.saw_byte |= n > 0;
-                if self.conn.is_draining() {
-                    self.drain = match self.drain {
-                        Drain::Reading(read) if read + n < DRAIN_READ => Drain::Reading(read + n),
-                        Drain::Reading(_) => Drain::Read,
-                        Drain::Read | Drain::LastFrame => Drain::LastFrame,
-                    };
-                }
+                self.state.saw_bytes(n);
             }
             // A stream that knows a proper end (TLS) did not see it. What was asked before is answered all the same, also what was
             // read ahead and is not decoded yet.
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.set_eof();
-                self.cut_off = Some(err);
-                self.decodable = true;
+                self.decoding = Decoding::CutOff(err);
             }
             Err(err) => self.io_failed(err),
         }
         Poll::Ready(())
     }
 
-    /// Looks whether the program has closed the connection, which it may have done within the call before.
+    /// Heeds the signals from outside: the one place that turns them into a [`State`]. The call
+    /// before may have raised one.
     #[inline]
-    pub(in crate::pipeline) fn heed_close(&mut self) {
+    pub(super) fn heed_signals(&mut self) {
+        if self.conn.life().signals.any() {
+            self.heed_raised();
+        }
+    }
+
+    /// Ends the connection if the program has closed it.
+    pub(super) fn heed_close(&mut self) {
         let closed = self.conn.life().signals.is_raised(Signal::Close);
         if closed && !self.leaves(Leaves::Requests) {
             self.end(EndReason::ServiceClosed, Leaves::Requests);
@@ -188,24 +186,21 @@ where
         self.clock.awaits_last_frame(&self.settings.deadlines)
     }
 
-    /// Looks at the signals from outside.
-    pub(super) fn heed_signals(&mut self, cx: &mut Context<'_>) {
-        self.stand_by(cx);
-        if !self.conn.life().signals.any() {
-            return;
-        }
+    fn heed_raised(&mut self) {
         self.heed_close();
         if self.is_ending() || !self.conn.is_draining() {
             return;
         }
-        // So that they have an end, too: what was sent by now is delivered.
-        let message = self.peer.as_ref().map_or(Mail::None, |peer| {
-            peer.refuse_messages();
-            peer.mail()
-        });
-        if !matches!(message, Mail::Now)
-            && !matches!(self.drain, Drain::Reading(_))
+        if self.state == State::Open {
+            self.state.drain();
+            if let Some(peer) = &self.peer {
+                // So that they have an end, too: what was sent by now is delivered.
+                peer.refuse_messages();
+            }
+        }
+        if self.state.drain_was_read()
             && self.input.is_empty()
+            && !self.has_mail()
             && !self.awaits_last_frame()
         {
             self.end(EndReason::Drained, Leaves::Input);

@@ -14,7 +14,7 @@ const SLACK: usize = 4 * 1024;
 
 /// The unwritten output of one connection. It holds no memory while it is empty.
 #[derive(Debug, Default)]
-pub(crate) struct Output {
+pub(in crate::pipeline) struct Output {
     buf: BytesMut,
     /// The length up to which `buf` is whole frames: what a panicking encoder left behind it is taken away.
     whole: usize,
@@ -24,28 +24,28 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn len(&self) -> usize {
+    pub(in crate::pipeline) fn len(&self) -> usize {
         self.buf.len()
     }
 
     /// Returns whether there is nothing left to write or to flush.
-    pub(crate) fn is_flushed(&self) -> bool {
+    pub(in crate::pipeline) fn is_flushed(&self) -> bool {
         self.buf.is_empty() && self.flushed == self.written
     }
 
     /// Returns where in all that is ever written the next frame will begin.
-    pub(crate) fn position(&self) -> u64 {
+    pub(in crate::pipeline) fn position(&self) -> u64 {
         self.written + self.buf.len() as u64
     }
 
     /// Returns the position up to which all is written and flushed.
-    pub(crate) fn flushed(&self) -> u64 {
+    pub(in crate::pipeline) fn flushed(&self) -> u64 {
         self.flushed
     }
 
     /// Encodes one frame, whole or not at all.
     #[inline]
-    pub(crate) fn encode<E>(
+    pub(in crate::pipeline) fn encode<E>(
         &mut self,
         encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -61,14 +61,14 @@ impl Output {
     }
 
     /// Takes away a frame that was not finished.
-    pub(crate) fn drop_torn(&mut self) {
+    pub(in crate::pipeline) fn drop_torn(&mut self) {
         self.buf.truncate(self.whole);
     }
 
     /// Writes as much as the stream takes, and says whether that was anything. Ready when all is written and flushed.
     ///
     /// When it is `awaited` what the stream has comes first: else a stream that is fed without end might never be flushed.
-    pub(crate) fn poll_flush<Io: AsyncWrite + Unpin>(
+    pub(in crate::pipeline) fn poll_flush<Io: AsyncWrite + Unpin>(
         &mut self,
         io: &mut Io,
         awaited: bool,
@@ -107,7 +107,7 @@ impl Output {
     }
 
     /// Before a wait for the peer: keeps no more memory than what is unwritten needs.
-    pub(crate) fn rest(&mut self) {
+    pub(in crate::pipeline) fn rest(&mut self) {
         if self.buf.capacity() > self.buf.len() + SLACK {
             let fitting = BytesMut::from(&self.buf[..]);
             scratch::give_write(std::mem::replace(&mut self.buf, fitting));
@@ -115,7 +115,7 @@ impl Output {
     }
 
     /// Forgets what is unwritten.
-    pub(crate) fn clear(&mut self) {
+    pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self::default();
     }
 }

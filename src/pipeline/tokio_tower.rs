@@ -1,7 +1,24 @@
-//! Calls of one connection that run at the same time: a stream of started calls and a sink of their results, for tokio-tower.
+//! Several calls of one connection at the same time, by tokio-tower. Everything that adapts it is
+//! in this file.
 //!
-//! A call that is the only one runs where it stands, and most are done at once; only those that start beside one that is not are
-//! handed to tokio-tower, which has an allocation for each.
+//! **tokio-tower keeps the calls** that are in flight, polls them, and gives their results back: in
+//! the order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
+//! nothing else. What it reads is [`Concurrent`], a stream of calls that are *begun already*, since
+//! it would make its service ready for idle connections too; so its service is [`Identity`].
+//!
+//! **It is kept from waiting.** All waiting is in `Calls::poll_event`, which also bounds what is
+//! begun. The sink is always ready; one that is not would keep calls from being polled. Its flush
+//! is the moment to leave: the error [`Stop`] ends tokio-tower exactly when the connection closes
+//! without the calls that still run. Why it closes is settled in the engine.
+//!
+//! **It is spared most calls.** One that is the only one in flight runs here, as the *head*, and
+//! most are done at once; only those that begin beside one that is not are handed over, with an
+//! allocation for each. Where replies have an order, the engine holds those of later requests until
+//! the head is done.
+//!
+//! `tests/tokio_tower_gaps.rs` shows what is mended here: by itself tokio-tower never closes its
+//! transport, loses finished replies behind a failure, starts requests without bound, reserves for
+//! idle connections, and does not flush while the service is not ready.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +26,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_sink::Sink;
+use futures_util::FutureExt;
 use pin_project::pin_project;
 use tokio_util::codec::Decoder;
 use tower_service::Service;
@@ -16,12 +34,41 @@ use tower_service::Service;
 use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
 use super::event::Event;
-use super::upgrade::Answer;
+use super::reply::Answer;
 use crate::error::{BoxError, Panicked};
 
-/// Calls in flight together.
+/// Runs calls until there are no more, or the connection must close; replies go out in the order of
+/// the requests.
+pub(super) fn run_in_order<Io, C, T, M, S, A>(
+    calls: Calls<'_, Io, C, T, M, S, A>,
+) -> impl Future<Output = ()>
+where
+    Io: Stream,
+    C: Codec<T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
+{
+    // Why it ended is settled in the engine.
+    ::tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity).map(drop)
+}
+
+/// As [`run_in_order`], but replies go out as they finish.
+pub(super) fn run_as_finished<Io, C, T, M, S, A>(
+    calls: Calls<'_, Io, C, T, M, S, A>,
+) -> impl Future<Output = ()>
+where
+    Io: Stream,
+    C: Codec<T>,
+    S: Events<C::Item, M, A>,
+    A: Answer<T>,
+{
+    // Why it ended is settled in the engine.
+    ::tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity).map(drop)
+}
+
+/// Calls in flight together: what tokio-tower takes for a transport.
 #[pin_project]
-pub(super) struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
+struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
     /// The call that runs here. Where replies keep the order of the requests it is the oldest, and the results of others wait for it.
     #[pin]
@@ -37,7 +84,7 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    pub(super) fn new(calls: Calls<'a, Io, C, T, M, S, A>) -> Self {
+    fn new(calls: Calls<'a, Io, C, T, M, S, A>) -> Self {
         Self {
             calls,
             head: None,
@@ -67,7 +114,7 @@ where
                 if is_busy {
                     // It is waited for here, as tokio-tower waits for its own. If the connection must end without it, what was held behind
                     // it is dropped already.
-                    ready!(this.calls.poll_beside(cx));
+                    ready!(this.calls.poll_io_beside_call(cx));
                     this.head.set(None);
                 }
                 return Poll::Ready(None);
@@ -85,7 +132,7 @@ where
 /// Tells tokio-tower to stop at once: the connection closes behind what has finished, and no call that still runs may hold it open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
-pub(super) struct Stop;
+struct Stop;
 
 impl<Io, C, T, M, S, A> futures_core::Stream for Concurrent<'_, Io, C, T, M, S, A>
 where
@@ -154,7 +201,7 @@ where
 
 /// A call in flight with others, whose panics are errors like others: they have their place in the order.
 #[pin_project(project = CallProjection)]
-pub(super) enum Call<F> {
+enum Call<F> {
     Begun(#[pin] F),
     /// It panicked as it was begun, or there is nothing more to say.
     Done(Option<Panicked>),
@@ -197,7 +244,7 @@ where
 }
 
 /// The service tokio-tower calls: a started call is its own future.
-pub(super) struct Identity;
+struct Identity;
 
 impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {
     type Response = R;

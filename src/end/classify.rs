@@ -1,0 +1,136 @@
+//! Which [`EndReason`] an error means. Each room that meets one asks here, so that the same error
+//! has the same name everywhere.
+//!
+//! | error of | classified by |
+//! | --- | --- |
+//! | a stream | [`EndReason::of_io`] |
+//! | a pipeline's decoder | [`EndReason::of_decoder`] |
+//! | hyper | `EndReason::of_hyper` |
+//! | a connection's stack | [`EndReason::of_stack`] |
+
+use std::error::Error as StdError;
+use std::io;
+
+use thiserror::Error;
+use tokio_util::codec::{LengthDelimitedCodecError, LinesCodecError};
+use tower::load_shed::error::Overloaded;
+use tower::timeout::error::Elapsed;
+
+use super::{ConnectionEnded, EndReason};
+use crate::error::find_cause;
+
+/// The error for a frame larger than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("frame larger than {limit} bytes")]
+pub struct FrameTooLarge {
+    limit: usize,
+}
+
+impl FrameTooLarge {
+    /// Creates the error for a limit in bytes. A codec that returns it ends the connection with
+    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge).
+    pub fn new(limit: usize) -> Self {
+        Self { limit }
+    }
+}
+
+impl EndReason {
+    /// Classifies an error of the stream, where its kind is specific enough.
+    pub(crate) fn of_io(err: &io::Error) -> Option<Self> {
+        use io::ErrorKind;
+        match err.kind() {
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::NotConnected
+            | ErrorKind::WriteZero
+            // Reported by the system: a keepalive probe or written data was not acknowledged.
+            | ErrorKind::TimedOut => Some(Self::PeerReset),
+            ErrorKind::UnexpectedEof => Some(Self::Truncated),
+            _ => None,
+        }
+    }
+
+    /// Classifies an error of a decoder, of this crate, of tokio-util, or of the user.
+    pub(crate) fn of_decoder(err: &(dyn StdError + 'static)) -> Self {
+        let too_large = find_cause::<FrameTooLarge>(err).is_some()
+            || find_cause::<LengthDelimitedCodecError>(err).is_some()
+            || find_cause::<LinesCodecError>(err)
+                .is_some_and(|err| matches!(err, LinesCodecError::MaxLineLengthExceeded));
+        if too_large {
+            Self::FrameTooLarge
+        } else {
+            Self::CodecError
+        }
+    }
+
+    /// Classifies an error of a connection's stack that no room inside has given a reason for.
+    pub(crate) fn of_stack(err: &(dyn StdError + 'static)) -> Self {
+        if let Some(ended) = find_cause::<ConnectionEnded>(err) {
+            return ended.reason();
+        }
+        if find_cause::<Elapsed>(err).is_some() {
+            return Self::ServiceTimeout;
+        }
+        if find_cause::<Overloaded>(err).is_some() {
+            return Self::LimitExceeded;
+        }
+        find_cause::<io::Error>(err)
+            .and_then(Self::of_io)
+            .unwrap_or(Self::ServiceError)
+    }
+}
+
+/// How far a connection of HTTP had come when it failed: what hyper's error alone does not say.
+#[cfg(feature = "http")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HttpProgress {
+    /// A request is in hand.
+    pub(crate) is_busy: bool,
+    /// The peer has finished sending.
+    pub(crate) is_peer_done: bool,
+}
+
+#[cfg(feature = "http")]
+impl EndReason {
+    /// Classifies an error of hyper's connection.
+    pub(crate) fn of_hyper(err: &(dyn StdError + 'static), progress: HttpProgress) -> Self {
+        if let Some(ended) = find_cause::<ConnectionEnded>(err) {
+            return ended.reason();
+        }
+        let of_io = || {
+            let told = Self::of_io(find_cause::<io::Error>(err)?);
+            // The stream has not failed: hyper met its end within a frame of HTTP/2.
+            let cut_off = || progress.is_peer_done.then_some(Self::Truncated);
+            Some(told.or_else(cut_off).unwrap_or(Self::IoError))
+        };
+        let Some(hyper) = find_cause::<hyper::Error>(err) else {
+            // The first bytes are read without hyper.
+            return of_io().unwrap_or(Self::ServiceError);
+        };
+        if hyper.is_user() {
+            Self::ServiceError
+        } else if hyper.is_parse_too_large() {
+            Self::FrameTooLarge
+        } else if hyper.is_parse() {
+            Self::CodecError
+        } else if hyper.is_incomplete_message() {
+            if progress.is_busy {
+                // It did not stay for the answer.
+                Self::PeerReset
+            } else {
+                Self::Truncated
+            }
+        } else if hyper.is_timeout() {
+            // An HTTP/2 ping was not answered.
+            Self::PeerReset
+        } else {
+            of_io().unwrap_or(Self::CodecError)
+        }
+    }
+
+    /// Returns whether it was the stream that failed.
+    pub(crate) fn is_of_stream(self) -> bool {
+        matches!(self, Self::PeerReset | Self::Truncated | Self::IoError)
+    }
+}

@@ -1,0 +1,196 @@
+//! How far a connection has come.
+//!
+//! ```text
+//!   Open ──▶ DrainReading ──▶ DrainRead ──▶ DrainLastFrame
+//!    │            │               │               │
+//!    ├────────────┴───────────────┴───────────────┤
+//!    ▼                                            ▼
+//!   Upgrading ───────────────────────────────▶ Ending
+//! ```
+//!
+//! An end is kept in two ledgers. *Why* it ended is in the connection's `Life`: the first reason
+//! stands, unless an error follows an orderly one. *What it leaves behind* is here, in
+//! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply, too.
+
+/// At a drain, how much is still read of what has arrived: as much as fits a socket's buffer on
+/// most systems.
+const DRAIN_READ: u32 = 256 * 1024;
+
+/// The state of an engine. Only the methods below change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Requests are read, decoded, begun and answered.
+    ///
+    /// The first state.
+    Open,
+    /// A drain reads what had arrived, which will be answered. Counts the bytes, so that a peer
+    /// that sends on cannot keep it here.
+    ///
+    /// Set by [`drain`](Self::drain).
+    DrainReading(u32),
+    /// All that had arrived was read. Only a frame that was begun is waited for; without one the
+    /// connection ends.
+    ///
+    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more, by
+    /// [`saw_bytes`](Self::saw_bytes) at the bound.
+    DrainRead,
+    /// Bytes have come since, so the next frame is the last.
+    ///
+    /// Set by [`saw_bytes`](Self::saw_bytes).
+    DrainLastFrame,
+    /// Nothing more is decoded or begun: a reply asked for the stream to be handed over once all is
+    /// written.
+    ///
+    /// Set by [`upgrade`](Self::upgrade).
+    Upgrading,
+    /// Nothing more is decoded. What is in hand is done as far as [`Leaves`] says, then the stream
+    /// is closed.
+    ///
+    /// Set by [`end`](Self::end), and never left.
+    Ending(Leaves),
+}
+
+/// What an end leaves behind. Each leaves what those above it leave, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::pipeline) enum Leaves {
+    /// Only what was not decoded: every pending request is answered.
+    Input,
+    /// Requests that were not begun.
+    Requests,
+    /// Calls in flight: what closes stands before their replies.
+    Calls,
+    /// What is not written: the stream failed, or the peer does not take it.
+    Output,
+}
+
+impl State {
+    /// # `Open` → `DrainReading`
+    ///
+    /// Called when the drain's signal is heeded. Later states do not go back.
+    pub(super) fn drain(&mut self) {
+        if *self == Self::Open {
+            *self = Self::DrainReading(0);
+        }
+    }
+
+    /// # `DrainReading` → `DrainRead` → `DrainLastFrame`
+    ///
+    /// Called for each read, of `n` bytes; `0` is the end of the stream. The first step is taken at
+    /// the bound, the second by whatever comes behind it.
+    pub(super) fn saw_bytes(&mut self, n: usize) {
+        *self = match *self {
+            Self::DrainReading(before) => {
+                let read = u32::try_from(n).map_or(DRAIN_READ, |n| before.saturating_add(n));
+                if read < DRAIN_READ {
+                    Self::DrainReading(read)
+                } else {
+                    Self::DrainRead
+                }
+            }
+            Self::DrainRead => Self::DrainLastFrame,
+            as_before => as_before,
+        };
+    }
+
+    /// # `DrainReading` → `DrainRead`
+    ///
+    /// Called when the stream has no more for now.
+    pub(super) fn drain_has_read(&mut self) {
+        if matches!(self, Self::DrainReading(_)) {
+            *self = Self::DrainRead;
+        }
+    }
+
+    /// # Any but `Ending` → `Upgrading`
+    ///
+    /// Called behind a reply that asks for it.
+    pub(super) fn upgrade(&mut self) {
+        if !self.is_ending() {
+            *self = Self::Upgrading;
+        }
+    }
+
+    /// # Any → `Ending`
+    ///
+    /// Called for every end, also for a second one. What is left behind only grows.
+    pub(super) fn end(&mut self, leaves: Leaves) {
+        *self = Self::Ending(match *self {
+            Self::Ending(before) => before.max(leaves),
+            Self::Upgrading => leaves.max(Leaves::Requests),
+            _ => leaves,
+        });
+    }
+
+    /// Returns whether a drain has read what had arrived.
+    pub(super) fn drain_was_read(self) -> bool {
+        matches!(self, Self::DrainRead | Self::DrainLastFrame)
+    }
+
+    /// Returns whether no more requests are decoded.
+    pub(super) fn is_ending(self) -> bool {
+        matches!(self, Self::Upgrading | Self::Ending(_))
+    }
+
+    /// Returns whether the connection ends and leaves at least so much behind.
+    pub(super) fn leaves(self, leaves: Leaves) -> bool {
+        match self {
+            Self::Ending(left) => left >= leaves,
+            Self::Upgrading => leaves <= Leaves::Requests,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_end_leaves_behind_only_grows() {
+        let mut state = State::Open;
+
+        state.end(Leaves::Calls);
+        state.end(Leaves::Input);
+
+        assert_eq!(state, State::Ending(Leaves::Calls));
+    }
+
+    #[test]
+    fn an_end_after_an_upgrade_leaves_the_requests_that_the_upgrade_left() {
+        let mut state = State::Open;
+
+        state.upgrade();
+        state.end(Leaves::Input);
+
+        assert_eq!(state, State::Ending(Leaves::Requests));
+    }
+
+    #[test]
+    fn an_end_is_not_taken_back_by_an_upgrade_or_a_drain() {
+        let mut state = State::Ending(Leaves::Input);
+
+        state.upgrade();
+        state.drain();
+        state.saw_bytes(1);
+        state.drain_has_read();
+
+        assert_eq!(state, State::Ending(Leaves::Input));
+    }
+
+    #[test]
+    fn bytes_move_a_drain_on_only_at_its_bound_and_behind_it() {
+        let mut state = State::Open;
+        state.saw_bytes(1);
+        assert_eq!(state, State::Open);
+
+        state.drain();
+        state.saw_bytes(DRAIN_READ as usize - 1);
+        assert_eq!(state, State::DrainReading(DRAIN_READ - 1));
+
+        state.saw_bytes(1);
+        assert_eq!(state, State::DrainRead);
+
+        state.saw_bytes(1);
+        assert_eq!(state, State::DrainLastFrame);
+    }
+}

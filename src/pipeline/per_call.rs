@@ -1,0 +1,51 @@
+use std::task::{Context, Poll};
+
+use tower_service::Service;
+
+/// Calls a clone of the service for each request, made ready when the request is at hand.
+///
+/// So a resting connection holds nothing that connections share: no permit of a shared limit, and
+/// no place in the queue for one.
+#[derive(Clone, Debug)]
+#[expect(
+    unnameable_types,
+    reason = "the service of a pipeline, which only the pipeline calls"
+)]
+pub struct PerCall<S> {
+    service: S,
+    readied: Option<S>,
+}
+
+impl<S> PerCall<S> {
+    pub(super) fn new(service: S) -> Self {
+        Self {
+            service,
+            readied: None,
+        }
+    }
+}
+
+impl<S, R> Service<R> for PerCall<S>
+where
+    S: Service<R> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let Self { service, readied } = self;
+        readied
+            .get_or_insert_with(|| service.clone())
+            .poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        match self.readied.take() {
+            Some(mut service) => service.call(request),
+            // Called without being made ready, which is the caller's mistake: the service says so
+            // in its own way.
+            None => self.service.clone().call(request),
+        }
+    }
+}
