@@ -8,6 +8,24 @@ use thiserror::Error;
 /// A boxed error, the error type of connection services, as elsewhere in Tower.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
+#[expect(unnameable_types, reason = "sealed: an alias of a bound")]
+mod sealed {
+    use super::BoxError;
+
+    /// An error that can be boxed, said in words that a compiler's message can be made of.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not an error that a service or a codec may fail with",
+        label = "`{Self}` does not convert into `BoxError`",
+        note = "implement `std::error::Error` for it (with `Send + Sync`), or fail with a \
+            `BoxError`"
+    )]
+    pub trait ServiceError: Into<BoxError> {}
+
+    #[diagnostic::do_not_recommend]
+    impl<E: Into<BoxError>> ServiceError for E {}
+}
+pub(crate) use sealed::ServiceError;
+
 /// Returns the first error of type `E` in a chain of causes. The chain begins with `err` itself.
 ///
 /// ```

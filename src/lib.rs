@@ -104,7 +104,9 @@ pub mod migration {}
 #[doc = include_str!("../PROTOCOLS.md")]
 pub mod protocols {}
 
-pub use connection::{Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase, Rewind};
+pub use connection::{
+    Address, Connection, ConnectionId, ConnectionInfo, ConnectionPhase, ConnectionService, Rewind,
+};
 pub use end::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
 pub use handle::{Handle, LiveConnection};

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use pin_project::pin_project;
 use tower_service::Service;
 
-use crate::error::BoxError;
+use crate::error::ServiceError;
 
 /// Serves all connections with one service, a clone of it for each request.
 #[derive(Clone, Debug)]
@@ -55,29 +55,117 @@ impl<K: fmt::Debug, M> fmt::Debug for MakeEventsPerConnection<K, M> {
     }
 }
 
+#[expect(
+    unnameable_types,
+    reason = "sealed: aliases of bounds, and makers of services"
+)]
 mod sealed {
     use super::*;
+
+    /// `T`, if it is known what `Self` is.
+    ///
+    /// A builder makes its result of it, for the sake of what the compiler prints. Where the builder
+    /// rejects a service, the service's future is unknown, and so is the result. Then a function that
+    /// takes the result does not reject it once more.
+    pub trait Known<T> {
+        type Type;
+    }
+
+    impl<S: ?Sized, T> Known<T> for S {
+        type Type = T;
+    }
+
+    /// A service that can be cloned for each request.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not `Clone`, and one service for all connections is cloned for \
+            each request",
+        label = "not `Clone`",
+        note = "make a service for each connection (`make_service`), or put \
+            `tower::buffer::BufferLayer` around the one; `RateLimit` needs either"
+    )]
+    pub trait CloneForRequest: Clone {}
+
+    #[diagnostic::do_not_recommend]
+    impl<S: Clone> CloneForRequest for S {}
+
+    /// A service that can be cloned for each connection.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not `Clone`, and is cloned for each connection here",
+        label = "not `Clone`",
+        note = "derive `Clone`, put `tower::buffer::BufferLayer` around it, or move the layer \
+            that is not `Clone` (`RateLimit`) outside"
+    )]
+    pub trait CloneForConnection: Clone {}
+
+    #[diagnostic::do_not_recommend]
+    impl<S: Clone> CloneForConnection for S {}
+
+    /// A service that serves the requests of all connections, and the maker that it becomes.
+    #[diagnostic::on_unimplemented(
+        message = "expected a service of what the codec decodes, `{R}`",
+        label = "not a `Service<{R}>`",
+        note = "wrap a function in `tower::service_fn`; a service made for each connection is \
+            given to `make_service`; a layer of connections goes around the pipeline"
+    )]
+    pub trait SharedService<R> {
+        type Maker;
+
+        fn into_maker(self) -> Self::Maker;
+    }
+
+    impl<S, R> SharedService<R> for S
+    where
+        S: Service<R>,
+    {
+        type Maker = <S::Future as Known<ClonePerRequest<S>>>::Type;
+
+        fn into_maker(self) -> ClonePerRequest<S> {
+            ClonePerRequest(self)
+        }
+    }
+
+    /// A service that makes those of connections, and the maker that it becomes.
+    #[diagnostic::on_unimplemented(
+        message = "expected a service that makes services, of `{Target}`",
+        label = "not a `Service<{Target}>`",
+        note = "a make-service is `service_fn(|target: {Target}| ..)`; a service of requests is \
+            given to `service`"
+    )]
+    pub trait MakeService<Target> {
+        type Maker;
+
+        fn into_maker(self) -> Self::Maker;
+    }
+
+    impl<K, Target> MakeService<Target> for K
+    where
+        K: Service<Target>,
+    {
+        type Maker = <K::Future as Known<MakePerConnection<K>>>::Type;
+
+        fn into_maker(self) -> MakePerConnection<K> {
+            MakePerConnection(self)
+        }
+    }
 
     /// Makes the service of each connection.
     ///
     /// `Target` is what a make-service is called with: a connection's `Peer`, or its
     /// `ConnectionInfo`.
-    #[expect(
-        unnameable_types,
-        reason = "sealed: a service for all, or one for each"
-    )]
     pub trait Maker<Target> {
         type Service;
-        type Error: Into<BoxError>;
+        type Error: ServiceError;
         type Future: Future<Output = Result<Self::Service, Self::Error>> + Send + 'static;
 
         /// Makes the service of one connection. `target` is called only by a maker that wants it.
         fn make(&self, target: impl FnOnce() -> Target) -> Self::Future;
     }
 }
-pub(crate) use sealed::Maker;
+pub(crate) use sealed::{
+    CloneForConnection, CloneForRequest, Known, MakeService, Maker, SharedService,
+};
 
-impl<Target, S: Clone + Send + 'static> Maker<Target> for ClonePerRequest<S> {
+impl<Target, S: CloneForRequest + Send + 'static> Maker<Target> for ClonePerRequest<S> {
     type Service = S;
     type Error = Infallible;
     type Future = Ready<Result<S, Infallible>>;
@@ -90,8 +178,8 @@ impl<Target, S: Clone + Send + 'static> Maker<Target> for ClonePerRequest<S> {
 impl<Target, K> Maker<Target> for MakePerConnection<K>
 where
     Target: Send + 'static,
-    K: Service<Target> + Clone + Send + 'static,
-    K::Error: Into<BoxError>,
+    K: Service<Target> + CloneForConnection + Send + 'static,
+    K::Error: ServiceError,
     K::Future: Send + 'static,
 {
     type Service = K::Response;
@@ -113,7 +201,7 @@ pub(crate) fn oneshot<S: Service<R>, R>(service: S, request: R) -> Oneshot<S, R>
     Oneshot(State::NotReady(service, Some(request)))
 }
 
-/// The future of [`oneshot`]: tower's, without that dependency in a public type.
+/// The future of `oneshot`: tower's, without that dependency in a public type.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct Oneshot<S: Service<R>, R>(#[pin] State<S, R>);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use tokio::io::DuplexStream;
-use tokio_util::codec::{BytesCodec, LinesCodec};
+use tokio_util::codec::{BytesCodec, LengthDelimitedCodec, LinesCodec};
 use tower::limit::{GlobalConcurrencyLimitLayer, RateLimitLayer};
 use tower::spawn_ready::SpawnReadyLayer;
 use tower::timeout::TimeoutLayer;
@@ -436,14 +436,21 @@ mod where_a_codec_encodes_several_types {
     }
 
     #[test]
+    fn nor_does_it_if_only_one_of_the_types_is_a_reply_to_it() {
+        is_served(Pipeline::new(LengthDelimitedCodec::new).service(service_fn(
+            |frame: bytes::BytesMut| async move { Ok::<_, Infallible>(frame.freeze()) },
+        )));
+    }
+
+    #[test]
     fn other_replies_need_the_type_of_the_frames() {
         is_served(
-            Pipeline::new(LinesCodec::new).service::<_, String>(service_fn(
+            Pipeline::new(LinesCodec::new).service::<String, _>(service_fn(
                 |line: String| async move { Ok::<_, Infallible>(Some(line)) },
             )),
         );
         is_served(
-            Pipeline::new(BytesCodec::new).service::<_, Bytes>(service_fn(
+            Pipeline::new(BytesCodec::new).service::<Bytes, _>(service_fn(
                 |bytes: bytes::BytesMut| async move { Ok::<_, Infallible>(vec![bytes.freeze()]) },
             )),
         );

@@ -13,8 +13,8 @@ use tower_service::Service;
 use super::{ConnectionLimit, LimitedFuture, Permit};
 use crate::connection::Connection;
 use crate::end::EndReason;
-use crate::error::BoxError;
-use crate::make::oneshot;
+use crate::error::{BoxError, ServiceError};
+use crate::make::{CloneForConnection, oneshot};
 
 /// The time the overflow service has. It writes to an empty socket, and nothing waits for the peer.
 const TIME: Duration = Duration::from_secs(1);
@@ -74,9 +74,9 @@ impl<Io, S, O> Service<Connection<Io>> for Overflow<S, O>
 where
     Io: Send + 'static,
     S: Service<Connection<Io>>,
-    S::Error: Into<BoxError>,
-    O: Service<Connection<Io>> + Clone + Send + 'static,
-    O::Error: Into<BoxError>,
+    S::Error: ServiceError,
+    O: Service<Connection<Io>> + CloneForConnection + Send + 'static,
+    O::Error: ServiceError,
     O::Future: Send,
 {
     type Response = Option<S::Response>;

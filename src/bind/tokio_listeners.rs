@@ -19,10 +19,10 @@ use super::{Listener, ListenerClosed, Sockets};
 /// not removed. For other options give the listener to
 /// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a source of connections",
-    label = "not a listener",
-    note = "implement `tower_tcp::bind::Listener`, or pass a `TcpListener` or `UnixListener` of tokio",
-    note = "an address, or a listener of std, goes to `Server::bind`"
+    message = "`{Self}` is not a listener",
+    label = "does not implement `tower_tcp::bind::Listener`",
+    note = "give an address, or a listener of `std`, to `Server::bind`; implement `Listener` for \
+        one of your own"
 )]
 pub trait IntoListener: Sized {
     /// The listener that it becomes.
@@ -36,6 +36,7 @@ pub trait IntoListener: Sized {
     fn into_listener(self) -> Self::Listener;
 }
 
+#[diagnostic::do_not_recommend]
 impl<L: Listener> IntoListener for L {
     type Listener = L;
 

@@ -6,6 +6,7 @@ mod life;
 mod origin;
 mod phase;
 mod rewind;
+mod service;
 
 use std::any::Any;
 use std::fmt;
@@ -25,6 +26,7 @@ pub use origin::ConnectionId;
 pub(crate) use origin::Origin;
 pub use phase::ConnectionPhase;
 pub use rewind::Rewind;
+pub use service::ConnectionService;
 
 /// A connection on its way through the stack: the stream, and the facts about it.
 ///

@@ -23,20 +23,36 @@ use super::{Http, HttpSettings};
 use crate::connection::{Connection, ConnectionInfo};
 use crate::deadline::{Borrower, Deadlines, Watch};
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::BoxError;
-use crate::make::Maker;
+use crate::error::{BoxError, ServiceError};
+use crate::make::{CloneForRequest, Maker};
 use crate::signals::Signal;
+
+#[expect(unnameable_types, reason = "sealed: an alias of bounds")]
+mod sealed {
+    use super::*;
+
+    /// A body that can be sent from any thread.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not the body of an HTTP response",
+        label = "the service answers with a `Response<{Self}>`",
+        note = "a body is an `http_body::Body` with `Send` data and an error that converts into \
+            `BoxError`, such as `String` or `Full<Bytes>`"
+    )]
+    pub trait ResponseBody: Body<Data: Send, Error: ServiceError> + Send + 'static {}
+
+    #[diagnostic::do_not_recommend]
+    impl<B: Body<Data: Send, Error: ServiceError> + Send + 'static> ResponseBody for B {}
+}
+use sealed::ResponseBody;
 
 impl<Io, K, S, B> Service<Connection<Io>> for Http<K>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     K: Maker<ConnectionInfo, Service = S>,
-    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
+    S: Service<Request<RequestBody>, Response = Response<B>> + CloneForRequest + Send + 'static,
+    S::Error: ServiceError,
     S::Future: Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
+    B: ResponseBody,
 {
     type Response = EndReason;
     type Error = BoxError;

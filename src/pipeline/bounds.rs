@@ -1,31 +1,112 @@
-//! What the parts of a pipeline ask of the user's types, each said once. [`Pipeline`](super::Pipeline) itself spells it out for its readers.
+//! The bounds of a pipeline on its user's types, in words that the compiler quotes when one does not
+//! hold.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use super::event::Event;
-use crate::error::BoxError;
+use crate::error::ServiceError;
+use crate::make::Known;
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Stream for Io {}
 
-pub(super) trait Codec<T>:
-    Decoder<Error: Into<BoxError>> + Encoder<T, Error: Into<BoxError>>
-{
-}
+#[expect(unnameable_types, reason = "sealed: aliases of bounds")]
+mod sealed {
+    use super::*;
 
-impl<C, T> Codec<T> for C where C: Decoder<Error: Into<BoxError>> + Encoder<T, Error: Into<BoxError>>
-{}
+    /// A function that makes codecs.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not a function that makes codecs",
+        label = "each connection needs a codec of its own",
+        note = "give the function, such as `Lines::default`, or a closure, such as \
+            `|| Lines::default().max_line(1024)`"
+    )]
+    pub trait MakeCodec {
+        type Codec: Decoder;
+        type Make;
 
-/// A service of a connection's events, which answers with `A`.
-pub(super) trait Events<R, M, A>:
-    Service<Event<R, M>, Response: Into<A>, Error: Into<BoxError>>
-{
-}
+        fn into_make(self) -> Self::Make;
+    }
 
-impl<S, R, M, A> Events<R, M, A> for S where
-    S: Service<Event<R, M>, Response: Into<A>, Error: Into<BoxError>>
-{
+    impl<F, C> MakeCodec for F
+    where
+        F: Fn() -> C,
+        C: Decodes,
+    {
+        type Codec = C;
+        type Make = <C::Item as Known<F>>::Type;
+
+        fn into_make(self) -> F {
+            self
+        }
+    }
+
+    /// A codec that encodes `T`.
+    #[diagnostic::on_unimplemented(
+        message = "the codec `{Self}` does not encode replies of `{T}`",
+        label = "not an `Encoder<{T}>`",
+        note = "a pipeline's codec decodes requests and encodes the frames of replies; \
+            `frame::InOut` joins two codecs"
+    )]
+    pub trait TwoWay<T>:
+        Decoder<Error = <Self as TwoWay<T>>::DecodeError>
+        + Encoder<T, Error = <Self as TwoWay<T>>::EncodeError>
+    {
+        type DecodeError;
+        type EncodeError;
+    }
+
+    #[diagnostic::do_not_recommend]
+    impl<C: Decoder + Encoder<T>, T> TwoWay<T> for C {
+        type DecodeError = <C as Decoder>::Error;
+        type EncodeError = <C as Encoder<T>>::Error;
+    }
+
+    /// A codec that encodes `T`, with errors that a connection can end with.
+    pub trait Codec<T>: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
+
+    impl<C, T> Codec<T> for C where C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
+
+    /// A codec, as far as requests go.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not a codec",
+        label = "does not implement `tokio_util::codec::Decoder`",
+        note = "implement `Decoder` for the requests, and `Encoder` for the frames of replies"
+    )]
+    pub trait Decodes: Decoder {}
+
+    #[diagnostic::do_not_recommend]
+    impl<C: Decoder> Decodes for C {}
+
+    /// What converts into `A`: a `Reply`, or an `Upgrade`.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not a reply here: it does not convert into `{A}`",
+        label = "the service answers with `{Self}`",
+        note = "answer with a frame that the codec encodes, an `Option` or `Vec` of frames, or a \
+            `Reply`; an `Upgrade` needs `.on_upgrade(..)`, without `in_flight`"
+    )]
+    pub trait IntoReply<A>: Into<A> {}
+
+    #[diagnostic::do_not_recommend]
+    impl<R: Into<A>, A> IntoReply<A> for R {}
+
+    /// A service of a connection's events, which answers with `A`.
+    #[diagnostic::on_unimplemented(
+        message = "expected a service of `Event<{R}, {M}>`",
+        label = "not a `Service<Event<{R}, {M}>>`",
+        note = "a service of requests alone is given to `service`, or made by `make_service`"
+    )]
+    pub trait Events<R, M, A>:
+        Service<Event<R, M>, Response: IntoReply<A>, Error: ServiceError>
+    {
+    }
+
+    impl<S, R, M, A> Events<R, M, A> for S where
+        S: Service<Event<R, M>, Response: IntoReply<A>, Error: ServiceError>
+    {
+    }
 }
+pub(super) use sealed::{Codec, Events, MakeCodec};

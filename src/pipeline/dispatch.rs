@@ -30,20 +30,35 @@ pub struct InFlight;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Multiplexed;
 
+#[expect(
+    unnameable_types,
+    reason = "sealed: the ways of dispatch are these three"
+)]
 mod sealed {
     use super::*;
 
-    /// Runs calls until there are no more, or the connection must close.
-    #[expect(
-        unnameable_types,
-        reason = "sealed: the ways of dispatch are these three"
+    /// Runs one request at a time.
+    #[diagnostic::on_unimplemented(
+        message = "`on_upgrade` needs a pipeline that runs one request at a time",
+        label = "several requests run at the same time",
+        note = "remove `in_flight` or `multiplexed`: with several requests in flight it is \
+            unknown what follows the reply that upgrades"
     )]
+    pub trait OneRequest {
+        type Dispatch;
+    }
+
+    /// Runs calls until there are no more, or the connection must close.
     pub trait Dispatch<Io, C: Decoder, T, M, S, A>: Send + Sync + 'static {
         #[expect(private_interfaces, reason = "sealed: nobody else names it")]
         fn run(calls: Calls<'_, Io, C, T, M, S, A>) -> impl Future<Output = ()> + Send;
     }
 }
-pub(super) use sealed::Dispatch;
+pub(super) use sealed::{Dispatch, OneRequest};
+
+impl OneRequest for OneAtATime {
+    type Dispatch = Self;
+}
 
 macro_rules! dispatch {
     ($name:ty, |$calls:ident| $run:expr) => {

@@ -7,17 +7,41 @@ use tower_service::Service;
 use super::event::Requests;
 use super::peer::Peer;
 use super::per_call::PerCall;
-use crate::error::BoxError;
-use crate::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection, Maker};
+use crate::error::ServiceError;
+use crate::make::{
+    CloneForConnection, CloneForRequest, ClonePerRequest, Known, MakeEventsPerConnection,
+    MakePerConnection, Maker,
+};
 
+#[expect(unnameable_types, reason = "sealed: makers of services")]
 mod sealed {
     use super::*;
 
-    /// Makes the service of a connection's events.
-    #[expect(
-        unnameable_types,
-        reason = "sealed: a service for all, or one for each"
+    /// A service that makes those of connections with messages, and the maker that it becomes.
+    #[diagnostic::on_unimplemented(
+        message = "expected a service that makes services of events, of `Peer<{T}, {M}>`",
+        label = "not a `Service<Peer<{T}, {M}>>`",
+        note = "a make-service is `service_fn(|peer: Peer<Frame, Message>| ..)`; a service of \
+            requests is given to `service`"
     )]
+    pub trait MakeEventService<T, M> {
+        type Maker;
+
+        fn into_maker(self) -> Self::Maker;
+    }
+
+    impl<K, T, M> MakeEventService<T, M> for K
+    where
+        K: Service<Peer<T, M>>,
+    {
+        type Maker = <K::Future as Known<MakeEventsPerConnection<K, M>>>::Type;
+
+        fn into_maker(self) -> MakeEventsPerConnection<K, M> {
+            MakeEventsPerConnection::new(self)
+        }
+    }
+
+    /// Makes the service of a connection's events.
     pub trait EventMaker<T> {
         type Message: Send + 'static;
         type Maker: Maker<Peer<T, Self::Message>>;
@@ -34,11 +58,11 @@ mod sealed {
     pub(super) type Made<T, K> =
         <<K as EventMaker<T>>::Maker as Maker<Peer<T, <K as EventMaker<T>>::Message>>>::Service;
 }
-pub(super) use sealed::EventMaker;
+pub(super) use sealed::{EventMaker, MakeEventService};
 
 impl<T, S> EventMaker<T> for ClonePerRequest<S>
 where
-    S: Clone + Send + 'static,
+    S: CloneForRequest + Send + 'static,
 {
     type Message = Infallible;
     type Maker = Self;
@@ -56,8 +80,8 @@ where
 impl<T, K> EventMaker<T> for MakePerConnection<K>
 where
     T: Send + 'static,
-    K: Service<Peer<T>> + Clone + Send + 'static,
-    K::Error: Into<BoxError>,
+    K: Service<Peer<T>> + CloneForConnection + Send + 'static,
+    K::Error: ServiceError,
     K::Future: Send + 'static,
 {
     type Message = Infallible;
@@ -77,8 +101,8 @@ impl<T, M, K> EventMaker<T> for MakeEventsPerConnection<K, M>
 where
     T: Send + 'static,
     M: Send + 'static,
-    K: Service<Peer<T, M>> + Clone + Send + 'static,
-    K::Error: Into<BoxError>,
+    K: Service<Peer<T, M>> + CloneForConnection + Send + 'static,
+    K::Error: ServiceError,
     K::Future: Send + 'static,
 {
     type Message = M;

@@ -92,12 +92,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use tokio_util::codec::Decoder;
-use tower_service::Service;
 
 use crate::close::Linger;
 use crate::deadline::Deadlines;
-use crate::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection};
+use crate::make::{MakeService, SharedService};
+use bounds::MakeCodec;
+use dispatch::OneRequest;
 use engine::{ErrorPolicy, Order, Settings};
+use maker::MakeEventService;
+use upgrade::WithoutUpgrade;
 
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
 pub use event::Event;
@@ -128,18 +131,24 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
 
 impl<F> Pipeline<F, (), (), OneAtATime> {
     /// Begins a pipeline of the codecs that `codec` makes, one for each connection.
+    ///
+    /// `codec` is a function without arguments that returns a [`Decoder`]: `Lines::default`, say.
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
     )]
-    pub fn new<C>(codec: F) -> PipelineBuilder<F>
+    pub fn new<M>(codec: M) -> PipelineBuilder<F>
     where
-        F: Fn() -> C,
-        C: Decoder,
+        M: MakeCodec<Make = F>, // a function: `Fn() -> C`, of a codec `C`
     {
-        PipelineBuilder { codec }
+        PipelineBuilder {
+            codec: codec.into_make(),
+        }
     }
 }
+
+/// The items of the codecs that `F` makes.
+type Request<F> = <<F as MakeCodec>::Codec as Decoder>::Item;
 
 /// A pipeline that has no service yet. Made by [`Pipeline::new`].
 #[derive(Clone, Debug)]
@@ -151,9 +160,18 @@ pub struct PipelineBuilder<F> {
 impl<F> PipelineBuilder<F> {
     /// Serves the requests of all connections with one service, a clone of it for each request.
     ///
+    /// `service` is a [`Service`](tower_service::Service) of the codec's items that is `Clone`. Its
+    /// response converts into a [`Reply<T>`](Reply), its error into a [`BoxError`](crate::BoxError).
+    ///
     /// The clone is made ready when its request is at hand, so idle connections hold nothing of what is shared.
-    pub fn service<S, T>(self, service: S) -> Pipeline<F, ClonePerRequest<S>, T> {
-        Pipeline::with(self.codec, ClonePerRequest(service))
+    pub fn service<T, K>(
+        self,
+        service: impl SharedService<Request<F>, Maker = K>, // of requests (`Peer`: `make_service`)
+    ) -> Pipeline<F, K, T>
+    where
+        F: MakeCodec,
+    {
+        Pipeline::with(self.codec, service.into_maker())
     }
 
     /// Serves the requests of each connection with a service made for it: `make` is a service that is given the [`Peer`].
@@ -162,22 +180,19 @@ impl<F> PipelineBuilder<F> {
     /// long the greeting, and turn it away by failing. It has [10 s](Deadlines::make_service).
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
-    pub fn make_service<K, T>(self, make: K) -> Pipeline<F, MakePerConnection<K>, T>
-    where
-        K: Service<Peer<T>> + Clone,
-    {
-        Pipeline::with(self.codec, MakePerConnection(make))
+    pub fn make_service<T, K>(
+        self,
+        make: impl MakeService<Peer<T>, Maker = K>, // of a `Peer` (requests: `service`)
+    ) -> Pipeline<F, K, T> {
+        Pipeline::with(self.codec, make.into_maker())
     }
 
     /// As [`make_service`](Self::make_service), with services that take messages besides requests: see [`Event`].
-    pub fn make_event_service<K, T, M>(
+    pub fn make_event_service<T, M, K>(
         self,
-        make: K,
-    ) -> Pipeline<F, MakeEventsPerConnection<K, M>, T>
-    where
-        K: Service<Peer<T, M>> + Clone,
-    {
-        Pipeline::with(self.codec, MakeEventsPerConnection::new(make))
+        make: impl MakeEventService<T, M, Maker = K>, // of a `Peer<T, M>`
+    ) -> Pipeline<F, K, T> {
+        Pipeline::with(self.codec, make.into_maker())
     }
 }
 
@@ -236,7 +251,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     }
 }
 
-impl<F, K, T> Pipeline<F, K, T> {
+impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// Says what takes the stream over behind a [`Reply::upgrade`]: any connection service, of the stream with what is
     /// buffered. Another pipeline, say, behind a hook that does a TLS handshake (STARTTLS), or a raw service.
     ///
@@ -286,61 +301,68 @@ impl<F, K, T> Pipeline<F, K, T> {
     ///     Ok::<Upgrade<Bytes>, BoxError>(Reply::from(line).upgrade())
     /// });
     /// let pipeline = Pipeline::new(Lines::default).service(lines).in_flight(8);
-    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // `Reply<Bytes>: From<Upgrade<Bytes>>` does not hold
+    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // an `Upgrade` is no `Reply`
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
     #[doc(alias = "takeover")]
     #[doc(alias = "on_takeover")]
-    pub fn on_upgrade<S>(self, next: S) -> Pipeline<F, K, T, OneAtATime, OnUpgrade<S>> {
+    pub fn on_upgrade<S, E>(self, next: S) -> Pipeline<F, K, T, E, OnUpgrade<S>>
+    where
+        D: OneRequest<Dispatch = E>,
+    {
         let Self {
             codec,
             maker,
-            next: NoUpgrade,
+            next: _,
             settings,
-            types,
+            types: _,
         } = self;
         Pipeline {
             codec,
             maker,
             next: OnUpgrade(next),
             settings,
-            types,
+            types: PhantomData,
         }
     }
+}
 
+impl<F, K, T, N> Pipeline<F, K, T, OneAtATime, N> {
     /// Lets `n` requests of a connection run at the same time; replies go out in the order of the requests. `0` counts as 1.
     #[must_use]
     #[doc(alias = "pipelining")]
     #[doc(alias = "concurrency")]
-    pub fn in_flight(self, n: usize) -> Pipeline<F, K, T, InFlight> {
+    pub fn in_flight<E>(self, n: usize) -> Pipeline<F, K, T, InFlight, E>
+    where
+        N: WithoutUpgrade<Next = E>,
+    {
         self.dispatched(n, Order::AsAsked)
     }
 
     /// Lets `n` requests of a connection run at the same time; replies go out as they finish, so the protocol has to tag
     /// them. `0` counts as 1.
     #[must_use]
-    pub fn multiplexed(self, n: usize) -> Pipeline<F, K, T, Multiplexed> {
+    pub fn multiplexed<E>(self, n: usize) -> Pipeline<F, K, T, Multiplexed, E>
+    where
+        N: WithoutUpgrade<Next = E>,
+    {
         self.dispatched(n, Order::AsFinished)
     }
 
-    fn dispatched<E>(self, n: usize, order: Order) -> Pipeline<F, K, T, E> {
-        let Self {
-            codec,
-            maker,
-            next,
-            mut settings,
-            types: _,
-        } = self;
-        let changed = Arc::make_mut(&mut settings);
+    fn dispatched<D>(mut self, n: usize, order: Order) -> Pipeline<F, K, T, D, N::Next>
+    where
+        N: WithoutUpgrade,
+    {
+        let changed = Arc::make_mut(&mut self.settings);
         changed.in_flight = n.max(1);
         changed.order = order;
         Pipeline {
-            codec,
-            maker,
-            next,
-            settings,
+            codec: self.codec,
+            maker: self.maker,
+            next: self.next.into_next(),
+            settings: self.settings,
             types: PhantomData,
         }
     }

@@ -5,7 +5,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::peer::Peer;
-use crate::error::BoxError;
+use crate::error::{BoxError, ServiceError};
+use crate::make::{CloneForConnection, Known};
 
 /// Runs a function for each peer before its service is made: to greet it, to turn it away by failing, to enter it in a
 /// [`Registry`](crate::registry::Registry), to be told of its end ([`Peer::on_end`]).
@@ -69,14 +70,15 @@ where
     M: Send + 'static,
     F: FnMut(Peer<T, M>) -> Connected,
     Connected: Future<Output = Result<(), E>> + Send + 'static,
-    E: Into<BoxError>,
-    K: Service<Peer<T, M>> + Clone + Send + 'static,
-    K::Error: Into<BoxError>,
+    E: ServiceError,
+    K: Service<Peer<T, M>> + CloneForConnection + Send + 'static,
+    K::Error: ServiceError,
     K::Future: Send,
 {
     type Response = K::Response;
     type Error = BoxError;
-    type Future = OnConnectFuture<K::Response>;
+    // Unknown where `Connected` gives no `Result<(), E>`, so that the compiler says that once.
+    type Future = <E as Known<OnConnectFuture<K::Response>>>::Type;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)

@@ -2,6 +2,8 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
+use crate::make::CloneForRequest;
+
 /// Calls a clone of the service for each request, made ready when the request is at hand.
 ///
 /// So a resting connection holds nothing that connections share: no permit of a shared limit, and
@@ -27,7 +29,7 @@ impl<S> PerCall<S> {
 
 impl<S, R> Service<R> for PerCall<S>
 where
-    S: Service<R> + Clone,
+    S: Service<R> + CloneForRequest,
 {
     type Response = S::Response;
     type Error = S::Error;

@@ -8,15 +8,13 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use super::Pipeline;
-use super::bounds::{Codec, Stream};
+use super::bounds::{Codec, Events, Stream};
 use super::calls::Calls;
 use super::dispatch::{CatchPanic, Dispatch};
 use super::engine::Engine;
-use super::event::Event;
 use super::maker::EventMaker;
 use super::upgrade::Next;
 use crate::connection::{Connection, Rewind};
@@ -29,16 +27,10 @@ impl<Io, F, C, K, S, T, D, N> Service<Connection<Io>> for Pipeline<F, K, T, D, N
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn() -> C,
-    C: Decoder + Encoder<T> + Send + 'static,
-    C::Item: Send,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<T>>::Error: Into<BoxError>,
+    C: Codec<T, Item: Send> + Send + 'static,
     T: Send + 'static,
     K: EventMaker<T, Service = S>,
-    S: Service<Event<C::Item, K::Message>> + Send + 'static,
-    S::Response: Into<N::Answer> + Send,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
+    S: Events<C::Item, K::Message, N::Answer, Response: Send, Future: Send> + Send + 'static,
     D: Dispatch<Io, C, T, K::Message, S, N::Answer>,
     N: Next<Io, T>,
 {

@@ -1,11 +1,9 @@
 //! Handing a connection's stream to another service, between two frames.
 
-use tower_service::Service;
-
 use super::reply::{Answer, Reply, Upgrade};
-use crate::connection::{Connection, Rewind};
+use crate::connection::{Connection, ConnectionService, Rewind};
 use crate::error::BoxError;
-use crate::make::readied;
+use crate::make::{CloneForConnection, readied};
 
 /// No service takes over: the replies of such a pipeline cannot ask for it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,14 +13,27 @@ pub struct NoUpgrade;
 #[derive(Clone, Debug)]
 pub struct OnUpgrade<N>(pub(super) N);
 
+#[expect(
+    unnameable_types,
+    reason = "sealed: nothing comes after it, or a service"
+)]
 mod sealed {
     use super::*;
 
-    /// What comes after a pipeline.
-    #[expect(
-        unnameable_types,
-        reason = "sealed: nothing comes after it, or a service"
+    /// Nothing comes after the pipeline.
+    #[diagnostic::on_unimplemented(
+        message = "`in_flight` and `multiplexed` do not go with `on_upgrade`",
+        label = "this pipeline has `on_upgrade`",
+        note = "remove `in_flight` or `multiplexed`: with several requests in flight it is \
+            unknown what follows the reply that upgrades"
     )]
+    pub trait WithoutUpgrade {
+        type Next;
+
+        fn into_next(self) -> Self::Next;
+    }
+
+    /// What comes after a pipeline.
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 
@@ -34,7 +45,15 @@ mod sealed {
         ) -> impl Future<Output = Result<(), BoxError>> + Send;
     }
 }
-pub(super) use sealed::Next;
+pub(super) use sealed::{Next, WithoutUpgrade};
+
+impl WithoutUpgrade for NoUpgrade {
+    type Next = Self;
+
+    fn into_next(self) -> Self {
+        self
+    }
+}
 
 impl<Io: Send, T> Next<Io, T> for NoUpgrade {
     type Answer = Reply<T>;
@@ -53,9 +72,7 @@ impl<Io: Send, T> Next<Io, T> for NoUpgrade {
 impl<Io, T, N> Next<Io, T> for OnUpgrade<N>
 where
     Io: Send,
-    N: Service<Connection<Rewind<Io>>> + Clone + Send + 'static,
-    N::Error: Into<BoxError>,
-    N::Future: Send,
+    N: ConnectionService<Rewind<Io>> + CloneForConnection,
 {
     type Answer = Upgrade<T>;
 

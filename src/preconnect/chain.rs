@@ -5,8 +5,8 @@ use tower_service::Service;
 
 use super::when::When;
 use crate::connection::{Connection, ConnectionInfo};
-use crate::error::BoxError;
-use crate::make::oneshot;
+use crate::error::{BoxError, ServiceError};
+use crate::make::{CloneForConnection, oneshot};
 
 /// Combinators for pre-connect hooks.
 pub trait PreConnectExt: Sized {
@@ -63,10 +63,10 @@ pub struct Chain<F, N> {
 impl<A, B, C, F, N> Service<Connection<A>> for Chain<F, N>
 where
     F: Service<Connection<A>, Response = Connection<B>>,
-    F::Error: Into<BoxError>,
+    F::Error: ServiceError,
     F::Future: Send + 'static,
-    N: Service<Connection<B>, Response = Connection<C>> + Clone + Send + 'static,
-    N::Error: Into<BoxError>,
+    N: Service<Connection<B>, Response = Connection<C>> + CloneForConnection + Send + 'static,
+    N::Error: ServiceError,
     N::Future: Send,
     B: Send,
 {

@@ -58,8 +58,8 @@ use tracing::Instrument;
 use crate::connection::{Connection, ConnectionPhase, Life};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, find_cause};
-use crate::make::{oneshot, readied};
+use crate::error::{BoxError, ServiceError, find_cause};
+use crate::make::{CloneForConnection, oneshot, readied};
 
 pub use chain::{Chain, PreConnectExt};
 pub use detect::{Detection, Protocol};
@@ -164,11 +164,11 @@ impl<A, B, H, S> Service<Connection<A>> for PreConnect<H, S>
 where
     A: Send + 'static,
     B: Send + 'static,
-    H: Service<Connection<A>, Response = Connection<B>> + Clone + Send + 'static,
-    H::Error: Into<BoxError>,
+    H: Service<Connection<A>, Response = Connection<B>> + CloneForConnection + Send + 'static,
+    H::Error: ServiceError,
     H::Future: Send,
-    S: Service<Connection<B>> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
+    S: Service<Connection<B>> + CloneForConnection + Send + 'static,
+    S::Error: ServiceError,
     S::Future: Send,
 {
     type Response = S::Response;
@@ -210,9 +210,9 @@ async fn through<A, B, H, S>(
 ) -> Result<(S, Connection<B>), BoxError>
 where
     H: Service<Connection<A>, Response = Connection<B>>,
-    H::Error: Into<BoxError>,
+    H::Error: ServiceError,
     S: Service<Connection<B>>,
-    S::Error: Into<BoxError>,
+    S::Error: ServiceError,
 {
     let conn = oneshot(hook, conn).await.map_err(rejected)?;
     readied(&mut inner).await.map_err(Into::into)?;

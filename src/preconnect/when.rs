@@ -5,8 +5,8 @@ use tokio_util::either::Either;
 use tower_service::Service;
 
 use crate::connection::{Connection, ConnectionInfo};
-use crate::error::BoxError;
-use crate::make::oneshot;
+use crate::error::{BoxError, ServiceError};
+use crate::make::{CloneForConnection, oneshot};
 
 /// A hook for some connections. Created by [`PreConnectExt::when`](super::PreConnectExt::when).
 #[derive(Clone, Debug)]
@@ -19,8 +19,8 @@ impl<A, B, H, P> Service<Connection<A>> for When<H, P>
 where
     A: Send + 'static,
     B: Send + 'static,
-    H: Service<Connection<A>, Response = Connection<B>> + Clone + Send + 'static,
-    H::Error: Into<BoxError>,
+    H: Service<Connection<A>, Response = Connection<B>> + CloneForConnection + Send + 'static,
+    H::Error: ServiceError,
     H::Future: Send,
     P: Fn(&ConnectionInfo) -> bool,
 {

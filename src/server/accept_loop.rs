@@ -12,7 +12,7 @@ use super::workers::{Seat, Workers};
 use crate::accept::{AcceptErrorAction, Stall, classify, error_type};
 use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionService};
 use crate::error::{BoxError, Error, Panicked};
 use crate::handle::{Phase, ServerState};
 use crate::signals::poll_looked;
@@ -46,10 +46,7 @@ pub(super) enum Until {
 impl<'a, L, S> AcceptLoop<'a, L, S>
 where
     L: Listener,
-    S: Service<Connection<L::Io>>,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
+    S: ConnectionService<L::Io>,
 {
     pub(super) fn new(
         listener: L,

@@ -14,12 +14,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_layer::Layer;
-use tower_service::Service;
 
 use crate::bind::{Endpoint, IntoListener, Listener, Sockets};
-use crate::connection::Connection;
+use crate::connection::ConnectionService;
 use crate::end::EndReason;
-use crate::error::{BoxError, Error};
+use crate::error::Error;
 use crate::handle::{Handle, Phase, ServerState};
 use crate::signals::Report;
 use accept_loop::{AcceptErrorPolicy, AcceptLoop, Until};
@@ -95,12 +94,12 @@ impl<L: Listener> Server<L> {
     /// The returned futures run in a task each. The response is ignored. Use [`Connection::on_end`]
     /// to learn how a connection ended. [`layers`](crate::layers) lists what each of tower's layers
     /// does here.
+    ///
+    /// [`Connection`]: crate::Connection
+    /// [`Connection::on_end`]: crate::Connection::on_end
     pub fn serve<S>(self, stack: S) -> Serve
     where
-        S: Service<Connection<L::Io>> + Send + 'static,
-        S::Response: 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send + 'static,
+        S: ConnectionService<L::Io>, // requests go into a `Pipeline`, or an `Http`
     {
         Serve {
             state: Arc::clone(&self.handle.0),
@@ -178,10 +177,7 @@ impl Drop for CutOff {
 async fn serve<L, S>(server: Server<L>, stack: S) -> Result<Report, Error>
 where
     L: Listener,
-    S: Service<Connection<L::Io>> + Send + 'static,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
+    S: ConnectionService<L::Io>,
 {
     // Created first and so dropped last: connections are aborted before their runtime stops.
     let mut workers = Workers::start(server.runtimes, server.handle.name())
