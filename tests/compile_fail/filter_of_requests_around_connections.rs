@@ -1,0 +1,28 @@
+//! Puts tower's `Filter` for requests around a pipeline.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use tower::ServiceBuilder;
+use tower::service_fn;
+use tower_tcp::BoxError;
+use tower_tcp::Pipeline;
+use tower_tcp::Server;
+use tower_tcp::frame::Lines;
+
+#[tokio::main]
+async fn main() -> Result<(), tower_tcp::Error> {
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let stack = ServiceBuilder::new()
+        .filter(|line: Bytes| {
+            if line.is_empty() {
+                Err(BoxError::from("empty"))
+            } else {
+                Ok(line)
+            }
+        })
+        .service(Pipeline::new(Lines::default).service(echo));
+    let server = Server::bind("127.0.0.1:7000").await?;
+    server.serve(stack).await?;
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! Gives a service of HTTP requests where a make-service belongs.
+
+use std::convert::Infallible;
+
+use tower::service_fn;
+use tower_tcp::Server;
+use tower_tcp::http::Http;
+use tower_tcp::http::hyper::{Request, Response, body::Incoming};
+
+#[tokio::main]
+async fn main() -> Result<(), tower_tcp::Error> {
+    let hello = service_fn(|_: Request<Incoming>| async move {
+        Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    });
+    let server = Server::bind("127.0.0.1:7000").await?;
+    server.serve(Http::make_service(hello)).await?;
+    Ok(())
+}

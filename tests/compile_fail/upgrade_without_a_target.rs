@@ -1,0 +1,21 @@
+//! Upgrades in a pipeline that has nothing to hand the stream to.
+
+use bytes::Bytes;
+use tower::service_fn;
+use tower_tcp::BoxError;
+use tower_tcp::Pipeline;
+use tower_tcp::Reply;
+use tower_tcp::Server;
+use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Upgrade;
+
+#[tokio::main]
+async fn main() -> Result<(), tower_tcp::Error> {
+    let lines = service_fn(|line: Bytes| async move {
+        Ok::<Upgrade<Bytes>, BoxError>(Reply::from(line).upgrade())
+    });
+    let pipeline = Pipeline::new(Lines::default).service(lines);
+    let server = Server::bind("127.0.0.1:7000").await?;
+    server.serve(pipeline).await?;
+    Ok(())
+}
