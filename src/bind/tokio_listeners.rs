@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::endpoint::Endpoint;
 use super::{Listener, ListenerClosed, Sockets};
+use crate::make::Known;
 
 /// What a server can be made of: every [`Listener`], and tokio's `TcpListener` and `UnixListener`.
 ///
@@ -38,7 +39,8 @@ pub trait IntoListener: Sized {
 
 #[diagnostic::do_not_recommend]
 impl<L: Listener> IntoListener for L {
-    type Listener = L;
+    // Where `L` is no listener the server's type is unknown, and the mistake is reported once.
+    type Listener = <L::Io as Known<L>>::Type;
 
     fn into_listener(self) -> L {
         self

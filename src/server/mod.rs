@@ -68,7 +68,9 @@ impl Server {
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
+}
 
+impl<L: Listener> Server<L> {
     /// Creates a server from a [`Listener`], or from tokio's `TcpListener` or `UnixListener`, with default
     /// options.
     ///
@@ -76,12 +78,13 @@ impl Server {
     ///
     /// With a listener of tokio: outside a tokio runtime with I/O enabled.
     #[doc(alias = "from_tcp")]
-    pub fn from_listener<I: IntoListener>(listener: I) -> Server<I::Listener> {
-        Self::builder().build(listener)
+    pub fn from_listener<I>(listener: I) -> Self
+    where
+        I: IntoListener<Listener = L>,
+    {
+        Server::builder().build(listener)
     }
-}
 
-impl<L: Listener> Server<L> {
     /// Returns a handle to the server. It stays valid for the server's whole life.
     pub fn handle(&self) -> Handle {
         self.handle.clone()

@@ -5,13 +5,13 @@ use std::convert::Infallible;
 use tower::service_fn;
 use tower_tcp::ConnectionInfo;
 use tower_tcp::Server;
-use tower_tcp::http::Http;
-use tower_tcp::http::hyper::{Request, Response, body::Incoming};
+use tower_tcp::http::hyper::{Request, Response};
+use tower_tcp::http::{Http, RequestBody};
 
 #[tokio::main]
 async fn main() -> Result<(), tower_tcp::Error> {
     let make = service_fn(|_: ConnectionInfo| async move {
-        Ok::<_, Infallible>(service_fn(|_: Request<Incoming>| async move {
+        Ok::<_, Infallible>(service_fn(|_: Request<RequestBody>| async move {
             Ok::<_, Infallible>(Response::new("hello".to_owned()))
         }))
     });

@@ -6,14 +6,14 @@ use std::task::{Context, Poll};
 
 use tower::Service;
 use tower_tcp::Server;
-use tower_tcp::http::Http;
-use tower_tcp::http::hyper::{Request, Response, body::Incoming};
+use tower_tcp::http::hyper::{Request, Response};
+use tower_tcp::http::{Http, RequestBody};
 
 struct Counter {
     count: u64,
 }
 
-impl Service<Request<Incoming>> for Counter {
+impl Service<Request<RequestBody>> for Counter {
     type Response = Response<String>;
     type Error = Infallible;
     type Future = Ready<Result<Response<String>, Infallible>>;
@@ -22,7 +22,7 @@ impl Service<Request<Incoming>> for Counter {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, _: Request<RequestBody>) -> Self::Future {
         self.count += 1;
         ready(Ok(Response::new(self.count.to_string())))
     }
