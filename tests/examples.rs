@@ -1,4 +1,4 @@
-//! Every example runs, and shows what its first lines say.
+//! Every example runs, and does what its module head shows.
 
 use process::{Client, Example, path, soon};
 use tokio::process::Command;
@@ -26,7 +26,7 @@ fn all_examples_are_driven_here() {
     let mut names: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        // A package has tests of its own.
+        // A package has its own tests.
         .filter(|path| !path.join("Cargo.toml").exists())
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();

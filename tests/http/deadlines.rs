@@ -1,4 +1,4 @@
-//! What a peer may take its time for, and for how long.
+//! Deadlines of HTTP connections: what a peer may take its time for, and how long.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tower_tcp::testkit::{Served, serve};
 use crate::support::{Clients, Ends, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
 
-/// Whole seconds since then.
+/// Returns the whole seconds since `since`.
 fn seconds(since: Instant) -> u64 {
     (since.elapsed().as_secs_f64()).round() as u64
 }
@@ -45,7 +45,7 @@ async fn a_silent_connection_ends_after_a_minute() {
 async fn a_head_has_half_a_minute_however_it_trickles() {
     let served = serve(http());
     let mut client = served.client().await;
-    // It counts from the first byte, not from the connection.
+    // The deadline counts from the first byte, not from accept.
     sleep(Duration::from_secs(20)).await;
     let begun = Instant::now();
 
