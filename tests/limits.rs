@@ -94,7 +94,7 @@ async fn each_change_of_the_limit_acts_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b1_unlimited_while_paused_admits_the_waiting() {
+async fn unlimited_while_paused_admits_the_waiting() {
     let limit = ConnectionLimit::new(1);
     let server = limited(&limit);
     let _clients = connect(&server, 4).await;
@@ -106,7 +106,7 @@ async fn b1_unlimited_while_paused_admits_the_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b2_zero_at_the_start_admits_none_and_does_not_stick() {
+async fn zero_at_the_start_admits_none_and_does_not_stick() {
     let limit = ConnectionLimit::new(0);
     let server = limited(&limit);
     let _clients = connect(&server, 3).await;
@@ -118,7 +118,7 @@ async fn b2_zero_at_the_start_admits_none_and_does_not_stick() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b3_accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
+async fn accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
     let limit = ConnectionLimit::new(4);
     let server = limited(&limit);
     let mut clients = connect(&server, 6).await;
@@ -137,7 +137,7 @@ async fn b3_accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b4_a_place_is_held_until_the_connections_service_is_done() {
+async fn a_place_is_held_until_the_connections_service_is_done() {
     let limit = ConnectionLimit::new(1);
     let (listener, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(listener);
@@ -162,7 +162,7 @@ async fn b4_a_place_is_held_until_the_connections_service_is_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b5_no_end_frees_more_than_its_own_place() {
+async fn no_end_frees_more_than_its_own_place() {
     let limit = ConnectionLimit::new(1);
     let (listener, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(listener);
