@@ -24,7 +24,7 @@ use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Answers `MS TEXT` with `TEXT` after so many milliseconds.
+/// Answers `MS TEXT` with `TEXT` after MS milliseconds.
 #[derive(Parser)]
 struct Args {
     /// Address to listen on: `host:port` or `unix:/path`; can be repeated.

@@ -288,7 +288,7 @@ async fn b17_tls_to_a_plain_port_ends_that_connection_at_once() {
     );
 }
 
-/// Opens connections that stall. Every other one has sent half of a ClientHello.
+/// Opens connections that stall. Every other one has sent half of a `ClientHello`.
 async fn stalled(server: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::new();
     for n in 0..count {

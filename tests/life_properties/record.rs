@@ -149,7 +149,7 @@ impl Conn {
     }
 
     pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
-        // The lock of a failed check is poisoned. Its failure must not hide behind another one.
+        // A failed check poisons the lock. Failures caused by that would hide the first one.
         self.log
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
