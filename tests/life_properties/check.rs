@@ -170,6 +170,8 @@ impl Log {
             EndReason::Aborted => self.aborted,
             EndReason::WriteTimeout => self.stalled,
             EndReason::Drained => self.drained,
+            // A drain does not wait for ever for the rest of a frame.
+            EndReason::FrameTimeout => self.drained && self.cut_short,
             EndReason::DrainDeadline => {
                 self.drained
                     && (self.stalled || self.cut_short || self.legs.iter().any(Leg::never_finishes))
