@@ -56,7 +56,7 @@ use tower_tcp::{
 /// A user's service that implements every auto trait.
 type Plain = tower::util::ServiceFn<fn(Bytes) -> Ready<Result<Bytes, Infallible>>>;
 
-/// A session that may move between threads, and is not shared.
+/// A session that is `Send` and not `Sync`.
 struct Echo(std::cell::Cell<u8>);
 
 impl Session<Bytes> for Echo {

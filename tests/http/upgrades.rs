@@ -339,14 +339,14 @@ async fn an_upgraded_stream_rests_only_while_nothing_moves() {
 
     assert!(client.rest().await.is_empty());
 
-    // Its bytes are seen by another task: they are looked for four times an hour.
+    // Another task reads the bytes, so the deadline looks for them four times an hour.
     let hour = Duration::from_secs(3600);
     assert!(begun.elapsed() >= hour && begun.elapsed() <= hour * 5 / 4);
     drop(client);
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
 }
 
-/// Upgrades, and writes without end.
+/// Upgrades, then writes without end.
 async fn flood(mut request: Request<RequestBody>) -> Reply {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -366,7 +366,7 @@ async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
 
     assert_eq!(served.reason().await, EndReason::WriteTimeout);
 
-    // It is seen to wait at one of four looks.
+    // One of the four looks sees it wait.
     let half_a_minute = Duration::from_secs(30);
     assert!(begun.elapsed() >= half_a_minute && begun.elapsed() <= half_a_minute * 5 / 4);
 }
