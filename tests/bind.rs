@@ -731,7 +731,7 @@ async fn a_unix_listener_of_tokio_is_looked_at_and_leaves_its_path() {
     assert!(path.exists());
 }
 
-/// Answers `hi` to whoever comes.
+/// Answers `hi` to every connection.
 async fn greet(mut conn: Connection<Socket>) -> io::Result<()> {
     conn.write_all(b"hi").await
 }

@@ -1,7 +1,7 @@
 //! A test that plays the service of a whole server by hand: a mock receives the requests, and the
 //! test answers them.
 //!
-//! Use it as a model. [`tower_test::mock`] replaces your service and [`testkit::memory`] your
+//! Use it as a model. [`tower_test::mock`] replaces your service and [`testkit::serve`] your
 //! sockets, and time is paused. So nothing here waits, and nothing depends on the machine.
 
 use std::task::Poll;
