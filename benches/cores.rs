@@ -1,13 +1,19 @@
-//! What a second core brings, over real sockets: `ServerBuilder::workers` beside tokio's own threads.
+//! Measures what a second core brings over real sockets: `ServerBuilder::workers` beside tokio's
+//! own worker threads.
 //!
-//! `cargo bench --bench cores` prints, for each way of running connections, requests a second and the CPU time of a request (user and
-//! system, of the whole process that serves), both also in proportion to one worker: medians of five rounds, in which all take turns.
+//! `cargo bench --bench cores` prints a row for each way of running connections: requests a second,
+//! and the CPU time of a request (user and system, of the whole server process). Both are also
+//! shown as a ratio to one worker. Each figure is the median of five rounds; in every round each
+//! way runs once.
 //!
-//! The load is a process of its own with two threads, and on two processors it takes from the server what it needs: the last column, in
-//! processors. So requests a second tell what a second core brings only where asking costs next to nothing beside answering, which is
-//! the first table. Its first rows are the ceiling, the same computing on bare threads: where they do not double, something else is
-//! running. In the other tables look at the CPU time: who pays no more for a request on two cores than on one serves as many more as
-//! it gets of the second. That figure holds on a busy machine too.
+//! The load is a process of its own with two threads. On a machine with two processors it takes CPU
+//! time from the server; the last column says how much, in processors. Requests a second therefore
+//! show the gain of a second core only where asking costs next to nothing beside answering, as in
+//! the first table. The first rows of that table are the ceiling: the same computation on bare
+//! threads. If those rows do not double, something else is running on the machine. In the other
+//! tables compare the CPU time: a server that pays no more for a request on two cores than on one
+//! serves more requests in proportion to the CPU time it gets. That figure holds on a busy machine,
+//! too.
 
 #![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 
@@ -29,7 +35,7 @@ use tower::service_fn;
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, Pipeline, Server};
 
-/// The first argument of the process that asks.
+/// The first argument of the load process.
 const LOAD: &str = "as-load";
 
 const LINE: &[u8] = b"0123456789abcde\n";
@@ -37,10 +43,10 @@ const CONNECTIONS: usize = 64;
 const ROUNDS: usize = 5;
 const TIME: Duration = Duration::from_millis(500);
 
-/// How connections are run.
+/// A way to run connections.
 #[derive(Clone, Copy)]
 enum Way {
-    /// Without a server: what the machine itself makes of a second core.
+    /// No server: bare threads, which show what this machine makes of a second core.
     Bare(usize),
     Workers(usize),
     Tokio(usize),
@@ -55,14 +61,14 @@ const WAYS: [(&str, Way); 6] = [
     ("tokio, 2 threads", Way::Tokio(2)),
 ];
 
-/// What a request is.
+/// The shape of a load.
 struct Load {
     name: &'static str,
-    /// Requests ahead of the answers, on each connection.
+    /// How many requests each connection sends ahead of the answers.
     ahead: usize,
-    /// Bytes that are hashed for a request.
+    /// How many bytes are hashed for a request.
     work: usize,
-    /// Whether each batch has a connection of its own.
+    /// Opens a new connection for each batch.
     leaves: bool,
 }
 
@@ -93,13 +99,13 @@ static LOADS: [Load; 4] = [
     },
 ];
 
-/// What came out of a round.
+/// The figures of one round.
 #[derive(Clone, Copy)]
 struct Round {
     requests_per_second: f64,
-    /// CPU time of the server for a request, in microseconds.
+    /// CPU time of the server per request, in microseconds.
     cpu: f64,
-    /// How much of one processor the load took.
+    /// The share of one processor that the load used.
     load: f64,
 }
 
@@ -113,7 +119,7 @@ impl Round {
     }
 }
 
-/// User and system time of this process so far.
+/// Returns the user and system time of this process so far.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap()
 }
@@ -126,7 +132,7 @@ fn compute(bytes: usize) -> u64 {
     hasher.finish()
 }
 
-/// The ceiling: only what is computed for a request.
+/// Measures the ceiling: only the computation of a request, without a connection.
 fn bare(threads: usize, work: usize) -> Round {
     let before = cpu_time();
     let running = Vec::from_iter((0..threads).map(|_| {
@@ -143,7 +149,7 @@ fn bare(threads: usize, work: usize) -> Round {
     Round::new(requests, cpu_time() - before, Duration::ZERO)
 }
 
-/// Serves, and has another process ask.
+/// Serves while another process asks.
 fn served(runtime: &Runtime, workers: usize, load: &Load) -> Round {
     let work = load.work;
     let answer = move |line: Bytes| async move {
@@ -191,7 +197,8 @@ fn round(way: Way, load: &Load) -> Round {
     served(&threads.enable_all().build().unwrap(), workers, load)
 }
 
-/// The other process. It says how many requests were answered, and the nanoseconds of CPU time that asking took.
+/// Runs the load process. It prints how many requests were answered, and how many nanoseconds of
+/// CPU time asking took.
 async fn ask(server: String, load: &'static Load) -> io::Result<()> {
     let end = Instant::now() + TIME;
     let asking = Vec::from_iter((0..CONNECTIONS).map(|_| {
@@ -222,7 +229,8 @@ async fn ask(server: String, load: &'static Load) -> io::Result<()> {
 
 async fn connect(server: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(server).await?;
-    // A reset at the end, which leaves no port behind that waits: they would be used up.
+    // Close by a reset. An orderly close would leave each port in `TIME_WAIT`, and they would run
+    // out.
     stream.set_zero_linger()?;
     Ok(stream)
 }

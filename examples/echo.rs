@@ -5,9 +5,11 @@
 //! printf 'hi\n' | nc -N 127.0.0.1 7000
 //! ```
 //!
-//! With `--workers 2` connections are spread over two threads, each of which keeps its own: `ps -T -C echo` shows them.
+//! With `--workers 2` connections are spread over two threads, and each stays on its thread: `ps -T
+//! -C echo` shows them.
 //!
-//! Stop it with ctrl-c: it drains; a second one ends it at once. `RUST_LOG=tower_tcp=debug` shows each connection's end.
+//! Ctrl-c drains the server; a second ctrl-c ends it at once. `RUST_LOG=tower_tcp=debug` logs the
+//! end of each connection.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -25,23 +27,24 @@ use tower_tcp::{BoxError, Pipeline, Server, signal};
 /// Sends lines back.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7000")]
     listen: Vec<String>,
 
-    /// How many connections may be open at the same time.
+    /// Maximum number of open connections.
     #[arg(long, default_value_t = 65_536)]
     max_connections: usize,
 
-    /// The longest line, in bytes, its ending included.
+    /// Longest line in bytes, its ending included.
     #[arg(long, default_value_t = 65_536)]
     max_line: usize,
 
-    /// Seconds after which a silent connection is closed.
+    /// Seconds until a silent connection is closed.
     #[arg(long, default_value_t = 60)]
     idle: u64,
 
-    /// On how many threads connections are to run, each keeping its own; 0 for those of tokio, which share the work.
+    /// Worker threads, each of which keeps its connections; 0 runs them on tokio's own threads,
+    /// which share the work.
     #[arg(long, default_value_t = 0)]
     workers: usize,
 }

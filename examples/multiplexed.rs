@@ -1,11 +1,12 @@
-//! Tagged requests that are answered as they finish, and a client for them.
+//! Tagged requests, answered as they finish, and a client for them.
 //!
 //! ```sh
 //! cargo run --example multiplexed &
 //! cargo run --example multiplexed -- --client 127.0.0.1:7003
 //! ```
 //!
-//! The client asks for `slow`, `medium` and `fast` in this order; the answers come the other way round.
+//! The client sends `slow`, `medium` and `fast` in this order; the answers arrive in the opposite
+//! order.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,19 +24,19 @@ use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Answers `MS TEXT` with `TEXT` after so many milliseconds.
+/// Answers `MS TEXT` with `TEXT` after MS milliseconds.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7003")]
     listen: Vec<String>,
 
-    /// Be the client instead, of the server at this address.
+    /// Run as a client of the server at this address instead.
     #[arg(long)]
     client: Option<SocketAddr>,
 }
 
-/// A request or a reply: its tag says which belongs to which.
+/// A request or a reply. A reply has the tag of its request.
 #[derive(Debug)]
 struct Tagged {
     tag: u32,
@@ -47,7 +48,8 @@ struct Tags(LengthDelimitedCodec);
 
 impl Tags {
     fn new() -> Self {
-        // It reserves what a length promises, so this is also what a peer can make it hold.
+        // `LengthDelimitedCodec` reserves as much as a length announces, so this also limits what a
+        // peer can make the server reserve.
         Self(
             LengthDelimitedCodec::builder()
                 .max_frame_length(16 * 1024)
@@ -125,7 +127,7 @@ async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The service. The tag goes through it; the pipeline knows nothing of tags.
+/// The service. It returns the tag of its request; the pipeline knows nothing of tags.
 async fn later(Tagged { tag, mut payload }: Tagged) -> Result<Tagged, BoxError> {
     let space = payload
         .iter()
@@ -137,7 +139,7 @@ async fn later(Tagged { tag, mut payload }: Tagged) -> Result<Tagged, BoxError> 
     Ok(Tagged { tag, payload })
 }
 
-/// How tokio-tower's client finds the request that an answer belongs to.
+/// Lets tokio-tower's client find the request of an answer.
 #[derive(Default)]
 struct Counter(u32);
 

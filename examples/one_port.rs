@@ -10,7 +10,8 @@
 //! (echo hi; sleep 1) | openssl s_client -quiet -connect 127.0.0.1:7080
 //! ```
 //!
-//! Who says nothing is taken for a client of the line protocol that waits to be greeted, after a second: try `nc 127.0.0.1 7080`.
+//! A client that is silent for a second is taken for one of the line protocol that waits for a
+//! greeting: try `nc 127.0.0.1 7080`.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -33,19 +34,19 @@ use tracing_subscriber::EnvFilter;
 /// Speaks HTTP and a line protocol, with and without TLS, on one port.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7080")]
     listen: Vec<String>,
 
-    /// The certificate and those it depends on, in PEM.
+    /// Certificate chain, in PEM.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM.
+    /// Private key of the certificate, in PEM.
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// Milliseconds after which one who says nothing is greeted.
+    /// Milliseconds until a silent client is greeted.
     #[arg(long, default_value_t = 1000)]
     silence: u64,
 }
@@ -71,13 +72,13 @@ async fn main() -> Result<(), BoxError> {
     let peek = Peek::new(Protocol::detect)
         .deadline(Duration::from_millis(args.silence))
         .unknown(Unknown::Pass);
-    // TLS or not? Then what is spoken inside of it, unless that was agreed.
+    // First look for TLS. Then look for the protocol inside it, unless ALPN has agreed on one.
     let hooks = peek
         .clone()
         .chain(tls.when(|info| info.get() == Some(&Protocol::Tls)))
         .chain(peek.when(|info| info.get().is_some_and(|tls: &TlsInfo| tls.alpn().is_none())));
 
-    // For clients such as `nc -N`, which end their side behind the request.
+    // For clients such as `nc -N`, which shut down their side after the request.
     let http = Http::new(service_fn(hello)).configure(|hyper| {
         hyper.http1().half_close(true);
     });
@@ -119,7 +120,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// What was agreed is certain; else it is what was found.
+/// Returns whether the connection speaks HTTP. A protocol agreed by ALPN is certain; otherwise the
+/// first bytes decide.
 fn speaks_http(info: &ConnectionInfo) -> bool {
     match info.get().and_then(TlsInfo::alpn) {
         Some(_h2_or_http_1_1) => true,
@@ -127,7 +129,7 @@ fn speaks_http(info: &ConnectionInfo) -> bool {
     }
 }
 
-/// Answers with what was spoken.
+/// Answers with the protocol of the request.
 async fn hello(request: Request<RequestBody>) -> Result<Response<String>, Infallible> {
     let info = request.extensions().get::<ConnectionInfo>();
     let tls = info.and_then(|info| info.get::<TlsInfo>());
@@ -137,7 +139,7 @@ async fn hello(request: Request<RequestBody>) -> Result<Response<String>, Infall
     Ok(Response::new(format!("{:?} {over}\n", request.version())))
 }
 
-/// Makes a certificate for `localhost` that nobody has a reason to trust.
+/// Makes a self-signed certificate for `localhost`. No client trusts it.
 fn self_signed(dir: &TempDir) -> Result<(PathBuf, PathBuf), BoxError> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));

@@ -1,11 +1,12 @@
-//! Sends bytes back, without frames: the connection service is a function of yours.
+//! Sends bytes back, without frames: the connection service is your own function.
 //!
 //! ```sh
 //! cargo run --example raw
 //! printf 'no line ending' | nc -N 127.0.0.1 7002
 //! ```
 //!
-//! The bytes come back, then the end. With ctrl-c, connections are closed as soon as what came from them went back.
+//! The bytes come back, then the connection ends. On ctrl-c each connection closes as soon as the
+//! bytes it has sent are back.
 
 use std::time::Duration;
 
@@ -22,11 +23,11 @@ use tracing_subscriber::EnvFilter;
 /// Sends bytes back.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7002")]
     listen: Vec<String>,
 
-    /// Seconds after which a peer that does nothing is dropped.
+    /// Seconds until an inactive peer is dropped.
     #[arg(long, default_value_t = 60)]
     idle: u64,
 }
@@ -65,7 +66,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// One connection. Without a pipeline the deadlines are this function's own, and so are the drain and the close.
+/// Serves one connection. Without a pipeline this function has to apply the deadlines, obey the
+/// drain and close the connection.
 async fn echo(mut conn: Connection<Socket>, idle: Duration) -> Result<(), BoxError> {
     let draining = conn.draining();
     tokio::pin!(draining);
@@ -79,7 +81,7 @@ async fn echo(mut conn: Connection<Socket>, idle: Duration) -> Result<(), BoxErr
         if n == 0 {
             break;
         }
-        // Not in the `select!`: a write that was begun is finished.
+        // Outside the `select!`, so that a write that has begun is completed.
         timeout(idle, conn.write_all(&block[..n])).await??;
     }
     conn.close(Linger::default()).await?;

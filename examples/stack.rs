@@ -1,12 +1,14 @@
-//! A production server: both stacks, each plain Tower, to compose your own from.
+//! A production server: a connection stack and a request stack, both plain Tower, to take your own
+//! from.
 //!
 //! ```sh
 //! cargo run --example stack
 //! printf 'echo hi\nbig 8\npush 2\nquit\n' | nc -N 127.0.0.1 7001
 //! ```
 //!
-//! `sleep 9000` is too slow, `fail` and `panic` end their own connection; `RUST_LOG=tower_tcp=debug` shows how each one ended, and
-//! `--deny 127.0.0.1` turns you away.
+//! `sleep 9000` meets the timeout; `fail` and `panic` end their own connection.
+//! `RUST_LOG=tower_tcp=debug` logs how each connection ended, and `--deny 127.0.0.1` turns you
+//! away.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,31 +33,31 @@ use tracing_subscriber::EnvFilter;
 /// A line protocol behind a whole stack: echo X, big N, push N, sleep MS, fail, panic, quit.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7001")]
     listen: Vec<String>,
 
-    /// How many connections may be open at the same time.
+    /// Maximum number of open connections.
     #[arg(long, default_value_t = 10_000)]
     max_connections: usize,
 
-    /// How many connections are accepted in a second.
+    /// Maximum number of connections accepted in a second.
     #[arg(long, default_value_t = 1_000)]
     accepts: u64,
 
-    /// Close what is over these two limits, instead of letting it wait in the backlog.
+    /// Close connections over these two limits instead of leaving them in the backlog.
     #[arg(long)]
     shed: bool,
 
-    /// An address to turn away before its first byte; may be given several times.
+    /// Address to turn away before its first byte; can be repeated.
     #[arg(long)]
     deny: Vec<IpAddr>,
 
-    /// An address that gets no session: its make-service fails.
+    /// Address that gets no session: its make-service fails.
     #[arg(long)]
     fail_make_from: Option<IpAddr>,
 
-    /// How many requests a connection may make in a second.
+    /// Maximum number of requests of a connection in a second.
     #[arg(long, default_value_t = 100)]
     requests: u64,
 
@@ -77,7 +79,7 @@ async fn main() -> Result<(), BoxError> {
         .with_writer(std::io::stderr)
         .init();
 
-    // Before the first frame: a check of your own. TLS would be `.chain(..)`ed to it.
+    // Before the first frame: your own check. TLS would be `.chain(..)`ed to it.
     let deny: Arc<[IpAddr]> = args.deny.into();
     let check = service_fn(move |conn: Connection<Socket>| {
         let denied = conn
@@ -92,7 +94,8 @@ async fn main() -> Result<(), BoxError> {
         })
     });
 
-    // The request stack. This runs once for each connection, so every layer in it is that connection's own, except what is cloned in.
+    // The request stack. It is built once for each connection, so every layer belongs to that
+    // connection, except what is cloned in.
     let second = Duration::from_secs(1);
     let in_hand = GlobalConcurrencyLimitLayer::new(256);
     let make = service_fn(move |peer: Peer<Bytes>| {
@@ -106,14 +109,16 @@ async fn main() -> Result<(), BoxError> {
             Ok::<_, BoxError>(
                 ServiceBuilder::new()
                     .map_result(apologise)
-                    // All connections together: at the limit requests wait their turn. No `load_shed` outside of this one: what it
-                    // sheds keeps its place in the queue, and the next permit goes to a connection that may have gone idle.
+                    // Shared by all connections: at the limit, requests wait their turn. Put no
+                    // `load_shed` outside this layer. A shed request would keep its place in the
+                    // queue, and the next permit would go to a connection that may be idle.
                     .layer(in_hand)
-                    // Over its own rate, a connection is told so at once.
+                    // A connection over its own rate is told so at once.
                     .load_shed()
                     .rate_limit(args.requests, second)
                     .timeout(Duration::from_millis(args.timeout))
-                    // Only errors from in here end the connection: the policy below is off.
+                    // Only errors from inside this layer end the connection, because the policy
+                    // below is off.
                     .layer(ShutdownOnErrorLayer::new())
                     .service(session),
             )
@@ -123,7 +128,8 @@ async fn main() -> Result<(), BoxError> {
         .make_service(make)
         .shutdown_on_error(false);
 
-    // The connection stack. The outer four decide in the accept loop, before a connection is taken; the rest runs in its own task.
+    // The connection stack. The outer four layers decide in the accept loop, before a connection is
+    // accepted; the rest runs in the connection's own task.
     let limit = ConnectionLimit::new(args.max_connections); // a clone of it changes it at run time
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new()) // outside of all that it should see
@@ -184,7 +190,7 @@ async fn command(peer: Peer<Bytes>, line: Bytes) -> Result<Reply<Bytes>, BoxErro
     Ok(reply.into())
 }
 
-/// Makes replies of what the layers fail with.
+/// Turns the errors of the layers into replies.
 fn apologise(result: Result<Reply<Bytes>, BoxError>) -> Result<Reply<Bytes>, BoxError> {
     result.or_else(|err| {
         if find_cause::<Overloaded>(&*err).is_some() {

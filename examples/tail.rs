@@ -5,9 +5,11 @@
 //! nc 127.0.0.1 7005
 //! ```
 //!
-//! Each client reads the file at its own pace: one that is slow is waited for by nobody, and finds in the file what it missed. A file
-//! that was cut short is read again from its start, and one that took the old one's name after the rest of that. (It is looked at, not
-//! watched: what has grown to its old length again between two looks was never cut, and of two new files only the second is seen.)
+//! Each client reads the file at its own pace. A slow client delays nobody, and later reads from
+//! the file what it missed. A truncated file is read again from its start. If another file takes
+//! the name, it is read after the rest of the old one. The file is polled, not watched. So a file
+//! that is truncated and grows back to its old length between two polls is not noticed, and of two
+//! replacements only the second is seen.
 
 use std::convert::Infallible;
 use std::fs::{File, Metadata};
@@ -32,34 +34,35 @@ use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::{BoxError, Peer, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
-/// How much is read from the file at a time, in bytes: a client that does not read holds this, and its high mark.
+/// How many bytes are read from the file at a time. A client that does not read makes the server
+/// hold this much, and the high mark.
 const CHUNK: usize = 16 * 1024;
 
 /// Streams a growing file to every client.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7005")]
     listen: Vec<String>,
 
-    /// Begin with what the file holds already, instead of at its end.
+    /// Begin at the start of the file, not at its end.
     #[arg(long)]
     from_start: bool,
 
-    /// Milliseconds between two looks at the file.
+    /// Milliseconds between two polls of the file.
     #[arg(long, default_value = "200", value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
 
-    /// The file.
+    /// The file to stream.
     file: PathBuf,
 }
 
-/// The file as it was when it was last looked at.
+/// The file at the last poll.
 #[derive(Clone)]
 struct Seen {
     file: Arc<File>,
     len: u64,
-    /// How often it was found shorter than before.
+    /// How often the file has been found shorter than before.
     cuts: u64,
 }
 
@@ -77,7 +80,7 @@ async fn main() -> Result<(), BoxError> {
     let (seen, news) = watch::channel(Seen { file, len, cuts: 0 });
     let connected = OnConnectLayer::new(move |peer| {
         let news = news.clone();
-        // It ends with the connection, and the connection with it.
+        // This task ends with the connection, and an error of the task ends the connection.
         tokio::spawn(async move {
             if let Err(err) = follow(&peer, news, args.from_start).await {
                 peer.close_because(err);
@@ -91,7 +94,8 @@ async fn main() -> Result<(), BoxError> {
         .service(
             Pipeline::new(BytesCodec::new)
                 .make_service(connected.layer(Shared::new(ignore)))
-                .deadlines(Deadlines::default().first_byte(None).idle(None)), // a client has nothing to say
+                // A client has nothing to send.
+                .deadlines(Deadlines::default().first_byte(None).idle(None)),
         );
 
     let server = Server::builder()
@@ -115,17 +119,17 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Looks at the file again and again, and wakes the clients when there is news.
+/// Polls the file, and wakes the clients when it has changed.
 async fn look(path: PathBuf, every: Duration, seen: watch::Sender<Seen>) {
     let mut ticks = tokio::time::interval(every);
     let mut trouble = None;
     loop {
         ticks.tick().await;
         let (path, before) = (path.clone(), seen.borrow().clone());
-        // What was seen last stands until there is something new.
+        // The last state stays in place until there is a new one.
         match spawn_blocking(move || news(&path, &before)).await {
             Ok(Ok(Some(now))) => drop(seen.send_replace(now)),
-            // Between the two steps of a rotation there is no file.
+            // During a rotation the file is missing for a moment.
             Ok(Err(err)) if err.kind() != io::ErrorKind::NotFound => {
                 let err = err.to_string();
                 if trouble.as_ref() != Some(&err) {
@@ -142,7 +146,7 @@ fn news(path: &Path, before: &Seen) -> io::Result<Option<Seen>> {
     let same = |a: &Metadata, b: &Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
     let mut now = before.clone();
     let there = path.metadata()?;
-    // To open a pipe is to wait for its writer, and a directory has nothing to be read.
+    // Opening a pipe would wait for its writer, and a directory cannot be read.
     if !there.is_file() {
         return Err(io::Error::other("it is something else by now"));
     }
@@ -156,7 +160,7 @@ fn news(path: &Path, before: &Seen) -> io::Result<Option<Seen>> {
     Ok((now.len != before.len).then_some(now))
 }
 
-/// Sends the file to one client, from its own place in it.
+/// Sends the file to one client, from the client's own position.
 async fn follow(
     peer: &Peer<Bytes>,
     mut news: watch::Receiver<Seen>,

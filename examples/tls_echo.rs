@@ -5,8 +5,10 @@
 //! printf 'hi\n' | openssl s_client -quiet -connect 127.0.0.1:7443
 //! ```
 //!
-//! Without `--cert` and `--key` it makes a certificate of its own and says where it is. A handshake has ten seconds, and 512 connections may be
-//! in theirs; one more pushes the oldest out. Try it: `nc 127.0.0.1 7443` and type nothing, with `RUST_LOG=tower_tcp=debug`.
+//! Without `--cert` and `--key` the server makes its own certificate and prints the path. A
+//! handshake may take ten seconds, and 512 connections may be in theirs; one more evicts the
+//! oldest. Try it: run `nc 127.0.0.1 7443` and type nothing, with `RUST_LOG=tower_tcp=debug` set
+//! for the server.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -26,15 +28,15 @@ use tracing_subscriber::EnvFilter;
 /// Sends lines back, through TLS.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7443")]
     listen: Vec<String>,
 
-    /// The certificate and those it depends on, in PEM.
+    /// Certificate chain, in PEM.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM.
+    /// Private key of the certificate, in PEM.
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
@@ -42,7 +44,7 @@ struct Args {
     #[arg(long, default_value_t = 10)]
     handshake_deadline: u64,
 
-    /// How many connections may be in their handshake at the same time.
+    /// Maximum number of connections in their handshake.
     #[arg(long, default_value_t = 512)]
     handshakes: usize,
 }
@@ -89,7 +91,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Makes a certificate for `localhost` that nobody has a reason to trust.
+/// Makes a self-signed certificate for `localhost`. No client trusts it.
 fn self_signed(dir: &TempDir) -> Result<(PathBuf, PathBuf), BoxError> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));

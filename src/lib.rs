@@ -34,6 +34,8 @@
 //! [`LAYERS.md`]: crate::layers
 //! [`MIGRATION.md`]: crate::migration
 //! [`PROTOCOLS.md`]: crate::protocols
+//! [`examples/README.md`]: https://github.com/tower-tcp/tower-tcp/blob/main/examples/README.md
+//! [`benches/README.md`]: https://github.com/tower-tcp/tower-tcp/blob/main/benches/README.md
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(

@@ -1,4 +1,4 @@
-//! Accept: the loop outlives every error of accept(2) and everything that happens to one connection.
+//! Accept: the loop survives every error of accept(2) and everything that one connection does.
 
 mod support;
 
@@ -34,7 +34,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use support::{Clients, Ends, exchange, read_to_end, until};
 use tokio::io::DuplexStream as Io;
 
-/// Every error that accept(2) is known to fail with and from which a server recovers.
+/// Every error of accept(2) from which a server can recover.
 const ERRNOS: [Errno; 20] = [
     Errno::MFILE,
     Errno::NFILE,
@@ -58,7 +58,7 @@ const ERRNOS: [Errno; 20] = [
     Errno::IO,
 ];
 
-/// Fails as it is told, once so many were accepted.
+/// Accepts a number of connections, then fails with the given errors.
 struct Scripted {
     inner: MemoryListener,
     accepted: usize,
@@ -112,7 +112,7 @@ fn echoing()
     Pipeline::new(Lines::default).service(service_fn(echo))
 }
 
-// What is logged on this thread, which is the only one of its test.
+// Records what is logged on this thread, which is the only one of its test.
 
 thread_local! {
     static LOGGED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -179,7 +179,7 @@ async fn a3_a4_every_error_five_times_in_a_row_keeps_nobody_from_being_served() 
 
 #[tokio::test(start_paused = true)]
 async fn a2_a_back_off_ends_when_a_connection_does() {
-    // Out of descriptors until the first client leaves: by then the back-off is at its longest.
+    // Out of descriptors until the first client leaves, when the back-off has reached its maximum.
     let failures = (0..12).map(|_| Errno::MFILE.into());
     let (listener, connector) = scripted(1, failures);
     let server = serve_with(Server::from_listener(listener), connector, echoing());
@@ -187,7 +187,7 @@ async fn a2_a_back_off_ends_when_a_connection_does() {
     until(|| server.handle().live() == 1).await;
     let mut second = server.stream().await;
     second.write_all(b"hi\n").await.unwrap();
-    // The twelve waits are 5 ms doubling to 1 s, and the last one lasts from 4,275 ms to 5,275 ms.
+    // The twelve waits double from 5 ms to 1 s. The last one lasts from 4,275 ms to 5,275 ms.
     tokio::time::sleep(Duration::from_millis(4300)).await;
     assert_eq!(server.handle().live(), 1);
     let left = Instant::now();
@@ -226,7 +226,7 @@ async fn a6_a_failure_that_is_retried_for_ever_neither_spins_nor_floods() {
 
 #[tokio::test(start_paused = true)]
 async fn an_accept_that_failed_leaves_no_permit_reserved() {
-    // The client is gone when it is accepted, and nobody else comes.
+    // The client is gone by the time it is accepted, and no other client comes.
     struct Aborts(MemoryListener);
     impl Listener for Aborts {
         type Io = Io;
@@ -348,7 +348,7 @@ async fn a_policy_of_ones_own_takes_the_place_of_the_default() {
         Errno::CONNABORTED.into(),
     ];
     let (listener, connector) = scripted(0, failures);
-    // The other way round than the default.
+    // The opposite of the default actions.
     let server = Server::builder()
         .on_accept_error(move |err| {
             count.fetch_add(1, Ordering::SeqCst);
@@ -368,7 +368,7 @@ async fn a_policy_of_ones_own_takes_the_place_of_the_default() {
     assert_eq!((logged("accept.error"), logged("accept.stalled")), (2, 0));
 }
 
-/// As a listener of a user who can only accept.
+/// Stands for a user's listener that can only accept.
 struct OnlyAccepts(MemoryListener);
 
 impl Listener for OnlyAccepts {
@@ -416,7 +416,7 @@ async fn a_paused_server_accepts_nobody_until_it_is_resumed() {
     assert_eq!(exchange(waiting, "").await, "hi\n");
 }
 
-// Panics, in the loop's own calls
+// Panics in calls made by the accept loop
 
 /// A connection stack that panics once, in `poll_ready` or in `call`.
 struct PanicsOnce<S> {
@@ -548,7 +548,7 @@ async fn e5_a_make_service_that_always_fails_leaks_nothing() {
 
     server.all_gone().await;
     assert_eq!(server.reasons(), [EndReason::MakeServiceError; 1000]);
-    // The server's own.
+    // The one task is the server.
     let metrics = tokio::runtime::Handle::current().metrics();
     assert_eq!(metrics.num_alive_tasks(), 1);
 }

@@ -1,6 +1,7 @@
-//! Accept, in a process of its own: out of descriptors, and with a system that fails as it is told.
+//! Accept, in a process of its own: out of file descriptors, and with system calls that fail.
 //!
-//! The child is the `echo` example. Failures are injected with `strace`; without it those tests are skipped, except where `CI` is set.
+//! The child process is the `echo` example. `strace` makes system calls fail. Without strace those
+//! tests are skipped, except where `CI` is set.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -12,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-/// Far beyond what anything here takes.
+/// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(30);
 
 fn echo() -> PathBuf {
@@ -26,14 +27,14 @@ fn echo() -> PathBuf {
     echo
 }
 
-/// The example at work.
+/// A running example.
 struct Echo {
     child: Child,
     addr: String,
     log: mpsc::Receiver<String>,
 }
 
-/// Starts what runs the example; `program` ends with the example's path.
+/// Starts the command that runs the example. `program` ends with the example's path.
 async fn start(program: &mut Command) -> Echo {
     let mut child = program
         .args(["--listen", "127.0.0.1:0"])
@@ -60,7 +61,7 @@ async fn start(program: &mut Command) -> Echo {
             }
         }
     });
-    // What else it says must not fill the pipe.
+    // Keep reading, so that further output cannot fill the pipe.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     Echo {
         child,
@@ -75,7 +76,7 @@ impl Echo {
         BufReader::new(stream.expect("in time").expect("the server listens"))
     }
 
-    /// Waits until the log says something.
+    /// Waits until `what` is logged.
     async fn says(&mut self, what: &str) {
         let said = async {
             loop {
@@ -88,7 +89,7 @@ impl Echo {
         timeout(NET, said).await.expect("it is said in time");
     }
 
-    /// Returns how often something stands in what was logged since.
+    /// Returns how often `what` has been logged since.
     fn logged(&mut self, what: &str) -> usize {
         let mut count = 0;
         while let Ok(line) = self.log.try_recv() {
@@ -101,11 +102,12 @@ impl Echo {
         self.child.id().expect("it was not waited for")
     }
 
-    /// Returns the time it has spent on a processor.
+    /// Returns the CPU time of the process so far.
     fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
             .expect("the example runs");
-        // The name, in parentheses, may hold anything. After it come the state, and 10 fields before the times.
+        // The name, in parentheses, may contain anything. The state and 10 fields come between it
+        // and the CPU times.
         let (_, fields) = stat.rsplit_once(')').expect("it has a name");
         let mut fields = fields.split_whitespace().skip(11);
         let mut ticks = || -> u64 {
@@ -132,7 +134,8 @@ async fn ask(client: &mut BufReader<TcpStream>) {
     assert_eq!(reply, "hi\n");
 }
 
-/// A server that has 64 descriptors, and 200 clients of it: they send a line, tell when they have the reply, and stay.
+/// Starts a server with 64 descriptors and 200 clients. Each client sends a line, reports its reply
+/// and stays connected.
 async fn exhausted() -> (
     Echo,
     Vec<tokio::task::JoinHandle<()>>,
@@ -154,7 +157,7 @@ async fn exhausted() -> (
             if client.read_line(&mut reply).await.is_ok_and(|n| n > 0) {
                 served.send(n).await.expect("the test runs");
             }
-            // Until the server closes, or this is aborted.
+            // Stay until the server closes the connection or this task is aborted.
             drop(client.read_to_end(&mut Vec::new()).await);
         }));
     }
@@ -166,7 +169,7 @@ async fn exhausted() -> (
 async fn a1_a2_out_of_descriptors_it_says_so_once_rests_and_goes_on_when_one_is_free() {
     let (mut echo, clients, mut served) = exhausted().await;
 
-    // A measurement, not a wait: what it costs to be out of descriptors for a while.
+    // This sleep is part of a measurement: the cost of being out of descriptors for a while.
     let (cpu, begun) = (echo.cpu(), Instant::now());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let busy = (echo.cpu() - cpu).as_secs_f64() / begun.elapsed().as_secs_f64();
@@ -191,7 +194,7 @@ async fn a1_a2_out_of_descriptors_it_says_so_once_rests_and_goes_on_when_one_is_
 #[tokio::test]
 async fn h14_a_shutdown_is_not_delayed_by_a_back_off() {
     let (mut echo, clients, mut served) = exhausted().await;
-    // The back-off has reached its longest wait, of 1 s, after 1.3 s.
+    // The back-off reaches its longest wait, 1 s, after 1.3 s.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let mut inside = Vec::new();
     while let Ok(n) = served.try_recv() {
@@ -213,7 +216,7 @@ async fn h14_a_shutdown_is_not_delayed_by_a_back_off() {
     assert!(exit.success(), "{exit}");
 }
 
-/// Runs the example under `strace`, which lets system calls fail.
+/// Runs the example under `strace`, which makes system calls fail.
 async fn failing(inject: &str) -> Option<Echo> {
     let (call, _) = inject.split_once(':').expect("call:error");
     let there = Command::new("strace")
@@ -229,7 +232,7 @@ async fn failing(inject: &str) -> Option<Echo> {
     }
     let mut strace = Command::new("strace");
     strace
-        // -D: the example is our own child, and strace goes with it.
+        // -D makes the example, and not strace, our child.
         .args(["-D", "-f", "-o", "/dev/null"])
         .args(["-e", &format!("trace={call}")])
         .args(["-e", &format!("inject={inject}")])
@@ -272,14 +275,14 @@ async fn a3_the_loop_survives_every_error_of_accept_five_times_in_a_row() {
             clients.push(client);
         }
 
-        // That it failed at all: as `accept.error`, or as `accept.stalled`.
+        // The error did occur. It is logged as `accept.error` or as `accept.stalled`.
         echo.says("accept.").await;
     }
 }
 
 #[tokio::test]
 async fn a8_a_connection_is_served_without_an_option_that_could_not_be_set() {
-    // The first is of the listener.
+    // The first call is for the listener.
     let Some(mut echo) = failing("setsockopt:error=EINVAL:when=2+").await else {
         return;
     };

@@ -1,4 +1,4 @@
-//! Bind: where a server listens, and what it does to the system's names.
+//! Bind: where a server listens, and what it does to the names in the system.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -36,7 +36,7 @@ async fn bind_with<const N: usize>(
     Sockets::bind(endpoints.map(Endpoint::from).into(), &options).await
 }
 
-/// Nothing here takes long: what is not there by then never comes.
+/// Waits for what takes no time. Fails if it never comes.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     let deadline = Duration::from_secs(10);
     let Ok(value) = tokio::time::timeout(deadline, future).await else {
@@ -75,7 +75,7 @@ fn assert_bind_error(result: Result<Sockets, Error>, named: &str, kind: io::Erro
     assert!(err.source().is_some());
 }
 
-// Words
+// Addresses as text
 
 #[test]
 fn an_endpoint_is_shown_as_it_was_written() {
@@ -302,7 +302,7 @@ async fn options_are_set_on_accepted_sockets() {
     assert!(socket.keepalive().unwrap());
     assert_eq!(socket.tcp_keepalive_time().unwrap(), silence);
     assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
-    // Linux doubles what it is told.
+    // Linux doubles the requested size.
     assert!([40_000, 80_000].contains(&socket.recv_buffer_size().unwrap()));
     assert!([50_000, 100_000].contains(&socket.send_buffer_size().unwrap()));
 }
@@ -371,7 +371,7 @@ async fn a_plain_file_and_a_symlink_are_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain");
     fs::write(&plain, "kept").unwrap();
-    // To a stale socket, so that a probe through the link would be refused.
+    // The link points to a stale socket, so a probe through the link would be refused.
     let stale = dir.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     let link = dir.path().join("link");
@@ -496,7 +496,7 @@ async fn an_abstract_name_is_served_and_leaves_no_file() {
     assert!(!Path::new(&format!("@{name}")).exists());
 }
 
-/// Connects until the backlog is full, or `most` times; the connections stay open.
+/// Connects until the backlog is full, or `most` times. The connections stay open.
 fn fill(path: &Path, most: usize) -> Vec<socket2::Socket> {
     let address = SockAddr::unix(path).unwrap();
     let connect = || {
@@ -518,7 +518,7 @@ async fn the_backlog_is_as_long_as_asked_for() {
         .await
         .unwrap();
 
-    // Linux lets one more wait than asked for.
+    // Linux queues one connection more than requested.
     assert_eq!(fill(&path, 100).len(), 4);
 }
 
@@ -613,7 +613,8 @@ async fn a_busy_listener_does_not_starve_the_others() {
     clients.push(TcpStream::connect(tcp(&sockets, 1)).await.unwrap());
     clients.push(TcpStream::connect(tcp(&sockets, 2)).await.unwrap());
 
-    // Each has its turn; one whose readiness the runtime has not seen yet has it in the round after.
+    // Each listener has its turn. One whose readiness the runtime has not seen yet has its turn in
+    // the next round.
     let mut served = Vec::new();
     for _ in 0..5 {
         tokio::task::yield_now().await;
@@ -730,7 +731,7 @@ async fn a_unix_listener_of_tokio_is_looked_at_and_leaves_its_path() {
     assert!(path.exists());
 }
 
-/// Answers `hi` to whoever comes.
+/// Answers `hi` to every connection.
 async fn greet(mut conn: Connection<Socket>) -> io::Result<()> {
     conn.write_all(b"hi").await
 }

@@ -1,5 +1,5 @@
-//! The catalogue, the page of the module `observe`: it has each span, event and metric of the code, with its level, fields and attributes, and no
-//! other.
+//! The catalogue, which is the page of the module `observe`, lists every span, event and metric of
+//! the code with its level, fields and attributes, and nothing else.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -40,10 +40,10 @@ use support::{Client, Ends};
 
 type Names = BTreeSet<String>;
 
-/// A row of a table: the columns behind the name.
+/// A row of a table without its first column, the name.
 type Row = Vec<String>;
 
-/// Reads the page's tables, by what is in the head of their first column.
+/// Parses the tables of the page, by the header of their first column.
 fn page() -> BTreeMap<String, BTreeMap<String, Row>> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/observe/mod.rs");
     let source = fs::read_to_string(source).unwrap();
@@ -70,7 +70,7 @@ fn page() -> BTreeMap<String, BTreeMap<String, Row>> {
     tables
 }
 
-/// The names in a cell, without the values that stand in parentheses or behind a `=`.
+/// Returns the names in a cell, without values in parentheses or after `=`.
 fn names(cell: &str) -> Names {
     let (mut names, mut inside, mut value) = (Names::new(), 0_usize, false);
     for (at, part) in cell.split('`').enumerate() {
@@ -85,7 +85,7 @@ fn names(cell: &str) -> Names {
     names
 }
 
-/// The values that a cell gives for an attribute, in parentheses behind it.
+/// Returns the values that a cell lists for an attribute, in parentheses after it.
 fn values<'a>(cell: &'a str, attribute: &str) -> Option<Vec<&'a str>> {
     let (_, values) = cell.split_once(&format!("`{attribute}` ("))?;
     let (values, _) = values.split_once(')')?;
@@ -101,7 +101,7 @@ struct Emitted {
     fields: Names,
 }
 
-/// Finds all that the code emits.
+/// Finds every span and event of the code.
 fn code() -> Vec<Emitted> {
     let mut found = Vec::new();
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -153,7 +153,7 @@ fn emitted(code: &str, found: &mut Vec<Emitted>) {
     }
 }
 
-/// Returns what stands before the parenthesis or brace that closes.
+/// Returns the text before the closing parenthesis or brace.
 fn inside(code: &str) -> &str {
     let (mut depth, mut quoted) = (0, false);
     for (at, c) in code.char_indices() {
@@ -168,7 +168,7 @@ fn inside(code: &str) -> &str {
     panic!("it is not closed: {code}");
 }
 
-/// Reads the arguments of a macro.
+/// Parses the arguments of a macro.
 fn read(mut arguments: &str, into: &mut Emitted) {
     while !arguments.trim().is_empty() {
         arguments = arguments.trim_start();
@@ -189,7 +189,7 @@ fn read(mut arguments: &str, into: &mut Emitted) {
     }
 }
 
-/// Returns where the first argument ends.
+/// Returns the end of the first argument.
 fn comma(arguments: &str) -> usize {
     let (mut depth, mut quoted) = (0, false);
     let end = arguments.char_indices().find(|(_, c)| {
@@ -221,7 +221,7 @@ fn the_page_has_each_span_and_event_of_the_code_with_its_level_and_fields() {
         for one in code.iter().filter(|one| one.span == span) {
             let (level, fields) = (&rows[&one.name][0], names(&rows[&one.name][1]));
             assert_eq!(fields, one.fields, "{}", one.name);
-            // One event has its level by the reason; it is held to that in `tests/observe.rs`.
+            // The level of this event depends on the reason. `tests/observe.rs` checks it.
             if one.level != "event" {
                 assert_eq!(*level, one.level, "{}", one.name);
             }
@@ -233,7 +233,8 @@ fn the_page_has_each_span_and_event_of_the_code_with_its_level_and_fields() {
 fn what_is_planted_is_read() {
     let code = r#"
         tracing::warn!(target: "tower_tcp", { a.b = %f(1, "x,y"), %error }, "it, (happened)");
-        let span = tracing::debug_span!(target: "tower_tcp", "a span", otel.kind = "server", c = Empty);
+        let span =
+            tracing::debug_span!(target: "tower_tcp", "a span", otel.kind = "server", c = Empty);
         tracing::field::display(1);
     "#;
     let mut found = Vec::new();
@@ -263,7 +264,7 @@ fn what_is_planted_is_read() {
     );
 }
 
-/// Fails once, and then accepts.
+/// Fails once, then accepts.
 struct FailsOnce(Sockets, Option<io::Error>);
 
 impl Listener for FailsOnce {
@@ -285,7 +286,8 @@ impl Listener for FailsOnce {
     }
 }
 
-/// Has a server do all that is measured: it accepts, fails to, serves, fails to, turns away, and leaves a handshake undone.
+/// Makes a server do everything that is measured: it accepts, fails to accept, serves, fails to
+/// serve, rejects, and has a handshake time out.
 async fn all_there_is_to_measure() {
     let (server, client) = certified();
     let options = SocketOptions::default();

@@ -1,4 +1,5 @@
-//! The `chat` example: what its members can do, what they cannot do to each other, and a thousand of them.
+//! The `chat` example: its members' abilities, the harm they cannot do each other, and a thousand
+//! of them at once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ async fn enter(chat: &Example, name: &str) -> Client {
     member
 }
 
-/// Enters, and joins a room.
+/// Enters the chat and joins a room.
 async fn join(chat: &Example, name: &str, room: &str) -> Client {
     let mut member = enter(chat, name).await;
     let joined = format!("* you are in {room}");
@@ -42,7 +43,7 @@ async fn a_line_goes_to_the_others_in_the_room_and_to_nobody_else() {
     ann.send("hello there\n").await;
 
     assert_eq!(bob.line().await, "<ann> hello there");
-    // What comes next to either of them is the answer to what they ask: nothing was before it.
+    // The next line of either member is the answer to its own question, so nothing was sent before.
     assert_eq!(ann.ask("/who").await, "* in tea: ann bob");
     assert_eq!(eve.ask("/who").await, "* in attic: eve");
 }
@@ -274,7 +275,7 @@ async fn who_is_silent_is_sent_away_and_who_talks_stays() {
     assert_eq!(nameless.line().await, "* welcome! what is your name?");
     let since = Instant::now();
 
-    // The talker is heard all the time, whatever a turn takes.
+    // The talker sends all the time, so it is never silent, however long a turn takes.
     let mut turns = tokio::time::interval(Duration::from_millis(100));
     let left = soon("the end of the silent one", async {
         loop {
@@ -308,16 +309,18 @@ async fn what_cannot_be_done_is_said() {
     assert!(ann.ask("/help").await.contains("/join"));
 }
 
-// Many.
+// Many members.
 
 const MEMBERS: usize = 1_000;
 const NOT_READING: usize = 10;
 const READING: usize = MEMBERS - NOT_READING;
-/// Lines of 1,000 bytes, sent so many at a time: together they fill the buffers of the system and the high mark several times over.
+/// How many lines of 1,000 bytes are sent at a time. All batches together fill the system's buffers
+/// and the high mark several times.
 const BATCH: usize = 10;
 const BATCHES: usize = 35;
 
-/// Less than the 30 s after which one who does not take what is written is given up: who waits for such waits so long. And far more than it takes.
+/// Less than the 30 s after which a member that does not read is dropped: a chat that waited for
+/// such a member would take that long. Far more than a batch takes.
 const WAITED: Duration = Duration::from_secs(10);
 
 /// How many lines that begin with `<` all readers have seen together.
@@ -344,7 +347,7 @@ impl Seen {
     }
 }
 
-/// Reads all that comes, and counts what members say.
+/// Reads everything, and counts the members' lines.
 async fn count(mut stream: TcpStream, seen: Arc<Seen>) {
     let mut buffer = vec![0; 4096];
     let mut line_begins = true;
@@ -361,7 +364,8 @@ async fn count(mut stream: TcpStream, seen: Arc<Seen>) {
     }
 }
 
-/// Connects a member of the one room; with a receive buffer of its own if it is not going to read.
+/// Connects a member and joins the one room. A member that will not read gets its own receive
+/// buffer size.
 async fn member(addr: SocketAddr, name: &str, receive_buffer: Option<u32>) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket can be had");
     if let Some(bytes) = receive_buffer {
@@ -426,7 +430,8 @@ async fn a_thousand_members_do_not_wait_for_ten_that_never_read() {
         .await;
     assert_eq!(ends.len(), NOT_READING);
     println!(
-        "{BATCH} lines to all in at most {slowest:?}; resident {before} KiB, then at most {most} KiB"
+        "{BATCH} lines to all in at most {slowest:?}; resident {before} KiB, then at most {most} \
+         KiB"
     );
     assert!(most < before + 8 * 1024, "{before} KiB, then {most} KiB");
     let lines = seen.lines.load(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Close: the last bytes arrive, whatever the peer does; and a peer that leaves costs nothing.
+//! Close: the last bytes arrive, whatever the peer does, and a peer that leaves costs nothing.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -27,18 +27,18 @@ use support::{Client, Clients, Ends, each_way};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The net under what happens on a running clock.
+/// The limit of every wait on the real clock.
 const NET: Duration = Duration::from_secs(60);
 
 const MEGABYTE: usize = 1_000_000;
 
-/// Connects to the only address of a server.
+/// Connects to the server's only address.
 async fn connect(served: &Served<()>) -> TcpStream {
     let addr = served.handle().local_addrs()[0].tcp().expect("it is TCP");
     TcpStream::connect(addr).await.expect("the server listens")
 }
 
-/// Closes a socket by a reset.
+/// Closes a socket with a reset.
 fn reset(client: TcpStream) {
     SockRef::from(&client)
         .set_linger(Some(Duration::ZERO))
@@ -46,7 +46,7 @@ fn reset(client: TcpStream) {
     drop(client);
 }
 
-/// Waits until all that connections hold is given back.
+/// Waits until every resource of the connections has been released.
 async fn all_given_back(served: &Served<()>) {
     let given_back = async {
         while served.handle().live() > 0 || served.handle().limit().in_use() > 0 {
@@ -56,7 +56,7 @@ async fn all_given_back(served: &Served<()>) {
     timeout(NET, given_back).await.expect("all is given back");
 }
 
-/// How far the client lets a request come before its reset.
+/// How much of a request the client completes before its reset.
 #[derive(Clone, Copy, Debug)]
 enum Reset {
     BeforeRequest,
@@ -117,7 +117,7 @@ async fn d1(when: Reset) {
     assert_eq!(in_hand.load(Ordering::Relaxed), 0);
 }
 
-/// Counts a request for as long as it is in hand.
+/// Counts requests in progress.
 struct InHand(Arc<AtomicUsize>);
 
 impl InHand {
@@ -176,7 +176,8 @@ async fn d2_a_half_closed_connection_gets_all_its_replies() {
     assert_eq!(served.reason().await, EndReason::PeerClosed);
 }
 
-/// Sends a request and so much that nobody will read, and returns how many bytes of reply arrived before the end.
+/// Sends a request, and more input that stays unread. Returns how many bytes of the reply arrived
+/// before the end.
 async fn fetch_with_unread_input(served: &Served<()>, unread: usize) -> std::io::Result<usize> {
     let (mut read, mut write) = connect(served).await.into_split();
     let sending = tokio::spawn(async move {
@@ -278,7 +279,7 @@ async fn a_peer_that_sends_on_is_read_up_to_a_bound() {
         sent += 1000;
     }
 
-    // What the stream in memory still held when it was closed, 64 KiB, was sent, too.
+    // The 64 KiB that were still in the memory stream at the close count as sent.
     assert!((100_000..=170_000).contains(&sent), "{sent}");
     assert_eq!(served.reason().await, EndReason::ServiceClosed);
 }

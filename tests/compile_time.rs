@@ -1,7 +1,7 @@
-//! What the compiler promises of the crate: where its types may go, that its layers and tower's stack in any mixture, and that
-//! plain services need no annotations.
+//! Compile-time promises of the crate: which of its types are `Send` and `Sync`, that its layers
+//! combine with tower's in any order, and that plain services need no annotations.
 //!
-//! The tests here are over when they compile.
+//! These tests pass when they compile.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -53,10 +53,10 @@ use tower_tcp::{
     Rewind, Serve, Server, ServerBuilder,
 };
 
-/// A service of the user's, with nothing that would keep what holds it from anywhere.
+/// A user's service that implements every auto trait.
 type Plain = tower::util::ServiceFn<fn(Bytes) -> Ready<Result<Bytes, Infallible>>>;
 
-/// A session that may move between threads, and is not shared.
+/// A session that is `Send` and not `Sync`.
 struct Echo(std::cell::Cell<u8>);
 
 impl Session<Bytes> for Echo {
@@ -69,10 +69,10 @@ impl Session<Bytes> for Echo {
     }
 }
 
-/// What can be shared between threads, moved, and kept.
+/// Accepts types that can be shared between threads, moved and kept.
 fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
 
-/// What can be moved to another thread, moved in memory, and kept.
+/// Accepts types that can be sent to another thread, moved in memory and kept.
 fn can_be_sent<T: Send + Unpin + 'static>() {}
 
 #[test]
@@ -84,7 +84,8 @@ fn what_a_user_keeps_and_passes_on_goes_anywhere() {
     goes_anywhere::<ConnectionLimit>();
     goes_anywhere::<Handle>();
     goes_anywhere::<Report>();
-    // Whatever the frames and messages are: a handle to a connection holds no more than a queue of them.
+    // A `Peer` holds only a queue of frames and messages, so it is `Send` and `Sync` whatever their
+    // types are.
     goes_anywhere::<Peer<Bytes>>();
     goes_anywhere::<Peer<Box<dyn FnOnce() + Send>, std::cell::Cell<u8>>>();
     goes_anywhere::<Registry<String, std::cell::Cell<u8>>>();
@@ -141,7 +142,7 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<(MapDecode<Lines, fn()>, MapEncode<Lines, fn()>)>();
     goes_anywhere::<(FilterDecode<Lines, fn()>, FilterEncode<Lines, fn()>)>();
     goes_anywhere::<(Chunks<Lines>, Then<Lines, Block>)>();
-    // The types of documents are only named: they need not be `Sync` themselves.
+    // The document types are only named, so they need not be `Sync`.
     goes_anywhere::<Serde<std::cell::Cell<u8>, std::cell::Cell<u8>, Json>>();
     goes_anywhere::<RecoverableSerde<std::cell::Cell<u8>, std::cell::Cell<u8>>>();
     goes_anywhere::<(OneAtATime, InFlight, Multiplexed)>();
@@ -164,7 +165,7 @@ fn layers_and_their_services_go_where_what_they_wrap_goes() {
     goes_anywhere::<(Peek<Plain>, When<Tls, Plain>)>();
     goes_anywhere::<Tls>();
     goes_anywhere::<PipelineBuilder<fn() -> Lines>>();
-    // The type of the frames is only named: it need not be `Sync` itself.
+    // The frame type is only named, so it need not be `Sync`.
     goes_anywhere::<Pipeline<fn() -> Lines, ClonePerRequest<Plain>, std::cell::Cell<u8>>>();
     goes_anywhere::<Pipeline<fn() -> Lines, MakePerConnection<Plain>, Bytes, InFlight>>();
     goes_anywhere::<
@@ -180,7 +181,7 @@ fn the_futures_of_layers_go_where_those_that_they_wrap_go() {
     goes_anywhere::<ShutdownOnErrorFuture<Inner>>();
 }
 
-/// What a drain is waited for by holds nothing of what it was asked of.
+/// `draining` borrows nothing from its `ConnectionInfo` or `Connection`.
 #[test]
 fn the_wait_for_a_drain_outlives_what_it_was_asked_of() {
     fn of_an_info(info: &ConnectionInfo) -> impl Future + Send + use<> {
@@ -217,7 +218,7 @@ fn servers_and_listeners_go_anywhere() {
     goes_anywhere::<Connector>();
 }
 
-/// Takes what a server serves, for the streams that a test or a server has.
+/// Accepts stacks that a server can serve, for the streams of a test or of a server.
 fn is_served<S>(stack: S)
 where
     S: Service<Connection<DuplexStream>> + Send + 'static,
@@ -230,7 +231,7 @@ where
     is_spawned(serving);
 }
 
-/// Takes what `tokio::spawn` and `select!` take.
+/// Accepts futures that `tokio::spawn` and `select!` accept.
 fn is_spawned(serving: impl Future<Output = Result<Report, Error>> + Send + Unpin + 'static) {
     drop(serving);
 }
@@ -241,19 +242,21 @@ fn echo(line: Bytes) -> RequestFuture {
     Box::pin(ready(Ok(line)))
 }
 
-/// A hook that lets all through.
+/// A hook that lets every connection pass.
 async fn anyone(conn: Connection<DuplexStream>) -> Result<Connection<DuplexStream>, BoxError> {
     Ok(conn)
 }
 
-/// Every layer of the crate and the stock ones of tower, at both levels. The order is for the compiler, not for a server.
+/// Every layer of the crate and tower's own, at both levels. The order is chosen for the compiler,
+/// not for a server.
 #[tokio::test]
 async fn every_layer_stacks_upon_every_other() {
     let second = Duration::from_secs(1);
     let limit = ConnectionLimit::new(1);
     let global = GlobalConcurrencyLimitLayer::new(1);
 
-    // Around requests, in a service that all connections have in common: what stands inside is cloned for each request.
+    // Around requests, in one service shared by all connections: a service inside is cloned for
+    // each request.
     let shared = ServiceBuilder::new()
         .boxed_clone()
         .option_layer(Some(ShutdownOnErrorLayer::new()))
@@ -276,7 +279,7 @@ async fn every_layer_stacks_upon_every_other() {
         .map_future(|future: RequestFuture| future)
         .service_fn(echo);
 
-    // In a service made for each connection nothing need be `Clone`.
+    // In a service made for each connection nothing needs to be `Clone`.
     let each = shared.clone();
     let make = service_fn(move |_: Peer<Bytes>| {
         let service = ServiceBuilder::new()
@@ -288,7 +291,7 @@ async fn every_layer_stacks_upon_every_other() {
         ready(Ok::<_, BoxError>(BoxService::new(service)))
     });
 
-    // Around connections, behind the hooks: what stands here is cloned for each connection.
+    // Around connections, inside the hooks: a service here is cloned for each connection.
     let behind = ServiceBuilder::new()
         .boxed_clone()
         .option_layer(Some(TimeoutLayer::new(second)))
@@ -309,7 +312,7 @@ async fn every_layer_stacks_upon_every_other() {
         .map_future(|future: PipelineFuture| future)
         .service(Pipeline::new(Lines::default).make_service(make));
 
-    // Outside of the hooks nothing need be `Clone`.
+    // Outside the hooks nothing needs to be `Clone`.
     let hook = ServiceBuilder::new()
         .timeout(second)
         .layer(global)
@@ -422,7 +425,8 @@ mod no_annotation_is_needed_where_the_codec_encodes_one_type {
     }
 }
 
-/// `LinesCodec` of tokio-util encodes whatever is text, `BytesCodec` two types: there the compiler must be told which.
+/// tokio-util's `LinesCodec` encodes any text, and `BytesCodec` two types. There the user has to
+/// name the type.
 mod where_a_codec_encodes_several_types {
     use super::*;
 

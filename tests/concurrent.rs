@@ -1,4 +1,5 @@
-//! Pipeline: calls that run together keep their order, or need none, whichever of them is done at once and whichever is not.
+//! Pipeline: calls that run together keep their order, or need none, no matter which of them
+//! completes at once.
 
 mod support;
 
@@ -21,7 +22,8 @@ use support::{Clients, Ends, each_way};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Digits wait so many milliseconds, `0` is done at once; `hang` never is; `fail`, `close` and `panic` do so at once.
+/// Digits wait that many milliseconds; `0` completes at once. `hang` never completes. `fail`,
+/// `close` and `panic` act at once.
 async fn act(request: Bytes) -> Result<Reply<Bytes>, BoxError> {
     match &request[..] {
         b"0" => {}
@@ -226,7 +228,7 @@ async fn a_call_that_wakes_itself_is_polled_until_it_is_done() {
     assert_eq!(client.rest().await, ["a", "b", "c", "d", "e", "f"]);
 }
 
-/// A frame each 10 ms.
+/// Yields a frame every 10 ms.
 fn three_frames() -> impl futures_util::Stream<Item = Result<Bytes, BoxError>> {
     futures_util::stream::unfold(0, |n| async move {
         sleep(10 * MS).await;
@@ -258,7 +260,7 @@ async fn a_reply_that_streams_is_whole_although_a_later_call_panics() {
     assert!(client.rest().await.is_empty());
 }
 
-/// Is ready once, and panics when it is asked again.
+/// Is ready once. Panics in the second `poll_ready`.
 #[derive(Clone)]
 struct ReadyOnce<S> {
     service: S,
@@ -298,7 +300,7 @@ async fn a_reply_that_streams_is_whole_although_the_service_panics_when_it_is_to
     assert_eq!(served.reason().await, EndReason::Panic);
 }
 
-/// A call that panics as it is dropped, and before that, when it is polled, if it is `torn`.
+/// A call that panics when it is dropped; if it is `torn`, also when it is polled.
 struct PanicsInDrop {
     torn: bool,
     request: Bytes,
@@ -338,7 +340,7 @@ async fn what_was_asked_before_is_answered_although_a_call_panics_as_it_is_dropp
             client.send(format!("0\n20\n{panics}\n0\n")).await;
 
             let answered = client.rest().await;
-            // As they finish, a panic leaves what is still with its call.
+            // In `multiplexed`, a panic drops the replies of calls that are still running.
             let before: &[_] = match served.way() {
                 "multiplexed" => &["0"],
                 _ => &["0", "20"],

@@ -1,4 +1,5 @@
-//! `Handle::connections`: who is here now, how far each has come, since when, and what it has done.
+//! `Handle::connections` lists the open connections: their phase, their age, and what they have
+//! done.
 
 mod support;
 
@@ -21,7 +22,7 @@ use support::{Clients, Ends, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The one connection that is open.
+/// Returns the only open connection.
 fn only(served: &Served) -> LiveConnection {
     let mut all = served.handle().connections();
     let one = all.next().expect("somebody is here");
@@ -98,7 +99,7 @@ async fn a_pipeline_is_seen_to_close() {
     let served = serve(pipeline);
     let mut client = served.client().await;
 
-    // It goes on to listen to whoever broke the rule, for a while.
+    // After this error the server lingers: it reads on for a while.
     client.send("too long\n").await;
     settled().await;
 

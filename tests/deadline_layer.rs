@@ -1,4 +1,5 @@
-//! Deadlines of raw connection services: silent, resting, blocked and old.
+//! Deadlines of raw connection services: for peers that are silent or idle or do not read, and for
+//! old connections.
 
 #[path = "support/certificates.rs"]
 mod certificates;
@@ -221,13 +222,13 @@ async fn a_raw_connection_that_rests_is_closed_over_tcp_and_tls() {
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
 }
 
-/// Has a line echoed, and waits for the end.
+/// Sends a line, reads it back, and waits for the end.
 async fn talk<Io: AsyncRead + AsyncWrite + Unpin>(io: Io) -> String {
     let mut client = Client::new(io);
     client.send("hi\n").await;
     let mut all = Vec::new();
     let read = client.0.read_to_end(&mut all);
-    // Under TLS the closing word is the service's to say, which was dropped.
+    // Under TLS the service sends `close_notify`, and it was dropped.
     let _end = timeout(Duration::from_secs(60), read)
         .await
         .expect("in time");

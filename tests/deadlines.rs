@@ -1,4 +1,5 @@
-//! Deadlines: each ends its connection at its moment, not before, not after, and is moved only by what should move it.
+//! Deadlines: each one closes its connection exactly on time, and is extended only by what should
+//! extend it.
 
 mod support;
 
@@ -26,7 +27,7 @@ use support::{Clients, Ends, each_way, serve_stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Waits as many seconds as the request says, and returns it.
+/// Waits the requested number of seconds, then returns the request.
 async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
     sleep(SECOND * String::from_utf8_lossy(&request).parse().unwrap_or(0)).await;
     Ok(request)
@@ -108,7 +109,8 @@ async fn g1_a_connection_is_idle_75_seconds_after_its_last_reply_whatever_is_pus
     }
 }
 
-/// A stream whose input the runtime learns of only when the gate is opened, as that of a socket after the process was stopped.
+/// A stream whose input stays unknown to the runtime until the gate opens, as that of a socket
+/// while the process is stopped.
 struct Gated {
     io: DuplexStream,
     open: watch::Receiver<bool>,
@@ -252,7 +254,7 @@ async fn d9_a_peer_that_takes_nothing_for_half_a_minute_is_let_go() {
         let begun = Instant::now();
         let mut client = served.client().await;
         client.send("a\n").await;
-        // It takes a little, which counts, and then no more.
+        // The peer reads a little, which extends the deadline, and then nothing more.
         sleep(20 * SECOND).await;
         let mut some = [0; 1000];
         tokio::io::AsyncReadExt::read_exact(&mut client.0, &mut some)
@@ -312,7 +314,8 @@ async fn connections_of_one_moment_retire_at_different_ones() {
         ages.push(end.duration());
     }
 
-    // A hundred of a flat draw leave a fifth at either side empty once in two thousand million runs.
+    // With a uniform distribution a hundred samples leave the lowest or the highest fifth empty
+    // once in two thousand million runs.
     assert!(
         ages[0] >= 100 * SECOND && ages[0] < 110 * SECOND,
         "{ages:?}"
@@ -343,7 +346,7 @@ async fn a_make_service_has_ten_seconds() {
     }
 }
 
-/// Every limit of time, all the same.
+/// Sets every deadline to the same time.
 fn all(time: Duration) -> Deadlines {
     Deadlines::default()
         .first_byte(time)
@@ -509,7 +512,8 @@ async fn b20_a_full_pre_connect_budget_evicts_the_oldest() {
     assert_eq!(served.handle().live(), 2);
 }
 
-/// Each request takes one of the units that tokio gives a task's turn, before it has everything wait.
+/// Takes one unit of the budget that tokio gives a task for each turn. When the budget is spent,
+/// everything else has to wait.
 async fn costly(request: Bytes) -> Result<Bytes, BoxError> {
     tokio::task::consume_budget().await;
     Ok(request)

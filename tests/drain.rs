@@ -1,4 +1,5 @@
-//! A signal to the `stack` example, as a process manager sends it: what was begun is delivered, nobody new comes in, the process ends in time.
+//! A signal to the `stack` example, as a process manager sends it: requests in progress are
+//! answered, no new connection is accepted, and the process exits in time.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ mod process;
 
 const CLIENTS: usize = 64;
 
-/// Far more requests a second than a test makes.
+/// Far more requests a second than any test sends.
 const BUSY: [&str; 2] = ["--requests", "1000000"];
 
 async fn greeted(server: SocketAddr) -> Client {
@@ -26,17 +27,17 @@ async fn greeted(server: SocketAddr) -> Client {
     client
 }
 
-/// Clients whose first request has been answered, so that the server has their connection in hand.
+/// Connects clients whose first request has been answered, so the server has accepted them.
 async fn clients(server: SocketAddr) -> Vec<Client> {
     join_all((0..CLIENTS).map(|_| greeted(server))).await
 }
 
-/// Waits until nobody listens.
+/// Waits until new connections are refused.
 async fn refused(server: SocketAddr) {
     let refused = async {
         loop {
             match TcpStream::connect(server).await {
-                // Taken in from the backlog: it is told to leave at once.
+                // It was accepted from the backlog, and is closed at once.
                 Ok(mut stream) => drop(stream.read_to_end(&mut Vec::new()).await),
                 Err(err) if err.kind() == ErrorKind::ConnectionRefused => return,
                 Err(_reset_in_the_backlog) => {}
@@ -46,7 +47,7 @@ async fn refused(server: SocketAddr) {
     soon("a refusal", refused).await;
 }
 
-/// The sum of a number over all connections' ends.
+/// Returns the sum of a field over the end events of all connections.
 fn sum(ended: &Ended, field: &str) -> usize {
     let numbers = having(&ended.log, &["connection.closed"]);
     let numbers = numbers.iter().map(|line| {
@@ -63,7 +64,7 @@ fn sum(ended: &Ended, field: &str) -> usize {
 async fn h1_requests_in_hand_at_the_signal_are_answered() {
     let stack = Example::start("stack", &[]).await;
     let mut clients = clients(stack.addr()).await;
-    // What has arrived at the server's socket counts, read or not.
+    // Bytes that have arrived at the server's socket count, read or not.
     for client in &mut clients {
         client.send("sleep 500\necho behind\n").await;
     }
@@ -165,7 +166,7 @@ async fn an_idle_connection_does_not_hold_the_process() {
         ended.await.unwrap().said.last().unwrap(),
         "1 connections drained, 0 cut off"
     );
-    // Of the 30 s that a drain may take.
+    // A drain may take 30 s.
     assert!(signalled.elapsed() < Duration::from_secs(10));
 }
 
@@ -210,7 +211,7 @@ async fn a_second_signal_ends_it_at_once() {
         stack.signal(second);
         let ended = stack.ended().await;
 
-        // Before what it sleeps for is over.
+        // Earlier than the request would wake up.
         assert!(signalled.elapsed() < Duration::from_secs(4));
         assert!(ended.status.success());
         assert_eq!(

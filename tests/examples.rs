@@ -1,4 +1,4 @@
-//! Every example runs, and shows what its first lines say.
+//! Every example runs, and does what its module head shows.
 
 use process::{Client, Example, path, soon};
 use tokio::process::Command;
@@ -26,13 +26,33 @@ fn all_examples_are_driven_here() {
     let mut names: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        // A package has tests of its own.
+        // A package has its own tests.
         .filter(|path| !path.join("Cargo.toml").exists())
+        .filter(|path| path.extension().is_none_or(|extension| extension != "md"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
     names.sort();
 
     assert_eq!(names, ALL);
+}
+
+#[test]
+fn every_example_is_in_the_list_of_examples() {
+    let page = include_str!("../examples/README.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let mut listed: Vec<_> = rows.filter_map(|row| row.split('`').next()).collect();
+    listed.sort_unstable();
+
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let there = std::fs::read_dir(dir).unwrap();
+    let mut there: Vec<_> = there.map(|entry| entry.unwrap().path()).collect();
+    there.retain(|path| path.extension().is_none_or(|extension| extension != "md"));
+    there.sort();
+
+    let names = there
+        .iter()
+        .map(|path| path.file_stem().unwrap().to_str().unwrap());
+    assert_eq!(listed, names.collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Frame: bytes to frames and back.
+//! Codecs of this crate: bytes to frames and back.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -51,7 +51,7 @@ fn ended(err: Option<LinesError>) -> Ended {
     }
 }
 
-/// Says the same in the plainest words, over the whole input at once.
+/// Splits the whole input at once, in the plainest way.
 fn oracle(input: &[u8], limit: usize) -> (Vec<Bytes>, Ended) {
     let mut items = Vec::new();
     for line in input.split_inclusive(|byte| *byte == b'\n') {
@@ -161,7 +161,7 @@ fn c2_the_limit_is_exact_in_whatever_pieces() {
                     continue;
                 };
                 let line = format!("{}{ending}", "x".repeat(content));
-                // A short one before it, so that what was counted for that is seen to be forgotten.
+                // An empty line first shows that its length is not counted for the next line.
                 let input = format!("\n{line}");
                 for size in 1..=input.len() {
                     let codec = Lines::default().max_line(limit);
@@ -257,7 +257,7 @@ fn c5_no_byte_is_searched_twice() {
     let mut buffer = BytesMut::from("searched");
     assert_eq!(codec.decode(&mut buffer).unwrap(), None);
 
-    // A second look at these would find this.
+    // A second search of these bytes would find this.
     buffer[3] = b'\n';
     buffer.put_slice(b"!\nnext\n");
 
@@ -349,7 +349,8 @@ fn in_and_out_may_differ() {
     assert_eq!(ended(err), Ended::Cut);
 }
 
-/// Compiles only while each of our codecs encodes one type: what a service returns is then known without a word.
+/// Compiles only while each codec of the crate encodes one type, so that the type of a reply can be
+/// inferred.
 #[test]
 fn the_type_that_is_written_follows_from_the_codec() {
     fn only<T, C: Encoder<T>>(_codec: &C) -> Option<T> {
@@ -372,7 +373,7 @@ fn bytes_with_endings() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn items() -> impl Strategy<Value = Vec<Bytes>> {
-    // A CR at the end is part of the ending to whoever reads it.
+    // A reader takes a CR before the line end for part of it.
     let line = bytes_with_endings().prop_map(|mut line| {
         line.retain(|byte| *byte != b'\n');
         while line.last() == Some(&b'\r') {

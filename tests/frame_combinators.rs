@@ -1,4 +1,4 @@
-//! Codec combinators: nothing is lost, whatever the pieces in which the bytes come and however the stream ends.
+//! Codec combinators lose nothing, whatever pieces the bytes arrive in and however the stream ends.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -46,7 +46,7 @@ fn is_cut(err: &(dyn std::error::Error + 'static)) -> bool {
     find_cause::<io::Error>(err).is_some_and(|err| err.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-/// Lines that are encoded only while they are short.
+/// Lines that can be encoded only while they are short.
 #[derive(Default)]
 struct Short(Lines);
 
@@ -256,7 +256,7 @@ fn a_stream_that_ends_within_an_inner_frame_is_cut_off() {
     assert!(err.is_none());
 }
 
-/// A codec that says nothing at the end about what it was in the middle of.
+/// A codec that ignores an incomplete frame at the end.
 struct Careless(Lines);
 
 impl Decoder for Careless {
@@ -300,7 +300,7 @@ fn an_inner_frame_has_a_limit_whatever_the_inner_codec_allows() {
             .then(lines().max_line(usize::MAX))
             .max_frame(4)
     };
-    // Each in one outer frame, in two, and behind others.
+    // In one outer frame each, in two, and after others.
     for frames in [
         &[&b"1234\n"[..]][..],
         &[b"123", b"4\n"],
@@ -385,7 +385,7 @@ fn combinators_stand_in_combinators() {
     assert!(err.is_none());
 }
 
-/// Compiles only while each combinator encodes one type where its codec does.
+/// Compiles only while each combinator encodes one type if its inner codec does.
 #[test]
 fn the_type_that_is_written_follows_from_the_codec() {
     fn only<T, C: Encoder<T>>(_codec: &C) -> Option<T> {
@@ -460,7 +460,7 @@ async fn what_of_a_chunk_came_before_a_cut_is_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn lines_in_lines_serve_in_a_pipeline() {
-    // Hex digits on lines, and lines in what they stand for.
+    // Hex digits on lines, and lines in the bytes that they encode.
     let hex = || {
         let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0) as u8;
         lines().map_decode(move |line| {

@@ -1,4 +1,5 @@
-//! The serde codec: documents are whole and within their limit, and a bad one is what was asked for it to be.
+//! The serde codec: documents are complete and within their limit, and the bad ones are reported or
+//! end the connection, as chosen.
 
 #[path = "support/decoding.rs"]
 mod decoding;
@@ -29,7 +30,7 @@ struct Note {
 
 type Notes = Serde<Note, Note>;
 
-/// Puts the length in front of each.
+/// Prefixes each document with its length.
 fn framed(documents: &[&str]) -> BytesMut {
     let mut wire = BytesMut::new();
     for document in documents {
@@ -124,7 +125,7 @@ fn what_is_too_large_is_not_written() {
     assert_eq!(output, "before\0\0\0\x06\"1234\"");
 }
 
-/// A value that fails when half of it is written.
+/// A value whose serialisation fails halfway.
 struct Unwritable;
 
 impl Serialize for Unwritable {
@@ -213,7 +214,7 @@ fn json_is_read_127_deep() {
     }
 }
 
-/// Numbers as so many strokes.
+/// A format that writes a number as that many strokes.
 #[derive(Default)]
 struct Strokes;
 
@@ -242,7 +243,7 @@ fn another_format_can_be_plugged_in() {
     assert_eq!(codec.decode(&mut wire).unwrap(), Some(3));
 }
 
-/// Compiles only while it encodes one type.
+/// Compiles only while the codec encodes one type.
 #[test]
 fn the_type_that_is_written_follows_from_the_codec() {
     fn only<T, C: Encoder<T>>(_codec: &C) -> Option<T> {
@@ -345,7 +346,10 @@ proptest! {
 
     #[test]
     fn whatever_comes_is_the_same_in_whatever_pieces(
-        input in prop::collection::vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>(), 2 => b'0'..=b'9'], 0..80),
+        input in prop::collection::vec(
+            prop_oneof![3 => 0..4_u8, 1 => any::<u8>(), 2 => b'0'..=b'9'],
+            0..80,
+        ),
         sizes in prop::collection::vec(1..20_usize, 1..40),
     ) {
         let codec = || Serde::<u8, ()>::default().max_frame(20).recoverable();

@@ -1,4 +1,5 @@
-//! Limits: as many as were allowed, never more, changed at once, and nothing of them left behind by any end.
+//! Limits: never more connections than allowed, changes act at once, and no kind of end leaves a
+//! permit behind.
 
 mod support;
 
@@ -34,7 +35,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-/// An echo server with a limit.
+/// Starts an echo server with a limit.
 fn limited(limit: &ConnectionLimit) -> Served {
     let (listener, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(listener);
@@ -52,14 +53,14 @@ async fn connect(server: &Served, n: usize) -> Vec<Io> {
     clients
 }
 
-/// Lets everything run that can, without any time going by.
+/// Lets every task run until it waits. No time passes.
 async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Asserts that so many of those who are connected are in, at once: time stands still meanwhile.
+/// Asserts that exactly `n` of the connected clients are served, without any time passing.
 async fn assert_in(server: &Served, n: usize) {
     let now = Instant::now();
     settle().await;
@@ -68,7 +69,7 @@ async fn assert_in(server: &Served, n: usize) {
     assert_eq!(Instant::now(), now);
 }
 
-// The limit is changed while the server runs
+// The limit changes while the server runs
 
 #[tokio::test(start_paused = true)]
 async fn each_change_of_the_limit_acts_at_once() {
@@ -93,7 +94,7 @@ async fn each_change_of_the_limit_acts_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b1_unlimited_while_paused_admits_the_waiting() {
+async fn unlimited_while_paused_admits_the_waiting() {
     let limit = ConnectionLimit::new(1);
     let server = limited(&limit);
     let _clients = connect(&server, 4).await;
@@ -105,7 +106,7 @@ async fn b1_unlimited_while_paused_admits_the_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b2_zero_at_the_start_admits_none_and_does_not_stick() {
+async fn zero_at_the_start_admits_none_and_does_not_stick() {
     let limit = ConnectionLimit::new(0);
     let server = limited(&limit);
     let _clients = connect(&server, 3).await;
@@ -117,13 +118,14 @@ async fn b2_zero_at_the_start_admits_none_and_does_not_stick() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b3_accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
+async fn accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
     let limit = ConnectionLimit::new(4);
     let server = limited(&limit);
     let mut clients = connect(&server, 6).await;
     assert_in(&server, 4).await;
 
-    // Far below what is in: the number never passes `limit - 1` from above while anything is accepted.
+    // Far below the number of connections: that number never passes `limit - 1` on its way down
+    // while anything is accepted.
     limit.set(1);
     clients.drain(..3);
     assert_in(&server, 1).await;
@@ -135,7 +137,7 @@ async fn b3_accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b4_a_place_is_held_until_the_connections_service_is_done() {
+async fn a_place_is_held_until_the_connections_service_is_done() {
     let limit = ConnectionLimit::new(1);
     let (listener, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(listener);
@@ -160,11 +162,11 @@ async fn b4_a_place_is_held_until_the_connections_service_is_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b5_no_end_frees_more_than_its_own_place() {
+async fn no_end_frees_more_than_its_own_place() {
     let limit = ConnectionLimit::new(1);
     let (listener, connector) = testkit::memory();
     let server = Server::builder().limit(limit.clone()).build(listener);
-    // Each connection ends in every way at the same time.
+    // All kinds of end happen to each connection at the same time.
     let make = service_fn(|peer: Peer<Bytes>| async move {
         Ok::<_, Infallible>(service_fn(move |_line: Bytes| {
             peer.close();
@@ -186,9 +188,9 @@ async fn b5_no_end_frees_more_than_its_own_place() {
     }
 }
 
-// A loop that waits
+// An accept loop that waits
 
-/// As a listener of a user who can only accept.
+/// Stands for a user's listener that can only accept.
 struct OnlyAccepts(MemoryListener);
 
 impl Listener for OnlyAccepts {
@@ -241,7 +243,7 @@ async fn a_loop_that_waits_for_a_connection_holds_no_permit() {
 
 // Faults
 
-/// Counts who is in, and the most that ever were.
+/// Counts the connections in progress, and their maximum.
 #[derive(Clone, Default)]
 struct Crowd(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -265,7 +267,7 @@ impl Drop for Inside {
     }
 }
 
-/// A connection service that lets a client stay for a while, and then greets it.
+/// A connection service that lets a client stay for a while, then greets it.
 fn lodging(
     crowd: &Crowd,
 ) -> impl Service<Connection<Io>, Response = (), Error = BoxError, Future: Send + 'static>
@@ -333,12 +335,12 @@ async fn f1_a_stock_limit_of_connections_is_exact_and_all_are_served() {
     server.all_gone().await;
 }
 
-/// A panic that is not printed: there are hundreds.
+/// Panics without printing, because the test causes hundreds of panics.
 fn quiet_panic() -> ! {
     std::panic::resume_unwind(Box::new("of user code"))
 }
 
-/// The hook of the chaos: what it does is told by the first byte.
+/// The hook of the chaos test. The first byte tells it what to do.
 async fn chaotic_hook(mut conn: Connection<Io>) -> Result<Connection<Io>, BoxError> {
     match conn.read_u8().await? {
         b'r' => Err("rejected".into()),
@@ -348,7 +350,7 @@ async fn chaotic_hook(mut conn: Connection<Io>) -> Result<Connection<Io>, BoxErr
     }
 }
 
-/// The service of the chaos: what it does is told by each line.
+/// The service of the chaos test. Each line tells it what to do.
 async fn chaotic_service(line: Bytes) -> Result<Reply<Bytes>, BoxError> {
     match &line[..] {
         b"fail" => Err("failed".into()),
@@ -360,7 +362,7 @@ async fn chaotic_service(line: Bytes) -> Result<Reply<Bytes>, BoxError> {
     }
 }
 
-/// What one client sends, and whether it stays until the server is done with it.
+/// What a client sends, and whether it then stays until the server closes the connection.
 const CHAOS: [(&[u8], bool); 16] = [
     (b".hi\n", true),
     (b".hi\n", false),
@@ -430,19 +432,19 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
     let mut ends = BTreeMap::<&str, usize>::new();
     let mut ended = 0;
 
-    // Each server serves 5,000: the first drains, the second is cut off.
+    // Each server serves 5,000 connections. The first server drains, the second aborts.
     for drains in [true, false] {
         let mut server = chaotic_server(&limit);
         for round in 0..10_usize {
             let clients: Vec<_> = (0..489)
-                // In bursts of one kind, too, so that the budgets are met.
+                // Every other round runs in bursts of one kind, which exceed the budgets.
                 .map(|n| if round.is_multiple_of(2) { n } else { n / 32 })
                 .map(|kind| tokio::spawn(chaotic_client(server.connector().clone(), kind)))
                 .collect();
             for client in clients {
                 client.await.unwrap();
             }
-            // With nobody behind it who would evict it, the last one's time runs out.
+            // No newer connection evicts the last one, so it meets its deadline.
             for word in [&b".abort\n"[..], b".close\n", b"h"] {
                 let mut client = server.stream().await;
                 client.write_all(word).await.unwrap();
@@ -472,7 +474,7 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
         }
     }
 
-    // The two own what they left until here; nothing else does.
+    // The two servers own their state until here. Now nothing may be left.
     settle().await;
     println!("{ended} ended: {ends:?}");
     assert_eq!(ended, 2 * (10 * 492 + 80));
@@ -502,7 +504,7 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
 
 type Waiter = task::Spawn<Limited<Accepts>>;
 
-/// A service of nothing at all.
+/// A service that accepts everything and does nothing.
 #[derive(Clone)]
 struct Accepts;
 
@@ -588,7 +590,7 @@ fn f3_a_call_that_is_dropped_before_its_first_poll_gives_its_permit_back() {
     assert_ready_ok!(poll_ready(&mut second));
 }
 
-/// Sends a line and waits for the reply.
+/// Sends a line and reads the reply.
 async fn ask(client: &mut BufReader<Io>, line: &str) -> String {
     client
         .write_all(format!("{line}\n").as_bytes())
@@ -652,7 +654,7 @@ async fn f6_a_stalled_reader_holds_no_shared_permits() {
     assert!(begun.elapsed() <= Duration::from_millis(2));
 }
 
-/// Numbers that look random, and are the same in every run.
+/// Pseudo-random numbers, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {

@@ -1,4 +1,5 @@
-//! Memory: what a peer can make the server hold is bounded, and a request one at a time allocates nothing.
+//! Memory: a peer can make the server hold only so much, and a request allocates nothing when
+//! requests run one at a time.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -45,7 +46,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Runs a test alone, and on a thread that is gone, with its blocks, before the next: the counts are the process's.
+/// Runs one test at a time, because allocations are counted for the whole process. Each test has
+/// its own thread, whose cached blocks are freed when it ends.
 fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,11 +60,11 @@ fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     done.unwrap_or_else(|panicked| resume_unwind(panicked));
 }
 
-/// The bytes that are allocated at the moment.
+/// Returns the number of bytes allocated now.
 fn held() -> isize {
     let stats = ALLOCATOR.stats();
     let bytes = |n: usize| isize::try_from(n).unwrap();
-    // Reallocations are in both.
+    // Both numbers include reallocations.
     bytes(stats.bytes_allocated) - bytes(stats.bytes_deallocated)
 }
 
@@ -70,7 +72,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-/// Has 10,000 requests answered, a hundred at once, and returns how many allocations each took.
+/// Has 10,000 requests answered, a hundred at once. Returns the allocations of each.
 async fn allocations_a_request(served: Served) -> f64 {
     let mut client = served.client().await.0.into_inner();
     let requests = b"fifteen letters\n".repeat(100);
@@ -81,7 +83,7 @@ async fn allocations_a_request(served: Served) -> f64 {
             client.read_exact(&mut replies).await.unwrap();
         }
     };
-    // The stream in memory and the thread's blocks take what they need.
+    // Let the memory stream and the thread's blocks grow first.
     exchange().await;
     let before = ALLOCATOR.stats();
 
@@ -149,7 +151,8 @@ fn a_request_to_a_session_allocates_nothing_one_at_a_time() {
     });
 }
 
-/// Sends 400,000 lines and reads nothing; returns how many bytes the server took, and what it holds for it.
+/// Sends 400,000 lines and reads nothing. Returns how many bytes the server took, and how many it
+/// holds for the connection.
 async fn never_read(served: &Served) -> (usize, isize) {
     let mut client = served.client().await.0.into_inner();
     sleep(MS).await;
@@ -174,8 +177,8 @@ fn j1_a_peer_that_never_reads_is_read_no_more() {
             never_read(&served).await;
             let (sent, held) = never_read(&served).await;
 
-            // Two buffers of 64 KiB in memory, the high mark, what is read ahead, and a block in use; and what grows does so
-            // by doubling.
+            // Two buffers of 64 KiB in memory, the high mark, the read-ahead and a block in use.
+            // Buffers grow by doubling.
             assert!(sent < 500_000, "{}: took {sent}", served.way());
             assert!(held < 1_000_000, "{}: holds {held}", served.way());
         }
@@ -201,7 +204,7 @@ fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
                 let client = served.client().await.0.into_inner();
                 clients.push(client);
             }
-            // Each has answered once, so that what a connection needs anyway is there.
+            // Each has answered once, so that everything a connection always needs is allocated.
             for client in &mut clients {
                 client.write_all(&[0, 0, 0, 1, b'x']).await.unwrap();
                 client.read_exact(&mut [0; 5]).await.unwrap();
@@ -222,9 +225,10 @@ fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
     });
 }
 
-/// A peer that sends what it has, a piece a turn, then nothing more, and takes so many bytes of what it is sent.
+/// A peer that sends its pieces, one a turn, and then nothing more, and that reads a limited number
+/// of bytes.
 ///
-/// It is no `DuplexStream`, whose buffers would count.
+/// It is not a `DuplexStream`, because the buffers of one would count.
 struct Stalling {
     pieces: Arc<Vec<Vec<u8>>>,
     sent: usize,
@@ -292,7 +296,7 @@ impl AsyncWrite for Stalling {
     }
 }
 
-/// More than a power of two, to which a buffer grows by doubling.
+/// More than a power of two, because buffers grow by doubling.
 const FRAME: usize = 160 * 1024;
 
 const MARK: usize = 64 * 1024;
@@ -303,7 +307,7 @@ fn line(len: usize) -> Vec<u8> {
     line
 }
 
-/// By which a peer might make the server hold more than it should.
+/// The input shapes that might make the server hold more than it should.
 fn shapes() -> [(&'static str, Vec<Vec<u8>>); 7] {
     [
         ("a frame short of its end", vec![vec![b'x'; FRAME - 1]]),
@@ -355,7 +359,7 @@ fn a_peer_that_stalls_or_never_reads_holds_a_frame_the_mark_and_16_kib_at_most()
                 let pieces = Arc::new(pieces);
                 let before = held();
 
-                // As many as make no matter of the thread's blocks.
+                // Enough connections to make the thread's blocks negligible.
                 for _ in 0..16 {
                     connect(&pieces, 1000).await;
                 }
@@ -388,7 +392,7 @@ fn replies_that_wait_beside_a_call_hold_what_they_are() {
         };
         let replies = |count| [line(1023).repeat(count), b"hang\n".to_vec()].concat();
         let pieces = Arc::new(vec![replies(20)]);
-        // So that the thread has a large block to write into.
+        // The thread gets a large block to write into first.
         connect(&Arc::new(vec![replies(60)])).await;
         let before = held();
 
@@ -426,11 +430,12 @@ fn a_connection_that_rests_holds_nothing_of_the_frames_it_had() {
     });
 }
 
-/// Real sockets, since the runtime's part of one counts. The client is of the standard library, which allocates nothing.
+/// Uses real sockets, because the runtime's part of a socket counts. The client uses the standard
+/// library, which allocates nothing here.
 #[test]
 fn a_connection_allocates_six_times_at_most() {
     alone(async || {
-        // Without one, tracing asks for the span's fields in case there is a logger.
+        // Without a subscriber, tracing formats the span's fields for a possible logger.
         let _quiet = tracing::subscriber::set_global_default(NoSubscriber::new());
         let server = Server::bind("127.0.0.1:0").await.unwrap();
         let address = server.handle().local_addrs()[0].tcp().unwrap();
@@ -458,7 +463,7 @@ fn a_connection_allocates_six_times_at_most() {
         let after = ALLOCATOR.stats();
         let allocations = after.allocations + after.reallocations;
         let allocations = allocations - before.allocations - before.reallocations;
-        // And what is not of one connection: a thread to block, the table's growth.
+        // The 32 are not of one connection: a blocking thread, and the growth of the table.
         assert!(
             allocations <= 256 * 6 + 32,
             "{allocations} of 256 connections"
@@ -480,7 +485,7 @@ fn a_resting_connection_over_tls_holds_1100_bytes_beside_those_of_rustls() {
             sleep(MS).await;
             client
         };
-        // One that only echoes, once, and then keeps the stream.
+        // Echoes once, then keeps the stream.
         let acceptor = TlsAcceptor::from(Arc::clone(&server));
         let bare = async || {
             let (near, far) = tokio::io::duplex(64 * 1024);
@@ -500,7 +505,7 @@ fn a_resting_connection_over_tls_holds_1100_bytes_beside_those_of_rustls() {
             .layer(PreConnectLayer::new(Tls::from(Arc::clone(&server))))
             .service(Pipeline::new(Lines::default).service(service_fn(echo)));
         let (listener, connector) = memory();
-        // By itself: what tells a test of the end of a connection would count.
+        // Started without the harness, because its record of ends would count.
         tokio::spawn(Server::from_listener(listener).serve(stack));
         let ours = async || shake(connector.connect().await.unwrap()).await;
         let warm = (bare().await, ours().await);
@@ -547,7 +552,7 @@ fn kept_frames_of_many_connections_share_their_blocks() {
         assert_eq!(kept.lock().unwrap().len(), 1000);
         let before = held();
 
-        // What is given back is what they alone have held.
+        // Clearing frees only memory that nothing else holds.
         kept.lock().unwrap().clear();
 
         let blocks = (before - held()) / (64 * 1024);

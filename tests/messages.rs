@@ -1,4 +1,5 @@
-//! Messages reach a connection's service in turn with its requests, one at a time, bounded; and a timer is a message that is sent later.
+//! Messages reach a connection's service in turn with its requests, one at a time and bounded. A
+//! timer is a message that is sent later.
 
 mod support;
 
@@ -24,7 +25,7 @@ type Answer = BoxCloneSyncService<Event<Bytes, &'static str>, Option<Bytes>, Box
 
 type Told = Pipeline<fn() -> Lines, MakeEventsPerConnection<Make, &'static str>, Bytes>;
 
-/// Answers each event after a time with what it was, and gives out the peers.
+/// Answers each event, after a time, with its kind, and hands out the peers.
 fn says_what_it_got(time: Duration) -> (Told, mpsc::Receiver<Teller>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Teller| {
@@ -229,7 +230,7 @@ async fn messages_that_a_close_leaves_behind_are_counted() {
         let mut client = served.client().await;
         let peer = next(&mut peers).await;
         settled().await;
-        // Eight are in hand where there may be several.
+        // Eight calls run where several may be in flight.
         let in_hand = if served.way() == "one at a time" {
             1
         } else {
@@ -369,7 +370,7 @@ async fn a_connection_that_messages_itself_without_end_leaves_at_a_drain() {
     assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
-/// A message that does not go quietly.
+/// A message that panics when it is dropped.
 struct Panics;
 
 impl Drop for Panics {
@@ -412,7 +413,7 @@ async fn a_message_that_panics_when_it_is_dropped_is_counted_and_keeps_nobody_wa
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_idle_whatever_messages_it_gets() {
-    // The peer has said nothing: the program talking to itself does not keep it.
+    // The peer has sent nothing. The program's own messages do not keep the connection open.
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
     let deadlines = Deadlines::default().first_byte(Duration::from_secs(5));
     let served: Served = serve(pipeline.deadlines(deadlines));
@@ -428,7 +429,7 @@ async fn a_connection_is_idle_whatever_messages_it_gets() {
     let reason = served.reason().await;
 
     assert_eq!(reason, EndReason::FirstByteTimeout);
-    // And the 2 s in which a peer may close, too.
+    // Includes the 2 s in which the peer may close.
     assert!(
         begun.elapsed() < Duration::from_secs(8),
         "{:?}",

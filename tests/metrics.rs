@@ -1,4 +1,5 @@
-//! Metrics: each connection is counted once, by what `on_end` says; what is read from the table agrees with the load; nothing is told twice.
+//! Metrics: each connection is counted once, with the reason that `on_end` reports; figures from
+//! the table agree with the load; nothing is reported twice.
 
 #[path = "support/certificates.rs"]
 mod certificates;
@@ -72,7 +73,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-/// Waits until the table has forgotten all who are gone.
+/// Waits until the table holds no closed connection.
 async fn all_gone<C>(served: &Served<C>) {
     while served.handle().live() > 0 {
         tokio::task::yield_now().await;
@@ -268,7 +269,7 @@ async fn bytes_and_requests_agree_with_the_load_however_often_they_are_collected
             client.ask("sixteen bytes..").await;
             (bytes, requests) = (bytes + 16, requests + 1);
         }
-        // While some are here, and some are gone.
+        // While some connections are open and some are closed.
         if n % 3 == 0 {
             served.handle().collect_metrics();
         }
@@ -372,7 +373,7 @@ async fn a_server_with_a_name_counts_under_it() {
     assert_eq!(named.len(), all.len(), "{all:?}");
 }
 
-/// Fails as it is told, before it accepts anybody.
+/// Fails with the given errors before it accepts the first connection.
 struct Failing(MemoryListener, VecDeque<io::Error>);
 
 impl Listener for Failing {
@@ -521,7 +522,7 @@ async fn the_length_of_the_accept_queue_is_that_of_the_backlog() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
         builder = builder.listen(address);
     }
-    // Nobody accepts: it is not served yet.
+    // Nothing accepts, because the server is not being served yet.
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
     let mut clients = Vec::new();
@@ -532,7 +533,7 @@ async fn the_length_of_the_accept_queue_is_that_of_the_backlog() {
         }
     }
 
-    // The last of a connection's three packets may still be on its way.
+    // The last of the three packets of a connection may still be on its way.
     let length = timeout(30 * SECOND, async {
         loop {
             handle.collect_metrics();

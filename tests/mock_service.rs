@@ -1,8 +1,8 @@
-//! The service of a whole server is played by hand: a mock takes the requests, and the test answers
-//! them.
+//! A test that plays the service of a whole server by hand: a mock receives the requests, and the
+//! test answers them.
 //!
-//! A model to copy. [`tower_test::mock`] stands where your service would, [`testkit::serve`] where
-//! your sockets would, and time is paused: nothing here waits, and nothing depends on the machine.
+//! Use it as a model. [`tower_test::mock`] replaces your service and [`testkit::serve`] your
+//! sockets, and time is paused. So nothing here waits, and nothing depends on the machine.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use tower_tcp::testkit::{self, Served};
 use tower_tcp::{EndReason, Pipeline};
 use tower_test::{assert_request_eq, mock};
 
-/// A peer, which speaks the server's own codec.
+/// A peer. It speaks the server's own codec.
 type Client = Framed<DuplexStream, Lines>;
 
-/// The requests that reach the service; answering them is up to the test.
+/// The requests that reach the service. The test answers them.
 type Requests = mock::Handle<Bytes, Bytes>;
 
-/// Serves the mock, two requests at a time, to one client.
+/// Serves the mock to one client, two requests at a time.
 async fn serve_mock() -> (Client, Requests, Served) {
     let (service, requests) = mock::pair();
     let served = testkit::serve(Pipeline::new(Lines::default).service(service).in_flight(2));
@@ -31,7 +31,7 @@ async fn serve_mock() -> (Client, Requests, Served) {
     (Framed::new(stream, Lines::default()), requests, served)
 }
 
-/// Waits until everything stands still. Paused time goes on only when nothing else can.
+/// Waits until no task can run. Only then does paused time advance.
 async fn settled() {
     sleep(Duration::from_millis(1)).await;
 }
@@ -104,6 +104,6 @@ async fn nothing_is_left_of_a_call_that_was_cut_off() {
 
     assert_eq!(served.reasons(), [EndReason::Killed]);
     assert!(client.next().await.is_none());
-    // All clones of the service are gone, so no more requests can come.
+    // All clones of the service are dropped, so no further request can come.
     assert!(matches!(requests.poll_request(), Poll::Ready(None)));
 }

@@ -1,4 +1,5 @@
-//! A module names only modules that `lib.rs` lists at or above it: the list is the map, and no cycle can form.
+//! A module names only modules that `lib.rs` lists at or above it, so that list is a map of the
+//! crate and no cycle can form.
 //!
 //! Within a room the files need no list, but form no cycle either. Three rules say what counts:
 //!
@@ -106,7 +107,8 @@ fn planted_violations_are_found_and_nothing_else_is() {
         #[cfg(test)]
         use crate::tls::{A, B};
     "##;
-    let guilty = "use crate::tail::inner::Tail;\nuse crate::{error::{self, BoxError}, tls::{a, b}};\n\
+    let guilty = "use crate::tail::inner::Tail;\n\
+        use crate::{error::{self, BoxError}, tls::{a, b}};\n\
         type A = crate::Tail;\ntype B = super::tls::Tls;\ntype C = crate::ghost::C;\n";
     let files = [
         ("error.rs", "use crate::error::BoxError;"),
@@ -127,13 +129,14 @@ fn planted_violations_are_found_and_nothing_else_is() {
             "src/middle/mod.rs:2: `middle` names `tls`, which is below it",
             "src/middle/mod.rs:3: `middle` names `Tail` of `tail`, which is below it",
             "src/middle/mod.rs:4: `middle` names `tls`, which is below it",
-            "src/middle/mod.rs:5: `middle` names `ghost`, which lib.rs neither lists nor re-exports",
+            "src/middle/mod.rs:5: `middle` names `ghost`, \
+             which lib.rs neither lists nor re-exports",
             "src/stray.rs: lib.rs does not list `stray`",
         ]
     );
 }
 
-/// Reads all Rust files under `dir`, named by their path from `src`.
+/// Reads all Rust files under `dir`, named by their path relative to `src`.
 fn collect(dir: &Path, prefix: &str, files: &mut Vec<(String, String)>) {
     let mut entries: Vec<_> = fs::read_dir(dir)
         .expect("src can be listed")
@@ -174,7 +177,7 @@ fn violations(lib: &str, files: &[(String, String)]) -> Vec<String> {
                 Some(other) if other <= own => continue,
                 Some(_) if *target == name => format!("`{name}`, which is below it"),
                 Some(_) => format!("`{name}` of `{target}`, which is below it"),
-                // Seen from a module within the file, `super` is not the root.
+                // In a module inside the file, `super` is not the root.
                 None if name == "self" || code[at..].starts_with("super") => continue,
                 None => format!("`{name}`, which lib.rs neither lists nor re-exports"),
             };
@@ -361,7 +364,7 @@ fn depth(file: &str) -> usize {
     file.split('/').count() - usize::from(file.ends_with("/mod.rs"))
 }
 
-/// Returns each name that `code` takes from the crate's root, and where.
+/// Returns each name that `code` takes from the crate's root, and its position.
 fn root_names(code: &str, depth: usize) -> Vec<(usize, String)> {
     let mut names = Vec::new();
     for root in ["crate::", &"super::".repeat(depth)] {
@@ -387,13 +390,14 @@ fn root_names(code: &str, depth: usize) -> Vec<(usize, String)> {
     names
 }
 
-/// Returns the identifier that `path` begins with.
+/// Returns the identifier at the start of `path`.
 fn head(path: &str) -> &str {
     let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
     &path[..end.unwrap_or(path.len())]
 }
 
-/// Returns the braces that `text` begins with and what is in them, or else its first character.
+/// Returns the content of the braces at the start of `text`, or its first character if there are
+/// none.
 fn block(text: &str) -> &str {
     let mut open = 0;
     let end = text.find(|c| {
@@ -403,7 +407,7 @@ fn block(text: &str) -> &str {
     &text[..end.map_or(text.len(), |end| end + 1)]
 }
 
-/// Spells out a tree of paths: `a::{b, c::{d}}` is `a::b` and `a::c::d`.
+/// Expands a tree of paths: `a::{b, c::{d}}` is `a::b` and `a::c::d`.
 fn spell_out(tree: &str) -> Vec<String> {
     let Some(open) = tree.find('{') else {
         return vec![tree.trim().to_owned()];
@@ -421,7 +425,7 @@ fn spell_out(tree: &str) -> Vec<String> {
         .collect()
 }
 
-/// Blanks what stands under `#[cfg(test)]`, in code that has no comments or literals.
+/// Blanks the items under `#[cfg(test)]`, in code without comments or literals.
 fn without_tests(mut code: String) -> String {
     let mark = "#[cfg(test)]";
     while let Some(start) = code.find(mark) {
@@ -433,7 +437,7 @@ fn without_tests(mut code: String) -> String {
     code
 }
 
-/// Blanks comments and literals; lines keep their numbers.
+/// Blanks comments and literals. Lines keep their numbers.
 fn without_comments(source: &str) -> String {
     let (mut code, mut rest) = (String::with_capacity(source.len()), source);
     while let Some(first) = rest.chars().next() {
@@ -455,7 +459,7 @@ fn blank(text: &str) -> String {
         .collect()
 }
 
-/// Returns the length of the comment or literal that `text` begins with, or 0.
+/// Returns the length of the comment or literal at the start of `text`, or 0.
 fn comment_or_literal(text: &str) -> usize {
     let through = |from: usize, mark: &str| {
         text[from..]
@@ -496,7 +500,7 @@ fn comment_or_literal(text: &str) -> usize {
             }
         }
         [b'\'', b'\\', ..] => through(3, "'"),
-        // What is not closed after one character is a lifetime.
+        // A quote that is not closed after one character starts a lifetime.
         [b'\'', ..] => {
             let end = 1 + text[1..].chars().next().map_or(0, char::len_utf8);
             if text[end..].starts_with('\'') {

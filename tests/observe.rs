@@ -1,4 +1,5 @@
-//! Observe: each connection has one span and one closing event, which say the same as `on_end`, whatever ended it.
+//! Tracing: each connection has one span and one closing event, which agree with `on_end`, however
+//! the connection ended.
 
 #[path = "support/certificates.rs"]
 mod certificates;
@@ -34,7 +35,7 @@ use support::{Client, Clients, Ends, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Fields by name; text as it was given, anything else as it is formatted.
+/// Fields by name. Text is recorded as given, other values as formatted.
 #[derive(Clone, Debug, Default)]
 struct Fields(BTreeMap<&'static str, String>);
 
@@ -59,11 +60,11 @@ struct Seen {
     name: String,
     level: Level,
     fields: Fields,
-    /// The spans it was in, by name.
+    /// The names of the enclosing spans.
     within: Vec<&'static str>,
 }
 
-/// All spans and events of the crate, while it lives.
+/// Captures all spans and events of the crate while it lives.
 #[derive(Clone, Default)]
 struct Capture {
     spans: Arc<Mutex<BTreeMap<u64, Seen>>>,
@@ -87,7 +88,7 @@ impl Capture {
             .collect()
     }
 
-    /// The spans that are open, and those that were closed.
+    /// Returns the open spans and the closed spans.
     fn spans(&self) -> (Vec<Seen>, Vec<Seen>) {
         let open = self.spans.lock().expect("no test panics under it");
         let closed = self.closed_spans.lock().expect("no test panics under it");
@@ -178,7 +179,7 @@ async fn act(peer: Peer<Bytes>, request: Bytes) -> Result<Reply<Bytes>, BoxError
     }
 }
 
-/// A stack that can end in many ways.
+/// Serves a stack that can end in many ways.
 fn traced() -> Served {
     let make = service_fn(|peer: Peer<Bytes>| {
         ready(Ok::<_, BoxError>(service_fn(move |request| {
@@ -196,7 +197,7 @@ fn traced() -> Served {
     )
 }
 
-/// The ways a connection can end that a line can ask for, and what is seen of each.
+/// The ends that a line can cause, with the reason and the level of each.
 const ENDS: [(&str, EndReason, Level); 11] = [
     ("", EndReason::PeerClosed, Level::DEBUG),
     ("a\n", EndReason::PeerClosed, Level::DEBUG),
@@ -546,7 +547,7 @@ async fn a_span_of_ones_own_knows_the_request() {
     assert_eq!(closed[0].fields.get("verb"), "b\"HELO\"");
 }
 
-/// Returns whether text could break a line of a log, or a terminal.
+/// Returns whether text could break a line of a log or control a terminal.
 fn is_raw(text: &str) -> bool {
     text.contains(|c: char| c.is_control() || c == '\u{202e}')
 }

@@ -1,4 +1,5 @@
-//! A function for each peer that connects, and one for its end: to greet, to turn away, to keep the books, without a service of one's own.
+//! `OnConnectLayer` runs a function for each new peer and one for its end: to greet, to reject, to
+//! keep a list, without writing a service.
 
 mod support;
 

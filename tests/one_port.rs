@@ -1,4 +1,4 @@
-//! The example `one_port`, driven by the clients that people have: each is served in what it speaks.
+//! The example `one_port`, driven by common clients: each is served in its own protocol.
 
 use std::collections::HashSet;
 use std::process::Stdio;
@@ -18,7 +18,7 @@ mod certificates;
 #[path = "support/process.rs"]
 mod process;
 
-/// Runs a client that sends `input`, and returns what it prints.
+/// Runs a client program with `input`. Returns its output.
 async fn run(program: &str, args: &[&str], input: &str) -> String {
     let mut client = Command::new(program)
         .args(args)
@@ -132,7 +132,7 @@ async fn one_who_says_nothing_is_greeted() {
     assert_eq!(client.ask("hi").await, "hi");
 }
 
-/// What a client of TLS sends first.
+/// Returns the first bytes of a TLS client.
 fn client_hello() -> Vec<u8> {
     let name = ServerName::try_from("localhost").expect("a name");
     let mut client = ClientConnection::new(certified().1, name).expect("a client");
@@ -177,7 +177,7 @@ async fn clients_that_leave_behind_any_byte_end_once_each_and_leave_nothing() {
     assert_eq!(numbers.collect::<HashSet<_>>().len(), left);
     let ended = example.stop().await;
     assert!(ended.log.iter().all(|line| !line.contains("panicked")));
-    // The last of them may be in its last act.
+    // The last connection may still be closing.
     let last = ended.said.last().unwrap();
     assert!(last.ends_with(", 0 cut off"), "{last}");
 }

@@ -1,4 +1,4 @@
-//! Those over the limit are told before they go, within bounds.
+//! Connections over the limit get an answer before they are closed, within bounds.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use support::{Clients, Ends, settled};
 
 mod support;
 
-/// A server of one connection at a time that tells the others `told`, or never gets to.
+/// Starts a server of one connection at a time. It answers the others with `told`, or never
+/// finishes answering.
 fn one_at_a_time(told: Option<&'static [u8]>) -> Served {
     let busy = service_fn(move |mut conn: Connection<DuplexStream>| async move {
         match told {

@@ -1,4 +1,5 @@
-//! Pausing input is exact: no request is delivered after it, none is missing after it goes on; and who leaves meanwhile is noticed.
+//! Pausing input is exact: no request is delivered after the pause, none is lost at the resume, and
+//! a peer that leaves meanwhile is noticed.
 
 mod support;
 
@@ -25,7 +26,8 @@ struct Resume;
 
 type Pausing = Pipeline<fn() -> Lines, MakeEventsPerConnection<Make, Resume>, Bytes>;
 
-/// An echo that pauses at the line "pause", until it is sent a message; its peers come out of the other end.
+/// Echoes lines, and pauses at the line "pause" until a message arrives. The receiver yields the
+/// peers.
 fn pausing() -> (Pausing, mpsc::Receiver<Resumed>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Resumed| {
@@ -64,7 +66,7 @@ async fn x76_nothing_is_delivered_while_paused_and_nothing_lost_by_it() {
         let mut client = served.client().await;
         let peer = next(&mut peers).await;
 
-        // In one packet: what follows was read already when it pauses.
+        // In one packet: the lines behind `pause` have been read when it pauses.
         client.send("a\npause\nb\nc\n").await;
         assert_eq!(client.line().await, "a", "{}", served.way());
         assert_eq!(client.line().await, "pause", "{}", served.way());
@@ -219,7 +221,7 @@ async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
     peer.pause_input();
     settled().await;
 
-    // The pipe holds 64 KiB.
+    // The stream holds 64 KiB.
     let flood = tokio::time::timeout(
         std::time::Duration::from_secs(60),
         client.send("flood\n".repeat(1024 * 1024)),

@@ -1,5 +1,6 @@
-//! Several protocols on one port, told apart by their first bytes: each connection reaches the service of what it speaks with every byte
-//! once, and one that does not say what it speaks is held no longer than it may, and in no more memory.
+//! Several protocols on one port, told apart by their first bytes. Each connection reaches the
+//! service of its protocol with every byte delivered once. A connection that sends too little to
+//! decide is held for a bounded time, in bounded memory.
 
 #[path = "support/certificates.rs"]
 mod certificates;
@@ -34,7 +35,9 @@ const SEC: Duration = Duration::from_secs(1);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads all there is, and says what it is and what it read.
+type Memory = Connection<DuplexStream>;
+
+/// Reads to the end. Answers with `name` and what it read.
 async fn tell<Io>(name: &str, mut conn: Connection<Io>) -> Result<(), BoxError>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -47,10 +50,10 @@ where
     Ok(())
 }
 
-/// Tells each connection what was found, behind the hook given.
+/// Serves a stack that answers each connection with its detected protocol, behind the given hook.
 fn told<H, Io>(
     hook: H,
-) -> impl Service<Connection<DuplexStream>, Response = (), Error = BoxError, Future: Send> + Send + 'static
+) -> impl Service<Memory, Response = (), Error = BoxError, Future: Send> + Send + 'static
 where
     H: Service<Connection<DuplexStream>, Response = Connection<Io>> + Clone + Send + 'static,
     H::Error: Into<BoxError>,
@@ -78,7 +81,7 @@ fn passing() -> Served {
     serve(told(Peek::new(Protocol::detect).unknown(Unknown::Pass)))
 }
 
-/// Sends bytes to the end, and returns all that comes back.
+/// Sends bytes and the end. Returns all that comes back.
 async fn exchange(mut client: DuplexStream, bytes: &[u8]) -> Vec<u8> {
     client.write_all(bytes).await.expect("the server reads");
     client.shutdown().await.expect("it is open");
@@ -93,7 +96,7 @@ fn server_name() -> ServerName<'static> {
     ServerName::try_from("localhost").expect("a name")
 }
 
-/// What a client of TLS sends first.
+/// Returns the first bytes of a TLS client.
 fn hello(client: &Arc<ClientConfig>) -> Vec<u8> {
     let mut client = ClientConnection::new(Arc::clone(client), server_name()).expect("a client");
     let mut hello = Vec::new();
@@ -104,7 +107,7 @@ fn hello(client: &Arc<ClientConfig>) -> Vec<u8> {
 mod what_is_known {
     use super::*;
 
-    /// The beginning of a connection of each protocol, and what it is told.
+    /// Returns the first bytes of each protocol, and the expected answer.
     fn beginnings() -> [(Vec<u8>, &'static [u8]); 4] {
         let (_, client) = certified();
         [
@@ -257,7 +260,7 @@ mod what_is_not_known {
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
-    /// Decides nothing, ever.
+    /// Never decides.
     fn never(_: &[u8]) -> Detection<()> {
         Detection::NotYet
     }
@@ -476,7 +479,7 @@ mod a_peer_that_leaves {
 mod with_tls {
     use super::*;
 
-    /// TLS or not, then HTTP/1 or none: what is agreed by ALPN is not looked for.
+    /// Looks for TLS, then for HTTP/1, or for nothing more if ALPN has agreed on a protocol.
     fn hook(
         server: Arc<tokio_rustls::rustls::ServerConfig>,
     ) -> impl Service<
@@ -494,7 +497,7 @@ mod with_tls {
             .chain(peek.when(move |info| info.get().is_some_and(without_alpn)))
     }
 
-    /// Returns a server, a connection to it, and a client to use it.
+    /// Returns a server, a connection to it, and a TLS client configuration.
     async fn served() -> (Served, DuplexStream, Arc<ClientConfig>) {
         let (server, client) = certified();
         let served = serve(told(hook(server)));
@@ -502,7 +505,7 @@ mod with_tls {
         (served, io, client)
     }
 
-    /// Hands on what is sent one byte a turn.
+    /// Delivers one byte a turn.
     fn byte_by_byte(io: DuplexStream) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (mut from_client, mut to_client) = tokio::io::split(far);
@@ -573,7 +576,7 @@ mod with_tls {
         let served = serve(told(hook(Arc::new(agreed.0))));
         let io = served.client().await.0.into_inner();
 
-        // Else it would be looked for, and found.
+        // Without ALPN the peek would find HTTP/1 here.
         let answer = exchange_tls(io, Arc::new(agreed.1), b"GET / HTTP/1.1\r\n\r\n").await;
 
         assert_eq!(answer, b"tls: GET / HTTP/1.1\r\n\r\n");

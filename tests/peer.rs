@@ -1,5 +1,5 @@
-//! What a `Peer` promises besides `send`: marks with true hysteresis and each crossing told once, a flush that can be awaited, and an end
-//! that can be awaited, too.
+//! `Peer`: watermarks with true hysteresis, each crossing reported once, a flush that can be
+//! awaited, and an end that can be awaited.
 
 mod support;
 
@@ -30,7 +30,7 @@ type Echo = BoxCloneSyncService<Bytes, Bytes, Infallible>;
 
 type Echoes = Pipeline<fn() -> Lines, MakePerConnection<Make>, Bytes>;
 
-/// An echo whose peers come out of the other end.
+/// An echo. The receiver yields its peers.
 fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Peer<Bytes>| {
@@ -45,7 +45,8 @@ fn echo_with_peers() -> (Echoes, mpsc::Receiver<Peer<Bytes>>) {
     (Pipeline::new(codec).make_service(Make::new(make)), peers)
 }
 
-/// One connection over a pipe that holds a KiB, its peer, and its server.
+/// Opens one connection over a stream that holds 1 KiB. Returns the client, the peer and the
+/// server.
 async fn stalled(marks: Watermarks) -> (DuplexStream, Peer<Bytes>, Served<()>) {
     let (pipeline, mut peers) = echo_with_peers();
     let limits = Limits::default().watermarks(marks);
@@ -60,7 +61,7 @@ fn marks(low: usize, high: usize) -> Watermarks {
     Watermarks::new(low, high).expect("low is below high")
 }
 
-/// A line that is `bytes` long on the wire.
+/// Returns a line of `bytes` bytes on the wire.
 fn line_of(bytes: usize) -> Bytes {
     vec![b'x'; bytes - 1].into()
 }
@@ -72,7 +73,7 @@ async fn read<Io: AsyncRead + Unpin>(client: &mut Io, bytes: usize) -> Vec<u8> {
     read
 }
 
-/// Returns the next crossing if it has happened.
+/// Returns the next crossing if there has been one.
 async fn crossed<M>(crossings: &mut Crossings<Bytes, M>) -> Option<Crossing> {
     let next = timeout(Duration::from_millis(1), crossings.next()).await;
     next.ok().flatten()
@@ -261,7 +262,7 @@ async fn j3_each_crossing_is_told_once_and_in_turn() {
         assert_eq!(awake.next().await, Some(Crossing::Low));
     }
 
-    // One that looks only now finds them all.
+    // A late observer finds them all.
     for _ in 0..1_000 {
         assert_eq!(crossed(&mut late).await, Some(Crossing::High));
         assert_eq!(crossed(&mut late).await, Some(Crossing::Low));
@@ -289,7 +290,8 @@ async fn the_crossings_of_a_connection_that_has_ended_are_over() {
 async fn x71_small_writes_between_the_marks_cross_nothing() {
     let (mut client, peer, _served) = stalled(marks(2 * KIB, 64 * KIB)).await;
     let mut crossings = peer.crossings();
-    // The last of these wait in the queue when the mark is reached, and are written into the space between the marks.
+    // The last of these wait in the queue when the mark is reached. They are written into the space
+    // between the marks.
     for _ in 0..70 {
         while peer.try_send(line_of(KIB)).is_err() {
             settled().await;
@@ -355,7 +357,7 @@ async fn x70_nine_megabytes_against_a_stalled_reader_over_a_socket() {
     let limits = Limits::default().watermarks(marks(10_000, 100_000));
     let _served = serve_with(server, (), pipeline.limits(limits));
     let client = TcpSocket::new_v4().expect("there are sockets");
-    // So that the system does not take it all by itself.
+    // A small buffer, so that the system does not take everything.
     client.set_recv_buffer_size(64 * 1024).expect("it is new");
     let client = client.connect(address).await.expect("it listens");
     let peer = peers.recv().await.expect("it is served");
@@ -363,8 +365,9 @@ async fn x70_nine_megabytes_against_a_stalled_reader_over_a_socket() {
     nine_megabytes(client, peer).await;
 }
 
-/// Sends 9 MB as fast as it goes to one who reads nothing at first, then all; then one frame of 9 MB. Returns how often a mark was
-/// crossed until it was stalled: the system takes some megabytes by itself.
+/// Sends 9 MB to a client that at first reads nothing and then reads all; then a single frame of 9
+/// MB. Returns how often a mark was crossed before the connection stalled, because the system
+/// buffers some megabytes.
 async fn nine_megabytes<Io: AsyncRead + Unpin>(mut client: Io, peer: Peer<Bytes>) -> usize {
     let mut crossings = peer.crossings();
     let sender = peer.clone();
@@ -374,7 +377,8 @@ async fn nine_megabytes<Io: AsyncRead + Unpin>(mut client: Io, peer: Peer<Bytes>
         }
     });
 
-    // Stalled, once the system takes no more: it is above the mark and stays there, with no more held than the mark and a frame.
+    // Once the system buffers no more, output is above the mark and stays there. No more is held
+    // than the mark and a frame.
     let (mut last, mut until_stalled) = (Crossing::Low, 0);
     while let Ok(next) = timeout(Duration::from_millis(200), crossings.next()).await {
         let next = next.expect("it is open");
@@ -391,14 +395,14 @@ async fn nine_megabytes<Io: AsyncRead + Unpin>(mut client: Io, peer: Peer<Bytes>
     assert_eq!(all.iter().filter(|byte| **byte == b'\n').count(), 900);
     peer.flushed().await.expect("it is open");
 
-    // As many lows as highs, and in turn, by the time that all is read.
+    // As many lows as highs, in turn, once everything is read.
     while let Some(next) = crossed(&mut crossings).await {
         assert_ne!(next, last);
         last = next;
     }
     assert_eq!(last, Crossing::Low);
 
-    // One frame is taken whole, however large: one high, and one low after it is read.
+    // A frame is accepted whole, however large: one high, and one low once it is read.
     peer.send(line_of(9_000_000)).await.expect("it is open");
     assert_eq!(crossings.next().await, Some(Crossing::High));
     let stalled = timeout(Duration::from_millis(200), crossings.next()).await;
@@ -479,7 +483,7 @@ async fn a_program_may_say_in_its_own_words_why_it_closes() {
 async fn an_offer_waits_for_the_task_and_not_for_the_peer() {
     let (mut client, peer, _served) = stalled(Watermarks::below(2 * KIB)).await;
 
-    // More than the queue holds at once, and then more than the mark.
+    // More than the queue holds, then more than the mark.
     for _ in 0..20 {
         peer.offer(line_of(100)).await.expect("it is read");
     }
@@ -519,7 +523,7 @@ async fn a_callback_for_the_end_runs_once_also_when_it_comes_late() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_can_be_asked_for_what_it_sends_by_a_ready_service() {
-    // `Make` is a stock box around the make-service; that it composes is half of this.
+    // `Make` is a boxed make-service of tower. Half of this test is that it composes.
     let (pipeline, mut peers) = echo_with_peers();
     let served = serve(pipeline);
     let mut client = served.client().await;

@@ -1,4 +1,5 @@
-//! Pipeline: requests reach the service in order, replies go out in order, and nothing finished is lost.
+//! Pipeline: requests reach the service in order, replies leave in order, and no finished reply is
+//! lost.
 
 mod support;
 
@@ -26,7 +27,7 @@ use support::{Clients, Ends, each_way};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A request in hand: it says when it is dropped unfinished.
+/// Counts requests that are dropped unfinished.
 struct InHand(Arc<AtomicUsize>);
 
 impl InHand {
@@ -42,7 +43,7 @@ impl Drop for InHand {
     }
 }
 
-/// Waits as many milliseconds as the request says, and returns it.
+/// Waits the requested number of milliseconds, then returns the request.
 async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
     let digits: String = request
         .iter()
@@ -56,7 +57,7 @@ async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
     Ok(request)
 }
 
-/// Lines, with a word for each of a codec's faults.
+/// Lines, with a word that triggers each fault of a codec.
 #[derive(Default)]
 struct Faulty(Lines);
 
@@ -236,7 +237,7 @@ async fn replies_of_several_frames_of_a_stream_and_of_none_can_close() {
 
 type Lined = Result<Reply<Bytes>, BoxError>;
 
-/// A make-service whose services are `call` with the peer at hand.
+/// Returns a make-service whose services call `call` with their peer.
 fn with_peer<F>(
     call: impl Fn(Peer<Bytes>, Bytes) -> F + Clone + Send + 'static,
 ) -> impl Service<
@@ -378,7 +379,7 @@ async fn a_send_waits_above_the_high_mark_until_the_low_one() {
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
         let mut client = served.client().await;
         let peer = peers.recv().await.unwrap();
-        // The stream in memory takes 64 KiB, the connection as much, and the queue 16 frames.
+        // The memory stream holds 64 KiB, the connection as much, and the queue 16 frames.
         let sent = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&sent);
         let sender = tokio::spawn(async move {
@@ -405,7 +406,7 @@ async fn a_send_waits_above_the_high_mark_until_the_low_one() {
     }
 }
 
-// Ends by the service.
+// Ends caused by the service.
 
 #[tokio::test(start_paused = true)]
 async fn a_close_answers_what_is_in_hand_and_drops_what_is_not_begun() {
@@ -569,7 +570,7 @@ async fn e13_replies_keep_the_order_of_requests_whatever_they_take() {
 
     for served in each_way(pipeline).into_iter().take(2) {
         let mut client = served.client().await;
-        // The delays are as good as random: 0 to 12 ms, in steps of 7919.
+        // Pseudo-random delays: 0 to 12 ms, in steps of 7919.
         let requests: Vec<_> = (0..1000_usize)
             .map(|n| format!("{} {}", "x".repeat(n % 50), n * 7919 % 13))
             .collect();
@@ -670,7 +671,7 @@ async fn with_the_policy_off_a_marked_error_closes_all_the_same() {
     }
 }
 
-/// Ready for so many requests, and then never again.
+/// Is ready for some requests, then never again.
 #[derive(Clone)]
 struct ReadyFor(Arc<AtomicUsize>);
 
@@ -905,7 +906,7 @@ async fn a_frame_is_as_large_as_the_limit_at_most_whatever_the_codec_allows() {
     }
 }
 
-// Ends by the peer.
+// Ends caused by the peer.
 
 #[tokio::test(start_paused = true)]
 async fn d2_a_peer_that_finishes_sending_gets_all_its_replies() {

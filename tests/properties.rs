@@ -1,5 +1,6 @@
-//! Pipeline, over a stream that does what streams may do: short reads and writes, pending without a reason, an error at
-//! any operation. No finished reply is lost, nothing is out of order, and every connection ends for the right reason.
+//! Pipeline over a stream that does everything a stream may do: short reads and writes, pending
+//! without a reason, an error at any operation. No finished reply is lost, nothing is out of order,
+//! and every connection ends for the right reason.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -24,11 +25,11 @@ use tower_tcp::{BoxError, End, EndReason, Pipeline, Reply};
 
 use support::{Ends, serve_stream};
 
-/// A stream that is allowed, and not nice.
+/// A stream that keeps the rules and is as unhelpful as they allow.
 struct Faulty {
     io: DuplexStream,
     random: u64,
-    /// The operation that fails, counted from 0, and how many there were.
+    /// The operation that fails, counted from 0, and the number of operations so far.
     fails_at: usize,
     operations: Arc<AtomicUsize>,
 }
@@ -42,7 +43,7 @@ impl Faulty {
         self.random
     }
 
-    /// Whether an operation is done now, and how many bytes it may take.
+    /// Decides whether an operation proceeds, and how many bytes it may take.
     fn poll_operation(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.next().is_multiple_of(4) {
             cx.waker().wake_by_ref();
@@ -91,7 +92,7 @@ impl AsyncWrite for Faulty {
     }
 }
 
-/// A request: what it does, and how many milliseconds it takes.
+/// A request: its action, and how many milliseconds it takes.
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Echo(u8),
@@ -99,7 +100,7 @@ enum Request {
     Twice(u8),
     Fail(u8),
     Close(u8),
-    /// Not a request: a line that is too long.
+    /// Not a request, but a line that is too long.
     Bad,
 }
 
@@ -129,7 +130,7 @@ async fn act(request: Bytes) -> Result<Reply<Bytes>, BoxError> {
     }
 }
 
-/// What a client is to see of requests, and why its connection is to end.
+/// Returns the replies that a client must see, and the expected end reason.
 fn oracle(requests: &[Request]) -> (String, EndReason) {
     let mut replies = String::new();
     for (n, request) in requests.iter().enumerate() {
@@ -146,7 +147,8 @@ fn oracle(requests: &[Request]) -> (String, EndReason) {
     (replies, EndReason::PeerClosed)
 }
 
-/// Where several are in flight, what ends input behind a request may come before the request's own end, and stands.
+/// With several requests in flight, a later fault of the input may be recorded before the end that
+/// an earlier request causes. The first reason wins.
 fn is_right(seen: EndReason, first: EndReason, requests: &[Request], in_flight: usize) -> bool {
     let read_ahead = match seen {
         EndReason::FrameTooLarge => requests.iter().any(|last| matches!(last, Request::Bad)),
@@ -162,7 +164,7 @@ struct Outcome {
     operations: usize,
 }
 
-/// Runs a connection to its end: all requests at once, then the client only reads.
+/// Runs a connection to its end. The client sends all requests at once, then only reads.
 fn run(requests: &[Request], seed: u64, in_flight: usize, fails_at: usize) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -191,7 +193,7 @@ fn run(requests: &[Request], seed: u64, in_flight: usize, fails_at: usize) -> Ou
             .collect();
         let (mut read, mut write) = tokio::io::split(client);
         let sending = async move {
-            // Nobody reads on behind an end that the server has chosen.
+            // After an end that the server chose, nothing reads the rest.
             drop(write.write_all(text.as_bytes()).await);
             drop(write.shutdown().await);
         };
@@ -236,7 +238,8 @@ proptest! {
         let outcome = run(&requests, seed, in_flight, usize::MAX);
 
         prop_assert_eq!(outcome.replies, replies);
-        prop_assert!(is_right(outcome.end.reason(), reason, &requests, in_flight), "{:?}", outcome.end);
+        let right = is_right(outcome.end.reason(), reason, &requests, in_flight);
+        prop_assert!(right, "{:?}", outcome.end);
     }
 }
 
@@ -263,7 +266,8 @@ fn a_stream_may_fail_at_any_operation() {
 
                 let context = format!("in_flight {in_flight}, seed {seed}, at {fails_at}");
                 assert!(replies.starts_with(&cut.replies), "{context}");
-                // Behind the last reply a failure changes nothing; before, the peer is gone.
+                // A failure after the last reply changes nothing. An earlier one means that the
+                // peer is gone.
                 let expected = match cut.end.reason() {
                     EndReason::ServiceClosed | EndReason::PeerClosed => cut.replies == replies,
                     EndReason::PeerReset => true,

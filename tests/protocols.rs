@@ -1,5 +1,6 @@
-//! Several protocols in one program, told apart by listener or by ALPN: a connection reaches the service it is meant for, with the hooks
-//! that are meant for it. (By first bytes: `tests/peek.rs`. This is `PROTOCOLS.md`.)
+//! Several protocols in one program, told apart by listener or by ALPN. Each connection reaches its
+//! own service, through its own hooks. `tests/peek.rs` covers the choice by first bytes. These are
+//! the patterns of `PROTOCOLS.md`.
 
 #[path = "support/certificates.rs"]
 mod certificates;
@@ -33,7 +34,7 @@ use tower_tcp::testkit::{Served, memory, serve};
 use tower_tcp::tls::{Tls, TlsInfo};
 use tower_tcp::{Address, BoxError, Connection, EndReason, Pipeline, Server};
 
-/// The net under what needs a kernel.
+/// The limit of every wait that needs the kernel.
 const NET: Duration = Duration::from_secs(20);
 
 /// Answers each line with a word.
@@ -50,7 +51,7 @@ where
     Pipeline::new(Lines::default).service(service_fn(say))
 }
 
-/// Makes the handshake over a connection.
+/// Performs the TLS handshake on a connection.
 async fn encrypt<Io>(client: &Arc<ClientConfig>, io: Io) -> std::io::Result<TlsStream<Io>>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -71,7 +72,7 @@ mod by_alpn {
         client: ClientConfig,
     }
 
-    /// A server that speaks HTTP/2, HTTP/1.1 and a protocol of its own, which it falls back to.
+    /// Starts a server that speaks HTTP/2, HTTP/1.1 and, as a fallback, a protocol of its own.
     fn start() -> Running {
         let (server, client) = certified();
         let (mut server, client) = (Arc::unwrap_or_clone(server), Arc::unwrap_or_clone(client));
@@ -151,7 +152,7 @@ mod by_listener {
             .try_into()
             .unwrap();
         let is_encrypted = move |address: &Address| {
-            // Behind a wildcard address it would be the port alone.
+            // With a wildcard address, only the port could be compared.
             address.tcp().map(|addr| addr.port()) == Some(encrypted.port())
         };
         let tls = Tls::from(server_config).when(move |info| is_encrypted(info.local_addr()));
@@ -197,7 +198,7 @@ mod by_listener {
         drop(first);
         assert_eq!(third.line().await, "desk");
 
-        // As two `signal::install` do.
+        // Two calls of `signal::install` do the same.
         web.shutdown();
         desk.shutdown();
 
@@ -209,7 +210,8 @@ mod by_listener {
 mod the_choice {
     use super::*;
 
-    /// Why `PROTOCOLS.md` takes `oneshot` for branches that are not always ready, as in `peek::routing`.
+    /// `PROTOCOLS.md` uses `oneshot` for branches that are not always ready, because `Steer` waits
+    /// for all of its branches.
     #[tokio::test(start_paused = true)]
     async fn of_stock_steer_waits_for_branches_that_are_not_chosen() {
         type Branch = BoxCloneService<Connection<DuplexStream>, EndReason, BoxError>;

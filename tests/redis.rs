@@ -1,4 +1,5 @@
-//! The `redis` example speaks its protocol: to redis' own clients, to people, and to those who mean harm.
+//! The `redis` example speaks its protocol with redis' own clients, with people, and with
+//! attackers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ const MAX_UNREAD: usize = 256 * 1024;
 
 type Decoded = Result<Vec<Vec<u8>>, ProtocolError>;
 
-/// Decodes what comes in these pieces, up to the first error.
+/// Decodes input that arrives in these pieces, up to the first error.
 fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Decoded> {
     let mut codec = Resp::new(MAX_REQUEST);
     let mut input = BytesMut::new();
@@ -67,7 +68,7 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Decoded> {
     decoded
 }
 
-/// Cuts bytes into pieces of these sizes, over and over.
+/// Cuts bytes into pieces of these sizes, which repeat.
 fn cut<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
     let mut pieces = Vec::new();
     for size in sizes.iter().cycle() {
@@ -99,7 +100,7 @@ fn one_request() -> impl Strategy<Value = Vec<Vec<u8>>> {
     proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 1..5)
 }
 
-/// What looks like a request more often than random bytes do.
+/// Generates input that resembles requests more often than random bytes do.
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let part = prop_oneof![
         Just(&b"*"[..]),
@@ -206,7 +207,7 @@ fn malformed_requests_are_told_as_redis_tells_them() {
 
 #[test]
 fn a_request_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
-    // `*1`, `$65520`, two line ends behind these and one behind the word.
+    // The rest of the request is `*1`, `$65520`, a line end after each, and one after the word.
     let word = vec![b'x'; MAX_REQUEST - 14];
     let fits = array_of(std::slice::from_ref(&word));
     let does_not = array_of(&[[&word[..], b"x"].concat()]);
@@ -332,7 +333,7 @@ impl Redis {
         self.served.client().await
     }
 
-    /// Sends commands in one go, and returns the lines of all replies.
+    /// Sends commands at once. Returns the lines of all replies.
     async fn says(&self, commands: &str) -> Vec<String> {
         let mut client = self.connect().await;
         client.send(commands).await;
@@ -448,7 +449,7 @@ async fn a_subscriber_gets_the_messages_of_its_channels_in_order_behind_the_conf
         }
     }
 
-    // More at once than may wait for one turn of its task.
+    // More messages than may wait for one turn of the subscriber's task.
     let messages: String = (100..200)
         .map(|n| format!("PUBLISH a {n}\nPUBLISH c {n}\n"))
         .collect();
@@ -472,7 +473,7 @@ async fn a_message_on_its_way_does_not_reach_who_has_left() {
     subscriber.send("SUBSCRIBE a b\n").await;
     while subscriber.line().await != ":2" {}
 
-    // So many that most wait for room, while what they are for is left.
+    // So many that most wait for room while the subscriber leaves the channels.
     publisher.send("PUBLISH a x\n".repeat(100)).await;
     subscriber
         .send("UNSUBSCRIBE a\nUNSUBSCRIBE b\nPING\n")
@@ -594,14 +595,14 @@ async fn a_subscriber_that_does_not_read_is_closed_and_holds_up_nobody() {
     }
 
     assert_eq!(redis.served.reason().await, EndReason::SlowReader);
-    // What is unread may be above the mark by the message that brought it there.
+    // Unread messages exceed the mark by at most the last message.
     let taken = counts.iter().filter(|count| *count == ":2").count();
     assert!((16..32).contains(&taken), "{counts:?}");
     assert_eq!(counts.last().map(String::as_str), Some(":1"));
     drop(slow);
 }
 
-// The program, and redis' own clients.
+// The program, with redis' own clients.
 
 async fn redis_cli(server: &Example, args: &[&str]) -> String {
     let port = server.addr().port().to_string();

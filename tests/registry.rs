@@ -1,4 +1,5 @@
-//! A registry finds connections by the program's own keys, sends to many of them, and forgets them when they end.
+//! A registry finds connections by the program's own keys, sends to many of them, and forgets them
+//! when they end.
 
 mod support;
 
@@ -21,7 +22,8 @@ use tower_tcp::registry::{KeyTaken, Registry, SlowPeer, broadcast};
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
-/// Keys of one connection: what a peer can have made of it with a few megabytes of names.
+/// The number of keys of one connection. A peer could cause this many with a few megabytes of
+/// names.
 const MANY: usize = 400_000;
 
 type Names = Registry<String, Bytes>;
@@ -124,7 +126,7 @@ async fn an_end_of_any_kind_takes_a_connection_out() {
         }
 
         assert!(names.is_empty(), "{}: {:?}", served.way(), sorted(&names));
-        // The keys are free for others.
+        // The keys are free again.
         drop(enter(&served, "leaves").await);
         served.reason().await;
     }
@@ -243,7 +245,7 @@ async fn coming_and_going_leaves_nothing_behind() {
         rooms.remove(&room).expect("she is in");
     }
 
-    // The registry, its callbacks for the end: none has kept the key.
+    // Neither the registry nor its end callbacks have kept the key.
     assert_eq!(Arc::strong_count(&room), 1);
 }
 
@@ -275,7 +277,7 @@ async fn a_connection_leaves_very_many_keys_in_little_time() {
         .for_each(|key| drop(names.remove(&key)));
 
     assert!(names.is_empty());
-    // Far above what it takes; a search through all for each would take minutes.
+    // Far more than it takes. A search through all keys for each would take minutes.
     assert!(begun.elapsed() < Duration::from_secs(20));
 }
 
@@ -363,7 +365,8 @@ async fn a_burst_of_broadcasts_makes_no_reader_a_slow_one() {
     }
 }
 
-/// Three who read, and one of whom 64 KiB lie unread and a KiB is above its mark.
+/// Connects three readers, and one peer that does not read: its stream is full, and its output has
+/// reached the high mark.
 async fn with_one_slow(names: &Names) -> (Served, Vec<Client<DuplexStream>>, Client<DuplexStream>) {
     let served = serve(naming(names));
     let slow = enter(&served, "slow").await;
@@ -392,7 +395,7 @@ async fn many_who_wait_for_a_flush_make_no_broadcast_wait() {
     let _stalled = enter(&served, "stalled").await;
     let peer = names.get(&"stalled".to_owned()).expect("it is in");
     peer.set_watermarks(Watermarks::below(1 << 20));
-    // As much as the pipe holds, and half of the mark.
+    // As much as the stream holds, and half of the mark.
     let stuffed = peer.send("x".repeat(600 * 1024).into());
     stuffed.await.expect("it is open");
     settled().await;
@@ -523,7 +526,7 @@ async fn a_server_knows_its_connections_without_a_registry() {
     assert_eq!(bob.ask("still").await, "in");
 }
 
-/// A key that, when it is cloned, says so and stays in its shard until it is let go.
+/// A key whose clone reports itself, then blocks its shard until it is released.
 #[derive(PartialEq, Eq, Hash)]
 struct Key(usize);
 
@@ -547,7 +550,7 @@ async fn many_who_come_and_go_do_not_queue_behind_one_lock() {
     let _ann = enter(&served, "ann").await;
     let ann = names.get(&"ann".to_owned()).expect("she is in");
     let keys: Registry<Key, Bytes> = Registry::new();
-    // The key itself is cloned on the way in, before it is in a shard.
+    // The key is also cloned on insertion, before it is in a shard.
     let insert = std::thread::spawn({
         let keys = keys.clone();
         move || keys.insert(Key(0), &ann)
@@ -571,7 +574,7 @@ async fn many_who_come_and_go_do_not_queue_behind_one_lock() {
     }
     drop(tell);
 
-    // While one shard is locked all others go on. (Of 64 keys, four or so share it.)
+    // While one shard is locked, all others go on. About four of 64 keys share the locked one.
     for _ in 0..32 {
         let found = told.recv_timeout(Duration::from_secs(60));
         assert_eq!(

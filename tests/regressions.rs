@@ -1,4 +1,4 @@
-//! Faults that were found by reading, each with what would have shown it.
+//! Faults that were found by reading the code, each with a test that would have shown it.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,7 +27,7 @@ async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
     Ok(line)
 }
 
-/// A raw service that heeds nothing.
+/// A raw service that ignores everything.
 async fn deaf(_conn: Connection<DuplexStream>) -> Result<(), BoxError> {
     std::future::pending().await
 }
@@ -41,7 +41,7 @@ async fn cut_off_at(server: Served, after: Duration, reason: EndReason) {
     assert_eq!(server.handle().live(), 0);
 }
 
-// The drain woke the connection's task, and with that its waker was gone when the abort came.
+// The drain woke the connection's task and consumed its waker, so the abort woke nothing.
 
 #[tokio::test(start_paused = true)]
 async fn a_raw_service_that_heeds_no_drain_is_cut_off_at_the_deadline() {
@@ -83,7 +83,8 @@ async fn a_connection_that_stalls_in_its_close_is_cut_off_at_the_deadline() {
     cut_off_at(server, Duration::from_secs(7), EndReason::DrainDeadline).await;
 }
 
-// The time of the first frame went on while reads ended inside of frames, however many were whole.
+// The deadline of the first frame kept running while reads ended inside frames, however many frames
+// were complete.
 
 #[tokio::test(start_paused = true)]
 async fn a_sender_whose_reads_end_inside_of_frames_is_not_late() {
@@ -100,7 +101,7 @@ async fn a_sender_whose_reads_end_inside_of_frames_is_not_late() {
     assert_eq!(server.handle().live(), 1);
 }
 
-// What was read ahead together with the end went past the pipeline's limit.
+// Read-ahead that ended with the stream could exceed the pipeline's limit.
 
 #[tokio::test(start_paused = true)]
 async fn the_largest_frame_holds_for_what_is_delivered_at_the_end() {
@@ -122,7 +123,7 @@ async fn the_largest_frame_holds_for_what_is_delivered_at_the_end() {
     assert_eq!(server.reason().await, EndReason::FrameTooLarge);
 }
 
-// A connection that came of age while its service was made was dropped on the spot.
+// A connection that reached its maximum age while its service was being made was dropped at once.
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_comes_of_age_in_its_make_service_is_served_what_it_asked() {
@@ -144,11 +145,11 @@ async fn a_connection_that_comes_of_age_in_its_make_service_is_served_what_it_as
     assert_eq!(server.reason().await, EndReason::MaxAge);
 }
 
-// What had been read ahead was dropped when the stream ended without its closing word, as that of TLS may.
+// Read-ahead was dropped when a stream ended without its closing alert, as a TLS stream may.
 
 #[tokio::test(start_paused = true)]
 async fn what_was_read_before_a_stream_was_cut_off_is_answered() {
-    /// Ends with an error, as a TLS stream whose peer says no closing word.
+    /// Ends with an error, as a TLS stream does without `close_notify`.
     struct CutOff(DuplexStream);
 
     impl AsyncRead for CutOff {
@@ -201,11 +202,12 @@ async fn what_was_read_before_a_stream_was_cut_off_is_answered() {
     assert_eq!(server.reason().await, EndReason::Truncated);
 }
 
-// A raw service's peer that does not read was the service's own error, and a warning.
+// A raw service's write to a peer that does not read was reported as the service's own error, with
+// a warning.
 
 #[tokio::test(start_paused = true)]
 async fn a_raw_service_that_cannot_close_has_a_peer_that_does_not_read() {
-    /// Takes nothing, and never ends.
+    /// Takes no bytes, and never ends.
     struct Stuck;
 
     impl AsyncRead for Stuck {
@@ -247,7 +249,7 @@ async fn a_raw_service_that_cannot_close_has_a_peer_that_does_not_read() {
     assert_eq!(begun.elapsed(), Duration::from_secs(30));
 }
 
-// A stream that is always ready kept its connection's task, and with it the thread, for ever.
+// A stream that is always ready kept its connection's task, and so the thread, for ever.
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_nothing_takes_no_one_elses_turn() {
@@ -267,7 +269,7 @@ async fn a_stream_of_nothing_takes_no_one_elses_turn() {
     let mut client = server.client().await;
     client.send("go\n").await;
 
-    // Not by time: a paused clock stands still while anything has something to do.
+    // Counted in turns, because a paused clock stands still while any task can run.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -280,7 +282,7 @@ async fn a_stream_of_nothing_takes_no_one_elses_turn() {
     assert_eq!(server.handle().closed().await.aborted, 1);
 }
 
-/// Reads lines, and writes frames that take no bytes.
+/// Reads lines, and writes frames of zero bytes.
 #[derive(Default)]
 struct Empty(Lines);
 
@@ -301,7 +303,8 @@ impl tokio_util::codec::Encoder<Bytes> for Empty {
     }
 }
 
-// A timer that was due while the service was busy was not among the messages that were dropped at the end.
+// A timer that came due while the service was busy was not counted among the dropped messages at
+// the end.
 
 #[tokio::test(start_paused = true)]
 async fn a_timer_that_is_due_and_not_delivered_is_a_message_that_was_dropped() {
@@ -327,9 +330,10 @@ async fn a_timer_that_is_due_and_not_delivered_is_a_message_that_was_dropped() {
     assert_eq!(server.end().await.messages_dropped(), 2);
 }
 
-// The reason that an abort replaces was dropped under the lock that its own `Drop` asked for.
+// An abort dropped the reason that it replaced while holding a lock that the reason's own `Drop`
+// takes.
 
-/// An error of the user's that comes back to its connection as it is dropped.
+/// A user's error that uses its connection when it is dropped.
 #[derive(Debug)]
 struct ComesBack(Peer<Bytes>);
 
@@ -350,7 +354,7 @@ impl Drop for ComesBack {
 #[test]
 fn an_error_that_comes_back_to_its_connection_as_it_is_dropped_blocks_nobody() {
     let (done, ended) = std::sync::mpsc::channel();
-    // A thread of its own: what is tested would block it.
+    // A thread of its own, because the fault would block it.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()

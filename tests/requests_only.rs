@@ -1,4 +1,4 @@
-//! A layer can be put around the requests of a service of events: messages go past it, and
+//! `RequestsOnlyLayer` puts a layer around the requests of an event service. Messages pass it by, and
 //! readiness is kept.
 
 mod support;

@@ -1,4 +1,5 @@
-//! Services: whatever user code does — panic, fail, never be ready, never finish — costs its own connection only.
+//! Services: a user's code that panics, fails, is never ready or never completes affects only its
+//! own connection.
 
 mod support;
 
@@ -129,7 +130,7 @@ async fn e1_a_panic_in_drop_of_the_future_ends_its_connection_only() {
     a_panic_ends_its_connection_behind_the_answers_before_it(Place::DropOfFuture).await;
 }
 
-/// The future of a connection service that is done at once, and panics when it is dropped.
+/// A connection service's future that completes at once, and panics when it is dropped.
 struct PanicsInDrop;
 
 impl Future for PanicsInDrop {
@@ -180,7 +181,7 @@ async fn e1_a_panic_among_requests_in_flight_takes_its_place_in_the_order() {
     server.all_gone().await;
 }
 
-/// A layer's service that panics for connections or requests it is given, in `call` or in its future.
+/// A layer's service that panics for its connections or requests, in `call` or in its future.
 #[derive(Clone)]
 struct PanickingLayer(Place);
 
@@ -302,7 +303,7 @@ async fn e4_with_the_policy_off_a_service_error_costs_its_reply_only() {
     until(|| server.reasons() == [EndReason::PeerClosed]).await;
 }
 
-/// Serves `a`, `fail`, `b` with the policy off, and returns the replies and the reason.
+/// Serves `a`, `fail`, `b` with `shutdown_on_error` off. Returns the replies and the reason.
 async fn with_policy_off<S>(service: S) -> (String, EndReason)
 where
     S: Service<Bytes, Response = Bytes> + Clone + Send + 'static,
@@ -366,7 +367,7 @@ async fn e4_errors_of_layers_outside_the_marking_one_are_not_marked() {
     until(|| server.reasons() == [EndReason::PeerClosed]).await;
 }
 
-/// Is ready once, and fails in `poll_ready` from then on. Counts its calls.
+/// Is ready once, then fails in `poll_ready`. Counts its calls.
 struct Dies {
     ready: usize,
     calls: Arc<AtomicUsize>,
@@ -400,7 +401,7 @@ async fn e6_a_service_whose_poll_ready_failed_is_not_called_again() {
         let calls = Arc::clone(&count);
         async move { Ok::<_, Infallible>(Dies { ready: 0, calls }) }
     });
-    // With the policy off, too: the service is dead.
+    // Also with `shutdown_on_error` off, because the service is dead.
     let pipeline = Pipeline::new(Lines::default)
         .make_service(make)
         .shutdown_on_error(false);
@@ -459,7 +460,7 @@ async fn e7_a_service_that_is_never_ready_stops_the_reading() {
 
 // Dropped while pending
 
-/// Counts futures that were made and dropped; each takes a few turns.
+/// Counts futures that were made and dropped. Each takes a few turns.
 #[derive(Clone, Default)]
 struct Counted {
     made: Arc<AtomicUsize>,
@@ -494,7 +495,8 @@ async fn turns(n: usize) {
     }
 }
 
-/// Serves four requests and cuts the connection off after so many turns. Returns whether it had ended by itself before.
+/// Serves four requests, and aborts the connection after `k` turns. Returns whether it had ended by
+/// itself before.
 async fn cut_off_after(k: usize, in_flight: usize) -> bool {
     let counted = Counted::default();
     let counting = counted.clone();
@@ -534,7 +536,8 @@ async fn cut_off_after(k: usize, in_flight: usize) -> bool {
     assert_eq!(made, dropped, "after {k} turns");
     assert_eq!(server.handle().live(), 0, "after {k} turns");
     assert_eq!(server.handle().limit().in_use(), 0, "after {k} turns");
-    // None when it was still in the backlog: then it was not a connection yet.
+    // There is no end if the connection was still in the backlog, where it was not a connection
+    // yet.
     assert!(server.reasons().len() <= 1, "after {k} turns");
     let mut free = shared.layer(service_fn(echo));
     assert!(
@@ -579,6 +582,6 @@ async fn e11_nothing_is_called_after_the_connection_is_gone() {
     server.report().await;
     assert_eq!(counted.counts(), (1, 1));
     assert_eq!(server.reasons(), [EndReason::Killed]);
-    // Through stock combinators the same service can still be asked: nothing of it was poisoned.
+    // The same service still works in tower's combinators: nothing in it was poisoned.
     assert!(service_fn(echo).oneshot(Bytes::new()).await.is_ok());
 }

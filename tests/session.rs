@@ -26,12 +26,12 @@ use support::{Clients, Ends, each_way, settled};
 
 const SEC: Duration = Duration::from_secs(1);
 
-/// Keeps all lines so far, and answers with them. A number takes as many seconds; it is kept as `(`
-/// before they have passed, and `)` behind them. `panic` panics.
+/// Keeps all lines, and answers with them. A number takes that many seconds: it is kept as `(` at
+/// their start, and as `)` at their end. `panic` panics.
 #[derive(Default)]
 struct Diary {
     lines: String,
-    /// Counts the diaries that are dropped.
+    /// The number of dropped diaries.
     dropped: Arc<AtomicUsize>,
 }
 

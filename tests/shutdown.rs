@@ -1,4 +1,5 @@
-//! Shutdown: what was asked is answered, nobody new comes in, and it is over by its deadline, whatever the peers do.
+//! Shutdown: pending requests are answered, no new connection is accepted, and the server ends by
+//! its deadline, whatever the peers do.
 
 mod support;
 
@@ -28,7 +29,7 @@ use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server,
 use support::{Clients, Ends, read_to_end, until};
 use tokio::io::DuplexStream as Io;
 
-/// Far beyond what anything here takes on a running clock.
+/// The limit of every wait on the real clock, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(30);
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
@@ -42,10 +43,10 @@ fn echo_server(
     (build(Server::builder()).build(listener), connector)
 }
 
-/// Answers once it is let go on.
+/// Answers once the gate has a permit.
 fn gated(
     gate: &Arc<Semaphore>,
-) -> impl tower::Service<Bytes, Response = Bytes, Error = BoxError, Future: Send> + Clone + Send + 'static
+) -> impl Service<Bytes, Response = Bytes, Error = BoxError, Future: Send> + Clone + Send + 'static
 {
     let gate = Arc::clone(gate);
     service_fn(move |line: Bytes| {
@@ -75,7 +76,7 @@ async fn send(server: &Served, requests: &[u8]) -> Io {
 #[tokio::test(start_paused = true)]
 async fn h1_all_in_flight_is_delivered_in_order_and_then_the_end() {
     let service = service_fn(|line: Bytes| async move {
-        // Between 0 and 499 ms, later ones often sooner.
+        // Between 0 and 499 ms; later requests often complete sooner.
         let number = line
             .iter()
             .fold(7_u64, |sum, byte| sum * 31 + u64::from(*byte));
@@ -180,7 +181,7 @@ async fn h3_a_frame_that_is_never_whole_calls_nobody() {
     assert!(server.report().await.duration <= Duration::from_secs(4));
 }
 
-/// A server whose answer does not fit in what the peer has room for.
+/// Starts a server whose answer is larger than the peer's stream.
 async fn with_a_pending_write(bytes: usize) -> (Served, Io) {
     let (listener, connector) = testkit::memory_with_buffer(1024);
     let server = Server::builder()
@@ -214,7 +215,7 @@ async fn h4_what_is_written_to_a_slow_reader_arrives_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn h4_a_reader_that_never_resumes_is_cut_off_and_reported_as_that() {
-    // Above and below the mark up to which requests are still read.
+    // Above and below the high mark. Below it, requests are still read.
     for bytes in [100_000, 10_000] {
         let (mut server, _client) = with_a_pending_write(bytes).await;
 
@@ -284,7 +285,7 @@ async fn what_has_arrived_is_answered_whatever_a_turn_costs() {
     }
 }
 
-/// Takes so many of the units that tokio gives a task's turn, to become ready.
+/// Needs this many units of its task's turn, as tokio budgets them, to become ready.
 struct Costly<S>(S, usize);
 
 impl<S: Service<R>, R> Service<R> for Costly<S> {
@@ -342,7 +343,7 @@ async fn h6_those_in_the_backlog_are_served_what_they_have_asked() {
     assert_eq!(server.report().await.drained, 100);
 }
 
-/// Serves echo over TCP on a port the system chose.
+/// Serves echo over TCP on a port that the system chose.
 async fn tcp() -> (
     SocketAddr,
     Handle,
@@ -362,7 +363,8 @@ async fn tcp() -> (
 async fn h6_those_whom_the_kernel_has_connected_are_served_what_they_have_asked() {
     use std::io::{Read, Write};
     let (addr, handle, task) = tcp().await;
-    // The loop is at rest, and gets no turn before it is told to shut down: this thread is the only one.
+    // The loop waits for a connection. It gets no turn before the shutdown, because this thread is
+    // the only one.
     settle().await;
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -396,7 +398,7 @@ async fn h7_what_was_pipelined_before_the_signal_is_answered_and_nothing_later_i
     gate.add_permits(3);
     let mut answers = [0; 6];
     client.read_exact(&mut answers).await.unwrap();
-    // The end may be there before this is.
+    // The connection may have ended before this write.
     drop(client.write_all(b"d\n").await);
 
     assert_eq!(&answers, b"a\nb\nc\n");
@@ -409,11 +411,11 @@ async fn h8_idle_connections_are_closed_at_once() {
     let mut server = serve(Pipeline::new(Lines::default).service(service_fn(echo)));
     let mut clients = Vec::new();
     for n in 0..5000 {
-        // Some have been served, and some have said nothing yet.
+        // Some have been served, others have sent nothing yet.
         clients.push(send(&server, if n % 2 == 0 { b"a\n" } else { b"" }).await);
     }
     until(|| server.handle().live() == 5000).await;
-    // What came with them has been read by now, or there was nothing.
+    // By now the input of each connection has been read, if there was any.
     tokio::time::advance(Duration::from_millis(50)).await;
     let begun = Instant::now();
 
@@ -511,7 +513,7 @@ async fn a_deadline_can_be_brought_forward_during_a_shutdown_and_not_put_off() {
     }
 }
 
-/// Takes several turns at every stage.
+/// Serves a stack that takes several turns at every stage, with a few clients at different stages.
 fn busy_stack() -> impl Service<
     Connection<Io>,
     Response = EndReason,
@@ -672,7 +674,7 @@ async fn h15_the_kernel_refuses_new_connections_while_the_server_still_drains() 
             match TcpStream::connect(addr).await {
                 Err(err) if err.kind() == std::io::ErrorKind::ConnectionReset => {}
                 Err(err) => return err,
-                // It came before the listener was gone, as one that was reset.
+                // It connected before the listener was closed, as did one that was reset.
                 Ok(_) => tokio::task::yield_now().await,
             }
         }

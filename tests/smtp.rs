@@ -1,4 +1,4 @@
-//! The `smtp` example keeps to its protocol: with swaks, with clients that pipeline, and with those who mean harm.
+//! The `smtp` example follows its protocol with swaks, with pipelining clients and with attackers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,12 +50,13 @@ mod support;
 
 const MAX_SIZE: usize = 64 * 1024;
 const ENVELOPE: &str = "EHLO me\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n";
-/// The codes of the replies to it, the banner's before them.
+/// The reply codes of an envelope, the banner's first.
 const ENVELOPE_CODES: [u16; 5] = [220, 250, 250, 250, 354];
 
 // The codec.
 
-/// What a server reads that answers DATA with a 354, and in how large pieces it comes. The pieces of a text are put together.
+/// Decodes what arrives at a server that answers DATA with 354, in pieces of these sizes. The
+/// pieces of a text are joined.
 fn read(input: &[u8], pieces: &[usize]) -> Vec<Input> {
     let mut codec = Smtp::default();
     let mut buffer = BytesMut::new();
@@ -95,7 +96,7 @@ fn read_whole(input: impl AsRef<[u8]>) -> Vec<Input> {
     read(input.as_ref(), &[usize::MAX])
 }
 
-/// What comes of a text, behind its DATA.
+/// Decodes a text after its DATA.
 fn text(text: impl AsRef<[u8]>) -> Vec<Input> {
     let mut inputs = read_whole([b"DATA\r\n", text.as_ref()].concat());
     assert_eq!(inputs.remove(0), Input::Command(Ok(Command::Data)));
@@ -207,7 +208,7 @@ fn an_endless_line_is_not_kept() {
     }
 }
 
-/// Bytes of which many are those that matter.
+/// Bytes with many that matter to the codec.
 fn lines() -> impl Strategy<Value = Vec<u8>> {
     let parts: [&[u8]; 9] = [
         b"\r\n",
@@ -386,7 +387,7 @@ impl Smtpd {
         self.served.client().await
     }
 
-    /// Has a whole session, and returns its replies' codes.
+    /// Runs a whole session. Returns the codes of the replies.
     async fn codes(&self, said: impl AsRef<[u8]>) -> Vec<u16> {
         let mut client = self.connect().await;
         client.send(said).await;
@@ -395,7 +396,7 @@ impl Smtpd {
         codes(&rest)
     }
 
-    /// The texts of the mails, without what the server put in front.
+    /// Returns the texts of the mails, without the header that the server added.
     fn texts(&self) -> Vec<String> {
         let texts = self.memory.mails().into_iter().map(|mail| {
             let mail = String::from_utf8(mail.to_vec()).expect("these are text");
@@ -407,7 +408,7 @@ impl Smtpd {
     }
 }
 
-/// The codes of replies: of the last line of each.
+/// Returns the code of each reply, taken from its last line.
 fn codes(lines: &[String]) -> Vec<u16> {
     let last = lines.iter().filter(|line| line.as_bytes()[3] == b' ');
     last.map(|line| line[..3].parse().expect("a code"))
@@ -426,13 +427,13 @@ async fn reply<Io: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<Io>) -> V
     lines
 }
 
-/// Sends a command, and returns the code of the answer.
+/// Sends a command. Returns the code of the reply.
 async fn ask<Io: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<Io>, command: &str) -> u16 {
     client.send(format!("{command}\r\n")).await;
     codes(&reply(client).await)[0]
 }
 
-/// Goes up to where the mail is to be sent.
+/// Proceeds up to DATA.
 async fn up_to_data(client: &mut Client<DuplexStream>) {
     client.send(ENVELOPE).await;
     for code in ENVELOPE_CODES {
@@ -665,7 +666,7 @@ async fn an_idle_client_has_five_minutes() {
 
 // STARTTLS.
 
-/// A client behind its handshake, that trusts the server.
+/// Returns a client that trusts the server, after its handshake.
 async fn secured(
     smtpd: &Smtpd,
     client: Client<DuplexStream>,
@@ -784,7 +785,7 @@ async fn a_session_within_tls_leaves_as_well() {
     assert_eq!(codes(&client.rest().await), [421]);
 }
 
-// What is kept.
+// The stored mail.
 
 #[tokio::test(start_paused = true)]
 async fn memory_keeps_the_last_mails_that_there_is_room_for() {
@@ -817,7 +818,7 @@ async fn memory_that_is_full_of_mails_coming_in_takes_no_more() {
     assert_eq!(codes, [&ENVELOPE_CODES[..], &[250]].concat());
 }
 
-/// The files in a maildir's folder.
+/// Returns the files in a folder of a maildir.
 fn files(maildir: &Path, folder: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(maildir.join(folder)).expect("the folder is there");
     entries
@@ -865,7 +866,7 @@ async fn a_mail_that_is_not_kept_leaves_nothing_in_a_maildir() {
     assert!(files(dir.path(), "new").is_empty());
 }
 
-// The process, and swaks.
+// The process, driven by swaks.
 
 struct Process {
     smtp: Example,
@@ -883,7 +884,7 @@ impl Process {
         }
     }
 
-    /// Sends a mail, and returns whether swaks was content, and what it says was said.
+    /// Sends a mail with swaks. Returns whether it succeeded, and its transcript.
     async fn swaks(&self, args: &[&str]) -> Option<(bool, String)> {
         let mut swaks = Program::new("swaks");
         swaks
@@ -917,7 +918,8 @@ impl Process {
             .collect()
     }
 
-    /// Writes lines as swaks takes them, and returns its name for them and what is to arrive.
+    /// Writes lines to a file in swaks' form. Returns the name of that file for swaks, and the text
+    /// that must arrive.
     fn data(&self, lines: &[String]) -> (String, Vec<u8>) {
         let path = self.dir.path().join("data");
         std::fs::write(&path, lines.join("\n")).expect("there is room for a file");

@@ -1,4 +1,5 @@
-//! The `stack` example, from outside: what was answered arrives, and what fails ends one connection, with one event and one reason.
+//! The `stack` example, from outside: answers arrive, and each fault ends one connection, with one
+//! event and one reason.
 
 use std::net::SocketAddr;
 
@@ -8,7 +9,7 @@ use tokio::net::TcpSocket;
 #[path = "support/process.rs"]
 mod process;
 
-/// A client that has been greeted.
+/// Connects a client, and reads its greeting.
 async fn greeted(server: SocketAddr) -> Client {
     let mut client = Client::connect(server).await;
     assert_eq!(client.line().await, "220 ready");
@@ -48,7 +49,7 @@ async fn d7_a_farewell_is_not_lost_by_what_the_client_sends_behind_its_quit() {
 async fn d7_a_large_reply_is_not_lost_by_what_lies_unread_behind_the_quit() {
     let stack = Example::start("stack", &[]).await;
     let socket = TcpSocket::new_v4().unwrap();
-    // So that most of the reply is still with the server when it closes.
+    // A small buffer, so that the server still holds most of the reply when it closes.
     socket.set_recv_buffer_size(16 * 1024).unwrap();
     let mut client = Client::connect_by(socket, stack.addr()).await;
     let mut bytes = b"big 1000000\nquit\n".to_vec();
@@ -76,7 +77,8 @@ async fn c9_answers_arrive_before_the_end_that_a_bad_frame_behind_them_causes() 
     assert!(ended.end_of(client.addr).contains("\"frame_too_large\""));
 }
 
-/// Lets one client go wrong beside another that is served all the time. Returns what was logged of its end.
+/// Lets one client fail beside another that is served all the time. Returns the log line of its
+/// end.
 async fn ends_alone(args: &[&str], from: &str, bytes: &[u8]) -> String {
     let args = [args, &["--requests", "1000000"]].concat();
     let stack = Example::start("stack", &args).await;

@@ -1,4 +1,5 @@
-//! The `tail` example: every client gets every byte, at its own pace, and a slow one costs nobody anything.
+//! The `tail` example: every client receives every byte at its own pace, and a slow client delays
+//! no other.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 #[path = "support/process.rs"]
 mod process;
 
-/// A file in a directory of its own.
+/// A growing file in a directory of its own.
 struct Growing {
     dir: TempDir,
     file: File,
@@ -33,7 +34,7 @@ impl Growing {
         self.file.write_all(bytes.as_ref()).expect("there is room");
     }
 
-    /// Gives the file another name, and makes a new one of the old name.
+    /// Renames the file, and creates a new one with the old name.
     fn rotate(&mut self) {
         std::fs::rename(self.path(), self.dir.path().join("log.1")).expect("it is there");
         self.file = open(self.path());
@@ -54,7 +55,7 @@ fn open(path: PathBuf) -> File {
     options.open(path).expect("it can be written")
 }
 
-/// Bytes that differ wherever one looks: 16 to a line, each with its number.
+/// Bytes that differ everywhere: lines of 16 bytes, each with its number.
 fn numbered(lines: usize) -> Vec<u8> {
     (0..lines)
         .flat_map(|n| format!("{n:015}\n").into_bytes())
@@ -70,7 +71,7 @@ async fn connect(tail: &Example, receive_buffer: u32) -> TcpStream {
     stream.expect("the server listens")
 }
 
-/// Reads so many bytes.
+/// Reads exactly `bytes` bytes.
 async fn take(stream: &mut TcpStream, bytes: usize) -> Vec<u8> {
     let mut taken = vec![0; bytes];
     let read = soon("all bytes", stream.read_exact(&mut taken)).await;
@@ -98,13 +99,16 @@ async fn without_from_start_only_what_is_added_comes() {
     let tail = log.tail(&[]).await;
     let mut client = Client::connect(tail.addr()).await;
 
-    // Where it begins is decided when it is connected, which is not seen from here.
+    // The client's start position is set on the server some time after the connect, which cannot be
+    // seen from here. So append until a line arrives.
     let first = soon("a line", async {
         let mut first = Box::pin(client.line());
         for n in 0.. {
             tokio::select! {
                 line = &mut first => return line,
-                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => log.append(format!("{n}\n")),
+                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {
+                    log.append(format!("{n}\n"));
+                }
             }
         }
         unreachable!("numbers do not end")
@@ -192,12 +196,12 @@ async fn a_rotated_file_is_read_to_its_end_and_then_the_new_one() {
     log.append(&old);
     let tail = log.tail(&["--from-start"]).await;
     let mut client = connect(&tail, 4096).await;
-    // It is at the old one, which being connected does not say.
+    // The client now reads the old file, which a connect alone does not show.
     assert_eq!(take(&mut client, 16).await, old[..16]);
 
     log.rotate();
     log.append("new\n");
-    // Another hears of the new one while the first has not read what is left of the old.
+    // Another client reads the new file before the first has read the rest of the old one.
     let mut other = Client::connect(tail.addr()).await;
     soon("the new file", async {
         while other.line().await != "new" {}

@@ -1,4 +1,4 @@
-//! What the harness promises to the tests that use it.
+//! The harness that serves a stack in memory keeps its promises.
 
 mod support;
 
@@ -26,7 +26,7 @@ async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
     Ok(line)
 }
 
-/// A connection service that holds each connection until it is cut off.
+/// A connection service that holds each connection until an abort.
 async fn hold<Io>(conn: Connection<Io>) -> Result<(), Infallible> {
     let _held = conn;
     pending().await

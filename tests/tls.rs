@@ -1,4 +1,5 @@
-//! TLS behind a whole server in memory: whatever becomes of a handshake, its place comes back.
+//! TLS in front of a whole server in memory: whatever happens to a handshake, its permit is
+//! released.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ struct Running {
     client: Arc<ClientConfig>,
 }
 
-/// An echo server behind TLS, with one place.
+/// Starts an echo server behind TLS, with a connection limit of one.
 fn start() -> Running {
     let (server, client) = certified();
     let (listener, connector) = testkit::memory();
@@ -59,7 +60,7 @@ impl Running {
         connector.connect(name, io).await.expect("a good handshake")
     }
 
-    /// What a client sends first.
+    /// Returns the first bytes of a client.
     fn hello(&self) -> Vec<u8> {
         let name = ServerName::try_from("localhost").expect("a name");
         let mut client = ClientConnection::new(Arc::clone(&self.client), name).expect("a client");
@@ -76,7 +77,7 @@ async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_
 
     for cut in 0..1_000 {
         let mut client = server.served.stream().await;
-        // Up to all of it, and sometimes with the server's answer read and nothing said to it.
+        // Up to the whole of it. Some clients also read the server's answer and send nothing more.
         client
             .write_all(&hello[..cut % (hello.len() + 1)])
             .await

@@ -1,4 +1,5 @@
-//! TLS as clients that are not ours see it: what is spoken, how it ends, and what a peer that does not play along can do.
+//! TLS as clients of other projects see it: the versions, how a connection ends, and the limits on
+//! a hostile peer.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -21,7 +22,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 #[path = "support/process.rs"]
 mod process;
 
-/// Whether a program can be run. Where CI is set it has to be.
+/// Returns whether a program can be run. If `CI` is set, it must be.
 fn installed(program: &str) -> bool {
     let found = std::process::Command::new(program)
         .arg("--version")
@@ -36,7 +37,7 @@ fn installed(program: &str) -> bool {
     found.is_ok()
 }
 
-/// A TLS client that trusts what `tls_echo` made for itself.
+/// A TLS client that trusts the certificate which `tls_echo` made for itself.
 struct Tls {
     connector: TlsConnector,
     server: SocketAddr,
@@ -86,12 +87,13 @@ async fn ask(stream: &mut BufReader<TlsStream<TcpStream>>, line: &str) -> String
     answer.trim_end().to_owned()
 }
 
-/// Asks with `openssl s_client`, and shuts the server down when it has the answer. Returns all that openssl wrote, and the log.
+/// Sends a request with `openssl s_client`, and shuts the server down after the answer. Returns
+/// openssl's output and the log.
 async fn openssl(args: &[&str]) -> (String, Vec<String>) {
     let tls_echo = Example::start("tls_echo", &[]).await;
     let mut client = Command::new("openssl");
     client
-        // Without -quiet it would take some lines of input for commands of its own.
+        // Without -quiet, openssl takes some input lines for its own commands.
         .args([
             "s_client",
             "-quiet",
@@ -118,7 +120,7 @@ async fn openssl(args: &[&str]) -> (String, Vec<String>) {
         .expect("text");
     let ended = tls_echo.stop();
     let rest = async {
-        // At the server's end, and not at that of stdin, which is still open.
+        // openssl exits when the server closes; its stdin is still open.
         stdout.read_to_string(&mut said).await.expect("text");
         stderr.read_to_string(&mut said).await.expect("text");
     };
@@ -162,7 +164,7 @@ async fn b19_openssl_is_refused_with_tls_1_1() {
         return;
     }
 
-    // At its own security level openssl would not even try.
+    // At its default security level openssl would not try.
     let (said, log) = openssl(&["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]).await;
 
     assert!(!said.contains("hello"), "{said}");
@@ -279,14 +281,14 @@ async fn b17_tls_to_a_plain_port_ends_that_connection_at_once() {
     let log = plain.stop().await.log;
     let ends = having(&log, &["connection.closed"]);
     assert_eq!(ends.len(), 1, "{log:#?}");
-    // What opens a handshake says, as a length, more than any frame may have.
+    // Read as a length, the first bytes of a handshake exceed any frame limit.
     assert!(
         ends[0].contains("\"frame_too_large\"") && ends[0].contains(" DEBUG "),
         "{ends:?}"
     );
 }
 
-/// Connections that stall: every other one has said half of a greeting.
+/// Opens connections that stall. Every other one has sent half of a `ClientHello`.
 async fn stalled(server: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::new();
     for n in 0..count {
@@ -389,7 +391,7 @@ async fn b25_every_end_that_is_in_order_says_the_closing_word() {
     let mut rests = Vec::new();
     for client in [&mut finished, &mut too_long] {
         let mut rest = Vec::new();
-        // rustls fails a read to an end without the word.
+        // rustls reports an end without `close_notify` as an error.
         soon("the end", client.read_to_end(&mut rest))
             .await
             .unwrap();

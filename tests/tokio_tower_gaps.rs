@@ -1,4 +1,4 @@
-//! Pipeline: what tokio-tower, which keeps the order of several requests, does not do by itself is done around it.
+//! Pipeline: the crate adds what tokio-tower, which keeps several requests in order, does not do.
 
 mod support;
 
@@ -54,7 +54,8 @@ impl AsyncWrite for Watched {
     }
 }
 
-/// Waits as many milliseconds as the request says; `fail` fails and `close` closes at once, `hang` never ends.
+/// Waits the requested number of milliseconds. `fail` fails and `close` closes at once, `hang`
+/// never completes.
 async fn act(request: Bytes) -> Result<Reply<Bytes>, BoxError> {
     match &request[..] {
         b"hang" => pending().await,
@@ -186,7 +187,7 @@ async fn f6_a_peer_that_does_not_read_holds_no_permit_of_a_shared_limit() {
     }
 }
 
-/// Ready for one request, and then not for half a minute.
+/// Is ready for one request, then not for half a minute.
 struct ReadyOnce(Option<Pin<Box<Sleep>>>);
 
 impl Service<Bytes> for ReadyOnce {

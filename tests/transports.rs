@@ -1,4 +1,4 @@
-//! What a program may do with a connection holds over memory, TCP, Unix sockets and TLS alike.
+//! A program's use of a connection works the same over memory, TCP, Unix sockets and TLS.
 
 #[path = "support/certificates.rs"]
 mod certificates;
@@ -27,8 +27,9 @@ const SIZE: usize = 4 << 20;
 
 struct Resume;
 
-/// A server of everything: it greets, answers in order, pushes, waits for its own marks and flushes, pauses itself and is resumed by a
-/// timer, and hands over to one that reverses what it reads.
+/// A server that does everything: it greets, answers in order, pushes, waits for its marks and
+/// flushes, pauses its input until a timer resumes it, and upgrades to a service that reverses its
+/// input.
 fn everything<Io>()
 -> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future: Send>
 + Clone
@@ -112,12 +113,12 @@ where
     let whole = timeout(Duration::from_secs(60), async {
         let mut client = Client::new(io);
         assert_eq!(client.line().await, "220 ready");
-        // Pushes before replies; a pause in the middle of what was sent together.
+        // A push comes before its reply; a pause comes in the middle of one packet.
         client.send("a\npush\npause\nb\nstream\n").await;
         for line in ["a", "push", "push", "pause", "resumed", "b"] {
             assert_eq!(client.line().await, line);
         }
-        // Slower than it is sent.
+        // More slowly than it is sent.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut stream = vec![0; SIZE];
         client.0.read_exact(&mut stream).await.expect("it is open");
@@ -132,7 +133,7 @@ where
         drop(client);
         let end = served.end().await;
         assert_eq!((end.reason(), end.requests()), (EndReason::PeerClosed, 6));
-        // "a" to "over" and what was read anew, each once.
+        // The bytes from "a" to "over" and those read after the upgrade, each counted once.
         assert_eq!(end.bytes_read(), 30);
     });
     whole.await.expect("it is done in time");

@@ -1,5 +1,5 @@
-//! A stream is handed to another service between two frames, with what is buffered, its permit, its signals and its one end; and a codec
-//! changes its mode between two frames.
+//! Upgrade: another service takes the stream over between two frames, with its buffered bytes,
+//! permit, signals and single end. A codec can change its mode between two frames.
 
 mod support;
 
@@ -26,7 +26,7 @@ use tower_tcp::{
     Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Rewind, Server,
 };
 
-/// An echo of lines, which hands over at "over".
+/// Echoes lines, and upgrades at "over".
 async fn echo_or_over(line: Bytes) -> Result<Upgrade<Bytes>, BoxError> {
     Ok(match &*line {
         b"over" => Reply::from(Bytes::from("go")).upgrade(),
@@ -37,7 +37,7 @@ async fn echo_or_over(line: Bytes) -> Result<Upgrade<Bytes>, BoxError> {
     })
 }
 
-/// Gives all that it reads back in reverse, when there is no more.
+/// Returns the whole input in reverse once it has ended.
 async fn reverse<Io>(mut conn: Connection<Rewind<Io>>) -> Result<(), BoxError>
 where
     Rewind<Io>: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -57,7 +57,7 @@ macro_rules! taken_over_by {
     };
 }
 
-/// Sends everything, and returns everything that came.
+/// Sends the requests and the end. Returns all that comes back.
 async fn exchange<Io>(io: Io, requests: &str) -> String
 where
     Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -85,7 +85,7 @@ async fn what_stands_behind_an_upgrade_is_for_the_next_service() {
     assert_eq!(replies, "a\ngo\nc\nb");
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::PeerClosed);
-    // What was read ahead and read again counts once.
+    // Bytes that were read ahead and read again count once.
     assert_eq!((end.bytes_read(), end.bytes_written()), (10, 8));
     assert_eq!(end.requests(), 2);
 }
@@ -205,7 +205,7 @@ async fn the_permit_goes_along() {
     assert_eq!(in_use(served.handle()), (1, 1));
     client.send("x").await;
     served.reason().await;
-    // The permit is back with the end, and the table forgets it then.
+    // The end has released the permit, and the table then forgets the connection.
     settled().await;
     assert_eq!(in_use(served.handle()), (0, 0));
 }
@@ -438,7 +438,7 @@ impl Encoder<Bytes> for Modes {
 #[tokio::test(start_paused = true)]
 async fn x83_a_codec_changes_its_mode_between_two_frames_in_one_packet() {
     let answer = service_fn(|frame: Bytes| async move {
-        // Also when the answer takes its time, with more of the packet buffered.
+        // The same holds if the answer takes time and more of the packet is buffered.
         tokio::time::sleep(Duration::from_secs(1)).await;
         Ok::<_, Infallible>(match &*frame {
             b"DATA" => Bytes::from("data"),
@@ -467,7 +467,7 @@ async fn a_push_changes_the_mode_for_what_is_buffered_already() {
     let served = serve(Pipeline::new(Modes::default).make_service(make));
     let mut client = served.client().await;
     let peer: Peer<Bytes> = peers.recv().await.expect("it is served");
-    // No line yet.
+    // Not a complete line yet.
     client.send("abcdef").await;
     assert!(client.hears_nothing().await);
 

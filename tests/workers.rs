@@ -1,4 +1,5 @@
-//! Workers: everything of a connection stays on the thread it was given, and the server is one all the same: its limit, its drain, its end.
+//! Workers: a connection stays on the thread it was given, with all its tasks and timers, and the
+//! server still has one limit, one drain and one end.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -31,10 +32,10 @@ use tower_tcp::{
 mod process;
 mod support;
 
-/// Far beyond what anything here takes.
+/// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(20);
 
-/// Answers each line with the name of the thread it is on.
+/// Answers each line with the name of its thread.
 async fn who(_line: Bytes) -> Result<Bytes, Infallible> {
     Ok(here().into())
 }
@@ -49,7 +50,7 @@ struct Running {
     task: JoinHandle<Result<Report, Error>>,
 }
 
-/// Starts a server on a port of its own.
+/// Starts a server on a free port.
 async fn start<S>(builder: ServerBuilder, stack: S) -> Running
 where
     S: Service<Connection<Socket>> + Send + 'static,
@@ -75,7 +76,7 @@ impl Running {
         Client::connect(self.addr).await
     }
 
-    /// Connects, one after the other, and returns them by the thread that they were given.
+    /// Connects clients, one after the other. Returns them by the name of their thread.
     async fn connect_each(&self, count: usize) -> BTreeMap<String, Vec<Client>> {
         let mut by_thread: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for _ in 0..count {
@@ -122,7 +123,7 @@ fn counts(by_thread: &BTreeMap<String, Vec<Client>>) -> Vec<(&str, usize)> {
         .collect()
 }
 
-// Where a connection runs
+// The thread of a connection
 
 #[tokio::test]
 async fn without_workers_connections_run_where_the_server_does() {
@@ -218,7 +219,7 @@ async fn what_a_service_spawns_is_on_its_thread() {
     assert_eq!(client.rest().await, b"w-0 w-0");
 }
 
-/// Asks which thread it is on.
+/// Asks for the name of the thread.
 async fn ask(client: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>) -> String {
     let mut line = String::new();
     let asked = async {
@@ -230,8 +231,8 @@ async fn ask(client: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>) -> Str
     line
 }
 
-/// A client that does without tokio, so that the runtime of the test, which is the server's, stands still while it waits. It has been
-/// sent a line, after which the runtime is needed no more.
+/// Returns a client without tokio. While it waits, the runtime of the test, which is also the
+/// server's, stands still. It has received one line, so the runtime is no longer needed.
 async fn blocking(server: &Running) -> std::net::TcpStream {
     let connected = TcpStream::connect(server.addr).await;
     let mut client = BufReader::new(connected.expect("the server listens"));
@@ -304,9 +305,9 @@ async fn streams_of_a_listener_of_ones_own_run_on_workers() {
     assert_eq!(threads, ["w-0\n", "w-1\n"]);
 }
 
-// One server all the same
+// Still one server
 
-/// Counts who is in, and the most that ever were.
+/// Counts the connections in progress, and their maximum.
 #[derive(Clone, Default)]
 struct Gauge(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -334,7 +335,7 @@ impl Drop for Inside {
     }
 }
 
-/// Sends back all that comes, up to its end.
+/// Echoes everything up to the end.
 fn counted(
     gauge: &Gauge,
 ) -> impl Service<
@@ -357,7 +358,7 @@ fn counted(
     })
 }
 
-/// Asks, and leaves.
+/// Connects, asks once and leaves.
 async fn visit(addr: SocketAddr) {
     let mut client = Client::connect(addr).await;
     assert_eq!(client.ask("hi").await, "hi");
@@ -424,14 +425,14 @@ async fn a_panic_costs_the_one_connection_and_not_its_thread() {
     assert_eq!(server.connect().await.ask("who").await, "w-0");
 }
 
-// The end
+// The end of a server
 
-/// Spawns a task that never ends, and says when it is gone.
+/// Returns a function that spawns a task which never ends. The task reports when it is dropped.
 fn lasting(gone: &mpsc::Sender<String>) -> impl Fn() + Clone + Send + 'static {
     struct Gone(mpsc::Sender<String>);
     impl Drop for Gone {
         fn drop(&mut self) {
-            // It takes a moment, so that whoever does not wait for it is found out.
+            // The drop takes a moment, so that a server that does not wait for it is caught.
             let (_never, moment) = mpsc::channel::<()>();
             let _elapsed = moment.recv_timeout(Duration::from_millis(20));
             // The test may be over.
@@ -494,14 +495,15 @@ async fn dropping_the_server_frees_what_runs_on_workers() {
     }
     let report = soon("the report", server.handle.closed()).await;
     assert_eq!((report.drained, report.aborted), (0, 8));
-    // The threads go, and take what is left there along.
+    // Each thread drops the tasks left on it when it exits.
     for _ in 0..8 {
         left.recv_timeout(NET).unwrap();
     }
     until(|| (gauge.now(), limit.in_use()) == (0, 0)).await;
 }
 
-/// In memory and on the paused clock: how long a blocked thread is waited for is not waited for here.
+/// In memory and on the paused clock, so that the test does not wait as long as the server waits
+/// for a blocked thread.
 #[tokio::test(start_paused = true)]
 async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
     let (free, blocked) = mpsc::channel::<()>();
@@ -512,7 +514,7 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
         async move {
             if let Some((blocked, entered)) = once {
                 entered.send(()).unwrap();
-                // Until the test lets go.
+                // Blocks until the test releases it.
                 let _either_way = blocked.recv_timeout(NET);
             }
             Ok::<_, BoxError>(())
@@ -523,7 +525,7 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
     let handle = server.handle();
     let serving = tokio::spawn(server.serve(stack));
     let _client = connector.connect().await.unwrap();
-    // On another thread, while which time does not go on by itself.
+    // On another thread: paused time does not advance while that runs.
     let entered = tokio::task::spawn_blocking(move || inside.recv_timeout(NET));
     entered.await.unwrap().unwrap();
 
@@ -534,7 +536,7 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
     free.send(()).unwrap();
 }
 
-// Runtimes of the user's
+// The user's own runtimes
 
 fn runtime(name: &str) -> Runtime {
     runtime::Builder::new_multi_thread()
@@ -545,7 +547,7 @@ fn runtime(name: &str) -> Runtime {
         .expect("a thread can be had")
 }
 
-/// Shuts it down, and waits until all that ran there is gone.
+/// Shuts a runtime down, and waits until all its tasks are gone.
 async fn shut_down(runtime: Runtime) {
     let gone = tokio::task::spawn_blocking(move || drop(runtime));
     soon("the end of the runtime", gone)
@@ -606,7 +608,7 @@ async fn runtimes_that_were_given_stay_when_the_server_has_ended() {
     shut_down(only).await;
 }
 
-// Loops of their own, on one port
+// Independent accept loops on one port
 
 #[tokio::test]
 async fn loops_that_share_a_port_and_a_limit_of_one_serve_everybody() {

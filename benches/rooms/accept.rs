@@ -1,4 +1,5 @@
-//! `accept`, `server`: connections that come, ask once, and go, with what stands between accept and the first byte.
+//! `accept`, `server`: connections that come, ask once and leave, and the cost between accept and
+//! the first byte.
 
 use std::future::{poll_fn, ready};
 
@@ -15,7 +16,7 @@ use tower_tcp::{BoxError, Connection, Pipeline};
 
 use crate::support::{echo, measured, memory, runtime, serve};
 
-/// How many connections are timed together, one behind the other.
+/// How many connections are timed together, one after the other.
 const CONNECTIONS: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +28,13 @@ enum Server {
     PipelinePreConnect,
 }
 
-#[divan::bench(args = [Server::ByHand, Server::Raw, Server::Pipeline, Server::PipelineTraced, Server::PipelinePreConnect])]
+#[divan::bench(args = [
+    Server::ByHand,
+    Server::Raw,
+    Server::Pipeline,
+    Server::PipelineTraced,
+    Server::PipelinePreConnect,
+])]
 fn connections(bencher: Bencher, server: Server) {
     let pipeline = || Pipeline::new(Lines::default).service(service_fn(echo));
     let new = ServiceBuilder::new;
@@ -81,7 +88,8 @@ fn spawning_loop() -> Connector {
     connector
 }
 
-/// Not that of the other rooms: nobody makes a connection a large buffer before it has asked for anything.
+/// A loop of its own: unlike that of the other rooms it allocates no large buffer before a request
+/// arrives.
 async fn by_hand<Io>(mut io: Io) -> Result<(), BoxError>
 where
     Io: AsyncRead + AsyncWrite + Unpin,

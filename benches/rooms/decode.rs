@@ -1,4 +1,4 @@
-//! `frame`: a block of bytes into frames.
+//! `frame`: splits a block of bytes into frames.
 
 use bytes::{Buf, BytesMut};
 use divan::counter::ItemsCount;
@@ -33,7 +33,7 @@ fn decode<C: Decoder>(mut codec: C, block: &mut BytesMut) -> usize {
     frames
 }
 
-/// The baseline: frames that are looked at where they stand.
+/// The baseline: frames that are looked at in place.
 fn slices(block: &mut BytesMut, frame: impl Fn(&[u8]) -> Option<usize>) -> usize {
     let mut frames = 0;
     while let Some(length) = frame(block) {
@@ -44,7 +44,7 @@ fn slices(block: &mut BytesMut, frame: impl Fn(&[u8]) -> Option<usize>) -> usize
     frames
 }
 
-/// The baseline of those that hand out frames which can be kept.
+/// The baseline of codecs whose frames can be kept.
 fn shared(block: &mut BytesMut, frame: impl Fn(&[u8]) -> Option<usize>) -> usize {
     let mut frames = 0;
     while let Some(length) = frame(block) {

@@ -1,4 +1,5 @@
-//! `observe`, `handle`: what a look at a server costs that has so many connections open. None of it is on the path of a request.
+//! `observe`, `handle`: the cost to look at a server with many open connections. None of it is on
+//! the path of a request.
 
 use std::hint::black_box;
 
@@ -32,13 +33,14 @@ fn table(bencher: Bencher, connections: usize) {
     });
 }
 
-/// A server with so many connections open.
+/// Runs `f` with a server that has this many open connections.
 fn with_open(connections: usize, f: impl FnOnce(&Handle)) {
     runtime().block_on(async {
         let (listener, connector) = testkit::memory();
         let server = Server::from_listener(listener);
         let handle = server.handle();
-        // No pipeline: one more of the type that other rooms time would have all of them compiled otherwise.
+        // No pipeline here. Another pipeline type would slow the compilation of all the other
+        // rooms.
         let wait = service_fn(|conn: Connection<DuplexStream>| async move {
             conn.draining().await;
             Ok::<_, BoxError>(())

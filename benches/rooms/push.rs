@@ -1,4 +1,4 @@
-//! `pipeline::peer`, `registry`: frames that nobody asked for, beside a channel for each connection.
+//! `pipeline::peer`, `registry`: pushed frames, beside a channel for each connection.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use tower_tcp::{BoxError, ConnectionId, Peer, Pipeline};
 
 use crate::support::{WIRE, echo, measured, runtime, serve};
 
-/// As many as a pipeline lets wait.
+/// As many frames as a pipeline queues by default.
 const QUEUE: usize = 16;
 const FRAME: &[u8] = b"0123456789abcde";
 
@@ -83,7 +83,7 @@ fn broadcast_to_100(bencher: Bencher, to: To) {
     }
 }
 
-/// Times what sends so many frames to each client, until all have them.
+/// Times pushing this many frames to each client, until all have received them.
 fn time(
     bencher: Bencher,
     runtime: &Runtime,
@@ -106,7 +106,7 @@ fn time(
         });
 }
 
-/// Connections of a server, and their handles.
+/// Returns the clients of a server, and the handles of their connections.
 async fn peers(count: usize) -> (Vec<DuplexStream>, Vec<Peer<Bytes>>) {
     let (sender, mut made) = mpsc::channel(count);
     let make = service_fn(move |peer: Peer<Bytes>| {
@@ -116,7 +116,7 @@ async fn peers(count: usize) -> (Vec<DuplexStream>, Vec<Peer<Bytes>>) {
             Ok::<_, BoxError>(service_fn(echo))
         }
     });
-    // The clients are silent for as long as this runs.
+    // The clients send nothing for the whole run.
     let deadlines = Deadlines::default().first_byte(None).idle(None);
     let pipeline = Pipeline::new(Lines::default).make_service(make);
     let connector = serve(pipeline.deadlines(deadlines));
@@ -139,7 +139,7 @@ async fn channels(count: usize) -> (Vec<DuplexStream>, Vec<mpsc::Sender<Bytes>>)
     (0..count).map(channel).unzip()
 }
 
-/// Writes at once what is in the channel, and watches for the peer's end.
+/// Writes queued frames at once, and watches for the end of the peer.
 async fn by_hand(mut stream: DuplexStream, mut frames: mpsc::Receiver<Bytes>) -> io::Result<()> {
     let (mut input, mut output, mut taken) = ([0; 1024], Vec::new(), Vec::new());
     loop {

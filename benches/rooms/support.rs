@@ -1,4 +1,4 @@
-//! What the rooms share: the loop written by hand, servers over memory, and their load.
+//! Shared by the rooms: the loop written by hand, servers over memory, and their load.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,16 +13,18 @@ use tower::Service;
 use tower_tcp::testkit::{self, Connector, MemoryListener};
 use tower_tcp::{BoxError, Connection, Server};
 
-/// How many requests are timed together, whatever number of them is ahead of the answers: a microsecond is some nanosecond for each.
+/// How many requests are timed together, whatever number of them is ahead of the answers. A
+/// measured microsecond is thus about a nanosecond a request.
 pub(crate) const REQUESTS: usize = 1024;
 
-/// What the loops by hand read into: as much as a pipeline does.
+/// The read buffer of the loops by hand, as large as a pipeline's.
 pub(crate) const BLOCK: usize = 64 * 1024;
 
-/// What a connection in memory holds in each direction: more than any batch, so that nobody waits for room.
+/// The capacity of a connection in memory in each direction. It is larger than any batch, so no
+/// write waits for room.
 pub(crate) const WIRE: usize = 1024 * 1024;
 
-/// All that is measured goes through here, so that a profiler can be told where to look.
+/// Everything measured runs through here, so that a profiler can be told where to look.
 #[inline(never)]
 pub(crate) fn measured<R>(f: impl FnOnce() -> R) -> R {
     f()
@@ -37,7 +39,7 @@ pub(crate) fn memory() -> (MemoryListener, Connector) {
     testkit::memory_with_buffer(WIRE)
 }
 
-/// Serves in the runtime this is called in.
+/// Serves in the current runtime.
 pub(crate) fn serve<S>(stack: S) -> Connector
 where
     S: Service<Connection<DuplexStream>, Error: Into<BoxError>> + Send + 'static,
@@ -49,7 +51,8 @@ where
     connector
 }
 
-/// The baseline: no library, one read and one write a wake-up. `frame` returns the length of the first frame, with its framing.
+/// The baseline: no library, one read and one write a wake-up. `frame` returns the length of the
+/// first frame, with its framing.
 pub(crate) async fn by_hand<Io>(
     mut io: Io,
     frame: impl Fn(&[u8]) -> Option<usize>,
@@ -82,20 +85,20 @@ pub(crate) fn line(input: &[u8]) -> Option<usize> {
     memchr::memchr(b'\n', input).map(|at| at + 1)
 }
 
-/// A line of so many bytes, its ending included.
+/// Returns a line of `bytes` bytes, the line end included.
 pub(crate) fn line_of(bytes: usize) -> Vec<u8> {
     let mut line = vec![b'x'; bytes];
     line[bytes - 1] = b'\n';
     line
 }
 
-/// Returns the length of the first frame that has its length in front, in four bytes.
+/// Returns the length of the first frame, which has its own length in front, in four bytes.
 pub(crate) fn prefixed(input: &[u8]) -> Option<usize> {
     let length = 4 + u32::from_be_bytes(*input.first_chunk()?) as usize;
     (input.len() >= length).then_some(length)
 }
 
-/// Such a frame of so many bytes, its length included.
+/// Returns such a frame of `bytes` bytes, the length prefix included.
 pub(crate) fn prefixed_of(bytes: u16) -> Vec<u8> {
     let mut frame = u32::from(bytes - 4).to_be_bytes().to_vec();
     frame.resize(usize::from(bytes), b'x');
@@ -113,14 +116,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Starts what serves, which connects to itself.
+    /// Starts the server, whose future connects to it.
     pub(crate) fn start(serve: impl AsyncFnOnce() -> io::Result<DuplexStream>) -> Self {
         let runtime = runtime();
         let stream = runtime.block_on(serve()).unwrap();
         Self { runtime, stream }
     }
 
-    /// A client of a future that serves one stream.
+    /// Creates a client of a future that serves one stream.
     pub(crate) fn of<F>(serve: impl FnOnce(DuplexStream) -> F) -> Self
     where
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -132,7 +135,7 @@ impl Client {
         })
     }
 
-    /// A client of a server.
+    /// Creates a client of a server.
     pub(crate) fn of_server(serve: impl FnOnce() -> Connector) -> Self {
         Self::start(async || serve().connect().await)
     }
@@ -150,10 +153,10 @@ impl Client {
     }
 }
 
-/// [`REQUESTS`], in batches.
+/// [`REQUESTS`] requests, in batches.
 pub(crate) struct Load {
     batch: Vec<u8>,
-    /// How much of a batch is written at a time.
+    /// How many bytes of a batch are written at a time.
     piece: usize,
     batches: usize,
 }
@@ -168,7 +171,7 @@ impl Load {
         }
     }
 
-    /// One at a time, each in two halves, the first of which is read before the second is written.
+    /// One at a time, each in two halves. The first half is read before the second is written.
     pub(crate) fn halves(request: &[u8]) -> Self {
         Self {
             piece: request.len().div_ceil(2),

@@ -1,4 +1,4 @@
-//! The transport under a pipeline: how it reads and writes, beside tokio-util's.
+//! The transport under a pipeline: reading and writing, beside tokio-util's `Framed`.
 
 use bytes::{Bytes, BytesMut};
 use divan::Bencher;
@@ -36,7 +36,7 @@ fn small_frames(bencher: Bencher, over: Over) {
     requests(bencher, over, &Load::new(&prefixed_of(16), 512));
 }
 
-/// Each frame comes in two reads.
+/// Each frame arrives in two reads.
 #[divan::bench(args = ALL)]
 fn half_frames(bencher: Bencher, over: Over) {
     requests(bencher, over, &Load::halves(&prefixed_of(1024)));
@@ -55,7 +55,7 @@ fn requests(bencher: Bencher, over: Over, load: &Load) {
     client.bench(bencher, load);
 }
 
-/// As its docs have it.
+/// As its documentation shows it.
 async fn framed_send(stream: DuplexStream) -> Result<(), BoxError> {
     let mut framed = Framed::new(stream, LengthDelimitedCodec::new());
     while let Some(frame) = framed.next().await {
@@ -64,7 +64,7 @@ async fn framed_send(stream: DuplexStream) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Flushed only where there is nothing more to decode.
+/// Flushed only when nothing more can be decoded.
 async fn framed_tuned(stream: DuplexStream) -> Result<(), BoxError> {
     let mut framed = Framed::new(stream, LengthDelimitedCodec::new());
     loop {

@@ -1,4 +1,4 @@
-//! Generates the code of the service from its description, without a `protoc` to install.
+//! Generates the service's code from its description. No installed `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -12,10 +12,11 @@ use super::resp::{Confirmation, Frame, Message};
 
 type Listeners = Registry<ConnectionId, Frame>;
 
-/// The channels that somebody listens to.
+/// The channels that have a listener.
 pub(crate) struct Channels {
     listeners: Mutex<HashMap<Bytes, Listeners>>,
-    /// Of unwritten messages: who lets so much wait is closed, so that it holds up neither publishers nor memory.
+    /// The marks of a subscriber's unwritten messages. A subscriber above the high mark is closed,
+    /// so that it neither delays publishers nor fills memory.
     marks: Watermarks,
 }
 
@@ -27,7 +28,7 @@ impl Channels {
         }
     }
 
-    /// Sends a message to all who listen; returns how many got it.
+    /// Sends a message to all listeners. Returns how many received it.
     pub(crate) async fn publish(&self, channel: Bytes, payload: Bytes) -> usize {
         let Some(listeners) = self.listeners().get(&channel).cloned() else {
             return 0;
@@ -66,11 +67,11 @@ impl Channels {
     }
 }
 
-/// A connection that listens. Dropped with its session, it leaves all its channels.
+/// A listening connection. It is dropped with its session, and then leaves all its channels.
 pub(crate) struct Subscriber {
     all: Arc<Channels>,
     peer: Peer<Frame>,
-    /// While it listens to nothing.
+    /// The marks of the connection before its first subscription, restored after its last.
     usual_marks: Watermarks,
     mine: Mutex<HashSet<Bytes>>,
 }
@@ -85,7 +86,7 @@ impl Subscriber {
         }
     }
 
-    /// Returns to how many channels it listens.
+    /// Returns how many channels the connection listens to.
     pub(crate) fn count(&self) -> usize {
         self.mine().len()
     }
@@ -94,7 +95,8 @@ impl Subscriber {
         self.mine().iter().cloned().collect()
     }
 
-    /// Confirms, then listens: pushed like the messages, the confirmation is before the first of them.
+    /// Confirms the subscription, then listens. The confirmation is pushed like the messages, so it
+    /// precedes the first of them.
     pub(crate) async fn subscribe(&self, channel: Bytes) -> Result<(), BoxError> {
         self.mine().insert(channel.clone());
         self.peer.set_watermarks(self.all.marks);
@@ -105,7 +107,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Leaves a channel; returns how many are left.
+    /// Leaves a channel. Returns how many are left.
     pub(crate) fn unsubscribe(&self, channel: &Bytes) -> usize {
         self.all.remove(channel, &self.peer);
         self.mine().remove(channel);

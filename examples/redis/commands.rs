@@ -1,4 +1,4 @@
-//! The request service of one connection: what each command does.
+//! The request service of one connection: the implementation of each command.
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use super::channels::{Channels, Subscriber};
 use super::resp::{Confirmation, Frame, ProtocolError, Request, Words};
 use super::store::{Condition, Store, StoreError, Text};
 
-/// The longest name of a command: `unsubscribe`.
+/// The length of the longest command name, `unsubscribe`.
 const LONGEST_NAME: usize = 11;
 
-/// The most channels a connection may listen to. One that nobody else listens to costs a hundred times the bytes of its name: this many,
-/// 13 MiB.
+/// The most channels of one connection. A channel without another listener costs a hundred times
+/// the bytes of its name: 13 MiB for this many.
 const MOST_CHANNELS: usize = 10_000;
 
-/// What all connections share.
+/// Shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) channels: Arc<Channels>,
-    /// What CONFIG GET tells.
+    /// The answers of CONFIG GET.
     pub(crate) config: Vec<(&'static str, String)>,
     pub(crate) handle: Handle,
     pub(crate) started: Instant,
@@ -38,11 +38,11 @@ pub(crate) struct Shared {
 pub(crate) struct Session {
     shared: Arc<Shared>,
     peer: Peer<Frame>,
-    /// From the first SUBSCRIBE on.
+    /// Set by the first SUBSCRIBE.
     subscriber: Option<Arc<Subscriber>>,
 }
 
-/// Why a command was not run, as its reply says it.
+/// The reason that a command was not run, as its reply words it.
 #[derive(Debug, Error)]
 enum Refused {
     #[error("ERR unknown command '{0}'")]
@@ -52,7 +52,8 @@ enum Refused {
     #[error("ERR unknown subcommand or wrong number of arguments for '{0}'")]
     Subcommand(&'static str),
     #[error(
-        "ERR Can't execute '{0}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+        "ERR Can't execute '{0}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are \
+         allowed in this context"
     )]
     Subscribed(&'static str),
     #[error("ERR too many channels")]
@@ -67,8 +68,8 @@ enum Refused {
     Store(#[from] StoreError),
 }
 
-/// Defines the commands: name, number of words (the name too; at least so many if negative), and which of them are keys (first, last, step), as
-/// redis' COMMAND tells them.
+/// Defines the commands, as redis' COMMAND lists them: the name, the number of words with the name
+/// (at least so many if negative), and which of the words are keys (first, last, step).
 macro_rules! commands {
     ($($name:literal $command:ident $words:literal $keys:expr;)*) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ macro_rules! commands {
         impl Command {
             const ALL: &[Self] = &[$(Self::$command),*];
 
-            /// Finds a command by its name in small letters.
+            /// Finds a command by its lower-case name.
             #[inline]
             fn find(name: &[u8]) -> Option<Self> {
                 $(if name == $name.as_bytes() { return Some(Self::$command); })*
@@ -245,7 +246,7 @@ impl Session {
         if subscriber.count() + request.len() - 1 > MOST_CHANNELS {
             return Err(Refused::Channels);
         }
-        // Copied: they stay as long as the subscription.
+        // Copied, because they live as long as the subscription.
         let names: Vec<_> = request
             .words()
             .skip(1)
@@ -260,7 +261,7 @@ impl Session {
         Ok(Either::Right(subscribed.boxed()))
     }
 
-    /// Leaves the channels that are named, or all.
+    /// Leaves the named channels, or all of them.
     fn unsubscribe(&self, request: &Request) -> Reply<Frame> {
         let named = request.words().skip(1).map(Bytes::copy_from_slice);
         let mut names: Vec<_> = named.collect();
@@ -286,7 +287,7 @@ impl Session {
     }
 }
 
-/// What is done at once needs no allocation; what waits for others is boxed.
+/// An immediate answer needs no allocation; one that waits for other connections is boxed.
 type Answer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
 type Answered = Result<Reply<Frame>, BoxError>;
 
@@ -362,7 +363,7 @@ fn set(store: &Store, mut args: Words<'_>) -> Result<Frame, Refused> {
     Ok(if done { Frame::OK } else { Frame::NULL })
 }
 
-/// Reads a time, which must be more than nothing.
+/// Parses a time, which must be greater than zero.
 fn time(word: Option<&[u8]>) -> Result<Option<u64>, Refused> {
     let n = integer(word.ok_or(Refused::Syntax)?)?;
     Ok(u64::try_from(n).ok().filter(|&n| n > 0))
@@ -374,9 +375,10 @@ impl Shared {
         let uptime = self.started.elapsed().as_secs();
         let clients = self.handle.live();
         let channels = self.channels.len();
-        // Programs look for `redis_version`, to know what a server can do.
+        // Programs read `redis_version` to learn what a server supports.
         format!(
-            "# Server\r\nserver_name:tower-tcp\r\nredis_version:2.0.0\r\nuptime_in_seconds:{uptime}\r\n\r\n\
+            "# Server\r\nserver_name:tower-tcp\r\nredis_version:2.0.0\r\n\
+             uptime_in_seconds:{uptime}\r\n\r\n\
              # Clients\r\nconnected_clients:{clients}\r\n\r\n\
              # Stats\r\npubsub_channels:{channels}\r\n\r\n\
              # Keyspace\r\ndb0:keys={keys},expires={expires}\r\n"

@@ -1,10 +1,10 @@
-//! Requests as people type them: words in a line, with quotes.
+//! Requests as people type them: the words of a line, with quotes.
 
 use bytes::BytesMut;
 
 use super::resp::{ProtocolError, Request, put_bulk};
 
-/// Makes a request of a line, which is without its ending. There may be no word in it.
+/// Parses a line without its ending. The request may have no words.
 pub(crate) fn parse(line: &[u8]) -> Result<Request, ProtocolError> {
     let mut bulks = BytesMut::with_capacity(line.len() + 16);
     let mut len = 0;
@@ -16,7 +16,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Request, ProtocolError> {
     Ok(Request::of_bulks(bulks.freeze(), len))
 }
 
-/// Takes a word from the front of a line; returns what is behind it.
+/// Takes a word from the front of a line. Returns the rest.
 fn word<'a>(line: &'a [u8], bulks: &mut BytesMut) -> Result<&'a [u8], ProtocolError> {
     let plain = |byte: &u8| !byte.is_ascii_whitespace() && !matches!(byte, b'"' | b'\'');
     let end = line.iter().position(|byte| !plain(byte));
@@ -27,7 +27,7 @@ fn word<'a>(line: &'a [u8], bulks: &mut BytesMut) -> Result<&'a [u8], ProtocolEr
     };
     let mut text = plain.to_vec();
     let rest = unquote(quote, quoted, &mut text)?;
-    // As redis has it, a word ends with its quote.
+    // As in redis, a closing quote ends the word.
     if !rest.first().is_none_or(u8::is_ascii_whitespace) {
         return Err(ProtocolError::Quotes);
     }
@@ -35,7 +35,7 @@ fn word<'a>(line: &'a [u8], bulks: &mut BytesMut) -> Result<&'a [u8], ProtocolEr
     Ok(rest)
 }
 
-/// Takes what stands before the closing quote; returns what is behind it.
+/// Takes the text up to the closing quote. Returns the rest.
 fn unquote<'a>(
     quote: u8,
     mut quoted: &'a [u8],

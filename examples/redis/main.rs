@@ -1,8 +1,9 @@
-//! A server that speaks the redis protocol, and how to write one with this library: a file for each idea.
+//! A server that speaks the redis protocol. It shows how to write a server with this library, a
+//! file for each idea.
 //!
-//! | file | what it is |
+//! | file | content |
 //! | --- | --- |
-//! | `resp.rs`, `inline.rs` | the codec: what a request and a reply are, and every bound on what a peer may send |
+//! | `resp.rs`, `inline.rs` | the codec: requests, replies, and every bound on what a peer may send |
 //! | `commands.rs` | the request service of one connection |
 //! | `channels.rs` | publish and subscribe: frames that are not replies |
 //! | `store.rs` | the keys; knows nothing of connections |
@@ -16,7 +17,8 @@
 //! redis-benchmark -p 6380 -q -P 32 -t get,set
 //! ```
 //!
-//! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example. What a request costs, beside redis, stands in the README.
+//! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example. `benches/README.md`
+//! compares the cost of its requests with redis.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -51,28 +53,33 @@ mod store;
 /// Speaks the redis protocol: strings, lists, publish and subscribe, in memory.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:6380")]
     listen: Vec<String>,
 
-    /// How many threads serve. Redis has one.
-    #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    /// Threads that serve. Redis has one.
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
+    )]
     threads: usize,
 
-    /// How many connections may be open at the same time; those beyond are told, and closed.
+    /// Maximum number of open connections; those over it get an error and are closed.
     #[arg(long, default_value_t = 10_000)]
     max_connections: usize,
 
-    /// The largest request, in bytes, which is what one connection can make the server hold. Redis allows 1 GiB; a value of more
-    /// than this is rather a file.
+    /// Largest request in bytes, which is also the most that one connection can make the server
+    /// hold. Redis allows 1 GiB; a larger value than this default belongs in a file.
     #[arg(long, default_value_t = 1024 * 1024)]
     max_request: usize,
 
-    /// How many bytes of messages may wait for a subscriber that does not read them before it is closed. So much does redis allow.
+    /// Maximum bytes of unread messages of a subscriber; above this it is closed. Redis has the
+    /// same default.
     #[arg(long, default_value_t = 32 * 1024 * 1024)]
     max_unread: usize,
 
-    /// Seconds after which a silent connection is closed; 0, as with redis, for never.
+    /// Seconds until a silent connection is closed; 0, redis' default, for never.
     #[arg(long, default_value_t = 0)]
     timeout: u64,
 }
@@ -123,7 +130,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
 
     let silent = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
     let limits = Limits::default()
-        // The codec keeps the same, and has a reply for it.
+        // The codec has the same limit, and answers a larger request with an error.
         .max_frame(args.max_request);
     let deadlines = Deadlines::default().first_byte(silent).idle(silent);
     let pipeline = Pipeline::new(move || Resp::new(args.max_request))
@@ -153,7 +160,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Tells one over the limit, as redis does.
+/// Tells a connection over the limit, as redis does.
 async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
     conn.write_all(b"-ERR max number of clients reached\r\n")
         .await?;

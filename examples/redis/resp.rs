@@ -1,9 +1,12 @@
-//! The codec: requests out of bytes, replies into bytes. RESP2, after the page "Redis serialization protocol specification".
+//! The codec: requests from bytes, replies to bytes. RESP2, after the page "Redis serialization
+//! protocol specification".
 //!
-//! A request is an array of bulk strings, or a line of words. It is taken out of the input as one slice, and nothing is reserved for
-//! what a length announces: neither for the number of arguments nor for the bytes of one. Arrays do not nest in requests.
+//! A request is an array of bulk strings, or a line of words. It is taken out of the input as one
+//! slice. Nothing is reserved for an announced length, neither for the number of arguments nor for
+//! the bytes of one. Arrays do not nest in requests.
 //!
-//! What a peer has been told last is known here alone, so here it is decided which messages it still gets.
+//! Only the codec knows what the peer has been told last, so it decides which messages the peer
+//! still gets.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,40 +19,42 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::inline;
 
-/// The most arguments of a request: redis' own bound. They cost nothing before they have come.
+/// The most arguments of a request, as in redis. They cost nothing before they arrive.
 const MOST_ARGS: usize = 1024 * 1024;
 
-/// The longest line of words: redis' own bound.
+/// The longest line of words, as in redis.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// The most digits of a length. More than any limit needs, and what keeps a line of digits from being searched for its end.
+/// The most digits of a length. No limit needs more, and it stops the search for the end of a long
+/// line of digits.
 const DIGITS: usize = 9;
 
-/// A request: a name and its arguments, still as they came.
+/// A request: a name and its arguments, in the form in which they arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// So many bulk strings, one behind the other, well formed.
+    /// The bulk strings, one after the other, well formed.
     bulks: Bytes,
     len: usize,
 }
 
 impl Request {
-    /// Takes bulk strings that are known to be well formed.
+    /// Creates a request of bulk strings that are known to be well formed.
     pub(super) fn of_bulks(bulks: Bytes, len: usize) -> Self {
         Self { bulks, len }
     }
 
-    /// Returns how many words there are, the name included. Never zero.
+    /// Returns the number of words, the name included. Never zero.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Goes through the words, the name first.
+    /// Iterates over the words, the name first.
     pub(crate) fn words(&self) -> Words<'_> {
         Words(&self.bulks)
     }
 
-    /// Shares a word instead of copying it. It keeps the input block it came in, so this is for what soon goes out again.
+    /// Shares a word without copying. The word keeps the input block alive, so use this for what is
+    /// soon written out.
     pub(crate) fn share(&self, word: &[u8]) -> Bytes {
         self.bulks.slice_ref(word)
     }
@@ -71,7 +76,7 @@ impl<'a> Iterator for Words<'a> {
     }
 }
 
-/// What is wrong with a request. The connection ends behind it.
+/// The fault of a request. The connection ends after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum ProtocolError {
     #[error("invalid multibulk length")]
@@ -95,29 +100,30 @@ pub(crate) enum ProtocolError {
 pub(crate) struct Resp {
     max_request: usize,
     begun: Begun,
-    /// What the peer has been told that it listens to.
+    /// The channels that the peer has been told it listens to.
     channels: HashSet<Bytes>,
 }
 
-/// How far the request at the front of the input is known, so that one that comes in pieces takes linear time.
+/// How far the request at the front of the input has been parsed. A request in many pieces thus
+/// takes linear time.
 #[derive(Clone, Copy, Debug, Default)]
 enum Begun {
     #[default]
     Nothing,
-    /// So many bytes hold no LF.
+    /// This many bytes contain no LF.
     Line { searched: usize },
     Array {
         len: usize,
-        /// Where its bulk strings begin.
+        /// The start of the bulk strings.
         body: usize,
-        /// Where the first that is not whole begins.
+        /// The start of the first incomplete bulk string.
         at: usize,
         left: usize,
     },
 }
 
 impl Resp {
-    /// Makes a codec of requests of so many bytes at most, all of their framing included.
+    /// Creates a codec for requests of at most `max_request` bytes, their framing included.
     pub(crate) fn new(max_request: usize) -> Self {
         Self {
             max_request,
@@ -178,7 +184,7 @@ impl Resp {
                 return Ok(None);
             };
             self.begun = Begun::Nothing;
-            // An empty one is passed over, as redis does.
+            // An empty request is ignored, as in redis.
             if request.len > 0 {
                 return Ok(Some(request));
             }
@@ -231,7 +237,7 @@ impl Resp {
         Ok(Some(Request::of_bulks(bulks, len)))
     }
 
-    /// Returns where the bulk string at `at` ends, if it is whole.
+    /// Returns the end of the bulk string at `at`, if it is complete.
     #[inline]
     fn bulk(&self, src: &[u8], at: usize) -> Result<Option<usize>, ProtocolError> {
         match src.get(at) {
@@ -245,7 +251,8 @@ impl Resp {
         if len > self.max_request {
             return Err(ProtocolError::BulkLength);
         }
-        // Known before they come, so the input never holds more than the limit of one request.
+        // The length is checked before the bytes arrive, so the input never holds more than the
+        // limit of one request.
         let end = start + len + 2;
         if end > self.max_request {
             return Err(ProtocolError::TooLarge);
@@ -260,7 +267,7 @@ impl Resp {
 
 struct NotLength;
 
-/// Reads a length and the CRLF behind it; returns it, and where what follows begins.
+/// Parses a length and its CRLF. Returns the length, and where the rest begins.
 #[inline]
 fn length(src: &[u8], start: usize) -> Result<Option<(usize, usize)>, NotLength> {
     let mut length = 0;
@@ -284,7 +291,7 @@ fn length(src: &[u8], start: usize) -> Result<Option<(usize, usize)>, NotLength>
 }
 
 impl Decoder for Resp {
-    /// A malformed request is an item, not an error of the codec: it has its reply, in its turn.
+    /// A malformed request is an item, not a codec error, so it is answered in its turn.
     type Item = Result<Request, ProtocolError>;
     type Error = io::Error;
 
@@ -295,7 +302,7 @@ impl Decoder for Resp {
             request => request,
         };
         if request.is_err() {
-            // Where the next one begins is not known.
+            // The start of the next request is unknown.
             self.begun = Begun::Nothing;
             src.clear();
         }
@@ -303,34 +310,35 @@ impl Decoder for Resp {
     }
 }
 
-/// A reply, or what is pushed to a subscriber.
+/// A reply, or a frame pushed to a subscriber.
 #[derive(Clone, Debug)]
 pub(crate) enum Frame {
-    /// As it goes out.
+    /// The bytes on the wire.
     Static(&'static [u8]),
-    /// Its text must hold no line break.
+    /// The text must contain no line break.
     Error(String),
     Integer(i64),
     Bulk(Bytes),
-    /// A bulk string too, shared with the store.
+    /// A bulk string shared with the store.
     Value(Arc<[u8]>),
     Array(Vec<Self>),
-    /// The beginning of an array whose items follow, each a frame of its own: what many large values make is never all in memory.
+    /// The start of an array. Its items follow, each as a frame of its own, so an array of many
+    /// large values is never in memory as a whole.
     Items(usize),
     Confirmation(Box<Confirmation>),
     Message(Arc<Message>),
 }
 
-/// Says what became of a subscription.
+/// Confirms a subscription or its end.
 #[derive(Clone, Debug)]
 pub(crate) enum Confirmation {
-    /// To a channel, which is now one of so many.
+    /// The channel, and how many the connection now listens to.
     Subscribed(Bytes, usize),
-    /// From a channel, or from none, and so many are left.
+    /// The channel, or none if there was none, and how many are left.
     Unsubscribed(Option<Bytes>, usize),
 }
 
-/// What is published: as it goes out, the same for all.
+/// A published message. Its bytes on the wire are the same for all subscribers.
 #[derive(Debug)]
 pub(crate) struct Message {
     channel: Bytes,
@@ -358,12 +366,12 @@ impl Frame {
     pub(crate) const PONG: Self = Self::Static(b"+PONG\r\n");
     pub(crate) const NULL: Self = Self::Static(b"$-1\r\n");
 
-    /// A bulk string of a text that is part of the program.
+    /// Creates a bulk string of a text that is part of the program.
     pub(crate) fn text(text: &'static str) -> Self {
         Self::Bulk(Bytes::from_static(text.as_bytes()))
     }
 
-    /// Counts something.
+    /// Creates an integer from a count.
     pub(crate) fn count(n: usize) -> Self {
         Self::Integer(i64::try_from(n).unwrap_or(i64::MAX))
     }
@@ -403,7 +411,7 @@ impl Confirmation {
     }
 }
 
-/// Writes a bulk string.
+/// Encodes a bulk string.
 pub(super) fn put_bulk(dst: &mut BytesMut, bytes: &[u8]) {
     dst.reserve(bytes.len() + 16);
     put_length(dst, b'$', bytes.len());
@@ -415,10 +423,11 @@ fn put_length(dst: &mut BytesMut, kind: u8, length: usize) {
     put_number(dst, kind, i64::try_from(length).unwrap_or(i64::MAX));
 }
 
-/// Writes what begins with a number. By hand: this is in every reply, and `write!` would be a third of its cost.
+/// Encodes a frame that begins with a number. Written by hand, because every reply has one, and
+/// `write!` would be a third of the cost.
 #[inline]
 fn put_number(dst: &mut BytesMut, kind: u8, n: i64) {
-    // A kind, a sign, 19 digits, CRLF.
+    // The type, a sign, 19 digits, CRLF.
     let mut text = [0; 23];
     let mut at = text.len() - 2;
     text[at..].copy_from_slice(b"\r\n");
@@ -446,7 +455,8 @@ impl Encoder<Frame> for Resp {
     #[inline]
     fn encode(&mut self, frame: Frame, dst: &mut BytesMut) -> io::Result<()> {
         match &frame {
-            // One that was on its way when the peer left would be taken for the reply to its next request.
+            // The peer has left the channel. It would take this message for the reply to its next
+            // request.
             Frame::Message(message) if !self.channels.contains(&message.channel) => return Ok(()),
             Frame::Confirmation(confirmation) => self.keep(confirmation),
             _ => {}

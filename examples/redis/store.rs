@@ -1,7 +1,8 @@
-//! The keys and what they hold, in memory.
+//! The keys and their values, in memory.
 //!
-//! One lock for all: it is held for a part of what a request costs (with two threads, a request took as much CPU time as with one), and MSET is seen
-//! whole or not at all. What is kept is copied out of the input: a few bytes of it would keep a whole block.
+//! One lock guards all keys, so MSET is atomic. The lock is held for a small part of a request:
+//! with two threads a request takes as much CPU time as with one. Stored bytes are copied out of
+//! the input, because a few bytes would keep a whole input block alive.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,21 +11,21 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-/// All keys. As with redis out of the box, nothing bounds their number.
+/// All keys. As in redis' default configuration, their number has no limit.
 #[derive(Default)]
 pub(crate) struct Store(Mutex<Keys>);
 
-/// The bytes of a value, and the count of those who share them, in one piece of memory.
+/// The bytes of a value and its reference count, in one allocation.
 pub(crate) type Text = Arc<[u8]>;
 
 #[derive(Default)]
 struct Keys {
     entries: HashMap<Box<[u8]>, Entry>,
-    /// Of the entries that expire: when, and which.
+    /// The expiry times, with their keys.
     expiries: BTreeSet<(Instant, Box<[u8]>)>,
 }
 
-/// With its key it fits a line of the processor's cache.
+/// With its key it fits in a cache line.
 struct Entry {
     value: Value,
     expires: Option<Instant>,
@@ -32,13 +33,13 @@ struct Entry {
 
 enum Value {
     String(Text),
-    /// What was counted. It reads as the string of its digits.
+    /// A counter. It reads as the string of its digits.
     Number(i64),
     #[expect(clippy::box_collection, reason = "so that an entry is small")]
     List(Box<VecDeque<Text>>),
 }
 
-/// When a key may be set.
+/// The condition for setting a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     Always,
@@ -46,7 +47,7 @@ pub(crate) enum Condition {
     IfPresent,
 }
 
-/// Why an operation was not done.
+/// The reason that an operation was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum StoreError {
     #[error("WRONGTYPE Operation against a key holding the wrong kind of value")]
@@ -62,13 +63,13 @@ impl Store {
         self.lock().get(key)
     }
 
-    /// Gets several at once; what is no string counts as absent.
+    /// Returns several values at once. A value that is not a string counts as absent.
     pub(crate) fn get_all<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Vec<Option<Text>> {
         let all = self.lock();
         keys.map(|key| all.get(key).unwrap_or(None)).collect()
     }
 
-    /// Sets a key, which then expires or does not; returns whether it was set.
+    /// Sets a key, with or without an expiry time. Returns whether it was set.
     pub(crate) fn set(
         &self,
         key: &[u8],
@@ -83,14 +84,14 @@ impl Store {
             Condition::IfPresent => keys.entries.contains_key(key),
         };
         if met {
-            // A time too far off to be told is no time.
+            // A time too far off for the clock is no expiry time.
             let expires = expires.and_then(|after| Instant::now().checked_add(after));
             keys.set(key, Value::string(value), expires);
         }
         met
     }
 
-    /// Sets several at once.
+    /// Sets several keys at once.
     pub(crate) fn set_all<'a>(&self, pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         let mut keys = self.lock();
         for (key, value) in pairs {
@@ -98,13 +99,13 @@ impl Store {
         }
     }
 
-    /// Removes keys; returns how many there were.
+    /// Removes keys. Returns how many there were.
     pub(crate) fn remove<'a>(&self, removed: impl Iterator<Item = &'a [u8]>) -> usize {
         let mut keys = self.lock();
         removed.filter(|key| keys.remove(key)).count()
     }
 
-    /// Returns how many of the keys there are.
+    /// Returns how many of these keys exist.
     pub(crate) fn count<'a>(&self, counted: impl Iterator<Item = &'a [u8]>) -> usize {
         let keys = self.lock();
         counted
@@ -112,7 +113,7 @@ impl Store {
             .count()
     }
 
-    /// Adds one to a number, zero if there is none.
+    /// Adds one to a number; a missing key counts as zero.
     pub(crate) fn increment(&self, key: &[u8]) -> Result<i64, StoreError> {
         let mut keys = self.lock();
         let Some(entry) = keys.entries.get_mut(key) else {
@@ -132,7 +133,7 @@ impl Store {
         Ok(n)
     }
 
-    /// Puts values before a list, one after the other; returns its length.
+    /// Pushes values to the front of a list, one after the other. Returns its length.
     pub(crate) fn push_front<'a>(
         &self,
         key: &[u8],
@@ -152,7 +153,7 @@ impl Store {
         Ok(list.len())
     }
 
-    /// Takes the first of a list. The key goes with the last.
+    /// Pops the first value of a list. The key is removed with the last value.
     pub(crate) fn pop_front(&self, key: &[u8]) -> Result<Option<Text>, StoreError> {
         let mut keys = self.lock();
         let Some(entry) = keys.entries.get_mut(key) else {
@@ -168,7 +169,7 @@ impl Store {
         Ok(first)
     }
 
-    /// Returns a part of a list, both ends included; negative ones count from its end.
+    /// Returns a range of a list, both ends included. Negative positions count from the end.
     pub(crate) fn range(&self, key: &[u8], start: i64, stop: i64) -> Result<Vec<Text>, StoreError> {
         let keys = self.lock();
         let list = match keys.entries.get(key).map(|entry| &entry.value) {
@@ -179,7 +180,7 @@ impl Store {
         let len = i64::try_from(list.len()).unwrap_or(i64::MAX);
         let from_front = |index: i64| if index < 0 { index + len } else { index };
         let start = usize::try_from(from_front(start)).unwrap_or(0);
-        // A stop before the first is no element at all.
+        // A stop before the first element selects nothing.
         let end = usize::try_from(from_front(stop).saturating_add(1)).unwrap_or(0);
         let taken = end.saturating_sub(start);
         Ok(list.iter().skip(start).take(taken).cloned().collect())
@@ -191,7 +192,7 @@ impl Store {
         (keys.entries.len(), keys.expiries.len())
     }
 
-    /// Locks the keys, without those that have expired.
+    /// Locks the keys, and removes those that have expired.
     fn lock(&self) -> MutexGuard<'_, Keys> {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !keys.expiries.is_empty() {

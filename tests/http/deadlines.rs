@@ -1,4 +1,4 @@
-//! What a peer may take its time for, and for how long.
+//! Deadlines of HTTP connections: what a peer may take its time for, and how long.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tower_tcp::testkit::{Served, serve};
 use crate::support::{Clients, Ends, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
 
-/// Whole seconds since then.
+/// Returns the whole seconds since `since`.
 fn seconds(since: Instant) -> u64 {
     (since.elapsed().as_secs_f64()).round() as u64
 }
@@ -45,7 +45,7 @@ async fn a_silent_connection_ends_after_a_minute() {
 async fn a_head_has_half_a_minute_however_it_trickles() {
     let served = serve(http());
     let mut client = served.client().await;
-    // It counts from the first byte, not from the connection.
+    // The deadline counts from the first byte, not from accept.
     sleep(Duration::from_secs(20)).await;
     let begun = Instant::now();
 
@@ -229,7 +229,7 @@ async fn a_deadline_is_kept_whatever_the_turn_before_it_has_cost() {
     }
 }
 
-/// Reads the whole body, and answers with what came of it.
+/// Reads the whole body. Answers with the result.
 async fn read(request: Request<RequestBody>) -> Result<Response<String>, Infallible> {
     let read = request.into_body().collect().await;
     Ok(Response::new(match read {
@@ -240,7 +240,7 @@ async fn read(request: Request<RequestBody>) -> Result<Response<String>, Infalli
 
 type Sent = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
-/// A request that begins with some bytes of its body, and ends with them unless it stalls.
+/// A request whose first bytes of body are sent at once. It ends with them unless it stalls.
 fn post(begin: &'static str, stalls: bool) -> Request<Sent> {
     let begin = stream::iter([Ok(Frame::data(Bytes::from(begin)))]);
     let body = if stalls {
@@ -344,14 +344,14 @@ async fn an_old_http1_connection_at_rest_is_closed_a_second_later() {
     assert_eq!(served.reason().await, EndReason::MaxAge);
 }
 
-/// Sends requests until `until`, by as many connections as it takes. Returns how many were
-/// answered, and how old each connection became.
+/// Sends requests until `until`, over as many connections as it takes. Returns the number of
+/// answers, and the age at which each connection ended.
 async fn rotate(served: &Served, until: Instant) -> (usize, Vec<Duration>) {
     let (mut answered, mut ages) = (0, Vec::new());
     while Instant::now() < until {
         let begun = Instant::now();
         let (mut sender, connection) = http2(connect(served).await).await;
-        // A request that is not sent because the connection leaves is not begun by the server.
+        // The server never starts a request that was not sent because the connection was closing.
         while sender.ready().await.is_ok() && Instant::now() < until {
             let many = (0..4).map(|n| sender.send_request(get(&format!("/sleep/{}", n % 2))));
             for response in join_all(many).await {
@@ -360,7 +360,7 @@ async fn rotate(served: &Served, until: Instant) -> (usize, Vec<Duration>) {
                         text(response).await;
                         answered += 1;
                     }
-                    // Not sent.
+                    // It was not sent.
                     Err(err) => assert!(err.is_canceled() || err.is_closed(), "{err:?}"),
                 }
             }
@@ -394,7 +394,7 @@ async fn old_http2_connections_rotate_within_the_jitter_and_lose_no_request() {
     assert_eq!(answered, begun.load(Ordering::Relaxed));
     let ages: Vec<_> = rotated.into_iter().flat_map(|(_, ages)| ages).collect();
     assert!(ages.len() >= 10 * 3, "{}", ages.len());
-    // The requests that were begun take a second.
+    // The requests in progress take a second.
     let span = Duration::from_secs(20)..=Duration::from_secs(31);
     assert!(ages.iter().all(|age| span.contains(age)), "{ages:?}");
     let (least, most) = (ages.iter().min(), ages.iter().max());

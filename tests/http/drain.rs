@@ -1,4 +1,4 @@
-//! A drain: what was asked is answered, and who rests is let go.
+//! Drain of HTTP connections: pending requests are answered, and idle connections are closed.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tower_tcp::testkit::serve;
 use crate::support::{Clients, Ends, settled};
 use crate::{GET, answer, connect, get, http, http2, text};
 
-/// Far longer than a connection that was just taken in is waited for.
+/// Far longer than the drain waits for a connection that was just accepted.
 const LATER: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Each connection ends once, for one reason, and what was answered arrives.
+//! Each HTTP connection ends once, for one reason, and answers that were sent arrive.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tower_tcp::{BoxError, ConnectionInfo, EndReason};
 use crate::support::{Clients, Ends, settled};
 use crate::{GET, Reply, answer, connect, get, http, http2, reply, text};
 
-/// Says so when it is dropped.
+/// Reports when it is dropped.
 struct Dropped(mpsc::Sender<()>);
 
 impl Drop for Dropped {
@@ -28,7 +28,7 @@ impl Drop for Dropped {
     }
 }
 
-/// A service that never answers, and what tells that it was dropped.
+/// Returns a service that never answers, and a receiver that learns when its future is dropped.
 fn never() -> (
     Http<tower_tcp::make::ClonePerRequest<impl crate::Serves>>,
     mpsc::Receiver<()>,
@@ -237,7 +237,7 @@ async fn a_head_beyond_the_limit_is_answered_and_ended() {
     let served = serve(http);
     let mut client = served.client().await;
 
-    // More than is read: the answer must arrive all the same.
+    // The head is larger than the limit. The answer must arrive all the same.
     let field = "a".repeat(60_000);
     client.send(format!("GET / HTTP/1.1\r\nx: {field}")).await;
 
@@ -258,7 +258,7 @@ async fn an_answer_arrives_before_its_request_was_read() {
     client.send("x".repeat(60_000)).await;
 
     assert_eq!(answer(&mut client).await.body, "too much");
-    // It reads on for a while, instead of resetting the answer away.
+    // The server reads on for a while, so that no reset destroys the answer.
     client.send("x".repeat(60_000)).await;
     assert!(client.rest().await.is_empty());
     drop(client);

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: peers that hyper's client would not be.
+//! HTTP/2 written by hand: peers that behave as hyper's client never would.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
-/// `GET http://a/never`: three fields of HPACK's static table, and a path of its own.
+/// `GET http://a/never`: three entries of HPACK's static table, and a literal path.
 const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -37,7 +37,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Reads a frame: its kind and its payload.
+/// Reads a frame: its type and its payload.
 async fn read(io: &mut DuplexStream) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 9];
     io.read_exact(&mut head).await.ok()?;
@@ -47,7 +47,7 @@ async fn read(io: &mut DuplexStream) -> Option<(u8, Vec<u8>)> {
     Some((head[3], payload))
 }
 
-/// Reads up to the server's last word, and returns its error code.
+/// Reads up to the final GOAWAY. Returns its error code.
 async fn goaway(io: &mut DuplexStream) -> u32 {
     let mut code = None;
     while let Some((kind, payload)) = read(io).await {
@@ -103,7 +103,7 @@ async fn a_header_block_beyond_the_limit_is_refused() {
     let mut io = connect(&served).await;
     begin(&mut io).await;
 
-    // One field, said in full 100 times, 100 bytes each.
+    // One literal field, 100 times, 100 bytes each.
     let mut block = GET_NEVER.to_vec();
     for _ in 0..100 {
         block.extend(b"\x00\x01x\x5f");
@@ -120,7 +120,7 @@ async fn a_header_block_beyond_the_limit_is_refused() {
     };
     drop(io);
 
-    // `:status: 431`, said in full behind the name's index.
+    // `:status: 431`, a literal after the index of its name.
     assert!(
         answer.windows(3).any(|said| said == b"431") || answer.starts_with(b"\x48"),
         "{answer:?}"
@@ -138,7 +138,7 @@ async fn a_header_block_without_end_ends_the_connection() {
     let flood = tokio::spawn(async move {
         let begun = frame(HEADERS, END_STREAM, 1, GET_NEVER);
         writer.write_all(&begun).await.expect("it is open");
-        // One field, never indexed, in each: no frame is the last one.
+        // One never-indexed field in each frame. No frame is the last one.
         let more = [b"\x10\x01x\x5f".as_slice(), &[b'y'; 95]].concat();
         for sent in 0..100_000 {
             let more = frame(CONTINUATION, 0, 1, &more);
@@ -154,7 +154,7 @@ async fn a_header_block_without_end_ends_the_connection() {
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::CodecError);
     assert_eq!(end.requests(), 0);
-    // What is on its way, and what is read while it lingers, counts, too.
+    // Frames still in the stream, and those read while the server lingers, count as sent.
     let sent = flood.await.expect("it ran");
     assert!(sent < 10_000, "{sent} were taken");
 }
@@ -165,7 +165,7 @@ async fn what_breaks_the_protocol_is_told_so() {
     let mut io = connect(&served).await;
     begin(&mut io).await;
 
-    // Data for a stream that was never begun.
+    // Data for a stream that was never opened.
     io.write_all(&frame(0, 0, 1, b"x"))
         .await
         .expect("it is open");
@@ -233,12 +233,12 @@ async fn a_peer_that_does_not_take_leave_is_let_go() {
     let served = serve(http());
     let mut io = connect(&served).await;
 
-    // It answers no ping, by which hyper would know that its leave was heard.
+    // The peer answers no ping, by which hyper would learn that its GOAWAY has arrived.
     begin(&mut io).await;
 
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
-    // 75 s, 5 s for the leave, 2 s to linger.
+    // 75 s idle, 5 s to acknowledge the GOAWAY, 2 s to linger.
     assert_eq!(end.duration().as_secs(), 82);
 }
 
@@ -262,7 +262,7 @@ async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
 
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
-    // 75 s, and as long again for what might be on its way, 2 s to linger.
+    // 75 s idle, the idle time once more for bytes that may be on their way, 2 s to linger.
     assert_eq!(end.duration().as_secs(), 152);
     pings.await.expect("it ran");
 }

@@ -1,5 +1,6 @@
-//! HTTP on this crate's connections: requests reach the service, deadlines and limits hold, a drain loses nothing that was asked, what was
-//! upgraded is still a connection, and each ends once, for one reason.
+//! HTTP: requests reach the service, deadlines and limits hold, a drain loses no request, an
+//! upgraded stream remains a connection of the server, and each connection ends once, for one
+//! reason.
 
 mod deadlines;
 mod drain;
@@ -33,10 +34,10 @@ use tower_tcp::testkit::Served;
 
 use support::{Client, Clients};
 
-/// What a request with nothing special about it looks like.
+/// A request with nothing special about it.
 const GET: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
-/// An answer, as it came.
+/// A response as it arrived.
 #[derive(Debug)]
 struct Answer {
     head: String,
@@ -53,7 +54,7 @@ impl Answer {
     }
 }
 
-/// Reads one answer whose length is known.
+/// Reads a response of known length.
 async fn answer<Io: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<Io>) -> Answer {
     let mut head = String::new();
     loop {
@@ -81,7 +82,7 @@ async fn answer<Io: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<Io>) -> 
 
 type Sender = http2::SendRequest<Empty<Bytes>>;
 
-/// Begins HTTP/2. The task is the connection's, to its end.
+/// Starts HTTP/2. The task runs the connection until it ends.
 async fn http2<Io>(io: Io) -> (Sender, JoinHandle<hyper::Result<()>>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -130,7 +131,7 @@ fn http() -> Http<ClonePerRequest<impl Serves>> {
     Http::new(service_fn(paths))
 }
 
-/// What a test's service is.
+/// The bounds of a test's service.
 trait Serves:
     tower::Service<
         Request<RequestBody>,
@@ -155,7 +156,7 @@ impl<S> Serves for S where
 {
 }
 
-/// A connection by which nothing was sent yet.
+/// Connects, and sends nothing.
 async fn connect(served: &Served) -> DuplexStream {
     served.stream().await
 }

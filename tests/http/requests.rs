@@ -1,4 +1,4 @@
-//! Requests reach the service, with what is known of their connection.
+//! Requests reach the service, together with what the server knows about their connection.
 
 use std::sync::Arc;
 
@@ -133,7 +133,7 @@ async fn a_service_may_be_made_for_each_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_holds_nothing_of_what_connections_share() {
-    // One request at a time, over all connections.
+    // One request at a time over all connections.
     let service = ServiceBuilder::new()
         .layer(ConcurrencyLimitLayer::new(1))
         .service_fn(paths);

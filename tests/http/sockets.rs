@@ -1,4 +1,4 @@
-//! Deadlines where the kernel and TLS are in between.
+//! Deadlines of connections over the kernel's sockets and over TLS.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -28,8 +28,8 @@ use crate::support::{Client, Ends};
 const NET: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);
 
-/// Sends `request` over TCP and over TLS, reads until the connection closes, and returns what came
-/// and why it ended, of each.
+/// Sends `request` over TCP and over TLS, and reads until the connection closes. Returns the bytes
+/// and the end reason of each.
 async fn over_sockets<P, S>(plain: P, secured: S, request: &str) -> [(String, EndReason); 2]
 where
     P: Service<Connection<Socket>, Error = BoxError> + Send + 'static,

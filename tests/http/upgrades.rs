@@ -1,4 +1,4 @@
-//! What was upgraded is still a connection of the server, until it is done.
+//! An upgraded stream remains a connection of the server until it ends.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -39,7 +39,7 @@ fn switching() -> Reply {
     Ok(response.body(Empty::new()).expect("a response"))
 }
 
-/// Sends bytes back, in a task of its own; says `bye` at a drain if it is told to heed it.
+/// Sends bytes back, in a task of its own. If `heeds` is set, it says `bye` at a drain.
 async fn echo(mut request: Request<RequestBody>, heeds: bool) -> Reply {
     let info = request.extensions().get::<ConnectionInfo>();
     let info = info.expect("each request has it").clone();
@@ -93,7 +93,7 @@ fn http(
     Http::new(service_fn(move |request| echo(request, heeds)))
 }
 
-/// Upgrades, and sees that it is so. What was sent with the request is for the new protocol.
+/// Upgrades, and checks the response. Bytes sent after the request belong to the new protocol.
 async fn upgraded<Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     client: &mut Client<Io>,
 ) {
@@ -136,7 +136,8 @@ async fn an_upgraded_connection_whose_service_is_done_is_closed_in_good_order() 
     client.send(ECHO).await;
 
     assert_eq!(answer(&mut client).await.status(), "101");
-    // It goes on sending, which must not reset what was written.
+    // The client goes on sending. That must not reset the connection before the written bytes
+    // arrive.
     client.send("hi").await;
     assert_eq!(client.rest().await, ["that was all"]);
     drop(client);
@@ -184,7 +185,7 @@ async fn an_upgraded_connection_that_does_not_heed_a_drain_is_cut_off() {
     client.0.read_exact(&mut block).await.expect("it goes on");
 
     assert_eq!(served.reason().await, EndReason::DrainDeadline);
-    // The stream is gone, though the task that has it was not asked.
+    // The stream is closed, though the task that owns it did not agree.
     assert!(client.rest().await.is_empty());
     assert_eq!(served.handle().closed().await.aborted, 1);
 }
@@ -339,14 +340,14 @@ async fn an_upgraded_stream_rests_only_while_nothing_moves() {
 
     assert!(client.rest().await.is_empty());
 
-    // Its bytes are seen by another task: they are looked for four times an hour.
+    // Another task reads the bytes, so the deadline looks for them four times an hour.
     let hour = Duration::from_secs(3600);
     assert!(begun.elapsed() >= hour && begun.elapsed() <= hour * 5 / 4);
     drop(client);
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
 }
 
-/// Upgrades, and writes without end.
+/// Upgrades, then writes without end.
 async fn flood(mut request: Request<RequestBody>) -> Reply {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -366,7 +367,7 @@ async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
 
     assert_eq!(served.reason().await, EndReason::WriteTimeout);
 
-    // It is seen to wait at one of four looks.
+    // One of the four looks sees it wait.
     let half_a_minute = Duration::from_secs(30);
     assert!(begun.elapsed() >= half_a_minute && begun.elapsed() <= half_a_minute * 5 / 4);
 }

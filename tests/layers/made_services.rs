@@ -22,7 +22,7 @@ fn busy_over_one()
         .service_fn(desk)
 }
 
-/// Has a request shed, and returns what another connection is told when nothing runs any more.
+/// Lets a request be shed. Returns the answer of another connection once nothing runs any more.
 async fn told_after_another_was_shed(served: Served) -> String {
     let (mut busy, mut resting) = (served.client().await, served.client().await);
     busy.send("10\n").await;

@@ -27,7 +27,7 @@ use support::{Clients, Ends};
 
 const SEC: Duration = Duration::from_secs(1);
 
-/// Answers a line that is a number after so many seconds, and any other line at once.
+/// Answers a line that is a number after that many seconds, and any other line at once.
 async fn desk(line: Bytes) -> Result<Bytes, BoxError> {
     if let Ok(seconds) = std::str::from_utf8(&line)?.parse() {
         sleep(SEC * seconds).await;
@@ -35,7 +35,7 @@ async fn desk(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-/// Makes a reply of an error.
+/// Turns an error into a reply.
 fn told(result: Result<Bytes, BoxError>) -> Result<Bytes, BoxError> {
     Ok(result.unwrap_or_else(|err| err.to_string().into()))
 }
@@ -60,7 +60,7 @@ where
     serve(Pipeline::new(Lines::default).make_service(make))
 }
 
-/// Tries again while there is an error, as often as its number says, if the request can be cloned.
+/// Retries a failed request this many times, if it can be cloned.
 #[derive(Clone)]
 struct Tries<F>(u32, F);
 

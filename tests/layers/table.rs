@@ -1,11 +1,12 @@
-//! LAYERS.md names a test in each row that says what a layer does, and all tests that are for it.
+//! LAYERS.md names a test in each row that says what a layer does, and names every test of this
+//! folder.
 
 use std::fs;
 use std::path::Path;
 
 const PAGE: &str = include_str!("../../LAYERS.md");
 
-/// The rows of tables about layers: those whose last column is headed `test`.
+/// Returns the rows of the tables about layers, which have a last column `test`.
 fn rows() -> Vec<&'static str> {
     let mut rows = Vec::new();
     let mut names_tests = false;
@@ -21,7 +22,7 @@ fn rows() -> Vec<&'static str> {
     rows
 }
 
-/// The tests that a row names in its last column: `file::function`.
+/// Returns the tests that a row names in its last column: `file::function`.
 fn named(row: &str) -> Vec<(&str, &str)> {
     let last = row.trim_end_matches(" |").rsplit(" | ").next();
     let names = last.into_iter().flat_map(|last| last.split(", "));
@@ -30,7 +31,7 @@ fn named(row: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The source of a file of tests, or the sources of a directory of them.
+/// Returns the source of a test file, or the sources of a folder of them.
 fn source(file: &str) -> String {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     match fs::read_dir(tests.join(file)) {
@@ -42,7 +43,7 @@ fn source(file: &str) -> String {
     }
 }
 
-/// The functions of a source that are tests.
+/// Returns the test functions of a source.
 fn tests_in(source: &str) -> Vec<&str> {
     let mut lines = source.lines().map(str::trim);
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Scenarios 11 and 14: watermarks, and codecs that change on the way.
+//! Scenarios 11 and 14: watermarks, and codecs that change within a connection.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -20,14 +20,14 @@ use tower_tcp::{Peer, Pipeline};
 use super::support::{Clients, settled};
 use super::{Journal, echo, text};
 
-/// What is pushed at once, with the line's end.
+/// The size of a large push, the line end included.
 const BIG: usize = 9_000_000;
 
 fn big() -> Bytes {
     vec![b'x'; BIG - 1].into()
 }
 
-/// Serves with marks of 100,000 and 6,000,000 bytes; gives the peers.
+/// Serves with marks of 100,000 and 6,000,000 bytes. The receiver yields the peers.
 fn marked() -> (Served, mpsc::Receiver<Peer<Bytes>>) {
     let (tell, told) = mpsc::channel(1);
     let make = service_fn(move |peer: Peer<Bytes>| {
@@ -42,7 +42,7 @@ fn marked() -> (Served, mpsc::Receiver<Peer<Bytes>>) {
     )
 }
 
-/// Returns whether no mark is crossed for now.
+/// Returns whether no crossing is pending.
 async fn none_is_crossed(crossings: &mut Crossings<Bytes>) -> bool {
     let a_while = Duration::from_millis(10);
     timeout(a_while, crossings.next()).await.is_err()
@@ -163,7 +163,7 @@ async fn s11_x79_another_task_sends_and_flushes_as_the_connections_own_does() {
     assert_eq!(client.line().await, "from afar");
 }
 
-/// A codec of two modes, which changes when it is given a word to write.
+/// A codec with two modes. It changes mode when it encodes a certain word.
 #[derive(Default)]
 struct Switching {
     lines: Lines,
@@ -208,7 +208,8 @@ impl Encoder<Out> for Switching {
     }
 }
 
-/// Serves with a codec that changes at `block` and at `line`, and notes each frame when it comes and when it is done.
+/// Serves with a codec that changes at `block` and at `line`. Records each frame when it arrives
+/// and when it is done.
 fn switching(journal: &Journal) -> Served {
     let journal = journal.clone();
     let service = service_fn(move |frame: Bytes| {

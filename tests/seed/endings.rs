@@ -1,4 +1,4 @@
-//! Scenarios 1 to 7 and 15: how connections begin and end, one at a time and at the limit.
+//! Scenarios 1 to 7 and 15: how connections start and end, one at a time and at the limit.
 
 use std::convert::Infallible;
 use std::future::{pending, ready};
@@ -23,14 +23,14 @@ use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
 use super::support::{Clients, Ends, serve_stream, settled};
 use super::{Journal, echo, text};
 
-/// What experiments with a slow reader have it read, with the line's end.
+/// The size of the reply in the slow reader scenarios, the line end included.
 const BIG: usize = 8_000_002;
 
 fn big() -> Bytes {
     vec![b'x'; BIG - 2].into()
 }
 
-/// Notes all that comes; answers `big`, `quit`, and `bigquit`, which is both.
+/// Records all that arrives. Answers `big`, `quit`, and `bigquit`, which is both.
 fn noting(journal: &Journal) -> Served {
     let journal = journal.clone();
     let service = service_fn(move |line: Bytes| {
@@ -270,7 +270,7 @@ async fn s4_x05_what_comes_behind_a_close_from_within_is_not_delivered() {
     assert_eq!(journal.all(), ["one", "quit"]);
 }
 
-/// Asserts that one connection has ended, for a reason, and that its place is free.
+/// Asserts that one connection has ended, with this reason, and that its permit is free.
 async fn assert_ended_once(served: &mut Served, reason: EndReason) {
     assert_eq!(served.reason().await, reason);
     settled().await;
@@ -499,7 +499,7 @@ async fn s15_x18_a_dead_write_side_refuses_what_is_sent_and_lets_the_close_compl
     assert_eq!(served.handle().live(), 0);
 }
 
-/// A stream that nobody reads from or writes to: reads wait, writes fail.
+/// A stream whose reads wait and whose writes fail.
 struct DeadWriteSide;
 
 impl AsyncRead for DeadWriteSide {

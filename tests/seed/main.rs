@@ -1,7 +1,10 @@
-//! What a program could do with `POE::Component::Server::TCP` it can do here, and what that got wrong is right.
+//! Everything that a program can do with `POE::Component::Server::TCP` it can do with this crate,
+//! and the faults of that component are absent.
 //!
-//! `tN_..` is a test of POE's own, carried over; `sN_xM_..` is one of fifteen scenarios, with the number of the experiment that showed how
-//! POE 1.370 behaves in it. MIGRATION.md lists both, and which test of another file stands for those that are not here; `table` holds it to that.
+//! `tN_..` is one of POE's own tests, ported. `sN_xM_..` is one of fifteen scenarios, with the
+//! number of the experiment that showed the behaviour of POE 1.370. MIGRATION.md lists both, and
+//! the tests of other files that cover the rest; `table` checks that list. `tests/README.md`
+//! explains each code.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -18,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tower_tcp::BoxError;
 
-/// What happened, in order.
+/// The record of events, in order.
 #[derive(Clone, Debug, Default)]
 struct Journal(Arc<Mutex<Vec<String>>>);
 
@@ -40,7 +43,7 @@ impl Journal {
     }
 }
 
-/// Waits for what takes no time, but needs the kernel.
+/// Waits for what takes no time but needs the kernel.
 async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await

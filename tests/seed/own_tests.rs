@@ -1,4 +1,4 @@
-//! POE's own tests.
+//! POE's own tests, ported.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -29,7 +29,7 @@ use tower_tcp::{Address, BoxError, Connection, EndReason, Handle, Peer, Pipeline
 use super::support::{Client, Clients, Ends};
 use super::{Journal, echo, soon, text};
 
-/// Greets, answers any line with a dismissal, and ends the server when its client has gone.
+/// Greets, answers any line with a dismissal, and shuts the server down when the client has left.
 async fn conversation(endpoint: impl Into<Endpoint>) {
     let journal = Journal::default();
     let noted = journal.clone();
@@ -267,7 +267,7 @@ async fn t9_callbacks_come_once_each_and_in_order() {
     );
 }
 
-/// Counts who is in, and how many lines came.
+/// Counts the open connections, and the lines that arrived.
 #[derive(Clone, Default)]
 struct Counts {
     open: Arc<AtomicUsize>,
@@ -293,7 +293,8 @@ impl Counts {
     }
 }
 
-/// Lets nine clients connect at once to a server of so many at a time. The one that is told that it is the ninth ends the server.
+/// Connects nine clients at once to a server of `limit` connections. The client that is told it is
+/// the ninth shuts the server down.
 async fn nine_clients(served: Served, counts: &Counts, limit: usize) {
     served.handle().limit().set(limit);
     let mut clients = Vec::new();
@@ -391,7 +392,7 @@ fn rot13(line: &Bytes) -> Bytes {
     line.iter().map(turned).collect()
 }
 
-/// Has a text turned twice, and asserts that it is what it was.
+/// Has a text turned twice, and asserts that it is unchanged.
 async fn turn_twice<Io>(client: &mut Client<Io>)
 where
     Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -583,7 +584,7 @@ async fn t16_a_codec_can_be_given_in_all_the_ways_there_are() {
     answers(move || InOut::new(cloned(), cloned())).await;
 }
 
-/// Serves with codecs of one making: answers a request and closes.
+/// Serves with codecs made by `codec`: answers one request, then closes.
 async fn answers<F, C>(codec: F)
 where
     F: Fn() -> C + Clone + Send + 'static,

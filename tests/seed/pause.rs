@@ -13,7 +13,7 @@ use tower_tcp::{EndReason, Peer, Pipeline};
 use super::support::{Clients, Ends, settled};
 use super::{Journal, text};
 
-/// Serves lines, noting them; `pause` stops the input.
+/// Serves and records lines. `pause` pauses the input.
 fn pausing(journal: &Journal) -> (Served, mpsc::Receiver<Peer<Bytes>>) {
     let (tell, told) = mpsc::channel(1);
     let journal = journal.clone();

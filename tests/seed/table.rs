@@ -1,11 +1,11 @@
-//! MIGRATION.md names tests that there are, and all that are here; no number is left out.
+//! MIGRATION.md names only tests that exist, names every test of this folder, and skips no number.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const PAGE: &str = include_str!("../../MIGRATION.md");
 
-/// What the page names as a test: code of the shape `file::function` that is no link.
+/// Returns the tests that the page names: code of the form `file::function` that is not a link.
 fn named() -> Vec<(&'static str, &'static str)> {
     let lower = |name: &str| {
         let is_lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -24,7 +24,7 @@ fn named() -> Vec<(&'static str, &'static str)> {
     named
 }
 
-/// The sources of a file of tests, or of a directory of them.
+/// Returns the sources of a test file, or of a folder of them.
 fn sources(file: &str) -> String {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let paths: Vec<PathBuf> = match fs::read_dir(tests.join(file)) {
@@ -37,7 +37,7 @@ fn sources(file: &str) -> String {
     paths.iter().map(read).collect()
 }
 
-/// The functions of a source that are tests.
+/// Returns the test functions of a source.
 fn tests_in(source: &str) -> Vec<&str> {
     let lines: Vec<_> = source.lines().map(str::trim).collect();
     let is_test = |line: &str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");

@@ -6,7 +6,8 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// Makes a certificate for `localhost`; returns a server that has it, and a client that trusts it.
+/// Makes a certificate for `localhost`. Returns a server's configuration with it, and a client's
+/// that trusts it.
 pub(crate) fn certified() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it is signed");
     let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());

@@ -1,9 +1,10 @@
-//! What a decoder makes of bytes that come in pieces.
+//! Decodes input that arrives in pieces.
 
 use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
-/// Feeds the input in the given pieces (the last size repeats), and collects what comes out up to the end or error.
+/// Feeds the input in pieces of the given sizes, of which the last repeats. Returns the items up to
+/// the end or the error.
 pub(crate) fn decode<D: Decoder>(
     mut codec: D,
     input: &[u8],
@@ -28,7 +29,7 @@ pub(crate) fn decode<D: Decoder>(
         }
     }
     loop {
-        // An empty chunk for ever would be no end.
+        // An empty chunk for ever would never end.
         assert!(items.len() <= input.len(), "more items than bytes");
         match codec.decode_eof(&mut buffer) {
             Ok(Some(item)) => items.push(item),

@@ -1,4 +1,4 @@
-//! The examples as processes: started, listened to, ended.
+//! Runs the examples as processes.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// The net under every wait: far longer than any of them takes.
+/// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(20);
 
 /// Waits for what must come soon.
@@ -26,7 +26,8 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Where cargo puts an example that it builds for a whole `cargo test`. (`cargo test --test x` leaves it as it is.)
+/// Returns the path of an example, as built by a whole `cargo test`. (`cargo test --test x` does
+/// not rebuild it.)
 pub(crate) fn path(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let profile = test.parent().and_then(|deps| deps.parent());
@@ -42,18 +43,18 @@ pub(crate) fn path(name: &str) -> PathBuf {
     path
 }
 
-/// A running example, with its log in hand. Killed when it is dropped.
+/// A running example and its log. Dropping it kills the process.
 pub(crate) struct Example {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
     log: Arc<Log>,
     reader: JoinHandle<()>,
     pub(crate) addresses: Vec<SocketAddr>,
-    /// What it said before it listened.
+    /// The lines that the example printed before it listened.
     pub(crate) said: Vec<String>,
 }
 
-/// What an example left behind.
+/// The output and the status of an example that has exited.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) said: Vec<String>,
@@ -120,7 +121,7 @@ impl Example {
         kill_process(pid.expect("a number of a process"), signal).expect("it is ours");
     }
 
-    /// Waits for as many lines of the log as `count` that have all the words in them.
+    /// Waits until `count` lines of the log contain all of these words.
     pub(crate) async fn logged(&self, count: usize, words: &[&str]) -> Vec<String> {
         let found = async {
             loop {
@@ -140,12 +141,12 @@ impl Example {
         }
     }
 
-    /// Returns the lines of the log so far that have all the words in them.
+    /// Returns the lines logged so far that contain all of these words.
     pub(crate) fn so_far(&self, words: &[&str]) -> Vec<String> {
         having(&lines(&self.log), words)
     }
 
-    /// Returns how much memory it has in use, in KiB, as the system counts.
+    /// Returns the resident memory of the process, in KiB.
     pub(crate) fn resident(&self) -> usize {
         let pid = self.child.id().expect("it was not waited for");
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
@@ -154,7 +155,7 @@ impl Example {
         kib.expect("the system says so").parse().expect("a number")
     }
 
-    /// Returns the names of its threads, as the system shows them.
+    /// Returns the names of the threads.
     pub(crate) fn threads(&self) -> Vec<String> {
         let pid = self.child.id().expect("it was not waited for");
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
@@ -164,7 +165,7 @@ impl Example {
             .collect()
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until the process exits.
     pub(crate) async fn ended(mut self) -> Ended {
         let mut said = self.said;
         let rest = async {
@@ -182,7 +183,7 @@ impl Example {
         }
     }
 
-    /// Ends it in good order.
+    /// Stops the process with SIGTERM, and waits until it exits.
     pub(crate) async fn stop(self) -> Ended {
         self.signal(Signal::TERM);
         self.ended().await
@@ -190,7 +191,7 @@ impl Example {
 }
 
 impl Ended {
-    /// The one line about the end of a client's connection.
+    /// Returns the one log line about the end of a client's connection.
     pub(crate) fn end_of(&self, client: SocketAddr) -> &str {
         let (ip, port) = (client.ip(), client.port());
         let words = [
@@ -221,13 +222,13 @@ fn lines(log: &Log) -> Vec<String> {
     lines.clone()
 }
 
-/// The lines that have all the words in them.
+/// Returns the lines that contain all of these words.
 pub(crate) fn having(lines: &[String], words: &[&str]) -> Vec<String> {
     let all = |line: &&String| words.iter().all(|word| line.contains(word));
     lines.iter().filter(all).cloned().collect()
 }
 
-/// A client of lines.
+/// A client that speaks lines.
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
     pub(crate) addr: SocketAddr,
@@ -262,7 +263,7 @@ impl Client {
         soon("a write", sent).await.expect("the server reads");
     }
 
-    /// Sends what the server takes, which may have closed already.
+    /// Sends as much as the server takes. The server may have closed already.
     pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
         let _taken_or_not = soon("a write", self.stream.write_all(bytes)).await;
     }
@@ -271,7 +272,7 @@ impl Client {
         self.stream.shutdown().await.expect("it was open");
     }
 
-    /// Reads a line, without its ending. Empty at the end.
+    /// Reads a line without its ending. Empty at the end of the stream.
     pub(crate) async fn line(&mut self) -> String {
         let mut line = String::new();
         let read = soon("a line", self.stream.read_line(&mut line)).await;
@@ -293,10 +294,10 @@ impl Client {
         rest
     }
 
-    /// Waits until the server has let go, in whatever way.
+    /// Waits until the server has closed the connection, in any way.
     pub(crate) async fn gone(&mut self) {
         let mut rest = Vec::new();
-        // A reset is an end, too.
+        // A reset counts as an end.
         let _either_way = soon("the end", self.stream.read_to_end(&mut rest)).await;
     }
 }

@@ -1,4 +1,5 @@
-//! A recorder for the facade `metrics`. (That of `metrics-util` takes a dozen crates, which each example would be built with, too.)
+//! A recorder for the facade `metrics`. The one of `metrics-util` depends on a dozen crates, and
+//! every example would compile them.
 #![allow(
     clippy::allow_attributes,
     dead_code,
@@ -36,7 +37,8 @@ enum Cell {
     Histogram(Arc<Values>),
 }
 
-/// Records what happens on this thread while it is installed by [`metrics::set_default_local_recorder`].
+/// Records the metrics of this thread while [`metrics::set_default_local_recorder`] has it
+/// installed.
 #[derive(Default)]
 pub(crate) struct Recorded {
     cells: Mutex<BTreeMap<Key, Cell>>,
@@ -49,14 +51,14 @@ pub(crate) struct Series {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) attributes: BTreeMap<String, String>,
-    /// The count, the level, or the sum of what was recorded.
+    /// The value of a counter or gauge, or the sum of a histogram.
     pub(crate) value: f64,
-    /// How many values were recorded, in a histogram.
+    /// How many values a histogram has recorded.
     pub(crate) times: usize,
 }
 
 impl Recorded {
-    /// Returns the series of a metric, or of all, that have these attributes.
+    /// Returns the series of a metric, or of all metrics, that have these attributes.
     pub(crate) fn series(&self, name: Option<&str>, attributes: &[(&str, &str)]) -> Vec<Series> {
         let cells = self.cells.lock().expect("no test panics under it");
         let series = cells.iter().map(|(key, cell)| Series::new(key, cell));
@@ -75,13 +77,13 @@ impl Recorded {
         series.iter().map(|series| series.value).sum()
     }
 
-    /// Returns how many values all series of the histogram have that have these attributes.
+    /// Returns how many values the histogram's series with these attributes have recorded.
     pub(crate) fn times(&self, name: &str, attributes: &[(&str, &str)]) -> usize {
         let series = self.series(Some(name), attributes);
         series.iter().map(|series| series.times).sum()
     }
 
-    /// Returns what was described, by name.
+    /// Returns the kind and unit of each described metric, by name.
     pub(crate) fn described(&self) -> BTreeMap<String, (Kind, Option<Unit>)> {
         self.described
             .lock()

@@ -1,4 +1,4 @@
-//! Rounds, in each of which every server has its turn.
+//! Rounds: each server takes its turn in every round.
 
 use std::time::Duration;
 
@@ -9,22 +9,27 @@ use nix::unistd::Pid;
 
 use crate::server::{Running, Server};
 
-/// How long it may take.
+/// How long a measurement may take.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct Effort {
-    /// How often each server has its turn.
-    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many turns each server has.
+    #[arg(
+        long,
+        global = true,
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     pub rounds: u32,
 
-    /// How many seconds a turn is measured.
+    /// How many seconds of a turn are measured.
     #[arg(long, global = true, default_value_t = 2.0)]
     pub secs: f64,
 }
 
-/// Runs what is compared.
+/// Runs a comparison.
 pub(crate) struct Bench {
     pub effort: Effort,
-    /// Those it was given.
+    /// The processors this program was started on.
     all: CpuSet,
     server: CpuSet,
     load: CpuSet,
@@ -45,17 +50,18 @@ impl Bench {
         })
     }
 
-    /// How long a turn is measured.
+    /// Returns how long a turn is measured.
     pub(crate) fn period(&self) -> Duration {
         Duration::from_secs_f64(self.effort.secs)
     }
 
-    /// How many processors there are.
+    /// Returns how many processors there are.
     pub(crate) fn processors(&self) -> usize {
         members(&self.all).count()
     }
 
-    /// Starts each server and measures it, in each round in turn: for each server its samples, in the order of the rounds.
+    /// Starts and measures each server once a round. Returns the samples of each server, in the
+    /// order of the rounds.
     pub(crate) async fn rounds<const N: usize>(
         &self,
         servers: &[Server],
@@ -76,9 +82,9 @@ impl Bench {
         Ok(samples)
     }
 
-    /// Starts a server on its processor, which leaves this thread on that of the load.
+    /// Starts a server on its own processor. This thread stays on the processor of the load.
     async fn start(&self, server: &Server) -> Result<Running> {
-        // A process begins on the processors of the thread that makes it.
+        // A process inherits the processors of the thread that starts it.
         sched_setaffinity(own_thread(), &self.server)?;
         let spawned = server.spawn();
         sched_setaffinity(own_thread(), &self.load)?;
@@ -89,17 +95,17 @@ impl Bench {
     }
 }
 
-/// What was measured of a server, a row of figures in each round.
+/// The samples of one server: a row of figures for each round.
 #[derive(Clone, Debug)]
 pub(crate) struct Samples<const N: usize>(Vec<[f64; N]>);
 
 impl<const N: usize> Samples<N> {
-    /// Figures that were not measured in rounds.
+    /// Holds figures that were not measured in rounds.
     pub(crate) fn once(figures: [f64; N]) -> Self {
         Self(vec![figures])
     }
 
-    /// Some of the figures, in an order of one's own.
+    /// Returns some of the figures, in the order given.
     pub(crate) fn select<const M: usize>(&self, figures: [usize; M]) -> Samples<M> {
         Samples(
             self.0
@@ -109,12 +115,12 @@ impl<const N: usize> Samples<N> {
         )
     }
 
-    /// The median of one of the figures.
+    /// Returns the median of a figure.
     pub(crate) fn median(&self, figure: usize) -> f64 {
         median(self.0.iter().map(|sample| sample[figure]).collect())
     }
 
-    /// The median of its ratios to that of another server in the same round.
+    /// Returns the median ratio of a figure to the same figure of another server in the same round.
     pub(crate) fn ratio(&self, figure: usize, to: &Self) -> f64 {
         let pairs = self.0.iter().zip(&to.0);
         median(pairs.map(|(a, b)| a[figure] / b[figure]).collect())

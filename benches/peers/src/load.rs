@@ -1,4 +1,5 @@
-//! Lines that are echoed, over some connections, each of which sends a batch when it has all of the one before.
+//! The load of echoed lines. Each connection sends its next batch once the whole previous batch has
+//! come back.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,20 +17,20 @@ use tokio::time::Instant;
 use crate::server::Running;
 use crate::table::Figure;
 
-/// How long requests are sent before they are counted.
+/// How long requests are sent before counting begins.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
 
-/// How many connections there are.
+/// The number of connections.
 pub(crate) const CONNECTIONS: usize = 32;
 
-/// What each of them sends.
+/// What each connection sends.
 pub(crate) struct Load {
     line: Vec<u8>,
     /// How many lines are sent ahead of their answers.
     ahead: usize,
 }
 
-/// What [`Load::measure`] finds.
+/// The figures that [`Load::measure`] returns.
 pub(crate) const FIGURES: [Figure; 4] = [
     Figure::new("requests/s").compared(),
     Figure::new("CPU µs/request").digits(3).compared(),
@@ -38,7 +39,7 @@ pub(crate) const FIGURES: [Figure; 4] = [
 ];
 
 impl Load {
-    /// Lines of so many bytes, their ends included.
+    /// Sends lines of `bytes` bytes each, the line end included.
     pub(crate) fn lines(bytes: usize, ahead: usize) -> Self {
         Self {
             line: line(bytes),
@@ -46,7 +47,8 @@ impl Load {
         }
     }
 
-    /// Sends requests for this long: how many were answered in a second, what each cost the server, and how long a batch took.
+    /// Sends requests for `period`. Returns the answers per second, the CPU time of the server per
+    /// request, and how long a batch took.
     pub(crate) async fn measure(&self, server: &Running, period: Duration) -> Result<[f64; 4]> {
         let times = RefCell::new(Histogram::<u64>::new(3)?);
         let begin = Instant::now() + WARM_UP;
@@ -65,7 +67,7 @@ impl Load {
         ])
     }
 
-    /// Sends batches until the end, and counts those from the beginning on.
+    /// Sends batches until the end; counts those sent after the warm-up.
     async fn client(
         &self,
         server: &Running,
@@ -82,7 +84,8 @@ impl Load {
             if sent >= counted.end {
                 return Ok(());
             }
-            // At the same time, or both sides might wait for the other to read.
+            // Write and read at the same time: in turn, both sides could wait for the other to
+            // read.
             tokio::try_join!(writer.write_all(&batch), reader.read_exact(&mut replies))?;
             if sent >= counted.start {
                 times.borrow_mut().record(nanos(sent.elapsed()))?;
@@ -91,8 +94,9 @@ impl Load {
     }
 }
 
-/// Connects the `number`th time. Each comes from an address of its own, so that ports do not run short: for each address, connections that were closed
-/// hold theirs for a minute (`TIME_WAIT`).
+/// Connects for the `number`th time. Each connection uses the next source address, because the port
+/// of a closed connection stays taken for a minute (`TIME_WAIT`) and one address would run out of
+/// ports.
 pub(crate) async fn connect(server: &Running, number: u32) -> io::Result<TcpStream> {
     let first = Ipv4Addr::new(127, 1, 0, 1).to_bits();
     let last = Ipv4Addr::new(127, 254, 0, 0).to_bits();
@@ -102,7 +106,7 @@ pub(crate) async fn connect(server: &Running, number: u32) -> io::Result<TcpStre
     socket.connect(server.address()).await
 }
 
-/// A line of so many bytes, its end included.
+/// Returns a line of `bytes` bytes, the line end included.
 pub(crate) fn line(bytes: usize) -> Vec<u8> {
     let mut line = vec![b'x'; bytes];
     line[bytes - 1] = b'\n';

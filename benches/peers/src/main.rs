@@ -1,22 +1,24 @@
-//! What the README says about speed: the crate's examples beside servers that one would write instead, under the same load.
+//! Compares the crate's examples with servers that one would write instead, under the same load.
+//! The tables of `benches/README.md` come from here.
 //!
 //! ```sh
 //! cargo run --release --package peers -- all
 //! cargo run --release --package peers -- lines --rounds 9
 //! ```
 //!
-//! The server has a processor to itself, the load another. Each round runs every server once, so that a drift of the machine hits all alike, and
-//! what counts is the ratio to the first server in the same round; of the rounds' figures the median is printed. To add a table, add a file in `tables/`,
-//! to add a server, one in `servers/`.
+//! The server has one processor to itself, the load another. Every server runs once a round, so a
+//! drift of the machine affects all of them alike. Each figure is compared with that of the first
+//! server in the same round, and the median over the rounds is printed. To add a table, add a file
+//! in `tables/`; to add a server, add one in `servers/`.
 //!
-//! | file | what it is |
+//! | file | content |
 //! | --- | --- |
-//! | `servers/` | the servers beside which the crate stands, each a program |
-//! | `server.rs` | builds and starts them, and asks what they use |
-//! | `load.rs` | requests over some connections, and how long they took |
+//! | `servers/` | the servers that the crate is compared with, each a program |
+//! | `server.rs` | builds and starts servers, and reads what they use |
+//! | `load.rs` | sends requests over some connections, and takes their times |
 //! | `bench.rs` | rounds, medians, processors |
-//! | `table.rs` | figures as markdown |
-//! | `tables/` | what is compared, a file for each table |
+//! | `table.rs` | prints figures as Markdown |
+//! | `tables/` | the comparisons, a file for each table |
 
 mod bench;
 mod load;
@@ -28,7 +30,7 @@ use clap::{Parser, Subcommand};
 
 use bench::{Bench, Effort};
 
-/// Compares tower-tcp with what one would write instead, and prints tables in markdown.
+/// Compares tower-tcp with what one would write instead, and prints Markdown tables.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
@@ -40,27 +42,27 @@ struct Args {
 
 #[derive(Clone, Copy, Subcommand)]
 enum Table {
-    /// All of them, one after the other.
+    /// All tables, one after the other.
     All,
-    /// Requests a second and what each costs, with 1, 16 and 128 ahead of the answers.
+    /// Requests a second and the cost of each, with 1, 16 and 128 ahead of the answers.
     Lines,
     /// The same for each way in which a pipeline runs its requests.
     Dispatch,
     /// The same for each layer around a service, and in instructions.
     Layers,
-    /// A connection for each request.
+    /// A new connection for each request.
     Churn,
-    /// Memory of connections at rest.
+    /// Memory of idle connections.
     Idle,
-    /// Memory of connections that stall in a line, or do not read.
+    /// Memory of connections that stall within a line, or do not read.
     Memory,
-    /// What others feel of connections that never stop.
+    /// The delay that flooding connections cause for others.
     Fairness,
     /// The `redis` example beside redis.
     Redis,
-    /// TLS that is ended and handed on, beside nginx and haproxy.
+    /// TLS that is terminated and forwarded, beside nginx and haproxy.
     Tls,
-    /// An app of axum, beside `axum::serve` and axum-server.
+    /// An axum app, beside `axum::serve` and axum-server.
     Http,
 }
 
@@ -100,7 +102,7 @@ impl Table {
     }
 }
 
-/// The load has one thread, on the processor it is pinned to.
+/// The load has one thread, on the processor that it is pinned to.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();

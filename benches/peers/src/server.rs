@@ -1,4 +1,4 @@
-//! The servers: how they are built and started, and what they use.
+//! Builds and starts servers, and reads what they use.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -17,27 +17,27 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Far more than any server needs to say that it listens.
+/// Far more time than any server needs to start listening.
 const START: Duration = Duration::from_secs(10);
 
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The servers are built as this program is.
+/// Servers are built with the profile of this program.
 pub(crate) const OPTIMISED: bool = !cfg!(debug_assertions);
 
-/// A program that serves at a free port, and tells which in the first line of its output: `listening on 127.0.0.1:7000`. Those that others
-/// wrote are told.
+/// A program that serves on a free port and prints that port in the first line of its output:
+/// `listening on 127.0.0.1:7000`. Programs of other projects are told their port instead.
 #[derive(Clone)]
 pub(crate) struct Server {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
-    /// Where it listens, if it does not tell.
+    /// The port, if the program does not print it.
     port: Option<u16>,
 }
 
 impl Server {
-    /// One of this package's own, in `servers/`.
+    /// One of this package's servers, in `servers/`.
     pub(crate) fn own(name: &str) -> Result<Self> {
         let build = package(&Path::new(PACKAGE).join("Cargo.toml")).bin(name);
         Self::built(name, build)
@@ -49,7 +49,7 @@ impl Server {
         Ok(Self::built(name, build)?.arg("--listen").arg("127.0.0.1:0"))
     }
 
-    /// `servers/echo.go`, if there is Go here.
+    /// `servers/echo.go`, if Go is installed.
     pub(crate) fn go() -> Result<Option<Self>> {
         let program = env::current_exe()?.with_file_name("echo-go");
         let mut build = process::Command::new("go");
@@ -64,7 +64,8 @@ impl Server {
         Ok(Some(Self::new("go", program)))
     }
 
-    /// A program that others wrote, if it is installed. It listens at this port of 127.0.0.1, which its arguments tell it.
+    /// A program of another project, if it is installed. Its arguments tell it to listen on `port`
+    /// of 127.0.0.1.
     pub(crate) fn installed(name: &str, port: u16) -> Result<Option<Self>> {
         let asked = process::Command::new(name).arg("--version").output();
         match asked {
@@ -103,7 +104,7 @@ impl Server {
         self
     }
 
-    /// Calls it so in the tables.
+    /// Sets the name shown in the tables.
     pub(crate) fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
@@ -117,7 +118,7 @@ impl Server {
         &self.program
     }
 
-    /// Starts it on the processors of this thread.
+    /// Starts the program on the processors of this thread.
     pub(crate) fn spawn(&self) -> Result<Spawned> {
         let output = match self.port {
             Some(_) => Stdio::null(),
@@ -143,14 +144,14 @@ fn package(manifest: &Path) -> CargoBuild {
     CargoBuild::new().manifest_path(manifest)
 }
 
-/// A server that was started. It is killed when this is dropped.
+/// A started server. Dropping it kills the process.
 pub(crate) struct Spawned {
     child: Child,
     port: Option<u16>,
 }
 
 impl Spawned {
-    /// Waits until it listens.
+    /// Waits until the server listens.
     pub(crate) async fn listening(mut self) -> Result<Running> {
         let (address, output) = timeout(START, self.address()).await??;
         let pid = self.child.id().context("it ended")?;
@@ -184,13 +185,13 @@ impl Spawned {
 
 type Output = Lines<BufReader<ChildStdout>>;
 
-/// A server that listens. It is killed when this is dropped.
+/// A listening server. Dropping it kills the process.
 pub(crate) struct Running {
     child: Child,
     pid: u32,
     address: SocketAddr,
     clock: ClockId,
-    /// Kept open, since it may have more to say.
+    /// Kept open, because the server may print more.
     _output: Option<Output>,
 }
 
@@ -199,12 +200,12 @@ impl Running {
         self.address
     }
 
-    /// How long it has been on a processor, in user and in kernel mode.
+    /// Returns the CPU time of the server so far, user and system.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         Ok(self.clock.now()?.into())
     }
 
-    /// As much of it as is between two instants to come.
+    /// Returns the CPU time that the server uses between two future instants.
     pub(crate) async fn cpu_in(&self, span: Range<Instant>) -> Result<Duration> {
         sleep_until(span.start).await;
         let before = self.cpu()?;
@@ -212,26 +213,27 @@ impl Running {
         Ok(self.cpu()? - before)
     }
 
-    /// How many bytes of memory it has.
+    /// Returns the resident memory of the server, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
         let path = format!("/proc/{}/smaps_rollup", self.pid);
         let kib = field(Path::new(&path), "Rss:")?;
         Ok(1024 * kib.trim_end_matches("kB").trim_end().parse::<u64>()?)
     }
 
-    /// Ends it, and waits until it is gone.
+    /// Kills the server and waits until it is gone.
     pub(crate) async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)
     }
 }
 
-/// A port for a program that has to be told one. Nobody else takes it within the second until it is used.
+/// Returns a free port for a program that has to be told one. Nothing else takes it in the second
+/// before it is used.
 pub(crate) fn free_port() -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(listener.local_addr()?.port())
 }
 
-/// What stands behind a name in one of the files of `/proc`.
+/// Returns the value of a field in one of the files of `/proc`.
 pub(crate) fn field(file: &Path, name: &str) -> Result<String> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let mut found = text.lines().filter_map(|line| line.strip_prefix(name));

@@ -1,4 +1,4 @@
-//! Figures as markdown, with what a reader must know to believe them.
+//! Prints figures as Markdown, with the date, the machine and the method.
 
 use std::path::Path;
 
@@ -29,20 +29,20 @@ impl Figure {
         }
     }
 
-    /// Prints so many digits behind the point.
+    /// Prints this many decimal places.
     pub(crate) const fn digits(mut self, digits: usize) -> Self {
         self.digits = digits;
         self
     }
 
-    /// Prints its ratio to the first server's, too.
+    /// Also prints the ratio to the first server's figure.
     pub(crate) const fn compared(mut self) -> Self {
         self.compared = true;
         self
     }
 }
 
-/// Prints the head of a table: its name, when and where it was taken, and how.
+/// Prints the head of a table: its name, the date, the machine and the method.
 pub(crate) fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
     let kernel = uname()?;
     println!("## {name}\n");
@@ -65,19 +65,20 @@ pub(crate) fn head(bench: &Bench, name: &str, how: &str) -> Result<()> {
     Ok(())
 }
 
-/// Rows of figures. Those that belong together have a key, and the first row of each key is what the others are compared to.
+/// Rows of figures. Rows that belong together share a key, and are compared with the first row of
+/// that key.
 pub(crate) struct Table<const N: usize> {
     figures: [Figure; N],
     rows: Builder,
 }
 
 impl<const N: usize> Table<N> {
-    /// An empty table. `key` says what the keys are; the rows are servers.
+    /// Creates an empty table whose rows are servers. `key` names the keys' column.
     pub(crate) fn new(key: &str, figures: [Figure; N]) -> Self {
         Self::of(key, "server", figures)
     }
 
-    /// An empty table of something else than servers.
+    /// Creates an empty table whose rows are something other than servers.
     pub(crate) fn of(key: &str, row: &str, figures: [Figure; N]) -> Self {
         let names = figures.iter().map(|figure| figure.name.to_owned());
         let ratios = figures

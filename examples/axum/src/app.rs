@@ -1,4 +1,5 @@
-//! The app. It would run by `axum::serve` as well, but for `ConnectionInfo`.
+//! The app. It would also run under `axum::serve`, except for the handlers that take
+//! `ConnectionInfo`.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -18,14 +19,15 @@ use tower_http::trace::TraceLayer;
 use tower_tcp::ConnectionInfo;
 use tower_tcp::tls::TlsInfo;
 
-/// The most bytes of a body. A connection may hold one of each of its 200 requests in HTTP/2 (hyper's number): of axum's 2 MiB that
-/// were 400 MiB.
+/// The largest request body, in bytes. An HTTP/2 connection may have 200 requests at once (hyper's
+/// default), and so 200 bodies in memory: 400 MiB with axum's default of 2 MiB.
 const LARGEST_BODY: usize = 16 * 1024;
 
-/// The most bytes of a WebSocket's message, which are held until its last one has come, instead of 64 MiB.
+/// The largest WebSocket message, in bytes. A message is buffered until it is complete. The default
+/// would be 64 MiB.
 const LARGEST_MESSAGE: usize = 64 * 1024;
 
-/// A WebSocket reads into a buffer of its own, which a resting one holds, too, instead of 128 KiB.
+/// The size of a WebSocket's read buffer. An idle WebSocket keeps it. The default would be 128 KiB.
 const READ_BUFFER: usize = 4 * 1024;
 
 pub(crate) fn app() -> Router {
@@ -64,7 +66,7 @@ struct Whoami {
     protocol: Option<String>,
 }
 
-/// What is known of the connection that a request came by.
+/// Returns what the server knows about the connection of the request.
 async fn whoami(
     Extension(info): Extension<ConnectionInfo>,
     address: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
@@ -79,13 +81,13 @@ async fn whoami(
     })
 }
 
-/// Takes its time, so that a shutdown can be seen to wait for it.
+/// Answers after a second, so that a shutdown can be seen to wait for it.
 async fn slow() -> &'static str {
     tokio::time::sleep(Duration::from_secs(1)).await;
     "slow\n"
 }
 
-/// An event a second, until the server ends.
+/// Sends an event every second until the server shuts down.
 async fn ticks(
     Extension(info): Extension<ConnectionInfo>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -98,7 +100,7 @@ async fn ticks(
     Sse::new(ticks.take_until(info.draining()))
 }
 
-/// Sends messages back, until the peer or the server ends.
+/// Sends messages back until the peer leaves or the server shuts down.
 async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgrade) -> Response {
     let upgrade = upgrade
         .max_message_size(LARGEST_MESSAGE)
@@ -118,7 +120,7 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
                     }
                 }
                 Some(Ok(Message::Close(frame))) => {
-                    // The peer may be gone, and it is over in any case.
+                    // The peer may be gone already. The connection ends either way.
                     _ = socket.send(Message::Close(frame)).await;
                     break;
                 }

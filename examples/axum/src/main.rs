@@ -8,9 +8,9 @@
 //! curl -kN https://127.0.0.1:7443/ticks
 //! ```
 //!
-//! Without `--cert` and `--key` it makes a certificate of its own and says where it is; with `--plain` there is none. Both HTTP/2 and
-//! HTTP/1.1 are spoken, as the client asks, on each address. With ctrl-c what is in hand is answered, streams of events end, and
-//! WebSockets are closed with a word.
+//! Without `--cert` and `--key` the server makes its own certificate and prints the path. `--plain`
+//! turns TLS off. Every address speaks both HTTP/2 and HTTP/1.1, as the client asks. On ctrl-c
+//! pending requests are answered, event streams end, and WebSockets get a close frame.
 
 mod app;
 
@@ -35,23 +35,23 @@ use tracing_subscriber::EnvFilter;
 /// An axum app behind TLS.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7443")]
     listen: Vec<String>,
 
-    /// The certificate and those it depends on, in PEM.
+    /// Certificate chain, in PEM.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM.
+    /// Private key of the certificate, in PEM.
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// Speak HTTP in the clear.
+    /// Speak HTTP without TLS.
     #[arg(long, conflicts_with = "cert")]
     plain: bool,
 
-    /// How many may be connected at the same time.
+    /// Maximum number of open connections.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
 }
@@ -75,7 +75,7 @@ async fn main() -> Result<(), BoxError> {
 
     let app = app::app();
     let http = Http::make_service(service_fn(move |info: ConnectionInfo| {
-        // What axum's own `into_make_service_with_connect_info` does for a listener of axum.
+        // The same as axum's `into_make_service_with_connect_info`, which needs a listener of axum.
         let peer = info
             .peer_addr()
             .tcp()
@@ -118,7 +118,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Makes a certificate for `localhost` that nobody has a reason to trust.
+/// Makes a self-signed certificate for `localhost`. No client trusts it.
 fn self_signed(dir: &TempDir) -> Result<(PathBuf, PathBuf), BoxError> {
     let made =
         rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])?;

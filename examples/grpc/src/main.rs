@@ -1,4 +1,4 @@
-//! gRPC: tonic's health service, and one with a call of each kind.
+//! gRPC: tonic's health service, and a service with a call of each kind.
 //!
 //! ```sh
 //! cd examples/grpc
@@ -9,11 +9,14 @@
 //!     --data-binary @- http://127.0.0.1:7050/tally.Tally/Add | xxd
 //! ```
 //!
-//! (The last is what the first says, byte by byte: no compression, two bytes of message, of which the first field is 2.)
+//! The last command sends the same request as the first, byte by byte: no compression, a message of
+//! two bytes, whose first field is 2.
 //!
-//! `proto/tally.proto` is compiled by `build.rs`, without protoc. With `--cert` and `--key` it is all behind TLS. With ctrl-c the health service says `NOT_SERVING` at once, to those who
-//! watch it, too, and clients are told to go (`GOAWAY`): calls that were begun go on to their end, and those without an end are
-//! ended. With `--lame-duck` others are let in for so long, so that a load balancer can notice.
+//! `build.rs` compiles `proto/tally.proto` without protoc. With `--cert` and `--key` everything is
+//! behind TLS. On ctrl-c the health service reports `NOT_SERVING` at once, also to its watchers,
+//! and clients are told to leave (`GOAWAY`). Calls in progress complete, and endless ones are
+//! ended. With `--lame-duck` the server keeps accepting for that long, so that a load balancer can
+//! notice.
 
 mod pb {
     #![allow(
@@ -49,25 +52,26 @@ use tracing_subscriber::EnvFilter;
 use pb::tally_server::TallyServer;
 use tally::Counter;
 
-/// The most bytes of a message. A connection may hold one of each of its 200 calls (hyper's number): of tonic's 4 MiB that were 800 MiB.
+/// The largest message, in bytes. A connection may have 200 calls at once (hyper's default), and so
+/// 200 messages in memory: 800 MiB with tonic's default of 4 MiB.
 const LARGEST_MESSAGE: usize = 4096;
 
 /// Serves gRPC.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7050")]
     listen: Vec<String>,
 
-    /// The certificate and those it depends on, in PEM. Without one there is no TLS.
+    /// Certificate chain, in PEM. Without it there is no TLS.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM.
+    /// Private key of the certificate, in PEM.
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// Seconds in which clients are still let in when it is told to end.
+    /// Seconds in which the server still accepts clients after it was told to stop.
     #[arg(long, default_value_t = 0)]
     lame_duck: u64,
 }
@@ -116,7 +120,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Waits for what `tower_tcp::signal` waits for, too.
+/// Waits for the same signals as `tower_tcp::signal`.
 fn told_to_end() -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -141,7 +145,8 @@ async fn say_not_serving(
     }
     tokio::time::sleep(lame_duck).await;
     for service in services {
-        // Ends those who watch it, behind their last word. Else they would stay to the drain's deadline.
+        // Ends the watchers' streams after their last status. They would otherwise last until the
+        // drain's deadline.
         health.clear_service_status(service).await;
     }
 }

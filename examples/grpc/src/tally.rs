@@ -1,4 +1,4 @@
-//! The service: a sum, added to and watched.
+//! The service: a sum that clients add to and watch.
 
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};

@@ -1,4 +1,5 @@
-//! The example, driven by tonic's client: calls of each kind, health, and how they all end at a signal.
+//! The example, driven by tonic's client: calls of each kind, health, and how each ends at a
+//! signal.
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -33,7 +34,7 @@ mod pb {
     tonic::include_proto!("tally");
 }
 
-/// The net under every wait: far longer than any of them takes.
+/// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(20);
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -43,7 +44,7 @@ async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// The example at work. Killed when it is dropped.
+/// A running example. Dropping it kills the process.
 struct Example {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
@@ -85,7 +86,7 @@ impl Example {
         kill_process(pid.expect("a process"), Signal::TERM).expect("it is ours");
     }
 
-    /// Waits for its end, and returns the last that it said.
+    /// Waits until the process exits. Returns the last line that it printed.
     async fn ended(mut self) -> (ExitStatus, String) {
         let mut last = String::new();
         while let Some(line) = soon("a line", self.stdout.next_line()).await.expect("text") {
@@ -107,7 +108,7 @@ async fn next<T>(stream: &mut Streaming<T>) -> Option<T> {
     next.expect("the call is in good order")
 }
 
-/// What a bidirectional call is sent.
+/// Returns the request stream of a bidirectional call, and its sender.
 fn amounts() -> (mpsc::Sender<Amount>, ReceiverStream<Amount>) {
     let (send, receive) = mpsc::channel(16);
     (send, ReceiverStream::new(receive))
@@ -277,7 +278,7 @@ async fn a_call_in_flight_goes_on_through_a_drain_to_its_end() {
     send.send(Amount { value: 1 }).await.unwrap();
     let mut sums = soon("a stream", call).await.unwrap().into_inner();
     assert_eq!(next(&mut sums).await, Some(Total { value: 1 }));
-    // It ends at the drain: by then the drain has begun.
+    // This stream ends when the drain begins. So the drain has begun when it has ended.
     let mut watching = client.watch(WatchRequest {}).await.unwrap().into_inner();
     next(&mut watching).await;
 
@@ -345,7 +346,7 @@ async fn a_lame_duck_answers_that_it_serves_no_more() {
     assert_eq!(status, ServingStatus::NotServing);
 }
 
-/// A frame of HTTP/2: its type, its flags, its payload (RFC 9113 section 4.1).
+/// Reads an HTTP/2 frame: its type, its flags, its payload (RFC 9113 section 4.1).
 async fn frame(io: &mut TcpStream) -> (u8, u8, Vec<u8>) {
     let mut head = [0; 9];
     io.read_exact(&mut head).await.expect("a frame");
@@ -371,7 +372,7 @@ async fn a_client_that_rests_is_told_to_go_away() {
 
     let mut errors = Vec::new();
     let until_it_ends = async {
-        // hyper asks by a ping whether the first word has arrived, before it has the last.
+        // hyper pings between its first `GOAWAY` and the last, to learn that the first has arrived.
         while io.readable().await.is_ok() && io.peek(&mut [0]).await.unwrap_or(0) > 0 {
             match frame(&mut io).await {
                 (GOAWAY, _, payload) => errors.push(payload[4..8].to_vec()),

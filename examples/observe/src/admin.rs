@@ -1,4 +1,4 @@
-//! What those see who operate the server.
+//! The pages for the operators of the server.
 
 use std::fmt::Write;
 
@@ -8,7 +8,8 @@ use tower_tcp::http::RequestBody;
 use tower_tcp::http::hyper::header::{CONTENT_TYPE, REFRESH};
 use tower_tcp::http::hyper::{Request, Response, StatusCode};
 
-/// Of what Prometheus reads. (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
+/// The media type that Prometheus expects.
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
 const METRICS: &str = "text/plain; version=0.0.4";
 
 pub(crate) fn answer(
@@ -22,7 +23,7 @@ pub(crate) fn answer(
             handle.collect_metrics();
             answer.header(CONTENT_TYPE, METRICS).body(metrics.render())
         }
-        // Once a second, in a browser.
+        // A browser reloads this page every second.
         "/connections" => answer.header(REFRESH, 1).body(table(handle)),
         "/" => answer.body("/metrics\n/connections\n".to_owned()),
         _ => answer.status(StatusCode::NOT_FOUND).body(String::new()),
@@ -30,7 +31,7 @@ pub(crate) fn answer(
     answer.expect("constants make good headers")
 }
 
-/// Who is here.
+/// Lists the open connections.
 fn table(handle: &Handle) -> String {
     let mut table = format!(
         "{:>8} {:<12} {:>10} {:>10} {:>12} {:>12}  peer\n",

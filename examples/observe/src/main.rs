@@ -1,4 +1,4 @@
-//! An echo server to operate: metrics, spans, and who is connected.
+//! An echo server to operate: metrics, spans, and a list of its connections.
 //!
 //! ```sh
 //! cd examples/observe
@@ -8,9 +8,11 @@
 //! watch curl -s http://127.0.0.1:7001/connections
 //! ```
 //!
-//! Metrics are in Prometheus' format, at an address of the same server, which chooses by it. So that address shares the server's limit and its
-//! drain: where it has to answer at all times, make it a server of its own (`PROTOCOLS.md`). Spans go to standard output as OpenTelemetry
-//! has them; `--sample 0.01` takes those of one connection in a hundred. In a browser the table of connections is a page that stays up to date.
+//! Metrics are in Prometheus' format. The admin pages are on a second address of the same server,
+//! which chooses the protocol by the address. That address therefore shares the server's limit and
+//! its drain. If it must answer at all times, make it a server of its own (`PROTOCOLS.md`). Spans
+//! go to standard output in OpenTelemetry's form; `--sample 0.01` exports those of one connection
+//! in a hundred. In a browser the list of connections reloads by itself.
 
 mod admin;
 mod telemetry;
@@ -31,15 +33,15 @@ use tower_tcp::{BoxError, Connection, Pipeline, Server, signal};
 /// An echo server to operate.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen for lines: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on for lines: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7000")]
     listen: Vec<String>,
 
-    /// Where to listen for those who operate it. The port is this one's alone.
+    /// Address of the admin pages. No line address may have its port.
     #[arg(long, default_value = "127.0.0.1:7001")]
     admin: SocketAddr,
 
-    /// Of which part of the connections spans are exported, from 0 to 1.
+    /// Fraction of the connections whose spans are exported, from 0 to 1.
     #[arg(long, default_value_t = 1.0)]
     sample: f64,
 }

@@ -12,20 +12,21 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How often histograms are tidied where nobody scrapes: else they would grow.
+/// How often histograms are tidied. They would grow if nobody scraped the server.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// In seconds: what a request or a handshake takes, by OpenTelemetry's advice for those of HTTP.
+/// Buckets in seconds for a request or a handshake, as OpenTelemetry advises for HTTP.
 const SHORT: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
-/// In seconds: from a probe to a day.
+/// Buckets in seconds for a connection: from a probe to a day.
 const LONG: [f64; 8] = [0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 86_400.0];
 
-/// Exports spans to standard output, and logs warnings, or what `RUST_LOG` says, to standard error. What it returns has to be shut down: some spans wait in it.
+/// Exports spans to standard output, and logs warnings, or what `RUST_LOG` selects, to standard
+/// error. Shut the returned provider down before exiting, because it buffers spans.
 pub(crate) fn export_spans(service: &'static str, sample: f64) -> SdkTracerProvider {
-    // A connection is the root of its trace, so all of its spans are there or none.
+    // A connection is the root of its trace, so either all of its spans are exported or none.
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(sample)));
     let provider = SdkTracerProvider::builder()
         .with_sampler(sampler)
@@ -43,7 +44,7 @@ pub(crate) fn export_spans(service: &'static str, sample: f64) -> SdkTracerProvi
     provider
 }
 
-/// Has metrics recorded from now on. What it returns renders them.
+/// Records metrics from now on. The returned handle renders them.
 pub(crate) fn record_metrics() -> Result<PrometheusHandle, BuildError> {
     let connections = Matcher::Full("tower_tcp.connection.duration".to_owned());
     let metrics = PrometheusBuilder::new()

@@ -1,4 +1,5 @@
-//! The example, operated: what it counts is what it was asked, in a format that Prometheus reads; who is connected; spans as they are exported.
+//! The example, as its operator sees it: metrics agree with the load and are in a format that
+//! Prometheus reads, connections are listed, and spans are exported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// The net under every wait: far longer than any of them takes.
+/// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(20);
 
 const LINE: &[u8] = b"fifteen letters\n";
@@ -24,7 +25,7 @@ async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// The example at work. Killed when it is dropped.
+/// A running example. Dropping it kills the process.
 struct Example {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
@@ -69,7 +70,7 @@ impl Example {
         get(self.admin, path).await
     }
 
-    /// Ends it by a signal, and returns all that it said since it listened.
+    /// Ends the process by a signal. Returns all that it printed since it listened.
     async fn terminated(mut self) -> (ExitStatus, String) {
         let pid = self.child.id().expect("it was not waited for");
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -84,7 +85,7 @@ impl Example {
     }
 }
 
-/// What one request was answered, and what it took on the wire.
+/// The answer to one request, and its size on the wire.
 struct Answer {
     head: String,
     body: String,
@@ -123,10 +124,10 @@ async fn echo(stream: &mut TcpStream) {
     assert_eq!(line, LINE);
 }
 
-/// A series by its name and labels, and what it was told.
+/// The value of each series, by its name and labels.
 type Series = BTreeMap<(String, String), f64>;
 
-/// Reads the text format, and fails where it is none.
+/// Parses the text format. Panics on anything else.
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>)
 fn parse(text: &str) -> Series {
     let mut series = Series::new();
@@ -181,7 +182,7 @@ fn is_name(name: &str) -> bool {
     name.chars().all(part) && name.starts_with(|c: char| !c.is_ascii_digit())
 }
 
-/// None of those here has a comma or a quote in its value.
+/// Returns whether these are labels. None of the values here contains a comma or a quote.
 fn are_labels(labels: &str) -> bool {
     labels.is_empty()
         || labels.split(',').all(|label| {
@@ -191,7 +192,7 @@ fn are_labels(labels: &str) -> bool {
         })
 }
 
-/// The sum of the series of that name that have this label.
+/// Returns the sum of the series with this name and this label.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -231,7 +232,7 @@ async fn what_is_scraped_agrees_with_the_load_to_the_unit() {
             for _ in 0..LINES {
                 echo(&mut stream).await;
             }
-            // Every second one stays.
+            // Every second connection stays.
             (n % 2 == 0).then_some(stream)
         });
     }
@@ -248,7 +249,7 @@ async fn what_is_scraped_agrees_with_the_load_to_the_unit() {
     let others = CLIENTS - staying.len();
     let load = CLIENTS * LINES;
 
-    // What was written is counted a moment after the peer has it; so are ends.
+    // Written bytes and ends are counted a moment after the peer sees them.
     let agrees = async {
         loop {
             let answer = get(admin, "/metrics").await;
@@ -314,7 +315,7 @@ async fn the_table_says_who_is_connected_and_what_they_did() {
     }
     let peer = client.local_addr().unwrap().to_string();
 
-    // What was written is counted a moment after the peer has it.
+    // Written bytes are counted a moment after the peer sees them.
     let is_up_to_date = async {
         loop {
             let table = example.get("/connections").await;

@@ -1,10 +1,11 @@
-//! What all servers written by hand have in common: they accept, and serve each connection in a task.
+//! The part common to all servers written by hand: they accept, and serve each connection in a
+//! task.
 
 use std::io;
 
 use tokio::net::{TcpListener, TcpStream};
 
-/// Serves connections at a free port, which the first line of the output tells.
+/// Serves connections on a free port, which the first line of the output names.
 pub(crate) async fn serve<F>(connection: impl Fn(TcpStream) -> F) -> io::Result<()>
 where
     F: Future<Output = io::Result<()>> + Send + 'static,

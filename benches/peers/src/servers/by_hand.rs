@@ -1,4 +1,4 @@
-//! The loop that the others are compared to.
+//! The loop that the others are compared with.
 
 use std::io;
 

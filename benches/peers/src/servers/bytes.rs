@@ -1,5 +1,5 @@
-//! Lines back by hand, with no library between them and the socket. Nothing that tells lines apart costs less, which is why the
-//! others are compared to it.
+//! Sends lines back by hand, with no library between the lines and the socket. No server that
+//! separates lines can cost less, so the others are compared with this one.
 
 mod accept;
 mod by_hand;

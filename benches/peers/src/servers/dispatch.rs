@@ -1,4 +1,4 @@
-//! Lines back by this crate, in each way of dispatch.
+//! Sends lines back with this crate, in each way of dispatch.
 
 use std::convert::Infallible;
 
@@ -8,7 +8,7 @@ use tower::service_fn;
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, Pipeline, Server};
 
-/// How many requests of a connection run at the same time.
+/// How many requests of a connection may run at the same time.
 const CALLS: usize = 64;
 
 #[derive(Parser)]

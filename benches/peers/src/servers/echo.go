@@ -1,4 +1,5 @@
-// Lines back: a goroutine for each connection, buffers in both directions, flushed when no further line is at hand.
+// Sends lines back: a goroutine for each connection, buffers in both directions, flushed when no
+// further line is buffered.
 package main
 
 import (

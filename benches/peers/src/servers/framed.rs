@@ -1,4 +1,4 @@
-//! Lines back over `Framed` as tokio's documentation shows it: each reply is flushed.
+//! Sends lines back over `Framed` as tokio's documentation shows it: each reply is flushed.
 
 mod accept;
 

@@ -1,4 +1,5 @@
-//! One app of axum, served by this crate, by `axum::serve` and by axum-server, plain or behind TLS.
+//! Serves one axum app with this crate, with `axum::serve` or with axum-server, in plain text or
+//! behind TLS.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +30,7 @@ use tower_tcp::{BoxError, Server};
 #[derive(Parser)]
 struct Args {
     by: By,
-    /// The certificate and its key, in PEM, if it is behind TLS.
+    /// The certificate and its key, in PEM. Without them there is no TLS.
     tls: Vec<PathBuf>,
 }
 
@@ -38,7 +39,8 @@ enum By {
     TowerTcp,
     AxumServe,
     AxumServer,
-    /// With what this crate does by itself: a head has its time, and a request knows its peer.
+    /// With the defaults of this crate: a deadline for request heads, and the peer's address in
+    /// each request.
     AxumServerGuarded,
 }
 
@@ -105,7 +107,8 @@ async fn axum_serve(tls: Option<Arc<ServerConfig>>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Encrypts what it accepts, one after the other: few connections that stay need no more.
+/// Performs TLS handshakes one after the other. That is enough for a few connections that stay
+/// open.
 struct Handshakes {
     tcp: TcpListener,
     acceptor: TlsAcceptor,
@@ -138,7 +141,7 @@ async fn axum_server(tls: Option<Arc<ServerConfig>>, guarded: bool) -> Result<()
     println!("listening on {}", tcp.local_addr()?);
     let mut server = axum_server::from_tcp(tcp).acceptor(NoDelayAcceptor::new());
     if guarded {
-        // Its time for heads is hyper's own, but no timer is set without being asked for.
+        // hyper has a default deadline for request heads, but applies it only with a timer.
         server.http_builder().http1().timer(TokioTimer::new());
     }
     let tls = tls.map(|config| {

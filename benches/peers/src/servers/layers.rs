@@ -1,6 +1,8 @@
-//! Lines back by this crate, with one of tower's layers around the service, or with all of them.
+//! Sends lines back with this crate, with one of tower's layers around the service, or with all of
+//! them.
 //!
-//! With `--in-memory` it serves itself so many requests over a stream in memory, and ends: what they cost is then counted in instructions.
+//! With `--in-memory` it serves requests to itself over a stream in memory, then exits: so their
+//! instructions can be counted.
 
 mod by_hand;
 
@@ -27,14 +29,14 @@ use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Server, testkit
 const LONG: Duration = Duration::from_secs(60);
 const MANY: u64 = u64::MAX;
 
-/// More than any batch, so that nobody waits for room.
+/// Larger than any batch, so that no write waits for room.
 const WIRE: usize = 1024 * 1024;
 
 #[derive(Parser)]
 struct Args {
     stack: Stack,
 
-    /// How many batches it is to serve itself.
+    /// Serve this many batches in memory, then exit.
     #[arg(long)]
     in_memory: Option<usize>,
 
@@ -47,7 +49,7 @@ struct Args {
 enum Stack {
     /// No pipeline either; in memory only.
     ByHand,
-    /// A service for each connection, and nothing around it. So are those that follow.
+    /// No layer. A service for each connection, as in the variants down to `AllByHand`.
     None,
     MapResult,
     Timeout,
@@ -57,13 +59,13 @@ enum Stack {
     ShutdownOnError,
     /// The request stack of the `stack` example.
     All,
-    /// The same without a pipeline: each line is given to it by hand.
+    /// The same without a pipeline: each line is passed to the stack by hand.
     AllByHand,
-    /// One service, which is cloned for each request.
+    /// One service, cloned for each request.
     Shared,
-    /// A rate limit for all connections together, which is not `Clone` and so stands behind a buffer.
+    /// One rate limit for all connections. It is not `Clone`, so it is behind a buffer.
     SharedRateLimit,
-    /// The connection's span and its end in the log.
+    /// The connection's span, and its end in the log.
     Trace,
     /// Both stacks of the `stack` example.
     Whole,
@@ -72,7 +74,8 @@ enum Stack {
 fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let mut runtime = match args.in_memory {
-        Some(_) => runtime::Builder::new_current_thread(), // both sides in turn, the same in every run
+        // Both sides run in turn, the same way in every run.
+        Some(_) => runtime::Builder::new_current_thread(),
         None => runtime::Builder::new_multi_thread(),
     };
     runtime.enable_all().build()?.block_on(run(args))
@@ -105,7 +108,7 @@ async fn serve<L>(server: Server<L>, stack: Stack) -> Result<(), BoxError>
 where
     L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
 {
-    // Boxed once for each connection, which is nothing to its requests.
+    // Boxed once for each connection, which costs its requests nothing.
     type Whole<Io> = BoxService<Connection<Io>, EndReason, BoxError>;
 
     let in_hand = GlobalConcurrencyLimitLayer::new(256);
@@ -171,7 +174,7 @@ where
     Ok(())
 }
 
-/// A pipeline that makes a service for each connection.
+/// Builds a pipeline that makes a service for each connection.
 fn each<Io, S, F>(
     service: F,
 ) -> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future: Send>
@@ -221,7 +224,7 @@ async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
     Ok(line)
 }
 
-/// Sends batches, each when the one before was answered.
+/// Sends each batch once the previous one has been answered.
 async fn exchange(mut stream: DuplexStream, batches: usize, ahead: usize) -> Result<(), BoxError> {
     let batch = b"fifteen letters\n".repeat(ahead);
     let mut replies = vec![0; batch.len()];

@@ -1,4 +1,4 @@
-//! Ends TLS by this crate, and hands what is inside to a backend.
+//! Terminates TLS with this crate, and forwards the plain bytes to a backend.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, Server};
 
-/// What nginx reads at a time, and haproxy.
+/// The size of a read in nginx and in haproxy.
 const BUFFER: usize = 16 * 1024;
 
 #[derive(Parser)]

@@ -1,4 +1,4 @@
-//! Lines back by tokio-tower's pipeline server, over `Framed`.
+//! Sends lines back with tokio-tower's pipeline server, over `Framed`.
 
 mod accept;
 

@@ -1,4 +1,4 @@
-//! Lines back over `Framed`, written with care: flushed only when no further line is at hand.
+//! Sends lines back over `Framed`, tuned by hand: it flushes only when no further line is buffered.
 
 mod accept;
 

@@ -1,4 +1,4 @@
-//! A connection for each line: what it costs to accept one, to serve it and to close it.
+//! A connection for each line: the cost to accept, serve and close it.
 
 use std::cell::Cell;
 use std::io;
@@ -18,7 +18,7 @@ use crate::table::{self, Figure, Table};
 /// How many clients connect at the same time.
 const CLIENTS: usize = 32;
 
-/// A connection that has not been served by then has failed.
+/// A connection that takes longer has failed.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 const FIGURES: [Figure; 3] = [
@@ -33,7 +33,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "A connection for each line",
         &format!(
-            "{CLIENTS} clients connect, send a line, read it back and close, over and over.{missing}"
+            "{CLIENTS} clients connect, send a line, read it back and close, again and \
+             again.{missing}"
         ),
     )?;
     let samples = bench

@@ -1,4 +1,4 @@
-//! The ways in which a pipeline runs its requests.
+//! Compares the ways in which a pipeline runs its requests.
 
 use anyhow::Result;
 
@@ -20,7 +20,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "Ways of dispatch",
         &format!(
-            "Lines of 16 bytes over {CONNECTIONS} connections, as above; `in-flight` and `multiplexed` run 64 requests of each at a time. No layers."
+            "Lines of 16 bytes over {CONNECTIONS} connections, as above, without layers. \
+             `in-flight` and `multiplexed` run 64 requests of a connection at a time."
         ),
     )?;
     ahead(bench, &servers, &[1, 16, 128], |ahead| {

@@ -1,4 +1,4 @@
-//! What connections that seldom ask feel of others that never stop.
+//! The delay that flooding connections cause for connections that seldom ask.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,11 +16,11 @@ use crate::load::{WARM_UP, line, nanos};
 use crate::server::{Running, Server};
 use crate::table::{self, Figure, Table};
 
-/// How many connections ask, and how often each.
+/// How many connections ask, and how often each does.
 const ASKING: u32 = 100;
 const EVERY: Duration = Duration::from_millis(10);
 
-/// How many connections flood the server, each with so many requests ahead.
+/// How many connections flood the server, with the same number of requests ahead on each.
 const FLOODS: [usize; 3] = [0, 1, 4];
 const AHEAD: usize = 128;
 
@@ -39,7 +39,9 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "Fairness",
         &format!(
-            "How long {ASKING} connections wait that ask each {EVERY:?}, while others keep {AHEAD} lines of 16 bytes ahead all the time. Ratios to the same server when there are none of these."
+            "{ASKING} connections ask every {EVERY:?} and wait for the answer, while others \
+             always keep {AHEAD} lines of 16 bytes ahead. Ratios to the same server without the \
+             others."
         ),
     )?;
     let samples = bench
@@ -69,11 +71,13 @@ async fn measure(server: &Running, floods: usize, period: Duration) -> Result<[f
     let end = begin + period;
     let floods = async {
         tokio::select! {
-            ended = try_join_all((0..floods).map(|_| flood(server))), if floods > 0 => ended.map(drop),
+            ended = try_join_all((0..floods).map(|_| flood(server))), if floods > 0 => {
+                ended.map(drop)
+            }
             () = sleep_until(end) => Ok(()),
         }
     };
-    // One after the other, not all at once.
+    // Start one after the other, not all at once.
     let asking = (0..ASKING).map(|n| {
         let first = begin - WARM_UP + n * (EVERY / ASKING);
         ask(server, first, begin..end, &times)
@@ -84,7 +88,7 @@ async fn measure(server: &Running, floods: usize, period: Duration) -> Result<[f
     Ok([0.5, 0.99, 0.999].map(|quantile| times.value_at_quantile(quantile) as f64 / 1e3))
 }
 
-/// Asks again and again, and notes how long each answer takes.
+/// Asks again and again, and records how long each answer takes.
 async fn ask(
     server: &Running,
     first: Instant,
@@ -111,7 +115,7 @@ async fn ask(
     }
 }
 
-/// Sends what comes back again, so that as much is always ahead.
+/// Sends back what arrives, so the same amount is always ahead.
 async fn flood(server: &Running) -> Result<()> {
     let mut stream = TcpStream::connect(server.address()).await?;
     stream.set_nodelay(true)?;

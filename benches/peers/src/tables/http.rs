@@ -1,4 +1,4 @@
-//! An app of axum, by this crate and by what else it is served with.
+//! An axum app, served by this crate and by other servers.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,9 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "HTTP",
         &format!(
-            "`Hello, world!` of one axum app, asked for by wrk over {CONNECTIONS} connections, HTTP/1.1; TLS 1.3 by rustls and ring for all. Guarded is with a time for heads and with `ConnectInfo`, as the crate is by itself."
+            "wrk requests `Hello, world!` from one axum app over {CONNECTIONS} connections, \
+             HTTP/1.1; TLS 1.3 by rustls and ring for all. Guarded has a deadline for request \
+             heads and `ConnectInfo`, which the crate has by default."
         ),
     )?;
     let dir = tempfile::tempdir()?;
@@ -63,7 +65,7 @@ fn servers(files: &[&Path]) -> Result<Vec<Server>> {
     ])
 }
 
-/// Has wrk ask for this long, in whole seconds.
+/// Runs wrk for `period`, in whole seconds.
 async fn wrk(server: &Running, scheme: &str, period: Duration) -> Result<[f64; 2]> {
     let cpu = server.cpu()?;
     let output = Command::new("wrk")

@@ -1,4 +1,4 @@
-//! Connections at rest: how much memory each takes.
+//! The memory of each idle connection.
 
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ use crate::table::{self, Figure, Table};
 /// As many as fit where a process may open 20,000 files.
 const CONNECTIONS: u32 = 15_000;
 
-/// What a process has open besides.
+/// How many other files a process has open.
 const OTHER_FILES: u32 = 100;
 
-/// Until the last connection rests.
+/// How long the last connection takes to become idle.
 const SETTLE: Duration = Duration::from_secs(1);
 
 const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];
 
 pub(crate) async fn print(bench: &Bench) -> Result<()> {
-    // What is started from now on may open as many.
+    // Child processes inherit this limit.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let files = u32::try_from(most).unwrap_or(u32::MAX);
@@ -37,7 +37,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "Connections at rest",
         &format!(
-            "How much the server's resident memory grew by {connections} connections, each of which has sent a line and got it back.{missing}"
+            "Growth of the server's resident memory by {connections} connections, each of which \
+             has sent a line and received it back.{missing}"
         ),
     )?;
     let samples = bench

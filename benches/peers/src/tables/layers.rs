@@ -1,4 +1,4 @@
-//! What tower's layers cost a request, each by itself and all together.
+//! The cost that tower's layers add to a request, one by one and all together.
 
 use std::{io, iter};
 
@@ -11,7 +11,7 @@ use crate::load::{CONNECTIONS, Load};
 use crate::server::Server;
 use crate::table::{self, Figure, Table};
 
-/// The stacks of `servers/layers.rs`, except for the one by hand.
+/// The stacks of `servers/layers.rs`, except `by-hand`.
 const STACKS: [&str; 13] = [
     "none",
     "map-result",
@@ -30,7 +30,7 @@ const STACKS: [&str; 13] = [
 
 const AHEAD: [usize; 2] = [1, 16];
 
-/// How many requests are counted. So many more, or fewer, change nothing but the time it takes.
+/// How many requests are counted. The number changes only how long that takes.
 const COUNTED: usize = 1600;
 
 const INSTRUCTIONS: [Figure; 2] = [
@@ -38,9 +38,11 @@ const INSTRUCTIONS: [Figure; 2] = [
     Figure::new("more than with none"),
 ];
 
-const STANDS_FOR: &str = "`all` is the request stack of the `stack` example, `all-by-hand` the same in the raw loop, `whole` its connection stack around \
-                          `all`; `shared` is one service that is cloned for each request, `shared-rate-limit` one behind a buffer; the others are made for \
-                          each connection.";
+const STANDS_FOR: &str = "\
+    `all` is the request stack of the `stack` example, `all-by-hand` the same in the raw loop, \
+    `whole` its connection stack around `all`. `shared` is one service that is cloned for each \
+    request, `shared-rate-limit` one behind a buffer. The other services are made for each \
+    connection.";
 
 pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let layers = Server::own("layers")?;
@@ -57,7 +59,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "Layers, in instructions",
         &format!(
-            "Counted by callgrind, client and server over a stream in memory: what {COUNTED} requests more add, divided by their number."
+            "Counted by callgrind, with client and server over a stream in memory: the \
+             instructions that {COUNTED} further requests add, divided by their number."
         ),
     )?;
     let mut table = Table::of("ahead", "stack", INSTRUCTIONS);
@@ -80,7 +83,7 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// How many instructions a request takes, or nothing if there is no valgrind here.
+/// Returns the instructions of a request, or nothing if valgrind is not installed.
 async fn instructions(layers: &Server, stack: &str, ahead: usize) -> Result<Option<f64>> {
     let batches = COUNTED / ahead;
     let Some(some) = total(layers, stack, ahead, batches).await? else {
@@ -90,7 +93,7 @@ async fn instructions(layers: &Server, stack: &str, ahead: usize) -> Result<Opti
     Ok(more.map(|more| (more - some) / COUNTED as f64))
 }
 
-/// How many instructions the whole program takes.
+/// Returns the instructions of a whole run of the program.
 async fn total(layers: &Server, stack: &str, ahead: usize, batches: usize) -> Result<Option<f64>> {
     let run = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])

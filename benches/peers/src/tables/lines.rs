@@ -1,4 +1,4 @@
-//! Echoed lines: how many there are in a second, and what a request costs.
+//! Echoed lines: how many a second, and the cost of each.
 
 use anyhow::Result;
 
@@ -14,7 +14,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
             bench,
             &format!("Lines of {bytes} bytes"),
             &format!(
-                "Echoed over {CONNECTIONS} connections. p50 and p99 are of all that is ahead, from the first byte sent to the last received.{missing}"
+                "Echoed over {CONNECTIONS} connections. p50 and p99 are times of a whole batch, \
+                 from its first byte sent to its last byte received.{missing}"
             ),
         )?;
         ahead(bench, &servers, &[1, 16, 128], |ahead| {

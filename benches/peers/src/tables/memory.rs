@@ -1,4 +1,4 @@
-//! Connections that hold on to what they can: how much memory each takes.
+//! The memory of connections that make the server hold as much as they can.
 
 use std::io;
 use std::time::Duration;
@@ -16,13 +16,14 @@ use crate::table::{self, Figure, Table};
 
 const CONNECTIONS: usize = 64;
 
-/// The longest line that is read, its end included: of the `echo` example, and of `Lines` by default.
+/// The longest line that is read, its end included: the default of the `echo` example and of
+/// `Lines`.
 const LONGEST: usize = 64 * 1024;
 
-/// When so long no byte more is taken, none will be.
+/// After this long without progress the server reads no more.
 const STALL: Duration = Duration::from_millis(500);
 
-/// What the kernel holds for a client, so that the server soon has to.
+/// How much the kernel buffers for a client. It is small, so the server soon has to buffer.
 const SOCKET_BUFFER: u32 = 16 * 1024;
 
 const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];
@@ -36,7 +37,9 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         bench,
         "Connections that hold on",
         &format!(
-            "How much the server's resident memory grew by {CONNECTIONS} connections that send a line of {LONGEST} bytes but for its end, or that send lines of 1024 bytes for as long as they are taken, and read none."
+            "Growth of the server's resident memory by {CONNECTIONS} connections that send a \
+             line of {LONGEST} bytes without its end, or that send lines of 1024 bytes until the \
+             server reads no more, and read nothing."
         ),
     )?;
     let stalls = bench.rounds(&servers, async |server| grown(server, stalls).await);
@@ -50,7 +53,7 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// How much memory each of some connections takes.
+/// Returns how much memory each of some connections takes.
 async fn grown(
     server: &Running,
     open: impl AsyncFn(TcpStream) -> io::Result<TcpStream>,
@@ -63,13 +66,13 @@ async fn grown(
     Ok([grown as f64 / open.len() as f64])
 }
 
-/// Sends a line but for its end.
+/// Sends a line without its end.
 async fn stalls(mut stream: TcpStream) -> io::Result<TcpStream> {
     stream.write_all(&line(LONGEST)[..LONGEST - 1]).await?;
     Ok(stream)
 }
 
-/// Sends lines and reads none.
+/// Sends lines and reads no answers.
 async fn unread(mut stream: TcpStream) -> io::Result<TcpStream> {
     let lines = line(1024).repeat(64);
     while let Ok(written) = timeout(STALL, stream.write(&lines)).await {

@@ -1,4 +1,4 @@
-//! What is compared.
+//! The comparisons.
 
 pub(crate) mod churn;
 pub(crate) mod dispatch;
@@ -18,7 +18,8 @@ use crate::load::{FIGURES, Load};
 use crate::server::Server;
 use crate::table::Table;
 
-/// Servers that echo lines, the one written by hand first, and what must be said of those that are not there.
+/// Returns the servers that echo lines, the one written by hand first, and a note about those that
+/// are not installed.
 fn echoes() -> Result<(Vec<Server>, &'static str)> {
     let mut servers = vec![
         Server::own("bytes")?,
@@ -36,7 +37,7 @@ fn echoes() -> Result<(Vec<Server>, &'static str)> {
     Ok((servers, missing))
 }
 
-/// Prints what the servers do under the load for each number of requests ahead.
+/// Prints the figures of the servers for each number of requests ahead.
 async fn ahead(
     bench: &Bench,
     servers: &[Server],

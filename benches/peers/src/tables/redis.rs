@@ -1,4 +1,4 @@
-//! A whole protocol: the `redis` example beside redis itself, under its own benchmark.
+//! A whole protocol: the `redis` example and redis itself, under redis' own benchmark.
 
 use std::process::Stdio;
 
@@ -12,7 +12,7 @@ use crate::table::{self, Figure, Table};
 
 const COMMANDS: [&str; 5] = ["SET", "GET", "INCR", "LPUSH", "MSET"];
 
-/// How many requests are ahead, and how many of such redis answers in a second, more or less.
+/// How many requests are ahead, and roughly how many of them redis answers in a second.
 const PIPELINES: [(usize, f64); 3] = [(1, 50e3), (16, 500e3), (64, 800e3)];
 
 const FIGURES: [Figure; 3] = [
@@ -84,7 +84,8 @@ async fn measure(server: &Running, command: &str, ahead: usize, requests: f64) -
     let cpu = server.cpu()? - before;
     ensure!(run.status.success(), "redis-benchmark failed");
 
-    // A line of names, a line of figures: the command, requests a second, milliseconds (mean, least, p50, p95, p99, most).
+    // A line of names, then a line of figures: the command, requests a second, milliseconds (mean,
+    // minimum, p50, p95, p99, maximum).
     let table = String::from_utf8(run.stdout)?;
     let line = table
         .lines()

@@ -1,4 +1,4 @@
-//! TLS, ended by the crate, by nginx and by haproxy: each hands what is inside to the same backend.
+//! TLS, terminated by this crate, by nginx and by haproxy. All of them forward to the same backend.
 
 use std::fs;
 use std::io;
@@ -26,15 +26,15 @@ use crate::load::{connect, micros};
 use crate::server::{Running, Server, free_port};
 use crate::table::{self, Figure, Table};
 
-/// What goes through in a turn of the bulk tables.
+/// How many bytes a turn of the bulk tables transfers.
 const BULK: usize = 256 * 1024 * 1024;
 
 const BLOCK: usize = 64 * 1024;
 
-/// Where Debian has the part of nginx that forwards streams (`libnginx-mod-stream`).
+/// The path of nginx's stream module in Debian (`libnginx-mod-stream`).
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// What the backend is asked for, in the first byte.
+/// The first byte of a connection tells the backend what to do.
 const ECHO: u8 = b'e';
 const SEND: u8 = b's';
 const TAKE: u8 = b't';
@@ -58,9 +58,10 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let (servers, missing) = servers(&dir, &made, backend)?;
     table::head(
         bench,
-        "TLS, ended and handed on",
+        "TLS, terminated and forwarded",
         &format!(
-            "ECDSA P-256; the client allows one suite. The backend shares the load's processor, so what counts is the CPU time of the server.{missing}"
+            "ECDSA P-256; the client allows one suite. The backend shares the processor of the \
+             load, so compare the CPU time of the servers.{missing}"
         ),
     )?;
 
@@ -79,7 +80,7 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
     let mut handshakes = Table::new("handshake", HANDSHAKES);
     let mut bytes = Table::new("way", BYTES);
     for (name, version, suite) in suites {
-        // One for each turn, which has no tickets of servers that are gone.
+        // A new client for each turn, so that it has no tickets of servers that are gone.
         let client = |resumed| Client::new(made.cert.der(), version, suite, resumed);
         for resumed in [false, true] {
             let samples = bench
@@ -105,7 +106,7 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// The servers that there are, and what must be said of those that are not.
+/// Returns the installed servers, and a note about those that are not.
 fn servers(
     dir: &TempDir,
     made: &rcgen::CertifiedKey<rcgen::KeyPair>,
@@ -179,7 +180,7 @@ fn haproxy(port: u16, both: &Path, backend: u16) -> String {
     )
 }
 
-/// Serves what the first byte of a connection asks for.
+/// Serves each connection as its first byte asks.
 async fn serve(listener: TcpListener) -> io::Result<()> {
     loop {
         let (mut stream, _) = listener.accept().await?;
@@ -204,7 +205,7 @@ async fn serve(listener: TcpListener) -> io::Result<()> {
     }
 }
 
-/// One way to speak TLS.
+/// A TLS client of one version and suite.
 struct Client {
     connector: TlsConnector,
     resumed: bool,
@@ -242,10 +243,10 @@ impl Client {
         self.connector.connect(self.name.clone(), stream).await
     }
 
-    /// Connects over and over, one at a time: what is asked for in each is one byte.
+    /// Connects over and over, one connection at a time. Each asks for one byte.
     async fn handshakes(&self, server: &Running, period: Duration) -> Result<[f64; 2]> {
         let mut count = 0;
-        // The first gets what others resume.
+        // The first connection gets the ticket that later ones resume.
         self.ask(server, count).await?;
         let (begin, cpu) = (Instant::now(), server.cpu()?);
         while begin.elapsed() < period {
@@ -270,7 +271,7 @@ impl Client {
         Ok(stream.get_ref().1.handshake_kind())
     }
 
-    /// Sends or takes many bytes.
+    /// Sends or receives many bytes.
     async fn bulk(&self, server: &Running, from_client: bool) -> Result<[f64; 2]> {
         let mut stream = self.connect(server, 0).await?;
         let mut block = vec![0; BLOCK];
@@ -296,7 +297,7 @@ impl Client {
             micros(server.cpu()? - cpu) / megabytes,
         ];
         drop(stream);
-        // So that what the server still does about it is not the next one's.
+        // Let the server finish with this turn, so that the next one does not pay for it.
         sleep(Duration::from_millis(100)).await;
         Ok(figures)
     }

@@ -1,4 +1,4 @@
-//! What curl, a WebSocket client and a peer that writes by hand get from the app.
+//! The app, as curl, a WebSocket client and a client written by hand see it.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ async fn ask(client: &mut BufReader<TcpStream>, path: &str) {
     sent.expect("it is open");
 }
 
-/// Reads up to the line that is this one.
+/// Reads lines until one equals `expected`.
 async fn until(client: &mut BufReader<TcpStream>, expected: &str) {
     let mut line = String::new();
     while line.trim_end() != expected {
@@ -195,7 +195,7 @@ async fn a_drain_answers_what_is_in_hand_and_ends_what_has_no_end() {
     let last = soon("a last word", socket.next()).await;
     assert_eq!(last.unwrap().unwrap(), Message::Close(None));
     assert!(soon("the end", socket.next()).await.is_none());
-    // The chunk that says that there are no more.
+    // The last chunk, which is empty.
     until(&mut events, "0").await;
     until(&mut request, "connection: close").await;
     until(&mut request, "slow").await;
@@ -214,7 +214,7 @@ async fn who_comes_beyond_the_limit_waits_for_room() {
     let mut second = connect(&example).await;
 
     ask(&mut second, "/").await;
-    // Time enough for another answer.
+    // Enough time for another answer.
     ask(&mut first, "/slow").await;
     until(&mut first, "slow").await;
 
@@ -230,7 +230,7 @@ async fn a_head_that_is_too_large_is_refused() {
     let mut client = connect(&example).await;
     let head = format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(1 << 20));
 
-    // It may have closed before all of it was sent.
+    // The server may close before all of it is sent.
     _ = client.write_all(head.as_bytes()).await;
 
     until(&mut client, "HTTP/1.1 431 Request Header Fields Too Large").await;

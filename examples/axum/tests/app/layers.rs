@@ -1,4 +1,4 @@
-//! Layers that others have written, around the requests of one server.
+//! Layers of other crates around the requests of one server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,10 +24,10 @@ use tower_tcp::http::Http;
 use tower_tcp::testkit::{Connector, memory};
 use tower_tcp::{ConnectionInfo, Server};
 
-/// How many requests a connection has at once, before it has to wait for a minute.
+/// How many requests a connection may send at once before it has to wait for a minute.
 const BURST: u32 = 4;
 
-/// Counts for each connection by itself.
+/// Limits each connection on its own.
 #[derive(Clone)]
 struct ByConnection;
 
@@ -46,7 +46,8 @@ async fn second() -> String {
     "x".repeat(1000)
 }
 
-/// Serves with all of them at once. The counter is of the requests that were traced to their answers.
+/// Serves with all of these layers at once. Returns the number of requests that were traced to
+/// their answer.
 fn serve() -> (Connector, Arc<AtomicUsize>) {
     let traced = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&traced);
@@ -105,7 +106,7 @@ async fn trace_cors_compression_rate_concurrency_and_timeout_all_do_their_work()
 
     let (first, second) = tokio::join!(ask(&mut one, "/second"), ask(&mut other, "/second"));
 
-    // One after the other, though they came together.
+    // One after the other, though they arrived together.
     assert_eq!(begun.elapsed().as_secs(), 2);
     for answer in [&first, &second] {
         assert_eq!(answer.status(), 200);
@@ -125,6 +126,6 @@ async fn trace_cors_compression_rate_concurrency_and_timeout_all_do_their_work()
     }
     let beyond = ask(&mut one, "/").await;
     assert_eq!(beyond.status(), StatusCode::TOO_MANY_REQUESTS);
-    // Another connection is counted for itself.
+    // Another connection has its own count.
     assert_eq!(ask(&mut other, "/").await.status(), StatusCode::NOT_FOUND);
 }

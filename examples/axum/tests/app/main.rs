@@ -1,4 +1,5 @@
-//! The example, driven by clients that others have written, through restarts under load, and layers of others around requests.
+//! The example, driven by clients of other projects, by restarts under load, and with layers of
+//! other crates around its requests.
 
 mod clients;
 mod layers;
@@ -12,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
-/// The net under every wait: far longer than any of them takes.
+/// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(60);
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -22,12 +23,12 @@ async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// The example at work. Killed when it is dropped.
+/// A running example. Dropping it kills the process.
 struct Example {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
     address: String,
-    /// Where its certificate is, if it has one.
+    /// The path of its certificate, if it has one.
     cert: Option<String>,
 }
 
@@ -70,7 +71,7 @@ impl Example {
         kill_process(pid.expect("a process"), Signal::TERM).expect("it is ours");
     }
 
-    /// Waits for its end, and returns the last that it said.
+    /// Waits until the process exits. Returns the last line that it printed.
     async fn ended(mut self) -> (ExitStatus, String) {
         let mut last = String::new();
         while let Some(line) = soon("a line", self.stdout.next_line()).await.expect("text") {

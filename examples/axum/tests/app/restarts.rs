@@ -1,4 +1,4 @@
-//! Restarts under load: a drain, then a start on the same port, over and over.
+//! Restarts under load: a drain, then a start on the same port, again and again.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use crate::{Example, soon};
 const RESTARTS: u32 = 20;
 const CLIENTS: usize = 64;
 
-/// How many answers there are between two restarts.
+/// How many answers arrive between two restarts.
 const ANSWERS: u32 = 2000;
 
-/// A connection of a client that heeds `connection: close` and `GOAWAY`.
+/// The client's end of a connection. It obeys `connection: close` and `GOAWAY`.
 enum Sender {
     Http1(http1::SendRequest<Empty<Bytes>>),
     Http2(h2::client::SendRequest<Bytes>),
 }
 
-/// Why a request has no answer.
+/// The reason that a request has no answer.
 enum Unanswered {
-    /// The connection had ended before it was sent, or the server has told that it is none of those that it answers (`GOAWAY`, RFC 9113
-    /// section 6.8).
+    /// The connection ended before the request was sent, or a `GOAWAY` said that the server will
+    /// not process it (RFC 9113 section 6.8).
     Unsent,
     Lost(String),
 }
@@ -86,10 +86,11 @@ impl Sender {
     }
 }
 
-/// Where the server is: how often it was started, nothing when it will not be again.
+/// The number of starts so far, or `None` once the server will not start again.
 type Starts = watch::Receiver<Option<u32>>;
 
-/// Asks as long as there is a server. Returns why requests that were sent whole have no answer.
+/// Sends requests as long as there is a server. Returns the reasons that completely sent requests
+/// have no answer.
 async fn client(
     address: Arc<str>,
     http2: bool,
@@ -99,7 +100,7 @@ async fn client(
     let mut lost = Vec::new();
     while starts.borrow_and_update().is_some() {
         let Some(mut sender) = Sender::connect(&address, http2).await else {
-            // It is between two servers.
+            // No server is running: the old one is gone, and the next has not started.
             _ = starts.changed().await;
             continue;
         };
@@ -119,7 +120,7 @@ async fn client(
 }
 
 async fn no_request_is_lost(http2: bool) {
-    // An address of its own: nobody's outgoing connection takes the port meanwhile.
+    // An address of its own, so that no outgoing connection takes the port between two starts.
     let mut example = Example::start_at("127.0.0.2:0", &["--plain"]).await;
     let address: Arc<str> = example.address.as_str().into();
     let (started, starts) = watch::channel(Some(0));
