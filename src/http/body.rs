@@ -1,4 +1,4 @@
-//! The body of a request, and how long it may stop arriving.
+//! The body of a request, with a deadline for a body that stops arriving.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,30 +14,30 @@ use super::requests::Progress;
 use crate::deadline::{Moment, Timer, due};
 use crate::end::EndReason;
 
-/// A request's body was not read to its end.
+/// The error of a request body that could not be read to its end.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestBodyError {
-    /// The peer left, or sent what cannot be read.
+    /// The peer disconnected, or sent a malformed body.
     #[error("the request body could not be read")]
     Unreadable(#[source] hyper::Error),
-    /// No byte of it arrived for as long as its [deadline](crate::deadline::Deadlines::body).
+    /// No byte of the body arrived within its [deadline](crate::deadline::Deadlines::body).
     #[error("no byte of the request body arrived within {0:?}")]
     Elapsed(Duration),
 }
 
 /// The body of a request: hyper's [`Incoming`], with a deadline for a peer that stops sending it.
 ///
-/// The [deadline](crate::deadline::Deadlines::body) counts while the service waits for more, so a
-/// service that takes its time costs the peer nothing. It is then an
-/// [error](RequestBodyError::Elapsed) of this body, and in HTTP/1 the connection closes behind the
+/// The [deadline](crate::deadline::Deadlines::body) counts only while the service waits for more of
+/// the body, so a slow service never fails its peer. When the deadline passes, reading the body
+/// fails with [`RequestBodyError::Elapsed`]. In HTTP/1 the connection then closes after the
 /// response, with [`BodyTimeout`](EndReason::BodyTimeout). In HTTP/2 the other streams go on.
 pub struct RequestBody {
-    /// Taken at the deadline, so that hyper waits for it no longer.
+    /// Dropped at the deadline, so that hyper stops waiting for it.
     incoming: Option<Incoming>,
     /// `None` if there is no body to wait for.
     progress: Option<Arc<Progress>>,
-    /// Made when it is waited for.
+    /// Allocated when the service first waits for the body.
     wait: Option<Box<Wait>>,
 }
 
@@ -56,7 +56,7 @@ impl RequestBody {
         }
     }
 
-    /// Ready with the time that no byte has arrived for, if it is over.
+    /// Ready with the deadline's length when no byte has arrived for that long.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some((progress, time)) = self
             .progress
@@ -92,7 +92,7 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         };
         if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
-            // A frame of HTTP/2 without a byte keeps no body.
+            // An empty data frame of HTTP/2 does not restart the deadline.
             let is_empty =
                 matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
             if let Some(wait) = &mut self.wait

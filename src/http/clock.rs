@@ -1,9 +1,10 @@
-//! What an HTTP connection waits for, and until when.
+//! The deadlines of an HTTP connection, by what the connection is waiting for.
 //!
-//! hyper has a timer for HTTP/1 heads, which counts the rest between two requests as part of the
-//! head, costs a timer a request, and does not see a connection before its first byte, one of
-//! HTTP/2, or a peer that takes nothing. So it is asked only when it begins to wait for a head
-//! ([`AwaitHead`]), and the deadlines are kept here.
+//! hyper has a timer for the heads of HTTP/1 requests. It counts the idle time between two requests
+//! as part of the next head, and it costs a timer for each request. It does not cover HTTP/2 or a
+//! peer that reads nothing. Behind hyper-util's automatic builder, which is used here, it also does
+//! not start before the first byte. So hyper's timer only reports when hyper begins to wait for a
+//! head ([`AwaitHead`]), and the deadlines are kept here.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,27 +18,26 @@ use super::requests::Progress;
 use crate::deadline::{self, Deadlines, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
-/// What a connection is waiting for.
+/// A connection waits for this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
-    /// For its service, for the body of a request or of a response: for nothing that has a deadline
-    /// here.
+    /// The service, or the body of a request or response. None of these has a deadline here.
     Busy,
     FirstByte,
     Head,
     NextRequest,
-    /// In HTTP/2, for tunnels only: their requests were answered.
+    /// HTTP/2 only: all requests are answered, and only tunnels are open.
     Tunnels,
 }
 
-/// What is due.
+/// A deadline's action when it passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// The connection drains, because it is old.
+    /// Drain the connection, because it has reached its maximum age.
     Retire,
-    /// The connection is to leave in HTTP's way.
+    /// Close gracefully, by hyper's graceful shutdown.
     Leave(EndReason),
-    /// It ends, without a word to hyper.
+    /// End at once, without a graceful shutdown.
     End(EndReason),
 }
 
@@ -50,26 +50,27 @@ impl deadline::Due for Due {
     }
 }
 
-/// It was told to leave in HTTP's way.
+/// A graceful close has begun.
 #[derive(Clone, Copy)]
 struct Left {
     told: Moment,
-    /// How much was written, and since when it was no more.
+    /// Bytes written, and the time of the last change.
     written: (u64, Moment),
 }
 
 pub(super) struct Clock {
     timer: Timer,
-    /// How it waited when the timer was armed: for what, with output, draining, and told to leave.
+    /// The state when the timer was armed: the wait, and whether output is pending, the connection
+    /// drains, and a graceful close has begun.
     armed: Option<(Waiting, bool, bool, bool)>,
-    /// What it waits for, behind how many requests, and since when.
+    /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
-    /// How much was written when the peer took no more, and since when.
+    /// Bytes written when the peer stopped taking output, and that time.
     blocked: Option<(u64, Moment)>,
-    /// How much was read and written, and since when it was no more. For tunnels only.
+    /// Bytes read and written, and the time of the last change. For tunnels only.
     moved: (u64, Moment),
     retire: Option<Moment>,
-    /// When it began to drain because it is old.
+    /// The time at which the connection began to drain because of its age.
     retired: Option<Moment>,
     draining: Option<Moment>,
     left: Option<Left>,
@@ -91,7 +92,8 @@ impl Clock {
         }
     }
 
-    /// Before a wait: ready with what is due, else wakes the task when it is.
+    /// Runs before each wait. Ready with a deadline that has passed; otherwise registers a wakeup
+    /// for the next one.
     pub(super) fn poll(
         &mut self,
         progress: &Progress,
@@ -129,12 +131,12 @@ impl Clock {
         Poll::Ready(due)
     }
 
-    /// Has the timer learn of another waker.
+    /// Makes the next poll register the new waker with the timer.
     pub(super) fn disarm(&mut self) {
         self.armed = None;
     }
 
-    /// Returns whether the connection was told to leave in HTTP's way.
+    /// Returns whether a graceful close has begun.
     pub(super) fn has_left(&self) -> bool {
         self.left.is_some()
     }
@@ -180,7 +182,7 @@ impl Clock {
         }
     }
 
-    /// Returns what is due first.
+    /// Returns the deadline that comes first.
     fn next(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let (waiting, _, since) = self.waiting;
         let blocked = self.blocked.map(|(_, since)| since);
@@ -195,7 +197,7 @@ impl Clock {
                 deadlines.drain.stream,
                 Due::End(EndReason::MaxAge),
             ),
-            // A head that is begun in the drain has as long, from then on.
+            // A head that begins during the drain has the full time from its first byte.
             due(
                 self.draining
                     .filter(|_| waiting == Waiting::Head)
@@ -206,7 +208,7 @@ impl Clock {
         ])
     }
 
-    /// Returns until when the connection waits for what it waits for.
+    /// Returns the deadline of the current wait.
     fn rest(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let (waiting, _, since) = self.waiting;
         let idle = Due::End(EndReason::IdleTimeout);
@@ -224,8 +226,8 @@ impl Clock {
             (Waiting::NextRequest, None) => {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
-            // A response may be on its way still. A peer that pings is written to as well, so not
-            // forever.
+            // A response may still be in transit, so this counts from the last byte written. A peer
+            // that sends pings causes writes too, so `idle` bounds the whole.
             (Waiting::NextRequest, Some(left)) => first([
                 due(since.max(left.written.1), deadlines.drain.goodbye, idle),
                 due(since.max(left.told), deadlines.idle, idle),
@@ -233,11 +235,11 @@ impl Clock {
         }
     }
 
-    /// Returns when a draining connection leaves.
+    /// Returns the time at which a draining connection closes.
     fn leave(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let draining = self.draining.filter(|_| !self.has_left())?;
         match self.waiting.0 {
-            // A head that was begun is answered, and with that the connection closes.
+            // A head that has begun is answered, and its response closes the connection.
             Waiting::Head => None,
             Waiting::FirstByte => due(Moment::START, TAKEN_IN, Due::End(EndReason::Drained)),
             _ => {
@@ -253,8 +255,8 @@ impl Clock {
     }
 }
 
-/// hyper's timer for HTTP/1, which never fires: hyper asks for it when it begins to wait for the
-/// head of a request, and that is all that is wanted of it.
+/// A timer for hyper's HTTP/1 that never fires. hyper starts it when it begins to wait for the head
+/// of a request, and that moment is all that is needed.
 pub(super) struct AwaitHead {
     progress: Arc<Progress>,
     now: Instant,
@@ -281,7 +283,7 @@ impl HyperTimer for AwaitHead {
         Box::pin(Never)
     }
 
-    /// Nothing is reckoned with it.
+    /// hyper computes a deadline from this, and the deadline is ignored.
     fn now(&self) -> std::time::Instant {
         self.now.into_std()
     }

@@ -1,8 +1,9 @@
-//! The stream while hyper works on it: lent, not given.
+//! The stream while hyper uses it: lent, not given away.
 //!
-//! hyper lets go of a stream when it is done with it, whatever lies unread in it, and hands it to whoever asked for an upgrade. Neither may
-//! end a connection here: it closes in good order, and it is counted, drained and cut off by its own task. So the stream comes back to
-//! that task, and one that is to be upgraded is kept where the task can take it away.
+//! hyper drops a stream when it is done with it, even with unread bytes in it, and passes an
+//! upgraded stream to another task. Neither may end a connection of this crate: its own task closes
+//! it gracefully, counts it, drains it and aborts it. So the stream returns to that task, and an
+//! upgraded stream is kept where the task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,12 +16,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::requests::Progress;
 use crate::connection::Connection;
 
-/// The claim to the stream. Dropping it takes the stream away from the borrower.
+/// The owner's side of the loan. Dropping it takes the stream away from the borrower.
 pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
-/// The use of the stream. Dropping it gives the stream back.
+/// The borrower's side of the loan. Dropping it returns the stream.
 pub(super) struct Lent<Io> {
-    /// Until it is to be upgraded: up to then borrower and owner are one task.
+    /// The stream until its upgrade. Until then borrower and owner are the same task, so no lock is
+    /// needed.
     conn: Option<Connection<Io>>,
     progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
@@ -31,7 +33,7 @@ struct Loan<Io>(Mutex<Held<Io>>);
 struct Held<Io> {
     conn: Option<Connection<Io>>,
     returned: bool,
-    /// Two, because an upgraded stream may be split between two tasks.
+    /// Two wakers, because an upgraded stream may be split between two tasks.
     reader: Option<Waker>,
     writer: Option<Waker>,
     owner: Option<Waker>,
@@ -55,7 +57,7 @@ pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner
 
 impl<Io> Loan<Io> {
     fn lock(&self) -> MutexGuard<'_, Held<Io>> {
-        // A stream that panicked is not used again: the panic has ended its connection.
+        // A stream that panicked is not used again, because the panic has ended its connection.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,7 +70,7 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
 }
 
 impl<Io> Owner<Io> {
-    /// Waits until the stream comes back.
+    /// Waits until the stream is returned.
     pub(super) fn poll_returned(&self, cx: &mut Context<'_>) -> Poll<Option<Connection<Io>>> {
         let mut held = self.0.lock();
         if held.returned {
@@ -78,7 +80,8 @@ impl<Io> Owner<Io> {
         Poll::Pending
     }
 
-    /// Takes the stream away from the borrower, who finds it gone. `None` if it never left, or is gone already.
+    /// Takes the stream away; the borrower's next read or write fails. Returns `None` if the stream
+    /// was never upgraded or is already gone.
     pub(super) fn take_away(&self) -> Option<Connection<Io>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();
@@ -112,7 +115,8 @@ impl<Io> Drop for Lent<Io> {
 }
 
 impl<Io: Unpin> Lent<Io> {
-    /// Polls the stream; `waker` is who is to be told when it is taken away meanwhile.
+    /// Polls the stream. `waker` selects the waker that is woken if the stream is taken away
+    /// meanwhile.
     #[inline]
     fn poll<T>(
         &mut self,
@@ -136,7 +140,8 @@ impl<Io: Unpin> Lent<Io> {
         poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let held = &mut *self.loan.lock();
-        // The answer that agrees to the upgrade is written next, so it is here before anybody else has it.
+        // hyper writes the response that agrees to the upgrade next, so the stream moves into the
+        // lock before another task can use it.
         if let Some(conn) = self.conn.take() {
             held.conn = Some(conn);
         }

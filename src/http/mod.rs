@@ -1,8 +1,11 @@
-//! HTTP/1 and HTTP/2, by [hyper]: axum, tonic, and any other service of HTTP requests, on this crate's connections.
+//! HTTP/1 and HTTP/2 by [hyper]: axum, tonic and any other HTTP service on this crate's
+//! connections.
 //!
-//! [`Http`] is the connection service for them, as [`Pipeline`](crate::Pipeline) is for framed protocols: under the server's limit, behind its
-//! hooks, in its spans, drained with everything else it serves. It takes any service of `Request<RequestBody>` that is `Clone`: an axum
-//! `Router`, tonic's `Routes`, a stack of tower-http's layers, a function.
+//! [`Http`] is the connection service for HTTP, as [`Pipeline`](crate::Pipeline) is for framed
+//! protocols. Its connections count towards the server's limit, pass through its hooks, run in its
+//! spans and drain with everything else that it serves. [`Http`] takes any service of
+//! `Request<RequestBody>` that is `Clone`: an axum `Router`, tonic's `Routes`, a stack of
+//! tower-http's layers, or a function.
 //!
 //! ```no_run
 //! use std::convert::Infallible;
@@ -21,20 +24,24 @@
 //! # }
 //! ```
 //!
-//! With axum the whole of it is `Http::new(router)`; `examples/axum` is a package with a real app behind TLS.
+//! With axum, `Http::new(router)` is all that is needed. `examples/axum` is a package with a
+//! complete app behind TLS.
 //!
 //! # Protocols
 //!
-//! Which of the two a client speaks is told by its first bytes, so both are served on one port, encrypted or not. Behind
-//! [`Tls`](crate::tls::Tls), name both for ALPN, or clients will not know: `.alpn(["h2", "http/1.1"])`. A WebSocket works over both
+//! The first bytes of a client show which of the two protocols it speaks, so one port serves both,
+//! encrypted or not. Behind [`Tls`](crate::tls::Tls), offer both by ALPN, or clients will not use
+//! HTTP/2: `.alpn(["h2", "http/1.1"])`. A WebSocket works over both
 //! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441) over HTTP/2).
 //!
-//! # What a request knows
+//! # Connection details in a request
 //!
-//! Each carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its extensions: number, addresses, what hooks have learned
-//! (such as `TlsInfo`, with the protocol that ALPN agreed on), and whether it should end. In axum: `Extension(info): Extension<ConnectionInfo>`.
+//! Each request carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its
+//! extensions: its number, its addresses, the extensions that hooks have added (such as `TlsInfo`,
+//! with the protocol agreed by ALPN), and whether it is draining. In axum, extract it with
+//! `Extension(info): Extension<ConnectionInfo>`.
 //!
-//! axum's `ConnectInfo<SocketAddr>` is fed without this crate knowing axum, by a service made for each connection:
+//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection:
 //!
 //! ```text
 //! Http::make_service(service_fn(move |info: ConnectionInfo| {
@@ -45,50 +52,62 @@
 //!
 //! # Requests and tasks
 //!
-//! The service is cloned for each request and made ready when that is at hand, so that an idle connection holds nothing of a shared
-//! limit. Requests of HTTP/1 run in the connection's task, one at a time; each of HTTP/2 in a task of its own, so that those of one
-//! connection can use all processors. These end with the connection, in whatever way that ends.
+//! The service is cloned for each request, and the clone is made ready when that request has
+//! arrived, so an idle connection holds no permit of a shared limit. HTTP/1 requests run in the
+//! connection's task, one at a time. Each HTTP/2 request runs in a task of its own, so the requests
+//! of one connection can use all processors. These tasks end with the connection, however it ends.
 //!
-//! So what a service holds of one request's body, a connection can have it hold 200 times, which is how many streams hyper allows: 400 MiB of
-//! the 2 MiB that axum's `Json` and `Bytes` take. Bound bodies (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`, tower-http's
-//! `RequestBodyLimitLayer`) to what the service needs, or streams, by [`Http::configure`].
+//! hyper allows 200 concurrent streams per connection, so one client can make the service buffer
+//! 200 bodies: 400 MiB at the 2 MiB that axum's `Json` and `Bytes` accept by default. Limit bodies
+//! (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`, tower-http's
+//! `RequestBodyLimitLayer`) to the size that the service needs, or limit streams with
+//! [`Http::configure`].
 //!
 //! # Errors
 //!
-//! An error of the service is for what cannot be answered; everything else is a response. In HTTP/1 it ends the connection
-//! ([`ServiceError`](crate::EndReason::ServiceError)), in HTTP/2 it resets its stream, and is reported (`request.failed`). A panic ends its
-//! connection ([`Panic`](crate::EndReason::Panic)), once the other streams on it are done. What is not HTTP, or beyond hyper's limits, is
-//! answered (400, 431, `GOAWAY`) and ends it ([`CodecError`](crate::EndReason::CodecError), [`FrameTooLarge`](crate::EndReason::FrameTooLarge)). A peer that
-//! leaves before its answer is noticed, and its request dropped ([`PeerReset`](crate::EndReason::PeerReset)); hyper takes the end of its input for
-//! that, too. For clients that half-close and wait, such as `nc -N`: `.configure(|hyper| { hyper.http1().half_close(true); })`.
+//! Return an error only for a request that cannot be answered; everything else is a response. An
+//! error ends an HTTP/1 connection with [`ServiceError`](crate::EndReason::ServiceError). In HTTP/2
+//! it resets its stream and is reported as `request.failed`. A panic ends its connection with
+//! [`Panic`](crate::EndReason::Panic), once the other streams of the connection are done.
 //!
-//! Deadlines are in [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`], which the service can
-//! still answer. In any ending, what was answered arrives: the stream is closed as by [`Connection::close`](crate::Connection::close).
+//! Input that is not HTTP, or that exceeds hyper's limits, is answered (400, 431 or `GOAWAY`) and
+//! ends the connection with [`CodecError`](crate::EndReason::CodecError) or
+//! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). If a peer disconnects before its response,
+//! the request is dropped and the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
+//! hyper treats the peer's end of input as a disconnect, too. For clients that half-close and wait,
+//! such as `nc -N`, set `.configure(|hyper| { hyper.http1().half_close(true); })`.
+//!
+//! Deadlines are set by [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`],
+//! which the service can still answer. However a connection ends, finished responses reach the
+//! peer: the stream is closed as [`Connection::close`](crate::Connection::close) does.
 //!
 //! # Draining
 //!
-//! | what a connection does when the drain begins | what comes of it |
+//! | state when the drain begins | result |
 //! | --- | --- |
-//! | it never sent a byte | closes at once |
-//! | a request has arrived, or is being answered | is answered, with `connection: close` if its head is not out yet; one that was pipelined behind it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): no client may take it that it was) |
-//! | a request's head was begun | has [5 s](DrainDeadlines::frame) to become whole, and is answered so |
-//! | HTTP/1 rests between two requests | one more may come, for [a second](DrainDeadlines::last_request), and is answered so; else closes |
-//! | HTTP/2 | `GOAWAY`; streams that were begun are answered; one that rests and does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed |
-//! | it was upgraded, or streams without end | whoever serves it awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining), and ends it |
+//! | no byte has arrived | closes at once |
+//! | a request has arrived or is being answered | it is answered, with `connection: close` if its head is not yet sent; a request pipelined after it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): a client must not assume that it was) |
+//! | a request's head has begun | has [5 s](DrainDeadlines::frame) to arrive, and is answered in the same way |
+//! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then closes |
+//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed |
+//! | upgraded, or streaming without end | its service awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and ends it |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
 //!
 //! # Upgrades
 //!
-//! A stream that was upgraded (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task, but is still a connection here: it
-//! counts, until that task drops it. It is then closed in good order. At the deadline of a drain, or by an abort, it is taken away: the task
-//! that has it reads and writes [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). So it is with a tunnel
-//! in a stream of HTTP/2, up to when its task has shut down writing.
+//! An upgraded stream (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task,
+//! but it remains a connection here: it counts until that task drops it, and is then closed
+//! gracefully. At the deadline of a drain, or by an abort, the stream is taken away, and the task's
+//! reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). The
+//! same holds for a tunnel in an HTTP/2 stream until its task has shut down writing.
 //!
-//! The connection's own task keeps deadlines for an upgraded stream: [`upgraded_idle`](Deadlines::upgraded_idle),
-//! [`write`](Deadlines::write), and [30 s](DrainDeadlines::stream) behind [`max_age`](Deadlines::max_age). It does not
-//! see each byte, so it looks at the counters four times before a deadline, which may be late by a quarter. An HTTP/2
-//! connection with nothing but tunnels has the same deadlines; one with requests besides is busy.
+//! The connection's own task keeps deadlines for an upgraded stream:
+//! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and
+//! [30 s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte,
+//! but checks the byte counters four times before a deadline, so a deadline may be late by a
+//! quarter. An HTTP/2 connection with only tunnels has the same deadlines; one that also has
+//! requests in progress counts as busy.
 
 mod body;
 mod clock;
@@ -143,18 +162,23 @@ impl HttpSettings {
 }
 
 impl<S> Http<ClonePerRequest<S>> {
-    /// Serves requests with clones of `service`, one for each request, made ready when the request is at hand.
+    /// Serves requests with clones of `service`, one for each request, made ready once the request
+    /// has arrived.
     pub fn new(service: S) -> Self {
         Self::with(ClonePerRequest(service))
     }
 }
 
 impl<K> Http<MakePerConnection<K>> {
-    /// Serves the requests of each connection with a service of its own: `make` is a service that takes the
-    /// [`ConnectionInfo`](crate::ConnectionInfo) and answers with it. It is cloned for each connection, and called in its task.
+    /// Serves the requests of each connection with a service made for it.
     ///
-    /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any `C` of yours that is
-    /// `Connected<ConnectionInfo>`. If it fails, or takes longer than its [time](Deadlines::make_service), the connection ends with
+    /// `make` is a service that takes a [`ConnectionInfo`](crate::ConnectionInfo) and returns the
+    /// service of that connection. It is cloned for each connection, and called in the connection's
+    /// task.
+    ///
+    /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any type `C` of
+    /// yours that implements `Connected<ConnectionInfo>`. If `make` fails, or exceeds its
+    /// [deadline](Deadlines::make_service), the connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     pub fn make_service(make: K) -> Self {
         Self::with(MakePerConnection(make))
@@ -176,32 +200,40 @@ impl<K> Http<K> {
         self
     }
 
-    /// Sets the bounds of the orderly close at the end of each connection. Default: see [`Linger`].
+    /// Sets the limits of the graceful close at the end of each connection. Default: see
+    /// [`Linger`].
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
         Arc::make_mut(&mut self.settings).linger = linger;
         self
     }
 
-    /// Changes hyper's own settings: sizes, windows, streams, resets, pings. It has its defaults for them, but for extended `CONNECT`, which
-    /// is on, so that a WebSocket runs over HTTP/2. Several calls add up.
+    /// Changes hyper's own settings: sizes, windows, streams, resets, pings. Several calls add up.
     ///
-    /// Not its timer and its `header_read_timeout` for HTTP/1: [`Deadlines::frame`] and [`Deadlines::idle`] stand for that, which it does not tell apart.
+    /// hyper's defaults hold, except that extended `CONNECT` is on, so that a WebSocket works over
+    /// HTTP/2.
+    ///
+    /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not tell a
+    /// request's head from the idle time before it; use [`Deadlines::frame`] and
+    /// [`Deadlines::idle`].
     ///
     /// ```
     /// # use tower_tcp::http::{Http, RequestBody, hyper::{Request, Response}};
-    /// # let service = tower::service_fn(|_: Request<RequestBody>| async { Ok::<_, std::convert::Infallible>(Response::new(String::new())) });
+    /// # let service = tower::service_fn(|_: Request<RequestBody>| async {
+    /// #     Ok::<_, std::convert::Infallible>(Response::new(String::new()))
+    /// # });
     /// let http = Http::new(service).configure(|hyper| {
     ///     hyper.http1().max_headers(64);
     ///     hyper.http2().max_concurrent_streams(100);
     /// });
     /// ```
     ///
-    /// `configure` is called once for each connection, since each has tasks of its own, and once here.
+    /// `configure` is called once here, and once for each connection, because each has its own
+    /// tasks.
     ///
     /// # Panics
     ///
-    /// When hyper refuses a setting.
+    /// If hyper rejects a setting.
     #[must_use]
     pub fn configure(
         mut self,

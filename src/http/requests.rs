@@ -1,4 +1,5 @@
-//! What hyper calls: the user's service, with what this crate does for each request around it.
+//! The service that hyper calls: the user's service, wrapped in the work of this crate for each
+//! request.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,21 +23,24 @@ use crate::error::{BoxError, Panicked};
 use crate::observe::{ErrorChain, signed};
 use crate::signals::Signal;
 
-/// The length of what an HTTP/2 connection begins with ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
+/// The length of the preface that begins an HTTP/2 connection ([RFC 9113 section
+/// 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
 const PREFACE: u64 = 24;
 
-/// How far a connection has come, between its requests, which may run in other tasks, and its own task.
+/// The progress of a connection, shared by its task and its requests, which may run in other tasks.
 pub(super) struct Progress {
     info: ConnectionInfo,
-    /// How long a request's body may stop arriving.
+    /// The longest time without a byte of a request's body.
     pub(super) body: Option<Duration>,
     in_flight: AtomicUsize,
-    /// How many tasks run for streams of HTTP/2: also those that became a tunnel, whose request was answered.
+    /// The number of tasks that run HTTP/2 streams, including tunnels, whose request is already
+    /// answered.
     pub(super) streams: AtomicUsize,
     multiplexed: AtomicBool,
-    /// What had been read when hyper began to wait for the head of a request, plus one; zero while it does not.
+    /// Bytes read when hyper began to wait for a request's head, plus one; zero while it does not
+    /// wait.
     awaiting_head: AtomicU64,
-    /// The stream will go to another task.
+    /// The stream is about to move to another task.
     pub(super) upgrades: AtomicBool,
 }
 
@@ -57,24 +61,25 @@ impl Progress {
         &self.info.life
     }
 
-    /// Returns whether a request is in hand: its service, or the body of its response.
+    /// Returns whether a request is in progress: its service, or the body of its response.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0
     }
 
-    /// Returns whether a stream of HTTP/2 is open: with no request in hand, a tunnel.
+    /// Returns whether an HTTP/2 stream is open. Without a request in progress it is a tunnel.
     pub(super) fn has_streams(&self) -> bool {
         self.streams.load(Ordering::Relaxed) > 0
     }
 
     /// Returns whether the connection is known to be HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
-        // With its preface read, one of HTTP/1 would wait for a head.
+        // After as many bytes, an HTTP/1 connection would wait for a head.
         let begun = || self.awaiting_head().is_none() && self.life().bytes_read() >= PREFACE;
         self.multiplexed.load(Ordering::Relaxed) || (self.life().requests() == 0 && begun())
     }
 
-    /// Returns what had been read when the wait for the head of a request began, if there is one.
+    /// Returns the bytes read when the current wait for a request's head began, or `None` outside
+    /// of one.
     pub(super) fn awaiting_head(&self) -> Option<u64> {
         self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)
     }
@@ -84,12 +89,13 @@ impl Progress {
         self.awaiting_head.store(read + 1, Ordering::Relaxed);
     }
 
-    /// Returns whether the connection was told to leave.
+    /// Returns whether the connection is draining or closing.
     pub(super) fn is_leaving(&self) -> bool {
         self.life().signals.is_raised(Signal::Drain) || self.life().signals.is_raised(Signal::Close)
     }
 
-    /// A request's body has stopped arriving. In HTTP/1 nothing can be read behind it: the connection ends with its response.
+    /// Ends an HTTP/1 connection after its response, because nothing after a stalled body can be
+    /// read.
     #[cold]
     pub(super) fn body_stalled(&self) {
         if !self.is_multiplexed() {
@@ -98,7 +104,7 @@ impl Progress {
         }
     }
 
-    /// Returns how far it had come, for the reason of a failure.
+    /// Returns the state that classifies a failure.
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),
@@ -106,7 +112,7 @@ impl Progress {
         }
     }
 
-    /// A panic of user code: the connection ends of it, once what else is in flight is done.
+    /// Ends the connection because of a panic in user code, once other requests in flight are done.
     #[cold]
     fn panicked(&self, payload: &(dyn Any + Send)) -> BoxError {
         let panicked = ConnectionEnded::caused(EndReason::Panic, Panicked::new(payload));
@@ -117,7 +123,7 @@ impl Progress {
     }
 }
 
-/// A request in hand.
+/// Counts a request as in flight until dropped.
 struct RequestGuard(Arc<Progress>);
 
 impl RequestGuard {
@@ -133,7 +139,7 @@ impl Drop for RequestGuard {
     }
 }
 
-/// The user's service as hyper calls it.
+/// Adapts the user's service to hyper.
 pub(super) struct HyperService<S> {
     service: TowerToHyperService<S>,
     progress: Arc<Progress>,
@@ -177,7 +183,7 @@ where
     }
 }
 
-/// One request.
+/// The future of one request.
 #[pin_project]
 pub(super) struct RequestFuture<S: Service<Request<RequestBody>>> {
     #[pin]
@@ -216,7 +222,7 @@ where
                     {
                         progress.upgrades.store(true, Ordering::Release);
                     } else if progress.is_leaving() {
-                        // hyper closes behind it.
+                        // hyper closes after this response.
                         let close = HeaderValue::from_static("close");
                         response.headers_mut().insert(CONNECTION, close);
                     }
@@ -226,10 +232,14 @@ where
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
-                    // That stream is reset, and the connection goes on.
+                    // Only that stream is reset; the connection goes on.
                     let id = signed(progress.info.id().get());
                     let error = ErrorChain(&*err);
-                    tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
+                    tracing::warn!(
+                        target: "tower_tcp",
+                        { connection.id = id, %error },
+                        "request.failed",
+                    );
                 }
                 Err(err)
             }
@@ -238,7 +248,7 @@ where
     }
 }
 
-/// The body of a response, which keeps its request in flight.
+/// The body of a response. It keeps its request in flight.
 #[pin_project]
 pub(super) struct ReplyBody<B> {
     #[pin]

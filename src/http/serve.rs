@@ -1,4 +1,4 @@
-//! One connection through hyper: its service is made, hyper serves it, and its stream is closed.
+//! Serves one connection: makes its service, runs hyper, and closes the stream.
 
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -101,7 +101,7 @@ where
     let (tasks, streams) = Tasks::new();
     let mut builder = Builder::new(streams);
     settings.configure(&mut builder);
-    // hyper asks its timer only if there is a time.
+    // hyper starts its timer only if a timeout is set.
     builder
         .http1()
         .timer(AwaitHead::new(&progress))
@@ -124,7 +124,8 @@ where
                         let reason = EndReason::of_hyper(&*err, progress.as_failed());
                         ConnectionEnded::caused(reason, err)
                     });
-                    // Told to leave with nothing in hand, it may go as it likes.
+                    // During a graceful close with no request in progress, the peer may disconnect
+                    // in any way.
                     let left = clock.has_left() && !progress.is_busy() && !progress.has_streams();
                     return Poll::Ready(
                         ended.filter(|ended| !(left && ended.reason.is_of_stream())),
@@ -135,7 +136,7 @@ where
                 }
                 match ready!(clock.poll(&progress, &settings.deadlines, cx)) {
                     Due::Retire => {
-                        // A drain of this one connection.
+                        // Drains this connection only.
                         life.set_reason(EndReason::MaxAge, None);
                         life.signals.raise(Signal::Drain);
                     }
@@ -149,20 +150,20 @@ where
         })
         .await
     };
-    // What runs still, runs for nobody.
+    // Nobody waits for the result of tasks that still run.
     drop(tasks);
     let (conn, ended) = match ended {
         Some(ended) => {
-            // What hyper had is dropped, so the stream is back.
+            // hyper's future is dropped, so the stream is back.
             let conn = std::future::poll_fn(|cx| owner.poll_returned(cx)).await;
             (conn, Some(ended))
         }
-        // An upgraded stream is on loan until whoever has it is done.
+        // An upgraded stream is lent until its task drops it.
         None => returned(owner, &info, &settings.deadlines).await,
     };
     let ended = match ended {
         Some(ended) => ended,
-        // HTTP/2 ends by itself only when its peer does.
+        // An HTTP/2 connection that is not told to close ends only when its peer closes it.
         None if progress.is_multiplexed() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None => life.done().into(),
     };
@@ -170,7 +171,8 @@ where
     if let Some(conn) = conn
         && ended.reason != EndReason::WriteTimeout
     {
-        // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
+        // The reason is settled; it does not matter if the peer disconnects before the close is
+        // done.
         let _settled = conn.close(settings.linger).await;
     }
     match ended {
@@ -182,7 +184,8 @@ where
     }
 }
 
-/// Waits until the stream comes back, and takes it away at its deadline, which is the end then.
+/// Waits until the stream is returned. At its deadline, takes the stream away and ends the
+/// connection.
 async fn returned<Io>(
     owner: Owner<Io>,
     info: &ConnectionInfo,
@@ -200,7 +203,7 @@ async fn returned<Io>(
     .await
 }
 
-/// The future of [`Http`]: one connection. Boxed, once a connection.
+/// The future of [`Http`]: serves one connection. Boxed once per connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct HttpFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
 

@@ -1,4 +1,5 @@
-//! The tasks of a connection: HTTP/2 runs each request in one of its own, so that those of one peer can use all processors.
+//! The tasks of an HTTP/2 connection: one for each request, so that one peer can use all
+//! processors.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -7,13 +8,15 @@ use hyper::rt::Executor;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-/// What hyper runs a connection's tasks by. They end with the connection, in whatever way that ends.
+/// The executor on which hyper runs a connection's tasks. They end with the connection, however it
+/// ends.
 ///
-/// It is named here only as the parameter of hyper's builder, in [`Http::configure`](super::Http::configure).
+/// It is public only as the parameter of hyper's builder in
+/// [`Http::configure`](super::Http::configure).
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
-/// Aborts the tasks when it is dropped. (The tasks hold the set themselves, to run more.)
+/// Aborts the tasks when dropped. (The tasks hold the set themselves, to spawn more.)
 pub(super) struct Tasks(Streams);
 
 impl Streams {
@@ -37,10 +40,11 @@ impl Tasks {
         (Self(streams.clone()), streams)
     }
 
-    /// Lets go of those that are done, and has the connection's task woken when the next one is. Returns how many are left.
+    /// Removes finished tasks and registers a wakeup for the next one that finishes. Returns the
+    /// number of tasks left.
     pub(super) fn reap(&self, cx: &mut Context<'_>) -> usize {
         let mut set = self.0.lock();
-        // A handler's panic was caught inside, and an aborted task has nothing to say.
+        // The results carry nothing: a handler's panic was caught inside the task.
         while let Poll::Ready(Some(_)) = set.poll_join_next(cx) {}
         set.len()
     }
