@@ -1,7 +1,7 @@
 //! The three ways to run the calls of one connection.
 //!
-//! They are a type, not a value: a resting connection holds the future of one of them only, and what works with one request at a time
-//! only can say so.
+//! Each is a type, not a value. So a connection holds the future of only one of them, and a feature
+//! that needs requests to run one at a time can require it at compile time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -18,15 +18,17 @@ use super::reply::Answer;
 use super::tokio_tower::{run_as_finished, run_in_order};
 use crate::error::Panicked;
 
-/// One request at a time, the default: the next is begun when the reply to the last is on its way.
+/// One request at a time, the default: the next begins when the previous reply is encoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneAtATime;
 
-/// Several requests at the same time, answered in the order they came in. Made by [`Pipeline::in_flight`](super::Pipeline::in_flight).
+/// Several requests at the same time, answered in the order in which they arrived. Made by
+/// [`Pipeline::in_flight`](super::Pipeline::in_flight).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight;
 
-/// Several requests at the same time, answered as they finish. Made by [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
+/// Several requests at the same time, answered as they finish. Made by
+/// [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Multiplexed;
 
@@ -84,7 +86,7 @@ dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 dispatch!(InFlight, |calls| run_in_order(calls));
 dispatch!(Multiplexed, |calls| run_as_finished(calls));
 
-/// The direct loop: no queue is needed for one call, so none is paid for.
+/// Runs calls in a direct loop: one call needs no queue.
 #[pin_project]
 struct Direct<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
@@ -107,7 +109,8 @@ where
             if let Some(call) = this.call.as_mut().as_pin_mut() {
                 match call.poll(cx) {
                     Poll::Ready(result) => {
-                        // Dropped first: what the call held is given back before its reply is written.
+                        // Dropped first, so that the call's resources are released before its reply
+                        // is written.
                         this.call.set(None);
                         this.calls.finish_call(result.map_err(Into::into));
                     }
@@ -126,7 +129,7 @@ where
     }
 }
 
-/// Catches a panic in what it polls, and in dropping it. It is not polled again.
+/// Catches a panic when the inner future is polled or dropped. It is not polled again.
 #[pin_project]
 pub(super) struct CatchPanic<F>(#[pin] Option<F>);
 

@@ -3,11 +3,12 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-/// What a connection's service takes, if it takes more than requests: its peer's requests, and the messages of
-/// the rest of the program.
+/// A request from the peer, or a message from the rest of the program.
 ///
-/// Messages are sent by [`Peer::post`](super::Peer::post). They stand in one line with the requests: one at a time, or within the bound of
-/// what is in flight; after the service's `poll_ready`; and with a reply, which is mostly none. When both are waiting they take turns.
+/// It is the input of a service that takes more than requests. Messages are sent with
+/// [`Peer::post`](super::Peer::post). They share one queue with requests: they run one at a time or
+/// count as in flight, they wait for the service's `poll_ready`, and they have a reply, which is
+/// usually empty. When requests and messages are both waiting, they take turns.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -43,9 +44,9 @@ use tower_service::Service;
 #[doc(alias = "yield")]
 #[doc(alias = "post")]
 pub enum Event<R, M> {
-    /// The peer asks something.
+    /// A request from the peer.
     Request(R),
-    /// Another part of the program, or a timer, has something to say.
+    /// A message from another part of the program, or from a timer.
     Message(M),
 }
 

@@ -1,14 +1,14 @@
 use super::watermarks::Watermarks;
 
-/// The sizes and queues of a pipeline, in one value. Its times are [`Deadlines`](crate::deadline::Deadlines).
+/// The sizes and queues of a pipeline. Its times are [`Deadlines`](crate::deadline::Deadlines).
 ///
-/// | limit | default | why | at the limit |
+/// | limit | default | why | when reached |
 /// | --- | --- | --- | --- |
-/// | [`max_frame`](Self::max_frame) | 64 KiB | more than the line of any text protocol; what a peer can make the server hold | ends, [`FrameTooLarge`] |
-/// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it runs dry | the peer is not read, `send` waits |
-/// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here for one turn of the connection's task only | `send` waits |
-/// | [`messages`](Self::messages) | 16, and as many timers | they wait for the service, one call each; more is a backlog that the sender should feel | `post` waits |
-/// | [`read_ahead`](Self::read_ahead) | 8 KiB | what is read while a request is in hand, to notice that the peer is gone | the peer is not read |
+/// | [`max_frame`](Self::max_frame) | 64 KiB | longer than a line of any text protocol; bounds the memory that one peer can use | the connection ends with [`FrameTooLarge`] |
+/// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it is empty | no requests are read, and `send` waits |
+/// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs | `send` waits |
+/// | [`messages`](Self::messages) | 16, and as many timers | each takes one call of the service; the sender should notice a longer backlog | `post` waits |
+/// | [`read_ahead`](Self::read_ahead) | 8 KiB | read while a request is in progress, to notice that the peer is gone | no more is read |
 ///
 /// [`FrameTooLarge`]: crate::EndReason::FrameTooLarge
 #[derive(Clone, Debug)]
@@ -33,49 +33,61 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Sets the largest frame in bytes, its framing (length prefix, line ending) included. Default 64 KiB.
+    /// Sets the largest frame in bytes, including its framing (length prefix, line ending).
     ///
-    /// It holds for any codec. A codec's own limit, if it is lower, comes first.
+    /// Default: 64 KiB. Why: longer than a line of any text protocol. When reached: the connection
+    /// ends with [`FrameTooLarge`](crate::EndReason::FrameTooLarge).
+    ///
+    /// It holds for any codec. A lower limit of the codec itself is reached first.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
     }
 
-    /// Sets how many bytes of output may wait before no more requests are taken and `send` waits. Default 64 KiB.
+    /// Sets how many bytes of output may wait before no more requests are taken and `send` waits.
     ///
-    /// The low mark, at which it goes on, becomes a quarter of it. One frame may be larger than the mark.
+    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: both wait until the
+    /// output is down at the low mark, which becomes a quarter of this. One frame may be larger
+    /// than the mark.
     #[must_use]
     pub fn high_mark(self, bytes: usize) -> Self {
         self.watermarks(Watermarks::below(bytes))
     }
 
-    /// Sets both marks of the output. They can be changed for each connection while it runs, by
-    /// [`Peer::set_watermarks`](crate::Peer::set_watermarks).
+    /// Sets both marks of the output. [`Peer::set_watermarks`](crate::Peer::set_watermarks) changes
+    /// them for one connection while it runs.
     #[must_use]
     pub fn watermarks(mut self, marks: Watermarks) -> Self {
         self.watermarks = marks;
         self
     }
 
-    /// Sets how many frames may be pushed ahead of the connection's task. Default 16; `0` counts as 1.
+    /// Sets how many frames may be queued for the connection's task. `0` counts as 1.
+    ///
+    /// Default: 16. Why: they wait only until the task runs. When reached: `send` waits.
     #[must_use]
     pub fn push_queue(mut self, frames: usize) -> Self {
         self.push_queue = frames.max(1);
         self
     }
 
-    /// Sets how many messages may wait for the connection's service, and how many timers be set. Default 16; `0` counts as 1.
+    /// Sets how many messages may wait for the connection's service, and how many timers may be
+    /// set. `0` counts as 1.
+    ///
+    /// Default: 16. Why: each takes one call of the service, and the sender should notice a longer
+    /// backlog. When reached: `post` waits.
     #[must_use]
     pub fn messages(mut self, messages: usize) -> Self {
         self.messages = messages.max(1);
         self
     }
 
-    /// Sets how many undecoded bytes are taken in while requests are in hand. Default 8 KiB.
+    /// Sets how many undecoded bytes are buffered while requests are in progress.
     ///
-    /// It is what a reset is noticed by. One behind more than this, or behind the peer's end of input, is noticed when the request is
-    /// done; a request that may take long has a stock `Timeout`.
+    /// Default: 8 KiB. Why: reading is how a reset is noticed. When reached: no more is read until
+    /// the request is done, so a reset after that is noticed only then. The same holds for a reset
+    /// after the peer's end of input. Use tower's `Timeout` for requests that may take long.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

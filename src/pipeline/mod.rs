@@ -1,26 +1,31 @@
 //! Requests and replies over one connection.
 //!
-//! A [`Pipeline`] is the connection service for framed protocols: a codec for each connection, and a service for its
-//! requests. In the order of the code: [`Pipeline`] makes, for each connection, an engine (stream, codec, buffers, deadlines), a
-//! service, and runs calls of it in one of three ways ([`OneAtATime`], [`InFlight`], [`Multiplexed`]) until there are no more; then it closes.
+//! A [`Pipeline`] is the connection service for framed protocols: a codec for each connection, and
+//! a service for its requests. For each connection it makes an engine (stream, codec, buffers,
+//! deadlines) and a service. It runs the service's calls in one of three ways ([`OneAtATime`],
+//! [`InFlight`], [`Multiplexed`]) until there are no more, and then closes the connection.
 //!
 //! # Order
 //!
-//! Requests reach the service in the order they came, after its `poll_ready`, which is asked only when a request is at
-//! hand. Replies go out in that order ([`Multiplexed`]: as they finish). A finished reply is never dropped because a later request, frame or
-//! service failed; calls behind a reply that closes are dropped.
+//! Requests reach the service in the order in which they arrived. `poll_ready` is called only when
+//! a request has arrived. Replies are sent in the same order, or, with [`Multiplexed`], as they
+//! finish. A finished reply is never dropped because a later request, frame or service failed.
+//! Calls after a reply that closes the connection are dropped.
 //!
 //! # Errors
 //!
-//! An error of the service ends the connection in good order, behind the replies before it
-//! ([`ServiceError`](crate::EndReason::ServiceError)), unless [`Pipeline::shutdown_on_error`] is off: then it is logged, that request gets no
-//! reply, and the connection goes on, except for what [`ShutdownOnErrorLayer`] wraps. An error of `poll_ready` always ends it, as
-//! do those of the codec and the make-service, and a panic in any of them. Each ends its own connection only.
+//! An error of the service closes the connection gracefully, after the replies before it, with
+//! [`ServiceError`](crate::EndReason::ServiceError). If [`Pipeline::shutdown_on_error`] is off, the
+//! error is logged instead, its request gets no reply, and the connection goes on; services in a
+//! [`ShutdownOnErrorLayer`] still close it. An error of `poll_ready`, of the codec or of the
+//! make-service always ends the connection, and so does a panic in any of them. None of these
+//! affects other connections.
 //!
-//! A decoder whose protocol answers bad input gives it out as an item (`Result<Request, Bad>`, as the `redis` example does): an error of the
-//! decoder is for input behind which nothing can be read.
+//! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
+//! as the `redis` example does). An error of the decoder means that nothing after it can be read.
 //!
-//! To make a reply of a service's error is stock tower's work: `map_result`, `map_err` and `then` around the service.
+//! To turn a service's error into a reply, use tower's `map_result`, `map_err` and `then` around
+//! the service.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -42,29 +47,34 @@
 //! # infer(pipeline);
 //! ```
 //!
-//! # Besides requests and replies
+//! # More than requests and replies
 //!
-//! A make-service is given the connection's [`Peer`], through which the rest of the program reaches it: frames go out at any time, under
-//! [`Watermarks`]; input can be paused; messages and timers reach the service in turn with the requests ([`Event`]); its end can be awaited.
-//! [`OnConnectLayer`] greets or refuses. All of that holds in the three ways of dispatch, over any stream.
+//! A make-service is given the connection's [`Peer`], a handle for the rest of the program. Through
+//! it frames can be sent at any time, within [`Watermarks`]; input can be paused; messages and
+//! timers reach the service in turn with requests ([`Event`]); and the connection's end can be
+//! awaited. An [`OnConnectLayer`] greets peers or turns them away. All of this works with each of
+//! the three ways to run calls, over any stream.
 //!
-//! Two more only where requests run one at a time, because only there is it known what stands behind a reply. A *codec changes its
-//! mode* between two frames by a frame it is given to encode: what is buffered is decoded anew by then (the `smtp` example's `DATA`). And *another
-//! service takes the stream over*, with what is buffered: [`Pipeline::on_upgrade`].
+//! Two features need requests to run one at a time, because only then is it known what follows a
+//! reply:
+//!
+//! - A codec can change its mode when it encodes a frame. Buffered input is then decoded in the new
+//!   mode (see `DATA` in the `smtp` example).
+//! - Another service can take over the stream with its buffered input: [`Pipeline::on_upgrade`].
 //!
 //! # Sessions
 //!
 //! A service that keeps state between the requests of a connection is a [`Session`]. Its calls take
-//! `&mut self`, one after the other, and so need no lock. A make-service returns it as a
+//! `&mut self` and run one after the other, so they need no lock. A make-service returns it as a
 //! [`SessionService`], alone or within layers.
 //!
 //! # Layers
 //!
-//! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds
-//! nothing that connections share. [`PipelineBuilder::make_service`] makes one for each connection and
-//! keeps it, so it need not be `Clone`; only the make-service is cloned. [`layers`](crate::layers)
-//! lists what each of tower's layers does there, and the three mistakes that let idle connections
-//! hold what others wait for.
+//! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds no
+//! shared resource. [`PipelineBuilder::make_service`] makes one service for each connection and
+//! keeps it, so that service need not be `Clone`; only the make-service is cloned.
+//! [`layers`](crate::layers) lists how each of tower's layers behaves there, and the three mistakes
+//! with which idle connections hold resources that others wait for.
 
 mod bounds;
 mod buffer;
@@ -118,9 +128,10 @@ pub use upgrade::{NoUpgrade, OnUpgrade};
 pub use watermarks::{InvalidWatermarks, Watermarks};
 
 /// The connection service for framed protocols. See the [module docs](self), and
-/// [`layers`](crate::layers) for where tower's layers go.
+/// [`layers`](crate::layers) for the places of tower's layers.
 ///
-/// `F` makes codecs, `K` services; `T` is the type of the frames that go out, `D` the way requests are run, `N` what may take the stream over.
+/// `F` makes codecs, and `K` makes services. `T` is the type of outgoing frames, `D` the way in
+/// which requests run, and `N` the service that may take over the stream.
 pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
     codec: F,
     maker: K,
@@ -130,9 +141,10 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
 }
 
 impl<F> Pipeline<F, (), (), OneAtATime> {
-    /// Begins a pipeline of the codecs that `codec` makes, one for each connection.
+    /// Begins a pipeline with the codecs that `codec` makes, one for each connection.
     ///
-    /// `codec` is a function without arguments that returns a [`Decoder`]: `Lines::default`, say.
+    /// `codec` is a function without arguments that returns a [`Decoder`], such as
+    /// `Lines::default`.
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
@@ -161,9 +173,11 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of all connections with one service, a clone of it for each request.
     ///
     /// `service` is a [`Service`](tower_service::Service) of the codec's items that is `Clone`. Its
-    /// response converts into a [`Reply<T>`](Reply), its error into a [`BoxError`](crate::BoxError).
+    /// response converts into a [`Reply<T>`](Reply), and its error into a
+    /// [`BoxError`](crate::BoxError).
     ///
-    /// The clone is made ready when its request is at hand, so idle connections hold nothing of what is shared.
+    /// The clone is made ready when its request has arrived, so idle connections hold no shared
+    /// resource.
     pub fn service<T, K>(
         self,
         service: impl SharedService<Request<F>, Maker = K>, // of requests (`Peer`: `make_service`)
@@ -174,10 +188,12 @@ impl<F> PipelineBuilder<F> {
         Pipeline::with(self.codec, service.into_maker())
     }
 
-    /// Serves the requests of each connection with a service made for it: `make` is a service that is given the [`Peer`].
+    /// Serves the requests of each connection with a service made for it. `make` is a service that
+    /// is given the [`Peer`].
     ///
-    /// It runs in the connection's task while output is already being written, so it can greet the peer, however
-    /// long the greeting, and turn it away by failing. It has [10 s](Deadlines::make_service).
+    /// `make` runs in the connection's task while output is already being written, so it can send a
+    /// greeting of any length. If it fails, the peer is turned away. It has
+    /// [10 s](Deadlines::make_service).
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(
@@ -187,7 +203,8 @@ impl<F> PipelineBuilder<F> {
         Pipeline::with(self.codec, make.into_maker())
     }
 
-    /// As [`make_service`](Self::make_service), with services that take messages besides requests: see [`Event`].
+    /// Like [`make_service`](Self::make_service), with services that also take messages. See
+    /// [`Event`].
     pub fn make_event_service<T, M, K>(
         self,
         make: impl MakeEventService<T, M, Maker = K>, // of a `Peer<T, M>`
@@ -231,15 +248,18 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Sets the bounds of the orderly close at the end of each connection. Default: see [`Linger`].
+    /// Sets the limits of the graceful close at the end of each connection. Default: see
+    /// [`Linger`].
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
         Arc::make_mut(&mut self.settings).linger = linger;
         self
     }
 
-    /// Sets whether a service error ends its connection. Default `true`: a service that failed may have left its connection in a
-    /// state that nobody thought of, and a peer that waits for a reply is told.
+    /// Sets whether a service error ends its connection.
+    ///
+    /// Default: `true`. Why: a failed service may have left its connection in an unforeseen state,
+    /// and the close tells a peer that waits for a reply.
     #[must_use]
     pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
         Arc::make_mut(&mut self.settings).policy = if shutdown {
@@ -252,16 +272,22 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 }
 
 impl<F, K, T, D> Pipeline<F, K, T, D> {
-    /// Says what takes the stream over behind a [`Reply::upgrade`]: any connection service, of the stream with what is
-    /// buffered. Another pipeline, say, behind a hook that does a TLS handshake (STARTTLS), or a raw service.
+    /// Sets the service that takes over the stream after a [`Reply::upgrade`]. It can be any
+    /// connection service of the stream with its buffered input: for example, another pipeline
+    /// behind a hook that does a TLS handshake (STARTTLS), or a raw service.
     ///
-    /// The connection stays the same: its permit, its span, its signals, its one end. The old pipeline's [`Peer`]s can end it, and learn of its
-    /// end, but send no more. The messages that are waiting are dropped. Replies and pushes before it are written first.
+    /// The connection remains the same, with its permit, its span, its signals and its single end.
+    /// Replies and pushed frames before the upgrade are written first; waiting messages are
+    /// dropped. The old pipeline's [`Peer`]s can still close the connection and await its end, but
+    /// can no longer send.
     ///
-    /// Only where requests run one at a time, since elsewhere it would not be known what is behind the reply. The service answers with
-    /// [`Upgrade`], which all that makes a [`Reply`] makes, too; a pipeline that has nothing to take over does not compile with such a
-    /// service. What takes over is cloned for each upgrade, and made ready then, in the [10 s](Deadlines::make_service) of a make-service. A
-    /// request that was read already and is held back by a [pause](Peer::pause_input) is dropped.
+    /// Requests must run one at a time, because otherwise it is unknown what follows the reply. The
+    /// pipeline's service answers with [`Upgrade`], into which everything converts that converts
+    /// into a [`Reply`]. A pipeline without `on_upgrade` does not compile with such a service.
+    ///
+    /// `next` is cloned for each connection, and made ready at the upgrade, within the
+    /// [10 s](Deadlines::make_service) of a make-service. A request that was already decoded and is
+    /// held back by a [pause](Peer::pause_input) is dropped.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -330,7 +356,8 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
 }
 
 impl<F, K, T, N> Pipeline<F, K, T, OneAtATime, N> {
-    /// Lets `n` requests of a connection run at the same time; replies go out in the order of the requests. `0` counts as 1.
+    /// Runs up to `n` requests of a connection at the same time. Replies are sent in the order of
+    /// the requests. `0` counts as 1.
     #[must_use]
     #[doc(alias = "pipelining")]
     #[doc(alias = "concurrency")]
@@ -341,8 +368,8 @@ impl<F, K, T, N> Pipeline<F, K, T, OneAtATime, N> {
         self.dispatched(n, Order::AsAsked)
     }
 
-    /// Lets `n` requests of a connection run at the same time; replies go out as they finish, so the protocol has to tag
-    /// them. `0` counts as 1.
+    /// Runs up to `n` requests of a connection at the same time. Replies are sent as they finish,
+    /// so the protocol must tag them. `0` counts as 1.
     #[must_use]
     pub fn multiplexed<E>(self, n: usize) -> Pipeline<F, K, T, Multiplexed, E>
     where

@@ -8,11 +8,14 @@ use super::peer::Peer;
 use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, Known};
 
-/// Runs a function for each peer before its service is made: to greet it, to turn it away by failing, to enter it in a
-/// [`Registry`](crate::registry::Registry), to be told of its end ([`Peer::on_end`]).
+/// Runs a function for each peer before its service is made.
 ///
-/// It goes around a make-service, and runs in the connection's task, in the [10 s](crate::deadline::Deadlines::make_service) that the
-/// make-service has. With stock `tower::make::Shared` a service that is not made for each connection needs no make-service:
+/// The function can greet the peer, turn it away by failing, add it to a
+/// [`Registry`](crate::registry::Registry), or register a callback for its end ([`Peer::on_end`]).
+///
+/// The layer wraps a make-service. The function runs in the connection's task, and shares the
+/// make-service's deadline of [10 s](crate::deadline::Deadlines::make_service). For a service that
+/// is not made for each connection, use tower's `tower::make::Shared` as the make-service:
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -40,7 +43,8 @@ pub struct OnConnectLayer<F> {
 }
 
 impl<F> OnConnectLayer<F> {
-    /// Makes the layer of a function from the peer to a future of `Ok(())`, or of an error that turns the peer away.
+    /// Makes the layer from a function that takes the peer and returns a future of `Ok(())`, or of
+    /// an error that turns the peer away.
     pub fn new(f: F) -> Self {
         Self { f }
     }
@@ -57,7 +61,7 @@ impl<F: Clone, K> Layer<K> for OnConnectLayer<F> {
     }
 }
 
-/// A make-service behind a function. Made by [`OnConnectLayer`].
+/// Runs a function before it calls a make-service. Made by [`OnConnectLayer`].
 #[derive(Clone, Debug)]
 pub struct OnConnect<F, K> {
     f: F,
@@ -77,7 +81,8 @@ where
 {
     type Response = K::Response;
     type Error = BoxError;
-    // Unknown where `Connected` gives no `Result<(), E>`, so that the compiler says that once.
+    // Unknown unless `Connected` returns `Result<(), E>`, so that the compiler reports that only
+    // once.
     type Future = <E as Known<OnConnectFuture<K::Response>>>::Type;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -86,7 +91,7 @@ where
 
     fn call(&mut self, peer: Peer<T, M>) -> Self::Future {
         let connected = (self.f)(peer.clone());
-        // The one that is ready is called; the clone is left behind.
+        // Calls the service that was made ready, and keeps the clone for the next call.
         let behind = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, behind);
         OnConnectFuture(Box::pin(async move {
@@ -96,7 +101,7 @@ where
     }
 }
 
-/// The future of [`OnConnect`]. Boxed, once a connection.
+/// The future of [`OnConnect`]. Boxed once per connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct OnConnectFuture<S>(Pin<Box<dyn Future<Output = Result<S, BoxError>> + Send>>);
 

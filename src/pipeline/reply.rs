@@ -5,14 +5,16 @@ use futures_core::Stream;
 
 use crate::error::BoxError;
 
-/// What a request is answered with: no frame, one, several, or a stream of them; and whether the connection ends behind it.
+/// The answer to a request: no frame, one frame, several, or a stream of them. It can also close
+/// the connection.
 ///
-/// A service need not name it: `T`, `Option<T>` and `Vec<T>` are replies by themselves, and a service's `Response` only has to
-/// be `Into<Reply<T>>`.
+/// A service need not name it. `T`, `Option<T>` and `Vec<T>` convert into replies, and the
+/// `Response` of a service only has to be `Into<Reply<T>>`.
 ///
 /// ```
 /// use tower_tcp::Reply;
-/// # let (line, lines, stream) = ("221 bye", vec!["250-one", "250 two"], futures_util::stream::empty());
+/// # let (line, lines) = ("221 bye", vec!["250-one", "250 two"]);
+/// # let stream = futures_util::stream::empty();
 /// let one: Reply<&str> = line.into();
 /// let several: Reply<&str> = lines.into();
 /// let none: Reply<&str> = None.into();
@@ -25,12 +27,12 @@ pub struct Reply<T> {
     pub(super) then: AfterReply,
 }
 
-/// What becomes of the connection behind a reply.
+/// The connection's course after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AfterReply {
     GoOn,
     Close,
-    /// Its stream goes to another service. Only an [`Upgrade`] says so.
+    /// The stream goes to another service. Only an [`Upgrade`] has this.
     Upgrade,
 }
 
@@ -44,7 +46,7 @@ pub(super) enum Frames<T> {
 type FrameStream<T> = Pin<Box<dyn Stream<Item = Result<T, BoxError>> + Send>>;
 
 impl<T> Reply<T> {
-    /// A reply of no frames: the request is done, and nothing is sent.
+    /// Makes a reply without frames: the request is done, and nothing is sent.
     pub fn none() -> Self {
         Self {
             frames: Frames::None,
@@ -52,9 +54,11 @@ impl<T> Reply<T> {
         }
     }
 
-    /// A reply of the frames that `stream` gives, each sent as it comes.
+    /// Makes a reply of the frames of `stream`, each sent as it comes.
     ///
-    /// The next request is begun when the stream has ended. An error in it is a failed request: the frames before it are sent, and the
+    /// With one request at a time, the next one begins when the stream has ended. Otherwise the
+    /// stream counts as one of the requests in flight, and replies that finish meanwhile are sent
+    /// after it. An error of the stream is a failed request: the frames before it are sent, and the
     /// error policy decides the rest.
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
@@ -63,14 +67,15 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Ends the connection in good order behind this reply. Requests behind it are dropped.
+    /// Closes the connection gracefully after this reply. Later requests are dropped.
     #[must_use]
     pub fn close(mut self) -> Self {
         self.then = AfterReply::Close;
         self
     }
 
-    /// Hands the stream over behind this reply, to the service given to [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
+    /// Hands over the stream after this reply, to the service given to
+    /// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
     pub fn upgrade(mut self) -> Upgrade<T> {
         self.then = AfterReply::Upgrade;
         Upgrade::from(self)
@@ -119,11 +124,11 @@ impl<T> fmt::Debug for Reply<T> {
     }
 }
 
-/// A reply behind which another service may take the stream over. Made by [`Reply::upgrade`]; every
-/// reply is one that stays.
+/// A reply after which another service may take over the stream. Made by [`Reply::upgrade`]. A
+/// plain reply converts into one that keeps the stream.
 ///
-/// It is what a service answers with whose pipeline has
-/// [`on_upgrade`](super::Pipeline::on_upgrade). In no other pipeline does it compile.
+/// It is the response type of a service whose pipeline has
+/// [`on_upgrade`](super::Pipeline::on_upgrade). It does not compile in any other pipeline.
 #[doc(alias = "takeover")]
 #[doc(alias = "Takeover")]
 #[doc(alias = "connect_protocol")]
@@ -162,7 +167,7 @@ impl<T> fmt::Debug for Upgrade<T> {
 mod sealed {
     use super::*;
 
-    /// What a service may answer with.
+    /// A response of a service: a reply or an upgrade.
     #[expect(unnameable_types, reason = "sealed: a reply, or an upgrade")]
     pub trait Answer<T> {
         fn into_reply(self) -> Reply<T>;

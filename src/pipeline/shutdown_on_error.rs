@@ -10,11 +10,12 @@ use tower_service::Service;
 
 use crate::error::{BoxError, find_cause};
 
-/// Marks the errors of what it wraps, so that they close the connection even where the pipeline's policy
-/// ([`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error)) is off.
+/// Marks the errors of the inner service, so that they close the connection even if
+/// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) is off.
 ///
-/// They stay errors, and layers outside see them as any other; the mark is found through `source()`. Only what is *inside*
-/// is marked: the `Elapsed` of a `Timeout` around this layer is not.
+/// They remain errors, and outer layers see them like any other; the mark is found through
+/// `source()`. Only errors from *inside* are marked: the `Elapsed` of a `Timeout` around this layer
+/// is not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShutdownOnErrorLayer;
 

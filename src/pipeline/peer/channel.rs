@@ -10,15 +10,14 @@ use super::{Buffered, TrySendError};
 use crate::connection::ConnectionInfo;
 use crate::pipeline::watermarks::Watermarks;
 
-/// What the handles of a connection and its engine have in common.
+/// The state that a connection's handles and its engine share.
 pub(super) struct Channel<T, M> {
     pub(super) info: ConnectionInfo,
     most_timers: usize,
-    /// Room in `items`; none is given out while the output is above its mark, but what was given
-    /// out before is good. Semaphores are fair: who sends without end keeps nobody waiting for
-    /// ever.
+    /// Room in `items`. Above the high mark no more is given out; room given out before remains
+    /// valid. The semaphore is fair, so one busy sender cannot keep the others waiting forever.
     pub(super) room: Semaphore,
-    /// Room for those who wait for a flush, until they are told.
+    /// Room for tasks that wait for a flush, held until the flush is reported.
     pub(super) flush_room: Semaphore,
     /// Room in `messages`.
     pub(super) message_room: Semaphore,
@@ -26,50 +25,50 @@ pub(super) struct Channel<T, M> {
     /// The encoded bytes that are not written, as of the engine's last turn.
     pub(super) unwritten: AtomicUsize,
     queues: Mutex<Queues<T, M>>,
-    /// A mark was crossed, or it ended.
+    /// Notified when a mark is crossed and when the connection ends.
     pub(super) changed: Notify,
 }
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// Room that is given back when the output is below its mark.
+    /// Room to give back when the output is down at its low mark.
     room_held_back: usize,
-    /// Those who wait until the output up to a position is written.
+    /// Tasks that wait until the output up to a position is written.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
     pub(super) messages: VecDeque<M>,
-    /// By when they are due, then by when they were set.
+    /// Ordered by due time, then by the order in which they were set.
     pub(super) timers: BTreeMap<(Instant, u64), M>,
     timers_set: u64,
     pub(super) marks: Watermarks,
     /// How long the connection may be idle.
     pub(super) idle: Option<Duration>,
-    /// How often the marks were crossed: above, while it is odd.
+    /// The number of times that the marks were crossed. Odd while the output is above.
     pub(super) crossings: u64,
     gone: bool,
     no_more_messages: bool,
     pub(super) ended: bool,
 }
 
-/// What is queued for the output.
+/// An entry in the queue of output.
 pub(super) enum Item<T> {
     Frame(T),
-    /// Tell when all before it is written.
+    /// Report when everything before it is written.
     Flush(oneshot::Sender<()>),
 }
 
-/// What the engine looks at in each of its turns, so that no turn costs a lock.
+/// The flags that the engine checks in each turn, so that no turn takes the lock.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Flag {
-    /// Something is in `items`.
+    /// `items` is not empty.
     Pushed = 1,
-    /// Somebody is in `flushes`.
+    /// `flushes` is not empty.
     Flush = 2,
-    /// A message or a timer is set.
+    /// A message is waiting, or a timer is set.
     Mail = 4,
     /// The marks or the idle time were changed.
     Tuned = 8,
-    /// No requests are to be taken.
+    /// Input is paused.
     Paused = 16,
 }
 
@@ -101,7 +100,8 @@ impl<T, M> Queues<T, M> {
         self.crossings & 1 == 1
     }
 
-    /// An item was taken. Returns how much room to give back, once the lock is: that wakes.
+    /// Records that an item was taken. Returns the room to give back after the lock is released,
+    /// because giving it back wakes tasks.
     pub(super) fn took(&mut self) -> usize {
         if self.is_above_mark() {
             self.room_held_back += 1;
@@ -111,7 +111,7 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// A mark was crossed. Returns how much room to give back.
+    /// Records that a mark was crossed. Returns the room to give back.
     pub(super) fn cross(&mut self, room: &Semaphore) -> usize {
         self.crossings += 1;
         if self.is_above_mark() {
@@ -159,8 +159,8 @@ impl<T, M> Channel<T, M> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Queues<T, M>> {
-        // Neither code of the user's runs under this lock nor a waker, so poison can only come from
-        // a failed allocation.
+        // Neither user code nor a waker runs under this lock, so only a failed allocation can
+        // poison it.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -173,7 +173,7 @@ impl<T, M> Channel<T, M> {
         self.wake();
     }
 
-    /// Queues something for the output. There is room for it: the caller holds a permit.
+    /// Queues an item of output. The caller's permit guarantees room for it.
     pub(super) fn push(&self, item: Item<T>, room: SemaphorePermit<'_>) -> Result<(), Item<T>> {
         {
             let mut state = self.lock();
@@ -183,13 +183,13 @@ impl<T, M> Channel<T, M> {
             state.items.push_back(item);
             self.flags.raise(Flag::Pushed);
         }
-        // Given back when it is taken.
+        // Given back when the item is taken.
         room.forget();
         self.wake();
         Ok(())
     }
 
-    /// Queues a message. There is room for it: the caller holds a permit.
+    /// Queues a message. The caller's permit guarantees room for it.
     pub(super) fn post(&self, message: M, room: SemaphorePermit<'_>) -> Result<(), M> {
         {
             let mut state = self.lock();
@@ -239,7 +239,7 @@ impl<T, M> Channel<T, M> {
         }
     }
 
-    /// Takes no more from now on; what was sent before is still taken.
+    /// Accepts nothing more. Items and messages sent before are still delivered.
     pub(super) fn refuse(&self) {
         self.lock().gone = true;
         self.room.close();
@@ -247,14 +247,14 @@ impl<T, M> Channel<T, M> {
         self.refuse_messages();
     }
 
-    /// Takes no more messages from now on; what was sent before is still delivered.
+    /// Accepts no more messages. Messages sent before are still delivered.
     pub(super) fn refuse_messages(&self) {
         self.lock().no_more_messages = true;
         self.message_room.close();
     }
 
-    /// Says that nothing more will be written or delivered, counts the messages that were not (a
-    /// timer that is due is one), and drops all.
+    /// Ends the channel: nothing more will be written or delivered. Counts undelivered messages,
+    /// including timers that are due, and drops everything.
     pub(super) fn end(&self) {
         self.refuse();
         let (items, flushes, messages, timers) = {
@@ -271,8 +271,8 @@ impl<T, M> Channel<T, M> {
         let due = timers.keys().take_while(|(due, _)| *due <= now).count();
         self.info.life.count_dropped_messages(messages.len() + due);
         self.changed.notify_waiters();
-        // Last, and without the lock: these are the user's types, and do what they like when they
-        // are dropped.
+        // Dropped last and without the lock, because these are user types, and their `Drop` may do
+        // anything.
         drop((items, flushes, messages, timers));
     }
 }

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 
-/// The output of a connection crossed one of its [`Watermarks`](crate::pipeline::Watermarks).
+/// A crossing of one of a connection's [`Watermarks`](crate::pipeline::Watermarks) by its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crossing {
-    /// It came up to the high mark.
+    /// The output has risen to the high mark.
     High,
-    /// It came down to the low mark.
+    /// The output has fallen to the low mark.
     Low,
 }
 
-/// The crossings of a connection's watermarks, each of them once and in turn: high, low, high.
+/// The crossings of a connection's watermarks, each once and in turn: high, low, high.
 ///
-/// Made by [`Peer::crossings`](super::Peer::crossings). They are counted, not queued: one who looks
-/// seldom finds them all, and nothing is kept for it.
+/// Made by [`Peer::crossings`](super::Peer::crossings). Crossings are counted, not queued, so a
+/// slow reader sees all of them at no cost in memory.
 pub struct Crossings<T, M = Infallible> {
     channel: Arc<Channel<T, M>>,
     seen: u64,
@@ -24,13 +24,12 @@ pub struct Crossings<T, M = Infallible> {
 
 impl<T, M> Crossings<T, M> {
     pub(super) fn new(channel: Arc<Channel<T, M>>) -> Self {
-        // Rounded down to where it was below.
+        // Rounded down to the last crossing after which the output was below.
         let seen = channel.lock().crossings & !1;
         Self { channel, seen }
     }
 
-    /// Waits for the next crossing; `None` when there will be no more, because the connection has
-    /// ended.
+    /// Waits for the next crossing. Returns `None` once the connection has ended.
     ///
     /// # Cancel safety
     ///
@@ -43,7 +42,7 @@ impl<T, M> Crossings<T, M> {
                 let state = self.channel.lock();
                 if self.seen < state.crossings {
                     self.seen += 1;
-                    // An odd number of crossings leads up.
+                    // After an odd number of crossings the output is above.
                     return Some(if self.seen & 1 == 1 {
                         Crossing::High
                     } else {

@@ -11,13 +11,13 @@ use crate::connection::ConnectionInfo;
 use crate::pipeline::limits::Limits;
 use crate::pipeline::watermarks::Watermarks;
 
-/// The engine's end of the handles to its connection.
+/// The engine's side of the handles to its connection.
 ///
-/// Without an engine nobody can send, so that is said however it goes: at the end, by an abort, by
-/// a layer that drops the connection's future.
+/// Dropping it ends the channel. So sends fail however the connection goes away: at its end, by an
+/// abort, or because a layer drops the connection's future.
 pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Channel<T, M>>);
 
-/// What there is to be delivered to the service besides requests.
+/// When the next message is due.
 pub(in crate::pipeline) enum Mail {
     None,
     Now,
@@ -45,12 +45,12 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Returns whether anything was pushed since the queue was last found empty.
+    /// Returns whether the queue of pushed items may hold one.
     pub(in crate::pipeline) fn has_pushed(&self) -> bool {
         self.0.flags.is_raised(Flag::Pushed)
     }
 
-    /// Takes the next frame that was pushed; `position` is where it will begin in the output.
+    /// Takes the next pushed frame. `position` is its future start in the output.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<T> {
         let mut room = 0;
         let mut state = self.0.lock();
@@ -76,12 +76,12 @@ impl<T, M> EngineSide<T, M> {
         frame
     }
 
-    /// Returns whether somebody waits until what is encoded is written.
+    /// Returns whether a task waits for encoded output to be written.
     pub(in crate::pipeline) fn awaits_flush(&self) -> bool {
         self.0.flags.is_raised(Flag::Flush)
     }
 
-    /// Says up to where the output is flushed, and how much of it is not written.
+    /// Records the position up to which output is flushed, and the number of unwritten bytes.
     pub(in crate::pipeline) fn wrote(&self, flushed: u64, unwritten: usize) {
         self.0.unwritten.store(unwritten, Ordering::Relaxed);
         if !self.awaits_flush() {
@@ -100,12 +100,12 @@ impl<T, M> EngineSide<T, M> {
         };
         self.0.flush_room.add_permits(done.len());
         for (_, done) in done {
-            // One who has given up waiting is not there to be told.
+            // The waiting task may have given up.
             let _gone = done.send(());
         }
     }
 
-    /// Returns the marks and the idle time, if either was changed.
+    /// Returns the marks and the idle time if either was changed.
     pub(in crate::pipeline) fn tuned(&self) -> Option<(Watermarks, Option<Duration>)> {
         if !self.0.flags.is_raised(Flag::Tuned) {
             return None;
@@ -115,14 +115,14 @@ impl<T, M> EngineSide<T, M> {
         Some((state.marks, state.idle))
     }
 
-    /// Says that the output crossed a mark.
+    /// Records that the output crossed a mark.
     pub(in crate::pipeline) fn crossed(&self) {
         let room = self.0.lock().cross(&self.0.room);
         self.0.room.add_permits(room);
         self.0.changed.notify_waiters();
     }
 
-    /// Returns whether the handles ask for nothing at all.
+    /// Returns whether the handles request nothing.
     #[inline]
     pub(in crate::pipeline) fn is_quiet(&self) -> bool {
         !self.0.flags.any()
@@ -148,7 +148,7 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Takes the next message: a timer that is due, or the one that was sent first.
+    /// Takes the next message: a timer that is due, or the message that was sent first.
     pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
         if !self.0.flags.is_raised(Flag::Mail) {
             return None;
@@ -171,12 +171,12 @@ impl<T, M> EngineSide<T, M> {
         timer.or(sent)
     }
 
-    /// Takes no more messages from now on; what was sent before is still delivered.
+    /// Accepts no more messages. Messages sent before are still delivered.
     pub(in crate::pipeline) fn refuse_messages(&self) {
         self.0.refuse_messages();
     }
 
-    /// Takes no more from now on; what was sent before is still taken.
+    /// Accepts nothing more. Items and messages sent before are still delivered.
     pub(in crate::pipeline) fn refuse(&self) {
         self.0.refuse();
     }

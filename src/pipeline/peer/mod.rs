@@ -1,4 +1,4 @@
-//! The typed handle to one connection, and what stands behind it.
+//! The typed handle to one connection, and the state behind it.
 
 mod channel;
 mod crossings;
@@ -24,25 +24,26 @@ use channel::{Channel, Flag, Item};
 pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail};
 
-/// The connection has ended, or is closing.
+/// The error of a send to a connection that is closing or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection is gone")]
 #[doc(alias = "Gone")]
 pub struct Closed;
 
-/// Why something was not taken without waiting. It is given back.
+/// The error of a send that would have to wait, or whose connection is closed. It returns the
+/// value.
 #[derive(Clone, Copy, PartialEq, Eq, Error)]
 pub enum TrySendError<V> {
     /// There is no room now.
     #[error("no room for it now")]
     Full(V),
-    /// The connection has ended, or is closing.
+    /// The connection is closing or has ended.
     #[error("the connection is gone")]
     Closed(V),
 }
 
 impl<V> TrySendError<V> {
-    /// Returns what was not taken.
+    /// Returns the value that was not sent.
     pub fn into_inner(self) -> V {
         match self {
             Self::Full(it) | Self::Closed(it) => it,
@@ -59,7 +60,7 @@ impl<V> fmt::Debug for TrySendError<V> {
     }
 }
 
-/// What waits to be written to one peer.
+/// The amount of output that waits to be written to one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffered {
     bytes: usize,
@@ -67,26 +68,26 @@ pub struct Buffered {
 }
 
 impl Buffered {
-    /// Returns the bytes that are encoded and not written. What the system holds, or a TLS stream,
-    /// is not among them.
+    /// Returns the number of bytes that are encoded but not written. Bytes held by the operating
+    /// system or by a TLS stream are not included.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Returns the frames that were sent by [`Peer::send`] and are not encoded yet.
+    /// Returns the number of frames sent by [`Peer::send`] that are not encoded yet.
     pub fn frames(&self) -> usize {
         self.frames
     }
 }
 
-/// A handle to one connection: what is known of it, and all that can be done with it from anywhere.
+/// A handle to one connection, for use from anywhere in the program.
 ///
-/// A make-service is given it; it can be cloned and sent to any task. `T` is the type of the frames
-/// that go out, `M` of the messages that the connection's service takes besides requests, none by
-/// default (see [`Event`](super::Event)).
+/// A make-service is given it. It can be cloned and sent to any task. `T` is the type of outgoing
+/// frames. `M` is the type of messages that the connection's service takes besides requests; by
+/// default there are none (see [`Event`](super::Event)).
 ///
-/// It keeps nothing open: after the end of the connection, whatever would reach the peer or the
-/// service fails with [`Closed`].
+/// It does not keep the connection open. After the connection's end, sends to the peer or the
+/// service fail with [`Closed`].
 #[doc(alias = "wheel")]
 #[doc(alias = "session")]
 #[doc(alias = "sender")]
@@ -96,24 +97,24 @@ pub struct Peer<T, M = Infallible> {
 }
 
 impl<T, M> Peer<T, M> {
-    /// Returns what is known of the connection.
+    /// Returns the connection's details.
     pub fn info(&self) -> &ConnectionInfo {
         &self.channel.info
     }
 
-    /// Returns whether both are handles of the same connection.
+    /// Returns whether both are handles to the same connection.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.channel, &other.channel)
     }
 
     // Output.
 
-    /// Sends a frame: before, between or after replies, and between the frames of a streamed one.
+    /// Sends a frame: before, between or after replies, and between the frames of a streamed reply.
     ///
-    /// It is sent whole and in the order of `send`s. This waits while the output is above its high
-    /// mark, until it is down at the low one ([`Watermarks`]), and while [16
-    /// frames](super::Limits::push_queue) wait already. What is sent is written by the connection's
-    /// task.
+    /// Frames are sent whole, in the order of the calls. This waits while the output is above its
+    /// high mark, until it is down at the low mark ([`Watermarks`]), and while
+    /// [16 frames](super::Limits::push_queue) are already waiting. The connection's task writes the
+    /// frame.
     ///
     /// # Errors
     ///
@@ -121,7 +122,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped before it is done, the frame has not been sent.
+    /// If this is dropped before it is done, the frame is not sent.
     #[doc(alias = "put")]
     #[doc(alias = "push")]
     #[doc(alias = "write")]
@@ -129,13 +130,13 @@ impl<T, M> Peer<T, M> {
         self.push(Item::Frame(frame)).await
     }
 
-    /// Sends a frame if that takes no wait.
+    /// Sends a frame if that is possible without waiting.
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) where [`send`](Self::send) would wait: also for a peer that
-    /// reads, when a burst of frames comes before its task has had a turn.
-    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) if [`send`](Self::send) would wait. That includes a burst of
+    /// frames to a fast peer before the connection's task has run. [`Closed`](TrySendError::Closed)
+    /// when the connection is closing or has ended.
     pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
         match self.channel.room.try_acquire() {
             Ok(room) => self.push_frame(frame, room),
@@ -144,18 +145,20 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the peer is slow, its output above the high mark. This may wait for the
-    /// connection's task, and never for the peer: what a sender wants that has others to serve. To
-    /// many at once: [`Registry::broadcast`](crate::registry::Registry::broadcast).
+    /// Sends a frame unless the peer is slow, which means that its output is above the high mark.
+    ///
+    /// This may wait for the connection's task, but never for the peer. Use it where one slow peer
+    /// must not delay others. To send to many peers at once, use
+    /// [`Registry::broadcast`](crate::registry::Registry::broadcast).
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when the output is above its mark,
+    /// [`Full`](TrySendError::Full) when the output is above its high mark.
     /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped before it is done, the frame has not been sent.
+    /// If this is dropped before it is done, the frame is not sent.
     pub async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
         let mut room = std::pin::pin!(self.channel.room.acquire());
         loop {
@@ -189,17 +192,17 @@ impl<T, M> Peer<T, M> {
         self.channel.push(item, room).map_err(|_item| Closed)
     }
 
-    /// Waits until all that was sent before is written, and flushed by the stream.
+    /// Waits until everything sent before is written, and flushed by the stream.
     ///
-    /// That says that the system has it, not that the peer has read it.
+    /// Then the operating system has it; the peer may not have read it.
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection ended, or was closing already, before that.
+    /// [`Closed`] when the connection was already closing, or ended before that.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it changes nothing for others.
+    /// Dropping this has no effect on other callers.
     #[doc(alias = "flush")]
     #[doc(alias = "drain")]
     pub async fn flushed(&self) -> Result<(), Closed> {
@@ -207,12 +210,12 @@ impl<T, M> Peer<T, M> {
         let waiting = waiting.map_err(|_closed| Closed)?;
         let (done, flushed) = oneshot::channel();
         self.push(Item::Flush(done)).await?;
-        // Given back when this is done, or would have been.
+        // Given back when the flush is reported, even if this call is dropped before.
         waiting.forget();
         flushed.await.map_err(|_dropped| Closed)
     }
 
-    /// Returns how much waits to be written. It may have changed by the time it is looked at.
+    /// Returns the amount of output that waits to be written. It may already have changed.
     pub fn buffered(&self) -> Buffered {
         self.channel.buffered()
     }
@@ -222,15 +225,15 @@ impl<T, M> Peer<T, M> {
         self.channel.lock().marks
     }
 
-    /// Changes the marks of this connection's output. They hold from the next turn of its task,
-    /// which has to come first: at once.
+    /// Changes the marks of this connection's output. They take effect in the next turn of the
+    /// connection's task, which is woken for it.
     pub fn set_watermarks(&self, marks: Watermarks) {
         self.channel.lock().marks = marks;
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Returns the crossings of the output's marks from now on; the first is [`Crossing::High`] if
-    /// it is above now.
+    /// Returns the crossings of the output's marks from now on. If the output is above now, the
+    /// first one is [`Crossing::High`].
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]
@@ -240,19 +243,18 @@ impl<T, M> Peer<T, M> {
 
     // Input.
 
-    /// Returns how long this connection may be idle.
+    /// Returns the longest time that this connection may be idle.
     pub fn idle(&self) -> Option<Duration> {
         self.channel.lock().idle
     }
 
-    /// Changes how long this connection may be idle, in place of
-    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle): a keepalive that the peer has
-    /// negotiated, such as MQTT's.
+    /// Changes the longest time that this connection may be idle, in place of
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use it for a keepalive that the peer
+    /// has negotiated, such as MQTT's.
     ///
-    /// The time counts from the last activity, not from this call, and holds from the next turn of
-    /// the connection's task, which comes at once: a connection that has already been idle for as
-    /// long ends. `None` waits forever. The deadline for the first byte, before any, stays as it
-    /// is.
+    /// The time counts from the last activity, not from this call. It takes effect at once, so a
+    /// connection that has already been idle for that long ends. `None` waits forever. The deadline
+    /// for the first byte is not changed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -273,20 +275,20 @@ impl<T, M> Peer<T, M> {
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Stops taking requests. None is begun after this, also of those that were read already; one
-    /// that is being handed to the service by the connection's task at this very moment may be.
-    /// Messages are still delivered.
+    /// Stops taking requests. No request begins after this, even if it is already read, except one
+    /// that the connection's task is passing to the service at this moment. Messages are still
+    /// delivered.
     ///
-    /// That the peer is gone is still noticed: its end of input when nothing undelivered is before
-    /// it, a reset within [`Limits::read_ahead`](super::Limits::read_ahead). The deadlines for
-    /// input rest.
+    /// A peer that goes away is still noticed: its end of input when no request is undelivered
+    /// before it, and a reset within [`Limits::read_ahead`](super::Limits::read_ahead). The
+    /// deadlines for input do not run.
     #[doc(alias = "shutdown_input")]
     #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
         self.channel.tell(Flag::Paused);
     }
 
-    /// Takes requests again, from where it was paused: none is missing.
+    /// Takes requests again, beginning with the first that was not delivered. None is lost.
     pub fn resume_input(&self) {
         self.channel.flags.lower(Flag::Paused);
         self.channel.wake();
@@ -294,21 +296,20 @@ impl<T, M> Peer<T, M> {
 
     // Messages.
 
-    /// Sends a message to the connection's service, which takes it in turn with its requests.
+    /// Sends a message to the connection's service, which takes messages in turn with requests.
     ///
-    /// Waits while [16 messages](super::Limits::messages) are waiting already: a service that sends
-    /// to its own connection and waits for that, may wait for itself; there
-    /// [`try_post`](Self::try_post) serves.
+    /// Waits while [16 messages](super::Limits::messages) are already waiting. A service that
+    /// awaits a message to its own connection can deadlock. Use [`try_post`](Self::try_post) there.
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection is closing or has ended, or the server drains: then what was
-    /// sent before is delivered still. Messages that are taken and not delivered by the end are
-    /// counted ([`End::messages_dropped`]).
+    /// [`Closed`] when the connection is closing or has ended, or the server drains. Messages sent
+    /// before a drain are still delivered. Messages that were accepted but not delivered before the
+    /// end are counted ([`End::messages_dropped`]).
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped before it is done, the message has not been sent.
+    /// If this is dropped before it is done, the message is not sent.
     #[doc(alias = "message")]
     #[doc(alias = "event")]
     #[doc(alias = "yield")]
@@ -320,12 +321,13 @@ impl<T, M> Peer<T, M> {
         self.channel.post(message, room).map_err(|_message| Closed)
     }
 
-    /// Sends a message if that takes no wait.
+    /// Sends a message if that is possible without waiting.
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) where [`post`](Self::post) would wait,
-    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) if [`post`](Self::post) would wait.
+    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended, or the server
+    /// drains.
     #[doc(alias = "try_message")]
     #[doc(alias = "yield")]
     pub fn try_post(&self, message: M) -> Result<(), TrySendError<M>> {
@@ -339,20 +341,21 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a message after a time: a timer of this connection. It ends with it, and costs no
-    /// task. To drop what this returns cancels nothing.
+    /// Sends a message after a delay. The timer ends with the connection, and needs no task.
+    /// Dropping the returned [`Timer`] does not cancel it.
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) are set already,
-    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) timers are already set.
+    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended, or the server
+    /// drains.
     #[doc(alias = "message_after")]
     #[doc(alias = "delay")]
     #[doc(alias = "alarm")]
     #[doc(alias = "timer")]
     #[doc(alias = "send_after")]
     pub fn post_after(&self, time: Duration, message: M) -> Result<Timer<T, M>, TrySendError<M>> {
-        // A time beyond the end of the clock is as good as the farthest that timers can be set for.
+        // A time beyond the range of the clock is replaced by one in the far future.
         let far = Duration::from_secs(60 * 60 * 24 * 365);
         let now = Instant::now();
         let due = now.checked_add(time).unwrap_or_else(|| now + far);
@@ -365,9 +368,9 @@ impl<T, M> Peer<T, M> {
 
     // Its end.
 
-    /// Closes the connection in good order: what was sent before is written, requests in hand are
-    /// answered, requests and messages that are not begun are dropped. `send` fails from now on. A
-    /// service that took the stream over is told as at a drain.
+    /// Closes the connection gracefully. Frames sent before are written, and requests in progress
+    /// are answered; requests and messages that have not begun are dropped. From now on `send`
+    /// fails. A service that took over the stream is notified as at a drain.
     #[doc(alias = "shutdown")]
     #[doc(alias = "disconnect")]
     pub fn close(&self) {
@@ -378,36 +381,36 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// As [`close`](Self::close), with the program's own words for why: they are the
-    /// [`error`](End::error) of an end whose reason stays
-    /// [`ServiceClosed`](EndReason::ServiceClosed), and stand in the closing event.
+    /// Closes the connection like [`close`](Self::close), with an error that says why. It becomes
+    /// the [`error`](End::error) of the end and is part of the closing event. The reason remains
+    /// [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::caused(EndReason::ServiceClosed, why);
         self.channel.info.life.set_reason(why.reason, why.cause);
         self.close();
     }
 
-    /// Ends the connection at once: requests in hand are dropped, and so is what is not written.
+    /// Ends the connection at once. Requests in progress and unwritten output are dropped.
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
     }
 
-    /// Returns whether it was not cut off before.
+    /// Aborts the connection. Returns `false` if it was already aborted.
     pub(crate) fn abort_because(&self, reason: EndReason) -> bool {
         self.channel.info.life.abort(reason)
     }
 
-    /// Waits for the end of the connection, and returns how it ended.
+    /// Waits for the end of the connection and returns how it ended.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: asking again gives the same.
+    /// Nothing is lost when this is dropped. Later calls return the same.
     #[doc(alias = "gone")]
     pub async fn closed(&self) -> End {
         self.channel.info.life.ended().await
     }
 
-    /// Registers a callback for the end, unless that has come.
+    /// Registers a callback for the end, unless the connection has already ended.
     pub(crate) fn before_end(&self, f: impl FnOnce(&End) + Send + 'static) -> Option<HookId> {
         self.channel
             .info
@@ -416,13 +419,13 @@ impl<T, M> Peer<T, M> {
             .ok()
     }
 
-    /// Takes such a callback back.
+    /// Removes such a callback.
     pub(crate) fn forget(&self, hook: HookId) {
         self.channel.info.life.forget(hook);
     }
 
-    /// Registers a callback for the end of the connection, behind those that are registered
-    /// already, as [`Connection::on_end`](crate::Connection::on_end) does.
+    /// Registers a callback for the end of the connection, after those already registered, as
+    /// [`Connection::on_end`](crate::Connection::on_end) does.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.channel.info.life.on_end(|_, end| f(end));
     }
@@ -444,7 +447,7 @@ impl<T, M> fmt::Debug for Peer<T, M> {
     }
 }
 
-/// A message that is sent later. Made by [`Peer::post_after`]; dropping it cancels nothing.
+/// A message that is sent after a delay. Made by [`Peer::post_after`]. Dropping it cancels nothing.
 pub struct Timer<T, M> {
     peer: Peer<T, M>,
     key: (Instant, u64),
@@ -456,7 +459,8 @@ impl<T, M> Timer<T, M> {
         self.key.0
     }
 
-    /// Takes the message back, unless it is delivered already, or the connection has ended.
+    /// Cancels the timer and returns its message. Returns `None` if the message is already
+    /// delivered or the connection has ended.
     pub fn cancel(self) -> Option<M> {
         self.peer.channel.cancel_timer(self.key)
     }
