@@ -1,4 +1,5 @@
-// Where the README's links lead in these docs. The first definition of a name counts: in the repository its own lead to the files.
+// The targets of the README's links in these docs. The first definition of a name counts; the
+// README's own definitions lead to files in the repository.
 //! [`bind`]: crate::bind
 //! [`accept`]: crate::accept
 //! [`admit`]: crate::admit
@@ -51,7 +52,7 @@
     )
 )]
 
-// In the order of a connection's path: a module names only modules above it.
+// In the order of a connection's path. A module names only modules above it.
 pub mod error;
 
 mod end;

@@ -1,7 +1,7 @@
-//! Where a connection's service comes from: clones of one, or one made for it.
+//! The source of a connection's service: clones of one service, or a service made for it.
 //!
-//! [`Pipeline`](crate::Pipeline) and `Http` carry one of these types as a parameter. Their builders
-//! make them; you name them only where you write the type of a pipeline out.
+//! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a parameter. Their builders
+//! make them. You name them only where you write out the type of a pipeline.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use crate::error::ServiceError;
 
-/// Serves all connections with one service, a clone of it for each request.
+/// Serves all connections with clones of one service, one clone for each request.
 #[derive(Clone, Debug)]
 pub struct ClonePerRequest<S>(pub(crate) S);
 
@@ -33,8 +33,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the same without the type of messages, which only the target of the make-service
-    /// depends on.
+    /// Returns the maker without the type of messages, on which only the make-service's target
+    /// depends.
     pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
         &self.0
     }
@@ -62,11 +62,11 @@ impl<K: fmt::Debug, M> fmt::Debug for MakeEventsPerConnection<K, M> {
 mod sealed {
     use super::*;
 
-    /// `T`, if it is known what `Self` is.
+    /// Resolves to `T` if the compiler knows `Self`.
     ///
-    /// A builder makes its result of it, for the sake of what the compiler prints. Where the builder
-    /// rejects a service, the service's future is unknown, and so is the result. Then a function that
-    /// takes the result does not reject it once more.
+    /// Builders name their result through it, to keep compiler errors short. If a builder rejects a
+    /// service, the service's future is unknown, and so is the result. A function that takes the
+    /// result then does not report a second error.
     pub trait Known<T> {
         type Type;
     }
@@ -100,7 +100,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<S: Clone> CloneForConnection for S {}
 
-    /// A service that serves the requests of all connections, and the maker that it becomes.
+    /// A service of the requests of all connections, and the maker that it becomes.
     #[diagnostic::on_unimplemented(
         message = "expected a service of what the codec decodes, `{R}`",
         label = "not a `Service<{R}>`",
@@ -124,7 +124,7 @@ mod sealed {
         }
     }
 
-    /// A service that makes those of connections, and the maker that it becomes.
+    /// A service that makes the services of connections, and the maker that it becomes.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services, of `{Target}`",
         label = "not a `Service<{Target}>`",
@@ -150,14 +150,13 @@ mod sealed {
 
     /// Makes the service of each connection.
     ///
-    /// `Target` is what a make-service is called with: a connection's `Peer`, or its
-    /// `ConnectionInfo`.
+    /// `Target` is the argument of a make-service: a connection's `Peer`, or its `ConnectionInfo`.
     pub trait Maker<Target> {
         type Service;
         type Error: ServiceError;
         type Future: Future<Output = Result<Self::Service, Self::Error>> + Send + 'static;
 
-        /// Makes the service of one connection. `target` is called only by a maker that wants it.
+        /// Makes the service of one connection. Calls `target` only if the maker needs it.
         fn make(&self, target: impl FnOnce() -> Target) -> Self::Future;
     }
 }
@@ -196,12 +195,12 @@ pub(crate) async fn readied<S: Service<R>, R>(service: &mut S) -> Result<(), S::
     poll_fn(|cx| service.poll_ready(cx)).await
 }
 
-/// Makes `service` ready, then calls it once, and drops it before the call runs.
+/// Makes `service` ready, calls it once, and drops it before the call runs.
 pub(crate) fn oneshot<S: Service<R>, R>(service: S, request: R) -> Oneshot<S, R> {
     Oneshot(State::NotReady(service, Some(request)))
 }
 
-/// The future of `oneshot`: tower's, without that dependency in a public type.
+/// The future of `oneshot`. It replaces tower's, to keep that dependency out of a public type.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct Oneshot<S: Service<R>, R>(#[pin] State<S, R>);

@@ -1,4 +1,4 @@
-//! The words for where to listen.
+//! Parsing of the addresses to listen on.
 
 use std::fmt;
 use std::io;
@@ -9,21 +9,21 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// Where to listen: an address, a name, a Unix path, or a socket that listens already.
+/// A place to listen on: an address, a name, a Unix path, or a socket that is already listening.
 ///
 /// | written as | means |
 /// | --- | --- |
-/// | `127.0.0.1:7000`, `[::]:7000` | this address; `[::]` takes IPv4 as well, unless [`only_v6`] says otherwise |
-/// | `localhost:7000` | every address that the name resolves to, or none of them |
+/// | `127.0.0.1:7000`, `[::]:7000` | this address; `[::]` includes IPv4, unless [`only_v6`] is on |
+/// | `localhost:7000` | every address to which the name resolves, or none of them |
 /// | `unix:/run/app.sock` | a Unix socket at this path |
 /// | `unix:@app` | a Unix socket with an abstract name (Linux) |
 ///
-/// Port 0 lets the system choose; [`local_addrs`] gives what it chose. A name with several
-/// addresses gets the same port on all.
+/// With port 0 the operating system chooses the port; [`local_addrs`] returns its choice. A name
+/// with several addresses gets the same port on all of them.
 ///
-/// Strings convert without failing, so that a list of them can be written down as it is: one that
-/// says nothing is an error of [`Sockets::bind`], which names it. [`FromStr`] tells at once, for
-/// command lines.
+/// Converting a string never fails, so a list of strings needs no error handling. An invalid string
+/// is an error of [`Sockets::bind`] that contains it. For command lines, [`FromStr`] reports the
+/// error at once.
 ///
 /// ```
 /// use tower_tcp::bind::Endpoint;
@@ -41,7 +41,7 @@ pub struct Endpoint {
     place: Target,
 }
 
-/// What an [`Endpoint`] comes to.
+/// The parsed form of an [`Endpoint`].
 #[derive(Debug)]
 pub(super) enum Target {
     Address(SocketAddr),
@@ -55,7 +55,7 @@ pub(super) enum Target {
 }
 
 impl Endpoint {
-    /// Makes the endpoint of a Unix path, also of one that is not text.
+    /// Makes the endpoint of a Unix path, which need not be valid UTF-8.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self {
@@ -77,7 +77,7 @@ impl Endpoint {
     }
 }
 
-/// A string that does not say where to listen.
+/// The error of a string that is no valid [`Endpoint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("neither `address:port`, `name:port`, `unix:/path` nor `unix:@name`")]
 pub struct InvalidEndpoint(());
@@ -97,8 +97,8 @@ fn parse(text: &str) -> Result<Target, InvalidEndpoint> {
     }
     let (host, port) = text.rsplit_once(':').ok_or(invalid)?;
     let port = port.parse().map_err(|_| invalid)?;
-    // A colon or bracket is of a broken IPv6 address; asking the resolver about it would only blur
-    // the error.
+    // A colon or bracket here means a malformed IPv6 address. Passing it to the resolver would only
+    // make the error less clear.
     if host.is_empty() || host.contains([':', '[', ']', '/']) || host.contains(char::is_whitespace)
     {
         return Err(invalid);
@@ -148,8 +148,8 @@ impl From<(IpAddr, u16)> for Endpoint {
     }
 }
 
-/// Takes over a socket that listens already, as one handed down by a supervisor, with the options
-/// it has.
+/// Uses a socket that is already listening, such as one inherited from a supervisor, with the
+/// options it has.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         Self {
@@ -159,8 +159,8 @@ impl From<TcpListener> for Endpoint {
     }
 }
 
-/// Takes over a socket that listens already, as one handed down by a supervisor. Its path is not
-/// removed at the end.
+/// Uses a socket that is already listening, such as one inherited from a supervisor. Its path is
+/// not removed at the end.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         Self {
@@ -170,7 +170,7 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// Gives the endpoint back as it was written.
+/// Writes the endpoint as it was given.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

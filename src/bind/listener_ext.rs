@@ -1,4 +1,4 @@
-//! Small changes to what a listener accepts.
+//! Adapters that change the streams that a listener accepts.
 
 use std::fmt;
 use std::io;
@@ -9,12 +9,12 @@ use crate::connection::Address;
 
 /// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
 ///
-/// Both closures run in the accept loop, on the runtime that the connection will run on. They must
-/// not block. What takes time, or may refuse a connection, belongs into a [pre-connect
-/// hook](crate::preconnect).
+/// Both closures run in the accept loop, on the runtime on which the connection will run. They must
+/// not block. Work that takes time, or may reject a connection, belongs in a
+/// [pre-connect hook](crate::preconnect).
 ///
-/// The listener keeps its addresses and its order: a connection is looked for, the stack is made
-/// ready, and only then is the connection accepted.
+/// The listener keeps its addresses and its order of calls: the connection stack is made ready when
+/// a connection is waiting, and only then is the connection accepted.
 #[doc(alias = "tap")]
 pub trait ListenerExt: IntoListener {
     /// Calls `f` with the stream of each accepted connection.
@@ -28,7 +28,7 @@ pub trait ListenerExt: IntoListener {
     /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     /// let server = Server::from_listener(listener.tap_io(|io: &mut Socket| {
     ///     if let Some(tcp) = io.as_tcp() {
-    ///         // The connection is served without the option where the system refuses it.
+    ///         // If the system rejects the option, the connection is served without it.
     ///         let _refused = tcp.set_ttl(64);
     ///     }
     /// }));
@@ -46,7 +46,7 @@ pub trait ListenerExt: IntoListener {
         }
     }
 
-    /// Replaces the stream of each accepted connection by what `f` makes of it.
+    /// Replaces the stream of each accepted connection by the result of `f`.
     ///
     /// ```
     /// use tokio::io::BufStream;

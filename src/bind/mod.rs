@@ -1,7 +1,8 @@
-//! Where connections come from.
+//! Listening sockets and other sources of connections.
 //!
-//! An [`Endpoint`] says where to listen, [`SocketOptions`] how, and [`Sockets`] does it: any number
-//! of TCP and Unix sockets as one [`Listener`]. A listener of your own takes the place of the last.
+//! An [`Endpoint`] is a place to listen on, [`SocketOptions`] says how to listen, and [`Sockets`]
+//! listens: any number of TCP and Unix sockets as one [`Listener`]. You can replace it with a
+//! listener of your own.
 
 mod endpoint;
 mod listener_ext;
@@ -32,57 +33,59 @@ pub use tokio_listeners::IntoListener;
 
 /// A source of connections.
 ///
-/// The accept loop asks it in this order: readable? — then it makes the connection stack ready —
-/// then accept. So a permit of a shared limit is taken only when a connection is at hand.
+/// For each connection the accept loop calls [`poll_readable`](Self::poll_readable), makes the
+/// connection stack ready, and then calls [`poll_accept`](Self::poll_accept). So a permit of a
+/// shared limit is taken only when a connection is waiting.
 pub trait Listener: Send + 'static {
     /// The stream of a connection.
     type Io: Send + 'static;
 
-    /// Returns ready when a connection can be accepted, as far as is known.
+    /// Returns ready when a connection can probably be accepted.
     ///
-    /// The provided one always says so, for listeners that cannot tell without accepting: the stack
-    /// is then made ready first, and waits, ready, for a connection.
+    /// The default implementation is always ready, for listeners that can find a connection only by
+    /// accepting it. The stack is then made ready first, and stays ready while it waits for a
+    /// connection.
     ///
     /// # Errors
     ///
-    /// As [`poll_accept`](Self::poll_accept).
+    /// As for [`poll_accept`](Self::poll_accept).
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let _unused = cx;
         Poll::Ready(Ok(()))
     }
 
-    /// Accepts a connection; pending when there is none.
+    /// Accepts a connection. Pending when there is none.
     ///
-    /// It is called in the context of the runtime that the connection will run on, which may be
-    /// another than the listener's: there a stream is made of a socket.
+    /// It is called in the context of the runtime on which the connection will run, so that the
+    /// stream is registered there. This may be a different runtime from the listener's.
     ///
     /// # Cancel safety
     ///
-    /// A connection that was taken from the system must be returned, not kept across a pending
-    /// poll: the accept loop may be dropped between any two.
+    /// A connection that was taken from the operating system must be returned at once, not kept
+    /// across a pending poll, because the accept loop may be dropped between any two polls.
     ///
     /// # Errors
     ///
-    /// Any error is put to the server's accept-error policy. By the default one, [`ListenerClosed`]
-    /// ends the server.
+    /// Any error goes to the server's accept-error policy. By default, [`ListenerClosed`] ends the
+    /// server.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
 
-    /// Returns the addresses that it listens on.
+    /// Returns the addresses on which the listener listens.
     fn local_addrs(&self) -> Vec<Address>;
 }
 
-/// A connection as a [`Listener`] hands it over.
+/// A connection accepted by a [`Listener`].
 #[derive(Debug)]
 pub struct Incoming<Io> {
     /// The stream.
     pub io: Io,
-    /// The address of its other end.
+    /// The peer's address.
     pub peer_addr: Address,
-    /// The address of this end.
+    /// The local address.
     pub local_addr: Address,
 }
 
-/// The error, inside an [`io::Error`], of a listener that will never accept again.
+/// The error, inside an [`io::Error`], of a listener that will never accept another connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerClosed;
 

@@ -1,4 +1,4 @@
-//! From an endpoint to the sockets that listen for it.
+//! Opens the listening sockets of an endpoint.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use super::endpoint::{Endpoint, Target};
 use super::options::SocketOptions;
 use super::unix::{self, OwnPath};
 
-/// A socket that listens, and the path to remove after it.
+/// A listening socket, and its path to remove at the end.
 #[derive(Debug)]
 pub(super) struct Listening {
-    // Before the socket, as `OwnPath` asks: fields are dropped in this order.
+    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
 }
@@ -33,7 +33,7 @@ pub(super) async fn open(
         Target::Name { host, port } => {
             let mut addrs: Vec<SocketAddr> = Vec::new();
             for addr in tokio::net::lookup_host((host, port)).await? {
-                // A hosts file may name the same address twice.
+                // A hosts file may list the same address twice.
                 if !addrs.contains(&addr) {
                     addrs.push(addr);
                 }
@@ -61,11 +61,11 @@ pub(super) async fn open(
     }
 }
 
-/// How often another port is tried when the one that the system chose for one address is taken on
-/// the next.
+/// The number of ports to try. The port that the system chose for one address may be in use on the
+/// next.
 const CHOICES: usize = 16;
 
-/// Opens all addresses of one name; when the system chooses the port, the same on all.
+/// Opens all addresses of one name. If the system chooses the port, all of them get the same one.
 fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Listening>> {
     let mut choices = CHOICES;
     loop {

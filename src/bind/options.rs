@@ -1,11 +1,11 @@
-//! How sockets listen, and what is set on those they accept.
+//! Options of listening sockets and of the sockets they accept.
 
 use std::io;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, TcpKeepalive};
 
-/// How to listen, and what to set on every accepted socket.
+/// The options of listening sockets and of the sockets they accept.
 ///
 /// ```
 /// use std::time::Duration;
@@ -18,9 +18,9 @@ use socket2::{Domain, Socket, TcpKeepalive};
 /// # let _ = options;
 /// ```
 ///
-/// An option that cannot be set on a listening socket is an error of the bind. One that cannot be
-/// set on an accepted socket costs nobody the connection: it is logged at debug level, and the
-/// connection is served without.
+/// An option that cannot be set on a listening socket makes the bind fail. An option that cannot be
+/// set on an accepted socket does not cost the connection: the failure is logged at debug level,
+/// and the connection is served without the option.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until sockets are bound with them"]
 pub struct SocketOptions {
@@ -54,11 +54,11 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// Sets how many connections may wait to be accepted: 1024.
+    /// Sets how many connections may wait to be accepted.
     ///
-    /// A server at its connection limit leaves clients here, so it is larger than the 128 of
-    /// tokio's own `bind`. The system has a ceiling of its own (`net.core.somaxconn` on Linux).
-    /// Beyond it TCP clients try again by themselves, and Unix clients are told so.
+    /// Default: 1024. Why: clients of a server at its connection limit wait here, so it is larger
+    /// than the 128 of tokio's own `bind`. When reached: TCP clients retry by themselves, and Unix
+    /// clients get an error. The system has a maximum of its own (`net.core.somaxconn` on Linux).
     #[doc(alias = "ListenQueue")]
     #[doc(alias = "somaxconn")]
     pub fn backlog(mut self, connections: u32) -> Self {
@@ -66,8 +66,10 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether an address may be bound while connections of an earlier server on it wind down
-    /// (`SO_REUSEADDR`): on, so that a server can be restarted at once.
+    /// Sets whether an address may be bound while connections of an earlier server on it are still
+    /// closing (`SO_REUSEADDR`).
+    ///
+    /// Default: on. Why: a server can then be restarted at once.
     #[doc(alias = "SO_REUSEADDR")]
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
         self.reuse_address = reuse_address;
@@ -75,14 +77,16 @@ impl SocketOptions {
     }
 
     /// Sets whether several sockets may listen on one address and share its connections
-    /// (`SO_REUSEPORT`): off, so that a second server started by mistake is an error.
+    /// (`SO_REUSEPORT`).
     ///
-    /// With it a program can run an accept loop on each of several runtimes.
-    /// [`ServerBuilder::workers`](crate::ServerBuilder::workers) needs one loop only, and is what
-    /// most want: the kernel spreads connections by their addresses, not by who has the time, and
-    /// resets those that wait in the backlog of a loop that ends. Loops are for more connections a
-    /// second than one can accept, and for stacks that are `Clone`. A clone of one limit in each
-    /// keeps it exact over all:
+    /// Default: off. Why: a second server started by mistake then fails.
+    ///
+    /// With it a program can run an accept loop on each of several runtimes. Most programs should
+    /// use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs only one
+    /// loop: the kernel distributes connections by their addresses, not by load, and resets those
+    /// in the backlog of a loop that ends. Use several loops if one cannot accept connections fast
+    /// enough and the stack is `Clone`. If each loop has a clone of one limit, the limit holds
+    /// exactly over all of them:
     ///
     /// ```
     /// use tower::service_fn;
@@ -93,7 +97,10 @@ impl SocketOptions {
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Error> {
     /// let limit = ConnectionLimit::new(10_000);
-    /// let stack = service_fn(|conn: Connection<Socket>| async move { Ok::<_, BoxError>(drop(conn)) });
+    /// let stack = service_fn(|conn: Connection<Socket>| async move {
+    ///     drop(conn);
+    ///     Ok::<_, BoxError>(())
+    /// });
     /// let loops = || {
     ///     let options = SocketOptions::default().reuse_port(true);
     ///     Server::builder().socket_options(options).limit(limit.clone())
@@ -117,9 +124,10 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether IPv6 sockets leave IPv4 alone (`IPV6_V6ONLY`): off, so that `[::]` means every
-    /// address, whatever the system's own default is. To listen on `0.0.0.0` and `[::]` at one port
-    /// as two sockets, turn it on.
+    /// Sets whether IPv6 sockets exclude IPv4 (`IPV6_V6ONLY`).
+    ///
+    /// Default: off. Why: `[::]` then means every address, whatever the system's default is. Turn
+    /// it on to listen on `0.0.0.0` and `[::]` with two sockets at one port.
     #[doc(alias = "IPV6_V6ONLY")]
     #[doc(alias = "dual stack")]
     pub fn only_v6(mut self, only_v6: bool) -> Self {
@@ -127,17 +135,19 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether accepted TCP sockets send at once what is written (`TCP_NODELAY`): on, since
-    /// replies are written in batches already, and a held-back one would wait for the peer's
-    /// acknowledgement.
+    /// Sets whether accepted TCP sockets send written bytes at once (`TCP_NODELAY`).
+    ///
+    /// Default: on. Why: replies are already written in batches, and a delayed one would wait for
+    /// the peer's acknowledgement.
     #[doc(alias = "TCP_NODELAY")]
     pub fn nodelay(mut self, nodelay: bool) -> Self {
         self.nodelay = nodelay;
         self
     }
 
-    /// Sets after how long a silence TCP itself asks whether the peer is still there: not at all,
-    /// since the pipeline has deadlines of its own.
+    /// Sets the time without traffic after which TCP checks that the peer is still there.
+    ///
+    /// Default: never. Why: pipelines and HTTP have deadlines of their own.
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
     pub fn keepalive(mut self, silence: Duration) -> Self {
@@ -145,37 +155,41 @@ impl SocketOptions {
         self
     }
 
-    /// Sets `SO_LINGER` on accepted TCP sockets: not set, which sends what is left in the
-    /// background.
+    /// Sets `SO_LINGER` on accepted TCP sockets.
     ///
-    /// Zero makes every close a reset, which discards what the peer has not got yet; any other time
-    /// blocks the runtime's thread in the close for as long. Neither is a part of a graceful close.
+    /// Default: not set. Why: the system then sends remaining bytes in the background.
+    ///
+    /// Zero makes every close a reset, which discards what the peer has not received. Any other
+    /// time blocks the runtime's thread for that long in the close. Neither is part of a graceful
+    /// close.
     #[doc(alias = "SO_LINGER")]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = Some(linger);
         self
     }
 
-    /// Sets the size in bytes of the system's receive buffer of a TCP socket: left to the system,
-    /// which adapts it.
+    /// Sets the size in bytes of the system's receive buffer of a TCP socket.
+    ///
+    /// Default: not set. Why: the system adapts the size.
     #[doc(alias = "SO_RCVBUF")]
     pub fn recv_buffer(mut self, bytes: usize) -> Self {
         self.recv_buffer = Some(bytes);
         self
     }
 
-    /// Sets the size in bytes of the system's send buffer of a TCP socket: left to the system,
-    /// which adapts it.
+    /// Sets the size in bytes of the system's send buffer of a TCP socket.
+    ///
+    /// Default: not set. Why: the system adapts the size.
     #[doc(alias = "SO_SNDBUF")]
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = Some(bytes);
         self
     }
 
-    /// Sets the mode of the file of a Unix socket, as `0o660`: left to the process's umask.
+    /// Sets the file mode of a Unix socket, such as `0o660`. It is set before the socket listens,
+    /// so no process without permission can ever connect.
     ///
-    /// It is set before the socket listens: at no time can anyone connect whom the mode does not
-    /// let.
+    /// Default: not set. Why: the process's umask then applies.
     pub fn unix_mode(mut self, mode: u32) -> Self {
         self.unix_mode = Some(mode);
         self
@@ -187,12 +201,13 @@ impl SocketOptions {
         self.unix_mode
     }
 
-    /// `listen` takes a signed number, and a larger one has no meaning to any system.
+    /// Returns the backlog as the signed number that `listen` takes. No system supports a larger
+    /// one.
     pub(super) fn queue(&self) -> i32 {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
     }
 
-    /// Sets what must be set before a TCP socket is bound.
+    /// Sets the options that must be set before a TCP socket is bound.
     pub(super) fn prepare(&self, socket: &Socket, domain: Domain) -> io::Result<()> {
         socket.set_reuse_address(self.reuse_address)?;
         if self.reuse_port {
@@ -201,8 +216,8 @@ impl SocketOptions {
         if domain == Domain::IPV6 {
             socket.set_only_v6(self.only_v6)?;
         }
-        // Here as well as after accept: the window's scale is agreed on in the handshake, which is
-        // over by then.
+        // Set here as well as after accept, because the window scale is negotiated in the
+        // handshake, which is over by then.
         if let Some(bytes) = self.recv_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
@@ -212,7 +227,7 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets what is set on an accepted TCP socket, as far as the system lets it.
+    /// Sets the options of an accepted TCP socket, as far as the system allows.
     pub(super) fn apply(&self, socket: &Socket) {
         if self.nodelay {
             note("nodelay", socket.set_tcp_nodelay(true));
@@ -233,8 +248,8 @@ impl SocketOptions {
     }
 }
 
-/// A peer that reset its connection in the queue makes some systems refuse options; that is no
-/// fault of the server.
+/// Logs an option that could not be set. On some systems that happens if a peer resets its
+/// connection in the queue, which is no fault of the server.
 fn note(option: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(target: "tower_tcp", option, %error, "a socket option could not be set");

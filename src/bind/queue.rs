@@ -1,7 +1,7 @@
-//! How many wait in the backlog.
+//! The number of connections in the backlog.
 //!
-//! `TCP_INFO` of the listener says it, too, but none of the crates used here reads that, and
-//! whoever could ask would hold the listener open.
+//! `TCP_INFO` of the listener has it, too. But none of the crates used here reads it, and a reader
+//! of it would keep the listener open.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::connection::Address;
 
-/// Returns how many connections wait to be accepted at those of the addresses that are of TCP, all
-/// together: also those that another process will accept that listens on the same. `None` where the
-/// system cannot be asked.
+/// Returns the number of connections that wait to be accepted at all TCP addresses together. It
+/// includes those that another process listening on the same addresses will accept. Returns `None`
+/// if none is a TCP address, or the system does not provide it.
 pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     let ours: Vec<_> = addresses.iter().filter_map(Address::tcp).collect();
     if ours.is_empty() {
@@ -30,8 +30,8 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     waiting.reduce(|sum, one| sum + one)
 }
 
-/// Reads the sockets that listen, and how many wait at each. They stand before all others, so no
-/// more is read than that.
+/// Reads the listening sockets and the number of connections that wait at each. They come before
+/// all other sockets, so no more is read.
 fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
     table
         .lines()
@@ -41,7 +41,7 @@ fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
 }
 
 /// Reads a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the
-/// two queues. Of a socket that listens the second is that of accepts.
+/// two queues. For a listening socket the second is the accept queue.
 ///
 /// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
 fn listener(row: &str) -> Option<(SocketAddr, usize)> {
@@ -58,7 +58,7 @@ fn listener(row: &str) -> Option<(SocketAddr, usize)> {
     Some((address, usize::from_str_radix(waiting, 16).ok()?))
 }
 
-/// Reads an address: words of 32 bits, as they lie in memory.
+/// Reads an address: 32-bit words in memory order.
 fn ip_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(hex.get(8 * at..8 * at + 8)?, 16).ok()?;

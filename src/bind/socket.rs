@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// The stream of an accepted connection, of whichever family.
+/// The stream of an accepted connection, TCP or Unix.
 #[derive(Debug)]
 pub struct Socket(Family);
 
@@ -27,7 +27,7 @@ impl Socket {
         }
     }
 
-    /// Returns the Unix stream, if it is one; its `peer_cred` says which process is at the other
+    /// Returns the Unix stream, if it is one. Its `peer_cred` identifies the process at the other
     /// end.
     pub fn as_unix(&self) -> Option<&UnixStream> {
         match &self.0 {

@@ -23,10 +23,10 @@ use super::{Incoming, Listener, ListenerClosed};
 use crate::connection::Address;
 use crate::error::Error;
 
-/// TCP and Unix sockets, any number of them, as one listener.
+/// Any number of TCP and Unix sockets as one listener.
 ///
-/// They are served in turn, so that a busy one does not starve the others. The path of a Unix
-/// socket is removed when this is dropped, if the file is still the one that was made.
+/// They are served in turn, so a busy one does not starve the others. When this is dropped, the
+/// path of a Unix socket is removed if its file is still the one that was created.
 ///
 /// ```no_run
 /// use tower_tcp::bind::{Listener, SocketOptions, Sockets};
@@ -45,34 +45,34 @@ use crate::error::Error;
 pub struct Sockets {
     sources: Vec<Source>,
     options: SocketOptions,
-    /// Whose turn it is to be asked first.
+    /// The index of the socket to check first.
     next: usize,
-    /// Who was found readable and has not been accepted from since.
+    /// The index of a socket that was readable and has not been accepted from since.
     readable: Option<usize>,
-    /// Why there are no sources; returned by the first accept.
+    /// The reason for having no sockets. The first accept returns it.
     failed: Option<io::Error>,
 }
 
 impl Sockets {
     /// Listens on all endpoints, or on none.
     ///
-    /// At the path of a Unix socket a file is replaced only if it is a socket that refuses
-    /// connections, as a server that crashed leaves it. Two servers that start on the same such
-    /// file at the same moment can still take it from each other; where that may happen, lock
-    /// another file first.
+    /// At the path of a Unix socket, an existing file is replaced only if it is a socket that
+    /// refuses connections, such as one left by a crashed server. Two servers that start at the
+    /// same moment can still take such a file from each other. Where that may happen, lock another
+    /// file first.
     ///
     /// # Errors
     ///
     /// [`Error::Bind`] with the endpoint that could not be resolved, bound or listened on.
-    /// Everything that was bound before it is given back, paths included.
+    /// Everything bound before it is released, including paths.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled, as all sockets of tokio do.
+    /// Outside of a tokio runtime with I/O enabled, like all of tokio's sockets.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives back all that was bound.
+    /// Dropping the future releases everything that was bound.
     pub async fn bind(endpoints: Vec<Endpoint>, options: &SocketOptions) -> Result<Self, Error> {
         if endpoints.is_empty() {
             return Err(Error::Bind {
@@ -94,13 +94,13 @@ impl Sockets {
         Ok(Self::new(sources, options.clone()))
     }
 
-    /// Listens on one socket that listens already, with default options.
+    /// Makes a listener of one socket that is already listening, with default options.
     pub(super) fn of(socket: socket2::Socket) -> io::Result<Self> {
         let source = Source::new(socket.into())?;
         Ok(Self::new(vec![source], SocketOptions::default()))
     }
 
-    /// Makes a listener without sockets, which fails.
+    /// Makes a listener without sockets. Its first accept fails with `err`.
     pub(super) fn failed(err: io::Error) -> Self {
         let mut sockets = Self::new(Vec::new(), SocketOptions::default());
         sockets.failed = Some(err);
@@ -147,8 +147,8 @@ impl Listener for Sockets {
                 continue;
             };
             match self.sources[index].accept(&self.options) {
-                // Another process with the same socket was faster; the next look waits for a
-                // wake-up.
+                // Another process with the same socket accepted first. The next check registers a
+                // wakeup.
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
                 accepted => {
                     self.next = (index + 1) % self.sources.len();
@@ -169,7 +169,7 @@ impl Listener for Sockets {
 /// One listening socket.
 #[derive(Debug)]
 struct Source {
-    // Before the socket, as `OwnPath` asks: fields are dropped in this order.
+    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     _path: Option<OwnPath>,
     socket: AsyncFd<socket2::Socket>,
     local: Address,
@@ -197,8 +197,8 @@ impl Source {
         let mut asked = false;
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
-                // The system may know of a connection before tokio does, and this may be the last
-                // look, at a shutdown.
+                // The system may have a connection of which tokio does not know yet, and at a
+                // shutdown this may be the last check.
                 return if !asked && has_event(self.socket.get_ref()) {
                     Poll::Ready(Ok(()))
                 } else {
@@ -206,8 +206,7 @@ impl Source {
                 };
             };
             let mut guard = guard?;
-            // Tokio's readiness says that there was a connection since it was last cleared, not
-            // that there still is one: it stays set after the last was accepted.
+            // tokio's readiness stays set after the last connection is accepted, so ask the system.
             if has_event(self.socket.get_ref()) {
                 return Poll::Ready(Ok(()));
             }
@@ -228,8 +227,9 @@ impl Source {
             });
         };
         options.apply(&socket);
-        // A peer that reset its connection in the queue has no address on some systems: it ends at
-        // the first read, as all that are reset, and is no failure of the listener.
+        // On some systems, a peer that reset its connection in the queue has no address. Its
+        // connection ends at the first read, like any other that is reset; the listener has not
+        // failed.
         let peer = peer
             .as_socket()
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
@@ -250,14 +250,15 @@ impl Source {
     }
 }
 
-/// Asks the system whether an accept would return now. When it cannot say, the accept itself tells
-/// why.
+/// Returns whether an accept would return at once. If the system cannot tell, the accept reports
+/// the error.
 fn has_event(socket: &socket2::Socket) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
-/// Tells a socket that listens no more, as after a `shutdown` of it, from other invalid arguments.
+/// Distinguishes a socket that no longer listens, such as after a `shutdown`, from other invalid
+/// arguments.
 fn closed_or(err: io::Error, listener: &socket2::Socket) -> io::Error {
     if err.kind() == io::ErrorKind::InvalidInput && !listens(listener) {
         return io::Error::new(err.kind(), ListenerClosed);
@@ -270,13 +271,13 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Where the system cannot be asked, the error has the one meaning that accept(2) gives it.
+/// The system cannot be asked, so the error has its only meaning in accept(2).
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false
 }
 
-/// An abstract name is shown as in an [`Endpoint`]: with `@` before it.
+/// Converts an address. An abstract name begins with `@`, as in an [`Endpoint`].
 fn to_address(addr: &SockAddr) -> Address {
     if let Some(addr) = addr.as_socket() {
         return addr.into();

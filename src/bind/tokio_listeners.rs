@@ -1,7 +1,7 @@
-//! tokio's own listeners as ours.
+//! Conversions from tokio's own listeners.
 //!
-//! tokio says that a connection waits only by accepting it, so its listeners are taken apart: the
-//! socket is listened on as one of [`Sockets`], which looks first.
+//! tokio reports a waiting connection only by accepting it. So its listeners are converted: their
+//! socket becomes one of [`Sockets`], which checks before it accepts.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,11 +13,12 @@ use super::endpoint::Endpoint;
 use super::{Listener, ListenerClosed, Sockets};
 use crate::make::Known;
 
-/// What a server can be made of: every [`Listener`], and tokio's `TcpListener` and `UnixListener`.
+/// A type that converts into a listener: every [`Listener`], and tokio's `TcpListener` and
+/// `UnixListener`.
 ///
 /// tokio's listeners become [`Sockets`]. Accepted sockets have the default
-/// [`SocketOptions`](super::SocketOptions), `TCP_NODELAY` among them; the path of a Unix socket is
-/// not removed. For other options give the listener to
+/// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. The path of a Unix socket is
+/// not removed. For other options, give the listener to
 /// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a listener",
@@ -26,20 +27,20 @@ use crate::make::Known;
         one of your own"
 )]
 pub trait IntoListener: Sized {
-    /// The listener that it becomes.
+    /// The resulting listener.
     type Listener: Listener;
 
-    /// Converts it.
+    /// Converts this into a listener.
     ///
     /// # Panics
     ///
-    /// tokio's listeners panic outside a tokio runtime with I/O enabled.
+    /// tokio's listeners panic outside of a tokio runtime with I/O enabled.
     fn into_listener(self) -> Self::Listener;
 }
 
 #[diagnostic::do_not_recommend]
 impl<L: Listener> IntoListener for L {
-    // Where `L` is no listener the server's type is unknown, and the mistake is reported once.
+    // If `L` is no listener, the server's type is unknown, and the mistake is reported only once.
     type Listener = <L::Io as Known<L>>::Type;
 
     fn into_listener(self) -> L {
@@ -85,8 +86,8 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// The runtime did not give the listener up, or did not take it again. Its chain of causes ends the
-/// server.
+/// The error of a runtime that did not release a listener, or did not accept it back. Its source is
+/// [`ListenerClosed`], which ends the server.
 #[derive(Debug)]
 struct NotTakenOver(io::Error);
 

@@ -1,5 +1,5 @@
-//! The care a Unix socket's path needs: a stale one is replaced, a live one never, and only our own
-//! is removed.
+//! The path of a Unix socket: a stale one is replaced, a live one never, and only our own is
+//! removed.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -10,10 +10,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::options::SocketOptions;
 
-/// A path that we bound, removed on drop if the file is still the one we made.
+/// A bound path. It is removed on drop if the file is still the one that was created.
 ///
-/// It must go before its socket: while that is open, the system gives its inode number to no other
-/// file.
+/// It must be dropped before its socket. While the socket is open, the system gives its inode
+/// number to no other file.
 #[derive(Debug)]
 pub(super) struct OwnPath {
     path: PathBuf,
@@ -24,7 +24,12 @@ impl Drop for OwnPath {
     fn drop(&mut self) {
         let still_ours = fs::symlink_metadata(&self.path).is_ok_and(|now| id(&now) == self.file);
         if still_ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(target: "tower_tcp", path = %self.path.display(), %error, "a socket's path is left behind");
+            tracing::debug!(
+                target: "tower_tcp",
+                path = %self.path.display(),
+                %error,
+                "a socket's path is left behind",
+            );
         }
     }
 }
@@ -36,8 +41,8 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // Before the bind, also because it refuses a NUL in the path, where the bind would silently cut
-    // it.
+    // Before the bind, also because this rejects a NUL byte in the path, at which the bind would
+    // silently cut it.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -48,7 +53,7 @@ pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket
         file: id(&fs::symlink_metadata(path)?),
         path: absolute,
     };
-    // Between bind and listen every connect is refused, so nobody slips in under the umask's mode.
+    // Connects are refused between bind and listen, so no connect succeeds under the umask's mode.
     if let Some(mode) = options.mode() {
         fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
@@ -56,7 +61,7 @@ pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket
     Ok((socket, own))
 }
 
-/// Listens at an abstract name, which has no file: it ends with its socket.
+/// Listens on an abstract name. It has no file and ends with its socket.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn listen_abstract(name: &str, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -70,30 +75,30 @@ pub(super) fn listen_abstract(_name: &str, _options: &SocketOptions) -> io::Resu
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Removes a socket's file behind which nobody listens any more.
+/// Removes the file of a socket on which no process listens any more.
 ///
-/// Whatever else is at the path (a plain file, a link) stays, and makes the bind fail.
+/// Anything else at the path (a plain file, a link) remains, and makes the bind fail.
 fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
     let Some(found) = socket_at(path)? else {
         return Ok(());
     };
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // A live server with a full backlog would keep a blocking probe waiting.
+    // A blocking probe would wait for a live server with a full backlog.
     probe.set_nonblocking(true)?;
     let stale = match probe.connect(address) {
         Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => true,
         Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Err(err),
         _ => false,
     };
-    // Unlike the bind that follows, the second look sees whether another server has replaced the
-    // file meanwhile.
+    // This second check notices if another server has replaced the file meanwhile; the bind would
+    // not.
     if stale && socket_at(path)? == Some(found) {
         fs::remove_file(path)?;
     }
     Ok(())
 }
 
-/// Returns which file the path is, if it is a socket itself and not a link to one.
+/// Returns the identity of the file at the path, if it is a socket itself and not a link to one.
 fn socket_at(path: &Path) -> io::Result<Option<(u64, u64)>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => Ok(Some(id(&metadata))),

@@ -1,4 +1,4 @@
-//! Deadlines around a raw connection service.
+//! Deadlines for a raw connection service.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use crate::connection::{Connection, Life};
 use crate::end::ConnectionEnded;
 use crate::error::BoxError;
 
-/// Keeps the deadlines of a raw connection service, from the bytes that its connection counts.
+/// Enforces the deadlines of a raw connection service, by its connection's byte counters.
 ///
-/// A [`Pipeline`](crate::Pipeline) and HTTP keep theirs by themselves. This is for a service that
-/// works on the stream, and for one that
-/// [`on_upgrade`](crate::Pipeline::on_upgrade) hands a stream to. It keeps
+/// A [`Pipeline`](crate::Pipeline) and HTTP have deadlines of their own. Use this for a service
+/// that reads and writes the stream itself, and for one that takes over a stream by
+/// [`on_upgrade`](crate::Pipeline::on_upgrade). It enforces
 ///
-/// - [`first_byte`](Deadlines::first_byte): until something is read or written;
-/// - [`idle`](Deadlines::idle): while nothing is read and nothing is written;
-/// - [`write`](Deadlines::write): while a write is pending and the peer takes nothing;
-/// - [`max_age`](Deadlines::max_age): the connection is told to
-///   [drain](crate::Connection::draining), and ends after another [30
-///   s](super::DrainDeadlines::stream).
+/// - [`first_byte`](Deadlines::first_byte), until something is read or written;
+/// - [`idle`](Deadlines::idle), while nothing is read or written;
+/// - [`write`](Deadlines::write), while a write is pending and the peer takes nothing;
+/// - [`max_age`](Deadlines::max_age), at which the connection
+///   [drains](crate::Connection::draining); it ends after another
+///   [30 s](super::DrainDeadlines::stream).
 ///
-/// At a deadline the service's future is dropped, and the stream with it. A service that has moved
-/// the stream to another task has it still: it is told by its connection's
-/// [abort](crate::LiveConnection::abort) only, and its deadlines may take twice their time, since
-/// they are looked at only when one may have passed.
+/// At a deadline the service's future is dropped, and the stream with it. If a service has moved
+/// the stream to another task, that task keeps it, and only an
+/// [abort](crate::LiveConnection::abort) of the connection reaches it. Its deadlines may take up to
+/// twice their time, because they are checked only when one may have passed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,7 +54,7 @@ use crate::error::BoxError;
 pub struct DeadlineLayer(Arc<Deadlines>);
 
 impl DeadlineLayer {
-    /// Makes a layer that keeps `deadlines`.
+    /// Makes the layer from `deadlines`.
     pub fn new(deadlines: Deadlines) -> Self {
         Self(Arc::new(deadlines))
     }
@@ -71,7 +71,7 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// A connection service under deadlines. Made by [`DeadlineLayer`].
+/// A connection service with deadlines. Made by [`DeadlineLayer`].
 #[derive(Clone, Debug)]
 pub struct Deadline<S> {
     inner: S,
@@ -131,7 +131,8 @@ where
         let Some(service) = this.service.as_mut().as_pin_mut() else {
             return Poll::Pending;
         };
-        // The service first: what is done in time is not failed because its task was polled late.
+        // The service first, so that a result in time does not fail because its task was polled
+        // late.
         if let Poll::Ready(done) = service.poll(cx) {
             return Poll::Ready(done.map_err(Into::into));
         }

@@ -1,15 +1,16 @@
-//! How long a connection may wait for its peer: one vocabulary of times for every protocol.
+//! Limits on the time for which a connection waits for its peer, the same for every protocol.
 //!
-//! [`Deadlines`] is one value for a whole stack. Each room keeps what it has a use for:
+//! [`Deadlines`] is one value for a whole stack. Each part of the stack keeps the deadlines that
+//! apply to it:
 //!
-//! | room | set by | keeps |
+//! | part | set by | keeps |
 //! | --- | --- | --- |
 //! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect` |
-//! | pipelines | [`Pipeline::deadlines`] | all but `body` and `upgraded_idle` |
-//! | HTTP | `Http::deadlines` | all |
+//! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle` |
+//! | HTTP | `Http::deadlines` | all but `pre_connect` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age` |
 //!
-//! A deadline that passes while the process stands still, stopped or starved, is extended once, by
+//! A deadline that passes while the process is stopped or starved of CPU time is extended once, by
 //! 50 ms.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
@@ -28,7 +29,7 @@ pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
 pub(crate) use watch::{Borrower, Watch};
 
-/// The time for which a connection that was just accepted and has not been heard from stays open in
-/// a drain. Its peer's bytes may have arrived with it, and the runtime knows of them one turn of
-/// its driver later.
+/// The time for which a draining connection without a first byte stays open after it was accepted.
+/// Its peer's bytes may have arrived with it, and the runtime learns of them one turn of its driver
+/// later.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);

@@ -1,8 +1,8 @@
 //! One lazy timer for all the deadlines of a connection.
 //!
 //! A deadline that moves later costs nothing: the timer stays armed as it is, and when it fires,
-//! its owner looks again. What a connection waits for, and so which deadline comes first, is its
-//! owner's to know.
+//! its owner computes the deadlines again. The owner knows what the connection waits for, and so
+//! which deadline comes first.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
@@ -16,21 +16,21 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::end::EndReason;
 
-/// A deadline that is noticed this late passed while the process stood still: stopped, suspended,
-/// or starved. The peer may have done its part meanwhile, and the runtime, which may fire timers
-/// first, does not know yet. So it is put off once, for as long again.
+/// A deadline that is noticed this late passed while the process was stopped, suspended or starved.
+/// The peer may have acted in time, but the runtime may fire timers before it reads the socket. So
+/// the deadline is extended once, by the same time.
 const STOOD_STILL: Duration = Duration::from_millis(50);
 
-/// A moment of one connection's clock: the nanoseconds since the clock's start, plus one.
+/// A moment of one connection's clock: nanoseconds since the clock's start, plus one.
 ///
-/// It is half of an `Instant`, and a resting connection holds several.
+/// It is half the size of an `Instant`, and an idle connection holds several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(NonZeroU64);
 
 impl Moment {
     pub(crate) const START: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the moment `time` later, unless that is beyond the end of the clock: then it is no
+    /// Returns the moment `time` later, or `None` beyond the end of the clock, which is no
     /// deadline.
     pub(crate) fn checked_add(self, time: Duration) -> Option<Self> {
         let nanos = u64::try_from(time.as_nanos()).ok()?;
@@ -42,7 +42,7 @@ impl Moment {
     }
 }
 
-/// Returns a deadline, if there is a time and a moment from which it counts.
+/// Returns a deadline, or `None` if it has no length or no start.
 pub(crate) fn due<D>(
     from: impl Into<Option<Moment>>,
     time: impl Into<Option<Duration>>,
@@ -58,10 +58,10 @@ pub(crate) fn first<D>(
     deadlines.into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
-/// What a deadline brings about.
+/// The effect of a deadline.
 pub(crate) trait Due {
-    /// Returns whether the peer can keep this deadline by what it sends or reads: then it is put
-    /// off when the process stood still.
+    /// Returns whether the peer can meet this deadline by sending or reading. Then it is extended
+    /// if the process stood still.
     fn is_kept_by_peer(&self) -> bool;
 }
 
@@ -83,7 +83,7 @@ impl Due for EndReason {
 #[derive(Debug)]
 pub(crate) struct Timer {
     started: Instant,
-    /// Made for the first deadline. Boxed: many connections never need it.
+    /// Created for the first deadline. Boxed, because many connections never need it.
     alarm: Option<Pin<Box<Alarm>>>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Timer {
 struct Alarm {
     #[pin]
     sleep: Sleep,
-    /// Until when deadlines of the peer were put off, the last time.
+    /// The moment to which the peer's deadlines were last extended.
     put_off: Option<Moment>,
 }
 
@@ -105,7 +105,7 @@ impl Timer {
         }
     }
 
-    /// Returns when a connection that was accepted at `accepted_at` has reached `age`.
+    /// Returns the moment at which a connection that was accepted at `accepted_at` reaches `age`.
     pub(crate) fn age(&self, accepted_at: Instant, age: Option<Duration>) -> Option<Moment> {
         let before = self.started.saturating_duration_since(accepted_at);
         Moment::START.checked_add(age?.saturating_sub(before))
@@ -115,25 +115,25 @@ impl Timer {
         self.moment(Instant::now())
     }
 
-    /// Returns the moment of `at`. One before the start is the start.
+    /// Returns `at` as a moment. A time before the start becomes the start.
     pub(crate) fn moment(&self, at: Instant) -> Moment {
         Moment::START
             .checked_add(at.saturating_duration_since(self.started))
             .unwrap_or(Moment(NonZeroU64::MAX))
     }
 
-    /// Returns whether the timer will fire later than `now`, and so wakes whoever polled it last.
+    /// Returns whether the timer fires after `now`, and so will wake the task that polled it last.
     ///
-    /// While a connection waits as it did then, its deadlines can only have moved later: it need
-    /// not look at them before.
+    /// While a connection waits for the same thing, its deadlines can only move later, so it need
+    /// not compute them again before that.
     #[inline]
     pub(crate) fn fires_after(&self, now: Moment) -> bool {
         let alarm = self.alarm.as_ref();
         alarm.is_some_and(|alarm| self.moment(alarm.sleep.deadline()) > now)
     }
 
-    /// Before a wait: ready if `next`, the deadline that comes first, has passed, else wakes the
-    /// task when it does.
+    /// Runs before each wait. Ready if `next`, the deadline that comes first, has passed; otherwise
+    /// registers a wakeup for it.
     pub(crate) fn poll<D: Due>(
         &mut self,
         next: Option<(Moment, D)>,
@@ -154,19 +154,19 @@ impl Timer {
         if sleep.deadline() > at || sleep.is_elapsed() {
             sleep.as_mut().reset(at);
         }
-        // Whatever this turn has cost: a timer that is not looked at for want of budget would not
-        // wake.
+        // Outside of tokio's budget, because a timer that is not polled for lack of budget would
+        // not wake.
         while pin!(unconstrained(sleep.as_mut())).poll(cx).is_ready() {
             if sleep.deadline() >= at {
                 return Poll::Ready(due);
             }
-            // It fired for a deadline that has moved since.
+            // It fired for a deadline that has moved later since.
             sleep.as_mut().reset(at);
         }
         Poll::Pending
     }
 
-    /// Returns the timer itself, for what has only one deadline.
+    /// Returns the timer itself, for a wait with only one deadline.
     pub(crate) fn sleep(&mut self) -> Pin<&mut Sleep> {
         let started = self.started;
         self.alarm(started).project().sleep
@@ -182,8 +182,8 @@ impl Timer {
         alarm.as_mut()
     }
 
-    /// Puts a deadline off, once, if the peer may have kept it while nobody looked. Returns the
-    /// deadline as it is now.
+    /// Extends a deadline once, if the peer may have met it while the process stood still. Returns
+    /// the deadline to use.
     fn forgive(&mut self, at: Moment, due: &impl Due, now: Moment) -> Moment {
         if !due.is_kept_by_peer() {
             return at;
@@ -199,15 +199,15 @@ impl Timer {
     }
 }
 
-/// Returns the end of a time that begins now. One beyond the end of the clock is so far away that
-/// it makes no difference.
+/// Returns the end of a period that begins now. Beyond the end of the clock, a time in the far
+/// future replaces it.
 pub(crate) fn after(time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();
     now.checked_add(time).unwrap_or_else(|| now + FAR)
 }
 
-/// Returns a random part of `most`, another each time.
+/// Returns a random part of `most`, a new one for each call.
 pub(crate) fn jitter(most: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8);
     most.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)

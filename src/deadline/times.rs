@@ -2,23 +2,23 @@ use std::time::Duration;
 
 use super::timer::jitter;
 
-/// The deadlines of a connection, in one value for every protocol.
+/// The deadlines of a connection, for every protocol.
 ///
-/// A [`Pipeline`](crate::Pipeline::deadlines), HTTP, and a raw service each keep those that their
-/// protocol has a use for.
+/// A [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service each keep the deadlines that
+/// apply to their protocol.
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
 /// | [`pre_connect`] | 10 s | several round trips of the slowest networks | [`PreConnectTimeout`] |
-/// | [`first_byte`] | 60 s | browsers connect ahead of need | [`FirstByteTimeout`] |
-/// | [`frame`] | 30 s | 64 KiB in 30 s are 17 kbit/s | [`FrameTimeout`] |
-/// | [`body`] | 30 s | a peer at work sends something | [`BodyTimeout`], see there |
-/// | [`idle`] | 75 s | load balancers drop a pooled one after 60 s | [`IdleTimeout`] |
+/// | [`first_byte`] | 60 s | browsers connect in advance | [`FirstByteTimeout`] |
+/// | [`frame`] | 30 s | 64 KiB in 30 s is 17 kbit/s | [`FrameTimeout`] |
+/// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`], see there |
+/// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
 /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
 /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
 /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
-/// | [`max_age_jitter`] | zero | means nothing without `max_age` | |
-/// | [`make_service`] | 10 s | as for all before a request | [`MakeServiceError`] |
+/// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
+/// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
 /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see there |
 ///
 /// [`pre_connect`]: Self::pre_connect
@@ -74,23 +74,22 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// Sets how long pre-connect hooks may take, TLS handshakes among them. `None` waits forever.
+    /// Sets the time for pre-connect hooks, including TLS handshakes. `None` waits forever.
     ///
     /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) keeps it.
     ///
     /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the
-    /// connection is dropped with
-    /// [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
+    /// connection is dropped with [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
     #[must_use]
     pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.pre_connect = time.into();
         self
     }
 
-    /// Sets how long a connection may be silent at first. `None` waits forever.
+    /// Sets the time until a connection's first byte. `None` waits forever.
     ///
-    /// Default: 60 s. Why: browsers connect ahead of need, and close by themselves. When reached:
-    /// the connection ends with
+    /// Default: 60 s. Why: browsers connect in advance, and close unused connections themselves.
+    /// When reached: the connection ends with
     /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
     #[must_use]
     pub fn first_byte(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -101,69 +100,68 @@ impl Deadlines {
     /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head.
     /// `None` waits forever.
     ///
-    /// Later bytes do not reset it. In HTTP/2 it bounds the preface by which a connection begins.
+    /// Later bytes do not reset it. In HTTP/2 it bounds the preface at the beginning of a
+    /// connection.
     ///
-    /// Default: 30 s. Why: 64 KiB in 30 s are 17 kbit/s, less than any link in use has. When
-    /// reached: the connection ends with
-    /// [`FrameTimeout`](crate::EndReason::FrameTimeout).
+    /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When reached:
+    /// the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
     #[must_use]
     pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.frame = time.into();
         self
     }
 
-    /// Sets the longest time without a byte of an HTTP request's body that the service is waiting
-    /// for. `None` waits forever.
+    /// Sets the longest time without a byte of an HTTP request's body while the service waits for
+    /// one. `None` waits forever.
     ///
-    /// It does not bound the body as a whole: only the service knows how large bodies may be, and
-    /// how slow.
+    /// It does not bound the body as a whole, because only the service knows how large and how slow
+    /// bodies may be.
     ///
-    /// Default: 30 s. Why: a peer at work sends something within some round trips. When reached:
-    /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes behind
-    /// the response, with
-    /// [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other streams go on.
+    /// Default: 30 s. Why: an active peer sends something within a few round trips. When reached:
+    /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes after
+    /// the response, with [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other
+    /// streams go on.
     #[must_use]
     pub fn body(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.body = time.into();
         self
     }
 
-    /// Sets how long a connection may rest: nothing arrives, and no request is in progress. `None`
-    /// waits forever.
+    /// Sets how long a connection may be idle: nothing arrives, and no request is in progress.
+    /// `None` waits forever.
     ///
-    /// In a pipeline and in HTTP only bytes from the *peer* count: pushes do not keep a connection
-    /// whose other end is gone. An HTTP/2 connection rests while it has no stream; pings do not
-    /// keep it.
+    /// In a pipeline and in HTTP only bytes from the *peer* count, so pushed frames do not keep
+    /// open a connection whose peer is gone. An HTTP/2 connection is idle while it has no stream;
+    /// pings do not keep it open.
     ///
-    /// Default: 75 s. Why: above the 60 s after which common load balancers drop a pooled
-    /// connection, so that it is they who close one, knowing that no request is on its way. When
-    /// reached: the connection closes with
-    /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
+    /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The balancer
+    /// then closes first, and it knows that no request is in transit. When reached: the connection
+    /// closes with [`IdleTimeout`](crate::EndReason::IdleTimeout).
     #[must_use]
     pub fn idle(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.idle = time.into();
         self
     }
 
-    /// Sets how long the peer may take no byte of pending output. `None` waits forever.
+    /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
+    /// forever.
     ///
-    /// It does not reach an HTTP/2 stream whose window the peer keeps shut: hyper's keep-alive
-    /// pings, or a timeout in the service, do.
+    /// It does not apply to an HTTP/2 stream whose window the peer keeps closed. Use hyper's
+    /// keep-alive pings or a timeout in the service for that.
     ///
-    /// Default: 30 s. Why: a peer that takes no byte for so long is gone, or means harm. When
-    /// reached: the connection ends with
-    /// [`WriteTimeout`](crate::EndReason::WriteTimeout).
+    /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
+    /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.write = time.into();
         self
     }
 
-    /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with nothing but tunnels,
-    /// may rest in both directions. `None` waits forever.
+    /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may be
+    /// idle in both directions. `None` waits forever.
     ///
-    /// Default: 1 h. Why: a WebSocket has pings of its own; this is for what was forgotten. When
-    /// reached: the stream is taken away from its task, and closed with
+    /// Default: 1 h. Why: a WebSocket has its own pings; this is for abandoned streams. When
+    /// reached: the stream is taken away from its task and closed with
     /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
     #[must_use]
     pub fn upgraded_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -173,9 +171,8 @@ impl Deadlines {
 
     /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
     ///
-    /// Default: none. Why: it is for rebalancing between servers. When reached: the connection
-    /// drains, and ends with
-    /// [`MaxAge`](crate::EndReason::MaxAge).
+    /// Default: none. Why: it is only for rebalancing between servers. When reached: the connection
+    /// drains, and ends with [`MaxAge`](crate::EndReason::MaxAge).
     #[must_use]
     pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.max_age = age.into();
@@ -185,19 +182,18 @@ impl Deadlines {
     /// Sets a time of which a random part is added to [`max_age`](Self::max_age) for each
     /// connection.
     ///
-    /// Default: zero. Why: it means nothing without `max_age`; with it, connections made together
-    /// do not come back together.
+    /// Default: zero. Why: it has no effect without `max_age`. With it, clients that connected
+    /// together do not reconnect together.
     #[must_use]
     pub fn max_age_jitter(mut self, most: Duration) -> Self {
         self.max_age_jitter = most;
         self
     }
 
-    /// Sets how long the make-service may take, and the service of an upgrade to become ready.
+    /// Sets the time for the make-service, and for the service of an upgrade to become ready.
     /// `None` waits forever.
     ///
-    /// Default: 10 s. Why: as for everything else before the first request. When reached: the
-    /// connection ends with
+    /// Default: 10 s. Why: as long as the pre-connect hooks. When reached: the connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
     #[must_use]
     pub fn make_service(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -205,13 +201,13 @@ impl Deadlines {
         self
     }
 
-    /// Returns the age at which a connection drains, another for each.
+    /// Returns the age at which a connection drains, with a new random part for each call.
     pub(crate) fn age(&self) -> Option<Duration> {
         let age = self.max_age?;
         Some(age.saturating_add(jitter(self.max_age_jitter)))
     }
 
-    /// Sets how deadlines are shortened while the connection drains.
+    /// Sets the shorter deadlines for a draining connection.
     #[must_use]
     pub fn drain(mut self, drain: DrainDeadlines) -> Self {
         self.drain = drain;
@@ -222,16 +218,16 @@ impl Deadlines {
 /// The deadlines of a connection that drains, in a shutdown or at its
 /// [`max_age`](Deadlines::max_age).
 ///
-/// Each counts from the beginning of the drain. `None` does not shorten the deadline that holds
-/// otherwise.
+/// Each counts from the beginning of the drain, unless its method says otherwise. With `None` the
+/// drain does not shorten a deadline.
 ///
 /// | deadline | default | why | when reached |
 /// | --- | --- | --- | --- |
-/// | [`pre_connect`] | 1 s | a handshake at work is done by then | [`Drained`] |
-/// | [`frame`] | 5 s | a peer at work finishes its frame by then | [`FrameTimeout`] |
-/// | [`last_request`] | 1 s | a round trip and a client's own turn | [`Drained`] |
+/// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
+/// | [`frame`] | 5 s | an active peer finishes its frame by then | [`FrameTimeout`] |
+/// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
 /// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
-/// | [`goodbye`] | 5 s | some round trips for a `GOAWAY` | [`Drained`], or as told |
+/// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason for its close |
 /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
 ///
 /// [`pre_connect`]: Self::pre_connect
@@ -269,7 +265,7 @@ impl Default for DrainDeadlines {
 impl DrainDeadlines {
     /// Sets the time for pre-connect hooks.
     ///
-    /// Default: 1 s. Why: a handshake at work is done in some round trips, and nothing was asked
+    /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has arrived
     /// yet. When reached: the connection is dropped with [`Drained`](crate::EndReason::Drained).
     #[must_use]
     pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -277,61 +273,60 @@ impl DrainDeadlines {
         self
     }
 
-    /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. One begun later has
-    /// as long from its first byte.
+    /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. A frame or head
+    /// that begins later has as long from its first byte.
     ///
-    /// Default: 5 s. Why: a peer at work finishes its frame in some round trips. When reached: the
-    /// connection ends with
-    /// [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies of pending requests.
+    /// Default: 5 s. Why: an active peer finishes its frame within a few round trips. When reached:
+    /// the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies
+    /// to pending requests.
     #[must_use]
     pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.frame = time.into();
         self
     }
 
-    /// Sets how long a resting HTTP/1 connection stays open for one more request, which is answered
+    /// Sets how long an idle HTTP/1 connection stays open for one more request, which is answered
     /// with `connection: close`.
     ///
-    /// HTTP/1 cannot announce a close without a response: a request that crosses the close is lost
-    /// ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) has the
-    /// client send it again, if it may). A busy client sends its next request within this time, and
-    /// is told. HTTP/2 announces it by `GOAWAY`, and needs none of this.
+    /// HTTP/1 can announce a close only in a response, so a request that crosses the close is lost
+    /// ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) lets the
+    /// client retry it in some cases). A busy client sends its next request within this time and
+    /// learns of the close from the response. HTTP/2 announces a close by `GOAWAY`, and does not
+    /// need this.
     ///
-    /// Default: 1 s. Why: a round trip and a client's own turn. When reached: the connection closes
-    /// with
-    /// [`Drained`](crate::EndReason::Drained).
+    /// Default: 1 s. Why: a round trip and the client's processing. When reached: the connection
+    /// closes with [`Drained`](crate::EndReason::Drained).
     #[must_use]
     pub fn last_request(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.last_request = time.into();
         self
     }
 
-    /// Sets how long a resting connection of a pipeline stays open for one more frame, which is
+    /// Sets how long an idle connection of a pipeline stays open for one more frame, which is
     /// answered before it closes.
     ///
     /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached: the
-    /// connection closes with
-    /// [`Drained`](crate::EndReason::Drained).
+    /// connection closes with [`Drained`](crate::EndReason::Drained).
     #[must_use]
     pub fn last_frame(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.last_frame = time.into();
         self
     }
 
-    /// Sets how long a resting HTTP/2 connection has to acknowledge its `GOAWAY`, behind the last
-    /// byte written to it.
+    /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, counted from the
+    /// last byte written to it.
     ///
-    /// Default: 5 s. Why: some round trips; a peer that is gone says nothing, and a slow reader
-    /// gets its responses. When reached: the connection closes with the reason for which it was
-    /// told to leave.
+    /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer, and a slow reader
+    /// still gets its responses. When reached: the connection closes with the reason for which it
+    /// was told to close.
     #[must_use]
     pub fn goodbye(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.goodbye = time.into();
         self
     }
 
-    /// Sets how long a raw service, or the task that has an upgraded stream, may go on at
-    /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline holds.
+    /// Sets how long a raw service, or the task with an upgraded stream, may continue after
+    /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies.
     ///
     /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
     /// [`MaxAge`](crate::EndReason::MaxAge).

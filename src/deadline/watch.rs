@@ -9,24 +9,24 @@ use crate::connection::{ConnectionInfo, Life};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::signals::Signal;
 
-/// Who has the stream.
+/// The current user of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Borrower {
-    /// A raw service. Most work in the connection's own task, which then sees every byte.
+    /// A raw service. Most run in the connection's own task, which then sees every byte.
     Service,
-    /// Whoever asked for an upgrade, in another task: the counters are looked at several times
-    /// before a deadline.
+    /// The task that received an upgraded stream. The counters are checked several times before a
+    /// deadline.
     Upgraded,
 }
 
-/// How many looks at the counters a deadline takes, when they change unseen. A deadline is late by
-/// one of them at most.
+/// The number of checks per deadline when the counters change unseen. A deadline is late by at most
+/// the time between two checks.
 const LOOKS: u32 = 4;
 
 #[derive(Clone, Copy, Debug)]
 enum Alarm {
     End(EndReason),
-    /// The connection is old: it is told to leave.
+    /// The connection has reached its maximum age, and is told to close.
     Retire,
     Look,
 }
@@ -43,13 +43,13 @@ pub(crate) struct Watch {
     timer: Timer,
     borrower: Borrower,
     retire: Option<Moment>,
-    /// When it was told to leave because it is old.
+    /// The time at which it was told to close because of its age.
     retired: Option<Moment>,
-    /// What had been read and written when the watch began.
+    /// Bytes read and written when the watch began.
     before: u64,
-    /// What has been read and written, and since when no more.
+    /// Bytes read and written, and the time of the last change.
     moved: (u64, Moment),
-    /// What had been written when the peer took no more, and since when.
+    /// Bytes written when the peer stopped taking output, and that time.
     blocked: Option<(u64, Moment)>,
 }
 
@@ -68,7 +68,8 @@ impl Watch {
         }
     }
 
-    /// Ready with the reason when a deadline has passed; else wakes the task when one does.
+    /// Runs before each wait. Ready with the reason when a deadline has passed; otherwise registers
+    /// a wakeup.
     pub(crate) fn poll(
         &mut self,
         life: &Life,
@@ -142,7 +143,7 @@ impl Watch {
     }
 }
 
-/// Returns whether the connection was told to leave because it is old, before the watch began.
+/// Returns whether the connection was told to close because of its age before the watch began.
 fn is_retired(life: &Life) -> bool {
     let by_age = |ended: ConnectionEnded| ended.reason == EndReason::MaxAge;
     life.signals.is_raised(Signal::Drain) && life.proposed().is_some_and(by_age)
