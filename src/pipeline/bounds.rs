@@ -1,5 +1,5 @@
-//! The bounds of a pipeline on its user's types, in words that the compiler quotes when one does not
-//! hold.
+//! The bounds of a pipeline on user types, with messages that the compiler prints if one is not
+//! met.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -44,7 +44,7 @@ mod sealed {
         }
     }
 
-    /// A codec that encodes `T`.
+    /// A codec that decodes requests and encodes `T`.
     #[diagnostic::on_unimplemented(
         message = "the codec `{Self}` does not encode replies of `{T}`",
         label = "not an `Encoder<{T}>`",
@@ -70,7 +70,7 @@ mod sealed {
 
     impl<C, T> Codec<T> for C where C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
 
-    /// A codec, as far as requests go.
+    /// A codec, as far as requests are concerned.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not a codec",
         label = "does not implement `tokio_util::codec::Decoder`",
@@ -81,7 +81,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<C: Decoder> Decodes for C {}
 
-    /// What converts into `A`: a `Reply`, or an `Upgrade`.
+    /// A type that converts into `A`: a `Reply` or an `Upgrade`.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not a reply here: it does not convert into `{A}`",
         label = "the service answers with `{Self}`",

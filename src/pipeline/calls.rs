@@ -1,7 +1,7 @@
-//! What goes to one connection's service, and what comes of it.
+//! The calls of a connection's service, and their results.
 //!
-//! All waiting happens in [`Calls::poll_event`]: it writes, bounds what is in flight, decodes, and
-//! makes the service ready once an event is at hand. So the three ways to run calls need only keep
+//! All waiting happens in [`Calls::poll_event`]: it writes, limits the calls in flight, decodes,
+//! and makes the service ready once an event is available. So the three ways to run calls only keep
 //! their order.
 
 use std::marker::PhantomData;
@@ -17,12 +17,13 @@ use super::reply::Answer;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 
-/// How many requests are begun in one turn of the connection's task, so that a peer that sends fast takes no one else's turn.
+/// The number of requests begun in one turn of the connection's task, so that a fast peer does not
+/// delay other connections.
 const TURN: u32 = 256;
 
 /// The calls of one connection's service.
 ///
-/// `A` is what the service answers with: a reply, or an upgrade.
+/// `A` is the type of the service's answers: a reply, or an upgrade.
 pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     engine: &'a mut Engine<Io, C, T, M>,
     service: S,
@@ -30,8 +31,8 @@ pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     message: Option<M>,
     /// Held back until the service is ready, and while input is paused.
     request: Option<C::Item>,
-    /// It is a request's turn, if both are waiting. Set when a message is begun, cleared when a
-    /// request is, or was looked for.
+    /// If both are waiting, a request is next. Set when a message begins; cleared when a request
+    /// begins, or was looked for.
     was_message: bool,
     in_flight: usize,
     turn: u32,
@@ -68,13 +69,14 @@ where
         }
     }
 
-    /// Takes the next event, for which the service is ready; `None` when there will be no more.
+    /// Takes the next event, with the service ready for it. Ready with `None` when there will be no
+    /// more.
     ///
-    /// All waiting is here. Before this is pending, everything is written and flushed.
+    /// All waiting is here. Before this returns pending, everything is written and flushed.
     #[inline]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         loop {
-            // What almost all requests are: one more in the buffer, and nothing else to look at.
+            // The common case: one more request in the buffer, and nothing else to check.
             let is_plain = self.is_plain();
             let event = if is_plain {
                 self.engine.decode().map(Event::Request)
@@ -120,13 +122,13 @@ where
         }
     }
 
-    /// Returns whether a request may be decoded and begun without a look at anything else.
+    /// Returns whether a request may be decoded and begun without checking anything else.
     #[inline]
     fn is_plain(&self) -> bool {
         self.request.is_none() && self.turn < TURN && self.engine.is_plain(self.in_flight)
     }
 
-    /// Waits until one more event may be begun; `false` when none may any more.
+    /// Waits until one more event may begin. Ready with `false` when none may begin any more.
     #[inline]
     fn poll_may_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
@@ -146,7 +148,7 @@ where
         Poll::Ready(true)
     }
 
-    /// Takes an event that was held back, or a message, or a request out of what is buffered.
+    /// Takes an event that was held back, a message, or a buffered request.
     #[inline]
     fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
         if let Some(message) = self.message.take() {
@@ -182,7 +184,7 @@ where
         }
     }
 
-    /// Writes, and waits until there may be more at hand.
+    /// Writes, and waits until another event may be available.
     #[inline]
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let undelivered = self.request.is_some();
@@ -193,10 +195,10 @@ where
         polled
     }
 
-    /// Makes the service ready; `false` when it failed, and the connection ends.
+    /// Makes the service ready. Ready with `false` if that failed and the connection ends.
     #[inline]
     fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        // Caught here, because requests before it may be in flight, and are answered.
+        // Caught here, because earlier requests may be in flight, and are still answered.
         let polled = catch_unwind(AssertUnwindSafe(|| self.service.poll_ready(cx)));
         let ended = match polled {
             Ok(Poll::Ready(Ok(()))) => return Poll::Ready(true),
@@ -214,7 +216,8 @@ where
         self.service.call(event)
     }
 
-    /// Drives I/O beside the service. Ready when what is at hand is not to be begun any more.
+    /// Drives I/O while the service is not ready. Ready when the held event must not begin any
+    /// more.
     fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let cut_off = self.engine.poll_io_beside(cx).is_ready();
         if cut_off || self.engine.leaves(Leaves::Requests) {
@@ -234,17 +237,18 @@ where
         Poll::Pending
     }
 
-    /// Drives I/O beside a call. Ready when the connection must end without it.
+    /// Drives I/O while a call runs. Ready when the connection must end without it.
     pub(super) fn poll_io_beside_call(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.engine.poll_io_beside(cx)
     }
 
-    /// Runs the call that was begun last by itself, if it may: where replies keep their order, what comes after it waits for it.
+    /// Makes the last call that was begun the head, if it may be. If replies keep their order,
+    /// later replies wait for it.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)
     }
 
-    /// Takes the result of the call that ran by itself, and lets those behind it go.
+    /// Takes the result of the head, and releases the replies that wait for it.
     #[inline]
     pub(super) fn finish_head(&mut self, result: Result<S::Response, BoxError>) {
         self.in_flight -= 1;
@@ -252,7 +256,7 @@ where
         self.engine.reply_first(result);
     }
 
-    /// Something of the user's panicked in between.
+    /// Reports a panic in user code outside of a call.
     pub(super) fn panicked(&mut self, panicked: Panicked) {
         self.engine.panicked(panicked);
     }

@@ -1,4 +1,4 @@
-//! What a pipeline waits for, and until when.
+//! The deadlines of a pipeline's connection, by what the connection is waiting for.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,22 +9,23 @@ use tokio::time::{Instant, Sleep};
 use crate::deadline::{Deadlines, Due, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
-/// What a connection is waiting for, as far as deadlines go; for its peer to take output, besides.
+/// A connection waits for this, as far as deadlines are concerned. It may also wait for the peer to
+/// take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// For its own service, or for room: not for the peer to send anything.
+    /// Its own service, or room for more calls; not the peer's input.
     Busy,
-    /// For the make-service.
+    /// The make-service.
     Making,
-    /// For a frame to come, with nothing in hand.
+    /// A frame, with no request in progress.
     Resting,
-    /// For the rest of a frame.
+    /// The rest of a frame.
     InFrame,
-    /// At a drain, for the runtime to know what the system has of it.
+    /// In a drain, the bytes that may already have arrived with the connection.
     Leaving,
 }
 
-/// What is due: the end of the connection, or a message of the program.
+/// The effect of a deadline: the end of the connection, or a message that is due.
 #[derive(Clone, Copy, Debug)]
 struct Alarm(Option<EndReason>);
 
@@ -38,23 +39,24 @@ impl Due for Alarm {
 #[derive(Debug)]
 pub(super) struct Clock {
     timer: Timer,
-    /// Before a drain, when the connection retires; in a drain, when that began.
+    /// Before a drain, the time at which the connection reaches its maximum age; in a drain, its
+    /// start.
     leaves: Option<Moment>,
-    /// The last frame came, or the last request was done. `None` before the first byte.
+    /// The time of the last frame or finished request. `None` before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     written: Option<Moment>,
-    /// How long it may rest, as a moment of a clock that starts when it begins to.
+    /// The longest idle time, as a moment of a clock that starts when the connection becomes idle.
     idle: Option<Moment>,
-    /// How the connection waited when the timer was armed: for what, with output, and whether it
-    /// has been heard from.
+    /// The state when the timer was armed: the wait, and whether output is pending and a byte has
+    /// arrived.
     armed: Option<(Waiting, bool, bool)>,
-    /// Set during a poll, and turned into times at its end: one look at the clock a poll.
+    /// Set during a poll and turned into times at its end, to read the clock once per poll.
     pub(super) saw_byte: bool,
     saw_activity: bool,
     pub(super) saw_write: bool,
-    /// What is in hand was asked by the peer, or some of it: the program's messages to itself keep
-    /// no connection.
+    /// The peer asked for at least some of the work in progress. Messages from the program to
+    /// itself keep no connection open.
     pub(super) asked: bool,
     draining: bool,
 }
@@ -78,8 +80,8 @@ impl Clock {
         }
     }
 
-    /// Before a wait: ready with the reason if a deadline has passed, and without one if a message
-    /// is due; else wakes the task when that comes.
+    /// Runs before each wait. Ready with the reason if a deadline has passed, and with `None` if a
+    /// message is due; otherwise registers a wakeup for the first of them.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
@@ -102,23 +104,23 @@ impl Clock {
         Poll::Ready(reason)
     }
 
-    /// Returns the timer, to be used for something else when there are no more deadlines.
+    /// Returns the timer, for another use after the last deadline.
     pub(super) fn timer(&mut self) -> Pin<&mut Sleep> {
         self.timer.sleep()
     }
 
-    /// The task is another: the timer has to be told.
+    /// Makes the next poll register the new waker with the timer.
     pub(super) fn disarm(&mut self) {
         self.armed = None;
     }
 
-    /// Sets how long the connection may rest from now on, which may be less than before.
+    /// Sets the longest idle time from now on, which may be shorter than before.
     pub(super) fn set_idle(&mut self, time: Option<Duration>) {
         self.idle = idle(time);
         self.armed = None;
     }
 
-    /// Notes that the connection drains: its deadlines are shorter from the first time on.
+    /// Records that the connection drains. The first call shortens its deadlines.
     pub(super) fn drain(&mut self) {
         if !self.draining {
             self.draining = true;
@@ -127,7 +129,7 @@ impl Clock {
         }
     }
 
-    /// Returns whether a draining connection that rests may stay for one frame more.
+    /// Returns whether a draining, idle connection may wait for one more frame.
     pub(super) fn awaits_last_frame(&self, deadlines: &Deadlines) -> bool {
         let time = deadlines.drain.last_frame;
         let until = || self.drains_since()?.checked_add(time?);
@@ -138,13 +140,13 @@ impl Clock {
         self.leaves.filter(|_| self.draining)
     }
 
-    /// A frame is whole: what stands behind it is another.
+    /// Records that a frame is complete. Bytes after it belong to the next frame.
     pub(super) fn saw_frame(&mut self) {
         self.saw_activity = true;
         self.frame_begun = None;
     }
 
-    /// A call is done, or the stream it answered with.
+    /// Records that a call, or the stream of its reply, is done.
     #[inline]
     pub(super) fn saw_done(&mut self) {
         self.saw_activity |= self.asked;
@@ -157,7 +159,7 @@ impl Clock {
         self.saw_byte = false;
         match waiting {
             Waiting::InFrame => self.frame_begun = self.frame_begun.or(Some(now)),
-            // The program's messages to itself give the peer no more time.
+            // Messages from the program to itself give the peer no more time.
             Waiting::Busy if !self.asked => {}
             _ => self.frame_begun = None,
         }
@@ -181,7 +183,7 @@ impl Clock {
             Waiting::Leaving => end(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
             Waiting::InFrame => {
                 let from = self.frame_begun;
-                // A frame that is begun in the drain has as long, from then on.
+                // A frame that begins during the drain has the full time from its first byte.
                 let late = drained.and_then(|drained| from.map(|from| from.max(drained)));
                 first([
                     end(from, deadlines.frame, EndReason::FrameTimeout),
@@ -207,7 +209,7 @@ impl Clock {
         first([rest, write, retire])
     }
 
-    /// Returns whether the peer has ever sent anything.
+    /// Returns whether any byte has arrived from the peer.
     pub(super) fn has_heard(&self) -> bool {
         self.active.is_some() || self.saw_byte
     }

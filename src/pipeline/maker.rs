@@ -1,4 +1,4 @@
-//! Makers of a connection's service, as makers of services of events.
+//! Makers of a connection's service, adapted to make services of events.
 
 use std::convert::Infallible;
 
@@ -17,7 +17,8 @@ use crate::make::{
 mod sealed {
     use super::*;
 
-    /// A service that makes those of connections with messages, and the maker that it becomes.
+    /// A service that makes the services of connections with messages, and the maker that it
+    /// becomes.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services of events, of `Peer<{T}, {M}>`",
         label = "not a `Service<Peer<{T}, {M}>>`",
@@ -47,10 +48,10 @@ mod sealed {
         type Maker: Maker<Peer<T, Self::Message>>;
         type Service;
 
-        /// Returns the maker, whose service may be one of requests alone.
+        /// Returns the maker. Its service may take requests only.
         fn maker(&self) -> &Self::Maker;
 
-        /// Turns what was made into a service of events.
+        /// Adapts the made service to a service of events.
         fn events(made: Made<T, Self>) -> Self::Service;
     }
 

@@ -4,10 +4,10 @@ use tower_service::Service;
 
 use crate::make::CloneForRequest;
 
-/// Calls a clone of the service for each request, made ready when the request is at hand.
+/// Calls a clone of the service for each request, made ready when the request has arrived.
 ///
-/// So a resting connection holds nothing that connections share: no permit of a shared limit, and
-/// no place in the queue for one.
+/// So an idle connection holds no shared resource: no permit of a shared limit, and no place in the
+/// queue for one.
 #[derive(Clone, Debug)]
 #[expect(
     unnameable_types,
@@ -45,8 +45,7 @@ where
     fn call(&mut self, request: R) -> S::Future {
         match self.readied.take() {
             Some(mut service) => service.call(request),
-            // Called without being made ready, which is the caller's mistake: the service says so
-            // in its own way.
+            // The caller did not make it ready. The service reports that mistake in its own way.
             None => self.service.clone().call(request),
         }
     }

@@ -1,4 +1,4 @@
-//! A layer around the requests of a service that takes events.
+//! A layer that applies another layer to requests but not to messages.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,12 +13,12 @@ use tower_service::Service;
 use super::event::Event;
 use crate::error::BoxError;
 
-/// Applies a layer to the requests of a service of [`Event`]s. Messages go past the layer, straight
-/// to the service.
+/// Applies a layer to the requests of a service of [`Event`]s. Messages bypass the layer and go
+/// directly to the service.
 ///
-/// Use it for a layer that is meant for the peer: a timeout, a rate, a trace of requests. A layer
-/// that is meant for all events needs no help, since a service of events is a service like any
-/// other.
+/// Use it for a layer that is meant for the peer, such as a timeout, a rate limit, or a trace of
+/// requests. A layer for all events does not need this, because a service of events is an ordinary
+/// service.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -31,7 +31,7 @@ use crate::error::BoxError;
 /// use tower_tcp::{Peer, Pipeline};
 ///
 /// let make = service_fn(|_: Peer<Bytes, Bytes>| async {
-///     // Ten lines a second from the peer; news of the program are not counted.
+///     // Ten lines a second from the peer. Messages of the program are not counted.
 ///     let rate = RateLimitLayer::new(10, Duration::from_secs(1));
 ///     let events = service_fn(|event: Event<Bytes, Bytes>| async move {
 ///         match event {
@@ -49,13 +49,13 @@ use crate::error::BoxError;
 ///
 /// # Readiness
 ///
-/// The service is ready when the layer is, and the service beneath it is. Until then messages wait,
-/// too, because events stand in one line. What is called is the very service that was made ready,
-/// never a clone.
+/// The service is ready when both the layer and the service beneath it are. Until then messages
+/// wait, too, because all events share one queue. The call goes to the same service that was made
+/// ready, never to a clone.
 ///
-/// Two stock layers do not belong here. `Buffer` calls its service from a task of its own, where
-/// the readiness is not known: put it around all events. `LoadShed` finds nothing to shed, because
-/// events wait until the service is ready.
+/// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
+/// the readiness is not known; put it around all events instead. `LoadShed` has nothing to shed,
+/// because events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,
@@ -129,7 +129,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         ready!(self.layered.poll_ready(cx)).map_err(Into::into)?;
-        // The layer may be ready without having asked.
+        // The layer may be ready without having polled the service.
         self.beneath.lock().poll_ready(cx).map_err(Into::into)
     }
 
@@ -149,13 +149,13 @@ impl<S, N: fmt::Debug, M> fmt::Debug for RequestsOnly<S, N, M> {
     }
 }
 
-/// The service of requests that a layer is put around by [`RequestsOnlyLayer`].
+/// The service of requests around which [`RequestsOnlyLayer`] puts a layer.
 pub struct Beneath<S, M> {
     shared: Arc<Mutex<Guarded<S>>>,
     messages: PhantomData<fn(M)>,
 }
 
-/// The one service, and whether it was made ready since it was last called.
+/// The shared service, and whether it was made ready since its last call.
 struct Guarded<S> {
     service: S,
     ready: bool,
@@ -184,7 +184,7 @@ impl<S> Guarded<S> {
 
 impl<S, M> Beneath<S, M> {
     fn lock(&self) -> MutexGuard<'_, Guarded<S>> {
-        // A service that panicked is called again if the pipeline says so, here as elsewhere.
+        // A service that panicked is called again only if the pipeline goes on, as everywhere.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

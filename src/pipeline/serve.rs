@@ -1,4 +1,5 @@
-//! One connection through a pipeline: its service is made, its calls run, and its stream closed or handed on.
+//! Serves one connection: makes its service, runs the calls, and closes the stream or hands it
+//! over.
 
 use std::fmt;
 use std::pin::Pin;
@@ -56,7 +57,8 @@ where
             finish(&mut engine).await;
             if engine.is_upgraded() {
                 let limit = engine.settings.deadlines.make_service;
-                // Boxed, so that a connection has room for what comes then only when it comes.
+                // Boxed, so that a connection uses memory for the next service only after an
+                // upgrade.
                 return Box::pin(upgrade(engine.into_rewound(), next, limit)).await;
             }
             engine.close().await
@@ -64,7 +66,7 @@ where
     }
 }
 
-/// Makes the connection's service, while what it sends already goes out.
+/// Makes the connection's service. Frames sent meanwhile are already written.
 async fn made<Io, C, T, M, K, S, E>(
     engine: &mut Engine<Io, C, T, M>,
     make: impl Future<Output = Result<K, E>>,
@@ -89,7 +91,7 @@ where
     None
 }
 
-/// Writes what is left.
+/// Writes the remaining output.
 async fn finish<Io, C, T, M>(engine: &mut Engine<Io, C, T, M>)
 where
     Io: Stream,
@@ -97,13 +99,13 @@ where
 {
     let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_flush_all(cx))).await;
     if let Err(panicked) = finished {
-        // A streamed reply's, say. What was whole before is written all the same.
+        // For example, a panic of a streamed reply. Complete frames before it are still written.
         engine.panicked(panicked);
         std::future::poll_fn(|cx| engine.poll_flush_all(cx)).await;
     }
 }
 
-/// Hands the stream over, and says how it ended then.
+/// Hands over the stream, and returns how the connection ended.
 async fn upgrade<Io, T, N>(
     conn: Connection<Rewind<Io>>,
     mut next: N,
@@ -114,7 +116,7 @@ where
 {
     let life = Arc::clone(conn.life());
     if life.signals.is_raised(Signal::Close) {
-        // It came too late for the pipeline, and any service heeds this.
+        // This close came too late for the pipeline. Any service notices a drain.
         life.leave();
     }
     let ready = next.readied();
@@ -128,7 +130,7 @@ where
     Ok(life.done())
 }
 
-/// The future of [`Pipeline`]: one connection's requests, and its close. Boxed, once a connection.
+/// The future of [`Pipeline`]: serves one connection and closes it. Boxed once per connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct PipelineFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
 

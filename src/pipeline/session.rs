@@ -1,4 +1,4 @@
-//! State of one connection without locks: a session is called by `&mut self`.
+//! State of one connection without locks: a session is called with `&mut self`.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,15 +9,15 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::ReusableBoxFuture;
 use tower_service::Service;
 
-/// The state of one connection, called by `&mut self` and so without a lock.
+/// The state of one connection, called with `&mut self` and so without a lock.
 ///
-/// [`SessionService`] makes a Tower service of it. `E` is a request, or an
-/// [`Event`](super::Event) if the session takes messages, too.
+/// [`SessionService`] makes a Tower service of it. `E` is a request, or an [`Event`](super::Event)
+/// if the session also takes messages.
 ///
 /// Write [`call`](Self::call) as an `async fn`; its future must be `Send`. The session is dropped
-/// when its connection begins to close, so work for the end of the connection belongs in its
-/// `Drop`. A task spawned there learns from [`Peer::closed`](super::Peer::closed) how the
-/// connection ended, as the `chat` example shows.
+/// when its connection begins to close, so put work for the end of the connection into its `Drop`.
+/// A task spawned there learns how the connection ended from [`Peer::closed`](super::Peer::closed),
+/// as the `chat` example shows.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -57,7 +57,7 @@ use tower_service::Service;
     note = "a service that takes messages, too, is a `Session<Event<R, M>>`"
 )]
 pub trait Session<E>: Send + 'static {
-    /// The reply to a call; in a pipeline anything that is `Into<Reply<T>>`.
+    /// The reply to a call. In a pipeline it is any type that is `Into<Reply<T>>`.
     type Reply;
     /// The error of a call that failed.
     type Error;
@@ -66,9 +66,9 @@ pub trait Session<E>: Send + 'static {
     ///
     /// # Cancel safety
     ///
-    /// A layer may drop the call before it is done: stock `Timeout` does, at its time. The call
-    /// then ends at the `.await` at which it was, and the next one finds the session as it was left
-    /// there. A state that must not be seen half changed is changed between two `.await`s.
+    /// A layer may drop the call before it is done, as tower's `Timeout` does. The call then ends
+    /// at its current `.await`, and the next call finds the session in that state. Make changes
+    /// that must not be seen half done between two `.await`s.
     fn call(&mut self, event: E) -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
 }
 
@@ -97,20 +97,20 @@ pub trait Session<E>: Send + 'static {
 /// # drop(Pipeline::new(Lines::default).make_service(make));
 /// ```
 ///
-/// It is ready when no call runs. So its calls never overlap:
+/// It is ready when no call runs, so its calls never overlap:
 /// [`in_flight`](super::Pipeline::in_flight) and [`multiplexed`](super::Pipeline::multiplexed) run
-/// them one after the other, in the order of the requests. It is not `Clone`, so what needs clones
-/// does not compile around it: `Retry`, and
-/// [`PipelineBuilder::service`](super::PipelineBuilder::service), which is for all connections.
+/// them one after the other, in the order of the requests. It is not `Clone`, so anything that
+/// needs clones does not compile around it: `Retry`, and
+/// [`PipelineBuilder::service`](super::PipelineBuilder::service), which serves all connections.
 ///
-/// A call that is dropped midway leaves the session behind for the next one; see
-/// [`Session::call`]. A panic ends the connection. If a layer catches it, the next call finds the
-/// session as the panic left it.
+/// If a call is dropped midway, the next one finds the session as it was; see [`Session::call`]. A
+/// panic ends the connection. If a layer catches the panic, the next call finds the session as the
+/// panic left it.
 ///
-/// The first call allocates, and one behind a dropped call. Each other one runs in the memory of
-/// the last, and costs some 370 instructions, where a `tokio::sync::Mutex` in an `Arc` costs 290. A
-/// service whose replies are all ready at once can do without either, as a `Service` whose future
-/// is `Ready`.
+/// The first call allocates, and so does a call after a dropped one. Every other call reuses the
+/// memory of the last and costs about 370 instructions; a `tokio::sync::Mutex` in an `Arc` costs
+/// 290. A service whose replies are all ready at once needs neither: make it a `Service` whose
+/// future is `Ready`.
 pub struct SessionService<S: Session<E>, E> {
     state: Arc<Mutex<State<S, E>>>,
     /// Set from `poll_ready` to `call`.
@@ -121,13 +121,13 @@ pub struct SessionService<S: Session<E>, E> {
 
 struct State<S: Session<E>, E> {
     session: S,
-    /// The last call, if it is done: the next one is put in its place.
+    /// The last call, once it is done. Its memory is reused for the next one.
     done: Option<Call<S, E>>,
 }
 
 type Guard<S, E> = OwnedMutexGuard<State<S, E>>;
 type Answer<S, E> = Result<<S as Session<E>>::Reply, <S as Session<E>>::Error>;
-/// The guard comes back with the answer, so that this can be put into the state behind it.
+/// Returns the guard with the answer, so that the call itself can be stored in the state.
 type Call<S, E> = ReusableBoxFuture<'static, (Answer<S, E>, Guard<S, E>)>;
 
 impl<S: Session<E>, E> SessionService<S, E> {
@@ -176,7 +176,7 @@ where
     fn call(&mut self, event: E) -> SessionFuture<S, E> {
         let mut ready = self.ready.take();
         let done = ready.as_mut().and_then(|state| state.done.take());
-        // A caller that did not wait for `poll_ready` has its call wait.
+        // If the caller did not wait for `poll_ready`, the call waits instead.
         let ready = ready.ok_or_else(|| Arc::clone(&self.state));
         let call = async move {
             let mut state = match ready {
@@ -203,8 +203,8 @@ impl<S: Session<E>, E> fmt::Debug for SessionService<S, E> {
     }
 }
 
-/// The future of [`SessionService`]: one call. Dropping it ends the call, and leaves the session to
-/// the next one.
+/// The future of [`SessionService`]: one call. Dropping it ends the call; the next call gets the
+/// session.
 #[must_use = "futures do nothing unless polled"]
 pub struct SessionFuture<S: Session<E>, E> {
     /// Set until it is done.

@@ -1,24 +1,26 @@
-//! Several calls of one connection at the same time, by tokio-tower. Everything that adapts it is
-//! in this file.
+//! Runs several calls of one connection at the same time, with tokio-tower. Only this file adapts
+//! it.
 //!
-//! **tokio-tower keeps the calls** that are in flight, polls them, and gives their results back: in
+//! **tokio-tower keeps the calls** that are in flight, polls them, and returns their results: in
 //! the order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
-//! nothing else. What it reads is [`Concurrent`], a stream of calls that are *begun already*, since
-//! it would make its service ready for idle connections too; so its service is [`Identity`].
+//! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*, because
+//! otherwise it would make its service ready for idle connections, too. So the service that it
+//! calls is [`Identity`].
 //!
-//! **It is kept from waiting.** All waiting is in `Calls::poll_event`, which also bounds what is
-//! begun. The sink is always ready; one that is not would keep calls from being polled. Its flush
-//! is the moment to leave: the error [`Stop`] ends tokio-tower exactly when the connection closes
-//! without the calls that still run. Why it closes is settled in the engine.
+//! **It never waits.** All waiting is in `Calls::poll_event`, which also limits the calls in
+//! flight. The sink is always ready, because a sink that is not would keep calls from being polled.
+//! tokio-tower is stopped in its flush: the error [`Stop`] ends it exactly when the connection
+//! closes without the calls that still run. The engine keeps the reason.
 //!
-//! **It is spared most calls.** One that is the only one in flight runs here, as the *head*, and
-//! most are done at once; only those that begin beside one that is not are handed over, with an
-//! allocation for each. Where replies have an order, the engine holds those of later requests until
-//! the head is done.
+//! **It does not see most calls.** A call that is alone in flight runs here, as the *head*, and
+//! most such calls finish at once. Only calls that begin beside an unfinished one are handed over,
+//! with an allocation for each. If replies keep the order of the requests, the engine holds back
+//! the replies to later requests until the head is done.
 //!
-//! `tests/tokio_tower_gaps.rs` shows what is mended here: by itself tokio-tower never closes its
-//! transport, loses finished replies behind a failure, starts requests without bound, reserves for
-//! idle connections, and does not flush while the service is not ready.
+//! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. By itself
+//! tokio-tower never closes its transport, loses finished replies after a failure, starts requests
+//! without limit, reserves capacity for idle connections, and does not flush while the service is
+//! not ready.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,8 +39,8 @@ use super::event::Event;
 use super::reply::Answer;
 use crate::error::{BoxError, Panicked};
 
-/// Runs calls until there are no more, or the connection must close; replies go out in the order of
-/// the requests.
+/// Runs calls until there are no more or the connection must close. Replies are sent in the order
+/// of the requests.
 pub(super) fn run_in_order<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>
@@ -48,11 +50,11 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    // Why it ended is settled in the engine.
+    // The engine keeps the reason for the end.
     ::tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity).map(drop)
 }
 
-/// As [`run_in_order`], but replies go out as they finish.
+/// Like [`run_in_order`], but replies are sent as they finish.
 pub(super) fn run_as_finished<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>
@@ -62,18 +64,19 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    // Why it ended is settled in the engine.
+    // The engine keeps the reason for the end.
     ::tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity).map(drop)
 }
 
-/// Calls in flight together: what tokio-tower takes for a transport.
+/// The calls in flight, as a transport for tokio-tower.
 #[pin_project]
 struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
-    /// The call that runs here. Where replies keep the order of the requests it is the oldest, and the results of others wait for it.
+    /// The call that runs here. If replies keep the order of the requests, it is the oldest one,
+    /// and the results of later calls wait for it.
     #[pin]
     head: Option<S::Future>,
-    /// That call is being begun or polled: it is whose a panic is.
+    /// The head is being begun or polled, so a panic is its panic.
     in_head: bool,
 }
 
@@ -92,7 +95,8 @@ where
         }
     }
 
-    /// Runs calls here as long as each is done at once. Ready with an event that is to run beside the one here, or at the end.
+    /// Runs calls here as long as each finishes at once. Ready with an event that must run beside
+    /// the head, or with `None` at the end.
     fn poll_head(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let mut this = self.project();
         loop {
@@ -101,7 +105,8 @@ where
                 *this.in_head = true;
                 let polled = head.poll(cx).map_err(Into::into);
                 if polled.is_ready() {
-                    // Dropped first: what the call held is given back before its reply is written.
+                    // Dropped first, so that the call's resources are released before its reply is
+                    // written.
                     this.head.set(None);
                 }
                 *this.in_head = false;
@@ -112,8 +117,9 @@ where
             }
             let Some(event) = ready!(this.calls.poll_event(cx)) else {
                 if is_busy {
-                    // It is waited for here, as tokio-tower waits for its own. If the connection must end without it, what was held behind
-                    // it is dropped already.
+                    // Wait for the head here, as tokio-tower waits for its own calls. If the
+                    // connection must end without it, the replies held back behind it are already
+                    // dropped.
                     ready!(this.calls.poll_io_beside_call(cx));
                     this.head.set(None);
                 }
@@ -129,7 +135,8 @@ where
     }
 }
 
-/// Tells tokio-tower to stop at once: the connection closes behind what has finished, and no call that still runs may hold it open.
+/// Stops tokio-tower at once. The connection closes after the calls that have finished, and a call
+/// that still runs must not keep it open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
 struct Stop;
@@ -145,14 +152,15 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = loop {
-            // Once around all of it: around each call it would cost a request a tenth of its instructions.
+            // One `catch_unwind` around everything: one around each call would cost a tenth of the
+            // instructions per request.
             let polled = catch_unwind(AssertUnwindSafe(|| self.as_mut().poll_head(cx)));
             let mut this = self.as_mut().project();
             match polled {
                 Ok(polled) => break ready!(polled),
                 Err(payload) => {
                     let panicked = Panicked::new(&*payload);
-                    // It may panic as it is dropped, too, and one panic is enough.
+                    // Dropping it may panic, too; the first panic is enough.
                     drop(catch_unwind(AssertUnwindSafe(|| this.head.set(None))));
                     if std::mem::take(this.in_head) {
                         this.calls.finish_head(Err(panicked.into()));
@@ -177,7 +185,8 @@ where
 {
     type Error = Stop;
 
-    /// Always: what may pile up is bounded by what is in flight, and a sink that is not ready would keep calls from being polled.
+    /// Always ready. Results are bounded by the calls in flight, and a sink that is not ready would
+    /// keep calls from being polled.
     fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         Poll::Ready(Ok(()))
     }
@@ -187,8 +196,9 @@ where
         Ok(())
     }
 
-    /// Called in every turn, after all finished calls were taken; that is the moment to leave when the connection closes.
-    /// Flushing is left to `poll_event`, until the stream has ended and only this is called.
+    /// Called in each turn, after all results are taken. This is where a closing connection stops
+    /// tokio-tower. `poll_event` flushes until the stream has ended; after that only this method is
+    /// called.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })
@@ -199,11 +209,11 @@ where
     }
 }
 
-/// A call in flight with others, whose panics are errors like others: they have their place in the order.
+/// A call that runs beside others. A panic becomes its result, and so keeps its place in the order.
 #[pin_project(project = CallProjection)]
 enum Call<F> {
     Begun(#[pin] F),
-    /// It panicked as it was begun, or there is nothing more to say.
+    /// It panicked when it was begun, or its result is taken.
     Done(Option<Panicked>),
 }
 
@@ -235,7 +245,7 @@ where
         if matches!(polled, Ok(Poll::Pending)) {
             return Poll::Pending;
         }
-        // Dropped here, where its panic is still its own.
+        // Dropped here, where a panic is still known to be of this call.
         let dropped = catch_unwind(AssertUnwindSafe(|| self.set(Self::Done(None))));
         let done = polled.and_then(|done| dropped.map(|()| done));
         done.unwrap_or_else(|payload| Poll::Ready(Err(Panicked::new(&*payload).into())))
@@ -243,7 +253,7 @@ where
     }
 }
 
-/// The service tokio-tower calls: a started call is its own future.
+/// The service that tokio-tower calls. A call that has begun is its own future.
 struct Identity;
 
 impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {

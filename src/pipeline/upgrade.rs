@@ -1,15 +1,16 @@
-//! Handing a connection's stream to another service, between two frames.
+//! Hands over a connection's stream to another service, between two frames.
 
 use super::reply::{Answer, Reply, Upgrade};
 use crate::connection::{Connection, ConnectionService, Rewind};
 use crate::error::BoxError;
 use crate::make::{CloneForConnection, readied};
 
-/// No service takes over: the replies of such a pipeline cannot ask for it.
+/// No service takes over the stream. The replies of such a pipeline cannot request it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoUpgrade;
 
-/// What takes over. Made by [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
+/// The service that takes over the stream. Made by
+/// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
 #[derive(Clone, Debug)]
 pub struct OnUpgrade<N>(pub(super) N);
 
@@ -20,7 +21,7 @@ pub struct OnUpgrade<N>(pub(super) N);
 mod sealed {
     use super::*;
 
-    /// Nothing comes after the pipeline.
+    /// A pipeline without a next service.
     #[diagnostic::on_unimplemented(
         message = "`in_flight` and `multiplexed` do not go with `on_upgrade`",
         label = "this pipeline has `on_upgrade`",
@@ -33,7 +34,7 @@ mod sealed {
         fn into_next(self) -> Self::Next;
     }
 
-    /// What comes after a pipeline.
+    /// The next service after a pipeline, or none.
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 
@@ -62,7 +63,7 @@ impl<Io: Send, T> Next<Io, T> for NoUpgrade {
         Ok(())
     }
 
-    /// Is not called: a `Reply` does not ask for it.
+    /// Never called, because a `Reply` cannot request it.
     async fn upgrade(self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
         drop(conn);
         Ok(())

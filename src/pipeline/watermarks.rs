@@ -1,11 +1,10 @@
 use thiserror::Error;
 
-/// Between which amounts of unwritten output, in bytes, a connection holds back.
+/// The amounts of unwritten output, in bytes, at which a connection pauses and resumes.
 ///
-/// At the high mark [`Peer::send`](super::Peer::send) begins to wait and no more requests are
-/// begun; at the low mark all that goes on. In between, what holds is what held before, so that a
-/// peer that reads slowly does not have everybody wait and go on for every frame. One frame may be
-/// larger than the mark: it is taken whole.
+/// At the high mark [`Peer::send`](super::Peer::send) begins to wait, and no more requests begin.
+/// At the low mark both resume. Between the marks nothing changes, so a slow peer does not pause
+/// and resume all senders with each frame. One frame may be larger than the high mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "high water mark")]
 #[doc(alias = "high_mark")]
@@ -16,7 +15,7 @@ pub struct Watermarks {
     high: usize,
 }
 
-/// A low mark that is not below the high one.
+/// The error of a low mark that is not below the high mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the low mark, {low}, is not below the high mark, {high}")]
 pub struct InvalidWatermarks {
@@ -25,11 +24,12 @@ pub struct InvalidWatermarks {
 }
 
 impl Watermarks {
-    /// Makes marks of two amounts in bytes. A low mark of `0` waits until everything is written.
+    /// Makes marks from two amounts in bytes. With a low mark of `0`, everything is written before
+    /// sends resume.
     ///
     /// # Errors
     ///
-    /// When `low` is not below `high`.
+    /// If `low` is not below `high`.
     pub const fn new(low: usize, high: usize) -> Result<Self, InvalidWatermarks> {
         if low < high {
             Ok(Self { low, high })
@@ -38,8 +38,8 @@ impl Watermarks {
         }
     }
 
-    /// Makes marks with the low one at a quarter of the high one: while that quarter is written
-    /// there is time for more to come. `0` counts as 1.
+    /// Makes marks with the low mark at a quarter of the high mark. While that quarter is written,
+    /// there is time for more output to arrive. `0` counts as 1.
     pub const fn below(high: usize) -> Self {
         let high = if high == 0 { 1 } else { high };
         Self {
@@ -58,7 +58,8 @@ impl Watermarks {
         self.high
     }
 
-    /// Returns whether `bytes` are above, coming from above or not.
+    /// Returns whether `bytes` of output are above the marks, given whether the output was above
+    /// before.
     pub(in crate::pipeline) fn is_above(self, bytes: usize, was_above: bool) -> bool {
         if was_above {
             bytes > self.low

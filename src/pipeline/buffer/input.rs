@@ -1,4 +1,4 @@
-//! What was read and is not decoded yet.
+//! Bytes that are read but not decoded.
 
 use std::io;
 use std::pin::Pin;
@@ -10,23 +10,24 @@ use tokio_util::io::poll_read_buf;
 
 use super::scratch;
 
-/// More memory than this beyond twice its content, and a resting buffer is copied to one that fits: a codec may have
-/// reserved what a peer merely announced.
+/// The memory that an idle buffer may keep beyond twice its content. With more it is copied to one
+/// that fits, because a codec may have reserved as much as a peer merely announced.
 const SLACK: usize = 1024;
 
 /// The undecoded input of one connection.
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct Input {
     buf: BytesMut,
-    /// `buf` is a part of the thread's block, and pins it.
+    /// `buf` is a part of the thread's block, and keeps the block alive.
     in_block: bool,
     eof: bool,
-    /// How many bytes were split off what `buf` is a part of, and pins.
+    /// The number of bytes split off the allocation of `buf`, which `buf` keeps alive.
     given: u32,
 }
 
 impl Input {
-    /// Reads once, at most `at_most` bytes, into room for a frame of `max_frame`, at most, and what is read. Zero bytes are the end of the stream.
+    /// Reads once, up to `at_most` bytes. The buffer grows to `max_frame` plus the bytes read, no
+    /// further. `0` means end of stream.
     pub(in crate::pipeline) fn poll_fill<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
@@ -51,7 +52,8 @@ impl Input {
         Poll::Ready(ready!(read))
     }
 
-    /// Doubles, but for no more than a frame: one that is almost there would have room for two.
+    /// Doubles the capacity, up to one frame: a frame that is almost complete does not need room
+    /// for two.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {
@@ -75,7 +77,7 @@ impl Input {
         self.eof
     }
 
-    /// Takes it that no more will come.
+    /// Marks the input as ended.
     pub(in crate::pipeline) fn set_eof(&mut self) {
         self.eof = true;
     }
@@ -96,7 +98,7 @@ impl Input {
         self.buf.capacity().saturating_add(self.given as usize)
     }
 
-    /// A frame of so many bytes was split off.
+    /// Records that a frame of `bytes` bytes was split off.
     #[inline]
     pub(in crate::pipeline) fn gave(&mut self, bytes: usize) {
         self.given = self
@@ -104,7 +106,7 @@ impl Input {
             .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
-    /// Forgets what is undecoded.
+    /// Drops the undecoded bytes.
     pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self {
             eof: self.eof,
@@ -112,11 +114,11 @@ impl Input {
         };
     }
 
-    /// Before a wait: keeps no more memory than what is undecoded needs.
+    /// Runs before each wait: releases memory that the undecoded bytes do not need.
     pub(in crate::pipeline) fn rest(&mut self) {
         let len = self.buf.len();
         if len == 0 {
-            // Even without capacity it may pin the block that its last frame was split off.
+            // Even without capacity it may keep alive the block that its last frame was split off.
             self.clear();
         } else if self.in_block || self.held() > 2 * len + SLACK {
             self.copy_to(len);

@@ -1,4 +1,4 @@
-//! The bytes of one connection between its stream and its codec. A resting connection holds none.
+//! The buffers of one connection between its stream and its codec. An idle connection holds none.
 
 mod input;
 mod output;

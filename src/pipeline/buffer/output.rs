@@ -1,4 +1,4 @@
-//! What is encoded and not written yet.
+//! Bytes that are encoded but not written.
 
 use std::io;
 use std::pin::Pin;
@@ -9,16 +9,19 @@ use tokio::io::AsyncWrite;
 
 use super::scratch;
 
-/// More capacity than this beyond its content, and output that waits is copied: it grows by doubling, and begins in a block.
+/// The capacity that waiting output may have beyond its content. With more it is copied, because it
+/// grows by doubling and begins in a large block.
 const SLACK: usize = 4 * 1024;
 
 /// The unwritten output of one connection. It holds no memory while it is empty.
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct Output {
     buf: BytesMut,
-    /// The length up to which `buf` is whole frames: what a panicking encoder left behind it is taken away.
+    /// The length of the complete frames in `buf`. Bytes after it, left by a panicking encoder, are
+    /// removed.
     whole: usize,
-    /// How much was written, ever, and how much of that is flushed: the stream may hold some (TLS does).
+    /// The total of bytes written, and how many of them are flushed. The stream may hold some (TLS
+    /// does).
     written: u64,
     flushed: u64,
 }
@@ -33,17 +36,17 @@ impl Output {
         self.buf.is_empty() && self.flushed == self.written
     }
 
-    /// Returns where in all that is ever written the next frame will begin.
+    /// Returns the position of the next frame in all output ever written.
     pub(in crate::pipeline) fn position(&self) -> u64 {
         self.written + self.buf.len() as u64
     }
 
-    /// Returns the position up to which all is written and flushed.
+    /// Returns the position up to which output is written and flushed.
     pub(in crate::pipeline) fn flushed(&self) -> u64 {
         self.flushed
     }
 
-    /// Encodes one frame, whole or not at all.
+    /// Encodes one frame, completely or not at all.
     #[inline]
     pub(in crate::pipeline) fn encode<E>(
         &mut self,
@@ -60,14 +63,16 @@ impl Output {
         done
     }
 
-    /// Takes away a frame that was not finished.
+    /// Removes a frame that was not finished.
     pub(in crate::pipeline) fn drop_torn(&mut self) {
         self.buf.truncate(self.whole);
     }
 
-    /// Writes as much as the stream takes, and says whether that was anything. Ready when all is written and flushed.
+    /// Writes as much as the stream takes, and sets `progress` if that was anything. Ready when all
+    /// is written and flushed.
     ///
-    /// When it is `awaited` what the stream has comes first: else a stream that is fed without end might never be flushed.
+    /// If a flush is `awaited`, it flushes first. Otherwise a stream with constant output might
+    /// never be flushed.
     pub(in crate::pipeline) fn poll_flush<Io: AsyncWrite + Unpin>(
         &mut self,
         io: &mut Io,
@@ -106,7 +111,7 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    /// Before a wait for the peer: keeps no more memory than what is unwritten needs.
+    /// Runs before each wait for the peer: releases memory that the unwritten bytes do not need.
     pub(in crate::pipeline) fn rest(&mut self) {
         if self.buf.capacity() > self.buf.len() + SLACK {
             let fitting = BytesMut::from(&self.buf[..]);
@@ -114,7 +119,7 @@ impl Output {
         }
     }
 
-    /// Forgets what is unwritten.
+    /// Drops the unwritten bytes.
     pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -1,23 +1,26 @@
-//! The thread's blocks: what a connection reads into and encodes into while it is being polled.
+//! The thread's blocks, into which a connection reads and encodes while it is being polled.
 //!
-//! A resting connection holds no buffers. So a block is *taken* for as long as a poll lasts (nothing is borrowed across one: a nested
-//! connection finds the place empty and makes its own) and given back when it is empty.
+//! An idle connection holds no buffers. A block is *taken* for the length of a poll and given back
+//! when it is empty. Nothing is borrowed across a poll: a nested connection finds the place empty
+//! and allocates its own.
 
 use std::cell::Cell;
 
 use bytes::BytesMut;
 
-/// What is read into: large enough that a flood of small frames costs one system call in thousands of them.
+/// The size of the block for reads. It is large, so that thousands of small frames cost one system
+/// call.
 pub(super) const READ_BLOCK: usize = 64 * 1024;
 
-/// The least room left in a block that is shared with frames still in use; below it a new one is taken.
-/// Going on in the rest is what keeps a service that collects small frames from pinning a block for each.
+/// The least room left in a block that is shared with frames still in use. With less, a new block
+/// is taken. Using the rest of a block keeps a service that collects small frames from keeping a
+/// block alive for each.
 const LEAST_ROOM: usize = 4 * 1024;
 
-/// What is encoded into, at first; it grows with what is encoded.
+/// The initial size of the block for encoding. It grows as needed.
 const WRITE_BLOCK: usize = 16 * 1024;
 
-/// A block that has grown beyond this is not kept.
+/// The size above which a block is not kept.
 const LARGEST_KEPT: usize = 128 * 1024;
 
 thread_local! {
@@ -25,9 +28,9 @@ thread_local! {
     static WRITE: Cell<BytesMut> = Cell::new(BytesMut::new());
 }
 
-/// Takes the thread's block for reading: empty, with room.
+/// Takes the thread's block for reading. It is empty and has room.
 pub(super) fn take_read() -> BytesMut {
-    // A thread that is being torn down has no block any more; then a new one serves.
+    // A thread that is ending has no block any more, so a new one is used.
     let mut block = READ.try_with(Cell::take).unwrap_or_default();
     if !block.try_reclaim(READ_BLOCK) && block.capacity() < LEAST_ROOM {
         block = BytesMut::with_capacity(READ_BLOCK);
@@ -37,11 +40,11 @@ pub(super) fn take_read() -> BytesMut {
 
 pub(super) fn give_read(mut block: BytesMut) {
     block.clear();
-    // Failing means the thread is ending: the block is simply freed.
+    // This fails only if the thread is ending; the block is then freed.
     let _ended = READ.try_with(|place| place.set(block));
 }
 
-/// Takes the thread's block for encoding: empty, with room.
+/// Takes the thread's block for encoding. It is empty and has room.
 pub(super) fn take_write() -> BytesMut {
     let mut block = WRITE.try_with(Cell::take).unwrap_or_default();
     block.reserve(WRITE_BLOCK);

@@ -27,7 +27,7 @@ use state::State;
 
 pub(in crate::pipeline) use state::Leaves;
 
-/// What the engine has to know of the error policy.
+/// The error policy of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum ErrorPolicy {
     Shutdown,
@@ -45,36 +45,36 @@ pub(in crate::pipeline) struct Settings {
     pub(in crate::pipeline) order: Order,
 }
 
-/// How replies stand to each other.
+/// The order of replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum Order {
-    /// As the requests: nothing is sent behind a reply that closes.
+    /// In the order of the requests. Nothing is sent after a reply that closes.
     AsAsked,
-    /// As they finish: what has finished is sent whatever else closed.
+    /// As they finish. Finished replies are sent even if another one closes.
     AsFinished,
 }
 
 pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     conn: Connection<Io>,
     state: State,
-    /// Read.
+    /// The read side.
     input: Input,
     decoding: Decoding,
     codec: C,
-    /// Written.
+    /// The write side.
     backlog: Backlog<T>,
     output: Output,
     marks: Watermarks,
-    /// Output keeps requests from being taken. Set when it comes up to the high mark, cleared when
-    /// it is down at the low one, both by [`look_at_marks`](Self::look_at_marks).
+    /// Output keeps requests from being taken. Set at the high mark and cleared at the low mark,
+    /// both by [`look_at_marks`](Self::look_at_marks).
     above_mark: bool,
-    /// Replies wait for one that comes before them. Set by [`hold_replies`](Self::hold_replies),
-    /// cleared by [`reply_first`](Self::reply_first), and by a reply that ends the connection,
-    /// behind which none is sent.
+    /// Replies wait for an earlier one. Set by [`hold_replies`](Self::hold_replies), cleared by
+    /// [`reply_first`](Self::reply_first) and by a reply that ends the connection, after which none
+    /// is sent.
     holds_replies: bool,
-    /// Waited for.
+    /// Deadlines and wakeups.
     clock: Clock,
-    /// The task that the signals wake, and the timer.
+    /// The task that the signals and the timer wake.
     waker: Option<Waker>,
     peer: Option<EngineSide<T, M>>,
     pub(in crate::pipeline) settings: Arc<Settings>,
@@ -83,7 +83,7 @@ pub(in crate::pipeline) struct Engine<Io, C, T, M> {
 impl<Io, C, T, M> Unpin for Engine<Io, C, T, M> {}
 
 impl<Io, C, T, M> Engine<Io, C, T, M> {
-    /// Counts a message that was taken, and is not delivered.
+    /// Counts a message that was taken but not delivered.
     pub(in crate::pipeline) fn count_dropped_message(&self) {
         self.conn.life().count_dropped_messages(1);
     }
@@ -141,8 +141,8 @@ where
         self.state == State::Upgrading
     }
 
-    /// Returns whether the next request may be in the buffer, and there is nothing to look at
-    /// before it is begun.
+    /// Returns whether the buffer may hold the next request, and nothing needs checking before it
+    /// begins.
     #[inline]
     pub(in crate::pipeline) fn is_plain(&self, in_flight: usize) -> bool {
         in_flight < self.settings.in_flight
@@ -155,32 +155,32 @@ where
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
-    /// Returns whether as many calls are in flight as may be, or their replies still wait to be
-    /// encoded.
+    /// Returns whether the limit of calls in flight is reached, counting those whose replies are
+    /// not encoded yet.
     #[inline]
     pub(in crate::pipeline) fn is_full(&self, in_flight: usize) -> bool {
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }
 
-    /// Heeds signals, and returns whether events at hand may still be begun.
+    /// Handles signals, and returns whether available events may still begin.
     #[inline]
     pub(in crate::pipeline) fn may_begin(&mut self) -> bool {
         self.heed_signals();
         !self.leaves(Leaves::Requests)
     }
 
-    /// Returns whether another event may be taken: not at the end, nor while the peer takes no
-    /// output.
+    /// Returns whether another event may be taken: not at the end, and not while output is above
+    /// its marks.
     #[inline]
     pub(in crate::pipeline) fn may_take(&mut self) -> bool {
         !self.is_ending() && !self.look_at_marks()
     }
 
-    /// Hands the stream on, with what is not decoded.
+    /// Returns the stream, with the input that is not decoded.
     pub(in crate::pipeline) fn into_rewound(mut self) -> Connection<Rewind<Io>> {
         self.input.rest();
         let buffered = self.input.buf().split().freeze();
-        // It is read once more.
+        // These bytes are read and counted again.
         self.conn.life().uncount_read(buffered.len());
         self.conn.map_io(|io| Rewind::new(buffered, io))
     }
@@ -191,13 +191,13 @@ where
         self.peer.as_ref().and_then(EngineSide::take_message)
     }
 
-    /// Returns whether requests are to be held back.
+    /// Returns whether input is paused, so that requests are held back.
     #[inline]
     pub(in crate::pipeline) fn is_paused(&self) -> bool {
         self.peer.as_ref().is_some_and(EngineSide::is_paused)
     }
 
-    /// Notes that an event goes to the service, beside the calls in flight.
+    /// Records that an event goes to the service, in addition to the calls in flight.
     #[inline]
     pub(in crate::pipeline) fn begin(&mut self, event: &Event<C::Item, M>, in_flight: usize) {
         match event {
@@ -214,7 +214,8 @@ where
         matches!(mail, Some(Mail::Now))
     }
 
-    /// Stops decoding. The first reason stands; what is left behind only grows.
+    /// Stops decoding. The first reason wins, unless an error follows an orderly one; `leaves` can
+    /// only get stricter.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
         self.decoding = Decoding::NeedsInput;
@@ -225,15 +226,17 @@ where
         self.state.end(leaves);
     }
 
-    /// Closes, when all is written, and says how it ended.
+    /// Closes the connection after the output is written, and returns how it ended.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
-        // Those outside learn that it is over; and what lingers holds no more than it needs.
+        // Handles learn of the end, and a lingering connection keeps no memory that it does not
+        // need.
         self.peer = None;
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.leaves(Leaves::Output) {
             let linger = &self.settings.linger;
-            // Why it ended is settled; that the peer did not stay for the end of it changes nothing.
+            // The reason is settled; it does not matter if the peer disconnects before the close is
+            // done.
             let _settled = close_by(self.clock.timer(), &mut self.conn, linger).await;
         }
         self.output.clear();
@@ -247,7 +250,7 @@ where
         }
     }
 
-    /// Has the stream handed over, unless the connection ends already.
+    /// Requests the upgrade, unless the connection is already ending.
     fn upgrade(&mut self) {
         self.heed_close();
         self.state.upgrade();
@@ -262,12 +265,13 @@ where
         self.state.is_ending()
     }
 
-    /// Returns whether the connection ends and leaves so much behind.
+    /// Returns whether the connection ends and leaves at least this much behind.
     pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
         self.state.leaves(leaves)
     }
 
-    /// User code below the engine panicked: what is torn is taken away, what is whole is sent.
+    /// Handles a panic in user code beneath the engine: removes a torn frame; complete ones are
+    /// still sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
         self.output.drop_torn();
         self.fail(ConnectionEnded::caused(EndReason::Panic, panicked));

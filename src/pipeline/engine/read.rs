@@ -1,4 +1,4 @@
-//! Bytes from the stream, and requests out of them.
+//! Reads bytes from the stream and decodes requests.
 
 use std::any::Any;
 use std::io;
@@ -12,16 +12,17 @@ use crate::error::{BoxError, Panicked};
 use crate::frame::FrameTooLarge;
 use crate::signals::Signal;
 
-/// Whether the decoder is asked before more is read.
+/// Whether the decoder must run before more bytes are read.
 #[derive(Debug)]
 pub(super) enum Decoding {
-    /// It has no frame in what is buffered. Set when it says so, and at the end.
+    /// The buffered input holds no complete frame. Set when the decoder returns none, and at the
+    /// end.
     NeedsInput,
-    /// It may have one. Set when bytes have come, or the end of the stream; and when a frame was
-    /// encoded, which can change its mode.
+    /// The buffered input may hold a frame. Set when bytes or the end of the stream have arrived,
+    /// and when a frame was encoded, which can change the decoder's mode.
     MayHaveFrame,
-    /// As above; behind its frames, the stream ended without its proper end (TLS has one). Set when
-    /// that is read, taken when the decoder has no more.
+    /// As above, but the stream ended without its proper end (as in TLS) after these bytes. Set
+    /// when that is read; taken when the decoder has no more frames.
     CutOff(io::Error),
 }
 
@@ -37,14 +38,14 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Decodes the next request out of what is buffered.
+    /// Decodes the next request from the buffered input.
     #[inline]
     pub(in crate::pipeline) fn decode(&mut self) -> Option<C::Item> {
         if !self.decoding.may_have_frame() {
             return None;
         }
         let before = self.input.len();
-        // Caught here, because requests before it may be in flight, and are answered.
+        // Caught here, because earlier requests may be in flight, and are still answered.
         let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode(self.input.buf())));
         let decoded = match decoded {
             Ok(decoded) => decoded,
@@ -81,7 +82,7 @@ where
         }
     }
 
-    /// Returns whether nothing more comes, and nothing is left but what the decoder may hold back.
+    /// Returns whether the input has ended and is empty. The decoder may still hold back a frame.
     pub(in crate::pipeline) fn is_at_end_of_input(&self) -> bool {
         self.input.is_eof() && self.input.is_empty()
     }
@@ -130,7 +131,7 @@ where
         None
     }
 
-    /// Returns why a connection ends that has nothing left to do.
+    /// Returns the reason for the end of a connection that has nothing left to do.
     fn done(&self) -> EndReason {
         if self.conn.is_draining() {
             EndReason::Drained
@@ -153,8 +154,8 @@ where
                 self.clock.saw_byte |= n > 0;
                 self.state.saw_bytes(n);
             }
-            // A stream that knows a proper end (TLS) did not see it. What was asked before is answered all the same, also what was
-            // read ahead and is not decoded yet.
+            // A stream with a proper end (TLS) ended without it. Requests before that are still
+            // answered, including those in bytes that are not decoded yet.
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.set_eof();
                 self.decoding = Decoding::CutOff(err);
@@ -164,8 +165,8 @@ where
         Poll::Ready(())
     }
 
-    /// Heeds the signals from outside: the one place that turns them into a [`State`]. The call
-    /// before may have raised one.
+    /// Handles signals from outside. Only this turns them into a [`State`]. The call before may
+    /// have raised one.
     #[inline]
     pub(super) fn heed_signals(&mut self) {
         if self.conn.life().signals.any() {
@@ -181,7 +182,7 @@ where
         }
     }
 
-    /// Returns whether a draining connection that rests may stay for one frame more.
+    /// Returns whether a draining, idle connection may wait for one more frame.
     pub(super) fn awaits_last_frame(&self) -> bool {
         self.clock.awaits_last_frame(&self.settings.deadlines)
     }
@@ -194,7 +195,7 @@ where
         if self.state == State::Open {
             self.state.drain();
             if let Some(peer) = &self.peer {
-                // So that they have an end, too: what was sent by now is delivered.
+                // So that messages end, too. Those sent before are delivered.
                 peer.refuse_messages();
             }
         }

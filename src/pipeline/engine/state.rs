@@ -1,4 +1,4 @@
-//! How far a connection has come.
+//! The states of a connection.
 //!
 //! ```text
 //!   Open ──▶ DrainReading ──▶ DrainRead ──▶ DrainLastFrame
@@ -8,12 +8,13 @@
 //!   Upgrading ───────────────────────────────▶ Ending
 //! ```
 //!
-//! An end is kept in two ledgers. *Why* it ended is in the connection's `Life`: the first reason
-//! stands, unless an error follows an orderly one. *What it leaves behind* is here, in
-//! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply, too.
+//! An end has two parts. The *reason* is kept in the connection's `Life`: the first one wins,
+//! unless an error follows an orderly one. *What is left behind* is kept here, in
+//! [`State::Ending`], and can only get more: a reset after a closing reply leaves that reply
+//! behind, too.
 
-/// At a drain, how much is still read of what has arrived: as much as fits a socket's buffer on
-/// most systems.
+/// In a drain, the number of bytes that are still read of those that had arrived: as much as fits
+/// in a socket's buffer on most systems.
 const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.
@@ -23,50 +24,50 @@ pub(super) enum State {
     ///
     /// The first state.
     Open,
-    /// A drain reads what had arrived, which will be answered. Counts the bytes, so that a peer
-    /// that sends on cannot keep it here.
+    /// A drain reads the bytes that had already arrived; their requests are answered. Counts the
+    /// bytes, so that a peer that continues to send cannot keep the connection here.
     ///
     /// Set by [`drain`](Self::drain).
     DrainReading(u32),
-    /// All that had arrived was read. Only a frame that was begun is waited for; without one the
-    /// connection ends.
+    /// All bytes that had arrived are read. Only a frame that has begun is waited for; without one
+    /// the connection ends.
     ///
-    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more, by
-    /// [`saw_bytes`](Self::saw_bytes) at the bound.
+    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
+    /// [`saw_bytes`](Self::saw_bytes) at the limit.
     DrainRead,
-    /// Bytes have come since, so the next frame is the last.
+    /// More bytes have arrived, so the next frame is the last.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
     DrainLastFrame,
-    /// Nothing more is decoded or begun: a reply asked for the stream to be handed over once all is
-    /// written.
+    /// Nothing more is decoded or begun: a reply requested that the stream is handed over once all
+    /// output is written.
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,
-    /// Nothing more is decoded. What is in hand is done as far as [`Leaves`] says, then the stream
-    /// is closed.
+    /// Nothing more is decoded. Work in progress is done as far as [`Leaves`] allows, then the
+    /// stream is closed.
     ///
-    /// Set by [`end`](Self::end), and never left.
+    /// Set by [`end`](Self::end). Never left.
     Ending(Leaves),
 }
 
-/// What an end leaves behind. Each leaves what those above it leave, too.
+/// The work that an end leaves behind. Each variant includes those above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::pipeline) enum Leaves {
-    /// Only what was not decoded: every pending request is answered.
+    /// Only input that was not decoded. Every pending request is answered.
     Input,
-    /// Requests that were not begun.
+    /// Requests that have not begun.
     Requests,
-    /// Calls in flight: what closes stands before their replies.
+    /// Calls in flight. The reply that closes comes before theirs.
     Calls,
-    /// What is not written: the stream failed, or the peer does not take it.
+    /// Unwritten output. The stream failed, or the peer does not take it.
     Output,
 }
 
 impl State {
     /// # `Open` → `DrainReading`
     ///
-    /// Called when the drain's signal is heeded. Later states do not go back.
+    /// Called when the drain's signal is handled. Later states do not go back.
     pub(super) fn drain(&mut self) {
         if *self == Self::Open {
             *self = Self::DrainReading(0);
@@ -75,8 +76,8 @@ impl State {
 
     /// # `DrainReading` → `DrainRead` → `DrainLastFrame`
     ///
-    /// Called for each read, of `n` bytes; `0` is the end of the stream. The first step is taken at
-    /// the bound, the second by whatever comes behind it.
+    /// Called for each read of `n` bytes; `0` is the end of the stream. The first step is taken at
+    /// the limit, the second by the next read.
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
@@ -94,7 +95,7 @@ impl State {
 
     /// # `DrainReading` → `DrainRead`
     ///
-    /// Called when the stream has no more for now.
+    /// Called when the stream has no more bytes for now.
     pub(super) fn drain_has_read(&mut self) {
         if matches!(self, Self::DrainReading(_)) {
             *self = Self::DrainRead;
@@ -103,7 +104,7 @@ impl State {
 
     /// # Any but `Ending` → `Upgrading`
     ///
-    /// Called behind a reply that asks for it.
+    /// Called after a reply that requests it.
     pub(super) fn upgrade(&mut self) {
         if !self.is_ending() {
             *self = Self::Upgrading;
@@ -112,7 +113,7 @@ impl State {
 
     /// # Any → `Ending`
     ///
-    /// Called for every end, also for a second one. What is left behind only grows.
+    /// Called for each end, including a second one. `leaves` can only get stricter.
     pub(super) fn end(&mut self, leaves: Leaves) {
         *self = Self::Ending(match *self {
             Self::Ending(before) => before.max(leaves),
@@ -121,7 +122,7 @@ impl State {
         });
     }
 
-    /// Returns whether a drain has read what had arrived.
+    /// Returns whether a drain has read the bytes that had arrived.
     pub(super) fn drain_was_read(self) -> bool {
         matches!(self, Self::DrainRead | Self::DrainLastFrame)
     }
@@ -131,7 +132,7 @@ impl State {
         matches!(self, Self::Upgrading | Self::Ending(_))
     }
 
-    /// Returns whether the connection ends and leaves at least so much behind.
+    /// Returns whether the connection ends and leaves at least this much behind.
     pub(super) fn leaves(self, leaves: Leaves) -> bool {
         match self {
             Self::Ending(left) => left >= leaves,

@@ -1,8 +1,8 @@
 //! The waits of a connection.
 //!
-//! Each first encodes pending replies and flushes, so replies that are ready together go out in one
-//! write, and nothing is kept back while the connection waits. All but the last heed signals before
-//! that. Each keeps the deadlines. They differ in what they wait for:
+//! Each wait first encodes pending replies and flushes. So replies that are ready together are
+//! written together, and nothing stays unwritten while the connection waits. All but the last
+//! handle signals before that. Each enforces the deadlines. They differ in what they wait for:
 //!
 //! | wait | for | reads |
 //! | --- | --- | --- |
@@ -25,7 +25,8 @@ use crate::pipeline::clock::Waiting;
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
-/// How much is read at once while there is output that the peer does not take: what it sends may have to be held beside that.
+/// The bytes read at once while the peer does not take output. They may have to be kept in addition
+/// to it.
 const READ_UNWRITTEN: usize = 8 * 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -33,11 +34,11 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits until there may be another event: writes first, then reads, unless the peer takes no
-    /// output or input is paused.
+    /// Waits for another event: writes first, then reads, unless the peer takes no output or input
+    /// is paused.
     ///
-    /// `in_hand` counts the calls in flight; `undelivered` is whether a request is held back. Ready
-    /// when something has changed.
+    /// `in_hand` is the number of calls in flight, and `undelivered` is whether a request is held
+    /// back. Ready when anything has changed.
     #[inline]
     pub(in crate::pipeline) fn poll_more(
         &mut self,
@@ -54,7 +55,7 @@ where
         }
     }
 
-    /// Waits for input. Ready when something has changed.
+    /// Waits for input. Ready when anything has changed.
     fn poll_flush_then_read(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
@@ -65,7 +66,7 @@ where
         } else {
             READ_UNWRITTEN
         };
-        // What was encoded may have changed the decoder's mode.
+        // An encoded frame may have changed the decoder's mode.
         if self.decoding.may_have_frame() || self.poll_read(at_most, cx).is_ready() {
             return Poll::Ready(());
         }
@@ -90,7 +91,7 @@ where
         self.poll_clock(waiting, message, cx)
     }
 
-    /// Waits while input is paused. Ready when something has changed.
+    /// Waits while input is paused. Ready when anything has changed.
     fn poll_flush_until_resumed(&mut self, undelivered: bool, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
@@ -116,8 +117,8 @@ where
         self.poll_clock(Waiting::Busy, message, cx)
     }
 
-    /// Flushes before each wait for the peer to send something. Goes on with when the next message
-    /// is due, if it is to be waited at all.
+    /// Flushes before each wait for the peer's input. Continues with the time of the next message,
+    /// or breaks if there is nothing to wait for.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
@@ -134,7 +135,7 @@ where
         if self.above_mark {
             return ControlFlow::Break(self.poll_clock(Waiting::Busy, None, cx));
         }
-        // After the waker was left with the signals: a message that comes now wakes.
+        // Checked after the waker is registered, so that a message sent from now on wakes the task.
         match self.peer.as_ref().map_or(Mail::None, EngineSide::mail) {
             Mail::None => ControlFlow::Continue(None),
             Mail::At(due) => ControlFlow::Continue(Some(due)),
@@ -142,7 +143,7 @@ where
         }
     }
 
-    /// Waits until output is down at its low mark. Ready then, or when the connection ends.
+    /// Waits until output is at its low mark or the connection ends.
     fn poll_flush_to_low_mark(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         if self.is_ending() || !self.look_at_marks() {
@@ -151,8 +152,8 @@ where
         self.poll_clock(Waiting::Busy, None, cx)
     }
 
-    /// Drives I/O and deadlines while the connection waits for its own service: a call, or
-    /// `poll_ready`. Reads ahead a little, so that a reset is noticed. Ready when the connection
+    /// Drives I/O and deadlines while the connection waits for its own service (a call or
+    /// `poll_ready`). Reads a little ahead, so that a reset is noticed. Ready when the connection
     /// must end without the service.
     pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
@@ -170,14 +171,15 @@ where
     pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         self.read_ahead(cx);
-        // A connection that is old is told to leave, and has its service made all the same.
+        // A connection that reaches its maximum age is told to close, but its service is still
+        // made.
         while !self.is_ending() {
             ready!(self.poll_clock(Waiting::Making, None, cx));
         }
         Poll::Ready(())
     }
 
-    /// Waits, at the end, until all is written, or cannot be.
+    /// Waits, at the end, until all output is written or cannot be written.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(peer) = &self.peer {
             peer.refuse();
@@ -199,7 +201,7 @@ where
         let _waits_or_not = self.poll_encode_then_flush(cx);
     }
 
-    /// Takes in a little of what has come, without waiting for more.
+    /// Reads a little of the input that has arrived, without waiting for more.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         while !self.is_ending() && !self.input.is_eof() {
             let room = self
@@ -213,7 +215,7 @@ where
         }
     }
 
-    /// Sees to it that signals wake this task.
+    /// Registers this task to be woken by signals.
     pub(super) fn stand_by(&mut self, cx: &mut Context<'_>) {
         let known = self.waker.as_ref();
         if known.is_none_or(|waker| !waker.will_wake(cx.waker())) {
@@ -244,7 +246,7 @@ where
         match reason {
             EndReason::WriteTimeout => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {
-                // A drain of this one connection.
+                // Drain this connection only.
                 self.conn.life().set_reason(reason, None);
                 self.conn.life().signals.raise(Signal::Drain);
             }

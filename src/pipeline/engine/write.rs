@@ -1,4 +1,4 @@
-//! Replies and pushes, from the service to the stream.
+//! Writes replies and pushed frames to the stream.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -12,7 +12,8 @@ use crate::pipeline::peer::EngineSide;
 use crate::pipeline::reply::{AfterReply, Frames, Reply};
 use crate::pipeline::shutdown_on_error::is_shutdown;
 
-/// How many frames of replies are encoded in one turn of the connection's task: a stream that never waits takes no one else's.
+/// The number of reply frames encoded in one turn of the connection's task, so that a stream that
+/// is always ready does not delay other connections.
 const TURN: usize = 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -20,14 +21,14 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Takes the result of a call, in its place in the order.
+    /// Takes the result of a call, at its place in the order.
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_done();
         if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
-        // Behind what was pushed before, and the replies that are still waiting or to come.
+        // After frames pushed before it, and after replies that are waiting or still to come.
         if self.waiting_replies() > 0 || self.has_pushed() || self.holds_replies {
             self.backlog.push_back(result);
             return;
@@ -41,8 +42,9 @@ where
         }
     }
 
-    /// Returns whether the last call that was begun may run by itself. Where replies have an order,
-    /// it may if it is the only one, and those to later requests are held until it is done.
+    /// Returns whether the last call that was begun may be the head. If replies keep their order,
+    /// it may be if it is the only call, and the replies to later requests are held back until it
+    /// is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -55,7 +57,7 @@ where
         }
     }
 
-    /// Takes the result of the call that others were held for.
+    /// Takes the result of the head, for which other replies were held back.
     #[inline]
     pub(in crate::pipeline) fn reply_first(&mut self, result: Result<Reply<T>, BoxError>) {
         let held = std::mem::take(&mut self.holds_replies) && self.backlog.has_more();
@@ -104,7 +106,7 @@ where
         }
     }
 
-    /// Drops the replies to what was asked later.
+    /// Drops the replies to later requests.
     fn drop_behind(&mut self) {
         if self.settings.order == Order::AsAsked {
             self.backlog.drop_behind();
@@ -125,7 +127,7 @@ where
         }
     }
 
-    /// Ends behind what was answered so far; what waits behind it is dropped.
+    /// Ends the connection after the replies so far. Replies that wait behind them are dropped.
     pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
         self.backlog.end_current();
@@ -138,13 +140,15 @@ where
         if let Err(err) = output.encode(|buf| codec.encode(frame, buf)) {
             self.fail(ConnectionEnded::caused(EndReason::EncodeError, err));
         }
-        // What was no frame to the decoder may be one now: a codec can change its mode by what it encodes.
+        // Buffered bytes that were no frame may be one now, because encoding can change the codec's
+        // mode.
         if !self.decoding.may_have_frame() && !self.input.is_empty() {
             self.decoding = Decoding::MayHaveFrame;
         }
     }
 
-    /// Encodes pushes and waiting replies, up to the high mark, and no more than is `left` of this turn.
+    /// Encodes pushed frames and waiting replies up to the high mark, and up to `left` frames in
+    /// this turn.
     fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
         let mark = self.marks.high();
         while self.output.len() < mark && *left > 0 {
@@ -156,7 +160,8 @@ where
         }
     }
 
-    /// Encodes what was pushed, up to a mark, and at most one queue of it: those who push without end do not keep replies from their turn.
+    /// Encodes pushed frames up to the mark, and at most one queue of them, so that busy senders do
+    /// not delay replies.
     fn encode_pushed(&mut self, mark: usize) -> bool {
         let mut pushed = false;
         for _ in 0..self.settings.limits.push_queue {
@@ -173,7 +178,7 @@ where
         pushed
     }
 
-    /// Encodes one frame of the replies that wait. Returns whether there was anything to do.
+    /// Encodes one frame of the waiting replies. Returns whether there was one, or a reply ended.
     fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(current) = self.backlog.current() {
             let next = match &mut current.frames {
@@ -187,7 +192,8 @@ where
             let then = current.then;
             match next {
                 Some(Ok(frame)) => {
-                    // Behind what the stream pushed before it gave the frame, as with any other reply.
+                    // After the frames that the stream pushed before it returned this one, as for
+                    // any other reply.
                     self.encode_pushed(usize::MAX);
                     self.encode(frame);
                 }
@@ -211,8 +217,8 @@ where
         true
     }
 
-    /// Sets `above_mark` and returns it: output keeps requests from being taken from the high mark
-    /// until the low one.
+    /// Updates and returns `above_mark`. From the high mark down to the low mark, output keeps
+    /// requests from being taken.
     pub(super) fn look_at_marks(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
@@ -224,7 +230,7 @@ where
         above
     }
 
-    /// Writes what is encoded. Ready when there is nothing left of it.
+    /// Writes encoded output. Ready when all of it is written and flushed.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self {
             conn, output, peer, ..
@@ -239,8 +245,8 @@ where
         written
     }
 
-    /// Encodes pushes and pending replies, and writes what is encoded. Ready when there is nothing
-    /// left of either.
+    /// Encodes pushed frames and pending replies, and writes encoded output. Ready when none is
+    /// left.
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some((marks, idle)) = self.peer.as_ref().and_then(EngineSide::tuned) {
             self.marks = marks;
@@ -258,7 +264,8 @@ where
                         return Poll::Pending;
                     }
                     if !above && !self.has_pushed() {
-                        // Nothing more could be encoded before, and what came since would have woken us.
+                        // Everything that could be encoded was, and anything newer would have woken
+                        // this task.
                         return if self.waiting_replies() == 0 {
                             Poll::Ready(())
                         } else {
