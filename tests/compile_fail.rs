@@ -1,8 +1,8 @@
 //! What the compiler says to a newcomer's mistakes.
 //!
-//! Each file in `compile_fail/` is a program with one mistake, named after it, beside the text of the compiler.
-//! A changed text is judged by reading: its message, label and note have to lead to the cure.
-//! `TRYBUILD=overwrite cargo test --test compile_fail` writes the texts anew.
+//! Each file in `compile_fail/` is a program with one mistake, named after it, beside the text of
+//! the compiler. A changed text is judged by reading: its message, label and note must lead to the
+//! cure. `TRYBUILD=overwrite cargo test --test compile_fail` writes the texts anew.
 
 use std::fs;
 use std::path::PathBuf;

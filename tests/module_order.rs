@@ -67,7 +67,8 @@ fn planted_cycles_are_found_and_nothing_else_is() {
         // Comments, tests and other crates do not count.
         (
             "room/plain.rs",
-            "//! [`A`](super::deep::A)\nuse deep::A;\n#[cfg(test)]\nmod tests { use super::super::deep::A; }",
+            "//! [`A`](super::deep::A)\nuse deep::A;\n#[cfg(test)]\n\
+             mod tests { use super::super::deep::A; }",
         ),
         ("other.rs", "use crate::room::Reply;"),
     ];

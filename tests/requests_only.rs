@@ -1,5 +1,5 @@
-//! `RequestsOnlyLayer` puts a layer around the requests of an event service. Messages pass it by, and
-//! readiness is kept.
+//! `RequestsOnlyLayer` puts a layer around the requests of an event service. Messages bypass it,
+//! and readiness is kept.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Stock tower layers mean the same at both levels: around the service of connections, and around the service of requests.
+//! Stock tower layers mean the same at both levels: around the service of connections, and around
+//! the service of requests.
 
 mod support;
 
@@ -35,7 +36,8 @@ use support::{Client, Clients, Ends, settled};
 
 const SEC: Duration = Duration::from_secs(1);
 
-/// Answers a line that is a number after so many seconds, `fail` not at all, and any other line with itself.
+/// Answers a line that is a number after as many seconds, `fail` with an error, and any other line
+/// with itself.
 async fn desk(line: Bytes) -> Result<Bytes, BoxError> {
     let text = std::str::from_utf8(&line)?;
     if text == "fail" {
@@ -48,8 +50,13 @@ async fn desk(line: Bytes) -> Result<Bytes, BoxError> {
 }
 
 /// A service of connections whose requests are served at the desk.
-fn lines<Io>()
--> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future = PipelineFuture> + Clone
+#[rustfmt::skip] // It would put all of the bounds on one line of 104 columns.
+fn lines<Io>() -> impl Clone + Service<
+    Connection<Io>,
+    Response = EndReason,
+    Error = BoxError,
+    Future = PipelineFuture,
+>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -629,8 +636,8 @@ mod around_requests {
         assert_eq!(second.ask("b").await, "b");
     }
 
-    /// A permit that comes free must not go to a connection whose request was shed before, and that asks for nothing now: tower's
-    /// semaphore would hand it to the waiter that its service left behind.
+    /// A freed permit must not go to a connection whose earlier request was shed and that is idle
+    /// now. tower's semaphore would assign it to the waiter that its service left behind.
     #[tokio::test(start_paused = true)]
     async fn load_shed_leaves_no_permit_with_connections_that_rest_after_their_requests_were_shed()
     {

@@ -172,7 +172,8 @@ impl Life {
         self.peer_done.load(Ordering::Relaxed)
     }
 
-    /// Notes whether the last write, flush or shutdown has to wait for the peer. Almost always that is known already.
+    /// Records whether the last write, flush or shutdown waits for the peer. The value rarely
+    /// changes, so it is only stored if it does.
     #[inline]
     pub(super) fn note_write_pending(&self, pending: bool) {
         if self.write_pending.load(Ordering::Relaxed) != pending {

@@ -68,7 +68,7 @@ mod sealed {
     /// A codec that encodes `T`, with errors that a connection can end with.
     pub trait Codec<T>: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
 
-    impl<C, T> Codec<T> for C where C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
+    impl<C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError>, T> Codec<T> for C {}
 
     /// A codec, as far as requests are concerned.
     #[diagnostic::on_unimplemented(

@@ -110,8 +110,9 @@ impl<H> PreConnectLayer<H> {
         self
     }
 
-    /// Sets both times of the hooks from what the whole stack keeps: [`pre_connect`](Deadlines::pre_connect), and the one in a
-    /// [drain](crate::deadline::DrainDeadlines::pre_connect).
+    /// Sets the deadline of the hooks, and their deadline in a drain, from the whole stack's
+    /// `deadlines`: [`pre_connect`](Deadlines::pre_connect) and
+    /// [`DrainDeadlines::pre_connect`](crate::deadline::DrainDeadlines::pre_connect).
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         self.times = deadlines.into();

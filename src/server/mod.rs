@@ -71,8 +71,8 @@ impl Server {
 }
 
 impl<L: Listener> Server<L> {
-    /// Creates a server from a [`Listener`], or from tokio's `TcpListener` or `UnixListener`, with default
-    /// options.
+    /// Creates a server from a [`Listener`], or from tokio's `TcpListener` or `UnixListener`, with
+    /// default options.
     ///
     /// # Panics
     ///

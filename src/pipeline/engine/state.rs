@@ -1,11 +1,11 @@
 //! The states of a connection.
 //!
 //! ```text
-//!   Open ──▶ DrainReading ──▶ DrainRead ──▶ DrainLastFrame
-//!    │            │               │               │
-//!    ├────────────┴───────────────┴───────────────┤
-//!    ▼                                            ▼
-//!   Upgrading ───────────────────────────────▶ Ending
+//!   Open --> DrainReading --> DrainRead --> DrainLastFrame
+//!    |            |               |               |
+//!    +------------+---------------+---------------+
+//!    v                                            v
+//!   Upgrading ------------------------------> Ending
 //! ```
 //!
 //! An end has two parts. The *reason* is kept in the connection's `Life`: the first one wins,
