@@ -18,7 +18,7 @@ use super::requests::Progress;
 use crate::deadline::{self, Deadlines, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
-/// A connection waits for this.
+/// The current wait of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
     /// The service, or the body of a request or response. None of these has a deadline here.

@@ -9,8 +9,8 @@ use tokio::time::{Instant, Sleep};
 use crate::deadline::{Deadlines, Due, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
-/// A connection waits for this, as far as deadlines are concerned. It may also wait for the peer to
-/// take output.
+/// The current wait of a connection, as far as deadlines are concerned. Besides, it may wait for
+/// the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
     /// Its own service, or room for more calls; not the peer's input.

@@ -192,8 +192,8 @@ impl<F> PipelineBuilder<F> {
     /// is given the [`Peer`].
     ///
     /// `make` runs in the connection's task while output is already being written, so it can send a
-    /// greeting of any length. If it fails, the peer is turned away. It has
-    /// [10 s](Deadlines::make_service).
+    /// greeting of any length. If it fails, the peer is turned away. By default it must finish
+    /// within [10 s](Deadlines::make_service).
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(

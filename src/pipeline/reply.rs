@@ -27,7 +27,7 @@ pub struct Reply<T> {
     pub(super) then: AfterReply,
 }
 
-/// The connection's course after a reply.
+/// The connection's next step after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AfterReply {
     GoOn,

@@ -10,8 +10,7 @@
 //!
 //! An end has two parts. The *reason* is kept in the connection's `Life`: the first one wins,
 //! unless an error follows an orderly one. *What is left behind* is kept here, in
-//! [`State::Ending`], and can only get more: a reset after a closing reply leaves that reply
-//! behind, too.
+//! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply behind, too.
 
 /// In a drain, the number of bytes that are still read of those that had arrived: as much as fits
 /// in a socket's buffer on most systems.

@@ -303,9 +303,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection is closing or has ended, or the server drains. Messages sent
-    /// before a drain are still delivered. Messages that were accepted but not delivered before the
-    /// end are counted ([`End::messages_dropped`]).
+    /// [`Closed`] when the connection is draining, closing or has ended. Messages sent before a
+    /// drain are still delivered. Messages that were accepted but not delivered before the end are
+    /// counted ([`End::messages_dropped`]).
     ///
     /// # Cancel safety
     ///
@@ -326,8 +326,7 @@ impl<T, M> Peer<T, M> {
     /// # Errors
     ///
     /// [`Full`](TrySendError::Full) if [`post`](Self::post) would wait.
-    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended, or the server
-    /// drains.
+    /// [`Closed`](TrySendError::Closed) when the connection is draining, closing or has ended.
     #[doc(alias = "try_message")]
     #[doc(alias = "yield")]
     pub fn try_post(&self, message: M) -> Result<(), TrySendError<M>> {
@@ -347,8 +346,7 @@ impl<T, M> Peer<T, M> {
     /// # Errors
     ///
     /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) timers are already set.
-    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended, or the server
-    /// drains.
+    /// [`Closed`](TrySendError::Closed) when the connection is draining, closing or has ended.
     #[doc(alias = "message_after")]
     #[doc(alias = "delay")]
     #[doc(alias = "alarm")]
