@@ -24,7 +24,9 @@ fn files(dir: &str) -> Vec<PathBuf> {
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).expect("the directory can be read") {
             let path = entry.expect("the directory can be read").path();
-            if path.is_dir() {
+            if path.ends_with("compile_fail") {
+                // Programs that do not compile, each named for its mistake.
+            } else if path.is_dir() {
                 dirs.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files.push(path);

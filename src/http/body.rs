@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
 
-use super::requests::Progress;
+use super::progress::Progress;
 use crate::deadline::{Moment, Timer, due};
 use crate::end::EndReason;
 

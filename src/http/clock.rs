@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::rt::{Sleep, Timer as HyperTimer};
 use tokio::time::Instant;
 
-use super::requests::Progress;
+use super::progress::Progress;
 use crate::deadline::{self, Deadlines, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::requests::Progress;
+use super::progress::Progress;
 use crate::connection::Connection;
 
 /// The owner's side of the loan. Dropping it takes the stream away from the borrower.

@@ -112,6 +112,7 @@
 mod body;
 mod clock;
 mod lent;
+mod progress;
 mod requests;
 mod serve;
 mod streams;
