@@ -3,21 +3,23 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
-use tower::service_fn;
+use tower::{Service, service_fn};
+use tower_tcp::bind::ListenerExt;
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Event, Limits};
-use tower_tcp::testkit::{Served, serve};
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply};
+use tower_tcp::testkit::{Served, memory, serve, serve_with};
+use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Server};
 
 use support::{Clients, Ends, serve_stream, settled};
 
@@ -375,4 +377,160 @@ fn an_error_that_comes_back_to_its_connection_as_it_is_dropped_blocks_nobody() {
     let reason = ended.recv_timeout(Duration::from_secs(20));
 
     assert_eq!(reason, Ok(EndReason::Aborted));
+}
+
+// A message that the service was not ready for was left behind when part of a request came.
+
+/// The service of events that is not ready until it is opened, and tells what it was called with.
+#[derive(Clone)]
+struct Gated {
+    gate: watch::Receiver<bool>,
+    waiting: Arc<Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>>,
+    calls: mpsc::Sender<String>,
+}
+
+impl Service<Event<Bytes, &'static str>> for Gated {
+    type Response = Option<Bytes>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Option<Bytes>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        let mut waiting = self.waiting.lock().expect("no call panicked");
+        let mut gate = self.gate.clone();
+        let open = waiting.get_or_insert_with(|| {
+            Box::pin(async move { drop(gate.wait_for(|open| *open).await) })
+        });
+        ready!(open.as_mut().poll(cx));
+        *waiting = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, event: Event<Bytes, &'static str>) -> Self::Future {
+        let call = match event {
+            Event::Request(line) => String::from_utf8_lossy(&line).into_owned(),
+            Event::Message(message) => message.to_owned(),
+        };
+        self.calls.try_send(call).expect("there is room");
+        std::future::ready(Ok(None))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_waited_for_the_service_is_delivered_before_later_requests() {
+    for (input, expected) in [
+        ("par", &["message"][..]),
+        ("a\nb\n", &["message", "a", "b"]),
+    ] {
+        let (open, gate) = watch::channel(false);
+        let (calls, mut called) = mpsc::channel(8);
+        let (tell, mut peers) = mpsc::channel(1);
+        let gated = Gated {
+            gate,
+            waiting: Arc::default(),
+            calls,
+        };
+        let make = service_fn(move |peer: Peer<Bytes, &'static str>| {
+            tell.try_send(peer).expect("there is one connection");
+            std::future::ready(Ok::<_, Infallible>(gated.clone()))
+        });
+        let served = serve(Pipeline::new(Lines::default).make_event_service(make));
+        let mut client = served.client().await;
+        let peer = peers.recv().await.expect("it is made");
+        peer.post("message").await.expect("the connection is open");
+        settled().await;
+        client.send(input).await;
+        settled().await;
+
+        open.send_replace(true);
+        settled().await;
+
+        let calls: Vec<_> = std::iter::from_fn(|| called.try_recv().ok()).collect();
+        assert_eq!(calls, expected, "{input:?}");
+    }
+}
+
+// The lame-duck time read the deadline once, at its beginning.
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_is_brought_forward_ends_a_lame_duck() {
+    let (listener, connector) = memory();
+    let server = Server::builder()
+        .lame_duck(Duration::from_secs(60))
+        .build(listener);
+    let stuck = service_fn(|_: Bytes| std::future::pending::<Result<Bytes, Infallible>>());
+    let pipeline = Pipeline::new(Lines::default).service(stuck);
+    let served = serve_with(server, connector, pipeline);
+    let mut client = served.client().await;
+    client.send("never\n").await;
+    settled().await;
+    served.handle().shutdown();
+    settled().await;
+
+    served.handle().shutdown_within(Duration::from_secs(7));
+
+    cut_off_at(served, Duration::from_secs(7), EndReason::DrainDeadline).await;
+}
+
+// A drain that began within a poll was taken for one that had read what had arrived.
+
+/// A stream that has a drain begin in the middle of a read, and says that nothing is there, as
+/// tokio does once a turn's budget is spent.
+struct DrainsInRead {
+    io: DuplexStream,
+    drain: Arc<Mutex<Option<Handle>>>,
+}
+
+impl AsyncRead for DrainsInRead {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let handle = self.drain.lock().expect("nobody panicked").take();
+        if let Some(handle) = handle {
+            handle.shutdown();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for DrainsInRead {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_had_arrived_as_a_drain_began_within_a_poll_is_answered() {
+    let drain = Arc::new(Mutex::new(None));
+    let drains = Arc::clone(&drain);
+    let (listener, connector) = memory();
+    let server = Server::from_listener(listener.map_io(move |io| DrainsInRead {
+        io,
+        drain: Arc::clone(&drains),
+    }));
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
+    let served = serve_with(server, connector, pipeline);
+    let mut client = served.client().await;
+    assert_eq!(client.ask("before").await, "before");
+    settled().await;
+
+    *drain.lock().expect("nobody panicked") = Some(served.handle().clone());
+    client.send("at the drain\n").await;
+
+    assert_eq!(client.line().await, "at the drain");
 }

@@ -125,7 +125,10 @@ where
     /// Returns whether a request may be decoded and begun without checking anything else.
     #[inline]
     fn is_plain(&self) -> bool {
-        self.request.is_none() && self.turn < TURN && self.engine.is_plain(self.in_flight)
+        self.message.is_none()
+            && self.request.is_none()
+            && self.turn < TURN
+            && self.engine.is_plain(self.in_flight)
     }
 
     /// Waits until one more event may begin. Ready with `false` when none may begin any more.

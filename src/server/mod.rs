@@ -7,11 +7,12 @@ mod workers;
 
 use std::fmt;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_layer::Layer;
 
@@ -19,7 +20,7 @@ use crate::bind::{Endpoint, IntoListener, Listener, Sockets};
 use crate::connection::ConnectionService;
 use crate::end::EndReason;
 use crate::error::Error;
-use crate::handle::{Handle, Phase, ServerState};
+use crate::handle::{Handle, Phase, ServerState, earliest};
 use crate::signals::Report;
 use accept_loop::{AcceptErrorPolicy, AcceptLoop, Until};
 use workers::{Runtimes, Workers};
@@ -205,11 +206,12 @@ where
     shared.fix_deadline(begun);
     let plan = shared.plan();
     if served.is_ok() && !plan.lame_duck.is_zero() {
-        let lame_duck = accepting.run(Until::PhaseEnds(Phase::LameDuck));
+        let lame_duck = pin!(accepting.run(Until::PhaseEnds(Phase::LameDuck)));
+        let ended = pin!(ended(&shared, begun.checked_add(plan.lame_duck)));
         // The time is over, or accepting failed. Either way the lame-duck phase ends.
-        served = match begun.checked_add(plan.lame_duck) {
-            Some(end) => timeout_at(end, lame_duck).await.unwrap_or(Ok(())),
-            None => lame_duck.await,
+        served = match select(lame_duck, ended).await {
+            Either::Left((served, _)) => served,
+            Either::Right(((), _)) => Ok(()),
         };
     }
     shared.advance(Phase::Draining);
@@ -234,6 +236,22 @@ where
     workers.stop().await;
     let report = shared.report(begun.elapsed());
     served.map(|()| report)
+}
+
+/// Waits until `end`, or until the shutdown's deadline, which `shutdown_within` may bring forward.
+async fn ended(state: &ServerState, end: Option<Instant>) {
+    loop {
+        let abort_at = state.plan().abort_at;
+        let changed = until(state, || state.plan().abort_at != abort_at);
+        match earliest(end, abort_at) {
+            Some(at) => {
+                if timeout_at(at, changed).await.is_err() {
+                    return;
+                }
+            }
+            None => changed.await,
+        }
+    }
 }
 
 /// Waits until no connection is left. Returns `false` if one is left at the deadline or an abort.

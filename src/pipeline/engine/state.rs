@@ -121,6 +121,14 @@ impl State {
         });
     }
 
+    /// Returns whether the signal to drain has been heeded.
+    pub(super) fn is_draining(self) -> bool {
+        matches!(
+            self,
+            Self::DrainReading(_) | Self::DrainRead | Self::DrainLastFrame
+        )
+    }
+
     /// Returns whether a drain has read the bytes that had arrived.
     pub(super) fn drain_was_read(self) -> bool {
         matches!(self, Self::DrainRead | Self::DrainLastFrame)

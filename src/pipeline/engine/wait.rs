@@ -108,7 +108,7 @@ where
             if self.is_at_end_of_input() {
                 return Poll::Ready(());
             }
-            if self.conn.is_draining() && self.input.is_empty() {
+            if self.state.is_draining() && self.input.is_empty() {
                 ready!(poll_looked(cx));
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
@@ -234,7 +234,9 @@ where
         self.input.rest();
         self.output.rest();
         self.stand_by(cx);
-        if self.conn.is_draining() {
+        // Only once the signal is heeded. One raised since then wakes the task, which first reads
+        // what has arrived.
+        if self.state.is_draining() {
             self.clock.drain();
         }
         let writing = !self.output.is_flushed();
@@ -247,6 +249,7 @@ where
             EndReason::WriteTimeout => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {
                 // Drain this connection only.
+                self.clock.drain();
                 self.conn.life().set_reason(reason, None);
                 self.conn.life().signals.raise(Signal::Drain);
             }
