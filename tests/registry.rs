@@ -190,6 +190,24 @@ async fn a_second_login_replaces_the_first_whose_end_leaves_it_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_removes_its_own_entry_and_not_that_of_the_one_that_replaced_it() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let _first = enter(&served, "ann").await;
+    let _second = enter(&served, "second").await;
+    let (ann, again) = (peer(&names, "ann"), peer(&names, "second"));
+    let key = "ann".to_owned();
+    names.replace(key.clone(), &again).expect("she was in");
+
+    assert!(!names.remove_peer(&key, &ann));
+
+    assert_eq!(sorted(&names), ["ann", "second"]);
+    assert!(names.remove_peer(&key, &again));
+    assert_eq!(sorted(&names), ["second"]);
+    assert!(!names.remove_peer(&key, &again), "nobody has it any more");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_is_taken_over_again_and_again_and_the_last_one_has_it() {
     let names = Names::new();
     let served = serve(naming(&names));

@@ -65,7 +65,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         // The registry would remove the name at the end, after a slow close.
         if let Some(name) = &self.name {
-            self.chat.names.remove(name);
+            self.chat.names.remove_peer(name, &self.peer);
         }
         if let Some(place) = self.place.take() {
             let (chat, peer) = (Arc::clone(&self.chat), self.peer.clone());

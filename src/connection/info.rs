@@ -102,8 +102,8 @@ impl fmt::Debug for ConnectionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionInfo")
             .field("id", &self.id())
-            .field("peer", self.peer_addr())
-            .field("local", self.local_addr())
+            .field("peer_addr", self.peer_addr())
+            .field("local_addr", self.local_addr())
             .finish_non_exhaustive()
     }
 }

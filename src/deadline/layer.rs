@@ -32,6 +32,9 @@ use crate::error::BoxError;
 /// [abort](crate::LiveConnection::abort) of the connection reaches it. Its deadlines may take up to
 /// twice their time, because they are checked only when one may have passed.
 ///
+/// A write that the service gives up (by a timeout of its own, say) counts as pending until the
+/// next write succeeds: the layer cannot tell it from one that is still waited for.
+///
 /// ```
 /// use std::time::Duration;
 /// use tokio::io::copy_bidirectional;

@@ -80,7 +80,7 @@ impl fmt::Debug for LiveConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LiveConnection")
             .field("id", &self.id())
-            .field("peer", self.peer_addr())
+            .field("peer_addr", self.peer_addr())
             .field("phase", &self.phase())
             .finish_non_exhaustive()
     }

@@ -58,7 +58,7 @@ pub enum Event<R, M> {
 )]
 pub struct Requests<S>(pub(super) S);
 
-impl<R, S: Service<R>> Service<Event<R, Infallible>> for Requests<S> {
+impl<R, S: OfRequests<R>> Service<Event<R, Infallible>> for Requests<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -74,3 +74,21 @@ impl<R, S: Service<R>> Service<Event<R, Infallible>> for Requests<S> {
         }
     }
 }
+
+#[expect(unnameable_types, reason = "sealed: an alias of bounds")]
+mod sealed {
+    use super::Service;
+
+    /// A service of requests.
+    #[diagnostic::on_unimplemented(
+        message = "expected a service of requests, `{R}`",
+        label = "the make-service makes `{Self}`, which is not a `Service<{R}>`",
+        note = "wrap a `Session` in `SessionService::new`, and a function in `tower::service_fn`; a \
+            service that takes messages, too, is made by `make_event_service`"
+    )]
+    pub trait OfRequests<R>: Service<R> {}
+
+    #[diagnostic::do_not_recommend]
+    impl<S: Service<R>, R> OfRequests<R> for S {}
+}
+use sealed::OfRequests;

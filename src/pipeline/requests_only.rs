@@ -53,6 +53,9 @@ use crate::error::BoxError;
 /// wait, too, because all events share one queue. The call goes to the same service that was made
 /// ready, never to a clone.
 ///
+/// A limit that connections share keeps its permit while messages pass, until the connection's next
+/// request. Put it around all events, too.
+///
 /// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
 /// the readiness is not known; put it around all events instead. `LoadShed` has nothing to shed,
 /// because events wait until the service is ready.
@@ -215,6 +218,7 @@ impl<S, M> fmt::Debug for Beneath<S, M> {
 /// The future of [`RequestsOnly`].
 #[pin_project]
 #[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
 pub struct RequestsOnlyFuture<R, M>(#[pin] Called<R, M>);
 
 #[pin_project(project = CalledProj)]

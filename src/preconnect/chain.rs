@@ -30,13 +30,18 @@ pub trait PreConnectExt: Sized {
     /// use tower_tcp::bind::Socket;
     /// use tower_tcp::preconnect::{Peek, PreConnectExt, PreConnectLayer, Protocol, Unknown};
     /// use tower_tcp::tls::Tls;
-    /// # use tower_tcp::{BoxError, Connection};
-    /// # use tower::{Layer, Service, service_fn};
+    /// use tower_tcp::{ConnectionService, Pipeline, frame::Lines};
+    /// # use bytes::Bytes;
+    /// # use std::convert::Infallible;
     ///
     /// /// TLS for clients that begin it, and plain text for others, on one port.
-    /// fn optional(tls: Tls) -> PreConnectLayer<impl Service<Connection<Socket>> + Clone> {
+    /// fn optional(tls: Tls) -> impl ConnectionService<Socket> + Clone {
     ///     let peek = Peek::new(Protocol::detect).unknown(Unknown::Pass);
-    ///     PreConnectLayer::new(peek.chain(tls.when(|info| info.get() == Some(&Protocol::Tls))))
+    ///     let hooks = peek.chain(tls.when(|info| info.get() == Some(&Protocol::Tls)));
+    ///     let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    ///     tower::ServiceBuilder::new()
+    ///         .layer(PreConnectLayer::new(hooks))
+    ///         .service(Pipeline::new(Lines::default).service(echo))
     /// }
     /// # }
     /// ```

@@ -50,6 +50,10 @@
 //!     }
 //! }
 //! ```
+//!
+//! A session that removes its own entry as it ends does so by
+//! [`remove_peer`](Registry::remove_peer): [`remove`](Registry::remove) would remove the entry of the
+//! login that replaced it.
 
 mod broadcast;
 
@@ -215,6 +219,20 @@ where
         let Entered { peer, at_end } = self.remove_if(key, |_| true)?;
         peer.forget(at_end);
         Some(peer)
+    }
+
+    /// Removes the entry of a key if it is this connection's. Returns whether it was.
+    ///
+    /// For a session that removes its own entry as it ends: another connection may have
+    /// [replaced](Self::replace) it.
+    pub fn remove_peer(&self, key: &K, peer: &Peer<T, M>) -> bool {
+        let Some(Entered { peer, at_end }) =
+            self.remove_if(key, |entered| entered.peer.is_same(peer))
+        else {
+            return false;
+        };
+        peer.forget(at_end);
+        true
     }
 
     fn remove_if(

@@ -12,13 +12,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::util::MapRequest;
-use tower_service::Service;
 
 use super::memory::{Connector, memory};
 use crate::bind::Listener;
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionService};
 use crate::end::{End, EndReason};
-use crate::error::{BoxError, Error};
+use crate::error::Error;
 use crate::handle::Handle;
 use crate::server::Server;
 use crate::signals::Report;
@@ -40,10 +39,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 #[doc(alias = "harness")]
 pub fn serve<S>(stack: S) -> Served
 where
-    S: Service<Connection<DuplexStream>> + Send + 'static,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
+    S: ConnectionService<DuplexStream>, // requests go into a `Pipeline`, or an `Http`
 {
     let (listener, connector) = memory();
     serve_with(Server::from_listener(listener), connector, stack)
@@ -84,10 +80,7 @@ where
 pub fn serve_with<L, C, S>(server: Server<L>, connector: C, stack: S) -> Served<C>
 where
     L: Listener,
-    S: Service<Connection<L::Io>> + Send + 'static,
-    S::Response: 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
+    S: ConnectionService<L::Io>, // requests go into a `Pipeline`, or an `Http`
 {
     let ends = Arc::new(Ends::default());
     let queue = Arc::clone(&ends);
