@@ -117,8 +117,8 @@ impl Deadlines {
     /// It does not bound the body as a whole, because only the service knows how large and how slow
     /// bodies may be.
     ///
-    /// HTTP/2 streams share their connection's window. A body that another service leaves unread can
-    /// fill it, and then this one cannot arrive; see `initial_connection_window_size` of hyper.
+    /// HTTP/2 streams share their connection's window. A body that another service leaves unread
+    /// can fill it, and then this one cannot arrive; see `initial_connection_window_size` of hyper.
     ///
     /// Default: 30 s. Why: an active peer sends something within a few round trips. When reached:
     /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes after

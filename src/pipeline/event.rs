@@ -83,8 +83,8 @@ mod sealed {
     #[diagnostic::on_unimplemented(
         message = "expected a service of requests, `{R}`",
         label = "the make-service makes `{Self}`, which is not a `Service<{R}>`",
-        note = "wrap a `Session` in `SessionService::new`, and a function in `tower::service_fn`; a \
-            service that takes messages, too, is made by `make_event_service`"
+        note = "wrap a `Session` in `SessionService::new`, and a function in `tower::service_fn`; \
+            a service that takes messages, too, is made by `make_event_service`"
     )]
     pub trait OfRequests<R>: Service<R> {}
 

@@ -198,7 +198,7 @@ impl<F> PipelineBuilder<F> {
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(
         self,
-        make: impl MakeService<Peer<T>, Maker = K>, // of a `Peer` (requests: `service`; messages: `make_event_service`)
+        make: impl MakeService<Peer<T>, Maker = K>, // of a `Peer`; or `service`, or events
     ) -> Pipeline<F, K, T> {
         Pipeline::with(self.codec, make.into_maker())
     }
