@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::accept::AcceptErrorAction;
 use tower_tcp::admit::ConnectionLimit;
-use tower_tcp::bind::{Incoming, Listener, ListenerClosed, Socket};
+use tower_tcp::bind::{Incoming, Listener, ListenerClosed, ListenerExt, Socket};
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
 use tower_tcp::testkit::{self, Connector, MemoryListener, serve, serve_with};
@@ -602,4 +602,33 @@ async fn e8_a_make_service_that_never_returns_ends_its_connection_in_time() {
 
     assert!(begun.elapsed() <= Duration::from_secs(10));
     until(|| server.reasons() == [EndReason::MakeServiceError; 2]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_what_maps_or_taps_a_stream_costs_that_connection_only() {
+    for taps in [true, false] {
+        let (listener, connector) = testkit::memory();
+        let accepted = AtomicUsize::new(0);
+        let panics = move || assert!(accepted.fetch_add(1, Ordering::Relaxed) != 1, "the second");
+        let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+        let pipeline = Pipeline::new(Lines::default).service(echo);
+        let served = if taps {
+            let server = Server::from_listener(listener.tap_io(move |_| panics()));
+            serve_with(server, connector, pipeline)
+        } else {
+            let map = move |io| {
+                panics();
+                io
+            };
+            serve_with(
+                Server::from_listener(listener.map_io(map)),
+                connector,
+                pipeline,
+            )
+        };
+
+        assert_eq!(served.client().await.ask("first").await, "first");
+        assert_eq!(served.client().await.line().await, "");
+        assert_eq!(served.client().await.ask("third").await, "third");
+    }
 }

@@ -7,8 +7,8 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -768,4 +768,28 @@ async fn closed_gives_everyone_who_asks_the_report() {
     assert_eq!(report.drained, 1);
     assert_eq!(asked_before.await.unwrap(), report);
     assert_eq!(server.handle().closed().await, report);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_from_an_on_end_callback_counts_no_connection_that_has_ended() {
+    let handle: Arc<OnceLock<Handle>> = Arc::default();
+    let known = Arc::clone(&handle);
+    let service = service_fn(move |conn: Connection<Io>| {
+        let known = Arc::clone(&known);
+        conn.on_end(move |_| known.get().expect("it is set").abort());
+        async move {
+            drop(conn);
+            Ok::<_, BoxError>(())
+        }
+    });
+    let mut served = serve(service);
+    assert!(handle.set(served.handle().clone()).is_ok());
+
+    let _client = served.stream().await;
+
+    let report = served.closed().await.unwrap();
+    assert_eq!(
+        (report.aborted, served.reasons()),
+        (0, vec![EndReason::ServiceClosed])
+    );
 }

@@ -1,11 +1,14 @@
 //! Adapters that change the streams that a listener accepts.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use super::{Incoming, IntoListener, Listener};
 use crate::connection::Address;
+use crate::error::Panicked;
 
 /// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
 ///
@@ -92,8 +95,13 @@ where
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<L::Io>>> {
         let mut incoming = ready!(self.listener.poll_accept(cx))?;
-        (self.f)(&mut incoming.io);
-        Poll::Ready(Ok(incoming))
+        let f = &mut self.f;
+        let tapped = catch_unwind(AssertUnwindSafe(|| f(&mut incoming.io)));
+        Poll::Ready(
+            tapped
+                .map(|()| incoming)
+                .map_err(|payload| panicked(&*payload)),
+        )
     }
 
     fn local_addrs(&self) -> Vec<Address> {
@@ -134,11 +142,17 @@ where
             peer_addr,
             local_addr,
         } = ready!(self.listener.poll_accept(cx))?;
-        Poll::Ready(Ok(Incoming {
-            io: (self.f)(io),
-            peer_addr,
-            local_addr,
-        }))
+        let f = &mut self.f;
+        let mapped = catch_unwind(AssertUnwindSafe(|| f(io)));
+        Poll::Ready(
+            mapped
+                .map_err(|payload| panicked(&*payload))
+                .map(|io| Incoming {
+                    io,
+                    peer_addr,
+                    local_addr,
+                }),
+        )
     }
 
     fn local_addrs(&self) -> Vec<Address> {
@@ -152,4 +166,9 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
             .field("listener", &self.listener)
             .finish_non_exhaustive()
     }
+}
+
+/// Makes a panic of the user's function cost its connection only, as if the peer had left.
+fn panicked(payload: &(dyn Any + Send)) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, Panicked::new(payload))
 }

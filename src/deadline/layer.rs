@@ -28,9 +28,9 @@ use crate::error::BoxError;
 ///   [30 s](super::DrainDeadlines::stream).
 ///
 /// At a deadline the service's future is dropped, and the stream with it. If a service has moved
-/// the stream to another task, that task keeps it, and only an
-/// [abort](crate::LiveConnection::abort) of the connection reaches it. Its deadlines may take up to
-/// twice their time, because they are checked only when one may have passed.
+/// the stream to another task, that task keeps it: keep the stream in the service's future. There
+/// the deadlines may also take up to twice their time, because they are checked only when one may
+/// have passed.
 ///
 /// A write that the service gives up (by a timeout of its own, say) counts as pending until the
 /// next write succeeds: the layer cannot tell it from one that is still waited for.

@@ -149,8 +149,8 @@ impl Deadlines {
     /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
     /// forever.
     ///
-    /// It does not apply to an HTTP/2 stream whose window the peer keeps closed. Use hyper's
-    /// keep-alive pings or a timeout in the service for that.
+    /// It does not apply to an HTTP/2 stream whose window the peer keeps closed while it
+    /// acknowledges pings: such a stream lasts until its service ends it.
     ///
     /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
     /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).

@@ -122,7 +122,11 @@ impl Watch {
         let blocked = self.blocked.map(|(_, since)| since);
         let look = |time: Option<Duration>| {
             let time = time.filter(|time| upgraded && !time.is_zero())?;
-            due(now, time / LOOKS, Alarm::Look)
+            due(
+                now,
+                (time / LOOKS).max(Duration::from_millis(1)),
+                Alarm::Look,
+            )
         };
         first([
             due(since, rest, Alarm::End(reason)),

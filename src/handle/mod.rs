@@ -56,6 +56,8 @@ impl Phase {
 pub(crate) struct Plan {
     pub(crate) lame_duck: Duration,
     pub(crate) deadline: Duration,
+    /// The shortest deadline that `shutdown_within` asked for as the shutdown began.
+    pub(crate) asked: Option<Duration>,
     /// The time at which open connections are aborted. `None` before the shutdown begins, or if it
     /// lies beyond the clock's range.
     pub(crate) abort_at: Option<Instant>,
@@ -303,7 +305,10 @@ impl ServerState {
     /// shutdown.
     pub(crate) fn fix_deadline(&self, begun: Instant) {
         let mut plan = self.lock_plan();
-        let at = begun.checked_add(plan.lame_duck.saturating_add(plan.deadline));
+        let at = begun.checked_add(
+            plan.lame_duck
+                .saturating_add(plan.asked.unwrap_or(plan.deadline)),
+        );
         // `shutdown_within` may have set an earlier time.
         plan.abort_at = earliest(plan.abort_at, at);
     }
@@ -311,7 +316,8 @@ impl ServerState {
     fn bring_deadline_forward(&self, deadline: Duration) {
         let mut plan = self.lock_plan();
         if self.phase() == Phase::Serving {
-            plan.deadline = deadline;
+            // Of several that begin the shutdown at once, the shortest holds.
+            plan.asked = Some(plan.asked.map_or(deadline, |asked| asked.min(deadline)));
         } else {
             plan.abort_at = earliest(plan.abort_at, Instant::now().checked_add(deadline));
         }
@@ -382,7 +388,8 @@ impl ServerState {
     }
 
     fn abort(&self, life: &Life, reason: EndReason) {
-        if life.abort(reason) {
+        // One whose end is settled, and that is on its way out of the table, is not aborted.
+        if life.end().is_none() && life.abort(reason) {
             self.cut_off.fetch_add(1, Ordering::AcqRel);
         }
     }

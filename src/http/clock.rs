@@ -23,6 +23,8 @@ use crate::end::EndReason;
 enum Waiting {
     /// The service, or the body of a request or response. None of these has a deadline here.
     Busy,
+    /// HTTP/1 only: the request is answered, and another task still reads its body.
+    Unread,
     FirstByte,
     Head,
     NextRequest,
@@ -67,7 +69,7 @@ pub(super) struct Clock {
     waiting: (Waiting, u64, Moment),
     /// Bytes written when the peer stopped taking output, and that time.
     blocked: Option<(u64, Moment)>,
-    /// Bytes read and written, and the time of the last change. For tunnels only.
+    /// Bytes read and written, and the time of the last change. For tunnels and unread bodies.
     moved: (u64, Moment),
     retire: Option<Moment>,
     /// The time at which the connection began to drain because of its age.
@@ -155,7 +157,7 @@ impl Clock {
         } else {
             match progress.awaiting_head() {
                 Some(read) if requests > 0 && read == life.bytes_read() => Waiting::NextRequest,
-                None if requests > 0 => Waiting::Busy,
+                None if requests > 0 => Waiting::Unread,
                 _ => Waiting::Head,
             }
         };
@@ -219,6 +221,7 @@ impl Clock {
                 due(Moment::START, deadlines.first_byte, silent)
             }
             (Waiting::Head, _) => due(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
+            (Waiting::Unread, _) => due(since.max(self.moved.1), deadlines.idle, idle),
             (Waiting::Tunnels, _) => due(since.max(self.moved.1), deadlines.upgraded_idle, idle),
             (Waiting::NextRequest, _) if !progress.is_multiplexed() => {
                 due(since, deadlines.idle, idle)
@@ -227,11 +230,19 @@ impl Clock {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
             // A response may still be in transit, so this counts from the last byte written. A peer
-            // that sends pings causes writes too, so `idle` bounds the whole.
-            (Waiting::NextRequest, Some(left)) => first([
-                due(since.max(left.written.1), deadlines.drain.goodbye, idle),
-                due(since.max(left.told), deadlines.idle, idle),
-            ]),
+            // that sends pings causes writes too, so `idle` bounds the whole. Once the socket has
+            // taken all output, further requests do not extend it: hyper accepts them for as long
+            // as the peer does not acknowledge that the connection closes.
+            (Waiting::NextRequest, Some(left)) => {
+                let whole = match self.blocked {
+                    Some(_) => since.max(left.told),
+                    None => left.told,
+                };
+                first([
+                    due(since.max(left.written.1), deadlines.drain.goodbye, idle),
+                    due(whole, deadlines.idle, idle),
+                ])
+            }
         }
     }
 

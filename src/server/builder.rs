@@ -44,6 +44,7 @@ impl Default for ServerBuilder {
             plan: Plan {
                 lame_duck: Duration::ZERO,
                 deadline: Duration::from_secs(30),
+                asked: None,
                 abort_at: None,
             },
             policy: super::default_policy(),

@@ -401,3 +401,25 @@ async fn old_http2_connections_rotate_within_the_jitter_and_lose_no_request() {
     assert!(least < Some(&Duration::from_secs(24)), "{least:?}");
     assert!(most > Some(&Duration::from_secs(26)), "{most:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_another_task_leaves_unread_behind_the_answer_is_bounded_by_idle() {
+    let http = Http::new(service_fn(|request: Request<RequestBody>| async move {
+        let body = request.into_body();
+        tokio::spawn(async move {
+            let _unread = body;
+            std::future::pending::<()>().await;
+        });
+        Ok::<_, Infallible>(Response::new("answered".to_owned()))
+    }));
+    let served = serve(http);
+    let mut client = served.client().await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nab")
+        .await;
+    let begun = Instant::now();
+
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    // And the linger, since the peer does not close.
+    assert_eq!(begun.elapsed().as_secs(), 75 + 2);
+}
