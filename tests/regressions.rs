@@ -381,11 +381,13 @@ fn an_error_that_comes_back_to_its_connection_as_it_is_dropped_blocks_nobody() {
 
 // A message that the service was not ready for was left behind when part of a request came.
 
+type Opened = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The service of events that is not ready until it is opened, and tells what it was called with.
 #[derive(Clone)]
 struct Gated {
     gate: watch::Receiver<bool>,
-    waiting: Arc<Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>>,
+    waiting: Arc<Mutex<Option<Opened>>>,
     calls: mpsc::Sender<String>,
 }
 
