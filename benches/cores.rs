@@ -64,9 +64,9 @@ const WAYS: [(&str, Way); 6] = [
 /// The shape of a load.
 struct Load {
     name: &'static str,
-    /// How many requests each connection sends ahead of the answers.
+    /// The number of requests that each connection sends ahead of the answers.
     ahead: usize,
-    /// How many bytes are hashed for a request.
+    /// The number of bytes that are hashed for a request.
     work: usize,
     /// Opens a new connection for each batch.
     leaves: bool,

@@ -16,7 +16,7 @@ use tower_tcp::{BoxError, Connection, Pipeline};
 
 use crate::support::{echo, measured, memory, runtime, serve};
 
-/// How many connections are timed together, one after the other.
+/// The number of connections that are timed together, one after the other.
 const CONNECTIONS: usize = 64;
 
 #[derive(Clone, Copy, Debug)]

@@ -156,7 +156,7 @@ impl Client {
 /// [`REQUESTS`] requests, in batches.
 pub(crate) struct Load {
     batch: Vec<u8>,
-    /// How many bytes of a batch are written at a time.
+    /// The number of bytes of a batch that are written at a time.
     piece: usize,
     batches: usize,
 }

@@ -9,10 +9,10 @@ use nix::unistd::Pid;
 
 use crate::server::{Running, Server};
 
-/// How long a measurement may take.
+/// The length and number of the measurements.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct Effort {
-    /// How many turns each server has.
+    /// The number of turns of each server.
     #[arg(
         long,
         global = true,
@@ -21,7 +21,7 @@ pub(crate) struct Effort {
     )]
     pub rounds: u32,
 
-    /// How many seconds of a turn are measured.
+    /// The measured part of a turn, in seconds.
     #[arg(long, global = true, default_value_t = 2.0)]
     pub secs: f64,
 }

@@ -17,10 +17,10 @@ use crate::table::{self, Figure, Table};
 /// As many as fit where a process may open 20,000 files.
 const CONNECTIONS: u32 = 15_000;
 
-/// How many other files a process has open.
+/// The number of other files that a process has open.
 const OTHER_FILES: u32 = 100;
 
-/// How long the last connection takes to become idle.
+/// The time that the last connection takes to become idle.
 const SETTLE: Duration = Duration::from_secs(1);
 
 const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];
