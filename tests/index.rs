@@ -24,9 +24,10 @@ fn files(dir: &str) -> Vec<PathBuf> {
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).expect("the directory can be read") {
             let path = entry.expect("the directory can be read").path();
-            if path.ends_with("compile_fail") {
-                // Programs that do not compile, each named for its mistake.
-            } else if path.is_dir() {
+            if path.is_dir() {
+                if path.join("Cargo.toml").exists() {
+                    continue; // A package of its own.
+                }
                 dirs.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files.push(path);

@@ -1,8 +1,8 @@
 //! What the compiler says to a newcomer's mistakes.
 //!
-//! Each file in `compile_fail/` is a program with one mistake, named after it, beside the text of
+//! Each program beside this folder has one mistake, and is named after it. Beside it is the text of
 //! the compiler. A changed text is judged by reading: its message, label and note must lead to the
-//! cure. `TRYBUILD=overwrite cargo test --test compile_fail` writes the texts anew.
+//! cure. `TRYBUILD=overwrite cargo test --package compile-fail` writes the texts anew.
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ fn each_mistake_is_refused_with_the_text_that_was_read_by_a_person() {
         return;
     }
 
-    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+    trybuild::TestCases::new().compile_fail("*.rs");
 }
 
 #[test]
@@ -43,8 +43,7 @@ fn no_mistake_is_told_twice() {
 }
 
 fn files(extension: &str) -> Vec<PathBuf> {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/compile_fail");
-    let entries = fs::read_dir(directory).expect("the directory of the mistakes");
+    let entries = fs::read_dir(env!("CARGO_MANIFEST_DIR")).expect("the directory of the mistakes");
     let paths = entries.map(|entry| entry.expect("an entry of it").path());
     paths
         .filter(|path| path.extension().is_some_and(|found| found == extension))
