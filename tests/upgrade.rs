@@ -169,13 +169,13 @@ async fn a_hook_that_comes_first_sees_what_is_buffered_and_may_refuse_it() {
 
     let mut patient = served.client().await;
     assert_eq!(patient.ask("over").await, "go");
-    patient.send("ba").await;
+    patient.send("no").await;
     patient.finish().await;
     let patient = patient.rest().await;
     let patient_end = served.reason().await;
-    let hasty = exchange(io(&served).await, "over\nba").await;
+    let hasty = exchange(io(&served).await, "over\nno").await;
 
-    assert_eq!(patient, ["ab"]);
+    assert_eq!(patient, ["on"]);
     assert_eq!(patient_end, EndReason::PeerClosed);
     assert_eq!(hasty, "go\n");
     let end = served.end().await;

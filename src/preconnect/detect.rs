@@ -172,7 +172,7 @@ mod tests {
             b"g",
             b"GETS",
             b"GET\t",
-            b"HEL",
+            b"HEX",
             b" ",
             b"\0",
         ];
