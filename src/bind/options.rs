@@ -54,7 +54,7 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// Sets how many connections may wait to be accepted.
+    /// Sets the number of connections that may wait to be accepted.
     ///
     /// Default: 1024. Why: clients of a server at its connection limit wait here, so it is larger
     /// than the 128 of tokio's own `bind`. When reached: TCP clients retry by themselves, and Unix
@@ -145,9 +145,12 @@ impl SocketOptions {
         self
     }
 
-    /// Sets the time without traffic after which TCP checks that the peer is still there.
+    /// Sets the time without traffic after which TCP checks that the peer is still there, in whole
+    /// seconds, at least 1 s.
     ///
-    /// Default: never. Why: pipelines and HTTP have deadlines of their own.
+    /// Default: never. Why: pipelines and HTTP have deadlines of their own. When reached: TCP sends
+    /// probes, and a peer that answers none of them ends its connection with
+    /// [`PeerReset`](crate::EndReason::PeerReset).
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
     pub fn keepalive(mut self, silence: Duration) -> Self {
@@ -155,13 +158,14 @@ impl SocketOptions {
         self
     }
 
-    /// Sets `SO_LINGER` on accepted TCP sockets.
+    /// Sets `SO_LINGER` on accepted TCP sockets, in whole seconds. A fraction is dropped, so any
+    /// time below 1 s counts as zero.
     ///
     /// Default: not set. Why: the system then sends remaining bytes in the background.
     ///
-    /// Zero makes every close a reset, which discards what the peer has not received. Any other
-    /// time blocks the runtime's thread for that long in the close. Neither is part of a graceful
-    /// close.
+    /// Zero makes every close a reset, which discards the bytes that the peer has not received. Any
+    /// other time lets the close block the runtime's thread until they are acknowledged, for at
+    /// most that time. The [graceful close](crate::close) needs neither.
     #[doc(alias = "SO_LINGER")]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = Some(linger);

@@ -1,4 +1,4 @@
-//! One frame, or one for each, to many connections.
+//! Sends a frame, or a frame for each connection, to many connections.
 
 use futures_util::future::join_all;
 
@@ -6,21 +6,25 @@ use super::Registry;
 use crate::end::EndReason;
 use crate::pipeline::{Peer, TrySendError};
 
-/// The choice for a peer whose output is above its high mark, when something is sent to many.
+/// The treatment of a slow peer in a broadcast: one whose output is above its high mark.
 ///
-/// A slow peer never delays the others: they have already been sent the frame.
+/// A slow peer never delays the others, because they have already been sent the frame. With
+/// [`Wait`](Self::Wait) it delays the return of the broadcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
-    /// Wait for it, as [`Peer::send`] does: at most for its [write
-    /// deadline](crate::deadline::Deadlines::write), 30 s.
+    /// Waits for it, as [`Peer::send`] does, until its output is down at the low mark.
+    ///
+    /// A peer that takes no byte for its [write deadline](crate::deadline::Deadlines::write)
+    /// (default: 30 s) is closed. One that takes a few bytes now and then can delay the return for
+    /// longer.
     Wait,
-    /// Skip it: it misses this frame.
+    /// Skips it, so that it misses this frame.
     Skip,
-    /// End its connection at once, with [`EndReason::SlowReader`].
+    /// Ends its connection at once, with [`EndReason::SlowReader`].
     Close,
 }
 
-/// The outcome of sending to many.
+/// The outcome of a broadcast: the number of connections that were sent a frame, skipped or closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Broadcast {
     sent: usize,
@@ -29,17 +33,17 @@ pub struct Broadcast {
 }
 
 impl Broadcast {
-    /// Returns how many connections were sent a frame.
+    /// Returns the number of connections that were sent a frame.
     pub fn sent(&self) -> usize {
         self.sent
     }
 
-    /// Returns how many connections were skipped because they were slow. They go on.
+    /// Returns the number of connections that were skipped because they were slow. They stay open.
     pub fn skipped(&self) -> usize {
         self.skipped
     }
 
-    /// Returns how many connections were ended because they were slow.
+    /// Returns the number of connections that were closed because they were slow.
     pub fn closed(&self) -> usize {
         self.closed
     }
@@ -51,9 +55,9 @@ where
 {
     /// Sends a frame to all connections for which `whom` returns `true`.
     ///
-    /// A slow peer delays no other; `slow` decides about it. What one task broadcasts arrives in
-    /// that order, and after what was sent before. The frame is cloned for each connection, so a
-    /// shared type (`Bytes`, `Arc`) serves best.
+    /// A slow peer delays no other; `slow` decides about it. A task that awaits one broadcast after
+    /// another, or sends before a broadcast, has its frames arrive in that order. The frame is
+    /// cloned for each connection, so use a type that is cheap to clone (`Bytes`, `Arc`).
     ///
     /// # Cancel safety
     ///
@@ -74,8 +78,8 @@ where
 
     /// Sends each connection the frame that `pick` returns for it, if any.
     ///
-    /// For a frame in each user's own language or format, or one that tells a connection about
-    /// itself. Otherwise it is as [`broadcast`](Self::broadcast).
+    /// Use it for a frame in each user's own language or format, or one that depends on the
+    /// connection. Otherwise it is like [`broadcast`](Self::broadcast).
     ///
     /// ```
     /// use bytes::Bytes;
@@ -108,10 +112,9 @@ where
     }
 }
 
-/// Sends a frame to each of some peers, wherever they come from: a room's members, the result of a
-/// search.
+/// Sends a frame to each of these peers, such as the members of a room or the result of a search.
 ///
-/// Otherwise it is as [`Registry::broadcast`].
+/// Otherwise it is like [`Registry::broadcast`].
 ///
 /// ```
 /// use bytes::Bytes;
@@ -138,8 +141,7 @@ where
     send_each(frames, slow).await
 }
 
-/// Sends each peer its frame: first to all that take it at once, then to the others, all at the
-/// same time.
+/// Sends each peer its frame: first to all that take it at once, then to the others concurrently.
 async fn send_each<T, M>(
     frames: impl Iterator<Item = (Peer<T, M>, T)>,
     slow: SlowPeer,
@@ -164,7 +166,7 @@ async fn send_each<T, M>(
     broadcast
 }
 
-/// The outcome at one peer.
+/// The outcome for one peer.
 enum Fate {
     Sent,
     Skipped,

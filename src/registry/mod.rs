@@ -2,10 +2,10 @@
 //!
 //! The server keeps a table of all its connections. A [`Registry`] holds some of them under the
 //! program's keys. The program inserts an entry, most often in the make-service or when the peer
-//! has logged in; the end of the connection removes it, whatever the reason was. No entry outlives
-//! its connection.
+//! has logged in. The entry is removed when the connection ends, for whatever reason, so no entry
+//! outlives its connection.
 //!
-//! A program may have several registries: one of users, one for each room.
+//! A program may have several registries, such as one of users and one for each room.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -36,9 +36,9 @@
 //!
 //! # A second login
 //!
-//! [`insert`](Registry::insert) refuses a key that another connection has.
-//! [`replace`](Registry::replace) takes the key over, and returns the connection that had it. The
-//! end of that one leaves the new entry alone:
+//! [`insert`](Registry::insert) rejects a key that another connection has.
+//! [`replace`](Registry::replace) takes the key over, and returns the connection that had it. When
+//! that connection ends, the new entry stays:
 //!
 //! ```
 //! # use bytes::Bytes;
@@ -51,9 +51,8 @@
 //! }
 //! ```
 //!
-//! A session that removes its own entry as it ends does so by
-//! [`remove_peer`](Registry::remove_peer): [`remove`](Registry::remove) would remove the entry of the
-//! login that replaced it.
+//! A session that removes its own entry must use [`remove_peer`](Registry::remove_peer), because
+//! [`remove`](Registry::remove) would remove the entry of a login that has replaced it.
 
 mod broadcast;
 
@@ -71,19 +70,20 @@ use crate::pipeline::Peer;
 
 pub use broadcast::{Broadcast, SlowPeer, broadcast};
 
-/// The entries are spread over this many locks: of 15,000 connections that come and go, few meet at
-/// one.
+/// The number of locks over which the entries are spread, so that 15,000 connections that begin and
+/// end seldom wait for one lock.
 const SHARDS: usize = 16;
 
-/// Another connection has the key.
+/// The error of an insert under a key that another connection has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the key is taken")]
 pub struct KeyTaken;
 
 /// Holds connections by key. Clones share the same entries. See the [module docs](self).
 ///
-/// `T` and `M` are those of its [`Peer`]s. A part of the registry is locked while a key is hashed,
-/// compared, cloned or dropped, so a `K` that calls the registry in one of these deadlocks.
+/// `T` and `M` are the types of frames and messages of its [`Peer`]s. A part of the registry is
+/// locked while a key is hashed, compared, cloned or dropped, so a `K` that calls the registry in
+/// its `Hash`, `Eq`, `Clone` or `Drop` can deadlock.
 #[doc(alias = "alias")]
 #[doc(alias = "session")]
 pub struct Registry<K, T, M = Infallible> {
@@ -135,9 +135,10 @@ where
 {
     /// Inserts a connection under a key that no other connection has.
     ///
-    /// The end of the connection removes it: by then the end is settled and the stream is gone. A
-    /// connection that has already ended is not inserted. One connection may have several keys, in
-    /// one registry or in many. To insert a connection again under its own key changes nothing.
+    /// The entry is removed when the connection has ended and its stream is dropped. A connection
+    /// that has already ended is not inserted, which is no error. One connection may have several
+    /// keys, in one registry or in many. Inserting a connection again under its own key changes
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -165,9 +166,10 @@ where
 
     /// Inserts a connection under a key, and returns the connection that had the key before.
     ///
-    /// Nobody finds the key free in between. The connection that is returned goes on, and its end
-    /// leaves the new entry alone; close it, if a key stands for one session. A connection that has
-    /// already ended replaces none, and one that has the key already is not returned.
+    /// The key is never free in between. The returned connection stays open, and its end does not
+    /// remove the new entry. Close it if only one connection may have the key.
+    ///
+    /// Returns `None` and changes nothing if `peer` has already ended, or already has the key.
     #[doc(alias = "takeover")]
     #[doc(alias = "kick")]
     pub fn replace(&self, key: K, peer: &Peer<T, M>) -> Option<Peer<T, M>>
@@ -203,7 +205,8 @@ where
             let registry = Self {
                 inner: Weak::upgrade(&shared)?,
             };
-            // Unless another has the key by now: this may be about to run while it is taken back.
+            // Only if the key is still this connection's: `replace` or `remove` may have taken the
+            // entry while this callback was about to run.
             registry.remove_if(&key, |entered| entered.peer.info().id() == id)
         };
         let at_end = peer.before_end(move |_end| drop(remove()))?;
@@ -213,17 +216,17 @@ where
         })
     }
 
-    /// Removes the entry of a key, and returns its connection, which goes on. A broadcast that has
-    /// begun may still reach it.
+    /// Removes the entry of a key, and returns its connection, which stays open. A broadcast that
+    /// has begun may still reach it.
     pub fn remove(&self, key: &K) -> Option<Peer<T, M>> {
         let Entered { peer, at_end } = self.remove_if(key, |_| true)?;
         peer.forget(at_end);
         Some(peer)
     }
 
-    /// Removes the entry of a key if it is this connection's. Returns whether it was.
+    /// Removes the entry of a key if it belongs to this connection. Returns whether it did.
     ///
-    /// For a session that removes its own entry as it ends: another connection may have
+    /// Use it where a session removes its own entry, because another connection may have
     /// [replaced](Self::replace) it.
     pub fn remove_peer(&self, key: &K, peer: &Peer<T, M>) -> bool {
         let Some(Entered { peer, at_end }) =
@@ -272,8 +275,8 @@ where
 {
     /// Returns all entries.
     ///
-    /// They are collected shard by shard, and nothing is locked while one is looked at. A
-    /// connection that is inserted or removed meanwhile may be among them or not.
+    /// They are copied one part of the registry at a time, and no lock is held while the caller
+    /// uses them. A connection that is inserted or removed meanwhile may be included or not.
     pub fn iter(&self) -> impl Iterator<Item = (K, Peer<T, M>)> + '_ {
         self.shards().flat_map(|shard| {
             let entries: Vec<_> = shard
@@ -284,8 +287,7 @@ where
         })
     }
 
-    /// Closes all connections for which `whom` returns `true`, gracefully. Returns how many these
-    /// were.
+    /// Closes all connections for which `whom` returns `true`, gracefully. Returns their number.
     pub fn close_where(&self, mut whom: impl FnMut(&K, &Peer<T, M>) -> bool) -> usize {
         self.iter()
             .filter(|(key, peer)| whom(key, peer))

@@ -54,7 +54,10 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Sets the server's name, for [`Handle::name`] and the events about it.
+    /// Sets the server's name. It is in [`Handle::name`], in the attribute `server.name` of metrics,
+    /// and in the names of the threads of [`workers`](Self::workers).
+    ///
+    /// Default: none.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
@@ -110,8 +113,8 @@ impl ServerBuilder {
     /// Sets the time for which a shutdown still accepts connections, after it has started to drain
     /// them.
     ///
-    /// Default: zero. Why: it is for load balancers that need some time to notice. When reached:
-    /// the listener closes.
+    /// Default: zero. Why: only a load balancer that polls needs it, to notice the shutdown before
+    /// connections are refused. When reached: the listener closes.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck = time;
         self

@@ -29,7 +29,8 @@ pub enum ClientCertificates {
 
 /// The error of [`TlsBuilder::build`].
 ///
-/// The field `pem` is the path of the file at fault, or names the text that was passed in memory.
+/// The field `pem` is the path of the file at fault, or a name for the text that was passed in
+/// memory.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -188,7 +189,7 @@ impl TlsBuilder {
     ///
     /// # Errors
     ///
-    /// Returns a [`TlsError`] that names the file or text at fault.
+    /// Returns a [`TlsError`], which names the file or text at fault if there is one.
     ///
     /// ```
     /// use tower_tcp::tls::Tls;
