@@ -1,5 +1,5 @@
-//! The service that hyper calls: the user's service, wrapped in the work of this crate for each
-//! request.
+//! The service that hyper calls. It wraps the user's service, and for each request it counts it,
+//! keeps it in flight until its response is complete, catches panics, and recognizes upgrades.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -89,7 +89,7 @@ where
             _ => this.in_flight.take(),
         };
         let Some(in_flight) = in_flight else {
-            return Poll::Pending; // It was done before.
+            return Poll::Pending; // It has already completed.
         };
         let progress = &in_flight.0;
         Poll::Ready(match polled {

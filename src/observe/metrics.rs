@@ -236,10 +236,11 @@ impl RequestMetricsLayer {
         Self::with_attributes([])
     }
 
-    /// Creates the layer with attributes for all its metrics, such as the server's name or a part
-    /// of the protocol.
+    /// Creates the layer with attributes for all its metrics, such as the server's name or the name
+    /// of a backend.
     ///
-    /// Each attribute should have few values, and none from a peer.
+    /// Each combination of values is a time series in the recorder. So an attribute should have few
+    /// values over all layers, and none that a peer chooses.
     pub fn with_attributes<const N: usize>(attributes: [(&'static str, &'static str); N]) -> Self {
         let labels = labels(None, attributes);
         let failed = |why| {

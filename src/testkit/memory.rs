@@ -1,4 +1,4 @@
-//! Connections in memory: a listener, and what connects to it.
+//! Connections in memory: a listener, and the connector that connects clients to it.
 
 use std::io;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use tokio::sync::mpsc;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Address;
 
-/// How many connections wait to be accepted before `connect` waits: the backlog.
+/// The number of connections that wait to be accepted before `connect` waits: the backlog.
 const BACKLOG: usize = 1024;
 
-/// How many bytes each direction of a connection holds.
+/// The number of bytes that each direction of a connection buffers.
 const BUFFER: usize = 64 * 1024;
 
 /// Makes a listener and the connector whose connections it accepts.
 ///
-/// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets that. 1,024
-/// connections wait to be accepted before [`Connector::connect`] waits.
+/// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets another size. Up
+/// to 1,024 connections wait to be accepted; after that, [`Connector::connect`] waits.
 pub fn memory() -> (MemoryListener, Connector) {
     memory_with_buffer(BUFFER)
 }
 
 /// Makes a listener and its connector, with connections that buffer `bytes` in each direction.
 ///
-/// A small buffer makes every write a short one, so that a peer that does not read is felt at once.
+/// With a small buffer every write is short, so a test notices at once if the peer does not read.
 pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
     let (queue, waiting) = mpsc::channel(BACKLOG);
     let listener = MemoryListener {

@@ -11,7 +11,8 @@
 //!
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which bounds the time and the number of
-//! handshakes in progress. Behind a proxy, the PROXY header comes before TLS.
+//! handshakes in progress. If a proxy sends a PROXY header, it comes before the handshake, so chain
+//! a hook that reads it in front of this one.
 //!
 //! A connection whose handshake fails ends with [`EndReason::TlsHandshakeFailed`]. A TLS alert
 //! tells the peer why.
@@ -179,7 +180,7 @@ async fn deliver_alert<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io) {
 
 /// The parameters of a TLS session, and the peer's name and certificates.
 ///
-/// Each accessor names the OpenTelemetry attribute for its value.
+/// Each accessor names the OpenTelemetry attribute for its value, for spans of your own.
 ///
 /// ```
 /// use tower_tcp::{Connection, tls::TlsInfo};
@@ -219,41 +220,51 @@ impl TlsInfo {
         }
     }
 
-    /// Returns the TLS version, `1.2` or `1.3`: `tls.protocol.version`.
+    /// Returns the TLS version, `1.2` or `1.3`.
+    ///
+    /// Attribute: `tls.protocol.version`.
     pub fn version(&self) -> &'static str {
         self.version
     }
 
-    /// Returns the registered name of the cipher suite, such as `TLS_AES_128_GCM_SHA256`:
-    /// `tls.cipher`.
+    /// Returns the registered name of the cipher suite, such as `TLS_AES_128_GCM_SHA256`.
+    ///
+    /// Attribute: `tls.cipher`.
     pub fn cipher_suite(&self) -> &'static str {
         self.cipher_suite
     }
 
-    /// Returns the protocol that ALPN selected, if both sides offered any: `tls.next_protocol`.
+    /// Returns the protocol that ALPN selected, if both sides offered any.
+    ///
+    /// Attribute: `tls.next_protocol`.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.alpn.as_deref()
     }
 
-    /// Returns the server name that the peer requested (SNI), in lower case:
-    /// `tls.client.server_name`.
+    /// Returns the server name that the peer requested (SNI), in lower case.
     ///
-    /// The peer chose it freely, so it proves nothing.
+    /// The peer chose it freely, so it proves nothing about the peer.
+    ///
+    /// Attribute: `tls.client.server_name`.
     pub fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref()
     }
 
-    /// Returns the peer's certificates, its own first, in DER: `tls.client.certificate_chain`.
+    /// Returns the peer's certificates, its own first, in DER.
     ///
     /// They are verified. The slice is empty unless [`TlsBuilder::client_certificates`] asks for
     /// them.
+    ///
+    /// Attribute: `tls.client.certificate_chain`.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
     }
 
-    /// Returns whether the handshake resumed an earlier session: `tls.resumed`.
+    /// Returns whether the handshake resumed an earlier session.
     ///
     /// The certificates are then those of the earlier handshake.
+    ///
+    /// Attribute: `tls.resumed`.
     pub fn is_resumed(&self) -> bool {
         self.resumed
     }
