@@ -42,8 +42,9 @@ impl Default for Linger {
 impl Linger {
     /// Sets the time for flushing and shutting down writing.
     ///
-    /// Default: 30 s. Why: a peer that does not read must not hold the connection. When reached: it
-    /// ends with [`WriteTimeout`](EndReason::WriteTimeout).
+    /// Default: 30 s. Why: as long as a running connection may take no output, because a peer that
+    /// does not read must not keep its connection open. When reached: the connection ends with
+    /// [`WriteTimeout`](EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: Duration) -> Self {
         self.write = time;
@@ -60,10 +61,10 @@ impl Linger {
         self
     }
 
-    /// Sets the number of bytes to discard meanwhile.
+    /// Sets the number of bytes to read and discard while waiting for the peer to close.
     ///
-    /// Default: 256 KiB. Why: a peer that sends more does not react to the close. When reached: the
-    /// socket is closed.
+    /// Default: 256 KiB. Why: this much may already be in transit, and a peer that sends more does
+    /// not react to the close. When reached: the socket is closed.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;

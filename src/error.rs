@@ -1,4 +1,5 @@
-//! The errors that cross rooms: the boxed error at service boundaries, and the server's own.
+//! The errors that several modules share: the boxed error at service boundaries, and the server's
+//! own.
 
 use std::error::Error as StdError;
 use std::io;

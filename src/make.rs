@@ -100,7 +100,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<S: Clone> CloneForConnection for S {}
 
-    /// A service of the requests of all connections, and the maker that it becomes.
+    /// A service of the requests of all connections. `Maker` is the type into which it converts.
     #[diagnostic::on_unimplemented(
         message = "expected a service of what the codec decodes, `{R}`",
         label = "not a `Service<{R}>`",
@@ -124,7 +124,7 @@ mod sealed {
         }
     }
 
-    /// A service that makes the services of connections, and the maker that it becomes.
+    /// A make-service for connections. `Maker` is the type into which it converts.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services, of `{Target}`",
         label = "not a `Service<{Target}>`",

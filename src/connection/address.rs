@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub enum Address {
     /// An IP address and port. An IPv4-mapped IPv6 address is shown as IPv4.
     Tcp(SocketAddr),
-    /// The path of a Unix socket, if it has one. A client's usually has none.
+    /// The path of a Unix socket, if it has one. A client's socket usually has none.
     Unix(Option<Arc<Path>>),
     /// One end of an in-memory connection, by number.
     Memory(u64),

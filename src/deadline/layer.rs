@@ -27,13 +27,13 @@ use crate::error::BoxError;
 ///   [drains](crate::Connection::draining); it ends after another
 ///   [30 s](super::DrainDeadlines::stream).
 ///
-/// At a deadline the service's future is dropped, and the stream with it. If a service has moved
-/// the stream to another task, that task keeps it: keep the stream in the service's future. There
-/// the deadlines may also take up to twice their time, because they are checked only when one may
-/// have passed.
+/// At a deadline the service's future is dropped, and the stream with it. So keep the stream in the
+/// service's future. A task to which the service has moved the stream would keep it. The deadlines
+/// of such a stream may also take up to twice their time, because its bytes do not wake this layer,
+/// which checks them only when a deadline may have passed.
 ///
-/// A write that the service gives up (by a timeout of its own, say) counts as pending until the
-/// next write succeeds: the layer cannot tell it from one that is still waited for.
+/// A write that the service gives up, for example by a timeout of its own, counts as pending until
+/// the next write succeeds, because the layer cannot distinguish the two.
 ///
 /// ```
 /// use std::time::Duration;

@@ -117,8 +117,9 @@ impl Deadlines {
     /// It does not bound the body as a whole, because only the service knows how large and how slow
     /// bodies may be.
     ///
-    /// HTTP/2 streams share their connection's window. A body that another service leaves unread
-    /// can fill it, and then this one cannot arrive; see `initial_connection_window_size` of hyper.
+    /// HTTP/2 streams share their connection's flow-control window. If the service of another
+    /// request leaves its body unread, that body can fill the window, and this one cannot arrive.
+    /// hyper's `initial_connection_window_size` enlarges the window.
     ///
     /// Default: 30 s. Why: an active peer sends something within a few round trips. When reached:
     /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes after
@@ -196,8 +197,8 @@ impl Deadlines {
     /// Sets the time for the make-service, and for the service of an upgrade to become ready.
     /// `None` waits forever.
     ///
-    /// Default: 10 s. Why: as long as the pre-connect hooks. When reached: the connection ends with
-    /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
+    /// Default: 10 s. Why: as long as the pre-connect hooks, because the peer waits for both. When
+    /// reached: the connection ends with [`MakeServiceError`](crate::EndReason::MakeServiceError).
     #[must_use]
     pub fn make_service(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.make_service = time.into();

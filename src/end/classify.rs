@@ -1,5 +1,5 @@
-//! Which [`EndReason`] an error means. Each room that meets one asks here, so that the same error
-//! has the same name everywhere.
+//! Maps errors to [`EndReason`]s. All modules do so here, so that the same error has the same
+//! reason everywhere.
 //!
 //! | error of | classified by |
 //! | --- | --- |
@@ -64,7 +64,7 @@ impl EndReason {
         }
     }
 
-    /// Classifies an error of a connection's stack that no room inside has given a reason for.
+    /// Classifies an error of a connection's stack for which nothing inside has given a reason.
     pub(crate) fn of_stack(err: &(dyn StdError + 'static)) -> Self {
         if let Some(ended) = find_cause::<ConnectionEnded>(err) {
             return ended.reason();
@@ -81,11 +81,11 @@ impl EndReason {
     }
 }
 
-/// How far a connection of HTTP had come when it failed: what hyper's error alone does not say.
+/// The progress of an HTTP connection when it failed, which hyper's error does not contain.
 #[cfg(feature = "http")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HttpProgress {
-    /// A request is in hand.
+    /// A request is in progress.
     pub(crate) is_busy: bool,
     /// The peer has finished sending.
     pub(crate) is_peer_done: bool,
@@ -116,7 +116,7 @@ impl EndReason {
             Self::CodecError
         } else if hyper.is_incomplete_message() {
             if progress.is_busy {
-                // It did not stay for the answer.
+                // It left before the response.
                 Self::PeerReset
             } else {
                 Self::Truncated
@@ -129,7 +129,7 @@ impl EndReason {
         }
     }
 
-    /// Returns whether it was the stream that failed.
+    /// Returns whether the stream failed.
     pub(crate) fn is_of_stream(self) -> bool {
         matches!(self, Self::PeerReset | Self::Truncated | Self::IoError)
     }

@@ -8,9 +8,10 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 
 /// Combinators for codecs.
 ///
-/// Each method takes a codec and returns another one. It is named after the stream combinator that
-/// does the same. The other direction passes unchanged. Items are moved, never cloned. If the codec
-/// encodes a single type, so does the new one. Errors are those of the codec.
+/// Each method takes a codec and returns another one. A method that changes only decoding leaves
+/// encoding as it is, and the other way around. Items are moved, never cloned. If the codec encodes
+/// a single type, so does the new one. Errors are those of the codec, except in [`Then`], which has
+/// two codecs.
 ///
 /// ```no_run
 /// use std::convert::Infallible;

@@ -280,9 +280,9 @@ pub trait Format {
 
 /// JSON, by `serde_json`.
 ///
-/// It refuses documents nested 128 deep, which is `serde_json`'s own limit, so that no peer can
-/// exhaust the stack. It refuses anything but white space behind a document. It writes values of
-/// any depth.
+/// It rejects documents nested 128 levels deep, which is `serde_json`'s own limit, so that no peer
+/// can exhaust the stack. It also rejects anything but white space after a document. The depth of
+/// values to write is not limited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 

@@ -12,7 +12,7 @@ use super::within::decode_within;
 /// The same as the default of the pipeline: more than a line of any text protocol.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// Capacity beyond twice the content and this is given back before a wait for more.
+/// The memory that may be kept beyond twice the content. More is freed before a wait for input.
 const SLACK: usize = 1024;
 
 /// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).
@@ -59,7 +59,7 @@ impl<O, I> Then<O, I> {
         self
     }
 
-    /// Gives back, before a wait, the memory that the undecoded bytes do not need.
+    /// Runs before each wait: frees memory that the undecoded bytes do not need.
     fn rest(&mut self) {
         let len = self.held.len();
         if len == 0 || self.held.capacity() > 2 * len + SLACK {

@@ -37,8 +37,8 @@
 //! # Connection details in a request
 //!
 //! Each request carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its
-//! extensions: its number, its addresses, the extensions that hooks have added (such as `TlsInfo`,
-//! with the protocol agreed by ALPN), and whether it is draining. In axum, extract it with
+//! extensions: its number, its addresses, the facts that hooks have added (such as `TlsInfo`, with
+//! the protocol that ALPN selected), and whether it is draining. In axum, extract it with
 //! `Extension(info): Extension<ConnectionInfo>`.
 //!
 //! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection:

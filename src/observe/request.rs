@@ -12,7 +12,7 @@ use tracing::instrument::{Instrument, Instrumented};
 
 /// Creates the span of a request. Implemented for every `Fn(&Request) -> Span`.
 pub trait MakeSpan<R> {
-    /// Creates the span. The connection's span is the current one.
+    /// Creates the span. If the connection has a span, that is the current one, and so the parent.
     fn make_span(&self, request: &R) -> Span;
 }
 
@@ -39,7 +39,8 @@ impl<R> MakeSpan<R> for RequestSpan {
 
 /// Puts each request in a span, which ends with the service's response.
 ///
-/// It works for any protocol. For HTTP, use the one in `tower-http`, which knows more.
+/// It works for any protocol. For HTTP, use `TraceLayer` of `tower-http`, which also records the
+/// method, the path and the status.
 ///
 /// ```
 /// use bytes::Bytes;

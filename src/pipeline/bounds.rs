@@ -70,7 +70,7 @@ mod sealed {
 
     impl<C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError>, T> Codec<T> for C {}
 
-    /// A codec, as far as requests are concerned.
+    /// The decoding half of a codec.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not a codec",
         label = "does not implement `tokio_util::codec::Decoder`",

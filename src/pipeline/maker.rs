@@ -17,8 +17,7 @@ use crate::make::{
 mod sealed {
     use super::*;
 
-    /// A service that makes the services of connections with messages, and the maker that it
-    /// becomes.
+    /// A make-service for connections with messages. `Maker` is the type into which it converts.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services of events, of `Peer<{T}, {M}>`",
         label = "not a `Service<Peer<{T}, {M}>>`",

@@ -52,8 +52,8 @@
 //! A make-service is given the connection's [`Peer`], a handle for the rest of the program. Through
 //! it frames can be sent at any time, within [`Watermarks`]; input can be paused; messages and
 //! timers reach the service in turn with requests ([`Event`]); and the connection's end can be
-//! awaited. An [`OnConnectLayer`] greets peers or turns them away. All of this works with each of
-//! the three ways to run calls, over any stream.
+//! awaited. An [`OnConnectLayer`] greets peers or rejects them. All of this works with each of the
+//! three ways to run calls, over any stream.
 //!
 //! Two features need requests to run one at a time, because only then is it known what follows a
 //! reply:
@@ -192,7 +192,7 @@ impl<F> PipelineBuilder<F> {
     /// is given the [`Peer`].
     ///
     /// `make` runs in the connection's task while output is already being written, so it can send a
-    /// greeting of any length. If it fails, the peer is turned away. By default it must finish
+    /// greeting of any length. If it fails, the connection closes. By default it must finish
     /// within [10 s](Deadlines::make_service).
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]

@@ -10,7 +10,7 @@ use crate::make::{CloneForConnection, Known};
 
 /// Runs a function for each peer before its service is made.
 ///
-/// The function can greet the peer, turn it away by failing, add it to a
+/// The function can greet the peer, reject it by returning an error, add it to a
 /// [`Registry`](crate::registry::Registry), or register a callback for its end ([`Peer::on_end`]).
 ///
 /// The layer wraps a make-service. The function runs in the connection's task, and shares the
@@ -44,7 +44,7 @@ pub struct OnConnectLayer<F> {
 
 impl<F> OnConnectLayer<F> {
     /// Makes the layer from a function that takes the peer and returns a future of `Ok(())`, or of
-    /// an error that turns the peer away.
+    /// an error that rejects the peer.
     pub fn new(f: F) -> Self {
         Self { f }
     }

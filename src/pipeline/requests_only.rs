@@ -53,11 +53,11 @@ use crate::error::BoxError;
 /// wait, too, because all events share one queue. The call goes to the same service that was made
 /// ready, never to a clone.
 ///
-/// A limit that connections share keeps its permit while messages pass, until the connection's next
-/// request. Put it around all events, too.
+/// A limit that connections share would keep its permit while messages pass, until the connection's
+/// next request. Put such a limit around all events instead.
 ///
 /// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
-/// the readiness is not known; put it around all events instead. `LoadShed` has nothing to shed,
+/// the readiness is not known; put it around all events, too. `LoadShed` has nothing to shed,
 /// because events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,

@@ -1,4 +1,4 @@
-//! State of one connection without locks: a session is called with `&mut self`.
+//! State of one connection. A session is called with `&mut self`, so it needs no lock.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::ReusableBoxFuture;
 use tower_service::Service;
 
-/// The state of one connection, called with `&mut self` and so without a lock.
+/// The state of one connection. It is called with `&mut self`, so it needs no lock.
 ///
 /// [`SessionService`] makes a Tower service of it. `E` is a request, or an [`Event`](super::Event)
 /// if the session also takes messages.
@@ -72,7 +72,7 @@ pub trait Session<E>: Send + 'static {
     fn call(&mut self, event: E) -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
 }
 
-/// A Tower service of a [`Session`]: of requests, or of [`Event`](super::Event)s.
+/// Adapts a [`Session`] to a Tower service of requests, or of [`Event`](super::Event)s.
 ///
 /// A make-service returns it, alone or within layers of requests:
 ///
@@ -109,8 +109,8 @@ pub trait Session<E>: Send + 'static {
 ///
 /// The first call allocates, and so does a call after a dropped one. Every other call reuses the
 /// memory of the last and costs about 370 instructions; a `tokio::sync::Mutex` in an `Arc` costs
-/// 290. A service whose replies are all ready at once needs neither: make it a `Service` whose
-/// future is `Ready`.
+/// 290. A service that never waits for anything needs neither: make it a `Service` whose future is
+/// `Ready`.
 pub struct SessionService<S: Session<E>, E> {
     state: Arc<Mutex<State<S, E>>>,
     /// Set from `poll_ready` to `call`.
@@ -131,7 +131,7 @@ type Answer<S, E> = Result<<S as Session<E>>::Reply, <S as Session<E>>::Error>;
 type Call<S, E> = ReusableBoxFuture<'static, (Answer<S, E>, Guard<S, E>)>;
 
 impl<S: Session<E>, E> SessionService<S, E> {
-    /// Makes a service of a session.
+    /// Creates the service.
     pub fn new(session: S) -> Self {
         Self {
             state: Arc::new(Mutex::new(State {

@@ -5,7 +5,8 @@ use crate::connection::{Connection, ConnectionService, Rewind};
 use crate::error::BoxError;
 use crate::make::{CloneForConnection, readied};
 
-/// No service takes over the stream. The replies of such a pipeline cannot request it.
+/// The marker of a pipeline in which no service takes over the stream. Its replies cannot request
+/// an upgrade.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoUpgrade;
 

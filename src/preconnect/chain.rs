@@ -10,8 +10,8 @@ use crate::make::{CloneForConnection, oneshot};
 
 /// Combinators for pre-connect hooks.
 pub trait PreConnectExt: Sized {
-    /// Runs `next` on the connection that this hook returns: first the outer protocol, then the
-    /// inner one.
+    /// Runs `next` on the connection that this hook returns. Begin with the outermost protocol: for
+    /// example, the hook for a proxy's header, then TLS.
     ///
     /// It is not named `then`, because `ServiceExt::then` of tower does something else.
     fn chain<H>(self, next: H) -> Chain<Self, H> {

@@ -26,7 +26,7 @@ impl Detection<()> {
 }
 
 impl<F> Detection<F> {
-    /// Maps the fact of a `Yes` by a function.
+    /// Replaces the fact of a `Yes` by the result of `f`.
     pub fn map<G>(self, f: impl FnOnce(F) -> G) -> Detection<G> {
         match self {
             Self::Yes(fact) => Detection::Yes(f(fact)),
@@ -77,11 +77,11 @@ const HTTP1_METHODS: [&[u8]; 9] = [
 ];
 
 impl Protocol {
-    /// Detects these protocols. Pass it to [`Peek::new`](super::Peek::new), or call it in your own
-    /// detector.
+    /// Detects TLS, HTTP/2 and HTTP/1 by the first bytes. Pass it to
+    /// [`Peek::new`](super::Peek::new), or call it in your own detector.
     ///
-    /// A line protocol with a command `GET` looks like HTTP/1. A detector of your own that runs
-    /// first can tell them apart:
+    /// To detect more protocols, check for them first. That is needed for a protocol that this
+    /// function takes for HTTP/1, such as a line protocol with a command `GET`:
     ///
     /// ```
     /// use tower_tcp::preconnect::{Detection, Protocol};

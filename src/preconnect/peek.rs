@@ -18,7 +18,7 @@ use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
-/// The error for a connection whose first bytes no protocol of its [`Peek`] matches.
+/// The error for a connection whose first bytes match no protocol of its [`Peek`].
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;
@@ -35,18 +35,18 @@ pub enum Unknown {
     Pass,
 }
 
-/// A hook that detects the peer's protocol by its first bytes. The bytes stay to be read.
+/// A hook that detects the peer's protocol by its first bytes. The service gets these bytes, too.
 ///
 /// It calls the detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
 /// received so far, until it returns `Yes` or `No`. The fact of a `Yes` is added to the connection
-/// under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The returned stream
-/// delivers the bytes again, and only then are they counted. This works on any stream: TCP, Unix
-/// sockets, inside TLS, in memory.
+/// under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are counted when
+/// the service reads them from the returned stream. This works on any stream: TCP, Unix sockets,
+/// inside TLS, in memory.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |
 /// | [`bytes`](Self::bytes) | 24 | the HTTP/2 preface, the longest that `Protocol` needs |
-/// | [`deadline`](Self::deadline) | 5 s | leaves the other half of the layer's for TLS |
+/// | [`deadline`](Self::deadline) | 5 s | half of the layer's deadline, leaving the other half for TLS |
 ///
 /// With [`Unknown::Refuse`], a connection without a fact ends. The reason is
 ///
@@ -124,8 +124,9 @@ impl<D> Peek<D> {
     /// Default: 5 s. Why: it leaves half of the layer's deadline for TLS. When reached: the
     /// protocol is unknown.
     ///
-    /// If silent peers pass, because they wait for the server to send first, each of them waits
-    /// this long for its greeting. One second is long for them, and short for a slow network.
+    /// With [`Unknown::Pass`], a peer that expects the server to send first waits this long for its
+    /// greeting. Even one second is a long wait for such a peer, but may be too short for the first
+    /// bytes of others on a slow network.
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();

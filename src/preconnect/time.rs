@@ -1,4 +1,4 @@
-//! How long the hooks of a connection may take.
+//! The deadline of a connection's hooks.
 
 use std::task::{Poll, Waker, ready};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
 
-/// The time of the hooks, and what it is shortened to while the connection drains.
+/// The deadline of the hooks, and the shorter one for a connection that drains.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     pub(super) deadline: Option<Duration>,
@@ -35,7 +35,7 @@ impl Times {
         std::future::poll_fn(|cx| {
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
-                // What serves the connection later takes the place.
+                // The service of the connection replaces this waker by its own.
                 life.signals.wake_engine_with(cx.waker());
             }
             let now = timer.now();

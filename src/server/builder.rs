@@ -14,14 +14,14 @@ use crate::bind::{Endpoint, IntoListener, Listener, SocketOptions, Sockets};
 use crate::error::Error;
 use crate::handle::{Handle, Plan};
 
-/// Configures a [`Server`]: its addresses and its defaults.
+/// Configures a [`Server`]: its addresses and its options.
 ///
 /// | option | default | why |
 /// | --- | --- | --- |
 /// | [`limit`](Self::limit) | 10,000 connections | something must bound memory |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
-/// | [`lame_duck`](Self::lame_duck) | none | only load balancers that poll need it |
-/// | [`workers`](Self::workers) | none | the runtime spreads tasks, which suits most |
+/// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
+/// | [`workers`](Self::workers) | zero | the runtime spreads tasks, which suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
 pub struct ServerBuilder {
@@ -54,8 +54,8 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Sets the server's name. It is in [`Handle::name`], in the attribute `server.name` of metrics,
-    /// and in the names of the threads of [`workers`](Self::workers).
+    /// Sets the server's name, which [`Handle::name`] returns. Its metrics have it as the attribute
+    /// `server.name`, and the names of its threads ([`workers`](Self::workers)) begin with it.
     ///
     /// Default: none.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {

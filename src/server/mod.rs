@@ -86,7 +86,8 @@ impl<L: Listener> Server<L> {
         Server::builder().build(listener)
     }
 
-    /// Returns a handle to the server. It stays valid for the server's whole life.
+    /// Returns a handle, which controls the running server. It stays valid after the server's end,
+    /// so that [`Handle::closed`] can return the report.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }

@@ -28,16 +28,16 @@
 //! ```
 //!
 //! Deadlines cost a test no time: under `#[tokio::test(start_paused = true)]` the clock jumps to
-//! the next deadline whenever nothing else can run, so an idle time of a minute has passed as soon
-//! as a test awaits the end it leads to.
+//! the next deadline whenever nothing else can run. So a test that awaits the end of an idle
+//! connection gets it at once, although a minute passes on the clock.
 //!
 //! # Other servers
 //!
-//! A server with options, with a listener of your own or on real sockets is run by [`serve_with`].
+//! [`serve_with`] runs a server with options, with a listener of your own, or on real sockets.
 //! [`memory`] makes the listener and the connector that [`serve`] uses; [`memory_with_buffer`]
 //! makes them with smaller buffers.
 //!
-//! To play the *service* by hand and keep the rest real, use `tower_test::mock`.
+//! To control each reply of the service from the test, serve a `tower_test::mock`.
 
 mod memory;
 mod served;

@@ -1,4 +1,4 @@
-//! A server at work in a test, and how its connections end.
+//! A running server in a test. It records how its connections end.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,15 +22,17 @@ use crate::handle::Handle;
 use crate::server::Server;
 use crate::signals::Report;
 
-/// How many ends wait to be taken. A test with more connections takes them as they come.
+/// The number of ends that are kept until they are taken. A test with more connections must take
+/// them while it runs.
 const ENDS: usize = 65_536;
 
-/// How long [`Served::ended`] waits: longer than any deadline a test lets pass on the paused clock.
+/// The time that [`Served::ended`] waits. It is longer than any deadline in a test with a paused
+/// clock.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Serves a connection stack in memory, on the current runtime, with the server's default options.
 ///
-/// See [the module's page](super) for an example.
+/// See the [module docs](super) for an example.
 ///
 /// # Panics
 ///
@@ -45,11 +47,12 @@ where
     serve_with(Server::from_listener(listener), connector, stack)
 }
 
-/// Serves a stack by a server of your own: with options, a listener that fails, or real sockets.
+/// Serves a stack with a server of your own, such as one with options, with a listener that fails,
+/// or on real sockets.
 ///
-/// The `connector` is whatever connects to the server, kept for [`Served::connector`]. With a
-/// [`Connector`], [`Served::connect`] works as it does after [`serve`]. For a server that is
-/// reached in another way, pass `()`.
+/// `connector` is a value of any type with which the test connects; [`Served::connector`] returns
+/// it. If it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. Without one,
+/// pass `()`.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -99,10 +102,10 @@ where
     }
 }
 
-/// A server at work in a test. It makes connections, and reports how they end.
+/// A running server in a test. It makes connections, and reports how they end.
 ///
-/// Dropping it aborts the server: the listener is closed, and connections that are still open are
-/// cut off. So keep it as long as its clients, and nothing of a test outlives the test.
+/// Dropping it aborts the server: the listener is closed, and open connections are aborted. So keep
+/// it as long as the clients. Nothing keeps running after the test.
 #[must_use = "dropping it aborts the server"]
 pub struct Served<C = Connector> {
     connector: C,
@@ -138,14 +141,14 @@ impl<C> Served<C> {
         &self.cut_off.0
     }
 
-    /// Waits for the next connection to end, and takes its end. Ends are taken in the order they
-    /// happened in.
+    /// Waits for the next connection to end, and takes its end. Ends are taken in the order in
+    /// which they happened.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`] when none has ended within 24 hours. On a paused clock that is
-    /// at once, if nothing else is left to happen. [`io::ErrorKind::UnexpectedEof`] when the server
-    /// has ended and all ends were taken.
+    /// [`io::ErrorKind::TimedOut`] when none has ended within 24 hours. On a paused clock these
+    /// pass at once if no other task or timer is left to run. [`io::ErrorKind::UnexpectedEof`] when
+    /// the server has ended and all ends were taken.
     ///
     /// # Panics
     ///
@@ -176,10 +179,10 @@ impl<C> Served<C> {
         }
     }
 
-    /// Returns all ends so far that [`ended`](Self::ended) has not taken, oldest first. Takes none
-    /// of them.
+    /// Returns all ends so far that [`ended`](Self::ended) has not taken, oldest first, without
+    /// taking them.
     ///
-    /// At most 65,536 ends are kept. When as many wait to be taken, further ends are dropped.
+    /// At most 65,536 ends are kept. Further ones are dropped until some are taken.
     pub fn ends(&self) -> Vec<End> {
         self.ends.lock().iter().cloned().collect()
     }
@@ -213,7 +216,7 @@ impl<C> Served<C> {
 
     /// Waits for the server to end, and returns what [`Server::serve`] returned.
     ///
-    /// Called again after that, it returns the report without the error.
+    /// A second call returns the report, even if the server ended with an error.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use crate::error::{BoxError, Panicked};
 use crate::frame::FrameTooLarge;
 use crate::signals::Signal;
 
-/// Whether the decoder must run before more bytes are read.
+/// Tells whether the decoder must run before more bytes are read.
 #[derive(Debug)]
 pub(super) enum Decoding {
     /// The buffered input holds no complete frame. Set when the decoder returns none, and at the

@@ -40,7 +40,7 @@ pub(super) struct Queues<T, M> {
     pub(super) timers: BTreeMap<(Instant, u64), M>,
     timers_set: u64,
     pub(super) marks: Watermarks,
-    /// How long the connection may be idle.
+    /// The longest time that the connection may be idle.
     pub(super) idle: Option<Duration>,
     /// The number of times that the marks were crossed. Odd while the output is above.
     pub(super) crossings: u64,

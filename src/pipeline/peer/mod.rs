@@ -82,9 +82,9 @@ impl Buffered {
 
 /// A handle to one connection, for use from anywhere in the program.
 ///
-/// A make-service is given it. It can be cloned and sent to any task. `T` is the type of outgoing
-/// frames. `M` is the type of messages that the connection's service takes besides requests; by
-/// default there are none (see [`Event`](super::Event)).
+/// A make-service receives it as its argument. It can be cloned and sent to any task. `T` is the
+/// type of outgoing frames. `M` is the type of messages that the connection's service takes besides
+/// requests; by default there are none (see [`Event`](super::Event)).
 ///
 /// It does not keep the connection open. After the connection's end, sends to the peer or the
 /// service fail with [`Closed`].
@@ -279,9 +279,9 @@ impl<T, M> Peer<T, M> {
     /// that the connection's task is passing to the service at this moment. Messages are still
     /// delivered.
     ///
-    /// A peer that goes away is still noticed: its end of input when no request is undelivered
-    /// before it, and a reset within [`Limits::read_ahead`](super::Limits::read_ahead). The
-    /// deadlines for input do not run.
+    /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
+    /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
+    /// are before it. The deadlines for input do not run.
     #[doc(alias = "shutdown_input")]
     #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
