@@ -68,9 +68,10 @@ pub(crate) fn error_type(err: &io::Error) -> &'static str {
 
 /// Decides how to react to a failed accept. This is the default policy.
 ///
-/// The errors are those that [accept(2)] lists for Linux, which reports pending network errors of
-/// the *new* socket and wants them treated as `EAGAIN`. An error that is not listed backs off, so
-/// that an unforeseen one neither ends a server nor makes it spin.
+/// It retries errors of the *new* connection, such as a network error that was pending on it:
+/// [accept(2)] lists those of Linux. It stops at a listener that is closed. It backs off for an
+/// exhausted resource and for any other error, so that an unknown error neither ends a server nor
+/// makes it spin.
 ///
 /// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
 pub fn classify(err: &io::Error) -> AcceptErrorAction {

@@ -57,8 +57,10 @@ impl SocketOptions {
     /// Sets the number of connections that may wait to be accepted.
     ///
     /// Default: 1024. Why: clients of a server at its connection limit wait here, so it is larger
-    /// than the 128 of tokio's own `bind`. When reached: TCP clients retry by themselves, and Unix
-    /// clients get an error. The system has a maximum of its own (`net.core.somaxconn` on Linux).
+    /// than the 128 of tokio's own `TcpListener::bind`. When reached: a TCP client's system tries
+    /// again by itself. A Unix client waits, or gets the error `WouldBlock` if its socket is
+    /// non-blocking, as in tokio. The system has a maximum of its own (`net.core.somaxconn` on
+    /// Linux).
     #[doc(alias = "ListenQueue")]
     #[doc(alias = "somaxconn")]
     pub fn backlog(mut self, connections: u32) -> Self {
@@ -82,11 +84,11 @@ impl SocketOptions {
     /// Default: off. Why: a second server started by mistake then fails.
     ///
     /// With it a program can run an accept loop on each of several runtimes. Most programs should
-    /// use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs only one
-    /// loop: the kernel distributes connections by their addresses, not by load, and resets those
-    /// in the backlog of a loop that ends. Use several loops if one cannot accept connections fast
-    /// enough and the stack is `Clone`. If each loop has a clone of one limit, the limit holds
-    /// exactly over all of them:
+    /// use [`ServerBuilder::workers`](crate::ServerBuilder::workers) with its single loop instead.
+    /// For several loops, the kernel distributes connections by their addresses, not by load, and
+    /// resets those in the backlog of a loop that ends. Use them if one loop cannot accept
+    /// connections fast enough and the stack is `Clone`. If each loop has a clone of one limit, the
+    /// limit holds exactly over all of them:
     ///
     /// ```
     /// use tower::service_fn;

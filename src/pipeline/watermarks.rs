@@ -29,7 +29,7 @@ impl Watermarks {
     ///
     /// # Errors
     ///
-    /// If `low` is not below `high`.
+    /// Returns an error if `low` is not below `high`.
     pub const fn new(low: usize, high: usize) -> Result<Self, InvalidWatermarks> {
         if low < high {
             Ok(Self { low, high })
