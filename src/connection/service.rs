@@ -6,7 +6,7 @@ use crate::error::ServiceError;
 /// A service of connections: what [`Server::serve`](crate::Server::serve) takes.
 ///
 /// Every [`Service`] of a [`Connection<Io>`](Connection) implements it, if its error converts into
-/// a [`BoxError`](crate::BoxError), and if the service and its futures are `Send`:
+/// a [`BoxError`](crate::BoxError), and if the service and its futures are `Send + 'static`:
 /// [`Pipeline`](crate::Pipeline), `Http`, a function in tower's `service_fn`, and any layer around
 /// these.
 ///

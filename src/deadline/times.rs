@@ -124,7 +124,7 @@ impl Deadlines {
     /// Default: 30 s. Why: an active peer sends something within a few round trips. When reached:
     /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes after
     /// the response, with [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other
-    /// streams go on.
+    /// streams continue.
     #[must_use]
     pub fn body(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.body = time.into();

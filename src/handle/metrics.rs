@@ -77,7 +77,7 @@ impl Handle {
     /// [`observe`](crate::observe#metrics). Call it before each scrape, or every few seconds where
     /// metrics are pushed.
     ///
-    /// It reads the counters of each open connection, which takes some 150 ns, and blocks none of
+    /// It reads the counters of each open connection, which takes about 150 ns, and blocks none of
     /// them. On Linux it also reads the length of the accept queue, from `/proc/net`.
     pub fn collect_metrics(&self) {
         let server = &*self.0;

@@ -112,7 +112,7 @@ where
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
-                    // Only that stream is reset; the connection goes on.
+                    // Only that stream is reset; the connection continues.
                     let id = signed(progress.info().id().get());
                     let error = ErrorChain(&*err);
                     tracing::warn!(

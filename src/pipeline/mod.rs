@@ -16,7 +16,7 @@
 //!
 //! An error of the service closes the connection gracefully, after the replies before it, with
 //! [`ServiceError`](crate::EndReason::ServiceError). If [`Pipeline::shutdown_on_error`] is off, the
-//! error is logged instead, its request gets no reply, and the connection goes on; services in a
+//! error is logged instead, its request gets no reply, and the connection continues; services in a
 //! [`ShutdownOnErrorLayer`] still close it. An error of `poll_ready`, of the codec or of the
 //! make-service always ends the connection, and so does a panic in any of them. None of these
 //! affects other connections.
@@ -49,7 +49,7 @@
 //!
 //! # More than requests and replies
 //!
-//! A make-service is given the connection's [`Peer`], a handle for the rest of the program. Through
+//! A make-service receives the connection's [`Peer`], a handle for the rest of the program. Through
 //! it frames can be sent at any time, within [`Watermarks`]; input can be paused; messages and
 //! timers reach the service in turn with requests ([`Event`]); and the connection's end can be
 //! awaited. An [`OnConnectLayer`] greets peers or rejects them. All of this works with each of the
@@ -189,7 +189,7 @@ impl<F> PipelineBuilder<F> {
     }
 
     /// Serves the requests of each connection with a service made for it. `make` is a service that
-    /// is given the [`Peer`].
+    /// takes the [`Peer`] and returns the connection's service.
     ///
     /// `make` runs in the connection's task while output is already being written, so it can send a
     /// greeting of any length. If it fails, the connection closes. By default it must finish
