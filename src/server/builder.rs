@@ -213,7 +213,7 @@ impl ServerBuilder {
     ///
     /// # Panics
     ///
-    /// With a listener of tokio: outside a tokio runtime with I/O enabled.
+    /// Panics for a listener of tokio, if called outside a tokio runtime with I/O enabled.
     pub fn build<I: IntoListener>(self, listener: I) -> Server<I::Listener> {
         let listener = listener.into_listener();
         let handle = Handle::new(self.name, listener.local_addrs(), self.limit, self.plan);

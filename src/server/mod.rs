@@ -77,7 +77,7 @@ impl<L: Listener> Server<L> {
     ///
     /// # Panics
     ///
-    /// With a listener of tokio: outside a tokio runtime with I/O enabled.
+    /// Panics for a listener of tokio, if called outside a tokio runtime with I/O enabled.
     #[doc(alias = "from_tcp")]
     pub fn from_listener<I>(listener: I) -> Self
     where
