@@ -42,8 +42,8 @@ impl Default for Linger {
 impl Linger {
     /// Sets the time for flushing and shutting down writing.
     ///
-    /// Default: 30 s. Why: as long as a running connection may take no output, because a peer that
-    /// does not read must not keep its connection open. When reached: the connection ends with
+    /// Default: 30 s, like [`Deadlines::write`](crate::deadline::Deadlines::write). Why: a peer
+    /// that does not read must not keep its connection open. When reached: the connection ends with
     /// [`WriteTimeout`](EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: Duration) -> Self {
@@ -63,8 +63,8 @@ impl Linger {
 
     /// Sets the number of bytes to read and discard while waiting for the peer to close.
     ///
-    /// Default: 256 KiB. Why: this much may already be in transit, and a peer that sends more does
-    /// not react to the close. When reached: the socket is closed.
+    /// Default: 256 KiB. Why: it is as much as fits in a socket's buffer on most systems, and a
+    /// peer that sends more does not react to the close. When reached: the socket is closed.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;

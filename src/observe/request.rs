@@ -40,7 +40,7 @@ impl<R> MakeSpan<R> for RequestSpan {
 /// Puts each request in a span, which ends with the service's response.
 ///
 /// It works for any protocol. For HTTP, use `TraceLayer` of `tower-http`, which also records the
-/// method, the path and the status.
+/// method, the URI and the status.
 ///
 /// ```
 /// use bytes::Bytes;

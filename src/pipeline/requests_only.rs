@@ -57,7 +57,7 @@ use crate::error::BoxError;
 /// next request. Put such a limit around all events instead.
 ///
 /// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
-/// the readiness is not known; put it around all events, too. `LoadShed` has nothing to shed,
+/// the readiness is not known; put it around all events instead. `LoadShed` has nothing to shed,
 /// because events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,

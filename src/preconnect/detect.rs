@@ -26,7 +26,7 @@ impl Detection<()> {
 }
 
 impl<F> Detection<F> {
-    /// Replaces the fact of a `Yes` by the result of `f`.
+    /// Replaces the fact of a `Yes` with the result of `f`.
     pub fn map<G>(self, f: impl FnOnce(F) -> G) -> Detection<G> {
         match self {
             Self::Yes(fact) => Detection::Yes(f(fact)),

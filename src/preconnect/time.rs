@@ -35,7 +35,7 @@ impl Times {
         std::future::poll_fn(|cx| {
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
-                // The service of the connection replaces this waker by its own.
+                // The service of the connection replaces this waker with its own.
                 life.signals.wake_engine_with(cx.waker());
             }
             let now = timer.now();
