@@ -2,187 +2,174 @@ use std::time::Duration;
 
 use super::timer::jitter;
 
-/// The deadlines of a connection, for every protocol.
-///
-/// A [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service each keep the deadlines that
-/// apply to their protocol.
-///
-/// | deadline | default | why | when reached |
-/// | --- | --- | --- | --- |
-/// | [`pre_connect`] | 10 s | several round trips of the slowest networks | [`PreConnectTimeout`] |
-/// | [`first_byte`] | 60 s | browsers connect in advance | [`FirstByteTimeout`] |
-/// | [`frame`] | 30 s | 64 KiB in 30 s is 17 kbit/s | [`FrameTimeout`] |
-/// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`], see there |
-/// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
-/// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
-/// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
-/// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
-/// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
-/// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
-/// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see there |
-///
-/// [`pre_connect`]: Self::pre_connect
-/// [`first_byte`]: Self::first_byte
-/// [`frame`]: Self::frame
-/// [`body`]: Self::body
-/// [`idle`]: Self::idle
-/// [`write`]: Self::write
-/// [`upgraded_idle`]: Self::upgraded_idle
-/// [`max_age`]: Self::max_age
-/// [`max_age_jitter`]: Self::max_age_jitter
-/// [`make_service`]: Self::make_service
-/// [`drain`]: Self::drain
-/// [`PreConnectTimeout`]: crate::EndReason::PreConnectTimeout
-/// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
-/// [`FrameTimeout`]: crate::EndReason::FrameTimeout
-/// [`BodyTimeout`]: crate::EndReason::BodyTimeout
-/// [`IdleTimeout`]: crate::EndReason::IdleTimeout
-/// [`WriteTimeout`]: crate::EndReason::WriteTimeout
-/// [`MaxAge`]: crate::EndReason::MaxAge
-/// [`MakeServiceError`]: crate::EndReason::MakeServiceError
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    pub(crate) pre_connect: Option<Duration>,
-    pub(crate) first_byte: Option<Duration>,
-    pub(crate) frame: Option<Duration>,
-    pub(crate) body: Option<Duration>,
-    pub(crate) idle: Option<Duration>,
-    pub(crate) write: Option<Duration>,
-    pub(crate) upgraded_idle: Option<Duration>,
-    pub(crate) max_age: Option<Duration>,
-    pub(crate) max_age_jitter: Duration,
-    pub(crate) make_service: Option<Duration>,
-    pub(crate) drain: DrainDeadlines,
+/// Declares deadlines. Each has the docs of its setter, and its default; the table in the struct's
+/// docs is given the links to the setters. A field `besides` these has its own setter.
+macro_rules! deadlines {
+    (
+        $(#[$doc:meta])*
+        $name:ident {
+            $($(#[$setter_doc:meta])* $time:ident = $default:expr,)*
+        }
+        $(besides { $($other:ident: $type:ty = $value:expr,)* })?
+    ) => {
+        $(#[$doc])*
+        ///
+        $(#[doc = concat!("[`", stringify!($time), "`]: Self::", stringify!($time))])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name {
+            $(pub(crate) $time: Option<Duration>,)*
+            $($(pub(crate) $other: $type,)*)?
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self {
+                    $($time: $default,)*
+                    $($($other: $value,)*)?
+                }
+            }
+        }
+
+        impl $name {
+            $(
+                $(#[$setter_doc])*
+                #[must_use]
+                pub fn $time(mut self, time: impl Into<Option<Duration>>) -> Self {
+                    self.$time = time.into();
+                    self
+                }
+            )*
+        }
+    };
 }
 
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            pre_connect: Some(Duration::from_secs(10)),
-            first_byte: Some(Duration::from_secs(60)),
-            frame: Some(Duration::from_secs(30)),
-            body: Some(Duration::from_secs(30)),
-            idle: Some(Duration::from_secs(75)),
-            write: Some(Duration::from_secs(30)),
-            upgraded_idle: Some(Duration::from_secs(60 * 60)),
-            max_age: None,
-            max_age_jitter: Duration::ZERO,
-            make_service: Some(Duration::from_secs(10)),
-            drain: DrainDeadlines::default(),
-        }
+const fn secs(secs: u64) -> Option<Duration> {
+    Some(Duration::from_secs(secs))
+}
+
+deadlines! {
+    /// The deadlines of a connection, for every protocol.
+    ///
+    /// A [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service each keep the deadlines
+    /// that apply to their protocol.
+    ///
+    /// | deadline | default | why | when reached |
+    /// | --- | --- | --- | --- |
+    /// | [`pre_connect`] | 10 s | several round trips of the slowest networks | [`PreConnectTimeout`] |
+    /// | [`first_byte`] | 60 s | browsers connect in advance | [`FirstByteTimeout`] |
+    /// | [`frame`] | 30 s | 64 KiB in 30 s is 17 kbit/s | [`FrameTimeout`] |
+    /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`], see there |
+    /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
+    /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
+    /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
+    /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
+    /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
+    /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
+    /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see there |
+    ///
+    /// [`max_age_jitter`]: Self::max_age_jitter
+    /// [`drain`]: Self::drain
+    /// [`PreConnectTimeout`]: crate::EndReason::PreConnectTimeout
+    /// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
+    /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
+    /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
+    /// [`IdleTimeout`]: crate::EndReason::IdleTimeout
+    /// [`WriteTimeout`]: crate::EndReason::WriteTimeout
+    /// [`MaxAge`]: crate::EndReason::MaxAge
+    /// [`MakeServiceError`]: crate::EndReason::MakeServiceError
+    Deadlines {
+        /// Sets the time for pre-connect hooks, including TLS handshakes. `None` waits forever.
+        ///
+        /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) keeps it.
+        ///
+        /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the
+        /// connection is dropped with [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
+        pre_connect = secs(10),
+
+        /// Sets the time until a connection's first byte. `None` waits forever.
+        ///
+        /// Default: 60 s. Why: browsers connect in advance, and close unused connections
+        /// themselves. When reached: the connection ends with
+        /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
+        first_byte = secs(60),
+
+        /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head.
+        /// `None` waits forever.
+        ///
+        /// Later bytes do not reset it. In HTTP/2 it bounds the preface at the beginning of a
+        /// connection.
+        ///
+        /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When
+        /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
+        frame = secs(30),
+
+        /// Sets the longest time without a byte of an HTTP request's body while the service waits
+        /// for one. `None` waits forever.
+        ///
+        /// It does not bound the body as a whole, because only the service knows how large and how
+        /// slow bodies may be.
+        ///
+        /// HTTP/2 streams share their connection's flow-control window. If the service of another
+        /// request leaves its body unread, that body can fill the window, and this one cannot
+        /// arrive. hyper's `initial_connection_window_size` enlarges the window.
+        ///
+        /// Default: 30 s. Why: an active peer sends something within a few round trips. When
+        /// reached: the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection
+        /// closes after the response, with [`BodyTimeout`](crate::EndReason::BodyTimeout); in
+        /// HTTP/2 the other streams continue.
+        body = secs(30),
+
+        /// Sets how long a connection may be idle: nothing arrives, and no request is in progress.
+        /// `None` waits forever.
+        ///
+        /// In a pipeline and in HTTP only bytes from the *peer* count, so pushed frames do not keep
+        /// open a connection whose peer is gone. An HTTP/2 connection is idle while it has no
+        /// stream; pings do not keep it open.
+        ///
+        /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The
+        /// balancer then closes first, and it knows that no request is in transit. When reached:
+        /// the connection closes with [`IdleTimeout`](crate::EndReason::IdleTimeout).
+        idle = secs(75),
+
+        /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
+        /// forever.
+        ///
+        /// It does not apply to an HTTP/2 stream whose window the peer keeps closed while it
+        /// acknowledges pings: such a stream lasts until its service ends it.
+        ///
+        /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
+        /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
+        write = secs(30),
+
+        /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may
+        /// be idle in both directions. `None` waits forever.
+        ///
+        /// Default: 1 h. Why: a WebSocket has its own pings; this is for abandoned streams. When
+        /// reached: the stream is taken away from its task and closed with
+        /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
+        upgraded_idle = secs(60 * 60),
+
+        /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
+        ///
+        /// Default: none. Why: it is only for rebalancing between servers. When reached: the
+        /// connection drains, and ends with [`MaxAge`](crate::EndReason::MaxAge).
+        max_age = None,
+
+        /// Sets the time for the make-service, and for the service of an upgrade to become ready.
+        /// `None` waits forever.
+        ///
+        /// Default: 10 s. Why: as long as the pre-connect hooks, because the peer waits for both.
+        /// When reached: the connection ends with
+        /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
+        make_service = secs(10),
+    }
+    besides {
+        max_age_jitter: Duration = Duration::ZERO,
+        drain: DrainDeadlines = DrainDeadlines::default(),
     }
 }
 
 impl Deadlines {
-    /// Sets the time for pre-connect hooks, including TLS handshakes. `None` waits forever.
-    ///
-    /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) keeps it.
-    ///
-    /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the
-    /// connection is dropped with [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
-    #[must_use]
-    pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.pre_connect = time.into();
-        self
-    }
-
-    /// Sets the time until a connection's first byte. `None` waits forever.
-    ///
-    /// Default: 60 s. Why: browsers connect in advance, and close unused connections themselves.
-    /// When reached: the connection ends with
-    /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
-    #[must_use]
-    pub fn first_byte(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.first_byte = time.into();
-        self
-    }
-
-    /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head.
-    /// `None` waits forever.
-    ///
-    /// Later bytes do not reset it. In HTTP/2 it bounds the preface at the beginning of a
-    /// connection.
-    ///
-    /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When reached:
-    /// the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
-    #[must_use]
-    pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.frame = time.into();
-        self
-    }
-
-    /// Sets the longest time without a byte of an HTTP request's body while the service waits for
-    /// one. `None` waits forever.
-    ///
-    /// It does not bound the body as a whole, because only the service knows how large and how slow
-    /// bodies may be.
-    ///
-    /// HTTP/2 streams share their connection's flow-control window. If the service of another
-    /// request leaves its body unread, that body can fill the window, and this one cannot arrive.
-    /// hyper's `initial_connection_window_size` enlarges the window.
-    ///
-    /// Default: 30 s. Why: an active peer sends something within a few round trips. When reached:
-    /// the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection closes after
-    /// the response, with [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other
-    /// streams continue.
-    #[must_use]
-    pub fn body(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.body = time.into();
-        self
-    }
-
-    /// Sets how long a connection may be idle: nothing arrives, and no request is in progress.
-    /// `None` waits forever.
-    ///
-    /// In a pipeline and in HTTP only bytes from the *peer* count, so pushed frames do not keep
-    /// open a connection whose peer is gone. An HTTP/2 connection is idle while it has no stream;
-    /// pings do not keep it open.
-    ///
-    /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The balancer
-    /// then closes first, and it knows that no request is in transit. When reached: the connection
-    /// closes with [`IdleTimeout`](crate::EndReason::IdleTimeout).
-    #[must_use]
-    pub fn idle(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.idle = time.into();
-        self
-    }
-
-    /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
-    /// forever.
-    ///
-    /// It does not apply to an HTTP/2 stream whose window the peer keeps closed while it
-    /// acknowledges pings: such a stream lasts until its service ends it.
-    ///
-    /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
-    /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
-    #[must_use]
-    pub fn write(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.write = time.into();
-        self
-    }
-
-    /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may be
-    /// idle in both directions. `None` waits forever.
-    ///
-    /// Default: 1 h. Why: a WebSocket has its own pings; this is for abandoned streams. When
-    /// reached: the stream is taken away from its task and closed with
-    /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
-    #[must_use]
-    pub fn upgraded_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.upgraded_idle = time.into();
-        self
-    }
-
-    /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
-    ///
-    /// Default: none. Why: it is only for rebalancing between servers. When reached: the connection
-    /// drains, and ends with [`MaxAge`](crate::EndReason::MaxAge).
-    #[must_use]
-    pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
-        self.max_age = age.into();
-        self
-    }
-
     /// Sets a time of which a random part is added to [`max_age`](Self::max_age) for each
     /// connection.
     ///
@@ -194,14 +181,10 @@ impl Deadlines {
         self
     }
 
-    /// Sets the time for the make-service, and for the service of an upgrade to become ready.
-    /// `None` waits forever.
-    ///
-    /// Default: 10 s. Why: as long as the pre-connect hooks, because the peer waits for both. When
-    /// reached: the connection ends with [`MakeServiceError`](crate::EndReason::MakeServiceError).
+    /// Sets the shorter deadlines for a draining connection.
     #[must_use]
-    pub fn make_service(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.make_service = time.into();
+    pub fn drain(mut self, drain: DrainDeadlines) -> Self {
+        self.drain = drain;
         self
     }
 
@@ -210,133 +193,76 @@ impl Deadlines {
         let age = self.max_age?;
         Some(age.saturating_add(jitter(self.max_age_jitter)))
     }
-
-    /// Sets the shorter deadlines for a draining connection.
-    #[must_use]
-    pub fn drain(mut self, drain: DrainDeadlines) -> Self {
-        self.drain = drain;
-        self
-    }
 }
 
-/// The deadlines of a connection that drains, in a shutdown or at its
-/// [`max_age`](Deadlines::max_age).
-///
-/// Each counts from the beginning of the drain, unless its method says otherwise. With `None` the
-/// drain does not shorten a deadline.
-///
-/// | deadline | default | why | when reached |
-/// | --- | --- | --- | --- |
-/// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
-/// | [`frame`] | 5 s | an active peer finishes its frame by then | [`FrameTimeout`] |
-/// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
-/// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
-/// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason for its close |
-/// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
-///
-/// [`pre_connect`]: Self::pre_connect
-/// [`frame`]: Self::frame
-/// [`last_request`]: Self::last_request
-/// [`last_frame`]: Self::last_frame
-/// [`goodbye`]: Self::goodbye
-/// [`stream`]: Self::stream
-/// [`FrameTimeout`]: crate::EndReason::FrameTimeout
-/// [`Drained`]: crate::EndReason::Drained
-/// [`MaxAge`]: crate::EndReason::MaxAge
-#[derive(Clone, Copy, Debug)]
-pub struct DrainDeadlines {
-    pub(crate) pre_connect: Option<Duration>,
-    pub(crate) frame: Option<Duration>,
-    pub(crate) last_request: Option<Duration>,
-    pub(crate) last_frame: Option<Duration>,
-    pub(crate) goodbye: Option<Duration>,
-    pub(crate) stream: Option<Duration>,
-}
-
-impl Default for DrainDeadlines {
-    fn default() -> Self {
-        Self {
-            pre_connect: Some(Duration::from_secs(1)),
-            frame: Some(Duration::from_secs(5)),
-            last_request: Some(Duration::from_secs(1)),
-            last_frame: Some(Duration::ZERO),
-            goodbye: Some(Duration::from_secs(5)),
-            stream: Some(Duration::from_secs(30)),
-        }
-    }
-}
-
-impl DrainDeadlines {
-    /// Sets the time for pre-connect hooks.
+deadlines! {
+    /// The deadlines of a connection that drains, in a shutdown or at its
+    /// [`max_age`](Deadlines::max_age).
     ///
-    /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has arrived
-    /// yet. When reached: the connection is dropped with [`Drained`](crate::EndReason::Drained).
-    #[must_use]
-    pub fn pre_connect(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.pre_connect = time.into();
-        self
-    }
+    /// Each counts from the beginning of the drain, unless its method says otherwise. With `None`
+    /// the drain does not shorten a deadline.
+    ///
+    /// | deadline | default | why | when reached |
+    /// | --- | --- | --- | --- |
+    /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
+    /// | [`frame`] | 5 s | an active peer finishes its frame by then | [`FrameTimeout`] |
+    /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
+    /// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
+    /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason for its close |
+    /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
+    ///
+    /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
+    /// [`Drained`]: crate::EndReason::Drained
+    /// [`MaxAge`]: crate::EndReason::MaxAge
+    DrainDeadlines {
+        /// Sets the time for pre-connect hooks.
+        ///
+        /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has
+        /// arrived yet. When reached: the connection is dropped with
+        /// [`Drained`](crate::EndReason::Drained).
+        pre_connect = secs(1),
 
-    /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. A frame or head
-    /// that begins later has as long from its first byte.
-    ///
-    /// Default: 5 s. Why: an active peer finishes its frame within a few round trips. When reached:
-    /// the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies
-    /// to pending requests.
-    #[must_use]
-    pub fn frame(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.frame = time.into();
-        self
-    }
+        /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. A frame or head
+        /// that begins later has as long from its first byte.
+        ///
+        /// Default: 5 s. Why: an active peer finishes its frame within a few round trips. When
+        /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout),
+        /// after the replies to pending requests.
+        frame = secs(5),
 
-    /// Sets how long an idle HTTP/1 connection stays open for one more request, which is answered
-    /// with `connection: close`.
-    ///
-    /// HTTP/1 can announce a close only in a response, so a request that crosses the close is lost
-    /// ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) lets the
-    /// client retry it in some cases). A busy client sends its next request within this time and
-    /// learns of the close from the response. HTTP/2 announces a close by `GOAWAY`, and does not
-    /// need this.
-    ///
-    /// Default: 1 s. Why: a round trip and the client's processing. When reached: the connection
-    /// closes with [`Drained`](crate::EndReason::Drained).
-    #[must_use]
-    pub fn last_request(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.last_request = time.into();
-        self
-    }
+        /// Sets how long an idle HTTP/1 connection stays open for one more request, which is
+        /// answered with `connection: close`.
+        ///
+        /// HTTP/1 can announce a close only in a response, so a request that crosses the close is
+        /// lost ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1)
+        /// lets the client retry it in some cases). A busy client sends its next request within
+        /// this time and learns of the close from the response. HTTP/2 announces a close by
+        /// `GOAWAY`, and does not need this.
+        ///
+        /// Default: 1 s. Why: a round trip and the client's processing. When reached: the
+        /// connection closes with [`Drained`](crate::EndReason::Drained).
+        last_request = secs(1),
 
-    /// Sets how long an idle connection of a pipeline stays open for one more frame, which is
-    /// answered before it closes.
-    ///
-    /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached: the
-    /// connection closes with [`Drained`](crate::EndReason::Drained).
-    #[must_use]
-    pub fn last_frame(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.last_frame = time.into();
-        self
-    }
+        /// Sets how long an idle connection of a pipeline stays open for one more frame, which is
+        /// answered before it closes.
+        ///
+        /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
+        /// the connection closes with [`Drained`](crate::EndReason::Drained).
+        last_frame = secs(0),
 
-    /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, counted from the
-    /// last byte written to it.
-    ///
-    /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer, and a slow reader
-    /// still gets its responses. When reached: the connection closes with the reason for which it
-    /// was told to close.
-    #[must_use]
-    pub fn goodbye(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.goodbye = time.into();
-        self
-    }
+        /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, counted from
+        /// the last byte written to it.
+        ///
+        /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer, and a slow
+        /// reader still gets its responses. When reached: the connection closes with the reason for
+        /// which it was told to close.
+        goodbye = secs(5),
 
-    /// Sets how long a raw service, or the task with an upgraded stream, may continue after
-    /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies.
-    ///
-    /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
-    /// [`MaxAge`](crate::EndReason::MaxAge).
-    #[must_use]
-    pub fn stream(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.stream = time.into();
-        self
+        /// Sets how long a raw service, or the task with an upgraded stream, may continue after
+        /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies.
+        ///
+        /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
+        /// [`MaxAge`](crate::EndReason::MaxAge).
+        stream = secs(30),
     }
 }

@@ -3,8 +3,8 @@
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::Deadlines;
 use super::timer::{Due, Moment, Timer, due, first};
+use super::{Deadlines, DrainDeadlines};
 use crate::connection::{ConnectionInfo, Life};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::signals::Signal;
@@ -110,14 +110,40 @@ impl Watch {
 
     /// Returns the deadline that comes first.
     fn next(&self, now: Moment, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
+        let Deadlines {
+            first_byte,
+            idle,
+            write,
+            upgraded_idle,
+            // Kept in `self`.
+            max_age: _,
+            max_age_jitter: _,
+            // Kept by hooks.
+            pre_connect: _,
+            // The service knows its frames and its calls.
+            frame: _,
+            body: _,
+            make_service: _,
+            drain:
+                DrainDeadlines {
+                    stream,
+                    // Kept by hooks.
+                    pre_connect: _,
+                    // The service knows its frames.
+                    frame: _,
+                    last_request: _,
+                    last_frame: _,
+                    goodbye: _,
+                },
+        } = *deadlines;
         let (moved, since) = self.moved;
         let upgraded = self.borrower == Borrower::Upgraded;
         let (rest, reason) = if upgraded {
-            (deadlines.upgraded_idle, EndReason::IdleTimeout)
+            (upgraded_idle, EndReason::IdleTimeout)
         } else if moved == self.before {
-            (deadlines.first_byte, EndReason::FirstByteTimeout)
+            (first_byte, EndReason::FirstByteTimeout)
         } else {
-            (deadlines.idle, EndReason::IdleTimeout)
+            (idle, EndReason::IdleTimeout)
         };
         let blocked = self.blocked.map(|(_, since)| since);
         let look = |time: Option<Duration>| {
@@ -130,19 +156,11 @@ impl Watch {
         };
         first([
             due(since, rest, Alarm::End(reason)),
-            due(
-                blocked,
-                deadlines.write,
-                Alarm::End(EndReason::WriteTimeout),
-            ),
+            due(blocked, write, Alarm::End(EndReason::WriteTimeout)),
             self.retire.map(|at| (at, Alarm::Retire)),
-            due(
-                self.retired,
-                deadlines.drain.stream,
-                Alarm::End(EndReason::MaxAge),
-            ),
+            due(self.retired, stream, Alarm::End(EndReason::MaxAge)),
             look(rest),
-            look(deadlines.write),
+            look(write),
         ])
     }
 }

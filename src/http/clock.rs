@@ -15,7 +15,7 @@ use hyper::rt::{Sleep, Timer as HyperTimer};
 use tokio::time::Instant;
 
 use super::progress::Progress;
-use crate::deadline::{self, Deadlines, Moment, TAKEN_IN, Timer, due, first};
+use crate::deadline::{self, Deadlines, DrainDeadlines, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
 /// The current wait of a connection.
@@ -186,17 +186,44 @@ impl Clock {
 
     /// Returns the deadline that comes first.
     fn next(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
+        let Deadlines {
+            write,
+            // Used by `rest`.
+            first_byte: _,
+            frame: _,
+            idle: _,
+            upgraded_idle: _,
+            // Kept in `self`.
+            max_age: _,
+            max_age_jitter: _,
+            // Kept by the body.
+            body: _,
+            // Kept by hooks, pipelines and `serve`.
+            pre_connect: _,
+            make_service: _,
+            drain:
+                DrainDeadlines {
+                    frame: drain_frame,
+                    stream,
+                    // Used by `rest` and `leave`.
+                    goodbye: _,
+                    last_request: _,
+                    // Kept by hooks and pipelines.
+                    pre_connect: _,
+                    last_frame: _,
+                },
+        } = *deadlines;
         let (waiting, _, since) = self.waiting;
         let blocked = self.blocked.map(|(_, since)| since);
         let retire = self.retire.filter(|_| self.draining.is_none());
         first([
             self.rest(progress, deadlines),
-            due(blocked, deadlines.write, Due::End(EndReason::WriteTimeout)),
+            due(blocked, write, Due::End(EndReason::WriteTimeout)),
             self.leave(progress, deadlines),
             retire.map(|at| (at, Due::Retire)),
             due(
                 self.retired.filter(|_| waiting == Waiting::Tunnels),
-                deadlines.drain.stream,
+                stream,
                 Due::End(EndReason::MaxAge),
             ),
             // A head that begins during the drain has the full time from its first byte.
@@ -204,7 +231,7 @@ impl Clock {
                 self.draining
                     .filter(|_| waiting == Waiting::Head)
                     .map(|draining| draining.max(since)),
-                deadlines.drain.frame,
+                drain_frame,
                 Due::End(EndReason::FrameTimeout),
             ),
         ])

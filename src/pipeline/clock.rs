@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use crate::deadline::{Deadlines, Due, Moment, TAKEN_IN, Timer, due, first};
+use crate::deadline::{Deadlines, DrainDeadlines, Due, Moment, TAKEN_IN, Timer, due, first};
 use crate::end::EndReason;
 
 /// The current wait of a connection, as far as deadlines are concerned. Besides, it may wait for
@@ -172,13 +172,37 @@ impl Clock {
 
     /// Returns the deadline that comes first.
     fn next(&self, waiting: Waiting, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
+        let Deadlines {
+            first_byte,
+            frame,
+            write,
+            make_service,
+            // Kept in `self`.
+            idle: _,
+            max_age: _,
+            max_age_jitter: _,
+            // Kept by hooks and HTTP.
+            pre_connect: _,
+            body: _,
+            upgraded_idle: _,
+            drain:
+                DrainDeadlines {
+                    frame: drain_frame,
+                    last_frame,
+                    // Kept by hooks, HTTP and raw services.
+                    pre_connect: _,
+                    last_request: _,
+                    goodbye: _,
+                    stream: _,
+                },
+        } = *deadlines;
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm(Some(reason)));
         let drained = self.drains_since();
         let rest = match waiting {
             Waiting::Busy => None,
             Waiting::Making => {
                 let started = Some(Moment::START);
-                end(started, deadlines.make_service, EndReason::MakeServiceError)
+                end(started, make_service, EndReason::MakeServiceError)
             }
             Waiting::Leaving => end(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
             Waiting::InFrame => {
@@ -186,13 +210,13 @@ impl Clock {
                 // A frame that begins during the drain has the full time from its first byte.
                 let late = drained.and_then(|drained| from.map(|from| from.max(drained)));
                 first([
-                    end(from, deadlines.frame, EndReason::FrameTimeout),
-                    end(late, deadlines.drain.frame, EndReason::FrameTimeout),
+                    end(from, frame, EndReason::FrameTimeout),
+                    end(late, drain_frame, EndReason::FrameTimeout),
                 ])
             }
             Waiting::Resting if self.active.is_none() => {
                 let started = Some(Moment::START);
-                end(started, deadlines.first_byte, EndReason::FirstByteTimeout)
+                end(started, first_byte, EndReason::FirstByteTimeout)
             }
             Waiting::Resting => first([
                 end(
@@ -200,10 +224,10 @@ impl Clock {
                     self.idle.map(Moment::since_start),
                     EndReason::IdleTimeout,
                 ),
-                end(drained, deadlines.drain.last_frame, EndReason::Drained),
+                end(drained, last_frame, EndReason::Drained),
             ]),
         };
-        let write = end(self.written, deadlines.write, EndReason::WriteTimeout);
+        let write = end(self.written, write, EndReason::WriteTimeout);
         let retire = self.leaves.filter(|_| !self.draining);
         let retire = retire.map(|at| (at, Alarm(Some(EndReason::MaxAge))));
         first([rest, write, retire])

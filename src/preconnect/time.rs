@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::PreConnectElapsed;
 use crate::connection::Life;
-use crate::deadline::{Deadlines, Moment, Timer, due, first};
+use crate::deadline::{Deadlines, DrainDeadlines, Moment, Timer, due, first};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
@@ -19,10 +19,29 @@ pub(super) struct Times {
 
 impl From<Deadlines> for Times {
     fn from(deadlines: Deadlines) -> Self {
-        Self {
-            deadline: deadlines.pre_connect,
-            drain: deadlines.drain.pre_connect,
-        }
+        let Deadlines {
+            pre_connect: deadline,
+            drain:
+                DrainDeadlines {
+                    pre_connect: drain,
+                    // These, and those below, are kept by what serves the connection.
+                    frame: _,
+                    last_request: _,
+                    last_frame: _,
+                    goodbye: _,
+                    stream: _,
+                },
+            first_byte: _,
+            frame: _,
+            body: _,
+            idle: _,
+            write: _,
+            upgraded_idle: _,
+            max_age: _,
+            max_age_jitter: _,
+            make_service: _,
+        } = deadlines;
+        Self { deadline, drain }
     }
 }
 
