@@ -12,9 +12,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, advance, sleep, sleep_until};
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::{Deadlines, DrainDeadlines};
@@ -346,6 +349,98 @@ async fn a_make_service_has_ten_seconds() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_has_ten_seconds_after_the_peer_has_finished_sending() {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let mut client = served.client().await;
+        client.send("9\n3600\n").await;
+        sleep(5 * SECOND).await;
+        client.finish().await;
+        let finished = Instant::now();
+
+        assert_eq!(client.line().await, "9", "{}", served.way());
+        let replied = Instant::now();
+        assert_eq!(replied - finished, 4 * SECOND, "{}", served.way());
+        assert_eq!(client.rest().await, [""; 0], "{}", served.way());
+        assert_eq!(replied.elapsed(), 10 * SECOND, "{}", served.way());
+        assert_eq!(served.reason().await, EndReason::PeerReset);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_request_before_a_half_close_is_answered_if_each_takes_less_than_its_time() {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        let replies = served.exchange("9\n9\n18\n27\n").await;
+
+        let way = served.way();
+        if way == "one at a time" {
+            // The third has no reply in its ten seconds.
+            assert_eq!(replies, "9\n9\n");
+            assert_eq!(served.reason().await, EndReason::PeerReset);
+        } else {
+            assert_eq!(replies, "9\n9\n18\n27\n", "{way}");
+            assert_eq!(served.reason().await, EndReason::PeerClosed, "{way}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_peer_may_be_given_for_ever() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .deadlines(Deadlines::default().half_closed(None));
+    for served in each_way(pipeline) {
+        assert_eq!(
+            served.exchange("3000\n").await,
+            "3000\n",
+            "{}",
+            served.way()
+        );
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_its_service_has_ten_seconds_after_a_half_close() {
+    let limit = GlobalConcurrencyLimitLayer::new(1);
+    let stack = ServiceBuilder::new().layer(limit).service_fn(delayed);
+    for served in each_way(Pipeline::new(Lines::default).service(stack)) {
+        let mut holder = served.client().await;
+        holder.send("100\n").await;
+        support::settled().await;
+        let begun = Instant::now();
+
+        assert_eq!(served.exchange("0\n").await, "", "{}", served.way());
+        assert_eq!(begun.elapsed(), 10 * SECOND, "{}", served.way());
+        assert_eq!(served.reason().await, EndReason::PeerReset);
+        assert_eq!(holder.line().await, "100");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_peer_that_reads_slowly_gets_the_whole_of_its_reply() {
+    let large = service_fn(|_: Bytes| ready(Ok::<_, BoxError>(Bytes::from(vec![b'x'; 400_000]))));
+    for served in each_way(Pipeline::new(Lines::default).service(large)) {
+        let mut client = served.client().await;
+        client.send("\n").await;
+        client.finish().await;
+        let begun = Instant::now();
+        let mut read = 0;
+        let mut piece = [0; 20_000];
+        loop {
+            sleep(9 * SECOND).await;
+            match client.0.read(&mut piece).await.expect("it is open") {
+                0 => break,
+                n => read += n,
+            }
+        }
+
+        assert_eq!(read, 400_001, "{}", served.way());
+        assert!(begun.elapsed() > 60 * SECOND, "{}", served.way());
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
 /// Sets every deadline to the same time.
 fn all(time: Duration) -> Deadlines {
     Deadlines::default()
@@ -353,6 +448,7 @@ fn all(time: Duration) -> Deadlines {
         .frame(time)
         .idle(time)
         .write(time)
+        .half_closed(time)
         .max_age(time)
         .max_age_jitter(time)
         .make_service(time)

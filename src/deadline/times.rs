@@ -61,6 +61,7 @@ deadlines! {
     /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`], see there |
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
+    /// | [`half_closed`] | 10 s | most replies take less; an abandoned request costs no more | [`PeerReset`] |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
@@ -75,6 +76,7 @@ deadlines! {
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
     /// [`IdleTimeout`]: crate::EndReason::IdleTimeout
     /// [`WriteTimeout`]: crate::EndReason::WriteTimeout
+    /// [`PeerReset`]: crate::EndReason::PeerReset
     /// [`MaxAge`]: crate::EndReason::MaxAge
     /// [`MakeServiceError`]: crate::EndReason::MakeServiceError
     Deadlines {
@@ -140,6 +142,19 @@ deadlines! {
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
         write = secs(30),
+
+        /// Sets how long pending requests may take after the peer has finished sending. `None`
+        /// waits forever.
+        ///
+        /// A peer that has finished sending may wait for its replies, as `nc -N` does, or be gone.
+        /// TCP does not tell. So replies within this time are sent. Each finished reply, and each
+        /// byte that the peer takes, starts the time anew: requests that arrived together are all
+        /// answered.
+        ///
+        /// Default: 10 s. Why: most replies take less, and an abandoned request costs no more. When
+        /// reached: the peer counts as gone. Its calls are dropped, and the connection ends with
+        /// [`PeerReset`](crate::EndReason::PeerReset).
+        half_closed = secs(10),
 
         /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may
         /// be idle in both directions. `None` waits forever.

@@ -123,6 +123,7 @@ impl Watch {
             // The service knows its frames and its calls.
             frame: _,
             body: _,
+            half_closed: _,
             make_service: _,
             drain:
                 DrainDeadlines {

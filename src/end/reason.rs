@@ -60,7 +60,9 @@ macro_rules! end_reasons {
 end_reasons! {
     /// The peer finished sending, between two frames, and got all its replies.
     PeerClosed = "peer_closed" by Peer,
-    /// The peer reset the connection, left before a reply was written, or stopped acknowledging.
+    /// The peer reset the connection, left before a reply was written, or stopped acknowledging. Or
+    /// it finished sending and a reply took longer than
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
     /// The stream ended within a frame, or a TLS stream ended without `close_notify`.
     Truncated = "truncated" by Peer,

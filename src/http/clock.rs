@@ -200,6 +200,7 @@ impl Clock {
             body: _,
             // Kept by hooks, pipelines and `serve`.
             pre_connect: _,
+            half_closed: _,
             make_service: _,
             drain:
                 DrainDeadlines {

@@ -42,7 +42,8 @@ pub(super) struct Clock {
     /// Before a drain, the time at which the connection reaches its maximum age; in a drain, its
     /// start.
     leaves: Option<Moment>,
-    /// The time of the last frame or finished request. `None` before the first byte.
+    /// The time of the last frame or finished request; after the peer's end of input, also of
+    /// written output. `None` before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     written: Option<Moment>,
@@ -59,6 +60,7 @@ pub(super) struct Clock {
     /// itself keep no connection open.
     pub(super) asked: bool,
     draining: bool,
+    half_closed: bool,
 }
 
 impl Clock {
@@ -77,6 +79,7 @@ impl Clock {
             saw_write: false,
             asked: false,
             draining: false,
+            half_closed: false,
         }
     }
 
@@ -140,6 +143,13 @@ impl Clock {
         self.leaves.filter(|_| self.draining)
     }
 
+    /// Records that the peer has finished sending.
+    pub(super) fn saw_end(&mut self) {
+        self.half_closed = true;
+        self.saw_activity = true;
+        self.armed = None;
+    }
+
     /// Records that a frame is complete. Bytes after it belong to the next frame.
     pub(super) fn saw_frame(&mut self) {
         self.saw_activity = true;
@@ -153,6 +163,8 @@ impl Clock {
     }
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
+        let wrote = std::mem::take(&mut self.saw_write);
+        self.saw_activity |= self.half_closed && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);
         }
@@ -165,7 +177,7 @@ impl Clock {
         }
         if !writing {
             self.written = None;
-        } else if std::mem::take(&mut self.saw_write) || self.written.is_none() {
+        } else if wrote || self.written.is_none() {
             self.written = Some(now);
         }
     }
@@ -176,6 +188,7 @@ impl Clock {
             first_byte,
             frame,
             write,
+            half_closed,
             make_service,
             // Kept in `self`.
             idle: _,
@@ -227,10 +240,13 @@ impl Clock {
                 end(drained, last_frame, EndReason::Drained),
             ]),
         };
+        let left = self.half_closed && self.written.is_none();
+        let left = self.active.filter(|_| left);
+        let left = end(left, half_closed, EndReason::PeerReset);
         let write = end(self.written, write, EndReason::WriteTimeout);
         let retire = self.leaves.filter(|_| !self.draining);
         let retire = retire.map(|at| (at, Alarm(Some(EndReason::MaxAge))));
-        first([rest, write, retire])
+        first([rest, left, write, retire])
     }
 
     /// Returns whether any byte has arrived from the peer.

@@ -86,8 +86,9 @@ impl Limits {
     /// Sets how many undecoded bytes are buffered while requests are in progress.
     ///
     /// Default: 8 KiB. Why: reading is how a reset is noticed. When reached: no more is read until
-    /// the request is done, so a reset after that is noticed only then. The same holds for a reset
-    /// after the peer's end of input. Use tower's `Timeout` for requests that may take long.
+    /// the request is done, so a reset after that is noticed only then. Use tower's `Timeout` for
+    /// requests that may take long. After the peer has finished sending,
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) bounds them.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

@@ -36,6 +36,7 @@ impl From<Deadlines> for Times {
             body: _,
             idle: _,
             write: _,
+            half_closed: _,
             upgraded_idle: _,
             max_age: _,
             max_age_jitter: _,

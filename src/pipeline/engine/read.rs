@@ -162,6 +162,9 @@ where
             }
             Err(err) => self.io_failed(err),
         }
+        if self.input.is_eof() {
+            self.clock.saw_end();
+        }
         Poll::Ready(())
     }
 

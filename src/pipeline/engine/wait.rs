@@ -246,7 +246,7 @@ where
             return Poll::Ready(());
         };
         match reason {
-            EndReason::WriteTimeout => self.end(reason, Leaves::Output),
+            EndReason::WriteTimeout | EndReason::PeerReset => self.end(reason, Leaves::Output),
             EndReason::MaxAge => {
                 // Drain this connection only.
                 self.clock.drain();
