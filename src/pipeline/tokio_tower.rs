@@ -7,7 +7,7 @@
 //! otherwise it would make its service ready for idle connections, too. So the service that it
 //! calls is [`Identity`].
 //!
-//! **It never waits.** All waiting is in `Calls::poll_event`, which also limits the calls in
+//! **It never waits.** All waiting is in the engine's `poll_event`, which also limits the calls in
 //! flight. The sink is always ready, because a sink that is not would keep calls from being polled.
 //! tokio-tower is stopped in its flush: the error [`Stop`] ends it exactly when the connection
 //! closes without the calls that still run. The engine keeps the reason.

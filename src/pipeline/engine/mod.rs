@@ -3,16 +3,18 @@
 mod backlog;
 mod read;
 mod state;
+mod take;
 mod wait;
 mod write;
 
 use std::sync::Arc;
 use std::task::Waker;
 
+use tokio_util::codec::Decoder;
+
 use super::bounds::{Codec, Stream};
 use super::buffer::{Input, Output};
 use super::clock::Clock;
-use super::event::Event;
 use super::limits::Limits;
 use super::peer::{EngineSide, Mail, Peer};
 use super::watermarks::Watermarks;
@@ -54,13 +56,20 @@ pub(in crate::pipeline) enum Order {
     AsFinished,
 }
 
-pub(in crate::pipeline) struct Engine<Io, C, T, M> {
+pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     conn: Connection<Io>,
     state: State,
     /// The read side.
     input: Input,
     decoding: Decoding,
     codec: C,
+    /// A request that is held back until the service is ready, and while input is paused.
+    request: Option<C::Item>,
+    /// If a message and a request are both waiting, the request is next. Set when a message begins;
+    /// cleared when a request begins, or was looked for.
+    was_message: bool,
+    /// The number of events begun in this turn of the task.
+    turn: u32,
     /// The write side.
     backlog: Backlog<T>,
     output: Output,
@@ -80,14 +89,7 @@ pub(in crate::pipeline) struct Engine<Io, C, T, M> {
     pub(in crate::pipeline) settings: Arc<Settings>,
 }
 
-impl<Io, C, T, M> Unpin for Engine<Io, C, T, M> {}
-
-impl<Io, C, T, M> Engine<Io, C, T, M> {
-    /// Counts a message that was taken but not delivered.
-    pub(in crate::pipeline) fn count_dropped_message(&self) {
-        self.conn.life().count_dropped_messages(1);
-    }
-}
+impl<Io, C: Decoder, T, M> Unpin for Engine<Io, C, T, M> {}
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
 where
@@ -107,6 +109,9 @@ where
             input: Input::default(),
             decoding: Decoding::NeedsInput,
             codec,
+            request: None,
+            was_message: false,
+            turn: 0,
             backlog: Backlog::new(),
             output: Output::default(),
             marks,
@@ -141,41 +146,6 @@ where
         self.state == State::Upgrading
     }
 
-    /// Returns whether the buffer may hold the next request, and nothing needs checking before it
-    /// begins.
-    #[inline]
-    pub(in crate::pipeline) fn is_plain(&self, in_flight: usize) -> bool {
-        in_flight < self.settings.in_flight
-            && self.decoding.may_have_frame()
-            && self.state == State::Open
-            && !self.conn.life().signals.any()
-            && self.waiting_replies() == 0
-            && !self.above_mark
-            && self.output.len() < self.marks.high()
-            && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
-    }
-
-    /// Returns whether the limit of calls in flight is reached, counting those whose replies are
-    /// not encoded yet.
-    #[inline]
-    pub(in crate::pipeline) fn is_full(&self, in_flight: usize) -> bool {
-        in_flight + self.waiting_replies() >= self.settings.in_flight
-    }
-
-    /// Handles signals, and returns whether available events may still begin.
-    #[inline]
-    pub(in crate::pipeline) fn may_begin(&mut self) -> bool {
-        self.heed_signals();
-        !self.leaves(Leaves::Requests)
-    }
-
-    /// Returns whether another event may be taken: not at the end, and not while output is above
-    /// its marks.
-    #[inline]
-    pub(in crate::pipeline) fn may_take(&mut self) -> bool {
-        !self.is_ending() && !self.look_at_marks()
-    }
-
     /// Returns the stream, with the input that is not decoded.
     pub(in crate::pipeline) fn into_rewound(mut self) -> Connection<Rewind<Io>> {
         self.input.rest();
@@ -183,30 +153,6 @@ where
         // These bytes are read and counted again.
         self.conn.life().uncount_read(buffered.len());
         self.conn.map_io(|io| Rewind::new(buffered, io))
-    }
-
-    /// Takes the next message for the service.
-    #[inline]
-    pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
-        self.peer.as_ref().and_then(EngineSide::take_message)
-    }
-
-    /// Returns whether input is paused, so that requests are held back.
-    #[inline]
-    pub(in crate::pipeline) fn is_paused(&self) -> bool {
-        self.peer.as_ref().is_some_and(EngineSide::is_paused)
-    }
-
-    /// Records that an event goes to the service, in addition to the calls in flight.
-    #[inline]
-    pub(in crate::pipeline) fn begin(&mut self, event: &Event<C::Item, M>, in_flight: usize) {
-        match event {
-            Event::Request(_) => {
-                self.clock.asked = true;
-                self.conn.life().count_request();
-            }
-            Event::Message(_) => self.clock.asked &= in_flight + self.waiting_replies() > 0,
-        }
     }
 
     fn has_mail(&self) -> bool {

@@ -40,7 +40,7 @@ where
 {
     /// Decodes the next request from the buffered input.
     #[inline]
-    pub(in crate::pipeline) fn decode(&mut self) -> Option<C::Item> {
+    pub(super) fn decode(&mut self) -> Option<C::Item> {
         if !self.decoding.may_have_frame() {
             return None;
         }
@@ -83,7 +83,7 @@ where
     }
 
     /// Returns whether the input has ended and is empty. The decoder may still hold back a frame.
-    pub(in crate::pipeline) fn is_at_end_of_input(&self) -> bool {
+    pub(super) fn is_at_end_of_input(&self) -> bool {
         self.input.is_eof() && self.input.is_empty()
     }
 

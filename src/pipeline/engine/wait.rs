@@ -37,26 +37,20 @@ where
     /// Waits for another event: writes first, then reads, unless the peer takes no output or input
     /// is paused.
     ///
-    /// `in_hand` is the number of calls in flight, and `undelivered` is whether a request is held
-    /// back. Ready when anything has changed.
+    /// Ready when anything has changed.
     #[inline]
-    pub(in crate::pipeline) fn poll_more(
-        &mut self,
-        in_hand: usize,
-        undelivered: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(super) fn poll_more(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
         if self.look_at_marks() {
             self.poll_flush_to_low_mark(cx)
         } else if self.is_paused() {
-            self.poll_flush_until_resumed(undelivered, cx)
+            self.poll_flush_until_resumed(cx)
         } else {
-            self.poll_flush_then_read(in_hand, cx)
+            self.poll_flush_then_read(in_flight, cx)
         }
     }
 
     /// Waits for input. Ready when anything has changed.
-    fn poll_flush_then_read(&mut self, in_hand: usize, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_flush_then_read(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
             ControlFlow::Break(polled) => return polled,
@@ -83,7 +77,7 @@ where
         }
         let waiting = if !self.input.is_empty() {
             Waiting::InFrame
-        } else if in_hand > 0 || self.waiting_replies() > 0 {
+        } else if in_flight > 0 || self.waiting_replies() > 0 {
             Waiting::Busy
         } else {
             Waiting::Resting
@@ -92,7 +86,7 @@ where
     }
 
     /// Waits while input is paused. Ready when anything has changed.
-    fn poll_flush_until_resumed(&mut self, undelivered: bool, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_flush_until_resumed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
             ControlFlow::Break(polled) => return polled,
@@ -104,7 +98,7 @@ where
         if self.is_ending() {
             return Poll::Ready(());
         }
-        if !undelivered {
+        if self.request.is_none() {
             if self.is_at_end_of_input() {
                 return Poll::Ready(());
             }
@@ -164,6 +158,17 @@ where
             }
         }
         Poll::Ready(())
+    }
+
+    /// Ready when the connection must end without the calls that still run.
+    pub(in crate::pipeline) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.leaves(Leaves::Calls) {
+            Poll::Ready(())
+        } else if self.is_ending() {
+            self.poll_io_beside(cx)
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Drives I/O and deadlines while the service is made. Ready when the connection must end

@@ -70,7 +70,7 @@ where
 
     /// Returns how many replies are waiting to be encoded.
     #[inline]
-    pub(in crate::pipeline) fn waiting_replies(&self) -> usize {
+    pub(super) fn waiting_replies(&self) -> usize {
         self.backlog.len()
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Queues<T, M> {
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is written.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
+    /// A message that was taken, but whose call may not begin yet.
+    pub(super) held: Option<M>,
     pub(super) messages: VecDeque<M>,
     /// Ordered by due time, then by the order in which they were set.
     pub(super) timers: BTreeMap<(Instant, u64), M>,
@@ -135,6 +137,7 @@ impl<T, M> Channel<T, M> {
             items: VecDeque::new(),
             room_held_back: 0,
             flushes: VecDeque::new(),
+            held: None,
             messages: VecDeque::new(),
             timers: BTreeMap::new(),
             timers_set: 0,
@@ -257,22 +260,24 @@ impl<T, M> Channel<T, M> {
     /// including timers that are due, and drops everything.
     pub(super) fn end(&self) {
         self.refuse();
-        let (items, flushes, messages, timers) = {
+        let (items, flushes, held, messages, timers) = {
             let mut state = self.lock();
             state.ended = true;
             (
                 std::mem::take(&mut state.items),
                 std::mem::take(&mut state.flushes),
+                state.held.take(),
                 std::mem::take(&mut state.messages),
                 std::mem::take(&mut state.timers),
             )
         };
         let now = Instant::now();
         let due = timers.keys().take_while(|(due, _)| *due <= now).count();
-        self.info.life.count_dropped_messages(messages.len() + due);
+        let dropped = usize::from(held.is_some()) + messages.len() + due;
+        self.info.life.count_dropped_messages(dropped);
         self.changed.notify_waiters();
         // Dropped last and without the lock, because these are user types, and their `Drop` may do
         // anything.
-        drop((items, flushes, messages, timers));
+        drop((items, flushes, held, messages, timers));
     }
 }

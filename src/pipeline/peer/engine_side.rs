@@ -138,7 +138,7 @@ impl<T, M> EngineSide<T, M> {
             return Mail::None;
         }
         let state = self.0.lock();
-        if !state.messages.is_empty() {
+        if state.held.is_some() || !state.messages.is_empty() {
             return Mail::Now;
         }
         match state.timers.first_key_value() {
@@ -148,12 +148,16 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Takes the next message: a timer that is due, or the message that was sent first.
+    /// Takes the next message: one that was held back, a timer that is due, or the message that was
+    /// sent first.
     pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
         if !self.0.flags.is_raised(Flag::Mail) {
             return None;
         }
         let mut state = self.0.lock();
+        if let Some(held) = state.held.take() {
+            return Some(held);
+        }
         let due = state
             .timers
             .first_entry()
@@ -169,6 +173,12 @@ impl<T, M> EngineSide<T, M> {
         drop(state);
         self.0.message_room.add_permits(sent.is_some().into());
         timer.or(sent)
+    }
+
+    /// Holds back a message that was taken, because its call may not begin yet.
+    pub(in crate::pipeline) fn hold(&self, message: M) {
+        self.0.lock().held = Some(message);
+        self.0.flags.raise(Flag::Mail);
     }
 
     /// Accepts no more messages. Messages sent before are still delivered.

@@ -1,0 +1,178 @@
+//! Takes the events of a connection, requests and messages, for its service.
+
+use std::task::{Context, Poll, ready};
+
+use super::state::{Leaves, State};
+use super::{Codec, Engine, Stream};
+use crate::pipeline::event::Event;
+use crate::pipeline::peer::EngineSide;
+
+/// The number of events begun in one turn of the connection's task, so that a fast peer does not
+/// delay other connections.
+const TURN: u32 = 256;
+
+impl<Io, C, T, M> Engine<Io, C, T, M>
+where
+    Io: Stream,
+    C: Codec<T>,
+{
+    /// Waits for the next event, and takes it. Ready with `None` when there will be no more.
+    ///
+    /// All waiting is here. Before this returns pending, everything is written and flushed.
+    #[inline]
+    pub(in crate::pipeline) fn poll_event(
+        &mut self,
+        in_flight: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Event<C::Item, M>>> {
+        // The common case: one more request in the buffer, and nothing else to check.
+        if self.is_plain(in_flight)
+            && let Some(request) = self.decode()
+        {
+            return Poll::Ready(Some(Event::Request(request)));
+        }
+        self.poll_any_event(in_flight, cx)
+    }
+
+    /// Returns whether the buffer may hold the next request, and nothing needs checking before it
+    /// begins.
+    #[inline]
+    fn is_plain(&self, in_flight: usize) -> bool {
+        self.request.is_none()
+            && self.turn < TURN
+            && in_flight < self.settings.in_flight
+            && self.decoding.may_have_frame()
+            && self.state == State::Open
+            && !self.conn.life().signals.any()
+            && self.waiting_replies() == 0
+            && !self.above_mark
+            && self.output.len() < self.marks.high()
+            && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
+    }
+
+    fn poll_any_event(
+        &mut self,
+        in_flight: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Event<C::Item, M>>> {
+        while ready!(self.poll_may_begin(in_flight, cx)) {
+            if let Some(event) = self.take_at_hand() {
+                if self.turn < TURN {
+                    return Poll::Ready(Some(event));
+                }
+                self.turn = 0;
+                cx.waker().wake_by_ref();
+                return self.poll_held(event, cx);
+            }
+            if self.is_ending() {
+                break;
+            }
+            if self.poll_more(in_flight, cx).is_pending() {
+                self.turn = 0;
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// Waits until one more event may begin. Ready with `false` when none may begin any more.
+    fn poll_may_begin(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            self.heed_signals();
+            if self.leaves(Leaves::Requests) {
+                return Poll::Ready(false);
+            }
+            if !self.is_full(in_flight) {
+                return Poll::Ready(true);
+            }
+            if self.poll_io_beside(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            if self.is_full(in_flight) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Returns whether the limit of calls in flight is reached, counting those whose replies are
+    /// not encoded yet.
+    fn is_full(&self, in_flight: usize) -> bool {
+        in_flight + self.waiting_replies() >= self.settings.in_flight
+    }
+
+    /// Takes a request that was held back, a message, or a buffered request.
+    fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
+        let is_paused = self.is_paused();
+        if let Some(request) = self.request.take_if(|_| !is_paused) {
+            return Some(Event::Request(request));
+        }
+        if self.is_ending() || self.look_at_marks() {
+            return None;
+        }
+        if !self.was_message
+            && let Some(message) = self.peer.as_ref().and_then(EngineSide::take_message)
+        {
+            return Some(Event::Message(message));
+        }
+        self.was_message = false;
+        if !is_paused {
+            return self.decode().map(Event::Request);
+        }
+        if self.request.is_none() && self.is_at_end_of_input() {
+            self.request = self.decode();
+        }
+        None
+    }
+
+    /// Holds an event back while its call may not begin, and drives I/O. Ready with `None` when it
+    /// must not begin any more.
+    pub(in crate::pipeline) fn poll_held(
+        &mut self,
+        event: Event<C::Item, M>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Event<C::Item, M>>> {
+        match (event, &self.peer) {
+            (Event::Request(request), _) => self.request = Some(request),
+            (Event::Message(message), Some(peer)) => peer.hold(message),
+            (Event::Message(_), None) => {}
+        }
+        let cut_off = self.poll_io_beside(cx).is_ready();
+        if cut_off || self.leaves(Leaves::Requests) {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    }
+
+    /// Records that the call of an event begins, in addition to those in flight. Holds a request
+    /// back if input was paused while the service became ready.
+    #[inline]
+    pub(in crate::pipeline) fn begin(
+        &mut self,
+        event: Event<C::Item, M>,
+        in_flight: usize,
+    ) -> Option<Event<C::Item, M>> {
+        self.was_message = false;
+        match event {
+            Event::Request(request) if self.is_paused() => {
+                self.request = Some(request);
+                return None;
+            }
+            Event::Request(_) => {
+                self.clock.asked = true;
+                self.conn.life().count_request();
+            }
+            Event::Message(_) => {
+                self.was_message = true;
+                self.clock.asked &= in_flight + self.waiting_replies() > 0;
+            }
+        }
+        self.turn += 1;
+        Some(event)
+    }
+
+    /// Returns whether input is paused, so that requests are held back.
+    #[inline]
+    pub(super) fn is_paused(&self) -> bool {
+        self.peer.as_ref().is_some_and(EngineSide::is_paused)
+    }
+}
