@@ -1,5 +1,6 @@
 //! Bytes that are read but not decoded.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,11 +9,22 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-use super::scratch;
+/// The size of the thread's block. It is large, so that thousands of small frames cost one system
+/// call.
+const BLOCK: usize = 64 * 1024;
+
+/// The least room left in a block that is shared with frames still in use. With less, a new block
+/// is taken. Using the rest of a block keeps a service that collects small frames from keeping a
+/// block alive for each.
+const LEAST_ROOM: usize = 4 * 1024;
 
 /// The memory that an idle buffer may keep beyond twice its content. With more it is copied to one
 /// that fits, because a codec may have reserved as much as a peer merely announced.
 const SLACK: usize = 1024;
+
+thread_local! {
+    static THREAD_BLOCK: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
 
 /// The undecoded input of one connection.
 #[derive(Debug, Default)]
@@ -35,7 +47,7 @@ impl Input {
         max_frame: usize,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let mut block = scratch::take_read();
+        let mut block = take_block();
         let read = poll_read_buf(Pin::new(io), cx, &mut (&mut block).limit(at_most));
         if let Poll::Ready(Ok(n)) = read {
             if n == 0 {
@@ -48,7 +60,7 @@ impl Input {
                 self.buf.extend_from_slice(&block);
             }
         }
-        scratch::give_read(block);
+        give_block(block);
         Poll::Ready(ready!(read))
     }
 
@@ -124,4 +136,20 @@ impl Input {
             self.copy_to(len);
         }
     }
+}
+
+/// Takes the thread's block. It is empty and has room.
+fn take_block() -> BytesMut {
+    // A thread that is ending has no block any more, so a new one is used.
+    let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();
+    if !block.try_reclaim(BLOCK) && block.capacity() < LEAST_ROOM {
+        block = BytesMut::with_capacity(BLOCK);
+    }
+    block
+}
+
+fn give_block(mut block: BytesMut) {
+    block.clear();
+    // This fails only if the thread is ending; the block is then freed.
+    let _ended = THREAD_BLOCK.try_with(|place| place.set(block));
 }

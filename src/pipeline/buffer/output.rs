@@ -1,5 +1,6 @@
 //! Bytes that are encoded but not written.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,11 +8,19 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncWrite;
 
-use super::scratch;
+/// The initial size of the thread's block. It grows as needed.
+const BLOCK: usize = 16 * 1024;
+
+/// The size above which a block is not kept.
+const LARGEST_KEPT: usize = 128 * 1024;
 
 /// The capacity that waiting output may have beyond its content. With more it is copied, because it
 /// grows by doubling and begins in a large block.
 const SLACK: usize = 4 * 1024;
+
+thread_local! {
+    static THREAD_BLOCK: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
 
 /// The unwritten output of one connection. It holds no memory while it is empty.
 #[derive(Debug, Default)]
@@ -53,7 +62,7 @@ impl Output {
         encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
     ) -> Result<(), E> {
         if self.buf.capacity() == 0 {
-            self.buf = scratch::take_write();
+            self.buf = take_block();
         }
         let done = encode(&mut self.buf);
         match done {
@@ -94,7 +103,7 @@ impl Output {
             *progress = true;
         }
         if self.buf.capacity() > 0 {
-            scratch::give_write(std::mem::take(&mut self.buf));
+            give_block(std::mem::take(&mut self.buf));
         }
         self.poll_flush_stream(io, cx)
     }
@@ -115,12 +124,26 @@ impl Output {
     pub(in crate::pipeline) fn rest(&mut self) {
         if self.buf.capacity() > self.buf.len() + SLACK {
             let fitting = BytesMut::from(&self.buf[..]);
-            scratch::give_write(std::mem::replace(&mut self.buf, fitting));
+            give_block(std::mem::replace(&mut self.buf, fitting));
         }
     }
 
     /// Drops the unwritten bytes.
     pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// Takes the thread's block. It is empty and has room.
+fn take_block() -> BytesMut {
+    let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();
+    block.reserve(BLOCK);
+    block
+}
+
+fn give_block(mut block: BytesMut) {
+    block.clear();
+    if block.try_reclaim(BLOCK) && block.capacity() <= LARGEST_KEPT {
+        let _ended = THREAD_BLOCK.try_with(|place| place.set(block));
     }
 }
