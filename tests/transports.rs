@@ -5,6 +5,9 @@ mod certificates;
 mod support;
 
 use std::convert::Infallible;
+use std::io::Write;
+use std::net::Shutdown;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +15,11 @@ use certificates::certified;
 use support::{Client, Clients, Ends};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, ServerConfig};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Upgrade, Watermarks};
@@ -183,4 +188,92 @@ async fn all_of_it_holds_over_tls() {
     let io = connector.connect(name, io).await.expect("a good handshake");
 
     drive(io, served).await;
+}
+
+/// Serves lines behind TLS, and notes each.
+fn noting<Io>(
+    config: Arc<ServerConfig>,
+    lines: mpsc::UnboundedSender<Bytes>,
+) -> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future: Send>
++ Clone
++ Send
++ 'static
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let note = service_fn(move |line: Bytes| {
+        lines.send(line.clone()).expect("the test listens");
+        std::future::ready(Ok::<_, Infallible>(line))
+    });
+    ServiceBuilder::new()
+        .layer(PreConnectLayer::new(Tls::from(config)))
+        .service(Pipeline::new(Lines::default).service(note))
+}
+
+/// Performs a TLS handshake, and sends a request and `close_notify` together with its last bytes.
+async fn ask_with_the_last_of_the_handshake<Io>(config: Arc<ClientConfig>, io: &mut Io)
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut session = ClientConnection::new(config, name).expect("a client");
+    loop {
+        let done = !session.is_handshaking();
+        if done {
+            let mut request = session.writer();
+            request.write_all(b"hello\n").expect("into memory");
+            session.send_close_notify();
+        }
+        let mut flight = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut flight).expect("into memory");
+        }
+        io.write_all(&flight).await.expect("it is open");
+        if done {
+            return;
+        }
+        let mut came = [0; 4096];
+        let n = io.read(&mut came).await.expect("it is open");
+        session.read_tls(&mut &came[..n]).expect("from memory");
+        session.process_new_packets().expect("a good server");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_in_the_last_write_of_a_handshake_is_served_in_memory_though_its_client_is_gone()
+{
+    let (config, client) = certified();
+    let (lines, mut noted) = mpsc::unbounded_channel();
+    let served = serve(noting(config, lines));
+    let mut io = served.connect().await.expect("it listens");
+
+    ask_with_the_last_of_the_handshake(client, &mut io).await;
+    drop(io);
+
+    assert_eq!(served.end().await.requests(), 1);
+    assert_eq!(noted.recv().await.as_deref(), Some(&b"hello"[..]));
+}
+
+#[tokio::test]
+async fn a_request_in_the_last_write_of_a_handshake_is_served_over_a_unix_socket_likewise() {
+    let (config, client) = certified();
+    let (lines, mut noted) = mpsc::unbounded_channel();
+    let folder = tempfile::tempdir().expect("there is a place for it");
+    let path = folder.path().join("socket");
+    let server = Server::bind(format!("unix:{}", path.display())).await;
+    let served = serve_with(server.expect("it binds"), (), noting(config, lines));
+    for reads_no_more in [false, true] {
+        let mut io = UnixStream::connect(&path).await.expect("it listens");
+        ask_with_the_last_of_the_handshake(Arc::clone(&client), &mut io).await;
+        let open = reads_no_more.then(|| {
+            // The server's writes are refused, although the client has not closed.
+            let io = io.into_std().expect("it is registered");
+            io.shutdown(Shutdown::Read).expect("it is connected");
+            io
+        });
+
+        assert_eq!(served.end().await.requests(), 1);
+        assert_eq!(noted.recv().await.as_deref(), Some(&b"hello"[..]));
+        drop(open);
+    }
 }

@@ -75,10 +75,12 @@ pub use tokio_rustls::rustls;
 pub use tokio_rustls::server::TlsStream;
 
 mod config;
+mod reads_on;
 #[cfg(test)]
 mod tests;
 
 pub use config::{ClientCertificates, TlsBuilder, TlsError};
+use reads_on::ReadsOn;
 
 /// The time to read from a peer after its handshake failed, so that it receives the alert.
 const ALERT_LINGER: Duration = Duration::from_millis(200);
@@ -134,9 +136,8 @@ where
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         // rustls gets the bare stream, so that the connection counts plain bytes only.
         let (io, conn) = conn.into_parts();
-        let accept = self.acceptor.accept(io).into_fallible();
         let handshake = Handshake::begin();
-        let accept = accept.instrument(handshake.span().clone());
+        let accept = accept(self.acceptor.clone(), io).instrument(handshake.span().clone());
         Box::pin(async move {
             match accept.await {
                 Ok(stream) => {
@@ -162,6 +163,21 @@ where
             }
         })
     }
+}
+
+/// Performs the handshake.
+async fn accept<Io>(acceptor: TlsAcceptor, io: Io) -> Result<TlsStream<Io>, (io::Error, Io)>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let shaken = acceptor.accept(ReadsOn::new(io)).into_fallible().await;
+    let (io, session) = shaken
+        .map_err(|(err, stream)| (stream.failed_write.unwrap_or(err), stream.io))?
+        .into_inner();
+    // The session continues over the bare stream. This does not wait, because the session is
+    // established and has nothing to write.
+    let established = acceptor.accept_with(io.io, |new| *new = session);
+    established.into_fallible().await
 }
 
 /// Closes a stream to which an alert was just written.
