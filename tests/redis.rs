@@ -231,7 +231,7 @@ fn nothing_is_reserved_for_what_is_announced() {
 
 #[test]
 fn replies_are_written_as_the_specification_has_them() {
-    let nested = Frame::Array(vec![Frame::text("a"), Frame::Array(vec![Frame::NULL])]);
+    let nested = Frame::Array(vec![Frame::text("a"), Frame::Array(vec![Frame::Null])]);
     let cases = [
         (Frame::OK, "+OK\r\n"),
         (Frame::Error("ERR no".into()), "-ERR no\r\n"),
@@ -409,7 +409,7 @@ async fn commands_do_what_redis_says_they_do() {
             "CONFIG GET timeout\nCONFIG GET none\n",
             &["*2", "$7", "timeout", "$1", "0", "*0"],
         ),
-        ("COMMAND COUNT\n", &[":19"]),
+        ("COMMAND COUNT\n", &[":21"]),
         ("FLY me\n", &["-ERR unknown command 'FLY'"]),
         ("\"F\\r\\n+OK\"\n", &["-ERR unknown command 'F\\r\\n+OK'"]),
         (
@@ -602,6 +602,108 @@ async fn a_subscriber_that_does_not_read_is_closed_and_holds_up_nobody() {
     drop(slow);
 }
 
+/// Returns the lines of the reply to HELLO in this version, without the connection's number.
+fn hello(version: &str) -> Vec<String> {
+    let head = if version == "3" { "%7" } else { "*14" };
+    let map = format!(
+        "{head} $6 server $9 tower-tcp $7 version $5 2.0.0 $5 proto :{version} $2 id \
+         $4 mode $10 standalone $4 role $6 master $7 modules *0"
+    );
+    map.split(' ').map(str::to_owned).collect()
+}
+
+/// Removes the connection's number from replies to HELLO.
+fn without_id(mut lines: Vec<String>) -> Vec<String> {
+    let mut after_id = false;
+    lines.retain(|line| !std::mem::replace(&mut after_id, line == "id"));
+    lines
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_begin_with_hello_are_served_with_their_defaults() {
+    // As redis-py 8 and node-redis 6 begin. They ask for notices of maintenance, too, and do without.
+    let first: [&[&str]; 5] = [
+        &["HELLO", "3"],
+        &["CLIENT", "SETINFO", "LIB-NAME", "redis-py"],
+        &["CLIENT", "SETINFO", "LIB-VER", "8.0.0"],
+        &["CLIENT", "MAINT_NOTIFICATIONS", "ON"],
+        &["GET", "k"],
+    ];
+    let redis = redis();
+    let mut client = redis.connect().await;
+
+    for request in first {
+        client.send(array_of(&words(request))).await;
+    }
+    client.finish().await;
+
+    let mut expected = hello("3");
+    expected.extend(
+        [
+            "+OK",
+            "+OK",
+            "-ERR unknown subcommand or wrong number of arguments for 'client'",
+            "_",
+        ]
+        .map(str::to_owned),
+    );
+    assert_eq!(without_id(client.rest().await), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reply_to_hello_is_the_first_in_its_version() {
+    let redis = redis();
+
+    let said = redis
+        .says(
+            "GET k\nHELLO 3 SETNAME me\nGET k\nCONFIG GET timeout\nMGET k\nCOMMAND DOCS\n\
+             HELLO 4\nHELLO 2 AUTH a b\nGET k\nHELLO\nHELLO 2\nGET k\n",
+        )
+        .await;
+
+    let expected = [
+        vec!["$-1".to_owned()],
+        hello("3"),
+        ["_", "%1", "$7", "timeout", "$1", "0", "*1", "_", "%0"]
+            .map(str::to_owned)
+            .into(),
+        [
+            "-NOPROTO unsupported protocol version",
+            "-ERR Syntax error in HELLO option 'AUTH'",
+            "_",
+        ]
+        .map(str::to_owned)
+        .into(),
+        hello("3"),
+        hello("2"),
+        vec!["$-1".to_owned()],
+    ]
+    .concat();
+    assert_eq!(without_id(said), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_of_resp3_gets_pushes_and_may_do_anything() {
+    let redis = redis();
+    let mut subscriber = redis.connect().await;
+    subscriber.send("HELLO 3\nSUBSCRIBE a\n").await;
+    while subscriber.line().await != "subscribe" {}
+    for line in ["$1", "a", ":1"] {
+        assert_eq!(subscriber.line().await, line);
+    }
+
+    assert_eq!(redis.says("PUBLISH a x\n").await, [":1"]);
+    subscriber
+        .send("PING\nGET k\nUNSUBSCRIBE\nUNSUBSCRIBE\n")
+        .await;
+    subscriber.finish().await;
+
+    assert_eq!(
+        subscriber.rest().await.join(" "),
+        ">3 $7 message $1 a $1 x +PONG _ >3 $11 unsubscribe $1 a :0 >3 $11 unsubscribe _ :0"
+    );
+}
+
 // The program, with redis' own clients.
 
 async fn redis_cli(server: &Example, args: &[&str]) -> String {
@@ -629,6 +731,15 @@ async fn redis_cli_reads_what_it_wrote() {
         redis_cli(&redis, &["config", "get", "maxclients"]).await,
         "maxclients\n10000\n"
     );
+    assert_eq!(redis_cli(&redis, &["-3", "get", "none"]).await, "\n");
+    assert_eq!(
+        redis_cli(&redis, &["-3", "--json", "mget", "k", "none"]).await,
+        "[\"a\\r\\nb\",null]\n"
+    );
+    assert_eq!(
+        redis_cli(&redis, &["-3", "--json", "config", "get", "maxclients"]).await,
+        "{\"maxclients\":\"10000\"}\n"
+    );
     let info = redis_cli(&redis, &["info"]).await;
     assert!(info.contains("connected_clients:"), "{info}");
     assert!(info.contains("db0:keys=2,expires=0\r\n"), "{info}");
@@ -637,10 +748,16 @@ async fn redis_cli_reads_what_it_wrote() {
 #[tokio::test]
 async fn redis_cli_subscribed_receives_what_another_publishes() {
     let redis = Example::start("redis", &[]).await;
+    for version in ["-2", "-3"] {
+        receives_what_another_publishes(&redis, version).await;
+    }
+}
+
+async fn receives_what_another_publishes(redis: &Example, version: &str) {
     let mut listener = Command::new("redis-cli");
     listener
         .args(["-p", &redis.addr().port().to_string()])
-        .args(["subscribe", "news"])
+        .args([version, "subscribe", "news"])
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true);
     let mut listener = listener.spawn().expect("redis-tools is installed");
@@ -655,7 +772,7 @@ async fn redis_cli_subscribed_receives_what_another_publishes() {
     }
 
     assert_eq!(
-        redis_cli(&redis, &["publish", "news", "hello you"]).await,
+        redis_cli(redis, &["publish", "news", "hello you"]).await,
         "1\n"
     );
 

@@ -14,7 +14,7 @@ use tower::Service;
 use tower_tcp::{BoxError, Handle, Peer, Reply};
 
 use super::channels::{Channels, Subscriber};
-use super::resp::{Confirmation, Frame, ProtocolError, Request, Words};
+use super::resp::{Confirmation, Frame, ProtocolError, Request, Version, Words};
 use super::store::{Condition, Store, StoreError, Text};
 
 /// The length of the longest command name, `unsubscribe`.
@@ -23,6 +23,9 @@ const LONGEST_NAME: usize = 11;
 /// The most channels of one connection. A channel without another listener costs a hundred times
 /// the bytes of its name: 13 MiB for this many.
 const MOST_CHANNELS: usize = 10_000;
+
+/// The release of redis whose commands these are. Programs read it to learn what a server supports.
+const REDIS_VERSION: &str = "2.0.0";
 
 /// Shared by all connections.
 pub(crate) struct Shared {
@@ -38,6 +41,7 @@ pub(crate) struct Shared {
 pub(crate) struct Session {
     shared: Arc<Shared>,
     peer: Peer<Frame>,
+    version: Version,
     /// Set by the first SUBSCRIBE.
     subscriber: Option<Arc<Subscriber>>,
 }
@@ -62,6 +66,10 @@ enum Refused {
     Syntax,
     #[error("ERR value is not an integer or out of range")]
     NotInteger,
+    #[error("NOPROTO unsupported protocol version")]
+    Version,
+    #[error("ERR Syntax error in HELLO option '{0}'")]
+    HelloOption(String),
     #[error("ERR invalid expire time in 'set' command")]
     ExpireTime,
     #[error(transparent)]
@@ -121,6 +129,8 @@ commands! {
     "config" Config -2 [0, 0, 0];
     "command" Listing -1 [0, 0, 0];
     "quit" Quit -1 [0, 0, 0];
+    "hello" Hello -1 [0, 0, 0];
+    "client" Client -2 [0, 0, 0];
 }
 
 impl Command {
@@ -134,8 +144,7 @@ impl Command {
             Self::find(small)
         });
         let Some(command) = command else {
-            let shown = &name[..name.len().min(128)];
-            return Err(Refused::Unknown(shown.escape_ascii().to_string()));
+            return Err(Refused::Unknown(shown(name)));
         };
         let words = command.words();
         let right = if words < 0 {
@@ -163,14 +172,15 @@ impl Session {
         Self {
             shared,
             peer,
+            version: Version::default(),
             subscriber: None,
         }
     }
 
+    /// Returns whether a reply could be taken for a message: in RESP3 the two differ.
     fn is_subscribed(&self) -> bool {
-        self.subscriber
-            .as_ref()
-            .is_some_and(|subscriber| subscriber.count() > 0)
+        let subscriber = self.subscriber.as_ref();
+        self.version == Version::Resp2 && subscriber.is_some_and(|it| it.count() > 0)
     }
 
     #[inline]
@@ -222,8 +232,58 @@ impl Session {
             Command::Info => Frame::Bulk(self.shared.info().into()),
             Command::Config => self.shared.config(args)?,
             Command::Listing => listing(args)?,
+            Command::Hello => self.hello(args)?,
+            Command::Client => self.client(args)?,
         };
         Ok(at_once(frame.into()))
+    }
+
+    /// HELLO [2 | 3 [SETNAME name]]
+    fn hello(&mut self, mut args: Words<'_>) -> Result<Frame, Refused> {
+        let version = match args.next() {
+            None => self.version,
+            Some(b"2") => Version::Resp2,
+            Some(b"3") => Version::Resp3,
+            Some(_) => return Err(Refused::Version),
+        };
+        while let Some(option) = args.next() {
+            // There are no users, so AUTH is an error, too.
+            if !option.eq_ignore_ascii_case(b"setname") || args.next().is_none() {
+                return Err(Refused::HelloOption(shown(option)));
+            }
+        }
+        self.version = version;
+        let number = match version {
+            Version::Resp2 => 2,
+            Version::Resp3 => 3,
+        };
+        let told = vec![
+            (Frame::text("server"), Frame::text("tower-tcp")),
+            (Frame::text("version"), Frame::text(REDIS_VERSION)),
+            (Frame::text("proto"), Frame::Integer(number)),
+            (Frame::text("id"), self.id()),
+            (Frame::text("mode"), Frame::text("standalone")),
+            (Frame::text("role"), Frame::text("master")),
+            (Frame::text("modules"), Frame::Array(Vec::new())),
+        ];
+        Ok(Frame::Hello(version, Box::new(Frame::Map(told))))
+    }
+
+    /// CLIENT ID | SETNAME name | SETINFO attribute value. A client's name is accepted, and not
+    /// kept.
+    fn client(&self, args: Words<'_>) -> Result<Frame, Refused> {
+        let args: Vec<_> = args.take(4).collect();
+        match args.as_slice() {
+            [verb] if verb.eq_ignore_ascii_case(b"id") => Ok(self.id()),
+            [verb, _name] if verb.eq_ignore_ascii_case(b"setname") => Ok(Frame::OK),
+            [verb, _name, _value] if verb.eq_ignore_ascii_case(b"setinfo") => Ok(Frame::OK),
+            _ => Err(Refused::Subcommand("client")),
+        }
+    }
+
+    fn id(&self) -> Frame {
+        let id = self.peer.info().id().get();
+        Frame::Integer(i64::try_from(id).unwrap_or(i64::MAX))
     }
 
     fn publish(&self, request: &Request) -> Answer {
@@ -325,7 +385,12 @@ fn items(items: impl ExactSizeIterator<Item = Frame>) -> Answer {
 }
 
 fn optional(value: Option<Text>) -> Frame {
-    value.map_or(Frame::NULL, Frame::Value)
+    value.map_or(Frame::Null, Frame::Value)
+}
+
+/// Returns a word of a request as an error repeats it.
+fn shown(word: &[u8]) -> String {
+    word[..word.len().min(128)].escape_ascii().to_string()
 }
 
 fn integer(word: &[u8]) -> Result<i64, Refused> {
@@ -360,7 +425,7 @@ fn set(store: &Store, mut args: Words<'_>) -> Result<Frame, Refused> {
         }
     }
     let done = store.set(key, value, condition, expires);
-    Ok(if done { Frame::OK } else { Frame::NULL })
+    Ok(if done { Frame::OK } else { Frame::Null })
 }
 
 /// Parses a time, which must be greater than zero.
@@ -375,9 +440,8 @@ impl Shared {
         let uptime = self.started.elapsed().as_secs();
         let clients = self.handle.live();
         let channels = self.channels.len();
-        // Programs read `redis_version` to learn what a server supports.
         format!(
-            "# Server\r\nserver_name:tower-tcp\r\nredis_version:2.0.0\r\n\
+            "# Server\r\nserver_name:tower-tcp\r\nredis_version:{REDIS_VERSION}\r\n\
              uptime_in_seconds:{uptime}\r\n\r\n\
              # Clients\r\nconnected_clients:{clients}\r\n\r\n\
              # Stats\r\npubsub_channels:{channels}\r\n\r\n\
@@ -397,9 +461,9 @@ impl Shared {
         };
         let told = self.config.iter().filter(|(name, _)| asked(name));
         let pair = |(name, value): &(&'static str, String)| {
-            [Frame::text(name), Frame::Bulk(value.clone().into())]
+            (Frame::text(name), Frame::Bulk(value.clone().into()))
         };
-        Ok(Frame::Array(told.flat_map(pair).collect()))
+        Ok(Frame::Map(told.map(pair).collect()))
     }
 }
 
@@ -419,7 +483,7 @@ fn listing(mut args: Words<'_>) -> Result<Frame, Refused> {
     match args.next() {
         None => Ok(Frame::Array(Command::ALL.iter().map(told).collect())),
         Some(verb) if verb.eq_ignore_ascii_case(b"count") => Ok(Frame::count(Command::ALL.len())),
-        Some(verb) if verb.eq_ignore_ascii_case(b"docs") => Ok(Frame::Array(Vec::new())),
+        Some(verb) if verb.eq_ignore_ascii_case(b"docs") => Ok(Frame::Map(Vec::new())),
         Some(_) => Err(Refused::Subcommand("command")),
     }
 }

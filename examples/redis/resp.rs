@@ -1,12 +1,12 @@
-//! The codec: requests from bytes, replies to bytes. RESP2, after the page "Redis serialization
-//! protocol specification".
+//! The codec: requests from bytes, replies to bytes. RESP2, and RESP3 once HELLO has asked for it,
+//! after the page "Redis serialization protocol specification".
 //!
 //! A request is an array of bulk strings, or a line of words. It is taken out of the input as one
 //! slice. Nothing is reserved for an announced length, neither for the number of arguments nor for
 //! the bytes of one. Arrays do not nest in requests.
 //!
 //! Only the codec knows what the peer has been told last, so it decides which messages the peer
-//! still gets.
+//! still gets, and in which version of the protocol.
 
 use std::collections::HashSet;
 use std::io;
@@ -100,8 +100,19 @@ pub(crate) enum ProtocolError {
 pub(crate) struct Resp {
     max_request: usize,
     begun: Begun,
+    /// The version of replies. A reply to HELLO changes it as it is encoded, so the replies before
+    /// it are still in the old version.
+    version: Version,
     /// The channels that the peer has been told it listens to.
     channels: HashSet<Bytes>,
+}
+
+/// The version of the protocol. Requests are the same in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Version {
+    #[default]
+    Resp2,
+    Resp3,
 }
 
 /// How far the request at the front of the input has been parsed. A request in many pieces thus
@@ -128,6 +139,7 @@ impl Resp {
         Self {
             max_request,
             begun: Begun::Nothing,
+            version: Version::default(),
             channels: HashSet::new(),
         }
     }
@@ -321,7 +333,12 @@ pub(crate) enum Frame {
     Bulk(Bytes),
     /// A bulk string shared with the store.
     Value(Arc<[u8]>),
+    Null,
     Array(Vec<Self>),
+    /// In RESP2 an array of keys and values.
+    Map(Vec<(Self, Self)>),
+    /// The reply to HELLO, which is the first in this version.
+    Hello(Version, Box<Self>),
     /// The start of an array. Its items follow, each as a frame of its own, so an array of many
     /// large values is never in memory as a whole.
     Items(usize),
@@ -338,10 +355,12 @@ pub(crate) enum Confirmation {
     Unsubscribed(Option<Bytes>, usize),
 }
 
-/// A published message. Its bytes on the wire are the same for all subscribers.
+/// A published message. Its bytes on the wire are the same for all subscribers, except for the type
+/// at their front.
 #[derive(Debug)]
 pub(crate) struct Message {
     channel: Bytes,
+    /// Without the type.
     encoded: Bytes,
 }
 
@@ -353,10 +372,10 @@ impl Message {
             Frame::Bulk(channel.clone()),
             Frame::Bulk(payload),
         ];
-        Frame::Array(parts).encode(&mut encoded);
+        Frame::Array(parts).encode(Version::Resp2, &mut encoded);
         Self {
             channel,
-            encoded: encoded.freeze(),
+            encoded: encoded.freeze().slice(1..),
         }
     }
 }
@@ -364,7 +383,6 @@ impl Message {
 impl Frame {
     pub(crate) const OK: Self = Self::Static(b"+OK\r\n");
     pub(crate) const PONG: Self = Self::Static(b"+PONG\r\n");
-    pub(crate) const NULL: Self = Self::Static(b"$-1\r\n");
 
     /// Creates a bulk string of a text that is part of the program.
     pub(crate) fn text(text: &'static str) -> Self {
@@ -376,7 +394,7 @@ impl Frame {
         Self::Integer(i64::try_from(n).unwrap_or(i64::MAX))
     }
 
-    fn encode(&self, dst: &mut BytesMut) {
+    fn encode(&self, version: Version, dst: &mut BytesMut) {
         match self {
             Self::Static(bytes) => dst.put_slice(bytes),
             Self::Error(text) => {
@@ -387,27 +405,60 @@ impl Frame {
             Self::Integer(n) => put_number(dst, b':', *n),
             Self::Bulk(bytes) => put_bulk(dst, bytes),
             Self::Value(bytes) => put_bulk(dst, bytes),
+            Self::Null => dst.put_slice(match version {
+                Version::Resp2 => b"$-1\r\n",
+                Version::Resp3 => b"_\r\n",
+            }),
             Self::Array(frames) => {
                 put_length(dst, b'*', frames.len());
                 for frame in frames {
-                    frame.encode(dst);
+                    frame.encode(version, dst);
                 }
             }
+            Self::Map(entries) => {
+                match version {
+                    Version::Resp2 => put_length(dst, b'*', 2 * entries.len()),
+                    Version::Resp3 => put_length(dst, b'%', entries.len()),
+                }
+                for (key, value) in entries {
+                    key.encode(version, dst);
+                    value.encode(version, dst);
+                }
+            }
+            Self::Hello(version, told) => told.encode(*version, dst),
             Self::Items(count) => put_length(dst, b'*', *count),
-            Self::Confirmation(confirmation) => confirmation.encode(dst),
-            Self::Message(message) => dst.put_slice(&message.encoded),
+            Self::Confirmation(confirmation) => confirmation.encode(version, dst),
+            Self::Message(message) => {
+                dst.put_u8(version.push());
+                dst.put_slice(&message.encoded);
+            }
+        }
+    }
+}
+
+impl Version {
+    /// Returns the type of frames that are not replies.
+    fn push(self) -> u8 {
+        match self {
+            Self::Resp2 => b'*',
+            Self::Resp3 => b'>',
         }
     }
 }
 
 impl Confirmation {
-    fn encode(&self, dst: &mut BytesMut) {
+    fn encode(&self, version: Version, dst: &mut BytesMut) {
         let (kind, channel, count) = match self {
             Self::Subscribed(channel, count) => ("subscribe", Some(channel), *count),
             Self::Unsubscribed(channel, count) => ("unsubscribe", channel.as_ref(), *count),
         };
-        let channel = channel.map_or(Frame::NULL, |name| Frame::Bulk(name.clone()));
-        Frame::Array(vec![Frame::text(kind), channel, Frame::count(count)]).encode(dst);
+        put_length(dst, version.push(), 3);
+        put_bulk(dst, kind.as_bytes());
+        match channel {
+            Some(name) => put_bulk(dst, name),
+            None => Frame::Null.encode(version, dst),
+        }
+        Frame::count(count).encode(version, dst);
     }
 }
 
@@ -459,9 +510,10 @@ impl Encoder<Frame> for Resp {
             // request.
             Frame::Message(message) if !self.channels.contains(&message.channel) => return Ok(()),
             Frame::Confirmation(confirmation) => self.keep(confirmation),
+            Frame::Hello(version, _) => self.version = *version,
             _ => {}
         }
-        frame.encode(dst);
+        frame.encode(self.version, dst);
         Ok(())
     }
 }
