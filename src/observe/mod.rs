@@ -44,6 +44,10 @@
 //!   intended), and for connections aborted at a shutdown's deadline;
 //! - debug for everything else.
 //!
+//! Dependencies log under targets of their own. rustls logs only if some crate of the program
+//! enables its feature `logging`, which is among its default features. It then warns of what peers
+//! send. The directive `rustls=error` silences that in a filter of `tracing-subscriber`.
+//!
 //! # Metrics
 //!
 //! With the feature `metrics`, the library counts through the `metrics` facade. The program chooses
