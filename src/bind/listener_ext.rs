@@ -137,22 +137,10 @@ where
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
-        let Incoming {
-            io,
-            peer_addr,
-            local_addr,
-        } = ready!(self.listener.poll_accept(cx))?;
+        let incoming = ready!(self.listener.poll_accept(cx))?;
         let f = &mut self.f;
-        let mapped = catch_unwind(AssertUnwindSafe(|| f(io)));
-        Poll::Ready(
-            mapped
-                .map_err(|payload| panicked(&*payload))
-                .map(|io| Incoming {
-                    io,
-                    peer_addr,
-                    local_addr,
-                }),
-        )
+        let mapped = catch_unwind(AssertUnwindSafe(|| incoming.map_io(f)));
+        Poll::Ready(mapped.map_err(|payload| panicked(&*payload)))
     }
 
     fn local_addrs(&self) -> Vec<Address> {

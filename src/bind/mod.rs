@@ -8,6 +8,7 @@ mod endpoint;
 mod listener_ext;
 mod open;
 mod options;
+mod probe;
 #[cfg(feature = "metrics")]
 mod queue;
 mod socket;
@@ -19,7 +20,7 @@ use std::fmt;
 use std::io;
 use std::task::{Context, Poll};
 
-use crate::connection::Address;
+use crate::connection::{Address, Probe};
 
 #[cfg(feature = "metrics")]
 pub(crate) use queue::accept_queue;
@@ -83,6 +84,41 @@ pub struct Incoming<Io> {
     pub peer_addr: Address,
     /// The local address.
     pub local_addr: Address,
+    /// The socket beneath the stream.
+    pub(crate) probe: Probe,
+}
+
+impl<Io> Incoming<Io> {
+    /// Makes it of a stream and its addresses.
+    pub fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
+        Self {
+            io,
+            peer_addr,
+            local_addr,
+            probe: Probe::default(),
+        }
+    }
+
+    /// Replaces the stream, as [`ListenerExt::map_io`] does. The connection still knows the socket
+    /// beneath it.
+    pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Incoming<B> {
+        Incoming {
+            io: f(self.io),
+            peer_addr: self.peer_addr,
+            local_addr: self.local_addr,
+            probe: self.probe,
+        }
+    }
+}
+
+impl Incoming<Socket> {
+    /// Makes it of a socket, of which the connection knows how much the peer has taken.
+    fn of(io: Socket, peer_addr: Address, local_addr: Address) -> Self {
+        Self {
+            probe: io.probe(),
+            ..Self::new(io, peer_addr, local_addr)
+        }
+    }
 }
 
 /// The error, inside an [`io::Error`], of a listener that will never accept another connection.

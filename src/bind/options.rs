@@ -33,6 +33,7 @@ pub struct SocketOptions {
     linger: Option<Duration>,
     recv_buffer: Option<usize>,
     send_buffer: Option<usize>,
+    reset_cut_off: bool,
     unix_mode: Option<u32>,
 }
 
@@ -48,6 +49,7 @@ impl Default for SocketOptions {
             linger: None,
             recv_buffer: None,
             send_buffer: None,
+            reset_cut_off: true,
             unix_mode: None,
         }
     }
@@ -192,6 +194,20 @@ impl SocketOptions {
         self
     }
 
+    /// Sets whether a TCP connection that the server cuts off is reset: one whose peer takes no
+    /// output in time ([`write`](crate::deadline::Deadlines::write)), a slow reader of a broadcast,
+    /// one that is aborted.
+    ///
+    /// Default: on. Why: the system would otherwise keep what such a peer has not read, some
+    /// megabytes, for minutes and outside of the connection limit. With it off, a peer that reads
+    /// on still receives what was written to the socket.
+    #[doc(alias = "reset_timedout_connection")]
+    #[doc(alias = "set_zero_linger")]
+    pub fn reset_cut_off(mut self, reset_cut_off: bool) -> Self {
+        self.reset_cut_off = reset_cut_off;
+        self
+    }
+
     /// Sets the file mode of a Unix socket, such as `0o660`. It is set before the socket listens,
     /// so no process without permission can ever connect.
     ///
@@ -203,6 +219,10 @@ impl SocketOptions {
 }
 
 impl SocketOptions {
+    pub(super) fn resets_cut_off(&self) -> bool {
+        self.reset_cut_off
+    }
+
     pub(super) fn mode(&self) -> Option<u32> {
         self.unix_mode
     }

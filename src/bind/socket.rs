@@ -1,16 +1,34 @@
 //! The stream of a connection over TCP or a Unix socket.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use super::options::SocketOptions;
+use super::probe;
+use crate::connection::{PeerSide, Probe, Transport};
 
 /// The stream of an accepted connection, TCP or Unix.
 #[derive(Debug)]
-pub struct Socket(Family);
+pub struct Socket(Arc<Wire>);
+
+/// The socket itself. Only the [`Socket`] holds it; a [`Probe`] asks it while it is open.
+#[derive(Debug)]
+struct Wire {
+    family: Family,
+    /// Whether it is reset when its peer is cut off.
+    resets: bool,
+    /// The bytes written to it. Only the owner of the stream adds to them.
+    written: AtomicU64,
+}
 
 #[derive(Debug)]
 enum Family {
@@ -19,9 +37,21 @@ enum Family {
 }
 
 impl Socket {
+    fn new(family: Family, resets: bool) -> Self {
+        Self(Arc::new(Wire {
+            family,
+            resets,
+            written: AtomicU64::new(0),
+        }))
+    }
+
+    pub(super) fn tcp(stream: TcpStream, options: &SocketOptions) -> Self {
+        Self::new(Family::Tcp(stream), options.resets_cut_off())
+    }
+
     /// Returns the TCP stream, if it is one.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
-        match &self.0 {
+        match &self.0.family {
             Family::Tcp(stream) => Some(stream),
             Family::Unix(_) => None,
         }
@@ -30,88 +60,177 @@ impl Socket {
     /// Returns the Unix stream, if it is one. Its `peer_cred` identifies the process at the other
     /// end.
     pub fn as_unix(&self) -> Option<&UnixStream> {
-        match &self.0 {
+        match &self.0.family {
             Family::Unix(stream) => Some(stream),
             Family::Tcp(_) => None,
         }
+    }
+
+    pub(super) fn probe(&self) -> Probe {
+        let wire: Arc<dyn Transport> = Arc::<Wire>::clone(&self.0);
+        Probe::new(Arc::downgrade(&wire))
     }
 }
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        Self(Family::Tcp(stream))
+        Self::new(Family::Tcp(stream), true)
     }
 }
 
 impl From<UnixStream> for Socket {
     fn from(stream: UnixStream) -> Self {
-        Self(Family::Unix(stream))
+        Self::new(Family::Unix(stream), false)
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0 {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.family {
             Family::Tcp(stream) => stream.as_fd(),
             Family::Unix(stream) => stream.as_fd(),
         }
     }
 }
 
+impl Transport for Wire {
+    fn unacknowledged(&self) -> Option<u64> {
+        match &self.family {
+            Family::Tcp(stream) => probe::tcp(stream, self.written.load(Ordering::Relaxed)),
+            Family::Unix(stream) => probe::unix(stream),
+        }
+    }
+
+    fn peer_side(&self) -> PeerSide {
+        probe::peer_side(self)
+    }
+
+    fn reset_at_close(&self) {
+        if self.resets
+            && let Family::Tcp(stream) = &self.family
+        {
+            // If the system rejects it, the socket is closed as any other.
+            let _rejected = stream.set_zero_linger();
+        }
+    }
+}
+
+/// Whether a read or write of less than was asked for shows that the system has no more, or takes
+/// no more: the next change then wakes. That is so for epoll and kqueue.
+const SHORT_IS_DONE: bool = cfg!(any(
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "ios",
+    target_os = "linux",
+    target_os = "macos",
+    target_os = "netbsd",
+    target_os = "openbsd",
+));
+
+/// Reads or writes as tokio's own `poll_read` and `poll_write` do, which need the stream alone:
+/// waits until it is ready, and forgets that it is once `done` does not fill `len` bytes.
+macro_rules! poll_io {
+    ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
+        loop {
+            ready!($stream.$ready($cx))?;
+            let mut moved = None;
+            // What is ready is noted before the call, so readiness that arrives meanwhile stays.
+            let tried = $stream.try_io($interest, || {
+                let n = $done?;
+                moved = Some(n);
+                if SHORT_IS_DONE && 0 < n && n < $len {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            });
+            match (moved, tried) {
+                (Some(n), _) => break Poll::Ready(Ok::<usize, io::Error>(n)),
+                (None, Err(err)) if err.kind() != io::ErrorKind::WouldBlock => {
+                    break Poll::Ready(Err(err));
+                }
+                (None, _) => {}
+            }
+        }
+    };
+}
+
+/// Does the same with a stream of either family.
+macro_rules! on_stream {
+    ($socket:ident, $stream:ident => $do:expr) => {
+        match &$socket.0.family {
+            Family::Tcp($stream) => $do,
+            Family::Unix($stream) => $do,
+        }
+    };
+}
+
+impl Socket {
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &written {
+            let sum = self.0.written.load(Ordering::Relaxed) + *n as u64;
+            self.0.written.store(sum, Ordering::Relaxed);
+        }
+        written
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Family::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Family::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        let room = buf.remaining();
+        let read = on_stream!(self, stream => {
+            poll_io!(stream, cx, poll_read_ready, Interest::READABLE, room, stream.try_read_buf(buf))
+        });
+        read.map_ok(drop)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
-            Family::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Family::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        let len = buf.len();
+        self.count(on_stream!(self, stream => {
+            poll_io!(stream, cx, poll_write_ready, Interest::WRITABLE, len, stream.try_write(buf))
+        }))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
-            Family::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Family::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        self.count(on_stream!(self, stream => {
+            let ready = Interest::WRITABLE;
+            poll_io!(stream, cx, poll_write_ready, ready, len, stream.try_write_vectored(bufs))
+        }))
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.0 {
-            Family::Tcp(stream) => stream.is_write_vectored(),
-            Family::Unix(stream) => stream.is_write_vectored(),
-        }
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Family::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Family::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Family::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Family::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match SockRef::from(&*self).shutdown(Shutdown::Write) {
+            // The peer has reset it.
+            Err(err) if err.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        })
     }
 }

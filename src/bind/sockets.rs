@@ -220,11 +220,9 @@ impl Source {
         let (socket, peer) = listener.accept().map_err(|err| closed_or(err, listener))?;
         socket.set_nonblocking(true)?;
         let Address::Tcp(bound) = self.local else {
-            return Ok(Incoming {
-                io: UnixStream::from_std(socket.into())?.into(),
-                peer_addr: to_address(&peer),
-                local_addr: self.local.clone(),
-            });
+            let stream = UnixStream::from_std(socket.into())?;
+            let peer = to_address(&peer);
+            return Ok(Incoming::of(stream.into(), peer, self.local.clone()));
         };
         options.apply(&socket);
         // On some systems, a peer that reset its connection in the queue has no address. Its
@@ -242,11 +240,12 @@ impl Source {
         } else {
             bound
         };
-        Ok(Incoming {
-            io: TcpStream::from_std(socket.into())?.into(),
-            peer_addr: peer.into(),
-            local_addr: local.into(),
-        })
+        let stream = TcpStream::from_std(socket.into())?;
+        Ok(Incoming::of(
+            Socket::tcp(stream, options),
+            peer.into(),
+            local.into(),
+        ))
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::address::Address;
 use super::life::Life;
 use super::origin::{ConnectionId, Origin};
+use super::transport::Probe;
 use crate::signals::Signal;
 
 /// The facts known about a connection and its peer. Cheap to clone.
@@ -28,7 +29,7 @@ struct Fact {
 }
 
 impl ConnectionInfo {
-    pub(super) fn new(peer_addr: Address, local_addr: Address) -> Self {
+    pub(super) fn new(peer_addr: Address, local_addr: Address, probe: Probe) -> Self {
         let origin = Origin {
             id: ConnectionId::next(),
             peer_addr,
@@ -36,7 +37,7 @@ impl ConnectionInfo {
             accepted_at: Instant::now(),
         };
         Self {
-            life: Arc::new(Life::new(origin)),
+            life: Arc::new(Life::new(origin, probe)),
             facts: None,
         }
     }

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::origin::Origin;
 use super::phase::ConnectionPhase;
+use super::transport::Probe;
 use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::signals::{Signal, Signals};
 
@@ -73,6 +74,8 @@ impl Open {
 pub(crate) struct Life {
     pub(crate) origin: Origin,
     pub(crate) signals: Signals,
+    /// The socket, while it is open.
+    pub(crate) probe: Probe,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     requests: AtomicU64,
@@ -87,10 +90,11 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    pub(super) fn new(origin: Origin) -> Self {
+    pub(super) fn new(origin: Origin, probe: Probe) -> Self {
         Self {
             origin,
             signals: Signals::default(),
+            probe,
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -181,6 +185,12 @@ impl Life {
         }
     }
 
+    /// Asks the system how much of what was written the peer has not taken. `None` if it does not
+    /// tell, or the stream is closed.
+    pub(crate) fn unacknowledged(&self) -> Option<u64> {
+        self.probe.ask(|transport| transport.unacknowledged())?
+    }
+
     /// Returns whether the peer does not take what is written to it.
     pub(crate) fn is_write_pending(&self) -> bool {
         self.write_pending.load(Ordering::Relaxed)
@@ -195,7 +205,13 @@ impl Life {
     ///
     /// The first reason wins, because what came first is what happened. Only an orderly reason
     /// gives way to one that is not, because then something was lost.
+    ///
+    /// A peer that is cut off has no more use for what the system still holds for it. So the
+    /// socket's close becomes a reset, and its memory is free when the connection's place is.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
+        if reason.is_cut_off() {
+            let _closed_before = self.probe.ask(|transport| transport.reset_at_close());
+        }
         let proposed = ConnectionEnded { reason, cause };
         let (holds, replaced) = match &mut *self.cell() {
             EndCell::Open(open) => open.propose(&proposed),

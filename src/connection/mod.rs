@@ -7,6 +7,7 @@ mod origin;
 mod phase;
 mod rewind;
 mod service;
+mod transport;
 
 use std::any::Any;
 use std::fmt;
@@ -27,6 +28,7 @@ pub(crate) use origin::Origin;
 pub use phase::ConnectionPhase;
 pub use rewind::Rewind;
 pub use service::ConnectionService;
+pub(crate) use transport::{PeerSide, Probe, Transport};
 
 /// A connection on its way through the stack: the stream, and the facts about it.
 ///
@@ -41,8 +43,8 @@ pub struct Connection<Io> {
 }
 
 impl<Io> Connection<Io> {
-    pub(crate) fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
-        let info = ConnectionInfo::new(peer_addr, local_addr);
+    pub(crate) fn new(io: Io, peer_addr: Address, local_addr: Address, probe: Probe) -> Self {
+        let info = ConnectionInfo::new(peer_addr, local_addr, probe);
         Self { io, info }
     }
 

@@ -124,6 +124,18 @@ end_reasons! {
 }
 
 impl EndReason {
+    /// Returns whether the server dropped the connection with what was still to be sent.
+    pub(crate) fn is_cut_off(self) -> bool {
+        matches!(
+            self,
+            Self::WriteTimeout
+                | Self::SlowReader
+                | Self::Aborted
+                | Self::DrainDeadline
+                | Self::Killed
+        )
+    }
+
     /// Returns whether the connection ended in good order, with nothing lost.
     pub fn is_orderly(self) -> bool {
         matches!(

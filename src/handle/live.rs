@@ -55,6 +55,12 @@ impl LiveConnection {
         self.life.bytes_written()
     }
 
+    /// Asks the system how much of what was written the peer has not taken, as
+    /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) does.
+    pub fn unacknowledged(&self) -> Option<u64> {
+        self.life.unacknowledged()
+    }
+
     /// Closes the connection gracefully, as a drain does: requests in progress are answered. A raw
     /// service sees it by [`Connection::draining`](crate::Connection::draining).
     pub fn close(&self) {

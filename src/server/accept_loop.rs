@@ -205,13 +205,14 @@ where
             io,
             peer_addr,
             local_addr,
+            probe,
         } = incoming;
         let Seat {
             runtime, counted, ..
         } = place;
         // Timers and tasks that the call creates belong to the current runtime as well.
         let _entered = runtime.enter();
-        let conn = Connection::new(io, peer_addr, local_addr);
+        let conn = Connection::new(io, peer_addr, local_addr, probe);
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
         if let Some(panicked) = self.panicked.take() {
             drop(conn);

@@ -104,11 +104,7 @@ impl Connector {
     pub async fn connect(&self) -> io::Result<DuplexStream> {
         let (client, io) = tokio::io::duplex(self.buffer);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let incoming = Incoming {
-            io,
-            peer_addr: Address::Memory(number),
-            local_addr: Address::Memory(0),
-        };
+        let incoming = Incoming::new(io, Address::Memory(number), Address::Memory(0));
         self.queue
             .send(incoming)
             .await

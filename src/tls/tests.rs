@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_rustls::{TlsConnector, client};
 
 use super::*;
-use crate::connection::Address;
+use crate::connection::{Address, Probe};
 use crate::error::find_cause;
 
 type Made = CertifiedKey<rcgen::KeyPair>;
@@ -52,7 +52,7 @@ fn localhost() -> ServerName<'static> {
 }
 
 fn connection<Io>(io: Io) -> Connection<Io> {
-    Connection::new(io, Address::Memory(1), Address::Memory(2))
+    Connection::new(io, Address::Memory(1), Address::Memory(2), Probe::default())
 }
 
 /// Runs the hook on one end of a connection.

@@ -99,11 +99,10 @@ impl<Io: Send + 'static> Listener for Streams<Io> {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
         match ready!(self.0.poll_recv(cx)) {
-            Some(io) => Poll::Ready(Ok(Incoming {
-                io,
-                peer_addr: Address::Memory(1),
-                local_addr: Address::Memory(0),
-            })),
+            Some(io) => {
+                let (peer, local) = (Address::Memory(1), Address::Memory(0));
+                Poll::Ready(Ok(Incoming::new(io, peer, local)))
+            }
             None => Poll::Pending,
         }
     }

@@ -220,6 +220,21 @@ impl<T, M> Peer<T, M> {
         self.channel.buffered()
     }
 
+    /// Asks the system how much of what was written the peer has not taken.
+    ///
+    /// Over TCP these are the bytes that it has not acknowledged, those of TLS included. Over a Unix
+    /// socket it is the memory of what it has not read, which is more than the bytes. It does not
+    /// include what is still [`buffered`](Self::buffered) here.
+    ///
+    /// Returns `None` if the system does not tell (only Linux does, since 4.12), if the stream is
+    /// closed, and if the connection's listener is not one of this crate. Each call is a system
+    /// call.
+    #[doc(alias = "SIOCOUTQ")]
+    #[doc(alias = "TCP_INFO")]
+    pub fn unacknowledged(&self) -> Option<u64> {
+        self.channel.info.life.unacknowledged()
+    }
+
     /// Returns the marks of the output.
     pub fn watermarks(&self) -> Watermarks {
         self.channel.lock().marks
