@@ -924,3 +924,90 @@ async fn d2_a_peer_that_finishes_sending_gets_all_its_replies() {
         assert_eq!(end.requests(), 3);
     }
 }
+
+/// Splits a line of a number into as many items. After a line `spin` it makes items without end,
+/// and after `last` it does so at the end of input.
+#[derive(Default)]
+struct Splits {
+    lines: Lines,
+    left: usize,
+    spins_at_end: bool,
+}
+
+impl Decoder for Splits {
+    type Item = Bytes;
+    type Error = LinesError;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Bytes>, LinesError> {
+        if self.left == 0 {
+            let Some(line) = self.lines.decode(src)? else {
+                return Ok(None);
+            };
+            self.left = match &line[..] {
+                b"spin" => usize::MAX,
+                b"last" => 1,
+                digits => String::from_utf8_lossy(digits).parse().unwrap_or(1),
+            };
+            self.spins_at_end = line == "last";
+        }
+        self.left -= 1;
+        Ok(Some(Bytes::from_static(b"item")))
+    }
+
+    fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<Bytes>, LinesError> {
+        if self.spins_at_end && src.is_empty() {
+            self.left = 1;
+        }
+        self.decode(src)
+    }
+}
+
+impl Encoder<Bytes> for Splits {
+    type Error = LinesError;
+
+    fn encode(&mut self, line: Bytes, dst: &mut BytesMut) -> Result<(), LinesError> {
+        self.lines.encode(line, dst)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decoder_that_makes_frames_without_end_of_no_input_ends_its_connection() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let silent = service_fn(move |_: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        ready(Ok::<_, Infallible>(None::<Bytes>))
+    });
+
+    for served in each_way(Pipeline::new(Splits::default).service(silent)) {
+        for fault in ["spin\n", "last\n"] {
+            begun.store(0, Ordering::Relaxed);
+            let replies = served.exchange(fault).await;
+
+            let (way, end) = (served.way(), served.end().await);
+            let cause = end.error().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(replies, "", "{way}");
+            assert_eq!(end.reason(), EndReason::CodecError, "{way} {fault}");
+            assert!(cause.contains("without taking input"), "{way} {cause}");
+            assert!(begun.load(Ordering::Relaxed) <= 65_537, "{way} {fault}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decoder_may_split_each_frame_into_tens_of_thousands() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let silent = service_fn(move |_: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        ready(Ok::<_, Infallible>(None::<Bytes>))
+    });
+
+    for served in each_way(Pipeline::new(Splits::default).service(silent)) {
+        begun.store(0, Ordering::Relaxed);
+        let _none = served.exchange("60000\n60000\n1\n60000\n").await;
+
+        assert_eq!(begun.load(Ordering::Relaxed), 180_001, "{}", served.way());
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}

@@ -34,6 +34,13 @@ impl FrameTooLarge {
     }
 }
 
+/// The error for a decoder that returns frames without end, and takes no input for them. The
+/// connection ends with [`EndReason::CodecError`](crate::EndReason::CodecError).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the decoder returned 65,536 frames in a row without taking input")]
+#[non_exhaustive]
+pub struct DecoderStalled;
+
 impl EndReason {
     /// Classifies an error of the stream, where its kind is specific enough.
     pub(crate) fn of_io(err: &io::Error) -> Option<Self> {

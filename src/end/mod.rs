@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use classify::FrameTooLarge;
 #[cfg(feature = "http")]
 pub(crate) use classify::HttpProgress;
+pub use classify::{DecoderStalled, FrameTooLarge};
 pub use reason::{EndReason, Initiator};
 
 /// The cause of an end, shared between all readers of it.

@@ -68,7 +68,7 @@ end_reasons! {
     Truncated = "truncated" by Peer,
     /// A frame was larger than the limit.
     FrameTooLarge = "frame_too_large" by Peer,
-    /// The decoder could not read the peer's data.
+    /// The decoder could not read the peer's data, or returned frames without taking input.
     CodecError = "codec_error" by Peer,
     /// No data arrived after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,

@@ -32,4 +32,4 @@ pub use map::{MapDecode, MapEncode};
 pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};
 
-pub use crate::end::FrameTooLarge;
+pub use crate::end::{DecoderStalled, FrameTooLarge};

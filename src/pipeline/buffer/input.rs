@@ -35,6 +35,8 @@ pub(in crate::pipeline) struct Input {
     eof: bool,
     /// The number of bytes split off the allocation of `buf`, which `buf` keeps alive.
     given: u32,
+    /// The number of frames in a row for which the decoder took no bytes.
+    gave_nothing: u16,
 }
 
 impl Input {
@@ -80,6 +82,7 @@ impl Input {
         *self = Self {
             buf: copy,
             eof: self.eof,
+            gave_nothing: self.gave_nothing,
             ..Self::default()
         };
     }
@@ -110,18 +113,28 @@ impl Input {
         self.buf.capacity().saturating_add(self.given as usize)
     }
 
-    /// Records that a frame of `bytes` bytes was split off.
+    /// Records that the decoder took `bytes` bytes for a frame. Returns `false` if it has returned
+    /// too many frames in a row without taking any: 65,536, which is as many as a frame of the
+    /// default size has bytes, because a codec may split one frame into many.
     #[inline]
-    pub(in crate::pipeline) fn gave(&mut self, bytes: usize) {
+    pub(in crate::pipeline) fn gave(&mut self, bytes: usize) -> bool {
+        if bytes == 0 {
+            let more = self.gave_nothing.checked_add(1);
+            self.gave_nothing = more.unwrap_or(u16::MAX);
+            return more.is_some();
+        }
+        self.gave_nothing = 0;
         self.given = self
             .given
             .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        true
     }
 
     /// Drops the undecoded bytes.
     pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self {
             eof: self.eof,
+            gave_nothing: self.gave_nothing,
             ..Self::default()
         };
     }

@@ -9,7 +9,7 @@ use super::state::{Leaves, State};
 use super::{Codec, Engine, Stream};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
-use crate::frame::FrameTooLarge;
+use crate::frame::{DecoderStalled, FrameTooLarge};
 use crate::signals::Signal;
 
 /// Tells whether the decoder must run before more bytes are read.
@@ -59,7 +59,10 @@ where
                     self.end_of_frames(FrameTooLarge::new(max).into());
                     return None;
                 }
-                self.input.gave(len);
+                if !self.input.gave(len) {
+                    self.end_of_frames(DecoderStalled.into());
+                    return None;
+                }
                 self.clock.saw_frame();
                 if self.state == State::DrainLastFrame {
                     self.end(EndReason::Drained, Leaves::Input);
@@ -103,11 +106,15 @@ where
         match decoded {
             Ok(Some(frame)) => {
                 let max = self.settings.limits.max_frame;
-                if before.saturating_sub(self.input.len()) <= max {
+                let len = before.saturating_sub(self.input.len());
+                if len > max {
+                    self.end_of_frames(FrameTooLarge::new(max).into());
+                } else if self.input.gave(len) {
                     self.clock.saw_frame();
                     return Some(frame);
+                } else {
+                    self.end_of_frames(DecoderStalled.into());
                 }
-                self.end_of_frames(FrameTooLarge::new(max).into());
             }
             Ok(None) if self.input.is_empty() => self.end(self.done(), Leaves::Input),
             Ok(None) => self.end(EndReason::Truncated, Leaves::Input),
