@@ -213,6 +213,38 @@ async fn a_paused_connection_with_nothing_undelivered_leaves_at_a_drain() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_arrived_before_a_drain_is_answered_when_input_goes_on() {
+    for (read_ahead, heard) in [
+        (0, true),
+        (0, false),
+        (1, true),
+        (8192, true),
+        (8192, false),
+    ] {
+        let (pipeline, mut peers) = pausing();
+        let limits = Limits::default().read_ahead(read_ahead);
+        for served in each_way(pipeline.limits(limits)) {
+            let mut client = served.client().await;
+            let peer = next(&mut peers).await;
+            if heard {
+                assert_eq!(client.ask("before").await, "before");
+            }
+            peer.pause_input();
+            settled().await;
+            client.send("a\nb\n").await;
+            served.handle().shutdown();
+            assert!(client.hears_nothing().await, "{}", served.way());
+
+            peer.resume_input();
+
+            assert_eq!(client.rest().await, ["a", "b"], "{}", served.way());
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::Drained);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
     let (pipeline, mut peers) = pausing();
     let served = serve(pipeline.limits(Limits::default().read_ahead(8 * 1024)));

@@ -104,6 +104,9 @@ where
             }
             if self.state.is_draining() && self.input.is_empty() {
                 ready!(poll_looked(cx));
+                if !self.clock.has_heard() {
+                    return self.poll_clock(Waiting::Leaving, message, cx);
+                }
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
             }
@@ -206,14 +209,13 @@ where
         let _waits_or_not = self.poll_encode_then_flush(cx);
     }
 
-    /// Reads a little of the input that has arrived, without waiting for more.
+    /// Reads a little of the input that has arrived, without waiting for more. A drain reads at
+    /// least a byte, because only that tells whether a request has arrived.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        let least = usize::from(self.state.is_draining());
+        let limit = self.settings.limits.read_ahead.max(least);
         while !self.is_ending() && !self.input.is_eof() {
-            let room = self
-                .settings
-                .limits
-                .read_ahead
-                .saturating_sub(self.input.len());
+            let room = limit.saturating_sub(self.input.len());
             if room == 0 || self.poll_read(room, cx).is_pending() {
                 break;
             }
