@@ -10,8 +10,9 @@ use support::{Clients, Ends, each_way, settled};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tower::service_fn;
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::make::MakeEventsPerConnection;
 use tower_tcp::pipeline::{Event, Limits};
@@ -241,6 +242,48 @@ async fn a_request_that_arrived_before_a_drain_is_answered_when_input_goes_on() 
             drop(client);
             assert_eq!(served.reason().await, EndReason::Drained);
         }
+    }
+}
+
+/// Echoes lines behind a limit that all connections share. A line of a number takes as many
+/// seconds.
+async fn hurried(line: Bytes) -> Result<Bytes, Infallible> {
+    let seconds = String::from_utf8_lossy(&line).parse().unwrap_or(0);
+    tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+    Ok(line)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_connection_keeps_no_permit_that_others_wait_for() {
+    let (tell, mut peers) = mpsc::channel(64);
+    let limit = GlobalConcurrencyLimitLayer::new(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        tell.try_send(peer).expect("there is room");
+        let stack = ServiceBuilder::new().layer(limit.clone());
+        std::future::ready(Ok::<_, Infallible>(stack.service_fn(hurried)))
+    });
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut first = served.client().await;
+        let _first = peers.recv().await.expect("it is served");
+        first.send("10\n").await;
+        settled().await;
+        let mut paused = served.client().await;
+        let peer = peers.recv().await.expect("it is served");
+        paused.send("a\nb\n").await;
+        settled().await;
+        peer.pause_input();
+        let mut other = served.client().await;
+        let _other = peers.recv().await.expect("it is served");
+        other.send("other\n").await;
+
+        assert_eq!(first.line().await, "10", "{}", served.way());
+
+        // The request that had reached the service when input was paused, but none behind it.
+        assert_eq!(paused.line().await, "a", "{}", served.way());
+        assert_eq!(other.line().await, "other", "{}", served.way());
+        assert!(paused.hears_nothing().await, "{}", served.way());
+        peer.resume_input();
+        assert_eq!(paused.line().await, "b", "{}", served.way());
     }
 }
 

@@ -48,18 +48,15 @@ where
     /// more.
     #[inline]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
-        loop {
-            let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
-                return Poll::Ready(None);
-            };
-            if !self.is_service_ready(cx) {
-                return self.engine.poll_held(event, cx);
-            }
-            if let Some(event) = self.engine.begin(event, self.in_flight) {
-                self.in_flight += 1;
-                return Poll::Ready(Some(event));
-            }
+        let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
+            return Poll::Ready(None);
+        };
+        if !self.is_service_ready(cx) {
+            return self.engine.poll_reserve(event, cx);
         }
+        self.engine.begin(&event, self.in_flight);
+        self.in_flight += 1;
+        Poll::Ready(Some(event))
     }
 
     /// Returns whether the service is ready. If it failed, the connection ends.

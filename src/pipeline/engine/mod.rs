@@ -65,6 +65,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     codec: C,
     /// A request that is held back until the service is ready, and while input is paused.
     request: Option<C::Item>,
+    /// The service is being made ready for an event, which is held back.
+    reserves: bool,
     /// If a message and a request are both waiting, the request is next. Set when a message begins;
     /// cleared when a request begins, or was looked for.
     was_message: bool,
@@ -110,6 +112,7 @@ where
             decoding: Decoding::NeedsInput,
             codec,
             request: None,
+            reserves: false,
             was_message: false,
             turn: 0,
             backlog: Backlog::new(),

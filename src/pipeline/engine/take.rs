@@ -62,7 +62,8 @@ where
                 }
                 self.turn = 0;
                 cx.waker().wake_by_ref();
-                return self.poll_held(event, cx);
+                self.hold(event);
+                return self.poll_begin_later(cx);
             }
             if self.is_ending() {
                 break;
@@ -100,19 +101,22 @@ where
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }
 
-    /// Takes a request that was held back, a message, or a buffered request.
+    /// Takes a message, a request that was held back, or a buffered request.
     fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
         let is_paused = self.is_paused();
-        if let Some(request) = self.request.take_if(|_| !is_paused) {
-            return Some(Event::Request(request));
-        }
-        if self.is_ending() || self.look_at_marks() {
-            return None;
-        }
-        if !self.was_message
+        let may_take = self.reserves || !(self.is_ending() || self.look_at_marks());
+        if may_take
+            && !self.was_message
             && let Some(message) = self.peer.as_ref().and_then(EngineSide::take_message)
         {
             return Some(Event::Message(message));
+        }
+        let reserves = self.reserves;
+        if let Some(request) = self.request.take_if(|_| reserves || !is_paused) {
+            return Some(Event::Request(request));
+        }
+        if !may_take {
+            return None;
         }
         self.was_message = false;
         if !is_paused {
@@ -124,18 +128,30 @@ where
         None
     }
 
-    /// Holds an event back while its call may not begin, and drives I/O. Ready with `None` when it
-    /// must not begin any more.
-    pub(in crate::pipeline) fn poll_held(
+    /// Holds an event back until the service is ready for it, and drives I/O. Ready with `None`
+    /// when it must not begin any more.
+    ///
+    /// From now on neither a pause of the input nor unwritten output keeps the event back: the
+    /// service may reserve what other connections wait for, and only a call gives that back.
+    pub(in crate::pipeline) fn poll_reserve(
         &mut self,
         event: Event<C::Item, M>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Event<C::Item, M>>> {
+        self.reserves = true;
+        self.hold(event);
+        self.poll_begin_later(cx)
+    }
+
+    fn hold(&mut self, event: Event<C::Item, M>) {
         match (event, &self.peer) {
             (Event::Request(request), _) => self.request = Some(request),
             (Event::Message(message), Some(peer)) => peer.hold(message),
             (Event::Message(_), None) => {}
         }
+    }
+
+    fn poll_begin_later<E>(&mut self, cx: &mut Context<'_>) -> Poll<Option<E>> {
         let cut_off = self.poll_io_beside(cx).is_ready();
         if cut_off || self.leaves(Leaves::Requests) {
             return Poll::Ready(None);
@@ -143,21 +159,12 @@ where
         Poll::Pending
     }
 
-    /// Records that the call of an event begins, in addition to those in flight. Holds a request
-    /// back if input was paused while the service became ready.
+    /// Records that the call of an event begins, in addition to those in flight.
     #[inline]
-    pub(in crate::pipeline) fn begin(
-        &mut self,
-        event: Event<C::Item, M>,
-        in_flight: usize,
-    ) -> Option<Event<C::Item, M>> {
-        self.was_message = false;
+    pub(in crate::pipeline) fn begin(&mut self, event: &Event<C::Item, M>, in_flight: usize) {
         match event {
-            Event::Request(request) if self.is_paused() => {
-                self.request = Some(request);
-                return None;
-            }
             Event::Request(_) => {
+                self.was_message = false;
                 self.clock.asked = true;
                 self.conn.life().count_request();
             }
@@ -166,8 +173,8 @@ where
                 self.clock.asked &= in_flight + self.waiting_replies() > 0;
             }
         }
+        self.reserves = false;
         self.turn += 1;
-        Some(event)
     }
 
     /// Returns whether input is paused, so that requests are held back.

@@ -291,8 +291,9 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Stops taking requests. No request begins after this, even if it is already read, except one
-    /// that the connection's task is passing to the service at this moment. Messages are still
-    /// delivered.
+    /// that has reached the service: it waits for `poll_ready`, or is being passed to `call` at
+    /// this moment. Such a request begins, because only a call gives back what the service may have
+    /// reserved, such as a permit that other connections wait for. Messages are still delivered.
     ///
     /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
     /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
