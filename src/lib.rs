@@ -32,6 +32,7 @@
 //! [catalogue]: crate::observe
 //! [on_upgrade]: crate::Pipeline::on_upgrade
 //! [workers]: crate::ServerBuilder::workers
+//! [`BALANCERS.md`]: crate::balancers
 //! [`LAYERS.md`]: crate::layers
 //! [`MIGRATION.md`]: crate::migration
 //! [`PROTOCOLS.md`]: crate::protocols
@@ -97,6 +98,9 @@ pub mod signal;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;
+
+#[doc = include_str!("../BALANCERS.md")]
+pub mod balancers {}
 
 #[doc = include_str!("../LAYERS.md")]
 pub mod layers {}

@@ -114,7 +114,8 @@ impl ServerBuilder {
     /// them.
     ///
     /// Default: zero. Why: only a load balancer that polls needs it, to notice the shutdown before
-    /// connections are refused. When reached: the listener closes.
+    /// connections are refused. When reached: the listener closes. The page
+    /// [`balancers`](crate::balancers) says which checks notice.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck = time;
         self
