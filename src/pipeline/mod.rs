@@ -52,8 +52,9 @@
 //! A make-service receives the connection's [`Peer`], a handle for the rest of the program. Through
 //! it frames can be sent at any time, within [`Watermarks`]; input can be paused; messages and
 //! timers reach the service in turn with requests ([`Event`]); and the connection's end can be
-//! awaited. An [`OnConnectLayer`] greets peers or rejects them. All of this works with each of the
-//! three ways to run calls, over any stream.
+//! awaited. An [`OnConnectLayer`] greets peers or rejects them, and a [`Pipeline::farewell`] is
+//! the last frame of a connection that the server ends. All of this works with each of the three
+//! ways to run calls, over any stream.
 //!
 //! Two features need requests to run one at a time, because only then is it known what follows a
 //! reply:
@@ -83,6 +84,7 @@ mod clock;
 mod dispatch;
 mod engine;
 mod event;
+mod farewell;
 mod limits;
 mod maker;
 mod on_connect;
@@ -104,11 +106,14 @@ use std::sync::Arc;
 use tokio_util::codec::Decoder;
 
 use crate::close::Linger;
+use crate::connection::ConnectionInfo;
 use crate::deadline::Deadlines;
+use crate::end::EndReason;
 use crate::make::{MakeService, SharedService};
 use bounds::MakeCodec;
 use dispatch::OneRequest;
 use engine::{ErrorPolicy, Order, Settings};
+use farewell::Farewell;
 use maker::MakeEventService;
 use upgrade::WithoutUpgrade;
 
@@ -136,7 +141,7 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
     codec: F,
     maker: K,
     next: N,
-    settings: Arc<Settings>,
+    settings: Arc<Settings<Farewell<T>>>,
     types: PhantomData<fn() -> (T, D)>,
 }
 
@@ -222,6 +227,7 @@ impl<F, K, T> Pipeline<F, K, T> {
             policy: ErrorPolicy::Shutdown,
             in_flight: 1,
             order: Order::AsAsked,
+            farewell: Farewell::none(),
         };
         Self {
             codec,
@@ -267,6 +273,60 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         } else {
             ErrorPolicy::Continue
         };
+        self
+    }
+
+    /// Sets the last frame to a peer whose connection the server ends in good order, such as 421 in
+    /// SMTP or `DISCONNECT` in MQTT.
+    ///
+    /// `make` receives the connection's details and the reason, and returns a frame, or `None` to
+    /// close without one. It is called once for a connection that ends
+    ///
+    /// - in a drain ([`Drained`](EndReason::Drained)),
+    /// - at its [maximum age](Deadlines::max_age) ([`MaxAge`](EndReason::MaxAge)),
+    /// - because the peer was silent ([`IdleTimeout`](EndReason::IdleTimeout),
+    ///   [`FirstByteTimeout`](EndReason::FirstByteTimeout),
+    ///   [`FrameTimeout`](EndReason::FrameTimeout)),
+    /// - because its service was not made in time
+    ///   ([`MakeServiceError`](EndReason::MakeServiceError)),
+    /// - by [`LiveConnection::close`](crate::LiveConnection::close)
+    ///   ([`ServiceClosed`](EndReason::ServiceClosed)).
+    ///
+    /// The frame is sent after every reply and after every frame that was pushed before, and
+    /// nothing is sent after it. So no peer takes it for the reply to a request that the server has
+    /// begun. A peer that does not take it is cut off at the [write deadline](Deadlines::write).
+    ///
+    /// There is none after a [closing reply](Reply::close) or [`Peer::close`], because whoever
+    /// closes sends the last word itself. There is none if the peer has finished sending, after an
+    /// error, and after an upgrade. A panic in `make` ends only its own connection.
+    ///
+    /// Default: no frame. Why: only the protocol knows of one.
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use bytes::Bytes;
+    /// use tower::service_fn;
+    /// use tower_tcp::frame::Lines;
+    /// use tower_tcp::{EndReason, Pipeline};
+    ///
+    /// let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    /// let pipeline = Pipeline::new(Lines::crlf)
+    ///     .service(echo)
+    ///     .farewell(|_info, reason| match reason {
+    ///         EndReason::IdleTimeout => Bytes::from("421 Timeout, closing"),
+    ///         _ => Bytes::from("421 Service not available, closing"),
+    ///     });
+    /// # drop(pipeline);
+    /// ```
+    #[must_use]
+    #[doc(alias = "goodbye")]
+    #[doc(alias = "disconnect")]
+    #[doc(alias = "last_word")]
+    pub fn farewell<W: Into<Option<T>>>(
+        mut self,
+        make: impl Fn(&ConnectionInfo, EndReason) -> W + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.settings).farewell = Farewell::new(make);
         self
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::codec::Decoder;
 use super::bounds::{Codec, Stream};
 use super::buffer::{Input, Output};
 use super::clock::Clock;
+use super::farewell::Farewell;
 use super::limits::Limits;
 use super::peer::{EngineSide, Mail, Peer};
 use super::watermarks::Watermarks;
@@ -36,15 +37,17 @@ pub(in crate::pipeline) enum ErrorPolicy {
     Continue,
 }
 
-/// Settings that all connections of a pipeline share.
+/// Settings that all connections of a pipeline share. `W` is the [`Farewell`], which is `Clone` and
+/// `Debug` whatever its frames are.
 #[derive(Clone, Debug)]
-pub(in crate::pipeline) struct Settings {
+pub(in crate::pipeline) struct Settings<W> {
     pub(in crate::pipeline) limits: Limits,
     pub(in crate::pipeline) deadlines: Deadlines,
     pub(in crate::pipeline) linger: Linger,
     pub(in crate::pipeline) policy: ErrorPolicy,
     pub(in crate::pipeline) in_flight: usize,
     pub(in crate::pipeline) order: Order,
+    pub(in crate::pipeline) farewell: W,
 }
 
 /// The order of replies.
@@ -88,7 +91,7 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// The task that the signals and the timer wake.
     waker: Option<Waker>,
     peer: Option<EngineSide<T, M>>,
-    pub(in crate::pipeline) settings: Arc<Settings>,
+    pub(in crate::pipeline) settings: Arc<Settings<Farewell<T>>>,
 }
 
 impl<Io, C: Decoder, T, M> Unpin for Engine<Io, C, T, M> {}
@@ -101,7 +104,7 @@ where
     pub(in crate::pipeline) fn new(
         conn: Connection<Io>,
         codec: C,
-        settings: Arc<Settings>,
+        settings: Arc<Settings<Farewell<T>>>,
     ) -> Self {
         let clock = Clock::new(conn.info().accepted_at(), &settings.deadlines);
         let marks = settings.limits.watermarks;

@@ -4,6 +4,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use super::read::Decoding;
+use super::state::State;
 use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
@@ -145,6 +146,32 @@ where
         if !self.decoding.may_have_frame() && !self.input.is_empty() {
             self.decoding = Decoding::MayHaveFrame;
         }
+    }
+
+    /// Encodes the farewell behind everything else. Returns whether the connection gets one.
+    ///
+    /// It gets one if the server ends it without an error. If a reply or the program closes it, or
+    /// the peer has finished sending, no more need be said.
+    pub(super) fn encode_farewell(&mut self) -> bool {
+        let farewell = &self.settings.farewell;
+        let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();
+        if !farewell.is_set() || !by_server {
+            return false;
+        }
+        // So that it is made once, even if that panics.
+        self.state.end(Leaves::Requests);
+        let frame = match self.conn.life().proposed() {
+            Some(ConnectionEnded {
+                reason,
+                cause: None,
+            }) => farewell.make(self.conn.info(), reason),
+            _ => None,
+        };
+        let is_made = frame.is_some();
+        if let Some(frame) = frame {
+            self.encode(frame);
+        }
+        is_made
     }
 
     /// Encodes pushed frames and waiting replies up to the high mark, and up to `left` frames in

@@ -116,6 +116,8 @@ impl<T, M> Peer<T, M> {
     /// [16 frames](super::Limits::push_queue) are already waiting. The connection's task writes the
     /// frame.
     ///
+    /// A frame that must be the last is a [farewell](super::Pipeline::farewell).
+    ///
     /// # Errors
     ///
     /// [`Closed`] when the connection is closing or has ended.
