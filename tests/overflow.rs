@@ -50,6 +50,44 @@ async fn one_over_the_limit_is_told_and_closed_while_the_other_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pipeline_tells_one_over_the_limit_by_its_farewell_and_serves_it_nothing() {
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let pipeline = Pipeline::new(Lines::default)
+        .service(echo)
+        .farewell(|_, reason| Bytes::from(format!("bye: {reason}")));
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionLimit::new(1).layer().overflow(pipeline.reject()))
+        .service(pipeline);
+    let server = serve(stack);
+    let mut inside = server.client().await;
+    assert_eq!(inside.ask("hi").await, "hi");
+
+    let mut over = server.client().await;
+    over.send("hi\n").await;
+    let said = over.rest().await;
+    drop(over);
+
+    assert_eq!(said, ["bye: limit_exceeded"]);
+    assert_eq!(server.reason().await, EndReason::LimitExceeded);
+    assert_eq!(inside.ask("still in").await, "still in");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_rejects_without_a_limit_says_so() {
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let pipeline = Pipeline::new(Lines::default)
+        .service(echo)
+        .farewell(|_, reason| Bytes::from(format!("bye: {reason}")));
+    let server = serve(pipeline.reject());
+
+    let mut client = server.client().await;
+
+    assert_eq!(client.rest().await, ["bye: rejected"]);
+    drop(client);
+    assert_eq!(server.reason().await, EndReason::Rejected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_word_has_a_second() {
     let server = one_at_a_time(None);
     let _inside = server.client().await;

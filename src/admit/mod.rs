@@ -183,7 +183,8 @@ pub struct ConnectionLimitLayer {
 impl ConnectionLimitLayer {
     /// Passes connections over the limit to `service`, instead of leaving them in the backlog.
     ///
-    /// `service` can tell the peer why it is rejected. It has 1 s for each connection and gets 64
+    /// `service` can tell the peer why it is rejected, as
+    /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets 64
     /// at a time; further ones are closed at once. All of them end with
     /// [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
     ///

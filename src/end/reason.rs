@@ -90,7 +90,7 @@ end_reasons! {
     PreConnectEvicted = "pre_connect_evicted" by Server,
     /// The TLS handshake failed.
     TlsHandshakeFailed = "tls_handshake_failed" by Peer,
-    /// A pre-connect hook rejected the connection.
+    /// A pre-connect hook or [`Pipeline::reject`](crate::Pipeline::reject) rejected the connection.
     Rejected = "rejected" by Service,
     /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or a stock
     /// `LoadShed` layer rejected it.

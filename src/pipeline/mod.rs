@@ -90,6 +90,7 @@ mod maker;
 mod on_connect;
 mod peer;
 mod per_call;
+mod reject;
 mod reply;
 mod requests_only;
 mod serve;
@@ -122,6 +123,7 @@ pub use event::Event;
 pub use limits::Limits;
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
 pub use peer::{Buffered, Closed, Crossing, Crossings, Peer, Timer, TrySendError};
+pub use reject::Reject;
 pub use reply::{Reply, Upgrade};
 pub use requests_only::{Beneath, RequestsOnly, RequestsOnlyFuture, RequestsOnlyLayer};
 pub use serve::PipelineFuture;
@@ -290,7 +292,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// - because its service was not made in time
     ///   ([`MakeServiceError`](EndReason::MakeServiceError)),
     /// - by [`LiveConnection::close`](crate::LiveConnection::close)
-    ///   ([`ServiceClosed`](EndReason::ServiceClosed)).
+    ///   ([`ServiceClosed`](EndReason::ServiceClosed)),
+    /// - before it is served, by [`reject`](Self::reject).
     ///
     /// The frame is sent after every reply and after every frame that was pushed before, and
     /// nothing is sent after it. So no peer takes it for the reply to a request that the server has
@@ -328,6 +331,42 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ) -> Self {
         Arc::make_mut(&mut self.settings).farewell = Farewell::new(make);
         self
+    }
+
+    /// Returns a connection service that serves nobody: it sends each peer the
+    /// [farewell](Self::farewell), and closes.
+    ///
+    /// Use it for connections over a limit. Their farewell has the reason
+    /// [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the reason is
+    /// [`Rejected`](EndReason::Rejected), unless
+    /// [another one](crate::Connection::set_end_reason) is set.
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use bytes::Bytes;
+    /// use tower::{ServiceBuilder, service_fn};
+    /// use tower_tcp::admit::ConnectionLimit;
+    /// use tower_tcp::frame::Lines;
+    /// use tower_tcp::{EndReason, Pipeline};
+    ///
+    /// let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    /// let pipeline = Pipeline::new(Lines::crlf)
+    ///     .service(echo)
+    ///     .farewell(|_info, reason| match reason {
+    ///         EndReason::LimitExceeded => Bytes::from("421 Too many connections"),
+    ///         _ => Bytes::from("421 Service not available, closing"),
+    ///     });
+    /// let limit = ConnectionLimit::new(1000);
+    /// let stack = ServiceBuilder::new()
+    ///     .layer(limit.layer().overflow(pipeline.reject()))
+    ///     .service(pipeline);
+    /// # drop(stack);
+    /// ```
+    pub fn reject(&self) -> Reject<F, T>
+    where
+        F: Clone,
+    {
+        Reject::new(self.codec.clone(), Arc::clone(&self.settings))
     }
 }
 

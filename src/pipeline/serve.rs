@@ -47,7 +47,7 @@ where
         let mut engine = Engine::new(conn, (self.codec)(), Arc::clone(&self.settings));
         let make = self.maker.maker().make(|| engine.peer());
         let next = self.next.clone();
-        PipelineFuture(Box::pin(async move {
+        PipelineFuture::new(async move {
             if let Some(service) = made(&mut engine, make, K::events).await {
                 let calls = Calls::new(&mut engine, service);
                 if let Err(panicked) = CatchPanic::new(D::run(calls)).await {
@@ -62,7 +62,7 @@ where
                 return Box::pin(upgrade(engine.into_rewound(), next, limit)).await;
             }
             engine.close().await
-        }))
+        })
     }
 }
 
@@ -92,7 +92,7 @@ where
 }
 
 /// Writes the remaining output.
-async fn finish<Io, C, T, M>(engine: &mut Engine<Io, C, T, M>)
+pub(super) async fn finish<Io, C, T, M>(engine: &mut Engine<Io, C, T, M>)
 where
     Io: Stream,
     C: Codec<T>,
@@ -133,6 +133,14 @@ where
 /// The future of [`Pipeline`]: serves one connection and closes it. Boxed once per connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct PipelineFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
+
+impl PipelineFuture {
+    pub(super) fn new(
+        served: impl Future<Output = Result<EndReason, BoxError>> + Send + 'static,
+    ) -> Self {
+        Self(Box::pin(served))
+    }
+}
 
 impl fmt::Debug for PipelineFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
