@@ -297,6 +297,26 @@ async fn who_is_silent_is_sent_away_and_who_talks_stays() {
 }
 
 #[tokio::test]
+async fn at_a_shutdown_the_last_line_of_each_member_says_so() {
+    let chat = Example::start("chat", &[]).await;
+    let mut members = vec![
+        join(&chat, "ann", "tea").await,
+        enter(&chat, "bob").await,
+        Client::connect(chat.addr()).await,
+    ];
+    assert_eq!(members[2].line().await, "* welcome! what is your name?");
+
+    let ended = tokio::spawn(chat.stop());
+
+    for member in &mut members {
+        let rest = String::from_utf8(member.rest().await).unwrap();
+        assert_eq!(rest.lines().last(), Some("* bye: the server shuts down"));
+    }
+    drop(members);
+    assert!(ended.await.unwrap().status.success());
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_is_said() {
     let chat = Example::start("chat", &[]).await;
     let mut ann = enter(&chat, "ann").await;

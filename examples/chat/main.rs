@@ -1,4 +1,4 @@
-//! A chat with names and rooms: sessions, messages to them, a timer, and broadcasts that no slow
+//! A chat with names and rooms: sessions, messages to them, a farewell, and broadcasts that no slow
 //! reader delays.
 //!
 //! | file | content |
@@ -31,7 +31,7 @@ use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
 use rooms::{Chat, Name};
-use session::Member;
+use session::{Member, farewell};
 
 mod rooms;
 mod session;
@@ -70,19 +70,18 @@ async fn main() -> Result<(), BoxError> {
 
     let chat = Arc::new(Chat::new(args.admin));
     let idle = Duration::from_secs(args.idle);
-    let make = service_fn(move |peer| {
-        Member::begin(Arc::clone(&chat), peer, idle).map_ok(SessionService::new)
-    });
-    // The session itself says goodbye to a silent member.
+    let make =
+        service_fn(move |peer| Member::begin(Arc::clone(&chat), peer).map_ok(SessionService::new));
     let limits = Limits::default().max_frame(MAX_LINE);
-    let deadlines = Deadlines::default().first_byte(None).idle(None);
+    let deadlines = Deadlines::default().first_byte(idle).idle(idle);
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(
             Pipeline::new(|| Lines::default().max_line(MAX_LINE))
                 .make_event_service(make)
                 .limits(limits)
-                .deadlines(deadlines),
+                .deadlines(deadlines)
+                .farewell(|_, reason| farewell(reason)),
         );
 
     let server = Server::builder()

@@ -2,10 +2,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 use tower_tcp::pipeline::{Event, Session};
 use tower_tcp::{BoxError, EndReason, Reply};
 
@@ -15,8 +13,6 @@ const HELP: &str = "* /join ROOM, /rooms, /who, /msg NAME TEXT, /kick NAME, /qui
 
 /// A message to a session, besides the lines of its member.
 pub(crate) enum Message {
-    /// The time allowed for silence may be over.
-    Idle,
     /// Another member sends this one away.
     Kicked { by: Name },
 }
@@ -29,9 +25,6 @@ pub(crate) struct Member {
     peer: Peer,
     name: Option<Name>,
     place: Option<Place>,
-    /// How long the member may be silent.
-    idle: Duration,
-    heard: Instant,
 }
 
 impl Session<Event<Bytes, Message>> for Member {
@@ -41,21 +34,10 @@ impl Session<Event<Bytes, Message>> for Member {
     async fn call(&mut self, event: Event<Bytes, Message>) -> Result<Reply<Bytes>, Infallible> {
         Ok(match event {
             Event::Request(line) => {
-                self.heard = Instant::now();
                 let answer = self.line(&printable(&line)).await;
                 answer.unwrap_or_else(|no| Bytes::from(format!("* {no}")).into())
             }
-            Event::Message(Message::Idle) => {
-                // One timer for the whole connection: when it is due, it is set for the rest.
-                let rest = self.idle.saturating_sub(self.heard.elapsed());
-                if rest.is_zero() {
-                    self.farewell("silent for too long".into())
-                } else {
-                    let _runs_until_the_end = self.peer.post_after(rest, Message::Idle);
-                    Reply::none()
-                }
-            }
-            Event::Message(Message::Kicked { by }) => self.farewell(format!("kicked by {by}")),
+            Event::Message(Message::Kicked { by }) => self.close(format!("kicked by {by}")),
         })
     }
 }
@@ -73,7 +55,7 @@ impl Drop for Member {
                 let end = peer.closed().await;
                 let why = match end.error() {
                     Some(why) if end.reason() == EndReason::ServiceClosed => why.to_string(),
-                    _ => end.reason().as_str().replace('_', " "),
+                    _ => words(end.reason()),
                 };
                 chat.leave(place, &format!("left: {why}")).await;
             });
@@ -82,20 +64,13 @@ impl Drop for Member {
 }
 
 impl Member {
-    pub(crate) async fn begin(
-        chat: Arc<Chat>,
-        peer: Peer,
-        idle: Duration,
-    ) -> Result<Self, BoxError> {
+    pub(crate) async fn begin(chat: Arc<Chat>, peer: Peer) -> Result<Self, BoxError> {
         peer.send("* welcome! what is your name?".into()).await?;
-        let _runs_until_the_end = peer.post_after(idle, Message::Idle);
         Ok(Self {
             chat,
             peer,
             name: None,
             place: None,
-            idle,
-            heard: Instant::now(),
         })
     }
 
@@ -126,7 +101,7 @@ impl Member {
                 Ok(Reply::none())
             }
             "/kick" => self.kick(me, &Name::new(rest)?).map(answer),
-            "/quit" => Ok(self.farewell("quit".into())),
+            "/quit" => Ok(self.close("quit".into())),
             "/help" => Ok(answer(HELP.into())),
             _ if line.starts_with('/') => Err("there is no such command; /help lists them".into()),
             _ => {
@@ -175,7 +150,7 @@ impl Member {
         Ok(format!("* you have kicked {whom}"))
     }
 
-    fn farewell(&self, why: String) -> Reply<Bytes> {
+    fn close(&self, why: String) -> Reply<Bytes> {
         let bye = answer(format!("* bye: {why}"));
         // The reason reaches the room at the end, and the log.
         self.peer.close_because(why);
@@ -185,6 +160,19 @@ impl Member {
     fn place(&self) -> Result<&Place, String> {
         let place = self.place.as_ref();
         place.ok_or_else(|| "you are in no room; say /join ROOM".into())
+    }
+}
+
+/// Returns the last line to a member whose connection the server ends.
+pub(crate) fn farewell(reason: EndReason) -> Bytes {
+    format!("* bye: {}", words(reason)).into()
+}
+
+fn words(reason: EndReason) -> String {
+    match reason {
+        EndReason::IdleTimeout | EndReason::FirstByteTimeout => "silent for too long".into(),
+        EndReason::Drained => "the server shuts down".into(),
+        other => other.as_str().replace('_', " "),
     }
 }
 
