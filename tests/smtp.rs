@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_tcp::EndReason;
+use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::tls::Tls;
 
@@ -372,11 +373,15 @@ impl Smtpd {
     }
 
     fn keeping(store: Store, memory: Memory) -> Self {
+        Self::limited(&ConnectionLimit::unlimited(), store, memory)
+    }
+
+    fn limited(limit: &ConnectionLimit, store: Store, memory: Memory) -> Self {
         let (server, client) = certified();
         let (tls, connector) = (Tls::from(server), TlsConnector::from(client));
         let shared = Arc::new(Shared::new("here".to_owned(), MAX_SIZE as u64, store));
         Self {
-            served: serve(service::smtp(Arc::clone(&shared), tls)),
+            served: serve(service::smtp(Arc::clone(&shared), tls, limit)),
             shared,
             memory,
             connector,
@@ -651,7 +656,7 @@ async fn lines_that_are_too_long_are_refused_and_the_session_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_client_has_five_minutes() {
+async fn an_idle_client_has_five_minutes_and_is_told_so() {
     let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     reply(&mut client).await;
@@ -660,7 +665,8 @@ async fn an_idle_client_has_five_minutes() {
     assert_eq!(ask(&mut client, "NOOP").await, 250);
     tokio::time::sleep(std::time::Duration::from_secs(301)).await;
 
-    assert_eq!(client.line().await, "");
+    assert_eq!(codes(&client.rest().await), [421]);
+    drop(client);
     assert_eq!(smtpd.served.reason().await, EndReason::IdleTimeout);
 }
 
@@ -741,38 +747,24 @@ async fn commands_injected_in_place_of_the_handshake_are_never_run() {
 // Leaving.
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_is_to_leave_is_told_so() {
+async fn at_a_shutdown_every_client_is_told_so() {
     let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     reply(&mut client).await;
+    smtpd.served.handle().pause();
+    let mut late = smtpd.connect().await;
 
-    smtpd.shared.leave().await;
+    smtpd.served.handle().shutdown();
 
     assert_eq!(codes(&client.rest().await), [421]);
-    assert_eq!(smtpd.served.reason().await, EndReason::ServiceClosed);
-    let mut late = smtpd.connect().await;
     assert_eq!(codes(&late.rest().await), [220, 421]);
+    drop((client, late));
+    assert_eq!(smtpd.served.reason().await, EndReason::Drained);
+    assert_eq!(smtpd.served.reason().await, EndReason::Drained);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mail_that_is_coming_in_is_kept_before_the_session_leaves() {
-    let smtpd = Smtpd::start();
-    let mut client = smtpd.connect().await;
-    up_to_data(&mut client).await;
-    client.send("one\r\n").await;
-    let shared = Arc::clone(&smtpd.shared);
-    let leaving = tokio::spawn(async move { shared.leave().await });
-    assert!(client.hears_nothing().await);
-
-    client.send("two\r\n.\r\n").await;
-
-    assert_eq!(codes(&client.rest().await), [250, 421]);
-    leaving.await.unwrap();
-    assert_eq!(smtpd.texts(), ["one\r\ntwo\r\n"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_session_within_tls_leaves_as_well() {
+async fn a_client_within_tls_is_told_so_as_well() {
     let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;
     reply(&mut client).await;
@@ -780,9 +772,43 @@ async fn a_session_within_tls_leaves_as_well() {
     let mut client = secured(&smtpd, client).await;
     assert_eq!(ask(&mut client, "EHLO me").await, 250);
 
-    smtpd.shared.leave().await;
+    smtpd.served.handle().shutdown();
 
     assert_eq!(codes(&client.rest().await), [421]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_over_the_limit_is_told_so_in_place_of_the_banner() {
+    let memory = Memory::new(4 * MAX_SIZE);
+    let store = Store::Memory(memory.clone());
+    let smtpd = Smtpd::limited(&ConnectionLimit::new(1), store, memory);
+    let mut inside = smtpd.connect().await;
+    reply(&mut inside).await;
+
+    let mut over = smtpd.connect().await;
+
+    assert_eq!(codes(&over.rest().await), [421]);
+    assert_eq!(ask(&mut inside, "NOOP").await, 250);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mail_that_is_coming_in_is_kept_before_a_shutdown_and_no_other_begins() {
+    let smtpd = Smtpd::start();
+    let mut client = smtpd.connect().await;
+    up_to_data(&mut client).await;
+    client.send("one\r\n").await;
+    let shared = Arc::clone(&smtpd.shared);
+    let finished = tokio::spawn(async move { drop(shared.finish_mails().await) });
+    assert!(client.hears_nothing().await);
+    assert!(!finished.is_finished());
+
+    let other = smtpd.codes(ENVELOPE).await;
+    client.send("two\r\n.\r\n").await;
+
+    assert_eq!(other, [220, 250, 250, 250, 421]);
+    assert_eq!(codes(&reply(&mut client).await), [250]);
+    finished.await.unwrap();
+    assert_eq!(smtpd.texts(), ["one\r\ntwo\r\n"]);
 }
 
 // The stored mail.
@@ -1031,12 +1057,11 @@ async fn a_process_that_is_told_to_end_says_so_to_its_clients() {
 
     let ended = tokio::spawn(smtp.stop());
 
-    assert!(idle.rest().await.starts_with(b"421 "));
-    drop(idle);
     busy.send("x\r\n.\r\n").await;
     assert!(busy.line().await.starts_with("250 "));
     assert!(busy.rest().await.starts_with(b"421 "));
-    drop(busy);
+    assert!(idle.rest().await.starts_with(b"421 "));
+    drop((busy, idle));
     let ended = ended.await.unwrap();
     assert!(ended.status.success());
     assert!(ended.said.last().unwrap().ends_with(", 0 cut off"));

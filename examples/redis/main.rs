@@ -26,17 +26,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use tokio::io::AsyncWriteExt;
 use tokio::runtime;
 use tokio::time::Instant;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
-use tower_tcp::bind::Socket;
-use tower_tcp::close::Linger;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, Watermarks};
-use tower_tcp::{BoxError, Connection, Peer, Pipeline, Server, signal};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
 use channels::Channels;
@@ -136,13 +133,14 @@ async fn serve(args: Args) -> Result<(), BoxError> {
     let pipeline = Pipeline::new(move || Resp::new(args.max_request))
         .make_service(make)
         .limits(limits)
-        .deadlines(deadlines);
+        .deadlines(deadlines)
+        .farewell(|_, reason| farewell(reason));
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .layer(
             ConnectionLimit::new(args.max_connections)
                 .layer()
-                .overflow(service_fn(refuse)),
+                .overflow(pipeline.reject()),
         )
         .service(pipeline);
 
@@ -160,10 +158,9 @@ async fn serve(args: Args) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Tells a connection over the limit, as redis does.
-async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
-    conn.write_all(b"-ERR max number of clients reached\r\n")
-        .await?;
-    conn.close(Linger::default()).await?;
-    Ok(())
+/// Returns the last words to a client that the server closes, as redis does: at a shutdown and for
+/// silence there are none, because some clients fail at an error that follows no command.
+fn farewell(reason: EndReason) -> Option<Frame> {
+    let error = "ERR max number of clients reached";
+    (reason == EndReason::LimitExceeded).then(|| Frame::Error(error.into()))
 }

@@ -7,7 +7,7 @@
 //! | `session.rs` | the session of one client: which command is allowed when |
 //! | `service.rs` | two pipelines, and STARTTLS between them |
 //! | `store.rs`, `memory.rs`, `maildir.rs` | the mails; know nothing of connections |
-//! | `main.rs` | the stack, and the farewell at shutdown |
+//! | `main.rs` | the stack, and the shutdown |
 //!
 //! ```sh
 //! cargo run --example smtp -- --maildir /tmp/mails
@@ -23,15 +23,13 @@ use std::time::Duration;
 
 use clap::Parser;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tower::{ServiceBuilder, service_fn};
+use tower::ServiceBuilder;
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
-use tower_tcp::close::Linger;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Connection, Handle, Server};
+use tower_tcp::{BoxError, Handle, Server};
 use tracing_subscriber::EnvFilter;
 
 use maildir::Maildir;
@@ -113,8 +111,7 @@ async fn main() -> Result<(), BoxError> {
     let limit = ConnectionLimit::new(args.max_connections);
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
-        .layer(limit.layer().overflow(service_fn(refuse)))
-        .service(service::smtp::<Socket>(Arc::clone(&shared), tls));
+        .service(service::smtp::<Socket>(Arc::clone(&shared), tls, &limit));
 
     let server = Server::builder()
         .name("smtp")
@@ -149,11 +146,10 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Shuts down at the first signal: accepts no more connections, completes the incoming mails, and
-/// sends every client a 421. At the second signal, cuts off the rest.
+/// Shuts down at the first signal: accepts no more connections and no more mails, completes the
+/// incoming ones, and sends every client a 421. At the second signal, cuts off the rest.
 ///
-/// The library's own drain is as orderly, but it closes without a 421, since it does not know the
-/// protocol.
+/// A drain waits for a frame that has begun. A mail is many frames, so this waits for the mails.
 async fn shut_down(
     (mut terminate, mut interrupt): (Signal, Signal),
     handle: Handle,
@@ -161,11 +157,11 @@ async fn shut_down(
 ) {
     signalled(&mut terminate, &mut interrupt).await;
     handle.pause();
-    tokio::select! {
-        () = shared.leave() => {}
-        () = tokio::time::sleep(LEAVING) => {}
+    let _no_more_mails = tokio::select! {
+        none = shared.finish_mails() => Some(none),
+        () = tokio::time::sleep(LEAVING) => None,
         () = signalled(&mut terminate, &mut interrupt) => return handle.abort(),
-    }
+    };
     handle.shutdown();
     tokio::select! {
         _ = handle.closed() => {}
@@ -178,14 +174,6 @@ async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-}
-
-/// Answers a connection over the limit.
-async fn refuse(mut conn: Connection<Socket>) -> Result<(), BoxError> {
-    conn.write_all(b"421 Too many connections, come back later\r\n")
-        .await?;
-    conn.close(Linger::default()).await?;
-    Ok(())
 }
 
 /// Makes a self-signed certificate.

@@ -11,17 +11,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tower::{Service, ServiceBuilder, service_fn};
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::deadline::Deadlines;
-use tower_tcp::pipeline::{Event, Session, SessionService, Upgrade};
+use tower_tcp::pipeline::{Session, SessionService, Upgrade};
 use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Rewind};
+use tower_tcp::{BoxError, Connection, ConnectionService, Peer, Pipeline, Reply, Rewind};
 
 use super::answer::Answer;
 use super::codec::{Input, Smtp};
 use super::command::Command;
-use super::session::{Leave, Shared, SmtpSession};
+use super::session::{Shared, SmtpSession, farewell};
 
 /// How long a client may take for its next command, or the next piece of its mail (RFC 5321,
 /// section 4.5.3.2.7).
@@ -30,13 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(5 * 60);
 pub(crate) fn smtp<Io>(
     shared: Arc<Shared>,
     tls: Tls,
-) -> impl Service<
-    Connection<Io>,
-    Response = EndReason,
-    Error = BoxError,
-    Future = impl Future<Output = Result<EndReason, BoxError>> + Send + use<Io>,
-> + Clone
-+ Send
+    limit: &ConnectionLimit,
+) -> impl ConnectionService<Io> + Clone
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -46,19 +42,19 @@ where
         .idle(PATIENCE);
 
     let everybody = Arc::clone(&shared);
-    let greet = service_fn(move |peer: Peer<Answer, Leave>| {
+    let greet = service_fn(move |peer: Peer<Answer>| {
         let shared = Arc::clone(&everybody);
         async move {
             let banner = Answer::new(220, format!("{} ESMTP", shared.hostname));
             peer.send(banner).await?;
-            let session = InTheClear(SmtpSession::new(shared, &peer, false)?);
+            let session = InTheClear(SmtpSession::new(shared, &peer, false));
             Ok::<_, BoxError>(SessionService::new(session))
         }
     });
 
-    let make_secured = service_fn(move |peer: Peer<Answer, Leave>| {
+    let make_secured = service_fn(move |peer: Peer<Answer>| {
         let session = SmtpSession::new(Arc::clone(&shared), &peer, true);
-        ready(session.map(SessionService::new))
+        ready(Ok::<_, Infallible>(SessionService::new(session)))
     });
     let secured = ServiceBuilder::new()
         .layer(PreConnectLayer::new(
@@ -66,28 +62,33 @@ where
         ))
         .service(
             Pipeline::new(Smtp::default)
-                .make_event_service(make_secured)
-                .deadlines(deadlines),
+                .make_service(make_secured)
+                .deadlines(deadlines)
+                .farewell(|_, reason| farewell(reason)),
         );
 
-    Pipeline::new(Smtp::default)
-        .make_event_service(greet)
+    let smtp = Pipeline::new(Smtp::default)
+        .make_service(greet)
         .deadlines(deadlines)
-        .on_upgrade(secured)
+        .farewell(|_, reason| farewell(reason))
+        .on_upgrade(secured);
+    ServiceBuilder::new()
+        .layer(limit.layer().overflow(smtp.reject()))
+        .service(smtp)
 }
 
 /// A session that TLS may take over.
 struct InTheClear(SmtpSession);
 
-impl Session<Event<Input, Leave>> for InTheClear {
+impl Session<Input> for InTheClear {
     type Reply = Upgrade<Answer>;
     type Error = Infallible;
 
-    async fn call(&mut self, event: Event<Input, Leave>) -> Result<Upgrade<Answer>, Infallible> {
-        if let Event::Request(Input::Command(Ok(Command::StartTls))) = event {
+    async fn call(&mut self, input: Input) -> Result<Upgrade<Answer>, Infallible> {
+        if let Input::Command(Ok(Command::StartTls)) = input {
             return Ok(Reply::from(Answer::new(220, "Go ahead")).upgrade());
         }
-        self.0.call(event).await.map(Upgrade::from)
+        self.0.call(input).await.map(Upgrade::from)
     }
 }
 

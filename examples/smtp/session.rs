@@ -3,14 +3,13 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
-use tower_tcp::pipeline::{Event, Session};
-use tower_tcp::registry::{KeyTaken, Registry};
-use tower_tcp::{ConnectionId, Peer, Reply};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
+use tower_tcp::pipeline::Session;
+use tower_tcp::{EndReason, Peer, Reply};
 
 use super::answer::{Answer, GO_AHEAD};
 use super::codec::{Flaw, Input};
@@ -23,19 +22,19 @@ pub(crate) const MAX_RECIPIENTS: usize = 100;
 /// The most mistakes of a client: more than a confused one makes, and few for an attacker.
 pub(crate) const MAX_MISTAKES: usize = 10;
 
+/// The code of the answer behind which the server closes the connection on its own (RFC 5321,
+/// section 3.8).
+const LEAVES: u16 = 421;
+
 /// The state that all sessions share.
 pub(crate) struct Shared {
     pub(crate) hostname: String,
     /// The largest mail, in octets.
     pub(crate) max_size: u64,
     pub(crate) store: Store,
-    sessions: Registry<ConnectionId, Answer, Leave>,
-    leaving: AtomicBool,
+    /// Held for reading by each mail that is coming in.
+    mails: Arc<RwLock<()>>,
 }
-
-/// The message to a session to leave: at once, or behind the mail that is coming in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Leave;
 
 impl Shared {
     pub(crate) fn new(hostname: String, max_size: u64, store: Store) -> Self {
@@ -43,33 +42,14 @@ impl Shared {
             hostname,
             max_size,
             store,
-            sessions: Registry::new(),
-            leaving: AtomicBool::new(false),
+            mails: Arc::default(),
         }
     }
 
-    /// Tells all sessions to leave, and waits until they have.
-    pub(crate) async fn leave(&self) {
-        self.leaving.store(true, Ordering::SeqCst);
-        let sessions: Vec<_> = self.sessions.iter().map(|(_, peer)| peer).collect();
-        for peer in &sessions {
-            let _told_or_gone = peer.try_post(Leave);
-        }
-        for peer in &sessions {
-            peer.closed().await;
-        }
-    }
-
-    /// Enters a session, in the place of the one that its connection had before TLS.
-    fn enter(&self, peer: &Peer<Answer, Leave>) -> Result<(), KeyTaken> {
-        let id = peer.info().id();
-        drop(self.sessions.remove(&id));
-        self.sessions.insert(id, peer)?;
-        // Looked at behind the entry: if `leave` missed the entry, it had set this before.
-        if self.leaving.load(Ordering::SeqCst) {
-            let _told_or_gone = peer.try_post(Leave);
-        }
-        Ok(())
+    /// Waits until no mail is coming in. From this call on none is let in, until what it returns is
+    /// dropped.
+    pub(crate) async fn finish_mails(&self) -> RwLockWriteGuard<'_, ()> {
+        self.mails.write().await
     }
 }
 
@@ -78,7 +58,6 @@ pub(crate) struct SmtpSession {
     client: Client,
     transaction: Transaction,
     mistakes: usize,
-    leaving: bool,
 }
 
 /// The facts about the client.
@@ -103,40 +82,33 @@ enum Transaction {
     Text {
         draft: Result<Draft, Answer>,
         size: u64,
+        coming_in: OwnedRwLockReadGuard<()>,
     },
 }
 
-impl Session<Event<Input, Leave>> for SmtpSession {
+impl Session<Input> for SmtpSession {
     type Reply = Reply<Answer>;
     type Error = Infallible;
 
-    async fn call(&mut self, event: Event<Input, Leave>) -> Result<Reply<Answer>, Infallible> {
-        let quits = event == Event::Request(Input::Command(Ok(Command::Quit)));
-        let answer = match event {
-            Event::Request(Input::Command(Ok(command))) => Some(self.command(command).await),
-            Event::Request(Input::Command(Err(answer))) => Some(answer),
-            Event::Request(Input::Text(text)) => {
+    async fn call(&mut self, input: Input) -> Result<Reply<Answer>, Infallible> {
+        let quits = input == Input::Command(Ok(Command::Quit));
+        let answer = match input {
+            Input::Command(Ok(command)) => Some(self.command(command).await),
+            Input::Command(Err(answer)) => Some(answer),
+            Input::Text(text) => {
                 self.text(text).await;
                 None
             }
-            Event::Request(Input::EndOfText(end)) => Some(self.end_of_text(end).await),
-            Event::Message(Leave) => {
-                self.leaving = true;
-                None
-            }
+            Input::EndOfText(end) => Some(self.end_of_text(end).await),
         };
-        if answer.as_ref().is_some_and(is_mistake) {
-            self.mistakes += 1;
-        }
-        let farewell = if self.mistakes >= MAX_MISTAKES {
-            Some(Answer::new(421, "Too many mistakes"))
-        } else if self.leaving && !matches!(self.transaction, Transaction::Text { .. }) {
-            Some(Answer::new(421, "Closing down, come back later"))
-        } else {
-            None
+        let Some(answer) = answer else {
+            return Ok(Reply::none());
         };
-        Ok(if quits || farewell.is_some() {
-            Reply::from(Vec::from_iter(answer.into_iter().chain(farewell))).close()
+        self.mistakes += usize::from(is_mistake(&answer));
+        Ok(if self.mistakes >= MAX_MISTAKES {
+            Reply::from(vec![answer, Answer::new(LEAVES, "Too many mistakes")]).close()
+        } else if quits || answer.code == LEAVES {
+            Reply::from(answer).close()
         } else {
             answer.into()
         })
@@ -144,17 +116,7 @@ impl Session<Event<Input, Leave>> for SmtpSession {
 }
 
 impl SmtpSession {
-    /// Begins a session.
-    ///
-    /// # Errors
-    ///
-    /// Never: the key is the connection's own.
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        peer: &Peer<Answer, Leave>,
-        secured: bool,
-    ) -> Result<Self, KeyTaken> {
-        shared.enter(peer)?;
+    pub(crate) fn new(shared: Arc<Shared>, peer: &Peer<Answer>, secured: bool) -> Self {
         let address = peer.info().peer_addr();
         let client = Client {
             address: address
@@ -163,13 +125,12 @@ impl SmtpSession {
             secured,
             hello: None,
         };
-        Ok(Self {
+        Self {
             shared,
             client,
             transaction: Transaction::None,
             mistakes: 0,
-            leaving: false,
-        })
+        }
     }
 
     async fn command(&mut self, command: Command) -> Answer {
@@ -247,6 +208,9 @@ impl SmtpSession {
             // A client that pipelines learns here that no recipient was accepted (RFC 5321, 3.3).
             return Answer::new(554, "No recipients");
         }
+        let Ok(coming_in) = Arc::clone(&self.shared.mails).try_read_owned() else {
+            return farewell(EndReason::Drained);
+        };
         let header = self.client.header(from, to, &self.shared.hostname);
         let draft = async {
             let mut draft = self.shared.store.begin().await?;
@@ -258,6 +222,7 @@ impl SmtpSession {
                 self.transaction = Transaction::Text {
                     draft: Ok(draft),
                     size: 0,
+                    coming_in,
                 };
                 Answer::new(GO_AHEAD, "Go ahead, to the end: CRLF.CRLF")
             }
@@ -266,7 +231,7 @@ impl SmtpSession {
     }
 
     async fn text(&mut self, text: Bytes) {
-        let Transaction::Text { draft, size } = &mut self.transaction else {
+        let Transaction::Text { draft, size, .. } = &mut self.transaction else {
             return;
         };
         *size += text.len() as u64;
@@ -282,7 +247,10 @@ impl SmtpSession {
 
     async fn end_of_text(&mut self, end: Result<(), Flaw>) -> Answer {
         let transaction = std::mem::replace(&mut self.transaction, Transaction::None);
-        let Transaction::Text { draft, .. } = transaction else {
+        let Transaction::Text {
+            draft, coming_in, ..
+        } = transaction
+        else {
             return out_of_order("DATA first");
         };
         if let Err(flaw) = end {
@@ -298,7 +266,9 @@ impl SmtpSession {
             Ok(draft) => draft,
             Err(answer) => return answer,
         };
-        match draft.keep().await {
+        let kept = draft.keep().await;
+        drop(coming_in);
+        match kept {
             Ok(()) => Answer::new(250, "OK, kept"),
             Err(err) => failed(&err),
         }
@@ -332,6 +302,18 @@ impl Client {
         );
         header
     }
+}
+
+/// Returns the last answer to a client whose connection the server ends.
+pub(crate) fn farewell(reason: EndReason) -> Answer {
+    let why = match reason {
+        EndReason::LimitExceeded => "Too many connections, come back later",
+        EndReason::FirstByteTimeout | EndReason::FrameTimeout | EndReason::IdleTimeout => {
+            "Silent for too long"
+        }
+        _ => "Closing down, come back later",
+    };
+    Answer::new(LEAVES, why)
 }
 
 fn is_mistake(answer: &Answer) -> bool {
