@@ -78,10 +78,7 @@ async fn main() -> Result<(), BoxError> {
         .chain(tls.when(|info| info.get() == Some(&Protocol::Tls)))
         .chain(peek.when(|info| info.get().is_some_and(|tls: &TlsInfo| tls.alpn().is_none())));
 
-    // For clients such as `nc -N`, which shut down their side after the request.
-    let http = Http::new(service_fn(hello)).configure(|hyper| {
-        hyper.http1().half_close(true);
-    });
+    let http = Http::new(service_fn(hello));
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
     let greet =
         OnConnectLayer::new(|peer: Peer<Bytes>| async move { peer.send("220 ready".into()).await });

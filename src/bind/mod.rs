@@ -4,6 +4,8 @@
 //! listens: any number of TCP and Unix sockets as one [`Listener`]. You can replace it with a
 //! listener of your own.
 
+#[cfg(feature = "http")]
+mod departure;
 mod endpoint;
 mod listener_ext;
 mod open;
@@ -22,6 +24,8 @@ use std::task::{Context, Poll};
 
 use crate::connection::{Address, Probe};
 
+#[cfg(feature = "http")]
+pub(crate) use departure::Departing;
 #[cfg(feature = "metrics")]
 pub(crate) use queue::accept_queue;
 

@@ -166,11 +166,11 @@ impl Life {
         Self::add(&self.messages_dropped, messages);
     }
 
-    pub(super) fn peer_is_done(&self) {
+    pub(crate) fn peer_is_done(&self) {
         self.peer_done.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the peer's end of input was read.
+    /// Returns whether the peer has finished sending.
     #[cfg(feature = "http")]
     pub(crate) fn is_peer_done(&self) -> bool {
         self.peer_done.load(Ordering::Relaxed)

@@ -149,7 +149,8 @@ deadlines! {
         /// A peer that has finished sending may wait for its replies, as `nc -N` does, or be gone.
         /// TCP does not tell. So replies within this time are sent. Each finished reply, and each
         /// byte that the peer takes, starts the time anew: requests that arrived together are all
-        /// answered.
+        /// answered. It applies to pipelines and to HTTP/1, since HTTP/2 has no half-closed
+        /// connections. A reset ends a request at once.
         ///
         /// Default: 10 s. Why: most replies take less, and an abandoned request costs no more. When
         /// reached: the peer counts as gone. Its calls are dropped, and the connection ends with

@@ -62,14 +62,17 @@ struct Left {
 
 pub(super) struct Clock {
     timer: Timer,
-    /// The state when the timer was armed: the wait, and whether output is pending, the connection
-    /// drains, and a graceful close has begun.
-    armed: Option<(Waiting, bool, bool, bool)>,
+    /// The state when the timer was armed: the wait, and whether output is pending, the peer has
+    /// finished sending, the connection drains, and a graceful close has begun.
+    armed: Option<(Waiting, bool, bool, bool, bool)>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
     /// Bytes written when the peer stopped taking output, and that time.
     blocked: Option<(u64, Moment)>,
-    /// Bytes read and written, and the time of the last change. For tunnels and unread bodies.
+    /// The time at which the peer had finished sending.
+    finished: Option<Moment>,
+    /// Bytes read and written, and the time of the last change. For tunnels, unread bodies, and
+    /// peers that have finished sending.
     moved: (u64, Moment),
     retire: Option<Moment>,
     /// The time at which the connection began to drain because of its age.
@@ -85,6 +88,7 @@ impl Clock {
             armed: None,
             waiting: (Waiting::FirstByte, 0, Moment::START),
             blocked: None,
+            finished: None,
             moved: (0, Moment::START),
             retire: timer.age(accepted_at, deadlines.age()),
             timer,
@@ -107,6 +111,7 @@ impl Clock {
         let waits = (
             self.waiting.0,
             self.blocked.is_some(),
+            self.finished.is_some(),
             self.draining.is_some(),
             self.has_left(),
         );
@@ -170,6 +175,9 @@ impl Clock {
         } else if self.blocked.is_none_or(|(before, _)| before != written) {
             self.blocked = Some((written, now));
         }
+        if self.finished.is_none() && life.is_peer_done() {
+            self.finished = Some(now);
+        }
         let moved = life.bytes_read().wrapping_add(written);
         if moved != self.moved.0 {
             self.moved = (moved, now);
@@ -192,15 +200,15 @@ impl Clock {
             first_byte: _,
             frame: _,
             idle: _,
+            half_closed: _,
             upgraded_idle: _,
             // Kept in `self`.
             max_age: _,
             max_age_jitter: _,
             // Kept by the body.
             body: _,
-            // Kept by hooks, pipelines and `serve`.
+            // Kept by hooks and `serve`.
             pre_connect: _,
-            half_closed: _,
             make_service: _,
             drain:
                 DrainDeadlines {
@@ -243,7 +251,16 @@ impl Clock {
         let (waiting, _, since) = self.waiting;
         let idle = Due::End(EndReason::IdleTimeout);
         match (waiting, self.left) {
-            (Waiting::Busy, _) => None,
+            (Waiting::Busy, _) => {
+                // Output that is pending has its own deadline.
+                let finished = self.finished.filter(|_| self.blocked.is_none());
+                let gone = Due::End(EndReason::PeerReset);
+                due(
+                    finished.map(|at| at.max(self.moved.1)),
+                    deadlines.half_closed,
+                    gone,
+                )
+            }
             (Waiting::FirstByte, _) => {
                 let silent = Due::End(EndReason::FirstByteTimeout);
                 due(Moment::START, deadlines.first_byte, silent)

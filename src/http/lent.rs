@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::ahead::Ahead;
 use super::progress::Progress;
 use crate::connection::Connection;
 
@@ -24,6 +25,7 @@ pub(super) struct Lent<Io> {
     /// The stream until its upgrade. Until then borrower and owner are the same task, so no lock is
     /// needed.
     conn: Option<Connection<Io>>,
+    ahead: Ahead,
     progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
 }
@@ -49,6 +51,7 @@ pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner
     })));
     let lent = Lent {
         conn: Some(conn),
+        ahead: Ahead::default(),
         progress: Arc::clone(progress),
         loan: Arc::clone(&loan),
     };
@@ -143,6 +146,7 @@ impl<Io: Unpin> Lent<Io> {
         // hyper writes the response that agrees to the upgrade next, so the stream moves into the
         // lock before another task can use it.
         if let Some(conn) = self.conn.take() {
+            self.ahead.unwatch();
             held.conn = Some(conn);
         }
         let Some(conn) = &mut held.conn else {
@@ -164,6 +168,20 @@ impl<Io: Unpin> Lent<Io> {
     }
 }
 
+impl<Io: AsyncRead + Unpin + 'static> Lent<Io> {
+    /// Ready once the peer of an HTTP/1 request in progress can no longer be reached.
+    #[inline]
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.conn {
+            Some(conn) if self.progress.is_answering_http1() => self.ahead.poll_gone(conn, cx),
+            _ => {
+                self.ahead.unwatch();
+                Poll::Pending
+            }
+        }
+    }
+}
+
 fn taken_away() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
@@ -177,6 +195,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(read) = self.ahead.read(buf) {
+            return Poll::Ready(read);
+        }
         self.poll(
             cx,
             |held| &mut held.reader,
@@ -185,7 +206,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Lent<Io> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -215,7 +236,12 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_output(cx, |conn, cx| conn.poll_flush(cx))
+        let flushed = self.poll_output(cx, |conn, cx| conn.poll_flush(cx));
+        // hyper flushes at the end of each of its turns.
+        if let Poll::Ready(gone) = self.poll_gone(cx) {
+            return Poll::Ready(Err(gone));
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

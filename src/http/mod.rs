@@ -74,8 +74,12 @@
 //! ends the connection with [`CodecError`](crate::EndReason::CodecError) or
 //! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). If a peer disconnects before its response,
 //! the request is dropped and the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
-//! hyper treats the peer's end of input as a disconnect, too. For clients that half-close and wait,
-//! such as `nc -N`, set `.configure(|hyper| { hyper.http1().half_close(true); })`.
+//!
+//! A client of HTTP/1 that has finished sending may wait for its response, as `nc -N` does, or be
+//! gone. So a response within [10 s](Deadlines::half_closed) is sent, and after that the client
+//! counts as disconnected. A reset is noticed at once. So is the close of a Unix socket. Both hold
+//! whatever lies unread behind the request. In memory, and on a stream of your own, the end of
+//! input is noticed only if at most 512 bytes lie unread before it.
 //!
 //! Deadlines are set by [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`],
 //! which the service can still answer. However a connection ends, finished responses reach the
@@ -109,6 +113,7 @@
 //! quarter. An HTTP/2 connection with only tunnels has the same deadlines; one that also has
 //! requests in progress counts as busy.
 
+mod ahead;
 mod body;
 mod clock;
 mod lent;
@@ -216,7 +221,7 @@ impl<K> Http<K> {
     ///
     /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not tell a
     /// request's head from the idle time before it; use [`Deadlines::frame`] and
-    /// [`Deadlines::idle`].
+    /// [`Deadlines::idle`]. Neither can its `half_close`; use [`Deadlines::half_closed`].
     ///
     /// ```
     /// # use tower_tcp::http::{Http, RequestBody, hyper::{Request, Response}};

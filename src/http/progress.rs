@@ -57,6 +57,13 @@ impl Progress {
         self.in_flight.load(Ordering::Acquire) > 0
     }
 
+    /// Returns whether a request of HTTP/1 is in progress, and its stream will not be upgraded.
+    pub(super) fn is_answering_http1(&self) -> bool {
+        self.is_busy()
+            && !self.multiplexed.load(Ordering::Relaxed)
+            && !self.upgrades.load(Ordering::Relaxed)
+    }
+
     /// Returns whether an HTTP/2 stream is open. Without a request in progress it is a tunnel.
     pub(super) fn has_streams(&self) -> bool {
         self.streams.load(Ordering::Relaxed) > 0

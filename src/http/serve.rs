@@ -106,7 +106,9 @@ where
     builder
         .http1()
         .timer(AwaitHead::new(&progress))
-        .header_read_timeout(Duration::from_secs(1));
+        .header_read_timeout(Duration::from_secs(1))
+        // `Ahead` looks for the peer's end of input, and the clock gives it a time.
+        .half_close(true);
 
     let ended = {
         let requests = HyperService::new(service, Arc::clone(&progress));

@@ -3,6 +3,7 @@
 //! reason.
 
 mod deadlines;
+mod departures;
 mod drain;
 mod endings;
 mod frames;

@@ -1,0 +1,111 @@
+//! Reads a little ahead while an HTTP/1 request is answered, to notice a peer that leaves.
+//!
+//! hyper can look for the end of input by itself. But it does not look behind bytes that it has not
+//! parsed yet, and it takes a peer that has finished sending for one that has left.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::bind::Departing;
+use crate::connection::Connection;
+
+/// The most bytes to read ahead. Behind more input than that, only a socket tells of the end.
+const AHEAD: usize = 512;
+
+/// The input that was read ahead, for hyper to read it later.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    bytes: Bytes,
+    /// The end of input, or the error that cut it off.
+    end: Option<io::Result<()>>,
+    watch: Watch,
+}
+
+#[derive(Debug, Default)]
+enum Watch {
+    #[default]
+    Unasked,
+    Watching(Departing),
+    /// The stream has no socket to ask.
+    Blind,
+}
+
+impl Ahead {
+    /// Reads what was read ahead, if there is something.
+    #[inline]
+    pub(super) fn read(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
+        if self.bytes.is_empty() {
+            return self.end.take();
+        }
+        let n = self.bytes.len().min(buf.remaining());
+        buf.put_slice(&self.bytes[..n]);
+        self.bytes.advance(n);
+        Some(Ok(()))
+    }
+
+    /// Stops watching. The watch would keep the socket open.
+    pub(super) fn unwatch(&mut self) {
+        self.watch = Watch::Unasked;
+    }
+
+    /// Ready with an error once the peer can no longer be reached. A peer that has finished sending
+    /// is noted in the connection's life.
+    pub(super) fn poll_gone<Io>(
+        &mut self,
+        conn: &mut Connection<Io>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Error>
+    where
+        Io: AsyncRead + Unpin + 'static,
+    {
+        if self.bytes.is_empty() && self.end.is_none() {
+            match ready!(self.poll_read_ahead(conn, cx)) {
+                // hyper may be waiting for it.
+                Ok(()) => cx.waker().wake_by_ref(),
+                Err(err) => return Poll::Ready(err),
+            }
+        }
+        if matches!(self.watch, Watch::Unasked) {
+            self.watch = Departing::of(conn.get_ref()).map_or(Watch::Blind, Watch::Watching);
+        }
+        let Watch::Watching(peer) = &self.watch else {
+            return Poll::Pending;
+        };
+        if !conn.life().is_peer_done() && peer.poll_finished(cx).is_ready() {
+            conn.life().peer_is_done();
+        }
+        ready!(peer.poll_gone(cx));
+        Poll::Ready(io::ErrorKind::ConnectionReset.into())
+    }
+
+    fn poll_read_ahead<Io>(
+        &mut self,
+        conn: &mut Connection<Io>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>>
+    where
+        Io: AsyncRead + Unpin + 'static,
+    {
+        let mut block = [MaybeUninit::uninit(); AHEAD];
+        let mut buf = ReadBuf::uninit(&mut block);
+        let read = ready!(Pin::new(&mut *conn).poll_read(cx, &mut buf));
+        if !buf.filled().is_empty() {
+            self.bytes = Bytes::copy_from_slice(buf.filled());
+            return Poll::Ready(Ok(()));
+        }
+        match read {
+            // A request that has arrived whole is answered, even if TLS was not closed properly.
+            Err(err) if err.kind() != io::ErrorKind::UnexpectedEof => Poll::Ready(Err(err)),
+            end => {
+                conn.life().peer_is_done();
+                self.end = Some(end);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
