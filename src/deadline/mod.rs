@@ -27,7 +27,7 @@ use std::time::Duration;
 pub(crate) use timer::{Due, Moment, Timer, after, due, first};
 pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
-pub(crate) use watch::{Borrower, Watch};
+pub(crate) use watch::{Borrower, Watch, between_looks};
 
 /// The time for which a draining connection without a first byte stays open after it was accepted.
 /// Its peer's bytes may have arrived with it, and the runtime learns of them one turn of its driver

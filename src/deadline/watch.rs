@@ -23,6 +23,11 @@ pub(crate) enum Borrower {
 /// the time between two checks.
 const LOOKS: u32 = 4;
 
+/// Returns the time between two checks for a deadline.
+pub(crate) fn between_looks(time: Duration) -> Duration {
+    (time / LOOKS).max(Duration::from_millis(1))
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Alarm {
     End(EndReason),
@@ -149,11 +154,7 @@ impl Watch {
         let blocked = self.blocked.map(|(_, since)| since);
         let look = |time: Option<Duration>| {
             let time = time.filter(|time| upgraded && !time.is_zero())?;
-            due(
-                now,
-                (time / LOOKS).max(Duration::from_millis(1)),
-                Alarm::Look,
-            )
+            due(now, between_looks(time), Alarm::Look)
         };
         first([
             due(since, rest, Alarm::End(reason)),

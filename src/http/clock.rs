@@ -15,7 +15,9 @@ use hyper::rt::{Sleep, Timer as HyperTimer};
 use tokio::time::Instant;
 
 use super::progress::Progress;
-use crate::deadline::{self, Deadlines, DrainDeadlines, Moment, TAKEN_IN, Timer, due, first};
+use crate::deadline::{
+    self, Deadlines, DrainDeadlines, Moment, TAKEN_IN, Timer, between_looks, due, first,
+};
 use crate::end::EndReason;
 
 /// The current wait of a connection.
@@ -41,12 +43,14 @@ pub(super) enum Due {
     Leave(EndReason),
     /// End at once, without a graceful shutdown.
     End(EndReason),
+    /// Compute the deadlines again: other tasks change what they count from.
+    Look,
 }
 
 impl deadline::Due for Due {
     fn is_kept_by_peer(&self) -> bool {
         match self {
-            Self::Retire => false,
+            Self::Retire | Self::Look => false,
             Self::Leave(reason) | Self::End(reason) => reason.is_kept_by_peer(),
         }
     }
@@ -62,13 +66,16 @@ struct Left {
 
 pub(super) struct Clock {
     timer: Timer,
-    /// The state when the timer was armed: the wait, and whether output is pending, the peer has
-    /// finished sending, the connection drains, and a graceful close has begun.
-    armed: Option<(Waiting, bool, bool, bool, bool)>,
+    /// The state when the timer was armed: the wait, and whether output is pending, data waits for
+    /// the peer, the peer has finished sending, the connection drains, and a graceful close has
+    /// begun.
+    armed: Option<(Waiting, [bool; 5])>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
     /// Bytes written when the peer stopped taking output, and that time.
     blocked: Option<(u64, Moment)>,
+    /// HTTP/2 only: the bytes of responses taken when the peer stopped taking them, and that time.
+    stalled: Option<(u64, Moment)>,
     /// The time at which the peer had finished sending.
     finished: Option<Moment>,
     /// Bytes read and written, and the time of the last change. For tunnels, unread bodies, and
@@ -88,6 +95,7 @@ impl Clock {
             armed: None,
             waiting: (Waiting::FirstByte, 0, Moment::START),
             blocked: None,
+            stalled: None,
             finished: None,
             moved: (0, Moment::START),
             retire: timer.age(accepted_at, deadlines.age()),
@@ -108,17 +116,18 @@ impl Clock {
     ) -> Poll<Due> {
         let now = self.timer.now();
         self.note(progress, now);
-        let waits = (
-            self.waiting.0,
+        let facts = [
             self.blocked.is_some(),
+            self.stalled.is_some(),
             self.finished.is_some(),
             self.draining.is_some(),
             self.has_left(),
-        );
+        ];
+        let waits = (self.waiting.0, facts);
         if self.armed == Some(waits) && self.timer.fires_after(now) {
             return Poll::Pending;
         }
-        let next = self.next(progress, deadlines);
+        let next = self.next(now, progress, deadlines);
         self.armed = next.map(|_| waits);
         let due = ready!(self.timer.poll(next, now, cx));
         self.armed = None;
@@ -133,7 +142,7 @@ impl Clock {
                     written: (progress.life().bytes_written(), now),
                 });
             }
-            Due::End(_) => {}
+            Due::End(_) | Due::Look => {}
         }
         Poll::Ready(due)
     }
@@ -151,7 +160,8 @@ impl Clock {
     fn note(&mut self, progress: &Progress, now: Moment) {
         let life = progress.life();
         let requests = life.requests();
-        let waiting = if progress.is_busy() {
+        let pending = life.is_write_pending();
+        let waiting = if progress.is_busy() || (pending && !progress.is_multiplexed()) {
             Waiting::Busy
         } else if progress.has_streams() {
             Waiting::Tunnels
@@ -170,10 +180,15 @@ impl Clock {
             self.waiting = (waiting, requests, now);
         }
         let written = life.bytes_written();
-        if !life.is_write_pending() {
+        if !pending {
             self.blocked = None;
         } else if self.blocked.is_none_or(|(before, _)| before != written) {
             self.blocked = Some((written, now));
+        }
+        match progress.queued().filter(|_| !pending) {
+            None => self.stalled = None,
+            Some(taken) if self.stalled.is_some_and(|(before, _)| before == taken) => {}
+            Some(taken) => self.stalled = Some((taken, now)),
         }
         if self.finished.is_none() && life.is_peer_done() {
             self.finished = Some(now);
@@ -193,7 +208,12 @@ impl Clock {
     }
 
     /// Returns the deadline that comes first.
-    fn next(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
+    fn next(
+        &self,
+        now: Moment,
+        progress: &Progress,
+        deadlines: &Deadlines,
+    ) -> Option<(Moment, Due)> {
         let Deadlines {
             write,
             // Used by `rest`.
@@ -225,8 +245,16 @@ impl Clock {
         let (waiting, _, since) = self.waiting;
         let blocked = self.blocked.map(|(_, since)| since);
         let retire = self.retire.filter(|_| self.draining.is_none());
+        let multiplexed = waiting == Waiting::Busy && progress.is_multiplexed();
+        let look = write.filter(|time| multiplexed && !time.is_zero());
         first([
             self.rest(progress, deadlines),
+            due(
+                self.stalled.map(|(_, since)| since),
+                write,
+                Due::End(EndReason::WriteTimeout),
+            ),
+            due(now, look.map(between_looks), Due::Look),
             due(blocked, write, Due::End(EndReason::WriteTimeout)),
             self.leave(progress, deadlines),
             retire.map(|at| (at, Due::Retire)),

@@ -118,6 +118,7 @@ mod body;
 mod clock;
 mod lent;
 mod progress;
+mod reply;
 mod requests;
 mod serve;
 mod streams;

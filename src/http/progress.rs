@@ -20,6 +20,10 @@ pub(super) struct Progress {
     /// The longest time without a byte of a request's body.
     pub(super) body: Option<Duration>,
     in_flight: AtomicUsize,
+    /// HTTP/2 only: the pieces of responses that wait for the peer to take them.
+    queued: AtomicUsize,
+    /// The bytes of those that it has taken.
+    taken: AtomicU64,
     /// The number of tasks that run HTTP/2 streams, including tunnels, whose request is already
     /// answered.
     pub(super) streams: AtomicUsize,
@@ -37,6 +41,8 @@ impl Progress {
             info,
             body,
             in_flight: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             awaiting_head: AtomicU64::new(0),
@@ -52,9 +58,15 @@ impl Progress {
         &self.info.life
     }
 
-    /// Returns whether a request is in progress: its service, or the body of its response.
+    /// Returns whether a request is in progress: its service, or the body of its response, which in
+    /// HTTP/2 lasts until the peer takes it.
     pub(super) fn is_busy(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0
+        self.in_flight.load(Ordering::Acquire) > 0 || self.queued.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns the bytes of HTTP/2 responses that the peer has taken, if more of them wait for it.
+    pub(super) fn queued(&self) -> Option<u64> {
+        (self.queued.load(Ordering::Acquire) > 0).then(|| self.taken.load(Ordering::Relaxed))
     }
 
     /// Returns whether a request of HTTP/1 is in progress, and its stream will not be upgraded.
@@ -144,5 +156,25 @@ impl RequestGuard {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Counts a piece of an HTTP/2 response as waiting for the peer until dropped.
+pub(super) struct Queued(Arc<Progress>);
+
+impl Queued {
+    pub(super) fn enter(progress: &Arc<Progress>) -> Self {
+        progress.queued.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(progress))
+    }
+
+    pub(super) fn taken(&self, bytes: usize) {
+        self.0.taken.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::Release);
     }
 }

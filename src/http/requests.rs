@@ -5,9 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
@@ -16,6 +16,7 @@ use tower_service::Service;
 
 use super::body::RequestBody;
 use super::progress::{Progress, RequestGuard};
+use super::reply::ReplyBody;
 use crate::error::BoxError;
 use crate::observe::{ErrorChain, signed};
 
@@ -107,7 +108,8 @@ where
                         response.headers_mut().insert(CONNECTION, close);
                     }
                 }
-                Ok(response.map(|body| ReplyBody { body, in_flight }))
+                let multiplexed = *this.multiplexed;
+                Ok(response.map(|body| ReplyBody::new(body, in_flight, multiplexed)))
             }
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
@@ -125,44 +127,5 @@ where
             }
             Err(payload) => Err(progress.panicked(&*payload)),
         })
-    }
-}
-
-/// The body of a response. It keeps its request in flight.
-#[pin_project]
-pub(super) struct ReplyBody<B> {
-    #[pin]
-    body: B,
-    in_flight: RequestGuard,
-}
-
-impl<B> Body for ReplyBody<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    type Data = B::Data;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let this = self.project();
-        let body = this.body;
-        let polled = catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx)));
-        let frame = match polled {
-            Ok(polled) => ready!(polled),
-            Err(payload) => return Poll::Ready(Some(Err(this.in_flight.0.panicked(&*payload)))),
-        };
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

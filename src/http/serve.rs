@@ -147,6 +147,7 @@ where
                         life.set_reason(reason, None);
                         hyper.as_mut().graceful_shutdown();
                     }
+                    Due::Look => {}
                     Due::End(reason) => return Poll::Ready(Some(reason.into())),
                 }
             }

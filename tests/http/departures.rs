@@ -26,7 +26,7 @@ use tower_tcp::tls::Tls;
 use tower_tcp::{EndReason, Server};
 
 use crate::certificates::certified;
-use crate::support::{Clients, Ends, settled};
+use crate::support::{Clients, Ends, settled, until};
 use crate::{GET, http, paths};
 
 const NET: Duration = Duration::from_secs(60);
@@ -98,6 +98,12 @@ impl Over {
         }
     }
 
+    /// Waits until a request is being answered.
+    async fn has_begun(&self) {
+        let handle = self.served.handle();
+        until(|| handle.connections().any(|live| live.requests() > 0)).await;
+    }
+
     async fn connect(&self) -> Box<dyn Io> {
         if let Transport::Unix = self.transport {
             let path = self.dir.path().join("socket");
@@ -159,7 +165,7 @@ async fn a_peer_that_is_gone_ends_its_request_at_once_whatever_lies_unread() {
             let over = Over::serve(transport, deadlines).await;
             let mut io = over.connect().await;
             io.write_all(input.as_bytes()).await.expect("it is open");
-            sleep(Duration::from_millis(20)).await;
+            over.has_begun().await;
             let begun = Instant::now();
 
             io.vanish().expect("it is a socket");
@@ -215,7 +221,7 @@ async fn a_reset_behind_a_half_close_ends_the_request_at_once() {
         let mut io = over.connect().await;
         io.write_all(NEVER.as_bytes()).await.expect("it is open");
         io.shutdown().await.expect("it is open");
-        sleep(Duration::from_millis(20)).await;
+        over.has_begun().await;
 
         io.vanish().expect("it is a socket");
 

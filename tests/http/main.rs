@@ -7,6 +7,7 @@ mod departures;
 mod drain;
 mod endings;
 mod frames;
+mod readers;
 mod requests;
 mod sockets;
 mod upgrades;

@@ -1,0 +1,110 @@
+//! The body of a response, and the data that waits for the peer to take it.
+
+use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use hyper::body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use super::progress::{Queued, RequestGuard};
+use crate::error::BoxError;
+
+/// The body of a response. It keeps its request in flight.
+#[pin_project]
+pub(super) struct ReplyBody<B> {
+    #[pin]
+    body: B,
+    in_flight: RequestGuard,
+    multiplexed: bool,
+}
+
+impl<B> ReplyBody<B> {
+    pub(super) fn new(body: B, in_flight: RequestGuard, multiplexed: bool) -> Self {
+        Self {
+            body,
+            in_flight,
+            multiplexed,
+        }
+    }
+}
+
+impl<B> Body for ReplyBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = ReplyData<B::Data>;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, BoxError>>> {
+        let this = self.project();
+        let progress = &this.in_flight.0;
+        let body = this.body;
+        let polled = catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx)));
+        let frame = match polled {
+            Ok(polled) => ready!(polled),
+            Err(payload) => return Poll::Ready(Some(Err(progress.panicked(&*payload)))),
+        };
+        let multiplexed = *this.multiplexed;
+        let queued = |data| ReplyData {
+            queued: multiplexed.then(|| Queued::enter(progress)),
+            data,
+        };
+        Poll::Ready(frame.map(|frame| match frame {
+            Ok(frame) => Ok(frame.map_data(queued)),
+            Err(err) => Err(err.into()),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Data of a response.
+///
+/// In HTTP/2 it may wait for the peer to open the stream's window, long after the end of the body.
+/// Until it is taken, its request is in flight.
+pub(super) struct ReplyData<D> {
+    data: D,
+    queued: Option<Queued>,
+}
+
+impl<D: Buf> Buf for ReplyData<D> {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
+        self.data.chunks_vectored(dst)
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.data.advance(n);
+        if let Some(queued) = &self.queued {
+            queued.taken(n);
+        }
+    }
+
+    fn copy_to_bytes(&mut self, len: usize) -> Bytes {
+        let bytes = self.data.copy_to_bytes(len);
+        if let Some(queued) = &self.queued {
+            queued.taken(len);
+        }
+        bytes
+    }
+}
