@@ -136,8 +136,10 @@ deadlines! {
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
         /// forever.
         ///
-        /// It does not apply to an HTTP/2 stream whose window the peer keeps closed while it
-        /// acknowledges pings: such a stream lasts until its service ends it.
+        /// In HTTP/2 it also ends a connection of which responses wait for the peer to open a
+        /// window, once it has taken nothing of any of them for so long. That is checked four
+        /// times, so it may be late by a quarter. A stream whose window stays closed while others
+        /// go on lasts as long as these.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -222,11 +224,13 @@ deadlines! {
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
     /// | [`frame`] | 5 s | an active peer finishes its frame by then | [`FrameTimeout`] |
+    /// | [`body`] | 5 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
     /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason for its close |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
+    /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
     /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
     /// [`Drained`]: crate::EndReason::Drained
     /// [`MaxAge`]: crate::EndReason::MaxAge
@@ -245,6 +249,13 @@ deadlines! {
         /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout),
         /// after the replies to pending requests.
         frame = secs(5),
+
+        /// Sets the longest time without a byte of an HTTP request's body while the service waits
+        /// for one, as [`Deadlines::body`] does. A body that stops later has as long from its last
+        /// byte. It is checked four times, so it may be late by a quarter.
+        ///
+        /// Default: 5 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
+        body = secs(5),
 
         /// Sets how long an idle HTTP/1 connection stays open for one more request, which is
         /// answered with `connection: close`.
@@ -266,12 +277,11 @@ deadlines! {
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
         last_frame = secs(0),
 
-        /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, counted from
-        /// the last byte written to it.
+        /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, whatever it
+        /// pings. It counts from the end of the last response, if that is later.
         ///
-        /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer, and a slow
-        /// reader still gets its responses. When reached: the connection closes with the reason for
-        /// which it was told to close.
+        /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer. When reached:
+        /// the connection closes with the reason for which it was told to close.
         goodbye = secs(5),
 
         /// Sets how long a raw service, or the task with an upgraded stream, may continue after

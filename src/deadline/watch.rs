@@ -137,6 +137,7 @@ impl Watch {
                     pre_connect: _,
                     // The service knows its frames.
                     frame: _,
+                    body: _,
                     last_request: _,
                     last_frame: _,
                     goodbye: _,

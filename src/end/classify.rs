@@ -94,8 +94,18 @@ impl EndReason {
 pub(crate) struct HttpProgress {
     /// A request is in progress.
     pub(crate) is_busy: bool,
+    /// A service keeps a request body that it has not read to its end.
+    pub(crate) has_unread_bodies: bool,
     /// The peer has finished sending.
     pub(crate) is_peer_done: bool,
+}
+
+/// Returns whether h2 has ended the connection with `ENHANCE_YOUR_CALM`: for too many small data
+/// frames that are not read, or for too many resets. Only the text of its error tells.
+#[cfg(feature = "http")]
+fn is_excessive_load(err: &hyper::Error) -> bool {
+    let cause = StdError::source(err).map(ToString::to_string);
+    cause.is_some_and(|cause| cause.contains("excessive load"))
 }
 
 #[cfg(feature = "http")]
@@ -128,6 +138,8 @@ impl EndReason {
             } else {
                 Self::Truncated
             }
+        } else if progress.has_unread_bodies && is_excessive_load(hyper) {
+            Self::UnreadData
         } else if hyper.is_timeout() {
             // An HTTP/2 ping was not answered.
             Self::PeerReset

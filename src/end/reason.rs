@@ -80,6 +80,9 @@ end_reasons! {
     IdleTimeout = "idle_timeout" by Server,
     /// The peer did not read its replies in time.
     WriteTimeout = "write_timeout" by Server,
+    /// More small data frames of HTTP/2 waited for the services than h2 keeps: see
+    /// `Http::configure`.
+    UnreadData = "unread_data" by Server,
     /// A broadcast closed the connection, because the peer did not read.
     SlowReader = "slow_reader" by Server,
     /// The connection reached its maximum age.

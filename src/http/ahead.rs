@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
@@ -58,6 +59,7 @@ impl Ahead {
     pub(super) fn poll_gone<Io>(
         &mut self,
         conn: &mut Connection<Io>,
+        progress: &Progress,
         cx: &mut Context<'_>,
     ) -> Poll<io::Error>
     where
@@ -66,7 +68,10 @@ impl Ahead {
         if self.bytes.is_empty() && self.end.is_none() {
             match ready!(self.poll_read_ahead(conn, cx)) {
                 // hyper may be waiting for it.
-                Ok(()) => cx.waker().wake_by_ref(),
+                Ok(()) => {
+                    progress.note_read(&self.bytes);
+                    cx.waker().wake_by_ref();
+                }
                 Err(err) => return Poll::Ready(err),
             }
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,8 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
 
 use super::progress::Progress;
-use crate::deadline::{Moment, Timer, due};
-use crate::end::EndReason;
+use crate::deadline::{Deadlines, Due, Moment, Timer, between_looks, due, first};
 
 /// The error of a request body that could not be read to its end.
 #[derive(Debug, Error)]
@@ -46,9 +46,39 @@ struct Wait {
     since: Option<Moment>,
 }
 
+/// The longest times without a byte of a request's body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    usual: Option<Duration>,
+    drain: Option<Duration>,
+}
+
+impl BodyLimits {
+    pub(super) fn new(deadlines: &Deadlines) -> Self {
+        Self {
+            usual: deadlines.body,
+            drain: deadlines.drain.body,
+        }
+    }
+}
+
+enum Alarm {
+    Elapsed(Option<Duration>),
+    Look,
+}
+
+impl Due for Alarm {
+    fn is_kept_by_peer(&self) -> bool {
+        matches!(self, Self::Elapsed(_))
+    }
+}
+
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, progress: &Arc<Progress>) -> Self {
-        let progress = (!incoming.is_end_stream()).then(|| Arc::clone(progress));
+        let progress = (!incoming.is_end_stream()).then(|| {
+            progress.unread.fetch_add(1, Ordering::Relaxed);
+            Arc::clone(progress)
+        });
         Self {
             incoming: Some(incoming),
             progress,
@@ -58,25 +88,47 @@ impl RequestBody {
 
     /// Ready with the deadline's length when no byte has arrived for that long.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
-        let Some((progress, time)) = self
-            .progress
-            .as_ref()
-            .and_then(|progress| Some((progress, progress.body?)))
-        else {
+        let Some(progress) = &self.progress else {
             return Poll::Pending;
         };
+        let limits = &progress.bodies;
         let wait = self.wait.get_or_insert_with(|| {
             Box::new(Wait {
                 timer: Timer::start(),
                 since: None,
             })
         });
-        let now = wait.timer.now();
-        let since = *wait.since.get_or_insert(now);
-        let next = due(since, time, EndReason::BodyTimeout);
-        ready!(wait.timer.poll(next, now, cx));
-        progress.body_stalled();
-        Poll::Ready(time)
+        loop {
+            let now = wait.timer.now();
+            let since = *wait.since.get_or_insert(now);
+            let draining = progress.draining_since().map(|at| wait.timer.moment(at));
+            // No drain wakes this task.
+            let look = limits
+                .drain
+                .filter(|_| draining.is_none())
+                .map(between_looks);
+            let next = first([
+                due(since, limits.usual, Alarm::Elapsed(limits.usual)),
+                due(
+                    draining.map(|at| at.max(since)),
+                    limits.drain,
+                    Alarm::Elapsed(limits.drain),
+                ),
+                due(now, look, Alarm::Look),
+            ]);
+            if let Alarm::Elapsed(time) = ready!(wait.timer.poll(next, now, cx)) {
+                progress.body_stalled();
+                return Poll::Ready(time.unwrap_or_default());
+            }
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.unread.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

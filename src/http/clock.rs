@@ -56,14 +56,6 @@ impl deadline::Due for Due {
     }
 }
 
-/// A graceful close has begun.
-#[derive(Clone, Copy)]
-struct Left {
-    told: Moment,
-    /// Bytes written, and the time of the last change.
-    written: (u64, Moment),
-}
-
 pub(super) struct Clock {
     timer: Timer,
     /// The state when the timer was armed: the wait, and whether output is pending, data waits for
@@ -85,7 +77,8 @@ pub(super) struct Clock {
     /// The time at which the connection began to drain because of its age.
     retired: Option<Moment>,
     draining: Option<Moment>,
-    left: Option<Left>,
+    /// The time at which a graceful close began.
+    left: Option<Moment>,
 }
 
 impl Clock {
@@ -137,10 +130,7 @@ impl Clock {
                 self.retired = (!progress.is_leaving()).then_some(now);
             }
             Due::Leave(_) => {
-                self.left = Some(Left {
-                    told: now,
-                    written: (progress.life().bytes_written(), now),
-                });
+                self.left = Some(now);
             }
             Due::End(_) | Due::Look => {}
         }
@@ -161,7 +151,7 @@ impl Clock {
         let life = progress.life();
         let requests = life.requests();
         let pending = life.is_write_pending();
-        let waiting = if progress.is_busy() || (pending && !progress.is_multiplexed()) {
+        let waiting = if progress.is_busy() || pending {
             Waiting::Busy
         } else if progress.has_streams() {
             Waiting::Tunnels
@@ -197,13 +187,9 @@ impl Clock {
         if moved != self.moved.0 {
             self.moved = (moved, now);
         }
-        if let Some(left) = &mut self.left
-            && left.written.0 != written
-        {
-            left.written = (written, now);
-        }
         if self.draining.is_none() && progress.is_leaving() {
             self.draining = Some(now);
+            progress.drain();
         }
     }
 
@@ -237,6 +223,7 @@ impl Clock {
                     // Used by `rest` and `leave`.
                     goodbye: _,
                     last_request: _,
+                    body: _,
                     // Kept by hooks and pipelines.
                     pre_connect: _,
                     last_frame: _,
@@ -294,7 +281,12 @@ impl Clock {
                 due(Moment::START, deadlines.first_byte, silent)
             }
             (Waiting::Head, _) => due(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
-            (Waiting::Unread, _) => due(since.max(self.moved.1), deadlines.idle, idle),
+            (Waiting::Unread, None) => due(since.max(self.moved.1), deadlines.idle, idle),
+            (Waiting::Unread, Some(left)) => due(
+                since.max(self.moved.1).max(left),
+                deadlines.drain.body,
+                idle,
+            ),
             (Waiting::Tunnels, _) => due(since.max(self.moved.1), deadlines.upgraded_idle, idle),
             (Waiting::NextRequest, _) if !progress.is_multiplexed() => {
                 due(since, deadlines.idle, idle)
@@ -302,20 +294,12 @@ impl Clock {
             (Waiting::NextRequest, None) => {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
-            // A response may still be in transit, so this counts from the last byte written. A peer
-            // that sends pings causes writes too, so `idle` bounds the whole. Once the socket has
-            // taken all output, further requests do not extend it: hyper accepts them for as long
-            // as the peer does not acknowledge that the connection closes.
-            (Waiting::NextRequest, Some(left)) => {
-                let whole = match self.blocked {
-                    Some(_) => since.max(left.told),
-                    None => left.told,
-                };
-                first([
-                    due(since.max(left.written.1), deadlines.drain.goodbye, idle),
-                    due(whole, deadlines.idle, idle),
-                ])
-            }
+            // A peer that does not acknowledge that the connection closes may go on to send
+            // requests, which hyper accepts. So `idle` bounds the whole.
+            (Waiting::NextRequest, Some(left)) => first([
+                due(since.max(left), deadlines.drain.goodbye, idle),
+                due(left, deadlines.idle, idle),
+            ]),
         }
     }
 

@@ -173,7 +173,9 @@ impl<Io: AsyncRead + Unpin + 'static> Lent<Io> {
     #[inline]
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match &mut self.conn {
-            Some(conn) if self.progress.is_answering_http1() => self.ahead.poll_gone(conn, cx),
+            Some(conn) if self.progress.is_answering_http1() => {
+                self.ahead.poll_gone(conn, &self.progress, cx)
+            }
             _ => {
                 self.ahead.unwatch();
                 Poll::Pending
@@ -198,11 +200,14 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
         if let Some(read) = self.ahead.read(buf) {
             return Poll::Ready(read);
         }
-        self.poll(
+        let before = buf.filled().len();
+        let read = self.poll(
             cx,
             |held| &mut held.reader,
             |conn, cx| conn.poll_read(cx, buf),
-        )
+        );
+        self.progress.note_read(&buf.filled()[before..]);
+        read
     }
 }
 

@@ -81,6 +81,9 @@
 //! whatever lies unread behind the request. In memory, and on a stream of your own, the end of
 //! input is noticed only if at most 512 bytes lie unread before it.
 //!
+//! An HTTP/2 connection on which too many small messages wait for services that do not read them
+//! ends with [`UnreadData`](crate::EndReason::UnreadData): see [`Http::configure`].
+//!
 //! Deadlines are set by [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`],
 //! which the service can still answer. However a connection ends, finished responses reach the
 //! peer: the stream is closed as [`Connection::close`](crate::Connection::close) does.
@@ -91,9 +94,10 @@
 //! | --- | --- |
 //! | no byte has arrived | closes at once |
 //! | a request has arrived or is being answered | it is answered, with `connection: close` if its head is not yet sent; a request pipelined after it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): a client must not assume that it was) |
+//! | a request's body is being read | fails if nothing of it arrives for [5 s](DrainDeadlines::body); then answered in the same way |
 //! | a request's head has begun | has [5 s](DrainDeadlines::frame) to arrive, and is answered in the same way |
 //! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then closes |
-//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed |
+//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed, whatever it pings |
 //! | upgraded, or streaming without end | its service awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and ends it |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
@@ -140,6 +144,10 @@ pub use hyper;
 pub use serve::HttpFuture;
 pub use streams::Streams;
 
+/// The window of an HTTP/2 connection. h2 counts small data frames that no service has read yet
+/// against half of it.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
 /// The connection service for HTTP. See the [module docs](self).
 #[derive(Clone)]
 pub struct Http<K> {
@@ -161,6 +169,7 @@ impl HttpSettings {
         hyper
             .http2()
             .timer(TokioTimer::new())
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .enable_connect_protocol();
         for configure in &self.configure {
             configure(hyper);
@@ -217,8 +226,13 @@ impl<K> Http<K> {
 
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. Several calls add up.
     ///
-    /// hyper's defaults hold, except that extended `CONNECT` is on, so that a WebSocket works over
-    /// HTTP/2.
+    /// hyper's defaults hold, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that a
+    /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB: h2 counts each
+    /// data frame of less than 256 bytes that no service has read yet, and ends the connection when
+    /// these would fill half of the window. So some 33,000 small messages of gRPC may wait for
+    /// their services. A stream's window stays 1 MiB, so one connection can make the server buffer
+    /// 16 MiB only with 16 streams that are not read. Set `initial_connection_window_size` where
+    /// that is too much, or too little.
     ///
     /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not tell a
     /// request's head from the idle time before it; use [`Deadlines::frame`] and

@@ -1,9 +1,15 @@
 //! The progress of one connection, seen from its task and from its requests.
 
 use std::any::Any;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use hyper::body::Body;
+use hyper::header::CONNECTION;
+use hyper::{Request, Version};
+use tokio::time::Instant;
+
+use super::body::BodyLimits;
 
 use crate::connection::{ConnectionInfo, Life};
 use crate::end::{ConnectionEnded, EndReason, HttpProgress};
@@ -17,8 +23,10 @@ const PREFACE: u64 = 24;
 /// The progress of a connection, shared by its task and its requests, which may run in other tasks.
 pub(super) struct Progress {
     info: ConnectionInfo,
-    /// The longest time without a byte of a request's body.
-    pub(super) body: Option<Duration>,
+    pub(super) bodies: BodyLimits,
+    /// The request bodies that their services keep.
+    pub(super) unread: AtomicUsize,
+    draining_since: OnceLock<Instant>,
     in_flight: AtomicUsize,
     /// HTTP/2 only: the pieces of responses that wait for the peer to take them.
     queued: AtomicUsize,
@@ -31,21 +39,33 @@ pub(super) struct Progress {
     /// Bytes read when hyper began to wait for a request's head, plus one; zero while it does not
     /// wait.
     awaiting_head: AtomicU64,
+    /// HTTP/1 only: the last bytes that were read.
+    tail: AtomicU32,
+    /// HTTP/1 only: the last request ends with an empty line, because it has no body, or a chunked
+    /// one.
+    ends_with_line: AtomicBool,
+    /// HTTP/1 only: the peer sends no other request.
+    last_request: AtomicBool,
     /// The stream is about to move to another task.
     pub(super) upgrades: AtomicBool,
 }
 
 impl Progress {
-    pub(super) fn new(info: ConnectionInfo, body: Option<Duration>) -> Arc<Self> {
+    pub(super) fn new(info: ConnectionInfo, bodies: BodyLimits) -> Arc<Self> {
         Arc::new(Self {
             info,
-            body,
+            bodies,
+            unread: AtomicUsize::new(0),
+            draining_since: OnceLock::new(),
             in_flight: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             awaiting_head: AtomicU64::new(0),
+            tail: AtomicU32::new(0),
+            ends_with_line: AtomicBool::new(false),
+            last_request: AtomicBool::new(false),
             upgrades: AtomicBool::new(false),
         })
     }
@@ -105,13 +125,56 @@ impl Progress {
     }
 
     pub(super) fn await_head(&self) {
-        let read = self.life().bytes_read();
+        let mut read = self.life().bytes_read();
+        let tail = self.tail.load(Ordering::Relaxed).to_be_bytes();
+        let at_line = tail.ends_with(b"\n\r\n") || tail.ends_with(b"\n\n");
+        if self.ends_with_line.load(Ordering::Relaxed) && !at_line {
+            // The next head has begun: a part of it has arrived with this request.
+            read = read.saturating_sub(1);
+        }
         self.awaiting_head.store(read + 1, Ordering::Relaxed);
+    }
+
+    /// Notes what was read from the stream.
+    #[inline]
+    pub(super) fn note_read(&self, bytes: &[u8]) {
+        if self.multiplexed.load(Ordering::Relaxed) {
+            return;
+        }
+        let tail = self.tail.load(Ordering::Relaxed);
+        let last = bytes[bytes.len().saturating_sub(3)..].iter();
+        let tail = last.fold(tail, |tail, byte| tail << 8 | u32::from(*byte));
+        self.tail.store(tail, Ordering::Relaxed);
+    }
+
+    /// Notes how a request of HTTP/1 ends, and whether the peer sends another one behind it.
+    pub(super) fn begin_http1<B: Body>(&self, request: &Request<B>) {
+        let body = request.body();
+        let ends_with_line = body.is_end_stream() || body.size_hint().exact().is_none();
+        self.ends_with_line.store(ends_with_line, Ordering::Relaxed);
+        if asks_to_close(request) {
+            self.last_request.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the peer has asked for the close of an HTTP/1 connection.
+    pub(super) fn peer_closes(&self) -> bool {
+        self.last_request.load(Ordering::Relaxed)
     }
 
     /// Returns whether the connection is draining or closing.
     pub(super) fn is_leaving(&self) -> bool {
         self.life().signals.is_raised(Signal::Drain) || self.life().signals.is_raised(Signal::Close)
+    }
+
+    /// Notes that the connection drains from now on.
+    pub(super) fn drain(&self) {
+        self.draining_since.get_or_init(Instant::now);
+    }
+
+    /// Returns the time at which the connection began to drain.
+    pub(super) fn draining_since(&self) -> Option<Instant> {
+        self.draining_since.get().copied()
     }
 
     /// Ends an HTTP/1 connection after its response, because nothing after a stalled body can be
@@ -128,6 +191,7 @@ impl Progress {
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),
+            has_unread_bodies: self.unread.load(Ordering::Relaxed) > 0,
             is_peer_done: self.life().is_peer_done(),
         }
     }
@@ -141,6 +205,20 @@ impl Progress {
         self.life().signals.raise(Signal::Close);
         panicked.into()
     }
+}
+
+/// Returns whether a client of HTTP/1 wants the connection to close after this request.
+fn asks_to_close<B>(request: &Request<B>) -> bool {
+    let persists = request.version() == Version::HTTP_11;
+    if persists && !request.headers().contains_key(CONNECTION) {
+        return false;
+    }
+    let asked = if persists { "close" } else { "keep-alive" };
+    let values = request.headers().get_all(CONNECTION).iter();
+    let mut options = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    options.any(|option| option.trim().eq_ignore_ascii_case(asked)) == persists
 }
 
 /// Counts a request as in flight until dropped.

@@ -51,6 +51,8 @@ where
         let multiplexed = request.version() == Version::HTTP_2;
         if multiplexed {
             progress.set_http2();
+        } else {
+            progress.begin_http1(&request);
         }
         request.extensions_mut().insert(progress.info().clone());
         RequestFuture {

@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
-use super::body::RequestBody;
+use super::body::{BodyLimits, RequestBody};
 use super::clock::{AwaitHead, Clock, Due};
 use super::lent::{Owner, lend};
 use super::progress::Progress;
@@ -96,7 +96,7 @@ where
     B::Error: Into<BoxError>,
 {
     let info = conn.info().clone();
-    let progress = Progress::new(info.clone(), settings.deadlines.body);
+    let progress = Progress::new(info.clone(), BodyLimits::new(&settings.deadlines));
     let life = progress.life();
     let (owner, lent) = lend(conn, &progress);
     let (tasks, streams) = Tasks::new();
@@ -110,6 +110,7 @@ where
         // `Ahead` looks for the peer's end of input, and the clock gives it a time.
         .half_close(true);
 
+    let mut linger = settings.linger;
     let ended = {
         let requests = HyperService::new(service, Arc::clone(&progress));
         let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
@@ -148,7 +149,13 @@ where
                         hyper.as_mut().graceful_shutdown();
                     }
                     Due::Look => {}
-                    Due::End(reason) => return Poll::Ready(Some(reason.into())),
+                    Due::End(reason) => {
+                        // What was written had the time of a goodbye to arrive.
+                        if life.bytes_written() == 0 || clock.has_left() {
+                            linger = linger.time(Duration::ZERO);
+                        }
+                        return Poll::Ready(Some(reason.into()));
+                    }
                 }
             }
         })
@@ -169,6 +176,7 @@ where
         Some(ended) => ended,
         // An HTTP/2 connection that is not told to close ends only when its peer closes it.
         None if progress.is_multiplexed() && !progress.is_leaving() => EndReason::PeerClosed.into(),
+        None if progress.peer_closes() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None => life.done().into(),
     };
     let ended = life.set_reason(ended.reason, ended.cause);
@@ -177,7 +185,7 @@ where
     {
         // The reason is settled; it does not matter if the peer disconnects before the close is
         // done.
-        let _settled = conn.close(settings.linger).await;
+        let _settled = conn.close(linger).await;
     }
     match ended {
         ConnectionEnded {

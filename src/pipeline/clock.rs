@@ -204,6 +204,7 @@ impl Clock {
                     last_frame,
                     // Kept by hooks, HTTP and raw services.
                     pre_connect: _,
+                    body: _,
                     last_request: _,
                     goodbye: _,
                     stream: _,

@@ -26,6 +26,7 @@ impl From<Deadlines> for Times {
                     pre_connect: drain,
                     // These, and those below, are kept by what serves the connection.
                     frame: _,
+                    body: _,
                     last_request: _,
                     last_frame: _,
                     goodbye: _,

@@ -1,9 +1,19 @@
 //! Drain of HTTP connections: pending requests are answered, and idle connections are closed.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Request;
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep, timeout};
+use tower::service_fn;
 use tower_tcp::EndReason;
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::serve;
 
 use crate::support::{Clients, Ends, settled};
@@ -237,5 +247,86 @@ async fn a_request_without_end_is_cut_off_at_the_deadline() {
         assert_eq!(served.reason().await, EndReason::DrainDeadline);
         assert_eq!(served.handle().closed().await.aborted, 1);
         drop((client, other));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_holds_a_drain_for_five_seconds() {
+    for before in ["", GET] {
+        let mut served = serve(http());
+        let mut client = served.client().await;
+        client.send(before).await;
+        client.send("GET /a HTTP/1.1\r\nx: ").await;
+        settled().await;
+        let drip = tokio::spawn(async move {
+            while client.0.write_all(b"x").await.is_ok() {
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+
+        let report = served.shutdown().await.expect("it ends");
+
+        // The linger delivers the response.
+        let linger = if before.is_empty() { 0 } else { 2 };
+        assert_eq!(report.duration.as_secs(), 5 + linger, "{before}");
+        assert_eq!(served.reason().await, EndReason::FrameTimeout);
+        drip.await.expect("it ends");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_whose_first_part_came_with_a_request_is_waited_for() {
+    let chunked = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    for before in [GET, chunked] {
+        let served = serve(http());
+        let mut client = served.client().await;
+        client.send(format!("{before}GET /x HTTP/1.1\r\nho")).await;
+        settled().await;
+        served.handle().shutdown();
+        sleep(Duration::from_secs(3)).await;
+
+        client.send("st: a\r\n\r\n").await;
+
+        let all = client.rest().await.join("\n");
+        assert_eq!(all.matches("200 OK").count(), 2, "{before}: {all}");
+        assert_eq!(served.reason().await, EndReason::Drained);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_body_holds_a_drain_for_a_few_seconds() {
+    for http2_too in [false, true] {
+        let service = service_fn(|request: Request<RequestBody>| async {
+            let read = request.into_body().collect().await;
+            crate::reply(read.map_or_else(|err| err.to_string(), |_| "whole".to_owned()))
+        });
+        let mut served = serve(Http::new(service));
+        let begun = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nst";
+        let reads = if http2_too {
+            let io = TokioIo::new(connect(&served).await);
+            let client = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+            let (mut sender, connection) = client.expect("it is agreed");
+            tokio::spawn(connection);
+            let body = stream::once(async { Ok::<_, Infallible>(Frame::data(Bytes::from("st"))) });
+            let body = StreamBody::new(body.chain(stream::pending()).boxed());
+            let request = Request::post("http://a/").body::<StreamBody<_>>(body);
+            tokio::spawn(async move {
+                let response = sender.send_request(request.expect("a request")).await;
+                text(response.expect("a response")).await
+            })
+        } else {
+            let mut client = served.client().await;
+            client.send(begun).await;
+            tokio::spawn(async move { client.rest().await.join("\n") })
+        };
+        sleep(Duration::from_secs(1)).await;
+
+        let report = served.shutdown().await.expect("it ends");
+
+        let took = report.duration;
+        let span = Duration::from_secs(5)..Duration::from_millis(6500);
+        assert!(span.contains(&took), "{http2_too}: {took:?}");
+        let response = reads.await.expect("it ran");
+        assert!(response.ends_with("within 5s"), "{response}");
     }
 }

@@ -84,7 +84,48 @@ async fn a_peer_that_asks_for_the_end_gets_its_answer_first() {
     let answer = answer(&mut client).await;
     assert_eq!(answer.body, "/last");
     assert!(client.rest().await.is_empty());
-    assert!(served.reason().await.is_orderly());
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_side_that_asks_for_the_close_is_said_to_have_closed() {
+    let close = service_fn(|request: Request<RequestBody>| async move {
+        let response = Response::builder();
+        let response = match request.uri().path() {
+            "/close" => response.header("connection", "close"),
+            _ => response,
+        };
+        Ok::<_, Infallible>(response.body(String::new()).expect("a response"))
+    });
+    let (peer, service) = (EndReason::PeerClosed, EndReason::ServiceClosed);
+    for (request, by) in [
+        ("GET / HTTP/1.0\r\n\r\n", peer),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+            peer,
+        ),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\nconnection: TE, Close\r\n\r\n",
+            peer,
+        ),
+        ("GET /close HTTP/1.1\r\nhost: a\r\n\r\n", service),
+        (
+            "GET /close HTTP/1.1\r\nhost: a\r\nconnection: TE\r\n\r\n",
+            service,
+        ),
+        (
+            "GET /close HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
+            service,
+        ),
+    ] {
+        let served = serve(Http::new(close));
+        let mut client = served.client().await;
+
+        client.send(request).await;
+
+        assert!(!client.rest().await.is_empty());
+        assert_eq!(served.reason().await, by, "{request}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

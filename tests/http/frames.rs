@@ -1,11 +1,17 @@
 //! HTTP/2 written by hand: peers that behave as hyper's client never would.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
+use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
-use tower_tcp::EndReason;
+use tower::service_fn;
+use tower_tcp::deadline::Deadlines;
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::serve;
+use tower_tcp::{EndReason, Initiator};
 
 use crate::support::{Ends, settled};
 use crate::{connect, http};
@@ -27,6 +33,8 @@ const END_STREAM_AND_HEADERS: u8 = 5;
 
 /// `GET http://a/never`: three entries of HPACK's static table, and a literal path.
 const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
+/// `POST http://a/`.
+const POST: &[u8] = b"\x83\x86\x41\x01a\x84";
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short one");
@@ -238,8 +246,8 @@ async fn a_peer_that_does_not_take_leave_is_let_go() {
 
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
-    // 75 s idle, 5 s to acknowledge the GOAWAY, 2 s to linger.
-    assert_eq!(end.duration().as_secs(), 82);
+    // 75 s idle, 5 s to acknowledge the GOAWAY.
+    assert_eq!(end.duration().as_secs(), 80);
 }
 
 #[tokio::test(start_paused = true)]
@@ -262,8 +270,8 @@ async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
 
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
-    // 75 s idle, the idle time once more for bytes that may be on their way, 2 s to linger.
-    assert_eq!(end.duration().as_secs(), 152);
+    // 75 s idle, 5 s to acknowledge the GOAWAY.
+    assert_eq!(end.duration().as_secs(), 80);
     pings.await.expect("it ran");
 }
 
@@ -312,4 +320,81 @@ async fn a_peer_that_takes_its_answer_slowly_has_all_of_it_at_a_drain() {
     assert_eq!(String::from_utf8(body).expect("it is text"), path);
     drop(io);
     assert_eq!(served.reason().await, EndReason::Drained);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_connection_without_streams_has_five_seconds_whatever_it_pings() {
+    for aged in [false, true] {
+        let deadlines = Deadlines::default().max_age(aged.then_some(Duration::from_secs(10)));
+        let served = serve(http().deadlines(deadlines));
+        let begun = Instant::now();
+        let mut io = connect(&served).await;
+        begin(&mut io).await;
+        let (mut reader, mut writer) = tokio::io::split(io);
+        tokio::spawn(async move {
+            while writer.write_all(&frame(PING, 0, 0, &[1; 8])).await.is_ok() {
+                sleep(Duration::from_millis(300)).await;
+            }
+        });
+        tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await });
+        settled().await;
+        if !aged {
+            served.handle().shutdown();
+        }
+
+        let reason = served.reason().await;
+
+        let expected = if aged {
+            (15, EndReason::MaxAge)
+        } else {
+            (5, EndReason::Drained)
+        };
+        assert_eq!((begun.elapsed().as_secs(), reason), expected);
+    }
+}
+
+/// Sends `count` frames of one byte to a service that reads them a second later. Returns the end
+/// of the connection, or the number of bytes that the service read.
+async fn small_messages(count: u32) -> Result<usize, EndReason> {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let late = service_fn(move |request: Request<RequestBody>| {
+        let tell = tell.clone();
+        async move {
+            sleep(Duration::from_secs(1)).await;
+            let read = request.into_body().collect().await;
+            if let Ok(read) = read {
+                tell.send(read.to_bytes().len()).await.expect("it waits");
+            }
+            Ok::<_, Infallible>(Response::new(String::new()))
+        }
+    });
+    let served = serve(Http::new(late));
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let (mut reader, mut writer) = tokio::io::split(io);
+    tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await });
+    tokio::spawn(async move {
+        let mut all = frame(HEADERS, 4, 1, POST);
+        all.extend((1..count).flat_map(|_| frame(DATA, 0, 1, b"x")));
+        all.extend(frame(DATA, END_STREAM, 1, b"x"));
+        // The connection may end before.
+        _ = writer.write_all(&all).await;
+        sleep(Duration::from_secs(60)).await;
+    });
+    tokio::select! {
+        read = told.recv() => Ok(read.expect("it reads")),
+        reason = served.reason() => Err(reason),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_of_small_messages_wait_for_a_service_that_reads_late() {
+    assert_eq!(small_messages(30_000).await, Ok(30_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_small_messages_than_may_wait_are_not_the_fault_of_the_peer() {
+    let reason = small_messages(40_000).await.expect_err("they are too many");
+    assert_eq!(reason, EndReason::UnreadData);
+    assert_eq!(reason.initiator(), Initiator::Server);
 }
