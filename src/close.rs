@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::connection::{Connection, ConnectionPhase};
+use crate::connection::Connection;
 use crate::deadline::after;
 use crate::end::EndReason;
 
@@ -101,7 +101,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     conn: &mut Connection<Io>,
     linger: &Linger,
 ) -> impl Future<Output = io::Result<()>> {
-    conn.life().enter(ConnectionPhase::Closing);
+    conn.life().begin_closing();
     timer.as_mut().reset(after(linger.write));
     // The number of bytes that may still be read, once writing is shut down.
     let mut left = None;

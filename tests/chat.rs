@@ -112,8 +112,23 @@ async fn who_quits_is_told_goodbye_and_the_room_why() {
     assert_eq!(bob.ask("/quit").await, "* bye: quit");
 
     assert_eq!(bob.rest().await, b"");
-    drop(bob);
     assert_eq!(ann.line().await, "* bob left: quit");
+}
+
+#[tokio::test]
+async fn a_member_that_quits_is_gone_while_the_server_waits_for_it_to_close() {
+    let chat = Example::start("chat", &[]).await;
+    let mut ann = join(&chat, "ann", "tea").await;
+    let mut bob = join(&chat, "bob", "tea").await;
+    assert_eq!(ann.line().await, "* bob joined");
+    assert_eq!(bob.ask("/quit").await, "* bye: quit");
+    let quit = Instant::now();
+
+    assert_eq!(ann.line().await, "* bob left: quit");
+
+    // The server waits 2 s.
+    assert!(quit.elapsed() < Duration::from_secs(1));
+    let _again = enter(&chat, "bob").await;
 }
 
 #[tokio::test]

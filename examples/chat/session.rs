@@ -42,17 +42,14 @@ impl Session<Event<Bytes, Message>> for Member {
     }
 }
 
-/// The connection ends: the name is free, and the room is told why, whatever the reason.
+/// The connection closes: the room is told why, whatever the reason. The registries let the name
+/// and the seat go by themselves.
 impl Drop for Member {
     fn drop(&mut self) {
-        // The registry would remove the name at the end, after a slow close.
-        if let Some(name) = &self.name {
-            self.chat.names.remove_peer(name, &self.peer);
-        }
         if let Some(place) = self.place.take() {
             let (chat, peer) = (Arc::clone(&self.chat), self.peer.clone());
             tokio::spawn(async move {
-                let end = peer.closed().await;
+                let end = peer.closing().await;
                 let why = match end.error() {
                     Some(why) if end.reason() == EndReason::ServiceClosed => why.to_string(),
                     _ => words(end.reason()),
@@ -152,7 +149,7 @@ impl Member {
 
     fn close(&self, why: String) -> Reply<Bytes> {
         let bye = answer(format!("* bye: {why}"));
-        // The reason reaches the room at the end, and the log.
+        // The reason reaches the room, and the log.
         self.peer.close_because(why);
         bye
     }

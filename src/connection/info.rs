@@ -5,9 +5,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::address::Address;
+use super::hooks::Moment;
 use super::life::Life;
 use super::origin::{ConnectionId, Origin};
 use super::transport::Probe;
+use crate::end::End;
 use crate::signals::Signal;
 
 /// The facts known about a connection and its peer. Cheap to clone.
@@ -90,6 +92,43 @@ impl ConnectionInfo {
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let life = Arc::clone(&self.life);
         async move { life.signals.raised(Signal::Drain).await }
+    }
+
+    /// Registers a callback for the moment when closing begins.
+    ///
+    /// That is when the connection's service is done: it takes no more requests, messages or
+    /// frames, and what is left is to write its output, shut down writing, and linger until the
+    /// peer has closed as well. So it is up to 2 s before the end if the peer is slow to close, and
+    /// longer if it is slow to read. Free a name then, or tell others that a member has left.
+    ///
+    /// The callback runs exactly once, however the connection ends, and before the callbacks for
+    /// the end ([`Connection::on_end`](super::Connection::on_end)). If nothing closes the
+    /// connection (it is aborted, its future is dropped, it panics, or a raw service returns
+    /// without [`Connection::close`](super::Connection::close)), that is immediately before them.
+    /// After an upgrade, it is when the upgraded stream closes. The callback runs in the
+    /// connection's task, so it must not block. Callbacks run in registration order; one that is
+    /// registered after closing has begun runs at once.
+    ///
+    /// The callback is given the end as far as it is known. Bytes may still be written, and an
+    /// error may replace an orderly reason, for example if the peer does not read the rest.
+    #[doc(alias = "on_close")]
+    #[doc(alias = "on_disconnect")]
+    pub fn on_closing(&self, f: impl FnOnce(&End) + Send + 'static) {
+        self.life.on(Moment::Closing, |_, end| f(end));
+    }
+
+    /// Waits until closing begins, and returns the end as far as it is known. See
+    /// [`on_closing`](Self::on_closing).
+    ///
+    /// A call of the connection's own service must not wait for this, because closing begins only
+    /// once the calls are done. Use [`draining`](Self::draining) there.
+    ///
+    /// # Cancel safety
+    ///
+    /// The moment stays past, so a later call does not miss it.
+    pub fn closing(&self) -> impl Future<Output = End> + Send + use<> {
+        let life = Arc::clone(&self.life);
+        async move { life.reached(Moment::Closing).await }
     }
 
     /// Returns the fact of type `F`, if a hook has added one. The latest of its type counts.

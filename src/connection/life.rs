@@ -2,21 +2,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use smallvec::SmallVec;
-
+use super::hooks::{Hook, HookId, Hooks, Moment};
 use super::origin::Origin;
 use super::phase::ConnectionPhase;
 use super::transport::Probe;
 use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::signals::{Signal, Signals};
-
-/// A callback for the end. It gets the connection's origin as an argument, so that a closure which
-/// captures nothing needs no allocation.
-type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
-
-/// The number of a callback, by which it can be removed once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HookId(u64);
 
 /// The reason and the callbacks until the end, and the end itself after it.
 enum EndCell {
@@ -27,11 +18,9 @@ enum EndCell {
 #[derive(Default)]
 struct Open {
     reason: Option<ConnectionEnded>,
-    /// In registration order. A removed callback leaves an empty slot until more than half of the
-    /// slots are empty: a peer may decide how many there are, so removing one must not cost a
-    /// linear search.
-    hooks: SmallVec<[(HookId, Option<Hook>); 1]>,
-    hooks_empty: usize,
+    hooks: Hooks,
+    /// Closing has begun, so the callbacks for that have been taken.
+    closing: bool,
 }
 
 impl Open {
@@ -51,22 +40,8 @@ impl Open {
         (self.reason.insert(holds).clone(), replaced)
     }
 
-    fn add(&mut self, hook: Hook) -> HookId {
-        // The number of a removed callback may be used again.
-        let id = HookId(self.hooks.last().map_or(0, |(HookId(last), _)| last + 1));
-        self.hooks.push((id, Some(hook)));
-        id
-    }
-
-    fn take(&mut self, id: HookId) -> Option<Hook> {
-        let at = self.hooks.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-        let hook = self.hooks[at].1.take();
-        self.hooks_empty += usize::from(hook.is_some());
-        if 2 * self.hooks_empty > self.hooks.len() {
-            self.hooks.retain(|(_, hook)| hook.is_some());
-            self.hooks_empty = 0;
-        }
-        hook
+    fn is_past(&self, moment: Moment) -> bool {
+        self.closing && moment == Moment::Closing
     }
 }
 
@@ -232,11 +207,18 @@ impl Life {
     /// Returns why a connection ends whose service has completed: the proposed reason, or else what
     /// the signals and the stream tell.
     pub(crate) fn done(&self) -> EndReason {
-        match self.proposed() {
-            Some(ended) => ended.reason,
-            None if self.signals.is_raised(Signal::Drain) => EndReason::Drained,
-            None if self.peer_done.load(Ordering::Relaxed) => EndReason::PeerClosed,
-            None => EndReason::ServiceClosed,
+        let proposed = self.proposed().map(|ended| ended.reason);
+        proposed.unwrap_or_else(|| self.unproposed())
+    }
+
+    /// Returns why a connection ends for whose end no reason was proposed.
+    fn unproposed(&self) -> EndReason {
+        if self.signals.is_raised(Signal::Drain) {
+            EndReason::Drained
+        } else if self.peer_done.load(Ordering::Relaxed) {
+            EndReason::PeerClosed
+        } else {
+            EndReason::ServiceClosed
         }
     }
 
@@ -253,8 +235,42 @@ impl Life {
         self.signals.raise(Signal::Abort)
     }
 
-    /// Settles the end and runs the callbacks. Only the connection's task calls this; a second call
-    /// does nothing.
+    /// Begins to close: the service is done, and its output is still to be written. Runs the
+    /// callbacks for that moment. A second call does nothing.
+    pub(crate) fn begin_closing(&self) {
+        self.enter(ConnectionPhase::Closing);
+        let (end, hooks) = match &mut *self.cell() {
+            EndCell::Open(open) if !open.closing => {
+                open.closing = true;
+                (self.so_far(open), open.hooks.take_all(Moment::Closing))
+            }
+            _ => return,
+        };
+        self.run_all(hooks, &end);
+        self.signals.tell_users();
+    }
+
+    /// Returns the end as far as it is known.
+    fn so_far(&self, open: &Open) -> End {
+        let proposed = open.reason.clone();
+        self.totals(proposed.unwrap_or_else(|| self.unproposed().into()))
+    }
+
+    fn totals(&self, ConnectionEnded { reason, cause }: ConnectionEnded) -> End {
+        let nanos = self.origin.accepted_at.elapsed().as_nanos();
+        End {
+            reason,
+            cause,
+            nanos: u64::try_from(nanos).unwrap_or(u64::MAX),
+            bytes_read: self.bytes_read(),
+            bytes_written: self.bytes_written(),
+            requests: self.requests(),
+            messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Settles the end and runs the callbacks: those for the closing first, unless they have run.
+    /// Only the connection's task calls this; a second call does nothing.
     ///
     /// The reason in `outcome` is the last one proposed.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
@@ -264,67 +280,71 @@ impl Life {
             let EndCell::Open(open) = &mut *cell else {
                 return;
             };
-            let hooks = std::mem::take(&mut open.hooks);
-            let (ConnectionEnded { reason, cause }, replaced) = open.propose(&outcome);
-            let nanos = self.origin.accepted_at.elapsed().as_nanos();
-            let end = End {
-                reason,
-                cause,
-                nanos: u64::try_from(nanos).unwrap_or(u64::MAX),
-                bytes_read: self.bytes_read(),
-                bytes_written: self.bytes_written(),
-                requests: self.requests(),
-                messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
-            };
+            let hooks = [Moment::Closing, Moment::End].map(|moment| open.hooks.take_all(moment));
+            let (ended, replaced) = open.propose(&outcome);
+            let end = self.totals(ended);
             *cell = EndCell::Ended(end.clone());
             (end, hooks, replaced)
         };
-        for hook in hooks.into_iter().filter_map(|(_, hook)| hook) {
-            self.run(hook, &end);
+        for hooks in hooks {
+            self.run_all(hooks, &end);
         }
         self.signals.tell_users();
     }
 
-    /// Waits for the end.
-    pub(crate) async fn ended(&self) -> End {
-        self.signals.users_until(|| self.end()).await
+    /// Waits for a moment, and returns the end as far as it is known then.
+    pub(crate) async fn reached(&self, moment: Moment) -> End {
+        self.signals.users_until(|| self.end_at(moment)).await
     }
 
+    /// Returns the end, once it is settled.
     pub(crate) fn end(&self) -> Option<End> {
+        self.end_at(Moment::End)
+    }
+
+    /// Returns the end as far as it is known, if the moment has come.
+    fn end_at(&self, moment: Moment) -> Option<End> {
         match &*self.cell() {
-            EndCell::Open(_) => None,
             EndCell::Ended(end) => Some(end.clone()),
+            EndCell::Open(open) if open.is_past(moment) => Some(self.so_far(open)),
+            EndCell::Open(_) => None,
         }
     }
 
-    pub(crate) fn on_end(&self, hook: impl FnOnce(&Origin, &End) + Send + 'static) {
-        if let Err((hook, end)) = self.before_end(Box::new(hook)) {
+    /// Runs a callback at a moment, or now if that is past.
+    pub(crate) fn on(&self, moment: Moment, hook: impl FnOnce(&Origin, &End) + Send + 'static) {
+        if let Err((hook, end)) = self.before(moment, Box::new(hook)) {
             self.run(hook, &end);
         }
     }
 
-    /// Registers a callback, unless the connection has ended.
-    pub(crate) fn before_end(&self, hook: Hook) -> Result<HookId, (Hook, End)> {
+    /// Registers a callback for a moment, unless that is past.
+    pub(crate) fn before(&self, moment: Moment, hook: Hook) -> Result<HookId, (Hook, End)> {
         match &mut *self.cell() {
-            EndCell::Open(open) => Ok(open.add(hook)),
             EndCell::Ended(end) => Err((hook, end.clone())),
+            EndCell::Open(open) if open.is_past(moment) => Err((hook, self.so_far(open))),
+            EndCell::Open(open) => Ok(open.hooks.add(moment, hook)),
         }
     }
 
     /// Removes a callback.
     pub(crate) fn forget(&self, id: HookId) {
         let hook = match &mut *self.cell() {
-            EndCell::Open(open) => open.take(id),
+            EndCell::Open(open) => open.hooks.take(id),
             EndCell::Ended(_) => None,
         };
         // Dropped without the lock, because it is user code.
         drop(hook);
     }
 
+    fn run_all(&self, hooks: impl IntoIterator<Item = Hook>, end: &End) {
+        hooks.into_iter().for_each(|hook| self.run(hook, end));
+    }
+
     /// Runs one callback. A panic in it must not keep the other callbacks, or the permit, waiting.
     fn run(&self, hook: Hook, end: &End) {
         if catch_unwind(AssertUnwindSafe(|| hook(&self.origin, end))).is_err() {
-            tracing::error!(target: "tower_tcp", "an on_end callback panicked");
+            tracing::error!(target: "tower_tcp", "a connection's callback panicked");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A connection as it passes between the rooms: its stream, the facts about it, and its end.
 
 mod address;
+mod hooks;
 mod info;
 mod life;
 mod origin;
@@ -21,8 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::end::{ConnectionEnded, End, EndReason};
 
 pub use address::Address;
+pub(crate) use hooks::{HookId, Moment};
 pub use info::ConnectionInfo;
-pub(crate) use life::{HookId, Life};
+pub(crate) use life::Life;
 pub use origin::ConnectionId;
 pub(crate) use origin::Origin;
 pub use phase::ConnectionPhase;
@@ -95,14 +97,24 @@ impl<Io> Connection<Io> {
         )
     }
 
+    /// Registers a callback for the moment when closing begins, as
+    /// [`ConnectionInfo::on_closing`] does.
+    pub fn on_closing(&self, f: impl FnOnce(&End) + Send + 'static) {
+        self.info.on_closing(f);
+    }
+
     /// Registers a callback for the end of the connection.
     ///
     /// It runs exactly once, however the connection ends: by an orderly close, a panic, an abort,
     /// or because its future is dropped. It runs in the connection's task after the stream is
     /// dropped, so it must not block. Callbacks run in registration order; one that is registered
     /// after the end runs at once.
+    ///
+    /// A close in good order first writes what is left and lingers, up to 2 s by default
+    /// ([`Linger`](crate::close::Linger)). To act before that, use
+    /// [`on_closing`](Self::on_closing).
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
-        self.life().on_end(|_, end| f(end));
+        self.life().on(Moment::End, |_, end| f(end));
     }
 
     /// Returns whether this connection should finish and close: the server drains, or the program

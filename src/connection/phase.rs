@@ -11,7 +11,7 @@ pub enum ConnectionPhase {
     Serving,
     /// Its service runs and should finish: the server drains, or the program closed the connection.
     Draining,
-    /// Its output is complete. It is flushed and shut down, then the connection lingers.
+    /// Its service is done. The output is written and shut down, then the connection lingers.
     Closing,
 }
 

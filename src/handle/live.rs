@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::connection::{Address, ConnectionId, ConnectionPhase, Life};
+use crate::connection::{Address, ConnectionId, ConnectionPhase, Life, Moment};
 use crate::end::{End, EndReason};
 
 /// An open connection, seen from outside. It does not keep the connection open. Returned by
@@ -78,7 +78,17 @@ impl LiveConnection {
     ///
     /// The end is kept, so a later call returns it.
     pub async fn closed(&self) -> End {
-        self.life.ended().await
+        self.life.reached(Moment::End).await
+    }
+
+    /// Waits until closing begins, and returns the end as far as it is known, as
+    /// [`ConnectionInfo::closing`](crate::ConnectionInfo::closing) does.
+    ///
+    /// # Cancel safety
+    ///
+    /// The moment stays past, so a later call does not miss it.
+    pub async fn closing(&self) -> End {
+        self.life.reached(Moment::Closing).await
     }
 }
 

@@ -180,6 +180,7 @@ where
         None => life.done().into(),
     };
     let ended = life.set_reason(ended.reason, ended.cause);
+    life.begin_closing();
     if let Some(conn) = conn
         && ended.reason != EndReason::WriteTimeout
     {

@@ -11,7 +11,7 @@ use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Level, Span};
 
 use super::{ErrorChain, signed};
-use crate::connection::{Address, Connection, ConnectionInfo, Origin};
+use crate::connection::{Address, Connection, ConnectionInfo, Moment, Origin};
 use crate::end::{End, EndReason, Initiator};
 
 /// Puts each connection in a span and emits its closing event. See the [module docs](super).
@@ -58,13 +58,14 @@ where
         let span = span(conn.info());
         if span.is_disabled() {
             // There is no span to keep until the end.
-            conn.life().on_end(closed);
+            conn.life().on(Moment::End, closed);
         } else {
             let at_end = span.clone();
-            conn.life().on_end(move |origin: &Origin, end: &End| {
-                at_end.in_scope(|| closed(origin, end));
-                ended(&at_end, end.reason());
-            });
+            conn.life()
+                .on(Moment::End, move |origin: &Origin, end: &End| {
+                    at_end.in_scope(|| closed(origin, end));
+                    ended(&at_end, end.reason());
+                });
         }
         let inner = span.in_scope(|| self.inner.call(conn));
         ConnectionTraceFuture {

@@ -32,7 +32,7 @@
 //! | `accept.resumed` | info | | nothing: the server accepts again |
 //! | `signal.received` | info | `live` | nothing: the first begins a shutdown, the second aborts, with `live` connections open |
 //! | `a worker's thread is left behind` | warn | | the thread is blocked: look for a service that blocks or computes without end |
-//! | `an on_end callback panicked` | error | | fix the callback; the others have run |
+//! | `a connection's callback panicked` | error | | fix the callback; the others have run |
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: the connection is served without it |
 //! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |
 //!

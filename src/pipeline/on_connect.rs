@@ -11,7 +11,8 @@ use crate::make::{CloneForConnection, Known};
 /// Runs a function for each peer before its service is made.
 ///
 /// The function can greet the peer, reject it by returning an error, add it to a
-/// [`Registry`](crate::registry::Registry), or register a callback for its end ([`Peer::on_end`]).
+/// [`Registry`](crate::registry::Registry), or register a callback for its close
+/// ([`Peer::on_closing`]) or its end ([`Peer::on_end`]).
 ///
 /// The layer wraps a make-service. The function runs in the connection's task, and shares the
 /// make-service's deadline of [10 s](crate::deadline::Deadlines::make_service). For a service that

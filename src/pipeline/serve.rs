@@ -54,6 +54,7 @@ where
                     engine.panicked(panicked);
                 }
             }
+            engine.begin_closing();
             finish(&mut engine).await;
             if engine.is_upgraded() {
                 let limit = engine.settings.deadlines.make_service;

@@ -16,8 +16,8 @@ use tower_service::Service;
 ///
 /// Write [`call`](Self::call) as an `async fn`; its future must be `Send`. The session is dropped
 /// when its connection begins to close, so put work for the end of the connection into its `Drop`.
-/// A task spawned there learns how the connection ended from [`Peer::closed`](super::Peer::closed),
-/// as the `chat` example shows.
+/// A task spawned there learns the reason from [`Peer::closing`](super::Peer::closing), as the
+/// `chat` example shows.
 ///
 /// ```
 /// use std::convert::Infallible;

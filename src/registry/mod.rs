@@ -2,8 +2,10 @@
 //!
 //! The server keeps a table of all its connections. A [`Registry`] holds some of them under the
 //! program's keys. The program inserts an entry, most often in the make-service or when the peer
-//! has logged in. The entry is removed when the connection ends, for whatever reason, so no entry
-//! outlives its connection.
+//! has logged in. The entry is removed when the connection begins to close, for whatever reason
+//! ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free while
+//! the last output is written. A registry made by [`until_end`](Registry::until_end) removes it at
+//! the end instead. No entry outlives its connection.
 //!
 //! A program may have several registries, such as one of users and one for each room.
 //!
@@ -38,7 +40,7 @@
 //!
 //! [`insert`](Registry::insert) rejects a key that another connection has.
 //! [`replace`](Registry::replace) takes the key over, and returns the connection that had it. When
-//! that connection ends, the new entry stays:
+//! that connection closes, the new entry stays:
 //!
 //! ```
 //! # use bytes::Bytes;
@@ -65,7 +67,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use thiserror::Error;
 
-use crate::connection::HookId;
+use crate::connection::{HookId, Moment};
 use crate::pipeline::Peer;
 
 pub use broadcast::{Broadcast, SlowPeer, broadcast};
@@ -93,23 +95,39 @@ pub struct Registry<K, T, M = Infallible> {
 struct Shards<K, T, M> {
     shards: [Mutex<HashMap<K, Entered<T, M>>>; SHARDS],
     hasher: RandomState,
+    /// When the entries are removed.
+    remove_at: Moment,
 }
 
-/// A connection, and the callback that removes it at its end.
+/// A connection, and the callback that removes it.
 struct Entered<T, M> {
     peer: Peer<T, M>,
-    at_end: HookId,
+    removal: HookId,
 }
 
 type Shard<'a, K, T, M> = MutexGuard<'a, HashMap<K, Entered<T, M>>>;
 
 impl<K, T, M> Registry<K, T, M> {
-    /// Creates an empty registry.
+    /// Creates an empty registry, whose entries are removed when their connections begin to close.
     pub fn new() -> Self {
+        Self::removing_at(Moment::Closing)
+    }
+
+    /// Creates an empty registry, whose entries are removed at the end of their connections: the
+    /// end is settled by then, and the stream is gone.
+    ///
+    /// So a key is taken while the connection writes its last output and lingers. Use it if two
+    /// connections must not have the same key even then.
+    pub fn until_end() -> Self {
+        Self::removing_at(Moment::End)
+    }
+
+    fn removing_at(remove_at: Moment) -> Self {
         Self {
             inner: Arc::new(Shards {
                 shards: std::array::from_fn(|_| Mutex::default()),
                 hasher: RandomState::new(),
+                remove_at,
             }),
         }
     }
@@ -135,10 +153,10 @@ where
 {
     /// Inserts a connection under a key that no other connection has.
     ///
-    /// The entry is removed when the connection has ended and its stream is dropped. A connection
-    /// that has already ended is not inserted, which is no error. One connection may have several
-    /// keys, in one registry or in many. Inserting a connection again under its own key changes
-    /// nothing.
+    /// The entry is removed when the connection begins to close, or at its end if the registry is
+    /// made by [`until_end`](Self::until_end). A connection that is already that far is not
+    /// inserted, which is no error. One connection may have several keys, in one registry or in
+    /// many. Inserting a connection again under its own key changes nothing.
     ///
     /// # Errors
     ///
@@ -156,7 +174,7 @@ where
             Entry::Occupied(taken) if taken.get().peer.is_same(peer) => {}
             Entry::Occupied(_) => return Err(KeyTaken),
             Entry::Vacant(free) => {
-                if let Some(entered) = self.until_its_end(free.key(), peer) {
+                if let Some(entered) = self.entered(free.key(), peer) {
                     free.insert(entered);
                 }
             }
@@ -169,7 +187,7 @@ where
     /// The key is never free in between. The returned connection stays open, and its end does not
     /// remove the new entry. Close it if only one connection may have the key.
     ///
-    /// Returns `None` and changes nothing if `peer` has already ended, or already has the key.
+    /// Returns `None` and changes nothing if `peer` is already closing, or already has the key.
     #[doc(alias = "takeover")]
     #[doc(alias = "kick")]
     pub fn replace(&self, key: K, peer: &Peer<T, M>) -> Option<Peer<T, M>>
@@ -182,16 +200,16 @@ where
         if shard.get(&key).is_some_and(|has| has.peer.is_same(peer)) {
             return None;
         }
-        let entered = self.until_its_end(&key, peer)?;
+        let entered = self.entered(&key, peer)?;
         let replaced = shard.insert(key, entered);
         drop(shard);
-        let Entered { peer, at_end } = replaced?;
-        peer.forget(at_end);
+        let Entered { peer, removal } = replaced?;
+        peer.forget(removal);
         Some(peer)
     }
 
-    /// Makes the entry that the connection's end removes, unless the connection has ended.
-    fn until_its_end(&self, key: &K, peer: &Peer<T, M>) -> Option<Entered<T, M>>
+    /// Makes the entry that its connection removes, unless it is too late for that.
+    fn entered(&self, key: &K, peer: &Peer<T, M>) -> Option<Entered<T, M>>
     where
         K: Clone + Send + 'static,
         T: Send + 'static,
@@ -209,18 +227,18 @@ where
             // entry while this callback was about to run.
             registry.remove_if(&key, |entered| entered.peer.info().id() == id)
         };
-        let at_end = peer.before_end(move |_end| drop(remove()))?;
+        let removal = peer.before(self.inner.remove_at, move || drop(remove()))?;
         Some(Entered {
             peer: peer.clone(),
-            at_end,
+            removal,
         })
     }
 
     /// Removes the entry of a key, and returns its connection, which stays open. A broadcast that
     /// has begun may still reach it.
     pub fn remove(&self, key: &K) -> Option<Peer<T, M>> {
-        let Entered { peer, at_end } = self.remove_if(key, |_| true)?;
-        peer.forget(at_end);
+        let Entered { peer, removal } = self.remove_if(key, |_| true)?;
+        peer.forget(removal);
         Some(peer)
     }
 
@@ -229,12 +247,12 @@ where
     /// Use it where a session removes its own entry, because another connection may have
     /// [replaced](Self::replace) it.
     pub fn remove_peer(&self, key: &K, peer: &Peer<T, M>) -> bool {
-        let Some(Entered { peer, at_end }) =
+        let Some(Entered { peer, removal }) =
             self.remove_if(key, |entered| entered.peer.is_same(peer))
         else {
             return false;
         };
-        peer.forget(at_end);
+        peer.forget(removal);
         true
     }
 

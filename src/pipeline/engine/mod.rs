@@ -178,6 +178,17 @@ where
         self.state.end(leaves);
     }
 
+    /// Begins to close, unless the stream is handed over.
+    pub(in crate::pipeline) fn begin_closing(&self) {
+        if self.is_upgraded() {
+            return;
+        }
+        if let Some(peer) = &self.peer {
+            peer.refuse();
+        }
+        self.conn.life().begin_closing();
+    }
+
     /// Closes the connection after the output is written, and returns how it ended.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
         // Handles learn of the end, and a lingering connection keeps no memory that it does not

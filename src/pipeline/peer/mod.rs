@@ -15,7 +15,7 @@ use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
 use super::watermarks::Watermarks;
-use crate::connection::{ConnectionInfo, HookId};
+use crate::connection::{ConnectionInfo, HookId, Moment};
 use crate::end::{ConnectionEnded, End, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
@@ -423,16 +423,33 @@ impl<T, M> Peer<T, M> {
     /// Nothing is lost when this is dropped. Later calls return the same.
     #[doc(alias = "gone")]
     pub async fn closed(&self) -> End {
-        self.channel.info.life.ended().await
+        self.channel.info.life.reached(Moment::End).await
     }
 
-    /// Registers a callback for the end, unless the connection has already ended.
-    pub(crate) fn before_end(&self, f: impl FnOnce(&End) + Send + 'static) -> Option<HookId> {
-        self.channel
-            .info
-            .life
-            .before_end(Box::new(|_, end| f(end)))
-            .ok()
+    /// Waits until closing begins, and returns the end as far as it is known, as
+    /// [`ConnectionInfo::closing`] does. From then on no frame can be sent.
+    ///
+    /// # Cancel safety
+    ///
+    /// The moment stays past, so a later call does not miss it.
+    pub async fn closing(&self) -> End {
+        self.channel.info.closing().await
+    }
+
+    /// Registers a callback for the moment when closing begins, as [`ConnectionInfo::on_closing`]
+    /// does.
+    pub fn on_closing(&self, f: impl FnOnce(&End) + Send + 'static) {
+        self.channel.info.on_closing(f);
+    }
+
+    /// Registers a callback for a moment, unless that is past.
+    pub(crate) fn before(
+        &self,
+        moment: Moment,
+        f: impl FnOnce() + Send + 'static,
+    ) -> Option<HookId> {
+        let life = &self.channel.info.life;
+        life.before(moment, Box::new(|_, _| f())).ok()
     }
 
     /// Removes such a callback.
@@ -443,7 +460,7 @@ impl<T, M> Peer<T, M> {
     /// Registers a callback for the end of the connection, after those already registered, as
     /// [`Connection::on_end`](crate::Connection::on_end) does.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
-        self.channel.info.life.on_end(|_, end| f(end));
+        self.channel.info.life.on(Moment::End, |_, end| f(end));
     }
 }
 

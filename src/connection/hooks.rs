@@ -1,0 +1,71 @@
+//! The callbacks of one connection: for the moment when closing begins, and for the end.
+
+use smallvec::SmallVec;
+
+use super::origin::Origin;
+use crate::end::End;
+
+/// A callback. It gets the connection's origin as an argument, so that a closure which captures
+/// nothing needs no allocation.
+pub(super) type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
+
+/// The moment at which a callback runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Closing begins. If nothing closes the connection before its end, that is at the end, before
+    /// the callbacks for the end.
+    Closing,
+    /// The stream is gone, and the end is settled.
+    End,
+}
+
+/// The number of a callback, by which it can be removed. It is not used twice in a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HookId(u64);
+
+struct Slot {
+    id: HookId,
+    at: Moment,
+    hook: Option<Hook>,
+}
+
+/// The callbacks in registration order.
+///
+/// A removed callback leaves an empty slot until more than half of the slots are empty: a peer may
+/// decide how many there are, so removing one must not cost a linear search.
+#[derive(Default)]
+pub(super) struct Hooks {
+    slots: SmallVec<[Slot; 1]>,
+    added: u64,
+    empty: usize,
+}
+
+impl Hooks {
+    pub(super) fn add(&mut self, at: Moment, hook: Hook) -> HookId {
+        self.added += 1;
+        let id = HookId(self.added);
+        let hook = Some(hook);
+        self.slots.push(Slot { id, at, hook });
+        id
+    }
+
+    pub(super) fn take(&mut self, id: HookId) -> Option<Hook> {
+        let at = self.slots.binary_search_by_key(&id, |slot| slot.id).ok()?;
+        let hook = self.slots[at].hook.take();
+        self.empty += usize::from(hook.is_some());
+        if 2 * self.empty > self.slots.len() {
+            self.slots.retain(|slot| slot.hook.is_some());
+            self.empty = 0;
+        }
+        hook
+    }
+
+    /// Takes the callbacks for a moment, in registration order.
+    pub(super) fn take_all(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
+        let due = self.slots.iter_mut().filter(|slot| slot.at == at);
+        let due = due.filter_map(|slot| slot.hook.take()).collect();
+        self.slots.retain(|slot| slot.hook.is_some());
+        self.empty = 0;
+        due
+    }
+}
