@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 #[path = "support/process.rs"]
 mod process;
@@ -432,7 +432,7 @@ fn raise_the_limit_of_descriptors() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_members_do_not_wait_for_ten_that_never_read() {
     raise_the_limit_of_descriptors();
-    let chat = Example::start("chat", &[]).await;
+    let chat = Example::start("chat", &["--patience", "2"]).await;
     let seen = Arc::new(Seen::default());
     for n in 0..READING {
         let stream = member(chat.addr(), &format!("m{n}"), None).await;
@@ -460,6 +460,13 @@ async fn a_thousand_members_do_not_wait_for_ten_that_never_read() {
     }
 
     assert!(slowest < WAITED, "{slowest:?}");
+    let mut lines = READING * BATCH * BATCHES;
+    while chat.so_far(&["connection.closed"]).len() < NOT_READING {
+        speaker.write_all(b"are you there?\n").await.unwrap();
+        lines += READING;
+        seen.reaches(lines).await;
+        sleep(Duration::from_millis(100)).await;
+    }
     let ends = chat
         .logged(NOT_READING, &["connection.closed", "\"slow_reader\""])
         .await;

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use support::{Client, Clients, Ends, each_way, settled};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncBufReadExt, DuplexStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 use tower_tcp::deadline::Deadlines;
@@ -19,8 +20,8 @@ use tower_tcp::frame::Lines;
 use tower_tcp::make::MakePerConnection;
 use tower_tcp::pipeline::{Limits, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer, broadcast};
-use tower_tcp::testkit::{Served, serve};
-use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
+use tower_tcp::testkit::{Served, serve, serve_with};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
 /// The number of keys of one connection. A peer could cause this many with a few megabytes of
 /// names.
@@ -359,7 +360,7 @@ async fn a_broadcast_to_peers_from_elsewhere_keeps_the_same_policy() {
     assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 1, 0));
     all_hear(&mut quick).await;
 
-    let sent = broadcast(peers, "hi".into(), SlowPeer::Close).await;
+    let sent = broadcast(peers, "hi".into(), SlowPeer::CloseAfter(Duration::ZERO)).await;
     assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 0, 1));
     all_hear(&mut quick).await;
 }
@@ -373,7 +374,11 @@ async fn a_burst_of_broadcasts_makes_no_reader_a_slow_one() {
     // More than its queue holds, without a turn of its task in between.
     for _ in 0..100 {
         let sent = names
-            .broadcast("hi".into(), |_, _| true, SlowPeer::Close)
+            .broadcast(
+                "hi".into(),
+                |_, _| true,
+                SlowPeer::CloseAfter(Duration::ZERO),
+            )
             .await;
         assert_eq!(sent.sent(), 1);
     }
@@ -455,7 +460,11 @@ async fn a_slow_peer_can_be_closed_with_a_reason_of_its_own() {
     let (served, mut quick, slow) = with_one_slow(&names).await;
 
     let sent = names
-        .broadcast("hi".into(), |_, _| true, SlowPeer::Close)
+        .broadcast(
+            "hi".into(),
+            |_, _| true,
+            SlowPeer::CloseAfter(Duration::ZERO),
+        )
         .await;
 
     assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (3, 0, 1));
@@ -463,6 +472,96 @@ async fn a_slow_peer_can_be_closed_with_a_reason_of_its_own() {
     assert_eq!(served.reason().await, EndReason::SlowReader);
     assert_eq!(sorted(&names), ["ann", "bob", "cid"]);
     drop(slow);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_nothing_for_the_time_is_closed_and_not_before() {
+    let second = Duration::from_secs(1);
+    let names = Names::new();
+    for served in each_way(naming(&names)) {
+        let mut slow = enter(&served, "slow").await;
+        let peer = peer(&names, "slow");
+        let stuffed = peer.send("x".repeat(256 * 1024).into());
+        stuffed.await.expect("it is open");
+        settled().await;
+        let hi = async || {
+            let slow = SlowPeer::CloseAfter(5 * second);
+            let sent = names.broadcast("hi".into(), |_, _| true, slow).await;
+            (sent.sent(), sent.skipped(), sent.closed())
+        };
+
+        assert_eq!(hi().await, (0, 1, 0), "{}", served.way());
+        sleep(4 * second).await;
+        assert_eq!(hi().await, (0, 1, 0), "the time is not over");
+        let taken = slow.0.fill_buf().await.expect("it is open").len();
+        slow.0.consume(taken);
+        sleep(4 * second).await;
+        assert_eq!(hi().await, (0, 1, 0), "it has taken something");
+        sleep(5 * second).await;
+        assert_eq!(hi().await, (0, 0, 1), "the time is over");
+
+        assert_eq!(served.reason().await, EndReason::SlowReader);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_reads_all_the_time_is_not_closed_by_a_burst() {
+    let names = Names::new();
+    for served in each_way(naming(&names)) {
+        let mut steady = enter(&served, "steady").await;
+        let peer = peer(&names, "steady");
+        let reading = tokio::spawn(async move {
+            let mut lines = 0;
+            // One at a time, and far slower than they are sent.
+            while steady.line().await.len() == 10_000 {
+                lines += 1;
+                sleep(Duration::from_millis(10)).await;
+            }
+            lines
+        });
+
+        let mut sent = 0;
+        for _ in 0..2_000 {
+            let slow = SlowPeer::CloseAfter(Duration::from_secs(1));
+            let line = "x".repeat(10_000);
+            let broadcast = names.broadcast(line.into(), |_, _| true, slow).await;
+            assert_eq!(broadcast.closed(), 0, "{}", served.way());
+            sent += broadcast.sent();
+            assert!(peer.buffered().bytes() < 16 * 1024, "memory is bounded");
+            sleep(Duration::from_millis(1)).await;
+        }
+
+        assert!((100..1_000).contains(&sent), "{sent}");
+        peer.send("done".into()).await.expect("it is open");
+        assert_eq!(reading.await.expect("it does not panic"), sent);
+        served.reason().await;
+    }
+}
+
+#[tokio::test]
+async fn a_burst_over_tcp_closes_no_reader_that_reads_all_the_time() {
+    let names = Names::new();
+    let server = Server::bind("127.0.0.1:0").await.expect("it is free");
+    let served = serve_with(server, (), naming(&names));
+    let addr = served.handle().local_addrs()[0].tcp().expect("it is TCP");
+    let mut client = Client::new(TcpStream::connect(addr).await.expect("it listens"));
+    assert_eq!(client.ask("steady").await, "in");
+    let reading = tokio::spawn(async move { while client.line().await != "done" {} });
+
+    let line = Bytes::from("x".repeat(100_000));
+    for _ in 0..200 {
+        let slow = SlowPeer::CloseAfter(Duration::from_secs(10));
+        let sent = names.broadcast(line.clone(), |_, _| true, slow).await;
+        assert_eq!(sent.closed(), 0);
+    }
+
+    let steady = peer(&names, "steady");
+    let done = steady.send("done".into());
+    timeout(Duration::from_secs(30), done)
+        .await
+        .expect("it reads")
+        .expect("it is open");
+    reading.await.expect("it does not panic");
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,6 +53,10 @@ struct Args {
     #[arg(long, default_value_t = 600)]
     idle: u64,
 
+    /// Seconds after which a member is sent away that reads nothing of what the others say.
+    #[arg(long, default_value_t = 5)]
+    patience: u64,
+
     /// A name that may kick anybody; may be given several times. There are no passwords: the first
     /// to give the name has it.
     #[arg(long, value_parser = Name::new)]
@@ -68,7 +72,7 @@ async fn main() -> Result<(), BoxError> {
         .with_writer(std::io::stderr)
         .init();
 
-    let chat = Arc::new(Chat::new(args.admin));
+    let chat = Arc::new(Chat::new(args.admin, Duration::from_secs(args.patience)));
     let idle = Duration::from_secs(args.idle);
     let make =
         service_fn(move |peer| Member::begin(Arc::clone(&chat), peer).map_ok(SessionService::new));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tower_tcp::registry::{Registry, SlowPeer};
@@ -44,12 +45,15 @@ pub(crate) struct Chat {
     pub(crate) names: Registry<Name, Bytes, Message>,
     rooms: Mutex<BTreeMap<Name, Room>>,
     admins: Vec<Name>,
+    patience: Duration,
 }
 
 /// The members in a room. The room exists as long as one is in it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Room {
     members: Registry<Seat, Bytes, Message>,
+    /// How long a member may read nothing.
+    patience: Duration,
     /// The number of the next seat.
     next: u64,
 }
@@ -62,6 +66,14 @@ pub(crate) struct Seat {
 }
 
 impl Room {
+    fn new(patience: Duration) -> Self {
+        Self {
+            members: Registry::new(),
+            patience,
+            next: 0,
+        }
+    }
+
     /// Returns the members in the order in which they came.
     pub(crate) fn seats(&self) -> Vec<Seat> {
         let mut seats: Vec<_> = self.members.iter().map(|(seat, _)| seat).collect();
@@ -69,12 +81,12 @@ impl Room {
         seats
     }
 
-    /// Sends a line to all but one. A member that does not read is closed, so this waits for
-    /// nobody.
+    /// Sends a line to all but one, and waits for nobody. A member that reads too slowly misses it,
+    /// and one that reads nothing is closed.
     pub(crate) async fn say(&self, line: String, but: &Seat) {
         let others = |seat: &Seat, _: &Peer| seat != but;
         self.members
-            .broadcast(line.into(), others, SlowPeer::Close)
+            .broadcast(line.into(), others, SlowPeer::CloseAfter(self.patience))
             .await;
     }
 }
@@ -88,11 +100,12 @@ pub(crate) struct Place {
 }
 
 impl Chat {
-    pub(crate) fn new(admins: Vec<Name>) -> Self {
+    pub(crate) fn new(admins: Vec<Name>, patience: Duration) -> Self {
         Self {
             names: Registry::new(),
             rooms: Mutex::default(),
             admins,
+            patience,
         }
     }
 
@@ -121,7 +134,9 @@ impl Chat {
                 "there are {MAX_ROOMS} rooms already; join one of them"
             ));
         }
-        let room = rooms.entry(name.clone()).or_default();
+        let room = rooms
+            .entry(name.clone())
+            .or_insert_with(|| Room::new(self.patience));
         let seat = Seat {
             number: room.next,
             name: member,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tower_tcp::pipeline::Watermarks;
@@ -15,8 +16,8 @@ type Listeners = Registry<ConnectionId, Frame>;
 /// The channels that have a listener.
 pub(crate) struct Channels {
     listeners: Mutex<HashMap<Bytes, Listeners>>,
-    /// The marks of a subscriber's unwritten messages. A subscriber above the high mark is closed,
-    /// so that it neither delays publishers nor fills memory.
+    /// The marks of a subscriber's unwritten messages. A subscriber above the high mark is closed
+    /// at once, as by Redis's own hard limit, so that it neither delays publishers nor fills memory.
     marks: Watermarks,
 }
 
@@ -34,7 +35,7 @@ impl Channels {
             return 0;
         };
         let message = Frame::Message(Arc::new(Message::new(channel, payload)));
-        let sent = listeners.broadcast(message, |_, _| true, SlowPeer::Close);
+        let sent = listeners.broadcast(message, |_, _| true, SlowPeer::CloseAfter(Duration::ZERO));
         sent.await.sent()
     }
 

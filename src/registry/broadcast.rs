@@ -1,15 +1,22 @@
 //! Sends a frame, or a frame for each connection, to many connections.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 
 use super::Registry;
 use crate::end::EndReason;
 use crate::pipeline::{Peer, TrySendError};
 
-/// The treatment of a slow peer in a broadcast: one whose output is above its high mark.
+/// The treatment of a peer whose output is above its high mark as a broadcast reaches it.
 ///
-/// A slow peer never delays the others, because they have already been sent the frame. With
-/// [`Wait`](Self::Wait) it delays the return of the broadcast.
+/// It never delays the others, because they have already been sent the frame. With
+/// [`Wait`](Self::Wait) it delays the return of the broadcast. No treatment keeps a frame for it:
+/// each connection's memory is bounded by its [high mark](crate::pipeline::Watermarks), one frame
+/// above it, and its [queue](crate::pipeline::Limits::push_queue).
+///
+/// A peer that reads all the time is above its mark, too, when more is sent in a burst than it can
+/// read. A higher mark lets it receive more of the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
     /// Waits for it, as [`Peer::send`] does, until its output is down at the low mark.
@@ -20,8 +27,14 @@ pub enum SlowPeer {
     Wait,
     /// Skips it, so that it misses this frame.
     Skip,
-    /// Ends its connection at once, with [`EndReason::SlowReader`].
-    Close,
+    /// Skips it, so that it misses this frame, and ends its connection with
+    /// [`EndReason::SlowReader`] if it has taken nothing for this long.
+    ///
+    /// The time begins with the first broadcast that finds the peer above its mark. It begins again
+    /// whenever a broadcast finds that the peer has taken something, however little.
+    /// [`Duration::ZERO`] ends the connection at once, so that no peer goes on without a frame that
+    /// it has missed.
+    CloseAfter(Duration),
 }
 
 /// The outcome of a broadcast: the number of connections that were sent a frame, skipped or closed.
@@ -185,8 +198,13 @@ async fn send<T, M>(peer: Peer<T, M>, frame: T, slow: SlowPeer) -> Fate {
             Ok(()) => Fate::Sent,
             Err(_closed) => Fate::Ended,
         },
-        SlowPeer::Skip => Fate::Skipped,
-        SlowPeer::Close if peer.abort_because(EndReason::SlowReader) => Fate::Closed,
-        SlowPeer::Close => Fate::Ended,
+        SlowPeer::CloseAfter(time) if peer.has_stalled(time) => {
+            if peer.abort_because(EndReason::SlowReader) {
+                Fate::Closed
+            } else {
+                Fate::Ended
+            }
+        }
+        SlowPeer::Skip | SlowPeer::CloseAfter(_) => Fate::Skipped,
     }
 }

@@ -10,14 +10,16 @@
 //! A program may have several registries, such as one of users and one for each room.
 //!
 //! ```
+//! use std::time::Duration;
 //! use bytes::Bytes;
 //! use tower::service_fn;
 //! use tower_tcp::frame::Lines;
 //! use tower_tcp::registry::{Registry, SlowPeer};
 //! use tower_tcp::{BoxError, Peer, Pipeline};
 //!
-//! // Every line goes to all other connections.
+//! // Every line goes to all other connections, except those that do not keep up.
 //! let everybody = Registry::new();
+//! let slow = SlowPeer::CloseAfter(Duration::from_secs(5));
 //! let make = service_fn(move |peer: Peer<Bytes>| {
 //!     let everybody = everybody.clone();
 //!     async move {
@@ -26,7 +28,7 @@
 //!         Ok::<_, BoxError>(service_fn(move |line: Bytes| {
 //!             let everybody = everybody.clone();
 //!             async move {
-//!                 everybody.broadcast(line, |id, _| *id != me, SlowPeer::Close).await;
+//!                 everybody.broadcast(line, |id, _| *id != me, slow).await;
 //!                 Ok::<_, BoxError>(None::<Bytes>)
 //!             }
 //!         }))

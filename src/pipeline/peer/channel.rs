@@ -44,6 +44,9 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The longest time that the connection may be idle.
     pub(super) idle: Option<Duration>,
+    /// The bytes that were written when a broadcast found the output above its mark, and the time
+    /// since when it is as many.
+    stalled: Option<(u64, Instant)>,
     /// The number of times that the marks were crossed. Odd while the output is above.
     pub(super) crossings: u64,
     gone: bool,
@@ -113,6 +116,19 @@ impl<T, M> Queues<T, M> {
         }
     }
 
+    /// Returns whether the output is above its mark and no byte of it has been written for `time`,
+    /// as far as the calls of this method show.
+    pub(super) fn has_stalled(&mut self, written: u64, time: Duration) -> bool {
+        let now = Instant::now();
+        self.stalled = match self.stalled {
+            _ if !self.is_above_mark() => None,
+            Some((before, since)) if before == written => Some((before, since)),
+            _ => Some((written, now)),
+        };
+        self.stalled
+            .is_some_and(|(_, since)| now.duration_since(since) >= time)
+    }
+
     /// Records that a mark was crossed. Returns the room to give back.
     pub(super) fn cross(&mut self, room: &Semaphore) -> usize {
         self.crossings += 1;
@@ -143,6 +159,7 @@ impl<T, M> Channel<T, M> {
             timers_set: 0,
             marks,
             idle,
+            stalled: None,
             crossings: 0,
             gone: false,
             no_more_messages: false,

@@ -147,7 +147,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the peer is slow, which means that its output is above the high mark.
+    /// Sends a frame unless the output is above its high mark: the peer is slow, or more was sent in
+    /// a burst than it could read.
     ///
     /// This may wait for the connection's task, but never for the peer. Use it where one slow peer
     /// must not delay others. To send to many peers at once, use
@@ -256,6 +257,13 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "backpressure")]
     pub fn crossings(&self) -> Crossings<T, M> {
         Crossings::new(Arc::clone(&self.channel))
+    }
+
+    /// Returns whether the output is above its mark and the peer has taken nothing for `time`, as far
+    /// as the calls of this method show.
+    pub(crate) fn has_stalled(&self, time: Duration) -> bool {
+        let written = self.channel.info.life.bytes_written();
+        self.channel.lock().has_stalled(written, time)
     }
 
     // Input.
