@@ -441,6 +441,74 @@ async fn a_half_closed_peer_that_reads_slowly_gets_the_whole_of_its_reply() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_awaits_the_end_of_its_own_connection_has_half_a_minute() {
+    let waits = service_fn(|peer: Peer<Bytes>| {
+        ready(Ok::<_, BoxError>(service_fn(move |line: Bytes| {
+            let peer = peer.clone();
+            async move {
+                if line == "close" {
+                    peer.close();
+                    let _end = peer.closed().await;
+                }
+                Ok::<_, BoxError>(line)
+            }
+        })))
+    });
+    for served in each_way(Pipeline::new(Lines::default).make_service(waits)) {
+        let mut client = served.client().await;
+        client.send("first\nclose\nbehind\n").await;
+        let begun = Instant::now();
+
+        let replies = client.rest().await;
+
+        assert_eq!(begun.elapsed(), 30 * SECOND, "{}", served.way());
+        assert_eq!(replies[0], "first", "{}", served.way());
+        assert!(!replies.contains(&"close".to_owned()), "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_closed_by_the_handle_gives_its_calls_half_a_minute() {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+        for (seconds, replied) in [(29, true), (31, false)] {
+            let mut client = served.client().await;
+            client.send(format!("{seconds}\n")).await;
+            support::settled().await;
+            for connection in served.handle().connections() {
+                connection.close();
+            }
+
+            let replies = client.rest().await;
+
+            assert_eq!(replies.len(), usize::from(replied), "{}", served.way());
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::ServiceClosed);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_behind_a_bad_frame_has_half_a_minute() {
+    let codec = || Lines::default().max_line(10);
+    for served in each_way(Pipeline::new(codec).service(service_fn(delayed))) {
+        if served.way() == "one at a time" {
+            continue;
+        }
+        let mut client = served.client().await;
+        client.send("20\n45\n3600\nmuch too long\n").await;
+        let begun = Instant::now();
+
+        assert_eq!(client.rest().await, ["20", "45"], "{}", served.way());
+
+        assert_eq!(begun.elapsed(), 75 * SECOND, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::FrameTooLarge);
+    }
+}
+
 /// Sets every deadline to the same time.
 fn all(time: Duration) -> Deadlines {
     Deadlines::default()
@@ -449,6 +517,7 @@ fn all(time: Duration) -> Deadlines {
         .idle(time)
         .write(time)
         .half_closed(time)
+        .closing(time)
         .max_age(time)
         .max_age_jitter(time)
         .make_service(time)

@@ -129,6 +129,7 @@ impl Watch {
             frame: _,
             body: _,
             half_closed: _,
+            closing: _,
             make_service: _,
             drain:
                 DrainDeadlines {

@@ -213,8 +213,9 @@ impl Clock {
             max_age_jitter: _,
             // Kept by the body.
             body: _,
-            // Kept by hooks and `serve`.
+            // Kept by hooks, pipelines and `serve`.
             pre_connect: _,
+            closing: _,
             make_service: _,
             drain:
                 DrainDeadlines {

@@ -42,8 +42,8 @@ pub(super) struct Clock {
     /// Before a drain, the time at which the connection reaches its maximum age; in a drain, its
     /// start.
     leaves: Option<Moment>,
-    /// The time of the last frame or finished request; after the peer's end of input, also of
-    /// written output. `None` before the first byte.
+    /// The time of the last frame or finished request; after the end of input, also of written
+    /// output. `None` before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     written: Option<Moment>,
@@ -61,6 +61,7 @@ pub(super) struct Clock {
     pub(super) asked: bool,
     draining: bool,
     half_closed: bool,
+    closing: bool,
 }
 
 impl Clock {
@@ -80,6 +81,7 @@ impl Clock {
             asked: false,
             draining: false,
             half_closed: false,
+            closing: false,
         }
     }
 
@@ -150,6 +152,14 @@ impl Clock {
         self.armed = None;
     }
 
+    /// Records that the connection closes, other than in a drain. Starts the time of the pending
+    /// requests, also if called again.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.saw_activity = true;
+        self.armed = None;
+    }
+
     /// Records that a frame is complete. Bytes after it belong to the next frame.
     pub(super) fn saw_frame(&mut self) {
         self.saw_activity = true;
@@ -164,7 +174,7 @@ impl Clock {
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
-        self.saw_activity |= self.half_closed && (writing || wrote);
+        self.saw_activity |= (self.half_closed || self.closing) && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);
         }
@@ -189,6 +199,7 @@ impl Clock {
             frame,
             write,
             half_closed,
+            closing,
             make_service,
             // Kept in `self`.
             idle: _,
@@ -212,8 +223,13 @@ impl Clock {
         } = *deadlines;
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm(Some(reason)));
         let drained = self.drains_since();
+        // While output waits for the peer, `write` bounds that.
+        let pending = self.active.filter(|_| self.written.is_none());
         let rest = match waiting {
-            Waiting::Busy => None,
+            Waiting::Busy => {
+                let pending = pending.filter(|_| self.closing);
+                end(pending, closing, EndReason::ServiceClosed)
+            }
             Waiting::Making => {
                 let started = Some(Moment::START);
                 end(started, make_service, EndReason::MakeServiceError)
@@ -241,8 +257,7 @@ impl Clock {
                 end(drained, last_frame, EndReason::Drained),
             ]),
         };
-        let left = self.half_closed && self.written.is_none();
-        let left = self.active.filter(|_| left);
+        let left = pending.filter(|_| self.half_closed);
         let left = end(left, half_closed, EndReason::PeerReset);
         let write = end(self.written, write, EndReason::WriteTimeout);
         let retire = self.leaves.filter(|_| !self.draining);

@@ -38,6 +38,7 @@ impl From<Deadlines> for Times {
             idle: _,
             write: _,
             half_closed: _,
+            closing: _,
             upgraded_idle: _,
             max_age: _,
             max_age_jitter: _,

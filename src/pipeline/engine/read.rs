@@ -188,6 +188,7 @@ where
     pub(super) fn heed_close(&mut self) {
         let closed = self.conn.life().signals.is_raised(Signal::Close);
         if closed && !self.leaves(Leaves::Requests) {
+            self.clock.close();
             self.end(EndReason::ServiceClosed, Leaves::Requests);
         }
     }
@@ -204,6 +205,15 @@ where
         }
         if self.state == State::Open {
             self.state.drain();
+            if self
+                .conn
+                .life()
+                .proposed()
+                .is_some_and(|by| by.reason == EndReason::ServiceClosed)
+            {
+                // This connection alone.
+                self.clock.close();
+            }
             if let Some(peer) = &self.peer {
                 // So that messages end, too. Those sent before are delivered.
                 peer.refuse_messages();

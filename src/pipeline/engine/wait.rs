@@ -257,6 +257,7 @@ where
         };
         match reason {
             EndReason::WriteTimeout | EndReason::PeerReset => self.end(reason, Leaves::Output),
+            EndReason::ServiceClosed => self.fail(reason.into()),
             EndReason::MaxAge => {
                 // Drain this connection only.
                 self.clock.drain();

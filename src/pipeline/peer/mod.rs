@@ -225,9 +225,9 @@ impl<T, M> Peer<T, M> {
 
     /// Asks the system how much of what was written the peer has not taken.
     ///
-    /// Over TCP these are the bytes that it has not acknowledged, those of TLS included. Over a Unix
-    /// socket it is the memory of what it has not read, which is more than the bytes. It does not
-    /// include what is still [`buffered`](Self::buffered) here.
+    /// Over TCP these are the bytes that it has not acknowledged, those of TLS included. Over a
+    /// Unix socket it is the memory of what it has not read, which is more than the bytes. It does
+    /// not include what is still [`buffered`](Self::buffered) here.
     ///
     /// Returns `None` if the system does not tell (only Linux does, since 4.12), if the stream is
     /// closed, and if the connection's listener is not one of this crate. Each call is a system
@@ -393,8 +393,9 @@ impl<T, M> Peer<T, M> {
     // Its end.
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
-    /// are answered; requests and messages that have not begun are dropped. From now on `send`
-    /// fails. A service that took over the stream is notified as at a drain.
+    /// are answered, within [`closing`](crate::deadline::Deadlines::closing); requests and messages
+    /// that have not begun are dropped. From now on `send` fails. A service that took over the
+    /// stream is notified as at a drain.
     #[doc(alias = "shutdown")]
     #[doc(alias = "disconnect")]
     pub fn close(&self) {
@@ -425,6 +426,10 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Waits for the end of the connection and returns how it ended.
+    ///
+    /// A connection ends after its calls. So a call that awaits the end of its own connection is
+    /// dropped after [`closing`](crate::deadline::Deadlines::closing), and if nothing closes the
+    /// connection, it waits for the peer to leave.
     ///
     /// # Cancel safety
     ///
