@@ -3,10 +3,9 @@
 //! tokio reports a waiting connection only by accepting it. So its listeners are converted: their
 //! socket becomes one of [`Sockets`], which checks before it accepts.
 
-use std::error::Error as StdError;
-use std::fmt;
 use std::io;
 
+use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::endpoint::Endpoint;
@@ -86,23 +85,21 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// The error of a runtime that did not release a listener, or did not accept it back. Its source is
-/// [`ListenerClosed`], which ends the server.
-#[derive(Debug)]
-struct NotTakenOver(io::Error);
+/// The error of a runtime that did not release a listener, or did not accept it back.
+#[derive(Debug, Error)]
+#[error("a listener of tokio could not be taken over")]
+struct NotTakenOver(#[source] Refused);
 
-impl fmt::Display for NotTakenOver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a listener of tokio could not be taken over: {}", self.0)
-    }
+/// The error of the runtime. Its source is [`ListenerClosed`], which ends the server.
+#[derive(Debug, Error)]
+#[error("{error}")]
+struct Refused {
+    error: io::Error,
+    #[source]
+    end: ListenerClosed,
 }
 
-impl StdError for NotTakenOver {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&ListenerClosed)
-    }
-}
-
-fn not_taken_over(err: io::Error) -> io::Error {
-    io::Error::new(err.kind(), NotTakenOver(err))
+fn not_taken_over(error: io::Error) -> io::Error {
+    let end = ListenerClosed;
+    io::Error::new(error.kind(), NotTakenOver(Refused { error, end }))
 }
