@@ -63,6 +63,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
+use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Instrument;
 
@@ -163,6 +164,26 @@ where
             }
         })
     }
+}
+
+/// Makes `.layer(tls)` an error that names the layer of hooks. Nothing implements the bound.
+#[doc(hidden)]
+impl<S: sealed::BehindPreConnectLayer> Layer<S> for Tls {
+    type Service = S;
+
+    fn layer(&self, inner: S) -> S {
+        inner
+    }
+}
+
+#[expect(unnameable_types, reason = "sealed: a bound that nothing meets")]
+mod sealed {
+    #[diagnostic::on_unimplemented(
+        message = "a hook is not a layer: put it into `PreConnectLayer::new(tls)`",
+        label = "`Tls` in place of a layer",
+        note = "`.layer(PreConnectLayer::new(tls))` puts TLS in front of the service behind it"
+    )]
+    pub trait BehindPreConnectLayer {}
 }
 
 /// Performs the handshake.

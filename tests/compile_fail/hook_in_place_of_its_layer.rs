@@ -1,0 +1,26 @@
+//! Adds TLS as a layer, without the layer of hooks.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use tower::ServiceBuilder;
+use tower::service_fn;
+use tower_tcp::Pipeline;
+use tower_tcp::Server;
+use tower_tcp::frame::Lines;
+use tower_tcp::tls::Tls;
+
+fn tls() -> Tls {
+    unimplemented!()
+}
+
+#[tokio::main]
+async fn main() -> Result<(), tower_tcp::Error> {
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let stack = ServiceBuilder::new()
+        .layer(tls())
+        .service(Pipeline::new(Lines::default).service(echo));
+    let server = Server::bind("127.0.0.1:7000").await?;
+    server.serve(stack).await?;
+    Ok(())
+}
