@@ -392,6 +392,38 @@ async fn after_an_upgrade_only_the_service_that_took_over_says_goodbye() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reply_that_upgrades_during_a_drain_is_the_last_frame_of_its_protocol() {
+    let gate = Arc::new(Semaphore::new(0));
+    let upgrades = ServiceBuilder::new()
+        .map_response(|line: Bytes| match &*line {
+            b"wait" => Reply::from(line).upgrade(),
+            _ => line.into(),
+        })
+        .service(gated(&gate));
+    let raw = service_fn(|conn: Connection<Rewind<_>>| async move {
+        drop(conn);
+        Ok::<_, BoxError>(())
+    });
+    let drain = DrainDeadlines::default().last_frame(SECOND);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(upgrades)
+        .deadlines(Deadlines::default().drain(drain))
+        .on_upgrade(raw)
+        .farewell(bye);
+    let served = serve(pipeline);
+    let mut client = served.client().await;
+    assert_eq!(client.ask("hi").await, "hi");
+
+    served.handle().shutdown();
+    settled().await;
+    client.send("wait\n").await;
+    settled().await;
+    gate.add_permits(1);
+
+    assert_eq!(client.rest().await, ["wait"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_may_depend_on_the_peer_and_there_may_be_none() {
     let told = |info: &ConnectionInfo, _| info.get::<u8>().map(|n| Bytes::from(n.to_string()));
     let mut before = 0_u8;

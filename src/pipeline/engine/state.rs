@@ -103,11 +103,13 @@ impl State {
 
     /// # Any but `Ending` → `Upgrading`
     ///
-    /// Called after a reply that requests it.
+    /// Called after a reply that requests it. At an end, nothing of this protocol may follow that
+    /// reply, either.
     pub(super) fn upgrade(&mut self) {
-        if !self.is_ending() {
-            *self = Self::Upgrading;
-        }
+        *self = match *self {
+            Self::Ending(leaves) => Self::Ending(leaves.max(Leaves::Requests)),
+            _ => Self::Upgrading,
+        };
     }
 
     /// # Any → `Ending`
@@ -174,10 +176,18 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_not_taken_back_by_an_upgrade_or_a_drain() {
+    fn an_upgrade_after_an_end_leaves_requests_as_one_before_does() {
         let mut state = State::Ending(Leaves::Input);
 
         state.upgrade();
+
+        assert_eq!(state, State::Ending(Leaves::Requests));
+    }
+
+    #[test]
+    fn an_end_is_not_taken_back_by_a_drain() {
+        let mut state = State::Ending(Leaves::Input);
+
         state.drain();
         state.saw_bytes(1);
         state.drain_has_read();
