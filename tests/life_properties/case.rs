@@ -10,7 +10,9 @@ use tokio::time::{sleep, timeout};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::pipeline::Limits;
-use tower_tcp::{Address, BoxError, Connection, Handle, Pipeline, Server, testkit};
+use tower_tcp::{
+    Address, BoxError, Connection, ConnectionInfo, EndReason, Handle, Pipeline, Server, testkit,
+};
 
 use super::check::check;
 use super::peer::{ask, read};
@@ -18,7 +20,7 @@ use super::program::marks;
 use super::random::Random;
 use super::record::{Case, Conn, Way};
 use super::service::{make, raw};
-use super::wire::{LINES, Modal, PREFIXED, Watched};
+use super::wire::{Kind, LINES, Modal, Out, PREFIXED, Tag, Watched};
 use super::{DRAIN_DEADLINE, IN_FLIGHT, NET, STEP};
 
 /// Runs a few connections of a server to their end. Returns the number of operations.
@@ -131,12 +133,14 @@ pub(crate) fn serve(
         .limits(limits.clone())
         .deadlines(deadlines)
         .shutdown_on_error(case.shutdown_on_error)
+        .farewell(farewell(PREFIXED))
         .on_upgrade(service_fn(raw));
     let first = Pipeline::new(modal(LINES))
         .make_event_service(make(LINES))
         .limits(limits)
         .deadlines(deadlines)
-        .shutdown_on_error(case.shutdown_on_error);
+        .shutdown_on_error(case.shutdown_on_error)
+        .farewell(farewell(LINES));
     let task = match (case.way, case.two_legs) {
         (Way::InFlight, _) => spawn(server, conns, first.in_flight(IN_FLIGHT)),
         (Way::Multiplexed, _) => spawn(server, conns, first.multiplexed(IN_FLIGHT)),
@@ -144,6 +148,19 @@ pub(crate) fn serve(
         (Way::OneAtATime, false) => spawn(server, conns, first.on_upgrade(service_fn(raw))),
     };
     (handle, task, connector)
+}
+
+fn farewell(leg: usize) -> impl Fn(&ConnectionInfo, EndReason) -> Out {
+    move |info, _| Out {
+        conn: Arc::clone(info.get::<Arc<Conn>>().unwrap()),
+        leg,
+        tag: Tag {
+            kind: Kind::Farewell,
+            of: leg,
+            n: 0,
+        },
+        block: 0,
+    }
 }
 
 pub(crate) fn spawn<S>(

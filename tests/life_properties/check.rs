@@ -13,6 +13,7 @@ use super::wire::{Kind, LINES, RAW, Request, Tag, take_frame};
 pub(crate) struct Seen {
     pub(crate) legs: [SeenLeg; 2],
     pub(crate) raw: Vec<u8>,
+    pub(crate) farewell: bool,
 }
 
 #[derive(Default)]
@@ -43,6 +44,12 @@ impl Seen {
             let Some(tag) = Tag::parse(&text) else {
                 return Err(format!("not a frame: {text:?}"));
             };
+            if tag.kind == Kind::Farewell {
+                check!(bytes.is_empty(), "behind the farewell: {bytes:?}");
+                check!(tag.of == leg, "of leg {leg}: {tag:?}");
+                seen.farewell = true;
+                break;
+            }
             if tag.kind == Kind::Push {
                 let next = seen.legs[leg].pushes.entry(tag.of).or_default();
                 check!(tag.n == *next, "push {next} of {} is {tag:?}", tag.of);
@@ -149,6 +156,21 @@ impl Log {
             self.read_raw,
             seen.raw
         );
+        let by_server = matches!(reason, EndReason::Drained | EndReason::FrameTimeout);
+        check!(
+            by_server || lossy || !seen.farewell,
+            "{reason} has a farewell"
+        );
+        // There is none after the peer has finished sending, or a service has closed or upgraded.
+        let by_peer = self.half_closed || self.cut_short;
+        let by_service = self.closed
+            || [Then::Close, Then::Upgrade]
+                .iter()
+                .any(|then| self.legs.iter().any(|leg| leg.has_finished(*then)));
+        check!(
+            !by_server || lossy || by_peer || by_service || seen.farewell,
+            "{reason} has no farewell"
+        );
         let requests: usize = self.legs.iter().map(|leg| leg.delivered.len()).sum();
         check!(end.requests() == requests as u64, "{requests}: {end:?}");
         let undelivered: u64 = self.legs.iter().map(|leg| leg.undelivered).sum();
@@ -163,7 +185,10 @@ impl Log {
         let finished = |then| self.legs.iter().any(|leg| leg.has_finished(then));
         match reason {
             EndReason::PeerClosed => self.half_closed || self.was_reset,
-            EndReason::PeerReset => self.was_reset,
+            // A peer that has finished sending is not waited for for ever, either.
+            EndReason::PeerReset => {
+                self.was_reset || (self.half_closed && self.legs.iter().any(Leg::never_finishes))
+            }
             EndReason::Truncated => self.cut_short || self.was_reset,
             EndReason::ServiceClosed => self.closed || finished(Then::Close),
             EndReason::ServiceError => case.shutdown_on_error && finished(Then::Fail),

@@ -77,6 +77,8 @@ pub(crate) struct Leg {
     pub(crate) finished: Vec<usize>,
     pub(crate) running: usize,
     pub(crate) paused: bool,
+    /// The service was asked whether it is ready and is not, so the next event begins in a pause.
+    pub(crate) asked: bool,
     /// By pushing task: how many frames were accepted and encoded, and where the last one ends.
     pub(crate) pushed: BTreeMap<usize, Pushed>,
     /// The number of tasks that wait for a flush.
@@ -185,9 +187,11 @@ impl Conn {
         leg.running += 1;
         leg.calls.push(Call::default());
         if let Some(request) = request {
-            assert!(!leg.paused, "{request:?} was delivered while paused");
+            let may_begin = !leg.paused || leg.asked;
+            assert!(may_begin, "{request:?} was delivered while paused");
             leg.delivered.push(request.clone());
         }
+        leg.asked = false;
         leg.calls.len() - 1
     }
 
@@ -235,6 +239,7 @@ impl Leg {
             finished: Vec::new(),
             running: 0,
             paused: false,
+            asked: false,
             pushed: BTreeMap::new(),
             flushing: 0,
             messages: BTreeMap::new(),

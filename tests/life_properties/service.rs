@@ -59,6 +59,7 @@ impl Service<Event<Request, Message>> for Worker {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         if self.unready.is_none() && self.conn.log().random.one_in(16) {
             self.unready = Some(Box::pin(sleep(STEP)));
+            self.conn.log().legs[self.leg].asked = true;
         }
         if let Some(unready) = &mut self.unready {
             ready!(unready.as_mut().poll(cx));

@@ -50,6 +50,7 @@ pub(crate) enum Kind {
     Reply,
     LastReply,
     Push,
+    Farewell,
 }
 
 impl Tag {
@@ -59,6 +60,7 @@ impl Tag {
             Kind::Reply => 'r',
             Kind::LastReply => 'l',
             Kind::Push => 'p',
+            Kind::Farewell => 'f',
         };
         let rest = if (of + n).is_multiple_of(17) {
             700
@@ -74,6 +76,7 @@ impl Tag {
             "r" => Kind::Reply,
             "l" => Kind::LastReply,
             "p" => Kind::Push,
+            "f" => Kind::Farewell,
             _ => return None,
         };
         let of = parts.next()?.parse().ok()?;
