@@ -3,18 +3,13 @@
 //! A read tells of a peer's end of input, or of its reset, only behind everything that the peer
 //! sent before. The kernel tells at once.
 
-use std::any::Any;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::{TcpStream, UnixStream};
-#[cfg(feature = "tls")]
-use tokio_rustls::server::TlsStream;
 
-use super::Socket;
-use crate::connection::Rewind;
+use crate::connection::Probe;
 
 /// Watches whether the peer of a socket leaves, and does not read its input.
 ///
@@ -25,15 +20,15 @@ use crate::connection::Rewind;
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 
 impl Departing {
-    /// Begins to watch. Returns `None` if there is no socket beneath the stream, or no descriptor
+    /// Begins to watch. Returns `None` if the connection knows no socket, or there is no descriptor
     /// to spare.
     #[allow(
         clippy::allow_attributes,
         deprecated,
         reason = "as for listening sockets: a socket does not change its descriptor"
     )]
-    pub(crate) fn of(io: &dyn Any) -> Option<Self> {
-        let watched = socket(io)?.try_clone_to_owned().ok()?;
+    pub(crate) fn of(probe: &Probe) -> Option<Self> {
+        let watched = probe.ask(|socket| socket.second_descriptor())?.ok()?;
         let both = Interest::READABLE | Interest::WRITABLE;
         AsyncFd::with_interest(watched, both).ok().map(Self)
     }
@@ -63,29 +58,4 @@ impl Departing {
         }
         Poll::Pending
     }
-}
-
-/// Returns the socket beneath a stream, also through the streams that this crate puts around it.
-fn socket(io: &dyn Any) -> Option<BorrowedFd<'_>> {
-    let socket = beneath::<Socket>(io).map(Socket::as_fd);
-    socket
-        .or_else(|| Some(beneath::<TcpStream>(io)?.as_fd()))
-        .or_else(|| Some(beneath::<UnixStream>(io)?.as_fd()))
-}
-
-#[cfg(feature = "tls")]
-fn beneath<Io: 'static>(io: &dyn Any) -> Option<&Io> {
-    rewound(io)
-        .or_else(|| Some(rewound::<TlsStream<Io>>(io)?.get_ref().0))
-        .or_else(|| Some(rewound::<TlsStream<Rewind<Io>>>(io)?.get_ref().0.get_ref()))
-}
-
-#[cfg(not(feature = "tls"))]
-fn beneath<Io: 'static>(io: &dyn Any) -> Option<&Io> {
-    rewound(io)
-}
-
-fn rewound<Io: 'static>(io: &dyn Any) -> Option<&Io> {
-    io.downcast_ref()
-        .or_else(|| Some(io.downcast_ref::<Rewind<Io>>()?.get_ref()))
 }

@@ -111,6 +111,11 @@ impl Transport for Wire {
         probe::peer_side(self)
     }
 
+    #[cfg(feature = "http")]
+    fn second_descriptor(&self) -> io::Result<std::os::fd::OwnedFd> {
+        self.as_fd().try_clone_to_owned()
+    }
+
     fn reset_at_close(&self) {
         if self.resets
             && let Family::Tcp(stream) = &self.family

@@ -1,6 +1,10 @@
 //! The socket beneath a connection, asked past the streams that hooks have put around it.
 
 use std::fmt;
+#[cfg(feature = "http")]
+use std::io;
+#[cfg(feature = "http")]
+use std::os::fd::OwnedFd;
 use std::sync::Weak;
 
 /// The socket beneath a connection. A [`Life`](super::Life) holds it weakly, so it neither keeps
@@ -19,6 +23,10 @@ pub(crate) trait Transport: Send + Sync {
         reason = "a handler that runs while its peer leaves will ask"
     )]
     fn peer_side(&self) -> PeerSide;
+
+    /// Returns another descriptor of the socket, which keeps it open.
+    #[cfg(feature = "http")]
+    fn second_descriptor(&self) -> io::Result<OwnedFd>;
 
     /// Makes the coming close a reset, which releases the socket's memory at once.
     fn reset_at_close(&self);

@@ -63,7 +63,7 @@ impl Ahead {
         cx: &mut Context<'_>,
     ) -> Poll<io::Error>
     where
-        Io: AsyncRead + Unpin + 'static,
+        Io: AsyncRead + Unpin,
     {
         if self.bytes.is_empty() && self.end.is_none() {
             match ready!(self.poll_read_ahead(conn, cx)) {
@@ -76,7 +76,7 @@ impl Ahead {
             }
         }
         if matches!(self.watch, Watch::Unasked) {
-            self.watch = Departing::of(conn.get_ref()).map_or(Watch::Blind, Watch::Watching);
+            self.watch = Departing::of(&conn.life().probe).map_or(Watch::Blind, Watch::Watching);
         }
         let Watch::Watching(peer) = &self.watch else {
             return Poll::Pending;
@@ -94,7 +94,7 @@ impl Ahead {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>>
     where
-        Io: AsyncRead + Unpin + 'static,
+        Io: AsyncRead + Unpin,
     {
         let mut block = [MaybeUninit::uninit(); AHEAD];
         let mut buf = ReadBuf::uninit(&mut block);

@@ -168,7 +168,7 @@ impl<Io: Unpin> Lent<Io> {
     }
 }
 
-impl<Io: AsyncRead + Unpin + 'static> Lent<Io> {
+impl<Io: AsyncRead + Unpin> Lent<Io> {
     /// Ready once the peer of an HTTP/1 request in progress can no longer be reached.
     #[inline]
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -211,7 +211,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Lent<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

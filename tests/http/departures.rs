@@ -20,7 +20,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody};
-use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::preconnect::{Peek, PreConnectExt, PreConnectLayer, Protocol};
 use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{EndReason, Server};
@@ -85,7 +85,10 @@ impl Over {
         let (config, client) = certified();
         let served = match transport {
             Transport::Tls => {
-                let http = PreConnectLayer::new(Tls::from(config)).layer(http);
+                // Several streams around the socket.
+                let tls = Tls::from(config).when(|_| true);
+                let hooks = Peek::new(Protocol::detect).chain(tls);
+                let http = PreConnectLayer::new(hooks).layer(http);
                 serve_with(server, (), http)
             }
             Transport::Tcp | Transport::Unix => serve_with(server, (), http),
