@@ -110,6 +110,16 @@
 //! reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). The
 //! same holds for a tunnel in an HTTP/2 stream until its task has shut down writing.
 //!
+//! # WebSockets
+//!
+//! A handler that returns when it receives a Close frame leaves that unanswered, and its client
+//! sees an unclean end (1006). tungstenite, which axum uses, answers a Close by itself, but it
+//! sends the answer with the next read, write or flush. So read on until the stream ends, also
+//! behind a Close that the handler has sent; `examples/axum` does both. At a drain,
+//! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) is the time to send a Close.
+//!
+//! # Deadlines of upgraded streams
+//!
 //! The connection's own task keeps deadlines for an upgraded stream:
 //! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and
 //! [30 s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte,

@@ -426,7 +426,7 @@ async fn a_body_that_another_task_leaves_unread_behind_the_answer_is_bounded_by_
 
 #[tokio::test(start_paused = true)]
 async fn a_head_whose_first_part_came_with_a_request_has_half_a_minute() {
-    for before in [GET, &"GET / HTTP/1.1\nhost: a\n\n"] {
+    for before in [GET, "GET / HTTP/1.1\nhost: a\n\n"] {
         let served = serve(http());
         let mut client = served.client().await;
         client.send(format!("{before}GET /x HTTP/1.1\r\nho")).await;

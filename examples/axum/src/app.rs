@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::extract::rejection::ExtensionRejection;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, DefaultBodyLimit};
 use axum::response::Response;
 use axum::response::sse::{Event, Sse};
@@ -29,6 +29,9 @@ const LARGEST_MESSAGE: usize = 64 * 1024;
 
 /// The size of a WebSocket's read buffer. An idle WebSocket keeps it. The default would be 128 KiB.
 const READ_BUFFER: usize = 4 * 1024;
+
+/// The time in which a peer answers a WebSocket's close.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 pub(crate) fn app() -> Router {
     Router::new()
@@ -111,7 +114,7 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
         loop {
             let message = tokio::select! {
                 message = socket.recv() => message,
-                () = &mut draining => Some(Ok(Message::Close(None))),
+                () = &mut draining => break leave(socket, None).await,
             };
             match message {
                 Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
@@ -119,14 +122,26 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
                         break;
                     }
                 }
-                Some(Ok(Message::Close(frame))) => {
-                    // The peer may be gone already. The connection ends either way.
-                    _ = socket.send(Message::Close(frame)).await;
-                    break;
+                // The next read sends the answer to a ping or to a close. Behind a close it then
+                // returns `None`.
+                Some(Ok(_)) => {}
+                Some(Err(err)) if err.to_string().starts_with("Space limit exceeded") => {
+                    let too_large = CloseFrame {
+                        code: close_code::SIZE,
+                        reason: "".into(),
+                    };
+                    break leave(socket, Some(too_large)).await;
                 }
-                Some(Ok(_ping_or_pong)) => {}
                 Some(Err(_)) | None => break,
             }
         }
     })
+}
+
+/// Says goodbye, and reads on until the peer has answered.
+async fn leave(mut socket: WebSocket, frame: Option<CloseFrame>) {
+    // The peer may be gone already. The connection ends either way.
+    _ = socket.send(Message::Close(frame)).await;
+    let answered = async { while let Some(Ok(_)) = socket.recv().await {} };
+    _ = tokio::time::timeout(LAST_WORD, answered).await;
 }

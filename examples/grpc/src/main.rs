@@ -17,6 +17,10 @@
 //! and clients are told to leave (`GOAWAY`). Calls in progress complete, and endless ones are
 //! ended. With `--lame-duck` the server keeps accepting for that long, so that a load balancer can
 //! notice.
+//!
+//! A client may stream many small messages to a service that reads late. Some 33,000 of less than
+//! 256 bytes may wait on a connection; h2 ends it if there are more. For those, raise
+//! `initial_connection_window_size` with `Http::configure`.
 
 mod pb {
     #![allow(

@@ -143,6 +143,38 @@ async fn a_websocket_echoes() {
 }
 
 #[tokio::test]
+async fn a_websocket_that_closes_is_answered() {
+    let example = Example::start(&["--plain"]).await;
+    let mut io = TcpStream::connect(&example.address).await.unwrap();
+    websocket("ws", &mut io).await;
+    // A close with the code 1000, masked with zeros.
+    let close = [0x88, 0x82, 0, 0, 0, 0, 3, 232];
+
+    io.write_all(&close).await.unwrap();
+
+    let mut rest = Vec::new();
+    let read = soon("the end", io.read_to_end(&mut rest)).await;
+    read.expect("it closes in good order");
+    assert_eq!(rest, [0x88, 2, 3, 232]);
+}
+
+#[tokio::test]
+async fn a_websocket_learns_that_its_message_is_too_large() {
+    let example = Example::start(&["--plain"]).await;
+    let io = TcpStream::connect(&example.address).await.unwrap();
+    let mut socket = websocket("ws", io).await;
+
+    let message = Message::binary(vec![7; 100_000]);
+    soon("a message", socket.send(message)).await.unwrap();
+
+    let last = soon("a last word", socket.next()).await;
+    let Some(Ok(Message::Close(Some(last)))) = last else {
+        panic!("{last:?} is no close");
+    };
+    assert_eq!(u16::from(last.code), 1009);
+}
+
+#[tokio::test]
 async fn a_websocket_echoes_behind_tls() {
     let example = Example::start(&[]).await;
     let mut roots = RootCertStore::empty();
