@@ -1,7 +1,7 @@
-//! Learns that a peer has left while its input lies unread.
+//! Detects that a peer has disconnected while its input is unread.
 //!
-//! A read tells of a peer's end of input, or of its reset, only behind everything that the peer
-//! sent before. The kernel tells at once.
+//! A read reports the end of input, or a reset, only after everything that the peer sent before it.
+//! The kernel's readiness events report it at once.
 
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
@@ -11,17 +11,17 @@ use tokio::io::unix::AsyncFd;
 
 use crate::connection::Probe;
 
-/// Watches whether the peer of a socket leaves, and does not read its input.
+/// Watches whether the peer of a socket disconnects, without reading its input.
 ///
 /// The runtime wakes a reader only if it has read everything before. So this registers a second
-/// descriptor of the socket. It is made only while a peer is waited for, and keeps the socket open
-/// as long as it exists.
+/// descriptor of the socket. It exists only during a request whose peer has sent more input or has
+/// finished, and keeps the socket open as long as it exists.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 
 impl Departing {
-    /// Begins to watch. Returns `None` if the connection knows no socket, or there is no descriptor
-    /// to spare.
+    /// Begins to watch. Returns `None` if the connection knows no socket, or if the process has no
+    /// free descriptor.
     #[allow(
         clippy::allow_attributes,
         deprecated,

@@ -93,7 +93,7 @@ pub struct Incoming<Io> {
 }
 
 impl<Io> Incoming<Io> {
-    /// Makes it of a stream and its addresses.
+    /// Creates a connection from a stream and its addresses.
     pub fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             io,
@@ -116,7 +116,7 @@ impl<Io> Incoming<Io> {
 }
 
 impl Incoming<Socket> {
-    /// Makes it of a socket, of which the connection knows how much the peer has taken.
+    /// Creates a connection whose [`Probe`] knows the socket.
     fn of(io: Socket, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             probe: io.probe(),

@@ -194,13 +194,13 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether a TCP connection that the server cuts off is reset: one whose peer takes no
-    /// output in time ([`write`](crate::deadline::Deadlines::write)), a slow reader of a broadcast,
-    /// one that is aborted.
+    /// Sets whether a TCP connection that the server cuts off is reset. That is a connection which
+    /// reaches its [`write`](crate::deadline::Deadlines::write) deadline or the deadline of a
+    /// shutdown, a slow reader of a broadcast, and one that is aborted.
     ///
-    /// Default: on. Why: the system would otherwise keep what such a peer has not read, some
-    /// megabytes, for minutes and outside of the connection limit. With it off, a peer that reads
-    /// on still receives what was written to the socket.
+    /// Default: on. Why: the system would otherwise keep the bytes that such a peer has not read,
+    /// some megabytes, for minutes and outside of the connection limit. A reset discards these
+    /// bytes. With it off, a peer that still reads receives them.
     #[doc(alias = "reset_timedout_connection")]
     #[doc(alias = "set_zero_linger")]
     pub fn reset_cut_off(mut self, reset_cut_off: bool) -> Self {

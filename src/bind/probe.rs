@@ -1,4 +1,4 @@
-//! What the system tells of a socket's peer.
+//! Queries the system about a socket's peer.
 
 use std::os::fd::AsFd;
 
@@ -9,7 +9,7 @@ use crate::connection::PeerSide;
 
 pub(super) use unacknowledged::{tcp, unix};
 
-/// Asks what the peer has done with its side.
+/// Returns the state of the peer's side.
 pub(super) fn peer_side(socket: &impl AsFd) -> PeerSide {
     let mut fds = [PollFd::new(socket, FINISHED)];
     let told = match poll(&mut fds, Some(&Timespec::default())) {
@@ -27,7 +27,7 @@ pub(super) fn peer_side(socket: &impl AsFd) -> PeerSide {
 
 #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
 const FINISHED: PollFlags = PollFlags::RDHUP;
-/// The end of input shows only behind what lies unread.
+/// These systems report the end of input only after all unread bytes.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 const FINISHED: PollFlags = PollFlags::empty();
 
@@ -66,8 +66,8 @@ mod unacknowledged {
     );
 
     pub(in crate::bind) fn tcp(stream: &TcpStream, written: u64) -> Option<u64> {
-        // A system that does not know this option, which Linux has had since 4.12, may have a
-        // shorter `tcp_info`, at which nix panics, or one that is not filled in.
+        // Linux has this option since 4.12. An older system may have a shorter `tcp_info`, at which
+        // nix panics, or one that is not filled in.
         MemoryOption.get(stream).ok()?;
         let info = TcpInfoOption.get(stream).ok()?;
         let [state, ..] = info[0].to_ne_bytes();

@@ -20,7 +20,7 @@ use crate::connection::{PeerSide, Probe, Transport};
 #[derive(Debug)]
 pub struct Socket(Arc<Wire>);
 
-/// The socket itself. Only the [`Socket`] holds it; a [`Probe`] asks it while it is open.
+/// The socket itself. Only the [`Socket`] owns it; a [`Probe`] queries it while it is open.
 #[derive(Debug)]
 struct Wire {
     family: Family,
@@ -126,8 +126,8 @@ impl Transport for Wire {
     }
 }
 
-/// Whether a read or write of less than was asked for shows that the system has no more, or takes
-/// no more: the next change then wakes. That is so for epoll and kqueue.
+/// Whether a short read shows that no more input is there, and a short write that there is no more
+/// room, so that the next change wakes the task. That is so for epoll and kqueue.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",
@@ -138,14 +138,14 @@ const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "openbsd",
 ));
 
-/// Reads or writes as tokio's own `poll_read` and `poll_write` do, which need the stream alone:
-/// waits until it is ready, and forgets that it is once `done` does not fill `len` bytes.
+/// Reads or writes as tokio's own `poll_read` and `poll_write` do, which need `&mut` access: waits
+/// until the stream is ready, and clears its readiness if `done` moves fewer than `len` bytes.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {
             ready!($stream.$ready($cx))?;
             let mut moved = None;
-            // What is ready is noted before the call, so readiness that arrives meanwhile stays.
+            // Only the readiness from before the call is cleared, not one that arrives meanwhile.
             let tried = $stream.try_io($interest, || {
                 let n = $done?;
                 moved = Some(n);

@@ -96,10 +96,11 @@ impl ConnectionInfo {
 
     /// Registers a callback for the moment when closing begins.
     ///
-    /// That is when the connection's service is done: it takes no more requests, messages or
-    /// frames, and what is left is to write its output, shut down writing, and linger until the
-    /// peer has closed as well. So it is up to 2 s before the end if the peer is slow to close, and
-    /// longer if it is slow to read. Free a name then, or tell others that a member has left.
+    /// That is when the connection's service is done, and no more requests, messages or frames are
+    /// taken. The connection then writes its remaining output, shuts down writing, and lingers
+    /// until the peer has closed as well. So it is up to 2 s before the end if the peer is slow to
+    /// close, and longer if it is slow to read. Free a name then, or tell others that a member has
+    /// left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If nothing closes the

@@ -160,8 +160,8 @@ impl Life {
         }
     }
 
-    /// Asks the system how much of what was written the peer has not taken. `None` if it does not
-    /// tell, or the stream is closed.
+    /// Returns the amount of written output that the peer has not taken, or `None` if the system
+    /// does not report it, or the stream is closed.
     pub(crate) fn unacknowledged(&self) -> Option<u64> {
         self.probe.ask(|transport| transport.unacknowledged())?
     }
@@ -181,8 +181,8 @@ impl Life {
     /// The first reason wins, because what came first is what happened. Only an orderly reason
     /// gives way to one that is not, because then something was lost.
     ///
-    /// A peer that is cut off has no more use for what the system still holds for it. So the
-    /// socket's close becomes a reset, and its memory is free when the connection's place is.
+    /// For a peer that is cut off, the socket's close becomes a reset. So the system frees the
+    /// socket's memory together with the connection's permit.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         if reason.is_cut_off() {
             let _closed_before = self.probe.ask(|transport| transport.reset_at_close());
@@ -250,7 +250,7 @@ impl Life {
         self.signals.tell_users();
     }
 
-    /// Returns the end as far as it is known.
+    /// Returns the end as far as it is known before it is settled.
     fn so_far(&self, open: &Open) -> End {
         let proposed = open.reason.clone();
         self.totals(proposed.unwrap_or_else(|| self.unproposed().into()))

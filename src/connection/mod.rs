@@ -110,7 +110,7 @@ impl<Io> Connection<Io> {
     /// dropped, so it must not block. Callbacks run in registration order; one that is registered
     /// after the end runs at once.
     ///
-    /// A close in good order first writes what is left and lingers, up to 2 s by default
+    /// A graceful close first writes the remaining output and lingers, up to 2 s by default
     /// ([`Linger`](crate::close::Linger)). To act before that, use
     /// [`on_closing`](Self::on_closing).
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {

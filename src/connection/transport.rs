@@ -1,4 +1,4 @@
-//! The socket beneath a connection, asked past the streams that hooks have put around it.
+//! Queries to the socket beneath a connection, whatever streams hooks have put around it.
 
 use std::fmt;
 #[cfg(feature = "http")]
@@ -10,14 +10,15 @@ use std::sync::Weak;
 /// The socket beneath a connection. A [`Life`](super::Life) holds it weakly, so it neither keeps
 /// the socket open nor outlives it.
 ///
-/// Each question is a system call, so none is asked on the path of a request.
+/// Each query is a system call, so there is none on the path of a request.
 pub(crate) trait Transport: Send + Sync {
-    /// Returns how much of what was written the peer has not taken yet: over TCP the bytes that it
-    /// has not acknowledged, over a Unix socket the memory of what it has not read. Zero once
-    /// nothing can arrive any more. `None` if the system does not tell.
+    /// Returns the amount of written output that the peer has not taken yet: over TCP the bytes
+    /// that it has not acknowledged, over a Unix socket the memory of the bytes that it has not
+    /// read. Returns zero once nothing can arrive any more, and `None` if the system does not
+    /// report it.
     fn unacknowledged(&self) -> Option<u64>;
 
-    /// Returns what the peer has done with its side, whatever lies unread in front of that.
+    /// Returns the state of the peer's side, even if unread input is before its end.
     #[expect(
         dead_code,
         reason = "a handler that runs while its peer leaves will ask"
@@ -43,7 +44,7 @@ pub(crate) enum PeerSide {
     Gone,
 }
 
-/// A connection's way to its socket, or none if its listener knows none.
+/// A connection's access to its socket. It is empty if the listener knows no socket.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<dyn Transport>>);
 
@@ -52,12 +53,12 @@ impl Probe {
         Self(Some(transport))
     }
 
-    /// Returns whether there is a socket to ask.
+    /// Returns whether there is a socket, open or closed.
     pub(crate) fn knows(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Asks the socket, if it is still open.
+    /// Queries the socket, if it is still open.
     pub(crate) fn ask<R>(&self, question: impl FnOnce(&dyn Transport) -> R) -> Option<R> {
         let transport = self.0.as_ref()?.upgrade()?;
         Some(question(&*transport))

@@ -137,10 +137,10 @@ deadlines! {
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
         /// forever.
         ///
-        /// In HTTP/2 it also ends a connection of which responses wait for the peer to open a
-        /// window, once it has taken nothing of any of them for so long. That is checked four
-        /// times, so it may be late by a quarter. A stream whose window stays closed while others
-        /// go on lasts as long as these.
+        /// In HTTP/2 it also ends a connection whose responses wait for the peer to open a window,
+        /// if the peer takes no byte of any of them. That is checked four times per deadline, so it
+        /// may be late by a quarter. A stream whose window stays closed is not ended while the peer
+        /// takes bytes of other streams.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -150,10 +150,10 @@ deadlines! {
         /// waits forever.
         ///
         /// A peer that has finished sending may wait for its replies, as `nc -N` does, or be gone.
-        /// TCP does not tell. So replies within this time are sent. Each finished reply, and each
-        /// byte that the peer takes, starts the time anew: requests that arrived together are all
-        /// answered. It applies to pipelines and to HTTP/1, since HTTP/2 has no half-closed
-        /// connections. A reset ends a request at once.
+        /// TCP does not tell the two apart, so replies within this time are sent. Each finished
+        /// reply, and each byte that the peer takes, restarts the time, so a request gets a reply
+        /// even if many others arrived before it. It applies to pipelines and to HTTP/1, since
+        /// HTTP/2 has no half-closed connections. A reset ends a request at once.
         ///
         /// Default: 10 s. Why: most replies take less, and an abandoned request costs no more. When
         /// reached: the peer counts as gone. Its calls are dropped, and the connection ends with

@@ -94,14 +94,14 @@ impl EndReason {
 pub(crate) struct HttpProgress {
     /// A request is in progress.
     pub(crate) is_busy: bool,
-    /// A service keeps a request body that it has not read to its end.
+    /// A service still holds a request body.
     pub(crate) has_unread_bodies: bool,
     /// The peer has finished sending.
     pub(crate) is_peer_done: bool,
 }
 
 /// Returns whether h2 has ended the connection with `ENHANCE_YOUR_CALM`: for too many small data
-/// frames that are not read, or for too many resets. Only the text of its error tells.
+/// frames that are not read, or for too many resets. Only the text of its error shows it.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);

@@ -80,8 +80,7 @@ end_reasons! {
     IdleTimeout = "idle_timeout" by Server,
     /// The peer did not read its replies in time.
     WriteTimeout = "write_timeout" by Server,
-    /// More small data frames of HTTP/2 waited for the services than h2 keeps: see
-    /// `Http::configure`.
+    /// More small data frames of HTTP/2 were unread than h2 keeps. See `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// A broadcast closed the connection, because the peer did not read.
     SlowReader = "slow_reader" by Server,
@@ -127,7 +126,7 @@ end_reasons! {
 }
 
 impl EndReason {
-    /// Returns whether the server dropped the connection with what was still to be sent.
+    /// Returns whether the server dropped the connection and its unsent output.
     pub(crate) fn is_cut_off(self) -> bool {
         matches!(
             self,

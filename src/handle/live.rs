@@ -55,7 +55,7 @@ impl LiveConnection {
         self.life.bytes_written()
     }
 
-    /// Asks the system how much of what was written the peer has not taken, as
+    /// Returns the amount of written output that the peer has not taken, as
     /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) does.
     pub fn unacknowledged(&self) -> Option<u64> {
         self.life.unacknowledged()
@@ -67,7 +67,8 @@ impl LiveConnection {
         self.life.leave();
     }
 
-    /// Aborts the connection. Requests in progress and unwritten output are dropped.
+    /// Aborts the connection, as [`Peer::abort`](crate::Peer::abort) does. Requests in progress and
+    /// unwritten output are dropped.
     pub fn abort(&self) {
         self.life.abort(EndReason::Aborted);
     }

@@ -1,7 +1,7 @@
-//! Reads a little ahead while an HTTP/1 request is answered, to notice a peer that leaves.
+//! Reads a little ahead while an HTTP/1 request is answered, to notice a peer that disconnects.
 //!
-//! hyper can look for the end of input by itself. But it does not look behind bytes that it has not
-//! parsed yet, and it takes a peer that has finished sending for one that has left.
+//! hyper can detect the end of input itself. But it does not if unparsed bytes are before that end,
+//! and it treats a peer that has finished sending as one that has disconnected.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -15,10 +15,11 @@ use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
-/// The most bytes to read ahead. Behind more input than that, only a socket tells of the end.
+/// The number of bytes to read ahead. The end of input after more bytes than that is noticed only
+/// on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
-/// The input that was read ahead, for hyper to read it later.
+/// The input that was read ahead. hyper reads it later.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     bytes: Bytes,
@@ -32,12 +33,12 @@ enum Watch {
     #[default]
     Unasked,
     Watching(Departing),
-    /// The stream has no socket to ask.
+    /// There is no socket to watch, or no descriptor to watch it with.
     Blind,
 }
 
 impl Ahead {
-    /// Reads what was read ahead, if there is something.
+    /// Returns input that was read ahead, if there is any.
     #[inline]
     pub(super) fn read(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
         if self.bytes.is_empty() {
@@ -49,7 +50,7 @@ impl Ahead {
         Some(Ok(()))
     }
 
-    /// Stops watching. The watch would keep the socket open.
+    /// Stops watching, because the watch would keep the socket open.
     pub(super) fn unwatch(&mut self) {
         self.watch = Watch::Unasked;
     }

@@ -31,7 +31,8 @@ pub enum RequestBodyError {
 /// The [deadline](crate::deadline::Deadlines::body) counts only while the service waits for more of
 /// the body, so a slow service never fails its peer. When the deadline passes, reading the body
 /// fails with [`RequestBodyError::Elapsed`]. In HTTP/1 the connection then closes after the
-/// response, with [`BodyTimeout`](EndReason::BodyTimeout). In HTTP/2 the other streams continue.
+/// response, with [`BodyTimeout`](crate::EndReason::BodyTimeout). In HTTP/2 the other streams
+/// continue.
 pub struct RequestBody {
     /// Dropped at the deadline, so that hyper stops waiting for it.
     incoming: Option<Incoming>,

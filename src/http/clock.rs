@@ -43,7 +43,7 @@ pub(super) enum Due {
     Leave(EndReason),
     /// End at once, without a graceful shutdown.
     End(EndReason),
-    /// Compute the deadlines again: other tasks change what they count from.
+    /// Compute the deadlines again, because other tasks change the counters that they depend on.
     Look,
 }
 
@@ -66,9 +66,10 @@ pub(super) struct Clock {
     waiting: (Waiting, u64, Moment),
     /// Bytes written when the peer stopped taking output, and that time.
     blocked: Option<(u64, Moment)>,
-    /// HTTP/2 only: the bytes of responses taken when the peer stopped taking them, and that time.
+    /// HTTP/2 only: the bytes of responses that the peer has taken, and the time since when it has
+    /// taken none of those that wait for it.
     stalled: Option<(u64, Moment)>,
-    /// The time at which the peer had finished sending.
+    /// The time at which the peer was found to have finished sending.
     finished: Option<Moment>,
     /// Bytes read and written, and the time of the last change. For tunnels, unread bodies, and
     /// peers that have finished sending.
@@ -295,8 +296,8 @@ impl Clock {
             (Waiting::NextRequest, None) => {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
-            // A peer that does not acknowledge that the connection closes may go on to send
-            // requests, which hyper accepts. So `idle` bounds the whole.
+            // A peer that does not acknowledge the `GOAWAY` may continue to send requests, which
+            // hyper accepts. So `idle` bounds that as a whole.
             (Waiting::NextRequest, Some(left)) => first([
                 due(since.max(left), deadlines.drain.goodbye, idle),
                 due(left, deadlines.idle, idle),

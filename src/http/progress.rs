@@ -24,13 +24,13 @@ const PREFACE: u64 = 24;
 pub(super) struct Progress {
     info: ConnectionInfo,
     pub(super) bodies: BodyLimits,
-    /// The request bodies that their services keep.
+    /// The number of request bodies that services still hold.
     pub(super) unread: AtomicUsize,
     draining_since: OnceLock<Instant>,
     in_flight: AtomicUsize,
-    /// HTTP/2 only: the pieces of responses that wait for the peer to take them.
+    /// HTTP/2 only: the number of pieces of responses that wait for the peer to take them.
     queued: AtomicUsize,
-    /// The bytes of those that it has taken.
+    /// HTTP/2 only: the bytes of responses that the peer has taken.
     taken: AtomicU64,
     /// The number of tasks that run HTTP/2 streams, including tunnels, whose request is already
     /// answered.
@@ -39,12 +39,12 @@ pub(super) struct Progress {
     /// Bytes read when hyper began to wait for a request's head, plus one; zero while it does not
     /// wait.
     awaiting_head: AtomicU64,
-    /// HTTP/1 only: the last bytes that were read.
+    /// HTTP/1 only: the last bytes that were read, of which three count.
     tail: AtomicU32,
-    /// HTTP/1 only: the last request ends with an empty line, because it has no body, or a chunked
-    /// one.
+    /// HTTP/1 only: the current request ends with an empty line, because it has no body or a
+    /// chunked one.
     ends_with_line: AtomicBool,
-    /// HTTP/1 only: the peer sends no other request.
+    /// HTTP/1 only: the current request asks for the connection to close.
     last_request: AtomicBool,
     /// The stream is about to move to another task.
     pub(super) upgrades: AtomicBool,
@@ -135,7 +135,7 @@ impl Progress {
         self.awaiting_head.store(read + 1, Ordering::Relaxed);
     }
 
-    /// Notes what was read from the stream.
+    /// Notes bytes that were read from the stream, to find out whether they end with an empty line.
     #[inline]
     pub(super) fn note_read(&self, bytes: &[u8]) {
         if self.multiplexed.load(Ordering::Relaxed) {
@@ -147,7 +147,8 @@ impl Progress {
         self.tail.store(tail, Ordering::Relaxed);
     }
 
-    /// Notes how a request of HTTP/1 ends, and whether the peer sends another one behind it.
+    /// Notes whether an HTTP/1 request ends with an empty line, and whether it asks for the
+    /// connection to close.
     pub(super) fn begin_http1<B: Body>(&self, request: &Request<B>) {
         let body = request.body();
         let ends_with_line = body.is_end_stream() || body.size_hint().exact().is_none();

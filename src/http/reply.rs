@@ -74,7 +74,7 @@ where
 /// Data of a response.
 ///
 /// In HTTP/2 it may wait for the peer to open the stream's window, long after the end of the body.
-/// Until it is taken, its request is in flight.
+/// The connection is busy until the peer has taken it.
 pub(super) struct ReplyData<D> {
     data: D,
     queued: Option<Queued>,

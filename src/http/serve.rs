@@ -107,7 +107,7 @@ where
         .http1()
         .timer(AwaitHead::new(&progress))
         .header_read_timeout(Duration::from_secs(1))
-        // `Ahead` looks for the peer's end of input, and the clock gives it a time.
+        // `Ahead` notices the peer's end of input, and the clock has a deadline for that.
         .half_close(true);
 
     let mut linger = settings.linger;
@@ -150,7 +150,7 @@ where
                     }
                     Due::Look => {}
                     Due::End(reason) => {
-                        // What was written had the time of a goodbye to arrive.
+                        // Written output had the time of `goodbye` to arrive.
                         if life.bytes_written() == 0 || clock.has_left() {
                             linger = linger.time(Duration::ZERO);
                         }

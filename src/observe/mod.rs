@@ -45,10 +45,11 @@
 //! - debug for everything else.
 //!
 //! Dependencies log under targets of their own. rustls logs only if some crate of the program
-//! enables its feature `logging`, which is among its default features. It then warns of what peers
-//! send. The directive `rustls=error` silences that in a filter of `tracing-subscriber`. h2 warns
-//! when a peer resets streams in rapid succession. hyper warns when a service fails a request of
-//! HTTP/2, which is the event `request.failed` here. `h2=error,hyper=error` silences both.
+//! enables its feature `logging`, which is among its default features. It then warns of malformed
+//! input from peers. The directive `rustls=error` silences that in a filter of
+//! `tracing-subscriber`. h2 warns when a peer resets streams in rapid succession. hyper warns when
+//! a service fails a request of HTTP/2, which is the event `request.failed` here.
+//! `h2=error,hyper=error` silences both.
 //!
 //! # Metrics
 //!

@@ -299,9 +299,10 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// nothing is sent after it. So no peer takes it for the reply to a request that the server has
     /// begun. A peer that does not take it is cut off at the [write deadline](Deadlines::write).
     ///
-    /// There is none after a [closing reply](Reply::close) or [`Peer::close`], because whoever
-    /// closes sends the last word itself. There is none if the peer has finished sending, after an
-    /// error, and after an upgrade. A panic in `make` ends only its own connection.
+    /// There is none after a [closing reply](Reply::close) or [`Peer::close`], because the
+    /// code that closes can send a last frame itself. There is none if the peer has finished
+    /// sending, after an error, and after an upgrade. A panic in `make` ends only its own
+    /// connection.
     ///
     /// Default: no frame. Why: only the protocol knows of one.
     ///

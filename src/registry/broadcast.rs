@@ -32,8 +32,8 @@ pub enum SlowPeer {
     ///
     /// The time begins with the first broadcast that finds the peer above its mark. It begins again
     /// whenever a broadcast finds that the peer has taken something, however little.
-    /// [`Duration::ZERO`] ends the connection at once, so that no peer goes on without a frame that
-    /// it has missed.
+    /// [`Duration::ZERO`] ends the connection at once, so that no connection continues after it has
+    /// missed a frame.
     CloseAfter(Duration),
 }
 

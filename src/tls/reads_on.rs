@@ -1,4 +1,4 @@
-//! The stream of a handshake, which is read to its end behind a failed write.
+//! The stream of a handshake. It still reads after a write has failed.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream whose first write error is kept, and which discards all output from then on.
 ///
-/// A TLS 1.3 server still writes session tickets when the handshake is done. A Unix socket or a
-/// pipe refuses them if the peer has closed, although the peer's request may already have arrived.
-/// So a failed write does not end a handshake: either the peer has sent all of its part, or the end
-/// of its input ends the handshake.
+/// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
+/// this write fails if the peer has closed, although the peer's request may already have arrived.
+/// So a failed write does not end a handshake. Either the peer has already sent its part, or the
+/// end of its input ends the handshake.
 pub(super) struct ReadsOn<Io> {
     pub(super) io: Io,
     pub(super) failed_write: Option<io::Error>,

@@ -159,7 +159,7 @@ where
         Poll::Pending
     }
 
-    /// Records that the call of an event begins, in addition to those in flight.
+    /// Records that the call of an event begins. `in_flight` does not include it.
     #[inline]
     pub(in crate::pipeline) fn begin(&mut self, event: &Event<C::Item, M>, in_flight: usize) {
         match event {

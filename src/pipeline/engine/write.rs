@@ -150,8 +150,8 @@ where
 
     /// Encodes the farewell behind everything else. Returns whether the connection gets one.
     ///
-    /// It gets one if the server ends it without an error. If a reply or the program closes it, or
-    /// the peer has finished sending, no more need be said.
+    /// It gets one if the server ends it without an error, but not if a reply or the program closes
+    /// it, or if the peer has finished sending.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();

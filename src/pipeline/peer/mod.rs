@@ -223,14 +223,15 @@ impl<T, M> Peer<T, M> {
         self.channel.buffered()
     }
 
-    /// Asks the system how much of what was written the peer has not taken.
+    /// Returns the amount of written output that the peer has not taken.
     ///
-    /// Over TCP these are the bytes that it has not acknowledged, those of TLS included. Over a
-    /// Unix socket it is the memory of what it has not read, which is more than the bytes. It does
-    /// not include what is still [`buffered`](Self::buffered) here.
+    /// Over TCP it is the number of bytes that the peer has not acknowledged, including those that
+    /// TLS adds. Over a Unix socket it is the memory of the bytes that the peer has not read, which
+    /// is more than their number. Output that is still [`buffered`](Self::buffered) is not
+    /// included.
     ///
-    /// Returns `None` if the system does not tell (only Linux does, since 4.12), if the stream is
-    /// closed, and if the connection's listener is not one of this crate. Each call is a system
+    /// Returns `None` if the system does not report it (only Linux does, since 4.12), if the stream
+    /// is closed, and if the connection's listener is not one of this crate. Each call is a system
     /// call.
     #[doc(alias = "SIOCOUTQ")]
     #[doc(alias = "TCP_INFO")]
@@ -415,7 +416,9 @@ impl<T, M> Peer<T, M> {
         self.close();
     }
 
-    /// Ends the connection at once. Requests in progress and unwritten output are dropped.
+    /// Ends the connection at once. Requests in progress and unwritten output are dropped, and over
+    /// TCP also written output that the peer has not received
+    /// ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)).
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
     }
