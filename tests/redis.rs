@@ -621,7 +621,8 @@ fn without_id(mut lines: Vec<String>) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn clients_that_begin_with_hello_are_served_with_their_defaults() {
-    // As redis-py 8 and node-redis 6 begin. They ask for notices of maintenance, too, and do without.
+    // As redis-py 8 and node-redis 6 begin. They ask for notices of maintenance, too, but do not
+    // need them.
     let first: [&[&str]; 5] = [
         &["HELLO", "3"],
         &["CLIENT", "SETINFO", "LIB-NAME", "redis-py"],

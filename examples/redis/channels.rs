@@ -17,7 +17,8 @@ type Listeners = Registry<ConnectionId, Frame>;
 pub(crate) struct Channels {
     listeners: Mutex<HashMap<Bytes, Listeners>>,
     /// The marks of a subscriber's unwritten messages. A subscriber above the high mark is closed
-    /// at once, as by Redis's own hard limit, so that it neither delays publishers nor fills memory.
+    /// at once, as by the hard limit of Redis, so that it neither delays publishers nor fills
+    /// memory.
     marks: Watermarks,
 }
 

@@ -193,7 +193,8 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let room = buf.remaining();
         let read = on_stream!(self, stream => {
-            poll_io!(stream, cx, poll_read_ready, Interest::READABLE, room, stream.try_read_buf(buf))
+            let ready = Interest::READABLE;
+            poll_io!(stream, cx, poll_read_ready, ready, room, stream.try_read_buf(buf))
         });
         read.map_ok(drop)
     }

@@ -160,13 +160,13 @@ deadlines! {
         /// [`PeerReset`](crate::EndReason::PeerReset).
         half_closed = secs(10),
 
-        /// Sets how long pending requests of a pipeline may take after their connection has begun
-        /// to close: by [`Peer::close`](crate::Peer::close) and its like, or because the decoder or
-        /// `poll_ready` failed. `None` waits forever.
+        /// Sets how long pending requests of a pipeline may take after the program, an error of the
+        /// decoder or an error of `poll_ready` has begun to close their connection. `None` waits
+        /// forever.
         ///
-        /// Input is not read any more, so whether the peer still waits is not known. As with
+        /// Input is no longer read, so it is unknown whether the peer still waits. As with
         /// [`half_closed`](Self::half_closed), each finished reply and each byte that the peer
-        /// takes starts the time anew. In a shutdown the server's own deadline applies.
+        /// takes restarts the time. In a shutdown the server's own deadline applies.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: their calls are dropped,
         /// and the connection ends with the reason for which it closes.

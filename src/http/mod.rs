@@ -112,10 +112,10 @@
 //!
 //! # WebSockets
 //!
-//! A handler that returns when it receives a Close frame leaves that unanswered, and its client
-//! sees an unclean end (1006). tungstenite, which axum uses, answers a Close by itself, but it
-//! sends the answer with the next read, write or flush. So read on until the stream ends, also
-//! behind a Close that the handler has sent; `examples/axum` does both. At a drain,
+//! A handler that returns as soon as it receives a Close frame does not answer it, so its client
+//! reports an unclean end (1006). tungstenite, which axum uses, prepares the answer, but sends it
+//! with the next read, write or flush. So continue to read until the stream ends, also after the
+//! handler itself has sent a Close. `examples/axum` does both. At a drain,
 //! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) is the time to send a Close.
 //!
 //! # Deadlines of upgraded streams

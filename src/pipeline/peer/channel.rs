@@ -44,8 +44,8 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The longest time that the connection may be idle.
     pub(super) idle: Option<Duration>,
-    /// The bytes that were written when a broadcast found the output above its mark, and the time
-    /// since when it is as many.
+    /// The number of bytes written when a broadcast last found the output above its mark, and the
+    /// time since when it has not changed.
     stalled: Option<(u64, Instant)>,
     /// The number of times that the marks were crossed. Odd while the output is above.
     pub(super) crossings: u64,
@@ -116,8 +116,8 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns whether the output is above its mark and no byte of it has been written for `time`,
-    /// as far as the calls of this method show.
+    /// Returns whether the output is above its mark, and the calls of this method show that no byte
+    /// has been written for `time`.
     pub(super) fn has_stalled(&mut self, written: u64, time: Duration) -> bool {
         let now = Instant::now();
         self.stalled = match self.stalled {

@@ -147,8 +147,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark: the peer is slow, or more was sent in
-    /// a burst than it could read.
+    /// Sends a frame unless the output is above its high mark, because the peer is slow, or because
+    /// more was sent in a burst than it could read.
     ///
     /// This may wait for the connection's task, but never for the peer. Use it where one slow peer
     /// must not delay others. To send to many peers at once, use
@@ -260,8 +260,8 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark and the peer has taken nothing for `time`, as far
-    /// as the calls of this method show.
+    /// Returns whether the output is above its mark, and the calls of this method show that the peer
+    /// has taken nothing for `time`.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let written = self.channel.info.life.bytes_written();
         self.channel.lock().has_stalled(written, time)
@@ -430,9 +430,9 @@ impl<T, M> Peer<T, M> {
 
     /// Waits for the end of the connection and returns how it ended.
     ///
-    /// A connection ends after its calls. So a call that awaits the end of its own connection is
-    /// dropped after [`closing`](crate::deadline::Deadlines::closing), and if nothing closes the
-    /// connection, it waits for the peer to leave.
+    /// A connection ends after its calls, so a call must not await the end of its own connection.
+    /// It is dropped after [`closing`](crate::deadline::Deadlines::closing), or when the peer
+    /// disconnects.
     ///
     /// # Cancel safety
     ///
