@@ -181,8 +181,8 @@ impl Life {
     /// The first reason wins, because what came first is what happened. Only an orderly reason
     /// gives way to one that is not, because then something was lost.
     ///
-    /// For a peer that is cut off, the socket's close becomes a reset. So the system frees the
-    /// socket's memory together with the connection's permit.
+    /// If the reason cuts the peer off, the socket's close becomes a reset, even if an earlier
+    /// reason holds. So the system frees the socket's memory together with the connection's permit.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         if reason.is_cut_off() {
             let _closed_before = self.probe.ask(|transport| transport.reset_at_close());

@@ -85,8 +85,9 @@
 //! ends with [`UnreadData`](crate::EndReason::UnreadData): see [`Http::configure`].
 //!
 //! Deadlines are set by [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`],
-//! which the service can still answer. However a connection ends, finished responses reach the
-//! peer: the stream is closed as [`Connection::close`](crate::Connection::close) does.
+//! which the service can still answer. Finished responses reach the peer, because the stream is
+//! closed as [`Connection::close`](crate::Connection::close) does, unless the connection is cut off
+//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)).
 //!
 //! # Draining
 //!

@@ -10,7 +10,6 @@ use hyper::{Request, Version};
 use tokio::time::Instant;
 
 use super::body::BodyLimits;
-
 use crate::connection::{ConnectionInfo, Life};
 use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};

@@ -89,8 +89,8 @@ impl ServerBuilder {
     /// Default: 10,000. Why: something must bound memory. When reached: the server stops accepting,
     /// and clients wait in the backlog.
     ///
-    /// A process needs at least as many file descriptors. Many systems allow 1,024 unless
-    /// configured otherwise.
+    /// A process needs at least as many file descriptors, and up to twice as many for HTTP/1. Many
+    /// systems allow 1,024 unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]

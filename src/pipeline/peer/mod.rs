@@ -260,8 +260,8 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark, and the calls of this method show that the peer
-    /// has taken nothing for `time`.
+    /// Returns whether the output is above its mark, and the calls of this method show that the
+    /// peer has taken nothing for `time`.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let written = self.channel.info.life.bytes_written();
         self.channel.lock().has_stalled(written, time)
