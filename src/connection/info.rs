@@ -86,6 +86,9 @@ impl ConnectionInfo {
     /// A service whose work has no end of its own (a WebSocket, server-sent events) should end it
     /// then. The future does not borrow or hold the stream.
     ///
+    /// By then a pipeline may accept no more frames. Its last frame is its
+    /// [farewell](crate::Pipeline::farewell).
+    ///
     /// # Cancel safety
     ///
     /// The signal stays raised, so a later call does not miss it.
