@@ -119,11 +119,7 @@ async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
         println!("listening on {address}");
         println!("try: cargo run --example multiplexed -- --client {address}");
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

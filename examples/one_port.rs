@@ -109,11 +109,7 @@ async fn main() -> Result<(), BoxError> {
         println!("listening on {address}");
         println!("try: curl http://{address}/; curl -k https://{address}/");
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

@@ -58,11 +58,7 @@ async fn main() -> Result<(), BoxError> {
             println!("try: printf hi | nc -N {} {}", addr.ip(), addr.port());
         }
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

@@ -157,11 +157,7 @@ async fn main() -> Result<(), BoxError> {
             );
         }
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

@@ -111,11 +111,7 @@ async fn main() -> Result<(), BoxError> {
         }
     }
     tokio::spawn(look(args.file, Duration::from_millis(args.every), seen));
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

@@ -83,11 +83,7 @@ async fn main() -> Result<(), BoxError> {
         println!("listening on {address}");
         println!("try: printf 'hi\\n' | openssl s_client -quiet -connect {address}");
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

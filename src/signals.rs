@@ -1,5 +1,6 @@
 //! The signals that reach a connection from outside: drain, close, abort.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -134,17 +135,34 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-/// The result of a shutdown.
+/// The result of a shutdown: how the connections ended that were open when it began or were
+/// accepted during it.
+///
+/// It is displayed as `2 connections drained, 1 timed out, 0 cut off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The connections that were open when the shutdown began, or were accepted during it, and
-    /// ended without an abort.
+    /// The connections that finished: in good order, or because the peer left or the service
+    /// failed.
     pub drained: usize,
+    /// The connections that a deadline of their own ended
+    /// ([`EndReason::is_timeout`](crate::EndReason::is_timeout)), for example because the peer did
+    /// not read its replies.
+    pub timed_out: usize,
     /// The connections that were aborted, by the deadline or by
     /// [`Handle::abort`](crate::Handle::abort).
     pub aborted: usize,
     /// The time from the beginning of the shutdown to its end. Zero if the serve future was
     /// dropped.
     pub duration: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} connections drained, {} timed out, {} cut off",
+            self.drained, self.timed_out, self.aborted
+        )
+    }
 }

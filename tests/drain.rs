@@ -81,7 +81,7 @@ async fn h1_requests_in_hand_at_the_signal_are_answered() {
     assert!(ended.status.success());
     assert_eq!(
         ended.said.last().unwrap(),
-        "64 connections drained, 0 cut off"
+        "64 connections drained, 0 timed out, 0 cut off"
     );
 }
 
@@ -127,7 +127,7 @@ async fn h1_no_reply_that_was_begun_is_lost_under_load() {
     );
     assert_eq!(
         ended.said.last().unwrap(),
-        "64 connections drained, 0 cut off"
+        "64 connections drained, 0 timed out, 0 cut off"
     );
 }
 
@@ -164,7 +164,7 @@ async fn an_idle_connection_does_not_hold_the_process() {
 
     assert_eq!(
         ended.await.unwrap().said.last().unwrap(),
-        "1 connections drained, 0 cut off"
+        "1 connections drained, 0 timed out, 0 cut off"
     );
     // A drain may take 30 s.
     assert!(signalled.elapsed() < Duration::from_secs(10));
@@ -192,7 +192,7 @@ async fn the_deadline_cuts_off_who_is_not_done() {
     );
     assert_eq!(
         ended.said.last().unwrap(),
-        "1 connections drained, 1 cut off"
+        "1 connections drained, 0 timed out, 1 cut off"
     );
     assert!(ended.end_of(slow.addr).contains("\"drain_deadline\""));
 }
@@ -216,7 +216,7 @@ async fn a_second_signal_ends_it_at_once() {
         assert!(ended.status.success());
         assert_eq!(
             ended.said.last().unwrap(),
-            "0 connections drained, 1 cut off"
+            "0 connections drained, 0 timed out, 1 cut off"
         );
         assert!(ended.end_of(client.addr).contains("\"killed\""));
     }

@@ -82,7 +82,13 @@ async fn echo_serves_two_addresses_at_once() {
     drop((first, second));
     let ended = echo.stop().await;
     assert!(ended.status.success());
-    assert!(ended.said.last().unwrap().ends_with("drained, 0 cut off"));
+    assert!(
+        ended
+            .said
+            .last()
+            .unwrap()
+            .ends_with("drained, 0 timed out, 0 cut off")
+    );
 }
 
 #[tokio::test]
@@ -100,7 +106,13 @@ async fn echo_spreads_its_connections_over_workers() {
     drop((first, second));
     let ended = echo.stop().await;
     assert!(ended.status.success());
-    assert!(ended.said.last().unwrap().ends_with("drained, 0 cut off"));
+    assert!(
+        ended
+            .said
+            .last()
+            .unwrap()
+            .ends_with("drained, 0 timed out, 0 cut off")
+    );
 }
 
 #[tokio::test]
@@ -129,7 +141,7 @@ async fn raw_closes_in_good_order_at_a_shutdown() {
     let ended = ended.await.unwrap();
     assert_eq!(
         ended.said.last().unwrap(),
-        "1 connections drained, 0 cut off"
+        "1 connections drained, 0 timed out, 0 cut off"
     );
 }
 

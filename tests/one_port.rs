@@ -201,5 +201,5 @@ async fn all_of_them_leave_at_a_signal() {
     let ended = ended.await.unwrap();
     assert!(ended.status.success());
     let last = ended.said.last().unwrap();
-    assert_eq!(last, "2 connections drained, 0 cut off");
+    assert_eq!(last, "2 connections drained, 0 timed out, 0 cut off");
 }

@@ -26,7 +26,7 @@ use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server, ServerBuilder};
 
-use support::{Clients, Ends, read_to_end, until};
+use support::{Clients, Ends, each_way, read_to_end, until};
 use tokio::io::DuplexStream as Io;
 
 /// The limit of every wait on the real clock, far longer than any of them takes.
@@ -225,6 +225,39 @@ async fn h4_a_reader_that_never_resumes_is_cut_off_and_reported_as_that() {
         assert_eq!((report.drained, report.aborted), (0, 1));
         assert_eq!(report.duration, Duration::from_secs(20));
         assert_eq!(server.reasons(), [EndReason::DrainDeadline]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h4_readers_that_time_out_in_a_drain_are_reported_as_that() {
+    let deadlines = Deadlines::default().write(Duration::from_secs(5));
+    let large = service_fn(|line: Bytes| async move {
+        Ok::<_, BoxError>(match &line[..] {
+            b"large" => Bytes::from(vec![b'x'; 1 << 20]),
+            b"hang" => pending().await,
+            _ => line,
+        })
+    });
+    let pipeline = Pipeline::new(Lines::default).service(large);
+    for mut server in each_way(pipeline.deadlines(deadlines)) {
+        let mut there = Vec::new();
+        for line in ["large\n", "large\n", "hang\n", "small\n"] {
+            there.push(send(&server, line.as_bytes()).await);
+        }
+        settle().await;
+
+        server.handle().shutdown();
+
+        let report = server.report().await;
+        let way = server.way();
+        assert_eq!(
+            (report.drained, report.timed_out, report.aborted),
+            (1, 2, 1),
+            "{way}: {:?}",
+            server.reasons()
+        );
+        let said = "1 connections drained, 2 timed out, 1 cut off";
+        assert_eq!(report.to_string(), said, "{way}");
     }
 }
 

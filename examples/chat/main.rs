@@ -101,10 +101,6 @@ async fn main() -> Result<(), BoxError> {
             println!("try: nc {} {}", addr.ip(), addr.port());
         }
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }

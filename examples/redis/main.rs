@@ -150,11 +150,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
             println!("try: redis-cli -h {} -p {} ping", addr.ip(), addr.port());
         }
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

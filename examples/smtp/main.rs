@@ -139,10 +139,7 @@ async fn main() -> Result<(), BoxError> {
     if args.maildir.is_none() {
         println!("{} mails were in memory", memory.mails().len());
     }
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{report}");
     Ok(())
 }
 

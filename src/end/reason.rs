@@ -150,6 +150,23 @@ impl EndReason {
                 | Self::MaxAge
         )
     }
+
+    /// Returns whether a deadline of the connection itself ended it, because the peer did not send
+    /// or read in time, or the service did not answer in time. The maximum age and the deadline of a
+    /// shutdown are none of these.
+    pub fn is_timeout(self) -> bool {
+        matches!(
+            self,
+            Self::FirstByteTimeout
+                | Self::FrameTimeout
+                | Self::BodyTimeout
+                | Self::IdleTimeout
+                | Self::WriteTimeout
+                | Self::SlowReader
+                | Self::PreConnectTimeout
+                | Self::ServiceTimeout
+        )
+    }
 }
 
 impl fmt::Display for EndReason {

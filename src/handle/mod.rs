@@ -75,6 +75,8 @@ pub(crate) struct ServerState {
     table: Table,
     /// Connections that ended since the shutdown began.
     left: AtomicUsize,
+    /// Those of them that a deadline of their own ended.
+    timed_out: AtomicUsize,
     /// Connections that the server has aborted.
     cut_off: AtomicUsize,
     #[cfg(feature = "metrics")]
@@ -161,6 +163,7 @@ impl Handle {
             plan: Mutex::new(plan),
             table: Table::default(),
             left: AtomicUsize::new(0),
+            timed_out: AtomicUsize::new(0),
             cut_off: AtomicUsize::new(0),
             server: AtomicWaker::new(),
             report: Mutex::new(None),
@@ -361,6 +364,13 @@ impl ServerState {
             self.count_end(life);
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);
+                // One that was aborted is counted as that, whatever it was about to end for.
+                let reason = life.end().map(|end| end.reason());
+                let is_aborted = life.signals.is_raised(Signal::Abort);
+                let timed_out = reason.is_some_and(|reason| {
+                    reason == EndReason::SlowReader || (reason.is_timeout() && !is_aborted)
+                });
+                self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
             }
             // Sequentially consistent with `watch_ends` and `live`: one of the two sides sees the
             // other.
@@ -404,13 +414,15 @@ impl ServerState {
     /// loop looks.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
+        let timed_out = self.timed_out.load(Ordering::Acquire);
         let aborted = self.cut_off.load(Ordering::Acquire);
         let report = *self
             .report
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(Report {
-                drained: seen.saturating_sub(aborted),
+                drained: seen.saturating_sub(aborted + timed_out),
+                timed_out,
                 aborted,
                 duration,
             });

@@ -13,11 +13,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
 use tower_tcp::EndReason;
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::serve;
 
 use crate::support::{Clients, Ends, settled};
-use crate::{GET, answer, connect, get, http, http2, text};
+use crate::{GET, answer, connect, get, http, http2, reply, text};
 
 /// Far longer than the drain waits for a connection that was just accepted.
 const LATER: Duration = Duration::from_secs(1);
@@ -329,4 +330,23 @@ async fn half_a_body_holds_a_drain_for_a_few_seconds() {
         let response = reads.await.expect("it ran");
         assert!(response.ends_with("within 5s"), "{response}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h4_a_client_that_reads_nothing_is_reported_as_timed_out() {
+    let large = service_fn(|_: Request<RequestBody>| async { reply(vec![b'x'; 1 << 20]) });
+    let deadlines = Deadlines::default().write(Duration::from_secs(5));
+    let mut served = serve(Http::new(large).deadlines(deadlines));
+    let mut client = served.client().await;
+    client.send(GET).await;
+    settled().await;
+
+    served.handle().shutdown();
+
+    let report = served.report().await;
+    assert_eq!(
+        (report.drained, report.timed_out, report.aborted),
+        (0, 1, 0)
+    );
+    assert_eq!(served.reasons(), [EndReason::WriteTimeout]);
 }

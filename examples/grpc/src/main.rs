@@ -116,11 +116,7 @@ async fn main() -> Result<(), BoxError> {
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }
-    let report = server.serve(stack).await?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{}", server.serve(stack).await?);
     Ok(())
 }
 

@@ -93,9 +93,6 @@ async fn main() -> Result<(), BoxError> {
         });
     let report = server.serve(stack).await?;
     spans.shutdown()?;
-    println!(
-        "{} connections drained, {} cut off",
-        report.drained, report.aborted
-    );
+    println!("{report}");
     Ok(())
 }

@@ -389,7 +389,7 @@ async fn a_signal_drains_it() {
 
     assert!(status.success());
     assert!(
-        said.ends_with("1 connections drained, 0 cut off\n"),
+        said.ends_with("1 connections drained, 0 timed out, 0 cut off\n"),
         "{said}"
     );
     assert_eq!(client.read(&mut [0; 16]).await.unwrap(), 0);
