@@ -1,8 +1,10 @@
 //! The errors that several modules share: the boxed error at service boundaries, and the server's
 //! own.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use thiserror::Error;
 
@@ -95,13 +97,52 @@ pub struct Panicked {
 }
 
 impl Panicked {
-    /// Extracts the message from the payload that `catch_unwind` returned.
-    pub(crate) fn new(payload: &(dyn std::any::Any + Send)) -> Self {
+    /// Extracts the message from a caught payload, and drops the payload.
+    #[cold]
+    fn new(payload: Box<dyn Any + Send>) -> Self {
         let message = payload
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "something that is not text".to_owned());
+        // The payload is user code's, too, and may panic as it is dropped. The payload of that panic
+        // could do the same without end, so it is never dropped.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(again);
+        }
         Self { message }
+    }
+}
+
+/// Runs user code, and catches a panic in it. Nothing that the code panics with gets out.
+///
+/// A value that the code left half changed must not be used again, except to drop it.
+#[inline]
+pub(crate) fn caught<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panics with another of its kind as it is dropped, as often as it says.
+    struct Again(u32);
+
+    impl Drop for Again {
+        fn drop(&mut self) {
+            if self.0 > 0 {
+                std::panic::panic_any(Self(self.0 - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_that_panics_as_it_is_dropped_is_no_second_panic() {
+        for times in 0..3 {
+            let panicked = caught(|| std::panic::panic_any(Again(times))).expect_err("it panics");
+
+            assert_eq!(panicked.to_string(), "panicked: something that is not text");
+        }
     }
 }

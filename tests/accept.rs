@@ -31,7 +31,7 @@ use tower_tcp::{Address, BoxError, Connection, EndReason, Error, Peer, Pipeline,
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
 
-use support::{Clients, Ends, exchange, read_to_end, until};
+use support::{Clients, Ends, exchange, panic_if, read_to_end, until};
 use tokio::io::DuplexStream as Io;
 
 /// Every error of accept(2) from which a server can recover.
@@ -418,6 +418,22 @@ async fn a_paused_server_accepts_nobody_until_it_is_resumed() {
 
 // Panics in calls made by the accept loop
 
+#[tokio::test(start_paused = true)]
+async fn e2_a_panic_in_the_policy_leaves_the_decision_to_the_default() {
+    let (listener, connector) = scripted(0, [Errno::CONNABORTED.into()]);
+    let server = Server::builder()
+        .on_accept_error(|_| {
+            panic_if(true);
+            AcceptErrorAction::Stop
+        })
+        .build(listener);
+    let served = serve_with(server, connector, echoing());
+
+    let client = served.stream().await;
+
+    assert_eq!(exchange(client, "hi\n").await, "hi\n");
+}
+
 /// A connection stack that panics once, in `poll_ready` or in `call`.
 struct PanicsOnce<S> {
     inner: S,
@@ -431,17 +447,14 @@ impl<S: Service<Connection<Io>>> Service<Connection<Io>> for PanicsOnce<S> {
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        assert!(
-            !(self.in_poll_ready && std::mem::take(&mut self.armed)),
-            "in poll_ready"
-        );
+        panic_if(self.in_poll_ready && std::mem::take(&mut self.armed));
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, conn: Connection<Io>) -> S::Future {
         if !self.in_poll_ready && std::mem::take(&mut self.armed) {
             conn.on_end(|end| assert_eq!(end.reason(), EndReason::Panic));
-            panic!("in call");
+            panic_if(true);
         }
         self.inner.call(conn)
     }
@@ -492,15 +505,15 @@ impl Service<Peer<Bytes>> for PanickingMake {
         std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        assert!(self.0 != Place::PollReady, "in poll_ready");
+        panic_if(self.0 == Place::PollReady);
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, _peer: Peer<Bytes>) -> Self::Future {
-        assert!(self.0 != Place::Call, "in call");
+        panic_if(self.0 == Place::Call);
         let place = self.0;
         Box::pin(async move {
-            assert!(place != Place::Future, "in the future");
+            panic_if(place == Place::Future);
             Ok(tower::util::BoxService::new(service_fn(echo)))
         })
     }
@@ -609,7 +622,7 @@ async fn a_panic_in_what_maps_or_taps_a_stream_costs_that_connection_only() {
     for taps in [true, false] {
         let (listener, connector) = testkit::memory();
         let accepted = AtomicUsize::new(0);
-        let panics = move || assert!(accepted.fetch_add(1, Ordering::Relaxed) != 1, "the second");
+        let panics = move || panic_if(accepted.fetch_add(1, Ordering::Relaxed) == 1);
         let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
         let pipeline = Pipeline::new(Lines::default).service(echo);
         let served = if taps {

@@ -20,7 +20,7 @@ use tower_tcp::pipeline::ShutdownOnErrorLayer;
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
 
-use support::{Clients, Ends, exchange, read_to_end, until};
+use support::{Clients, Ends, exchange, panic_if, read_to_end, until};
 use tokio::io::DuplexStream as Io;
 
 async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
@@ -60,17 +60,14 @@ impl Service<Bytes> for PanicsAtSecond {
     type Future = PanicsFuture;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        assert!(
-            self.place != Place::PollReady || self.begun == 0,
-            "in poll_ready"
-        );
+        panic_if(self.place == Place::PollReady && self.begun > 0);
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, line: Bytes) -> PanicsFuture {
         self.begun += 1;
         let place = (self.begun > 1).then_some(self.place);
-        assert_ne!(place, Some(Place::Call), "in call");
+        panic_if(place == Some(Place::Call));
         PanicsFuture { line, place }
     }
 }
@@ -84,14 +81,14 @@ impl Future for PanicsFuture {
     type Output = Result<Bytes, Infallible>;
 
     fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        assert_ne!(self.place, Some(Place::Future), "in the future");
+        panic_if(self.place == Some(Place::Future));
         Poll::Ready(Ok(self.line.clone()))
     }
 }
 
 impl Drop for PanicsFuture {
     fn drop(&mut self) {
-        assert_ne!(self.place, Some(Place::DropOfFuture), "in drop");
+        panic_if(self.place == Some(Place::DropOfFuture));
     }
 }
 
@@ -143,7 +140,7 @@ impl Future for PanicsInDrop {
 
 impl Drop for PanicsInDrop {
     fn drop(&mut self) {
-        panic!("in drop");
+        panic_if(true);
     }
 }
 
@@ -168,7 +165,7 @@ async fn e1_a_panic_in_drop_of_a_connections_own_future_is_its_end() {
 async fn e1_a_panic_among_requests_in_flight_takes_its_place_in_the_order() {
     let service = service_fn(|line: Bytes| async move {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_ne!(line, "two");
+        panic_if(line == "two");
         Ok::<_, Infallible>(line)
     });
     let pipeline = Pipeline::new(Lines::default).service(service).in_flight(3);
@@ -210,10 +207,10 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        assert_ne!(self.1, Place::Call, "in the layer's call");
+        panic_if(self.1 == Place::Call);
         let (inner, place) = (self.0.call(request), self.1);
         Box::pin(async move {
-            assert_ne!(place, Place::Future, "in the layer's future");
+            panic_if(place == Place::Future);
             inner.await
         })
     }
@@ -261,7 +258,8 @@ async fn e3_a_panic_in_an_on_end_callback_keeps_nothing_from_its_turn() {
     let stack = ServiceBuilder::new()
         .map_request(move |conn: Connection<Io>| {
             let count = Arc::clone(&count);
-            conn.on_end(|_end| panic!("in the callback"));
+            conn.on_closing(|_end| panic_if(true));
+            conn.on_end(|_end| panic_if(true));
             conn.on_end(move |_end| {
                 count.fetch_add(1, Ordering::SeqCst);
             });

@@ -1,14 +1,12 @@
 //! Adapters that change the streams that a listener accepts.
 
-use std::any::Any;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use super::{Incoming, IntoListener, Listener};
 use crate::connection::Address;
-use crate::error::Panicked;
+use crate::error::{Panicked, caught};
 
 /// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
 ///
@@ -96,12 +94,8 @@ where
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<L::Io>>> {
         let mut incoming = ready!(self.listener.poll_accept(cx))?;
         let f = &mut self.f;
-        let tapped = catch_unwind(AssertUnwindSafe(|| f(&mut incoming.io)));
-        Poll::Ready(
-            tapped
-                .map(|()| incoming)
-                .map_err(|payload| panicked(&*payload)),
-        )
+        let tapped = caught(|| f(&mut incoming.io));
+        Poll::Ready(tapped.map(|()| incoming).map_err(aborted))
     }
 
     fn local_addrs(&self) -> Vec<Address> {
@@ -139,8 +133,8 @@ where
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
         let incoming = ready!(self.listener.poll_accept(cx))?;
         let f = &mut self.f;
-        let mapped = catch_unwind(AssertUnwindSafe(|| incoming.map_io(f)));
-        Poll::Ready(mapped.map_err(|payload| panicked(&*payload)))
+        let mapped = caught(|| incoming.map_io(f));
+        Poll::Ready(mapped.map_err(aborted))
     }
 
     fn local_addrs(&self) -> Vec<Address> {
@@ -157,6 +151,6 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
 }
 
 /// Makes a panic of the user's function cost its connection only, as if the peer had left.
-fn panicked(payload: &(dyn Any + Send)) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, Panicked::new(payload))
+fn aborted(panicked: Panicked) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, panicked)
 }

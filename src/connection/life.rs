@@ -1,4 +1,3 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,6 +6,7 @@ use super::origin::Origin;
 use super::phase::ConnectionPhase;
 use super::transport::Probe;
 use crate::end::{Cause, ConnectionEnded, End, EndReason};
+use crate::error::caught;
 use crate::signals::{Signal, Signals};
 
 /// The reason and the callbacks until the end, and the end itself after it.
@@ -343,7 +343,7 @@ impl Life {
 
     /// Runs one callback. A panic in it must not keep the other callbacks, or the permit, waiting.
     fn run(&self, hook: Hook, end: &End) {
-        if catch_unwind(AssertUnwindSafe(|| hook(&self.origin, end))).is_err() {
+        if caught(|| hook(&self.origin, end)).is_err() {
             tracing::error!(target: "tower_tcp", "a connection's callback panicked");
         }
     }

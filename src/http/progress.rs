@@ -1,6 +1,5 @@
 //! The progress of one connection, seen from its task and from its requests.
 
-use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -198,8 +197,8 @@ impl Progress {
 
     /// Ends the connection because of a panic in user code, once other requests in flight are done.
     #[cold]
-    pub(super) fn panicked(&self, payload: &(dyn Any + Send)) -> BoxError {
-        let panicked = ConnectionEnded::caused(EndReason::Panic, Panicked::new(payload));
+    pub(super) fn panicked(&self, panicked: Panicked) -> BoxError {
+        let panicked = ConnectionEnded::caused(EndReason::Panic, panicked);
         self.life()
             .set_reason(panicked.reason, panicked.cause.clone());
         self.life().signals.raise(Signal::Close);

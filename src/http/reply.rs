@@ -1,7 +1,6 @@
 //! The body of a response, and the data that waits for the peer to take it.
 
 use std::io::IoSlice;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -10,7 +9,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use super::progress::{Queued, RequestGuard};
-use crate::error::BoxError;
+use crate::error::{BoxError, caught};
 
 /// The body of a response. It keeps its request in flight.
 #[pin_project]
@@ -46,10 +45,10 @@ where
         let this = self.project();
         let progress = &this.in_flight.0;
         let body = this.body;
-        let polled = catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx)));
+        let polled = caught(|| body.poll_frame(cx));
         let frame = match polled {
             Ok(polled) => ready!(polled),
-            Err(payload) => return Poll::Ready(Some(Err(progress.panicked(&*payload)))),
+            Err(panicked) => return Poll::Ready(Some(Err(progress.panicked(panicked)))),
         };
         let multiplexed = *this.multiplexed;
         let queued = |data| ReplyData {

@@ -1,7 +1,6 @@
 //! The service that hyper calls. It wraps the user's service, and for each request it counts it,
 //! keeps it in flight until its response is complete, catches panics, and recognizes upgrades.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +16,7 @@ use tower_service::Service;
 use super::body::RequestBody;
 use super::progress::{Progress, RequestGuard};
 use super::reply::ReplyBody;
-use crate::error::BoxError;
+use crate::error::{BoxError, caught};
 use crate::observe::{ErrorChain, signed};
 
 /// Adapts the user's service to hyper.
@@ -86,7 +85,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let inner = this.inner;
-        let polled = catch_unwind(AssertUnwindSafe(|| inner.poll(cx)));
+        let polled = caught(|| inner.poll(cx));
         let in_flight = match &polled {
             Ok(Poll::Pending) => return Poll::Pending,
             _ => this.in_flight.take(),
@@ -127,7 +126,7 @@ where
                 }
                 Err(err)
             }
-            Err(payload) => Err(progress.panicked(&*payload)),
+            Err(panicked) => Err(progress.panicked(panicked)),
         })
     }
 }

@@ -4,7 +4,6 @@
 //! the engine, so the three ways to run calls only keep their order.
 
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use tokio_util::codec::Decoder;
@@ -14,7 +13,7 @@ use super::engine::{Engine, Leaves};
 use super::event::Event;
 use super::reply::Answer;
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked};
+use crate::error::{BoxError, Panicked, caught};
 
 /// The calls of one connection's service.
 ///
@@ -63,12 +62,12 @@ where
     #[inline]
     fn is_service_ready(&mut self, cx: &mut Context<'_>) -> bool {
         // Caught here, because earlier requests may be in flight, and are still answered.
-        let polled = catch_unwind(AssertUnwindSafe(|| self.service.poll_ready(cx)));
+        let polled = caught(|| self.service.poll_ready(cx));
         let ended = match polled {
             Ok(Poll::Ready(Ok(()))) => return true,
             Ok(Poll::Pending) => return false,
             Ok(Poll::Ready(Err(err))) => ConnectionEnded::caused(EndReason::ServiceNotReady, err),
-            Err(payload) => ConnectionEnded::caused(EndReason::Panic, Panicked::new(&*payload)),
+            Err(panicked) => ConnectionEnded::caused(EndReason::Panic, panicked),
         };
         self.engine.end(ended, Leaves::Requests);
         false

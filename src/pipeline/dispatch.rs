@@ -3,7 +3,6 @@
 //! Each is a type, not a value. So a connection holds the future of only one of them, and a feature
 //! that needs requests to run one at a time can require it at compile time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -16,7 +15,7 @@ use super::calls::Calls;
 use super::event::Event;
 use super::reply::Answer;
 use super::tokio_tower::{run_as_finished, run_in_order};
-use crate::error::Panicked;
+use crate::error::{Panicked, caught};
 
 /// One request at a time, the default: the next begins when the previous reply is encoded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -144,17 +143,17 @@ impl<F: Future> Future for CatchPanic<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut future = self.project().0;
-        let polled = catch_unwind(AssertUnwindSafe(|| {
+        let polled = caught(|| {
             let future = future.as_mut().as_pin_mut();
             future.map_or(Poll::Pending, |future| future.poll(cx))
-        }));
+        });
         if matches!(polled, Ok(Poll::Pending)) {
             return Poll::Pending;
         }
-        let dropped = catch_unwind(AssertUnwindSafe(|| future.set(None)));
+        let dropped = caught(|| future.set(None));
         match polled.and_then(|done| dropped.map(|()| done)) {
             Ok(done) => done.map(Ok),
-            Err(payload) => Poll::Ready(Err(Panicked::new(&*payload))),
+            Err(panicked) => Poll::Ready(Err(panicked)),
         }
     }
 }

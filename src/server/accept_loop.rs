@@ -1,7 +1,6 @@
 //! readable -> ready -> accept -> call: the server's one accept loop. It never waits for a peer.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -13,7 +12,7 @@ use crate::accept::{AcceptErrorAction, Stall, classify, error_type};
 use crate::admit::Limited;
 use crate::bind::{Incoming, Listener};
 use crate::connection::{Connection, ConnectionService};
-use crate::error::{BoxError, Error, Panicked};
+use crate::error::{BoxError, Error, Panicked, caught};
 use crate::handle::{Phase, ServerState};
 use crate::signals::poll_looked;
 
@@ -145,9 +144,9 @@ where
         ready!(self.stall.poll(cx));
         ready!(self.listener.poll_readable(cx)).map_err(Failure::Accept)?;
         if self.panicked.is_none() {
-            match catch_unwind(AssertUnwindSafe(|| self.stack.poll_ready(cx))) {
+            match caught(|| self.stack.poll_ready(cx)) {
                 Ok(polled) => ready!(polled).map_err(|err| Failure::Service(err.into()))?,
-                Err(payload) => self.panicked = Some(Panicked::new(&*payload)),
+                Err(panicked) => self.panicked = Some(panicked),
             }
         }
         let place = self.workers.place().ok_or(Failure::NoWorker)?;
@@ -167,7 +166,7 @@ where
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
         // The user's policy may panic, like all user code. The default policy decides then.
-        let action = catch_unwind(AssertUnwindSafe(|| (self.policy)(&err)));
+        let action = caught(|| (self.policy)(&err));
         let action = match action.unwrap_or_else(|_panicked| classify(&err)) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
             action => action,
@@ -219,10 +218,10 @@ where
             leaving.settle(Outcome::Panicked(panicked));
             return;
         }
-        match catch_unwind(AssertUnwindSafe(|| self.stack.call(conn))) {
+        match caught(|| self.stack.call(conn)) {
             // The task is in the server's table and ends by the signals of its connection.
             Ok(service) => drop(runtime.spawn(Task::new(service, leaving, counted))),
-            Err(payload) => leaving.settle(Outcome::Panicked(Panicked::new(&*payload))),
+            Err(panicked) => leaving.settle(Outcome::Panicked(panicked)),
         }
     }
 }

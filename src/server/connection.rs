@@ -16,7 +16,6 @@
 //! ```
 
 use std::mem::needs_drop;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,7 +25,7 @@ use thiserror::Error;
 
 use crate::connection::Life;
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked};
+use crate::error::{BoxError, Panicked, caught};
 use crate::handle::ServerState;
 use crate::signals::Signal;
 
@@ -128,22 +127,20 @@ where
             };
             // `Response` is user code, and so is its `Drop`.
             let life = &this.leaving.life;
-            match catch_unwind(AssertUnwindSafe(|| {
+            match caught(|| {
                 service
                     .poll(cx)
                     .map_ok(|response| outcome_of(response, life))
-            })) {
+            }) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(outcome))) => outcome,
                 Ok(Poll::Ready(Err(err))) => Outcome::Failed(err.into()),
-                Err(payload) => Outcome::Panicked(Panicked::new(&*payload)),
+                Err(panicked) => Outcome::Panicked(panicked),
             }
         };
-        let dropped = catch_unwind(AssertUnwindSafe(|| this.service.set(None)));
+        let dropped = caught(|| this.service.set(None));
         this.leaving.settle(match (dropped, outcome) {
-            (Err(payload), Outcome::Done | Outcome::Dropped) => {
-                Outcome::Panicked(Panicked::new(&*payload))
-            }
+            (Err(panicked), Outcome::Done | Outcome::Dropped) => Outcome::Panicked(panicked),
             (_, outcome) => outcome,
         });
         Poll::Ready(())

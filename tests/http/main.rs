@@ -34,7 +34,7 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::make::ClonePerRequest;
 use tower_tcp::testkit::Served;
 
-use support::{Client, Clients};
+use support::{Client, Clients, panic_if};
 
 /// A request with nothing special about it.
 const GET: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -123,7 +123,7 @@ async fn paths(request: Request<RequestBody>) -> Reply {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
         }
         None if path == "/never" => pending().await,
-        None if path == "/panic" => panic!("as it was asked"),
+        None if path == "/panic" => panic_if(true),
         None => {}
     }
     reply(path)

@@ -261,3 +261,18 @@ pub(crate) async fn until(mut fact: impl FnMut() -> bool) {
     }
     panic!("it never became true");
 }
+
+/// Panics if `fact` holds, with a payload that panics as it is dropped.
+pub(crate) fn panic_if(fact: bool) {
+    struct Twice;
+
+    impl Drop for Twice {
+        fn drop(&mut self) {
+            panic!("as the payload is dropped");
+        }
+    }
+
+    if fact {
+        std::panic::panic_any(Twice);
+    }
+}

@@ -1,14 +1,12 @@
 //! Reads bytes from the stream and decodes requests.
 
-use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use super::state::{Leaves, State};
 use super::{Codec, Engine, Stream};
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked};
+use crate::error::{BoxError, Panicked, caught};
 use crate::frame::{DecoderStalled, FrameTooLarge};
 use crate::signals::Signal;
 
@@ -46,10 +44,10 @@ where
         }
         let before = self.input.len();
         // Caught here, because earlier requests may be in flight, and are still answered.
-        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode(self.input.buf())));
+        let decoded = caught(|| self.codec.decode(self.input.buf()));
         let decoded = match decoded {
             Ok(decoded) => decoded,
-            Err(payload) => return self.decoder_panicked(&*payload),
+            Err(panicked) => return self.decoder_panicked(panicked),
         };
         match decoded {
             Ok(Some(frame)) => {
@@ -98,10 +96,10 @@ where
             return None;
         }
         let before = self.input.len();
-        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode_eof(self.input.buf())));
+        let decoded = caught(|| self.codec.decode_eof(self.input.buf()));
         let decoded = match decoded {
             Ok(decoded) => decoded,
-            Err(payload) => return self.decoder_panicked(&*payload),
+            Err(panicked) => return self.decoder_panicked(panicked),
         };
         match decoded {
             Ok(Some(frame)) => {
@@ -129,8 +127,7 @@ where
     }
 
     #[cold]
-    fn decoder_panicked(&mut self, payload: &(dyn Any + Send)) -> Option<C::Item> {
-        let panicked = Panicked::new(payload);
+    fn decoder_panicked(&mut self, panicked: Panicked) -> Option<C::Item> {
         self.end(
             ConnectionEnded::caused(EndReason::Panic, panicked),
             Leaves::Input,
