@@ -4,7 +4,7 @@
 mod support;
 
 use std::convert::Infallible;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -703,4 +703,64 @@ async fn many_who_come_and_go_do_not_queue_behind_one_lock() {
     LET_GO.wait();
     assert_eq!(reading.join().expect("it does not panic"), 1);
     assert_eq!(told.iter().count(), 32);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_found_by_what_it_borrows() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let _ann = enter(&served, "ann").await;
+    let peer = names.get("ann").expect("she is in");
+
+    assert!(names.remove_peer("ann", &peer));
+    names.insert("ann".into(), &peer).expect("it is free");
+    assert!(names.remove("ann").is_some());
+    assert!(!names.close("ann"));
+}
+
+/// A key that uses its registry when it is dropped.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Busy(&'static str);
+
+static BUSY: OnceLock<Registry<Busy, Bytes>> = OnceLock::new();
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // Takes all locks.
+        let _number = BUSY.get().map(Registry::len);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_may_use_its_registry_when_it_is_dropped() {
+    let names = Names::new();
+    let served = serve(naming(&names));
+    let ann = enter(&served, "ann").await;
+    let bob = enter(&served, "bob").await;
+    let busy = BUSY.get_or_init(Registry::new);
+    let (of_ann, of_bob) = (peer(&names, "ann"), peer(&names, "bob"));
+
+    // In a thread, because a deadlock would block it.
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        busy.insert(Busy("1"), &of_ann).expect("it is free");
+        busy.insert(Busy("1"), &of_ann).expect("it is hers");
+        busy.insert(Busy("1"), &of_bob).expect_err("it is taken");
+        assert!(busy.replace(Busy("1"), &of_bob).is_some());
+        assert!(busy.replace(Busy("1"), &of_bob).is_none());
+        assert!(busy.remove(&Busy("1")).is_some());
+        busy.insert(Busy("2"), &of_ann).expect("it is free");
+        busy.insert(Busy("3"), &of_bob).expect("it is free");
+        done.send((of_ann, of_bob)).expect("it is waited for");
+    });
+    let (of_ann, of_bob) = is_done
+        .recv_timeout(Duration::from_secs(30))
+        .expect("it does not deadlock");
+
+    drop((ann, bob));
+    served.reason().await;
+    served.reason().await;
+    assert!(busy.is_empty());
+    busy.insert(Busy("4"), &of_ann).expect("it is too late");
+    assert!(busy.replace(Busy("4"), &of_bob).is_none());
 }

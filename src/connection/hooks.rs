@@ -7,7 +7,7 @@ use crate::end::End;
 
 /// A callback. It gets the connection's origin as an argument, so that a closure which captures
 /// nothing needs no allocation.
-pub(super) type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
+pub(crate) type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 
 /// The moment at which a callback runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

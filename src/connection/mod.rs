@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::end::{ConnectionEnded, End, EndReason};
 
 pub use address::Address;
-pub(crate) use hooks::{HookId, Moment};
+pub(crate) use hooks::{Hook, HookId, Moment};
 pub use info::ConnectionInfo;
 pub(crate) use life::Life;
 pub use origin::ConnectionId;

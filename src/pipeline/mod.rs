@@ -122,6 +122,7 @@ pub use dispatch::{InFlight, Multiplexed, OneAtATime};
 pub use event::Event;
 pub use limits::Limits;
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
+pub(crate) use peer::TooLate;
 pub use peer::{Buffered, Closed, Crossing, Crossings, Peer, Timer, TrySendError};
 pub use reject::Reject;
 pub use reply::{Reply, Upgrade};

@@ -60,8 +60,8 @@
 
 mod broadcast;
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -70,7 +70,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use thiserror::Error;
 
 use crate::connection::{HookId, Moment};
-use crate::pipeline::Peer;
+use crate::pipeline::{Peer, TooLate};
 
 pub use broadcast::{Broadcast, SlowPeer, broadcast};
 
@@ -86,8 +86,8 @@ pub struct KeyTaken;
 /// Holds connections by key. Clones share the same entries. See the [module docs](self).
 ///
 /// `T` and `M` are the types of frames and messages of its [`Peer`]s. A part of the registry is
-/// locked while a key is hashed, compared, cloned or dropped, so a `K` that calls the registry in
-/// its `Hash`, `Eq`, `Clone` or `Drop` can deadlock.
+/// locked while a key is hashed, compared or cloned, so a `K` that calls the registry in its
+/// `Hash`, `Eq` or `Clone` can deadlock. Its `Drop` runs without a lock.
 #[doc(alias = "alias")]
 #[doc(alias = "session")]
 pub struct Registry<K, T, M = Infallible> {
@@ -171,15 +171,19 @@ where
         T: Send + 'static,
         M: Send + 'static,
     {
+        // Declared before the lock, so dropped after it.
+        let own_key = key.clone();
         let mut shard = self.shard(&key);
-        match shard.entry(key) {
-            Entry::Occupied(taken) if taken.get().peer.is_same(peer) => {}
-            Entry::Occupied(_) => return Err(KeyTaken),
-            Entry::Vacant(free) => {
-                if let Some(entered) = self.entered(free.key(), peer) {
-                    free.insert(entered);
+        match shard.get(&key) {
+            Some(taken) if taken.peer.is_same(peer) => {}
+            Some(_) => return Err(KeyTaken),
+            None => match self.entered(own_key, peer) {
+                Ok(entered) => drop(shard.insert(key, entered)),
+                Err(too_late) => {
+                    drop(shard);
+                    drop(too_late);
                 }
-            }
+            },
         }
         Ok(())
     }
@@ -198,26 +202,39 @@ where
         T: Send + 'static,
         M: Send + 'static,
     {
+        // Declared before the lock, so dropped after it.
+        let own_key = key.clone();
         let mut shard = self.shard(&key);
         if shard.get(&key).is_some_and(|has| has.peer.is_same(peer)) {
             return None;
         }
-        let entered = self.entered(&key, peer)?;
-        let replaced = shard.insert(key, entered);
-        drop(shard);
-        let Entered { peer, removal } = replaced?;
+        let replaced = match self.entered(own_key, peer) {
+            Ok(entered) => {
+                // Removed first, because an insert would keep the old key and drop the new one.
+                let replaced = shard.remove_entry(&key);
+                shard.insert(key, entered);
+                drop(shard);
+                replaced
+            }
+            Err(too_late) => {
+                drop(shard);
+                drop(too_late);
+                None
+            }
+        };
+        let (_key, Entered { peer, removal }) = replaced?;
         peer.forget(removal);
         Some(peer)
     }
 
-    /// Makes the entry that its connection removes, unless it is too late for that.
-    fn entered(&self, key: &K, peer: &Peer<T, M>) -> Option<Entered<T, M>>
+    /// Makes the entry that its connection removes. If it is too late for that, returns what the
+    /// caller drops after unlocking, because the key is in it.
+    fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
-        K: Clone + Send + 'static,
+        K: Send + 'static,
         T: Send + 'static,
         M: Send + 'static,
     {
-        let key = key.clone();
         // The registry may be dropped before the connection.
         let shared = Arc::downgrade(&self.inner);
         let id = peer.info().id();
@@ -230,7 +247,7 @@ where
             registry.remove_if(&key, |entered| entered.peer.info().id() == id)
         };
         let removal = peer.before(self.inner.remove_at, move || drop(remove()))?;
-        Some(Entered {
+        Ok(Entered {
             peer: peer.clone(),
             removal,
         })
@@ -238,8 +255,12 @@ where
 
     /// Removes the entry of a key, and returns its connection, which stays open. A broadcast that
     /// has begun may still reach it.
-    pub fn remove(&self, key: &K) -> Option<Peer<T, M>> {
-        let Entered { peer, removal } = self.remove_if(key, |_| true)?;
+    pub fn remove<Q>(&self, key: &Q) -> Option<Peer<T, M>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let (_key, Entered { peer, removal }) = self.remove_if(key, |_| true)?;
         peer.forget(removal);
         Some(peer)
     }
@@ -248,8 +269,12 @@ where
     ///
     /// Use it where a session removes its own entry, because another connection may have
     /// [replaced](Self::replace) it.
-    pub fn remove_peer(&self, key: &K, peer: &Peer<T, M>) -> bool {
-        let Some(Entered { peer, removal }) =
+    pub fn remove_peer<Q>(&self, key: &Q, peer: &Peer<T, M>) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let Some((_key, Entered { peer, removal })) =
             self.remove_if(key, |entered| entered.peer.is_same(peer))
         else {
             return false;
@@ -258,31 +283,44 @@ where
         true
     }
 
-    fn remove_if(
+    /// Removes an entry, and returns it with its key, which the caller drops without the lock.
+    fn remove_if<Q>(
         &self,
-        key: &K,
+        key: &Q,
         condition: impl FnOnce(&Entered<T, M>) -> bool,
-    ) -> Option<Entered<T, M>> {
+    ) -> Option<(K, Entered<T, M>)>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         let mut shard = self.shard(key);
         if condition(shard.get(key)?) {
-            shard.remove(key)
+            shard.remove_entry(key)
         } else {
             None
         }
     }
 
-    /// Returns the connection that has the key.
+    /// Returns the connection that has the key. As in a map, a `String` is found by a `str`.
     #[doc(alias = "alias_resolve")]
-    pub fn get(&self, key: &K) -> Option<Peer<T, M>> {
+    pub fn get<Q>(&self, key: &Q) -> Option<Peer<T, M>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         self.shard(key).get(key).map(|entered| entered.peer.clone())
     }
 
     /// Closes the connection that has the key, gracefully. Returns whether there is one.
-    pub fn close(&self, key: &K) -> bool {
+    pub fn close<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         self.get(key).map(|peer| peer.close()).is_some()
     }
 
-    fn shard(&self, key: &K) -> Shard<'_, K, T, M> {
+    fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> Shard<'_, K, T, M> {
         // Not the low bits, which choose the bucket within the shard's map.
         let shard = (self.inner.hasher.hash_one(key) >> 32) as usize % SHARDS;
         lock(&self.inner.shards[shard])

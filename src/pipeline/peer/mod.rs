@@ -15,7 +15,7 @@ use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
 use super::watermarks::Watermarks;
-use crate::connection::{ConnectionInfo, HookId, Moment};
+use crate::connection::{ConnectionInfo, Hook, HookId, Moment};
 use crate::end::{ConnectionEnded, End, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
@@ -463,9 +463,10 @@ impl<T, M> Peer<T, M> {
         &self,
         moment: Moment,
         f: impl FnOnce() + Send + 'static,
-    ) -> Option<HookId> {
+    ) -> Result<HookId, TooLate> {
         let life = &self.channel.info.life;
-        life.before(moment, Box::new(|_, _| f())).ok()
+        let added = life.before(moment, Box::new(|_, _| f()));
+        added.map_err(|(hook, _)| TooLate(hook))
     }
 
     /// Removes such a callback.
@@ -495,6 +496,9 @@ impl<T, M> fmt::Debug for Peer<T, M> {
             .finish_non_exhaustive()
     }
 }
+
+/// A callback for a moment that is past. It is user code's, so it is dropped without a lock.
+pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);
 
 /// A message that is sent after a delay. Made by [`Peer::post_after`]. Dropping it cancels nothing.
 pub struct Timer<T, M> {
