@@ -308,6 +308,45 @@ async fn options_are_set_on_accepted_sockets() {
 }
 
 #[tokio::test]
+async fn an_inherited_socket_that_does_not_listen_is_an_error() {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    let real = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (one, other) = UnixStream::pair().unwrap();
+    let unbound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let sockets: [(&str, OwnedFd); 6] = [
+        ("socketpair", one.into()),
+        ("its other end", other.into()),
+        ("datagram", UnixDatagram::unbound().unwrap().into()),
+        ("udp", UdpSocket::bind("127.0.0.1:0").unwrap().into()),
+        (
+            "connected",
+            TcpStream::connect(real.local_addr().unwrap())
+                .unwrap()
+                .into(),
+        ),
+        ("not bound", unbound.unwrap().into()),
+    ];
+    for (name, fd) in sockets {
+        let as_unix = UnixListener::from(fd.try_clone().unwrap());
+        for endpoint in [Endpoint::from(TcpListener::from(fd)), as_unix.into()] {
+            let bound = Sockets::bind(vec![endpoint], &SocketOptions::default()).await;
+            let err = bound.expect_err(name);
+            let Error::Bind { source, .. } = err else {
+                panic!("{name}: {err:?} is of another kind");
+            };
+            assert_eq!(source.kind(), io::ErrorKind::InvalidInput, "{name}");
+        }
+    }
+    // The same kind of socket is served if it listens.
+    Sockets::bind(vec![real.into()], &SocketOptions::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn an_inherited_socket_is_served_also_if_it_was_blocking() {
     let inherited = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = inherited.local_addr().unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::SockAddr;
+use socket2::{SockAddr, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
@@ -184,6 +184,12 @@ impl Source {
     )]
     fn new(listening: Listening) -> io::Result<Self> {
         let Listening { path, socket } = listening;
+        // A socket of the program or of its parent may be anything, whatever its type here says. One
+        // that does not listen would never be readable, or fail each accept.
+        if !accepts(&socket)? {
+            let err = "the socket does not listen for connections";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, err));
+        }
         socket.set_nonblocking(true)?;
         let local = to_address(&socket.local_addr()?);
         Ok(Self {
@@ -277,6 +283,16 @@ fn listens(_listener: &socket2::Socket) -> bool {
 }
 
 /// Converts an address. An abstract name begins with `@`, as in an [`Endpoint`].
+/// Returns whether streams can be accepted from a socket, as far as the system tells.
+fn accepts(socket: &socket2::Socket) -> io::Result<bool> {
+    #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
+    let listens = socket.is_listener()?;
+    // Elsewhere a socket that does not listen is known only if it is connected.
+    #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
+    let listens = socket.peer_addr().is_err();
+    Ok(listens && socket.r#type()? == Type::STREAM)
+}
+
 fn to_address(addr: &SockAddr) -> Address {
     if let Some(addr) = addr.as_socket() {
         return addr.into();
