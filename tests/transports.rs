@@ -193,7 +193,7 @@ async fn all_of_it_holds_over_tls() {
 /// Serves lines behind TLS, and notes each.
 fn noting<Io>(
     config: Arc<ServerConfig>,
-    lines: mpsc::UnboundedSender<Bytes>,
+    lines: mpsc::Sender<Bytes>,
 ) -> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future: Send>
 + Clone
 + Send
@@ -202,7 +202,7 @@ where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let note = service_fn(move |line: Bytes| {
-        lines.send(line.clone()).expect("the test listens");
+        lines.try_send(line.clone()).expect("the test listens");
         std::future::ready(Ok::<_, Infallible>(line))
     });
     ServiceBuilder::new()
@@ -243,7 +243,7 @@ where
 async fn a_request_in_the_last_write_of_a_handshake_is_served_in_memory_though_its_client_is_gone()
 {
     let (config, client) = certified();
-    let (lines, mut noted) = mpsc::unbounded_channel();
+    let (lines, mut noted) = mpsc::channel(4);
     let served = serve(noting(config, lines));
     let mut io = served.connect().await.expect("it listens");
 
@@ -257,7 +257,7 @@ async fn a_request_in_the_last_write_of_a_handshake_is_served_in_memory_though_i
 #[tokio::test]
 async fn a_request_in_the_last_write_of_a_handshake_is_served_over_a_unix_socket_likewise() {
     let (config, client) = certified();
-    let (lines, mut noted) = mpsc::unbounded_channel();
+    let (lines, mut noted) = mpsc::channel(4);
     let folder = tempfile::tempdir().expect("there is a place for it");
     let path = folder.path().join("socket");
     let server = Server::bind(format!("unix:{}", path.display())).await;
