@@ -305,7 +305,7 @@ async fn http(request: Request<RequestBody>) -> Result<Response<Full<Bytes>>, In
 async fn http1_closes_after_its_last_response() {
     let (served, mut moments) = serve_told(Http::new(service_fn(http)));
     for (path, more, reason) in [
-        ("/", "connection: close\r\n", EndReason::ServiceClosed),
+        ("/", "connection: close\r\n", EndReason::PeerClosed),
         ("/panic", "", EndReason::Panic),
     ] {
         let mut client = served.client().await;
