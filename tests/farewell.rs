@@ -232,13 +232,15 @@ async fn a_connection_that_is_too_old_or_that_the_operator_closes_gets_it_behind
         for connection in served.handle().connections() {
             connection.close();
         }
+        settled().await;
+        gate.add_permits(1);
+        let rest = closed.rest().await;
+        assert_eq!(rest, ["wait", "bye: service_closed"], "{}", served.way());
+
         let mut old = served.client().await;
         old.send("wait\n").await;
         tokio::time::sleep(61 * SECOND).await;
-        gate.add_permits(2);
-
-        let rest = closed.rest().await;
-        assert_eq!(rest, ["wait", "bye: service_closed"], "{}", served.way());
+        gate.add_permits(1);
         assert_eq!(
             old.rest().await,
             ["wait", "bye: max_age"],
