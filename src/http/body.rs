@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
 
 use super::progress::Progress;
-use crate::deadline::{Deadlines, Due, Moment, Timer, between_looks, due, first};
+use crate::deadline::{Due, Moment, Timer, between_looks, due, first};
 
 /// The error of a request body that could not be read to its end.
 #[derive(Debug, Error)]
@@ -45,22 +45,6 @@ pub struct RequestBody {
 struct Wait {
     timer: Timer,
     since: Option<Moment>,
-}
-
-/// The longest times without a byte of a request's body.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BodyLimits {
-    usual: Option<Duration>,
-    drain: Option<Duration>,
-}
-
-impl BodyLimits {
-    pub(super) fn new(deadlines: &Deadlines) -> Self {
-        Self {
-            usual: deadlines.body,
-            drain: deadlines.drain.body,
-        }
-    }
 }
 
 enum Alarm {

@@ -2,14 +2,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use hyper::body::Body;
 use hyper::header::CONNECTION;
 use hyper::{Request, Version};
 use tokio::time::Instant;
 
-use super::body::BodyLimits;
 use crate::connection::{ConnectionInfo, Life};
+use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::signals::Signal;
@@ -17,6 +18,22 @@ use crate::signals::Signal;
 /// The length of the preface that begins an HTTP/2 connection ([RFC 9113 section
 /// 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
 const PREFACE: u64 = 24;
+
+/// The longest times without a byte of a request's body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    pub(super) usual: Option<Duration>,
+    pub(super) drain: Option<Duration>,
+}
+
+impl BodyLimits {
+    pub(super) fn new(deadlines: &Deadlines) -> Self {
+        Self {
+            usual: deadlines.body,
+            drain: deadlines.drain.body,
+        }
+    }
+}
 
 /// The progress of a connection, shared by its task and its requests, which may run in other tasks.
 pub(super) struct Progress {

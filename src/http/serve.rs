@@ -14,10 +14,10 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
-use super::body::{BodyLimits, RequestBody};
+use super::body::RequestBody;
 use super::clock::{AwaitHead, Clock, Due};
 use super::lent::{Owner, lend};
-use super::progress::Progress;
+use super::progress::{BodyLimits, Progress};
 use super::requests::HyperService;
 use super::streams::Tasks;
 use super::{Http, HttpSettings};
