@@ -3,8 +3,8 @@
 //! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
 //! can overtake and destroy data written before: of a reply of 1,000,000 bytes, 49,152 arrived. So
 //! an orderly close first shuts down writing, which under TLS sends `close_notify`. Then it reads
-//! and discards input for a limited time, until the peer has closed as well. [RFC 9112 section 9.6]
-//! describes the same for HTTP.
+//! and discards input until the peer has closed as well, or has acknowledged everything and the time
+//! is over. [RFC 9112 section 9.6] describes the same for HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
@@ -15,9 +15,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Life, Sent};
 use crate::deadline::after;
 use crate::end::EndReason;
 
@@ -40,7 +40,11 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// Sets the time for flushing and shutting down writing.
+    /// Sets the longest time in which the peer takes nothing, while the connection flushes and shuts
+    /// down writing, and while the peer has not acknowledged all of it.
+    ///
+    /// Only Linux tells of acknowledgements, and only for sockets of this crate's listeners.
+    /// Elsewhere it bounds flushing and shutting down as a whole.
     ///
     /// Default: 30 s, like [`Deadlines::write`](crate::deadline::Deadlines::write). Why: a peer
     /// that does not read must not keep its connection open. When reached: the connection ends with
@@ -51,7 +55,7 @@ impl Linger {
         self
     }
 
-    /// Sets the time to wait for the peer to close.
+    /// Sets the time to wait for the peer to close, once it has acknowledged all that was written.
     ///
     /// Default: 2 s. Why: a reply can cross the network and be read in that time. When reached: the
     /// socket is closed.
@@ -81,9 +85,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// # Errors
     ///
-    /// Returns an error if flushing or shutting down fails, or takes longer than [`Linger::write`]
-    /// ([`TimedOut`](io::ErrorKind::TimedOut)). After that all data is written, so it is no error
-    /// if the peer sends more, resets, or does not close.
+    /// Returns an error if flushing or shutting down fails, or if the peer takes nothing for
+    /// [`Linger::write`] ([`TimedOut`](io::ErrorKind::TimedOut)). Once it has everything, it is no
+    /// error if the peer sends more, resets, or does not close.
     ///
     /// # Cancel safety
     ///
@@ -102,33 +106,106 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     linger: &Linger,
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
-    timer.as_mut().reset(after(linger.write));
-    // The number of bytes that may still be read, once writing is shut down.
-    let mut left = None;
+    let mut peer = Taking::new();
+    let mut step = Step::ShutDown;
+    timer.as_mut().reset(after(linger.write / LOOKS));
     std::future::poll_fn(move |cx| {
         loop {
-            if let Some(left) = &mut left {
-                // The end of input and the end of the time lead to the same: the stream is dropped.
-                let read_on = poll_read_on(conn.get_mut(), left, cx).is_ready();
-                return if read_on || timer.as_mut().poll(cx).is_ready() {
-                    Poll::Ready(Ok(()))
-                } else {
-                    Poll::Pending
-                };
-            }
-            // This flushes too: `poll_shutdown` of a buffered stream has to.
-            match Pin::new(&mut *conn).poll_shutdown(cx) {
-                Poll::Ready(shut_down) => shut_down?,
-                Poll::Pending => {
-                    ready!(timer.as_mut().poll(cx));
-                    conn.ended(EndReason::WriteTimeout.into());
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            match &mut step {
+                // This flushes too: `poll_shutdown` of a buffered stream has to.
+                Step::ShutDown => {
+                    if let Poll::Ready(shut_down) = Pin::new(&mut *conn).poll_shutdown(cx) {
+                        shut_down?;
+                        step = Step::Discard(linger.bytes);
+                        peer.since = Instant::now();
+                        timer.as_mut().reset(after(linger.time));
+                        continue;
+                    }
                 }
+                Step::Discard(left) => {
+                    if poll_read_on(conn.get_mut(), left, cx).is_ready() {
+                        peer.look(conn.life());
+                        if peer.has_all() {
+                            return Poll::Ready(Ok(()));
+                        }
+                        step = Step::Wait(SHORT);
+                        timer.as_mut().reset(after(SHORT));
+                    }
+                }
+                Step::Wait(_) => {}
             }
-            timer.as_mut().reset(after(linger.time));
-            left = Some(linger.bytes);
+            ready!(timer.as_mut().poll(cx));
+            peer.look(conn.life());
+            let waited = peer.since.elapsed();
+            let often = linger.write / LOOKS;
+            let (longest, next) = match &mut step {
+                Step::Discard(_) if peer.has_all() => (linger.time, linger.time),
+                Step::Wait(_) if peer.has_all() => return Poll::Ready(Ok(())),
+                Step::Wait(time) => {
+                    *time = (2 * *time).min(often);
+                    (linger.write, *time)
+                }
+                _ => (linger.write, often),
+            };
+            if waited < longest {
+                timer.as_mut().reset(after(next.min(longest - waited)));
+            } else if peer.has_all() && !matches!(step, Step::ShutDown) {
+                return Poll::Ready(Ok(()));
+            } else {
+                conn.ended(EndReason::WriteTimeout.into());
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         }
     })
+}
+
+/// The number of checks, per time to write, of what the peer takes.
+const LOOKS: u32 = 16;
+
+/// The shortest time between two checks.
+const SHORT: Duration = Duration::from_millis(10);
+
+/// The steps of a close.
+enum Step {
+    /// Flushes and shuts down writing.
+    ShutDown,
+    /// Reads on, so that nothing is unread when the socket is closed, at most so many bytes.
+    Discard(usize),
+    /// The peer has finished, or ignores the close. What it has not taken yet would be lost, or
+    /// left to the system. It is checked after this time.
+    Wait(Duration),
+}
+
+/// What the peer takes of the last bytes, as far as the system tells.
+struct Taking {
+    sent: Option<Sent>,
+    /// The last time it was known to take something.
+    since: Instant,
+}
+
+impl Taking {
+    fn new() -> Self {
+        Self {
+            sent: None,
+            since: Instant::now(),
+        }
+    }
+
+    /// Asks what the peer has taken since the last time; at the first, it may have taken something.
+    fn look(&mut self, life: &Life) {
+        let before = std::mem::replace(&mut self.sent, life.probe.sent());
+        let takes = self
+            .sent
+            .is_some_and(|sent| before.map_or(sent.left > 0, |before| sent.is_beyond(before)));
+        if takes {
+            self.since = Instant::now();
+        }
+    }
+
+    /// Returns whether nothing was left then that the peer had not taken.
+    fn has_all(&self) -> bool {
+        self.sent.is_none_or(|sent| sent.left == 0)
+    }
 }
 
 /// Discards input. Ready when the peer has closed or failed, or when `left` bytes were read.

@@ -28,7 +28,7 @@ impl Departing {
         reason = "as for listening sockets: a socket does not change its descriptor"
     )]
     pub(crate) fn of(probe: &Probe) -> Option<Self> {
-        let watched = probe.ask(|socket| socket.second_descriptor())?.ok()?;
+        let watched = probe.second_descriptor()?;
         let both = Interest::READABLE | Interest::WRITABLE;
         AsyncFd::with_interest(watched, both).ok().map(Self)
     }

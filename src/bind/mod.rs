@@ -10,7 +10,6 @@ mod endpoint;
 mod listener_ext;
 mod open;
 mod options;
-mod probe;
 #[cfg(feature = "metrics")]
 mod queue;
 mod socket;

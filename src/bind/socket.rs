@@ -5,7 +5,6 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
@@ -13,40 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::options::SocketOptions;
-use super::probe;
-use crate::connection::{PeerSide, Probe, Transport};
+use crate::connection::{Family, Probe, Wire};
 
 /// The stream of an accepted connection, TCP or Unix.
 #[derive(Debug)]
 pub struct Socket(Arc<Wire>);
 
-/// The socket itself. Only the [`Socket`] owns it; a [`Probe`] queries it while it is open.
-#[derive(Debug)]
-struct Wire {
-    family: Family,
-    /// Whether it is reset when its peer is cut off.
-    resets: bool,
-    /// The bytes written to it. Only the owner of the stream adds to them.
-    written: AtomicU64,
-}
-
-#[derive(Debug)]
-enum Family {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 impl Socket {
-    fn new(family: Family, resets: bool) -> Self {
-        Self(Arc::new(Wire {
-            family,
-            resets,
-            written: AtomicU64::new(0),
-        }))
-    }
-
     pub(super) fn tcp(stream: TcpStream, options: &SocketOptions) -> Self {
-        Self::new(Family::Tcp(stream), options.resets_cut_off())
+        Self(Wire::new(Family::Tcp(stream), options.resets_cut_off()))
     }
 
     /// Returns the TCP stream, if it is one.
@@ -67,62 +41,25 @@ impl Socket {
     }
 
     pub(super) fn probe(&self) -> Probe {
-        let wire: Arc<dyn Transport> = Arc::<Wire>::clone(&self.0);
-        Probe::new(Arc::downgrade(&wire))
+        Probe::new(&self.0)
     }
 }
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        Self::new(Family::Tcp(stream), true)
+        Self(Wire::new(Family::Tcp(stream), true))
     }
 }
 
 impl From<UnixStream> for Socket {
     fn from(stream: UnixStream) -> Self {
-        Self::new(Family::Unix(stream), false)
+        Self(Wire::new(Family::Unix(stream), false))
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl AsFd for Wire {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.family {
-            Family::Tcp(stream) => stream.as_fd(),
-            Family::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl Transport for Wire {
-    fn unacknowledged(&self) -> Option<u64> {
-        match &self.family {
-            Family::Tcp(stream) => probe::tcp(stream, self.written.load(Ordering::Relaxed)),
-            Family::Unix(stream) => probe::unix(stream),
-        }
-    }
-
-    fn peer_side(&self) -> PeerSide {
-        probe::peer_side(self)
-    }
-
-    #[cfg(feature = "http")]
-    fn second_descriptor(&self) -> io::Result<std::os::fd::OwnedFd> {
-        self.as_fd().try_clone_to_owned()
-    }
-
-    fn reset_at_close(&self) {
-        if self.resets
-            && let Family::Tcp(stream) = &self.family
-        {
-            // If the system rejects it, the socket is closed as any other.
-            let _rejected = stream.set_zero_linger();
-        }
     }
 }
 
@@ -178,8 +115,7 @@ macro_rules! on_stream {
 impl Socket {
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = &written {
-            let sum = self.0.written.load(Ordering::Relaxed) + *n as u64;
-            self.0.written.store(sum, Ordering::Relaxed);
+            self.0.count(*n);
         }
         written
     }

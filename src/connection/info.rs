@@ -8,7 +8,7 @@ use super::address::Address;
 use super::hooks::Moment;
 use super::life::Life;
 use super::origin::{ConnectionId, Origin};
-use super::transport::Probe;
+use super::wire::Probe;
 use crate::end::End;
 use crate::signals::Signal;
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::hooks::{Hook, HookId, Hooks, Moment};
 use super::origin::Origin;
 use super::phase::ConnectionPhase;
-use super::transport::Probe;
+use super::wire::Probe;
 use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::error::caught;
 use crate::signals::{Signal, Signals};
@@ -160,12 +160,6 @@ impl Life {
         }
     }
 
-    /// Returns the amount of written output that the peer has not taken, or `None` if the system
-    /// does not report it, or the stream is closed.
-    pub(crate) fn unacknowledged(&self) -> Option<u64> {
-        self.probe.ask(|transport| transport.unacknowledged())?
-    }
-
     /// Returns whether the peer does not take what is written to it.
     pub(crate) fn is_write_pending(&self) -> bool {
         self.write_pending.load(Ordering::Relaxed)
@@ -185,7 +179,7 @@ impl Life {
     /// reason holds. So the system frees the socket's memory together with the connection's permit.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         if reason.is_cut_off() {
-            let _closed_before = self.probe.ask(|transport| transport.reset_at_close());
+            self.probe.reset_at_close();
         }
         let proposed = ConnectionEnded { reason, cause };
         let (holds, replaced) = match &mut *self.cell() {

@@ -8,7 +8,7 @@ mod origin;
 mod phase;
 mod rewind;
 mod service;
-mod transport;
+mod wire;
 
 use std::any::Any;
 use std::fmt;
@@ -30,7 +30,7 @@ pub(crate) use origin::Origin;
 pub use phase::ConnectionPhase;
 pub use rewind::Rewind;
 pub use service::ConnectionService;
-pub(crate) use transport::{PeerSide, Probe, Transport};
+pub(crate) use wire::{Family, Probe, Sent, Wire};
 
 /// A connection on its way through the stack: the stream, and the facts about it.
 ///

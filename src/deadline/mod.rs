@@ -16,6 +16,7 @@
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
 //! [`Pipeline::deadlines`]: crate::Pipeline::deadlines
 
+mod blocked;
 mod layer;
 mod timer;
 mod times;
@@ -24,6 +25,7 @@ mod watch;
 pub use layer::{Deadline, DeadlineFuture, DeadlineLayer};
 use std::time::Duration;
 
+pub(crate) use blocked::Blocked;
 pub(crate) use timer::{Due, Moment, Timer, after, due, first};
 pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use super::blocked::Blocked;
 use super::timer::{Due, Moment, Timer, due, first};
 use super::{Deadlines, DrainDeadlines};
 use crate::connection::{ConnectionInfo, Life};
@@ -54,8 +55,9 @@ pub(crate) struct Watch {
     before: u64,
     /// Bytes read and written, and the time of the last change.
     moved: (u64, Moment),
-    /// Bytes written when the peer stopped taking output, and that time.
-    blocked: Option<(u64, Moment)>,
+    /// Bytes written before, and whether output waits for the peer.
+    written: u64,
+    blocked: Blocked,
 }
 
 impl Watch {
@@ -69,7 +71,8 @@ impl Watch {
             retired: is_retired(&info.life).then_some(Moment::START),
             before: moved,
             moved: (moved, Moment::START),
-            blocked: None,
+            written: info.life.bytes_written(),
+            blocked: Blocked::default(),
         }
     }
 
@@ -84,8 +87,12 @@ impl Watch {
         loop {
             let now = self.timer.now();
             self.note(life, now);
-            let next = self.next(now, deadlines);
+            let next = self.next(now, life, deadlines);
             match ready!(self.timer.poll(next, now, cx)) {
+                Alarm::End(EndReason::WriteTimeout)
+                    if !self
+                        .blocked
+                        .is_over(life, deadlines.write, self.timer.now()) => {}
                 Alarm::End(reason) => return Poll::Ready(reason),
                 Alarm::Look => {}
                 Alarm::Retire => {
@@ -106,15 +113,12 @@ impl Watch {
             self.moved = (moved, now);
         }
         let written = life.bytes_written();
-        if !life.is_write_pending() {
-            self.blocked = None;
-        } else if self.blocked.is_none_or(|(before, _)| before != written) {
-            self.blocked = Some((written, now));
-        }
+        let wrote = std::mem::replace(&mut self.written, written) != written;
+        self.blocked.note(life.is_write_pending(), wrote, now);
     }
 
     /// Returns the deadline that comes first.
-    fn next(&self, now: Moment, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
+    fn next(&self, now: Moment, life: &Life, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
         let Deadlines {
             first_byte,
             idle,
@@ -153,14 +157,15 @@ impl Watch {
         } else {
             (idle, EndReason::IdleTimeout)
         };
-        let blocked = self.blocked.map(|(_, since)| since);
         let look = |time: Option<Duration>| {
             let time = time.filter(|time| upgraded && !time.is_zero())?;
             due(now, between_looks(time), Alarm::Look)
         };
         first([
             due(since, rest, Alarm::End(reason)),
-            due(blocked, write, Alarm::End(EndReason::WriteTimeout)),
+            self.blocked
+                .next(life, write)
+                .map(|at| (at, Alarm::End(EndReason::WriteTimeout))),
             self.retire.map(|at| (at, Alarm::Retire)),
             due(self.retired, stream, Alarm::End(EndReason::MaxAge)),
             look(rest),

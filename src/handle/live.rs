@@ -58,7 +58,7 @@ impl LiveConnection {
     /// Returns the amount of written output that the peer has not taken, as
     /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) does.
     pub fn unacknowledged(&self) -> Option<u64> {
-        self.life.unacknowledged()
+        self.life.probe.sent().map(|sent| sent.left)
     }
 
     /// Closes the connection gracefully, as a drain does: requests in progress are answered. A raw

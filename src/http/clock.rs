@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::progress::Progress;
 use crate::deadline::{
-    self, Deadlines, DrainDeadlines, Moment, TAKEN_IN, Timer, between_looks, due, first,
+    self, Blocked, Deadlines, DrainDeadlines, Moment, TAKEN_IN, Timer, between_looks, due, first,
 };
 use crate::end::EndReason;
 
@@ -64,8 +64,9 @@ pub(super) struct Clock {
     armed: Option<(Waiting, [bool; 5])>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
-    /// Bytes written when the peer stopped taking output, and that time.
-    blocked: Option<(u64, Moment)>,
+    /// Bytes written before, and whether output waits for the peer.
+    written: u64,
+    blocked: Blocked,
     /// HTTP/2 only: the bytes of responses that the peer has taken, and the time since when it has
     /// taken none of those that wait for it.
     stalled: Option<(u64, Moment)>,
@@ -88,7 +89,8 @@ impl Clock {
         Self {
             armed: None,
             waiting: (Waiting::FirstByte, 0, Moment::START),
-            blocked: None,
+            written: 0,
+            blocked: Blocked::default(),
             stalled: None,
             finished: None,
             moved: (0, Moment::START),
@@ -108,23 +110,35 @@ impl Clock {
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
-        let now = self.timer.now();
-        self.note(progress, now);
-        let facts = [
-            self.blocked.is_some(),
-            self.stalled.is_some(),
-            self.finished.is_some(),
-            self.draining.is_some(),
-            self.has_left(),
-        ];
-        let waits = (self.waiting.0, facts);
-        if self.armed == Some(waits) && self.timer.fires_after(now) {
-            return Poll::Pending;
-        }
-        let next = self.next(now, progress, deadlines);
-        self.armed = next.map(|_| waits);
-        let due = ready!(self.timer.poll(next, now, cx));
-        self.armed = None;
+        let (due, now) = loop {
+            let now = self.timer.now();
+            self.note(progress, now);
+            let facts = [
+                self.blocked.is_blocked(),
+                self.stalled.is_some(),
+                self.finished.is_some(),
+                self.draining.is_some(),
+                self.has_left(),
+            ];
+            let waits = (self.waiting.0, facts);
+            if self.armed == Some(waits) && self.timer.fires_after(now) {
+                return Poll::Pending;
+            }
+            let next = self.next(now, progress, deadlines);
+            self.armed = next.map(|_| waits);
+            let due = ready!(self.timer.poll(next, now, cx));
+            self.armed = None;
+            let later = self.timer.now();
+            if due == Due::End(EndReason::WriteTimeout)
+                && self.blocked.is_blocked()
+                && !self
+                    .blocked
+                    .is_over(progress.life(), deadlines.write, later)
+            {
+                continue;
+            }
+            break (due, now);
+        };
         match due {
             Due::Retire => {
                 self.retire = None;
@@ -171,11 +185,8 @@ impl Clock {
             self.waiting = (waiting, requests, now);
         }
         let written = life.bytes_written();
-        if !pending {
-            self.blocked = None;
-        } else if self.blocked.is_none_or(|(before, _)| before != written) {
-            self.blocked = Some((written, now));
-        }
+        let wrote = std::mem::replace(&mut self.written, written) != written;
+        self.blocked.note(pending, wrote, now);
         match progress.queued().filter(|_| !pending) {
             None => self.stalled = None,
             Some(taken) if self.stalled.is_some_and(|(before, _)| before == taken) => {}
@@ -232,7 +243,6 @@ impl Clock {
                 },
         } = *deadlines;
         let (waiting, _, since) = self.waiting;
-        let blocked = self.blocked.map(|(_, since)| since);
         let retire = self.retire.filter(|_| self.draining.is_none());
         let multiplexed = waiting == Waiting::Busy && progress.is_multiplexed();
         let look = write.filter(|time| multiplexed && !time.is_zero());
@@ -244,7 +254,9 @@ impl Clock {
                 Due::End(EndReason::WriteTimeout),
             ),
             due(now, look.map(between_looks), Due::Look),
-            due(blocked, write, Due::End(EndReason::WriteTimeout)),
+            self.blocked
+                .next(progress.life(), write)
+                .map(|at| (at, Due::End(EndReason::WriteTimeout))),
             self.leave(progress, deadlines),
             retire.map(|at| (at, Due::Retire)),
             due(
@@ -270,7 +282,7 @@ impl Clock {
         match (waiting, self.left) {
             (Waiting::Busy, _) => {
                 // Output that is pending has its own deadline.
-                let finished = self.finished.filter(|_| self.blocked.is_none());
+                let finished = self.finished.filter(|_| !self.blocked.is_blocked());
                 let gone = Due::End(EndReason::PeerReset);
                 due(
                     finished.map(|at| at.max(self.moved.1)),

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use crate::deadline::{Deadlines, DrainDeadlines, Due, Moment, TAKEN_IN, Timer, due, first};
+use crate::connection::Life;
+use crate::deadline::{
+    Blocked, Deadlines, DrainDeadlines, Due, Moment, TAKEN_IN, Timer, due, first,
+};
 use crate::end::EndReason;
 
 /// The current wait of a connection, as far as deadlines are concerned. Besides, it may wait for
@@ -46,7 +49,7 @@ pub(super) struct Clock {
     /// output. `None` before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
-    written: Option<Moment>,
+    blocked: Blocked,
     /// The longest idle time, as a moment of a clock that starts when the connection becomes idle.
     idle: Option<Moment>,
     /// The state when the timer was armed: the wait, and whether output is pending and a byte has
@@ -72,7 +75,7 @@ impl Clock {
             timer,
             active: None,
             frame_begun: None,
-            written: None,
+            blocked: Blocked::default(),
             idle: idle(deadlines.idle),
             armed: None,
             saw_byte: false,
@@ -92,21 +95,30 @@ impl Clock {
         waiting: Waiting,
         writing: bool,
         message: Option<Instant>,
+        life: &Life,
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Option<EndReason>> {
-        let now = self.timer.now();
-        self.note(waiting, writing, now);
-        let waits = (waiting, writing, self.active.is_some());
-        if message.is_none() && self.armed == Some(waits) && self.timer.fires_after(now) {
-            return Poll::Pending;
+        loop {
+            let now = self.timer.now();
+            self.note(waiting, writing, now);
+            let waits = (waiting, writing, self.active.is_some());
+            if message.is_none() && self.armed == Some(waits) && self.timer.fires_after(now) {
+                return Poll::Pending;
+            }
+            let message = message.map(|at| (self.timer.moment(at), Alarm(None)));
+            let next = first([self.next(waiting, life, deadlines), message]);
+            self.armed = next.map(|_| waits);
+            let Alarm(reason) = ready!(self.timer.poll(next, now, cx));
+            self.armed = None;
+            if reason != Some(EndReason::WriteTimeout)
+                || self
+                    .blocked
+                    .is_over(life, deadlines.write, self.timer.now())
+            {
+                return Poll::Ready(reason);
+            }
         }
-        let message = message.map(|at| (self.timer.moment(at), Alarm(None)));
-        let next = first([self.next(waiting, deadlines), message]);
-        self.armed = next.map(|_| waits);
-        let Alarm(reason) = ready!(self.timer.poll(next, now, cx));
-        self.armed = None;
-        Poll::Ready(reason)
     }
 
     /// Returns the timer, for another use after the last deadline.
@@ -185,15 +197,16 @@ impl Clock {
             Waiting::Busy if !self.asked => {}
             _ => self.frame_begun = None,
         }
-        if !writing {
-            self.written = None;
-        } else if wrote || self.written.is_none() {
-            self.written = Some(now);
-        }
+        self.blocked.note(writing, wrote, now);
     }
 
     /// Returns the deadline that comes first.
-    fn next(&self, waiting: Waiting, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
+    fn next(
+        &self,
+        waiting: Waiting,
+        life: &Life,
+        deadlines: &Deadlines,
+    ) -> Option<(Moment, Alarm)> {
         let Deadlines {
             first_byte,
             frame,
@@ -224,7 +237,7 @@ impl Clock {
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm(Some(reason)));
         let drained = self.drains_since();
         // While output waits for the peer, `write` bounds that.
-        let pending = self.active.filter(|_| self.written.is_none());
+        let pending = self.active.filter(|_| !self.blocked.is_blocked());
         let rest = match waiting {
             Waiting::Busy => {
                 let pending = pending.filter(|_| self.closing);
@@ -259,7 +272,8 @@ impl Clock {
         };
         let left = pending.filter(|_| self.half_closed);
         let left = end(left, half_closed, EndReason::PeerReset);
-        let write = end(self.written, write, EndReason::WriteTimeout);
+        let write = self.blocked.next(life, write);
+        let write = write.map(|at| (at, Alarm(Some(EndReason::WriteTimeout))));
         let retire = self.leaves.filter(|_| !self.draining);
         let retire = retire.map(|at| (at, Alarm(Some(EndReason::MaxAge))));
         first([rest, left, write, retire])

@@ -250,8 +250,15 @@ where
             self.clock.drain();
         }
         let writing = !self.output.is_flushed();
-        let deadlines = &self.settings.deadlines;
-        let fired = ready!(self.clock.poll(waiting, writing, message, deadlines, cx));
+        let Self {
+            clock,
+            conn,
+            settings,
+            ..
+        } = self;
+        let deadlines = &settings.deadlines;
+        let fired = clock.poll(waiting, writing, message, conn.life(), deadlines, cx);
+        let fired = ready!(fired);
         let Some(reason) = fired else {
             return Poll::Ready(());
         };

@@ -236,7 +236,7 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "SIOCOUTQ")]
     #[doc(alias = "TCP_INFO")]
     pub fn unacknowledged(&self) -> Option<u64> {
-        self.channel.info.life.unacknowledged()
+        self.channel.info.life.probe.sent().map(|sent| sent.left)
     }
 
     /// Returns the marks of the output.

@@ -1,0 +1,208 @@
+//! The socket beneath a connection, asked past the streams that hooks have put around it.
+
+use std::fmt;
+#[cfg(feature = "http")]
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use tokio::net::{TcpStream, UnixStream};
+
+/// A socket. Only its stream owns it; a [`Probe`] asks it while it is open.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(crate) family: Family,
+    /// Whether it is reset when its peer is cut off.
+    resets: bool,
+    /// The bytes written to it. Only the owner adds to them.
+    written: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) enum Family {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Wire {
+    pub(crate) fn new(family: Family, resets: bool) -> Arc<Self> {
+        Arc::new(Self {
+            family,
+            resets,
+            written: AtomicU64::new(0),
+        })
+    }
+
+    /// Counts written bytes.
+    pub(crate) fn count(&self, written: usize) {
+        let sum = self.written.load(Ordering::Relaxed) + written as u64;
+        self.written.store(sum, Ordering::Relaxed);
+    }
+
+    /// Asks the system how much of what was written the peer has not taken. `None` if it does not
+    /// tell.
+    fn sent(&self) -> Option<Sent> {
+        let written = self.written.load(Ordering::Relaxed);
+        let left = match &self.family {
+            Family::Tcp(stream) => system::tcp(stream, written),
+            Family::Unix(stream) => system::unix(stream),
+        };
+        left.map(|left| Sent { written, left })
+    }
+
+    /// Makes the coming close a reset, which releases the system's memory at once.
+    fn reset_at_close(&self) {
+        if self.resets
+            && let Family::Tcp(stream) = &self.family
+        {
+            // If the system rejects it, the socket is closed as any other.
+            let _rejected = stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.family {
+            Family::Tcp(stream) => stream.as_fd(),
+            Family::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// The bytes on their way through a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// All bytes that were written to it.
+    written: u64,
+    /// What the peer has not taken yet: over TCP the bytes that it has not acknowledged, over a Unix
+    /// socket the memory of what it has not read. Zero once nothing can arrive any more.
+    pub(crate) left: u64,
+}
+
+impl Sent {
+    /// Returns whether the peer has taken something since `before`. A full socket takes more only if
+    /// its peer does.
+    pub(crate) fn is_beyond(self, before: Self) -> bool {
+        self.written != before.written || self.left < before.left
+    }
+}
+
+/// A connection's way to its socket, or none if its listener knows none.
+///
+/// It neither keeps the socket open nor outlives it. Each question is a system call, so none is
+/// asked on the path of a request.
+#[derive(Clone, Default)]
+pub(crate) struct Probe(Option<Weak<Wire>>);
+
+impl Probe {
+    pub(crate) fn new(wire: &Arc<Wire>) -> Self {
+        Self(Some(Arc::downgrade(wire)))
+    }
+
+    /// Returns whether there is a socket to ask.
+    pub(crate) fn knows(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Asks the system how much of what was written the peer has not taken. `None` if it does not
+    /// tell, or the socket is closed.
+    pub(crate) fn sent(&self) -> Option<Sent> {
+        self.wire()?.sent()
+    }
+
+    /// Makes the coming close a reset, if the socket is still open.
+    pub(super) fn reset_at_close(&self) {
+        if let Some(wire) = self.wire() {
+            wire.reset_at_close();
+        }
+    }
+
+    /// Returns another descriptor of the socket, which keeps it open.
+    #[cfg(feature = "http")]
+    pub(crate) fn second_descriptor(&self) -> Option<OwnedFd> {
+        self.wire()?.as_fd().try_clone_to_owned().ok()
+    }
+
+    fn wire(&self) -> Option<Arc<Wire>> {
+        self.0.as_ref()?.upgrade()
+    }
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Probe").field(&self.knows()).finish()
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::sync::OnceLock;
+
+    use nix::sys::socket::GetSockOpt;
+    use nix::{getsockopt_impl, sockopt_impl};
+
+    use super::{TcpStream, UnixStream};
+
+    /// The first 16 words of `tcp_info`, which Linux has had since 4.1.
+    type TcpInfo = [u64; 16];
+    /// `bytes_acked`, the last of them.
+    const ACKNOWLEDGED: usize = 15;
+    /// `TCP_CLOSE`: the connection was reset, or both sides are done.
+    const CLOSED: u8 = 7;
+
+    /// The memory of a socket, in the order of the kernel's `SK_MEMINFO_*`.
+    type Memory = [u32; 9];
+    /// The memory of what was written and the peer has not read: `SK_MEMINFO_WMEM_ALLOC`.
+    const WRITTEN: usize = 2;
+
+    sockopt_impl!(
+        TcpInfoOption,
+        GetOnly,
+        libc::IPPROTO_TCP,
+        libc::TCP_INFO,
+        TcpInfo
+    );
+    sockopt_impl!(
+        MemoryOption,
+        GetOnly,
+        libc::SOL_SOCKET,
+        libc::SO_MEMINFO,
+        Memory
+    );
+
+    pub(super) fn tcp(stream: &TcpStream, written: u64) -> Option<u64> {
+        // Without this option, which Linux has had since 4.12, `tcp_info` may be shorter, at which
+        // nix panics, or not be filled in.
+        static KNOWN: OnceLock<bool> = OnceLock::new();
+        if !KNOWN.get_or_init(|| MemoryOption.get(stream).is_ok()) {
+            return None;
+        }
+        let info = TcpInfoOption.get(stream).ok()?;
+        let [state, ..] = info[0].to_ne_bytes();
+        if state == CLOSED {
+            return Some(0);
+        }
+        // The end of the stream is acknowledged as a byte.
+        Some(written.saturating_sub(info[ACKNOWLEDGED]))
+    }
+
+    pub(super) fn unix(stream: &UnixStream) -> Option<u64> {
+        let memory = MemoryOption.get(stream).ok()?;
+        Some(memory[WRITTEN].into())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use super::{TcpStream, UnixStream};
+
+    pub(super) fn tcp(_stream: &TcpStream, _written: u64) -> Option<u64> {
+        None
+    }
+
+    pub(super) fn unix(_stream: &UnixStream) -> Option<u64> {
+        None
+    }
+}

@@ -1,0 +1,76 @@
+//! The time for which a peer has taken none of the output that waits for it.
+//!
+//! The server's own writes do not tell that time: a socket whose buffer was full can be written again
+//! only once a third of the buffer is free, which takes a slow reader longer than its deadline. So
+//! the system is asked what the peer has taken, several times before a deadline, and never while
+//! output flows.
+
+use std::time::Duration;
+
+use super::timer::Moment;
+use crate::connection::{Life, Sent};
+
+/// The number of checks per deadline. So a deadline is late by at most a sixteenth.
+const LOOKS: u32 = 16;
+
+/// Whether output waits for the peer, and since when the peer has taken nothing.
+///
+/// Boxed, because most connections never wait.
+#[derive(Debug, Default)]
+pub(crate) struct Blocked(Option<Box<Wait>>);
+
+#[derive(Debug)]
+struct Wait {
+    since: Moment,
+    looked: Moment,
+    sent: Option<Sent>,
+}
+
+impl Blocked {
+    /// Returns whether output waits for the peer.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Records whether output waits, and whether something was written before.
+    pub(crate) fn note(&mut self, waits: bool, wrote: bool, now: Moment) {
+        let wait = Wait {
+            since: now,
+            looked: now,
+            sent: None,
+        };
+        match &mut self.0 {
+            before if !waits => *before = None,
+            Some(before) if wrote => **before = wait,
+            Some(_) => {}
+            none => *none = Some(Box::new(wait)),
+        }
+    }
+
+    /// Returns the moment at which to check whether the deadline has passed.
+    pub(crate) fn next(&self, life: &Life, time: Option<Duration>) -> Option<Moment> {
+        let (wait, time) = (self.0.as_ref()?, time?);
+        let end = wait.since.checked_add(time);
+        if !life.probe.knows() {
+            return end;
+        }
+        let look = (time / LOOKS).max(Duration::from_millis(1));
+        let look = wait.looked.checked_add(look);
+        end.into_iter().chain(look).min()
+    }
+
+    /// Returns whether the peer has taken nothing for that time. Asks the system.
+    pub(crate) fn is_over(&mut self, life: &Life, time: Option<Duration>, now: Moment) -> bool {
+        let (Some(wait), Some(time)) = (&mut self.0, time) else {
+            return false;
+        };
+        let sent = life.probe.sent();
+        let before = std::mem::replace(&mut wait.sent, sent);
+        wait.looked = now;
+        // Before the first check it may have taken something.
+        if sent.is_some_and(|sent| before.is_none_or(|before| sent.is_beyond(before))) {
+            wait.since = now;
+        }
+        wait.since.checked_add(time).is_some_and(|end| end <= now)
+    }
+}
