@@ -108,7 +108,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     conn.life().begin_closing();
     let mut peer = Taking::new();
     let mut step = Step::ShutDown;
-    timer.as_mut().reset(after(linger.write / LOOKS));
+    // Set only before a wait, since most peers have closed by then.
+    let mut next = Some(linger.write / LOOKS);
     std::future::poll_fn(move |cx| {
         loop {
             match &mut step {
@@ -118,7 +119,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                         shut_down?;
                         step = Step::Discard(linger.bytes);
                         peer.since = Instant::now();
-                        timer.as_mut().reset(after(linger.time));
+                        next = Some(linger.time);
                         continue;
                     }
                 }
@@ -129,16 +130,19 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                             return Poll::Ready(Ok(()));
                         }
                         step = Step::Wait(SHORT);
-                        timer.as_mut().reset(after(SHORT));
+                        next = Some(SHORT);
                     }
                 }
                 Step::Wait(_) => {}
+            }
+            if let Some(next) = next.take() {
+                timer.as_mut().reset(after(next));
             }
             ready!(timer.as_mut().poll(cx));
             peer.look(conn.life());
             let waited = peer.since.elapsed();
             let often = linger.write / LOOKS;
-            let (longest, next) = match &mut step {
+            let (longest, look) = match &mut step {
                 Step::Discard(_) if peer.has_all() => (linger.time, linger.time),
                 Step::Wait(_) if peer.has_all() => return Poll::Ready(Ok(())),
                 Step::Wait(time) => {
@@ -148,7 +152,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                 _ => (linger.write, often),
             };
             if waited < longest {
-                timer.as_mut().reset(after(next.min(longest - waited)));
+                next = Some(look.min(longest - waited));
             } else if peer.has_all() && !matches!(step, Step::ShutDown) {
                 return Poll::Ready(Ok(()));
             } else {

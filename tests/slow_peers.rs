@@ -519,6 +519,31 @@ async fn flooded(options: SocketOptions) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn the_system_holds_no_more_unsent_than_it_may() {
+    for (unsent, most) in [(None, usize::MAX), (Some(64 * 1024), 1_000_000)] {
+        let options = SocketOptions::default();
+        let options = unsent.map_or(options.clone(), |bytes| options.unsent(bytes));
+        let bound = Server::builder()
+            .listen("127.0.0.1:0")
+            .socket_options(options)
+            .bind();
+        let pipeline = Pipeline::new(Lines::default).service(service_fn(in_one_piece));
+        let served = serve_with(bound.await.unwrap(), (), pipeline);
+        let mut client = connect(&served).await;
+        client.write_all(b"a\n").await.unwrap();
+        client.read_u8().await.unwrap();
+        sleep(SECOND / 2).await;
+
+        let open = served.handle().connections().next().expect("it is open");
+        let held = open.unacknowledged().expect("Linux tells");
+
+        let held = usize::try_from(held).unwrap();
+        assert!(held < most, "{held}");
+        assert!(unsent.is_some() || held > 1_000_000, "{held}");
+    }
+}
+
+#[tokio::test]
 async fn the_memory_of_a_peer_that_takes_nothing_goes_with_its_place() {
     let held = timeout(NET, flooded(SocketOptions::default())).await;
 

@@ -15,11 +15,17 @@ pub(super) struct Listening {
     // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
+    /// Whether it has the options that accepted sockets inherit.
+    pub(super) prepared: bool,
 }
 
 impl From<Socket> for Listening {
     fn from(socket: Socket) -> Self {
-        Self { path: None, socket }
+        Self {
+            path: None,
+            socket,
+            prepared: false,
+        }
     }
 }
 
@@ -51,6 +57,7 @@ pub(super) async fn open(
             Ok(vec![Listening {
                 path: Some(own),
                 socket,
+                prepared: false,
             }])
         }
         Target::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
@@ -83,7 +90,11 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Li
                 {
                     chosen = local.port();
                 }
-                Ok(Listening::from(socket))
+                Ok(Listening {
+                    path: None,
+                    socket,
+                    prepared: true,
+                })
             })
             .collect::<io::Result<Vec<_>>>();
         choices -= 1;

@@ -33,6 +33,7 @@ pub struct SocketOptions {
     linger: Option<Duration>,
     recv_buffer: Option<usize>,
     send_buffer: Option<usize>,
+    unsent: Option<u32>,
     reset_cut_off: bool,
     unix_mode: Option<u32>,
 }
@@ -49,6 +50,7 @@ impl Default for SocketOptions {
             linger: None,
             recv_buffer: None,
             send_buffer: None,
+            unsent: None,
             reset_cut_off: true,
             unix_mode: None,
         }
@@ -194,6 +196,21 @@ impl SocketOptions {
         self
     }
 
+    /// Sets how many bytes of a TCP socket's output the system holds before it begins to send them
+    /// (`TCP_NOTSENT_LOWAT`, only on Linux).
+    ///
+    /// Default: not set. Why: the system's send buffer then bounds them, and bulk transfers take
+    /// the least CPU time. When reached: the connection waits with its output.
+    ///
+    /// Set it, to 128 KiB for example, where many peers read slowly: the system then holds that
+    /// much for each of them, where it would hold megabytes. It does not bound what is on its way
+    /// to the peer.
+    #[doc(alias = "TCP_NOTSENT_LOWAT")]
+    pub fn unsent(mut self, bytes: u32) -> Self {
+        self.unsent = Some(bytes);
+        self
+    }
+
     /// Sets whether a TCP connection that the server cuts off is reset. That is a connection which
     /// reaches its [`write`](crate::deadline::Deadlines::write) deadline or the deadline of a
     /// shutdown, a slow reader of a broadcast, and one that is aborted.
@@ -242,19 +259,32 @@ impl SocketOptions {
         if domain == Domain::IPV6 {
             socket.set_only_v6(self.only_v6)?;
         }
-        // Set here as well as after accept, because the window scale is negotiated in the
-        // handshake, which is over by then.
+        // The window scale is negotiated in the handshake, which is over after accept.
         if let Some(bytes) = self.recv_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
         if let Some(bytes) = self.send_buffer {
             socket.set_send_buffer_size(bytes)?;
         }
+        if INHERITED {
+            self.inherit(socket);
+        }
         Ok(())
     }
 
-    /// Sets the options of an accepted TCP socket, as far as the system allows.
-    pub(super) fn apply(&self, socket: &Socket) {
+    /// Sets the options of an accepted TCP socket, as far as the system allows. One whose listener
+    /// was [prepared](Self::prepare) has inherited most of them.
+    pub(super) fn apply(&self, socket: &Socket, prepared: bool) {
+        if !(INHERITED && prepared) {
+            self.inherit(socket);
+        }
+        if let Some(linger) = self.linger {
+            note("linger", socket.set_linger(Some(linger)));
+        }
+    }
+
+    /// Sets the options that a listening socket hands on to those that it accepts.
+    fn inherit(&self, socket: &Socket) {
         if self.nodelay {
             note("nodelay", socket.set_tcp_nodelay(true));
         }
@@ -262,15 +292,40 @@ impl SocketOptions {
             let keepalive = TcpKeepalive::new().with_time(silence);
             note("keepalive", socket.set_tcp_keepalive(&keepalive));
         }
-        if let Some(linger) = self.linger {
-            note("linger", socket.set_linger(Some(linger)));
-        }
         if let Some(bytes) = self.recv_buffer {
             note("recv_buffer", socket.set_recv_buffer_size(bytes));
         }
         if let Some(bytes) = self.send_buffer {
             note("send_buffer", socket.set_send_buffer_size(bytes));
         }
+        #[cfg(target_os = "linux")]
+        if let Some(bytes) = self.unsent {
+            note("unsent", unsent::set(socket, bytes));
+        }
+    }
+}
+
+/// Whether an accepted socket has the options of the listening one, so that they need not be set
+/// for each connection.
+const INHERITED: bool = cfg!(target_os = "linux");
+
+#[cfg(target_os = "linux")]
+mod unsent {
+    use std::io;
+
+    use nix::sys::socket::SetSockOpt;
+    use nix::{setsockopt_impl, sockopt_impl};
+
+    sockopt_impl!(
+        NotSentLowat,
+        SetOnly,
+        libc::IPPROTO_TCP,
+        libc::TCP_NOTSENT_LOWAT,
+        u32
+    );
+
+    pub(super) fn set(socket: &socket2::Socket, bytes: u32) -> io::Result<()> {
+        Ok(NotSentLowat.set(socket, &bytes)?)
     }
 }
 

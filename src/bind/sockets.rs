@@ -172,6 +172,8 @@ struct Source {
     // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     _path: Option<OwnPath>,
     socket: AsyncFd<socket2::Socket>,
+    /// Whether it has the options that accepted sockets inherit.
+    prepared: bool,
     local: Address,
 }
 
@@ -183,7 +185,11 @@ impl Source {
                   descriptor; a socket does not, and old tokio has only this"
     )]
     fn new(listening: Listening) -> io::Result<Self> {
-        let Listening { path, socket } = listening;
+        let Listening {
+            path,
+            socket,
+            prepared,
+        } = listening;
         // A socket of the program or of its parent may be anything, whatever its type here says. One
         // that does not listen would never be readable, or fail each accept.
         if !accepts(&socket)? {
@@ -195,6 +201,7 @@ impl Source {
         Ok(Self {
             _path: path,
             socket: AsyncFd::with_interest(socket, Interest::READABLE)?,
+            prepared,
             local,
         })
     }
@@ -223,14 +230,13 @@ impl Source {
 
     fn accept(&self, options: &SocketOptions) -> io::Result<Incoming<Socket>> {
         let listener = self.socket.get_ref();
-        let (socket, peer) = listener.accept().map_err(|err| closed_or(err, listener))?;
-        socket.set_nonblocking(true)?;
+        let (socket, peer) = accept(listener).map_err(|err| closed_or(err, listener))?;
         let Address::Tcp(bound) = self.local else {
             let stream = UnixStream::from_std(socket.into())?;
             let peer = to_address(&peer);
             return Ok(Incoming::of(stream.into(), peer, self.local.clone()));
         };
-        options.apply(&socket);
+        options.apply(&socket, self.prepared);
         // On some systems, a peer that reset its connection in the queue has no address. Its
         // connection ends at the first read, like any other that is reset; the listener has not
         // failed.
@@ -253,6 +259,20 @@ impl Source {
             local.into(),
         ))
     }
+}
+
+/// Accepts a socket that does not block.
+#[cfg(target_os = "linux")]
+fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)> {
+    listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+}
+
+/// Accepts a socket, and makes it one that does not block.
+#[cfg(not(target_os = "linux"))]
+fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)> {
+    let (socket, peer) = listener.accept()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, peer))
 }
 
 /// Returns whether an accept would return at once. If the system cannot tell, the accept reports

@@ -28,6 +28,7 @@ struct Wait {
 
 impl Blocked {
     /// Returns whether output waits for the peer.
+    #[cfg(feature = "http")]
     pub(crate) fn is_blocked(&self) -> bool {
         self.0.is_some()
     }
