@@ -3,8 +3,8 @@
 //! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
 //! can overtake and destroy data written before: of a reply of 1,000,000 bytes, 49,152 arrived. So
 //! an orderly close first shuts down writing, which under TLS sends `close_notify`. Then it reads
-//! and discards input until the peer has closed as well, or has acknowledged everything and the time
-//! is over. [RFC 9112 section 9.6] describes the same for HTTP.
+//! and discards input until the peer has closed as well, or until it has acknowledged everything
+//! and the time is over. [RFC 9112 section 9.6] describes the same for HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
@@ -40,8 +40,8 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// Sets the longest time in which the peer takes nothing, while the connection flushes and shuts
-    /// down writing, and while the peer has not acknowledged all of it.
+    /// Sets the longest time in which the peer takes nothing, while the connection flushes and
+    /// shuts down writing, and while the peer has not acknowledged all of it.
     ///
     /// Only Linux tells of acknowledgements, and only for sockets of this crate's listeners.
     /// Elsewhere it bounds flushing and shutting down as a whole.

@@ -76,14 +76,14 @@ impl AsFd for Wire {
 pub(crate) struct Sent {
     /// All bytes that were written to it.
     written: u64,
-    /// What the peer has not taken yet: over TCP the bytes that it has not acknowledged, over a Unix
-    /// socket the memory of what it has not read. Zero once nothing can arrive any more.
+    /// What the peer has not taken yet: over TCP the bytes that it has not acknowledged, over a
+    /// Unix socket the memory of what it has not read. Zero once nothing can arrive any more.
     pub(crate) left: u64,
 }
 
 impl Sent {
-    /// Returns whether the peer has taken something since `before`. A full socket takes more only if
-    /// its peer does.
+    /// Returns whether the peer has taken something since `before`. A full socket takes more only
+    /// if its peer does.
     pub(crate) fn is_beyond(self, before: Self) -> bool {
         self.written != before.written || self.left < before.left
     }

@@ -1,9 +1,9 @@
 //! The time for which a peer has taken none of the output that waits for it.
 //!
-//! The server's own writes do not tell that time: a socket whose buffer was full can be written again
-//! only once a third of the buffer is free, which takes a slow reader longer than its deadline. So
-//! the system is asked what the peer has taken, several times before a deadline, and never while
-//! output flows.
+//! The server's own writes do not tell that time: a socket whose buffer was full can be written
+//! again only once a third of the buffer is free, which takes a slow reader longer than its
+//! deadline. So the system is asked what the peer has taken, several times before a deadline, and
+//! never while output flows.
 
 use std::time::Duration;
 
@@ -28,7 +28,6 @@ struct Wait {
 
 impl Blocked {
     /// Returns whether output waits for the peer.
-    #[cfg(feature = "http")]
     pub(crate) fn is_blocked(&self) -> bool {
         self.0.is_some()
     }

@@ -142,10 +142,10 @@ deadlines! {
         /// may be late by a quarter. A stream whose window stays closed is not ended while the peer
         /// takes bytes of other streams.
         ///
-        /// On Linux the peer takes a byte when it acknowledges one, or reads from a Unix socket. That
-        /// is checked 16 times per deadline, so a connection may end late by a sixteenth. Elsewhere,
-        /// and for streams of other listeners, the peer takes a byte when more can be written. For a
-        /// slow reader that is rare, so set a longer time there.
+        /// On Linux the peer takes a byte when it acknowledges one, or reads from a Unix socket.
+        /// That is checked 16 times per deadline, so a connection may end late by a sixteenth.
+        /// Elsewhere, and for streams of other listeners, the peer takes a byte when more can be
+        /// written. For a slow reader that is rare, so set a longer time there.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
