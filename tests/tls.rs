@@ -119,21 +119,3 @@ async fn h2_half_a_handshake_holds_a_drain_for_a_second() {
     assert_eq!(begun.elapsed().as_secs(), 1);
     assert_eq!(server.served.handle().closed().await.aborted, 0);
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_hook_served_as_a_stack_ends_each_connection_with_an_error_that_names_the_cure() {
-    let (server, client) = certified();
-    let served = testkit::serve(Tls::from(server));
-    let name = ServerName::try_from("localhost").expect("a name");
-    let io = served.stream().await;
-    let connector = TlsConnector::from(client);
-    let _io = connector.connect(name, io).await.expect("a good handshake");
-
-    let end = served.end().await;
-
-    assert_eq!(end.reason(), EndReason::ServiceError);
-    assert_eq!(
-        end.error().map(ToString::to_string).as_deref(),
-        Some("the connection was returned, not served: a hook goes into `PreConnectLayer::new`")
-    );
-}

@@ -15,13 +15,11 @@
 //!  Leaving            dropped with the task           removed from the server's table
 //! ```
 
-use std::mem::needs_drop;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pin_project::pin_project;
-use thiserror::Error;
 
 use crate::connection::Life;
 use crate::end::{ConnectionEnded, EndReason};
@@ -126,14 +124,9 @@ where
                 return Poll::Ready(());
             };
             // `Response` is user code, and so is its `Drop`.
-            let life = &this.leaving.life;
-            match caught(|| {
-                service
-                    .poll(cx)
-                    .map_ok(|response| outcome_of(response, life))
-            }) {
+            match caught(|| service.poll(cx).map_ok(drop)) {
                 Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(Ok(outcome))) => outcome,
+                Ok(Poll::Ready(Ok(()))) => Outcome::Done,
                 Ok(Poll::Ready(Err(err))) => Outcome::Failed(err.into()),
                 Err(panicked) => Outcome::Panicked(panicked),
             }
@@ -146,26 +139,3 @@ where
         Poll::Ready(())
     }
 }
-
-/// Drops the response of a connection service.
-///
-/// A response that holds the connection is that of a hook, served in place of a stack. It fails if
-/// nothing was read or written. Otherwise each client would find a server that accepts and closes.
-fn outcome_of<R>(response: R, life: &Arc<Life>) -> Outcome {
-    if !needs_drop::<R>() {
-        return Outcome::Done;
-    }
-    let holders = Arc::strong_count(life);
-    drop(response);
-    let held = Arc::strong_count(life) < holders;
-    if held && life.bytes_read() == 0 && life.bytes_written() == 0 {
-        Outcome::Failed(Unserved.into())
-    } else {
-        Outcome::Done
-    }
-}
-
-/// The error for a connection that its service has returned.
-#[derive(Debug, Error)]
-#[error("the connection was returned, not served: a hook goes into `PreConnectLayer::new`")]
-struct Unserved;

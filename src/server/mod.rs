@@ -100,9 +100,6 @@ impl<L: Listener> Server<L> {
     /// to learn how a connection ended. [`layers`](crate::layers) lists what each of tower's layers
     /// does here.
     ///
-    /// A hook is no stack: a service that returns the connection without a byte read or written
-    /// ends it with [`ServiceError`](crate::EndReason::ServiceError).
-    ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end
     pub fn serve<S>(self, stack: S) -> Serve
