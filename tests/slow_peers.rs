@@ -35,7 +35,7 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Served, serve_with};
 use tower_tcp::tls::{Tls, TlsStream};
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
+use tower_tcp::{BoxError, Connection, ConnectionPhase, EndReason, Peer, Pipeline, Reply, Server};
 
 use certificates::certified;
 use support::{Client, Ends};
@@ -583,6 +583,58 @@ async fn an_aborted_connection_is_reset_and_a_closed_one_is_not() {
         };
         assert_eq!(end, wanted);
     }
+}
+
+#[tokio::test]
+async fn what_is_written_before_a_shutdown_aborts_reaches_a_peer_that_reads() {
+    const LEN: usize = 1_000_000;
+    let whole = service_fn(|_: Bytes| {
+        let line = Bytes::from(vec![b'.'; LEN]);
+        ready(Ok::<_, BoxError>(Reply::from(line).close()))
+    });
+    let served = listening(Pipeline::new(Lines::default).service(whole)).await;
+    let mut client = Client::new(connect(&served).await);
+    client.send("a\n").await;
+    let connection = loop {
+        let first = served.handle().connections().next();
+        match first {
+            Some(connection) if connection.phase() == ConnectionPhase::Closing => break connection,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+
+    served.handle().shutdown_within(Duration::ZERO);
+
+    let end = connection.closed().await;
+    let mut reply = Vec::new();
+    client
+        .0
+        .read_to_end(&mut reply)
+        .await
+        .expect("an orderly end");
+    assert_eq!(
+        (end.reason(), reply.len()),
+        (EndReason::DrainDeadline, LEN + 1)
+    );
+}
+
+#[tokio::test]
+async fn a_raw_service_may_name_a_slow_reader_and_still_say_so() {
+    let told = service_fn(|mut conn: Connection<Socket>| async move {
+        conn.set_end_reason(EndReason::SlowReader);
+        conn.write_all(b"too slow\n").await?;
+        Ok::<_, BoxError>(())
+    });
+    let served = listening(told).await;
+
+    let mut last = String::new();
+    let mut client = connect(&served).await;
+    client
+        .read_to_string(&mut last)
+        .await
+        .expect("an orderly end");
+
+    assert_eq!(last, "too slow\n");
 }
 
 #[tokio::test]

@@ -174,13 +174,7 @@ impl Life {
     ///
     /// The first reason wins, because what came first is what happened. Only an orderly reason
     /// gives way to one that is not, because then something was lost.
-    ///
-    /// If the reason cuts the peer off, the socket's close becomes a reset, even if an earlier
-    /// reason holds. So the system frees the socket's memory together with the connection's permit.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
-        if reason.is_cut_off() {
-            self.probe.reset_at_close();
-        }
         let proposed = ConnectionEnded { reason, cause };
         let (holds, replaced) = match &mut *self.cell() {
             EndCell::Open(open) => open.propose(&proposed),
@@ -188,6 +182,20 @@ impl Life {
         };
         drop(replaced);
         holds
+    }
+
+    /// Proposes a reason for which the stream ends now, and returns the one that holds.
+    ///
+    /// If it cuts the peer off, the socket's close becomes a reset, even if an earlier reason
+    /// holds. So the system frees the socket's memory together with the connection's permit.
+    pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
+        // Output that was written before a shutdown's deadline still reaches a peer that reads.
+        let spared = matches!(ended.reason, EndReason::DrainDeadline | EndReason::Killed)
+            && self.phase() == ConnectionPhase::Closing;
+        if ended.reason.is_cut_off() && !spared {
+            self.probe.reset_at_close();
+        }
+        self.set_reason(ended.reason, ended.cause)
     }
 
     /// Returns the reason that holds, once there is one.
@@ -225,7 +233,7 @@ impl Life {
 
     /// Proposes `reason` and aborts the connection. Returns `false` if it was aborted before.
     pub(crate) fn abort(&self, reason: EndReason) -> bool {
-        self.set_reason(reason, None);
+        self.ended(reason.into());
         self.signals.raise(Signal::Abort)
     }
 

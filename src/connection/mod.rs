@@ -155,7 +155,7 @@ impl<Io> Connection<Io> {
 
     /// Proposes an end with its cause and returns the one that holds.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
-        self.life().set_reason(ended.reason, ended.cause)
+        self.life().ended(ended)
     }
 }
 

@@ -140,7 +140,7 @@ where
             return Poll::Ready(done.map_err(Into::into));
         }
         let reason = std::task::ready!(this.watch.poll(this.life, this.deadlines, cx));
-        let ended = this.life.set_reason(reason, None);
+        let ended = this.life.ended(reason.into());
         this.service.set(None);
         Poll::Ready(Err(ConnectionEnded::into(ended)))
     }

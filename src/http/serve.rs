@@ -179,7 +179,7 @@ where
         None if progress.peer_closes() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None => life.done().into(),
     };
-    let ended = life.set_reason(ended.reason, ended.cause);
+    let ended = life.ended(ended);
     life.begin_closing();
     if let Some(conn) = conn
         && ended.reason != EndReason::WriteTimeout
