@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_tcp::frame::{Lines, LinesError};
+use tower_tcp::frame::{CodecExt as _, Lines, LinesError};
 use tower_tcp::pipeline::{Closed, Limits, ShutdownOnErrorLayer};
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
@@ -1012,5 +1012,33 @@ async fn a_decoder_may_split_each_frame_into_tens_of_thousands() {
 
         assert_eq!(begun.load(Ordering::Relaxed), 180_001, "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decoder_may_split_a_frame_into_as_many_as_the_largest_frame_has_bytes() {
+    const LINES: usize = 70_000;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let silent = service_fn(move |_: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        ready(Ok::<_, Infallible>(None::<Bytes>))
+    });
+    let codec = || LengthDelimitedCodec::new().then(Lines::default());
+    let pipeline = Pipeline::new(codec)
+        .service(silent)
+        .limits(Limits::default().max_frame(1024 * 1024));
+    let length = u32::try_from(LINES).expect("it is small").to_be_bytes();
+    let frame = [&length[..], &[b'\n'; LINES]].concat();
+
+    for served in each_way(pipeline) {
+        begun.store(0, Ordering::Relaxed);
+        let mut client = served.client().await;
+        client.send(&frame).await;
+        drop(client);
+
+        let reason = served.reason().await;
+        assert_eq!(reason, EndReason::PeerClosed, "{}", served.way());
+        assert_eq!(begun.load(Ordering::Relaxed), LINES, "{}", served.way());
     }
 }

@@ -36,8 +36,11 @@ impl FrameTooLarge {
 
 /// The error for a decoder that returns frames without end, and takes no input for them. The
 /// connection ends with [`EndReason::CodecError`](crate::EndReason::CodecError).
+///
+/// A decoder may split a frame into as many as 65,536, or as
+/// [`max_frame`](crate::pipeline::Limits::max_frame) has bytes if that is more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the decoder returned 65,536 frames in a row without taking input")]
+#[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]
 pub struct DecoderStalled;
 

@@ -22,6 +22,10 @@ const LEAST_ROOM: usize = 4 * 1024;
 /// that fits, because a codec may have reserved as much as a peer merely announced.
 const SLACK: usize = 1024;
 
+/// The number of frames in a row that a decoder may return without taking input, if the largest
+/// frame has no more bytes.
+const FRAMES: u32 = 65_536;
+
 thread_local! {
     static THREAD_BLOCK: Cell<BytesMut> = Cell::new(BytesMut::new());
 }
@@ -36,7 +40,7 @@ pub(in crate::pipeline) struct Input {
     /// The number of bytes split off the allocation of `buf`, which `buf` keeps alive.
     given: u32,
     /// The number of frames in a row for which the decoder took no bytes.
-    gave_nothing: u16,
+    gave_nothing: u32,
 }
 
 impl Input {
@@ -114,14 +118,14 @@ impl Input {
     }
 
     /// Records that the decoder took `bytes` bytes for a frame. Returns `false` if it has returned
-    /// too many frames in a row without taking any: 65,536, which is as many as a frame of the
-    /// default size has bytes, because a codec may split one frame into many.
+    /// too many frames in a row without taking any. A codec may split one frame into many: as many
+    /// as the largest frame has bytes, and at least [`FRAMES`].
     #[inline]
-    pub(in crate::pipeline) fn gave(&mut self, bytes: usize) -> bool {
+    pub(in crate::pipeline) fn gave(&mut self, bytes: usize, max_frame: usize) -> bool {
         if bytes == 0 {
-            let more = self.gave_nothing.checked_add(1);
-            self.gave_nothing = more.unwrap_or(u16::MAX);
-            return more.is_some();
+            self.gave_nothing = self.gave_nothing.saturating_add(1);
+            let most = u32::try_from(max_frame).unwrap_or(u32::MAX);
+            return self.gave_nothing <= most.clamp(FRAMES, u32::MAX - 1);
         }
         self.gave_nothing = 0;
         self.given = self

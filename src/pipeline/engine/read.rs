@@ -57,7 +57,7 @@ where
                     self.end_of_frames(FrameTooLarge::new(max).into());
                     return None;
                 }
-                if !self.input.gave(len) {
+                if !self.input.gave(len, max) {
                     self.end_of_frames(DecoderStalled.into());
                     return None;
                 }
@@ -107,7 +107,7 @@ where
                 let len = before.saturating_sub(self.input.len());
                 if len > max {
                     self.end_of_frames(FrameTooLarge::new(max).into());
-                } else if self.input.gave(len) {
+                } else if self.input.gave(len, max) {
                     self.clock.saw_frame();
                     return Some(frame);
                 } else {
