@@ -29,8 +29,8 @@ use tower_tcp::registry::Registry;
 use tower_tcp::testkit::{Served, memory, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{
-    BoxError, Connection, ConnectionPhase, ConnectionService, EndReason, Peer, Pipeline, Reply,
-    Server,
+    BoxError, Connection, ConnectionInfo, ConnectionPhase, ConnectionService, EndReason, Peer,
+    Pipeline, Reply, Server,
 };
 
 use support::{Client, Clients, Ends, Pipelined, settled, until};
@@ -175,6 +175,22 @@ async fn closing_is_heard_before_the_last_output_is_taken() {
         assert_eq!(end_at - closing_at, 30 * SECOND);
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_is_heard_before_the_farewell_of_a_rejected_connection_is_taken() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(command))
+        .farewell(|_: &ConnectionInfo, _| Bytes::from(vec![b'x'; 1 << 20]));
+    let (served, mut moments) = serve_told(pipeline.reject());
+    let _client = served.client().await;
+
+    // The peer reads nothing.
+    let (closing, closing_at) = moments.next().await;
+    assert_eq!(closing, Heard::Closing(EndReason::Rejected));
+    let (end, end_at) = moments.next().await;
+    assert_eq!(end, Heard::End(EndReason::Rejected));
+    assert_eq!(end_at - closing_at, 30 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,7 +54,6 @@ where
                     engine.panicked(panicked);
                 }
             }
-            engine.begin_closing();
             finish(&mut engine).await;
             if engine.is_upgraded() {
                 let limit = engine.settings.deadlines.make_service;
@@ -92,12 +91,13 @@ where
     None
 }
 
-/// Writes the remaining output.
+/// Begins to close, and writes the remaining output.
 pub(super) async fn finish<Io, C, T, M>(engine: &mut Engine<Io, C, T, M>)
 where
     Io: Stream,
     C: Codec<T>,
 {
+    engine.begin_closing();
     let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_flush_all(cx))).await;
     if let Err(panicked) = finished {
         // For example, a panic of a streamed reply. Complete frames before it are still written.

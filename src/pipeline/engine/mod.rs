@@ -181,15 +181,14 @@ where
         self.state.end(leaves);
     }
 
-    /// Begins to close, unless the stream is handed over.
+    /// Accepts nothing more from the program, and begins to close unless the stream is handed over.
     pub(in crate::pipeline) fn begin_closing(&self) {
-        if self.is_upgraded() {
-            return;
-        }
         if let Some(peer) = &self.peer {
             peer.refuse();
         }
-        self.conn.life().begin_closing();
+        if !self.is_upgraded() {
+            self.conn.life().begin_closing();
+        }
     }
 
     /// Closes the connection after the output is written, and returns how it ended.
