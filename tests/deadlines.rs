@@ -509,6 +509,70 @@ async fn a_call_that_hangs_behind_a_bad_frame_has_half_a_minute() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_at_the_maximum_age_has_half_a_minute() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .deadlines(Deadlines::default().max_age(5 * SECOND));
+    for served in each_way(pipeline) {
+        let begun = Instant::now();
+        let mut client = served.client().await;
+        client.send("20\n3600\n").await;
+
+        assert_eq!(client.rest().await, ["20"], "{}", served.way());
+
+        assert_eq!(begun.elapsed(), 50 * SECOND, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::MaxAge);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_while_its_calls_run_in_a_drain_counts_as_gone_after_ten_seconds() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .deadlines(Deadlines::default().max_age(60 * SECOND));
+    for drain in ["of the server", "of the connection", "at its maximum age"] {
+        for served in each_way(pipeline.clone()) {
+            let mut client = served.client().await;
+            client.send("3600\n").await;
+            support::settled().await;
+            match drain {
+                "of the server" => served.handle().shutdown(),
+                "of the connection" => served.handle().connections().for_each(|conn| conn.close()),
+                _ => sleep(60 * SECOND).await,
+            }
+            sleep(2 * SECOND).await;
+            let left = Instant::now();
+
+            drop(client);
+
+            let reason = served.reason().await;
+            assert_eq!(reason, EndReason::PeerReset, "{} {drain}", served.way());
+            assert_eq!(left.elapsed(), 10 * SECOND, "{} {drain}", served.way());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_behind_its_bad_frame_counts_as_gone_after_ten_seconds() {
+    let codec = || Lines::default().max_line(10);
+    for served in each_way(Pipeline::new(codec).service(service_fn(delayed))) {
+        if served.way() == "one at a time" {
+            continue;
+        }
+        let mut client = served.client().await;
+        client.send("3600\nmuch too long\n").await;
+        support::settled().await;
+        let left = Instant::now();
+
+        drop(client);
+
+        assert_eq!(served.reason().await, EndReason::FrameTooLarge);
+        assert_eq!(left.elapsed(), 10 * SECOND, "{}", served.way());
+    }
+}
+
 /// Sets every deadline to the same time.
 fn all(time: Duration) -> Deadlines {
     Deadlines::default()

@@ -165,13 +165,11 @@ deadlines! {
         /// [`PeerReset`](crate::EndReason::PeerReset).
         half_closed = secs(10),
 
-        /// Sets how long pending requests of a pipeline may take after the program, an error of the
-        /// decoder or an error of `poll_ready` has begun to close their connection. `None` waits
-        /// forever.
+        /// Sets how long pending requests of a pipeline may take after the program, an error, or
+        /// [`max_age`](Self::max_age) has begun to close their connection. `None` waits forever.
         ///
-        /// Input is no longer read, so it is unknown whether the peer still waits. As with
-        /// [`half_closed`](Self::half_closed), each finished reply and each byte that the peer
-        /// takes restarts the time. In a shutdown the server's own deadline applies.
+        /// As with [`half_closed`](Self::half_closed), each finished reply and each byte that the
+        /// peer takes restarts the time. A drain of the server does not start it, because a shutdown has its own deadline.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: their calls are dropped,
         /// and the connection ends with the reason for which it closes.

@@ -28,13 +28,22 @@ pub(super) enum Waiting {
     Leaving,
 }
 
-/// The effect of a deadline: the end of the connection, or a message that is due.
+/// The effect of a deadline.
 #[derive(Clone, Copy, Debug)]
-struct Alarm(Option<EndReason>);
+pub(super) enum Alarm {
+    /// A message is due.
+    Message,
+    /// The connection drains, because of its age.
+    MaxAge,
+    /// The calls that still run are dropped. The connection already has a reason to end.
+    LastCalls,
+    /// The connection ends.
+    End(EndReason),
+}
 
 impl Due for Alarm {
     fn is_kept_by_peer(&self) -> bool {
-        self.0.is_some_and(|reason| reason.is_kept_by_peer())
+        matches!(self, Self::End(reason) if reason.is_kept_by_peer())
     }
 }
 
@@ -64,7 +73,7 @@ pub(super) struct Clock {
     pub(super) asked: bool,
     draining: bool,
     half_closed: bool,
-    closing: bool,
+    closes: bool,
 }
 
 impl Clock {
@@ -84,12 +93,12 @@ impl Clock {
             asked: false,
             draining: false,
             half_closed: false,
-            closing: false,
+            closes: false,
         }
     }
 
-    /// Runs before each wait. Ready with the reason if a deadline has passed, and with `None` if a
-    /// message is due; otherwise registers a wakeup for the first of them.
+    /// Runs before each wait. Ready if a deadline has passed or a message is due; otherwise
+    /// registers a wakeup for the first of them.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
@@ -98,7 +107,7 @@ impl Clock {
         life: &Life,
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<EndReason>> {
+    ) -> Poll<Alarm> {
         loop {
             let now = self.timer.now();
             self.note(waiting, writing, now);
@@ -106,17 +115,17 @@ impl Clock {
             if message.is_none() && self.armed == Some(waits) && self.timer.fires_after(now) {
                 return Poll::Pending;
             }
-            let message = message.map(|at| (self.timer.moment(at), Alarm(None)));
+            let message = message.map(|at| (self.timer.moment(at), Alarm::Message));
             let next = first([self.next(waiting, life, deadlines), message]);
             self.armed = next.map(|_| waits);
-            let Alarm(reason) = ready!(self.timer.poll(next, now, cx));
+            let alarm = ready!(self.timer.poll(next, now, cx));
             self.armed = None;
-            if reason != Some(EndReason::WriteTimeout)
+            if !matches!(alarm, Alarm::End(EndReason::WriteTimeout))
                 || self
                     .blocked
                     .is_over(life, deadlines.write, self.timer.now())
             {
-                return Poll::Ready(reason);
+                return Poll::Ready(alarm);
             }
         }
     }
@@ -164,12 +173,17 @@ impl Clock {
         self.armed = None;
     }
 
-    /// Records that the connection closes, other than in a drain. Starts the time of the pending
-    /// requests, also if called again.
+    /// Records that the connection closes, other than in a drain of the server. Starts the time of
+    /// the pending requests.
     pub(super) fn close(&mut self) {
-        self.closing = true;
+        self.closes = true;
         self.saw_activity = true;
         self.armed = None;
+    }
+
+    /// Returns whether the time of the pending requests has started.
+    pub(super) fn closes(&self) -> bool {
+        self.closes
     }
 
     /// Records that a frame is complete. Bytes after it belong to the next frame.
@@ -186,7 +200,7 @@ impl Clock {
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
-        self.saw_activity |= (self.half_closed || self.closing) && (writing || wrote);
+        self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);
         }
@@ -234,15 +248,12 @@ impl Clock {
                     stream: _,
                 },
         } = *deadlines;
-        let end = |from: Option<Moment>, time, reason| due(from, time, Alarm(Some(reason)));
+        let end = |from: Option<Moment>, time, reason| due(from, time, Alarm::End(reason));
         let drained = self.drains_since();
         // While output waits for the peer, `write` bounds that.
         let pending = self.active.filter(|_| !self.blocked.is_blocked());
         let rest = match waiting {
-            Waiting::Busy => {
-                let pending = pending.filter(|_| self.closing);
-                end(pending, closing, EndReason::ServiceClosed)
-            }
+            Waiting::Busy => due(pending.filter(|_| self.closes), closing, Alarm::LastCalls),
             Waiting::Making => {
                 let started = Some(Moment::START);
                 end(started, make_service, EndReason::MakeServiceError)
@@ -273,9 +284,9 @@ impl Clock {
         let left = pending.filter(|_| self.half_closed);
         let left = end(left, half_closed, EndReason::PeerReset);
         let write = self.blocked.next(life, write);
-        let write = write.map(|at| (at, Alarm(Some(EndReason::WriteTimeout))));
+        let write = write.map(|at| (at, Alarm::End(EndReason::WriteTimeout)));
         let retire = self.leaves.filter(|_| !self.draining);
-        let retire = retire.map(|at| (at, Alarm(Some(EndReason::MaxAge))));
+        let retire = retire.map(|at| (at, Alarm::MaxAge));
         first([rest, left, write, retire])
     }
 

@@ -174,9 +174,6 @@ where
         if leaves == Leaves::Output {
             self.output.clear();
         }
-        if !self.conn.is_draining() && !self.input.is_eof() {
-            self.clock.close();
-        }
         self.conn.ended(ended.into());
         self.state.end(leaves);
     }

@@ -144,6 +144,15 @@ where
         }
     }
 
+    /// Returns whether the connection closes for a reason of its own. If only the peer has finished
+    /// sending, or the server drains, other deadlines apply.
+    pub(super) fn closes_alone(&self) -> bool {
+        let alone = |reason| !matches!(reason, EndReason::PeerClosed | EndReason::Drained);
+        let proposed = || self.conn.life().proposed();
+        self.leaves(Leaves::Requests)
+            || (self.state != State::Open && proposed().is_some_and(|why| alone(why.reason)))
+    }
+
     fn end_of_frames(&mut self, err: BoxError) {
         let reason = EndReason::of_decoder(&*err);
         self.end(ConnectionEnded::caused(reason, err), Leaves::Input);
@@ -185,7 +194,6 @@ where
     pub(super) fn heed_close(&mut self) {
         let closed = self.conn.life().signals.is_raised(Signal::Close);
         if closed && !self.leaves(Leaves::Requests) {
-            self.clock.close();
             self.end(EndReason::ServiceClosed, Leaves::Requests);
         }
     }
@@ -202,15 +210,6 @@ where
         }
         if self.state == State::Open {
             self.state.drain();
-            if self
-                .conn
-                .life()
-                .proposed()
-                .is_some_and(|by| by.reason == EndReason::ServiceClosed)
-            {
-                // This connection alone.
-                self.clock.close();
-            }
             if let Some(peer) = &self.peer {
                 // So that messages end, too. Those sent before are delivered.
                 peer.refuse_messages();

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::state::{Leaves, State};
 use super::{Codec, Engine, Stream};
 use crate::end::EndReason;
-use crate::pipeline::clock::Waiting;
+use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
@@ -210,11 +210,12 @@ where
     }
 
     /// Reads a little of the input that has arrived, without waiting for more. A drain reads at
-    /// least a byte, because only that tells whether a request has arrived.
+    /// least a byte, because only that tells whether a request has arrived. At an end, nothing that
+    /// is read is decoded; only the peer's leaving is noticed.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
-        while !self.is_ending() && !self.input.is_eof() {
+        while !self.is_upgraded() && !self.leaves(Leaves::Calls) && !self.input.is_eof() {
             let room = limit.saturating_sub(self.input.len());
             if room == 0 || self.poll_read(room, cx).is_pending() {
                 break;
@@ -246,6 +247,9 @@ where
         if self.state.is_draining() {
             self.clock.drain();
         }
+        if waiting == Waiting::Busy && !self.clock.closes() && self.closes_alone() {
+            self.clock.close();
+        }
         let writing = !self.output.is_flushed();
         let Self {
             clock,
@@ -254,21 +258,20 @@ where
             ..
         } = self;
         let deadlines = &settings.deadlines;
-        let fired = clock.poll(waiting, writing, message, conn.life(), deadlines, cx);
-        let fired = ready!(fired);
-        let Some(reason) = fired else {
-            return Poll::Ready(());
-        };
-        match reason {
-            EndReason::WriteTimeout | EndReason::PeerReset => self.end(reason, Leaves::Output),
-            EndReason::ServiceClosed => self.fail(reason.into()),
-            EndReason::MaxAge => {
+        let alarm = clock.poll(waiting, writing, message, conn.life(), deadlines, cx);
+        match ready!(alarm) {
+            Alarm::Message => {}
+            Alarm::MaxAge => {
                 // Drain this connection only.
                 self.clock.drain();
-                self.conn.life().set_reason(reason, None);
+                self.conn.life().set_reason(EndReason::MaxAge, None);
                 self.conn.life().signals.raise(Signal::Drain);
             }
-            _ => self.end(reason, Leaves::Input),
+            Alarm::LastCalls => self.fail(self.conn.life().done().into()),
+            Alarm::End(reason @ (EndReason::WriteTimeout | EndReason::PeerReset)) => {
+                self.end(reason, Leaves::Output);
+            }
+            Alarm::End(reason) => self.end(reason, Leaves::Input),
         }
         Poll::Ready(())
     }
