@@ -172,6 +172,66 @@ async fn what_a_peer_sent_before_it_finished_is_answered_when_input_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_peer_sent_before_it_finished_waits_for_input_to_go_on() {
+    let minute = std::time::Duration::from_secs(60);
+    let (tell, mut peers) = mpsc::channel(64);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        tell.try_send(peer).expect("there is room");
+        std::future::ready(Ok::<_, Infallible>(service_fn(hurried)))
+    });
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        for (in_progress, held_back, answered) in [
+            ("", "a\n9\n", &["a", "9"][..]),
+            // A call may take longer than a peer that has finished is given.
+            ("11\n", "a\n9\n", &["11", "a", "9"]),
+            // From the resume on, it is given that time.
+            ("", "a\n11\n", &["a"]),
+        ] {
+            let mut client = served.client().await;
+            let peer = peers.recv().await.expect("it is served");
+            client.send(in_progress).await;
+            settled().await;
+            peer.pause_input();
+            client.send(held_back).await;
+            client.finish().await;
+            tokio::time::sleep(minute).await;
+
+            peer.resume_input();
+
+            assert_eq!(client.rest().await, answered, "{}", served.way());
+            let reason = if held_back.contains("11") {
+                EndReason::PeerReset
+            } else {
+                EndReason::PeerClosed
+            };
+            assert_eq!(served.reason().await, reason, "{}", served.way());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrived_before_a_connection_is_to_leave_waits_for_input_to_go_on() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        let peer = next(&mut peers).await;
+        peer.pause_input();
+        client.send("a\nb\n").await;
+        settled().await;
+        for connection in served.handle().connections() {
+            connection.close();
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+
+        peer.resume_input();
+
+        assert_eq!(client.rest().await, ["a", "b"], "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::ServiceClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_paused_peer_is_not_idle() {
     let (pipeline, mut peers) = pausing();
     for served in each_way(pipeline) {

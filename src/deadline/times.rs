@@ -157,8 +157,10 @@ deadlines! {
         /// A peer that has finished sending may wait for its replies, as `nc -N` does, or be gone.
         /// TCP does not tell the two apart, so replies within this time are sent. Each finished
         /// reply, and each byte that the peer takes, restarts the time, so a request gets a reply
-        /// even if many others arrived before it. It applies to pipelines and to HTTP/1, since
-        /// HTTP/2 has no half-closed connections. A reset ends a request at once.
+        /// even if many others arrived before it. While a pause holds requests back
+        /// ([`Peer::pause_input`](crate::Peer::pause_input)), the time does not run; it starts when
+        /// the pause is over. It applies to pipelines and to HTTP/1, since HTTP/2 has no
+        /// half-closed connections. A reset ends a request at once.
         ///
         /// Default: 10 s. Why: most replies take less, and an abandoned request costs no more. When
         /// reached: the peer counts as gone. Its calls are dropped, and the connection ends with
@@ -169,7 +171,8 @@ deadlines! {
         /// [`max_age`](Self::max_age) has begun to close their connection. `None` waits forever.
         ///
         /// As with [`half_closed`](Self::half_closed), each finished reply and each byte that the
-        /// peer takes restarts the time. A drain of the server does not start it, because a shutdown has its own deadline.
+        /// peer takes restarts the time, and it does not run while a pause holds requests back. A
+        /// drain of the server does not start it, because a shutdown has its own deadline.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: their calls are dropped,
         /// and the connection ends with the reason for which it closes.

@@ -18,6 +18,8 @@ use crate::end::EndReason;
 pub(super) enum Waiting {
     /// Its own service, or room for more calls; not the peer's input.
     Busy,
+    /// The program, which holds requests back by a pause.
+    Paused,
     /// The make-service.
     Making,
     /// A frame, with no request in progress.
@@ -54,8 +56,8 @@ pub(super) struct Clock {
     /// Before a drain, the time at which the connection reaches its maximum age; in a drain, its
     /// start.
     leaves: Option<Moment>,
-    /// The time of the last frame or finished request; after the end of input, also of written
-    /// output. `None` before the first byte.
+    /// The time of the last progress: of a frame, a finished request or the end of a pause; after
+    /// the end of input, also of written output. `None` before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,
@@ -204,6 +206,8 @@ impl Clock {
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);
         }
+        // Times that a pause stops start anew when it is over.
+        self.saw_activity = waiting == Waiting::Paused && self.active.is_some();
         self.saw_byte = false;
         match waiting {
             Waiting::InFrame => self.frame_begun = self.frame_begun.or(Some(now)),
@@ -251,9 +255,11 @@ impl Clock {
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm::End(reason));
         let drained = self.drains_since();
         // While output waits for the peer, `write` bounds that.
-        let pending = self.active.filter(|_| !self.blocked.is_blocked());
+        let is_pending = !self.blocked.is_blocked() && waiting != Waiting::Paused;
+        let pending = self.active.filter(|_| is_pending);
         let rest = match waiting {
             Waiting::Busy => due(pending.filter(|_| self.closes), closing, Alarm::LastCalls),
+            Waiting::Paused => None,
             Waiting::Making => {
                 let started = Some(Moment::START);
                 end(started, make_service, EndReason::MakeServiceError)

@@ -233,9 +233,14 @@ where
         }
     }
 
+    /// Returns whether the connection holds requests that a pause keeps from beginning.
+    fn holds_back(&self) -> bool {
+        (self.request.is_some() || !self.input.is_empty()) && self.is_paused() && !self.is_ending()
+    }
+
     fn poll_clock(
         &mut self,
-        waiting: Waiting,
+        mut waiting: Waiting,
         message: Option<Instant>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
@@ -247,8 +252,13 @@ where
         if self.state.is_draining() {
             self.clock.drain();
         }
-        if waiting == Waiting::Busy && !self.clock.closes() && self.closes_alone() {
-            self.clock.close();
+        if waiting == Waiting::Busy {
+            if self.holds_back() {
+                waiting = Waiting::Paused;
+            }
+            if !self.clock.closes() && self.closes_alone() {
+                self.clock.close();
+            }
         }
         let writing = !self.output.is_flushed();
         let Self {

@@ -308,7 +308,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
     /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
-    /// are before it. The deadlines for input do not run.
+    /// are before it. The deadlines for input do not run. Those for requests whose peer has finished
+    /// sending, or whose connection closes, do not run while requests are held back.
     #[doc(alias = "shutdown_input")]
     #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
