@@ -581,7 +581,7 @@ fn all(time: Duration) -> Deadlines {
         .idle(time)
         .write(time)
         .half_closed(time)
-        .closing(time)
+        .last_calls(time)
         .max_age(time)
         .max_age_jitter(time)
         .make_service(time)

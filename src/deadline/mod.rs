@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect` |
 //! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle` |
-//! | HTTP | `Http::deadlines` | all but `pre_connect` and `closing` |
+//! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age` |
 //!
 //! A deadline that passes while the process is stopped or starved of CPU time is extended once, by

@@ -62,7 +62,7 @@ deadlines! {
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
     /// | [`half_closed`] | 10 s | most replies take less; an abandoned request costs no more | [`PeerReset`] |
-    /// | [`closing`] | 30 s | as long as a shutdown waits | the reason for its close |
+    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for its close |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
@@ -176,7 +176,7 @@ deadlines! {
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: their calls are dropped,
         /// and the connection ends with the reason for which it closes.
-        closing = secs(30),
+        last_calls = secs(30),
 
         /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may
         /// be idle in both directions. `None` waits forever.

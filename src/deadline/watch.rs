@@ -133,7 +133,7 @@ impl Watch {
             frame: _,
             body: _,
             half_closed: _,
-            closing: _,
+            last_calls: _,
             make_service: _,
             drain:
                 DrainDeadlines {

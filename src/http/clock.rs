@@ -227,7 +227,7 @@ impl Clock {
             body: _,
             // Kept by hooks, pipelines and `serve`.
             pre_connect: _,
-            closing: _,
+            last_calls: _,
             make_service: _,
             drain:
                 DrainDeadlines {

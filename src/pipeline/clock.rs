@@ -230,7 +230,7 @@ impl Clock {
             frame,
             write,
             half_closed,
-            closing,
+            last_calls,
             make_service,
             // Kept in `self`.
             idle: _,
@@ -258,7 +258,11 @@ impl Clock {
         let is_pending = !self.blocked.is_blocked() && waiting != Waiting::Paused;
         let pending = self.active.filter(|_| is_pending);
         let rest = match waiting {
-            Waiting::Busy => due(pending.filter(|_| self.closes), closing, Alarm::LastCalls),
+            Waiting::Busy => due(
+                pending.filter(|_| self.closes),
+                last_calls,
+                Alarm::LastCalls,
+            ),
             Waiting::Paused => None,
             Waiting::Making => {
                 let started = Some(Moment::START);

@@ -38,7 +38,7 @@ impl From<Deadlines> for Times {
             idle: _,
             write: _,
             half_closed: _,
-            closing: _,
+            last_calls: _,
             upgraded_idle: _,
             max_age: _,
             max_age_jitter: _,

@@ -395,7 +395,7 @@ impl<T, M> Peer<T, M> {
     // Its end.
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
-    /// are answered, within [`closing`](crate::deadline::Deadlines::closing); requests and messages
+    /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls); requests and messages
     /// that have not begun are dropped. From now on `send` fails. A service that took over the
     /// stream is notified as at a drain.
     #[doc(alias = "shutdown")]
@@ -432,7 +432,7 @@ impl<T, M> Peer<T, M> {
     /// Waits for the end of the connection and returns how it ended.
     ///
     /// A connection ends after its calls, so a call must not await the end of its own connection.
-    /// It is dropped after [`closing`](crate::deadline::Deadlines::closing), or when the peer
+    /// It is dropped after [`last_calls`](crate::deadline::Deadlines::last_calls), or when the peer
     /// disconnects.
     ///
     /// # Cancel safety
