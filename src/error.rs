@@ -99,6 +99,10 @@ pub struct Panicked {
 impl Panicked {
     /// Extracts the message from a caught payload, and drops the payload.
     #[cold]
+    #[expect(
+        clippy::mem_forget,
+        reason = "a payload that panics as it is dropped is lost, whatever is done with it"
+    )]
     fn new(payload: Box<dyn Any + Send>) -> Self {
         let message = payload
             .downcast_ref::<&str>()
