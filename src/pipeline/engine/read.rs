@@ -88,7 +88,7 @@ where
         self.input.is_eof() && self.input.is_empty()
     }
 
-    fn decode_eof(&mut self) -> Option<C::Item> {
+    pub(super) fn decode_eof(&mut self) -> Option<C::Item> {
         if let Decoding::CutOff(err) = std::mem::replace(&mut self.decoding, Decoding::MayHaveFrame)
         {
             let ended = ConnectionEnded::caused(EndReason::Truncated, err);

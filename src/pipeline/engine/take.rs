@@ -1,5 +1,6 @@
 //! Takes the events of a connection, requests and messages, for its service.
 
+use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
 
 use super::state::{Leaves, State};
@@ -10,6 +11,9 @@ use crate::pipeline::peer::EngineSide;
 /// The number of events begun in one turn of the connection's task, so that a fast peer does not
 /// delay other connections.
 const TURN: u32 = 256;
+
+/// An event or the end, or else a buffered request may be next.
+type Next<R, M> = ControlFlow<Option<Event<R, M>>>;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
 where
@@ -25,13 +29,18 @@ where
         in_flight: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Event<C::Item, M>>> {
-        // The common case: one more request in the buffer, and nothing else to check.
-        if self.is_plain(in_flight)
-            && let Some(request) = self.decode()
-        {
-            return Poll::Ready(Some(Event::Request(request)));
+        loop {
+            // The common case: one more request in the buffer, and nothing else to check.
+            if !self.is_plain(in_flight)
+                && let ControlFlow::Break(event) = ready!(self.poll_turn(in_flight, cx))
+            {
+                return Poll::Ready(event);
+            }
+            if let Some(request) = self.decode() {
+                return Poll::Ready(Some(Event::Request(request)));
+            }
+            ready!(self.poll_more(in_flight, cx));
         }
-        self.poll_any_event(in_flight, cx)
     }
 
     /// Returns whether the buffer may hold the next request, and nothing needs checking before it
@@ -50,30 +59,30 @@ where
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
-    fn poll_any_event(
-        &mut self,
-        in_flight: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Event<C::Item, M>>> {
-        while ready!(self.poll_may_begin(in_flight, cx)) {
-            if let Some(event) = self.take_at_hand() {
-                if self.turn < TURN {
-                    return Poll::Ready(Some(event));
-                }
+    /// Waits until a buffered request may begin. Breaks with another event, or with `None` at the
+    /// end.
+    fn poll_turn(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<Next<C::Item, M>> {
+        loop {
+            if !ready!(self.poll_may_begin(in_flight, cx)) {
+                return Poll::Ready(ControlFlow::Break(None));
+            }
+            if self.turn >= TURN {
                 self.turn = 0;
                 cx.waker().wake_by_ref();
-                self.hold(event);
-                return self.poll_begin_later(cx);
+                return self.poll_begin_later(cx).map(ControlFlow::Break);
+            }
+            if let Some(event) = self.take_at_hand() {
+                return Poll::Ready(ControlFlow::Break(Some(event)));
             }
             if self.is_ending() {
-                break;
+                return Poll::Ready(ControlFlow::Break(None));
             }
-            if self.poll_more(in_flight, cx).is_pending() {
-                self.turn = 0;
-                return Poll::Pending;
+            // Input may have been resumed since, with a request held back.
+            if self.request.is_none() && !self.above_mark && !self.is_paused() {
+                return Poll::Ready(ControlFlow::Continue(()));
             }
+            ready!(self.poll_more(in_flight, cx));
         }
-        Poll::Ready(None)
     }
 
     /// Waits until one more event may begin. Ready with `false` when none may begin any more.
@@ -101,7 +110,7 @@ where
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }
 
-    /// Takes a message, a request that was held back, or a buffered request.
+    /// Takes a message, or a request that was held back.
     fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
         let is_paused = self.is_paused();
         let may_take = self.reserves || !(self.is_ending() || self.look_at_marks());
@@ -115,15 +124,11 @@ where
         if let Some(request) = self.request.take_if(|_| reserves || !is_paused) {
             return Some(Event::Request(request));
         }
-        if !may_take {
-            return None;
-        }
-        self.was_message = false;
-        if !is_paused {
-            return self.decode().map(Event::Request);
-        }
-        if self.request.is_none() && self.is_at_end_of_input() {
-            self.request = self.decode();
+        if may_take {
+            self.was_message = false;
+            if is_paused && self.request.is_none() && self.is_at_end_of_input() {
+                self.request = self.decode_eof();
+            }
         }
         None
     }
@@ -139,16 +144,12 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Event<C::Item, M>>> {
         self.reserves = true;
-        self.hold(event);
-        self.poll_begin_later(cx)
-    }
-
-    fn hold(&mut self, event: Event<C::Item, M>) {
         match (event, &self.peer) {
             (Event::Request(request), _) => self.request = Some(request),
             (Event::Message(message), Some(peer)) => peer.hold(message),
             (Event::Message(_), None) => {}
         }
+        self.poll_begin_later(cx)
     }
 
     fn poll_begin_later<E>(&mut self, cx: &mut Context<'_>) -> Poll<Option<E>> {

@@ -40,13 +40,17 @@ where
     /// Ready when anything has changed.
     #[inline]
     pub(super) fn poll_more(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
-        if self.look_at_marks() {
+        let polled = if self.look_at_marks() {
             self.poll_flush_to_low_mark(cx)
         } else if self.is_paused() {
             self.poll_flush_until_resumed(cx)
         } else {
             self.poll_flush_then_read(in_flight, cx)
+        };
+        if polled.is_pending() {
+            self.turn = 0;
         }
+        polled
     }
 
     /// Waits for input. Ready when anything has changed.
