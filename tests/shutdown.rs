@@ -5,15 +5,16 @@ mod support;
 
 use std::convert::Infallible;
 use std::future::pending;
+use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -26,7 +27,7 @@ use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server, ServerBuilder};
 
-use support::{Clients, Ends, each_way, read_to_end, until};
+use support::{Clients, Ends, each_way, read_to_end, serve_stream, settled, until};
 use tokio::io::DuplexStream as Io;
 
 /// The limit of every wait on the real clock, far longer than any of them takes.
@@ -825,4 +826,73 @@ async fn an_abort_from_an_on_end_callback_counts_no_connection_that_has_ended() 
         (report.aborted, served.reasons()),
         (0, vec![EndReason::ServiceClosed])
     );
+}
+
+/// A stream that its peer resets by dropping the sender.
+struct Reset(Io, oneshot::Receiver<()>);
+
+impl AsyncRead for Reset {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if Pin::new(&mut self.1).poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Reset {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Resets a connection whose call runs in a drain. Returns its end, and after what time that came.
+async fn reset_in_a_drain<S>(stack: S) -> (EndReason, Duration)
+where
+    S: Service<Connection<Reset>, Response = EndReason, Error = BoxError, Future: Send>
+        + Send
+        + 'static,
+{
+    let (mut client, stream) = tokio::io::duplex(1024);
+    let (keep, reset) = oneshot::channel();
+    let served = serve_stream(Reset(stream, reset), stack);
+    client.write_all(b"hang\n").await.expect("it is open");
+    settled().await;
+    served.handle().shutdown();
+    settled().await;
+    let begun = Instant::now();
+
+    drop(keep);
+
+    (served.reason().await, begun.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_resets_while_its_call_runs_in_a_drain_is_noticed_at_once() {
+    let at_once = (EndReason::PeerReset, Duration::ZERO);
+    let hang = service_fn(|_: Bytes| pending::<Result<Bytes, BoxError>>());
+    let pipeline = Pipeline::new(Lines::default).service(hang);
+
+    assert_eq!(reset_in_a_drain(pipeline.clone()).await, at_once);
+    assert_eq!(
+        reset_in_a_drain(pipeline.clone().in_flight(8)).await,
+        at_once
+    );
+    assert_eq!(reset_in_a_drain(pipeline.multiplexed(8)).await, at_once);
 }
