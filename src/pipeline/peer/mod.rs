@@ -308,8 +308,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
     /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
-    /// are before it. The deadlines for input do not run. Those for requests whose peer has finished
-    /// sending, or whose connection closes, do not run while requests are held back.
+    /// are before it. The deadlines for input do not run, and while requests are held back, nor do
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
+    /// [`last_calls`](crate::deadline::Deadlines::last_calls).
     #[doc(alias = "shutdown_input")]
     #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
@@ -395,9 +396,9 @@ impl<T, M> Peer<T, M> {
     // Its end.
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
-    /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls); requests and messages
-    /// that have not begun are dropped. From now on `send` fails. A service that took over the
-    /// stream is notified as at a drain.
+    /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls); requests and
+    /// messages that have not begun are dropped. From now on `send` fails. A service that took over
+    /// the stream is notified as at a drain.
     #[doc(alias = "shutdown")]
     #[doc(alias = "disconnect")]
     pub fn close(&self) {
