@@ -97,7 +97,7 @@ impl EndReason {
 pub(crate) struct HttpProgress {
     /// A request is in progress.
     pub(crate) is_busy: bool,
-    /// A service still holds a request body.
+    /// A service holds a request body that it has not read to its end.
     pub(crate) has_unread_bodies: bool,
     /// The peer has finished sending.
     pub(crate) is_peer_done: bool,

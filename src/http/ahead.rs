@@ -57,6 +57,9 @@ impl Ahead {
 
     /// Ready with an error once the peer can no longer be reached. A peer that has finished sending
     /// is noted in the connection's life.
+    ///
+    /// Nothing of a body that the service has not read is read ahead, because hyper would get it in
+    /// small pieces. Only a socket reports a disconnect then.
     pub(super) fn poll_gone<Io>(
         &mut self,
         conn: &mut Connection<Io>,
@@ -66,7 +69,7 @@ impl Ahead {
     where
         Io: AsyncRead + Unpin,
     {
-        if self.bytes.is_empty() && self.end.is_none() {
+        if self.bytes.is_empty() && self.end.is_none() && !progress.has_unread_bodies() {
             match ready!(self.poll_read_ahead(conn, cx)) {
                 // hyper may be waiting for it.
                 Ok(()) => {

@@ -38,6 +38,8 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     /// `None` if there is no body to wait for.
     progress: Option<Arc<Progress>>,
+    /// It is counted in `progress`.
+    is_unread: bool,
     /// Allocated when the service first waits for the body.
     wait: Option<Box<Wait>>,
 }
@@ -66,6 +68,7 @@ impl RequestBody {
         });
         Self {
             incoming: Some(incoming),
+            is_unread: progress.is_some(),
             progress,
             wait: None,
         }
@@ -109,11 +112,19 @@ impl RequestBody {
     }
 }
 
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if let Some(progress) = &self.progress {
+impl RequestBody {
+    /// Notes that nothing more of the body waits to be read.
+    fn is_read(&mut self) {
+        if let Some(progress) = self.progress.as_ref().filter(|_| self.is_unread) {
+            self.is_unread = false;
             progress.unread.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.is_read();
     }
 }
 
@@ -128,7 +139,12 @@ impl Body for RequestBody {
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(None);
         };
-        if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
+        if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) {
+            // `is_end_stream` would take a lock in HTTP/2.
+            let is_last = match &frame {
+                Some(Ok(frame)) => frame.is_trailers() || incoming.size_hint().exact() == Some(0),
+                Some(Err(_)) | None => true,
+            };
             // An empty data frame of HTTP/2 does not restart the deadline.
             let is_empty =
                 matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
@@ -137,10 +153,14 @@ impl Body for RequestBody {
             {
                 wait.since = None;
             }
+            if is_last {
+                self.is_read();
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Unreadable)));
         }
         let time = ready!(self.poll_elapsed(cx));
         self.incoming = None;
+        self.is_read();
         Poll::Ready(Some(Err(RequestBodyError::Elapsed(time))))
     }
 

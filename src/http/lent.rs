@@ -26,6 +26,8 @@ pub(super) struct Lent<Io> {
     /// needed.
     conn: Option<Connection<Io>>,
     ahead: Ahead,
+    /// hyper waits for input, and so notices the end of it.
+    is_reading: bool,
     progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
 }
@@ -52,6 +54,7 @@ pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner
     let lent = Lent {
         conn: Some(conn),
         ahead: Ahead::default(),
+        is_reading: false,
         progress: Arc::clone(progress),
         loan: Arc::clone(&loan),
     };
@@ -174,6 +177,10 @@ impl<Io: AsyncRead + Unpin> Lent<Io> {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match &mut self.conn {
             Some(conn) if self.progress.is_answering_http1() => {
+                // Once the body is read or dropped, hyper may no longer act on its input.
+                if self.is_reading && self.progress.has_unread_bodies() {
+                    return Poll::Pending;
+                }
                 self.ahead.poll_gone(conn, &self.progress, cx)
             }
             _ => {
@@ -198,6 +205,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let Some(read) = self.ahead.read(buf) {
+            self.is_reading = false;
             return Poll::Ready(read);
         }
         let before = buf.filled().len();
@@ -206,6 +214,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
             |held| &mut held.reader,
             |conn, cx| conn.poll_read(cx, buf),
         );
+        self.is_reading = read.is_pending();
         self.progress.note_read(&buf.filled()[before..]);
         read
     }

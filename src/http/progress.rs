@@ -39,7 +39,7 @@ impl BodyLimits {
 pub(super) struct Progress {
     info: ConnectionInfo,
     pub(super) bodies: BodyLimits,
-    /// The number of request bodies that services still hold.
+    /// The number of request bodies that services hold and have not read to their end.
     pub(super) unread: AtomicUsize,
     draining_since: OnceLock<Instant>,
     in_flight: AtomicUsize,
@@ -109,6 +109,11 @@ impl Progress {
         self.is_busy()
             && !self.multiplexed.load(Ordering::Relaxed)
             && !self.upgrades.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether a service holds a request body that it has not read to its end.
+    pub(super) fn has_unread_bodies(&self) -> bool {
+        self.unread.load(Ordering::Relaxed) > 0
     }
 
     /// Returns whether an HTTP/2 stream is open. Without a request in progress it is a tunnel.
@@ -207,7 +212,7 @@ impl Progress {
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),
-            has_unread_bodies: self.unread.load(Ordering::Relaxed) > 0,
+            has_unread_bodies: self.has_unread_bodies(),
             is_peer_done: self.life().is_peer_done(),
         }
     }

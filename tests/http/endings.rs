@@ -348,3 +348,26 @@ async fn a_request_body_is_read_by_the_service() {
     assert_eq!(answer(&mut client).await.body, "200000 bytes");
     client.0.shutdown().await.expect("it was open");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_reaches_the_service_in_large_pieces() {
+    let service = service_fn(|request: Request<RequestBody>| async move {
+        let mut body = request.into_body();
+        let mut pieces = 0;
+        while let Some(frame) = body.frame().await {
+            frame?;
+            pieces += 1;
+        }
+        Ok::<_, tower_tcp::BoxError>(Response::new(pieces.to_string()))
+    });
+    let served = serve(Http::new(service));
+    let mut client = served.client().await;
+
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n")
+        .await;
+    client.send("x".repeat(1_000_000)).await;
+
+    let pieces: usize = answer(&mut client).await.body.parse().expect("a number");
+    assert!(pieces < 300, "{pieces} pieces");
+}
