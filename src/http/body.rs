@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
 
 use super::progress::Progress;
-use crate::deadline::{Due, Moment, Timer, between_looks, due, first};
+use crate::deadline::{Due, Moment, Timer, due, first};
 
 /// The error of a request body that could not be read to its end.
 #[derive(Debug, Error)]
@@ -47,16 +47,18 @@ pub struct RequestBody {
 struct Wait {
     timer: Timer,
     since: Option<Moment>,
+    /// Ready when the connection begins to drain or close. `None` if that changes no deadline, or
+    /// has happened.
+    leaving: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    draining: Option<Moment>,
 }
 
-enum Alarm {
-    Elapsed(Option<Duration>),
-    Look,
-}
+/// The deadline of a body, which has this length.
+struct Elapsed(Option<Duration>);
 
-impl Due for Alarm {
+impl Due for Elapsed {
     fn is_kept_by_peer(&self) -> bool {
-        matches!(self, Self::Elapsed(_))
+        true
     }
 }
 
@@ -81,34 +83,34 @@ impl RequestBody {
         };
         let limits = &progress.bodies;
         let wait = self.wait.get_or_insert_with(|| {
+            let progress = Arc::clone(progress);
+            let leaving = || Box::pin(async move { progress.leaving().await }) as Pin<Box<_>>;
             Box::new(Wait {
                 timer: Timer::start(),
                 since: None,
+                leaving: limits.drain.map(|_| leaving()),
+                draining: None,
             })
         });
-        loop {
-            let now = wait.timer.now();
-            let since = *wait.since.get_or_insert(now);
-            let draining = progress.draining_since().map(|at| wait.timer.moment(at));
-            // No drain wakes this task.
-            let look = limits
-                .drain
-                .filter(|_| draining.is_none())
-                .map(between_looks);
-            let next = first([
-                due(since, limits.usual, Alarm::Elapsed(limits.usual)),
-                due(
-                    draining.map(|at| at.max(since)),
-                    limits.drain,
-                    Alarm::Elapsed(limits.drain),
-                ),
-                due(now, look, Alarm::Look),
-            ]);
-            if let Alarm::Elapsed(time) = ready!(wait.timer.poll(next, now, cx)) {
-                progress.body_stalled();
-                return Poll::Ready(time.unwrap_or_default());
-            }
+        let now = wait.timer.now();
+        let since = *wait.since.get_or_insert(now);
+        if let Some(leaving) = &mut wait.leaving
+            && leaving.as_mut().poll(cx).is_ready()
+        {
+            wait.leaving = None;
+            wait.draining = Some(now);
         }
+        let next = first([
+            due(since, limits.usual, Elapsed(limits.usual)),
+            due(
+                wait.draining.map(|at| at.max(since)),
+                limits.drain,
+                Elapsed(limits.drain),
+            ),
+        ]);
+        let Elapsed(time) = ready!(wait.timer.poll(next, now, cx));
+        progress.body_stalled();
+        Poll::Ready(time.unwrap_or_default())
     }
 }
 

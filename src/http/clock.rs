@@ -201,7 +201,6 @@ impl Clock {
         }
         if self.draining.is_none() && progress.is_leaving() {
             self.draining = Some(now);
-            progress.drain();
         }
     }
 

@@ -1,13 +1,12 @@
 //! The progress of one connection, seen from its task and from its requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::body::Body;
 use hyper::header::CONNECTION;
 use hyper::{Request, Version};
-use tokio::time::Instant;
 
 use crate::connection::{ConnectionInfo, Life};
 use crate::deadline::Deadlines;
@@ -41,7 +40,6 @@ pub(super) struct Progress {
     pub(super) bodies: BodyLimits,
     /// The number of request bodies that services hold and have not read to their end.
     pub(super) unread: AtomicUsize,
-    draining_since: OnceLock<Instant>,
     in_flight: AtomicUsize,
     /// HTTP/2 only: the number of pieces of responses that wait for the peer to take them.
     queued: AtomicUsize,
@@ -71,7 +69,6 @@ impl Progress {
             info,
             bodies,
             unread: AtomicUsize::new(0),
-            draining_since: OnceLock::new(),
             in_flight: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
@@ -188,14 +185,10 @@ impl Progress {
         self.life().signals.is_raised(Signal::Drain) || self.life().signals.is_raised(Signal::Close)
     }
 
-    /// Notes that the connection drains from now on.
-    pub(super) fn drain(&self) {
-        self.draining_since.get_or_init(Instant::now);
-    }
-
-    /// Returns the time at which the connection began to drain.
-    pub(super) fn draining_since(&self) -> Option<Instant> {
-        self.draining_since.get().copied()
+    /// Waits until the connection drains or closes.
+    pub(super) async fn leaving(&self) {
+        let look = || self.is_leaving().then_some(());
+        self.life().signals.users_until(look).await;
     }
 
     /// Ends an HTTP/1 connection after its response, because nothing after a stalled body can be

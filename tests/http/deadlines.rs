@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::EndReason;
-use tower_tcp::deadline::Deadlines;
+use tower_tcp::deadline::{Deadlines, DrainDeadlines};
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::{Served, serve};
 
@@ -438,5 +438,35 @@ async fn a_head_whose_first_part_came_with_a_request_has_half_a_minute() {
         assert_eq!(seconds(begun), 30);
         drop(client);
         assert_eq!(served.reason().await, EndReason::FrameTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_waits_for_a_body_is_not_woken_in_between() {
+    let at_once = Deadlines::default().drain(DrainDeadlines::default().body(Duration::ZERO));
+    for deadlines in [Deadlines::default(), at_once] {
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&polls);
+        let service = service_fn(move |request: Request<RequestBody>| {
+            let polls = Arc::clone(&counted);
+            let mut read = Box::pin(request.into_body().collect());
+            std::future::poll_fn(move |cx| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                read.as_mut()
+                    .poll(cx)
+                    .map_ok(|_| Response::new(String::new()))
+            })
+        });
+        let served = serve(Http::new(service).deadlines(deadlines));
+        let mut client = served.client().await;
+        client
+            .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nst")
+            .await;
+        settled().await;
+        let before = polls.load(Ordering::Relaxed);
+
+        sleep(Duration::from_secs(20)).await;
+
+        assert_eq!(polls.load(Ordering::Relaxed), before);
     }
 }
