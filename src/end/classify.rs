@@ -97,14 +97,15 @@ impl EndReason {
 pub(crate) struct HttpProgress {
     /// A request is in progress.
     pub(crate) is_busy: bool,
-    /// A service holds a request body that it has not read to its end.
-    pub(crate) has_unread_bodies: bool,
+    /// Too many small data frames of HTTP/2 wait for services that do not read them.
+    pub(crate) has_unread_data: bool,
     /// The peer has finished sending.
     pub(crate) is_peer_done: bool,
 }
 
 /// Returns whether h2 has ended the connection with `ENHANCE_YOUR_CALM`: for too many small data
-/// frames that are not read, or for too many resets. Only the text of its error shows it.
+/// frames that are not read, or for a flood, for example of resets. Only the text of its error shows
+/// it.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);
@@ -141,7 +142,7 @@ impl EndReason {
             } else {
                 Self::Truncated
             }
-        } else if progress.has_unread_bodies && is_excessive_load(hyper) {
+        } else if progress.has_unread_data && is_excessive_load(hyper) {
             Self::UnreadData
         } else if hyper.is_timeout() {
             // An HTTP/2 ping was not answered.

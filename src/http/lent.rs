@@ -226,6 +226,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.progress.note_write(buf);
         self.poll_output(cx, |conn, cx| conn.poll_write(cx, buf))
     }
 
@@ -234,6 +235,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(last) = bufs.last() {
+            self.progress.note_write(last);
+        }
         self.poll_output(cx, |conn, cx| conn.poll_write_vectored(cx, bufs))
     }
 

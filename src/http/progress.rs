@@ -59,6 +59,8 @@ pub(super) struct Progress {
     ends_with_line: AtomicBool,
     /// HTTP/1 only: the current request asks for the connection to close.
     last_request: AtomicBool,
+    /// HTTP/2 only: the peer was told that too many small data frames are unread.
+    refused_data: AtomicBool,
     /// The stream is about to move to another task.
     pub(super) upgrades: AtomicBool,
 }
@@ -78,6 +80,7 @@ impl Progress {
             tail: AtomicU32::new(0),
             ends_with_line: AtomicBool::new(false),
             last_request: AtomicBool::new(false),
+            refused_data: AtomicBool::new(false),
             upgrades: AtomicBool::new(false),
         })
     }
@@ -164,6 +167,15 @@ impl Progress {
         self.tail.store(tail, Ordering::Relaxed);
     }
 
+    /// Notes output, to find out why h2 ends a connection. Its error does not tell unread data from
+    /// a flood of resets, but the `GOAWAY` frame does, at its end.
+    #[inline]
+    pub(super) fn note_write(&self, bytes: &[u8]) {
+        if self.multiplexed.load(Ordering::Relaxed) && bytes.ends_with(b"too_many_data_frames") {
+            self.refused_data.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Notes whether an HTTP/1 request ends with an empty line, and whether it asks for the
     /// connection to close.
     pub(super) fn begin_http1<B: Body>(&self, request: &Request<B>) {
@@ -205,7 +217,7 @@ impl Progress {
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),
-            has_unread_bodies: self.has_unread_bodies(),
+            has_unread_data: self.has_unread_bodies() && self.refused_data.load(Ordering::Relaxed),
             is_peer_done: self.life().is_peer_done(),
         }
     }

@@ -398,3 +398,28 @@ async fn more_small_messages_than_may_wait_are_not_the_fault_of_the_peer() {
     assert_eq!(reason, EndReason::UnreadData);
     assert_eq!(reason.initiator(), Initiator::Server);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_resets_is_the_fault_of_the_peer_while_a_service_holds_a_body() {
+    let served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let (mut reader, mut writer) = tokio::io::split(io);
+    tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await });
+    let held = b"\x83\x86\x41\x01a\x44\x06/never";
+    let begun = writer.write_all(&frame(HEADERS, 4, 1, held)).await;
+    begun.expect("it was open");
+    settled().await;
+    let mut all = Vec::new();
+    for stream in (3..2_000_u32).step_by(2) {
+        all.extend(frame(HEADERS, 4, stream, POST));
+        all.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+    }
+    // The connection may end before.
+    tokio::spawn(async move { writer.write_all(&all).await });
+
+    let reason = served.reason().await;
+
+    assert_eq!(reason, EndReason::CodecError);
+    assert_eq!(reason.initiator(), Initiator::Peer);
+}
