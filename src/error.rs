@@ -109,8 +109,8 @@ impl Panicked {
             .map(|text| (*text).to_owned())
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "something that is not text".to_owned());
-        // The payload is user code's, too, and may panic as it is dropped. The payload of that panic
-        // could do the same without end, so it is never dropped.
+        // The payload is user code's, too, and may panic as it is dropped. The payload of that
+        // panic could do the same without end, so it is never dropped.
         if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(again);
         }

@@ -190,8 +190,8 @@ impl Source {
             socket,
             prepared,
         } = listening;
-        // A socket of the program or of its parent may be anything, whatever its type here says. One
-        // that does not listen would never be readable, or fail each accept.
+        // A socket of the program or of its parent may be anything, whatever its type here says.
+        // One that does not listen would never be readable, or fail each accept.
         if !accepts(&socket)? {
             let err = "the socket does not listen for connections";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, err));

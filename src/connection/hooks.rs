@@ -61,7 +61,16 @@ impl Hooks {
     }
 
     /// Takes the callbacks for a moment, in registration order.
+    #[inline]
     pub(super) fn take_all(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
+        // Many connections never have one.
+        if self.slots.is_empty() {
+            return SmallVec::new();
+        }
+        self.take_some(at)
+    }
+
+    fn take_some(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
         let due = self.slots.iter_mut().filter(|slot| slot.at == at);
         let due = due.filter_map(|slot| slot.hook.take()).collect();
         self.slots.retain(|slot| slot.hook.is_some());

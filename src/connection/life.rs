@@ -241,14 +241,18 @@ impl Life {
     /// callbacks for that moment. A second call does nothing.
     pub(crate) fn begin_closing(&self) {
         self.enter(ConnectionPhase::Closing);
-        let (end, hooks) = match &mut *self.cell() {
+        let told = match &mut *self.cell() {
             EndCell::Open(open) if !open.closing => {
                 open.closing = true;
-                (self.so_far(open), open.hooks.take_all(Moment::Closing))
+                let hooks = open.hooks.take_all(Moment::Closing);
+                // Most connections have none.
+                (!hooks.is_empty()).then(|| (self.so_far(open), hooks))
             }
             _ => return,
         };
-        self.run_all(hooks, &end);
+        if let Some((end, hooks)) = told {
+            self.run_all(hooks, &end);
+        }
         self.signals.tell_users();
     }
 

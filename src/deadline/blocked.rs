@@ -33,7 +33,14 @@ impl Blocked {
     }
 
     /// Records whether output waits, and whether something was written before.
+    #[inline]
     pub(crate) fn note(&mut self, waits: bool, wrote: bool, now: Moment) {
+        if waits || self.is_blocked() {
+            self.note_wait(waits, wrote, now);
+        }
+    }
+
+    fn note_wait(&mut self, waits: bool, wrote: bool, now: Moment) {
         let wait = Wait {
             since: now,
             looked: now,

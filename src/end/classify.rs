@@ -104,8 +104,8 @@ pub(crate) struct HttpProgress {
 }
 
 /// Returns whether h2 has ended the connection with `ENHANCE_YOUR_CALM`: for too many small data
-/// frames that are not read, or for a flood, for example of resets. Only the text of its error shows
-/// it.
+/// frames that are not read, or for a flood, for example of resets. Only the text of its error
+/// shows it.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);

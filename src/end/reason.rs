@@ -152,8 +152,8 @@ impl EndReason {
     }
 
     /// Returns whether a deadline of the connection itself ended it, because the peer did not send
-    /// or read in time, or the service did not answer in time. The maximum age and the deadline of a
-    /// shutdown are none of these.
+    /// or read in time, or the service did not answer in time. The maximum age and the deadline of
+    /// a shutdown are none of these.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,

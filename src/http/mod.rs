@@ -79,8 +79,8 @@
 //! gone. So a response within [10 s](Deadlines::half_closed) is sent, and after that the client
 //! counts as disconnected. A reset is noticed at once, and so is the close of a Unix socket,
 //! however much unread input is behind the request. In memory, and on a stream of your own, the end
-//! of input is noticed only if at most 512 unread bytes are before it, and none of them is of a body
-//! that the service holds and does not read.
+//! of input is noticed only if at most 512 unread bytes are before it, and none of them is of a
+//! body that the service holds and does not read.
 //!
 //! An HTTP/2 connection on which too many small messages wait for services that do not read them
 //! ends with [`UnreadData`](crate::EndReason::UnreadData): see [`Http::configure`].

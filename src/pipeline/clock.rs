@@ -110,22 +110,35 @@ impl Clock {
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Alarm> {
+        let now = self.timer.now();
+        self.note(waiting, writing, now);
+        let waits = (waiting, writing, self.active.is_some());
+        if message.is_none() && self.armed == Some(waits) && self.timer.fires_after(now) {
+            return Poll::Pending;
+        }
+        self.poll_timer(waits, message, life, deadlines, now, cx)
+    }
+
+    /// Computes the deadlines anew. Apart from [`poll`](Self::poll), which rarely needs it.
+    #[inline(never)]
+    fn poll_timer(
+        &mut self,
+        waits: (Waiting, bool, bool),
+        message: Option<Instant>,
+        life: &Life,
+        deadlines: &Deadlines,
+        mut now: Moment,
+        cx: &mut Context<'_>,
+    ) -> Poll<Alarm> {
+        let message = message.map(|at| (self.timer.moment(at), Alarm::Message));
         loop {
-            let now = self.timer.now();
-            self.note(waiting, writing, now);
-            let waits = (waiting, writing, self.active.is_some());
-            if message.is_none() && self.armed == Some(waits) && self.timer.fires_after(now) {
-                return Poll::Pending;
-            }
-            let message = message.map(|at| (self.timer.moment(at), Alarm::Message));
-            let next = first([self.next(waiting, life, deadlines), message]);
+            let next = first([self.next(waits.0, life, deadlines), message]);
             self.armed = next.map(|_| waits);
             let alarm = ready!(self.timer.poll(next, now, cx));
             self.armed = None;
+            now = self.timer.now();
             if !matches!(alarm, Alarm::End(EndReason::WriteTimeout))
-                || self
-                    .blocked
-                    .is_over(life, deadlines.write, self.timer.now())
+                || self.blocked.is_over(life, deadlines.write, now)
             {
                 return Poll::Ready(alarm);
             }

@@ -126,21 +126,10 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_paused_while_it_waits_for_a_shared_limit_rests_on_a_permit() {
+async fn a_connection_that_is_paused_while_it_waits_for_a_shared_limit_keeps_no_permit() {
     let limited = ServiceBuilder::new().concurrency_limit(1).service_fn(desk);
 
-    assert!(!answers_beside_one_paused(move || limited.clone()).await);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_connection_that_is_paused_while_it_waits_in_a_oneshot_does_not() {
-    let limited = ServiceBuilder::new().concurrency_limit(1).service_fn(desk);
-    let make = move || {
-        let limited = limited.clone();
-        service_fn(move |line: Bytes| limited.clone().oneshot(line))
-    };
-
-    assert!(answers_beside_one_paused(make).await);
+    assert!(answers_beside_one_paused(move || limited.clone()).await);
 }
 
 #[tokio::test(start_paused = true)]
