@@ -272,7 +272,7 @@ async fn what_is_scraped_agrees_with_the_load_to_the_unit() {
                 CLIENTS + scrapes,
                 staying.len() + 1, // and the scrape
                 others + scrapes - 1,
-                others,
+                others + scrapes - 1, // each scrape asks for the close
                 load + scrapes,
                 0,
                 load,
