@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, Life, Sent};
-use crate::deadline::after;
+use crate::deadline::{LOOKS, after};
 use crate::end::EndReason;
 
 /// The bounds of an orderly close.
@@ -163,9 +163,6 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The number of checks, per time to write, of what the peer takes.
-const LOOKS: u32 = 16;
-
 /// The shortest time between two checks.
 const SHORT: Duration = Duration::from_millis(10);
 
@@ -180,7 +177,7 @@ enum Step {
     Wait(Duration),
 }
 
-/// What the peer takes of the last bytes, as far as the system tells.
+/// The progress of the peer with the last bytes, as far as the system reports it.
 struct Taking {
     sent: Option<Sent>,
     /// The last time it was known to take something.

@@ -52,7 +52,7 @@ pub(crate) struct Chat {
 #[derive(Clone)]
 pub(crate) struct Room {
     members: Registry<Seat, Bytes, Message>,
-    /// How long a member may read nothing.
+    /// The time after which a member that reads nothing is closed.
     patience: Duration,
     /// The number of the next seat.
     next: u64,

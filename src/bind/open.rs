@@ -15,7 +15,7 @@ pub(super) struct Listening {
     // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
-    /// Whether it has the options that accepted sockets inherit.
+    /// The socket has the options that accepted sockets inherit.
     pub(super) prepared: bool,
 }
 

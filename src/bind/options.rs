@@ -305,8 +305,8 @@ impl SocketOptions {
     }
 }
 
-/// Whether an accepted socket has the options of the listening one, so that they need not be set
-/// for each connection.
+/// An accepted socket has the options of the listening one, so they need not be set for each
+/// connection.
 const INHERITED: bool = cfg!(target_os = "linux");
 
 #[cfg(target_os = "linux")]

@@ -63,8 +63,8 @@ impl AsFd for Socket {
     }
 }
 
-/// Whether a short read shows that no more input is there, and a short write that there is no more
-/// room, so that the next change wakes the task. That is so for epoll and kqueue.
+/// A short read shows that there is no more input, and a short write that there is no more room, so
+/// the next change wakes the task. That is so for epoll and kqueue.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",

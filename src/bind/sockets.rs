@@ -172,7 +172,7 @@ struct Source {
     // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     _path: Option<OwnPath>,
     socket: AsyncFd<socket2::Socket>,
-    /// Whether it has the options that accepted sockets inherit.
+    /// The socket has the options that accepted sockets inherit.
     prepared: bool,
     local: Address,
 }

@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) family: Family,
-    /// Whether it is reset when its peer is cut off.
+    /// The socket is reset when its peer is cut off.
     resets: bool,
     /// The bytes written to it. Only the owner adds to them.
     written: AtomicU64,
@@ -76,8 +76,9 @@ impl AsFd for Wire {
 pub(crate) struct Sent {
     /// All bytes that were written to it.
     written: u64,
-    /// What the peer has not taken yet: over TCP the bytes that it has not acknowledged, over a
-    /// Unix socket the memory of what it has not read. Zero once nothing can arrive any more.
+    /// The part that the peer has not taken yet: over TCP the bytes that it has not acknowledged,
+    /// over a Unix socket the memory of the bytes that it has not read. Zero once nothing can arrive
+    /// any more.
     pub(crate) left: u64,
 }
 

@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
-/// The number of checks per deadline. So a deadline is late by at most a sixteenth.
-const LOOKS: u32 = 16;
+/// The number of checks of what a peer takes, per time to write. So that deadline is late by at most
+/// a sixteenth.
+pub(crate) const LOOKS: u32 = 16;
 
-/// Whether output waits for the peer, and since when the peer has taken nothing.
+/// Output that waits for the peer, and the time since which the peer has taken nothing.
 ///
 /// Boxed, because most connections never wait.
 #[derive(Debug, Default)]

@@ -25,7 +25,7 @@ mod watch;
 pub use layer::{Deadline, DeadlineFuture, DeadlineLayer};
 use std::time::Duration;
 
-pub(crate) use blocked::Blocked;
+pub(crate) use blocked::{Blocked, LOOKS};
 pub(crate) use timer::{Due, Moment, Timer, after, due, first};
 pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
