@@ -77,8 +77,8 @@ pub(crate) struct Sent {
     /// All bytes that were written to it.
     written: u64,
     /// The part that the peer has not taken yet: over TCP the bytes that it has not acknowledged,
-    /// over a Unix socket the memory of the bytes that it has not read. Zero once nothing can arrive
-    /// any more.
+    /// over a Unix socket the memory of the bytes that it has not read. Zero once nothing can
+    /// arrive any more.
     pub(crate) left: u64,
 }
 

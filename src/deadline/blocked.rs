@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
-/// The number of checks of what a peer takes, per time to write. So that deadline is late by at most
-/// a sixteenth.
+/// The number of checks of what a peer takes, per time to write. So that deadline is late by at
+/// most a sixteenth.
 pub(crate) const LOOKS: u32 = 16;
 
 /// Output that waits for the peer, and the time since which the peer has taken nothing.
