@@ -8,6 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::{pending, ready};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
+use tower_tcp::{Address, BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
 use tracing::field::{Field, Visit};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Subscriber, span};
@@ -375,6 +376,58 @@ async fn the_span_has_the_names_of_open_telemetry() {
         assert_eq!(span.fields.get(name), value, "{name}");
     }
     assert!(!span.fields.get("connection.id").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_address_that_a_hook_sets_is_seen_by_everybody() {
+    let (capture, _guard) = Capture::begin();
+    let hook = service_fn(|mut conn: Connection<DuplexStream>| {
+        // As seen by a server of both families.
+        conn.set_client_addr(SocketAddr::from((
+            Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped(),
+            4711,
+        )));
+        conn.insert("a fact");
+        ready(Ok::<_, BoxError>(conn))
+    });
+    let make = service_fn(|peer: Peer<Bytes>| {
+        let text = format!(
+            "{} by {}",
+            peer.info().client_addr(),
+            peer.info().peer_addr()
+        );
+        ready(Ok::<_, BoxError>(service_fn(move |_request: Bytes| {
+            ready(Ok::<_, BoxError>(Bytes::from(text.clone())))
+        })))
+    });
+    let served = serve(
+        ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .layer(PreConnectLayer::new(hook))
+            .service(Pipeline::new(Lines::default).make_service(make)),
+    );
+    let mut client = served.client().await;
+
+    client.send("who?\n").await;
+    assert_eq!(client.line().await, "192.0.2.7:4711 by memory:1");
+
+    let live = served.handle().connections().next().unwrap();
+    assert_eq!(live.client_addr().to_string(), "192.0.2.7:4711");
+    assert_eq!(live.peer_addr(), &Address::Memory(1));
+    assert_eq!(live.get(), Some(&"a fact"));
+    let (open, _) = capture.spans();
+    let span = open.iter().find(|span| span.name == "tcp.connection");
+    assert_eq!(span.unwrap().fields.get("client.address"), "192.0.2.7");
+    client.finish().await;
+    served.end().await;
+    let events = capture.events("connection.closed");
+    let (_, closed) = capture.spans();
+    let span = closed.iter().find(|span| span.name == "tcp.connection");
+    for fields in [&events[0].fields, &span.unwrap().fields] {
+        assert_eq!(fields.get("client.address"), "192.0.2.7");
+        assert_eq!(fields.get("client.port"), "4711");
+        assert_eq!(fields.get("network.peer.address"), "memory:1");
+    }
 }
 
 #[tokio::test(start_paused = true)]

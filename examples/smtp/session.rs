@@ -117,7 +117,7 @@ impl Session<Input> for SmtpSession {
 
 impl SmtpSession {
     pub(crate) fn new(shared: Arc<Shared>, peer: &Peer<Answer>, secured: bool) -> Self {
-        let address = peer.info().peer_addr();
+        let address = peer.info().client_addr();
         let client = Client {
             address: address
                 .tcp()

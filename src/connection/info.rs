@@ -7,8 +7,7 @@ use tokio::time::Instant;
 use super::address::Address;
 use super::hooks::Moment;
 use super::life::Life;
-use super::origin::{ConnectionId, Origin};
-use super::wire::Probe;
+use super::origin::ConnectionId;
 use crate::end::End;
 use crate::signals::Signal;
 
@@ -20,47 +19,29 @@ use crate::signals::Signal;
 #[doc(alias = "ConnectInfo")]
 pub struct ConnectionInfo {
     pub(crate) life: Arc<Life>,
-    facts: Option<Arc<Fact>>,
-}
-
-/// A fact added by a hook, in front of the older ones. A clone of the info made before does not see
-/// it.
-struct Fact {
-    fact: Box<dyn Any + Send + Sync>,
-    before: Option<Arc<Self>>,
 }
 
 impl ConnectionInfo {
-    pub(super) fn new(peer_addr: Address, local_addr: Address, probe: Probe) -> Self {
-        let origin = Origin {
-            id: ConnectionId::next(),
-            peer_addr,
-            local_addr,
-            accepted_at: Instant::now(),
-        };
-        Self {
-            life: Arc::new(Life::new(origin, probe)),
-            facts: None,
-        }
-    }
-
-    pub(super) fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
-        self.facts = Some(Arc::new(Fact {
-            fact: Box::new(fact),
-            before: self.facts.take(),
-        }));
-    }
-
     /// Returns the connection's number.
     pub fn id(&self) -> ConnectionId {
         self.life.origin.id
     }
 
-    /// Returns the address of the peer.
+    /// Returns the address of the peer, which is the other end of the socket. Behind a proxy or a
+    /// balancer, that is the hop and not the client. It is OpenTelemetry's `network.peer.address`.
     #[doc(alias = "peer")]
     #[doc(alias = "remote_addr")]
     pub fn peer_addr(&self) -> &Address {
         &self.life.origin.peer_addr
+    }
+
+    /// Returns the address of the client: the one that a trusted hop has reported
+    /// ([`Connection::set_client_addr`](super::Connection::set_client_addr)), or else
+    /// [`peer_addr`](Self::peer_addr). It is OpenTelemetry's `client.address`.
+    #[doc(alias = "client_ip")]
+    #[doc(alias = "x-forwarded-for")]
+    pub fn client_addr(&self) -> &Address {
+        self.life.origin.client_addr()
     }
 
     /// Returns the address that the peer connected to.
@@ -137,8 +118,7 @@ impl ConnectionInfo {
 
     /// Returns the fact of type `F`, if a hook has added one. The latest of its type counts.
     pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
-        std::iter::successors(self.facts.as_deref(), |fact| fact.before.as_deref())
-            .find_map(|fact| fact.fact.downcast_ref())
+        self.life.origin.facts.get()
     }
 }
 
@@ -147,6 +127,7 @@ impl fmt::Debug for ConnectionInfo {
         f.debug_struct("ConnectionInfo")
             .field("id", &self.id())
             .field("peer_addr", self.peer_addr())
+            .field("client_addr", self.client_addr())
             .field("local_addr", self.local_addr())
             .finish_non_exhaustive()
     }

@@ -1,6 +1,7 @@
 //! A connection as it passes between the rooms: its stream, the facts about it, and its end.
 
 mod address;
+mod facts;
 mod hooks;
 mod info;
 mod life;
@@ -46,7 +47,9 @@ pub struct Connection<Io> {
 
 impl<Io> Connection<Io> {
     pub(crate) fn new(io: Io, peer_addr: Address, local_addr: Address, probe: Probe) -> Self {
-        let info = ConnectionInfo::new(peer_addr, local_addr, probe);
+        let origin = Origin::new(peer_addr, local_addr);
+        let life = Arc::new(Life::new(origin, probe));
+        let info = ConnectionInfo { life };
         Self { io, info }
     }
 
@@ -59,12 +62,47 @@ impl<Io> Connection<Io> {
         &self.info
     }
 
-    /// Adds a fact for the layers and services behind this hook, which find it by its type with
-    /// [`ConnectionInfo::get`].
+    /// Adds a fact, which everybody who sees the connection finds by its type: services and layers
+    /// by [`ConnectionInfo::get`], others by [`LiveConnection::get`](crate::LiveConnection::get).
     ///
-    /// A second fact of the same type hides the first.
+    /// A second fact of the same type hides the first. Facts are dropped with the last view of the
+    /// connection, which may be after its end.
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
-        self.info.insert(fact);
+        self.life().origin.facts.insert(fact);
+    }
+
+    /// Sets the address of the client, as a trusted hop between it and this server has reported it.
+    /// The hook of such a hop's protocol calls this.
+    ///
+    /// From then on [`ConnectionInfo::client_addr`] returns it. The span and the closing event of
+    /// the connection have it as `client.address` and `client.port`. If several hooks set it, the
+    /// last one counts, because it has read the header of the hop that is nearest to the client.
+    ///
+    /// ```
+    /// use tower::{ServiceBuilder, service_fn};
+    /// use tower_tcp::bind::Socket;
+    /// use tower_tcp::preconnect::PreConnectLayer;
+    /// use tower_tcp::{Address, BoxError, Connection};
+    ///
+    /// /// The address in the header that the connection begins with.
+    /// async fn read_header(conn: &mut Connection<Socket>) -> Result<Address, BoxError> {
+    ///     # let _ = conn;
+    ///     # Ok(Address::Unix(None))
+    ///     // ..
+    /// }
+    ///
+    /// let header = service_fn(|mut conn: Connection<Socket>| async move {
+    ///     let client_addr = read_header(&mut conn).await?;
+    ///     conn.set_client_addr(client_addr);
+    ///     Ok::<_, BoxError>(conn)
+    /// });
+    /// let stack = ServiceBuilder::new()
+    ///     .layer(PreConnectLayer::new(header))
+    ///     .service_fn(|conn: Connection<Socket>| async move { Ok::<_, BoxError>(drop(conn)) });
+    /// # drop(stack);
+    /// ```
+    pub fn set_client_addr(&mut self, client_addr: impl Into<Address>) {
+        self.life().origin.set_client_addr(client_addr.into());
     }
 
     /// Returns a reference to the stream.

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
 use super::address::Address;
+use super::facts::Facts;
 
 /// The number of a connection. It is never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
-    pub(super) fn next() -> Self {
+    fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -27,11 +28,41 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// The facts known at accept.
+/// The address of the client that a hook has set.
+struct ClientAddr(Address);
+
+/// The facts known at accept, and those that hooks add.
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) id: ConnectionId,
     pub(crate) peer_addr: Address,
     pub(crate) local_addr: Address,
     pub(crate) accepted_at: Instant,
+    pub(crate) facts: Facts,
+}
+
+impl Origin {
+    pub(super) fn new(peer_addr: Address, local_addr: Address) -> Self {
+        Self {
+            id: ConnectionId::next(),
+            peer_addr,
+            local_addr,
+            accepted_at: Instant::now(),
+            facts: Facts::default(),
+        }
+    }
+
+    pub(super) fn set_client_addr(&self, client_addr: Address) {
+        self.facts.insert(ClientAddr(client_addr));
+    }
+
+    /// Returns the address of the client, if a hook has set it.
+    pub(crate) fn vouched_client_addr(&self) -> Option<&Address> {
+        self.facts.get().map(|ClientAddr(addr)| addr)
+    }
+
+    /// Returns the address of the client: the one that a hook has set, or else the peer's.
+    pub(crate) fn client_addr(&self) -> &Address {
+        self.vouched_client_addr().unwrap_or(&self.peer_addr)
+    }
 }

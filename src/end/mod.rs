@@ -100,8 +100,27 @@ impl StdError for ConnectionEnded {
 }
 
 impl ConnectionEnded {
-    /// Creates an end with an error as its cause.
-    pub(crate) fn caused(reason: EndReason, cause: impl Into<crate::error::BoxError>) -> Self {
+    /// Creates an end with an error as its cause. For an end without one, convert the reason:
+    /// `ConnectionEnded::from(EndReason::Rejected)`.
+    ///
+    /// A hook, a layer or a connection service that fails with it ends the connection with this
+    /// reason. So does a stock `Filter` around connections, which would otherwise end them with
+    /// [`ServiceError`](EndReason::ServiceError):
+    ///
+    /// ```
+    /// use tower::ServiceBuilder;
+    /// use tower_tcp::bind::Socket;
+    /// use tower_tcp::{BoxError, Connection, ConnectionEnded, EndReason};
+    ///
+    /// let stack = ServiceBuilder::new()
+    ///     .filter(|conn: Connection<Socket>| match conn.info().client_addr().tcp() {
+    ///         Some(addr) if addr.ip().is_loopback() => Ok(conn),
+    ///         _ => Err(ConnectionEnded::new(EndReason::Rejected, "not from here")),
+    ///     })
+    ///     .service_fn(|conn: Connection<Socket>| async move { Ok::<_, BoxError>(drop(conn)) });
+    /// # drop(stack);
+    /// ```
+    pub fn new(reason: EndReason, cause: impl Into<crate::error::BoxError>) -> Self {
         Self {
             reason,
             cause: Some(Arc::from(cause.into())),
@@ -132,7 +151,7 @@ mod tests {
     fn the_cause_of_an_end_can_be_found_by_its_type() {
         let err = std::io::Error::from(std::io::ErrorKind::TimedOut);
 
-        let ended = ConnectionEnded::caused(EndReason::IoError, err);
+        let ended = ConnectionEnded::new(EndReason::IoError, err);
 
         assert!(find_cause::<std::io::Error>(&ended).is_some());
     }

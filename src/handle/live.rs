@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +19,21 @@ impl LiveConnection {
         self.life.origin.id
     }
 
-    /// Returns the address of the peer.
+    /// Returns the address of the peer, which is the other end of the socket.
     pub fn peer_addr(&self) -> &Address {
         &self.life.origin.peer_addr
+    }
+
+    /// Returns the address of the client, as
+    /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr) does.
+    pub fn client_addr(&self) -> &Address {
+        self.life.origin.client_addr()
+    }
+
+    /// Returns the fact of type `F`, if a hook has added one, as
+    /// [`ConnectionInfo::get`](crate::ConnectionInfo::get) does.
+    pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
+        self.life.origin.facts.get()
     }
 
     /// Returns the address that the peer connected to.
@@ -98,6 +111,7 @@ impl fmt::Debug for LiveConnection {
         f.debug_struct("LiveConnection")
             .field("id", &self.id())
             .field("peer_addr", self.peer_addr())
+            .field("client_addr", self.client_addr())
             .field("phase", &self.phase())
             .finish_non_exhaustive()
     }

@@ -41,12 +41,13 @@
 //! the protocol that ALPN selected), and whether it is draining. In axum, extract it with
 //! `Extension(info): Extension<ConnectionInfo>`.
 //!
-//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection:
+//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. Behind a hook
+//! for a proxy's header, `client_addr` is the client's address, and else the peer's:
 //!
 //! ```text
 //! Http::make_service(service_fn(move |info: ConnectionInfo| {
-//!     let peer = info.peer_addr().tcp().map(|addr| Extension(ConnectInfo(addr)));
-//!     ready(Ok::<_, Infallible>(option_layer(peer).layer(router.clone())))
+//!     let client = info.client_addr().tcp().map(|addr| Extension(ConnectInfo(addr)));
+//!     ready(Ok::<_, Infallible>(option_layer(client).layer(router.clone())))
 //! }))
 //! ```
 //!

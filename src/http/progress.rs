@@ -225,7 +225,7 @@ impl Progress {
     /// Ends the connection because of a panic in user code, once other requests in flight are done.
     #[cold]
     pub(super) fn panicked(&self, panicked: Panicked) -> BoxError {
-        let panicked = ConnectionEnded::caused(EndReason::Panic, panicked);
+        let panicked = ConnectionEnded::new(EndReason::Panic, panicked);
         self.life()
             .set_reason(panicked.reason, panicked.cause.clone());
         self.life().signals.raise(Signal::Close);

@@ -71,11 +71,11 @@ where
             let service = match limit {
                 Some(limit) => tokio::time::timeout(limit, make)
                     .await
-                    .map_err(|late| ConnectionEnded::caused(EndReason::MakeServiceError, late))?,
+                    .map_err(|late| ConnectionEnded::new(EndReason::MakeServiceError, late))?,
                 None => make.await,
             };
             let service =
-                service.map_err(|err| ConnectionEnded::caused(EndReason::MakeServiceError, err))?;
+                service.map_err(|err| ConnectionEnded::new(EndReason::MakeServiceError, err))?;
             serve(conn, service, &settings).await
         }))
     }
@@ -126,7 +126,7 @@ where
                 if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
                     let ended = served.err().map(|err| {
                         let reason = EndReason::of_hyper(&*err, progress.as_failed());
-                        ConnectionEnded::caused(reason, err)
+                        ConnectionEnded::new(reason, err)
                     });
                     // During a graceful close with no request in progress, the peer may disconnect
                     // in any way.

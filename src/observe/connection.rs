@@ -98,9 +98,24 @@ fn span(info: &ConnectionInfo) -> Span {
         network.peer.port = port(info.peer_addr()),
         network.local.address = address(info.local_addr()),
         network.local.port = port(info.local_addr()),
+        client.address = Empty,
+        client.port = Empty,
         close.reason = Empty,
         close.initiator = Empty,
     )
+}
+
+/// Records the client's address in the current span, which is the connection's, if a hook has set
+/// the address.
+pub(crate) fn record_client(origin: &Origin) {
+    let Some(client_addr) = origin.vouched_client_addr() else {
+        return;
+    };
+    let span = Span::current();
+    span.record("client.address", address(client_addr));
+    if let Some(port) = port(client_addr) {
+        span.record("client.port", port);
+    }
 }
 
 fn level(reason: EndReason) -> Level {
@@ -125,6 +140,7 @@ fn ended(span: &Span, reason: EndReason) {
 
 /// Emits the closing event. It has the peer's address, because a filter may have disabled the span.
 fn closed(origin: &Origin, end: &End) {
+    let client_addr = origin.vouched_client_addr();
     macro_rules! closed {
         ($level:expr) => {
             tracing::event!(
@@ -133,6 +149,8 @@ fn closed(origin: &Origin, end: &End) {
                 connection.id = signed(origin.id.get()),
                 network.peer.address = address(&origin.peer_addr),
                 network.peer.port = port(&origin.peer_addr),
+                client.address = client_addr.map(address),
+                client.port = client_addr.and_then(port),
                 close.reason = end.reason().as_str(),
                 close.initiator = end.reason().initiator().as_str(),
                 error = end.error().map(ErrorChain).map(tracing::field::display),

@@ -13,7 +13,7 @@
 //!
 //! | span | level | fields | made by |
 //! | --- | --- | --- | --- |
-//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
+//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; once the hooks are done `client.address`, `client.port` if a trusted hop has reported them; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
 //! | `pre_connect` | debug | `otel.kind` = `internal` | [`PreConnectLayer`](crate::preconnect::PreConnectLayer), around its hooks |
 //! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as in the metric | the hook `Tls` |
 //! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], by default |
@@ -25,7 +25,7 @@
 //!
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
-//! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | with an `error`: check the service |
+//! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | with an `error`: check the service |
 //! | `request.failed` | warn | `connection.id`, `error` | a service error that did not end the connection, because the error policy is off or the error belongs to one HTTP/2 stream: handle it in the service |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the client was gone |
 //! | `accept.stalled` | warn | `error`, `error.type` | the process lacks a resource, usually file descriptors; logged once per episode |
@@ -102,6 +102,7 @@ pub(crate) mod metrics;
 mod request;
 
 pub(crate) use chain::ErrorChain;
+pub(crate) use connection::record_client;
 pub use connection::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 #[cfg(feature = "tls")]
 pub(crate) use handshake::Handshake;

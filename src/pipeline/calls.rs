@@ -66,8 +66,8 @@ where
         let ended = match polled {
             Ok(Poll::Ready(Ok(()))) => return true,
             Ok(Poll::Pending) => return false,
-            Ok(Poll::Ready(Err(err))) => ConnectionEnded::caused(EndReason::ServiceNotReady, err),
-            Err(panicked) => ConnectionEnded::caused(EndReason::Panic, panicked),
+            Ok(Poll::Ready(Err(err))) => ConnectionEnded::new(EndReason::ServiceNotReady, err),
+            Err(panicked) => ConnectionEnded::new(EndReason::Panic, panicked),
         };
         self.engine.end(ended, Leaves::Requests);
         false

@@ -85,7 +85,7 @@ where
     };
     match made {
         Ok(Ok(made)) => return Some(events(made)),
-        Ok(Err(err)) => engine.fail(ConnectionEnded::caused(EndReason::MakeServiceError, err)),
+        Ok(Err(err)) => engine.fail(ConnectionEnded::new(EndReason::MakeServiceError, err)),
         Err(panicked) => engine.panicked(panicked),
     }
     None
@@ -124,7 +124,7 @@ where
     match limit {
         Some(limit) => tokio::time::timeout(limit, ready)
             .await
-            .map_err(|late| ConnectionEnded::caused(EndReason::MakeServiceError, late))?,
+            .map_err(|late| ConnectionEnded::new(EndReason::MakeServiceError, late))?,
         None => ready.await,
     }?;
     next.upgrade(conn).await?;

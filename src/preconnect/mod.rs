@@ -60,6 +60,7 @@ use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, ServiceError, find_cause};
 use crate::make::{CloneForConnection, oneshot, readied};
+use crate::observe::record_client;
 
 pub use chain::{Chain, PreConnectExt};
 pub use detect::{Detection, Protocol};
@@ -194,9 +195,11 @@ where
         life.enter(ConnectionPhase::PreConnect);
         let span = tracing::debug_span!(target: "tower_tcp", "pre_connect", otel.kind = "internal");
         PreConnectFuture(PreConnectState::Hooks(Box::pin(async move {
-            let (mut service, conn) = within(times, &life, ticket, through(hook, inner, conn))
+            let hooked = within(times, &life, ticket, through(hook, inner, conn))
                 .instrument(span)
-                .await?;
+                .await;
+            record_client(&life.origin);
+            let (mut service, conn) = hooked?;
             conn.life().enter(ConnectionPhase::Serving);
             Ok(service.call(conn))
         })))
@@ -227,7 +230,7 @@ fn rejected(err: impl Into<BoxError>) -> BoxError {
     if find_cause::<ConnectionEnded>(&*err).is_some() {
         return err;
     }
-    ConnectionEnded::caused(EndReason::Rejected, err).into()
+    ConnectionEnded::new(EndReason::Rejected, err).into()
 }
 
 async fn within<T>(
@@ -242,7 +245,7 @@ async fn within<T>(
     match select(work, select(elapsed, ticket.evicted())).await {
         future::Either::Left((done, _)) => done,
         future::Either::Right((future::Either::Left((ended, _)), _)) => Err(ended.into()),
-        future::Either::Right((future::Either::Right(((), _)), _)) => Err(ConnectionEnded::caused(
+        future::Either::Right((future::Either::Right(((), _)), _)) => Err(ConnectionEnded::new(
             EndReason::PreConnectEvicted,
             BoxError::from(PreConnectEvicted),
         )

@@ -201,7 +201,7 @@ where
 
 fn ended_by(err: io::Error) -> ConnectionEnded {
     let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
-    ConnectionEnded::caused(reason, err)
+    ConnectionEnded::new(reason, err)
 }
 
 /// Reads until the detector decides. The inner error ends a connection that is refused.
@@ -225,5 +225,5 @@ async fn find<Io: AsyncRead + Unpin, F>(
         }
     }
     let unknown = BoxError::from(UnknownProtocol);
-    Ok(Err(ConnectionEnded::caused(EndReason::Rejected, unknown)))
+    Ok(Err(ConnectionEnded::new(EndReason::Rejected, unknown)))
 }

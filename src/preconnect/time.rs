@@ -71,7 +71,7 @@ impl Times {
             let reason = ready!(timer.poll(next, now, cx));
             Poll::Ready(match self.deadline {
                 Some(time) if reason == EndReason::PreConnectTimeout => {
-                    ConnectionEnded::caused(reason, BoxError::from(PreConnectElapsed(time)))
+                    ConnectionEnded::new(reason, BoxError::from(PreConnectElapsed(time)))
                 }
                 _ => reason.into(),
             })

@@ -72,9 +72,9 @@ impl Outcome {
             // Services of this crate return the end as they report it.
             Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
                 Ok(ended) => *ended,
-                Err(err) => ConnectionEnded::caused(EndReason::of_stack(&*err), err),
+                Err(err) => ConnectionEnded::new(EndReason::of_stack(&*err), err),
             },
-            Self::Panicked(panicked) => ConnectionEnded::caused(EndReason::Panic, panicked),
+            Self::Panicked(panicked) => ConnectionEnded::new(EndReason::Panic, panicked),
             Self::Dropped => EndReason::Killed.into(),
         }
     }

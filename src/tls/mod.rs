@@ -155,7 +155,7 @@ where
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
                     // Settled before the wait below, during which a deadline may drop this future.
                     let ended =
-                        conn.ended(ConnectionEnded::caused(EndReason::TlsHandshakeFailed, err));
+                        conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
                     if alerted {
                         deliver_alert(io).await;
                     }

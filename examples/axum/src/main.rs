@@ -76,11 +76,11 @@ async fn main() -> Result<(), BoxError> {
     let app = app::app();
     let http = Http::make_service(service_fn(move |info: ConnectionInfo| {
         // The same as axum's `into_make_service_with_connect_info`, which needs a listener of axum.
-        let peer = info
-            .peer_addr()
+        let client = info
+            .client_addr()
             .tcp()
             .map(|addr| Extension(ConnectInfo(addr)));
-        let app = option_layer(peer).layer(app.clone());
+        let app = option_layer(client).layer(app.clone());
         ready(Ok::<_, Infallible>(app))
     }));
     let own = tempfile::tempdir()?; // removed at the end

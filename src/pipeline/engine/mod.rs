@@ -220,7 +220,7 @@ where
 
     fn io_failed(&mut self, err: std::io::Error) {
         let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
-        self.end(ConnectionEnded::caused(reason, err), Leaves::Output);
+        self.end(ConnectionEnded::new(reason, err), Leaves::Output);
     }
 
     pub(in crate::pipeline) fn is_ending(&self) -> bool {
@@ -236,6 +236,6 @@ where
     /// still sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
         self.output.drop_torn();
-        self.fail(ConnectionEnded::caused(EndReason::Panic, panicked));
+        self.fail(ConnectionEnded::new(EndReason::Panic, panicked));
     }
 }

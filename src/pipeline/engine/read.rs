@@ -91,7 +91,7 @@ where
     pub(super) fn decode_eof(&mut self) -> Option<C::Item> {
         if let Decoding::CutOff(err) = std::mem::replace(&mut self.decoding, Decoding::MayHaveFrame)
         {
-            let ended = ConnectionEnded::caused(EndReason::Truncated, err);
+            let ended = ConnectionEnded::new(EndReason::Truncated, err);
             self.end(ended, Leaves::Input);
             return None;
         }
@@ -118,7 +118,7 @@ where
             Ok(None) => self.end(EndReason::Truncated, Leaves::Input),
             Err(err) => {
                 self.end(
-                    ConnectionEnded::caused(EndReason::Truncated, err),
+                    ConnectionEnded::new(EndReason::Truncated, err),
                     Leaves::Input,
                 );
             }
@@ -129,7 +129,7 @@ where
     #[cold]
     fn decoder_panicked(&mut self, panicked: Panicked) -> Option<C::Item> {
         self.end(
-            ConnectionEnded::caused(EndReason::Panic, panicked),
+            ConnectionEnded::new(EndReason::Panic, panicked),
             Leaves::Input,
         );
         None
@@ -155,7 +155,7 @@ where
 
     fn end_of_frames(&mut self, err: BoxError) {
         let reason = EndReason::of_decoder(&*err);
-        self.end(ConnectionEnded::caused(reason, err), Leaves::Input);
+        self.end(ConnectionEnded::new(reason, err), Leaves::Input);
     }
 
     pub(super) fn poll_read(&mut self, at_most: usize, cx: &mut Context<'_>) -> Poll<()> {

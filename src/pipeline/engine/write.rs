@@ -118,9 +118,9 @@ where
     fn failed(&mut self, err: BoxError) {
         let panicked = find_cause::<Panicked>(&*err).is_some();
         if panicked {
-            self.fail(ConnectionEnded::caused(EndReason::Panic, err));
+            self.fail(ConnectionEnded::new(EndReason::Panic, err));
         } else if self.settings.policy == ErrorPolicy::Shutdown || is_shutdown(&*err) {
-            self.fail(ConnectionEnded::caused(EndReason::ServiceError, err));
+            self.fail(ConnectionEnded::new(EndReason::ServiceError, err));
         } else {
             let id = signed(self.conn.info().id().get());
             let error = ErrorChain(&*err);
@@ -139,7 +139,7 @@ where
     fn encode(&mut self, frame: T) {
         let Self { output, codec, .. } = self;
         if let Err(err) = output.encode(|buf| codec.encode(frame, buf)) {
-            self.fail(ConnectionEnded::caused(EndReason::EncodeError, err));
+            self.fail(ConnectionEnded::new(EndReason::EncodeError, err));
         }
         // Buffered bytes that were no frame may be one now, because encoding can change the codec's
         // mode.

@@ -413,7 +413,7 @@ impl<T, M> Peer<T, M> {
     /// the [`error`](End::error) of the end and is part of the closing event. The reason remains
     /// [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn close_because(&self, why: impl Into<BoxError>) {
-        let why = ConnectionEnded::caused(EndReason::ServiceClosed, why);
+        let why = ConnectionEnded::new(EndReason::ServiceClosed, why);
         self.channel.info.life.set_reason(why.reason, why.cause);
         self.close();
     }

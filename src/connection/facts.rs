@@ -1,0 +1,61 @@
+use std::any::Any;
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The facts that hooks have added, each under its type. Readers need no lock.
+#[derive(Default)]
+pub(crate) struct Facts(OnceLock<Box<Fact>>);
+
+struct Fact {
+    fact: Box<dyn Any + Send + Sync>,
+    next: Facts,
+}
+
+impl Facts {
+    /// Adds a fact behind the older ones.
+    pub(super) fn insert<F: Any + Send + Sync>(&self, fact: F) {
+        let mut end = self;
+        let mut fact = Box::new(Fact {
+            fact: Box::new(fact),
+            next: Self::default(),
+        });
+        while let Err(taken) = end.0.set(fact) {
+            fact = taken;
+            match end.0.get() {
+                Some(other) => end = &other.next,
+                None => return,
+            }
+        }
+    }
+
+    /// Returns the latest fact of type `F`.
+    pub(crate) fn get<F: Any>(&self) -> Option<&F> {
+        let facts = std::iter::successors(self.0.get(), |fact| fact.next.0.get());
+        facts.filter_map(|fact| fact.fact.downcast_ref()).last()
+    }
+}
+
+impl fmt::Debug for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Facts").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_fact_of_a_type_counts_and_hides_no_other_type() {
+        let facts = Facts::default();
+        assert_eq!(facts.get::<u8>(), None);
+
+        facts.insert(1_u8);
+        facts.insert("text");
+        facts.insert(2_u8);
+
+        assert_eq!(facts.get::<u8>(), Some(&2));
+        assert_eq!(facts.get::<&str>(), Some(&"text"));
+        assert_eq!(facts.get::<u16>(), None);
+    }
+}
