@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, Life, Sent};
-use crate::deadline::{LOOKS, after};
+use crate::deadline::{LOOKS, MinRate, Pace, Timer, after};
 use crate::end::EndReason;
 
 /// The bounds of an orderly close.
@@ -27,6 +27,7 @@ pub struct Linger {
     write: Duration,
     time: Duration,
     bytes: usize,
+    min_rate: Option<MinRate>,
 }
 
 impl Default for Linger {
@@ -35,6 +36,7 @@ impl Default for Linger {
             write: Duration::from_secs(30),
             time: Duration::from_secs(2),
             bytes: 256 * 1024,
+            min_rate: None,
         }
     }
 }
@@ -74,6 +76,23 @@ impl Linger {
         self.bytes = bytes;
         self
     }
+
+    /// Sets the least rate at which the peer must take the remaining output.
+    ///
+    /// Default: none, or the [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate) of the
+    /// pipeline or of HTTP. Why: see there. When reached: the connection ends with
+    /// [`SlowReader`](EndReason::SlowReader).
+    #[must_use]
+    pub fn min_rate(mut self, rate: impl Into<Option<MinRate>>) -> Self {
+        self.min_rate = rate.into();
+        self
+    }
+
+    /// Sets a least rate, unless there is one.
+    pub(crate) fn or_min_rate(mut self, rate: Option<MinRate>) -> Self {
+        self.min_rate = self.min_rate.or(rate);
+        self
+    }
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
@@ -86,7 +105,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// # Errors
     ///
     /// Returns an error if flushing or shutting down fails, or if the peer takes nothing for
-    /// [`Linger::write`] ([`TimedOut`](io::ErrorKind::TimedOut)). Once it has everything, it is no
+    /// [`Linger::write`], or less than [`Linger::min_rate`]
+    /// ([`TimedOut`](io::ErrorKind::TimedOut)). Once it has everything, it is no
     /// error if the peer sends more, resets, or does not close.
     ///
     /// # Cancel safety
@@ -107,6 +127,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
     let mut peer = Taking::new();
+    let clock = Timer::start();
+    let mut pace = Pace::default();
     let mut step = Step::ShutDown;
     // Set only before a wait, since most peers have closed by then.
     let mut next = Some(linger.write / LOOKS);
@@ -140,6 +162,15 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             }
             ready!(timer.as_mut().poll(cx));
             peer.look(conn.life());
+            let now = clock.now();
+            let sending = matches!(step, Step::ShutDown) || !peer.has_all();
+            let window = match pace.check(linger.min_rate, None, sending, conn.life(), now) {
+                Ok(end) => end.map(|end| end.since_start().saturating_sub(now.since_start())),
+                Err(reason) => {
+                    conn.ended(reason.into());
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            };
             let waited = peer.since.elapsed();
             let often = linger.write / LOOKS;
             let (longest, look) = match &mut step {
@@ -152,7 +183,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                 _ => (linger.write, often),
             };
             if waited < longest {
-                next = Some(look.min(longest - waited));
+                let look = look.min(longest - waited);
+                next = Some(window.map_or(look, |window| window.min(look)));
             } else if peer.has_all() && !matches!(step, Step::ShutDown) {
                 return Poll::Ready(Ok(()));
             } else {

@@ -83,6 +83,11 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
+    /// Returns the bytes that the peer has taken.
+    pub(crate) fn taken(self) -> u64 {
+        self.written.saturating_sub(self.left)
+    }
+
     /// Returns whether the peer has taken something since `before`. A full socket takes more only
     /// if its peer does.
     pub(crate) fn is_beyond(self, before: Self) -> bool {

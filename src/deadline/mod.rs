@@ -8,7 +8,7 @@
 //! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect` |
 //! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle` |
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
-//! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age` |
+//! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, and `min_rate` of output |
 //!
 //! A deadline that passes while the process is stopped or starved of CPU time is extended once, by
 //! 50 ms.
@@ -18,6 +18,7 @@
 
 mod blocked;
 mod layer;
+mod pace;
 mod timer;
 mod times;
 mod watch;
@@ -26,6 +27,8 @@ pub use layer::{Deadline, DeadlineFuture, DeadlineLayer};
 use std::time::Duration;
 
 pub(crate) use blocked::{Blocked, LOOKS};
+pub use pace::MinRate;
+pub(crate) use pace::Pace;
 pub(crate) use timer::{Due, Moment, Timer, after, due, first};
 pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]

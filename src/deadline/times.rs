@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::pace::MinRate;
 use super::timer::jitter;
 
 /// Declares deadlines. Each has the docs of its setter, and its default; the table in the struct's
@@ -67,10 +68,12 @@ deadlines! {
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
     /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
+    /// | [`min_rate`] | none | slow peers exist; for servers under attack | [`SlowSender`], [`SlowReader`] |
     /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see there |
     ///
     /// [`max_age_jitter`]: Self::max_age_jitter
     /// [`drain`]: Self::drain
+    /// [`min_rate`]: Self::min_rate
     /// [`PreConnectTimeout`]: crate::EndReason::PreConnectTimeout
     /// [`FirstByteTimeout`]: crate::EndReason::FirstByteTimeout
     /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
@@ -80,6 +83,8 @@ deadlines! {
     /// [`PeerReset`]: crate::EndReason::PeerReset
     /// [`MaxAge`]: crate::EndReason::MaxAge
     /// [`MakeServiceError`]: crate::EndReason::MakeServiceError
+    /// [`SlowSender`]: crate::EndReason::SlowSender
+    /// [`SlowReader`]: crate::EndReason::SlowReader
     Deadlines {
         /// Sets the time for pre-connect hooks, including TLS handshakes. `None` waits forever.
         ///
@@ -202,6 +207,7 @@ deadlines! {
     }
     besides {
         max_age_jitter: Duration = Duration::ZERO,
+        min_rate: Option<MinRate> = None,
         drain: DrainDeadlines = DrainDeadlines::default(),
     }
 }
@@ -215,6 +221,33 @@ impl Deadlines {
     #[must_use]
     pub fn max_age_jitter(mut self, most: Duration) -> Self {
         self.max_age_jitter = most;
+        self
+    }
+
+    /// Sets the least rate at which the peer must send the rest of a frame that it has begun, and
+    /// take output that waits for it. `None` sets no least rate.
+    ///
+    /// The other deadlines allow a peer that sends or takes single bytes to hold its connection: for
+    /// the whole [`frame`](Self::frame) time, or for as long as there is output. A least rate ends
+    /// such a connection after one or two windows. It does not apply between frames, while a service
+    /// works, or to the body of an HTTP request. On Linux the peer takes a byte when it
+    /// acknowledges one; elsewhere, when more can be written, so use longer windows there.
+    ///
+    /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
+    /// When reached: the connection ends with [`SlowSender`](crate::EndReason::SlowSender) or
+    /// [`SlowReader`](crate::EndReason::SlowReader).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_tcp::deadline::{Deadlines, MinRate};
+    ///
+    /// let rate = MinRate::new(500, Duration::from_secs(5));
+    /// let deadlines = Deadlines::default().min_rate(rate);
+    /// # drop(deadlines);
+    /// ```
+    #[must_use]
+    pub fn min_rate(mut self, rate: impl Into<Option<MinRate>>) -> Self {
+        self.min_rate = rate.into();
         self
     }
 

@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::blocked::Blocked;
+use super::pace::Pace;
 use super::timer::{Due, Moment, Timer, due, first};
 use super::{Deadlines, DrainDeadlines};
 use crate::connection::{ConnectionInfo, Life};
@@ -58,6 +59,7 @@ pub(crate) struct Watch {
     /// Bytes written before, and whether output waits for the peer.
     written: u64,
     blocked: Blocked,
+    pace: Pace,
 }
 
 impl Watch {
@@ -73,6 +75,7 @@ impl Watch {
             moved: (moved, Moment::START),
             written: info.life.bytes_written(),
             blocked: Blocked::default(),
+            pace: Pace::default(),
         }
     }
 
@@ -87,7 +90,14 @@ impl Watch {
         loop {
             let now = self.timer.now();
             self.note(life, now);
-            let next = self.next(now, life, deadlines);
+            let sending = self.blocked.is_blocked();
+            let rate = deadlines.min_rate;
+            let window = self.pace.check(rate, None, sending, life, now);
+            let window = match window {
+                Ok(end) => end.map(|end| (end, Alarm::Look)),
+                Err(reason) => return Poll::Ready(reason),
+            };
+            let next = first([self.next(now, life, deadlines), window]);
             match ready!(self.timer.poll(next, now, cx)) {
                 Alarm::End(EndReason::WriteTimeout)
                     if !self
@@ -127,6 +137,7 @@ impl Watch {
             // Kept in `self`.
             max_age: _,
             max_age_jitter: _,
+            min_rate: _,
             // Kept by hooks.
             pre_connect: _,
             // The service knows its frames and its calls.

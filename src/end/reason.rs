@@ -82,8 +82,12 @@ end_reasons! {
     WriteTimeout = "write_timeout" by Server,
     /// More small data frames of HTTP/2 were unread than h2 keeps. See `Http::configure`.
     UnreadData = "unread_data" by Server,
-    /// A broadcast closed the connection, because the peer did not read.
+    /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
+    /// broadcast closed the connection, because the peer did not read.
     SlowReader = "slow_reader" by Server,
+    /// The peer sent the rest of a frame more slowly than
+    /// [`min_rate`](crate::deadline::Deadlines::min_rate).
+    SlowSender = "slow_sender" by Server,
     /// The connection reached its maximum age.
     MaxAge = "max_age" by Server,
     /// The pre-connect hooks did not complete in time.
@@ -165,6 +169,7 @@ impl EndReason {
                 | Self::IdleTimeout
                 | Self::WriteTimeout
                 | Self::SlowReader
+                | Self::SlowSender
                 | Self::PreConnectTimeout
                 | Self::ServiceTimeout
         )

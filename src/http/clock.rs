@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use super::progress::Progress;
 use crate::deadline::{
-    self, Blocked, Deadlines, DrainDeadlines, Moment, TAKEN_IN, Timer, between_looks, due, first,
+    self, Blocked, Deadlines, DrainDeadlines, Moment, Pace, TAKEN_IN, Timer, between_looks, due,
+    first,
 };
 use crate::end::EndReason;
 
@@ -67,6 +68,7 @@ pub(super) struct Clock {
     /// Bytes written before, and whether output waits for the peer.
     written: u64,
     blocked: Blocked,
+    pace: Pace,
     /// HTTP/2 only: the bytes of responses that the peer has taken, and the time since when it has
     /// taken none of those that wait for it.
     stalled: Option<(u64, Moment)>,
@@ -91,6 +93,7 @@ impl Clock {
             waiting: (Waiting::FirstByte, 0, Moment::START),
             written: 0,
             blocked: Blocked::default(),
+            pace: Pace::default(),
             stalled: None,
             finished: None,
             moved: (0, Moment::START),
@@ -124,7 +127,15 @@ impl Clock {
             if self.armed == Some(waits) && self.timer.fires_after(now) {
                 return Poll::Pending;
             }
-            let next = self.next(now, progress, deadlines);
+            let (waiting, _, since) = self.waiting;
+            let head = (waiting == Waiting::Head).then_some(since);
+            let sending = self.blocked.is_blocked();
+            let rate = deadlines.min_rate;
+            let window = match self.pace.check(rate, head, sending, progress.life(), now) {
+                Ok(end) => end.map(|end| (end, Due::Look)),
+                Err(reason) => break (Due::End(reason), now),
+            };
+            let next = first([self.next(now, progress, deadlines), window]);
             self.armed = next.map(|_| waits);
             let due = ready!(self.timer.poll(next, now, cx));
             self.armed = None;
@@ -222,6 +233,7 @@ impl Clock {
             // Kept in `self`.
             max_age: _,
             max_age_jitter: _,
+            min_rate: _,
             // Kept by the body.
             body: _,
             // Kept by hooks, pipelines and `serve`.

@@ -225,7 +225,9 @@ impl<K> Http<K> {
     /// Sets the deadlines of each connection. Default: see [`Deadlines`].
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        Arc::make_mut(&mut self.settings).deadlines = deadlines;
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.deadlines = deadlines;
+        settings.linger = settings.linger.or_min_rate(deadlines.min_rate);
         self
     }
 
@@ -233,7 +235,8 @@ impl<K> Http<K> {
     /// [`Linger`].
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
-        Arc::make_mut(&mut self.settings).linger = linger;
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.linger = linger.or_min_rate(settings.deadlines.min_rate);
         self
     }
 

@@ -182,7 +182,7 @@ where
     let ended = life.ended(ended);
     life.begin_closing();
     if let Some(conn) = conn
-        && ended.reason != EndReason::WriteTimeout
+        && !ended.reason.is_cut_off()
     {
         // The reason is settled; it does not matter if the peer disconnects before the close is
         // done.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::connection::Life;
 use crate::deadline::{
-    Blocked, Deadlines, DrainDeadlines, Due, Moment, TAKEN_IN, Timer, due, first,
+    Blocked, Deadlines, DrainDeadlines, Due, Moment, Pace, TAKEN_IN, Timer, due, first,
 };
 use crate::end::EndReason;
 
@@ -39,6 +39,8 @@ pub(super) enum Alarm {
     MaxAge,
     /// The calls that still run are dropped. The connection already has a reason to end.
     LastCalls,
+    /// A window of the least rate ends. Handled here.
+    EndOfWindow,
     /// The connection ends.
     End(EndReason),
 }
@@ -61,6 +63,7 @@ pub(super) struct Clock {
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,
+    pace: Pace,
     /// The longest idle time, as a moment of a clock that starts when the connection becomes idle.
     idle: Option<Moment>,
     /// The state when the timer was armed: the wait, and whether output is pending and a byte has
@@ -87,6 +90,7 @@ impl Clock {
             active: None,
             frame_begun: None,
             blocked: Blocked::default(),
+            pace: Pace::default(),
             idle: idle(deadlines.idle),
             armed: None,
             saw_byte: false,
@@ -132,15 +136,23 @@ impl Clock {
     ) -> Poll<Alarm> {
         let message = message.map(|at| (self.timer.moment(at), Alarm::Message));
         loop {
-            let next = first([self.next(waits.0, life, deadlines), message]);
+            let frame = self.frame_begun.filter(|_| waits.0 == Waiting::InFrame);
+            let sending = self.blocked.is_blocked();
+            let rate = deadlines.min_rate;
+            let window = match self.pace.check(rate, frame, sending, life, now) {
+                Ok(end) => end.map(|end| (end, Alarm::EndOfWindow)),
+                Err(reason) => return Poll::Ready(Alarm::End(reason)),
+            };
+            let next = first([self.next(waits.0, life, deadlines), message, window]);
             self.armed = next.map(|_| waits);
             let alarm = ready!(self.timer.poll(next, now, cx));
             self.armed = None;
             now = self.timer.now();
-            if !matches!(alarm, Alarm::End(EndReason::WriteTimeout))
-                || self.blocked.is_over(life, deadlines.write, now)
-            {
-                return Poll::Ready(alarm);
+            match alarm {
+                Alarm::EndOfWindow => {}
+                Alarm::End(EndReason::WriteTimeout)
+                    if !self.blocked.is_over(life, deadlines.write, now) => {}
+                alarm => return Poll::Ready(alarm),
             }
         }
     }
@@ -249,6 +261,7 @@ impl Clock {
             idle: _,
             max_age: _,
             max_age_jitter: _,
+            min_rate: _,
             // Kept by hooks and HTTP.
             pre_connect: _,
             body: _,

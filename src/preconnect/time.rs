@@ -42,6 +42,7 @@ impl From<Deadlines> for Times {
             upgraded_idle: _,
             max_age: _,
             max_age_jitter: _,
+            min_rate: _,
             make_service: _,
         } = deadlines;
         Self { deadline, drain }

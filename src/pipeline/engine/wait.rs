@@ -274,7 +274,7 @@ where
         let deadlines = &settings.deadlines;
         let alarm = clock.poll(waiting, writing, message, conn.life(), deadlines, cx);
         match ready!(alarm) {
-            Alarm::Message => {}
+            Alarm::Message | Alarm::EndOfWindow => {}
             Alarm::MaxAge => {
                 // Drain this connection only.
                 self.clock.drain();
@@ -282,7 +282,7 @@ where
                 self.conn.life().signals.raise(Signal::Drain);
             }
             Alarm::LastCalls => self.fail(self.conn.life().done().into()),
-            Alarm::End(reason @ (EndReason::WriteTimeout | EndReason::PeerReset)) => {
+            Alarm::End(reason) if reason.is_cut_off() || reason == EndReason::PeerReset => {
                 self.end(reason, Leaves::Output);
             }
             Alarm::End(reason) => self.end(reason, Leaves::Input),

@@ -1,0 +1,131 @@
+//! The least rate at which a peer must send what it has begun, and take what waits for it.
+
+use std::time::Duration;
+
+use super::timer::{Moment, STOOD_STILL};
+use crate::connection::Life;
+use crate::end::EndReason;
+
+/// A least rate, in bytes per window of time. See [`Deadlines::min_rate`](super::Deadlines::min_rate).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinRate {
+    bytes: u64,
+    window: Duration,
+}
+
+impl MinRate {
+    /// Creates a rate of at least `bytes` in each `window`.
+    ///
+    /// The window should be several seconds, because lost packets are sent again only after a
+    /// second or more. The bytes should be few, because a slow peer is not yet a malicious one: 500
+    /// bytes in 5 s is a tenth of a modem's speed.
+    /// A window shorter than 1 ms counts as 1 ms.
+    #[must_use]
+    pub fn new(bytes: u64, window: Duration) -> Self {
+        let window = window.max(Duration::from_millis(1));
+        Self { bytes, window }
+    }
+}
+
+/// The windows of one connection.
+///
+/// Boxed, because without a least rate there are none.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Option<Box<Windows>>);
+
+#[derive(Debug, Default)]
+struct Windows {
+    receiving: Option<Window>,
+    sending: Option<Window>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    /// The beginning of the frame that it measures.
+    frame: Moment,
+    since: Moment,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Returns the end of the window that ends first, or the reason to end the connection if its
+    /// peer was too slow in one that has ended.
+    ///
+    /// `frame` is the beginning of a frame of which the peer has not sent the rest, and `sending`
+    /// whether output waits for the peer. A window is measured from a call at which it begins, so
+    /// the first may be longer.
+    pub(crate) fn check(
+        &mut self,
+        rate: Option<MinRate>,
+        frame: Option<Moment>,
+        sending: bool,
+        life: &Life,
+        now: Moment,
+    ) -> Result<Option<Moment>, EndReason> {
+        let Some(rate) = rate else {
+            return Ok(None);
+        };
+        if frame.is_none() && !sending {
+            self.0 = None;
+            return Ok(None);
+        }
+        let windows = self.0.get_or_insert_default();
+        let read = || life.bytes_read();
+        let receiving = windows.receiving;
+        windows.receiving = next(receiving, rate, frame, read, now).ok_or(EndReason::SlowSender)?;
+        let taken = || taken(life);
+        let sending = sending.then_some(Moment::START);
+        windows.sending =
+            next(windows.sending, rate, sending, taken, now).ok_or(EndReason::SlowReader)?;
+        let ends = [windows.receiving, windows.sending].into_iter().flatten();
+        Ok(ends
+            .filter_map(|window| window.since.checked_add(rate.window))
+            .min())
+    }
+}
+
+/// Returns the window that lasts now, or `None` if too few bytes have moved in one that has ended.
+fn next(
+    window: Option<Window>,
+    rate: MinRate,
+    frame: Option<Moment>,
+    bytes: impl FnOnce() -> u64,
+    now: Moment,
+) -> Option<Option<Window>> {
+    let Some(frame) = frame else {
+        return Some(None);
+    };
+    let window = window.filter(|window| window.frame == frame);
+    if let Some(window) = window {
+        let end = window.since.checked_add(rate.window);
+        if end.is_none_or(|end| now < end) {
+            return Some(Some(window));
+        }
+        let bytes = bytes();
+        // The peer's bytes may wait unread if the process stood still.
+        let stood_still = end
+            .and_then(|end| end.checked_add(STOOD_STILL))
+            .is_some_and(|late| late < now);
+        if bytes.saturating_sub(window.bytes) < rate.bytes && !stood_still {
+            return None;
+        }
+        return Some(Some(Window {
+            frame,
+            since: now,
+            bytes,
+        }));
+    }
+    let (since, bytes) = (now, bytes());
+    Some(Some(Window {
+        frame,
+        since,
+        bytes,
+    }))
+}
+
+/// Returns the bytes that the peer has taken: on Linux, the acknowledged ones; elsewhere, those
+/// that could be written.
+fn taken(life: &Life) -> u64 {
+    let sent = life.probe.sent();
+    sent.map_or_else(|| life.bytes_written(), |sent| sent.taken())
+}
