@@ -118,7 +118,8 @@ impl Panicked {
     }
 }
 
-/// Runs user code, and catches a panic in it. Nothing that the code panics with gets out.
+/// Runs user code, and catches a panic in it. A panic in the drop of the panic's payload is caught,
+/// too.
 ///
 /// A value that the code left half changed must not be used again, except to drop it.
 #[inline]

@@ -1,7 +1,7 @@
 //! The source of a connection's service: clones of one service, or a service made for it.
 //!
 //! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a parameter. Their builders
-//! make them. You name them only where you write out the type of a pipeline.
+//! create them. A program names them only to write out the type of a pipeline.
 
 use std::convert::Infallible;
 use std::fmt;

@@ -124,9 +124,9 @@ impl Signals {
     }
 }
 
-/// Returns ready if the `Pending` of the poll before is a fact, such as that no more data has
-/// arrived. Once the task's budget is spent, tokio returns `Pending` for every poll, so this waits
-/// for another turn.
+/// Returns ready if the `Pending` of the previous poll was true, for example because no more data
+/// has arrived. Once the task's budget is spent, tokio returns `Pending` for every poll, so this
+/// waits for another turn.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());

@@ -12,14 +12,14 @@ pub(crate) type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 /// The moment at which a callback runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// Closing begins. If nothing closes the connection before its end, that is at the end, before
-    /// the callbacks for the end.
+    /// Closing begins. If nothing closes the connection before its end, this moment is at the end,
+    /// before the callbacks for the end.
     Closing,
     /// The stream is gone, and the end is settled.
     End,
 }
 
-/// The number of a callback, by which it can be removed. It is not used twice in a connection.
+/// The number of a callback, with which it can be removed. A connection uses each number once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
@@ -31,8 +31,8 @@ struct Slot {
 
 /// The callbacks in registration order.
 ///
-/// A removed callback leaves an empty slot until more than half of the slots are empty: a peer may
-/// decide how many there are, so removing one must not cost a linear search.
+/// A removed callback leaves an empty slot until more than half of the slots are empty. A peer may
+/// decide how many callbacks there are, so removing one must not cost a linear search.
 #[derive(Default)]
 pub(super) struct Hooks {
     slots: SmallVec<[Slot; 1]>,

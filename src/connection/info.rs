@@ -82,17 +82,17 @@ impl ConnectionInfo {
     ///
     /// That is when the connection's service is done, and no more requests, messages or frames are
     /// taken. The connection then writes its remaining output, shuts down writing, and lingers
-    /// until the peer has closed as well. So it is up to 2 s before the end if the peer is slow to
-    /// close, and longer if it is slow to read. Free a name then, or tell others that a member has
-    /// left.
+    /// until the peer has closed as well. So this moment is up to 2 s before the end if the peer is
+    /// slow to close, and earlier if it is slow to read. Use the callback to free a name, or to
+    /// tell others that a member has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If nothing closes the
     /// connection (it is aborted, its future is dropped, it panics, or a raw service returns
-    /// without [`Connection::close`](super::Connection::close)), that is immediately before them.
-    /// After an upgrade, it is when the upgraded stream closes. The callback runs in the
-    /// connection's task, so it must not block. Callbacks run in registration order; one that is
-    /// registered after closing has begun runs at once.
+    /// without [`Connection::close`](super::Connection::close)), the callback runs immediately
+    /// before them. After an upgrade, it runs when the upgraded stream closes. The callback runs in
+    /// the connection's task, so it must not block. Callbacks run in registration order; one that
+    /// is registered after closing has begun runs at once.
     ///
     /// The callback is given the end as far as it is known. Bytes may still be written, and an
     /// error may replace an orderly reason, for example if the peer does not read the rest.
@@ -110,13 +110,14 @@ impl ConnectionInfo {
     ///
     /// # Cancel safety
     ///
-    /// The moment stays past, so a later call does not miss it.
+    /// Once closing has begun, each later call completes at once.
     pub fn closing(&self) -> impl Future<Output = End> + Send + use<> {
         let life = Arc::clone(&self.life);
         async move { life.reached(Moment::Closing).await }
     }
 
-    /// Returns the fact of type `F`, if a hook has added one. The latest of its type counts.
+    /// Returns the fact of type `F`, if a hook has added one. If there are several of that type,
+    /// returns the latest.
     pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
         self.life.origin.facts.get()
     }

@@ -19,13 +19,13 @@ enum EndCell {
 struct Open {
     reason: Option<ConnectionEnded>,
     hooks: Hooks,
-    /// Closing has begun, so the callbacks for that have been taken.
+    /// Closing has begun, so the callbacks for that moment have been taken.
     closing: bool,
 }
 
 impl Open {
-    /// Proposes a reason. Returns the one that holds, and the one it replaces: the caller drops
-    /// that after unlocking, since its cause is the user's.
+    /// Proposes a reason. Returns the one that holds, and the one that it replaces. The caller
+    /// drops the latter after unlocking, because its cause is user code.
     fn propose(
         &mut self,
         proposed: &ConnectionEnded,
@@ -206,14 +206,14 @@ impl Life {
         }
     }
 
-    /// Returns why a connection ends whose service has completed: the proposed reason, or else what
-    /// the signals and the stream tell.
+    /// Returns the reason for the end of a connection whose service has completed: the proposed
+    /// one, or else one that follows from the signals and the input.
     pub(crate) fn done(&self) -> EndReason {
         let proposed = self.proposed().map(|ended| ended.reason);
         proposed.unwrap_or_else(|| self.unproposed())
     }
 
-    /// Returns why a connection ends for whose end no reason was proposed.
+    /// Returns the reason for the end of a connection for which none was proposed.
     fn unproposed(&self) -> EndReason {
         if self.signals.is_raised(Signal::Drain) {
             EndReason::Drained
@@ -224,8 +224,8 @@ impl Life {
         }
     }
 
-    /// Closes the connection gracefully, as a drain does, with `ServiceClosed` as the reason.
-    /// Unlike `Signal::Close`, raw services see this too.
+    /// Closes the connection gracefully, as a drain does, with `ServiceClosed` as the reason. Raw
+    /// services notice this, but not `Signal::Close`.
     pub(crate) fn leave(&self) {
         self.set_reason(EndReason::ServiceClosed, None);
         self.signals.raise(Signal::Drain);
@@ -237,8 +237,8 @@ impl Life {
         self.signals.raise(Signal::Abort)
     }
 
-    /// Begins to close: the service is done, and its output is still to be written. Runs the
-    /// callbacks for that moment. A second call does nothing.
+    /// Records that closing begins: the service is done, and its output is still to be written.
+    /// Runs the callbacks for that moment. A second call does nothing.
     pub(crate) fn begin_closing(&self) {
         self.enter(ConnectionPhase::Closing);
         let told = match &mut *self.cell() {
@@ -275,8 +275,8 @@ impl Life {
         }
     }
 
-    /// Settles the end and runs the callbacks: those for the closing first, unless they have run.
-    /// Only the connection's task calls this; a second call does nothing.
+    /// Settles the end and runs the callbacks for it. If closing has not begun, runs the callbacks
+    /// for that moment first. Only the connection's task calls this; a second call does nothing.
     ///
     /// The reason in `outcome` is the last one proposed.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
@@ -317,14 +317,14 @@ impl Life {
         }
     }
 
-    /// Runs a callback at a moment, or now if that is past.
+    /// Runs a callback at a moment, or at once if that moment is past.
     pub(crate) fn on(&self, moment: Moment, hook: impl FnOnce(&Origin, &End) + Send + 'static) {
         if let Err((hook, end)) = self.before(moment, Box::new(hook)) {
             self.run(hook, &end);
         }
     }
 
-    /// Registers a callback for a moment, unless that is past.
+    /// Registers a callback for a moment, unless that moment is past.
     pub(crate) fn before(&self, moment: Moment, hook: Hook) -> Result<HookId, (Hook, End)> {
         match &mut *self.cell() {
             EndCell::Ended(end) => Err((hook, end.clone())),
@@ -347,7 +347,8 @@ impl Life {
         hooks.into_iter().for_each(|hook| self.run(hook, end));
     }
 
-    /// Runs one callback. A panic in it must not keep the other callbacks, or the permit, waiting.
+    /// Runs one callback, and catches a panic in it, so that the other callbacks still run and the
+    /// permit is returned.
     fn run(&self, hook: Hook, end: &End) {
         if caught(|| hook(&self.origin, end)).is_err() {
             tracing::error!(target: "tower_tcp", "a connection's callback panicked");

@@ -36,7 +36,7 @@ pub(crate) use wire::{Family, Probe, Sent, Wire};
 /// A connection on its way through the stack: the stream, and the facts about it.
 ///
 /// It implements [`AsyncRead`] and [`AsyncWrite`], so that a raw service can use it as the stream,
-/// and counts the bytes.
+/// and counts the bytes read and written.
 #[doc(alias = "session")]
 #[doc(alias = "stream")]
 #[doc(alias = "AddrStream")]
@@ -144,8 +144,8 @@ impl<Io> Connection<Io> {
     /// Registers a callback for the end of the connection.
     ///
     /// It runs exactly once, however the connection ends: by an orderly close, a panic, an abort,
-    /// or because its future is dropped. It runs in the connection's task after the stream is
-    /// dropped, so it must not block. Callbacks run in registration order; one that is registered
+    /// or because its future is dropped. It runs after the stream is dropped, in the connection's
+    /// task, so it must not block. Callbacks run in registration order; one that is registered
     /// after the end runs at once.
     ///
     /// A graceful close first writes the remaining output and lingers, up to 2 s by default
@@ -184,7 +184,7 @@ impl<Io> Connection<Io> {
         self.life().set_reason(reason, None);
     }
 
-    /// Notes whether output waits for the peer.
+    /// Records whether output waits for the peer.
     #[inline]
     fn noted<T>(&self, polled: Poll<T>) -> Poll<T> {
         self.life().note_write_pending(polled.is_pending());

@@ -15,7 +15,7 @@ pub(crate) struct Wire {
     pub(crate) family: Family,
     /// The socket is reset when its peer is cut off.
     resets: bool,
-    /// The bytes written to it. Only the owner adds to them.
+    /// The number of bytes written to the socket. Only the owner changes it.
     written: AtomicU64,
 }
 
@@ -40,8 +40,8 @@ impl Wire {
         self.written.store(sum, Ordering::Relaxed);
     }
 
-    /// Asks the system how much of what was written the peer has not taken. `None` if it does not
-    /// tell.
+    /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if the
+    /// system does not report it.
     fn sent(&self) -> Option<Sent> {
         let written = self.written.load(Ordering::Relaxed);
         let left = match &self.family {
@@ -56,7 +56,7 @@ impl Wire {
         if self.resets
             && let Family::Tcp(stream) = &self.family
         {
-            // If the system rejects it, the socket is closed as any other.
+            // If the system rejects it, the socket is closed like any other.
             let _rejected = stream.set_zero_linger();
         }
     }
@@ -74,7 +74,7 @@ impl AsFd for Wire {
 /// The bytes on their way through a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// All bytes that were written to it.
+    /// The number of bytes written to the socket.
     written: u64,
     /// The part that the peer has not taken yet: over TCP the bytes that it has not acknowledged,
     /// over a Unix socket the memory of the bytes that it has not read. Zero once nothing can
@@ -95,7 +95,7 @@ impl Sent {
     }
 }
 
-/// A connection's way to its socket, or none if its listener knows none.
+/// A connection's way to its socket. It is empty if the listener has not provided the socket.
 ///
 /// It neither keeps the socket open nor outlives it. Each question is a system call, so none is
 /// asked on the path of a request.
@@ -112,8 +112,8 @@ impl Probe {
         self.0.is_some()
     }
 
-    /// Asks the system how much of what was written the peer has not taken. `None` if it does not
-    /// tell, or the socket is closed.
+    /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if the
+    /// system does not report it, or the socket is closed.
     pub(crate) fn sent(&self) -> Option<Sent> {
         self.wire()?.sent()
     }
@@ -160,7 +160,7 @@ mod system {
 
     /// The memory of a socket, in the order of the kernel's `SK_MEMINFO_*`.
     type Memory = [u32; 9];
-    /// The memory of what was written and the peer has not read: `SK_MEMINFO_WMEM_ALLOC`.
+    /// The memory of written bytes that the peer has not read: `SK_MEMINFO_WMEM_ALLOC`.
     const WRITTEN: usize = 2;
 
     sockopt_impl!(

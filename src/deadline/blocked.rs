@@ -1,16 +1,16 @@
 //! The time for which a peer has taken none of the output that waits for it.
 //!
-//! The server's own writes do not tell that time: a socket whose buffer was full can be written
-//! again only once a third of the buffer is free, which takes a slow reader longer than its
-//! deadline. So the system is asked what the peer has taken, several times before a deadline, and
-//! never while output flows.
+//! The server's own writes do not show that time. A socket whose buffer was full can be written
+//! again only once a third of the buffer is free, and a slow reader may need longer for that than
+//! its deadline. So the system is asked what the peer has taken, several times before a deadline,
+//! and never while output flows.
 
 use std::time::Duration;
 
 use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
-/// The number of checks of what a peer takes, per time to write. So that deadline is late by at
+/// The number of checks of what a peer has taken, per write deadline. So the deadline is late by at
 /// most a sixteenth.
 pub(crate) const LOOKS: u32 = 16;
 
@@ -67,7 +67,7 @@ impl Blocked {
         end.into_iter().chain(look).min()
     }
 
-    /// Returns whether the peer has taken nothing for that time. Asks the system.
+    /// Returns whether the peer has taken nothing for `time`. Asks the system.
     pub(crate) fn is_over(&mut self, life: &Life, time: Option<Duration>, now: Moment) -> bool {
         let (Some(wait), Some(time)) = (&mut self.0, time) else {
             return false;
@@ -75,7 +75,7 @@ impl Blocked {
         let sent = life.probe.sent();
         let before = std::mem::replace(&mut wait.sent, sent);
         wait.looked = now;
-        // Before the first check it may have taken something.
+        // The peer may have taken something before the first check.
         if sent.is_some_and(|sent| before.is_none_or(|before| sent.is_beyond(before))) {
             wait.since = now;
         }

@@ -57,7 +57,7 @@ use crate::error::BoxError;
 pub struct DeadlineLayer(Arc<Deadlines>);
 
 impl DeadlineLayer {
-    /// Makes the layer from `deadlines`.
+    /// Creates the layer with `deadlines`.
     pub fn new(deadlines: Deadlines) -> Self {
         Self(Arc::new(deadlines))
     }
@@ -74,7 +74,7 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// A connection service with deadlines. Made by [`DeadlineLayer`].
+/// A connection service with deadlines. Created by [`DeadlineLayer`].
 #[derive(Clone, Debug)]
 pub struct Deadline<S> {
     inner: S,

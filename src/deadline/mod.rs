@@ -1,9 +1,9 @@
 //! Limits on the time for which a connection waits for its peer, the same for every protocol.
 //!
-//! [`Deadlines`] is one value for a whole stack. Each part of the stack keeps the deadlines that
+//! [`Deadlines`] is one value for a whole stack. Each part of the stack enforces the deadlines that
 //! apply to it:
 //!
-//! | part | set by | keeps |
+//! | part | set by | enforces |
 //! | --- | --- | --- |
 //! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect` |
 //! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle` |

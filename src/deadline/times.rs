@@ -3,8 +3,8 @@ use std::time::Duration;
 use super::pace::MinRate;
 use super::timer::jitter;
 
-/// Declares deadlines. Each has the docs of its setter, and its default; the table in the struct's
-/// docs is given the links to the setters. A field `besides` these has its own setter.
+/// Declares deadlines. Each has the docs of its setter, and its default; the macro adds the link
+/// definitions for the table in the struct's docs. A field `besides` these has its own setter.
 macro_rules! deadlines {
     (
         $(#[$doc:meta])*
@@ -51,25 +51,25 @@ const fn secs(secs: u64) -> Option<Duration> {
 deadlines! {
     /// The deadlines of a connection, for every protocol.
     ///
-    /// A [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service each keep the deadlines
-    /// that apply to their protocol.
+    /// A [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service's
+    /// [`DeadlineLayer`](super::DeadlineLayer) each enforce the deadlines that apply to them.
     ///
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 10 s | several round trips of the slowest networks | [`PreConnectTimeout`] |
     /// | [`first_byte`] | 60 s | browsers connect in advance | [`FirstByteTimeout`] |
     /// | [`frame`] | 30 s | 64 KiB in 30 s is 17 kbit/s | [`FrameTimeout`] |
-    /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`], see there |
+    /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`]; in HTTP/2 only the service's read fails |
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
     /// | [`half_closed`] | 10 s | most replies take less; an abandoned request costs no more | [`PeerReset`] |
-    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for its close |
+    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason of the close |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
     /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
     /// | [`min_rate`] | none | slow peers exist; for servers under attack | [`SlowSender`], [`SlowReader`] |
-    /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see there |
+    /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see [`DrainDeadlines`] |
     ///
     /// [`max_age_jitter`]: Self::max_age_jitter
     /// [`drain`]: Self::drain
@@ -88,7 +88,7 @@ deadlines! {
     Deadlines {
         /// Sets the time for pre-connect hooks, including TLS handshakes. `None` waits forever.
         ///
-        /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) keeps it.
+        /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) enforces it.
         ///
         /// Default: 10 s. Why: several round trips of the slowest networks. When reached: the
         /// connection is dropped with [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
@@ -193,7 +193,7 @@ deadlines! {
 
         /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
         ///
-        /// Default: none. Why: it is only for rebalancing between servers. When reached: the
+        /// Default: none. Why: only rebalancing between servers needs it. When reached: the
         /// connection drains, and ends with [`MaxAge`](crate::EndReason::MaxAge).
         max_age = None,
 
@@ -279,7 +279,7 @@ deadlines! {
     /// | [`body`] | 5 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
-    /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason for its close |
+    /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason of the drain |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
@@ -304,7 +304,7 @@ deadlines! {
 
         /// Sets the longest time without a byte of an HTTP request's body while the service waits
         /// for one, as [`Deadlines::body`] does. A body that stops later has as long from its last
-        /// byte. It is checked four times, so it may be late by a quarter.
+        /// byte. It is checked four times per deadline, so it may be late by a quarter.
         ///
         /// Default: 5 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
         body = secs(5),
@@ -329,11 +329,11 @@ deadlines! {
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
         last_frame = secs(0),
 
-        /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, whatever it
-        /// pings. It counts from the end of the last response, if that is later.
+        /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, even if it
+        /// sends pings. The time counts from the end of the last response, if that is later.
         ///
         /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer. When reached:
-        /// the connection closes with the reason for which it was told to close.
+        /// the connection closes with the reason of the drain.
         goodbye = secs(5),
 
         /// Sets how long a raw service, or the task with an upgraded stream, may continue after

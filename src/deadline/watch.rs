@@ -1,4 +1,5 @@
-//! The deadlines of a stream that its own service reads and writes, from the connection's counters.
+//! Enforces the deadlines of a stream that a raw service or another task reads and writes, by the
+//! connection's byte counters.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub(crate) fn between_looks(time: Duration) -> Duration {
 #[derive(Clone, Copy, Debug)]
 enum Alarm {
     End(EndReason),
-    /// The connection has reached its maximum age, and is told to close.
+    /// The connection has reached its maximum age, and begins to drain.
     Retire,
     Look,
 }
@@ -50,13 +51,13 @@ pub(crate) struct Watch {
     timer: Timer,
     borrower: Borrower,
     retire: Option<Moment>,
-    /// The time at which it was told to close because of its age.
+    /// The time at which the connection began to drain because of its age.
     retired: Option<Moment>,
     /// Bytes read and written when the watch began.
     before: u64,
     /// Bytes read and written, and the time of the last change.
     moved: (u64, Moment),
-    /// Bytes written before, and whether output waits for the peer.
+    /// Bytes written at the last check.
     written: u64,
     blocked: Blocked,
     pace: Pace,
@@ -185,7 +186,7 @@ impl Watch {
     }
 }
 
-/// Returns whether the connection was told to close because of its age before the watch began.
+/// Returns whether the connection drains because of its age.
 fn is_retired(life: &Life) -> bool {
     let by_age = |ended: ConnectionEnded| ended.reason == EndReason::MaxAge;
     life.signals.is_raised(Signal::Drain) && life.proposed().is_some_and(by_age)

@@ -1,5 +1,5 @@
-//! Maps errors to [`EndReason`]s. All modules do so here, so that the same error has the same
-//! reason everywhere.
+//! Maps errors to [`EndReason`]s. All modules use these functions, so that the same error has the
+//! same reason everywhere.
 //!
 //! | error of | classified by |
 //! | --- | --- |
@@ -34,18 +34,18 @@ impl FrameTooLarge {
     }
 }
 
-/// The error for a decoder that returns frames without end, and takes no input for them. The
+/// The error for a decoder that returns frames without end, but takes no input for them. The
 /// connection ends with [`EndReason::CodecError`](crate::EndReason::CodecError).
 ///
-/// A decoder may split a frame into as many as 65,536, or as
-/// [`max_frame`](crate::pipeline::Limits::max_frame) has bytes if that is more.
+/// A decoder may split one frame into 65,536 frames, or into
+/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that is more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]
 pub struct DecoderStalled;
 
 impl EndReason {
-    /// Classifies an error of the stream, where its kind is specific enough.
+    /// Classifies an error of the stream, if its kind is specific enough.
     pub(crate) fn of_io(err: &io::Error) -> Option<Self> {
         use io::ErrorKind;
         match err.kind() {
@@ -61,7 +61,7 @@ impl EndReason {
         }
     }
 
-    /// Classifies an error of a decoder, of this crate, of tokio-util, or of the user.
+    /// Classifies an error of a decoder, whether it is this crate's, tokio-util's or the user's.
     pub(crate) fn of_decoder(err: &(dyn StdError + 'static)) -> Self {
         let too_large = find_cause::<FrameTooLarge>(err).is_some()
             || find_cause::<LengthDelimitedCodecError>(err).is_some()
@@ -74,7 +74,7 @@ impl EndReason {
         }
     }
 
-    /// Classifies an error of a connection's stack for which nothing inside has given a reason.
+    /// Classifies an error of a connection's stack for which no service has proposed a reason.
     pub(crate) fn of_stack(err: &(dyn StdError + 'static)) -> Self {
         if let Some(ended) = find_cause::<ConnectionEnded>(err) {
             return ended.reason();
@@ -137,7 +137,7 @@ impl EndReason {
             Self::CodecError
         } else if hyper.is_incomplete_message() {
             if progress.is_busy {
-                // It left before the response.
+                // The peer left before the response.
                 Self::PeerReset
             } else {
                 Self::Truncated

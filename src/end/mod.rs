@@ -21,8 +21,8 @@ pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 pub struct End {
     pub(crate) reason: EndReason,
     pub(crate) cause: Option<Cause>,
-    /// Takes half the space of a `Duration` and still spans centuries. Every connection reserves
-    /// room for its end.
+    /// The time from accept to the end, in nanoseconds. It takes half the space of a `Duration`,
+    /// because every connection reserves room for its end, and still spans centuries.
     pub(crate) nanos: u64,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,

@@ -1,4 +1,4 @@
-//! The reasons a connection can end for.
+//! The reasons for which a connection can end.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Initiator {
-    /// The peer closed the connection, or sent data that cannot be served.
+    /// The peer. It closed the connection, or sent data that cannot be served.
     Peer,
-    /// The user's own service, layer or hook.
+    /// The program, by its own service, layer or hook.
     Service,
-    /// The library: a limit, a deadline or a shutdown.
+    /// The library, by a limit, a deadline or a shutdown.
     Server,
 }
 
@@ -76,11 +76,14 @@ end_reasons! {
     FrameTimeout = "frame_timeout" by Server,
     /// A request's body stopped arriving.
     BodyTimeout = "body_timeout" by Server,
-    /// No frame arrived, or no byte moved, for the idle time.
+    /// The connection was idle for longer than [`idle`](crate::deadline::Deadlines::idle) or
+    /// [`upgraded_idle`](crate::deadline::Deadlines::upgraded_idle).
     IdleTimeout = "idle_timeout" by Server,
-    /// The peer did not read its replies in time.
+    /// The peer took no byte of the output that was pending for it, for the [write
+    /// deadline](crate::deadline::Deadlines::write).
     WriteTimeout = "write_timeout" by Server,
-    /// More small data frames of HTTP/2 were unread than h2 keeps. See `Http::configure`.
+    /// The service left more small data frames of HTTP/2 unread than h2 keeps. See
+    /// `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
     /// broadcast closed the connection, because the peer did not read.
@@ -159,7 +162,7 @@ impl EndReason {
 
     /// Returns whether a deadline of the connection itself ended it, because the peer did not send
     /// or read in time, or the service did not answer in time. The maximum age and the deadline of
-    /// a shutdown are none of these.
+    /// a shutdown do not count.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,

@@ -16,8 +16,8 @@ use crate::end::{End, EndReason, Initiator};
 
 /// Puts each connection in a span and emits its closing event. See the [module docs](super).
 ///
-/// Add it outside of everything that should be seen in the span. The connection itself emits the
-/// closing event, exactly once, whatever the layers around it do.
+/// Put it around all layers and services whose events belong in the span. The connection itself
+/// emits the closing event, exactly once, whatever the layers around it do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectionTraceLayer;
 

@@ -15,10 +15,10 @@ pub(crate) struct Handshake {
     outcome: HandshakeOutcome,
 }
 
-/// The outcome, recorded when the handshake is dropped.
+/// The outcome of a handshake, recorded when the [`Handshake`] is dropped.
 #[derive(Clone, Copy)]
 enum HandshakeOutcome {
-    /// With the version of TLS.
+    /// The version of TLS.
     Done(&'static str),
     Failed(&'static str),
 }

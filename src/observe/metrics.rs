@@ -31,7 +31,7 @@ metrics! {
     describe_counter ENDED = "tower_tcp.ended_connections", Count,
         "Connections that have ended, by reason.";
     describe_counter REJECTED = "tower_tcp.rejected_connections", Count,
-        "Connections that were not let in, by reason.";
+        "Connections that were not admitted, by reason.";
     describe_histogram DURATION = "tower_tcp.connection.duration", Seconds,
         "The time from accept to the end of a connection.";
     describe_histogram HANDSHAKE = "tower_tcp.tls_handshake.duration", Seconds,
@@ -39,19 +39,19 @@ metrics! {
     describe_counter ACCEPT_ERRORS = "tower_tcp.accept.errors", Count,
         "Accepts that failed.";
     describe_gauge REQUESTS_ACTIVE = "tower_tcp.requests.active", Count,
-        "Requests that are with their service.";
+        "Requests in progress.";
     describe_histogram REQUEST = "tower_tcp.request.duration", Seconds,
         "The time a service took for a request.";
     describe_gauge ACTIVE = "tower_tcp.active_connections", Count,
         "Connections that are open, by phase.";
     describe_gauge LIMIT = "tower_tcp.connection_limit", Count,
-        "How many connections may be open.";
+        "The maximum number of open connections.";
     describe_gauge QUEUE = "tower_tcp.accept_queue.length", Count,
         "Connections that wait in the backlog.";
     describe_counter IO = "tower_tcp.connection.io", Bytes,
         "Bytes read from and written to peers.";
     describe_counter REQUESTS = "tower_tcp.requests", Count,
-        "Requests that were handed to a service.";
+        "Requests passed to a service.";
     describe_gauge DRAIN = "tower_tcp.drain.remaining", Count,
         "Connections that a shutdown still waits for.";
 }

@@ -75,9 +75,10 @@
 //! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: plan for it |
 //! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: it will end at its deadline |
 //!
-//! The first six are recorded as connections come and go. The two of requests are recorded by
-//! `RequestMetricsLayer`, around the service to measure. The rest are read from the server's table
-//! when `Handle::collect_metrics` is called: before each scrape, or every few seconds.
+//! The first six are recorded as connections come and go. `requests.active` and `request.duration`
+//! are recorded by a `RequestMetricsLayer` around the service to measure. The rest are read from
+//! the server's table when `Handle::collect_metrics` is called: before each scrape, or every few
+//! seconds.
 //!
 //! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name), and
 //! omitted without one. If a process has several servers, each needs a name, or their gauges
@@ -110,7 +111,8 @@ pub(crate) use handshake::Handshake;
 pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};
 
-/// Converts to OpenTelemetry's signed integers. Its exporters turn an unsigned one into text.
+/// Converts to a signed integer, as OpenTelemetry has them. Its exporters turn an unsigned one into
+/// text.
 pub(crate) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
