@@ -1,10 +1,11 @@
 //! Closes a connection in good order: flush, shut down writing, linger, close.
 //!
 //! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
-//! can overtake and destroy data written before: of a reply of 1,000,000 bytes, 49,152 arrived. So
-//! an orderly close first shuts down writing, which under TLS sends `close_notify`. Then it reads
-//! and discards input until the peer has closed as well, or until it has acknowledged everything
-//! and the time is over. [RFC 9112 section 9.6] describes the same for HTTP.
+//! can overtake and destroy data written before. In a test, 49,152 bytes of a reply of 1,000,000
+//! arrived. So an orderly close first shuts down writing, which under TLS sends `close_notify`.
+//! Then it reads and discards input until the peer has closed as well, or until the peer has
+//! acknowledged everything and the [time to linger](Linger::time) is over. [RFC 9112 section 9.6]
+//! describes the same for HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
@@ -45,8 +46,8 @@ impl Linger {
     /// Sets the longest time in which the peer takes nothing, while the connection flushes and
     /// shuts down writing, and while the peer has not acknowledged all of it.
     ///
-    /// Only Linux tells of acknowledgements, and only for sockets of this crate's listeners.
-    /// Elsewhere it bounds flushing and shutting down as a whole.
+    /// Only Linux reports acknowledgements, and only for sockets of this crate's listeners.
+    /// Elsewhere this time bounds flushing and shutting down as a whole.
     ///
     /// Default: 30 s, like [`Deadlines::write`](crate::deadline::Deadlines::write). Why: a peer
     /// that does not read must not keep its connection open. When reached: the connection ends with
@@ -130,7 +131,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     let clock = Timer::start();
     let mut pace = Pace::default();
     let mut step = Step::ShutDown;
-    // Set only before a wait, since most peers have closed by then.
+    // The timer is set only before a wait, because most peers close before that.
     let mut next = Some(linger.write / LOOKS);
     std::future::poll_fn(move |cx| {
         loop {
@@ -202,17 +203,18 @@ const SHORT: Duration = Duration::from_millis(10);
 enum Step {
     /// Flushes and shuts down writing.
     ShutDown,
-    /// Reads on, so that nothing is unread when the socket is closed, at most so many bytes.
+    /// Reads and discards up to so many bytes, so that none are unread when the socket is closed.
     Discard(usize),
-    /// The peer has finished, or ignores the close. What it has not taken yet would be lost, or
-    /// left to the system. It is checked after this time.
+    /// The peer has finished sending, or ignores the close, but has not taken all output. If the
+    /// socket were closed now, the rest would be lost, or left to the system. The next check is
+    /// after this time.
     Wait(Duration),
 }
 
 /// The progress of the peer with the last bytes, as far as the system reports it.
 struct Taking {
     sent: Option<Sent>,
-    /// The last time it was known to take something.
+    /// The last time at which the peer was known to take something.
     since: Instant,
 }
 
@@ -224,7 +226,8 @@ impl Taking {
         }
     }
 
-    /// Asks what the peer has taken since the last time; at the first, it may have taken something.
+    /// Checks whether the peer has taken something since the last check. The first check assumes
+    /// so, unless no output is left.
     fn look(&mut self, life: &Life) {
         let before = std::mem::replace(&mut self.sent, life.probe.sent());
         let takes = self
@@ -235,7 +238,8 @@ impl Taking {
         }
     }
 
-    /// Returns whether nothing was left then that the peer had not taken.
+    /// Returns whether the peer had taken all output at the last check, as far as the system
+    /// reports it.
     fn has_all(&self) -> bool {
         self.sent.is_none_or(|sent| sent.left == 0)
     }

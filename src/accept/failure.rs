@@ -15,8 +15,9 @@ pub enum AcceptErrorAction {
     Retry,
     /// Waits before the next accept, because a resource is exhausted or the error is unknown.
     ///
-    /// Connections stay in the backlog. The wait is 5 ms, doubles up to 1 s, and ends early when
-    /// one of the server's own connections ends. It is logged once, not at each attempt.
+    /// Connections stay in the backlog. The first wait is 5 ms. Each further one is twice as long,
+    /// up to 1 s, and ends early when one of the server's own connections ends. The stall is logged
+    /// once, not at each attempt.
     BackOff,
     /// Drains the server and returns the error, because the listener will not accept again.
     Stop,
@@ -68,10 +69,10 @@ pub(crate) fn error_type(err: &io::Error) -> &'static str {
 
 /// Decides how to react to a failed accept. This is the default policy.
 ///
-/// It retries errors of the *new* connection, such as a network error that was pending on it:
-/// [accept(2)] lists those of Linux. It stops at a listener that is closed. It backs off for an
-/// exhausted resource and for any other error, so that an unknown error neither ends a server nor
-/// makes it spin.
+/// It retries after an error of the *new* connection, such as a network error that was pending on
+/// it; [accept(2)] lists these errors for Linux. It stops if the listener is closed. It backs off
+/// for an exhausted resource and for any other error, so that an unknown error neither ends a
+/// server nor makes it spin.
 ///
 /// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
 pub fn classify(err: &io::Error) -> AcceptErrorAction {

@@ -33,7 +33,7 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Starts a wait, twice as long as the one before. Returns whether it is the first of its
+    /// Starts a wait, twice as long as the previous one. Returns whether it is the first of its
     /// episode, which is the one to log.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;

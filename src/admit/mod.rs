@@ -7,7 +7,7 @@
 //!
 //! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. This one wakes all
 //! waiters and the first to poll takes it, so an accept loop without a connection cannot hold a
-//! permit. It expects as many waiters as there are accept loops. Where thousands of tasks wait, use
+//! permit. It is made for a few waiters, one for each accept loop. If thousands of tasks wait, use
 //! tower's.
 //!
 //! ```
@@ -49,8 +49,8 @@ pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 struct LimitState {
     limit: usize,
     used: usize,
-    /// The waiters to wake when a number changes, by service instance. There are as many as accept
-    /// loops, so a linear search is fast enough. The allocation is kept, because every connection
+    /// The waiters to wake when a number changes, by service instance. There is one for each accept
+    /// loop, so a linear search is fast enough. The allocation is kept, because every connection
     /// passes through here.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
@@ -114,14 +114,15 @@ impl ConnectionLimit {
         Some(self.lock().limit).filter(|&limit| limit != UNLIMITED)
     }
 
-    /// Returns the number of permits in use, one reserved for a pending connection included.
+    /// Returns the number of permits in use, including one that is reserved for a pending
+    /// connection.
     pub fn in_use(&self) -> usize {
         self.lock().used
     }
 
     /// Returns a layer that applies this limit to the service it wraps.
     ///
-    /// Do not use it with a server's own limit, which the server already applies. Each connection
+    /// Do not use it for a server's own limit, which the server already applies. Each connection
     /// would take two permits, and a limit of 1 would admit none.
     pub fn layer(&self) -> ConnectionLimitLayer {
         ConnectionLimitLayer {
@@ -184,12 +185,12 @@ impl ConnectionLimitLayer {
     /// Passes connections over the limit to `service`, instead of leaving them in the backlog.
     ///
     /// `service` can tell the peer why it is rejected, as
-    /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets 64
-    /// at a time; further ones are closed at once. All of them end with
-    /// [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
+    /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
+    /// 64 connections at a time. Further ones are closed at once. All connections over the limit
+    /// end with [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
     ///
-    /// The server's own limit must be higher than this one: at its own limit the server accepts
-    /// nothing, so `service` gets nothing.
+    /// The server's own limit must be higher than this one. At its own limit the server accepts
+    /// nothing, so `service` gets no connections.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
         let Self { limit } = self;
         OverflowLayer {

@@ -16,11 +16,12 @@ use crate::end::EndReason;
 use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, oneshot};
 
-/// The time the overflow service has. It writes to an empty socket, and nothing waits for the peer.
+/// The time that the overflow service has for a connection. It is enough to write to an empty
+/// socket, and too short to wait for the peer.
 const TIME: Duration = Duration::from_secs(1);
 
-/// The number of connections served at the same time. Further ones are closed at once, so that a
-/// flood costs no more than this.
+/// The maximum number of connections that the overflow service has at the same time. Further ones
+/// are closed at once, so that a flood costs no more than this.
 const MOST: usize = 64;
 
 /// Applies a [`ConnectionLimit`] and passes connections over it to another service. Created by
@@ -88,7 +89,7 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // Taken for a connection in hand, so no permit is reserved without use.
+        // Taken only for a connection that was accepted, so no permit is reserved without use.
         if let Some(permit) = Permit::take(&self.limit) {
             let inside = LimitedFuture::new(self.inner.call(conn), permit);
             return OverflowFuture(Either::Inside(inside));

@@ -15,7 +15,7 @@ use crate::connection::Probe;
 ///
 /// The runtime wakes a reader only if it has read everything before. So this registers a second
 /// descriptor of the socket. It exists only during a request whose peer has sent more input or has
-/// finished, and keeps the socket open as long as it exists.
+/// finished sending, and it keeps the socket open.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 

@@ -55,7 +55,7 @@ pub(super) enum Target {
 }
 
 impl Endpoint {
-    /// Makes the endpoint of a Unix path, which need not be valid UTF-8.
+    /// Creates an endpoint for a Unix path, which need not be valid UTF-8.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self {
@@ -64,7 +64,7 @@ impl Endpoint {
         }
     }
 
-    /// Makes the endpoint of a listener that could not be taken over.
+    /// Creates an endpoint for a listener of tokio that could not be taken over.
     pub(super) fn failed(err: io::Error) -> Self {
         Self {
             text: "a listener of tokio".to_owned(),

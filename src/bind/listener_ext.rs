@@ -14,8 +14,8 @@ use crate::error::{Panicked, caught};
 /// not block. Work that takes time, or may reject a connection, belongs in a
 /// [pre-connect hook](crate::preconnect).
 ///
-/// The listener keeps its addresses and its order of calls: the connection stack is made ready when
-/// a connection is waiting, and only then is the connection accepted.
+/// The new listener has the same addresses. As before, the connection stack is made ready when a
+/// connection is waiting, and only then is the connection accepted.
 #[doc(alias = "tap")]
 pub trait ListenerExt: IntoListener {
     /// Calls `f` with the stream of each accepted connection.
@@ -73,7 +73,7 @@ pub trait ListenerExt: IntoListener {
 
 impl<L: IntoListener> ListenerExt for L {}
 
-/// The listener that [`ListenerExt::tap_io`] makes.
+/// A listener that calls a function with each stream. Created by [`ListenerExt::tap_io`].
 #[derive(Clone)]
 pub struct TapIo<L, F> {
     listener: L,
@@ -111,7 +111,7 @@ impl<L: fmt::Debug, F> fmt::Debug for TapIo<L, F> {
     }
 }
 
-/// The listener that [`ListenerExt::map_io`] makes.
+/// A listener that replaces each stream. Created by [`ListenerExt::map_io`].
 #[derive(Clone)]
 pub struct MapIo<L, F> {
     listener: L,
@@ -150,7 +150,8 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
     }
 }
 
-/// Makes a panic of the user's function cost its connection only, as if the peer had left.
+/// Converts a panic of the user's function to an error that costs only its connection, as if the
+/// peer had disconnected.
 fn aborted(panicked: Panicked) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, panicked)
 }

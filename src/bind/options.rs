@@ -169,9 +169,9 @@ impl SocketOptions {
     ///
     /// Default: not set. Why: the system then sends remaining bytes in the background.
     ///
-    /// Zero makes every close a reset, which discards the bytes that the peer has not received. Any
-    /// other time lets the close block the runtime's thread until they are acknowledged, for at
-    /// most that time. The [graceful close](crate::close) needs neither.
+    /// Zero makes every close a reset, which discards the bytes that the peer has not received.
+    /// With any other time, the close blocks the runtime's thread until these bytes are
+    /// acknowledged, for at most that time. The [graceful close](crate::close) needs neither.
     #[doc(alias = "SO_LINGER")]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = Some(linger);
@@ -196,15 +196,14 @@ impl SocketOptions {
         self
     }
 
-    /// Sets how many bytes of a TCP socket's output the system holds before it begins to send them
+    /// Sets how many bytes of a TCP socket's output the system holds that it has not sent yet
     /// (`TCP_NOTSENT_LOWAT`, only on Linux).
     ///
-    /// Default: not set. Why: the system's send buffer then bounds them, and bulk transfers take
-    /// the least CPU time. When reached: the connection waits with its output.
+    /// Default: not set. Why: the system's send buffer is bound enough, and bulk transfers then
+    /// take the least CPU time. When reached: the connection's writes wait.
     ///
-    /// Set it, to 128 KiB for example, where many peers read slowly: the system then holds that
-    /// much for each of them, where it would hold megabytes. It does not bound what is on its way
-    /// to the peer.
+    /// Set it, to 128 KiB for example, if many peers read slowly. The system then holds that much
+    /// for each of them, instead of megabytes. Bytes in transit to the peer are not counted.
     #[doc(alias = "TCP_NOTSENT_LOWAT")]
     pub fn unsent(mut self, bytes: u32) -> Self {
         self.unsent = Some(bytes);
@@ -272,8 +271,8 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets the options of an accepted TCP socket, as far as the system allows. One whose listener
-    /// was [prepared](Self::prepare) has inherited most of them.
+    /// Sets the options of an accepted TCP socket, as far as the system allows. If its listener was
+    /// [prepared](Self::prepare), the socket has inherited most of them.
     pub(super) fn apply(&self, socket: &Socket, prepared: bool) {
         if !(INHERITED && prepared) {
             self.inherit(socket);
@@ -283,7 +282,7 @@ impl SocketOptions {
         }
     }
 
-    /// Sets the options that a listening socket hands on to those that it accepts.
+    /// Sets the options that accepted sockets inherit from their listening socket.
     fn inherit(&self, socket: &Socket) {
         if self.nodelay {
             note("nodelay", socket.set_tcp_nodelay(true));
@@ -305,8 +304,8 @@ impl SocketOptions {
     }
 }
 
-/// An accepted socket has the options of the listening one, so they need not be set for each
-/// connection.
+/// On Linux an accepted socket inherits the options of its listening socket, so they need not be
+/// set for each connection.
 const INHERITED: bool = cfg!(target_os = "linux");
 
 #[cfg(target_os = "linux")]
@@ -329,8 +328,8 @@ mod unsent {
     }
 }
 
-/// Logs an option that could not be set. On some systems that happens if a peer resets its
-/// connection in the queue, which is no fault of the server.
+/// Logs an option that could not be set. On some systems this happens if a peer resets its
+/// connection while it is in the backlog, which is no fault of the server.
 fn note(option: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(target: "tower_tcp", option, %error, "a socket option could not be set");

@@ -1,7 +1,7 @@
 //! The number of connections in the backlog.
 //!
-//! `TCP_INFO` of the listener has it, too. But none of the crates used here reads it, and a reader
-//! of it would keep the listener open.
+//! `TCP_INFO` of the listener has this number, too. But its reader would need the listener's
+//! descriptor, and keep the listener open.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use crate::connection::Address;
 
 /// Returns the number of connections that wait to be accepted at all TCP addresses together. It
 /// includes those that another process listening on the same addresses will accept. Returns `None`
-/// if none is a TCP address, or the system does not provide it.
+/// if no address is of TCP, or if the system does not provide the number.
 pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     let ours: Vec<_> = addresses.iter().filter_map(Address::tcp).collect();
     if ours.is_empty() {

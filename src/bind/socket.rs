@@ -64,7 +64,7 @@ impl AsFd for Socket {
 }
 
 /// A short read shows that there is no more input, and a short write that there is no more room, so
-/// the next change wakes the task. That is so for epoll and kqueue.
+/// the next change wakes the task. This is true of epoll and kqueue.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",
@@ -102,7 +102,7 @@ macro_rules! poll_io {
     };
 }
 
-/// Does the same with a stream of either family.
+/// Evaluates `$do` with the socket's stream, of either family.
 macro_rules! on_stream {
     ($socket:ident, $stream:ident => $do:expr) => {
         match &$socket.0.family {
@@ -170,7 +170,7 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(match SockRef::from(&*self).shutdown(Shutdown::Write) {
-            // The peer has reset it.
+            // The peer has reset the connection.
             Err(err) if err.kind() == io::ErrorKind::NotConnected => Ok(()),
             done => done,
         })

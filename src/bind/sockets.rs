@@ -25,8 +25,8 @@ use crate::error::Error;
 
 /// Any number of TCP and Unix sockets as one listener.
 ///
-/// They are served in turn, so a busy one does not starve the others. When this is dropped, the
-/// path of a Unix socket is removed if its file is still the one that was created.
+/// The sockets are served in turn, so a busy one does not starve the others. When the listener is
+/// dropped, the path of a Unix socket is removed if its file is still the one that was created.
 ///
 /// ```no_run
 /// use tower_tcp::bind::{Listener, SocketOptions, Sockets};
@@ -58,17 +58,17 @@ impl Sockets {
     ///
     /// At the path of a Unix socket, an existing file is replaced only if it is a socket that
     /// refuses connections, such as one left by a crashed server. Two servers that start at the
-    /// same moment can still take such a file from each other. Where that may happen, lock another
+    /// same moment can still take such a file from each other. If that may happen, lock another
     /// file first.
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`] with the endpoint that could not be resolved, bound or listened on.
-    /// Everything bound before it is released, including paths.
+    /// Returns [`Error::Bind`], which names the endpoint that could not be resolved, bound or
+    /// listened on. Everything bound before it is released, including paths.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with I/O enabled, like all of tokio's sockets.
+    /// Panics outside of a tokio runtime with I/O enabled, like all of tokio's sockets.
     ///
     /// # Cancel safety
     ///
@@ -190,8 +190,8 @@ impl Source {
             socket,
             prepared,
         } = listening;
-        // A socket of the program or of its parent may be anything, whatever its type here says.
-        // One that does not listen would never be readable, or fail each accept.
+        // A socket of the program or of its parent may be anything, whatever its type here says. A
+        // socket that does not listen would never be readable, or each accept would fail.
         if !accepts(&socket)? {
             let err = "the socket does not listen for connections";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, err));
@@ -275,15 +275,15 @@ fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)>
     Ok((socket, peer))
 }
 
-/// Returns whether an accept would return at once. If the system cannot tell, the accept reports
+/// Returns whether an accept would return at once. If the system cannot answer, the accept reports
 /// the error.
 fn has_event(socket: &socket2::Socket) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
-/// Distinguishes a socket that no longer listens, such as after a `shutdown`, from other invalid
-/// arguments.
+/// Reports [`ListenerClosed`] for a socket that no longer listens, for example after a `shutdown`,
+/// and other errors as they are.
 fn closed_or(err: io::Error, listener: &socket2::Socket) -> io::Error {
     if err.kind() == io::ErrorKind::InvalidInput && !listens(listener) {
         return io::Error::new(err.kind(), ListenerClosed);
@@ -296,23 +296,24 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// The system cannot be asked, so the error has its only meaning in accept(2).
+/// Returns `false`, because the system cannot be asked, and accept(2) fails with this error for no
+/// other reason.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false
 }
 
-/// Converts an address. An abstract name begins with `@`, as in an [`Endpoint`].
-/// Returns whether streams can be accepted from a socket, as far as the system tells.
+/// Returns whether streams can be accepted from a socket, as far as the system reports it.
 fn accepts(socket: &socket2::Socket) -> io::Result<bool> {
     #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
     let listens = socket.is_listener()?;
-    // Elsewhere a socket that does not listen is known only if it is connected.
+    // On other systems, a socket that does not listen is recognised only if it is connected.
     #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
     let listens = socket.peer_addr().is_err();
     Ok(listens && socket.r#type()? == Type::STREAM)
 }
 
+/// Converts an address. An abstract name begins with `@`, as in an [`Endpoint`].
 fn to_address(addr: &SockAddr) -> Address {
     if let Some(addr) = addr.as_socket() {
         return addr.into();

@@ -1,7 +1,7 @@
 //! Conversions from tokio's own listeners.
 //!
-//! tokio reports a waiting connection only by accepting it. So its listeners are converted: their
-//! socket becomes one of [`Sockets`], which checks before it accepts.
+//! tokio reports a waiting connection only by accepting it. So the socket of its listener becomes
+//! one of [`Sockets`], which checks for a connection before it accepts.
 
 use std::io;
 
@@ -85,7 +85,7 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// The error of a runtime that did not release a listener, or did not accept it back.
+/// The error of a listener that the runtime did not release, or did not register again.
 #[derive(Debug, Error)]
 #[error("a listener of tokio could not be taken over")]
 struct NotTakenOver(#[source] Refused);

@@ -1,5 +1,5 @@
-//! The path of a Unix socket: a stale one is replaced, a live one never, and only our own is
-//! removed.
+//! The path of a Unix socket. The file of a stale socket is replaced, that of a live one never. At
+//! the end, only the file that the server created is removed.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -41,8 +41,8 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // Before the bind, also because this rejects a NUL byte in the path, at which the bind would
-    // silently cut it.
+    // This runs before the bind, also because it rejects a path with a NUL byte, which the bind
+    // would silently cut there.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

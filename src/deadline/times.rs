@@ -63,7 +63,7 @@ deadlines! {
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
     /// | [`half_closed`] | 10 s | most replies take less; an abandoned request costs no more | [`PeerReset`] |
-    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason of the close |
+    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason of its close |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
@@ -279,7 +279,7 @@ deadlines! {
     /// | [`body`] | 5 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
-    /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason of the drain |
+    /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason of its close |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
@@ -333,7 +333,7 @@ deadlines! {
         /// sends pings. The time counts from the end of the last response, if that is later.
         ///
         /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer. When reached:
-        /// the connection closes with the reason of the drain.
+        /// the connection closes with the reason for which the `GOAWAY` was sent.
         goodbye = secs(5),
 
         /// Sets how long a raw service, or the task with an upgraded stream, may continue after

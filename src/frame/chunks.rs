@@ -69,7 +69,7 @@ impl<C: Decoder> Decoder for Chunks<C> {
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Vec<C::Item>>, C::Error> {
         match self.failed.take() {
             Some(Failed::Reading(err)) => return Err(err),
-            // Left for `decode_eof`, because a caller tells its errors from others.
+            // Left for `decode_eof`, because callers distinguish its errors from those of `decode`.
             at_end => self.failed = at_end,
         }
         loop {

@@ -41,7 +41,7 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 /// A [`Pipeline`](crate::Pipeline) counts the items of the outermost codec as frames. So an item
 /// that is filtered out is no activity, and does not extend
 /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Pass a peer's heartbeats to the service
-/// instead, which can answer with no reply.
+/// instead, which can answer them with `Reply::none`.
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes decoded at once
 /// for one item: the frames of a chunk, and the frames filtered out in front of it if they arrived
@@ -93,7 +93,7 @@ pub trait CodecExt: Decoder + Sized {
     /// happens before an error of the codec. A connection that ends in another way, by a deadline
     /// or a drain, drops an incomplete chunk.
     ///
-    /// Up to `size - 1` items are held until the next ones arrive. That is memory for as many
+    /// Up to `size - 1` items are held until the next ones arrive. That is the memory of as many
     /// frames of the largest size, and a peer may hold it for as long as the pipeline's
     /// [`Deadlines::idle`](crate::deadline::Deadlines::idle).
     fn chunks(self, size: NonZeroUsize) -> Chunks<Self> {

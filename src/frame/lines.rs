@@ -84,7 +84,7 @@ impl Lines {
     /// Default: 65,536. Why: it is far more than line protocols use, and bounds the memory of a
     /// peer. When reached: decoding fails as soon as that many bytes have arrived without an LF.
     ///
-    /// Every later call fails too, because the beginning of the next line is unknown.
+    /// Every later call fails, too, because the beginning of the next line is unknown.
     #[must_use]
     pub fn max_line(mut self, bytes: usize) -> Self {
         self.max = bytes;

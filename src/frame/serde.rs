@@ -94,7 +94,7 @@ impl<In, Out, F> Serde<In, Out, F> {
     /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) together with this. When reached:
     /// decoding fails as soon as the length is read, and encoding writes nothing.
     ///
-    /// Every later call to decode fails too, because the bytes of the frame are still to come.
+    /// Every later call to decode fails, too, because the rest of the frame is still to arrive.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -262,8 +262,8 @@ pub trait Format {
     /// The error for a document that cannot be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads a whole document. Data behind it must be an error too, or a peer could hide data
-    /// there.
+    /// Reads a whole document. Data after the document must be an error, too, or a peer could hide
+    /// data there.
     ///
     /// # Errors
     ///

@@ -9,7 +9,8 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::FrameTooLarge;
 use super::within::decode_within;
 
-/// The same as the default of the pipeline: more than a line of any text protocol.
+/// The default size of the largest frame, the same as the pipeline's. It is more than a line of any
+/// text protocol.
 const MAX_FRAME: usize = 64 * 1024;
 
 /// The memory that may be kept beyond twice the content. More is freed before a wait for input.
@@ -78,7 +79,7 @@ where
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
         loop {
-            // Also when nothing is held, because the inner codec may hold an item itself.
+            // Decodes even if nothing is held, because the inner codec may hold an item itself.
             let item = decode_within(self.max_frame, &mut self.inner, &mut self.held)?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));

@@ -3,11 +3,12 @@
 //!
 //! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. TLS is one, and so is a
 //! check of the peer's address. Any stock layer can wrap a hook. [`PreConnectLayer`] puts a hook in
-//! front of a connection service, [`PreConnectExt::chain`] puts one hook behind another.
+//! front of a connection service, and [`PreConnectExt::chain`] puts one hook behind another.
 //!
 //! Hooks run in the connection's own task, never in the accept loop. One deadline and one budget
-//! apply to all of them: see [`PreConnectLayer`]. A hook that fails with a [`ConnectionEnded`] ends
-//! the connection with the reason in it. Any other error ends it with [`EndReason::Rejected`].
+//! apply to all of them; [`PreConnectLayer`] sets both. A hook that fails with a
+//! [`ConnectionEnded`] ends the connection with the reason in it. Any other error ends it with
+//! [`EndReason::Rejected`].
 //!
 //! ```
 //! use tower::{ServiceBuilder, service_fn};
@@ -75,7 +76,7 @@ pub use when::When;
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
 
-/// The error for a connection that was evicted: too many were in their hooks, and it was the
+/// The error for a connection that was evicted, because too many were in their hooks and it was the
 /// oldest.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pushed out of pre-connect by newer connections")]
@@ -125,7 +126,7 @@ impl<H> PreConnectLayer<H> {
     /// Default: 512. Why: it bounds the memory of unfinished handshakes. When reached: the next
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
     ///
-    /// If the next one waited instead, 512 silent peers could keep out all others for a whole
+    /// If the next one waited instead, 512 silent peers could lock out all others for a whole
     /// deadline, again and again. A client is evicted only if 512 newer connections arrive before
     /// its hooks are done.
     #[must_use]
@@ -223,7 +224,7 @@ where
     Ok((inner, conn))
 }
 
-/// Converts an error of a hook. Without a reason of its own, it means that the connection is
+/// Converts an error of a hook. An error without a reason of its own means that the connection is
 /// rejected.
 fn rejected(err: impl Into<BoxError>) -> BoxError {
     let err = err.into();

@@ -37,11 +37,11 @@ pub enum Unknown {
 
 /// A hook that detects the peer's protocol by its first bytes. The service gets these bytes, too.
 ///
-/// It calls the detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
-/// received so far, until it returns `Yes` or `No`. The fact of a `Yes` is added to the connection
-/// under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are counted when
-/// the service reads them from the returned stream. This works on any stream: TCP, Unix sockets,
-/// inside TLS, in memory.
+/// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
+/// received so far, until the detector returns `Yes` or `No`. The fact of a `Yes` is added to the
+/// connection under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are
+/// counted when the service reads them from the returned stream. This works on any stream: TCP,
+/// Unix sockets, inside TLS, in memory.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |
@@ -58,8 +58,8 @@ pub enum Unknown {
 ///
 /// With [`Unknown::Pass`], it continues in all four cases.
 ///
-/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) compares this with other ways to tell protocols
-/// apart.
+/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) compares this with other ways to serve several
+/// protocols.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -118,8 +118,8 @@ impl<D> Peek<D> {
         self
     }
 
-    /// Sets the time that the peer has until a verdict. `None` leaves it to the
-    /// [layer's deadline](super::PreConnectLayer::deadline), which always refuses.
+    /// Sets the time that the peer has until a verdict. With `None` only the [layer's
+    /// deadline](super::PreConnectLayer::deadline) applies, which always ends the connection.
     ///
     /// Default: 5 s. Why: it leaves half of the layer's deadline for TLS. When reached: the
     /// protocol is unknown.
@@ -180,7 +180,8 @@ where
                     deadline,
                     drain: None,
                 };
-                // From the bare stream, because the bytes are counted when they are read again.
+                // Reads from the bare stream, because the bytes are counted when they are read
+                // again.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
                 let elapsed = times.elapsed(&life);
                 // A verdict that came in time holds, even if the task was polled late.

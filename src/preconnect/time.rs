@@ -24,7 +24,7 @@ impl From<Deadlines> for Times {
             drain:
                 DrainDeadlines {
                     pre_connect: drain,
-                    // These, and those below, are kept by what serves the connection.
+                    // These, and those below, apply after the hooks.
                     frame: _,
                     body: _,
                     last_request: _,
@@ -50,7 +50,7 @@ impl From<Deadlines> for Times {
 }
 
 impl Times {
-    /// Waits until the time is over, from now on. Returns how the connection ends then.
+    /// Waits until a deadline passes, counted from this call. Returns the end of the connection.
     pub(super) async fn elapsed(self, life: &Life) -> ConnectionEnded {
         let mut timer = Timer::start();
         let mut draining = None;

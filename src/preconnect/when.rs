@@ -8,7 +8,8 @@ use crate::connection::{Connection, ConnectionInfo};
 use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, oneshot};
 
-/// A hook for some connections. Created by [`PreConnectExt::when`](super::PreConnectExt::when).
+/// A hook that runs for some connections only. Created by
+/// [`PreConnectExt::when`](super::PreConnectExt::when).
 #[derive(Clone, Debug)]
 pub struct When<H, P> {
     pub(super) hook: H,
@@ -28,7 +29,7 @@ where
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    /// Always ready. The hook is made ready only for a connection that it runs for.
+    /// Always ready. The hook is made ready only for a connection for which it runs.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }

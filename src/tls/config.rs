@@ -18,7 +18,7 @@ use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use super::Tls;
 use crate::error::BoxError;
 
-/// The requirement for client certificates.
+/// The policy for clients without a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientCertificates {
     /// Refuses clients without a valid certificate.

@@ -85,17 +85,18 @@ use reads_on::ReadsOn;
 
 /// The time to read from a peer after its handshake failed, so that it receives the alert.
 const ALERT_LINGER: Duration = Duration::from_millis(200);
-/// The number of bytes to read from it.
+/// The maximum number of bytes to read from such a peer.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
 /// A pre-connect hook that performs the TLS handshake. Clones share the configuration and the
 /// session cache.
 ///
-/// It is always ready, because the handshake runs in the future. See the [module docs](self).
+/// It is always ready, because the handshake runs in the returned future. See the [module
+/// docs](self).
 ///
-/// The service fails with a boxed [`ConnectionEnded`]. Its cause is an [`io::Error`]: with a
-/// [`rustls::Error`] inside if the peer's messages were at fault, or else the error of the stream,
-/// such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
+/// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. It contains
+/// a [`rustls::Error`] if the peer's messages were at fault. Otherwise it is the error of the
+/// stream, such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -153,7 +154,8 @@ where
                     // `InvalidData` is rustls' verdict on the input, with an alert. Any other error
                     // is the stream's own.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
-                    // Settled before the wait below, during which a deadline may drop this future.
+                    // The end is proposed before the wait below, during which a deadline may drop
+                    // this future.
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
                     if alerted {
@@ -166,7 +168,7 @@ where
     }
 }
 
-/// Makes `.layer(tls)` an error that names the layer of hooks. Nothing implements the bound.
+/// Makes `.layer(tls)` a compiler error that names `PreConnectLayer`. Nothing implements the bound.
 #[doc(hidden)]
 impl<S: sealed::BehindPreConnectLayer> Layer<S> for Tls {
     type Service = S;
@@ -287,10 +289,10 @@ impl TlsInfo {
         self.server_name.as_deref()
     }
 
-    /// Returns the peer's certificates, its own first, in DER.
+    /// Returns the peer's certificate chain in DER, the peer's own certificate first.
     ///
-    /// They are verified. The slice is empty unless [`TlsBuilder::client_certificates`] asks for
-    /// them.
+    /// The chain is verified. It is empty unless [`TlsBuilder::client_certificates`] requests it
+    /// and the peer has sent it.
     ///
     /// Attribute: `tls.client.certificate_chain`.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
