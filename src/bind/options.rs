@@ -196,8 +196,8 @@ impl SocketOptions {
         self
     }
 
-    /// Sets how many bytes of a TCP socket's output the system holds that it has not sent yet
-    /// (`TCP_NOTSENT_LOWAT`, only on Linux).
+    /// Sets how many unsent bytes the system holds for a TCP socket (`TCP_NOTSENT_LOWAT`, only on
+    /// Linux).
     ///
     /// Default: not set. Why: the system's send buffer is bound enough, and bulk transfers then
     /// take the least CPU time. When reached: the connection's writes wait.

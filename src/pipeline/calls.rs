@@ -1,7 +1,7 @@
 //! The calls of a connection's service, and their results.
 //!
 //! [`Calls::poll_event`] takes the next event and makes the service ready for it. All waiting is in
-//! the engine, so the three ways to run calls only keep their order.
+//! the engine, so each of the three ways to run calls only decides on their order.
 
 use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
@@ -43,8 +43,8 @@ where
         }
     }
 
-    /// Takes the next event, with the service ready for it. Ready with `None` when there will be no
-    /// more.
+    /// Takes the next event once the service is ready for it. Ready with `None` when there will be
+    /// no more.
     #[inline]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
@@ -61,7 +61,7 @@ where
     /// Returns whether the service is ready. If it failed, the connection ends.
     #[inline]
     fn is_service_ready(&mut self, cx: &mut Context<'_>) -> bool {
-        // Caught here, because earlier requests may be in flight, and are still answered.
+        // A panic is caught here, because earlier requests may be in flight and are still answered.
         let polled = caught(|| self.service.poll_ready(cx));
         let ended = match polled {
             Ok(Poll::Ready(Ok(()))) => return true,
@@ -89,8 +89,8 @@ where
         self.engine.poll_io_beside(cx)
     }
 
-    /// Makes the last call that was begun the head, if it may be. If replies keep their order,
-    /// later replies wait for it.
+    /// Makes the last call that was begun the head, if possible, and returns whether it is. If
+    /// replies keep their order, later replies wait for the head.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)
     }

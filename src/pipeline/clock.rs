@@ -12,21 +12,21 @@ use crate::deadline::{
 };
 use crate::end::EndReason;
 
-/// The current wait of a connection, as far as deadlines are concerned. Besides, it may wait for
-/// the peer to take output.
+/// The current wait of a connection, as far as deadlines are concerned. The connection may also
+/// wait for the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// Its own service, or room for more calls; not the peer's input.
+    /// For its own service, or for room for more calls, but not for the peer's input.
     Busy,
-    /// The program, which holds requests back by a pause.
+    /// For the program, which holds requests back by a pause.
     Paused,
-    /// The make-service.
+    /// For the make-service.
     Making,
-    /// A frame, with no request in progress.
+    /// For a frame, with no request in progress.
     Resting,
-    /// The rest of a frame.
+    /// For the rest of a frame.
     InFrame,
-    /// In a drain, the bytes that may already have arrived with the connection.
+    /// In a drain, for the bytes that may already have arrived with the connection.
     Leaving,
 }
 
@@ -123,7 +123,7 @@ impl Clock {
         self.poll_timer(waits, message, life, deadlines, now, cx)
     }
 
-    /// Computes the deadlines anew. Apart from [`poll`](Self::poll), which rarely needs it.
+    /// Computes the deadlines again. It is kept out of [`poll`](Self::poll), which rarely needs it.
     #[inline(never)]
     fn poll_timer(
         &mut self,
@@ -200,15 +200,15 @@ impl Clock {
         self.armed = None;
     }
 
-    /// Records that the connection closes, other than in a drain of the server. Starts the time of
-    /// the pending requests.
+    /// Records that the connection closes, other than in a drain of the server. Starts the deadline
+    /// of its pending requests, `last_calls`.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
         self.armed = None;
     }
 
-    /// Returns whether the time of the pending requests has started.
+    /// Returns whether the deadline of the pending requests, `last_calls`, has started.
     pub(super) fn closes(&self) -> bool {
         self.closes
     }
@@ -231,7 +231,7 @@ impl Clock {
         if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
             self.active = Some(now);
         }
-        // Times that a pause stops start anew when it is over.
+        // Deadlines that a pause stops start again when the pause is over.
         self.saw_activity = waiting == Waiting::Paused && self.active.is_some();
         self.saw_byte = false;
         match waiting {
@@ -280,7 +280,7 @@ impl Clock {
         } = *deadlines;
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm::End(reason));
         let drained = self.drains_since();
-        // While output waits for the peer, `write` bounds that.
+        // While output waits for the peer, only `write` applies.
         let is_pending = !self.blocked.is_blocked() && waiting != Waiting::Paused;
         let pending = self.active.filter(|_| is_pending);
         let rest = match waiting {

@@ -85,7 +85,7 @@ dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 dispatch!(InFlight, |calls| run_in_order(calls));
 dispatch!(Multiplexed, |calls| run_as_finished(calls));
 
-/// Runs calls in a direct loop: one call needs no queue.
+/// Runs calls in a direct loop, because a single call needs no queue.
 #[pin_project]
 struct Direct<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,

@@ -7,7 +7,7 @@ use super::watermarks::Watermarks;
 /// | [`max_frame`](Self::max_frame) | 64 KiB | longer than a line of any text protocol; bounds the memory that one peer can use | the connection ends with [`FrameTooLarge`] |
 /// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it is empty | no requests are read, and `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs | `send` waits |
-/// | [`messages`](Self::messages) | 16, and as many timers | each takes one call of the service; the sender should notice a longer backlog | `post` waits |
+/// | [`messages`](Self::messages) | 16, and as many timers | each takes one call of the service; the sender should notice a longer backlog | `post` waits, `post_after` fails |
 /// | [`read_ahead`](Self::read_ahead) | 8 KiB | read while a request is in progress, to notice that the peer is gone | no more is read |
 ///
 /// [`FrameTooLarge`]: crate::EndReason::FrameTooLarge
@@ -38,7 +38,7 @@ impl Limits {
     /// Default: 64 KiB. Why: longer than a line of any text protocol. When reached: the connection
     /// ends with [`FrameTooLarge`](crate::EndReason::FrameTooLarge).
     ///
-    /// It holds for any codec. A lower limit of the codec itself is reached first.
+    /// It applies to any codec. A lower limit of the codec itself is reached first.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -47,9 +47,9 @@ impl Limits {
 
     /// Sets how many bytes of output may wait before no more requests are taken and `send` waits.
     ///
-    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: both wait until the
-    /// output is down at the low mark, which becomes a quarter of this. One frame may be larger
-    /// than the mark.
+    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: requests and `send` wait
+    /// until the output is down at the low mark, which becomes a quarter of this. One frame may be
+    /// larger than the mark.
     #[must_use]
     pub fn high_mark(self, bytes: usize) -> Self {
         self.watermarks(Watermarks::below(bytes))
@@ -76,7 +76,7 @@ impl Limits {
     /// set. `0` counts as 1.
     ///
     /// Default: 16. Why: each takes one call of the service, and the sender should notice a longer
-    /// backlog. When reached: `post` waits.
+    /// backlog. When reached: `post` waits, and `post_after` fails.
     #[must_use]
     pub fn messages(mut self, messages: usize) -> Self {
         self.messages = messages.max(1);
@@ -85,9 +85,9 @@ impl Limits {
 
     /// Sets how many undecoded bytes are buffered while requests are in progress.
     ///
-    /// Default: 8 KiB. Why: reading is how a reset is noticed. When reached: no more is read until
-    /// the request is done, so a reset after that is noticed only then. Use tower's `Timeout` for
-    /// requests that may take long. After the peer has finished sending,
+    /// Default: 8 KiB. Why: only a read notices a reset. When reached: no more is read until the
+    /// request is done, and a reset is noticed only then. Use tower's `Timeout` for requests that
+    /// may take long. After the peer has finished sending,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) bounds them.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {

@@ -3,7 +3,7 @@
 //! A [`Pipeline`] is the connection service for framed protocols: a codec for each connection, and
 //! a service for its requests. For each connection it makes an engine (stream, codec, buffers,
 //! deadlines) and a service. It runs the service's calls in one of three ways ([`OneAtATime`],
-//! [`InFlight`], [`Multiplexed`]) until there are no more, and then closes the connection.
+//! [`InFlight`], [`Multiplexed`]) until no more requests come, and then closes the connection.
 //!
 //! # Order
 //!
@@ -49,14 +49,14 @@
 //!
 //! # More than requests and replies
 //!
-//! A make-service receives the connection's [`Peer`], a handle for the rest of the program. Through
-//! it frames can be sent at any time, within [`Watermarks`]; input can be paused; messages and
-//! timers reach the service in turn with requests ([`Event`]); and the connection's end can be
-//! awaited. An [`OnConnectLayer`] greets peers or rejects them, and a [`Pipeline::farewell`] is
-//! the last frame of a connection that the server ends. All of this works with each of the three
-//! ways to run calls, over any stream.
+//! A make-service receives the connection's [`Peer`], a handle for the rest of the program. With
+//! this handle the program can send frames at any time, within [`Watermarks`], pause input, and
+//! await the connection's end. It can also send messages and set timers, which reach the service in
+//! turn with requests ([`Event`]). An [`OnConnectLayer`] greets peers or rejects them, and a
+//! [`Pipeline::farewell`] is the last frame of a connection that the server ends. All of this works
+//! with each of the three ways to run calls, over any stream.
 //!
-//! Two features need requests to run one at a time, because only then is it known what follows a
+//! Two features need requests to run one at a time, because only then is it certain what follows a
 //! reply:
 //!
 //! - A codec can change its mode when it encodes a frame. Buffered input is then decoded in the new
@@ -74,8 +74,8 @@
 //! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds no
 //! shared resource. [`PipelineBuilder::make_service`] makes one service for each connection and
 //! keeps it, so that service need not be `Clone`; only the make-service is cloned.
-//! [`layers`](crate::layers) lists how each of tower's layers behaves there, and the three mistakes
-//! with which idle connections hold resources that others wait for.
+//! [`layers`](crate::layers) lists how each of tower's layers behaves there, and three mistakes
+//! that make idle connections hold resources for which others wait.
 
 mod bounds;
 mod buffer;
@@ -149,10 +149,9 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
 }
 
 impl<F> Pipeline<F, (), (), OneAtATime> {
-    /// Begins a pipeline with the codecs that `codec` makes, one for each connection.
+    /// Creates a builder for a pipeline. `codec` makes a codec for each connection.
     ///
-    /// `codec` is a function without arguments that returns a [`Decoder`], such as
-    /// `Lines::default`.
+    /// It is a function without arguments that returns a [`Decoder`], such as `Lines::default`.
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
@@ -271,7 +270,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Sets whether a service error ends its connection.
     ///
     /// Default: `true`. Why: a failed service may have left its connection in an unforeseen state,
-    /// and the close tells a peer that waits for a reply.
+    /// and the close shows a waiting peer that no reply will come.
     #[must_use]
     pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
         Arc::make_mut(&mut self.settings).policy = if shutdown {
@@ -300,13 +299,13 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// - before it is served, by [`reject`](Self::reject).
     ///
     /// The frame is sent after every reply and after every frame that was pushed before, and
-    /// nothing is sent after it. So no peer takes it for the reply to a request that the server has
-    /// begun. A peer that does not take it is cut off at the [write deadline](Deadlines::write).
+    /// nothing is sent after it. So no peer mistakes it for the reply to a request that the server
+    /// has begun. A peer that does not read it is cut off at the [write
+    /// deadline](Deadlines::write).
     ///
-    /// There is none after a [closing reply](Reply::close) or [`Peer::close`], because the
-    /// code that closes can send a last frame itself. There is none if the peer has finished
-    /// sending, after an error, and after an upgrade. A panic in `make` ends only its own
-    /// connection.
+    /// No farewell follows a [closing reply](Reply::close) or [`Peer::close`], because the code
+    /// that closes can send a last frame itself. Nor is one sent if the peer has finished sending,
+    /// after an error, or after an upgrade. A panic in `make` ends only its own connection.
     ///
     /// Default: no frame. Why: only the protocol knows of one.
     ///

@@ -44,8 +44,8 @@ pub struct OnConnectLayer<F> {
 }
 
 impl<F> OnConnectLayer<F> {
-    /// Makes the layer from a function that takes the peer and returns a future of `Ok(())`, or of
-    /// an error that rejects the peer.
+    /// Creates the layer from a function that takes the peer and returns a future of `Ok(())`, or
+    /// of an error that rejects the peer.
     pub fn new(f: F) -> Self {
         Self { f }
     }
@@ -62,7 +62,7 @@ impl<F: Clone, K> Layer<K> for OnConnectLayer<F> {
     }
 }
 
-/// Runs a function before it calls a make-service. Made by [`OnConnectLayer`].
+/// Runs a function before it calls a make-service. Created by [`OnConnectLayer`].
 #[derive(Clone, Debug)]
 pub struct OnConnect<F, K> {
     f: F,

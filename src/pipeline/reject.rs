@@ -14,7 +14,7 @@ use crate::connection::Connection;
 use crate::end::EndReason;
 use crate::error::BoxError;
 
-/// The connection service that sends each peer a pipeline's farewell, and closes. Made by
+/// A connection service that sends each peer a pipeline's farewell, and closes. Created by
 /// [`Pipeline::reject`](super::Pipeline::reject).
 pub struct Reject<F, T> {
     codec: F,

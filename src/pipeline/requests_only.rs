@@ -57,8 +57,8 @@ use crate::error::BoxError;
 /// next request. Put such a limit around all events instead.
 ///
 /// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
-/// the readiness is not known; put it around all events instead. `LoadShed` has nothing to shed,
-/// because events wait until the service is ready.
+/// this layer's readiness is not known; put it around all events instead. `LoadShed` has nothing to
+/// shed, because events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,
@@ -187,7 +187,8 @@ impl<S> Guarded<S> {
 
 impl<S, M> Beneath<S, M> {
     fn lock(&self) -> MutexGuard<'_, Guarded<S>> {
-        // A service that panicked is called again only if the pipeline goes on, as everywhere.
+        // A service that panicked is called again only if the pipeline continues, as without this
+        // layer.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -117,7 +117,8 @@ where
 {
     let life = Arc::clone(conn.life());
     if life.signals.is_raised(Signal::Close) {
-        // This close came too late for the pipeline. Any service notices a drain.
+        // This close came too late for the pipeline. The next service notices a drain, but not a
+        // close.
         life.leave();
     }
     let ready = next.readied();

@@ -68,7 +68,7 @@ pub trait Session<E>: Send + 'static {
     ///
     /// A layer may drop the call before it is done, as tower's `Timeout` does. The call then ends
     /// at its current `.await`, and the next call finds the session in that state. Make changes
-    /// that must not be seen half done between two `.await`s.
+    /// that belong together without an `.await` between them.
     fn call(&mut self, event: E) -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
 }
 
@@ -203,11 +203,11 @@ impl<S: Session<E>, E> fmt::Debug for SessionService<S, E> {
     }
 }
 
-/// The future of [`SessionService`]: one call. Dropping it ends the call; the next call gets the
-/// session.
+/// The future of [`SessionService`]: one call. Dropping it ends the call, and the next call can
+/// begin.
 #[must_use = "futures do nothing unless polled"]
 pub struct SessionFuture<S: Session<E>, E> {
-    /// Set until it is done.
+    /// Set until the call is done.
     call: Option<Call<S, E>>,
 }
 

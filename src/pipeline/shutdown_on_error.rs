@@ -14,13 +14,13 @@ use crate::error::{BoxError, find_cause};
 /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) is off.
 ///
 /// They remain errors, and outer layers see them like any other; the mark is found through
-/// `source()`. Only errors from *inside* are marked: the `Elapsed` of a `Timeout` around this layer
-/// is not.
+/// `source()`. Only errors from *inside* are marked, so the `Elapsed` of a `Timeout` around this
+/// layer is not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShutdownOnErrorLayer;
 
 impl ShutdownOnErrorLayer {
-    /// Makes the layer.
+    /// Creates the layer.
     pub const fn new() -> Self {
         Self
     }
@@ -81,7 +81,7 @@ where
     }
 }
 
-/// The mark: an error that closes the connection.
+/// An error that closes the connection. It wraps the service's own error, as a mark.
 #[derive(Debug, Error)]
 #[error("closes the connection")]
 pub struct Shutdown(#[source] BoxError);

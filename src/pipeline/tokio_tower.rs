@@ -211,7 +211,7 @@ where
 #[pin_project(project = CallProjection)]
 enum Call<F> {
     Begun(#[pin] F),
-    /// It panicked when it was begun, or its result is taken.
+    /// The call panicked when it was begun, or its result is taken.
     Done(Option<Panicked>),
 }
 
@@ -241,7 +241,7 @@ where
         if matches!(polled, Ok(Poll::Pending)) {
             return Poll::Pending;
         }
-        // Dropped here, where a panic is still known to be of this call.
+        // Dropped here, where a panic is still known to belong to this call.
         let dropped = caught(|| self.set(Self::Done(None)));
         let done = polled.and_then(|done| dropped.map(|()| done));
         done.unwrap_or_else(|panicked| Poll::Ready(Err(panicked.into())))

@@ -64,7 +64,7 @@ impl<Io: Send, T> Next<Io, T> for NoUpgrade {
         Ok(())
     }
 
-    /// Never called, because a `Reply` cannot request it.
+    /// Never called, because a `Reply` cannot request an upgrade.
     async fn upgrade(self, conn: Connection<Rewind<Io>>) -> Result<(), BoxError> {
         drop(conn);
         Ok(())

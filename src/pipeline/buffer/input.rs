@@ -13,17 +13,17 @@ use tokio_util::io::poll_read_buf;
 /// call.
 const BLOCK: usize = 64 * 1024;
 
-/// The least room left in a block that is shared with frames still in use. With less, a new block
-/// is taken. Using the rest of a block keeps a service that collects small frames from keeping a
-/// block alive for each.
+/// The least room in the rest of a block, whose beginning may hold frames still in use. With less,
+/// a new block is allocated. Because the rest of a block is used, a service that collects small
+/// frames does not keep a block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
-/// The memory that an idle buffer may keep beyond twice its content. With more it is copied to one
-/// that fits, because a codec may have reserved as much as a peer merely announced.
+/// The memory that an idle buffer may keep beyond twice its content. A larger buffer is copied to
+/// one that fits, because a codec may have reserved as much as a peer merely announced.
 const SLACK: usize = 1024;
 
-/// The number of frames in a row that a decoder may return without taking input, if the largest
-/// frame has no more bytes.
+/// The number of frames in a row that a decoder may return without taking input. The size of the
+/// largest frame in bytes is the number if it is greater.
 const FRAMES: u32 = 65_536;
 
 thread_local! {
@@ -70,8 +70,8 @@ impl Input {
         Poll::Ready(ready!(read))
     }
 
-    /// Doubles the capacity, up to one frame: a frame that is almost complete does not need room
-    /// for two.
+    /// Doubles the capacity, but not beyond the largest frame, because a frame that is almost
+    /// complete does not need room for two.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {
@@ -118,8 +118,8 @@ impl Input {
     }
 
     /// Records that the decoder took `bytes` bytes for a frame. Returns `false` if it has returned
-    /// too many frames in a row without taking any. A codec may split one frame into many: as many
-    /// as the largest frame has bytes, and at least [`FRAMES`].
+    /// too many frames in a row without taking any. A codec may split one frame into as many as the
+    /// largest frame has bytes, and at least into [`FRAMES`].
     #[inline]
     pub(in crate::pipeline) fn gave(&mut self, bytes: usize, max_frame: usize) -> bool {
         if bytes == 0 {
@@ -147,7 +147,8 @@ impl Input {
     pub(in crate::pipeline) fn rest(&mut self) {
         let len = self.buf.len();
         if len == 0 {
-            // Even without capacity it may keep alive the block that its last frame was split off.
+            // Even without capacity, the buffer may keep alive the block from which its last frame
+            // was split off.
             self.clear();
         } else if self.in_block || self.held() > 2 * len + SLACK {
             self.copy_to(len);

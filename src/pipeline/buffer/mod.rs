@@ -1,8 +1,9 @@
 //! The buffers of one connection between its stream and its codec.
 //!
-//! An idle connection holds none. Each thread has a block to read into and one to encode into. A
-//! connection *takes* it while it is being polled, and gives it back when it is empty. Nothing is
-//! borrowed across a poll: a nested connection finds the place empty and allocates its own.
+//! An idle connection holds no buffers. Each thread has a block to read into and one to encode
+//! into. A connection *takes* a block while it is being polled, and returns it when it is empty.
+//! Nothing is borrowed across a poll. A connection that is polled within another one finds no block
+//! on the thread and allocates its own.
 
 mod input;
 mod output;

@@ -14,8 +14,8 @@ const BLOCK: usize = 16 * 1024;
 /// The size above which a block is not kept.
 const LARGEST_KEPT: usize = 128 * 1024;
 
-/// The capacity that waiting output may have beyond its content. With more it is copied, because it
-/// grows by doubling and begins in a large block.
+/// The capacity that a buffer of waiting output may have beyond its content. A larger buffer is
+/// copied to one that fits, because it begins as a large block and grows by doubling.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {
@@ -29,8 +29,8 @@ pub(in crate::pipeline) struct Output {
     /// The length of the complete frames in `buf`. Bytes after it, left by a panicking encoder, are
     /// removed.
     whole: usize,
-    /// The total of bytes written, and how many of them are flushed. The stream may hold some (TLS
-    /// does).
+    /// The number of bytes written, and how many of them are flushed. The stream may still hold the
+    /// others (TLS does).
     written: u64,
     flushed: u64,
 }
@@ -77,8 +77,8 @@ impl Output {
         self.buf.truncate(self.whole);
     }
 
-    /// Writes as much as the stream takes, and sets `progress` if that was anything. Ready when all
-    /// is written and flushed.
+    /// Writes as much as the stream takes, and sets `progress` if it took any bytes. Ready when all
+    /// output is written and flushed.
     ///
     /// If a flush is `awaited`, it flushes first. Otherwise a stream with constant output might
     /// never be flushed.

@@ -70,8 +70,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     request: Option<C::Item>,
     /// The service is being made ready for an event, which is held back.
     reserves: bool,
-    /// If a message and a request are both waiting, the request is next. Set when a message begins;
-    /// cleared when a request begins, or was looked for.
+    /// If a message and a request are both waiting, the request is next. Set when a message begins.
+    /// Cleared when a request begins, or when there was none to begin.
     was_message: bool,
     /// The number of events begun in this turn of the task.
     turn: u32,
@@ -130,7 +130,7 @@ where
         }
     }
 
-    /// Makes the handle to this connection.
+    /// Returns a handle to this connection.
     pub(in crate::pipeline) fn peer(&mut self) -> Peer<T, M> {
         let Self {
             conn,
@@ -190,8 +190,8 @@ where
 
     /// Closes the connection after the output is written, and returns how it ended.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
-        // Handles learn of the end, and a lingering connection keeps no memory that it does not
-        // need.
+        // The handles then report the end, and a lingering connection keeps no memory that it does
+        // not need.
         self.peer = None;
         self.backlog = Backlog::new();
         self.input.clear();
@@ -232,8 +232,8 @@ where
         self.state.leaves(leaves)
     }
 
-    /// Handles a panic in user code beneath the engine: removes a torn frame; complete ones are
-    /// still sent.
+    /// Handles a panic in user code beneath the engine. Removes a partly encoded frame; complete
+    /// ones are still sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
         self.output.drop_torn();
         self.fail(ConnectionEnded::new(EndReason::Panic, panicked));

@@ -10,7 +10,7 @@ use crate::error::{BoxError, Panicked, caught};
 use crate::frame::{DecoderStalled, FrameTooLarge};
 use crate::signals::Signal;
 
-/// Tells whether the decoder must run before more bytes are read.
+/// The need to run the decoder before more bytes are read.
 #[derive(Debug)]
 pub(super) enum Decoding {
     /// The buffered input holds no complete frame. Set when the decoder returns none, and at the
@@ -19,8 +19,8 @@ pub(super) enum Decoding {
     /// The buffered input may hold a frame. Set when bytes or the end of the stream have arrived,
     /// and when a frame was encoded, which can change the decoder's mode.
     MayHaveFrame,
-    /// As above, but the stream ended without its proper end (as in TLS) after these bytes. Set
-    /// when that is read; taken when the decoder has no more frames.
+    /// Like `MayHaveFrame`, but the stream ended without its proper end (as TLS can) after these
+    /// bytes. Set when that is read; taken when the decoder has no more frames.
     CutOff(io::Error),
 }
 
@@ -43,7 +43,7 @@ where
             return None;
         }
         let before = self.input.len();
-        // Caught here, because earlier requests may be in flight, and are still answered.
+        // A panic is caught here, because earlier requests may be in flight and are still answered.
         let decoded = caught(|| self.codec.decode(self.input.buf()));
         let decoded = match decoded {
             Ok(decoded) => decoded,
@@ -181,8 +181,8 @@ where
         Poll::Ready(())
     }
 
-    /// Handles signals from outside. Only this turns them into a [`State`]. The call before may
-    /// have raised one.
+    /// Handles signals from outside. Only this method turns signals into a [`State`]. The service's
+    /// last call may have raised one.
     #[inline]
     pub(super) fn heed_signals(&mut self) {
         if self.conn.life().signals.any() {
@@ -211,7 +211,7 @@ where
         if self.state == State::Open {
             self.state.drain();
             if let Some(peer) = &self.peer {
-                // So that messages end, too. Those sent before are delivered.
+                // Messages are refused, so that they end, too. Those sent before are delivered.
                 peer.refuse_messages();
             }
         }

@@ -12,7 +12,7 @@
 //! unless an error follows an orderly one. *What is left behind* is kept here, in
 //! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply behind, too.
 
-/// In a drain, the number of bytes that are still read of those that had arrived: as much as fits
+/// In a drain, the maximum number of bytes to read of those that had arrived. It is as much as fits
 /// in a socket's buffer on most systems.
 const DRAIN_READ: u32 = 256 * 1024;
 
@@ -64,19 +64,16 @@ pub(in crate::pipeline) enum Leaves {
 }
 
 impl State {
-    /// # `Open` → `DrainReading`
-    ///
-    /// Called when the drain's signal is handled. Later states do not go back.
+    /// Changes `Open` to `DrainReading` when the drain's signal is handled. Later states do not go
+    /// back.
     pub(super) fn drain(&mut self) {
         if *self == Self::Open {
             *self = Self::DrainReading(0);
         }
     }
 
-    /// # `DrainReading` → `DrainRead` → `DrainLastFrame`
-    ///
-    /// Called for each read of `n` bytes; `0` is the end of the stream. The first step is taken at
-    /// the limit, the second by the next read.
+    /// Changes `DrainReading` to `DrainRead` at the limit, and `DrainRead` to `DrainLastFrame` at
+    /// the next read. Called for each read of `n` bytes; `0` is the end of the stream.
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
@@ -92,19 +89,15 @@ impl State {
         };
     }
 
-    /// # `DrainReading` → `DrainRead`
-    ///
-    /// Called when the stream has no more bytes for now.
+    /// Changes `DrainReading` to `DrainRead` when the stream has no more bytes for now.
     pub(super) fn drain_has_read(&mut self) {
         if matches!(self, Self::DrainReading(_)) {
             *self = Self::DrainRead;
         }
     }
 
-    /// # Any but `Ending` → `Upgrading`
-    ///
-    /// Called after a reply that requests it. At an end, nothing of this protocol may follow that
-    /// reply, either.
+    /// Changes any state but `Ending` to `Upgrading`, after a reply that requests it. In `Ending`,
+    /// nothing of this protocol may follow that reply, either.
     pub(super) fn upgrade(&mut self) {
         *self = match *self {
             Self::Ending(leaves) => Self::Ending(leaves.max(Leaves::Requests)),
@@ -112,9 +105,8 @@ impl State {
         };
     }
 
-    /// # Any → `Ending`
-    ///
-    /// Called for each end, including a second one. `leaves` can only get stricter.
+    /// Changes any state to `Ending`. Called for each end, including a second one. `leaves` can
+    /// only get stricter.
     pub(super) fn end(&mut self, leaves: Leaves) {
         *self = Self::Ending(match *self {
             Self::Ending(before) => before.max(leaves),

@@ -8,11 +8,11 @@ use super::{Codec, Engine, Stream};
 use crate::pipeline::event::Event;
 use crate::pipeline::peer::EngineSide;
 
-/// The number of events begun in one turn of the connection's task, so that a fast peer does not
-/// delay other connections.
+/// The maximum number of events begun in one turn of the connection's task, so that a fast peer
+/// does not delay other connections.
 const TURN: u32 = 256;
 
-/// An event or the end, or else a buffered request may be next.
+/// Breaks with an event or the end. Continues if a buffered request may be next.
 type Next<R, M> = ControlFlow<Option<Event<R, M>>>;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -136,8 +136,9 @@ where
     /// Holds an event back until the service is ready for it, and drives I/O. Ready with `None`
     /// when it must not begin any more.
     ///
-    /// From now on neither a pause of the input nor unwritten output keeps the event back: the
-    /// service may reserve what other connections wait for, and only a call gives that back.
+    /// From now on neither a pause of the input nor unwritten output holds the event back, because
+    /// the service may reserve resources for which other connections wait, and only a call releases
+    /// them.
     pub(in crate::pipeline) fn poll_reserve(
         &mut self,
         event: Event<C::Item, M>,

@@ -2,7 +2,8 @@
 //!
 //! Each wait first encodes pending replies and flushes. So replies that are ready together are
 //! written together, and nothing stays unwritten while the connection waits. All but the last
-//! handle signals before that. Each enforces the deadlines. They differ in what they wait for:
+//! handle signals before they flush. Each enforces the deadlines. They differ in what they wait
+//! for:
 //!
 //! | wait | for | reads |
 //! | --- | --- | --- |
@@ -25,8 +26,8 @@ use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
-/// The bytes read at once while the peer does not take output. They may have to be kept in addition
-/// to it.
+/// The number of bytes read at once while the peer does not take output. They may have to be kept
+/// in addition to that output.
 const READ_UNWRITTEN: usize = 8 * 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -183,8 +184,7 @@ where
     pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         self.read_ahead(cx);
-        // A connection that reaches its maximum age is told to close, but its service is still
-        // made.
+        // A connection that reaches its maximum age begins to drain, but its service is still made.
         while !self.is_ending() {
             ready!(self.poll_clock(Waiting::Making, None, cx));
         }
@@ -214,8 +214,8 @@ where
     }
 
     /// Reads a little of the input that has arrived, without waiting for more. A drain reads at
-    /// least a byte, because only that tells whether a request has arrived. At an end, nothing that
-    /// is read is decoded; only the peer's leaving is noticed.
+    /// least a byte, because only a read shows whether a request has arrived. When the connection
+    /// ends, input is read only to notice that the peer disconnects, and is not decoded.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
@@ -251,8 +251,8 @@ where
         self.input.rest();
         self.output.rest();
         self.stand_by(cx);
-        // Only once the signal is heeded. One raised since then wakes the task, which first reads
-        // what has arrived.
+        // Only after the signal was handled. A signal raised since then wakes the task, which first
+        // reads what has arrived.
         if self.state.is_draining() {
             self.clock.drain();
         }

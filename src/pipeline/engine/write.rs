@@ -13,8 +13,8 @@ use crate::pipeline::peer::EngineSide;
 use crate::pipeline::reply::{AfterReply, Frames, Reply};
 use crate::pipeline::shutdown_on_error::is_shutdown;
 
-/// The number of reply frames encoded in one turn of the connection's task, so that a stream that
-/// is always ready does not delay other connections.
+/// The maximum number of reply frames encoded in one turn of the connection's task, so that a
+/// stream that is always ready does not delay other connections.
 const TURN: usize = 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -29,7 +29,8 @@ where
         if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
-        // After frames pushed before it, and after replies that are waiting or still to come.
+        // The reply waits for frames pushed before it, and for earlier replies that are waiting or
+        // still to come.
         if self.waiting_replies() > 0 || self.has_pushed() || self.holds_replies {
             self.backlog.push_back(result);
             return;
@@ -150,15 +151,15 @@ where
 
     /// Encodes the farewell behind everything else. Returns whether the connection gets one.
     ///
-    /// It gets one if the server ends it without an error, but not if a reply or the program closes
-    /// it, or if the peer has finished sending.
+    /// A connection gets one if the server ends it without an error, but not if a reply or the
+    /// program closes it, or if the peer has finished sending.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();
         if !farewell.is_set() || !by_server {
             return false;
         }
-        // So that it is made once, even if that panics.
+        // The state changes first, so that the farewell is made once, even if that panics.
         self.state.end(Leaves::Requests);
         let frame = match self.conn.life().proposed() {
             Some(ConnectionEnded {
@@ -219,8 +220,8 @@ where
             let then = current.then;
             match next {
                 Some(Ok(frame)) => {
-                    // After the frames that the stream pushed before it returned this one, as for
-                    // any other reply.
+                    // Frames that the stream pushed before it returned this one are encoded first,
+                    // as for any other reply.
                     self.encode_pushed(usize::MAX);
                     self.encode(frame);
                 }

@@ -14,8 +14,9 @@ use crate::pipeline::watermarks::Watermarks;
 pub(super) struct Channel<T, M> {
     pub(super) info: ConnectionInfo,
     most_timers: usize,
-    /// Room in `items`. Above the high mark no more is given out; room given out before remains
-    /// valid. The semaphore is fair, so one busy sender cannot keep the others waiting forever.
+    /// Room in `items`. Above the high mark no more permits are handed out; those handed out before
+    /// remain valid. The semaphore is fair, so one busy sender cannot keep the others waiting
+    /// forever.
     pub(super) room: Semaphore,
     /// Room for tasks that wait for a flush, held until the flush is reported.
     pub(super) flush_room: Semaphore,
@@ -38,14 +39,14 @@ pub(super) struct Queues<T, M> {
     /// A message that was taken, but whose call may not begin yet.
     pub(super) held: Option<M>,
     pub(super) messages: VecDeque<M>,
-    /// Ordered by due time, then by the order in which they were set.
+    /// The messages with a delay, by due time, then in the order in which they were set.
     pub(super) timers: BTreeMap<(Instant, u64), M>,
     timers_set: u64,
     pub(super) marks: Watermarks,
     /// The longest time that the connection may be idle.
     pub(super) idle: Option<Duration>,
     /// The number of bytes written when a broadcast last found the output above its mark, and the
-    /// time since when it has not changed.
+    /// time since which that number has not changed.
     stalled: Option<(u64, Instant)>,
     /// The number of times that the marks were crossed. Odd while the output is above.
     pub(super) crossings: u64,
@@ -57,7 +58,7 @@ pub(super) struct Queues<T, M> {
 /// An entry in the queue of output.
 pub(super) enum Item<T> {
     Frame(T),
-    /// Report when everything before it is written.
+    /// A request to report that everything before it is written.
     Flush(oneshot::Sender<()>),
 }
 
@@ -116,8 +117,8 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns whether the output is above its mark, and the calls of this method show that no byte
-    /// has been written for `time`.
+    /// Returns whether the output is above its mark, and successive calls of this method have found
+    /// for `time` that no byte was written.
     pub(super) fn has_stalled(&mut self, written: u64, time: Duration) -> bool {
         let now = Instant::now();
         self.stalled = match self.stalled {
@@ -203,7 +204,7 @@ impl<T, M> Channel<T, M> {
             state.items.push_back(item);
             self.flags.raise(Flag::Pushed);
         }
-        // Given back when the item is taken.
+        // The room is given back when the item is taken.
         room.forget();
         self.wake();
         Ok(())

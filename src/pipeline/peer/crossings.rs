@@ -15,7 +15,7 @@ pub enum Crossing {
 
 /// The crossings of a connection's watermarks, each once and in turn: high, low, high.
 ///
-/// Made by [`Peer::crossings`](super::Peer::crossings). Crossings are counted, not queued, so a
+/// Created by [`Peer::crossings`](super::Peer::crossings). Crossings are counted, not queued, so a
 /// slow reader sees all of them at no cost in memory.
 pub struct Crossings<T, M = Infallible> {
     channel: Arc<Channel<T, M>>,
@@ -24,7 +24,7 @@ pub struct Crossings<T, M = Infallible> {
 
 impl<T, M> Crossings<T, M> {
     pub(super) fn new(channel: Arc<Channel<T, M>>) -> Self {
-        // Rounded down to the last crossing after which the output was below.
+        // Rounded down to the last crossing after which the output was below its mark.
         let seen = channel.lock().crossings & !1;
         Self { channel, seen }
     }
@@ -33,7 +33,7 @@ impl<T, M> Crossings<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when it is dropped.
+    /// Dropping the future loses no crossing.
     pub async fn next(&mut self) -> Option<Crossing> {
         loop {
             let mut changed = std::pin::pin!(self.channel.changed.notified());

@@ -50,7 +50,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Pushed)
     }
 
-    /// Takes the next pushed frame. `position` is its future start in the output.
+    /// Takes the next pushed frame. `position` is the position in the output at which it will
+    /// begin.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<T> {
         let mut room = 0;
         let mut state = self.0.lock();
@@ -68,7 +69,7 @@ impl<T, M> EngineSide<T, M> {
             }
         };
         if state.items.is_empty() {
-            // Under the lock, so that a push that comes now raises it again.
+            // Lowered under the lock, so that a later push raises it again.
             self.0.flags.lower(Flag::Pushed);
         }
         drop(state);
@@ -122,7 +123,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.changed.notify_waiters();
     }
 
-    /// Returns whether the handles request nothing.
+    /// Returns whether no handle has requested anything.
     #[inline]
     pub(in crate::pipeline) fn is_quiet(&self) -> bool {
         !self.0.flags.any()

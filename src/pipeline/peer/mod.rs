@@ -86,7 +86,7 @@ impl Buffered {
 /// type of outgoing frames. `M` is the type of messages that the connection's service takes besides
 /// requests; by default there are none (see [`Event`](super::Event)).
 ///
-/// It does not keep the connection open. After the connection's end, sends to the peer or the
+/// A handle does not keep the connection open. After the connection's end, sends to the peer or the
 /// service fail with [`Closed`].
 #[doc(alias = "wheel")]
 #[doc(alias = "session")]
@@ -116,11 +116,11 @@ impl<T, M> Peer<T, M> {
     /// [16 frames](super::Limits::push_queue) are already waiting. The connection's task writes the
     /// frame.
     ///
-    /// A frame that must be the last is a [farewell](super::Pipeline::farewell).
+    /// To send a frame that must be the last, use a [farewell](super::Pipeline::farewell).
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection is closing or has ended.
+    /// Returns [`Closed`] if the connection is closing or has ended.
     ///
     /// # Cancel safety
     ///
@@ -136,9 +136,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) if [`send`](Self::send) would wait. That includes a burst of
-    /// frames to a fast peer before the connection's task has run. [`Closed`](TrySendError::Closed)
-    /// when the connection is closing or has ended.
+    /// Returns [`Full`](TrySendError::Full) if [`send`](Self::send) would wait. This can happen
+    /// even with a fast peer, if a burst of frames is sent before the connection's task has run.
+    /// Returns [`Closed`](TrySendError::Closed) if the connection is closing or has ended.
     pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
         match self.channel.room.try_acquire() {
             Ok(room) => self.push_frame(frame, room),
@@ -147,8 +147,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark, because the peer is slow, or because
-    /// more was sent in a burst than it could read.
+    /// Sends a frame unless the output is above its high mark. That is so if the peer is slow, or
+    /// if more was sent in a burst than it could read.
     ///
     /// This may wait for the connection's task, but never for the peer. Use it where one slow peer
     /// must not delay others. To send to many peers at once, use
@@ -156,8 +156,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when the output is above its high mark.
-    /// [`Closed`](TrySendError::Closed) when the connection is closing or has ended.
+    /// Returns [`Full`](TrySendError::Full) if the output is above its high mark, and
+    /// [`Closed`](TrySendError::Closed) if the connection is closing or has ended.
     ///
     /// # Cancel safety
     ///
@@ -197,11 +197,11 @@ impl<T, M> Peer<T, M> {
 
     /// Waits until everything sent before is written, and flushed by the stream.
     ///
-    /// Then the operating system has it; the peer may not have read it.
+    /// The output is then in the operating system; the peer may not have read it.
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection was already closing, or ended before that.
+    /// Returns [`Closed`] if the connection was already closing, or ended before the flush.
     ///
     /// # Cancel safety
     ///
@@ -251,8 +251,8 @@ impl<T, M> Peer<T, M> {
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Returns the crossings of the output's marks from now on. If the output is above now, the
-    /// first one is [`Crossing::High`].
+    /// Returns the crossings of the output's marks from now on. If the output is above its mark
+    /// now, the first one is [`Crossing::High`].
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]
@@ -260,8 +260,8 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark, and the calls of this method show that the
-    /// peer has taken nothing for `time`.
+    /// Returns whether the output is above its mark, and successive calls of this method have found
+    /// for `time` that the peer took nothing.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let written = self.channel.info.life.bytes_written();
         self.channel.lock().has_stalled(written, time)
@@ -269,18 +269,18 @@ impl<T, M> Peer<T, M> {
 
     // Input.
 
-    /// Returns the longest time that this connection may be idle.
+    /// Returns the longest time for which this connection may be idle.
     pub fn idle(&self) -> Option<Duration> {
         self.channel.lock().idle
     }
 
-    /// Changes the longest time that this connection may be idle, in place of
+    /// Changes the longest time for which this connection may be idle, in place of
     /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use it for a keepalive that the peer
     /// has negotiated, such as MQTT's.
     ///
-    /// The time counts from the last activity, not from this call. It takes effect at once, so a
-    /// connection that has already been idle for that long ends. `None` waits forever. The deadline
-    /// for the first byte is not changed.
+    /// The time counts from the last activity, not from this call. The change takes effect at once,
+    /// so a connection that has already been idle for that long ends. `None` waits forever. The
+    /// deadline for the first byte is not changed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -301,10 +301,11 @@ impl<T, M> Peer<T, M> {
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Stops taking requests. No request begins after this, even if it is already read, except one
-    /// that has reached the service: it waits for `poll_ready`, or is being passed to `call` at
-    /// this moment. Such a request begins, because only a call gives back what the service may have
-    /// reserved, such as a permit that other connections wait for. Messages are still delivered.
+    /// Stops taking requests. No request begins after this call, even if it is already read, except
+    /// one that has reached the service: one that waits for `poll_ready`, or is being passed to
+    /// `call` at this moment. Such a request begins, because only a call releases what the service
+    /// may have reserved, such as a permit for which other connections wait. Messages are still
+    /// delivered.
     ///
     /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
     /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
@@ -332,9 +333,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Closed`] when the connection is draining, closing or has ended. Messages sent before a
-    /// drain are still delivered. Messages that were accepted but not delivered before the end are
-    /// counted ([`End::messages_dropped`]).
+    /// Returns [`Closed`] if the connection is draining, is closing or has ended. Messages sent
+    /// before a drain are still delivered. Messages that were accepted but not delivered before the
+    /// end are counted ([`End::messages_dropped`]).
     ///
     /// # Cancel safety
     ///
@@ -354,8 +355,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) if [`post`](Self::post) would wait.
-    /// [`Closed`](TrySendError::Closed) when the connection is draining, closing or has ended.
+    /// Returns [`Full`](TrySendError::Full) if [`post`](Self::post) would wait, and
+    /// [`Closed`](TrySendError::Closed) if the connection is draining, is closing or has ended.
     #[doc(alias = "try_message")]
     #[doc(alias = "yield")]
     pub fn try_post(&self, message: M) -> Result<(), TrySendError<M>> {
@@ -374,8 +375,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySendError::Full) when [16](super::Limits::messages) timers are already set.
-    /// [`Closed`](TrySendError::Closed) when the connection is draining, closing or has ended.
+    /// Returns [`Full`](TrySendError::Full) if [16](super::Limits::messages) timers are already
+    /// set, and [`Closed`](TrySendError::Closed) if the connection is draining, is closing or has
+    /// ended.
     #[doc(alias = "message_after")]
     #[doc(alias = "delay")]
     #[doc(alias = "alarm")]
@@ -397,8 +399,8 @@ impl<T, M> Peer<T, M> {
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
     /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls); requests and
-    /// messages that have not begun are dropped. From now on `send` fails. A service that took over
-    /// the stream is notified as at a drain.
+    /// messages that have not begun are dropped. After this call, `send` fails. A service that took
+    /// over the stream is notified as at a drain.
     #[doc(alias = "shutdown")]
     #[doc(alias = "disconnect")]
     pub fn close(&self) {
@@ -433,8 +435,8 @@ impl<T, M> Peer<T, M> {
     /// Waits for the end of the connection and returns how it ended.
     ///
     /// A connection ends after its calls, so a call must not await the end of its own connection.
-    /// It is dropped after [`last_calls`](crate::deadline::Deadlines::last_calls), or when the peer
-    /// disconnects.
+    /// Such a call is dropped after [`last_calls`](crate::deadline::Deadlines::last_calls), or when
+    /// the peer disconnects.
     ///
     /// # Cancel safety
     ///
@@ -449,7 +451,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// The moment stays past, so a later call does not miss it.
+    /// Once closing has begun, each later call completes at once.
     pub async fn closing(&self) -> End {
         self.channel.info.closing().await
     }
@@ -460,7 +462,7 @@ impl<T, M> Peer<T, M> {
         self.channel.info.on_closing(f);
     }
 
-    /// Registers a callback for a moment, unless that is past.
+    /// Registers a callback for a moment, unless that moment is past.
     pub(crate) fn before(
         &self,
         moment: Moment,
@@ -471,7 +473,7 @@ impl<T, M> Peer<T, M> {
         added.map_err(|(hook, _)| TooLate(hook))
     }
 
-    /// Removes such a callback.
+    /// Removes a callback that [`before`](Self::before) registered.
     pub(crate) fn forget(&self, hook: HookId) {
         self.channel.info.life.forget(hook);
     }
