@@ -1,4 +1,4 @@
-//! Shuts a server down by signals of the operating system.
+//! Shuts a server down on signals of the operating system.
 
 use std::io;
 

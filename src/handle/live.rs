@@ -75,7 +75,7 @@ impl LiveConnection {
     }
 
     /// Closes the connection gracefully, as a drain does: requests in progress are answered. A raw
-    /// service sees it by [`Connection::draining`](crate::Connection::draining).
+    /// service learns of it from [`Connection::draining`](crate::Connection::draining).
     pub fn close(&self) {
         self.life.leave();
     }
@@ -100,7 +100,7 @@ impl LiveConnection {
     ///
     /// # Cancel safety
     ///
-    /// The moment stays past, so a later call does not miss it.
+    /// Once closing has begun, each later call completes at once.
     pub async fn closing(&self) -> End {
         self.life.reached(Moment::Closing).await
     }

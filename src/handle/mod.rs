@@ -56,7 +56,7 @@ impl Phase {
 pub(crate) struct Plan {
     pub(crate) lame_duck: Duration,
     pub(crate) deadline: Duration,
-    /// The shortest deadline that `shutdown_within` asked for as the shutdown began.
+    /// The shortest deadline passed to `shutdown_within` as the shutdown began.
     pub(crate) asked: Option<Duration>,
     /// The time at which open connections are aborted. `None` before the shutdown begins, or if it
     /// lies beyond the clock's range.
@@ -75,7 +75,7 @@ pub(crate) struct ServerState {
     table: Table,
     /// Connections that ended since the shutdown began.
     left: AtomicUsize,
-    /// Those of them that a deadline of their own ended.
+    /// The connections counted in `left` that a deadline of their own ended.
     timed_out: AtomicUsize,
     /// Connections that the server has aborted.
     cut_off: AtomicUsize,
@@ -87,7 +87,8 @@ pub(crate) struct ServerState {
     reported: Notify,
 }
 
-/// The open connections. Sharded, so that many that begin and end at once do not wait for one lock.
+/// The open connections. The table is sharded, so that many connections that begin and end at once
+/// do not wait for one lock.
 #[derive(Default)]
 struct Table {
     shards: [Mutex<HashSet<Entry>>; 16],
@@ -129,8 +130,8 @@ impl Table {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the open connections, copied shard by shard: a signal may wake code that takes the
-    /// lock again, so none is raised under it.
+    /// Returns the open connections, copied shard by shard. A signal may wake code that takes the
+    /// lock again, so callers raise none under it.
     fn all(&self) -> impl Iterator<Item = Arc<Life>> + '_ {
         self.shards.iter().flat_map(|shard| {
             let lives: Vec<_> = shard
@@ -290,7 +291,8 @@ impl ServerState {
             .unwrap_or(Phase::Aborting)
     }
 
-    /// Advances to a phase. Returns `false` if the server was there already, or beyond.
+    /// Advances to a phase. Returns `false` if the server was already in that phase, or in a later
+    /// one.
     pub(crate) fn advance(&self, phase: Phase) -> bool {
         let advanced = self.phase.fetch_max(phase as u8, Ordering::SeqCst) < phase as u8;
         if advanced {
@@ -319,7 +321,7 @@ impl ServerState {
     fn bring_deadline_forward(&self, deadline: Duration) {
         let mut plan = self.lock_plan();
         if self.phase() == Phase::Serving {
-            // Of several that begin the shutdown at once, the shortest holds.
+            // If several calls begin the shutdown at once, the shortest deadline applies.
             plan.asked = Some(plan.asked.map_or(deadline, |asked| asked.min(deadline)));
         } else {
             plan.abort_at = earliest(plan.abort_at, Instant::now().checked_add(deadline));
@@ -350,8 +352,8 @@ impl ServerState {
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
         self.table.shard(id).insert(Entry(Arc::clone(life)));
-        // After the insert: either the caller of `advance` sees the connection, or this sees the
-        // phase.
+        // Runs after the insert, so that either the caller of `advance` sees the connection, or
+        // this sees the phase.
         self.tell(life, self.phase());
     }
 
@@ -364,7 +366,8 @@ impl ServerState {
             self.count_end(life);
             if self.phase() > Phase::Serving {
                 self.left.fetch_add(1, Ordering::AcqRel);
-                // One that was aborted is counted as that, whatever it was about to end for.
+                // An aborted connection counts as aborted, even if it was about to end for another
+                // reason.
                 let reason = life.end().map(|end| end.reason());
                 let is_aborted = life.signals.is_raised(Signal::Abort);
                 let timed_out = reason.is_some_and(|reason| {
@@ -398,7 +401,7 @@ impl ServerState {
     }
 
     fn abort(&self, life: &Life, reason: EndReason) {
-        // One whose end is settled, and that is on its way out of the table, is not aborted.
+        // A connection whose end is settled is not aborted, although it may still be in the table.
         if life.end().is_none() && life.abort(reason) {
             self.cut_off.fetch_add(1, Ordering::AcqRel);
         }

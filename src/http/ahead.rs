@@ -1,7 +1,7 @@
 //! Reads a little ahead while an HTTP/1 request is answered, to notice a peer that disconnects.
 //!
-//! hyper can detect the end of input itself. But it does not if unparsed bytes are before that end,
-//! and it treats a peer that has finished sending as one that has disconnected.
+//! hyper can detect the end of input itself, but not behind unparsed bytes. It also treats a peer
+//! that has finished sending as one that has disconnected.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -55,8 +55,8 @@ impl Ahead {
         self.watch = Watch::Unasked;
     }
 
-    /// Ready with an error once the peer can no longer be reached. A peer that has finished sending
-    /// is noted in the connection's life.
+    /// Ready with an error once the peer can no longer be reached. Records in the connection's
+    /// `Life` that the peer has finished sending.
     ///
     /// Nothing of a body that the service has not read is read ahead, because hyper would get it in
     /// small pieces. Only a socket reports a disconnect then.
@@ -71,7 +71,7 @@ impl Ahead {
     {
         if self.bytes.is_empty() && self.end.is_none() && !progress.has_unread_bodies() {
             match ready!(self.poll_read_ahead(conn, cx)) {
-                // hyper may be waiting for it.
+                // hyper may be waiting for this input.
                 Ok(()) => {
                     progress.note_read(&self.bytes);
                     cx.waker().wake_by_ref();

@@ -38,7 +38,7 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     /// `None` if there is no body to wait for.
     progress: Option<Arc<Progress>>,
-    /// It is counted in `progress`.
+    /// The body is counted in `progress.unread`.
     is_unread: bool,
     /// Allocated when the service first waits for the body.
     wait: Option<Box<Wait>>,
@@ -53,7 +53,7 @@ struct Wait {
     draining: Option<Moment>,
 }
 
-/// The deadline of a body, which has this length.
+/// The deadline of a body, with its length.
 struct Elapsed(Option<Duration>);
 
 impl Due for Elapsed {
@@ -115,7 +115,7 @@ impl RequestBody {
 }
 
 impl RequestBody {
-    /// Notes that nothing more of the body waits to be read.
+    /// Records that nothing more of the body waits to be read.
     fn is_read(&mut self) {
         if let Some(progress) = self.progress.as_ref().filter(|_| self.is_unread) {
             self.is_unread = false;

@@ -24,14 +24,14 @@ use crate::end::EndReason;
 /// The current wait of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
-    /// The service, or the body of a request or response. None of these has a deadline here.
+    /// For the service, or the body of a request or response. Only `half_closed` bounds this wait.
     Busy,
-    /// HTTP/1 only: the request is answered, and another task still reads its body.
+    /// HTTP/1 only: for another task, which still reads the body of a request that is answered.
     Unread,
     FirstByte,
     Head,
     NextRequest,
-    /// HTTP/2 only: all requests are answered, and only tunnels are open.
+    /// HTTP/2 only: for tunnels. All requests are answered.
     Tunnels,
 }
 
@@ -65,11 +65,11 @@ pub(super) struct Clock {
     armed: Option<(Waiting, [bool; 5])>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
-    /// Bytes written before, and whether output waits for the peer.
+    /// Bytes written at the last check.
     written: u64,
     blocked: Blocked,
     pace: Pace,
-    /// HTTP/2 only: the bytes of responses that the peer has taken, and the time since when it has
+    /// HTTP/2 only: the bytes of responses that the peer has taken, and the time since which it has
     /// taken none of those that wait for it.
     stalled: Option<(u64, Moment)>,
     /// The time at which the peer was found to have finished sending.
@@ -320,7 +320,7 @@ impl Clock {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
             // A peer that does not acknowledge the `GOAWAY` may continue to send requests, which
-            // hyper accepts. So `idle` bounds that as a whole.
+            // hyper accepts. So `idle` bounds this time as a whole.
             (Waiting::NextRequest, Some(left)) => first([
                 due(since.max(left), deadlines.drain.goodbye, idle),
                 due(left, deadlines.idle, idle),
@@ -376,7 +376,7 @@ impl HyperTimer for AwaitHead {
         Box::pin(Never)
     }
 
-    /// hyper computes a deadline from this, and the deadline is ignored.
+    /// Returns any time, because the deadline that hyper computes from it is ignored.
     fn now(&self) -> std::time::Instant {
         self.now.into_std()
     }

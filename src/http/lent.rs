@@ -1,9 +1,9 @@
-//! The stream while hyper uses it: lent, not given away.
+//! Lends the stream to hyper, instead of giving it away.
 //!
 //! hyper drops a stream when it is done with it, even with unread bytes in it, and passes an
-//! upgraded stream to another task. Neither may end a connection of this crate: its own task closes
-//! it gracefully, counts it, drains it and aborts it. So the stream returns to that task, and an
-//! upgraded stream is kept where the task can take it away.
+//! upgraded stream to another task. Neither may end a connection of this crate, whose own task
+//! counts it, drains it, aborts it and closes it gracefully. So the stream returns to that task,
+//! and an upgraded stream is kept where the task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -26,7 +26,7 @@ pub(super) struct Lent<Io> {
     /// needed.
     conn: Option<Connection<Io>>,
     ahead: Ahead,
-    /// hyper waits for input, and so notices the end of it.
+    /// hyper waits for input, and so notices its end.
     is_reading: bool,
     progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
@@ -146,8 +146,8 @@ impl<Io: Unpin> Lent<Io> {
         poll: impl FnOnce(Pin<&mut Connection<Io>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let held = &mut *self.loan.lock();
-        // hyper writes the response that agrees to the upgrade next, so the stream moves into the
-        // lock before another task can use it.
+        // hyper's next write is the response that agrees to the upgrade. So the stream moves into
+        // the lock before another task can use it.
         if let Some(conn) = self.conn.take() {
             self.ahead.unwatch();
             held.conn = Some(conn);

@@ -77,14 +77,15 @@
 //! the request is dropped and the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
 //!
 //! A client of HTTP/1 that has finished sending may wait for its response, as `nc -N` does, or be
-//! gone. So a response within [10 s](Deadlines::half_closed) is sent, and after that the client
+//! gone. So a response within [10 s](Deadlines::half_closed) is sent. After that time the client
 //! counts as disconnected. A reset is noticed at once, and so is the close of a Unix socket,
 //! however much unread input is behind the request. In memory, and on a stream of your own, the end
 //! of input is noticed only if at most 512 unread bytes are before it, and none of them is of a
 //! body that the service holds and does not read.
 //!
 //! An HTTP/2 connection on which too many small messages wait for services that do not read them
-//! ends with [`UnreadData`](crate::EndReason::UnreadData): see [`Http::configure`].
+//! ends with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that
+//! limit.
 //!
 //! Deadlines are set by [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`],
 //! which the service can still answer. Finished responses reach the peer, because the stream is
@@ -100,7 +101,7 @@
 //! | a request's body is being read | fails if nothing of it arrives for [5 s](DrainDeadlines::body); then answered in the same way |
 //! | a request's head has begun | has [5 s](DrainDeadlines::frame) to arrive, and is answered in the same way |
 //! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then closes |
-//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed, whatever it pings |
+//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed, even if it sends pings |
 //! | upgraded, or streaming without end | its service awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and ends it |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
@@ -108,10 +109,10 @@
 //! # Upgrades
 //!
 //! An upgraded stream (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task,
-//! but it remains a connection here: it counts until that task drops it, and is then closed
+//! but it remains a connection here: it counts as open until that task drops it, and is then closed
 //! gracefully. At the deadline of a drain, or by an abort, the stream is taken away, and the task's
 //! reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). The
-//! same holds for a tunnel in an HTTP/2 stream until its task has shut down writing.
+//! same applies to a tunnel in an HTTP/2 stream until its task has shut down writing.
 //!
 //! # WebSockets
 //!
@@ -123,12 +124,12 @@
 //!
 //! # Deadlines of upgraded streams
 //!
-//! The connection's own task keeps deadlines for an upgraded stream:
-//! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and
-//! [30 s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte,
-//! but checks the byte counters four times before a deadline, so a deadline may be late by a
-//! quarter. An HTTP/2 connection with only tunnels has the same deadlines; one that also has
-//! requests in progress counts as busy.
+//! The connection's own task enforces deadlines for an upgraded stream:
+//! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
+//! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte, but
+//! checks the byte counters four times before a deadline, so a deadline may be late by a quarter.
+//! An HTTP/2 connection with only tunnels has the same deadlines; one that also has requests in
+//! progress counts as busy.
 
 mod ahead;
 mod body;
@@ -242,7 +243,7 @@ impl<K> Http<K> {
 
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. Several calls add up.
     ///
-    /// hyper's defaults hold, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that a
+    /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that a
     /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB: h2 counts each
     /// data frame of less than 256 bytes that no service has read yet, and ends the connection when
     /// these would fill half of the window. So some 33,000 small messages of gRPC may wait for
@@ -250,8 +251,8 @@ impl<K> Http<K> {
     /// 16 MiB only with 16 streams that are not read. Set `initial_connection_window_size` where
     /// that is too much, or too little.
     ///
-    /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not tell a
-    /// request's head from the idle time before it; use [`Deadlines::frame`] and
+    /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not
+    /// distinguish a request's head from the idle time before it; use [`Deadlines::frame`] and
     /// [`Deadlines::idle`]. Neither can its `half_close`; use [`Deadlines::half_closed`].
     ///
     /// ```
@@ -270,7 +271,7 @@ impl<K> Http<K> {
     ///
     /// # Panics
     ///
-    /// If hyper rejects a setting.
+    /// Panics if hyper rejects a setting.
     #[must_use]
     pub fn configure(
         mut self,

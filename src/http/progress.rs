@@ -52,7 +52,7 @@ pub(super) struct Progress {
     /// Bytes read when hyper began to wait for a request's head, plus one; zero while it does not
     /// wait.
     awaiting_head: AtomicU64,
-    /// HTTP/1 only: the last bytes that were read, of which three count.
+    /// HTTP/1 only: the last bytes that were read. Only three of them matter.
     tail: AtomicU32,
     /// HTTP/1 only: the current request ends with an empty line, because it has no body or a
     /// chunked one.
@@ -93,8 +93,8 @@ impl Progress {
         &self.info.life
     }
 
-    /// Returns whether a request is in progress: its service, or the body of its response, which in
-    /// HTTP/2 lasts until the peer takes it.
+    /// Returns whether a request is in progress. It is in progress until its response is complete,
+    /// and in HTTP/2 until the peer has taken the response.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0 || self.queued.load(Ordering::Acquire) > 0
     }
@@ -123,7 +123,7 @@ impl Progress {
 
     /// Returns whether the connection is known to be HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
-        // After as many bytes, an HTTP/1 connection would wait for a head.
+        // After that many bytes, an HTTP/1 connection would wait for a head.
         let begun = || self.awaiting_head().is_none() && self.life().bytes_read() >= PREFACE;
         self.multiplexed.load(Ordering::Relaxed) || (self.life().requests() == 0 && begun())
     }
@@ -134,12 +134,12 @@ impl Progress {
         self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// Notes that the head of a request was read.
+    /// Records that the head of a request was read.
     pub(super) fn take_head(&self) {
         self.awaiting_head.store(0, Ordering::Relaxed);
     }
 
-    /// Notes that the connection is HTTP/2.
+    /// Records that the connection is HTTP/2.
     pub(super) fn set_http2(&self) {
         self.multiplexed.store(true, Ordering::Relaxed);
     }
@@ -149,13 +149,14 @@ impl Progress {
         let tail = self.tail.load(Ordering::Relaxed).to_be_bytes();
         let at_line = tail.ends_with(b"\n\r\n") || tail.ends_with(b"\n\n");
         if self.ends_with_line.load(Ordering::Relaxed) && !at_line {
-            // The next head has begun: a part of it has arrived with this request.
+            // The next head has begun, because a part of it has arrived with this request.
             read = read.saturating_sub(1);
         }
         self.awaiting_head.store(read + 1, Ordering::Relaxed);
     }
 
-    /// Notes bytes that were read from the stream, to find out whether they end with an empty line.
+    /// Records the last bytes that were read from the stream, to find out whether they end with an
+    /// empty line.
     #[inline]
     pub(super) fn note_read(&self, bytes: &[u8]) {
         if self.multiplexed.load(Ordering::Relaxed) {
@@ -167,8 +168,8 @@ impl Progress {
         self.tail.store(tail, Ordering::Relaxed);
     }
 
-    /// Notes output, to find out why h2 ends a connection. Its error does not tell unread data from
-    /// a flood of resets, but the `GOAWAY` frame does, at its end.
+    /// Checks output, to find out why h2 ends a connection. Its error does not distinguish unread
+    /// data from a flood of resets, but the text at the end of the `GOAWAY` frame does.
     #[inline]
     pub(super) fn note_write(&self, bytes: &[u8]) {
         if self.multiplexed.load(Ordering::Relaxed) && bytes.ends_with(b"too_many_data_frames") {
@@ -176,7 +177,7 @@ impl Progress {
         }
     }
 
-    /// Notes whether an HTTP/1 request ends with an empty line, and whether it asks for the
+    /// Records whether an HTTP/1 request ends with an empty line, and whether it asks for the
     /// connection to close.
     pub(super) fn begin_http1<B: Body>(&self, request: &Request<B>) {
         let body = request.body();

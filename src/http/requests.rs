@@ -1,5 +1,5 @@
-//! The service that hyper calls. It wraps the user's service, and for each request it counts it,
-//! keeps it in flight until its response is complete, catches panics, and recognizes upgrades.
+//! The service that hyper calls. It wraps the user's service, counts each request, keeps the
+//! request in flight until its response is complete, catches panics, and recognizes upgrades.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -150,7 +150,7 @@ where
                     }
                     Due::Look => {}
                     Due::End(reason) => {
-                        // Written output had the time of `goodbye` to arrive.
+                        // Written output had the time of `goodbye` in which to arrive.
                         if life.bytes_written() == 0 || clock.has_left() {
                             linger = linger.time(Duration::ZERO);
                         }
@@ -174,7 +174,7 @@ where
     };
     let ended = match ended {
         Some(ended) => ended,
-        // An HTTP/2 connection that is not told to close ends only when its peer closes it.
+        // An HTTP/2 connection that neither drains nor closes ends only when its peer closes it.
         None if progress.is_multiplexed() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None if progress.peer_closes() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None => life.done().into(),

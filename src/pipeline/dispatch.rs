@@ -21,12 +21,12 @@ use crate::error::{Panicked, caught};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneAtATime;
 
-/// Several requests at the same time, answered in the order in which they arrived. Made by
+/// Several requests at the same time, answered in the order in which they arrived. Created by
 /// [`Pipeline::in_flight`](super::Pipeline::in_flight).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight;
 
-/// Several requests at the same time, answered as they finish. Made by
+/// Several requests at the same time, answered as they finish. Created by
 /// [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Multiplexed;

@@ -169,7 +169,7 @@ impl<F> Pipeline<F, (), (), OneAtATime> {
 /// The items of the codecs that `F` makes.
 type Request<F> = <<F as MakeCodec>::Codec as Decoder>::Item;
 
-/// A pipeline that has no service yet. Made by [`Pipeline::new`].
+/// A pipeline that has no service yet. Created by [`Pipeline::new`].
 #[derive(Clone, Debug)]
 #[must_use = "a pipeline needs a service"]
 pub struct PipelineBuilder<F> {

@@ -124,7 +124,7 @@ impl<T> fmt::Debug for Reply<T> {
     }
 }
 
-/// A reply after which another service may take over the stream. Made by [`Reply::upgrade`]. A
+/// A reply after which another service may take over the stream. Created by [`Reply::upgrade`]. A
 /// plain reply converts into one that keeps the stream.
 ///
 /// It is the response type of a service whose pipeline has

@@ -10,7 +10,7 @@ use crate::make::{CloneForConnection, readied};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoUpgrade;
 
-/// The service that takes over the stream. Made by
+/// The service that takes over the stream. Created by
 /// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
 #[derive(Clone, Debug)]
 pub struct OnUpgrade<N>(pub(super) N);

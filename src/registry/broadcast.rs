@@ -8,27 +8,27 @@ use super::Registry;
 use crate::end::EndReason;
 use crate::pipeline::{Peer, TrySendError};
 
-/// The treatment of a peer whose output is above its high mark as a broadcast reaches it.
+/// The treatment of a peer whose output is above its high mark when a broadcast reaches it.
 ///
-/// It never delays the others, because they have already been sent the frame. With
-/// [`Wait`](Self::Wait) it delays the return of the broadcast. No treatment keeps a frame for it:
-/// each connection's memory is bounded by its [high mark](crate::pipeline::Watermarks), one frame
-/// above it, and its [queue](crate::pipeline::Limits::push_queue).
+/// A slow peer never delays the others, because they have already been sent the frame. With
+/// [`Wait`](Self::Wait) it delays the return of the broadcast. No treatment queues frames without
+/// limit. Each connection's memory is bounded by its [high mark](crate::pipeline::Watermarks), one
+/// frame above it, and its [queue](crate::pipeline::Limits::push_queue).
 ///
-/// A peer that reads all the time is above its mark, too, when more is sent in a burst than it can
+/// Even a peer that reads all the time is above its mark if more is sent in a burst than it can
 /// read. A higher mark lets it receive more of the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
-    /// Waits for it, as [`Peer::send`] does, until its output is down at the low mark.
+    /// Waits for the peer, as [`Peer::send`] does, until its output is down at the low mark.
     ///
     /// A peer that takes no byte for its [write deadline](crate::deadline::Deadlines::write)
     /// (default: 30 s) is closed. One that takes a few bytes now and then can delay the return for
     /// longer.
     Wait,
-    /// Skips it, so that it misses this frame.
+    /// Skips the peer, so that it misses this frame.
     Skip,
-    /// Skips it, so that it misses this frame, and ends its connection with
-    /// [`EndReason::SlowReader`] if it has taken nothing for this long.
+    /// Skips the peer, so that it misses this frame, and ends its connection with
+    /// [`EndReason::SlowReader`] if the peer has taken nothing for this time.
     ///
     /// The time begins with the first broadcast that finds the peer above its mark. It begins again
     /// whenever a broadcast finds that the peer has taken something, however little.
@@ -68,8 +68,8 @@ where
 {
     /// Sends a frame to all connections for which `whom` returns `true`.
     ///
-    /// A slow peer delays no other; `slow` decides about it. A task that awaits one broadcast after
-    /// another, or sends before a broadcast, has its frames arrive in that order. The frame is
+    /// A slow peer does not delay the others; `slow` sets its treatment. The frames of one task
+    /// arrive in order if the task awaits each broadcast, and each send before it. The frame is
     /// cloned for each connection, so use a type that is cheap to clone (`Bytes`, `Arc`).
     ///
     /// # Cancel safety
@@ -154,7 +154,7 @@ where
     send_each(frames, slow).await
 }
 
-/// Sends each peer its frame: first to all that take it at once, then to the others concurrently.
+/// Sends each peer its frame, first to all that take it at once, then to the others concurrently.
 async fn send_each<T, M>(
     frames: impl Iterator<Item = (Peer<T, M>, T)>,
     slow: SlowPeer,

@@ -83,7 +83,7 @@ const SHARDS: usize = 16;
 #[error("the key is taken")]
 pub struct KeyTaken;
 
-/// Holds connections by key. Clones share the same entries. See the [module docs](self).
+/// A table of connections by key. Clones share the same entries. See the [module docs](self).
 ///
 /// `T` and `M` are the types of frames and messages of its [`Peer`]s. A part of the registry is
 /// locked while a key is hashed, compared or cloned, so a `K` that calls the registry in its
@@ -115,11 +115,11 @@ impl<K, T, M> Registry<K, T, M> {
         Self::removing_at(Moment::Closing)
     }
 
-    /// Creates an empty registry, whose entries are removed at the end of their connections: the
-    /// end is settled by then, and the stream is gone.
+    /// Creates an empty registry, whose entries are removed at the end of their connections, when
+    /// the stream is closed and the reason settled.
     ///
-    /// So a key is taken while the connection writes its last output and lingers. Use it if two
-    /// connections must not have the same key even then.
+    /// So a key stays taken while the connection writes its last output and lingers. Use such a
+    /// registry if two connections must not have the same key even then.
     pub fn until_end() -> Self {
         Self::removing_at(Moment::End)
     }
@@ -156,13 +156,13 @@ where
     /// Inserts a connection under a key that no other connection has.
     ///
     /// The entry is removed when the connection begins to close, or at its end if the registry is
-    /// made by [`until_end`](Self::until_end). A connection that is already that far is not
-    /// inserted, which is no error. One connection may have several keys, in one registry or in
+    /// made by [`until_end`](Self::until_end). If that moment is already past, the connection is
+    /// not inserted, which is no error. One connection may have several keys, in one registry or in
     /// many. Inserting a connection again under its own key changes nothing.
     ///
     /// # Errors
     ///
-    /// [`KeyTaken`] when another connection has the key.
+    /// Returns [`KeyTaken`] if another connection has the key.
     #[doc(alias = "register")]
     #[doc(alias = "alias_set")]
     pub fn insert(&self, key: K, peer: &Peer<T, M>) -> Result<(), KeyTaken>
@@ -227,8 +227,8 @@ where
         Some(peer)
     }
 
-    /// Makes the entry that its connection removes. If it is too late for that, returns what the
-    /// caller drops after unlocking, because the key is in it.
+    /// Creates an entry that its connection removes. If that moment is already past, returns the
+    /// callback, which the caller drops after unlocking, because it contains the key.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
@@ -301,7 +301,7 @@ where
         }
     }
 
-    /// Returns the connection that has the key. As in a map, a `String` is found by a `str`.
+    /// Returns the connection that has the key. As in a map, a `str` finds a `String`.
     #[doc(alias = "alias_resolve")]
     pub fn get<Q>(&self, key: &Q) -> Option<Peer<T, M>>
     where
@@ -321,7 +321,7 @@ where
     }
 
     fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> Shard<'_, K, T, M> {
-        // Not the low bits, which choose the bucket within the shard's map.
+        // The high bits, because the low ones choose the bucket within the shard's map.
         let shard = (self.inner.hasher.hash_one(key) >> 32) as usize % SHARDS;
         lock(&self.inner.shards[shard])
     }

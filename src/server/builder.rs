@@ -18,7 +18,7 @@ use crate::handle::{Handle, Plan};
 ///
 /// | option | default | why |
 /// | --- | --- | --- |
-/// | [`limit`](Self::limit) | 10,000 connections | something must bound memory |
+/// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
 /// | [`workers`](Self::workers) | zero | the runtime spreads tasks, which suits most programs |
@@ -54,8 +54,9 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Sets the server's name, which [`Handle::name`] returns. Its metrics have it as the attribute
-    /// `server.name`, and the names of its threads ([`workers`](Self::workers)) begin with it.
+    /// Sets the server's name, which [`Handle::name`] returns. The server's metrics have it as the
+    /// attribute `server.name`, and the names of its threads ([`workers`](Self::workers)) begin
+    /// with it.
     ///
     /// Default: none.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
@@ -86,8 +87,8 @@ impl ServerBuilder {
 
     /// Sets the limit of open connections. Keep a clone to change it later.
     ///
-    /// Default: 10,000. Why: something must bound memory. When reached: the server stops accepting,
-    /// and clients wait in the backlog.
+    /// Default: 10,000. Why: it bounds the memory of connections. When reached: the server stops
+    /// accepting, and clients wait in the backlog.
     ///
     /// A process needs at least as many file descriptors, and up to twice as many for HTTP/1. Many
     /// systems allow 1,024 unless configured otherwise.
@@ -115,7 +116,7 @@ impl ServerBuilder {
     ///
     /// Default: zero. Why: only a load balancer that polls needs it, to notice the shutdown before
     /// connections are refused. When reached: the listener closes. The page
-    /// [`balancers`](crate::balancers) says which checks notice.
+    /// [`balancers`](crate::balancers) lists the load balancers that notice.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck = time;
         self

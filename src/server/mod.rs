@@ -31,8 +31,8 @@ pub use builder::ServerBuilder;
 /// default backlog. Clients that connect meanwhile must not delay the end.
 const BACKLOG: usize = 1024;
 
-/// The time that aborted connections have to end. They end in their next turn, except those that
-/// block their thread.
+/// The time that aborted connections have to end. A connection ends in its next turn, unless it
+/// blocks its thread.
 const GONE: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.
@@ -168,8 +168,8 @@ impl Future for Serve {
     }
 }
 
-/// Aborts all connections when the server, or its future, is dropped before its end, and reports
-/// that.
+/// Aborts all connections and reports the shutdown, if the server or its future is dropped before
+/// its end.
 struct CutOff(Arc<ServerState>);
 
 impl Drop for CutOff {
@@ -209,7 +209,7 @@ where
     if served.is_ok() && !plan.lame_duck.is_zero() {
         let lame_duck = pin!(accepting.run(Until::PhaseEnds(Phase::LameDuck)));
         let ended = pin!(ended(&shared, begun.checked_add(plan.lame_duck)));
-        // The time is over, or accepting failed. Either way the lame-duck phase ends.
+        // Either the time is over, or accepting failed. Both end the lame-duck phase.
         served = match select(lame_duck, ended).await {
             Either::Left((served, _)) => served,
             Either::Right(((), _)) => Ok(()),

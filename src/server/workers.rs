@@ -14,11 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The time that the threads have to end. They have no work left; one that is blocked is left
-/// behind.
+/// The time that the threads have to end. They have no work left; a blocked thread is left behind.
 const STOPPED: Duration = Duration::from_secs(1);
 
-/// The runtimes for connections, as the builder was configured.
+/// The runtimes for connections, as set in the builder.
 #[derive(Clone, Debug)]
 pub(super) enum Runtimes {
     /// This many threads, started by the server. Zero means the server's own runtime.
@@ -43,8 +42,8 @@ pub(super) struct Workers {
 
 struct Worker {
     runtime: Handle,
-    /// Held by each connection, and once by the runtime itself. Nothing holds it after the runtime
-    /// was shut down.
+    /// Held once by the runtime itself, and by each connection on it. When the runtime is shut
+    /// down, nothing holds it any more.
     places: Weak<()>,
 }
 
@@ -141,7 +140,7 @@ impl Worker {
             // Created and dropped here, because a thread that runs another runtime may do neither.
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
-                // Either received, or the server was dropped.
+                // The error is received, unless the server was dropped.
                 Err(err) => return drop(started.send(Err(err))),
             };
             let worker = Self {

@@ -92,11 +92,11 @@ impl Connector {
     /// Connects, and returns the client's side.
     ///
     /// Like a client of a real socket, this one is connected as soon as it is in the listener's
-    /// backlog, before the server accepts it. If the backlog is full, this waits.
+    /// backlog, before the server accepts it. If the backlog is full, this method waits.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::ConnectionRefused`] when the listener is closed.
+    /// Returns [`io::ErrorKind::ConnectionRefused`] if the listener is closed.
     ///
     /// # Cancel safety
     ///

@@ -36,7 +36,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 ///
 /// # Panics
 ///
-/// Outside a tokio runtime.
+/// Panics if called outside a tokio runtime.
 #[doc(alias = "TestServer")]
 #[doc(alias = "harness")]
 pub fn serve<S>(stack: S) -> Served
@@ -79,7 +79,7 @@ where
 ///
 /// # Panics
 ///
-/// Outside a tokio runtime.
+/// Panics if called outside a tokio runtime.
 pub fn serve_with<L, C, S>(server: Server<L>, connector: C, stack: S) -> Served<C>
 where
     L: Listener,
@@ -120,7 +120,7 @@ impl Served {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::ConnectionRefused`] when the server has closed its listener.
+    /// Returns [`io::ErrorKind::ConnectionRefused`] if the server has closed its listener.
     ///
     /// # Cancel safety
     ///
@@ -146,13 +146,13 @@ impl<C> Served<C> {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`] when none has ended within 24 hours. On a paused clock these
-    /// pass at once if no other task or timer is left to run. [`io::ErrorKind::UnexpectedEof`] when
-    /// the server has ended and all ends were taken.
+    /// Returns [`io::ErrorKind::TimedOut`] if no connection has ended within 24 hours, which pass
+    /// at once on a paused clock if no other task or timer is left to run. Returns
+    /// [`io::ErrorKind::UnexpectedEof`] if the server has ended and all ends were taken.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with time enabled.
+    /// Panics if polled outside a tokio runtime with time enabled.
     ///
     /// # Cancel safety
     ///
@@ -162,7 +162,7 @@ impl<C> Served<C> {
             tokio::select! {
                 biased;
                 end = self.ends.next() => Some(end),
-                // All ends are reported before the server is.
+                // The ends of all connections are reported before the server's.
                 _report = self.handle().closed() => self.ends.lock().pop_front(),
             }
         };
@@ -208,7 +208,7 @@ impl<C> Served<C> {
     ///
     /// # Errors
     ///
-    /// As [`Server::serve`] ends with.
+    /// Returns the error with which [`Server::serve`] ended.
     pub async fn shutdown(&mut self) -> Result<Report, Error> {
         self.handle().shutdown();
         self.closed().await
@@ -220,7 +220,7 @@ impl<C> Served<C> {
     ///
     /// # Errors
     ///
-    /// As [`Server::serve`] ends with.
+    /// Returns the error with which [`Server::serve`] ended.
     ///
     /// # Panics
     ///
@@ -236,7 +236,7 @@ impl<C> Served<C> {
             match joined {
                 Ok(served) => return served,
                 Err(err) if err.is_panic() => panic::resume_unwind(err.into_panic()),
-                // Its runtime was shut down, which the handle reports, too.
+                // The runtime of the task was shut down, which the handle reports, too.
                 Err(_cancelled) => {}
             }
         }
@@ -286,7 +286,7 @@ impl Ends {
             if let Some(end) = self.lock().pop_front() {
                 return end;
             }
-            // A permit is kept for an end that comes right here.
+            // `Notify` keeps a permit for an end that is pushed right here.
             self.more.notified().await;
         }
     }

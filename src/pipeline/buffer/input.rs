@@ -22,8 +22,8 @@ const LEAST_ROOM: usize = 4 * 1024;
 /// one that fits, because a codec may have reserved as much as a peer merely announced.
 const SLACK: usize = 1024;
 
-/// The number of frames in a row that a decoder may return without taking input. The size of the
-/// largest frame in bytes is the number if it is greater.
+/// The number of frames in a row that a decoder may return without taking input. If the largest
+/// frame has more bytes than this, their number applies instead.
 const FRAMES: u32 = 65_536;
 
 thread_local! {

@@ -117,8 +117,8 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns whether the output is above its mark, and successive calls of this method have found
-    /// for `time` that no byte was written.
+    /// Returns whether the output is above its mark, and no byte has been written for `time`,
+    /// counted from the first call that found it so.
     pub(super) fn has_stalled(&mut self, written: u64, time: Duration) -> bool {
         let now = Instant::now();
         self.stalled = match self.stalled {

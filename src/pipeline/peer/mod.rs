@@ -260,8 +260,8 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark, and successive calls of this method have found
-    /// for `time` that the peer took nothing.
+    /// Returns whether the output is above its mark, and no byte has been written for `time`,
+    /// counted from the first call that found it so.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let written = self.channel.info.life.bytes_written();
         self.channel.lock().has_stalled(written, time)
@@ -504,7 +504,8 @@ impl<T, M> fmt::Debug for Peer<T, M> {
 /// A callback for a moment that is past. It is user code's, so it is dropped without a lock.
 pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);
 
-/// A message that is sent after a delay. Made by [`Peer::post_after`]. Dropping it cancels nothing.
+/// A message that is sent after a delay. Created by [`Peer::post_after`]. Dropping it does not
+/// cancel the message.
 pub struct Timer<T, M> {
     peer: Peer<T, M>,
     key: (Instant, u64),
