@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # hyper's `header_read_timeout` ends a silent HTTP/1 connection when hyper's own `http1::Builder`
-# serves it, but not when hyper-util's `auto::Builder` does with the same timeout: that one reads the
-# first bytes by itself to tell HTTP/1 from HTTP/2, and no timeout covers this read. The timeout
+# serves it, but not when hyper-util's `auto::Builder` does with the same timeout. The latter reads
+# the first bytes by itself to tell HTTP/1 from HTTP/2, and no timeout covers this read. The timeout
 # begins with the first byte. A server that relies on it keeps silent connections for ever.
 #
 # Seen with hyper 1.9.0, hyper-util 0.1.20, tokio 1.50.0.

@@ -2,8 +2,8 @@
 # TLS 1.3 over a Unix socket: a client may send the end of its handshake, its only request and
 # close_notify together, and then close. Over TCP, tokio-rustls's `accept` succeeds and the request
 # is read. Over a Unix socket the same client makes `accept` fail with a broken pipe, and its request
-# is never seen: a server writes its session tickets before `accept` returns, and a Unix socket
-# refuses a write as soon as the other end is closed, where TCP first takes it.
+# is never seen. A server writes its session tickets before `accept` returns, and a Unix socket
+# refuses a write as soon as the other end is closed, while TCP still accepts it.
 # With `send_tls13_tickets = 0` there is nothing to write, and the request is read.
 #
 # Seen with tokio-rustls 0.26.6, rustls 0.23.46, tokio 1.54.1, Linux.

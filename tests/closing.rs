@@ -1,4 +1,4 @@
-//! The beginning of a close is heard once, and before the end, however a connection ends.
+//! The beginning of a close is reported once, and before the end, however a connection ends.
 
 #[path = "support/certificates.rs"]
 mod certificates;

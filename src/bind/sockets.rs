@@ -307,7 +307,7 @@ fn listens(_listener: &socket2::Socket) -> bool {
 fn accepts(socket: &socket2::Socket) -> io::Result<bool> {
     #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
     let listens = socket.is_listener()?;
-    // On other systems, a socket that does not listen is recognised only if it is connected.
+    // On other systems, a socket that does not listen is recognized only if it is connected.
     #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
     let listens = socket.peer_addr().is_err();
     Ok(listens && socket.r#type()? == Type::STREAM)

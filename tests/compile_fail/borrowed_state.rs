@@ -1,4 +1,4 @@
-//! Borrows, in a service, from the function that serves.
+//! Borrows from the function that serves, in a service.
 
 use std::convert::Infallible;
 

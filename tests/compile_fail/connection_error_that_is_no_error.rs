@@ -1,4 +1,4 @@
-//! Fails, of a connection, with a type that is no `std::error::Error`.
+//! Fails a connection with a type that is not a `std::error::Error`.
 
 use tower::service_fn;
 use tower_tcp::Connection;

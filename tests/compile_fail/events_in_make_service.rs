@@ -1,4 +1,4 @@
-//! Serves messages without saying so: `make_event_service` is for them.
+//! Passes a service of messages to `make_service`, not to `make_event_service`.
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Answers with a body that is none.
+//! Answers with a type that is not a body.
 
 use std::convert::Infallible;
 

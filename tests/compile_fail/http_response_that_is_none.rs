@@ -1,4 +1,4 @@
-//! Answers a request of HTTP with text alone.
+//! Answers an HTTP request with plain text in place of a response.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! Sets what takes over where several requests are in flight.
+//! Calls `on_upgrade` on a pipeline with several requests in flight.
 
 use bytes::Bytes;
 use tower::service_fn;

@@ -1,4 +1,4 @@
-//! Takes over the bare stream, without what is buffered.
+//! Takes over the bare stream, without its buffered bytes.
 
 use bytes::Bytes;
 use tower::service_fn;

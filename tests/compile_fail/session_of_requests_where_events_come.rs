@@ -1,4 +1,4 @@
-//! Gives a session of requests where messages come, too.
+//! Makes a session of requests where messages come, too.
 
 use std::convert::Infallible;
 

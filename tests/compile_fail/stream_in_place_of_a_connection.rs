@@ -1,4 +1,4 @@
-//! Takes tokio's stream where a `Connection` comes.
+//! Takes tokio's stream in place of a `Connection`.
 
 use tokio::net::TcpStream;
 use tower::service_fn;

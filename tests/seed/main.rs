@@ -2,9 +2,9 @@
 //! and the faults of that component are absent.
 //!
 //! `tN_..` is one of POE's own tests, ported. `sN_xM_..` is one of fifteen scenarios, with the
-//! number of the experiment that showed the behaviour of POE 1.370. MIGRATION.md lists both, and
-//! the tests of other files that cover the rest; `table` checks that list. `tests/README.md`
-//! explains each code.
+//! number of the experiment that showed the behavior of POE 1.370. MIGRATION.md lists both, and the
+//! tests of other files that cover the rest; `table` checks that list. `tests/README.md` explains
+//! each code.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! What tests of a served stack share: a client of lines, short ways to its ends, three ways of
+//! Shared by the tests of a served stack: a client of lines, short ways to its ends, three ways of
 //! dispatch.
 #![allow(
     clippy::allow_attributes,

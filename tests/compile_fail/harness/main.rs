@@ -1,8 +1,8 @@
-//! What the compiler says to a newcomer's mistakes.
+//! Checks the compiler's errors for the mistakes of newcomers.
 //!
-//! Each program beside this folder has one mistake, and is named after it. Beside it is the text of
-//! the compiler. A changed text is judged by reading: its message, label and note must lead to the
-//! cure. `TRYBUILD=overwrite cargo test --package compile-fail` writes the texts anew.
+//! Each program beside this folder has one mistake, and is named after it. Beside it is the
+//! compiler's text. Read a changed text: its message, label and note must lead to the fix.
+//! `TRYBUILD=overwrite cargo test --package compile-fail` writes the texts anew.
 
 use std::fs;
 use std::path::PathBuf;
