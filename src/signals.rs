@@ -43,8 +43,8 @@ struct Wakers {
 }
 
 impl Signals {
-    /// Sets the waker of the connection's task. Check the signals *after* this call, or one raised
-    /// in between is missed.
+    /// Sets the waker of the connection's task. Check the signals *after* this call, or a signal
+    /// raised in between is missed.
     pub(crate) fn wake_task_with(&self, waker: &Waker) {
         self.lock().task = Some(waker.clone());
     }

@@ -79,7 +79,7 @@ end_reasons! {
     /// The connection was idle for longer than [`idle`](crate::deadline::Deadlines::idle) or
     /// [`upgraded_idle`](crate::deadline::Deadlines::upgraded_idle).
     IdleTimeout = "idle_timeout" by Server,
-    /// The peer took no byte of the output that was pending for it, for the [write
+    /// The peer took no byte of its pending output within the [write
     /// deadline](crate::deadline::Deadlines::write).
     WriteTimeout = "write_timeout" by Server,
     /// The service left more small data frames of HTTP/2 unread than h2 keeps. See

@@ -128,7 +128,8 @@ where
     }
 }
 
-/// Catches a panic when the inner future is polled or dropped. It is not polled again.
+/// Catches a panic when the inner future is polled or dropped. After its end the inner future is
+/// not polled again.
 #[pin_project]
 pub(super) struct CatchPanic<F>(#[pin] Option<F>);
 

@@ -376,8 +376,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 
 impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// Sets the service that takes over the stream after a [`Reply::upgrade`]. It can be any
-    /// connection service of the stream with its buffered input: for example, another pipeline
-    /// behind a hook that does a TLS handshake (STARTTLS), or a raw service.
+    /// connection service that takes the stream with its buffered input, such as a raw service, or
+    /// another pipeline behind a hook for TLS (STARTTLS).
     ///
     /// The connection remains the same, with its permit, its span, its signals and its single end.
     /// Replies and pushed frames before the upgrade are written first; waiting messages are
@@ -385,8 +385,9 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// can no longer send.
     ///
     /// Requests must run one at a time, because otherwise it is unknown what follows the reply. The
-    /// pipeline's service answers with [`Upgrade`], into which everything converts that converts
-    /// into a [`Reply`]. A pipeline without `on_upgrade` does not compile with such a service.
+    /// pipeline's service answers with [`Upgrade`]. Every type that converts into a [`Reply`]
+    /// converts into an `Upgrade`, too. A pipeline without `on_upgrade` does not compile with such
+    /// a service.
     ///
     /// `next` is cloned for each connection, and made ready at the upgrade, within the
     /// [10 s](Deadlines::make_service) of a make-service. A request that was already decoded and is

@@ -118,8 +118,8 @@ impl Input {
     }
 
     /// Records that the decoder took `bytes` bytes for a frame. Returns `false` if it has returned
-    /// too many frames in a row without taking any. A codec may split one frame into as many as the
-    /// largest frame has bytes, and at least into [`FRAMES`].
+    /// too many frames in a row without taking any. A codec may split one frame into [`FRAMES`]
+    /// frames, or into `max_frame` frames if that is more.
     #[inline]
     pub(in crate::pipeline) fn gave(&mut self, bytes: usize, max_frame: usize) -> bool {
         if bytes == 0 {

@@ -188,8 +188,8 @@ where
         }
     }
 
-    /// Encodes pushed frames up to the mark, and at most one queue of them, so that busy senders do
-    /// not delay replies.
+    /// Encodes pushed frames up to the mark, but no more than the queue holds at once, so that busy
+    /// senders do not delay replies. Returns whether any were encoded.
     fn encode_pushed(&mut self, mark: usize) -> bool {
         let mut pushed = false;
         for _ in 0..self.settings.limits.push_queue {

@@ -117,8 +117,9 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns whether the output is above its mark, and no byte has been written for `time`,
-    /// counted from the first call that found it so.
+    /// Returns whether the output is above its mark, and no byte has been written for `time`. The
+    /// time counts from the call that first finds the output above its mark, and starts again when
+    /// bytes are written.
     pub(super) fn has_stalled(&mut self, written: u64, time: Duration) -> bool {
         let now = Instant::now();
         self.stalled = match self.stalled {

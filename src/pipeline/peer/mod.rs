@@ -260,8 +260,9 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark, and no byte has been written for `time`,
-    /// counted from the first call that found it so.
+    /// Returns whether the output is above its mark, and no byte has been written for `time`. The
+    /// time counts from the call that first finds the output above its mark, and starts again when
+    /// bytes are written.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let written = self.channel.info.life.bytes_written();
         self.channel.lock().has_stalled(written, time)
