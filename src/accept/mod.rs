@@ -1,4 +1,8 @@
-//! Classifies accept errors and backs off after them.
+//! Decides how the accept loop reacts to a failed accept.
+//!
+//! The loop retries, backs off, or stops the server ([`AcceptErrorAction`]). [`classify`] is the
+//! default policy. [`ServerBuilder::on_accept_error`](crate::ServerBuilder::on_accept_error) sets
+//! another policy, which can call `classify`.
 
 mod failure;
 mod stall;

@@ -20,8 +20,8 @@ use crate::connection::Probe;
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 
 impl Departing {
-    /// Begins to watch. Returns `None` if the connection knows no socket, or if the process has no
-    /// free descriptor.
+    /// Begins to watch the socket of `probe`. Returns `None` if there is no socket, or if the
+    /// process has no free descriptor.
     #[allow(
         clippy::allow_attributes,
         deprecated,

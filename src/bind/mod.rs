@@ -47,12 +47,12 @@ pub trait Listener: Send + 'static {
     /// Returns ready when a connection can probably be accepted.
     ///
     /// The default implementation is always ready, for listeners that can find a connection only by
-    /// accepting it. The stack is then made ready first, and stays ready while it waits for a
-    /// connection.
+    /// accepting it. The stack is then made ready before a connection is waiting, and stays ready
+    /// until one comes.
     ///
     /// # Errors
     ///
-    /// As for [`poll_accept`](Self::poll_accept).
+    /// The server treats an error like one of [`poll_accept`](Self::poll_accept).
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let _unused = cx;
         Poll::Ready(Ok(()))

@@ -94,13 +94,13 @@ impl Sockets {
         Ok(Self::new(sources, options.clone()))
     }
 
-    /// Makes a listener of one socket that is already listening, with default options.
+    /// Creates a listener of one socket that is already listening, with default options.
     pub(super) fn of(socket: socket2::Socket) -> io::Result<Self> {
         let source = Source::new(socket.into())?;
         Ok(Self::new(vec![source], SocketOptions::default()))
     }
 
-    /// Makes a listener without sockets. Its first accept fails with `err`.
+    /// Creates a listener without sockets. Its first accept fails with `err`.
     pub(super) fn failed(err: io::Error) -> Self {
         let mut sockets = Self::new(Vec::new(), SocketOptions::default());
         sockets.failed = Some(err);

@@ -45,7 +45,8 @@ impl Open {
     }
 }
 
-/// The part of a connection that outlives its stream: signals in, totals, and the end out.
+/// The part of a connection that outlives its stream. It receives the signals, counts bytes and
+/// requests, and holds the end.
 pub(crate) struct Life {
     pub(crate) origin: Origin,
     pub(crate) signals: Signals,

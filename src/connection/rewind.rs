@@ -16,7 +16,7 @@ pub struct Rewind<Io> {
 }
 
 impl<Io> Rewind<Io> {
-    /// Puts bytes in front of a stream.
+    /// Creates a stream that returns `buffered` first.
     pub fn new(buffered: Bytes, io: Io) -> Self {
         Self { buffered, io }
     }

@@ -1,4 +1,4 @@
-//! The socket beneath a connection, asked past the streams that hooks have put around it.
+//! Gives access to the socket beneath a connection, past the streams that hooks have put around it.
 
 use std::fmt;
 #[cfg(feature = "http")]

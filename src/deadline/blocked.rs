@@ -33,7 +33,7 @@ impl Blocked {
         self.0.is_some()
     }
 
-    /// Records whether output waits, and whether something was written before.
+    /// Records whether output waits for the peer, and whether any was written since the last call.
     #[inline]
     pub(crate) fn note(&mut self, waits: bool, wrote: bool, now: Moment) {
         if waits || self.is_blocked() {

@@ -1,4 +1,4 @@
-//! Blocks of a fixed size.
+//! A codec for blocks of a fixed size.
 
 use std::io;
 use std::num::NonZeroUsize;

@@ -1,4 +1,4 @@
-//! Lines of bytes.
+//! A codec for lines of bytes.
 
 use std::io;
 

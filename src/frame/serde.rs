@@ -1,4 +1,4 @@
-//! Documents in any format of serde.
+//! A codec for documents in any format of serde.
 
 use std::fmt;
 use std::io;

@@ -357,7 +357,7 @@ impl ServerState {
         self.tell(life, self.phase());
     }
 
-    /// Removes a connection from the table. Its stream is dropped, and its task ends.
+    /// Removes a connection from the table, after its stream was dropped and as its task ends.
     pub(crate) fn leave(&self, life: &Life) {
         let id = life.origin.id;
         let was_in = self.table.shard(id).remove(&id);

@@ -1,4 +1,4 @@
-//! The deadlines of an HTTP connection, by what the connection is waiting for.
+//! Enforces the deadlines of an HTTP connection, which depend on its current wait.
 //!
 //! hyper has a timer for the heads of HTTP/1 requests. It counts the idle time between two requests
 //! as part of the next head, and it costs a timer for each request. It does not cover HTTP/2 or a
@@ -349,7 +349,7 @@ impl Clock {
 }
 
 /// A timer for hyper's HTTP/1 that never fires. hyper starts it when it begins to wait for the head
-/// of a request, and that moment is all that is needed.
+/// of a request, and only that moment is used.
 pub(super) struct AwaitHead {
     progress: Arc<Progress>,
     now: Instant,

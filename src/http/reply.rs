@@ -73,7 +73,7 @@ where
 /// Data of a response.
 ///
 /// In HTTP/2 it may wait for the peer to open the stream's window, long after the end of the body.
-/// The connection is busy until the peer has taken it.
+/// The connection is busy until the peer has taken the data.
 pub(super) struct ReplyData<D> {
     data: D,
     queued: Option<Queued>,

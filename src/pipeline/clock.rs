@@ -1,4 +1,4 @@
-//! The deadlines of a pipeline's connection, by what the connection is waiting for.
+//! Enforces the deadlines of a pipeline's connection, which depend on its current wait.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -58,8 +58,8 @@ pub(super) struct Clock {
     /// Before a drain, the time at which the connection reaches its maximum age; in a drain, its
     /// start.
     leaves: Option<Moment>,
-    /// The time of the last progress: of a frame, a finished request or the end of a pause; after
-    /// the end of input, also of written output. `None` before the first byte.
+    /// The time of the last progress: a frame, a finished request or the end of a pause, and after
+    /// the end of input also written output. `None` before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,

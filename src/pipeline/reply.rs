@@ -46,7 +46,7 @@ pub(super) enum Frames<T> {
 type FrameStream<T> = Pin<Box<dyn Stream<Item = Result<T, BoxError>> + Send>>;
 
 impl<T> Reply<T> {
-    /// Makes a reply without frames: the request is done, and nothing is sent.
+    /// Creates a reply without frames. The request is done, and nothing is sent.
     pub fn none() -> Self {
         Self {
             frames: Frames::None,
@@ -54,7 +54,7 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Makes a reply of the frames of `stream`, each sent as it comes.
+    /// Creates a reply of the frames of `stream`. Each frame is sent as it comes.
     ///
     /// With one request at a time, the next one begins when the stream has ended. Otherwise the
     /// stream counts as one of the requests in flight, and replies that finish meanwhile are sent

@@ -65,7 +65,7 @@ pub struct RequestsOnlyLayer<L, M> {
 }
 
 impl<L, M> RequestsOnlyLayer<L, M> {
-    /// Applies `layer` to requests only.
+    /// Creates the layer, which applies `layer` to requests only.
     pub fn new(layer: L) -> Self {
         Self {
             layer,

@@ -24,8 +24,8 @@ pub struct InvalidWatermarks {
 }
 
 impl Watermarks {
-    /// Makes marks from two amounts in bytes. With a low mark of `0`, everything is written before
-    /// sends resume.
+    /// Creates marks from two amounts in bytes. With a low mark of `0`, everything is written
+    /// before sends resume.
     ///
     /// # Errors
     ///
@@ -38,8 +38,8 @@ impl Watermarks {
         }
     }
 
-    /// Makes marks with the low mark at a quarter of the high mark. While that quarter is written,
-    /// there is time for more output to arrive. `0` counts as 1.
+    /// Creates marks with the low mark at a quarter of the high mark. While that quarter is
+    /// written, there is time for more output to arrive. `0` counts as 1.
     pub const fn below(high: usize) -> Self {
         let high = if high == 0 { 1 } else { high };
         Self {

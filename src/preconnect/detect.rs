@@ -8,7 +8,7 @@ pub enum Detection<F> {
     Yes(F),
     /// The bytes may be of this protocol. More are needed.
     NotYet,
-    /// The bytes are not of this protocol, and no more bytes will change that.
+    /// The bytes are not of this protocol, whatever follows them.
     No,
 }
 

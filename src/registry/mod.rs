@@ -1,4 +1,4 @@
-//! Connections by a key of your own: a user, a member of a room, a subscriber.
+//! Finds connections by a key of your own, such as a user, a member of a room, or a subscriber.
 //!
 //! The server keeps a table of all its connections. A [`Registry`] holds some of them under the
 //! program's keys. The program inserts an entry, most often in the make-service or when the peer

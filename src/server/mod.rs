@@ -96,9 +96,9 @@ impl<L: Listener> Server<L> {
     /// future is the connection's life.
     ///
     /// The loop accepts when `stack` is ready. It calls `stack` itself, so a call must not block.
-    /// The returned futures run in a task each. The response is ignored. Use [`Connection::on_end`]
-    /// to learn how a connection ended. [`layers`](crate::layers) lists what each of tower's layers
-    /// does here.
+    /// Each returned future runs in a task of its own. Its response is ignored. Use
+    /// [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers) lists what
+    /// each of tower's layers does here.
     ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end

@@ -17,7 +17,7 @@ const BACKLOG: usize = 1024;
 /// The number of bytes that each direction of a connection buffers.
 const BUFFER: usize = 64 * 1024;
 
-/// Makes a listener and the connector whose connections it accepts.
+/// Creates a listener and the connector whose connections it accepts.
 ///
 /// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets another size. Up
 /// to 1,024 connections wait to be accepted; after that, [`Connector::connect`] waits.
@@ -25,7 +25,7 @@ pub fn memory() -> (MemoryListener, Connector) {
     memory_with_buffer(BUFFER)
 }
 
-/// Makes a listener and its connector, with connections that buffer `bytes` in each direction.
+/// Creates a listener and its connector, with connections that buffer `bytes` in each direction.
 ///
 /// With a small buffer every write is short, so a test notices at once if the peer does not read.
 pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {

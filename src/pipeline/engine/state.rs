@@ -38,8 +38,8 @@ pub(super) enum State {
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
     DrainLastFrame,
-    /// Nothing more is decoded or begun: a reply requested that the stream is handed over once all
-    /// output is written.
+    /// A reply has requested an upgrade. Nothing more is decoded or begun, and the stream is handed
+    /// over once all output is written.
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,

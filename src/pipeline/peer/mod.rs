@@ -111,9 +111,9 @@ impl<T, M> Peer<T, M> {
 
     /// Sends a frame: before, between or after replies, and between the frames of a streamed reply.
     ///
-    /// Frames are sent whole, in the order of the calls. This waits while the output is above its
-    /// high mark, until it is down at the low mark ([`Watermarks`]), and while
-    /// [16 frames](super::Limits::push_queue) are already waiting. The connection's task writes the
+    /// Frames are sent whole, in the order of the calls. The call waits while the output is above
+    /// its high mark, until it is down at the low mark ([`Watermarks`]), and while [16
+    /// frames](super::Limits::push_queue) are already waiting. The connection's task writes the
     /// frame.
     ///
     /// To send a frame that must be the last, use a [farewell](super::Pipeline::farewell).
@@ -124,7 +124,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// If this is dropped before it is done, the frame is not sent.
+    /// If the future is dropped before it is done, the frame is not sent.
     #[doc(alias = "put")]
     #[doc(alias = "push")]
     #[doc(alias = "write")]
@@ -150,7 +150,7 @@ impl<T, M> Peer<T, M> {
     /// Sends a frame unless the output is above its high mark. That is so if the peer is slow, or
     /// if more was sent in a burst than it could read.
     ///
-    /// This may wait for the connection's task, but never for the peer. Use it where one slow peer
+    /// The call may wait for the connection's task, but never for the peer. Use it if one slow peer
     /// must not delay others. To send to many peers at once, use
     /// [`Registry::broadcast`](crate::registry::Registry::broadcast).
     ///
@@ -161,7 +161,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// If this is dropped before it is done, the frame is not sent.
+    /// If the future is dropped before it is done, the frame is not sent.
     pub async fn offer(&self, frame: T) -> Result<(), TrySendError<T>> {
         let mut room = std::pin::pin!(self.channel.room.acquire());
         loop {
@@ -205,7 +205,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this has no effect on other callers.
+    /// Dropping the future has no effect on other callers.
     #[doc(alias = "flush")]
     #[doc(alias = "drain")]
     pub async fn flushed(&self) -> Result<(), Closed> {
@@ -340,7 +340,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// If this is dropped before it is done, the message is not sent.
+    /// If the future is dropped before it is done, the message is not sent.
     #[doc(alias = "message")]
     #[doc(alias = "event")]
     #[doc(alias = "yield")]
@@ -441,7 +441,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when this is dropped. Later calls return the same.
+    /// Dropping the future loses nothing, because a later call returns the same end.
     #[doc(alias = "gone")]
     pub async fn closed(&self) -> End {
         self.channel.info.life.reached(Moment::End).await
