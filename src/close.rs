@@ -203,7 +203,8 @@ const SHORT: Duration = Duration::from_millis(10);
 enum Step {
     /// Flushes and shuts down writing.
     ShutDown,
-    /// Reads and discards up to so many bytes, so that none are unread when the socket is closed.
+    /// Reads and discards input, up to this many bytes, so that none is unread when the socket is
+    /// closed.
     Discard(usize),
     /// The peer has finished sending, or ignores the close, but has not taken all output. If the
     /// socket were closed now, the rest would be lost, or left to the system. The next check is

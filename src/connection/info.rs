@@ -28,7 +28,8 @@ impl ConnectionInfo {
     }
 
     /// Returns the address of the peer, which is the other end of the socket. Behind a proxy or a
-    /// balancer, that is the hop and not the client. It is OpenTelemetry's `network.peer.address`.
+    /// load balancer, it is the address of that hop, not of the client. OpenTelemetry calls it
+    /// `network.peer.address`.
     #[doc(alias = "peer")]
     #[doc(alias = "remote_addr")]
     pub fn peer_addr(&self) -> &Address {
@@ -37,7 +38,7 @@ impl ConnectionInfo {
 
     /// Returns the address of the client: the one that a trusted hop has reported
     /// ([`Connection::set_client_addr`](super::Connection::set_client_addr)), or else
-    /// [`peer_addr`](Self::peer_addr). It is OpenTelemetry's `client.address`.
+    /// [`peer_addr`](Self::peer_addr). OpenTelemetry calls it `client.address`.
     #[doc(alias = "client_ip")]
     #[doc(alias = "x-forwarded-for")]
     pub fn client_addr(&self) -> &Address {

@@ -62,21 +62,22 @@ impl<Io> Connection<Io> {
         &self.info
     }
 
-    /// Adds a fact, which everybody who sees the connection finds by its type: services and layers
-    /// by [`ConnectionInfo::get`], others by [`LiveConnection::get`](crate::LiveConnection::get).
+    /// Adds a fact under its type. Services and layers read it with [`ConnectionInfo::get`], and
+    /// the rest of the program with [`LiveConnection::get`](crate::LiveConnection::get).
     ///
-    /// A second fact of the same type hides the first. Facts are dropped with the last view of the
-    /// connection, which may be after its end.
+    /// A second fact of the same type hides the first. Facts are dropped with the last
+    /// [`ConnectionInfo`] or handle of the connection, which may be after its end.
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
         self.life().origin.facts.insert(fact);
     }
 
-    /// Sets the address of the client, as a trusted hop between it and this server has reported it.
-    /// The hook of such a hop's protocol calls this.
+    /// Sets the address of the client, as a trusted hop in front of this server has reported it.
+    /// The hook that reads the hop's header calls this method.
     ///
-    /// From then on [`ConnectionInfo::client_addr`] returns it. The span and the closing event of
-    /// the connection have it as `client.address` and `client.port`. If several hooks set it, the
-    /// last one counts, because it has read the header of the hop that is nearest to the client.
+    /// After this call, [`ConnectionInfo::client_addr`] returns the address. The span and the
+    /// closing event of the connection have it as `client.address` and `client.port`. If several
+    /// hooks set it, the last one counts, because it has read the header of the hop that is nearest
+    /// to the client.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};

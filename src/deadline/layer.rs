@@ -33,7 +33,7 @@ use crate::error::BoxError;
 /// which checks them only when a deadline may have passed.
 ///
 /// A write that the service gives up, for example by a timeout of its own, counts as pending until
-/// the next write succeeds, because the layer cannot distinguish the two.
+/// the next write succeeds, because the layer cannot distinguish it from a write that still waits.
 ///
 /// ```
 /// use std::time::Duration;

@@ -100,7 +100,7 @@ impl StdError for ConnectionEnded {
 }
 
 impl ConnectionEnded {
-    /// Creates an end with an error as its cause. For an end without one, convert the reason:
+    /// Creates an end with an error as its cause. For an end without a cause, convert the reason:
     /// `ConnectionEnded::from(EndReason::Rejected)`.
     ///
     /// A hook, a layer or a connection service that fails with it ends the connection with this

@@ -97,7 +97,7 @@ end_reasons! {
     PreConnectTimeout = "pre_connect_timeout" by Server,
     /// Too many connections were in their pre-connect hooks, and this was the oldest.
     PreConnectEvicted = "pre_connect_evicted" by Server,
-    /// The header of a proxy in front of the server was malformed, or did not come.
+    /// The header of a proxy in front of the server was malformed or missing.
     ProxyHeader = "proxy_header" by Peer,
     /// The TLS handshake failed.
     TlsHandshakeFailed = "tls_handshake_failed" by Peer,

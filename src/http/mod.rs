@@ -42,7 +42,7 @@
 //! `Extension(info): Extension<ConnectionInfo>`.
 //!
 //! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. Behind a hook
-//! for a proxy's header, `client_addr` is the client's address, and else the peer's:
+//! for a proxy's header, `client_addr` is the client's address, otherwise the peer's:
 //!
 //! ```text
 //! Http::make_service(service_fn(move |info: ConnectionInfo| {

@@ -56,8 +56,8 @@ pub enum Protocol {
     /// The whole connection preface of HTTP/2
     /// ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
     Http2,
-    /// A method of HTTP/1 and the space behind it: one of
-    /// [RFC 9110 section 9](https://www.rfc-editor.org/rfc/rfc9110#section-9), or `PATCH`.
+    /// A method of HTTP/1 with the space after it. The methods are those of [RFC 9110 section
+    /// 9](https://www.rfc-editor.org/rfc/rfc9110#section-9), and `PATCH`.
     Http1,
 }
 
