@@ -30,7 +30,7 @@ pub(crate) struct Moment(NonZeroU64);
 impl Moment {
     pub(crate) const START: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the moment `time` later, or `None` beyond the end of the clock, which is no
+    /// Returns the moment `time` later, or `None` beyond the end of the clock, which means no
     /// deadline.
     pub(crate) fn checked_add(self, time: Duration) -> Option<Self> {
         let nanos = u64::try_from(time.as_nanos()).ok()?;

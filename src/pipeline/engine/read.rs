@@ -19,8 +19,8 @@ pub(super) enum Decoding {
     /// The buffered input may hold a frame. Set when bytes or the end of the stream have arrived,
     /// and when a frame was encoded, which can change the decoder's mode.
     MayHaveFrame,
-    /// Like `MayHaveFrame`, but the stream ended without its proper end (as TLS can) after these
-    /// bytes. Set when that is read; taken when the decoder has no more frames.
+    /// Like `MayHaveFrame`, but after these bytes the stream failed to end properly, as a TLS
+    /// stream can. Set when that end is read; taken when the decoder has no more frames.
     CutOff(io::Error),
 }
 
