@@ -44,7 +44,7 @@ impl Default for Linger {
 
 impl Linger {
     /// Sets the longest time in which the peer takes nothing, while the connection flushes and
-    /// shuts down writing, and while the peer has not acknowledged all of it.
+    /// shuts down writing, and while the peer has not acknowledged all output.
     ///
     /// Only Linux reports acknowledgements, and only for sockets of this crate's listeners.
     /// Elsewhere this time bounds flushing and shutting down as a whole.
@@ -106,9 +106,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// # Errors
     ///
     /// Returns an error if flushing or shutting down fails, or if the peer takes nothing for
-    /// [`Linger::write`], or less than [`Linger::min_rate`]
-    /// ([`TimedOut`](io::ErrorKind::TimedOut)). Once it has everything, it is no
-    /// error if the peer sends more, resets, or does not close.
+    /// [`Linger::write`], or less than [`Linger::min_rate`] ([`TimedOut`](io::ErrorKind::TimedOut)).
+    /// Once the peer has everything, it is no error if it sends more, resets, or does not close.
     ///
     /// # Cancel safety
     ///

@@ -33,7 +33,8 @@ pub(crate) struct Signals {
     wakers: Mutex<Wakers>,
 }
 
-/// Waking does not remove a waker, because each is set once and not before every wait.
+/// The wakers of one connection. Waking does not remove them, because each is set once, not before
+/// every wait.
 #[derive(Debug, Default)]
 struct Wakers {
     task: Option<Waker>,
@@ -111,7 +112,8 @@ impl Signals {
         }
     }
 
-    /// Wakes without the lock, because a waker is user code.
+    /// Wakes the waker that `whom` selects. The lock is released before, because a waker is user
+    /// code.
     fn wake(&self, whom: impl FnOnce(&Wakers) -> Option<Waker>) {
         let waker = whom(&self.lock());
         if let Some(waker) = waker {
@@ -124,9 +126,9 @@ impl Signals {
     }
 }
 
-/// Returns ready if the `Pending` of the previous poll was true, for example because no more data
-/// has arrived. Once the task's budget is spent, tokio returns `Pending` for every poll, so this
-/// waits for another turn.
+/// Returns ready if the `Pending` of the previous poll shows that no more data has arrived. It does
+/// not once the task's budget is spent, because tokio then returns `Pending` for every poll, so
+/// this waits for another turn.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());

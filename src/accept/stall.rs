@@ -12,7 +12,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// The number of failures in a row that are retried at once.
 const RETRIES: u32 = 16;
 
-/// Waits between failed accepts, 5 ms doubling to 1 s, and remembers whether that was logged.
+/// Waits between failed accepts, first 5 ms, then twice as long each time, up to 1 s. Remembers
+/// whether the stall was logged.
 #[derive(Debug)]
 pub(crate) struct Stall {
     delay: Duration,
@@ -33,8 +34,8 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Starts a wait, twice as long as the previous one. Returns whether it is the first of its
-    /// episode, which is the one to log.
+    /// Starts a wait, twice as long as the previous one. Returns whether it is the first since the
+    /// last successful accept, which is the one to log.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(LONGEST);

@@ -10,8 +10,8 @@ use crate::error::{Panicked, caught};
 
 /// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
 ///
-/// Both closures run in the accept loop, on the runtime on which the connection will run. They must
-/// not block. Work that takes time, or may reject a connection, belongs in a
+/// The closures of both methods run in the accept loop, on the runtime on which the connection will
+/// run. They must not block. Work that takes time, or may reject a connection, belongs in a
 /// [pre-connect hook](crate::preconnect).
 ///
 /// The new listener has the same addresses. As before, the connection stack is made ready when a

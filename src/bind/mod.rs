@@ -60,8 +60,8 @@ pub trait Listener: Send + 'static {
 
     /// Accepts a connection. Pending when there is none.
     ///
-    /// It is called in the context of the runtime on which the connection will run, so that the
-    /// stream is registered there. This may be a different runtime from the listener's.
+    /// The accept loop calls it in the context of the runtime on which the connection will run, so
+    /// that the stream is registered there. This may be a different runtime from the listener's.
     ///
     /// # Cancel safety
     ///

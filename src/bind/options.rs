@@ -87,12 +87,12 @@ impl SocketOptions {
     ///
     /// Default: off. Why: a second server started by mistake then fails.
     ///
-    /// With it a program can run an accept loop on each of several runtimes. Most programs should
-    /// use [`ServerBuilder::workers`](crate::ServerBuilder::workers) with its single loop instead.
-    /// For several loops, the kernel distributes connections by their addresses, not by load, and
-    /// resets those in the backlog of a loop that ends. Use them if one loop cannot accept
-    /// connections fast enough and the stack is `Clone`. If each loop has a clone of one limit, the
-    /// limit holds exactly over all of them:
+    /// With this option a program can run an accept loop on each of several runtimes. Most programs
+    /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) with its single loop
+    /// instead. With several loops, the kernel distributes connections by their addresses, not by
+    /// load, and resets those in the backlog of a loop that ends. Use several loops if one cannot
+    /// accept connections fast enough and the stack is `Clone`. If each loop has a clone of one
+    /// limit, the limit holds exactly over all of them:
     ///
     /// ```
     /// use tower::service_fn;
@@ -155,7 +155,7 @@ impl SocketOptions {
     /// seconds, at least 1 s.
     ///
     /// Default: never. Why: pipelines and HTTP have deadlines of their own. When reached: TCP sends
-    /// probes, and a peer that answers none of them ends its connection with
+    /// probes, and if the peer answers none of them, its connection ends with
     /// [`PeerReset`](crate::EndReason::PeerReset).
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
@@ -210,13 +210,13 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether a TCP connection that the server cuts off is reset. That is a connection which
-    /// reaches its [`write`](crate::deadline::Deadlines::write) deadline or the deadline of a
-    /// shutdown, a slow reader of a broadcast, and one that is aborted.
+    /// Sets whether a TCP connection that the server cuts off is reset. The server cuts off a
+    /// connection that reaches its [`write`](crate::deadline::Deadlines::write) deadline or the
+    /// deadline of a shutdown, that is a slow reader of a broadcast, or that is aborted.
     ///
     /// Default: on. Why: the system would otherwise keep the bytes that such a peer has not read,
     /// some megabytes, for minutes and outside of the connection limit. A reset discards these
-    /// bytes. With it off, a peer that still reads receives them.
+    /// bytes. With `false`, a peer that still reads receives them.
     #[doc(alias = "reset_timedout_connection")]
     #[doc(alias = "set_zero_linger")]
     pub fn reset_cut_off(mut self, reset_cut_off: bool) -> Self {
@@ -224,8 +224,8 @@ impl SocketOptions {
         self
     }
 
-    /// Sets the file mode of a Unix socket, such as `0o660`. It is set before the socket listens,
-    /// so no process without permission can ever connect.
+    /// Sets the file mode of a Unix socket, such as `0o660`. The mode is set before the socket
+    /// listens, so no process without permission can ever connect.
     ///
     /// Default: not set. Why: the process's umask then applies.
     pub fn unix_mode(mut self, mode: u32) -> Self {

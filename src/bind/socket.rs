@@ -75,7 +75,7 @@ const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "openbsd",
 ));
 
-/// Reads or writes as tokio's own `poll_read` and `poll_write` do, which need `&mut` access: waits
+/// Reads or writes as tokio's own `poll_read` and `poll_write` do, which need `&mut` access. Waits
 /// until the stream is ready, and clears its readiness if `done` moves fewer than `len` bytes.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {

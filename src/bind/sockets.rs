@@ -261,13 +261,13 @@ impl Source {
     }
 }
 
-/// Accepts a socket that does not block.
+/// Accepts a connection, as a non-blocking socket.
 #[cfg(target_os = "linux")]
 fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)> {
     listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
 }
 
-/// Accepts a socket, and makes it one that does not block.
+/// Accepts a connection, and makes its socket non-blocking.
 #[cfg(not(target_os = "linux"))]
 fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)> {
     let (socket, peer) = listener.accept()?;

@@ -12,8 +12,8 @@ use super::options::SocketOptions;
 
 /// A bound path. It is removed on drop if the file is still the one that was created.
 ///
-/// It must be dropped before its socket. While the socket is open, the system gives its inode
-/// number to no other file.
+/// It must be dropped before its socket, because only while the socket is open does the system keep
+/// the file's inode number from other files.
 #[derive(Debug)]
 pub(super) struct OwnPath {
     path: PathBuf,

@@ -68,7 +68,7 @@ impl ConnectionInfo {
     /// A service whose work has no end of its own (a WebSocket, server-sent events) should end it
     /// then. The future does not borrow or hold the stream.
     ///
-    /// By then a pipeline may accept no more frames. Its last frame is its
+    /// By then [`Peer::send`](crate::Peer::send) may fail. To send a last frame, use the pipeline's
     /// [farewell](crate::Pipeline::farewell).
     ///
     /// # Cancel safety

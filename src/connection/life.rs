@@ -187,8 +187,8 @@ impl Life {
 
     /// Proposes a reason for which the stream ends now, and returns the one that holds.
     ///
-    /// If it cuts the peer off, the socket's close becomes a reset, even if an earlier reason
-    /// holds. So the system frees the socket's memory together with the connection's permit.
+    /// If that reason cuts the peer off, the socket's close becomes a reset, even if an earlier
+    /// reason holds. So the system frees the socket's memory together with the connection's permit.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         // Output that was written before a shutdown's deadline still reaches a peer that reads.
         let spared = matches!(ended.reason, EndReason::DrainDeadline | EndReason::Killed)

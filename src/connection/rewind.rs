@@ -7,8 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream with bytes that were read ahead. They are read first, then the stream itself.
 ///
-/// An upgrade passes it on ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)), and so does
-/// [`Peek`](crate::preconnect::Peek).
+/// An upgrade ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)) passes such a stream to the
+/// next service, and so does [`Peek`](crate::preconnect::Peek).
 #[derive(Debug)]
 pub struct Rewind<Io> {
     buffered: Bytes,
@@ -36,7 +36,7 @@ impl<Io> Rewind<Io> {
         &self.io
     }
 
-    /// Splits it into the buffered bytes and the stream.
+    /// Returns the buffered bytes and the stream.
     pub fn into_parts(self) -> (Bytes, Io) {
         (self.buffered, self.io)
     }

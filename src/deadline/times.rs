@@ -104,8 +104,8 @@ deadlines! {
         /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head.
         /// `None` waits forever.
         ///
-        /// Later bytes do not reset it. In HTTP/2 it bounds the preface at the beginning of a
-        /// connection.
+        /// Later bytes do not restart the time. In HTTP/2 it bounds the preface at the beginning of
+        /// a connection.
         ///
         /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When
         /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
@@ -118,7 +118,7 @@ deadlines! {
         /// slow bodies may be.
         ///
         /// HTTP/2 streams share their connection's flow-control window. If the service of another
-        /// request leaves its body unread, that body can fill the window, and this one cannot
+        /// request leaves its body unread, that body can fill the window, so that this body cannot
         /// arrive. hyper's `initial_connection_window_size` enlarges the window.
         ///
         /// Default: 30 s. Why: an active peer sends something within a few round trips. When
@@ -142,10 +142,10 @@ deadlines! {
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
         /// forever.
         ///
-        /// In HTTP/2 it also ends a connection whose responses wait for the peer to open a window,
-        /// if the peer takes no byte of any of them. That is checked four times per deadline, so it
-        /// may be late by a quarter. A stream whose window stays closed is not ended while the peer
-        /// takes bytes of other streams.
+        /// In HTTP/2 the deadline also ends a connection whose responses wait for the peer to open
+        /// a window, if the peer takes no byte of any of them. That is checked four times per
+        /// deadline, so it may be late by a quarter. A stream whose window stays closed is not
+        /// ended while the peer takes bytes of other streams.
         ///
         /// On Linux the peer takes a byte when it acknowledges one, or reads from a Unix socket.
         /// That is checked 16 times per deadline, so a connection may end late by a sixteenth.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::connection::{Address, ConnectionId, ConnectionPhase, Life, Moment};
 use crate::end::{End, EndReason};
 
-/// An open connection, seen from outside. It does not keep the connection open. Returned by
+/// A view of an open connection, which does not keep the connection open. Returned by
 /// [`Handle::connections`](super::Handle::connections).
 #[derive(Clone)]
 pub struct LiveConnection {

@@ -51,7 +51,7 @@ impl Phase {
     ];
 }
 
-/// The plan of a shutdown, as configured by the builder.
+/// The plan of a shutdown, as set in the builder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) lame_duck: Duration,

@@ -45,8 +45,8 @@ pub(super) struct Progress {
     queued: AtomicUsize,
     /// HTTP/2 only: the bytes of responses that the peer has taken.
     taken: AtomicU64,
-    /// The number of tasks that run HTTP/2 streams, including tunnels, whose request is already
-    /// answered.
+    /// The number of tasks that run HTTP/2 streams. Tunnels are included, although their requests
+    /// are already answered.
     pub(super) streams: AtomicUsize,
     multiplexed: AtomicBool,
     /// Bytes read when hyper began to wait for a request's head, plus one; zero while it does not

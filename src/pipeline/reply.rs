@@ -8,7 +8,7 @@ use crate::error::BoxError;
 /// The answer to a request: no frame, one frame, several, or a stream of them. It can also close
 /// the connection.
 ///
-/// A service need not name it. `T`, `Option<T>` and `Vec<T>` convert into replies, and the
+/// A service need not name this type. `T`, `Option<T>` and `Vec<T>` convert into replies, and the
 /// `Response` of a service only has to be `Into<Reply<T>>`.
 ///
 /// ```

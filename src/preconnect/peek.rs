@@ -40,7 +40,7 @@ pub enum Unknown {
 /// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
 /// received so far, until the detector returns `Yes` or `No`. The fact of a `Yes` is added to the
 /// connection under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are
-/// counted when the service reads them from the returned stream. This works on any stream: TCP,
+/// counted when the service reads them from the returned stream. The hook works on any stream: TCP,
 /// Unix sockets, inside TLS, in memory.
 ///
 /// | bound | default | why |

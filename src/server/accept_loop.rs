@@ -16,7 +16,7 @@ use crate::error::{BoxError, Error, Panicked, caught};
 use crate::handle::{Phase, ServerState};
 use crate::signals::poll_looked;
 
-/// The number of connections accepted in one turn of the loop's task.
+/// The maximum number of connections accepted in one turn of the loop's task.
 const TURN: usize = 16;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;

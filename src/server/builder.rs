@@ -141,7 +141,7 @@ impl ServerBuilder {
     /// among equals. The connection stays there with its stream, its timers, its task, and
     /// everything that its services spawn.
     ///
-    /// This pays off for long connections with many small requests, of some microseconds each,
+    /// Workers pay off for long connections with many small requests, of some microseconds each,
     /// because no request wakes another thread or moves to one. A multi-thread runtime, which
     /// spreads *tasks*, is better in these cases:
     ///
@@ -153,9 +153,9 @@ impl ServerBuilder {
     /// Use as many threads as there are cores ([`std::thread::available_parallelism`]); the accept
     /// loop needs none for itself. On these threads `tokio::task::block_in_place` panics.
     ///
-    /// The threads are named after the server (`echo-0`, `echo-1`). They start with it and end with
-    /// it; tasks that still run there are dropped then. The server waits for a blocked thread for
-    /// at most 1 s.
+    /// The threads are named after the server (`echo-0`, `echo-1`). They start and end with the
+    /// server, and tasks that still run on them at the end are dropped. The server waits for a
+    /// blocked thread for at most 1 s.
     #[doc(alias = "worker_threads")]
     #[doc(alias = "reuse_port")]
     pub fn workers(mut self, threads: usize) -> Self {
@@ -164,8 +164,8 @@ impl ServerBuilder {
     }
 
     /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own
-    /// threads. This is for threads that are pinned to cores, or shared by several servers. An
-    /// empty list means the runtime that [`serve`](Server::serve) is awaited on.
+    /// threads. Use it for threads that are pinned to cores, or shared by several servers. An empty
+    /// list means the runtime that [`serve`](Server::serve) is awaited on.
     ///
     /// Each runtime needs I/O and time enabled; if one lacks them, tokio panics when the first
     /// connection arrives. Each must be running as long as the server does: a current-thread

@@ -65,7 +65,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the reason to propose, for the case that nothing inside has proposed one.
+    /// Returns the reason to propose, which holds if no service has proposed another one.
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),

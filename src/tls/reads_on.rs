@@ -37,7 +37,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for ReadsOn<Io> {
 }
 
 impl<Io: AsyncWrite + Unpin> ReadsOn<Io> {
-    /// Writes with `write`. Returns `discarded` in place of an error, and from then on.
+    /// Writes with `write`. Returns `discarded` in place of the first error, and for every later
+    /// call.
     fn poll_or<T>(
         &mut self,
         discarded: T,

@@ -45,8 +45,8 @@ where
     }
 
     /// Returns whether the last call that was begun may be the head. If replies keep their order,
-    /// it may be if it is the only call, and the replies to later requests are held back until it
-    /// is done.
+    /// it may be the head only if it is the only call. The replies to later requests are then held
+    /// back until it is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {

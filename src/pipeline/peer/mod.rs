@@ -109,7 +109,8 @@ impl<T, M> Peer<T, M> {
 
     // Output.
 
-    /// Sends a frame: before, between or after replies, and between the frames of a streamed reply.
+    /// Sends a frame. It is sent before, between or after replies, and also between the frames of a
+    /// streamed reply.
     ///
     /// Frames are sent whole, in the order of the calls. The call waits while the output is above
     /// its high mark, until it is down at the low mark ([`Watermarks`]), and while [16
@@ -147,8 +148,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark. That is so if the peer is slow, or
-    /// if more was sent in a burst than it could read.
+    /// Sends a frame unless the output is above its high mark. The output is above the mark if the
+    /// peer is slow, or if more was sent in a burst than the peer could read.
     ///
     /// The call may wait for the connection's task, but never for the peer. Use it if one slow peer
     /// must not delay others. To send to many peers at once, use
@@ -231,7 +232,7 @@ impl<T, M> Peer<T, M> {
     /// included.
     ///
     /// Returns `None` if the system does not report it (only Linux does, since 4.12), if the stream
-    /// is closed, and if the connection's listener is not one of this crate. Each call is a system
+    /// is closed, or if the connection's listener is not one of this crate. Each call is a system
     /// call.
     #[doc(alias = "SIOCOUTQ")]
     #[doc(alias = "TCP_INFO")]
@@ -502,11 +503,11 @@ impl<T, M> fmt::Debug for Peer<T, M> {
     }
 }
 
-/// A callback for a moment that is past. It is user code's, so it is dropped without a lock.
+/// A callback for a moment that is past. It is user code, so it is dropped without a lock.
 pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);
 
-/// A message that is sent after a delay. Created by [`Peer::post_after`]. Dropping it does not
-/// cancel the message.
+/// A message that is sent after a delay. Created by [`Peer::post_after`]. Dropping the `Timer` does
+/// not cancel the message.
 pub struct Timer<T, M> {
     peer: Peer<T, M>,
     key: (Instant, u64),
