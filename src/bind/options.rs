@@ -199,7 +199,7 @@ impl SocketOptions {
     /// Sets how many unsent bytes the system holds for a TCP socket (`TCP_NOTSENT_LOWAT`, only on
     /// Linux).
     ///
-    /// Default: not set. Why: the system's send buffer is bound enough, and bulk transfers then
+    /// Default: not set. Why: the system's send buffer already bounds them, and bulk transfers then
     /// take the least CPU time. When reached: the connection's writes wait.
     ///
     /// Set it, to 128 KiB for example, if many peers read slowly. The system then holds that much

@@ -1,4 +1,4 @@
-//! readable -> ready -> accept -> call: the server's one accept loop. It never waits for a peer.
+//! The server's one accept loop: readable -> ready -> accept -> call. It never waits for a peer.
 
 use std::io;
 use std::sync::Arc;
