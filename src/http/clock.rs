@@ -74,8 +74,8 @@ pub(super) struct Clock {
     stalled: Option<(u64, Moment)>,
     /// The time at which the peer was found to have finished sending.
     finished: Option<Moment>,
-    /// Bytes read and written, and the time of the last change. For tunnels, unread bodies, and
-    /// peers that have finished sending.
+    /// Bytes read and written, and the time of the last change. Used for tunnels, unread bodies,
+    /// and peers that have finished sending.
     moved: (u64, Moment),
     retire: Option<Moment>,
     /// The time at which the connection began to drain because of its age.

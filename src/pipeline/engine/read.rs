@@ -10,7 +10,7 @@ use crate::error::{BoxError, Panicked, caught};
 use crate::frame::{DecoderStalled, FrameTooLarge};
 use crate::signals::Signal;
 
-/// The need to run the decoder before more bytes are read.
+/// The state of decoding, which decides whether the decoder runs before more bytes are read.
 #[derive(Debug)]
 pub(super) enum Decoding {
     /// The buffered input holds no complete frame. Set when the decoder returns none, and at the
