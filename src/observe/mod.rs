@@ -111,8 +111,7 @@ pub(crate) use handshake::Handshake;
 pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};
 
-/// Converts to a signed integer, as OpenTelemetry has them. Its exporters turn an unsigned one into
-/// text.
+/// Converts to a signed integer, because OpenTelemetry's exporters turn an unsigned one into text.
 pub(crate) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
