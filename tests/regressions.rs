@@ -251,7 +251,7 @@ async fn a_raw_service_that_cannot_close_has_a_peer_that_does_not_read() {
     assert_eq!(begun.elapsed(), Duration::from_secs(30));
 }
 
-// A stream that is always ready kept its connection's task, and so the thread, for ever.
+// A stream that is always ready kept its connection's task, and so the thread, forever.
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_nothing_takes_no_one_elses_turn() {

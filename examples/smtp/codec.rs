@@ -118,7 +118,7 @@ impl Decoder for Smtp {
     }
 }
 
-/// A bare LF is no ending, but it is answered: the client that sent it would wait for ever.
+/// A bare LF is no ending, but it is answered: the client that sent it would wait forever.
 fn command(line: &[u8]) -> Result<Command, Answer> {
     match line.strip_suffix(b"\r\n") {
         Some(line) => Command::parse(line),

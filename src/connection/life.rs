@@ -9,7 +9,7 @@ use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::error::caught;
 use crate::signals::{Signal, Signals};
 
-/// The reason and the callbacks until the end, and the end itself after it.
+/// Holds the reason and the callbacks before the end, and the end itself after it.
 enum EndCell {
     Open(Open),
     Ended(End),

@@ -132,7 +132,7 @@ impl Timer {
         alarm.is_some_and(|alarm| self.moment(alarm.sleep.deadline()) > now)
     }
 
-    /// Runs before each wait. Ready if `next`, the deadline that comes first, has passed; otherwise
+    /// Checks `next`, the first deadline, before each wait. Ready if it has passed; otherwise
     /// registers a wakeup for it.
     pub(crate) fn poll<D: Due>(
         &mut self,

@@ -80,8 +80,8 @@ impl Watch {
         }
     }
 
-    /// Runs before each wait. Ready with the reason when a deadline has passed; otherwise registers
-    /// a wakeup.
+    /// Checks the deadlines before each wait. Ready with the reason if one has passed; otherwise
+    /// registers a wakeup.
     pub(crate) fn poll(
         &mut self,
         life: &Life,

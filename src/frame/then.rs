@@ -60,7 +60,8 @@ impl<O, I> Then<O, I> {
         self
     }
 
-    /// Runs before each wait: frees memory that the undecoded bytes do not need.
+    /// Releases the memory that the undecoded bytes do not need. Called before each wait for the
+    /// peer.
     fn rest(&mut self) {
         let len = self.held.len();
         if len == 0 || self.held.capacity() > 2 * len + SLACK {

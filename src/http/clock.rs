@@ -105,8 +105,8 @@ impl Clock {
         }
     }
 
-    /// Runs before each wait. Ready with a deadline that has passed; otherwise registers a wakeup
-    /// for the next one.
+    /// Checks the deadlines before each wait. Ready with a deadline that has passed; otherwise
+    /// registers a wakeup for the next one.
     pub(super) fn poll(
         &mut self,
         progress: &Progress,

@@ -89,7 +89,7 @@ where
         self.engine.poll_io_beside(cx)
     }
 
-    /// Makes the last call that was begun the head, if possible, and returns whether it is. If
+    /// Makes the call that was begun last the head, if possible, and returns whether it is. If
     /// replies keep their order, later replies wait for the head.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)

@@ -103,8 +103,8 @@ impl Clock {
         }
     }
 
-    /// Runs before each wait. Ready if a deadline has passed or a message is due; otherwise
-    /// registers a wakeup for the first of them.
+    /// Checks the deadlines and messages before each wait. Ready if a deadline has passed or a
+    /// message is due; otherwise registers a wakeup for the first of them.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,

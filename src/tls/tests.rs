@@ -446,8 +446,8 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
     }
 }
 
-/// Acts as a client that sends its last bytes of the handshake, a request and its closing word in
-/// one write, and then closes.
+/// Acts as a client that sends its last bytes of the handshake, a request and `close_notify` in one
+/// write, and then closes.
 async fn ask_and_leave<Io>(config: ClientConfig, mut far: Io)
 where
     Io: AsyncRead + AsyncWrite + Unpin,

@@ -143,7 +143,7 @@ impl Input {
         };
     }
 
-    /// Runs before each wait: releases memory that the undecoded bytes do not need.
+    /// Releases the memory that the undecoded bytes do not need. Called before each wait.
     pub(in crate::pipeline) fn rest(&mut self) {
         let len = self.buf.len();
         if len == 0 {

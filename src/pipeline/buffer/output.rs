@@ -120,7 +120,8 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    /// Runs before each wait for the peer: releases memory that the unwritten bytes do not need.
+    /// Releases the memory that the unwritten bytes do not need. Called before each wait for the
+    /// peer.
     pub(in crate::pipeline) fn rest(&mut self) {
         if self.buf.capacity() > self.buf.len() + SLACK {
             let fitting = BytesMut::from(&self.buf[..]);

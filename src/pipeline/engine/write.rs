@@ -245,8 +245,8 @@ where
         true
     }
 
-    /// Updates and returns `above_mark`. From the high mark down to the low mark, output keeps
-    /// requests from being taken.
+    /// Updates and returns `above_mark`. Once the output reaches the high mark, no request is taken
+    /// until it falls to the low mark.
     pub(super) fn look_at_marks(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
