@@ -15,8 +15,8 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 mod sealed {
     use super::BoxError;
 
-    /// An error that converts into a [`BoxError`]. An alias of that bound, so that the compiler's
-    /// message can say what to implement.
+    /// An error that converts into a [`BoxError`]. The trait only names that bound, so that the
+    /// compiler's message can say what to implement.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not an error that a service or a codec may fail with",
         label = "`{Self}` does not convert into `BoxError`",

@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// The phase of a connection.
+/// The part of its life that a connection has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]

@@ -153,7 +153,7 @@ mod system {
 
     /// The first 16 words of `tcp_info`, which Linux has had since 4.1.
     type TcpInfo = [u64; 16];
-    /// `bytes_acked`, the last of them.
+    /// The index of `bytes_acked`, the last of these words.
     const ACKNOWLEDGED: usize = 15;
     /// `TCP_CLOSE`: the connection was reset, or both sides are done.
     const CLOSED: u8 = 7;

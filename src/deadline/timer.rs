@@ -58,7 +58,7 @@ pub(crate) fn first<D>(
     deadlines.into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
-/// The effect of a deadline.
+/// The effect that a deadline has when it passes.
 pub(crate) trait Due {
     /// Returns whether the peer can meet this deadline by sending or reading. Then it is extended
     /// if the process stood still.

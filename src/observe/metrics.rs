@@ -80,7 +80,7 @@ struct Connections {
     duration: Histogram,
 }
 
-/// The counters for one reason.
+/// The counters of the connections that end for one reason.
 struct Ended {
     ended: Counter,
     rejected: Option<Counter>,
@@ -168,7 +168,7 @@ pub(crate) struct Collected {
     pub(crate) moved: Totals,
 }
 
-/// The sums over several connections.
+/// The bytes and requests of several connections, added up.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Totals {
     pub(crate) bytes_read: u64,

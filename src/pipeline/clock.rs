@@ -30,7 +30,7 @@ pub(super) enum Waiting {
     Leaving,
 }
 
-/// The effect of a deadline.
+/// The effect of a deadline that has passed, or a message that is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Alarm {
     /// A message is due.

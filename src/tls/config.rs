@@ -42,41 +42,41 @@ pub enum TlsError {
     /// A file could not be read.
     #[error("cannot read {pem}")]
     Unreadable {
-        /// The file.
+        /// The path of the file.
         pem: String,
         /// The error of the system.
         #[source]
         source: io::Error,
     },
 
-    /// A text is not PEM.
+    /// A file or text is not PEM.
     #[error("malformed PEM in {pem}")]
     Malformed {
-        /// The file or text.
+        /// The path of the file, or the name of the text.
         pem: String,
         /// The error of the parser.
         #[source]
         source: pem::Error,
     },
 
-    /// A text contains no certificate.
+    /// A file or text contains no certificate.
     #[error("no certificate in {pem}")]
     NoCertificate {
-        /// The file or text.
+        /// The path of the file, or the name of the text.
         pem: String,
     },
 
-    /// A text contains no private key, or only an encrypted one.
+    /// A file or text contains no private key, or only an encrypted one.
     #[error("no unencrypted private key in {pem}")]
     NoKey {
-        /// The file or text.
+        /// The path of the file, or the name of the text.
         pem: String,
     },
 
     /// The server's own certificate is unusable.
     #[error("unusable certificate in {pem}")]
     BadCertificate {
-        /// The file or text.
+        /// The path of the file, or the name of the text.
         pem: String,
         /// The reason.
         #[source]
@@ -86,7 +86,7 @@ pub enum TlsError {
     /// The private key is unusable. RSA, ECDSA and Ed25519 keys are supported.
     #[error("unusable private key in {pem}")]
     BadKey {
-        /// The file or text.
+        /// The path of the file, or the name of the text.
         pem: String,
         /// The reason.
         #[source]
@@ -96,16 +96,16 @@ pub enum TlsError {
     /// The private key does not belong to the certificate.
     #[error("the private key in {key} does not match the certificate in {certificate}")]
     KeyMismatch {
-        /// The file or text of the certificate.
+        /// The path or name of the certificate's file or text.
         certificate: String,
-        /// The file or text of the key.
+        /// The path or name of the key's file or text.
         key: String,
     },
 
     /// The root certificates for clients are unusable.
     #[error("unusable roots for client certificates in {pem}")]
     BadRoots {
-        /// The file or text.
+        /// The path of the file, or the name of the text.
         pem: String,
         /// The reason.
         #[source]
