@@ -296,8 +296,8 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Returns `false`, because the system cannot be asked, and accept(2) fails with this error for no
-/// other reason.
+/// Returns `false`, because the system cannot be asked, and accept(2) fails with `InvalidInput` for
+/// no other reason.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false

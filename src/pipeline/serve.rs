@@ -66,7 +66,7 @@ where
     }
 }
 
-/// Makes the connection's service. Frames sent meanwhile are already written.
+/// Makes the connection's service. Frames that are sent meanwhile are written at once.
 async fn made<Io, C, T, M, K, S, E>(
     engine: &mut Engine<Io, C, T, M>,
     make: impl Future<Output = Result<K, E>>,

@@ -75,7 +75,7 @@ struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     /// and the results of later calls wait for it.
     #[pin]
     head: Option<S::Future>,
-    /// The head is being begun or polled, so a panic is its panic.
+    /// The head is being begun or polled, so a panic comes from it.
     in_head: bool,
 }
 

@@ -84,8 +84,8 @@ async fn measure(server: &Running, command: &str, ahead: usize, requests: f64) -
     let cpu = server.cpu()? - before;
     ensure!(run.status.success(), "redis-benchmark failed");
 
-    // A line of names, then a line of figures: the command, requests a second, milliseconds (mean,
-    // minimum, p50, p95, p99, maximum).
+    // A line of names, then a line of figures: the command, requests per second, milliseconds
+    // (mean, minimum, p50, p95, p99, maximum).
     let table = String::from_utf8(run.stdout)?;
     let line = table
         .lines()
