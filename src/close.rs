@@ -107,7 +107,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// Returns an error if flushing or shutting down fails, or if the peer takes nothing for
     /// [`Linger::write`], or less than [`Linger::min_rate`] ([`TimedOut`](io::ErrorKind::TimedOut)).
-    /// Once the peer has everything, it is no error if it sends more, resets, or does not close.
+    /// Once the peer has taken everything, the close succeeds, even if the peer sends more, resets,
+    /// or does not close.
     ///
     /// # Cancel safety
     ///

@@ -1,7 +1,7 @@
 //! The source of a connection's service: clones of one service, or a service made for it.
 //!
-//! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a parameter. Their builders
-//! create them. A program names them only to write out the type of a pipeline.
+//! [`Pipeline`](crate::Pipeline) and `Http` have one of the types here as a parameter, which their
+//! builders create. A program names these types only to write out the type of a pipeline.
 
 use std::convert::Infallible;
 use std::fmt;

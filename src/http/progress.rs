@@ -128,8 +128,8 @@ impl Progress {
         self.multiplexed.load(Ordering::Relaxed) || (self.life().requests() == 0 && begun())
     }
 
-    /// Returns the bytes read when the current wait for a request's head began, or `None` outside
-    /// of one.
+    /// Returns the number of bytes read when the current wait for a request's head began, or `None`
+    /// outside of one.
     pub(super) fn awaiting_head(&self) -> Option<u64> {
         self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)
     }

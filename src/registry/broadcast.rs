@@ -19,7 +19,7 @@ use crate::pipeline::{Peer, TrySendError};
 /// read. A higher mark lets it receive more of the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
-    /// Waits for the peer, as [`Peer::send`] does, until its output is down at the low mark.
+    /// Waits for the peer, as [`Peer::send`] does, until its output has fallen to the low mark.
     ///
     /// A peer that takes no byte for its [write deadline](crate::deadline::Deadlines::write)
     /// (default: 30 s) is closed. One that takes a few bytes now and then can delay the return for
