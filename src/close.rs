@@ -1,11 +1,11 @@
 //! Closes a connection in good order: flush, shut down writing, linger, close.
 //!
 //! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
-//! can overtake and destroy data written before. In a test, 49,152 bytes of a reply of 1,000,000
-//! arrived. So an orderly close first shuts down writing, which under TLS sends `close_notify`.
-//! Then it reads and discards input until the peer has closed as well, or until the peer has
-//! acknowledged everything and the [time to linger](Linger::time) is over. [RFC 9112 section 9.6]
-//! describes the same for HTTP.
+//! can overtake and destroy data written before. In a test, only 49,152 bytes of a reply of
+//! 1,000,000 bytes arrived. So an orderly close first shuts down writing, which under TLS sends
+//! `close_notify`. Then it reads and discards input until the peer has closed as well, or until the
+//! peer has acknowledged everything and the [time to linger](Linger::time) is over. [RFC 9112
+//! section 9.6] describes the same for HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 

@@ -131,7 +131,7 @@ pub(crate) fn caught<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
 mod tests {
     use super::*;
 
-    /// Panics with another of its kind as it is dropped, as often as it says.
+    /// Panics with another `Again` when it is dropped, as often as its number says.
     struct Again(u32);
 
     impl Drop for Again {

@@ -126,9 +126,9 @@ impl Signals {
     }
 }
 
-/// Returns ready if the `Pending` of the previous poll shows that no more data has arrived. It does
-/// not once the task's budget is spent, because tokio then returns `Pending` for every poll, so
-/// this waits for another turn.
+/// Returns ready if the `Pending` of the previous poll shows that no more data has arrived. Once
+/// the task's budget is spent, that `Pending` shows nothing, because tokio then returns `Pending`
+/// for every poll. So this function then waits for another turn.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());

@@ -5,10 +5,10 @@
 //! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any other connection
 //! service.
 //!
-//! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. This one wakes all
-//! waiters and the first to poll takes it, so an accept loop without a connection cannot hold a
-//! permit. It is made for a few waiters, one for each accept loop. If thousands of tasks wait, use
-//! tower's.
+//! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. `ConnectionLimit` wakes
+//! all waiters, and the first one that polls takes the permit, so an accept loop without a
+//! connection cannot hold a permit. It is made for a few waiters, one for each accept loop. If
+//! thousands of tasks wait, use tower's.
 //!
 //! ```
 //! use tower::ServiceBuilder;
@@ -49,9 +49,9 @@ pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 struct LimitState {
     limit: usize,
     used: usize,
-    /// The waiters to wake when a number changes, by service instance. There is one for each accept
-    /// loop, so a linear search is fast enough. The allocation is kept, because every connection
-    /// passes through here.
+    /// The waiters to wake when the limit or the count changes, by service instance. There is one
+    /// for each accept loop, so a linear search is fast enough. The allocation is kept, because
+    /// every connection passes through here.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
 }

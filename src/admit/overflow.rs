@@ -55,7 +55,7 @@ pub struct Overflow<S, O> {
     telling: Arc<AtomicUsize>,
 }
 
-/// One connection with the overflow service, counted until it is dropped.
+/// One connection that the overflow service has, counted until this is dropped.
 struct Telling(Arc<AtomicUsize>);
 
 impl Telling {

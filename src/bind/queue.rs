@@ -1,7 +1,7 @@
 //! The number of connections in the backlog.
 //!
-//! `TCP_INFO` of the listener has this number, too. But its reader would need the listener's
-//! descriptor, and keep the listener open.
+//! `TCP_INFO` of the listener has this number, too. But reading it takes a descriptor of the
+//! listener, which would keep the listener open.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -30,8 +30,8 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     waiting.reduce(|sum, one| sum + one)
 }
 
-/// Reads the listening sockets and the number of connections that wait at each. They come before
-/// all other sockets, so no more is read.
+/// Reads the listening sockets and the number of connections that wait at each. The table lists
+/// them before all other sockets, so only its beginning is read.
 fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
     table
         .lines()
@@ -41,7 +41,7 @@ fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
 }
 
 /// Reads a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the
-/// two queues. For a listening socket the second is the accept queue.
+/// two queues. For a listening socket the second queue is the accept queue.
 ///
 /// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
 fn listener(row: &str) -> Option<(SocketAddr, usize)> {

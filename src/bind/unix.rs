@@ -1,5 +1,5 @@
-//! The path of a Unix socket. The file of a stale socket is replaced, that of a live one never. At
-//! the end, only the file that the server created is removed.
+//! The path of a Unix socket. The file of a stale socket is replaced, but never the file of a live
+//! one. At the end, only the file that the server created is removed.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;

@@ -91,9 +91,9 @@ impl ConnectionInfo {
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If nothing closes the
     /// connection (it is aborted, its future is dropped, it panics, or a raw service returns
     /// without [`Connection::close`](super::Connection::close)), the callback runs immediately
-    /// before them. After an upgrade, it runs when the upgraded stream closes. The callback runs in
-    /// the connection's task, so it must not block. Callbacks run in registration order; one that
-    /// is registered after closing has begun runs at once.
+    /// before those for the end. After an upgrade, it runs when the upgraded stream closes. The
+    /// callback runs in the connection's task, so it must not block. Callbacks run in registration
+    /// order; one that is registered after closing has begun runs at once.
     ///
     /// The callback is given the end as far as it is known. Bytes may still be written, and an
     /// error may replace an orderly reason, for example if the peer does not read the rest.

@@ -120,7 +120,7 @@ impl Life {
         self.bytes_written.load(Ordering::Relaxed)
     }
 
-    /// Records the phase. Draining is not recorded: it follows from the signals.
+    /// Records the phase. Draining is not recorded, because it follows from the signals.
     pub(crate) fn enter(&self, phase: ConnectionPhase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }

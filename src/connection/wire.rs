@@ -97,8 +97,8 @@ impl Sent {
 
 /// A connection's way to its socket. It is empty if the listener has not provided the socket.
 ///
-/// It neither keeps the socket open nor outlives it. Each question is a system call, so none is
-/// asked on the path of a request.
+/// It does not keep the socket open, and is of no use once the socket is closed. Each question is a
+/// system call, so none is asked on the path of a request.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 

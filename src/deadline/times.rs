@@ -164,8 +164,8 @@ deadlines! {
         /// reply, and each byte that the peer takes, restarts the time, so a request gets a reply
         /// even if many others arrived before it. While a pause holds requests back
         /// ([`Peer::pause_input`](crate::Peer::pause_input)), the time does not run; it starts when
-        /// the pause is over. It applies to pipelines and to HTTP/1, since HTTP/2 has no
-        /// half-closed connections. A reset ends a request at once.
+        /// the pause is over. This deadline applies to pipelines and to HTTP/1, but not to HTTP/2,
+        /// which has no half-closed connections. A reset ends a request at once.
         ///
         /// Default: 10 s. Why: most replies take less, and an abandoned request costs no more. When
         /// reached: the peer counts as gone. Its calls are dropped, and the connection ends with
@@ -179,8 +179,8 @@ deadlines! {
         /// peer takes restarts the time, and it does not run while a pause holds requests back. A
         /// drain of the server does not start it, because a shutdown has its own deadline.
         ///
-        /// Default: 30 s. Why: as long as a shutdown waits. When reached: their calls are dropped,
-        /// and the connection ends with the reason for which it closes.
+        /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls of these
+        /// requests are dropped, and the connection ends with the reason for which it closes.
         last_calls = secs(30),
 
         /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may

@@ -131,7 +131,7 @@ impl Table {
     }
 
     /// Returns the open connections, copied shard by shard. A signal may wake code that takes the
-    /// lock again, so callers raise none under it.
+    /// lock again, so callers raise signals only without the lock.
     fn all(&self) -> impl Iterator<Item = Arc<Life>> + '_ {
         self.shards.iter().flat_map(|shard| {
             let lives: Vec<_> = shard

@@ -253,7 +253,8 @@ impl<K> Http<K> {
     ///
     /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not
     /// distinguish a request's head from the idle time before it; use [`Deadlines::frame`] and
-    /// [`Deadlines::idle`]. Neither can its `half_close`; use [`Deadlines::half_closed`].
+    /// [`Deadlines::idle`]. Its `half_close` cannot be changed either; use
+    /// [`Deadlines::half_closed`].
     ///
     /// ```
     /// # use tower_tcp::http::{Http, RequestBody, hyper::{Request, Response}};

@@ -69,7 +69,8 @@ pub(super) struct Clock {
     /// The state when the timer was armed: the wait, and whether output is pending and a byte has
     /// arrived.
     armed: Option<(Waiting, bool, bool)>,
-    /// Set during a poll and turned into times at its end, to read the clock once per poll.
+    /// A byte has arrived in this poll. This flag and the next two are turned into times at the end
+    /// of the poll, so that the clock is read once per poll.
     pub(super) saw_byte: bool,
     saw_activity: bool,
     pub(super) saw_write: bool,

@@ -48,8 +48,8 @@ impl Limits {
     /// Sets how many bytes of output may wait before no more requests are taken and `send` waits.
     ///
     /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: requests and `send` wait
-    /// until the output is down at the low mark, which becomes a quarter of this. One frame may be
-    /// larger than the mark.
+    /// until the output has fallen to the low mark, which becomes a quarter of this. One frame may
+    /// be larger than the mark.
     #[must_use]
     pub fn high_mark(self, bytes: usize) -> Self {
         self.watermarks(Watermarks::below(bytes))

@@ -103,9 +103,9 @@ pub trait Session<E>: Send + 'static {
 /// needs clones does not compile around it: `Retry`, and
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service), which serves all connections.
 ///
-/// If a call is dropped midway, the next one finds the session as it was; see [`Session::call`]. A
-/// panic ends the connection. If a layer catches the panic, the next call finds the session as the
-/// panic left it.
+/// If a call is dropped midway, the next one finds the session as that call left it; see
+/// [`Session::call`]. A panic ends the connection. If a layer catches the panic, the next call
+/// finds the session as the panic left it.
 ///
 /// The first call allocates, and so does a call after a dropped one. Every other call reuses the
 /// memory of the last and costs about 370 instructions; a `tokio::sync::Mutex` in an `Arc` costs

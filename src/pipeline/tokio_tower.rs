@@ -1,5 +1,5 @@
-//! Runs several calls of one connection at the same time, with tokio-tower. Only this file adapts
-//! it.
+//! Runs several calls of one connection at the same time, with tokio-tower. No other file uses that
+//! crate.
 //!
 //! **tokio-tower keeps the calls** that are in flight, polls them, and returns their results: in
 //! the order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does

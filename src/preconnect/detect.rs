@@ -61,7 +61,7 @@ pub enum Protocol {
     Http1,
 }
 
-/// The longest input that [`Protocol::detect`] needs.
+/// The connection preface of HTTP/2, which is the longest input that [`Protocol::detect`] needs.
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const HTTP1_METHODS: [&[u8]; 9] = [

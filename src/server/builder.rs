@@ -116,7 +116,7 @@ impl ServerBuilder {
     ///
     /// Default: zero. Why: only a load balancer that polls needs it, to notice the shutdown before
     /// connections are refused. When reached: the listener closes. The page
-    /// [`balancers`](crate::balancers) shows which checks of load balancers notice.
+    /// [`balancers`](crate::balancers) shows which checks of load balancers notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck = time;
         self

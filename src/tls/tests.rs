@@ -474,7 +474,7 @@ where
     }
 }
 
-/// Expects that the request of such a client is heard, and its proper end.
+/// Expects that the request of such a client is read, and then a proper end of its stream.
 async fn hears<Io>(tls: &Tls, config: ClientConfig, (near, far): (Io, Io))
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,

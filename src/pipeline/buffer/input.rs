@@ -23,7 +23,7 @@ const LEAST_ROOM: usize = 4 * 1024;
 const SLACK: usize = 1024;
 
 /// The number of frames in a row that a decoder may return without taking input. If the largest
-/// frame has more bytes than this, their number applies instead.
+/// frame has more bytes than this, that number of bytes is the limit instead.
 const FRAMES: u32 = 65_536;
 
 thread_local! {
@@ -44,8 +44,8 @@ pub(in crate::pipeline) struct Input {
 }
 
 impl Input {
-    /// Reads once, up to `at_most` bytes. The buffer grows to `max_frame` plus the bytes read, no
-    /// further. `0` means end of stream.
+    /// Reads once, up to `at_most` bytes. The buffer grows to `max_frame` plus the bytes read, and
+    /// no further. Ready with `0` at the end of the stream.
     pub(in crate::pipeline) fn poll_fill<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,

@@ -167,7 +167,7 @@ where
     }
 
     /// Stops decoding. The first reason wins, unless an error follows an orderly one; `leaves` can
-    /// only get stricter.
+    /// only grow.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
         self.decoding = Decoding::NeedsInput;

@@ -106,7 +106,7 @@ impl State {
     }
 
     /// Changes any state to `Ending`. Called for each end, including a second one. `leaves` can
-    /// only get stricter.
+    /// only grow.
     pub(super) fn end(&mut self, leaves: Leaves) {
         *self = Self::Ending(match *self {
             Self::Ending(before) => before.max(leaves),

@@ -145,7 +145,7 @@ where
         }
     }
 
-    /// Waits until output is at its low mark or the connection ends.
+    /// Waits until the output has fallen to its low mark or the connection ends.
     fn poll_flush_to_low_mark(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         if self.is_ending() || !self.look_at_marks() {

@@ -44,7 +44,7 @@ where
         }
     }
 
-    /// Returns whether the last call that was begun may be the head. If replies keep their order,
+    /// Returns whether the call that was begun last may be the head. If replies keep their order,
     /// it may be the head only if it is the only call. The replies to later requests are then held
     /// back until it is done.
     #[inline]

@@ -32,7 +32,7 @@ pub(super) struct Channel<T, M> {
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// Room to give back when the output is down at its low mark.
+    /// Room to give back when the output has fallen to its low mark.
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is written.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,

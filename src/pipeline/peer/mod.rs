@@ -113,7 +113,7 @@ impl<T, M> Peer<T, M> {
     /// streamed reply.
     ///
     /// Frames are sent whole, in the order of the calls. The call waits while the output is above
-    /// its high mark, until it is down at the low mark ([`Watermarks`]), and while [16
+    /// its high mark, until it has fallen to the low mark ([`Watermarks`]), and while [16
     /// frames](super::Limits::push_queue) are already waiting. The connection's task writes the
     /// frame.
     ///
@@ -331,7 +331,8 @@ impl<T, M> Peer<T, M> {
     /// Sends a message to the connection's service, which takes messages in turn with requests.
     ///
     /// Waits while [16 messages](super::Limits::messages) are already waiting. A service that
-    /// awaits a message to its own connection can deadlock. Use [`try_post`](Self::try_post) there.
+    /// awaits a `post` to its own connection can deadlock, so use [`try_post`](Self::try_post)
+    /// there.
     ///
     /// # Errors
     ///
