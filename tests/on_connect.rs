@@ -1,5 +1,5 @@
-//! `OnConnectLayer` runs a function for each new peer and one for its end: to greet, to reject, to
-//! keep a list, without writing a service.
+//! `OnConnectLayer` runs a function for each new peer, which can register another one for its end.
+//! So a program can greet, reject or list peers without writing a service.
 
 mod support;
 

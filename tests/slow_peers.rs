@@ -1,5 +1,5 @@
 //! Slow peers: one that takes anything within its deadline is served to the last byte, and one that
-//! takes nothing is gone on time, with the memory that the system kept for it.
+//! takes nothing is ended on time, so that the memory that the system kept for it is released.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"

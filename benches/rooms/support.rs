@@ -51,7 +51,7 @@ where
     connector
 }
 
-/// The baseline: no library, one read and one write a wake-up. `frame` returns the length of the
+/// The baseline: no library, one read and one write per wake-up. `frame` returns the length of the
 /// first frame, with its framing.
 pub(crate) async fn by_hand<Io>(
     mut io: Io,

@@ -5,7 +5,7 @@ use std::io;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Sends lines back: one read and one write a wake-up.
+/// Sends lines back: one read and one write per wake-up.
 pub(crate) async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut input = BytesMut::with_capacity(8 * 1024);
     let mut output = Vec::with_capacity(8 * 1024);
