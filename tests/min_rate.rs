@@ -164,7 +164,7 @@ async fn a_reply_that_is_taken_byte_by_byte_ends_its_connection() {
         let mut read = 0;
 
         let reason = tokio::select! {
-            () = sip(client.0.get_mut(), 1, SECOND, &mut read) => unreachable!("64 KiB wait to be read"),
+            () = sip(client.0.get_mut(), 1, SECOND, &mut read) => unreachable!("more is written"),
             reason = served.reason() => reason,
         };
 
@@ -189,7 +189,7 @@ async fn the_rest_of_a_reply_that_is_taken_byte_by_byte_ends_its_connection() {
     let mut read = 0;
 
     let reason = tokio::select! {
-        () = sip(client.0.get_mut(), 1, SECOND, &mut read) => unreachable!("64 KiB wait to be read"),
+        () = sip(client.0.get_mut(), 1, SECOND, &mut read) => unreachable!("more is written"),
         reason = served.reason() => reason,
     };
 
@@ -228,7 +228,7 @@ async fn a_reader_of_a_socket_is_measured_by_what_it_takes() {
     let mut read = 0;
 
     let reason = tokio::select! {
-        () = sip(&mut client, 16, SECOND / 10, &mut read) => unreachable!("megabytes wait to be read"),
+        () = sip(&mut client, 16, SECOND / 10, &mut read) => unreachable!("more is written"),
         reason = tokio::time::timeout(20 * SECOND, served.reason()) => reason,
     };
 

@@ -6,7 +6,8 @@ use super::timer::{Moment, STOOD_STILL};
 use crate::connection::Life;
 use crate::end::EndReason;
 
-/// A least rate, in bytes per window of time. See [`Deadlines::min_rate`](super::Deadlines::min_rate).
+/// A least rate, in bytes per window of time. See
+/// [`Deadlines::min_rate`](super::Deadlines::min_rate).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
     bytes: u64,

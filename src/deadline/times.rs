@@ -227,10 +227,10 @@ impl Deadlines {
     /// Sets the least rate at which the peer must send the rest of a frame that it has begun, and
     /// take output that waits for it. `None` sets no least rate.
     ///
-    /// The other deadlines allow a peer that sends or takes single bytes to hold its connection: for
+    /// The other deadlines allow a peer that sends or takes single bytes to hold its connection for
     /// the whole [`frame`](Self::frame) time, or for as long as there is output. A least rate ends
-    /// such a connection after one or two windows. It does not apply between frames, while a service
-    /// works, or to the body of an HTTP request. On Linux the peer takes a byte when it
+    /// such a connection after one or two windows. It does not apply between frames, while a
+    /// service works, or to the body of an HTTP request. On Linux the peer takes a byte when it
     /// acknowledges one; elsewhere, when more can be written, so use longer windows there.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
