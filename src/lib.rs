@@ -116,7 +116,7 @@ pub use connection::{
 };
 pub use end::{ConnectionEnded, End, EndReason, Initiator};
 pub use error::{BoxError, Error};
-pub use handle::{Handle, LiveConnection};
+pub use handle::{Handle, LiveConnection, ServerPhase};
 pub use pipeline::{Peer, Pipeline, Reply};
 pub use server::{Serve, Server, ServerBuilder};
 pub use signals::Report;

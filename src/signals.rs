@@ -137,7 +137,7 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-/// The result of a shutdown: how the connections ended that were open when it began or were
+/// The result of a shutdown: how the connections ended that were open when the drain began, or were
 /// accepted during it.
 ///
 /// It is displayed as `2 connections drained, 1 timed out, 0 cut off`.

@@ -25,7 +25,10 @@ use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
-use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Server, ServerBuilder};
+use tower_tcp::{
+    BoxError, Connection, ConnectionPhase, EndReason, Handle, Peer, Pipeline, Server,
+    ServerBuilder, ServerPhase,
+};
 
 use support::{Clients, Ends, each_way, read_to_end, serve_stream, settled, until};
 use tokio::io::DuplexStream as Io;
@@ -722,29 +725,137 @@ async fn h15_the_kernel_refuses_new_connections_while_the_server_still_drains() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lame_duck_goes_on_accepting_and_tells_all_to_leave() {
+async fn a_lame_duck_serves_as_before_and_then_drains() {
     let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(5)));
     let mut server = serve_with(
         server,
         connector,
         Pipeline::new(Lines::default).service(service_fn(echo)),
     );
-    let before: Vec<_> = [server.stream().await, server.stream().await].into();
-    until(|| server.handle().live() == 2).await;
+    let handle = server.handle().clone();
+    let begun = Instant::now();
+    let mut before = server.client().await;
+    until(|| handle.live() == 1).await;
+    assert_eq!(handle.phase(), ServerPhase::Serving);
+
+    handle.shutdown();
+
+    assert_eq!(handle.phase(), ServerPhase::LameDuck);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    // One that was silent all the while, and one that comes now.
+    let mut late = server.client().await;
+    for client in [&mut before, &mut late] {
+        for text in ["a", "b"] {
+            client.send(format!("{text}\n")).await;
+            assert_eq!(client.line().await, text);
+        }
+    }
+    assert!(
+        handle
+            .connections()
+            .all(|live| live.phase() == ConnectionPhase::Serving)
+    );
+    assert_eq!(
+        handle.reached(ServerPhase::Draining).await,
+        ServerPhase::Draining
+    );
+    assert_eq!(begun.elapsed().as_secs(), 5);
+    assert!(before.rest().await.is_empty());
+    drop((before, late));
+    let report = server.report().await;
+    assert_eq!(report.duration.as_secs(), 5);
+    assert_eq!((report.drained, report.aborted), (2, 0));
+    assert_eq!(handle.phase(), ServerPhase::Ended);
+    assert!(server.connector().connect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lame_duck_waits_for_a_shutdown_if_told_so() {
+    let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(60)));
+    let mut server = serve_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    let handle = server.handle().clone();
+    handle.lame_duck();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(handle.phase(), ServerPhase::LameDuck);
+    let mut client = server.client().await;
+    client.send("a\n").await;
+    assert_eq!(client.line().await, "a");
+
+    // The phase has lasted long enough.
+    handle.shutdown();
+
+    assert!(client.rest().await.is_empty());
+    drop(client);
+    assert_eq!(server.report().await.duration.as_secs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lame_duck_begun_by_hand_lasts_as_long_as_one_of_a_shutdown() {
+    let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(60)));
+    let mut server = serve_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    server.handle().lame_duck();
+    tokio::time::sleep(Duration::from_secs(40)).await;
 
     server.handle().shutdown();
-    for client in before {
-        assert_eq!(read_to_end(client).await, "");
-    }
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    for _ in 0..3 {
-        assert_eq!(read_to_end(send(&server, b"a\n").await).await, "a\n");
-    }
 
-    let report = server.report().await;
-    assert_eq!(report.duration, Duration::from_secs(5));
-    assert_eq!((report.drained, report.aborted), (5, 0));
-    assert!(server.connector().connect().await.is_err());
+    assert_eq!(server.report().await.duration.as_secs(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_begins_at_once_in_every_phase() {
+    type Before = fn(&Handle);
+    let ways: [Before; 3] = [|_| {}, Handle::lame_duck, Handle::shutdown];
+    for before in ways {
+        let (server, connector) = echo_server(|server| server.lame_duck(Duration::from_secs(60)));
+        let mut server = serve_with(
+            server,
+            connector,
+            Pipeline::new(Lines::default).service(service_fn(echo)),
+        );
+        let mut client = server.client().await;
+        client.send("a\n").await;
+        assert_eq!(client.line().await, "a");
+        before(server.handle());
+        settle().await;
+
+        server.handle().drain();
+
+        assert_eq!(server.handle().phase(), ServerPhase::Draining);
+        assert!(client.rest().await.is_empty());
+        drop(client);
+        assert_eq!(server.report().await.duration.as_secs(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_phase_that_was_skipped_counts_as_reached() {
+    let (server, connector) = echo_server(|server| server);
+    let server = serve_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    let handle = server.handle().clone();
+    let reached = tokio::spawn(handle.reached(ServerPhase::LameDuck));
+    settle().await;
+    assert!(!reached.is_finished());
+
+    handle.abort();
+
+    assert!(reached.await.unwrap() >= ServerPhase::Draining);
+    assert_eq!(handle.reached(ServerPhase::Ended).await, ServerPhase::Ended);
+    assert_eq!(
+        handle.reached(ServerPhase::Serving).await,
+        ServerPhase::Ended
+    );
 }
 
 #[tokio::test(start_paused = true)]

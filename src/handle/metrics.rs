@@ -88,7 +88,7 @@ impl Handle {
             phases = server.table.tally(&mut totals);
             totals
         });
-        let draining = server.phase() > Phase::Serving;
+        let draining = server.phase() >= Phase::Draining;
         server.counts.meter.collected(&Collected {
             phases,
             limit: server.limit.get(),

@@ -3,6 +3,8 @@
 mod live;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod phase;
+mod plan;
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -14,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::admit::ConnectionLimit;
 use crate::connection::{Address, ConnectionId, Life};
@@ -22,46 +23,15 @@ use crate::end::EndReason;
 use crate::signals::{Report, Signal};
 
 pub use live::LiveConnection;
+pub(crate) use phase::Phase;
+pub use phase::ServerPhase;
+pub(crate) use plan::{Plan, earliest};
 
 /// Controls a server from outside: pauses it, changes its limit, shuts it down. Cheap to clone.
 #[derive(Clone)]
 #[doc(alias = "ServerHandle")]
 #[doc(alias = "GracefulShutdown")]
 pub struct Handle(pub(crate) Arc<ServerState>);
-
-/// The phase of a server. It only advances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    Serving,
-    /// Connections are asked to close. The server still accepts.
-    LameDuck,
-    /// Connections are asked to close. The server accepts no new ones.
-    Draining,
-    /// Connections are aborted.
-    Aborting,
-}
-
-impl Phase {
-    const ALL: [Self; 4] = [
-        Self::Serving,
-        Self::LameDuck,
-        Self::Draining,
-        Self::Aborting,
-    ];
-}
-
-/// The plan of a shutdown, as set in the builder.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub(crate) lame_duck: Duration,
-    pub(crate) deadline: Duration,
-    /// The shortest deadline passed to `shutdown_within` as the shutdown began.
-    pub(crate) asked: Option<Duration>,
-    /// The time at which open connections are aborted. `None` before the shutdown begins, or if it
-    /// lies beyond the clock's range.
-    pub(crate) abort_at: Option<Instant>,
-}
 
 /// The state shared by the server's loop, its connections and its handles.
 pub(crate) struct ServerState {
@@ -73,7 +43,7 @@ pub(crate) struct ServerState {
     watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
-    /// Connections that ended since the shutdown began.
+    /// Connections that ended since the drain began.
     left: AtomicUsize,
     /// The connections counted in `left` that a deadline of their own ended.
     timed_out: AtomicUsize,
@@ -84,7 +54,8 @@ pub(crate) struct ServerState {
     /// Wakes the server's loop when something here changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
-    reported: Notify,
+    /// Wakes those who wait for a phase.
+    advanced: Notify,
 }
 
 /// The open connections. The table is sharded, so that many connections that begin and end at once
@@ -168,7 +139,7 @@ impl Handle {
             cut_off: AtomicUsize::new(0),
             server: AtomicWaker::new(),
             report: Mutex::new(None),
-            reported: Notify::new(),
+            advanced: Notify::new(),
         }))
     }
 
@@ -224,26 +195,63 @@ impl Handle {
         self.0.server.wake();
     }
 
+    /// Returns the server's phase. It is how a readiness check learns of a shutdown.
+    pub fn phase(&self) -> ServerPhase {
+        match self.0.reported() {
+            Some(_report) => ServerPhase::Ended,
+            None => self.0.phase().into(),
+        }
+    }
+
+    /// Waits until the server is in `phase`, or in a later one. Returns the phase.
+    ///
+    /// # Cancel safety
+    ///
+    /// A phase never returns to an earlier one, so a later call does not miss it.
+    pub fn reached(&self, phase: ServerPhase) -> impl Future<Output = ServerPhase> + Send + use<> {
+        let handle = self.clone();
+        async move {
+            let reached = || Some(handle.phase()).filter(|now| *now >= phase);
+            handle.0.advanced_until(reached).await
+        }
+    }
+
+    /// Begins the lame-duck phase: nothing changes for connections, but
+    /// [`phase`](Self::phase) tells that the server will shut down. It lasts until a shutdown
+    /// begins, and at least for [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
+    ///
+    /// [`shutdown`](Self::shutdown) begins it by itself. Call this to take a server out of rotation
+    /// first, and to decide on the shutdown later.
+    pub fn lame_duck(&self) {
+        self.0.lock_plan().begin_lame_duck();
+        self.0.advance(Phase::LameDuck);
+    }
+
     /// Begins a graceful shutdown. A second call does nothing.
     ///
-    /// Connections finish their requests in progress and close. Connections in the backlog are
-    /// still accepted, as far as the limit allows; then the listener closes. Connections that are
-    /// still open at the deadline (default: 30 s, see
-    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
+    /// It has two phases. In the first, which
+    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) sets (default: none), the
+    /// server still accepts and serves as before. Then it drains: connections finish their requests
+    /// in progress and close. Connections in the backlog are still accepted, as far as the limit
+    /// allows; then the listener closes. Connections that are still open at the deadline (default:
+    /// 30 s, see [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are
+    /// aborted.
     #[doc(alias = "graceful_shutdown")]
     #[doc(alias = "stop")]
-    #[doc(alias = "drain")]
     pub fn shutdown(&self) {
-        self.0.advance(Phase::LameDuck);
+        self.0.shutdown(None);
     }
 
     /// Begins a graceful shutdown with its own deadline. During a shutdown, the deadline can only
     /// be brought forward.
     pub fn shutdown_within(&self, deadline: Duration) {
-        self.0.bring_deadline_forward(deadline);
-        if !self.0.advance(Phase::LameDuck) {
-            self.0.server.wake();
-        }
+        self.0.shutdown(Some(deadline));
+    }
+
+    /// Begins to drain now, without a lame-duck phase or its rest. Otherwise as
+    /// [`shutdown`](Self::shutdown).
+    pub fn drain(&self) {
+        self.0.drain();
     }
 
     /// Aborts all connections and ends the server. [`signal::install`](crate::signal::install) does
@@ -258,16 +266,7 @@ impl Handle {
     ///
     /// The report is kept, so a later call returns it.
     pub async fn closed(&self) -> Report {
-        loop {
-            let reported = self.0.reported.notified();
-            tokio::pin!(reported);
-            reported.as_mut().enable();
-            let report = *self.0.report.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(report) = report {
-                return report;
-            }
-            reported.await;
-        }
+        self.0.advanced_until(|| self.0.reported()).await
     }
 }
 
@@ -277,7 +276,7 @@ impl fmt::Debug for Handle {
             .field("name", &self.name())
             .field("addresses", &self.local_addrs())
             .field("live", &self.live())
-            .field("phase", &self.0.phase())
+            .field("phase", &self.phase())
             .finish_non_exhaustive()
     }
 }
@@ -297,6 +296,7 @@ impl ServerState {
         let advanced = self.phase.fetch_max(phase as u8, Ordering::SeqCst) < phase as u8;
         if advanced {
             self.server.wake();
+            self.advanced.notify_waiters();
             self.table.all().for_each(|life| self.tell(&life, phase));
         }
         advanced
@@ -306,25 +306,34 @@ impl ServerState {
         *self.lock_plan()
     }
 
-    /// Sets the time at which open connections are aborted, counted from the beginning of the
-    /// shutdown.
-    pub(crate) fn fix_deadline(&self, begun: Instant) {
-        let mut plan = self.lock_plan();
-        let at = begun.checked_add(
-            plan.lame_duck
-                .saturating_add(plan.asked.unwrap_or(plan.deadline)),
-        );
-        // `shutdown_within` may have set an earlier time.
-        plan.abort_at = earliest(plan.abort_at, at);
+    /// Begins a shutdown, or brings its deadline forward.
+    pub(crate) fn shutdown(&self, deadline: Option<Duration>) {
+        let drains = self.lock_plan().begin_shutdown(deadline);
+        let phase = if drains {
+            Phase::Draining
+        } else {
+            Phase::LameDuck
+        };
+        if !self.advance(phase) {
+            self.server.wake();
+        }
     }
 
-    fn bring_deadline_forward(&self, deadline: Duration) {
-        let mut plan = self.lock_plan();
-        if self.phase() == Phase::Serving {
-            // If several calls begin the shutdown at once, the shortest deadline applies.
-            plan.asked = Some(plan.asked.map_or(deadline, |asked| asked.min(deadline)));
-        } else {
-            plan.abort_at = earliest(plan.abort_at, Instant::now().checked_add(deadline));
+    /// Begins to drain, by a shutdown or by an error.
+    pub(crate) fn drain(&self) {
+        self.lock_plan().begin_drain();
+        self.advance(Phase::Draining);
+    }
+
+    /// Waits until `look` returns `Some`. It is called again for each new phase.
+    async fn advanced_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
+        loop {
+            let mut advanced = std::pin::pin!(self.advanced.notified());
+            advanced.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
+            }
+            advanced.await;
         }
     }
 
@@ -364,7 +373,7 @@ impl ServerState {
         if was_in {
             #[cfg(feature = "metrics")]
             self.count_end(life);
-            if self.phase() > Phase::Serving {
+            if self.phase() >= Phase::Draining {
                 self.left.fetch_add(1, Ordering::AcqRel);
                 // An aborted connection counts as aborted, even if it was about to end for another
                 // reason.
@@ -392,8 +401,8 @@ impl ServerState {
 
     fn tell(&self, life: &Life, phase: Phase) {
         match phase {
-            Phase::Serving => {}
-            Phase::LameDuck | Phase::Draining => {
+            Phase::Serving | Phase::LameDuck => {}
+            Phase::Draining => {
                 life.signals.raise(Signal::Drain);
             }
             Phase::Aborting => self.abort(life, EndReason::Killed),
@@ -429,11 +438,11 @@ impl ServerState {
                 aborted,
                 duration,
             });
-        self.reported.notify_waiters();
+        self.advanced.notify_waiters();
         report
     }
-}
 
-pub(crate) fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    [a, b].into_iter().flatten().min()
+    fn reported(&self) -> Option<Report> {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

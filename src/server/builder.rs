@@ -41,12 +41,7 @@ impl Default for ServerBuilder {
             endpoints: Vec::new(),
             options: SocketOptions::default(),
             limit: ConnectionLimit::new(10_000),
-            plan: Plan {
-                lame_duck: Duration::ZERO,
-                deadline: Duration::from_secs(30),
-                asked: None,
-                abort_at: None,
-            },
+            plan: Plan::new(Duration::ZERO, Duration::from_secs(30)),
             policy: super::default_policy(),
             runtimes: Runtimes::Own(0),
         }
@@ -107,18 +102,20 @@ impl ServerBuilder {
     ///
     /// The time starts at the end of the [`lame_duck`](Self::lame_duck) time.
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
-        self.plan.deadline = deadline;
+        self.plan.deadline(deadline);
         self
     }
 
-    /// Sets the time for which a shutdown still accepts connections, after it has started to drain
-    /// them.
+    /// Sets how long a shutdown leaves everything as it is before it drains. Meanwhile
+    /// [`Handle::phase`] is [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness check can
+    /// tell load balancers to send no more.
     ///
-    /// Default: zero. Why: only a load balancer that polls needs it, to notice the shutdown before
-    /// connections are refused. When reached: the listener closes. The page
-    /// [`balancers`](crate::balancers) shows which checks of load balancers notice it.
+    /// Default: zero. Why: only a load balancer that polls needs it. It should be longer than the
+    /// balancer takes to notice: its interval, times the failed checks that it waits for. When
+    /// reached: connections drain, and the listener closes. The page
+    /// [`balancers`](crate::balancers) shows which checks notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
-        self.plan.lame_duck = time;
+        self.plan.lame_duck(time);
         self
     }
 

@@ -20,7 +20,7 @@ use crate::bind::{Endpoint, IntoListener, Listener, Sockets};
 use crate::connection::ConnectionService;
 use crate::end::EndReason;
 use crate::error::Error;
-use crate::handle::{Handle, Phase, ServerState, earliest};
+use crate::handle::{Handle, Phase, Plan, ServerState, earliest};
 use crate::signals::Report;
 use accept_loop::{AcceptErrorPolicy, AcceptLoop, Until};
 use workers::{Runtimes, Workers};
@@ -162,7 +162,7 @@ impl Future for Serve {
             && signal.as_mut().poll(cx).is_ready()
         {
             self.signal = None;
-            self.state.advance(Phase::LameDuck);
+            self.state.shutdown(None);
         }
         self.serving.as_mut().poll(cx)
     }
@@ -200,22 +200,19 @@ where
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), policy, &mut workers);
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
-
-    // From here on the server ends, either by a shutdown or by an error.
-    shared.advance(Phase::LameDuck);
-    let begun = Instant::now();
-    shared.fix_deadline(begun);
-    let plan = shared.plan();
-    if served.is_ok() && !plan.lame_duck.is_zero() {
+    if served.is_ok() {
         let lame_duck = pin!(accepting.run(Until::PhaseEnds(Phase::LameDuck)));
-        let ended = pin!(ended(&shared, begun.checked_add(plan.lame_duck)));
+        let over = pin!(lame_duck_over(&shared));
         // Either the time is over, or accepting failed. Both end the lame-duck phase.
-        served = match select(lame_duck, ended).await {
-            Either::Left((served, _)) => served,
-            Either::Right(((), _)) => Ok(()),
+        served = match select(over, lame_duck).await {
+            Either::Left(((), _)) => Ok(()),
+            Either::Right((served, _)) => served,
         };
     }
-    shared.advance(Phase::Draining);
+
+    // From here on the server ends, either by a shutdown or by an error.
+    shared.drain();
+    let begun = shared.plan().begun.unwrap_or_else(Instant::now);
     if served.is_ok() {
         // For the clients in the backlog, the connection is already established.
         served = accepting.run(Until::Empty(BACKLOG)).await;
@@ -239,14 +236,17 @@ where
     served.map(|()| report)
 }
 
-/// Waits until `end`, or until the shutdown's deadline, which `shutdown_within` may bring forward.
-async fn ended(state: &ServerState, end: Option<Instant>) {
+/// Waits until the lame-duck phase is over, or until the shutdown's deadline, which
+/// `shutdown_within` may bring forward.
+async fn lame_duck_over(state: &ServerState) {
     loop {
-        let abort_at = state.plan().abort_at;
-        let changed = until(state, || state.plan().abort_at != abort_at);
-        match earliest(end, abort_at) {
-            Some(at) => {
-                if timeout_at(at, changed).await.is_err() {
+        let ends = |plan: Plan| earliest(plan.drain_at, plan.abort_at);
+        let end = ends(state.plan());
+        let changed = until(state, || ends(state.plan()) != end);
+        match end {
+            Some(end) if end <= Instant::now() => return,
+            Some(end) => {
+                if timeout_at(end, changed).await.is_err() {
                     return;
                 }
             }

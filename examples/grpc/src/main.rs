@@ -13,10 +13,10 @@
 //! two bytes, whose first field is 2.
 //!
 //! `build.rs` compiles `proto/tally.proto` without protoc. With `--cert` and `--key` everything is
-//! behind TLS. On ctrl-c the health service reports `NOT_SERVING` at once, also to its watchers,
-//! and clients are told to leave (`GOAWAY`). Calls in progress complete, and endless ones are
-//! ended. With `--lame-duck` the server keeps accepting for that long, so that a load balancer can
-//! notice.
+//! behind TLS. On ctrl-c the health service reports `NOT_SERVING` at once, also to its watchers.
+//! With `--lame-duck` the server serves as before for that long, so that a load balancer can
+//! notice. Then clients are told to leave (`GOAWAY`). Calls in progress complete, and endless ones
+//! are ended.
 //!
 //! A client may stream many small messages to a service that reads late. Some 33,000 of less than
 //! 256 bytes may wait on a connection; h2 ends it if there are more. For those, raise
@@ -40,7 +40,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -50,7 +49,7 @@ use tower_tcp::http::Http;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Server};
+use tower_tcp::{BoxError, Handle, Server, ServerPhase};
 use tracing_subscriber::EnvFilter;
 
 use pb::tally_server::TallyServer;
@@ -75,7 +74,7 @@ struct Args {
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// Seconds in which the server still accepts clients after it was told to stop.
+    /// Seconds for which the server serves as before, after it was told to stop.
     #[arg(long, default_value_t = 0)]
     lame_duck: u64,
 }
@@ -104,15 +103,14 @@ async fn main() -> Result<(), BoxError> {
         .option_layer(tls.map(PreConnectLayer::new))
         .service(Http::new(services));
 
-    let lame_duck = Duration::from_secs(args.lame_duck);
     let server = Server::builder()
         .name("grpc")
-        .lame_duck(lame_duck)
+        .lame_duck(Duration::from_secs(args.lame_duck))
         .listen_all(args.listen)
         .bind()
         .await?;
     tower_tcp::signal::install(&server.handle())?;
-    tokio::spawn(say_not_serving(health, told_to_end()?, lame_duck));
+    tokio::spawn(say_not_serving(health, server.handle()));
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }
@@ -120,30 +118,15 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Waits for the same signals as `tower_tcp::signal`.
-fn told_to_end() -> std::io::Result<impl Future<Output = ()> + Send> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-async fn say_not_serving(
-    mut health: HealthReporter,
-    told: impl Future<Output = ()>,
-    lame_duck: Duration,
-) {
+/// Tells the health checks that a shutdown has begun.
+async fn say_not_serving(mut health: HealthReporter, handle: Handle) {
     let services = ["", TallyServer::<Counter>::NAME];
-    told.await;
+    handle.reached(ServerPhase::LameDuck).await;
     for service in services {
         let status = ServingStatus::NotServing;
         health.set_service_status(service, status).await;
     }
-    tokio::time::sleep(lame_duck).await;
+    handle.reached(ServerPhase::Draining).await;
     for service in services {
         // Ends the watchers' streams after their last status. They would otherwise last until the
         // drain's deadline.

@@ -1,0 +1,63 @@
+/// The phase of a server, returned by [`Handle::phase`](super::Handle::phase). It only advances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ServerPhase {
+    /// The server accepts connections and serves them.
+    Serving,
+    /// The server accepts and serves as before, and will drain soon. Only its readiness has
+    /// changed: it should tell load balancers to send no more.
+    LameDuck,
+    /// Connections are asked to close. Those in the backlog are still accepted, then the listener
+    /// closes.
+    Draining,
+    /// The server has ended.
+    Ended,
+}
+
+impl ServerPhase {
+    /// Returns the lower-case word for events, metrics and status pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::LameDuck => "lame_duck",
+            Self::Draining => "draining",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+impl std::fmt::Display for ServerPhase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The phase as the server's loop knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Serving,
+    LameDuck,
+    Draining,
+    /// Connections are aborted.
+    Aborting,
+}
+
+impl Phase {
+    pub(super) const ALL: [Self; 4] = [
+        Self::Serving,
+        Self::LameDuck,
+        Self::Draining,
+        Self::Aborting,
+    ];
+}
+
+impl From<Phase> for ServerPhase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Serving => Self::Serving,
+            Phase::LameDuck => Self::LameDuck,
+            Phase::Draining | Phase::Aborting => Self::Draining,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The times of a shutdown: the durations as set in the builder, and the moments once it begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    lame_duck: Duration,
+    deadline: Duration,
+    /// The beginning of the lame-duck phase.
+    lame_duck_begun: Option<Instant>,
+    /// The beginning of the shutdown.
+    pub(crate) begun: Option<Instant>,
+    /// The end of the lame-duck phase. `None` before the shutdown begins, or if it lies beyond the
+    /// clock's range.
+    pub(crate) drain_at: Option<Instant>,
+    /// The time at which open connections are aborted. `None` as for `drain_at`.
+    pub(crate) abort_at: Option<Instant>,
+}
+
+impl Plan {
+    pub(crate) fn new(lame_duck: Duration, deadline: Duration) -> Self {
+        Self {
+            lame_duck,
+            deadline,
+            lame_duck_begun: None,
+            begun: None,
+            drain_at: None,
+            abort_at: None,
+        }
+    }
+
+    pub(crate) fn lame_duck(&mut self, time: Duration) {
+        self.lame_duck = time;
+    }
+
+    pub(crate) fn deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    pub(super) fn begin_lame_duck(&mut self) {
+        self.lame_duck_begun.get_or_insert_with(Instant::now);
+    }
+
+    /// Begins the shutdown, or brings its deadline forward. Returns whether the lame-duck phase is
+    /// over.
+    pub(super) fn begin_shutdown(&mut self, deadline: Option<Duration>) -> bool {
+        let now = Instant::now();
+        if self.begun.is_some() {
+            let sooner = deadline.and_then(|deadline| now.checked_add(deadline));
+            self.abort_at = earliest(self.abort_at, sooner);
+            return self.drains(now);
+        }
+        self.begun = Some(now);
+        let lame_duck_begun = *self.lame_duck_begun.get_or_insert(now);
+        self.drain_at = lame_duck_begun
+            .checked_add(self.lame_duck)
+            .map(|at| at.max(now));
+        let deadline = deadline.unwrap_or(self.deadline);
+        self.abort_at = self.drain_at.and_then(|at| at.checked_add(deadline));
+        self.drains(now)
+    }
+
+    fn drains(&self, now: Instant) -> bool {
+        self.drain_at.is_some_and(|at| at <= now)
+    }
+
+    /// Begins the shutdown with its drain, or the drain of a shutdown that has begun.
+    pub(super) fn begin_drain(&mut self) {
+        let now = Instant::now();
+        if self.drains(now) {
+            return;
+        }
+        self.begun.get_or_insert(now);
+        self.drain_at = Some(now);
+        self.abort_at = earliest(self.abort_at, now.checked_add(self.deadline));
+    }
+}
+
+pub(crate) fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    [a, b].into_iter().flatten().min()
+}
