@@ -78,18 +78,18 @@ impl Linger {
         self
     }
 
-    /// Sets the least rate at which the peer must take the remaining output.
+    /// Sets the minimum rate at which the peer must take the remaining output.
     ///
-    /// Default: none, or the [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate) of the
-    /// pipeline or of HTTP. Why: see there. When reached: the connection ends with
-    /// [`SlowReader`](EndReason::SlowReader).
+    /// Default: none for a raw service; a pipeline and HTTP apply their
+    /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate). Why: see there. When the peer
+    /// is slower: the connection ends with [`SlowReader`](EndReason::SlowReader).
     #[must_use]
     pub fn min_rate(mut self, rate: impl Into<Option<MinRate>>) -> Self {
         self.min_rate = rate.into();
         self
     }
 
-    /// Sets a least rate, unless there is one.
+    /// Sets a minimum rate, unless one is set.
     pub(crate) fn or_min_rate(mut self, rate: Option<MinRate>) -> Self {
         self.min_rate = self.min_rate.or(rate);
         self
@@ -105,10 +105,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// # Errors
     ///
-    /// Returns an error if flushing or shutting down fails, or if the peer takes nothing for
-    /// [`Linger::write`], or less than [`Linger::min_rate`] ([`TimedOut`](io::ErrorKind::TimedOut)).
-    /// Once the peer has taken everything, the close succeeds, even if the peer sends more, resets,
-    /// or does not close.
+    /// Returns an error if flushing or shutting down fails, if the peer takes nothing for
+    /// [`Linger::write`], or if it takes less than [`Linger::min_rate`]
+    /// ([`TimedOut`](io::ErrorKind::TimedOut) in both cases). Once the peer has taken everything,
+    /// the close succeeds, even if the peer sends more, resets, or does not close.
     ///
     /// # Cancel safety
     ///

@@ -1,4 +1,4 @@
-//! The least rate: a peer that sends or takes single bytes is ended, and a slow one is not.
+//! The minimum rate: a peer that sends or takes single bytes is ended, and a slow one is not.
 
 mod support;
 
@@ -23,7 +23,7 @@ use support::{Client, Clients, Ends, each_way};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// At least 100 bytes each 5 s; no other deadline is reached.
+/// At least 100 bytes in each 5 s; no other deadline is reached.
 fn deadlines() -> Deadlines {
     Deadlines::default()
         .frame(None)
@@ -54,7 +54,7 @@ fn http() -> impl ConnectionService<DuplexStream> + Clone {
     .deadlines(deadlines())
 }
 
-/// Sends `bytes` a second until the connection ends. Returns the seconds.
+/// Sends `bytes` once per second until the connection ends. Returns the number of seconds.
 async fn drip(client: &mut Client<DuplexStream>, bytes: &[u8]) -> u64 {
     let begun = Instant::now();
     loop {
@@ -107,7 +107,7 @@ async fn a_frame_that_comes_slowly_enough_is_answered() {
         client.send("\n").await;
 
         assert_eq!(client.line().await.len(), 60 * 20, "{}", served.way());
-        // Between frames there is no least rate.
+        // Between frames there is no minimum rate.
         sleep(60 * SECOND).await;
         client.send("a\n").await;
         assert_eq!(client.line().await, "a", "{}", served.way());

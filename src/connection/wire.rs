@@ -83,7 +83,7 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Returns the bytes that the peer has taken.
+    /// Returns the number of bytes that the peer has taken.
     pub(crate) fn taken(self) -> u64 {
         self.written.saturating_sub(self.left)
     }

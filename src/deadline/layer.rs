@@ -23,6 +23,7 @@ use crate::error::BoxError;
 /// - [`first_byte`](Deadlines::first_byte), until something is read or written;
 /// - [`idle`](Deadlines::idle), while nothing is read or written;
 /// - [`write`](Deadlines::write), while a write is pending and the peer takes nothing;
+/// - [`min_rate`](Deadlines::min_rate), while a write is pending;
 /// - [`max_age`](Deadlines::max_age), at which the connection
 ///   [drains](crate::Connection::draining); it ends after another
 ///   [30 s](super::DrainDeadlines::stream).

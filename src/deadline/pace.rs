@@ -1,4 +1,5 @@
-//! The least rate at which a peer must send what it has begun, and take what waits for it.
+//! The minimum rate at which a peer must send the frame that it has begun, and take the output that
+//! waits for it.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use super::timer::{Moment, STOOD_STILL};
 use crate::connection::Life;
 use crate::end::EndReason;
 
-/// A least rate, in bytes per window of time. See
+/// A minimum rate, in bytes per window of time. See
 /// [`Deadlines::min_rate`](super::Deadlines::min_rate).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
@@ -17,10 +18,10 @@ pub struct MinRate {
 impl MinRate {
     /// Creates a rate of at least `bytes` in each `window`.
     ///
-    /// The window should be several seconds, because lost packets are sent again only after a
-    /// second or more. The bytes should be few, because a slow peer is not yet a malicious one: 500
-    /// bytes in 5 s is a tenth of a modem's speed.
-    /// A window shorter than 1 ms counts as 1 ms.
+    /// Choose a window of several seconds, because a lost packet may be sent again only after a
+    /// second or more. Choose few bytes, because a slow peer need not be malicious. For example,
+    /// 500 bytes in 5 s is less than a tenth of the speed of a modem of 9,600 bits per second. A
+    /// window shorter than 1 ms counts as 1 ms.
     #[must_use]
     pub fn new(bytes: u64, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(1));
@@ -30,7 +31,7 @@ impl MinRate {
 
 /// The windows of one connection.
 ///
-/// Boxed, because without a least rate there are none.
+/// Boxed, because a connection without a minimum rate has none.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Option<Box<Windows>>);
 
@@ -42,19 +43,19 @@ struct Windows {
 
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    /// The beginning of the frame that it measures.
+    /// The beginning of the frame that the window measures.
     frame: Moment,
     since: Moment,
     bytes: u64,
 }
 
 impl Pace {
-    /// Returns the end of the window that ends first, or the reason to end the connection if its
-    /// peer was too slow in one that has ended.
+    /// Returns the end of the window that ends first. If the peer was too slow in a window that has
+    /// ended, returns the reason to end the connection.
     ///
     /// `frame` is the beginning of a frame of which the peer has not sent the rest, and `sending`
-    /// whether output waits for the peer. A window is measured from a call at which it begins, so
-    /// the first may be longer.
+    /// is whether output waits for the peer. The first window begins at the call that first finds
+    /// the frame or the output, which may be later than the frame or the output itself.
     pub(crate) fn check(
         &mut self,
         rate: Option<MinRate>,
@@ -85,7 +86,7 @@ impl Pace {
     }
 }
 
-/// Returns the window that lasts now, or `None` if too few bytes have moved in one that has ended.
+/// Returns the current window, or `None` if too few bytes have moved in one that has ended.
 fn next(
     window: Option<Window>,
     rate: MinRate,
@@ -124,8 +125,8 @@ fn next(
     }))
 }
 
-/// Returns the bytes that the peer has taken: on Linux, the acknowledged ones; elsewhere, those
-/// that could be written.
+/// Returns the number of bytes that the peer has taken: on Linux, the bytes that it has
+/// acknowledged; elsewhere, the bytes that could be written.
 fn taken(life: &Life) -> u64 {
     let sent = life.probe.sent();
     sent.map_or_else(|| life.bytes_written(), |sent| sent.taken())

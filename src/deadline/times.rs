@@ -68,7 +68,7 @@ deadlines! {
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
     /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
-    /// | [`min_rate`] | none | slow peers exist; for servers under attack | [`SlowSender`], [`SlowReader`] |
+    /// | [`min_rate`] | none | slow peers exist; set it on servers under attack | [`SlowSender`], [`SlowReader`] |
     /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see [`DrainDeadlines`] |
     ///
     /// [`max_age_jitter`]: Self::max_age_jitter
@@ -224,17 +224,19 @@ impl Deadlines {
         self
     }
 
-    /// Sets the least rate at which the peer must send the rest of a frame that it has begun, and
-    /// take output that waits for it. `None` sets no least rate.
+    /// Sets the minimum rate at which the peer must send the rest of a frame that it has begun, and
+    /// take output that waits for it. `None` sets no minimum rate.
     ///
-    /// The other deadlines allow a peer that sends or takes single bytes to hold its connection for
-    /// the whole [`frame`](Self::frame) time, or for as long as there is output. A least rate ends
-    /// such a connection after one or two windows. It does not apply between frames, while a
-    /// service works, or to the body of an HTTP request. On Linux the peer takes a byte when it
-    /// acknowledges one; elsewhere, when more can be written, so use longer windows there.
+    /// With the other deadlines alone, a peer that sends single bytes can hold its connection for
+    /// the whole [`frame`](Self::frame) time, and one that takes single bytes for as long as there
+    /// is output. A minimum rate ends such a connection after one or two windows. It does not apply
+    /// between frames, to the time that a service takes, or to the body of an HTTP request. On
+    /// Linux the peer takes a byte when it acknowledges one; elsewhere, when more can be written,
+    /// so use longer windows there.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
-    /// When reached: the connection ends with [`SlowSender`](crate::EndReason::SlowSender) or
+    /// When the peer is slower: the connection ends with
+    /// [`SlowSender`](crate::EndReason::SlowSender) or
     /// [`SlowReader`](crate::EndReason::SlowReader).
     ///
     /// ```

@@ -86,7 +86,7 @@ end_reasons! {
     /// `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
-    /// broadcast closed the connection, because the peer did not read.
+    /// broadcast closed the connection because the peer did not read.
     SlowReader = "slow_reader" by Server,
     /// The peer sent the rest of a frame more slowly than
     /// [`min_rate`](crate::deadline::Deadlines::min_rate).

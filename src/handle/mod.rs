@@ -54,7 +54,7 @@ pub(crate) struct ServerState {
     /// Wakes the server's loop when something here changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
-    /// Wakes those who wait for a phase.
+    /// Wakes the tasks that wait for a phase.
     advanced: Notify,
 }
 
@@ -195,7 +195,7 @@ impl Handle {
         self.0.server.wake();
     }
 
-    /// Returns the server's phase. It is how a readiness check learns of a shutdown.
+    /// Returns the server's phase. A readiness check learns of a shutdown from it.
     pub fn phase(&self) -> ServerPhase {
         match self.0.reported() {
             Some(_report) => ServerPhase::Ended,
@@ -216,12 +216,12 @@ impl Handle {
         }
     }
 
-    /// Begins the lame-duck phase: nothing changes for connections, but
-    /// [`phase`](Self::phase) tells that the server will shut down. It lasts until a shutdown
-    /// begins, and at least for [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
+    /// Begins the lame-duck phase: nothing changes for connections, but [`phase`](Self::phase)
+    /// shows that the server will shut down. The phase lasts until a shutdown begins, and at least
+    /// for [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
     ///
-    /// [`shutdown`](Self::shutdown) begins it by itself. Call this to take a server out of rotation
-    /// first, and to decide on the shutdown later.
+    /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server
+    /// out of rotation first, and to decide on the shutdown later.
     pub fn lame_duck(&self) {
         self.0.lock_plan().begin_lame_duck();
         self.0.advance(Phase::LameDuck);
@@ -229,10 +229,10 @@ impl Handle {
 
     /// Begins a graceful shutdown. A second call does nothing.
     ///
-    /// It has two phases. In the first, which
-    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) sets (default: none), the
-    /// server still accepts and serves as before. Then it drains: connections finish their requests
-    /// in progress and close. Connections in the backlog are still accepted, as far as the limit
+    /// A shutdown has two phases. In the first, whose length is
+    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) (default: zero), the server
+    /// still accepts and serves as before. Then it drains: connections finish their requests in
+    /// progress and close. Connections in the backlog are still accepted, as far as the limit
     /// allows; then the listener closes. Connections that are still open at the deadline (default:
     /// 30 s, see [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are
     /// aborted.
@@ -248,8 +248,8 @@ impl Handle {
         self.0.shutdown(Some(deadline));
     }
 
-    /// Begins to drain now, without a lame-duck phase or its rest. Otherwise as
-    /// [`shutdown`](Self::shutdown).
+    /// Begins a graceful shutdown without a lame-duck phase, or ends that phase early. Otherwise it
+    /// is like [`shutdown`](Self::shutdown).
     pub fn drain(&self) {
         self.0.drain();
     }

@@ -4,8 +4,8 @@
 pub enum ServerPhase {
     /// The server accepts connections and serves them.
     Serving,
-    /// The server accepts and serves as before, and will drain soon. Only its readiness has
-    /// changed: it should tell load balancers to send no more.
+    /// The server accepts and serves as before, and will drain soon. A readiness check should now
+    /// tell load balancers to send no more.
     LameDuck,
     /// Connections are asked to close. Those in the backlog are still accepted, then the listener
     /// closes.

@@ -14,7 +14,7 @@ pub(crate) struct Plan {
     /// The end of the lame-duck phase. `None` before the shutdown begins, or if it lies beyond the
     /// clock's range.
     pub(crate) drain_at: Option<Instant>,
-    /// The time at which open connections are aborted. `None` as for `drain_at`.
+    /// The time at which open connections are aborted. `None` in the same cases as `drain_at`.
     pub(crate) abort_at: Option<Instant>,
 }
 
@@ -65,7 +65,7 @@ impl Plan {
         self.drain_at.is_some_and(|at| at <= now)
     }
 
-    /// Begins the shutdown with its drain, or the drain of a shutdown that has begun.
+    /// Begins a shutdown without a lame-duck phase, or the drain of a shutdown that has begun.
     pub(super) fn begin_drain(&mut self) {
         let now = Instant::now();
         if self.drains(now) {

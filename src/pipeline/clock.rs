@@ -39,7 +39,8 @@ pub(super) enum Alarm {
     MaxAge,
     /// The calls that still run are dropped. The connection already has a reason to end.
     LastCalls,
-    /// A window of the least rate ends. Handled here.
+    /// A window of the minimum rate ends. [`poll_timer`](Clock::poll_timer) handles this, so its
+    /// callers never get it.
     EndOfWindow,
     /// The connection ends.
     End(EndReason),

@@ -106,13 +106,13 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets how long a shutdown leaves everything as it is before it drains. Meanwhile
-    /// [`Handle::phase`] is [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness check can
-    /// tell load balancers to send no more.
+    /// Sets how long a shutdown waits before it drains connections. Until then the server serves as
+    /// before, and [`Handle::phase`] is [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness
+    /// check can tell load balancers to send no more.
     ///
-    /// Default: zero. Why: only a load balancer that polls needs it. It should be longer than the
-    /// balancer takes to notice: its interval, times the failed checks that it waits for. When
-    /// reached: connections drain, and the listener closes. The page
+    /// Default: zero. Why: only a load balancer that polls needs it. Set it longer than the
+    /// balancer takes to notice, which is its interval times the number of failed checks that it
+    /// waits for. When reached: connections drain, and the listener closes. The page
     /// [`balancers`](crate::balancers) shows which checks notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
