@@ -241,6 +241,28 @@ async fn a_loop_that_waits_for_a_connection_holds_no_permit() {
     busy.all_gone().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_at_its_own_limit_holds_no_permit_that_servers_share() {
+    let shared = GlobalConcurrencyLimitLayer::new(2);
+    let stack = || {
+        ServiceBuilder::new()
+            .layer(shared.clone())
+            .service(Pipeline::new(Lines::default).service(service_fn(echo)))
+    };
+    let (listener, connector) = testkit::memory();
+    let full = Server::builder()
+        .limit(ConnectionLimit::new(1))
+        .build(listener);
+    let full = serve_with(full, connector, stack());
+    let _inside_and_waiting = connect(&full, 2).await;
+    assert_in(&full, 1).await;
+
+    let other = serve(stack());
+
+    let answer = timeout(Duration::from_secs(1), other.exchange("a\n")).await;
+    assert_eq!(answer.as_deref(), Ok("a\n"));
+}
+
 // Faults
 
 /// Counts the connections in progress, and their maximum.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
@@ -113,4 +114,27 @@ async fn a_flood_costs_no_more_than_its_bound() {
     settled().await;
 
     assert_eq!(server.handle().live(), 1 + 64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_over_the_limit_leaves_no_permit_reserved_that_servers_share() {
+    let shared = GlobalConcurrencyLimitLayer::new(2);
+    let refuse = service_fn(|_: Connection<DuplexStream>| async { Ok::<_, Infallible>(()) });
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let stack = || {
+        ServiceBuilder::new()
+            .layer(ConnectionLimit::new(1).layer().overflow(refuse))
+            .layer(shared.clone())
+            .service(Pipeline::new(Lines::default).service(echo))
+    };
+    let (full, other) = (serve(stack()), serve(stack()));
+    let mut inside = full.client().await;
+    assert_eq!(inside.ask("a").await, "a");
+    assert!(full.client().await.rest().await.is_empty());
+
+    let mut client = other.client().await;
+    client.send("b\n").await;
+
+    assert!(!client.hears_nothing().await);
+    assert_eq!(client.line().await, "b");
 }

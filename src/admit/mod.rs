@@ -29,7 +29,7 @@ mod overflow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use pin_project::pin_project;
 use tower_layer::Layer;
@@ -130,6 +130,12 @@ impl ConnectionLimit {
         }
     }
 
+    /// Returns whether a permit is free.
+    fn has_room(&self) -> bool {
+        let state = self.lock();
+        state.used < state.limit
+    }
+
     fn lock(&self) -> MutexGuard<'_, LimitState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,6 +221,8 @@ pub struct Limited<S> {
     limit: ConnectionLimit,
     instance: u64,
     reserved: Option<Permit>,
+    /// The inner service was not ready and has not been called since.
+    queued: bool,
 }
 
 impl<S> Limited<S> {
@@ -229,7 +237,14 @@ impl<S> Limited<S> {
             limit,
             instance,
             reserved: None,
+            queued: false,
         }
+    }
+
+    /// Returns whether the inner service was made to wait and has not been called since. It may be
+    /// in a queue, such as that of a stock limit, and only a call takes it out.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.queued
     }
 
     /// Returns a permit that was reserved for a connection which then could not be accepted.
@@ -264,8 +279,6 @@ where
     type Future = LimitedFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        // The inner service first: no permit is held while it is not ready.
-        ready!(self.inner.poll_ready(cx))?;
         let mut state = self.limit.lock();
         // Also with a permit in hand, so that lowering the limit can take it back.
         state.wait(self.instance, cx.waker());
@@ -273,22 +286,30 @@ where
             Some(_) if state.used > state.limit => {
                 drop(state);
                 self.reserved = None;
-                Poll::Pending
+                return Poll::Pending;
             }
-            Some(_) => Poll::Ready(Ok(())),
+            Some(_) => drop(state),
             None if state.used < state.limit => {
                 state.used += 1;
                 drop(state);
                 self.reserved = Some(Permit(self.limit.clone()));
-                Poll::Ready(Ok(()))
             }
-            None => Poll::Pending,
+            // The inner service reserves nothing at the limit.
+            None => return Poll::Pending,
         }
+        let polled = self.inner.poll_ready(cx);
+        if !matches!(polled, Poll::Ready(Ok(()))) {
+            // No permit is held while the inner service is not ready.
+            self.give_back();
+            self.queued = polled.is_pending();
+        }
+        polled
     }
 
     fn call(&mut self, conn: C) -> Self::Future {
         // It has its permit, so the end of another connection need not wake it.
         self.limit.lock().forget(self.instance);
+        self.queued = false;
         // Taken before the call, so that a panic in it returns the permit.
         let permit = self.reserved.take();
         LimitedFuture {

@@ -39,6 +39,7 @@ impl<S, O: Clone> Layer<S> for OverflowLayer<O> {
         let Self { limit, overflow } = self.clone();
         Overflow {
             inner,
+            is_inner_ready: false,
             limit,
             overflow,
             telling: Arc::default(),
@@ -47,12 +48,26 @@ impl<S, O: Clone> Layer<S> for OverflowLayer<O> {
 }
 
 /// A connection service that accepts connections over the limit too. See [`OverflowLayer`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Overflow<S, O> {
     inner: S,
+    is_inner_ready: bool,
     limit: ConnectionLimit,
     overflow: O,
     telling: Arc<AtomicUsize>,
+}
+
+impl<S: Clone, O: Clone> Clone for Overflow<S, O> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            // Readiness belongs to one instance.
+            is_inner_ready: false,
+            limit: self.limit.clone(),
+            overflow: self.overflow.clone(),
+            telling: Arc::clone(&self.telling),
+        }
+    }
 }
 
 /// One connection that the overflow service has, counted until this is dropped.
@@ -85,12 +100,20 @@ where
     type Future = OverflowFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
+        // Over the limit, the inner service is not called, so it must not reserve anything.
+        if !self.is_inner_ready && self.limit.has_room() {
+            ready!(self.inner.poll_ready(cx)).map_err(Into::into)?;
+            self.is_inner_ready = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         // Taken only for a connection that was accepted, so no permit is reserved without use.
-        if let Some(permit) = Permit::take(&self.limit) {
+        if self.is_inner_ready
+            && let Some(permit) = Permit::take(&self.limit)
+        {
+            self.is_inner_ready = false;
             let inside = LimitedFuture::new(self.inner.call(conn), permit);
             return OverflowFuture(Either::Inside(inside));
         }

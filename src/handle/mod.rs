@@ -184,6 +184,12 @@ impl Handle {
     ///
     /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
     /// server is paused.
+    ///
+    /// One more client is accepted if a layer around connections makes it wait when the pause
+    /// begins, such as a stock `ConcurrencyLimit` at its limit. The layer may be given a permit for
+    /// it, which other servers wait for and which only a connection returns. A client that waits
+    /// for the server's own limit ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), which
+    /// several servers can share, is not accepted.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();

@@ -109,8 +109,12 @@ where
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Accepted<L::Io>>, Error> {
         // A draining server ignores a pause: for the clients in the backlog, the connection is
-        // already established.
-        if self.server.is_paused() && self.server.phase() < Phase::Draining {
+        // already established. A stack that waits may be in the queue for what other servers wait
+        // for, too, and leaves it only by a call, so the pause begins after that call.
+        if self.server.is_paused()
+            && self.server.phase() < Phase::Draining
+            && !self.stack.is_queued()
+        {
             return Ok(Poll::Pending);
         }
         loop {

@@ -1,15 +1,16 @@
 //! Around connections.
 
 use tokio::io::DuplexStream;
+use tokio::time::timeout;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::retry::RetryLayer;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::pipeline::PipelineFuture;
-use tower_tcp::testkit::serve;
-use tower_tcp::{Connection, EndReason};
+use tower_tcp::testkit::{memory, serve, serve_with};
+use tower_tcp::{Connection, EndReason, Server};
 
-use super::support::settled;
+use super::support::{Client, settled};
 use super::*;
 
 fn lines() -> impl Service<
@@ -76,40 +77,76 @@ async fn connection_limit_with_overflow_leaves_no_permit_with_a_server_that_rest
     assert_eq!(busy.client().await.ask("b").await, "b");
 }
 
-/// Pauses a server while a client of it waits for the limit that it shares with another one.
-/// Returns whether the other server answers a client when nobody is connected any more.
-async fn answers_beside_one_paused<S>(stack: impl Fn() -> S) -> bool
-where
-    S: Service<Connection<DuplexStream>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-    S::Response: 'static,
-{
-    let (busy, paused) = (serve(stack()), serve(stack()));
-    let mut first = busy.client().await;
-    assert_eq!(first.ask("a").await, "a");
-    let _waiting = paused.client().await;
+/// A server at a limit that it shares with one that is paused while a client waits.
+struct BesideOnePaused {
+    busy: Served,
+    inside: Client<DuplexStream>,
+    paused: Served,
+    waiting: Client<DuplexStream>,
+}
+
+async fn beside_one_paused([busy, paused]: [Served; 2]) -> BesideOnePaused {
+    let mut inside = busy.client().await;
+    assert_eq!(inside.ask("a").await, "a");
+    let mut waiting = paused.client().await;
+    waiting.send("waiting\n").await;
     settled().await;
     paused.handle().pause();
-
-    drop(first);
     settled().await;
-
-    let mut second = busy.client().await;
-    second.send("b\n").await;
-    !second.hears_nothing().await
+    BesideOnePaused {
+        busy,
+        inside,
+        paused,
+        waiting,
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_paused_while_it_waits_for_a_stock_limit_rests_on_a_permit() {
-    let limit = GlobalConcurrencyLimitLayer::new(1);
-    let stack = || ServiceBuilder::new().layer(limit.clone()).service(lines());
+async fn a_server_that_is_paused_while_it_waits_for_a_stock_limit_accepts_the_one_that_waits() {
+    let global = GlobalConcurrencyLimitLayer::new(1);
+    let global = ServiceBuilder::new().layer(global).service(lines());
+    let clones = ServiceBuilder::new().concurrency_limit(1).service(lines());
+    for stack in [global, clones] {
+        let servers = [serve(stack.clone()), serve(stack)];
+        let BesideOnePaused {
+            busy,
+            inside,
+            paused,
+            mut waiting,
+        } = beside_one_paused(servers).await;
 
-    assert!(!answers_beside_one_paused(stack).await);
+        drop(inside);
+
+        assert_eq!(waiting.line().await, "waiting");
+        drop(waiting);
+        let mut late = paused.client().await;
+        late.send("late\n").await;
+        assert!(late.hears_nothing().await);
+        for _ in 0..2 {
+            let mut other = busy.client().await;
+            assert_eq!(timeout(SEC, other.ask("b")).await.as_deref(), Ok("b"));
+        }
+        paused.handle().resume();
+        assert_eq!(late.line().await, "late");
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_paused_while_it_waits_for_a_connection_limit_does_not() {
+async fn a_server_that_is_paused_while_it_waits_for_its_own_limit_accepts_nobody() {
     let limit = ConnectionLimit::new(1);
-    let stack = || ServiceBuilder::new().layer(limit.layer()).service(lines());
+    let limited = || {
+        let (listener, connector) = memory();
+        let server = Server::builder().limit(limit.clone()).build(listener);
+        serve_with(server, connector, lines())
+    };
+    let mut servers = beside_one_paused([limited(), limited()]).await;
 
-    assert!(answers_beside_one_paused(stack).await);
+    drop(servers.inside);
+
+    assert!(servers.waiting.hears_nothing().await);
+    let mut other = servers.busy.client().await;
+    assert_eq!(timeout(SEC, other.ask("b")).await.as_deref(), Ok("b"));
+    drop(other);
+    servers.paused.handle().resume();
+    assert_eq!(servers.waiting.line().await, "waiting");
 }
