@@ -74,8 +74,8 @@
 //! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds no
 //! shared resource. [`PipelineBuilder::make_service`] makes one service for each connection and
 //! keeps it, so that service need not be `Clone`; only the make-service is cloned.
-//! [`layers`](crate::layers) lists how each of tower's layers behaves there, and three mistakes
-//! that make idle connections hold resources for which others wait.
+//! Put [`PerCall`] around a part of it that connections share, so that idle ones hold nothing of it.
+//! [`layers`](crate::layers) lists how each of tower's layers behaves there.
 
 mod bounds;
 mod buffer;
@@ -124,6 +124,7 @@ pub use limits::Limits;
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
 pub(crate) use peer::TooLate;
 pub use peer::{Buffered, Closed, Crossing, Crossings, Peer, Timer, TrySendError};
+pub use per_call::PerCall;
 pub use reject::Reject;
 pub use reply::{Reply, Upgrade};
 pub use requests_only::{Beneath, RequestsOnly, RequestsOnlyFuture, RequestsOnlyLayer};
@@ -201,6 +202,10 @@ impl<F> PipelineBuilder<F> {
     /// `make` runs in the connection's task while output is already being written, so it can send a
     /// greeting of any length. If it fails, the connection closes. By default it must finish
     /// within [10 s](Deadlines::make_service).
+    ///
+    /// The connection's service is kept from request to request. If part of it is shared with other
+    /// connections, such as a limit with `LoadShed` around it, put [`PerCall`] around that part, so
+    /// that an idle connection holds nothing that others wait for.
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(

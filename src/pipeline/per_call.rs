@@ -4,26 +4,55 @@ use tower_service::Service;
 
 use crate::make::CloneForRequest;
 
-/// Calls a clone of the service for each request, made ready when the request has arrived.
+/// Calls a clone of a service for each request. The clone is made ready when the request has
+/// arrived, and dropped after the call.
 ///
-/// So an idle connection holds no shared resource: no permit of a shared limit, and no place in the
-/// queue for one.
-#[derive(Clone, Debug)]
-#[expect(
-    unnameable_types,
-    reason = "the service of a pipeline, which only the pipeline calls"
-)]
+/// [`PipelineBuilder::service`](super::PipelineBuilder::service) serves in this way. Put it around
+/// a stack that connections share wherever the stack would be kept from one call to the next: in
+/// the service that a make-service makes, in a `Buffer`, or around connections. A stack that is
+/// kept can hold a permit while nothing of its connection runs: after `LoadShed` has shed a
+/// request, its connection is still in the queue of the limit inside, gets the next permit, and
+/// keeps it. A clone leaves the queue when it is dropped.
+///
+/// ```
+/// use bytes::Bytes;
+/// use tower::make::Shared;
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_tcp::frame::Lines;
+/// use tower_tcp::pipeline::PerCall;
+/// use tower_tcp::{BoxError, Pipeline};
+///
+/// let echo = service_fn(|line: Bytes| async move { Ok::<_, BoxError>(line) });
+/// let shared = ServiceBuilder::new().load_shed().concurrency_limit(100).service(echo);
+/// let make = Shared::new(PerCall::new(shared));
+/// let pipeline = Pipeline::new(Lines::default).make_service(make);
+/// # fn infer<F, K>(_: Pipeline<F, K, Bytes>) {}
+/// # infer(pipeline);
+/// ```
+///
+/// In a `ServiceBuilder` it is `.layer(layer_fn(PerCall::new))`. Keep state of one connection
+/// outside of it, such as a `RateLimit` or a [`Session`](super::Session): a clone's changes to
+/// itself are lost, and neither of these is `Clone`.
+#[derive(Debug)]
 pub struct PerCall<S> {
     service: S,
     readied: Option<S>,
 }
 
-impl<S> PerCall<S> {
-    pub(super) fn new(service: S) -> Self {
+impl<S: Clone> PerCall<S> {
+    /// Calls a clone of `service` for each request.
+    pub fn new(service: S) -> Self {
         Self {
             service,
             readied: None,
         }
+    }
+}
+
+impl<S: Clone> Clone for PerCall<S> {
+    fn clone(&self) -> Self {
+        // Readiness belongs to one instance.
+        Self::new(self.service.clone())
     }
 }
 

@@ -2,11 +2,12 @@
 
 use tokio::io::DuplexStream;
 use tokio::time::timeout;
+use tower::layer::layer_fn;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::retry::RetryLayer;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
-use tower_tcp::pipeline::PipelineFuture;
+use tower_tcp::pipeline::{PerCall, PipelineFuture};
 use tower_tcp::testkit::{memory, serve, serve_with};
 use tower_tcp::{Connection, EndReason, Server};
 
@@ -64,6 +65,27 @@ async fn connection_limit_with_overflow_leaves_no_permit_with_a_server_that_rest
     let stack = || {
         ServiceBuilder::new()
             .layer(limit.layer().overflow(refuse))
+            .service(lines())
+    };
+    let (busy, resting) = (serve(stack()), serve(stack()));
+    let mut first = busy.client().await;
+    assert_eq!(first.ask("a").await, "a");
+    assert_eq!(resting.client().await.line().await, "");
+
+    drop(first);
+    sleep(SEC).await;
+
+    assert_eq!(busy.client().await.ask("b").await, "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn per_call_leaves_no_permit_with_a_server_that_rests() {
+    let limit = GlobalConcurrencyLimitLayer::new(1);
+    let stack = || {
+        ServiceBuilder::new()
+            .layer(layer_fn(PerCall::new))
+            .load_shed()
+            .layer(limit.clone())
             .service(lines())
     };
     let (busy, resting) = (serve(stack()), serve(stack()));

@@ -1,15 +1,15 @@
 //! In the service that a make-service makes: one for each connection, kept from request to request.
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::make::Shared;
 use tower::retry::RetryLayer;
-use tower::util::BoxService;
+use tower::util::{BoxCloneSyncService, BoxService};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
-use tower_tcp::pipeline::{Session, SessionService};
+use tower_tcp::pipeline::{PerCall, Session, SessionService};
 
-use super::support::settled;
+use super::support::{each_way, settled};
 use super::*;
 
 /// A desk that is busy while another request runs, whichever connection's.
@@ -46,15 +46,81 @@ async fn load_shed_and_a_shared_limit_leave_a_permit_with_a_connection_that_rest
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_oneshot_of_a_shared_service_leaves_no_permit_with_a_connection_that_rests() {
-    let shared = busy_over_one();
-    let served = serve_each_with(move || {
-        let shared = shared.clone();
-        service_fn(move |line: Bytes| shared.clone().oneshot(line))
-    });
+/// Every stack of stock layers that clones share, with room for one request.
+fn shared_by_clones() -> Vec<(&'static str, Shareable)> {
+    let builder = || ServiceBuilder::new().map_result(told);
+    let global = GlobalConcurrencyLimitLayer::new(1);
+    let in_global = builder().layer(global.clone()).service_fn(desk);
+    let shed_in_global = builder().load_shed().layer(global).service_fn(desk);
+    let behind_a_rate = builder()
+        .buffer(1)
+        .rate_limit(100, SEC)
+        .concurrency_limit(1)
+        .service_fn(desk);
+    let around_a_rate = builder()
+        .concurrency_limit(1)
+        .buffer(1)
+        .rate_limit(100, SEC)
+        .service_fn(desk);
+    let shed_over_a_buffer = builder()
+        .load_shed()
+        .buffer(1)
+        .concurrency_limit(1)
+        .service_fn(desk);
+    let limited = builder().concurrency_limit(1).service_fn(desk);
+    vec![
+        ("limit", Shareable::new(limited)),
+        ("global limit", Shareable::new(in_global)),
+        ("shed, limit", Shareable::new(busy_over_one())),
+        ("shed, global limit", Shareable::new(shed_in_global)),
+        ("buffer, rate, limit", Shareable::new(behind_a_rate)),
+        ("limit, buffer, rate", Shareable::new(around_a_rate)),
+        ("shed, buffer, limit", Shareable::new(shed_over_a_buffer)),
+    ]
+}
 
-    assert_eq!(told_after_another_was_shed(served).await, "b");
+type Shareable = BoxCloneSyncService<Bytes, Bytes, BoxError>;
+
+/// Asserts that each of many connections is answered at once when nothing runs any more. Their
+/// earlier requests were answered or shed.
+async fn assert_that_nobody_rests_on_a_permit(stack: &str, served: &Served) {
+    let mut clients = Vec::new();
+    for lines in ["10\na\n", "a\na\n", "a\na\n", "a\na\n", "a\na\n"] {
+        let mut client = served.client().await;
+        client.send(lines).await;
+        settled().await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        let _answered_or_shed = (client.line().await, client.line().await);
+    }
+    settled().await;
+
+    clients.insert(0, served.client().await);
+    for client in &mut clients {
+        let answer = timeout(SEC, client.ask("b")).await;
+        assert_eq!(answer.as_deref(), Ok("b"), "{stack}, {}", served.way());
+        settled().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stack_in_per_call_leaves_no_permit_with_a_connection_that_rests() {
+    for (name, stack) in shared_by_clones() {
+        let make = Shared::new(PerCall::new(stack));
+        for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+            assert_that_nobody_rests_on_a_permit(name, &served).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stack_in_service_leaves_no_permit_with_a_connection_that_rests() {
+    for (name, stack) in shared_by_clones() {
+        for served in each_way(Pipeline::new(Lines::default).service(stack)) {
+            assert_that_nobody_rests_on_a_permit(name, &served).await;
+        }
+    }
 }
 
 /// Has a client exceed its rate of one request in ten seconds, and returns how many seconds another
