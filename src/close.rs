@@ -115,7 +115,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Dropping the future closes the stream as it is.
     pub async fn close(mut self, linger: Linger) -> io::Result<()> {
         let timer = std::pin::pin!(tokio::time::sleep(linger.write));
-        close_by(timer, &mut self, &linger).await
+        close_by(timer, &mut self, &linger, Unread::Possible).await
     }
 }
 
@@ -125,22 +125,26 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
     linger: &Linger,
+    unread: Unread,
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
     let mut peer = Taking::new();
     let clock = Timer::start();
     let mut pace = Pace::default();
-    let mut step = Step::ShutDown;
+    let mut step = Step::ShutDown(match unread {
+        Unread::Possible => linger.bytes,
+        Unread::Nothing => 0,
+    });
     // The timer is set only before a wait, because most peers close before that.
     let mut next = Some(linger.write / LOOKS);
     std::future::poll_fn(move |cx| {
         loop {
             match &mut step {
                 // This flushes too: `poll_shutdown` of a buffered stream has to.
-                Step::ShutDown => {
+                Step::ShutDown(discard) => {
                     if let Poll::Ready(shut_down) = Pin::new(&mut *conn).poll_shutdown(cx) {
                         shut_down?;
-                        step = Step::Discard(linger.bytes);
+                        step = Step::Discard(*discard);
                         peer.since = Instant::now();
                         next = Some(linger.time);
                         continue;
@@ -164,7 +168,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             ready!(timer.as_mut().poll(cx));
             peer.look(conn.life());
             let now = clock.now();
-            let sending = matches!(step, Step::ShutDown) || !peer.has_all();
+            let sending = matches!(step, Step::ShutDown(_)) || !peer.has_all();
             let window = match pace.check(linger.min_rate, None, sending, conn.life(), now) {
                 Ok(end) => end.map(|end| end.since_start().saturating_sub(now.since_start())),
                 Err(reason) => {
@@ -186,7 +190,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             if waited < longest {
                 let look = look.min(longest - waited);
                 next = Some(window.map_or(look, |window| window.min(look)));
-            } else if peer.has_all() && !matches!(step, Step::ShutDown) {
+            } else if peer.has_all() && !matches!(step, Step::ShutDown(_)) {
                 return Poll::Ready(Ok(()));
             } else {
                 conn.ended(EndReason::WriteTimeout.into());
@@ -199,10 +203,17 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 /// The shortest time between two checks.
 const SHORT: Duration = Duration::from_millis(10);
 
+/// The input of a connection that closes.
+pub(crate) enum Unread {
+    Possible,
+    /// The end of input was read, so a read would be a needless system call.
+    Nothing,
+}
+
 /// The steps of a close.
 enum Step {
-    /// Flushes and shuts down writing.
-    ShutDown,
+    /// Flushes and shuts down writing. Then up to this many bytes of input are discarded.
+    ShutDown(usize),
     /// Reads and discards input, up to this many bytes, so that none is unread when the socket is
     /// closed.
     Discard(usize),

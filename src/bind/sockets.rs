@@ -172,6 +172,9 @@ struct Source {
     // Before the socket, as `OwnPath` requires: fields are dropped in this order.
     _path: Option<OwnPath>,
     socket: AsyncFd<socket2::Socket>,
+    /// A report of the runtime is news: its last one was cleared, and no accept has been tried
+    /// since then.
+    is_news: bool,
     /// The socket has the options that accepted sockets inherit.
     prepared: bool,
     local: Address,
@@ -201,12 +204,13 @@ impl Source {
         Ok(Self {
             _path: path,
             socket: AsyncFd::with_interest(socket, Interest::READABLE)?,
+            is_news: true,
             prepared,
             local,
         })
     }
 
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut asked = false;
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
@@ -220,15 +224,17 @@ impl Source {
             };
             let mut guard = guard?;
             // tokio's readiness stays set after the last connection is accepted, so ask the system.
-            if has_event(self.socket.get_ref()) {
+            if self.is_news || has_event(self.socket.get_ref()) {
                 return Poll::Ready(Ok(()));
             }
             guard.clear_ready();
+            self.is_news = true;
             asked = true;
         }
     }
 
-    fn accept(&self, options: &SocketOptions) -> io::Result<Incoming<Socket>> {
+    fn accept(&mut self, options: &SocketOptions) -> io::Result<Incoming<Socket>> {
+        self.is_news = false;
         let listener = self.socket.get_ref();
         let (socket, peer) = accept(listener).map_err(|err| closed_or(err, listener))?;
         let Address::Tcp(bound) = self.local else {

@@ -19,7 +19,7 @@ use super::farewell::Farewell;
 use super::limits::Limits;
 use super::peer::{EngineSide, Mail, Peer};
 use super::watermarks::Watermarks;
-use crate::close::{Linger, close_by};
+use crate::close::{Linger, Unread, close_by};
 use crate::connection::{Connection, Rewind};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
@@ -197,9 +197,14 @@ where
         self.input.clear();
         if !self.leaves(Leaves::Output) {
             let linger = &self.settings.linger;
+            let input = if self.input.is_eof() {
+                Unread::Nothing
+            } else {
+                Unread::Possible
+            };
             // The reason is settled; it does not matter if the peer disconnects before the close is
             // done.
-            let _settled = close_by(self.clock.timer(), &mut self.conn, linger).await;
+            let _settled = close_by(self.clock.timer(), &mut self.conn, linger, input).await;
         }
         self.output.clear();
         match self.conn.life().proposed() {
