@@ -7,11 +7,13 @@ mod support;
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
+use socket2::SockRef;
 use support::{Client, Clients, Ends};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -276,4 +278,80 @@ async fn a_request_in_the_last_write_of_a_handshake_is_served_over_a_unix_socket
         assert_eq!(noted.recv().await.as_deref(), Some(&b"hello"[..]));
         drop(open);
     }
+}
+
+const URGENT: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn bytes_behind_urgent_data_over_tcp_are_read_and_the_urgent_byte_is_in_its_place() {
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let addr = server.handle().local_addrs()[0].tcp().unwrap();
+    let mut client = std::net::TcpStream::connect(addr).unwrap();
+    // Everything has arrived before the server accepts, so the first read ends at the urgent byte.
+    send_with_urgent(&mut client, [b"one\ntwo", b"!", b"three\n"]);
+
+    let served =
+        tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
+
+    client.set_nonblocking(true).unwrap();
+    let mut client = Client::new(TcpStream::from_std(client).unwrap());
+    let lines = async { [client.line().await, client.line().await] };
+    assert_eq!(timeout(URGENT, lines).await.unwrap(), ["one", "two!three"]);
+    served.abort();
+}
+
+#[tokio::test]
+async fn bytes_behind_urgent_data_over_a_unix_socket_are_read_without_the_urgent_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sock");
+    let server = Server::bind(format!("unix:{}", path.display()))
+        .await
+        .unwrap();
+    let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    if SockRef::from(&one).send_out_of_band(b"!").is_err() {
+        eprintln!("skipped: no urgent data over Unix sockets here");
+        return;
+    }
+    send_with_urgent(&mut client, [b"one\ntwo", b"!", b"three\n"]);
+
+    let served =
+        tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
+
+    client.set_nonblocking(true).unwrap();
+    let mut client = Client::new(UnixStream::from_std(client).unwrap());
+    let lines = async { [client.line().await, client.line().await] };
+    assert_eq!(timeout(URGENT, lines).await.unwrap(), ["one", "twothree"]);
+    served.abort();
+}
+
+#[tokio::test]
+async fn a_drain_answers_what_has_arrived_behind_urgent_data() {
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let handle = server.handle();
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    let mut client = std::net::TcpStream::connect(addr).unwrap();
+    send_with_urgent(&mut client, [b"one\n", b"!", b"two\n"]);
+    let served =
+        tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
+    client.set_nonblocking(true).unwrap();
+    let mut client = Client::new(TcpStream::from_std(client).unwrap());
+    assert_eq!(timeout(URGENT, client.line()).await.unwrap(), "one");
+
+    handle.shutdown();
+
+    assert_eq!(timeout(URGENT, client.line()).await.unwrap(), "!two");
+    drop(client);
+    timeout(URGENT, served).await.unwrap().unwrap().unwrap();
+}
+
+async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
+    Ok(line)
+}
+
+/// Sends these parts in turn, the second as urgent data.
+fn send_with_urgent<S: Write + AsFd>(client: &mut S, [before, urgent, behind]: [&[u8]; 3]) {
+    client.write_all(before).unwrap();
+    assert_eq!(SockRef::from(&*client).send_out_of_band(urgent).unwrap(), 1);
+    client.write_all(behind).unwrap();
 }

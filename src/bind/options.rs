@@ -329,6 +329,12 @@ mod unsent {
     }
 }
 
+/// Lets TCP sockets that are accepted keep the urgent byte in the stream, as RFC 6093 recommends.
+/// Taking it out breaks what telnet sends. All systems hand this option on.
+pub(super) fn keep_urgent_data(listener: &Socket) {
+    note("oob_inline", listener.set_out_of_band_inline(true));
+}
+
 /// Logs an option that could not be set. On some systems this happens if a peer resets its
 /// connection while it is in the backlog, which is no fault of the server.
 fn note(option: &str, result: io::Result<()>) {

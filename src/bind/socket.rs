@@ -1,11 +1,11 @@
 //! The stream of a connection over TCP or a Unix socket.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -80,7 +80,9 @@ const SHORT_IS_DONE: bool = cfg!(any(
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {
-            ready!($stream.$ready($cx))?;
+            if $stream.$ready($cx)?.is_pending() {
+                break Poll::Pending;
+            }
             let mut moved = None;
             // Only the readiness from before the call is cleared, not one that arrives meanwhile.
             let tried = $stream.try_io($interest, || {
@@ -112,7 +114,26 @@ macro_rules! on_stream {
     };
 }
 
+/// The bytes to read at most where the runtime reports none. There are seldom any.
+const LOOK: usize = 4 * 1024;
+
 impl Socket {
+    /// Reads bytes that the runtime does not report, after [`Probe::look_again`].
+    fn poll_look(&self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let room = buf.remaining().min(LOOK);
+        let read = (&*SockRef::from(self)).read(buf.initialize_unfilled_to(room));
+        match read {
+            Ok(n) => {
+                buf.advance(n);
+                self.0.read(0 < n && n < room);
+                Poll::Ready(Ok(()))
+            }
+            // The waker is registered.
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(err) => Poll::Ready(Err(err)),
+        }
+    }
+
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = &written {
             self.0.count(*n);
@@ -132,7 +153,14 @@ impl AsyncRead for Socket {
             let ready = Interest::READABLE;
             poll_io!(stream, cx, poll_read_ready, ready, room, stream.try_read_buf(buf))
         });
-        read.map_ok(drop)
+        match read {
+            Poll::Ready(Ok(n)) => {
+                self.0.read(0 < n && n < room);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending if self.0.take_look() => self.poll_look(buf),
+            other => other.map_ok(drop),
+        }
     }
 }
 

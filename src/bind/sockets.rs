@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::endpoint::Endpoint;
 use super::open::{self, Listening};
-use super::options::SocketOptions;
+use super::options::{SocketOptions, keep_urgent_data};
 use super::socket::Socket;
 use super::unix::OwnPath;
 use super::{Incoming, Listener, ListenerClosed};
@@ -27,6 +27,14 @@ use crate::error::Error;
 ///
 /// The sockets are served in turn, so a busy one does not starve the others. When the listener is
 /// dropped, the path of a Unix socket is removed if its file is still the one that was created.
+///
+/// Urgent data of TCP stays in the stream, as [RFC 6093] recommends. A read ends where it begins,
+/// and the runtime reports the bytes behind it only when more arrive. So a
+/// [`Pipeline`](crate::Pipeline) that has read half a frame looks for the rest, and a drain looks
+/// for more frames. Services that read the stream themselves, HTTP and TLS do not look, because
+/// that would cost each request a system call.
+///
+/// [RFC 6093]: https://www.rfc-editor.org/rfc/rfc6093
 ///
 /// ```no_run
 /// use tower_tcp::bind::{Listener, SocketOptions, Sockets};
@@ -200,6 +208,7 @@ impl Source {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, err));
         }
         socket.set_nonblocking(true)?;
+        keep_urgent_data(&socket);
         let local = to_address(&socket.local_addr()?);
         Ok(Self {
             _path: path,

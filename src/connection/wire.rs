@@ -4,7 +4,7 @@ use std::fmt;
 #[cfg(feature = "http")]
 use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use tokio::net::{TcpStream, UnixStream};
@@ -17,7 +17,13 @@ pub(crate) struct Wire {
     resets: bool,
     /// The number of bytes written to the socket. Only the owner changes it.
     written: AtomicU64,
+    flags: AtomicU8,
 }
+
+/// The last read returned less than it had room for, and nobody has looked for more since.
+const SHORT: u8 = 1;
+/// The next read looks for bytes, even if the runtime reports none.
+const LOOK: u8 = 2;
 
 #[derive(Debug)]
 pub(crate) enum Family {
@@ -31,6 +37,7 @@ impl Wire {
             family,
             resets,
             written: AtomicU64::new(0),
+            flags: AtomicU8::new(0),
         })
     }
 
@@ -38,6 +45,31 @@ impl Wire {
     pub(crate) fn count(&self, written: usize) {
         let sum = self.written.load(Ordering::Relaxed) + written as u64;
         self.written.store(sum, Ordering::Relaxed);
+    }
+
+    /// Records whether a read returned less than it had room for.
+    pub(crate) fn read(&self, is_short: bool) {
+        self.set(SHORT, is_short);
+    }
+
+    /// Returns whether the next read looks for bytes that the runtime does not report, once.
+    pub(crate) fn take_look(&self) -> bool {
+        self.take(LOOK)
+    }
+
+    fn take(&self, flag: u8) -> bool {
+        let is_set = self.flags.load(Ordering::Relaxed) & flag != 0;
+        if is_set {
+            self.set(flag, false);
+        }
+        is_set
+    }
+
+    /// The stream and its connection's engine have one owner, so no change is lost.
+    fn set(&self, flag: u8, on: bool) {
+        let flags = self.flags.load(Ordering::Relaxed) & !flag;
+        let flags = if on { flags | flag } else { flags };
+        self.flags.store(flags, Ordering::Relaxed);
     }
 
     /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if the
@@ -123,6 +155,23 @@ impl Probe {
         if let Some(wire) = self.wire() {
             wire.reset_at_close();
         }
+    }
+
+    /// Lets the next read look for bytes that the runtime does not report. Returns `false` if the
+    /// last read has shown that there are none.
+    ///
+    /// The system ends a read where urgent data begins. The runtime takes such a short read for an
+    /// empty socket, and reports no bytes before others arrive. To look costs a system call, so it
+    /// is for those who lack input.
+    pub(crate) fn look_again(&self) -> bool {
+        let Some(wire) = self.wire() else {
+            return false;
+        };
+        let may_have_more = wire.take(SHORT);
+        if may_have_more {
+            wire.set(LOOK, true);
+        }
+        may_have_more
     }
 
     /// Returns another descriptor of the socket, which keeps it open.

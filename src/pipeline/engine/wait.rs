@@ -66,7 +66,10 @@ where
             READ_UNWRITTEN
         };
         // An encoded frame may have changed the decoder's mode.
-        if self.decoding.may_have_frame() || self.poll_read(at_most, cx).is_ready() {
+        if self.decoding.may_have_frame()
+            || self.poll_read(at_most, cx).is_ready()
+            || (self.looks_again() && self.poll_read(at_most, cx).is_ready())
+        {
             return Poll::Ready(());
         }
         if matches!(self.state, State::DrainReading(_)) {
@@ -88,6 +91,13 @@ where
             Waiting::Resting
         };
         self.poll_clock(waiting, message, cx)
+    }
+
+    /// Returns whether the next read may find bytes although the last one found none: those behind
+    /// urgent data. Without half a frame, and without a drain, nothing shows that input is missing.
+    fn looks_again(&self) -> bool {
+        let lacks_input = !self.input.is_empty() || matches!(self.state, State::DrainReading(_));
+        lacks_input && self.conn.life().probe.look_again()
     }
 
     /// Waits while input is paused. Ready when anything has changed.
