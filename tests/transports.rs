@@ -5,11 +5,11 @@ mod certificates;
 mod support;
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use certificates::certified;
@@ -354,4 +354,43 @@ fn send_with_urgent<S: Write + AsFd>(client: &mut S, [before, urgent, behind]: [
     client.write_all(before).unwrap();
     assert_eq!(SockRef::from(&*client).send_out_of_band(urgent).unwrap(), 1);
     client.write_all(behind).unwrap();
+}
+
+/// Such a client sends nothing more until the server's system has acknowledged what it has sent,
+/// which the system puts off for 40 ms, in the hope of a reply.
+#[tokio::test]
+async fn a_client_with_nagles_algorithm_is_not_delayed_by_frames_that_have_no_reply() {
+    const ROUNDS: usize = 25;
+    let answer_questions = service_fn(|line: Bytes| {
+        let reply = line.starts_with(b"ask").then_some(line);
+        std::future::ready(Ok::<_, Infallible>(Vec::from_iter(reply)))
+    });
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let addr = server.handle().local_addrs()[0].tcp().unwrap();
+    let served =
+        tokio::spawn(server.serve(Pipeline::new(Lines::default).service(answer_questions)));
+
+    let client = tokio::task::spawn_blocking(move || {
+        let mut client = std::net::TcpStream::connect(addr).unwrap();
+        client.set_read_timeout(Some(URGENT)).unwrap();
+        let mut times = [Duration::ZERO; ROUNDS];
+        let mut reply = [0; 4];
+        for time in &mut times {
+            let began = Instant::now();
+            client.write_all(b"note\n").unwrap();
+            client.write_all(b"ask\n").unwrap();
+            client.read_exact(&mut reply).unwrap();
+            *time = began.elapsed();
+        }
+        times
+    });
+
+    let mut times = client.await.unwrap();
+    times.sort_unstable();
+    let median = times[ROUNDS / 2];
+    assert!(
+        median < Duration::from_millis(30),
+        "a round takes {median:?}"
+    );
+    served.abort();
 }

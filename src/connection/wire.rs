@@ -24,6 +24,8 @@ pub(crate) struct Wire {
 const SHORT: u8 = 1;
 /// The next read looks for bytes, even if the runtime reports none.
 const LOOK: u8 = 2;
+/// Something was written since the last [`Probe::acknowledge`].
+const WROTE: u8 = 4;
 
 #[derive(Debug)]
 pub(crate) enum Family {
@@ -45,6 +47,7 @@ impl Wire {
     pub(crate) fn count(&self, written: usize) {
         let sum = self.written.load(Ordering::Relaxed) + written as u64;
         self.written.store(sum, Ordering::Relaxed);
+        self.set(WROTE, true);
     }
 
     /// Records whether a read returned less than it had room for.
@@ -174,6 +177,20 @@ impl Probe {
         may_have_more
     }
 
+    /// Lets the system acknowledge at once what the peer has sent, if it may have put that off
+    /// because of earlier output. It is for those who read and have nothing to write.
+    ///
+    /// The system puts an acknowledgement off by 40 ms, to send it along with a reply. A peer that
+    /// waits for it before it sends more (Nagle's algorithm) would wait that long.
+    pub(crate) fn acknowledge(&self) {
+        if let Some(wire) = self.wire()
+            && wire.take(WROTE)
+            && let Family::Tcp(stream) = &wire.family
+        {
+            system::acknowledge(stream);
+        }
+    }
+
     /// Returns another descriptor of the socket, which keeps it open.
     #[cfg(feature = "http")]
     pub(crate) fn second_descriptor(&self) -> Option<OwnedFd> {
@@ -197,6 +214,7 @@ mod system {
 
     use nix::sys::socket::GetSockOpt;
     use nix::{getsockopt_impl, sockopt_impl};
+    use socket2::SockRef;
 
     use super::{TcpStream, UnixStream};
 
@@ -243,6 +261,11 @@ mod system {
         Some(written.saturating_sub(info[ACKNOWLEDGED]))
     }
 
+    pub(super) fn acknowledge(stream: &TcpStream) {
+        // If the system rejects it, the acknowledgement is late.
+        let _rejected = SockRef::from(stream).set_tcp_quickack(true);
+    }
+
     pub(super) fn unix(stream: &UnixStream) -> Option<u64> {
         let memory = MemoryOption.get(stream).ok()?;
         Some(memory[WRITTEN].into())
@@ -260,4 +283,6 @@ mod system {
     pub(super) fn unix(_stream: &UnixStream) -> Option<u64> {
         None
     }
+
+    pub(super) fn acknowledge(_stream: &TcpStream) {}
 }

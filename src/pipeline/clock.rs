@@ -75,6 +75,8 @@ pub(super) struct Clock {
     pub(super) saw_byte: bool,
     saw_activity: bool,
     pub(super) saw_write: bool,
+    /// Bytes were read since output was last written. No deadline depends on it.
+    pub(super) unanswered: bool,
     /// The peer asked for at least some of the work in progress. Messages from the program to
     /// itself keep no connection open.
     pub(super) asked: bool,
@@ -98,6 +100,7 @@ impl Clock {
             saw_byte: false,
             saw_activity: false,
             saw_write: false,
+            unanswered: false,
             asked: false,
             draining: false,
             half_closed: false,

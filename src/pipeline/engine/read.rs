@@ -165,6 +165,7 @@ where
             Ok(n) => {
                 self.decoding = Decoding::MayHaveFrame;
                 self.clock.saw_byte |= n > 0;
+                self.clock.unanswered |= n > 0;
                 self.state.saw_bytes(n);
             }
             // A stream with a proper end (TLS) ended without it. Requests before that are still

@@ -90,6 +90,10 @@ where
         } else {
             Waiting::Resting
         };
+        // No reply is due, so none will carry the acknowledgement of these bytes.
+        if waiting != Waiting::Busy && std::mem::take(&mut self.clock.unanswered) {
+            self.conn.life().probe.acknowledge();
+        }
         self.poll_clock(waiting, message, cx)
     }
 

@@ -267,6 +267,7 @@ where
         let mut progress = false;
         let written = output.poll_flush(conn, awaited, &mut progress, cx);
         self.clock.saw_write |= progress;
+        self.clock.unanswered &= !progress;
         if let Some(peer) = peer {
             peer.wrote(output.flushed(), output.len());
         }
