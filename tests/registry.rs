@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use support::{Client, Clients, Ends, each_way, settled};
-use tokio::io::{AsyncBufReadExt, DuplexStream};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, DuplexStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
+use tower_tcp::bind::SocketOptions;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::make::MakePerConnection;
@@ -562,6 +563,40 @@ async fn a_burst_over_tcp_closes_no_reader_that_reads_all_the_time() {
         .expect("it reads")
         .expect("it is open");
     reading.await.expect("it does not panic");
+}
+
+/// The system lets the server write again only once a third of its buffer is free.
+#[tokio::test]
+async fn a_reader_that_empties_a_large_buffer_slowly_is_not_closed() {
+    let names = Names::new();
+    let options = SocketOptions::default().send_buffer(512 * 1024);
+    let server = Server::builder().socket_options(options);
+    let server = server.listen("127.0.0.1:0").bind().await;
+    let served = serve_with(server.expect("it is free"), (), naming(&names));
+    let addr = served.handle().local_addrs()[0].tcp().expect("it is TCP");
+    let socket = TcpSocket::new_v4().expect("there is IPv4");
+    socket.set_recv_buffer_size(16 * 1024).expect("it is taken");
+    let mut client = Client::new(socket.connect(addr).await.expect("it listens"));
+    assert_eq!(client.ask("steady").await, "in");
+    let reading = tokio::spawn(async move {
+        let mut block = [0; 4096];
+        while client.0.read(&mut block).await.is_ok_and(|n| n > 0) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+
+    let line = Bytes::from("x".repeat(10_000));
+    let (began, mut skipped) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(3) {
+        let slow = SlowPeer::CloseAfter(Duration::from_secs(1));
+        let sent = names.broadcast(line.clone(), |_, _| true, slow).await;
+        assert_eq!(sent.closed(), 0, "it takes something all the time");
+        skipped += sent.skipped();
+        sleep(Duration::from_millis(10)).await;
+    }
+
+    assert!(skipped > 10, "it was found slow {skipped} times");
+    reading.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,8 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::{Buffered, TrySendError};
-use crate::connection::ConnectionInfo;
+use crate::connection::{ConnectionInfo, Life, Sent};
+use crate::deadline::LOOKS;
 use crate::pipeline::watermarks::Watermarks;
 
 /// The state that a connection's handles and its engine share.
@@ -45,14 +46,41 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The longest time that the connection may be idle.
     pub(super) idle: Option<Duration>,
-    /// The number of bytes written when a broadcast last found the output above its mark, and the
-    /// time since which that number has not changed.
-    stalled: Option<(u64, Instant)>,
+    /// Set while broadcasts find the output above its mark.
+    stall: Option<Stall>,
     /// The number of times that the marks were crossed. Odd while the output is above.
     pub(super) crossings: u64,
     gone: bool,
     no_more_messages: bool,
     pub(super) ended: bool,
+}
+
+/// What a peer had taken when a broadcast found it slow, and the time since when it has taken
+/// nothing.
+struct Stall {
+    /// `None` if the system does not tell; then the bytes written are all that is known.
+    sent: Option<Sent>,
+    written: u64,
+    looked: Instant,
+    since: Instant,
+}
+
+impl Stall {
+    fn new(life: &Life, now: Instant) -> Self {
+        Self {
+            sent: life.probe.sent(),
+            written: life.bytes_written(),
+            looked: now,
+            since: now,
+        }
+    }
+
+    fn shows_progress(&self, before: &Self) -> bool {
+        match (self.sent, before.sent) {
+            (Some(sent), Some(before)) => sent.is_beyond(before),
+            _ => self.written != before.written,
+        }
+    }
 }
 
 /// An entry in the queue of output.
@@ -117,18 +145,23 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns whether the output is above its mark, and no byte has been written for `time`. The
+    /// Returns whether the output is above its mark, and the peer has taken nothing for `time`. The
     /// time counts from the call that first finds the output above its mark, and starts again when
-    /// bytes are written.
-    pub(super) fn has_stalled(&mut self, written: u64, time: Duration) -> bool {
+    /// the peer takes something. The system is asked at most 16 times in it.
+    pub(super) fn has_stalled(&mut self, life: &Life, time: Duration) -> bool {
+        if !self.is_above_mark() {
+            self.stall = None;
+            return false;
+        }
         let now = Instant::now();
-        self.stalled = match self.stalled {
-            _ if !self.is_above_mark() => None,
-            Some((before, since)) if before == written => Some((before, since)),
-            _ => Some((written, now)),
-        };
-        self.stalled
-            .is_some_and(|(_, since)| now.duration_since(since) >= time)
+        let stall = self.stall.get_or_insert_with(|| Stall::new(life, now));
+        if now.duration_since(stall.looked) >= time / LOOKS {
+            let before = std::mem::replace(stall, Stall::new(life, now));
+            if !stall.shows_progress(&before) {
+                stall.since = before.since;
+            }
+        }
+        now.duration_since(stall.since) >= time
     }
 
     /// Records that a mark was crossed. Returns the room to give back.
@@ -161,7 +194,7 @@ impl<T, M> Channel<T, M> {
             timers_set: 0,
             marks,
             idle,
-            stalled: None,
+            stall: None,
             crossings: 0,
             gone: false,
             no_more_messages: false,

@@ -265,8 +265,8 @@ impl<T, M> Peer<T, M> {
     /// time counts from the call that first finds the output above its mark, and starts again when
     /// bytes are written.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
-        let written = self.channel.info.life.bytes_written();
-        self.channel.lock().has_stalled(written, time)
+        let life = &self.channel.info.life;
+        self.channel.lock().has_stalled(life, time)
     }
 
     // Input.
