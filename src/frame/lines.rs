@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memchr;
 use thiserror::Error;
 use tokio_util::codec::{Decoder, Encoder};
@@ -112,9 +112,7 @@ impl Decoder for Lines {
         let start = self.searched.min(end);
         if let Some(offset) = memchr(b'\n', &src[start..end]) {
             self.searched = 0;
-            let line = take_line(src, start + offset);
-            src.advance(1);
-            return Ok(Some(line));
+            return Ok(Some(take_line(src, start + offset, 1)));
         }
         self.searched = end;
         if src.len() >= self.max {
@@ -133,7 +131,7 @@ impl Decoder for Lines {
                 ))),
                 Unterminated::Delivered => {
                     self.searched = 0;
-                    Ok(Some(take_line(src, src.len())))
+                    Ok(Some(take_line(src, src.len(), 0)))
                 }
             },
             line => Ok(line),
@@ -141,13 +139,13 @@ impl Decoder for Lines {
     }
 }
 
-/// Takes a line of `end` bytes out of the buffer and returns it without a final CR.
+/// Takes a line of `len` bytes and its LF of `lf` bytes out of the buffer, and returns the line
+/// without a final CR.
 #[inline]
-fn take_line(src: &mut BytesMut, end: usize) -> Bytes {
-    let mut line = src.split_to(end);
-    if line.last() == Some(&b'\r') {
-        line.truncate(end - 1);
-    }
+fn take_line(src: &mut BytesMut, len: usize, lf: usize) -> Bytes {
+    let mut line = src.split_to(len + lf);
+    let has_cr = len > 0 && line[len - 1] == b'\r';
+    line.truncate(len - usize::from(has_cr));
     line.freeze()
 }
 
