@@ -20,12 +20,27 @@ pub(crate) enum Moment {
 }
 
 /// The number of a callback, with which it can be removed. A connection uses each number once.
+///
+/// Its lowest bit is the callback's moment, so that a slot is smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
+impl HookId {
+    fn new(number: u64, at: Moment) -> Self {
+        Self(number << 1 | u64::from(at == Moment::End))
+    }
+
+    fn at(self) -> Moment {
+        if self.0 & 1 == 0 {
+            Moment::Closing
+        } else {
+            Moment::End
+        }
+    }
+}
+
 struct Slot {
     id: HookId,
-    at: Moment,
     hook: Option<Hook>,
 }
 
@@ -37,23 +52,30 @@ struct Slot {
 pub(super) struct Hooks {
     slots: SmallVec<[Slot; 1]>,
     added: u64,
-    empty: usize,
+    empty: u32,
+    /// Closing has begun, so the callbacks for that have been taken.
+    closing: bool,
 }
 
 impl Hooks {
+    /// Returns whether the callbacks for a moment have been taken.
+    pub(super) fn is_past(&self, moment: Moment) -> bool {
+        self.closing && moment == Moment::Closing
+    }
+
     pub(super) fn add(&mut self, at: Moment, hook: Hook) -> HookId {
         self.added += 1;
-        let id = HookId(self.added);
+        let id = HookId::new(self.added, at);
         let hook = Some(hook);
-        self.slots.push(Slot { id, at, hook });
+        self.slots.push(Slot { id, hook });
         id
     }
 
     pub(super) fn take(&mut self, id: HookId) -> Option<Hook> {
         let at = self.slots.binary_search_by_key(&id, |slot| slot.id).ok()?;
         let hook = self.slots[at].hook.take();
-        self.empty += usize::from(hook.is_some());
-        if 2 * self.empty > self.slots.len() {
+        self.empty += u32::from(hook.is_some());
+        if 2 * self.empty as usize > self.slots.len() {
             self.slots.retain(|slot| slot.hook.is_some());
             self.empty = 0;
         }
@@ -63,6 +85,7 @@ impl Hooks {
     /// Takes the callbacks for a moment, in registration order.
     #[inline]
     pub(super) fn take_all(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
+        self.closing = true;
         // Many connections never have one.
         if self.slots.is_empty() {
             return SmallVec::new();
@@ -71,7 +94,7 @@ impl Hooks {
     }
 
     fn take_some(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
-        let due = self.slots.iter_mut().filter(|slot| slot.at == at);
+        let due = self.slots.iter_mut().filter(|slot| slot.id.at() == at);
         let due = due.filter_map(|slot| slot.hook.take()).collect();
         self.slots.retain(|slot| slot.hook.is_some());
         self.empty = 0;

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::hooks::{Hook, HookId, Hooks, Moment};
@@ -19,8 +19,6 @@ enum EndCell {
 struct Open {
     reason: Option<ConnectionEnded>,
     hooks: Hooks,
-    /// Closing has begun, so the callbacks for that moment have been taken.
-    closing: bool,
 }
 
 impl Open {
@@ -39,10 +37,6 @@ impl Open {
         };
         (self.reason.insert(holds).clone(), replaced)
     }
-
-    fn is_past(&self, moment: Moment) -> bool {
-        self.closing && moment == Moment::Closing
-    }
 }
 
 /// The part of a connection that outlives its stream. It receives the signals, counts bytes and
@@ -55,7 +49,7 @@ pub(crate) struct Life {
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     requests: AtomicU64,
-    messages_dropped: AtomicU64,
+    messages_dropped: AtomicU32,
     /// The peer has finished sending. For a raw service this separates `PeerClosed` from
     /// `ServiceClosed`.
     peer_done: AtomicBool,
@@ -74,7 +68,7 @@ impl Life {
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             requests: AtomicU64::new(0),
-            messages_dropped: AtomicU64::new(0),
+            messages_dropped: AtomicU32::new(0),
             peer_done: AtomicBool::new(false),
             write_pending: AtomicBool::new(false),
             phase: AtomicU8::new(ConnectionPhase::Serving as u8),
@@ -139,7 +133,8 @@ impl Life {
     }
 
     pub(crate) fn count_dropped_messages(&self, messages: usize) {
-        Self::add(&self.messages_dropped, messages);
+        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        self.messages_dropped.fetch_add(messages, Ordering::Relaxed);
     }
 
     pub(crate) fn peer_is_done(&self) {
@@ -243,8 +238,7 @@ impl Life {
     pub(crate) fn begin_closing(&self) {
         self.enter(ConnectionPhase::Closing);
         let told = match &mut *self.cell() {
-            EndCell::Open(open) if !open.closing => {
-                open.closing = true;
+            EndCell::Open(open) if !open.hooks.is_past(Moment::Closing) => {
                 let hooks = open.hooks.take_all(Moment::Closing);
                 // Most connections have none.
                 (!hooks.is_empty()).then(|| (self.so_far(open), hooks))
@@ -272,7 +266,7 @@ impl Life {
             bytes_read: self.bytes_read(),
             bytes_written: self.bytes_written(),
             requests: self.requests(),
-            messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
+            messages_dropped: self.messages_dropped.load(Ordering::Relaxed).into(),
         }
     }
 
@@ -313,7 +307,7 @@ impl Life {
     fn end_at(&self, moment: Moment) -> Option<End> {
         match &*self.cell() {
             EndCell::Ended(end) => Some(end.clone()),
-            EndCell::Open(open) if open.is_past(moment) => Some(self.so_far(open)),
+            EndCell::Open(open) if open.hooks.is_past(moment) => Some(self.so_far(open)),
             EndCell::Open(_) => None,
         }
     }
@@ -329,7 +323,7 @@ impl Life {
     pub(crate) fn before(&self, moment: Moment, hook: Hook) -> Result<HookId, (Hook, End)> {
         match &mut *self.cell() {
             EndCell::Ended(end) => Err((hook, end.clone())),
-            EndCell::Open(open) if open.is_past(moment) => Err((hook, self.so_far(open))),
+            EndCell::Open(open) if open.hooks.is_past(moment) => Err((hook, self.so_far(open))),
             EndCell::Open(open) => Ok(open.hooks.add(moment, hook)),
         }
     }
