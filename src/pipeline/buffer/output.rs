@@ -26,9 +26,6 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct Output {
     buf: BytesMut,
-    /// The length of the complete frames in `buf`. Bytes after it, left by a panicking encoder, are
-    /// removed.
-    whole: usize,
     /// The number of bytes written, and how many of them are flushed. The stream may still hold the
     /// others (TLS does).
     written: u64,
@@ -64,17 +61,13 @@ impl Output {
         if self.buf.capacity() == 0 {
             self.buf = take_block();
         }
-        let done = encode(&mut self.buf);
-        match done {
-            Ok(()) => self.whole = self.buf.len(),
-            Err(_) => self.drop_torn(),
-        }
-        done
-    }
-
-    /// Removes a frame that was not finished.
-    pub(in crate::pipeline) fn drop_torn(&mut self) {
-        self.buf.truncate(self.whole);
+        let mut whole = Whole {
+            len: self.buf.len(),
+            buf: &mut self.buf,
+        };
+        encode(whole.buf)?;
+        whole.len = whole.buf.len();
+        Ok(())
     }
 
     /// Writes as much as the stream takes, and sets `progress` if it took any bytes. Ready when all
@@ -98,7 +91,6 @@ impl Output {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.buf.advance(n);
-            self.whole = self.whole.saturating_sub(n);
             self.written += n as u64;
             *progress = true;
         }
@@ -132,6 +124,18 @@ impl Output {
     /// Drops the unwritten bytes.
     pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// Complete frames. What an encoder that fails or panics has left after them is removed.
+struct Whole<'a> {
+    buf: &'a mut BytesMut,
+    len: usize,
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        self.buf.truncate(self.len);
     }
 }
 

@@ -237,10 +237,8 @@ where
         self.state.leaves(leaves)
     }
 
-    /// Handles a panic in user code beneath the engine. Removes a partly encoded frame; complete
-    /// ones are still sent.
+    /// Handles a panic in user code beneath the engine. Complete frames are still sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
-        self.output.drop_torn();
         self.fail(ConnectionEnded::new(EndReason::Panic, panicked));
     }
 }
