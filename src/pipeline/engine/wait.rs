@@ -207,6 +207,7 @@ where
 
     /// Waits, at the end, until all output is written or cannot be written. The farewell is last.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stand_by(cx);
         loop {
             if self.poll_encode_then_flush(cx).is_ready() || self.leaves(Leaves::Output) {
                 if self.encode_farewell() {

@@ -276,7 +276,16 @@ where
 
     /// Encodes pushed frames and pending replies, and writes encoded output. Ready when none is
     /// left.
+    #[inline]
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_quiet = self.peer.as_ref().is_none_or(EngineSide::is_quiet);
+        if is_quiet && self.waiting_replies() == 0 && self.output.is_flushed() && !self.above_mark {
+            return Poll::Ready(());
+        }
+        self.poll_output(cx)
+    }
+
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some((marks, idle)) = self.peer.as_ref().and_then(EngineSide::tuned) {
             self.marks = marks;
             self.clock.set_idle(idle);
