@@ -18,6 +18,10 @@ const BLOCK: usize = 64 * 1024;
 /// frames does not keep a block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
+/// The part of a block that is read into before its start is used again. To find out whether the
+/// start is free costs more than a small read.
+const USED: usize = 4 * 1024;
+
 /// The memory that an idle buffer may keep beyond twice its content. A larger buffer is copied to
 /// one that fits, because a codec may have reserved as much as a peer merely announced.
 const SLACK: usize = 1024;
@@ -38,7 +42,7 @@ pub(in crate::pipeline) struct Input {
     in_block: bool,
     eof: bool,
     /// The number of bytes split off the allocation of `buf`, which `buf` keeps alive.
-    given: u32,
+    given: usize,
     /// The number of frames in a row for which the decoder took no bytes.
     gave_nothing: u32,
 }
@@ -114,7 +118,7 @@ impl Input {
     }
 
     fn held(&self) -> usize {
-        self.buf.capacity().saturating_add(self.given as usize)
+        self.buf.capacity() + self.given
     }
 
     /// Records that the decoder took `bytes` bytes for a frame. Returns `false` if it has returned
@@ -128,9 +132,7 @@ impl Input {
             return self.gave_nothing <= most.clamp(FRAMES, u32::MAX - 1);
         }
         self.gave_nothing = 0;
-        self.given = self
-            .given
-            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.given += bytes;
         true
     }
 
@@ -160,7 +162,8 @@ impl Input {
 fn take_block() -> BytesMut {
     // A thread that is ending has no block any more, so a new one is used.
     let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();
-    if !block.try_reclaim(BLOCK) && block.capacity() < LEAST_ROOM {
+    if block.capacity() < BLOCK - USED && !block.try_reclaim(BLOCK) && block.capacity() < LEAST_ROOM
+    {
         block = BytesMut::with_capacity(BLOCK);
     }
     block
