@@ -63,14 +63,19 @@ where
     fn is_service_ready(&mut self, cx: &mut Context<'_>) -> bool {
         // A panic is caught here, because earlier requests may be in flight and are still answered.
         let polled = caught(|| self.service.poll_ready(cx));
-        let ended = match polled {
+        match polled {
             Ok(Poll::Ready(Ok(()))) => return true,
-            Ok(Poll::Pending) => return false,
-            Ok(Poll::Ready(Err(err))) => ConnectionEnded::new(EndReason::ServiceNotReady, err),
-            Err(panicked) => ConnectionEnded::new(EndReason::Panic, panicked),
-        };
-        self.engine.end(ended, Leaves::Requests);
+            Ok(Poll::Pending) => {}
+            Ok(Poll::Ready(Err(err))) => self.not_ready(EndReason::ServiceNotReady, err.into()),
+            Err(panicked) => self.not_ready(EndReason::Panic, panicked.into()),
+        }
         false
+    }
+
+    #[cold]
+    fn not_ready(&mut self, reason: EndReason, err: BoxError) {
+        let ended = ConnectionEnded::new(reason, err);
+        self.engine.end(ended, Leaves::Requests);
     }
 
     /// Calls the service.
