@@ -87,6 +87,32 @@ async fn the_time_of_a_frame_begins_anew_with_each_frame() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_frame_has_its_time_whatever_the_connection_waited_for_before() {
+    let deadlines = Deadlines::default().idle(300 * SECOND);
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
+    for served in each_way(pipeline.deadlines(deadlines)) {
+        let mut client = served.client().await;
+        // Waits for the rest of a frame and for the next one, in turn. Then it is idle for longer
+        // than a frame may take.
+        for idle in [SECOND, 100 * SECOND] {
+            client.send("a").await;
+            sleep(SECOND).await;
+            client.send("b\n").await;
+            assert_eq!(client.line().await, "ab", "{}", served.way());
+            sleep(idle).await;
+        }
+        client.send("c").await;
+        let begun = Instant::now();
+
+        client.rest().await;
+
+        assert_eq!(begun.elapsed(), 30 * SECOND, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::FrameTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn g1_a_connection_is_idle_75_seconds_after_its_last_reply_whatever_is_pushed() {
     let make = service_fn(|peer: Peer<Bytes>| {
         tokio::spawn(async move {

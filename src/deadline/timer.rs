@@ -122,14 +122,17 @@ impl Timer {
             .unwrap_or(Moment(NonZeroU64::MAX))
     }
 
-    /// Returns whether the timer fires after `now`, and so will wake the task that polled it last.
-    ///
-    /// While a connection waits for the same thing, its deadlines can only move later, so it need
-    /// not compute them again before that.
+    /// Returns whether the timer has fired, or is about to. Before that it will wake the task that
+    /// polled it last.
     #[inline]
-    pub(crate) fn fires_after(&self, now: Moment) -> bool {
-        let alarm = self.alarm.as_ref();
-        alarm.is_some_and(|alarm| self.moment(alarm.sleep.deadline()) > now)
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.fires_at().is_some_and(|at| at <= now)
+    }
+
+    /// Returns the time at which the timer fires or fired, if it was ever armed.
+    #[inline]
+    pub(crate) fn fires_at(&self) -> Option<Instant> {
+        self.alarm.as_ref().map(|alarm| alarm.sleep.deadline())
     }
 
     /// Checks `next`, the first deadline, before each wait. Ready if it has passed; otherwise

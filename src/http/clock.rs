@@ -114,7 +114,8 @@ impl Clock {
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
         let (due, now) = loop {
-            let now = self.timer.now();
+            let at = Instant::now();
+            let now = self.timer.moment(at);
             self.note(progress, now);
             let facts = [
                 self.blocked.is_blocked(),
@@ -124,7 +125,7 @@ impl Clock {
                 self.has_left(),
             ];
             let waits = (self.waiting.0, facts);
-            if self.armed == Some(waits) && self.timer.fires_after(now) {
+            if self.armed == Some(waits) && !self.timer.is_due(at) {
                 return Poll::Pending;
             }
             let (waiting, _, since) = self.waiting;

@@ -30,6 +30,13 @@ pub(super) enum Waiting {
     Leaving,
 }
 
+impl Waiting {
+    /// Returns the bit of this wait in a set, with or without output that waits for the peer.
+    fn bit(self, writing: bool) -> u16 {
+        1 << (2 * self as u16 + u16::from(writing))
+    }
+}
+
 /// The effect of a deadline that has passed, or a message that is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Alarm {
@@ -67,12 +74,11 @@ pub(super) struct Clock {
     pace: Pace,
     /// The longest idle time, as a moment of a clock that starts when the connection becomes idle.
     idle: Option<Moment>,
-    /// The state when the timer was armed: the wait, and whether output is pending and a byte has
-    /// arrived.
-    armed: Option<(Waiting, bool, bool)>,
-    /// A byte has arrived in this poll. This flag and the next two are turned into times at the end
-    /// of the poll, so that the clock is read once per poll.
-    pub(super) saw_byte: bool,
+    /// The kinds of waits, as a set of bits, that the timer is known to wake in time for. Within
+    /// one kind deadlines only move later, so they need not be computed again before it fires.
+    armed: u16,
+    /// This flag and the next one are set during a poll and turned into times at its end, so that the
+    /// clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
     /// Bytes were read since output was last written. No deadline depends on it.
@@ -96,8 +102,7 @@ impl Clock {
             blocked: Blocked::default(),
             pace: Pace::default(),
             idle: idle(deadlines.idle),
-            armed: None,
-            saw_byte: false,
+            armed: 0,
             saw_activity: false,
             saw_write: false,
             unanswered: false,
@@ -119,20 +124,21 @@ impl Clock {
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Alarm> {
-        let now = self.timer.now();
+        let at = Instant::now();
+        let now = self.timer.moment(at);
         self.note(waiting, writing, now);
-        let waits = (waiting, writing, self.active.is_some());
-        if message.is_none() && self.armed == Some(waits) && self.timer.fires_after(now) {
+        let is_armed = self.armed & waiting.bit(writing) != 0;
+        if message.is_none() && is_armed && !self.timer.is_due(at) {
             return Poll::Pending;
         }
-        self.poll_timer(waits, message, life, deadlines, now, cx)
+        self.poll_timer((waiting, writing), message, life, deadlines, now, cx)
     }
 
     /// Computes the deadlines again. It is kept out of [`poll`](Self::poll), which rarely needs it.
     #[inline(never)]
     fn poll_timer(
         &mut self,
-        waits: (Waiting, bool, bool),
+        (waiting, writing): (Waiting, bool),
         message: Option<Instant>,
         life: &Life,
         deadlines: &Deadlines,
@@ -141,17 +147,24 @@ impl Clock {
     ) -> Poll<Alarm> {
         let message = message.map(|at| (self.timer.moment(at), Alarm::Message));
         loop {
-            let frame = self.frame_begun.filter(|_| waits.0 == Waiting::InFrame);
+            let frame = self.frame_begun.filter(|_| waiting == Waiting::InFrame);
             let sending = self.blocked.is_blocked();
             let rate = deadlines.min_rate;
             let window = match self.pace.check(rate, frame, sending, life, now) {
                 Ok(end) => end.map(|end| (end, Alarm::EndOfWindow)),
                 Err(reason) => return Poll::Ready(Alarm::End(reason)),
             };
-            let next = first([self.next(waits.0, life, deadlines), message, window]);
-            self.armed = next.map(|_| waits);
-            let alarm = ready!(self.timer.poll(next, now, cx));
-            self.armed = None;
+            let next = first([self.next(waiting, life, deadlines), message, window]);
+            let before = self.timer.fires_at();
+            let polled = self.timer.poll(next, now, cx);
+            if self.timer.fires_at() > before {
+                // Moved later, so it may miss the deadlines of other waits.
+                self.armed = 0;
+            }
+            if polled.is_pending() {
+                self.armed |= waiting.bit(writing);
+            }
+            let alarm = ready!(polled);
             now = self.timer.now();
             match alarm {
                 Alarm::EndOfWindow => {}
@@ -169,13 +182,13 @@ impl Clock {
 
     /// Makes the next poll register the new waker with the timer.
     pub(super) fn disarm(&mut self) {
-        self.armed = None;
+        self.armed = 0;
     }
 
     /// Sets the longest idle time from now on, which may be shorter than before.
     pub(super) fn set_idle(&mut self, time: Option<Duration>) {
         self.idle = idle(time);
-        self.armed = None;
+        self.armed = 0;
     }
 
     /// Records that the connection drains. The first call shortens its deadlines.
@@ -183,7 +196,7 @@ impl Clock {
         if !self.draining {
             self.draining = true;
             self.leaves = Some(self.timer.now());
-            self.armed = None;
+            self.armed = 0;
         }
     }
 
@@ -202,7 +215,7 @@ impl Clock {
     pub(super) fn saw_end(&mut self) {
         self.half_closed = true;
         self.saw_activity = true;
-        self.armed = None;
+        self.armed = 0;
     }
 
     /// Records that the connection closes, other than in a drain of the server. Starts the deadline
@@ -210,7 +223,7 @@ impl Clock {
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
-        self.armed = None;
+        self.armed = 0;
     }
 
     /// Returns whether the deadline of the pending requests, `last_calls`, has started.
@@ -233,12 +246,12 @@ impl Clock {
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
         self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
-        if std::mem::take(&mut self.saw_activity) || (self.active.is_none() && self.saw_byte) {
-            self.active = Some(now);
+        if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {
+            // From now on other deadlines apply.
+            self.armed = 0;
         }
         // Deadlines that a pause stops start again when the pause is over.
         self.saw_activity = waiting == Waiting::Paused && self.active.is_some();
-        self.saw_byte = false;
         match waiting {
             Waiting::InFrame => self.frame_begun = self.frame_begun.or(Some(now)),
             // Messages from the program to itself give the peer no more time.
@@ -331,9 +344,15 @@ impl Clock {
         first([rest, left, write, retire])
     }
 
+    /// Records that bytes have arrived. Only the first ones are progress before their frame is
+    /// complete.
+    pub(super) fn saw_bytes(&mut self) {
+        self.saw_activity |= self.active.is_none();
+    }
+
     /// Returns whether any byte has arrived from the peer.
     pub(super) fn has_heard(&self) -> bool {
-        self.active.is_some() || self.saw_byte
+        self.active.is_some() || self.saw_activity
     }
 }
 

@@ -164,8 +164,10 @@ where
         match ready!(input.poll_fill(conn, at_most, max_frame, cx)) {
             Ok(n) => {
                 self.decoding = Decoding::MayHaveFrame;
-                self.clock.saw_byte |= n > 0;
-                self.clock.unanswered |= n > 0;
+                if n > 0 {
+                    self.clock.saw_bytes();
+                    self.clock.unanswered = true;
+                }
                 self.state.saw_bytes(n);
             }
             // A stream with a proper end (TLS) ended without it. Requests before that are still
