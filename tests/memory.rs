@@ -472,6 +472,46 @@ fn a_connection_allocates_seven_times_at_most() {
     });
 }
 
+/// Uses real sockets, as above. An unoptimised future is larger than the one of ARCHITECTURE.md.
+#[test]
+fn a_resting_connection_holds_1550_bytes() {
+    alone(async || {
+        let _quiet = tracing::subscriber::set_global_default(NoSubscriber::new());
+        let server = Server::bind("127.0.0.1:0").await.unwrap();
+        let address = server.handle().local_addrs()[0].tcp().unwrap();
+        let stack = ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .service(Pipeline::new(Lines::default).service(service_fn(echo)));
+        let task = tokio::spawn(server.serve(stack));
+        let mut clients = Vec::with_capacity(512);
+        let mut connect = async |n: usize| {
+            let more = spawn_blocking(move || {
+                let client = |_| {
+                    let mut client = std::net::TcpStream::connect(address).unwrap();
+                    client
+                        .set_read_timeout(Some(Duration::from_secs(10)))
+                        .unwrap();
+                    client.write_all(b"fifteen letters\n").unwrap();
+                    client.read_exact(&mut [0; 16]).unwrap();
+                    client
+                };
+                (0..n).map(client).collect::<Vec<_>>()
+            });
+            clients.extend(more.await.unwrap());
+            tokio::task::yield_now().await;
+        };
+        connect(256).await;
+        let before = held();
+
+        connect(256).await;
+
+        // The table's rows may have grown in one of the two rounds.
+        let each = (held() - before) / 256;
+        assert!(each <= 1550, "{each} bytes each");
+        task.abort();
+    });
+}
+
 #[test]
 fn a_resting_connection_over_tls_holds_1200_bytes_beside_those_of_rustls() {
     alone(async || {
