@@ -77,8 +77,8 @@ pub(super) struct Clock {
     /// The kinds of waits, as a set of bits, that the timer is known to wake in time for. Within
     /// one kind deadlines only move later, so they need not be computed again before it fires.
     armed: u16,
-    /// This flag and the next one are set during a poll and turned into times at its end, so that the
-    /// clock is read once per poll.
+    /// This flag and the next one are set during a poll and turned into times at its end, so that
+    /// the clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
     /// Bytes were read since output was last written. No deadline depends on it.

@@ -73,8 +73,8 @@
 //!
 //! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds no
 //! shared resource. [`PipelineBuilder::make_service`] makes one service for each connection and
-//! keeps it, so that service need not be `Clone`; only the make-service is cloned.
-//! Put [`PerCall`] around a part of it that connections share, so that idle ones hold nothing of it.
+//! keeps it, so that service need not be `Clone`; only the make-service is cloned. Put [`PerCall`]
+//! around a part of it that connections share, so that idle ones hold nothing of it.
 //! [`layers`](crate::layers) lists how each of tower's layers behaves there.
 
 mod bounds;
