@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
@@ -18,7 +18,7 @@ use support::{Client, Clients, Ends};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, ServerConfig};
@@ -351,9 +351,10 @@ async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
 
 /// Sends these parts in turn, the second as urgent data.
 fn send_with_urgent<S: Write + AsFd>(client: &mut S, [before, urgent, behind]: [&[u8]; 3]) {
-    client.write_all(before).unwrap();
-    assert_eq!(SockRef::from(&*client).send_out_of_band(urgent).unwrap(), 1);
-    client.write_all(behind).unwrap();
+    client.write_all(before).expect("it is connected");
+    let sent = SockRef::from(&*client).send_out_of_band(urgent);
+    assert_eq!(sent.expect("it is connected"), 1);
+    client.write_all(behind).expect("it is connected");
 }
 
 /// Such a client sends nothing more until the server's system has acknowledged what it has sent,
