@@ -204,6 +204,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The input of a connection that closes.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Unread {
     Possible,
     /// The end of input was read, so a read would be a needless system call.

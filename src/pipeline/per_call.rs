@@ -39,7 +39,7 @@ pub struct PerCall<S> {
     readied: Option<S>,
 }
 
-impl<S: Clone> PerCall<S> {
+impl<S> PerCall<S> {
     /// Calls a clone of `service` for each request.
     pub fn new(service: S) -> Self {
         Self {
