@@ -1,6 +1,8 @@
 //! Shutdown: pending requests are answered, no new connection is accepted, and the server ends by
 //! its deadline, whatever the peers do.
 
+#[path = "support/certificates.rs"]
+mod certificates;
 mod support;
 
 use std::convert::Infallible;
@@ -14,22 +16,27 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
-use tower::{Service, ServiceBuilder, service_fn};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
+use tower_tcp::tls::Tls;
 use tower_tcp::{
     BoxError, Connection, ConnectionPhase, EndReason, Handle, Peer, Pipeline, Server,
     ServerBuilder, ServerPhase,
 };
 
+use certificates::certified;
 use support::{Clients, Ends, each_way, read_to_end, serve_stream, settled, until};
 use tokio::io::DuplexStream as Io;
 
@@ -441,6 +448,88 @@ async fn h7_what_was_pipelined_before_the_signal_is_answered_and_nothing_later_i
     assert_eq!(&answers, b"a\nb\nc\n");
     assert_eq!(read_to_end(client).await, "");
     assert_eq!(server.report().await.drained, 1);
+}
+
+/// Has 20 clients send a request that the runtime does not know of when the shutdown begins: this
+/// thread is the only one, and neither waits nor gives the server a turn in between.
+async fn ask_unreported<Io, F>(
+    handle: Handle,
+    task: tokio::task::JoinHandle<Result<tower_tcp::Report, tower_tcp::Error>>,
+    connect: impl Fn() -> F,
+) where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = Io>,
+{
+    let mut clients = Vec::new();
+    for n in 0..20 {
+        let mut client = connect().await;
+        // Half of them have been served already.
+        if n % 2 == 0 {
+            client.write_all(b"before\n").await.unwrap();
+            client.read_exact(&mut [0; 7]).await.unwrap();
+        }
+        clients.push(client);
+    }
+    // Longer than a drain waits for the first bytes of a new connection.
+    sleep(Duration::from_millis(100)).await;
+
+    for client in &mut clients {
+        let sent = client.write_all(b"asked\n").now_or_never();
+        sent.expect("there is room").unwrap();
+    }
+    handle.shutdown();
+
+    for mut client in clients {
+        let mut answer = String::new();
+        let read = timeout(NET, client.read_to_string(&mut answer)).await;
+        read.expect("in time").unwrap();
+        assert_eq!(answer, "asked\n");
+    }
+    let report = timeout(NET, task).await.unwrap().unwrap().unwrap();
+    assert_eq!(report.drained, 20);
+}
+
+#[tokio::test]
+async fn h7_a_request_that_the_runtime_has_not_reported_is_answered() {
+    let (addr, handle, task) = tcp().await;
+    ask_unreported(handle, task, async || {
+        TcpStream::connect(addr).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn h7_a_request_that_the_runtime_has_not_reported_is_answered_over_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let server = Server::bind(format!("unix:{}", path.display())).await;
+    let server = server.expect("the path is free");
+    let handle = server.handle();
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
+    let task = tokio::spawn(server.serve(pipeline));
+    ask_unreported(handle, task, async || {
+        UnixStream::connect(&path).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn h7_a_request_that_the_runtime_has_not_reported_is_answered_over_tls() {
+    let (server, client) = certified();
+    let hook = PreConnectLayer::new(Tls::from(server));
+    let server = Server::bind("127.0.0.1:0").await;
+    let server = server.expect("loopback is there");
+    let handle = server.handle();
+    let addr = handle.local_addrs()[0].tcp().expect("it is TCP");
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(echo));
+    let task = tokio::spawn(server.serve(hook.layer(pipeline)));
+    let tls = TlsConnector::from(client);
+    ask_unreported(handle, task, async || {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let name = ServerName::try_from("localhost").expect("a name");
+        tls.connect(name, stream).await.unwrap()
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -160,21 +160,26 @@ impl Probe {
         }
     }
 
-    /// Lets the next read look for bytes that the runtime does not report. Returns `false` if the
-    /// last read has shown that there are none.
+    /// Lets the next read look for bytes that the runtime does not report. Returns `false` if no
+    /// socket is known.
     ///
-    /// The system ends a read where urgent data begins. The runtime takes such a short read for an
-    /// empty socket, and reports no bytes before others arrive. To look costs a system call, so it
-    /// is for those who lack input.
-    pub(crate) fn look_again(&self) -> bool {
-        let Some(wire) = self.wire() else {
-            return false;
-        };
-        let may_have_more = wire.take(SHORT);
-        if may_have_more {
+    /// The runtime learns of bytes when it next polls its driver. To look costs a system call, so
+    /// it is for those who throw away what they do not find.
+    pub(crate) fn look(&self) -> bool {
+        let wire = self.wire();
+        if let Some(wire) = &wire {
             wire.set(LOOK, true);
         }
-        may_have_more
+        wire.is_some()
+    }
+
+    /// Does the same, unless the last read has shown that there are no such bytes.
+    ///
+    /// The system ends a read where urgent data begins. The runtime takes such a short read for an
+    /// empty socket, and reports no bytes before others arrive. To look is for those who lack
+    /// input.
+    pub(crate) fn look_again(&self) -> bool {
+        self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()
     }
 
     /// Lets the system acknowledge at once what the peer has sent, if it may have put that off

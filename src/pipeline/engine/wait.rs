@@ -97,11 +97,17 @@ where
         self.poll_clock(waiting, message, cx)
     }
 
-    /// Returns whether the next read may find bytes although the last one found none: those behind
-    /// urgent data. Without half a frame, and without a drain, nothing shows that input is missing.
+    /// Returns whether the next read may find bytes although the last one found none.
+    ///
+    /// Without half a frame, and without a drain, nothing shows that input is missing. A drain
+    /// throws away what it does not find, so it asks the system. Half a frame lacks at most the
+    /// bytes behind urgent data.
     fn looks_again(&self) -> bool {
-        let lacks_input = !self.input.is_empty() || matches!(self.state, State::DrainReading(_));
-        lacks_input && self.conn.life().probe.look_again()
+        let probe = &self.conn.life().probe;
+        match self.state {
+            State::DrainReading(_) => probe.look(),
+            _ => !self.input.is_empty() && probe.look_again(),
+        }
     }
 
     /// Waits while input is paused. Ready when anything has changed.
@@ -236,7 +242,10 @@ where
         let limit = self.settings.limits.read_ahead.max(least);
         while !self.is_upgraded() && !self.leaves(Leaves::Calls) && !self.input.is_eof() {
             let room = limit.saturating_sub(self.input.len());
-            if room == 0 || self.poll_read(room, cx).is_pending() {
+            if room == 0
+                || (self.poll_read(room, cx).is_pending()
+                    && !(self.looks_again() && self.poll_read(room, cx).is_ready()))
+            {
                 break;
             }
         }
