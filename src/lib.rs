@@ -43,6 +43,7 @@
 #![cfg_attr(
     not(all(
         feature = "http",
+        feature = "per-client",
         feature = "serde",
         feature = "testkit",
         feature = "tls"
@@ -71,6 +72,9 @@ pub mod observe;
 pub mod bind;
 
 pub mod accept;
+
+#[cfg(feature = "per-client")]
+pub mod networks;
 
 pub mod admit;
 

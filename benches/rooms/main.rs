@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 
 mod accept;
+mod admit;
 mod decode;
 mod dispatch;
 mod layers;

@@ -1,0 +1,293 @@
+//! Sets of networks: which addresses a list means.
+//!
+//! [`Networks`] answers whether an address is in one of its networks, in the same time for ten as
+//! for 100,000 of them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net};
+use prefix_trie::joint::JointPrefixSet;
+use thiserror::Error;
+
+use crate::connection::Address;
+
+/// A set of networks, parsed from text.
+///
+/// | written as | means |
+/// | --- | --- |
+/// | `10.0.0.0/8`, `2001:db8::/32` | the addresses of this network |
+/// | `192.0.2.7`, `2001:db8::7` | this address |
+/// | `unix` | every Unix socket |
+///
+/// An IPv4-mapped IPv6 address is the IPv4 address, in the set and in a lookup: `::ffff:10.0.0.0/104`
+/// is `10.0.0.0/8`. So `0.0.0.0/0` is all of IPv4, however the socket was bound, and `::/0` is all
+/// of IPv6 and nothing of IPv4. In-memory connections are in no set.
+///
+/// An address with bits behind its prefix, such as `10.0.0.1/8`, is an error: it is unclear whether
+/// one address or its network was meant.
+///
+/// As the text of a file, entries are separated by white space or commas, and `#` begins a comment:
+///
+/// ```
+/// use tower_tcp::networks::Networks;
+///
+/// let file = "10.0.0.0/8, unix  # the balancers\n2001:db8::/32";
+/// let networks: Networks = file.parse()?;
+/// assert_eq!(networks, Networks::parse(["10.0.0.0/8", "2001:db8::/32", "unix"])?);
+///
+/// let peer = std::net::SocketAddr::from(([10, 1, 2, 3], 4711));
+/// assert!(networks.contains(&peer.into()));
+/// assert!("10.0.0.1/8".parse::<Networks>().is_err());
+/// # Ok::<_, tower_tcp::networks::InvalidNetwork>(())
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
+#[doc(alias = "cidr")]
+#[doc(alias = "subnet")]
+#[doc(alias = "IpNet")]
+pub struct Networks {
+    prefixes: JointPrefixSet<IpNet>,
+    unix: bool,
+}
+
+impl Networks {
+    /// Creates an empty set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Parses a list of networks.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first text that is no network.
+    pub fn parse<T: AsRef<str>>(
+        networks: impl IntoIterator<Item = T>,
+    ) -> Result<Self, InvalidNetwork> {
+        let mut set = Self::new();
+        for text in networks {
+            set.add(text.as_ref())?;
+        }
+        Ok(set)
+    }
+
+    fn add(&mut self, text: &str) -> Result<(), InvalidNetwork> {
+        if text == "unix" {
+            self.unix = true;
+        } else {
+            self.prefixes.insert(network(text)?);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the address is in one of the networks.
+    pub fn contains(&self, address: &Address) -> bool {
+        match address {
+            Address::Tcp(addr) => self.contains_ip(addr.ip()),
+            Address::Unix(_) => self.unix,
+            _ => false,
+        }
+    }
+
+    /// Returns whether the IP address is in one of the networks.
+    pub fn contains_ip(&self, ip: IpAddr) -> bool {
+        self.prefixes.is_covered(&ip.to_canonical().into())
+    }
+
+    /// Returns the number of networks.
+    pub fn len(&self) -> usize {
+        self.prefixes.len() + usize::from(self.unix)
+    }
+
+    /// Returns whether there is no network in the set, so that it contains no address.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn texts(&self) -> impl Iterator<Item = String> {
+        let unix = self.unix.then(|| "unix".to_owned());
+        self.prefixes
+            .iter()
+            .map(|prefix| prefix.to_string())
+            .chain(unix)
+    }
+}
+
+/// Parses one network.
+fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
+    let invalid = |problem| InvalidNetwork {
+        text: text.to_owned(),
+        problem,
+    };
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(ip.to_canonical().into());
+    }
+    let prefix: IpNet = text.parse().map_err(|_| invalid(Problem::Syntax))?;
+    if prefix != prefix.trunc() {
+        return Err(invalid(Problem::HostBits(prefix.trunc())));
+    }
+    Ok(canonical(prefix))
+}
+
+/// Returns the network of IPv4 that an IPv4-mapped one is, and any other as it is.
+fn canonical(prefix: IpNet) -> IpNet {
+    /// The bits in front of the IPv4 address.
+    const MAPPED: u8 = 96;
+    let v4 = || {
+        let ip = prefix.addr().to_canonical();
+        let IpAddr::V4(ip) = ip else { return None };
+        let len = prefix.prefix_len().checked_sub(MAPPED)?;
+        Ipv4Net::new(ip, len).ok()
+    };
+    match prefix {
+        IpNet::V6(_) => v4().map_or(prefix, IpNet::V4),
+        IpNet::V4(_) => prefix,
+    }
+}
+
+impl FromStr for Networks {
+    type Err = InvalidNetwork;
+
+    fn from_str(text: &str) -> Result<Self, InvalidNetwork> {
+        let lines = text.lines();
+        let entries = lines.flat_map(|line| {
+            let entries = line.split('#').next().unwrap_or_default();
+            entries.split(|c: char| c == ',' || c.is_whitespace())
+        });
+        Self::parse(entries.filter(|entry| !entry.is_empty()))
+    }
+}
+
+impl fmt::Debug for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.texts()).finish()
+    }
+}
+
+/// The error of a text that is no network. Its message names the text.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{}` is no network: {problem}", text.escape_debug())]
+pub struct InvalidNetwork {
+    text: String,
+    problem: Problem,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+enum Problem {
+    #[error("neither `address/bits`, an IP address, nor `unix`")]
+    Syntax,
+    #[error("it has bits behind its prefix; the network is {0}")]
+    HostBits(IpNet),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_in(networks: &str, ip: &str) -> bool {
+        let networks: Networks = networks.parse().expect("networks");
+        networks.contains_ip(ip.parse().expect("an address"))
+    }
+
+    #[test]
+    fn a_network_contains_its_first_and_last_address_and_no_neighbour() {
+        for (ip, inside) in [
+            ("9.255.255.255", false),
+            ("10.0.0.0", true),
+            ("10.255.255.255", true),
+            ("11.0.0.0", false),
+        ] {
+            assert_eq!(is_in("10.0.0.0/8", ip), inside, "{ip}");
+        }
+        for (ip, inside) in [
+            ("2001:db7:ffff:ffff:ffff:ffff:ffff:ffff", false),
+            ("2001:db8::", true),
+            ("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", true),
+            ("2001:db9::", false),
+        ] {
+            assert_eq!(is_in("2001:db8::/32", ip), inside, "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_bare_address_is_the_network_of_itself() {
+        assert!(is_in("192.0.2.7", "192.0.2.7"));
+        assert!(!is_in("192.0.2.7", "192.0.2.6"));
+        assert!(is_in("2001:db8::7", "2001:db8::7"));
+        assert!(!is_in("2001:db8::7", "2001:db8::6"));
+    }
+
+    #[test]
+    fn an_ipv4_mapped_address_is_the_ipv4_address_in_the_set_and_in_a_lookup() {
+        for networks in ["10.0.0.0/8", "::ffff:10.0.0.0/104"] {
+            assert!(is_in(networks, "10.1.2.3"), "{networks}");
+            assert!(is_in(networks, "::ffff:10.1.2.3"), "{networks}");
+            assert!(!is_in(networks, "11.1.2.3"), "{networks}");
+        }
+        assert!(is_in("::ffff:192.0.2.7", "192.0.2.7"));
+        assert!(is_in("::ffff:0.0.0.0/96", "192.0.2.7"));
+    }
+
+    #[test]
+    fn everything_of_one_family_is_nothing_of_the_other() {
+        assert!(is_in("0.0.0.0/0", "::ffff:1.2.3.4"));
+        assert!(!is_in("0.0.0.0/0", "2001:db8::1"));
+        assert!(is_in("::/0", "2001:db8::1"));
+        assert!(!is_in("::/0", "1.2.3.4"));
+    }
+
+    #[test]
+    fn a_unix_socket_is_in_a_set_that_names_unix_only() {
+        let unix = Address::Unix(None);
+        assert!(Networks::parse(["unix"]).expect("unix").contains(&unix));
+        let all = Networks::parse(["0.0.0.0/0", "::/0"]).expect("networks");
+        assert!(!all.contains(&unix));
+        assert!(!all.contains(&Address::Memory(1)));
+    }
+
+    #[test]
+    fn a_text_that_is_no_network_is_an_error_that_names_it() {
+        for text in [
+            "",
+            "10",
+            "10.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/-1",
+            "/8",
+            "localhost",
+            "unix:/run/a.sock",
+            "10.0.0.1 ",
+            "[::1]",
+            "10.0.0.1:80",
+            "*",
+        ] {
+            let err = Networks::parse([text]).expect_err(text).to_string();
+            assert!(err.contains(&format!("`{text}`")), "{err}");
+        }
+        let err = Networks::parse(["10.0.0.1/8"]).expect_err("host bits");
+        assert!(
+            err.to_string().ends_with("the network is 10.0.0.0/8"),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn the_text_of_a_file_has_comments_and_any_white_space() {
+        let text = "# none, of these\n\t10.0.0.0/8,192.0.2.7\r\n\n unix # last\n::1";
+        let networks: Networks = text.parse().expect("networks");
+        let debug = r#"{"10.0.0.0/8", "192.0.2.7/32", "::1/128", "unix"}"#;
+        assert_eq!(
+            (networks.len(), format!("{networks:?}").as_str()),
+            (4, debug)
+        );
+        assert!(
+            "# nothing"
+                .parse::<Networks>()
+                .expect("networks")
+                .is_empty()
+        );
+    }
+}
