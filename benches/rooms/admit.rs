@@ -25,7 +25,10 @@ fn lookup(bencher: Bencher, lookup: Lookup) {
     let addresses: Vec<_> = (0..2 * NETWORKS).map(scattered).collect();
     let inside = addresses.iter().step_by(2);
     let (hash, networks) = match lookup {
-        Lookup::ByHash => (inside.map(|ip| ip.to_bits() >> 8).collect(), Networks::new()),
+        Lookup::ByHash => (
+            inside.map(|ip| ip.to_bits() >> 8).collect(),
+            Networks::new(),
+        ),
         Lookup::Networks => {
             let networks = inside.map(|ip| Ipv4Addr::from_bits(ip.to_bits() & !0xff));
             let networks = networks.map(|ip| format!("{ip}/24"));

@@ -1,4 +1,11 @@
-//! Limits the number of open connections.
+//! Limits which connections come in, how many and how fast.
+//!
+//! | limit | of |
+//! | --- | --- |
+//! | [`ConnectionLimit`] | the open connections of a server, or of several |
+//! | [`AddressFilter`] | addresses, by a decision of your own |
+//!
+//! # The limit of a server
 //!
 //! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task,
 //! and can be changed while the server runs. Every [`Server`](crate::Server) has one, which
@@ -24,6 +31,7 @@
 //! # drop(stack);
 //! ```
 
+mod filter;
 mod overflow;
 
 use std::fmt;
@@ -35,6 +43,11 @@ use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::connection::ConnectionInfo;
+use crate::end::{ConnectionEnded, EndReason};
+use sealed::{Admission, Permit};
+
+pub use filter::{AddressDenied, AddressFilter, Verdict};
 pub use overflow::{Overflow, OverflowFuture, OverflowLayer};
 
 const UNLIMITED: usize = usize::MAX;
@@ -130,12 +143,6 @@ impl ConnectionLimit {
         }
     }
 
-    /// Returns whether a permit is free.
-    fn has_room(&self) -> bool {
-        let state = self.lock();
-        state.used < state.limit
-    }
-
     fn lock(&self) -> MutexGuard<'_, LimitState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,19 +161,40 @@ fn wake_all(waiting: Vec<(u64, Waker)>) {
     waiting.into_iter().for_each(|(_, waker)| waker.wake());
 }
 
-/// A permit for one connection. Dropping it returns it to the limit.
-#[derive(Debug)]
-struct Permit(ConnectionLimit);
+#[expect(unnameable_types, reason = "sealed")]
+mod sealed {
+    use super::{ConnectionEnded, ConnectionInfo, ConnectionLimit};
 
-impl Permit {
-    /// Takes a permit, if one is free.
-    fn take(limit: &ConnectionLimit) -> Option<Self> {
-        let mut state = limit.lock();
-        let free = state.used < state.limit;
-        if free {
-            state.used += 1;
+    /// Lets connections in, or says why one is not.
+    pub trait Admission {
+        /// Returns whether any connection may be let in now.
+        fn has_room(&self) -> bool {
+            true
         }
-        free.then(|| Self(limit.clone()))
+
+        /// Returns the permit to hold while the connection is served, if there is one.
+        fn admit(&self, conn: &ConnectionInfo) -> Result<Option<Permit>, ConnectionEnded>;
+    }
+
+    /// A permit for one connection. Dropping it returns it to the limit.
+    #[derive(Debug)]
+    pub struct Permit(pub(super) ConnectionLimit);
+}
+
+impl Admission for ConnectionLimit {
+    fn has_room(&self) -> bool {
+        let state = self.lock();
+        state.used < state.limit
+    }
+
+    fn admit(&self, _conn: &ConnectionInfo) -> Result<Option<Permit>, ConnectionEnded> {
+        let mut state = self.lock();
+        if state.used >= state.limit {
+            return Err(EndReason::LimitExceeded.into());
+        }
+        state.used += 1;
+        drop(state);
+        Ok(Some(Permit(self.clone())))
     }
 }
 
@@ -198,11 +226,7 @@ impl ConnectionLimitLayer {
     /// The server's own limit must be higher than this one. At its own limit the server accepts
     /// nothing, so `service` gets no connections.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
-        let Self { limit } = self;
-        OverflowLayer {
-            limit,
-            overflow: service,
-        }
+        overflow::layer(self.limit, service)
     }
 }
 
@@ -331,8 +355,7 @@ pub struct LimitedFuture<F> {
 }
 
 impl<F> LimitedFuture<F> {
-    fn new(inner: F, permit: Permit) -> Self {
-        let permit = Some(permit);
+    fn new(inner: F, permit: Option<Permit>) -> Self {
         Self { inner, permit }
     }
 }

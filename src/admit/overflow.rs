@@ -10,7 +10,8 @@ use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{ConnectionLimit, LimitedFuture, Permit};
+use super::sealed::Admission;
+use super::{ConnectionLimit, LimitedFuture};
 use crate::connection::Connection;
 use crate::end::EndReason;
 use crate::error::{BoxError, ServiceError};
@@ -24,18 +25,23 @@ const TIME: Duration = Duration::from_secs(1);
 /// are closed at once, so that a flood costs no more than this.
 const MOST: usize = 64;
 
-/// Applies a [`ConnectionLimit`] and passes connections over it to another service. Created by
-/// [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
+/// Applies a limit or a filter, and passes the connections that it does not let in to another
+/// service. Created by [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow) and
+/// [`AddressFilter::overflow`](super::AddressFilter::overflow).
 #[derive(Clone, Debug)]
-pub struct OverflowLayer<O> {
-    pub(super) limit: ConnectionLimit,
-    pub(super) overflow: O,
+pub struct OverflowLayer<O, L = ConnectionLimit> {
+    limit: L,
+    overflow: O,
 }
 
-impl<S, O: Clone> Layer<S> for OverflowLayer<O> {
-    type Service = Overflow<S, O>;
+pub(super) fn layer<O, L>(limit: L, overflow: O) -> OverflowLayer<O, L> {
+    OverflowLayer { limit, overflow }
+}
 
-    fn layer(&self, inner: S) -> Overflow<S, O> {
+impl<S, O: Clone, L: Clone> Layer<S> for OverflowLayer<O, L> {
+    type Service = Overflow<S, O, L>;
+
+    fn layer(&self, inner: S) -> Overflow<S, O, L> {
         let Self { limit, overflow } = self.clone();
         Overflow {
             inner,
@@ -49,15 +55,15 @@ impl<S, O: Clone> Layer<S> for OverflowLayer<O> {
 
 /// A connection service that accepts connections over the limit too. See [`OverflowLayer`].
 #[derive(Debug)]
-pub struct Overflow<S, O> {
+pub struct Overflow<S, O, L = ConnectionLimit> {
     inner: S,
     is_inner_ready: bool,
-    limit: ConnectionLimit,
+    limit: L,
     overflow: O,
     telling: Arc<AtomicUsize>,
 }
 
-impl<S: Clone, O: Clone> Clone for Overflow<S, O> {
+impl<S: Clone, O: Clone, L: Clone> Clone for Overflow<S, O, L> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -86,9 +92,10 @@ impl Drop for Telling {
     }
 }
 
-impl<Io, S, O> Service<Connection<Io>> for Overflow<S, O>
+impl<Io, S, O, L> Service<Connection<Io>> for Overflow<S, O, L>
 where
     Io: Send + 'static,
+    L: Admission,
     S: Service<Connection<Io>>,
     S::Error: ServiceError,
     O: Service<Connection<Io>> + CloneForConnection + Send + 'static,
@@ -110,14 +117,20 @@ where
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         // Taken only for a connection that was accepted, so no permit is reserved without use.
-        if self.is_inner_ready
-            && let Some(permit) = Permit::take(&self.limit)
-        {
-            self.is_inner_ready = false;
-            let inside = LimitedFuture::new(self.inner.call(conn), permit);
-            return OverflowFuture(Either::Inside(inside));
+        let admitted = if self.is_inner_ready {
+            self.limit.admit(conn.info())
+        } else {
+            // There was no room when the inner service was asked.
+            Err(EndReason::LimitExceeded.into())
+        };
+        match admitted {
+            Ok(permit) => {
+                self.is_inner_ready = false;
+                let inside = LimitedFuture::new(self.inner.call(conn), permit);
+                return OverflowFuture(Either::Inside(inside));
+            }
+            Err(ended) => drop(conn.ended(ended)),
         }
-        conn.set_end_reason(EndReason::LimitExceeded);
         let overflow = self.overflow.clone();
         let telling = Telling::begin(&self.telling);
         let over = Box::pin(async move {

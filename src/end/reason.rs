@@ -106,6 +106,9 @@ end_reasons! {
     /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or a stock
     /// `LoadShed` layer rejected it.
     LimitExceeded = "limit_exceeded" by Server,
+    /// An [`AddressFilter`](crate::admit::AddressFilter) denied the address: it is on a list, or
+    /// banned.
+    Denied = "denied" by Server,
     /// A stock `Timeout` layer around the connection service expired.
     ServiceTimeout = "service_timeout" by Service,
     /// The program closed the connection gracefully: by a closing reply,

@@ -104,6 +104,10 @@ impl ServerState {
         self.counts.meter.accepted();
     }
 
+    pub(crate) fn count_denied(&self) {
+        self.counts.meter.denied();
+    }
+
     pub(crate) fn count_accept_error(&self, error_type: &'static str, action: AcceptErrorAction) {
         self.counts.meter.accept_failed(error_type, action.as_str());
     }

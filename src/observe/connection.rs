@@ -171,6 +171,18 @@ fn closed(origin: &Origin, end: &End) {
     }
 }
 
+/// Emits the event of a connection that was closed as it was accepted.
+pub(crate) fn denied(peer_addr: &Address) {
+    tracing::trace!(
+        target: "tower_tcp",
+        {
+            network.peer.address = address(peer_addr),
+            network.peer.port = port(peer_addr)
+        },
+        "connection.denied"
+    );
+}
+
 /// The future of [`ConnectionTrace`].
 #[pin_project]
 #[derive(Debug)]

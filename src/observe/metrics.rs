@@ -112,7 +112,16 @@ impl Meter {
 
     pub(crate) fn ended(&self, end: &End) {
         self.connections().duration.record(end.duration());
-        let reason = end.reason();
+        self.ended_for(end.reason());
+    }
+
+    /// Counts a connection that was closed as it was accepted. It has no duration.
+    pub(crate) fn denied(&self) {
+        self.accepted();
+        self.ended_for(EndReason::Denied);
+    }
+
+    fn ended_for(&self, reason: EndReason) {
         let Ended { ended, rejected } = self.ends[reason as usize].get_or_init(|| {
             let why = ("close.reason", reason.as_str());
             let who = ("close.initiator", reason.initiator().as_str());
@@ -186,6 +195,7 @@ fn is_rejection(reason: EndReason) -> bool {
         reason,
         EndReason::Rejected
             | EndReason::LimitExceeded
+            | EndReason::Denied
             | EndReason::PreConnectTimeout
             | EndReason::PreConnectEvicted
     )

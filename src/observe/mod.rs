@@ -26,6 +26,7 @@
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
 //! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | with an `error`: check the service |
+//! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. Such a connection has no other event |
 //! | `request.failed` | warn | `connection.id`, `error` | a service error that did not end the connection, because the error policy is off or the error belongs to one HTTP/2 stream: handle it in the service |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the client was gone |
 //! | `accept.stalled` | warn | `error`, `error.type` | the process lacks a resource, usually file descriptors; logged once per episode |
@@ -63,7 +64,7 @@
 //! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is open |
 //! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client of another version |
 //! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if they are unwelcome |
-//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request |
+//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request. Connections that `address_filter` denies have none |
 //! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: not completed in time) | slow: too few processors; failing: certificates, old clients |
 //! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), add memory |
 //! | `tower_tcp.requests.active` | gauge, requests | as given to the layer | rising without end: the service waits for an event that never happens |
@@ -103,8 +104,8 @@ pub(crate) mod metrics;
 mod request;
 
 pub(crate) use chain::ErrorChain;
-pub(crate) use connection::record_client;
 pub use connection::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
+pub(crate) use connection::{denied, record_client};
 #[cfg(feature = "tls")]
 pub(crate) use handshake::Handshake;
 #[cfg(feature = "metrics")]

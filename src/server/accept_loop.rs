@@ -9,11 +9,12 @@ use tower_service::Service;
 use super::connection::{Leaving, Outcome, Task};
 use super::workers::{Seat, Workers};
 use crate::accept::{AcceptErrorAction, Stall, classify, error_type};
-use crate::admit::Limited;
+use crate::admit::{AddressFilter, Limited, Verdict};
 use crate::bind::{Incoming, Listener};
-use crate::connection::{Connection, ConnectionService};
+use crate::connection::{Address, Connection, ConnectionService};
 use crate::error::{BoxError, Error, Panicked, caught};
 use crate::handle::{Phase, ServerState};
+use crate::observe::denied;
 use crate::signals::poll_looked;
 
 /// The maximum number of connections accepted in one turn of the loop's task.
@@ -21,11 +22,17 @@ const TURN: usize = 16;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
+/// The user's code that the loop asks.
+pub(super) struct Door {
+    pub(super) policy: AcceptErrorPolicy,
+    pub(super) filters: Vec<AddressFilter>,
+}
+
 pub(super) struct AcceptLoop<'a, L, S> {
     listener: L,
     stack: Limited<S>,
     server: Arc<ServerState>,
-    policy: AcceptErrorPolicy,
+    door: Door,
     workers: &'a mut Workers,
     stall: Stall,
     live: usize,
@@ -51,14 +58,14 @@ where
         listener: L,
         stack: Limited<S>,
         server: Arc<ServerState>,
-        policy: AcceptErrorPolicy,
+        door: Door,
         workers: &'a mut Workers,
     ) -> Self {
         Self {
             listener,
             stack,
             server,
-            policy,
+            door,
             workers,
             stall: Stall::default(),
             live: 0,
@@ -170,7 +177,7 @@ where
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
         // The user's policy may panic, like all user code. The default policy decides then.
-        let action = caught(|| (self.policy)(&err));
+        let action = caught(|| (self.door.policy)(&err));
         let action = match action.unwrap_or_else(|_panicked| classify(&err)) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
             action => action,
@@ -203,6 +210,11 @@ where
 
     /// Creates a connection and calls the stack with it. The future runs in a task of its own.
     fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
+        match caught(|| self.door.verdict(&incoming.peer_addr)) {
+            Ok(Verdict::Allow) => {}
+            Ok(Verdict::Deny) => return self.deny(&incoming.peer_addr),
+            Err(panicked) => self.panicked = Some(panicked),
+        }
         self.workers.took(&place);
         let Incoming {
             io,
@@ -226,6 +238,25 @@ where
             // The task is in the server's table and ends by the signals of its connection.
             Ok(service) => drop(runtime.spawn(Task::new(service, leaving, counted))),
             Err(panicked) => leaving.settle(Outcome::Panicked(panicked)),
+        }
+    }
+
+    /// Leaves only the count of a connection from a denied address, which the caller closes.
+    fn deny(&mut self, peer_addr: &Address) {
+        self.stack.give_back();
+        #[cfg(feature = "metrics")]
+        self.server.count_denied();
+        denied(peer_addr);
+    }
+}
+
+impl Door {
+    fn verdict(&self, address: &Address) -> Verdict {
+        let mut verdicts = self.filters.iter().map(|filter| filter.verdict(address));
+        if verdicts.any(|verdict| verdict == Verdict::Deny) {
+            Verdict::Deny
+        } else {
+            Verdict::Allow
         }
     }
 }

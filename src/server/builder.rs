@@ -9,7 +9,7 @@ use super::accept_loop::AcceptErrorPolicy;
 use super::workers::Runtimes;
 use super::{CutOff, Server};
 use crate::accept::AcceptErrorAction;
-use crate::admit::ConnectionLimit;
+use crate::admit::{AddressFilter, ConnectionLimit};
 use crate::bind::{Endpoint, IntoListener, Listener, SocketOptions, Sockets};
 use crate::error::Error;
 use crate::handle::{Handle, Plan};
@@ -21,6 +21,7 @@ use crate::handle::{Handle, Plan};
 /// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
+/// | [`address_filter`](Self::address_filter) | none | |
 /// | [`workers`](Self::workers) | zero | the runtime spreads tasks, which suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
@@ -31,6 +32,7 @@ pub struct ServerBuilder {
     limit: ConnectionLimit,
     plan: Plan,
     policy: AcceptErrorPolicy,
+    filters: Vec<AddressFilter>,
     runtimes: Runtimes,
 }
 
@@ -43,6 +45,7 @@ impl Default for ServerBuilder {
             limit: ConnectionLimit::new(10_000),
             plan: Plan::new(Duration::ZERO, Duration::from_secs(30)),
             policy: super::default_policy(),
+            filters: Vec::new(),
             runtimes: Runtimes::Own(0),
         }
     }
@@ -116,6 +119,21 @@ impl ServerBuilder {
     /// [`balancers`](crate::balancers) shows which checks notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
+        self
+    }
+
+    /// Adds a filter of socket addresses, such as a list or bans. If there are several, each must
+    /// allow the address.
+    ///
+    /// Default: none. When it denies an address: the connection is closed in the accept loop, before
+    /// a task is spent on it. It is counted in the metrics, with
+    /// [`EndReason::Denied`](crate::EndReason::Denied), and logged at trace level only
+    /// (`connection.denied`). Behind a proxy, the address is the proxy's; there use the filter as a
+    /// pre-connect hook.
+    #[doc(alias = "allow_hosts")]
+    #[doc(alias = "ban")]
+    pub fn address_filter(mut self, filter: impl Into<AddressFilter>) -> Self {
+        self.filters.push(filter.into());
         self
     }
 
@@ -221,6 +239,7 @@ impl ServerBuilder {
             end: CutOff(Arc::clone(&handle.0)),
             handle,
             policy: self.policy,
+            filters: self.filters,
             runtimes: self.runtimes,
         }
     }

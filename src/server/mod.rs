@@ -16,13 +16,14 @@ use futures_util::future::{Either, select};
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_layer::Layer;
 
+use crate::admit::AddressFilter;
 use crate::bind::{Endpoint, IntoListener, Listener, Sockets};
 use crate::connection::ConnectionService;
 use crate::end::EndReason;
 use crate::error::Error;
 use crate::handle::{Handle, Phase, Plan, ServerState, earliest};
 use crate::signals::Report;
-use accept_loop::{AcceptErrorPolicy, AcceptLoop, Until};
+use accept_loop::{AcceptErrorPolicy, AcceptLoop, Door, Until};
 use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
@@ -40,6 +41,7 @@ pub struct Server<L = Sockets> {
     listener: L,
     handle: Handle,
     policy: AcceptErrorPolicy,
+    filters: Vec<AddressFilter>,
     runtimes: Runtimes,
     // Last, so that waiters learn of the end only after the listener is closed.
     end: CutOff,
@@ -192,12 +194,14 @@ where
         listener,
         handle,
         policy,
+        filters,
         end: _cut_off,
         ..
     } = server;
     let shared = handle.0;
     let stack = shared.limit.layer().layer(stack);
-    let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), policy, &mut workers);
+    let door = Door { policy, filters };
+    let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), door, &mut workers);
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
     if served.is_ok() {
