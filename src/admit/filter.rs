@@ -27,13 +27,13 @@ pub enum Verdict {
 #[error("the address is denied")]
 pub struct AddressDenied;
 
-/// Denies connections by address.
+/// Denies connections by address, such as those of an `AccessList` or the peers that `Bans` holds.
 ///
 /// It can be applied in two places, or in both:
 ///
 /// - To the addresses of sockets, by
 ///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). A denied connection
-///   is closed in the accept loop, before a task, an entry in the table and a span are spent on it.
+///   is reset in the accept loop, before a task, an entry in the table and a span are spent on it.
 ///   It is counted in the metrics, and logged at trace level only.
 /// - To [`ConnectionInfo::client_addr`], as a pre-connect hook behind the one that reads a proxy's
 ///   header. A denied connection ends with [`EndReason::Denied`] at debug level.
@@ -73,8 +73,8 @@ impl AddressFilter {
         (self.0)(address)
     }
 
-    /// Returns a layer that passes denied connections to `service`, which can tell the peer why. See
-    /// [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
+    /// Returns a layer that passes denied connections to `service`, which can tell the peer why.
+    /// See [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O, Self> {
         overflow::layer(self, service)
     }

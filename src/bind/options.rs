@@ -213,7 +213,8 @@ impl SocketOptions {
     /// Sets whether a TCP connection that the server cuts off is reset. The server cuts off a
     /// connection that reaches its [`write`](crate::deadline::Deadlines::write) deadline or the
     /// deadline of a shutdown, whose peer reads too slowly
-    /// ([`SlowReader`](crate::EndReason::SlowReader)), or that is aborted.
+    /// ([`SlowReader`](crate::EndReason::SlowReader)), whose address is denied by a
+    /// [filter](crate::ServerBuilder::address_filter), or that is aborted.
     ///
     /// Default: on. Why: the system would otherwise keep the bytes that such a peer has not read,
     /// some megabytes, for minutes and outside of the connection limit. A reset discards these

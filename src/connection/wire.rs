@@ -154,7 +154,7 @@ impl Probe {
     }
 
     /// Makes the coming close a reset, if the socket is still open.
-    pub(super) fn reset_at_close(&self) {
+    pub(crate) fn reset_at_close(&self) {
         if let Some(wire) = self.wire() {
             wire.reset_at_close();
         }

@@ -212,7 +212,7 @@ where
     fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
         match caught(|| self.door.verdict(&incoming.peer_addr)) {
             Ok(Verdict::Allow) => {}
-            Ok(Verdict::Deny) => return self.deny(&incoming.peer_addr),
+            Ok(Verdict::Deny) => return self.deny(&incoming),
             Err(panicked) => self.panicked = Some(panicked),
         }
         self.workers.took(&place);
@@ -241,12 +241,15 @@ where
         }
     }
 
-    /// Leaves only the count of a connection from a denied address, which the caller closes.
-    fn deny(&mut self, peer_addr: &Address) {
+    /// Leaves only the count of a connection from a denied address, which the caller closes. A
+    /// reset leaves nothing in the system either, where a flood would fill a table of connections
+    /// that wait for their peer's end.
+    fn deny(&mut self, incoming: &Incoming<L::Io>) {
+        incoming.probe.reset_at_close();
         self.stack.give_back();
         #[cfg(feature = "metrics")]
         self.server.count_denied();
-        denied(peer_addr);
+        denied(&incoming.peer_addr);
     }
 }
 

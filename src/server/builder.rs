@@ -125,7 +125,7 @@ impl ServerBuilder {
     /// Adds a filter of socket addresses, such as a list or bans. If there are several, each must
     /// allow the address.
     ///
-    /// Default: none. When it denies an address: the connection is closed in the accept loop, before
+    /// Default: none. When it denies an address: the connection is reset in the accept loop, before
     /// a task is spent on it. It is counted in the metrics, with
     /// [`EndReason::Denied`](crate::EndReason::Denied), and logged at trace level only
     /// (`connection.denied`). Behind a proxy, the address is the proxy's; there use the filter as a
