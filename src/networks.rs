@@ -21,9 +21,9 @@ use crate::connection::Address;
 /// | `192.0.2.7`, `2001:db8::7` | this address |
 /// | `unix` | every Unix socket |
 ///
-/// An IPv4-mapped IPv6 address is the IPv4 address, in the set and in a lookup: `::ffff:10.0.0.0/104`
-/// is `10.0.0.0/8`. So `0.0.0.0/0` is all of IPv4, however the socket was bound, and `::/0` is all
-/// of IPv6 and nothing of IPv4. In-memory connections are in no set.
+/// An IPv4-mapped IPv6 address is the IPv4 address, in the set and in a lookup:
+/// `::ffff:10.0.0.0/104` is `10.0.0.0/8`. So `0.0.0.0/0` is all of IPv4, however the socket was
+/// bound, and `::/0` is all of IPv6 and nothing of IPv4. In-memory connections are in no set.
 ///
 /// An address with bits behind its prefix, such as `10.0.0.1/8`, is an error: it is unclear whether
 /// one address or its network was meant.
@@ -93,6 +93,19 @@ impl Networks {
     /// Returns whether the IP address is in one of the networks.
     pub fn contains_ip(&self, ip: IpAddr) -> bool {
         self.prefixes.is_covered(&ip.to_canonical().into())
+    }
+
+    /// Returns the length of the longest prefix that contains the address.
+    #[cfg(feature = "per-client")]
+    pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
+        match address {
+            Address::Tcp(addr) => {
+                let host = addr.ip().to_canonical().into();
+                self.prefixes.get_lpm(&host).map(|it| it.prefix_len())
+            }
+            Address::Unix(_) if self.unix => Some(0),
+            _ => None,
+        }
     }
 
     /// Returns the number of networks.

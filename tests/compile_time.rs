@@ -19,8 +19,9 @@ use tower::util::{BoxCloneService, BoxService};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::accept::AcceptErrorAction;
 use tower_tcp::admit::{
-    ConnectionLimit, ConnectionLimitLayer, Limited, LimitedFuture, Overflow, OverflowFuture,
-    OverflowLayer,
+    AccessList, AccessRules, AddressDenied, AddressFilter, Bans, ClientRate, ClientRateLayer,
+    ClientRateLimit, ConnectionLimit, ConnectionLimitLayer, Limited, LimitedFuture,
+    OverClientLimit, Overflow, OverflowFuture, OverflowLayer, PerClient, Verdict,
 };
 use tower_tcp::bind::{
     Endpoint, Incoming, InvalidEndpoint, ListenerClosed, Socket, SocketOptions, Sockets,
@@ -33,6 +34,7 @@ use tower_tcp::frame::{
     LinesError, MapDecode, MapEncode, RecoverableSerde, Serde, SerdeError, Then, ThenError,
 };
 use tower_tcp::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection};
+use tower_tcp::networks::{InvalidNetwork, Networks};
 use tower_tcp::observe::{ConnectionTrace, ConnectionTraceFuture, ConnectionTraceLayer};
 use tower_tcp::pipeline::{
     Buffered, Closed, Crossing, Crossings, Event, InFlight, InvalidWatermarks, Limits, Multiplexed,
@@ -149,12 +151,21 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<ClientCertificates>();
     goes_anywhere::<TlsBuilder>();
     goes_anywhere::<TlsInfo>();
+    goes_anywhere::<(AddressFilter, Verdict, AddressDenied)>();
+    goes_anywhere::<(AccessList, AccessRules, Bans)>();
+    goes_anywhere::<(PerClient, OverClientLimit, ClientRate)>();
+    goes_anywhere::<(Networks, InvalidNetwork)>();
 }
 
 #[test]
 fn layers_and_their_services_go_where_what_they_wrap_goes() {
     goes_anywhere::<(ConnectionLimitLayer, Limited<Plain>)>();
     goes_anywhere::<(OverflowLayer<Plain>, Overflow<Plain, Plain>)>();
+    goes_anywhere::<(
+        OverflowLayer<Plain, PerClient>,
+        Overflow<Plain, Plain, PerClient>,
+    )>();
+    goes_anywhere::<(ClientRateLayer, ClientRateLimit<Plain>)>();
     goes_anywhere::<(ConnectionTraceLayer, ConnectionTrace<Plain>)>();
     goes_anywhere::<(PreConnectLayer<Tls>, PreConnect<Tls, Plain>)>();
     goes_anywhere::<(ShutdownOnErrorLayer, ShutdownOnError<Plain>)>();
@@ -281,12 +292,13 @@ async fn every_layer_stacks_upon_every_other() {
 
     // In a service made for each connection nothing needs to be `Clone`.
     let each = shared.clone();
-    let make = service_fn(move |_: Peer<Bytes>| {
+    let make = service_fn(move |peer: Peer<Bytes>| {
         let service = ServiceBuilder::new()
             .layer(ShutdownOnErrorLayer::new())
             .load_shed()
             .layer(RateLimitLayer::new(1, second))
             .layer(SpawnReadyLayer::new())
+            .layer(ClientRate::new(1, second).layer(peer.info()))
             .service(each.clone());
         ready(Ok::<_, BoxError>(BoxService::new(service)))
     });
@@ -313,14 +325,18 @@ async fn every_layer_stacks_upon_every_other() {
         .service(Pipeline::new(Lines::default).make_service(make));
 
     // Outside the hooks nothing needs to be `Clone`.
-    let hook = ServiceBuilder::new()
-        .timeout(second)
-        .layer(global)
-        .service(service_fn(anyone).chain(service_fn(anyone)));
+    let filter = AddressFilter::from(Bans::new());
+    let hook = ServiceBuilder::new().timeout(second).layer(global).service(
+        service_fn(anyone)
+            .chain(filter.clone())
+            .chain(PerClient::new(1)),
+    );
     let stack = ServiceBuilder::new()
         .boxed()
         .layer(ConnectionTraceLayer::new())
         .layer(limit.layer().overflow(service_fn(anyone)))
+        .layer(PerClient::new(1).overflow(service_fn(anyone)))
+        .layer(filter.clone().overflow(service_fn(anyone)))
         .load_shed()
         .rate_limit(1, second)
         .layer(SpawnReadyLayer::new())

@@ -4,6 +4,14 @@
 //! | --- | --- |
 //! | [`ConnectionLimit`] | the open connections of a server, or of several |
 //! | [`AddressFilter`] | addresses, by a decision of your own |
+//! | `AccessList` | networks, allowed or denied; replaced while the server runs |
+//! | `Bans` | addresses, denied for a time |
+//! | `PerClient` | the open connections of each client, and the rate at which it connects |
+//! | `ClientRate` | the rate of each client's requests |
+//!
+//! The last four need the feature `per-client`. They know a client by
+//! [`ConnectionInfo::client_addr`], which is the socket's address, unless a hook in front of them
+//! has read a proxy's header.
 //!
 //! # The limit of a server
 //!
@@ -31,8 +39,18 @@
 //! # drop(stack);
 //! ```
 
+#[cfg(feature = "per-client")]
+mod bans;
+#[cfg(feature = "per-client")]
+mod client;
+#[cfg(feature = "per-client")]
+mod client_rate;
 mod filter;
+#[cfg(feature = "per-client")]
+mod list;
 mod overflow;
+#[cfg(feature = "per-client")]
+mod per_client;
 
 use std::fmt;
 use std::pin::Pin;
@@ -47,8 +65,16 @@ use crate::connection::ConnectionInfo;
 use crate::end::{ConnectionEnded, EndReason};
 use sealed::{Admission, Permit};
 
+#[cfg(feature = "per-client")]
+pub use bans::Bans;
+#[cfg(feature = "per-client")]
+pub use client_rate::{ClientRate, ClientRateLayer, ClientRateLimit};
 pub use filter::{AddressDenied, AddressFilter, Verdict};
+#[cfg(feature = "per-client")]
+pub use list::{AccessList, AccessRules};
 pub use overflow::{Overflow, OverflowFuture, OverflowLayer};
+#[cfg(feature = "per-client")]
+pub use per_client::{OverClientLimit, PerClient};
 
 const UNLIMITED: usize = usize::MAX;
 
@@ -221,7 +247,7 @@ impl ConnectionLimitLayer {
     /// `service` can tell the peer why it is rejected, as
     /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
     /// 64 connections at a time. Further ones are closed at once. All connections over the limit
-    /// end with [`EndReason::LimitExceeded`](crate::EndReason::LimitExceeded).
+    /// end with [`EndReason::LimitExceeded`].
     ///
     /// The server's own limit must be higher than this one. At its own limit the server accepts
     /// nothing, so `service` gets no connections.

@@ -26,8 +26,8 @@ const TIME: Duration = Duration::from_secs(1);
 const MOST: usize = 64;
 
 /// Applies a limit or a filter, and passes the connections that it does not let in to another
-/// service. Created by [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow) and
-/// [`AddressFilter::overflow`](super::AddressFilter::overflow).
+/// service. Created by [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow),
+/// [`AddressFilter::overflow`](super::AddressFilter::overflow) and `PerClient::overflow`.
 #[derive(Clone, Debug)]
 pub struct OverflowLayer<O, L = ConnectionLimit> {
     limit: L,

@@ -109,6 +109,10 @@ end_reasons! {
     /// An [`AddressFilter`](crate::admit::AddressFilter) denied the address: it is on a list, or
     /// banned.
     Denied = "denied" by Server,
+    /// The client had as many connections open as `PerClient` allows.
+    ClientLimitExceeded = "client_limit_exceeded" by Server,
+    /// The client connected more often than `PerClient` allows.
+    ClientRateExceeded = "client_rate_exceeded" by Server,
     /// A stock `Timeout` layer around the connection service expired.
     ServiceTimeout = "service_timeout" by Service,
     /// The program closed the connection gracefully: by a closing reply,

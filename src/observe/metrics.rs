@@ -196,6 +196,8 @@ fn is_rejection(reason: EndReason) -> bool {
         EndReason::Rejected
             | EndReason::LimitExceeded
             | EndReason::Denied
+            | EndReason::ClientLimitExceeded
+            | EndReason::ClientRateExceeded
             | EndReason::PreConnectTimeout
             | EndReason::PreConnectEvicted
     )

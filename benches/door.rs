@@ -1,0 +1,336 @@
+//! What unwelcome clients cost: a greedy client beside others, banned addresses, and connections
+//! from a million addresses.
+//!
+//! `cargo bench --bench door` prints all three, `cargo bench --bench door -- banned` one. Each
+//! process needs 20,000 descriptors (`ulimit -n`). Compare only the ratios of one run.
+#![expect(clippy::unwrap_used, reason = "a failure ends the run")]
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "clients are threads on the clock of the system"
+)]
+
+use std::convert::Infallible;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
+use socket2::{Domain, Socket as RawSocket, Type};
+use tokio::runtime::Builder;
+use tower::util::option_layer;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::{AddressFilter, Bans, ConnectionLimit, PerClient};
+use tower_tcp::bind::{Incoming, Listener, Socket};
+use tower_tcp::frame::Lines;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::{
+    Address, BoxError, Connection, ConnectionService, Handle, Pipeline, Server, ServerBuilder,
+};
+
+/// The rounds of each measurement, taken in turn.
+const ROUNDS: usize = 5;
+
+fn main() {
+    let only = std::env::args()
+        .nth(1)
+        .filter(|only| !only.starts_with('-'));
+    let parts = [
+        ("greedy", greedy as fn()),
+        ("banned", banned),
+        ("addresses", addresses),
+    ];
+    for (name, part) in parts {
+        if only.as_ref().is_none_or(|only| only == name) {
+            part();
+        }
+    }
+}
+
+/// A server in a thread of its own.
+struct Served {
+    handle: Handle,
+    addr: SocketAddr,
+    thread: JoinHandle<Duration>,
+}
+
+impl Served {
+    fn new(builder: ServerBuilder, stack: impl ConnectionService<Socket>) -> Self {
+        let (tell, told) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let server = builder.listen("127.0.0.1:0").bind().await.unwrap();
+                tell.send(server.handle()).unwrap();
+                server.serve(stack).await.unwrap();
+            });
+            thread_time()
+        });
+        let handle = told.recv().unwrap();
+        let addr = handle.local_addrs()[0].tcp().unwrap();
+        Self {
+            handle,
+            addr,
+            thread,
+        }
+    }
+
+    /// Ends the server, and returns the CPU time of its thread.
+    fn end(self) -> Duration {
+        self.handle.abort();
+        self.thread.join().unwrap()
+    }
+}
+
+fn thread_time() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
+}
+
+fn echo() -> impl ConnectionService<Socket> + Clone {
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    Pipeline::new(Lines::default).service(echo)
+}
+
+fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = RawSocket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from.into(), 0).into())?;
+    socket.connect(&to.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
+    values.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    values[values.len() / 2]
+}
+
+// A greedy client
+
+/// The connections that the greedy client makes before the others are measured.
+const GREEDY: usize = 10_000;
+/// The same without a limit. Each takes two descriptors of this process, of 20,000.
+const UNLIMITED: usize = 9_500;
+const OTHERS: u8 = 100;
+
+/// Returns the 99th percentile of the time that a request of one of the others takes, beside a
+/// client that asks on each of its connections four times a second.
+fn others(greedy: usize, limit: Option<usize>) -> Duration {
+    let hook = limit.map(|limit| PreConnectLayer::new(PerClient::new(limit)));
+    let stack = ServiceBuilder::new()
+        .layer(option_layer(hook))
+        .map_err(Into::<BoxError>::into)
+        .service(echo());
+    let builder = Server::builder().limit(ConnectionLimit::new(20_000));
+    let served = Served::new(builder, stack);
+    let addr = served.addr;
+    let mut clients: Vec<_> = (0..OTHERS)
+        .map(|n| connect(Ipv4Addr::new(127, 0, 1, n), addr).unwrap())
+        .collect();
+
+    // Refused or not, it holds on.
+    let kept: Vec<_> = (0..greedy)
+        .map(|_| connect(Ipv4Addr::new(127, 0, 2, 1), addr).unwrap())
+        .collect();
+    for client in &kept {
+        client.set_nonblocking(true).unwrap();
+    }
+    // Those that are refused have been closed by now, and the rest are served.
+    thread::sleep(Duration::from_millis(500));
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&done);
+    let greedy = thread::spawn(move || {
+        let mut open: Vec<_> = kept.iter().collect();
+        while !stop.load(Ordering::Relaxed) {
+            // It asks on all of its connections that are open.
+            open.retain(|client| {
+                let mut client = *client;
+                let _sent = client.write(b"hello\n");
+                !matches!(client.read(&mut [0; 64]), Ok(0))
+            });
+            thread::sleep(Duration::from_millis(250));
+        }
+    });
+
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    let mut reply = [0; 6];
+    while begun.elapsed() < Duration::from_secs(3) {
+        for client in &mut clients {
+            let asked = Instant::now();
+            client.write_all(b"hello\n").unwrap();
+            client.read_exact(&mut reply).unwrap();
+            times.push(asked.elapsed());
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+    let live = served.handle.live();
+    done.store(true, Ordering::Relaxed);
+    greedy.join().unwrap();
+    times.sort();
+    let p99 = times[times.len() * 99 / 100];
+    println!(
+        "  {live} open; others: {} requests, p50 {:?}, p99 {p99:?}",
+        times.len(),
+        times[times.len() / 2],
+    );
+    served.end();
+    p99
+}
+
+fn greedy() {
+    println!("99th percentile of 100 clients beside one with {GREEDY} connections:");
+    let (mut alone, mut limited, mut unlimited) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        alone.push(others(0, Some(32)));
+        limited.push(others(GREEDY, Some(32)));
+        unlimited.push(others(UNLIMITED, None));
+    }
+    let ratio = |with: Vec<Duration>| {
+        let ratios = with.iter().zip(&alone);
+        median(
+            ratios
+                .map(|(with, alone)| with.as_secs_f64() / alone.as_secs_f64())
+                .collect(),
+        )
+    };
+    println!("limit of 32 for each client: {:.2} × alone", ratio(limited));
+    println!(
+        "no limit:                    {:.2} × alone",
+        ratio(unlimited)
+    );
+}
+
+// Banned addresses
+
+/// The connections of all rounds together.
+const BANNED: u32 = 100_000;
+
+/// Makes connections that are refused, and returns the CPU time of the server.
+fn refused(builder: ServerBuilder, stack: impl ConnectionService<Socket>) -> Duration {
+    let served = Served::new(builder, stack);
+    let addresses: Vec<_> = (0..BANNED / ROUNDS as u32)
+        .map(|n| Ipv4Addr::from_bits(0x7f00_0300 + n % 200))
+        .collect();
+    // As in a flood, many at once.
+    for from in addresses.chunks(64) {
+        // Some are reset before they know that they are connected.
+        let clients = from.iter().flat_map(|from| connect(*from, served.addr));
+        for mut client in clients.collect::<Vec<_>>() {
+            // It ends, or is reset.
+            let _end = client.read(&mut [0]);
+        }
+    }
+    served.end()
+}
+
+fn banned() {
+    println!("CPU time of the server for {BANNED} connections from banned addresses:");
+    let bans = Bans::new();
+    for n in 0..200 {
+        let ip = IpAddr::V4(Ipv4Addr::from_bits(0x7f00_0300 + n));
+        bans.ban(&SocketAddr::new(ip, 0).into(), Duration::from_secs(86_400));
+    }
+    let filter = AddressFilter::from(bans);
+    let (mut early, mut layer, mut hook): (Duration, Duration, Duration) = Default::default();
+    for _ in 0..ROUNDS {
+        early += refused(Server::builder().address_filter(filter.clone()), echo());
+        let judge = filter.clone();
+        let stack = ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .filter(move |conn: Connection<Socket>| {
+                match judge.verdict(conn.info().client_addr()) {
+                    tower_tcp::admit::Verdict::Allow => Ok(conn),
+                    _ => Err(BoxError::from("denied")),
+                }
+            })
+            .map_response(drop)
+            .service(echo());
+        layer += refused(Server::builder(), stack);
+        let stack = ServiceBuilder::new()
+            .layer(ConnectionTraceLayer::new())
+            .layer(PreConnectLayer::new(filter.clone()))
+            .service(echo());
+        hook += refused(Server::builder(), stack);
+    }
+    let ratio = |to: Duration| early.as_secs_f64() / to.as_secs_f64();
+    println!("in the accept loop: {early:?}");
+    println!("by a layer:         {layer:?}, ratio {:.2}", ratio(layer));
+    println!("by a hook:          {hook:?}, ratio {:.2}", ratio(hook));
+}
+
+// A million addresses
+
+const ADDRESSES: u32 = 1_000_000;
+
+/// Returns a connection from each of so many addresses.
+struct Flood(u32);
+
+impl Listener for Flood {
+    type Io = ();
+
+    fn poll_accept(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<Incoming<()>>> {
+        if self.0 == 0 {
+            return Poll::Pending;
+        }
+        self.0 -= 1;
+        let ip = Ipv4Addr::from_bits(self.0.wrapping_mul(2_654_435_761));
+        let peer = SocketAddr::new(ip.into(), 1).into();
+        Poll::Ready(Ok(Incoming::new((), peer, Address::Memory(0))))
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        vec![Address::Memory(0)]
+    }
+}
+
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+fn addresses() {
+    println!("Memory after {ADDRESSES} connections from as many addresses:");
+    let rated = PerClient::new(32).rate(10, Duration::from_secs(3600));
+    for (name, per_client) in [
+        ("a limit", PerClient::new(32)),
+        ("a limit and a rate", rated),
+    ] {
+        let before = resident();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let (mut most, begun) = (0, Instant::now());
+        runtime.block_on(async {
+            let server = Server::from_listener(Flood(ADDRESSES));
+            let handle = server.handle();
+            let (tell, mut told) = tokio::sync::mpsc::channel(1024);
+            let stack = ServiceBuilder::new()
+                .layer(PreConnectLayer::new(per_client.clone()))
+                .service_fn(move |conn: Connection<()>| {
+                    let tell = tell.clone();
+                    async move {
+                        drop(conn);
+                        tell.send(()).await
+                    }
+                });
+            let serving = tokio::spawn(server.serve(stack));
+            for n in 0..ADDRESSES {
+                told.recv().await.unwrap();
+                if n % 1000 == 0 {
+                    most = most.max(per_client.clients());
+                }
+            }
+            handle.shutdown();
+            serving.await.unwrap().unwrap();
+        });
+        let (clients, time) = (per_client.clients(), begun.elapsed());
+        let grown = resident().saturating_sub(before) / 1024;
+        println!("{name}: at most {most} clients, {clients} left; {grown} KiB more; {time:?}");
+    }
+}

@@ -1,0 +1,312 @@
+//! The clients that are limited each by itself: told apart by network, in a bounded map.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::ops::Deref;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::connection::Address;
+
+/// The default number of leading bits of an IPv6 address that tell clients apart. A host gets a
+/// network of this size, and chooses its addresses in it.
+pub(super) const V6_PREFIX: u8 = 64;
+
+/// The default number of clients that are remembered without an open connection.
+pub(super) const REMEMBERED: usize = 65_536;
+
+/// The longest period of a rate. governor counts nanoseconds, and panics beyond its range.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The number of clients below which a map is not swept.
+const FEW: usize = 1024;
+
+/// Returns the network by which a client is told apart: its IPv4 address, or the first `v6_prefix`
+/// bits of its IPv6 address.
+pub(super) fn client_network(address: &Address, v6_prefix: u8) -> Option<IpAddr> {
+    match address.tcp()?.ip().to_canonical() {
+        v4 @ IpAddr::V4(_) => Some(v4),
+        IpAddr::V6(ip) => {
+            let hosts = u128::MAX.checked_shr(v6_prefix.into()).unwrap_or(0);
+            Some(Ipv6Addr::from_bits(ip.to_bits() & !hosts).into())
+        }
+    }
+}
+
+/// The clients of one limit, and its settings.
+#[derive(Clone)]
+pub(super) struct Clients {
+    pub(super) v6_prefix: u8,
+    /// The connections that one client may have open.
+    pub(super) connections: usize,
+    pub(super) quota: Option<Quota>,
+    pub(super) remembered: usize,
+    map: Arc<Mutex<Map>>,
+}
+
+#[derive(Default)]
+struct Map {
+    clients: HashMap<IpAddr, Arc<Client>>,
+    /// The number of clients at which the map is swept.
+    sweep_at: usize,
+}
+
+/// What is counted of one client.
+pub(super) struct Client {
+    pub(super) places: Semaphore,
+    /// The connections that wait for their turn.
+    pub(super) waiting: AtomicUsize,
+    pub(super) rate: Option<Rate>,
+}
+
+impl Client {
+    /// Returns whether nothing is lost if a client that nobody holds is forgotten.
+    fn is_fresh(&self) -> bool {
+        self.rate.as_ref().is_none_or(Rate::is_fresh)
+    }
+}
+
+impl Clients {
+    pub(super) fn new(connections: usize, quota: Option<Quota>) -> Self {
+        Self {
+            v6_prefix: V6_PREFIX,
+            connections,
+            quota,
+            remembered: REMEMBERED,
+            map: Arc::default(),
+        }
+    }
+
+    /// Returns the client that has the address. `None` for an address that tells no clients apart.
+    pub(super) fn of(&self, address: &Address) -> Option<Held> {
+        let network = client_network(address, self.v6_prefix)?;
+        let mut map = lock(&self.map);
+        let client = match map.clients.get(&network) {
+            Some(client) => Arc::clone(client),
+            None => {
+                map.make_room(self.remembered);
+                let client = Arc::new(Client {
+                    places: Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS)),
+                    waiting: AtomicUsize::new(0),
+                    rate: self.quota.map(Rate::new),
+                });
+                map.clients.insert(network, Arc::clone(&client));
+                client
+            }
+        };
+        drop(map);
+        Some(Held {
+            client: Some(client),
+            network,
+            map: Arc::clone(&self.map),
+        })
+    }
+
+    /// Returns the number of open connections of the client that has the address.
+    pub(super) fn open(&self, address: &Address) -> usize {
+        let network = client_network(address, self.v6_prefix);
+        let map = lock(&self.map);
+        let client = network.and_then(|network| map.clients.get(&network));
+        let most = self.connections.min(Semaphore::MAX_PERMITS);
+        client.map_or(0, |client| most - client.places.available_permits())
+    }
+
+    /// Returns the number of clients in the map.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.map).clients.len()
+    }
+}
+
+fn lock(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Map {
+    /// Forgets clients before another one comes, so that at most `remembered` are kept that nobody
+    /// holds.
+    ///
+    /// The next sweep is an eighth of the map away, at least, so that a flood of clients costs each
+    /// of them a few steps.
+    fn make_room(&mut self, remembered: usize) {
+        if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
+            return;
+        }
+        let is_held = |client: &Arc<Client>| Arc::strong_count(client) > 1;
+        self.clients
+            .retain(|_, client| is_held(client) || !client.is_fresh());
+        // Those that have used their rate up are forgotten last, and in no order: of so many
+        // clients, each has the little that it has not used up yet.
+        let most = remembered - remembered / 8;
+        let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
+        self.clients.retain(|_, client| {
+            let kept = over == 0 || is_held(client);
+            over -= usize::from(!kept);
+            kept
+        });
+        let len = self.clients.len();
+        self.sweep_at = (2 * len).min(remembered).max(len + remembered / 8).max(1);
+    }
+}
+
+/// A client that is in use, and so is not forgotten.
+pub(super) struct Held {
+    /// Taken when it is dropped.
+    client: Option<Arc<Client>>,
+    network: IpAddr,
+    map: Arc<Mutex<Map>>,
+}
+
+impl Deref for Held {
+    type Target = Client;
+
+    #[expect(clippy::expect_used, reason = "it is taken only by `drop`")]
+    fn deref(&self) -> &Client {
+        self.client.as_deref().expect("held until it is dropped")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut map = lock(&self.map);
+        // Under the lock, by which alone others get hold of the client.
+        self.client = None;
+        let last = map.clients.get(&self.network);
+        if last.is_some_and(|client| Arc::strong_count(client) == 1 && client.is_fresh()) {
+            map.clients.remove(&self.network);
+        }
+    }
+}
+
+/// Returns the quota of `n` at once, and of `n` in each `period` after that.
+pub(super) fn quota(n: u32, period: Duration) -> Quota {
+    let n = NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+    let each = (period.min(LONGEST) / n.get()).max(Duration::from_nanos(1));
+    // It returns none only for a duration of zero.
+    let quota = Quota::with_period(each).unwrap_or(Quota::per_second(n));
+    quota.allow_burst(n)
+}
+
+/// A rate of one client.
+pub(super) struct Rate {
+    limiter: RateLimiter<NotKeyed, InMemoryState, Time, NoOpMiddleware<Duration>>,
+    burst: NonZeroU32,
+}
+
+impl Rate {
+    fn new(quota: Quota) -> Self {
+        Self {
+            limiter: RateLimiter::direct_with_clock(quota, Time(Instant::now())),
+            burst: quota.burst_size(),
+        }
+    }
+
+    /// Takes one, or returns when one may be there.
+    pub(super) fn take(&self) -> Result<(), Instant> {
+        self.limiter.check().map_err(|not_until| {
+            let Time(begun) = self.limiter.clock();
+            *begun + not_until.earliest_possible()
+        })
+    }
+
+    /// Returns whether none is taken that has not come back. A fresh rate must not be used again,
+    /// because finding out takes all of it.
+    fn is_fresh(&self) -> bool {
+        matches!(self.limiter.check_n(self.burst), Ok(Ok(())))
+    }
+}
+
+/// The time since the rate was made, on tokio's clock, so that tests can pause it.
+struct Time(Instant);
+
+impl Clock for Time {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn a_client_is_counted_by_its_ipv4_address_and_the_prefix_of_its_ipv6_address() {
+        let client = |ip: &str, bits| {
+            let ip: IpAddr = ip.parse().expect("an address");
+            // Not by `From`, which would make it canonical.
+            let network = client_network(&Address::Tcp((ip, 1).into()), bits);
+            network.expect("TCP").to_string()
+        };
+        assert_eq!(client("192.0.2.7", 0), "192.0.2.7");
+        assert_eq!(client("::ffff:192.0.2.7", 64), "192.0.2.7");
+        assert_eq!(client("2001:db8:1:2:3:4:5:6", 64), "2001:db8:1:2::");
+        assert_eq!(client("2001:db8:1:2:3:4:5:6", 0), "::");
+        assert_eq!(client("2001:db8:1:2:3:4:5:6", 127), "2001:db8:1:2:3:4:5:6");
+        assert_eq!(client("2001:db8:1:2:3:4:5:7", 127), "2001:db8:1:2:3:4:5:6");
+        assert_eq!(client("2001:db8:1:2:3:4:5:7", 128), "2001:db8:1:2:3:4:5:7");
+        assert_eq!(client_network(&Address::Unix(None), 64), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_is_fresh_again_when_everything_taken_has_come_back() {
+        let rate = || Rate::new(quota(4, Duration::from_secs(1)));
+        assert!(rate().is_fresh());
+        let used = rate();
+        assert_eq!((0..5).filter(|_| used.take().is_ok()).count(), 4);
+        let next = used.take().expect_err("used up");
+        assert_eq!(next - Instant::now(), Duration::from_millis(250));
+
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert!(!used.is_fresh());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(used.is_fresh());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_addresses_leaves_no_more_than_the_bound() {
+        let mut clients = Clients::new(1, Some(quota(1, Duration::from_secs(3600))));
+        clients.remembered = 4_000;
+        let address = |n: u32| {
+            let ip = IpAddr::V4(n.wrapping_mul(2_654_435_761).into());
+            Address::from(std::net::SocketAddr::new(ip, 1))
+        };
+        let held: Vec<_> = (0..100).map(|n| clients.of(&address(n))).collect();
+
+        for n in 100..50_000 {
+            let client = clients.of(&address(n)).expect("it has an address");
+            let rate = client.rate.as_ref().expect("it has a rate");
+            rate.take().expect("it is new");
+            drop(client);
+            assert!(clients.len() <= 4_000, "after {n}");
+        }
+
+        assert!(clients.len() > 3_000, "{}", clients.len());
+        for client in held.into_iter().flatten() {
+            assert!(lock(&clients.map).clients.contains_key(&client.network));
+        }
+        // An hour later, all of them would be as new.
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        lock(&clients.map).sweep_at = 0;
+        drop(clients.of(&address(0)));
+        assert_eq!(clients.len(), 0);
+    }
+
+    #[test]
+    fn any_numbers_make_a_quota() {
+        for n in [0, 1, u32::MAX] {
+            for period in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+                assert_eq!(quota(n, period).burst_size().get(), n.max(1));
+                assert!(Rate::new(quota(n, period)).take().is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Limits the rate of each client's requests.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Sleep, sleep_until};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::client::{Clients, Held, Rate, quota};
+use crate::connection::ConnectionInfo;
+
+/// Limits the rate of each client's requests, over all of its connections. Clones share the rates.
+///
+/// tower's `RateLimit` limits one connection, or all together. This one makes a layer for each
+/// connection, which is added where the connection's service is made:
+///
+/// ```
+/// use std::time::Duration;
+/// use bytes::Bytes;
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_tcp::admit::ClientRate;
+/// use tower_tcp::{BoxError, Peer, Pipeline, frame::Lines};
+///
+/// let rate = ClientRate::new(100, Duration::from_secs(1));
+/// let make = service_fn(move |peer: Peer<Bytes>| {
+///     let service = ServiceBuilder::new()
+///         .layer(rate.layer(peer.info()))
+///         .service_fn(|line: Bytes| async move { Ok::<_, BoxError>(line) });
+///     async { Ok::<_, BoxError>(service) }
+/// });
+/// # drop(Pipeline::new(Lines::default).make_service::<Bytes, _>(make));
+/// ```
+///
+/// A request over the rate waits: the service is not ready before. tower's `LoadShed` outside of
+/// the layer makes such a request fail instead, and a `MapResult` outside of that can turn the
+/// failure into a reply. A request costs an atomic operation and a look at the clock.
+///
+/// Clients are told apart as by [`PerClient`](super::PerClient), which limits connections.
+#[derive(Clone)]
+#[doc(alias = "throttle")]
+#[doc(alias = "limit_req")]
+#[doc(alias = "governor")]
+pub struct ClientRate {
+    clients: Clients,
+}
+
+impl ClientRate {
+    /// Creates a rate of `requests` at once, and of as many in each `period` after that, evenly
+    /// spread. `0` counts as 1.
+    pub fn new(requests: u32, period: Duration) -> Self {
+        let quota = quota(requests, period);
+        Self {
+            clients: Clients::new(Semaphore::MAX_PERMITS, Some(quota)),
+        }
+    }
+
+    /// Sets the number of leading bits of an IPv6 address that tell clients apart, as
+    /// [`PerClient::v6_prefix`](super::PerClient::v6_prefix) does. Default: 64.
+    #[must_use]
+    pub fn v6_prefix(mut self, bits: u8) -> Self {
+        self.clients.v6_prefix = bits;
+        self
+    }
+
+    /// Sets the number of clients whose rates are remembered while they have no connection, as
+    /// [`PerClient::remembered`](super::PerClient::remembered) does. Default: 65,536.
+    #[must_use]
+    pub fn remembered(mut self, clients: usize) -> Self {
+        self.clients.remembered = clients;
+        self
+    }
+
+    /// Returns the number of clients that are kept in memory.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Returns the layer for a connection's requests.
+    pub fn layer(&self, conn: &ConnectionInfo) -> ClientRateLayer {
+        ClientRateLayer {
+            client: self.clients.of(conn.client_addr()).map(Arc::new),
+        }
+    }
+}
+
+impl fmt::Debug for ClientRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientRate")
+            .field("quota", &self.clients.quota)
+            .field("clients", &self.clients())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Applies a [`ClientRate`] to the requests of one connection.
+#[derive(Clone)]
+pub struct ClientRateLayer {
+    client: Option<Arc<Held>>,
+}
+
+impl fmt::Debug for ClientRateLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientRateLayer")
+            .field("is_limited", &self.client.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for ClientRateLayer {
+    type Service = ClientRateLimit<S>;
+
+    fn layer(&self, inner: S) -> ClientRateLimit<S> {
+        ClientRateLimit {
+            inner,
+            layer: self.clone(),
+            has_taken: false,
+            sleep: None,
+        }
+    }
+}
+
+/// A service that is ready as often as its client's rate allows. See [`ClientRate`].
+#[derive(Debug)]
+pub struct ClientRateLimit<S> {
+    inner: S,
+    layer: ClientRateLayer,
+    /// The rate allows the next request.
+    has_taken: bool,
+    /// Kept from one wait to the next.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: Clone> Clone for ClientRateLimit<S> {
+    fn clone(&self) -> Self {
+        // Readiness belongs to one instance.
+        self.layer.layer(self.inner.clone())
+    }
+}
+
+impl<S> ClientRateLimit<S> {
+    fn poll_rate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let rate = self.layer.client.as_ref();
+        let rate = rate.and_then(|client| client.rate.as_ref());
+        while let Err(not_before) = rate.map_or(Ok(()), Rate::take) {
+            let sleep = match &mut self.sleep {
+                Some(sleep) => {
+                    sleep.as_mut().reset(not_before);
+                    sleep
+                }
+                none => none.insert(Box::pin(sleep_until(not_before))),
+            };
+            ready!(sleep.as_mut().poll(cx));
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S, R> Service<R> for ClientRateLimit<S>
+where
+    S: Service<R>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    /// The rate first: while it is waited for, nothing that is shared is held.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if !self.has_taken {
+            ready!(self.poll_rate(cx));
+            self.has_taken = true;
+        }
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.has_taken = false;
+        self.inner.call(request)
+    }
+}
