@@ -24,6 +24,10 @@ use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 
+use door::Door;
+
+mod door;
+
 /// Sends lines back.
 #[derive(Parser)]
 struct Args {
@@ -47,6 +51,9 @@ struct Args {
     /// which share the work.
     #[arg(long, default_value_t = 0)]
     workers: usize,
+
+    #[command(flatten)]
+    door: Door,
 }
 
 #[tokio::main]
@@ -64,8 +71,10 @@ async fn main() -> Result<(), BoxError> {
     let limits = Limits::default().max_frame(max_line);
     let deadlines = Deadlines::default().idle(Duration::from_secs(args.idle));
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let (filter, hooks) = args.door.open()?;
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
+        .option_layer(hooks)
         .service(
             Pipeline::new(move || Lines::default().max_line(max_line))
                 .service(echo)
@@ -78,6 +87,7 @@ async fn main() -> Result<(), BoxError> {
         .name("echo")
         .limit(ConnectionLimit::new(args.max_connections))
         .workers(args.workers)
+        .address_filter(filter)
         .listen_all(args.listen)
         .bind()
         .await?;

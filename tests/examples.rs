@@ -1,6 +1,12 @@
 //! Every example runs, and does what its module head shows.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
 use process::{Client, Example, path, soon};
+use rustix::process::Signal;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpSocket;
 use tokio::process::Command;
 
 #[path = "support/process.rs"]
@@ -19,6 +25,11 @@ const ALL: [&str; 10] = [
     "tls_echo",
 ];
 
+/// Returns whether this is an example, and not a module of several.
+fn is_example(path: &Path) -> bool {
+    !path.is_dir() || path.join("main.rs").exists() || path.join("Cargo.toml").exists()
+}
+
 #[test]
 fn all_examples_are_driven_here() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
@@ -28,6 +39,7 @@ fn all_examples_are_driven_here() {
         .map(|entry| entry.unwrap().path())
         // A package has its own tests.
         .filter(|path| !path.join("Cargo.toml").exists())
+        .filter(|path| is_example(path))
         .filter(|path| path.extension().is_none_or(|extension| extension != "md"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
@@ -47,6 +59,7 @@ fn every_example_is_in_the_list_of_examples() {
     let there = std::fs::read_dir(dir).unwrap();
     let mut there: Vec<_> = there.map(|entry| entry.unwrap().path()).collect();
     there.retain(|path| path.extension().is_none_or(|extension| extension != "md"));
+    there.retain(|path| is_example(path));
     there.sort();
 
     let names = there
@@ -113,6 +126,54 @@ async fn echo_spreads_its_connections_over_workers() {
             .unwrap()
             .ends_with("drained, 0 timed out, 0 cut off")
     );
+}
+
+/// Returns whether the server closes a connection from the address that has sent nothing.
+async fn is_denied(ip: &str, server: SocketAddr) -> bool {
+    let socket = TcpSocket::new_v4().expect("a socket can be had");
+    let from = SocketAddr::new(ip.parse().expect("an address"), 0);
+    socket.bind(from).expect("all of 127/8 is here");
+    // It may be reset before the client knows that it is connected.
+    let Ok(mut stream) = soon("a connection", socket.connect(server)).await else {
+        return true;
+    };
+    let read = soon("the end", stream.read_u8()).await;
+    read.is_err()
+}
+
+#[tokio::test]
+async fn echo_limits_each_client_and_loads_its_list_of_denied_networks_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("denied");
+    std::fs::write(&list, "127.0.0.3  # a guest\n").unwrap();
+    let args = ["--per-client", "1", "--deny", list.to_str().unwrap()];
+    let echo = Example::start("echo", &args).await;
+
+    let mut inside = Client::connect(echo.addr()).await;
+    assert_eq!(inside.ask("hi").await, "hi");
+    let mut over = Client::connect(echo.addr()).await;
+    over.gone().await;
+    let mut other = Client::connect_from("127.0.0.2", echo.addr()).await;
+    assert_eq!(other.ask("ho").await, "ho");
+    assert!(is_denied("127.0.0.3", echo.addr()).await);
+
+    std::fs::write(&list, "127.0.0.2\n").unwrap();
+    echo.signal(Signal::HUP);
+    echo.logged(1, &["loaded again"]).await;
+    assert_eq!(other.ask("still in").await, "still in");
+    assert!(is_denied("127.0.0.2", echo.addr()).await);
+    let mut guest = Client::connect_from("127.0.0.3", echo.addr()).await;
+    assert_eq!(guest.ask("hi").await, "hi");
+
+    std::fs::write(&list, "nonsense\n").unwrap();
+    echo.signal(Signal::HUP);
+    echo.logged(1, &["`nonsense` is no network"]).await;
+    assert!(is_denied("127.0.0.2", echo.addr()).await);
+
+    let over = over.addr;
+    drop((inside, other, guest));
+    let ended = echo.stop().await;
+    assert!(ended.end_of(over).contains("client_limit_exceeded"));
 }
 
 #[tokio::test]

@@ -38,11 +38,14 @@ use tracing_subscriber::EnvFilter;
 
 use channels::Channels;
 use commands::{Session, Shared};
+use door::Door;
 use resp::{Frame, Resp};
 use store::Store;
 
 mod channels;
 mod commands;
+#[path = "../door/mod.rs"]
+mod door;
 mod inline;
 mod resp;
 mod store;
@@ -79,6 +82,9 @@ struct Args {
     /// Seconds until a silent connection is closed; 0, redis' default, for never.
     #[arg(long, default_value_t = 0)]
     timeout: u64,
+
+    #[command(flatten)]
+    door: Door,
 }
 
 fn main() -> Result<(), BoxError> {
@@ -100,8 +106,10 @@ fn main() -> Result<(), BoxError> {
 }
 
 async fn serve(args: Args) -> Result<(), BoxError> {
+    let (filter, hooks) = args.door.open()?;
     let server = Server::builder()
         .name("redis")
+        .address_filter(filter)
         .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
         .listen_all(args.listen)
         .bind()
@@ -142,6 +150,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
                 .layer()
                 .overflow(pipeline.reject()),
         )
+        .option_layer(hooks)
         .service(pipeline);
 
     for address in server.handle().local_addrs() {

@@ -32,6 +32,7 @@ use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Handle, Server};
 use tracing_subscriber::EnvFilter;
 
+use door::Door;
 use maildir::Maildir;
 use memory::Memory;
 use session::Shared;
@@ -40,6 +41,8 @@ use store::Store;
 mod answer;
 mod codec;
 mod command;
+#[path = "../door/mod.rs"]
+mod door;
 mod maildir;
 mod memory;
 mod service;
@@ -84,6 +87,9 @@ struct Args {
     /// How many connections may be open at the same time; those beyond get a 421.
     #[arg(long, default_value_t = 1_000)]
     max_connections: usize,
+
+    #[command(flatten)]
+    door: Door,
 }
 
 #[tokio::main]
@@ -109,12 +115,16 @@ async fn main() -> Result<(), BoxError> {
     let shared = Arc::new(Shared::new(args.hostname, args.max_size.into(), store));
 
     let limit = ConnectionLimit::new(args.max_connections);
+    let (filter, hooks) = args.door.open()?;
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
+        .option_layer(hooks)
+        .map_err(Into::<BoxError>::into)
         .service(service::smtp::<Socket>(Arc::clone(&shared), tls, &limit));
 
     let server = Server::builder()
         .name("smtp")
+        .address_filter(filter)
         .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
         .listen_all(args.listen)
         .bind()

@@ -32,6 +32,11 @@ use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, ConnectionInfo, Server, signal};
 use tracing_subscriber::EnvFilter;
 
+use door::Door;
+
+#[path = "../../door/mod.rs"]
+mod door;
+
 /// An axum app behind TLS.
 #[derive(Parser)]
 struct Args {
@@ -54,6 +59,9 @@ struct Args {
     /// Maximum number of open connections.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
+
+    #[command(flatten)]
+    door: Door,
 }
 
 #[tokio::main]
@@ -65,8 +73,10 @@ async fn main() -> Result<(), BoxError> {
         .with_writer(std::io::stderr)
         .init();
 
+    let (filter, hooks) = args.door.open()?;
     let server = Server::builder()
         .name("axum")
+        .address_filter(filter)
         .limit(ConnectionLimit::new(args.connections))
         .listen_all(args.listen)
         .bind()
@@ -109,6 +119,7 @@ async fn main() -> Result<(), BoxError> {
     }
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
+        .option_layer(hooks)
         .service(stack);
     println!("{}", server.serve(stack).await?);
     Ok(())

@@ -1,0 +1,57 @@
+//! The flags `--per-client` and `--deny`, which several examples have.
+
+use std::path::{Path, PathBuf};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tower_tcp::BoxError;
+use tower_tcp::admit::{AccessList, AccessRules, AddressFilter, PerClient};
+use tower_tcp::preconnect::{Chain, PreConnectExt, PreConnectLayer};
+
+/// Who may connect, and how often.
+#[derive(clap::Args)]
+pub(crate) struct Door {
+    /// Maximum number of open connections of each client: of an IPv4 address, or of the first 64
+    /// bits of an IPv6 address.
+    #[arg(long)]
+    per_client: Option<usize>,
+
+    /// File with the networks that may not connect, such as `203.0.113.0/24`, one a line. SIGHUP
+    /// loads it again.
+    #[arg(long)]
+    deny: Option<PathBuf>,
+}
+
+/// The hooks behind the one that reads a proxy's header.
+pub(crate) type Hooks = Chain<AddressFilter, PerClient>;
+
+impl Door {
+    /// Returns the filter of the sockets' addresses, and the hooks for the clients', if a flag asks
+    /// for them.
+    pub(crate) fn open(self) -> Result<(AddressFilter, Option<PreConnectLayer<Hooks>>), BoxError> {
+        let list = AccessList::default();
+        let is_open = self.deny.is_none() && self.per_client.is_none();
+        if let Some(path) = self.deny {
+            list.replace(load(&path)?);
+            let (list, mut hangups) = (list.clone(), signal(SignalKind::hangup())?);
+            tokio::spawn(async move {
+                while hangups.recv().await.is_some() {
+                    let loaded = load(&path).map(|rules| list.replace(rules));
+                    match loaded {
+                        Ok(()) => eprintln!("{}: loaded again", path.display()),
+                        // The list before stays.
+                        Err(err) => eprintln!("{}: {err}", path.display()),
+                    }
+                }
+            });
+        }
+        let filter = AddressFilter::from(list);
+        let per_client = PerClient::new(self.per_client.unwrap_or(usize::MAX));
+        let hooks = (!is_open).then(|| PreConnectLayer::new(filter.clone().chain(per_client)));
+        Ok((filter, hooks))
+    }
+}
+
+fn load(path: &Path) -> Result<AccessRules, BoxError> {
+    let networks = std::fs::read_to_string(path)?.parse()?;
+    Ok(AccessRules::new().deny(networks))
+}
