@@ -4,6 +4,7 @@
 //! [`accept`]: crate::accept
 //! [`admit`]: crate::admit
 //! [`preconnect`]: crate::preconnect
+//! [`proxy`]: crate::proxy
 //! [`tls`]: crate::tls
 //! [`frame`]: crate::frame
 //! [`pipeline`]: crate::pipeline
@@ -44,6 +45,7 @@
     not(all(
         feature = "http",
         feature = "per-client",
+        feature = "proxy-protocol",
         feature = "serde",
         feature = "testkit",
         feature = "tls"
@@ -73,12 +75,15 @@ pub mod bind;
 
 pub mod accept;
 
-#[cfg(feature = "per-client")]
+#[cfg(any(feature = "per-client", feature = "proxy-protocol"))]
 pub mod networks;
 
 pub mod admit;
 
 pub mod preconnect;
+
+#[cfg(feature = "proxy-protocol")]
+pub mod proxy;
 
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -12,7 +12,7 @@
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which bounds the time and the number of
 //! handshakes in progress. If a proxy sends a PROXY header, it comes before the handshake, so chain
-//! a hook that reads it in front of this one.
+//! `ProxyProtocol` of the feature `proxy-protocol` in front of this hook.
 //!
 //! A connection whose handshake fails ends with [`EndReason::TlsHandshakeFailed`]. A TLS alert
 //! tells the peer why.

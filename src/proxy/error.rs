@@ -1,0 +1,79 @@
+use thiserror::Error;
+
+/// The error of a connection that did not begin with an acceptable PROXY header.
+///
+/// It is the cause of a [`ConnectionEnded`](crate::ConnectionEnded), whose reason is
+/// [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader), except for
+/// [`Untrusted`](Self::Untrusted).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum ProxyHeaderError {
+    /// The peer is in none of the trusted networks, and [`Untrusted::Refuse`](super::Untrusted)
+    /// refuses such peers. The reason is [`EndReason::Rejected`](crate::EndReason::Rejected).
+    #[error("the peer is not trusted to send a PROXY header")]
+    Untrusted,
+    /// The first bytes are no PROXY header.
+    #[error("no PROXY header")]
+    Absent,
+    /// The stream ended within the header.
+    #[error("the stream ended within the PROXY header")]
+    Truncated,
+    /// The header is longer than the limit of its version, in bytes.
+    #[error("the PROXY header is longer than {0} bytes")]
+    TooLong(usize),
+    /// The version of the header is not accepted.
+    #[error("the version of the PROXY header is not accepted")]
+    Version,
+    /// The line of version 1 has the wrong number of fields, a wrong separator, or no CRLF at its
+    /// end.
+    #[error("the line of the PROXY header is malformed")]
+    Line,
+    /// The command of version 2 is neither `LOCAL` nor `PROXY`.
+    #[error("the PROXY header has an unknown command")]
+    Command,
+    /// The address family or the protocol is unknown.
+    #[error("the PROXY header has an unknown address family or protocol")]
+    Family,
+    /// An IP address of version 1 is malformed, or not of the family that the line names.
+    #[error("the PROXY header has a malformed address")]
+    Address,
+    /// A port of version 1 is not a decimal number up to 65535 without leading zeros.
+    #[error("the PROXY header has a malformed port")]
+    Port,
+    /// The length of version 2 leaves no room for the addresses.
+    #[error("the PROXY header is too short for its addresses")]
+    Length,
+    /// The TLV of this type is malformed, or occurs twice where it may not.
+    #[error("the PROXY header has a malformed TLV of type {0:#04x}")]
+    Tlv(u8),
+    /// The checksum does not match.
+    #[error("the checksum of the PROXY header does not match")]
+    Checksum,
+}
+
+/// The error for a [`ProxyHeader`](super::ProxyHeader) that cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum ProxyEncodeError {
+    /// Version 1 has no `LOCAL` command.
+    #[error("version 1 of the PROXY protocol has no LOCAL command")]
+    LocalInV1,
+    /// Version 1 has no addresses of this family.
+    #[error("version 1 of the PROXY protocol has no addresses of this family")]
+    FamilyInV1,
+    /// Version 1 has neither TLVs nor a checksum.
+    #[error("version 1 of the PROXY protocol has no TLVs")]
+    TlvsInV1,
+    /// The header was received for a datagram socket, whose addresses are not kept.
+    #[error("the PROXY header is of a datagram socket")]
+    Datagram,
+    /// The path of a Unix socket is longer than 108 bytes, or contains a zero byte.
+    #[error("the path of the Unix socket does not fit into a PROXY header")]
+    Path,
+    /// The value of the TLV of this type is not valid, or its type is that of the checksum.
+    #[error("the TLV of type {0:#04x} is not valid")]
+    Tlv(u8),
+    /// The header is longer than 65,551 bytes.
+    #[error("the PROXY header is too long")]
+    TooLong,
+}

@@ -1,0 +1,222 @@
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use super::ssl::{self, Ssl};
+use super::tlv::{self, Tlvs};
+use crate::connection::Address;
+
+/// The command of a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Command {
+    /// The sender connected on its own behalf, for example to check the server's health. HAProxy
+    /// also sends this command for a client that connected to it over a Unix socket.
+    Local,
+    /// The sender forwards a client's connection.
+    Proxy,
+}
+
+/// The address family and protocol of the client's connection to the sender of a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// Unknown to the sender, or unsupported by the protocol.
+    Unspecified,
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over IPv4.
+    Udp4,
+    /// UDP over IPv6.
+    Udp6,
+    /// A Unix stream socket.
+    UnixStream,
+    /// A Unix datagram socket.
+    UnixDatagram,
+}
+
+/// The versions of the PROXY protocol that are accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Versions {
+    /// Only the line of text.
+    V1,
+    /// Only the binary header.
+    V2,
+    /// Both; the first byte distinguishes them.
+    #[default]
+    Both,
+}
+
+/// A PROXY header.
+///
+/// [`ProxyProtocol`](super::ProxyProtocol) adds it to the facts of a connection, for
+/// [`ConnectionInfo::get`](crate::ConnectionInfo::get). To send one, create it with
+/// [`proxied`](Self::proxied) or [`local`](Self::local) and write the bytes of
+/// [`encode_v1`](Self::encode_v1) or [`encode_v2`](Self::encode_v2) before anything else.
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use tower_tcp::proxy::ProxyHeader;
+///
+/// let client: SocketAddr = "192.0.2.1:56324".parse()?;
+/// let entry: SocketAddr = "198.51.100.1:443".parse()?;
+/// let header = ProxyHeader::proxied(client, entry);
+///
+/// let line = header.encode_v1()?;
+/// assert_eq!(line, "PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n");
+///
+/// let bytes = header.with_authority("example.com").with_checksum().encode_v2()?;
+/// let (parsed, len) = ProxyHeader::parse(&bytes)?.expect("it is complete");
+/// assert_eq!(len, bytes.len());
+/// assert_eq!(parsed.source(), Some(&client.into()));
+/// assert_eq!(parsed.tlvs().authority(), Some("example.com"));
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyHeader {
+    pub(super) command: Command,
+    pub(super) family: Family,
+    /// The source and the destination.
+    pub(super) addresses: Option<(Address, Address)>,
+    pub(super) tlvs: Tlvs,
+    pub(super) checksum: bool,
+}
+
+impl ProxyHeader {
+    /// Creates the header of a connection that the sender makes on its own behalf.
+    pub fn local() -> Self {
+        Self::bare(Command::Local, Family::Unspecified)
+    }
+
+    /// Creates the header of a client's connection. `source` is the client's address, and
+    /// `destination` the address that it connected to.
+    ///
+    /// Two TCP addresses or two Unix addresses are sent. Any others leave the header's family
+    /// [`Unspecified`](Family::Unspecified), without addresses.
+    pub fn proxied(source: impl Into<Address>, destination: impl Into<Address>) -> Self {
+        let addresses = (source.into(), destination.into());
+        let (family, addresses) = match addresses {
+            (Address::Tcp(source), Address::Tcp(destination)) => {
+                let (source, destination) = (canonical(source), canonical(destination));
+                let family = if source.is_ipv4() && destination.is_ipv4() {
+                    Family::Tcp4
+                } else {
+                    Family::Tcp6
+                };
+                let addresses = (Address::Tcp(source), Address::Tcp(destination));
+                (family, Some(addresses))
+            }
+            both @ (Address::Unix(_), Address::Unix(_)) => (Family::UnixStream, Some(both)),
+            _ => (Family::Unspecified, None),
+        };
+        Self {
+            addresses,
+            ..Self::bare(Command::Proxy, family)
+        }
+    }
+
+    pub(super) fn bare(command: Command, family: Family) -> Self {
+        Self {
+            command,
+            family,
+            addresses: None,
+            tlvs: Tlvs::default(),
+            checksum: false,
+        }
+    }
+
+    /// Returns the command.
+    pub fn command(&self) -> Command {
+        self.command
+    }
+
+    /// Returns the address family and protocol.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Returns the address of the client, if it is one of TCP or of a Unix stream socket.
+    pub fn source(&self) -> Option<&Address> {
+        self.addresses.as_ref().map(|(source, _)| source)
+    }
+
+    /// Returns the address that the client connected to, if it is one of TCP or of a Unix stream
+    /// socket.
+    pub fn destination(&self) -> Option<&Address> {
+        self.addresses.as_ref().map(|(_, destination)| destination)
+    }
+
+    /// Returns the further facts that the sender has added. Version 1 has none.
+    pub fn tlvs(&self) -> &Tlvs {
+        &self.tlvs
+    }
+
+    /// Returns whether the header has a checksum, which was correct.
+    pub fn has_checksum(&self) -> bool {
+        self.checksum
+    }
+
+    /// Adds a TLV of any type. [`encode_v2`](Self::encode_v2) fails if the type is that of the
+    /// checksum, or if the value is not valid for its type.
+    #[must_use]
+    pub fn with_tlv(mut self, kind: u8, value: impl Into<Bytes>) -> Self {
+        self.tlvs.0.push((kind, value.into()));
+        self
+    }
+
+    /// Adds the protocol that the client and the sender have agreed on, such as `h2`.
+    #[must_use]
+    pub fn with_alpn(self, protocol: impl Into<Bytes>) -> Self {
+        self.with_tlv(tlv::ALPN, protocol)
+    }
+
+    /// Adds the host name that the client asked for, such as that of its TLS handshake.
+    #[must_use]
+    pub fn with_authority(self, host: impl Into<String>) -> Self {
+        self.with_tlv(tlv::AUTHORITY, host.into())
+    }
+
+    /// Adds an identifier of the connection, of at most 128 bytes.
+    #[must_use]
+    pub fn with_unique_id(self, id: impl Into<Bytes>) -> Self {
+        self.with_tlv(tlv::UNIQUE_ID, id)
+    }
+
+    /// Adds the facts about the client's TLS session.
+    #[must_use]
+    pub fn with_ssl(self, session: &Ssl) -> Self {
+        let value = session.encode();
+        self.with_tlv(ssl::TYPE, value)
+    }
+
+    /// Adds the name of the network namespace, in ASCII.
+    #[must_use]
+    pub fn with_netns(self, name: impl Into<String>) -> Self {
+        self.with_tlv(tlv::NETNS, name.into())
+    }
+
+    /// Adds a checksum (CRC-32C) of the whole header.
+    #[must_use]
+    pub fn with_checksum(mut self) -> Self {
+        self.checksum = true;
+        self
+    }
+}
+
+/// Returns the address without the parts that a header does not carry, and as IPv4 if it is
+/// IPv4-mapped.
+pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// The outcome of parsing the bytes that have arrived.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// A header of this many bytes.
+    Complete(ProxyHeader, usize),
+    /// The header has at least this many bytes.
+    Incomplete { at_least: usize },
+}

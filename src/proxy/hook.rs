@@ -1,0 +1,172 @@
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tower_service::Service;
+
+use super::error::ProxyHeaderError;
+use super::header::{Family, Parsed, ProxyHeader, Versions};
+use super::parse::parse;
+use crate::connection::{Connection, Rewind};
+use crate::end::{ConnectionEnded, EndReason};
+use crate::error::BoxError;
+use crate::networks::Networks;
+
+/// The bytes to read at first. The specification promises that senders of both versions stay below
+/// this: it is the data of the smallest TCP segment that every host must accept.
+const FIRST_READ: usize = 536;
+
+/// The policy of a [`ProxyProtocol`] for peers that are not trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Untrusted {
+    /// Ends the connection with [`EndReason::Rejected`], before anything is read.
+    #[default]
+    Refuse,
+    /// Serves the peer as a client that connected directly. Its bytes are data and are not
+    /// examined, even if they look like a header.
+    Direct,
+}
+
+/// A pre-connect hook that reads the PROXY header of a trusted peer. See the [module docs](super).
+///
+/// It is always ready, because the header is read in the future.
+///
+/// The service fails with a boxed [`ConnectionEnded`]:
+///
+/// | reason | when |
+/// | --- | --- |
+/// | [`ProxyHeader`](EndReason::ProxyHeader) | the trusted peer sent no valid header; the cause is a [`ProxyHeaderError`] |
+/// | [`Rejected`](EndReason::Rejected) | the peer is not trusted; the cause is [`ProxyHeaderError::Untrusted`] |
+/// | [`PeerClosed`](EndReason::PeerClosed) | the peer closed before the first byte, as some health checks do |
+/// | [`PeerReset`](EndReason::PeerReset) or another | the stream failed |
+#[derive(Clone, Debug)]
+pub struct ProxyProtocol {
+    trusted: Arc<Networks>,
+    untrusted: Untrusted,
+    versions: Versions,
+    max_len: usize,
+}
+
+impl ProxyProtocol {
+    /// Creates the hook. Peers in these networks are trusted: they must send a header, and the
+    /// address in it is believed.
+    ///
+    /// Name only networks from which no client can connect by itself. The hook judges
+    /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the socket's
+    /// peer unless a hook in front of it has set another. So behind a first `ProxyProtocol`, a
+    /// second one judges the sender that the first header names.
+    pub fn trusting(networks: Networks) -> Self {
+        Self {
+            trusted: Arc::new(networks),
+            untrusted: Untrusted::default(),
+            versions: Versions::default(),
+            max_len: 4096,
+        }
+    }
+
+    /// Sets the policy for peers that are not trusted.
+    ///
+    /// Default: [`Untrusted::Refuse`]. Why: a port behind a proxy should not be reachable for
+    /// others.
+    #[must_use]
+    pub fn untrusted(mut self, untrusted: Untrusted) -> Self {
+        self.untrusted = untrusted;
+        self
+    }
+
+    /// Sets the accepted versions.
+    ///
+    /// Default: [`Versions::Both`]. Why: the first byte distinguishes them. When reached: a header
+    /// of another version ends the connection.
+    #[must_use]
+    pub fn versions(mut self, versions: Versions) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    /// Sets the maximum length of a header of version 2, in bytes, its first 16 included. The
+    /// specification bounds version 1 at 107 bytes.
+    ///
+    /// Default: 4,096. Why: usual headers have less than 536 bytes; this leaves room for a client
+    /// certificate or a proxy's own TLVs, and a sender can announce 65,551. When reached: the
+    /// connection ends as soon as the length has arrived.
+    #[must_use]
+    pub fn max_len(mut self, bytes: usize) -> Self {
+        self.max_len = bytes;
+        self
+    }
+
+    /// Reads a header and the bytes behind it that arrived with it.
+    async fn read<Io: AsyncRead + Unpin>(
+        &self,
+        io: &mut Io,
+    ) -> Result<(ProxyHeader, Bytes), ConnectionEnded> {
+        let mut read = BytesMut::new();
+        loop {
+            let at_least = match parse(&read, self.versions, self.max_len).map_err(invalid)? {
+                Parsed::Complete(header, len) => {
+                    return Ok((header, read.split_off(len).freeze()));
+                }
+                Parsed::Incomplete { at_least } => at_least,
+            };
+            let room = at_least.max(FIRST_READ) - read.len();
+            read.reserve(room);
+            let n = io.read_buf(&mut (&mut read).limit(room)).await;
+            match n.map_err(failed)? {
+                0 if read.is_empty() => return Err(EndReason::PeerClosed.into()),
+                0 => return Err(invalid(ProxyHeaderError::Truncated)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn invalid(err: ProxyHeaderError) -> ConnectionEnded {
+    ConnectionEnded::new(EndReason::ProxyHeader, err)
+}
+
+fn failed(err: io::Error) -> ConnectionEnded {
+    let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
+    ConnectionEnded::new(reason, err)
+}
+
+impl<Io> Service<Connection<Io>> for ProxyProtocol
+where
+    Io: AsyncRead + Unpin + Send + 'static,
+{
+    type Response = Connection<Rewind<Io>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut conn: Connection<Io>) -> Self::Future {
+        if !self.trusted.contains(conn.info().client_addr()) {
+            let passed = match self.untrusted {
+                Untrusted::Direct => Ok(conn.map_io(|io| Rewind::new(Bytes::new(), io))),
+                Untrusted::Refuse => {
+                    let cause = ProxyHeaderError::Untrusted;
+                    Err(ConnectionEnded::new(EndReason::Rejected, cause).into())
+                }
+            };
+            return Box::pin(std::future::ready(passed));
+        }
+        let hook = self.clone();
+        Box::pin(async move {
+            // From the bare stream, because the header's bytes are not the client's, and those
+            // behind it are counted when they are read again.
+            let (header, rest) = hook.read(conn.get_mut()).await?;
+            if let (Family::Tcp4 | Family::Tcp6, Some(source)) = (header.family, header.source()) {
+                conn.set_client_addr(source.clone());
+            }
+            conn.insert(header);
+            Ok(conn.map_io(|io| Rewind::new(rest, io)))
+        })
+    }
+}

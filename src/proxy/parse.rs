@@ -1,0 +1,51 @@
+//! Headers of both versions from bytes.
+
+use super::error::ProxyHeaderError;
+use super::header::{Parsed, ProxyHeader, Versions};
+use super::{v1, v2};
+
+impl ProxyHeader {
+    /// Parses a header at the beginning of `bytes`. Returns it with its length, or `None` if more
+    /// bytes are needed.
+    ///
+    /// More bytes never change an error or a header. So bytes can be passed as they arrive, all of
+    /// them each time. It needs at most 107 bytes of version 1, and 65,551 bytes of version 2.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not the beginning of a valid header.
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, ProxyHeaderError> {
+        match parse(bytes, Versions::Both, v2::LONGEST)? {
+            Parsed::Complete(header, len) => Ok(Some((header, len))),
+            Parsed::Incomplete { .. } => Ok(None),
+        }
+    }
+}
+
+/// Parses a header of the accepted versions, of at most `max_len` bytes if it is of version 2.
+pub(super) fn parse(
+    bytes: &[u8],
+    versions: Versions,
+    max_len: usize,
+) -> Result<Parsed, ProxyHeaderError> {
+    let Some(first) = bytes.first() else {
+        return Ok(Parsed::Incomplete { at_least: 1 });
+    };
+    let is_v1 = *first == v1::PREFIX[0];
+    let (prefix, refused) = if is_v1 {
+        (v1::PREFIX, Versions::V2)
+    } else {
+        (&v2::SIGNATURE[..], Versions::V1)
+    };
+    if bytes.iter().zip(prefix).any(|(a, b)| a != b) {
+        return Err(ProxyHeaderError::Absent);
+    }
+    if bytes.len() >= prefix.len() && versions == refused {
+        return Err(ProxyHeaderError::Version);
+    }
+    if is_v1 {
+        v1::parse(bytes)
+    } else {
+        v2::parse(bytes, max_len)
+    }
+}
