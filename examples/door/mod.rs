@@ -1,15 +1,22 @@
-//! The flags `--per-client` and `--deny`, which several examples have.
+//! The flags `--proxy-from`, `--per-client` and `--deny`, which several examples have.
 
 use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tower_tcp::BoxError;
 use tower_tcp::admit::{AccessList, AccessRules, AddressFilter, PerClient};
+use tower_tcp::networks::Networks;
 use tower_tcp::preconnect::{Chain, PreConnectExt, PreConnectLayer};
+use tower_tcp::proxy::{ProxyProtocol, Untrusted};
 
 /// Who may connect, and how often.
 #[derive(clap::Args)]
 pub(crate) struct Door {
+    /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. All other
+    /// peers are refused then.
+    #[arg(long)]
+    proxy_from: Option<Networks>,
+
     /// Maximum number of open connections of each client: of an IPv4 address, or of the first 64
     /// bits of an IPv6 address.
     #[arg(long)]
@@ -21,15 +28,15 @@ pub(crate) struct Door {
     deny: Option<PathBuf>,
 }
 
-/// The hooks behind the one that reads a proxy's header.
-pub(crate) type Hooks = Chain<AddressFilter, PerClient>;
+/// The proxy's header first, because the others ask for the address of the client.
+pub(crate) type Hooks = Chain<Chain<ProxyProtocol, AddressFilter>, PerClient>;
 
 impl Door {
     /// Returns the filter of the sockets' addresses, and the hooks for the clients', if a flag asks
     /// for them.
     pub(crate) fn open(self) -> Result<(AddressFilter, Option<PreConnectLayer<Hooks>>), BoxError> {
         let list = AccessList::default();
-        let is_open = self.deny.is_none() && self.per_client.is_none();
+        let asks = self.proxy_from.is_some() || self.deny.is_some() || self.per_client.is_some();
         if let Some(path) = self.deny {
             list.replace(load(&path)?);
             let (list, mut hangups) = (list.clone(), signal(SignalKind::hangup())?);
@@ -44,10 +51,14 @@ impl Door {
                 }
             });
         }
+        let proxy = match self.proxy_from {
+            Some(networks) => ProxyProtocol::trusting(networks),
+            None => ProxyProtocol::trusting(Networks::new()).untrusted(Untrusted::Direct),
+        };
         let filter = AddressFilter::from(list);
         let per_client = PerClient::new(self.per_client.unwrap_or(usize::MAX));
-        let hooks = (!is_open).then(|| PreConnectLayer::new(filter.clone().chain(per_client)));
-        Ok((filter, hooks))
+        let hooks = proxy.chain(filter.clone()).chain(per_client);
+        Ok((filter, asks.then(|| PreConnectLayer::new(hooks))))
     }
 }
 

@@ -24,12 +24,13 @@ use std::time::Duration;
 use clap::Parser;
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tower::ServiceBuilder;
+use tower::util::Either;
+use tower::{Layer, ServiceExt};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, Handle, Server};
+use tower_tcp::{BoxError, Handle, Rewind, Server};
 use tracing_subscriber::EnvFilter;
 
 use door::Door;
@@ -116,11 +117,17 @@ async fn main() -> Result<(), BoxError> {
 
     let limit = ConnectionLimit::new(args.max_connections);
     let (filter, hooks) = args.door.open()?;
-    let stack = ServiceBuilder::new()
-        .layer(ConnectionTraceLayer::new())
-        .option_layer(hooks)
-        .map_err(Into::<BoxError>::into)
-        .service(service::smtp::<Socket>(Arc::clone(&shared), tls, &limit));
+    let stack = match hooks {
+        Some(hooks) => {
+            let smtp = service::smtp::<Rewind<Socket>>(Arc::clone(&shared), tls, &limit);
+            Either::Left(hooks.layer(smtp))
+        }
+        None => {
+            let smtp = service::smtp::<Socket>(Arc::clone(&shared), tls, &limit);
+            Either::Right(smtp.map_err(Into::<BoxError>::into))
+        }
+    };
+    let stack = ConnectionTraceLayer::new().layer(stack);
 
     let server = Server::builder()
         .name("smtp")

@@ -106,11 +106,7 @@ async fn main() -> Result<(), BoxError> {
             .pem_files(cert, key)
             .alpn(["h2", "http/1.1"])
             .build()?;
-        Either::Right(
-            ServiceBuilder::new()
-                .layer(PreConnectLayer::new(tls))
-                .service(http),
-        )
+        Either::Right(PreConnectLayer::new(tls).layer(http))
     };
     let scheme = if args.plain { "http" } else { "https" };
     for address in server.handle().local_addrs() {

@@ -133,6 +133,33 @@ async fn a_handler_knows_its_connection() {
 }
 
 #[tokio::test]
+async fn a_handler_knows_the_client_behind_a_proxy() {
+    let example = Example::start(&["--plain", "--proxy-from", "127.0.0.1"]).await;
+    let mut client = TcpStream::connect(&example.address).await.unwrap();
+    let header = "PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n";
+    let request = "GET /whoami HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    client.write_all(header.as_bytes()).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    soon("an answer", client.read_to_string(&mut said))
+        .await
+        .unwrap();
+    assert!(said.contains(r#""address":"192.0.2.1:56324""#), "{said}");
+
+    let example = Example::start(&["--proxy-from", "127.0.0.0/8"]).await;
+    let url = format!("https://{}/whoami", example.address);
+    let said = curl(&[
+        "--haproxy-protocol",
+        "--interface",
+        "127.0.0.5",
+        "--http2",
+        &url,
+    ])
+    .await;
+    assert!(said.contains(r#""address":"127.0.0.5:"#), "{said}");
+}
+
+#[tokio::test]
 async fn a_websocket_echoes() {
     let example = Example::start(&["--plain"]).await;
 
