@@ -46,6 +46,9 @@ use tower_tcp::preconnect::{
     Chain, Detection, Peek, PreConnect, PreConnectElapsed, PreConnectEvicted, PreConnectExt,
     PreConnectFuture, PreConnectLayer, Protocol, Unknown, UnknownProtocol, When,
 };
+use tower_tcp::proxy::{
+    ProxyEncodeError, ProxyHeader, ProxyHeaderError, ProxyProtocol, Ssl, Tlvs, Untrusted, Versions,
+};
 use tower_tcp::registry::{Broadcast, KeyTaken, Registry, SlowPeer};
 use tower_tcp::testkit::{Connector, MemoryListener};
 use tower_tcp::tls::{ClientCertificates, Tls, TlsBuilder, TlsError, TlsInfo};
@@ -122,6 +125,7 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<(Detection<Protocol>, Unknown, UnknownProtocol)>();
     goes_anywhere::<PreConnectElapsed>();
     goes_anywhere::<PreConnectEvicted>();
+    goes_anywhere::<(ProxyEncodeError, ProxyHeaderError, Untrusted, Versions)>();
     goes_anywhere::<TlsError>();
 }
 
@@ -150,6 +154,7 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<(OneAtATime, InFlight, Multiplexed)>();
     goes_anywhere::<ClientCertificates>();
     goes_anywhere::<TlsBuilder>();
+    goes_anywhere::<(ProxyHeader, ProxyProtocol, Ssl, Tlvs)>();
     goes_anywhere::<TlsInfo>();
     goes_anywhere::<(AddressFilter, Verdict, AddressDenied)>();
     goes_anywhere::<(AccessList, AccessRules, Bans)>();
