@@ -1,0 +1,110 @@
+//! The facts of a TLS session, for the layers and services behind the hook.
+
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
+
+/// The parameters of a TLS session, and the peer's name and certificates.
+///
+/// Each accessor names the OpenTelemetry attribute for its value, for spans of your own.
+///
+/// ```
+/// use tower_tcp::{Connection, tls::TlsInfo};
+///
+/// fn wants_http2<Io>(conn: &Connection<Io>) -> bool {
+///     let tls = conn.info().get::<TlsInfo>();
+///     tls.and_then(TlsInfo::alpn) == Some(b"h2".as_slice())
+/// }
+/// # _ = wants_http2::<()>;
+/// ```
+#[derive(Clone, Debug)]
+pub struct TlsInfo {
+    version: &'static str,
+    cipher_suite: &'static str,
+    alpn: Option<Box<[u8]>>,
+    server_name: Option<Box<str>>,
+    certificates: Box<[CertificateDer<'static>]>,
+    resumed: bool,
+}
+
+impl TlsInfo {
+    pub(super) fn new(session: &ServerConnection) -> Self {
+        Self {
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => "1.3",
+                Some(ProtocolVersion::TLSv1_2) => "1.2",
+                _ => "unknown",
+            },
+            cipher_suite: session
+                .negotiated_cipher_suite()
+                .and_then(|suite| registered_name(suite.suite()))
+                .unwrap_or("unknown"),
+            alpn: session.alpn_protocol().map(Into::into),
+            server_name: session.server_name().map(Into::into),
+            certificates: session.peer_certificates().unwrap_or_default().into(),
+            resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+        }
+    }
+
+    /// Returns the TLS version, `1.2` or `1.3`.
+    ///
+    /// Attribute: `tls.protocol.version`.
+    pub fn version(&self) -> &'static str {
+        self.version
+    }
+
+    /// Returns the registered name of the cipher suite, such as `TLS_AES_128_GCM_SHA256`.
+    ///
+    /// Attribute: `tls.cipher`.
+    pub fn cipher_suite(&self) -> &'static str {
+        self.cipher_suite
+    }
+
+    /// Returns the protocol that ALPN selected, if both sides offered any.
+    ///
+    /// Attribute: `tls.next_protocol`.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.alpn.as_deref()
+    }
+
+    /// Returns the server name that the peer requested (SNI), in lower case.
+    ///
+    /// The peer chose it freely, so it proves nothing about the peer.
+    ///
+    /// Attribute: `tls.client.server_name`.
+    pub fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// Returns the peer's certificate chain in DER, the peer's own certificate first.
+    ///
+    /// The chain is verified. It is empty unless
+    /// [`TlsBuilder::client_certificates`](super::TlsBuilder::client_certificates) requests it and
+    /// the peer has sent it.
+    ///
+    /// Attribute: `tls.client.certificate_chain`.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// Returns whether the handshake resumed an earlier session.
+    ///
+    /// The certificates are then those of the earlier handshake.
+    ///
+    /// Attribute: `tls.resumed`.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+}
+
+/// Returns the registered name of a cipher suite. rustls writes `TLS13_` where the registry, and so
+/// every dashboard, has `TLS_`.
+fn registered_name(suite: CipherSuite) -> Option<&'static str> {
+    Some(match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS13_AES_128_CCM_SHA256 => "TLS_AES_128_CCM_SHA256",
+        CipherSuite::TLS13_AES_128_CCM_8_SHA256 => "TLS_AES_128_CCM_8_SHA256",
+        other => return other.as_str(),
+    })
+}
