@@ -1,148 +1,93 @@
-//! Builds a configuration from PEM, with errors that name the file at fault.
+//! Builds a configuration. Each `build` and each reload reads the files anew.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls_pki_types::pem::{self, PemObject};
-use thiserror::Error;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
 use super::Tls;
-use crate::error::BoxError;
+use super::clients::{self, ClientCertificates, Policy};
+use super::current::{Configuration, Current};
+use super::error::TlsError;
+use super::identity::Identity;
+use super::info::registered_name;
+use super::names::Names;
+use super::pem::Pem;
+use super::tickets::Tickets;
 
-/// The policy for clients without a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ClientCertificates {
-    /// Refuses clients without a valid certificate.
-    Required,
-    /// Accepts clients without a certificate. A certificate that a client does send must be valid.
-    Optional,
-}
-
-/// The error of [`TlsBuilder::build`].
-///
-/// The field `pem` is the path of the file at fault, or a name for the text that was passed in
-/// memory.
-#[derive(Debug, Error)]
+/// A version of TLS, for [`TlsBuilder::min_version`]. Older ones are not supported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum TlsError {
-    /// Neither [`pem_files`](TlsBuilder::pem_files) nor
-    /// [`certificate`](TlsBuilder::certificate) was called.
-    #[error("no certificate was given")]
-    NoneGiven,
-
-    /// A file could not be read.
-    #[error("cannot read {pem}")]
-    Unreadable {
-        /// The path of the file.
-        pem: String,
-        /// The error of the system.
-        #[source]
-        source: io::Error,
-    },
-
-    /// A file or text is not PEM.
-    #[error("malformed PEM in {pem}")]
-    Malformed {
-        /// The path of the file, or the name of the text.
-        pem: String,
-        /// The error of the parser.
-        #[source]
-        source: pem::Error,
-    },
-
-    /// A file or text contains no certificate.
-    #[error("no certificate in {pem}")]
-    NoCertificate {
-        /// The path of the file, or the name of the text.
-        pem: String,
-    },
-
-    /// A file or text contains no private key, or only an encrypted one.
-    #[error("no unencrypted private key in {pem}")]
-    NoKey {
-        /// The path of the file, or the name of the text.
-        pem: String,
-    },
-
-    /// The server's own certificate is unusable.
-    #[error("unusable certificate in {pem}")]
-    BadCertificate {
-        /// The path of the file, or the name of the text.
-        pem: String,
-        /// The reason.
-        #[source]
-        source: rustls::Error,
-    },
-
-    /// The private key is unusable. RSA, ECDSA and Ed25519 keys are supported.
-    #[error("unusable private key in {pem}")]
-    BadKey {
-        /// The path of the file, or the name of the text.
-        pem: String,
-        /// The reason.
-        #[source]
-        source: rustls::Error,
-    },
-
-    /// The private key does not belong to the certificate.
-    #[error("the private key in {key} does not match the certificate in {certificate}")]
-    KeyMismatch {
-        /// The path or name of the certificate's file or text.
-        certificate: String,
-        /// The path or name of the key's file or text.
-        key: String,
-    },
-
-    /// The root certificates for clients are unusable.
-    #[error("unusable roots for client certificates in {pem}")]
-    BadRoots {
-        /// The path of the file, or the name of the text.
-        pem: String,
-        /// The reason.
-        #[source]
-        source: BoxError,
-    },
-
-    /// rustls rejected the configuration as a whole.
-    #[error("rustls refused the configuration")]
-    Config(#[source] rustls::Error),
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
 }
 
 /// Builds a [`Tls`]. Created by [`Tls::builder`].
-#[derive(Default)]
+///
+/// Keep it for [`Tls::reload`].
+#[derive(Clone, Default)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct TlsBuilder {
-    identity: Option<(Pem, Pem)>,
+    default: Option<Identity>,
+    /// Without a name, an identity is served for those in its certificate.
+    named: Vec<(Option<String>, Identity)>,
     clients: Option<(Pem, ClientCertificates)>,
+    revocation_lists: Vec<Pem>,
     alpn: Vec<Vec<u8>>,
+    ticket_keys: Vec<PathBuf>,
+    provider: Option<Arc<CryptoProvider>>,
+    min_version: TlsVersion,
+    cipher_suites: Option<Vec<String>>,
 }
 
 impl TlsBuilder {
     /// Sets the files of the certificate chain, the server's own certificate first, and of its
     /// private key.
     ///
-    /// Both may be the same file. [`build`](Self::build) reads them, once.
-    pub fn pem_files(mut self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.identity = Some((Pem::File(chain.into()), Pem::File(key.into())));
-        self
+    /// Both may be the same file. [`build`](Self::build) reads them. A short form of
+    /// [`identity`](Self::identity).
+    pub fn pem_files(self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.identity(Identity::pem_files(chain, key))
     }
 
     /// Sets the certificate chain, the server's own certificate first, and its private key as PEM
-    /// text.
-    pub fn certificate(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
-        self.identity = Some((
-            Pem::Memory("the certificate chain given", chain.into()),
-            Pem::Memory("the private key given", key.into()),
-        ));
+    /// text. A short form of [`identity`](Self::identity).
+    pub fn certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.identity(Identity::pem(chain, key))
+    }
+
+    /// Sets the certificate for clients that request no name, or one that no other certificate is
+    /// for. Default: none, and such clients are refused.
+    ///
+    /// See the section on [names](super#names).
+    pub fn identity(mut self, default: Identity) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// Adds the certificate for a name, or for a wildcard such as `*.example.org`.
+    ///
+    /// A name in another script is written as in DNS (`xn--…`). Upper and lower case are the same.
+    /// [`build`](Self::build) fails if the name is not valid, was given before, or is not in the
+    /// certificate.
+    pub fn identity_for(mut self, name: impl Into<String>, identity: Identity) -> Self {
+        self.named.push((Some(name.into()), identity));
+        self
+    }
+
+    /// Adds a certificate for all DNS names in it (its *subject alternative names*), wildcards
+    /// included.
+    ///
+    /// [`build`](Self::build) fails if there are none, or if one of them has a certificate already.
+    pub fn identity_by_san(mut self, identity: Identity) -> Self {
+        self.named.push((None, identity));
         self
     }
 
@@ -183,6 +128,80 @@ impl TlsBuilder {
         self
     }
 
+    /// Adds certificate revocation lists, passed as PEM text. Default: none, and no certificate is
+    /// taken for revoked.
+    ///
+    /// With any list, a client whose status is unknown is refused. See the section on
+    /// [revocation](super#revocation).
+    pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        let pem = Pem::Memory("the revocation lists given", pem.into());
+        self.revocation_lists.push(pem);
+        self
+    }
+
+    /// Adds certificate revocation lists, as [`revocation_lists`](Self::revocation_lists) does,
+    /// from a PEM file with one list or several.
+    pub fn revocation_lists_file(mut self, pem: impl Into<PathBuf>) -> Self {
+        self.revocation_lists.push(Pem::File(pem.into()));
+        self
+    }
+
+    /// Sets the files of the ticket keys, by which several processes can resume each other's
+    /// sessions. The first one encrypts, and all of them decrypt. Default: none, so a session can
+    /// be resumed only in the process that granted it.
+    ///
+    /// A file contains one key: 48 or 80 random bytes, as nginx's `ssl_session_ticket_key` does.
+    /// nginx uses another cipher, so its tickets are not accepted here. A thief of a key can read
+    /// the sessions of TLS 1.2 whose tickets it encrypted, and can pose as their clients. So let
+    /// only the server read the file, as the private key, and rotate it daily. See the section on
+    /// [tickets](super#tickets).
+    pub fn ticket_key_files(mut self, files: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        self.ticket_keys = files.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the cryptography that rustls uses. Default: *ring*. Why: it builds without further
+    /// tools.
+    ///
+    /// For aws-lc-rs, depend on rustls 0.23 with its feature `aws_lc_rs`, and pass
+    /// `rustls::crypto::aws_lc_rs::default_provider()`. Ticket keys are used by *ring* in any case.
+    ///
+    /// ```
+    /// use tower_tcp::tls::{Tls, rustls::crypto::ring};
+    ///
+    /// let builder = Tls::builder().crypto_provider(ring::default_provider());
+    /// # _ = builder;
+    /// ```
+    pub fn crypto_provider(mut self, provider: impl Into<Arc<CryptoProvider>>) -> Self {
+        self.provider = Some(provider.into());
+        self
+    }
+
+    /// Sets the lowest version that a client may speak. Default: [`TlsVersion::V1_2`]. When
+    /// reached: the client gets the alert `protocol_version`.
+    pub fn min_version(mut self, version: TlsVersion) -> Self {
+        self.min_version = version;
+        self
+    }
+
+    /// Restricts the cipher suites to these, by their registered names. Default: all of the
+    /// provider, of which none is known to be weak.
+    ///
+    /// Each version needs its own suites: those of TLS 1.3 have no `WITH` in their names. The first
+    /// common one in the client's order is used.
+    ///
+    /// ```
+    /// use tower_tcp::tls::Tls;
+    ///
+    /// let builder = Tls::builder()
+    ///     .cipher_suites(["TLS_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]);
+    /// # _ = builder;
+    /// ```
+    pub fn cipher_suites(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.cipher_suites = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Reads the files and creates the hook.
     ///
     /// Reading blocks the thread, so call it before serving.
@@ -198,39 +217,78 @@ impl TlsBuilder {
     ///
     /// assert_eq!(err.unwrap_err().to_string(), "cannot read /nowhere/cert.pem");
     /// ```
-    pub fn build(self) -> Result<Tls, TlsError> {
-        let (chain_pem, key_pem) = self.identity.ok_or(TlsError::NoneGiven)?;
-        let chain = chain_pem.certificates()?;
-        let key = key_pem.private_key()?;
-        let provider = Arc::new(ring::default_provider());
+    pub fn build(&self) -> Result<Tls, TlsError> {
+        let current = Current::new(self.configuration()?);
+        Ok(Tls { current })
+    }
 
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(TlsError::Config)?;
-        let builder = match &self.clients {
-            None => builder.with_no_client_auth(),
-            Some((roots, whether)) => {
-                builder.with_client_cert_verifier(roots.verifier(*whether, provider)?)
-            }
+    /// Reads the files. The session cache is new, so that no session outlives its configuration.
+    pub(super) fn configuration(&self) -> Result<Configuration, TlsError> {
+        let provider = self.provider()?;
+        let names = Arc::new(self.names(&provider)?);
+        let versions: &[_] = match self.min_version {
+            TlsVersion::V1_2 => &[&TLS13, &TLS12],
+            TlsVersion::V1_3 => &[&TLS13],
         };
-        let mut config = builder
-            .with_single_cert(chain, key)
-            .map_err(|err| match err {
-                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
-                    certificate: chain_pem.name(),
-                    key: key_pem.name(),
-                },
-                rustls::Error::InvalidCertificate(_) => TlsError::BadCertificate {
-                    pem: chain_pem.name(),
-                    source: err,
-                },
-                _ => TlsError::BadKey {
-                    pem: key_pem.name(),
-                    source: err,
-                },
-            })?;
-        config.alpn_protocols = self.alpn;
-        Ok(Tls::from(Arc::new(config)))
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .map_err(TlsError::Config)?;
+        let (builder, policy) = match &self.clients {
+            Some((roots, whether)) => {
+                let lists = &self.revocation_lists;
+                let (verifier, policy) = clients::verifier(roots, *whether, lists, &provider)?;
+                (builder.with_client_cert_verifier(verifier), policy)
+            }
+            None if self.revocation_lists.is_empty() => {
+                (builder.with_no_client_auth(), Policy::default())
+            }
+            None => return Err(TlsError::RevocationWithoutClients),
+        };
+        let mut server = builder.with_cert_resolver(names.clone());
+        server.alpn_protocols.clone_from(&self.alpn);
+        if !self.ticket_keys.is_empty() {
+            server.ticketer = Arc::new(Tickets::read(&self.ticket_keys, policy)?);
+        }
+        Ok(Configuration {
+            server: Arc::new(server),
+            names: Some(names),
+        })
+    }
+
+    fn provider(&self) -> Result<Arc<CryptoProvider>, TlsError> {
+        let provider = match &self.provider {
+            Some(provider) => Arc::clone(provider),
+            None => Arc::new(ring::default_provider()),
+        };
+        let Some(names) = &self.cipher_suites else {
+            return Ok(provider);
+        };
+        let suites = names.iter().map(|name| {
+            let mut all = provider.cipher_suites.iter().copied();
+            all.find(|suite| registered_name(suite.suite()) == Some(name))
+                .ok_or_else(|| TlsError::UnknownCipherSuite { name: name.clone() })
+        });
+        Ok(Arc::new(CryptoProvider {
+            cipher_suites: suites.collect::<Result<_, _>>()?,
+            ..provider.as_ref().clone()
+        }))
+    }
+
+    fn names(&self, provider: &CryptoProvider) -> Result<Names, TlsError> {
+        let mut names = Names::default();
+        if let Some(default) = &self.default {
+            names.set_default(default, provider)?;
+        }
+        for (name, identity) in &self.named {
+            match name {
+                Some(name) => names.add(name, identity, provider)?,
+                None => names.add_by_san(identity, provider)?,
+            }
+        }
+        if names.is_empty() {
+            return Err(TlsError::NoneGiven);
+        }
+        Ok(names)
     }
 }
 
@@ -238,79 +296,5 @@ impl fmt::Debug for TlsBuilder {
     /// Omits the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsBuilder").finish_non_exhaustive()
-    }
-}
-
-/// The source of a PEM text, and the name that errors use for it.
-enum Pem {
-    File(PathBuf),
-    Memory(&'static str, Vec<u8>),
-}
-
-impl Pem {
-    fn name(&self) -> String {
-        match self {
-            Self::File(path) => path.display().to_string(),
-            Self::Memory(name, _) => (*name).to_owned(),
-        }
-    }
-
-    fn text(&self) -> Result<Cow<'_, [u8]>, TlsError> {
-        match self {
-            Self::File(path) => {
-                std::fs::read(path)
-                    .map(Cow::Owned)
-                    .map_err(|source| TlsError::Unreadable {
-                        pem: self.name(),
-                        source,
-                    })
-            }
-            Self::Memory(_, text) => Ok(Cow::Borrowed(text)),
-        }
-    }
-
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        let found: Vec<_> = CertificateDer::pem_slice_iter(&self.text()?)
-            .collect::<Result<_, _>>()
-            .map_err(|source| TlsError::Malformed {
-                pem: self.name(),
-                source,
-            })?;
-        if found.is_empty() {
-            return Err(TlsError::NoCertificate { pem: self.name() });
-        }
-        Ok(found)
-    }
-
-    fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
-        PrivateKeyDer::from_pem_slice(&self.text()?).map_err(|err| match err {
-            pem::Error::NoItemsFound => TlsError::NoKey { pem: self.name() },
-            source => TlsError::Malformed {
-                pem: self.name(),
-                source,
-            },
-        })
-    }
-
-    fn verifier(
-        &self,
-        whether: ClientCertificates,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-        let bad = |source: BoxError| TlsError::BadRoots {
-            pem: self.name(),
-            source,
-        };
-        let mut roots = RootCertStore::empty();
-        for root in self.certificates()? {
-            roots.add(root).map_err(|err| bad(err.into()))?;
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-        match whether {
-            ClientCertificates::Required => verifier,
-            ClientCertificates::Optional => verifier.allow_unauthenticated(),
-        }
-        .build()
-        .map_err(|err| bad(err.into()))
     }
 }

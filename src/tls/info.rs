@@ -98,7 +98,7 @@ impl TlsInfo {
 
 /// Returns the registered name of a cipher suite. rustls writes `TLS13_` where the registry, and so
 /// every dashboard, has `TLS_`.
-fn registered_name(suite: CipherSuite) -> Option<&'static str> {
+pub(super) fn registered_name(suite: CipherSuite) -> Option<&'static str> {
     Some(match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
         CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",

@@ -5,9 +5,10 @@
 //! [`ConnectionInfo::get::<TlsInfo>`](crate::ConnectionInfo::get) for all layers and services
 //! behind it.
 //!
-//! [`Tls::builder`] allows TLS 1.2 and 1.3 only, with the *ring* provider. 0-RTT is off, because
-//! early data can be replayed. Sessions can be resumed from a cache of rustls' default size, 256
-//! sessions. It is bounded, so that clients cannot fill memory, and it is lost with the process.
+//! [`Tls::builder`] allows TLS 1.2 and 1.3 only, with the *ring* provider unless
+//! [`TlsBuilder::crypto_provider`] sets another. 0-RTT is off, because early data can be replayed.
+//! Sessions can be resumed from a cache of rustls' default size, 256 sessions. It is bounded, so
+//! that clients cannot fill memory, and it is lost with the process.
 //!
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which bounds the time and the number of
@@ -15,9 +16,7 @@
 //! `ProxyProtocol` of the feature `proxy-protocol` in front of this hook.
 //!
 //! A connection whose handshake fails ends with [`EndReason::TlsHandshakeFailed`]. A TLS alert
-//! tells the peer why.
-//!
-//! # Examples
+//! tells the peer why, and the [cause](crate::ConnectionEnded) tells the program.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -32,8 +31,128 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! For features that the builder lacks, such as a certificate per name or new certificates at run
-//! time, configure rustls directly:
+//! # Names
+//!
+//! One server can have several certificates. The client chooses by the name that it requests
+//! (SNI): an exact name goes before a wildcard, a wildcard before the default certificate.
+//! `*.example.org` stands for one label, so neither for `example.org` nor for `a.b.example.org`.
+//!
+//! A client that requests no name or an unknown one gets the default certificate, which is the one
+//! of [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) or
+//! [`identity`](TlsBuilder::identity). Without a default the client is refused: with the alert
+//! `unrecognized_name` (RFC 6066) if the name is unknown, or `missing_extension` (RFC 8446) if
+//! there is none. The cause is then an [`UnknownServerName`].
+//!
+//! ```
+//! use tower_tcp::tls::{Identity, Tls};
+//!
+//! # let pem = |name: &str| {
+//! #     let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+//! #     Identity::pem(made.cert.pem(), made.signing_key.serialize_pem())
+//! # };
+//! # let (default, shop, others) = (pem("example.org"), pem("shop.test"), pem("*.example.org"));
+//! let tls = Tls::builder()
+//!     .identity(default) // without it, other names are refused
+//!     .identity_for("shop.test", shop)
+//!     .identity_for("*.example.org", others)
+//!     .build()?;
+//! # Ok::<_, tower_tcp::tls::TlsError>(())
+//! ```
+//!
+//! # Reload
+//!
+//! [`Tls::reload`] reads all files of a builder again, while connections are accepted: the
+//! certificates and keys, the roots and revocation lists for clients, and the ticket keys. It is
+//! all or nothing. If anything is wrong, the error names it and the old configuration stays. All
+//! clones of the hook have the new one at once, for every handshake whose first message is not
+//! complete yet. Established connections keep what they have.
+//!
+//! Each configuration has a session cache of its own, so that no session outlives the rules that it
+//! was granted under: a client whose certificate was revoked does not get in by its old session.
+//!
+//! ```
+//! use tower_tcp::tls::Tls;
+//!
+//! # let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+//! # let dir = tempfile::tempdir()?;
+//! # let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+//! # std::fs::write(&cert, made.cert.pem())?;
+//! # std::fs::write(&key, made.signing_key.serialize_pem())?;
+//! let builder = Tls::builder().pem_files(&cert, &key);
+//! let tls = builder.build()?; // goes into the stack
+//!
+//! # std::fs::write(&cert, "broken")?;
+//! // At SIGHUP, for instance. In async code, run it by `spawn_blocking`.
+//! if let Err(err) = tls.reload(&builder) {
+//!     eprintln!("the old certificates stay: {err}");
+//! }
+//! # assert_eq!(
+//! #     tls.reload(&builder).unwrap_err().to_string(),
+//! #     format!("no certificate in {}", cert.display())
+//! # );
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Revocation
+//!
+//! [`TlsBuilder::revocation_lists_file`] adds certificate revocation lists (CRLs) to the
+//! verification of clients. With any list, the status of every certificate of a chain must be
+//! known, except that of the root:
+//!
+//! | a certificate in the client's chain | the client is |
+//! | --- | --- |
+//! | is on a list | refused with `certificate_revoked` |
+//! | has an issuer of which there is no list | refused with `unknown_ca` |
+//! | has an issuer whose list is past its `nextUpdate` | refused with `unknown_ca` |
+//!
+//! OpenSSL and nginx treat the last two the same. So replace a list before it expires, and
+//! reload. A resumed session is not verified again until the next reload that changes the rules.
+//!
+//! ```no_run
+//! use tower_tcp::tls::{ClientCertificates, Tls};
+//!
+//! let tls = Tls::builder()
+//!     .pem_files("cert.pem", "key.pem")
+//!     .client_certificates_file("clients.pem", ClientCertificates::Required)
+//!     .revocation_lists_file("clients.crl")
+//!     .build()?;
+//! # Ok::<_, tower_tcp::tls::TlsError>(())
+//! ```
+//!
+//! # Tickets
+//!
+//! By default a session can be resumed only in the process that granted it. Several processes with
+//! the same ticket keys resume each other's sessions, and a restarted process resumes those from
+//! before. [`TlsBuilder::ticket_key_files`] names the files, one key each, as nginx's
+//! `ssl_session_ticket_key` does. `openssl rand 80 >ticket.key` makes one.
+//!
+//! The first key encrypts new tickets, and all of them decrypt. To rotate, put a new key in front of
+//! the old one and [reload](Tls::reload), in every process:
+//!
+//! ```
+//! use tower_tcp::tls::Tls;
+//!
+//! # let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+//! # let dir = tempfile::tempdir()?;
+//! # let path = |name: &str| dir.path().join(name);
+//! # std::fs::write(path("cert.pem"), made.cert.pem())?;
+//! # std::fs::write(path("key.pem"), made.signing_key.serialize_pem())?;
+//! # std::fs::write(path("new.key"), [2; 80])?;
+//! # std::fs::write(path("old.key"), [1; 80])?;
+//! let tls = Tls::builder()
+//!     .pem_files(path("cert.pem"), path("key.pem"))
+//!     .ticket_key_files([path("new.key"), path("old.key")])
+//!     .build()?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A ticket is accepted for 12 hours, as long as its key is there. It is bound to the rules for
+//! client certificates: after a reload with other roots or revocation lists, and in a process that
+//! has others, it is not accepted, and the client is verified anew.
+//!
+//! # A configuration of your own
+//!
+//! For features that the builder lacks, configure rustls directly. [`Tls::replace`] is its reload.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -57,11 +176,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Instrument;
@@ -74,20 +191,26 @@ use crate::observe::Handshake;
 pub use tokio_rustls::rustls;
 pub use tokio_rustls::server::TlsStream;
 
+mod clients;
 mod config;
+mod current;
+mod error;
+mod handshake;
+mod identity;
 mod info;
+mod names;
+mod pem;
 mod reads_on;
 #[cfg(test)]
 mod tests;
+mod tickets;
 
-pub use config::{ClientCertificates, TlsBuilder, TlsError};
+pub use clients::ClientCertificates;
+pub use config::{TlsBuilder, TlsVersion};
+use current::{Configuration, Current};
+pub use error::{TlsError, UnknownServerName};
+pub use identity::Identity;
 pub use info::TlsInfo;
-use reads_on::ReadsOn;
-
-/// The time to read from a peer after its handshake failed, so that it receives the alert.
-const ALERT_LINGER: Duration = Duration::from_millis(200);
-/// The maximum number of bytes to read from such a peer.
-const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
 /// A pre-connect hook that performs the TLS handshake. Clones share the configuration and the
 /// session cache.
@@ -96,11 +219,12 @@ const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 /// docs](self).
 ///
 /// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. It contains
-/// a [`rustls::Error`] if the peer's messages were at fault. Otherwise it is the error of the
-/// stream, such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
+/// a [`rustls::Error`] if the peer's messages were at fault, and an [`UnknownServerName`] if there
+/// is no certificate for the peer. Otherwise it is the error of the stream, such as
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
 #[derive(Clone)]
 pub struct Tls {
-    acceptor: TlsAcceptor,
+    current: Current,
 }
 
 impl Tls {
@@ -108,12 +232,38 @@ impl Tls {
     pub fn builder() -> TlsBuilder {
         TlsBuilder::default()
     }
+
+    /// Reads the files of a builder again, and replaces the configuration of this hook and of all
+    /// its clones.
+    ///
+    /// Reading blocks the thread. In async code, call this by
+    /// [`spawn_blocking`](tokio::task::spawn_blocking). See the section on [reload](self#reload).
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of [`TlsBuilder::build`]. The old configuration stays.
+    pub fn reload(&self, builder: &TlsBuilder) -> Result<(), TlsError> {
+        self.current.set(builder.configuration()?);
+        Ok(())
+    }
+
+    /// Replaces the configuration of this hook and of all its clones by the one that `new` has.
+    ///
+    /// For a configuration that [`TlsBuilder`] cannot make. The next handshake uses it. Sessions
+    /// from before can be resumed only if the new configuration has the session cache or the ticket
+    /// keys of the old one.
+    pub fn replace(&self, new: impl Into<Self>) {
+        self.current.set(new.into().current.get());
+    }
 }
 
 impl From<Arc<ServerConfig>> for Tls {
     fn from(config: Arc<ServerConfig>) -> Self {
         Self {
-            acceptor: TlsAcceptor::from(config),
+            current: Current::new(Configuration {
+                server: config,
+                names: None,
+            }),
         }
     }
 }
@@ -140,8 +290,9 @@ where
         // rustls gets the bare stream, so that the connection counts plain bytes only.
         let (io, conn) = conn.into_parts();
         let handshake = Handshake::begin();
-        let accept = accept(self.acceptor.clone(), io).instrument(handshake.span().clone());
+        let current = self.current.clone();
         Box::pin(async move {
+            let accept = handshake::accept(&current, io).instrument(handshake.span().clone());
             match accept.await {
                 Ok(stream) => {
                     let info = TlsInfo::new(stream.get_ref().1);
@@ -160,7 +311,7 @@ where
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
                     if alerted {
-                        deliver_alert(io).await;
+                        handshake::deliver_alert(io).await;
                     }
                     Err(ended.into())
                 }
@@ -187,33 +338,4 @@ mod sealed {
         note = "`.layer(PreConnectLayer::new(tls))` puts TLS in front of the service behind it"
     )]
     pub trait BehindPreConnectLayer {}
-}
-
-/// Performs the handshake.
-async fn accept<Io>(acceptor: TlsAcceptor, io: Io) -> Result<TlsStream<Io>, (io::Error, Io)>
-where
-    Io: AsyncRead + AsyncWrite + Unpin,
-{
-    let shaken = acceptor.accept(ReadsOn::new(io)).into_fallible().await;
-    let (io, session) = shaken
-        .map_err(|(err, stream)| (stream.failed_write.unwrap_or(err), stream.io))?
-        .into_inner();
-    // The session continues over the bare stream. This does not wait, because the session is
-    // established and has nothing to write.
-    let established = acceptor.accept_with(io.io, |new| *new = session);
-    established.into_fallible().await
-}
-
-/// Closes a stream to which an alert was just written.
-///
-/// Closing a TCP socket with unread input resets it, and a reset can overtake the alert. A peer
-/// that does not speak TLS has often sent more than was read. So this shuts down writing first and
-/// then reads a little.
-async fn deliver_alert<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io) {
-    let ending = async {
-        io.shutdown().await?;
-        tokio::io::copy(&mut io.take(ALERT_LINGER_BYTES), &mut tokio::io::sink()).await
-    };
-    // However this ends, the stream is dropped next, and the handshake's own error is reported.
-    _ = tokio::time::timeout(ALERT_LINGER, ending).await;
 }

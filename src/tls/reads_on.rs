@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// end of its input ends the handshake.
 pub(super) struct ReadsOn<Io> {
     pub(super) io: Io,
-    pub(super) failed_write: Option<io::Error>,
+    failed_write: Option<io::Error>,
 }
 
 impl<Io> ReadsOn<Io> {
@@ -23,6 +23,12 @@ impl<Io> ReadsOn<Io> {
             io,
             failed_write: None,
         }
+    }
+
+    /// Returns the stream with the error of a failed handshake. The failed write goes before what
+    /// came of it.
+    pub(super) fn failed(self, err: io::Error) -> (io::Error, Io) {
+        (self.failed_write.unwrap_or(err), self.io)
     }
 }
 

@@ -9,9 +9,17 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::{TlsConnector, client};
 
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::*;
 use crate::connection::{Address, Probe};
 use crate::error::find_cause;
+
+mod clients;
+mod reload;
+mod settings;
 
 type Made = CertifiedKey<rcgen::KeyPair>;
 type Served<Io> = Result<Connection<TlsStream<Io>>, BoxError>;
@@ -70,9 +78,37 @@ async fn shake(
     Served<DuplexStream>,
     io::Result<client::TlsStream<DuplexStream>>,
 ) {
+    shake_as(tls, config, "localhost").await
+}
+
+/// Performs a handshake with a client that requests this name.
+async fn shake_as(
+    tls: &Tls,
+    config: ClientConfig,
+    name: &'static str,
+) -> (
+    Served<DuplexStream>,
+    io::Result<client::TlsStream<DuplexStream>>,
+) {
     let (near, far) = duplex(64 * 1024);
     let connector = TlsConnector::from(Arc::new(config));
-    tokio::join!(accept(tls, near), connector.connect(localhost(), far))
+    let name = ServerName::try_from(name).unwrap();
+    tokio::join!(accept(tls, near), connector.connect(name, far))
+}
+
+/// Returns whether a client resumes a session, or why it does not get in. The client has the
+/// tickets afterwards, and all clones of its configuration use them.
+async fn resumes(tls: &Tls, config: &ClientConfig) -> Result<bool, rustls::Error> {
+    let (served, caller) = shake(tls, config.clone()).await;
+    let mut conn = match served {
+        Ok(conn) => conn,
+        Err(err) => return Err(rustls_error::<DuplexStream>(Err(err))),
+    };
+    // The tickets are read along with the first data.
+    conn.write_all(b"x").await.unwrap();
+    conn.flush().await.unwrap();
+    caller.unwrap().read_u8().await.unwrap();
+    Ok(info(&conn).is_resumed())
 }
 
 fn info(conn: &Connection<TlsStream<DuplexStream>>) -> &TlsInfo {
@@ -156,15 +192,8 @@ async fn a_second_connection_resumes_the_first_session() {
     let tls = server(&me).build().unwrap();
     let config = client(&me, &[&TLS13], None);
 
-    let (served, caller) = shake(&tls, config.clone()).await;
-    let (mut conn, mut caller) = (served.unwrap(), caller.unwrap());
-    // The tickets are read along with the first data.
-    conn.write_all(b"x").await.unwrap();
-    conn.flush().await.unwrap();
-    caller.read_u8().await.unwrap();
-    let (served, _) = shake(&tls, config).await;
-
-    assert!(info(&served.unwrap()).is_resumed());
+    assert_eq!(resumes(&tls, &config).await, Ok(false));
+    assert_eq!(resumes(&tls, &config).await, Ok(true));
 }
 
 #[tokio::test]
@@ -551,7 +580,7 @@ async fn b25_an_end_without_the_closing_word_is_told_from_one_with_it() {
 fn b27_early_data_is_off_and_the_session_cache_is_on() {
     let tls = server(&made("localhost")).build().unwrap();
 
-    let config = tls.acceptor.config();
+    let config = tls.current.get().server;
 
     assert_eq!(config.max_early_data_size, 0);
     assert!(config.session_storage.can_cache());

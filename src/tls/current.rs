@@ -1,0 +1,41 @@
+//! The configuration of the moment. All clones of a hook share it, and a reload replaces it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio_rustls::rustls::ServerConfig;
+
+use super::names::Names;
+
+/// What a handshake needs, replaced as a whole.
+#[derive(Clone)]
+pub(super) struct Configuration {
+    pub(super) server: Arc<ServerConfig>,
+    /// The certificates, if they were built here. rustls cannot refuse a name properly.
+    pub(super) names: Option<Arc<Names>>,
+}
+
+/// The current configuration. Each handshake takes the lock once, for as long as it takes to clone
+/// two pointers.
+#[derive(Clone)]
+pub(super) struct Current(Arc<RwLock<Configuration>>);
+
+impl Current {
+    pub(super) fn new(configuration: Configuration) -> Self {
+        Self(Arc::new(RwLock::new(configuration)))
+    }
+
+    pub(super) fn get(&self) -> Configuration {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(super) fn set(&self, new: Configuration) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *current, new);
+        // An old configuration may be large. Its memory is released behind the lock.
+        drop(current);
+        drop(old);
+    }
+}

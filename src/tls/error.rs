@@ -1,0 +1,191 @@
+//! The errors of a configuration, and the refusal of a server name.
+
+use std::io;
+
+use rustls_pki_types::pem;
+use thiserror::Error;
+use tokio_rustls::rustls;
+
+use crate::error::BoxError;
+
+/// The error of [`TlsBuilder::build`](super::TlsBuilder::build) and of
+/// [`Tls::reload`](super::Tls::reload).
+///
+/// The field `pem` is the path of the file at fault, or a name for the text that was passed in
+/// memory.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The builder was given no certificate.
+    #[error("no certificate was given")]
+    NoneGiven,
+
+    /// A file could not be read.
+    #[error("cannot read {pem}")]
+    Unreadable {
+        /// The path of the file.
+        pem: String,
+        /// The error of the system.
+        #[source]
+        source: io::Error,
+    },
+
+    /// A file or text is not PEM.
+    #[error("malformed PEM in {pem}")]
+    Malformed {
+        /// The path of the file, or the name of the text.
+        pem: String,
+        /// The error of the parser.
+        #[source]
+        source: pem::Error,
+    },
+
+    /// A file or text contains no certificate.
+    #[error("no certificate in {pem}")]
+    NoCertificate {
+        /// The path of the file, or the name of the text.
+        pem: String,
+    },
+
+    /// A file or text contains no private key, or only an encrypted one.
+    #[error("no unencrypted private key in {pem}")]
+    NoKey {
+        /// The path of the file, or the name of the text.
+        pem: String,
+    },
+
+    /// The server's own certificate is unusable.
+    #[error("unusable certificate in {pem}")]
+    BadCertificate {
+        /// The path of the file, or the name of the text.
+        pem: String,
+        /// The reason.
+        #[source]
+        source: rustls::Error,
+    },
+
+    /// The private key is unusable. RSA, ECDSA and Ed25519 keys are supported.
+    #[error("unusable private key in {pem}")]
+    BadKey {
+        /// The path of the file, or the name of the text.
+        pem: String,
+        /// The reason.
+        #[source]
+        source: rustls::Error,
+    },
+
+    /// The private key does not belong to the certificate.
+    #[error("the private key in {key} does not match the certificate in {certificate}")]
+    KeyMismatch {
+        /// The path or name of the certificate's file or text.
+        certificate: String,
+        /// The path or name of the key's file or text.
+        key: String,
+    },
+
+    /// A file is no OCSP response in DER that says "successful".
+    #[error("no successful OCSP response in {file}")]
+    BadOcspResponse {
+        /// The path of the file.
+        file: String,
+    },
+
+    /// A name is neither a DNS name nor a wildcard such as `*.example.org`.
+    #[error("{name:?} is neither a DNS name nor a wildcard such as *.example.org")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+
+    /// Two certificates were given for one name.
+    #[error("two certificates for the name {name}")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+
+    /// A certificate is not valid for the name that it was given for.
+    #[error("the certificate in {pem} is not valid for the name {name}")]
+    WrongName {
+        /// The name.
+        name: String,
+        /// The path or name of the certificate's file or text.
+        pem: String,
+        /// The reason.
+        #[source]
+        source: rustls::Error,
+    },
+
+    /// A certificate contains no DNS name under which it could be served.
+    #[error("no DNS name in the certificate in {pem}")]
+    Nameless {
+        /// The path of the file, or the name of the text.
+        pem: String,
+    },
+
+    /// The root certificates for clients are unusable.
+    #[error("unusable roots for client certificates in {pem}")]
+    BadRoots {
+        /// The path of the file, or the name of the text.
+        pem: String,
+        /// The reason.
+        #[source]
+        source: BoxError,
+    },
+
+    /// A file or text contains no certificate revocation list.
+    #[error("no certificate revocation list in {pem}")]
+    NoRevocationList {
+        /// The path of the file, or the name of the text.
+        pem: String,
+    },
+
+    /// A certificate revocation list is unusable.
+    #[error("unusable certificate revocation list in {pem}")]
+    BadRevocationList {
+        /// The path of the file, or the name of the text.
+        pem: String,
+        /// The reason.
+        #[source]
+        source: BoxError,
+    },
+
+    /// There are revocation lists, but clients are not asked for certificates.
+    #[error("revocation lists were given, but no client certificates are requested")]
+    RevocationWithoutClients,
+
+    /// A file of a ticket key has the wrong size.
+    #[error("a ticket key has 48 or 80 bytes, but {file} has {bytes}")]
+    BadTicketKey {
+        /// The path of the file.
+        file: String,
+        /// Its size, or 81 if it is larger than a key.
+        bytes: usize,
+    },
+
+    /// The provider has no cipher suite of this name.
+    #[error("the provider has no cipher suite {name:?}")]
+    UnknownCipherSuite {
+        /// The name.
+        name: String,
+    },
+
+    /// rustls rejected the configuration as a whole.
+    #[error("rustls refused the configuration")]
+    Config(#[source] rustls::Error),
+}
+
+/// The cause of the end of a connection whose client was refused for the server name that it
+/// requested, or for requesting none.
+///
+/// See the section on [names](super#names).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UnknownServerName {
+    /// No certificate is configured for the name. The alert is `unrecognized_name`.
+    #[error("no certificate for the server name {0}")]
+    Unknown(Box<str>),
+
+    /// The client requested no name. The alert is `missing_extension`.
+    #[error("no server name was requested, and there is no default certificate")]
+    Absent,
+}

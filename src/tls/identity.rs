@@ -1,0 +1,119 @@
+//! The server's own certificates: a chain, its private key, and a stapled OCSP response.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::sign::CertifiedKey;
+
+use super::error::TlsError;
+use super::pem::{self, Pem};
+
+/// A certificate of the server: its chain, its private key, and optionally an OCSP response.
+///
+/// ```
+/// use tower_tcp::tls::{Identity, Tls};
+///
+/// let builder = Tls::builder()
+///     .identity(Identity::pem_files("cert.pem", "key.pem").ocsp_file("cert.ocsp"))
+///     .identity_for("*.example.org", Identity::pem_files("wildcard.pem", "wildcard.key"));
+/// # _ = builder;
+/// ```
+#[derive(Clone)]
+#[must_use = "an identity does nothing until a builder has it"]
+pub struct Identity {
+    pub(super) chain: Pem,
+    key: Pem,
+    ocsp: Option<PathBuf>,
+}
+
+impl Identity {
+    fn new(chain: Pem, key: Pem) -> Self {
+        let ocsp = None;
+        Self { chain, key, ocsp }
+    }
+
+    /// Creates an identity from the files of the certificate chain, the server's own certificate
+    /// first, and of its private key.
+    ///
+    /// Both may be the same file. Each [`build`](super::TlsBuilder::build) and each
+    /// [`reload`](super::Tls::reload) reads them.
+    pub fn pem_files(chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        Self::new(Pem::File(chain.into()), Pem::File(key.into()))
+    }
+
+    /// Creates an identity from the certificate chain, the server's own certificate first, and its
+    /// private key as PEM text.
+    pub fn pem(chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        Self::new(
+            Pem::Memory("the certificate chain given", chain.into()),
+            Pem::Memory("the private key given", key.into()),
+        )
+    }
+
+    /// Staples the OCSP response in this file, in DER, to the certificate. Default: none.
+    ///
+    /// A response expires, usually within days. Fetch it with a program such as `openssl ocsp
+    /// -respout`, replace the file, and call [`reload`](super::Tls::reload). Only the status of the
+    /// response is checked, not its signature, its time or the certificate that it is about,
+    /// because that is the client's part.
+    pub fn ocsp_file(mut self, response: impl Into<PathBuf>) -> Self {
+        self.ocsp = Some(response.into());
+        self
+    }
+
+    /// Reads the files.
+    pub(super) fn read(&self, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+        let (chain, key) = (self.chain.certificates()?, self.key.private_key()?);
+        let mut certified =
+            CertifiedKey::from_der(chain, key, provider).map_err(|err| match err {
+                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
+                    certificate: self.chain.name(),
+                    key: self.key.name(),
+                },
+                rustls::Error::InvalidCertificate(_) => TlsError::BadCertificate {
+                    pem: self.chain.name(),
+                    source: err,
+                },
+                _ => TlsError::BadKey {
+                    pem: self.key.name(),
+                    source: err,
+                },
+            })?;
+        if let Some(file) = &self.ocsp {
+            let response = pem::read(file)?;
+            if !is_successful(&response) {
+                let file = file.display().to_string();
+                return Err(TlsError::BadOcspResponse { file });
+            }
+            certified.ocsp = Some(response);
+        }
+        Ok(certified)
+    }
+}
+
+impl fmt::Debug for Identity {
+    /// Omits the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("chain", &self.chain.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns whether this is a DER sequence of just this length that begins with the status
+/// "successful" (RFC 6960, section 4.2.1).
+///
+/// A client takes the connection for broken if another status is stapled, such as "try later".
+fn is_successful(response: &[u8]) -> bool {
+    let (len, body) = match response {
+        [0x30, len @ 0..=0x7f, body @ ..] => (usize::from(*len), body),
+        [0x30, 0x81, len, body @ ..] => (usize::from(*len), body),
+        [0x30, 0x82, high, low, body @ ..] => {
+            (usize::from(u16::from_be_bytes([*high, *low])), body)
+        }
+        _ => return false,
+    };
+    body.len() == len && body.starts_with(&[0x0a, 1, 0])
+}
