@@ -5,23 +5,29 @@
 //! printf 'hi\n' | openssl s_client -quiet -connect 127.0.0.1:7443
 //! ```
 //!
-//! Without `--cert` and `--key` the server makes its own certificate and prints the path. A
-//! handshake may take ten seconds, and 512 connections may be in theirs; one more evicts the
+//! Without `--cert` and `--key` the server makes its own certificate and prints the path. With
+//! several, the first is the default, and each of the others is for the names in it. SIGHUP reloads
+//! all files; if one of them is broken, the server says so and keeps the old ones.
+//!
+//! A handshake may take ten seconds, and 512 connections may be in theirs; one more evicts the
 //! oldest. Try it: run `nc 127.0.0.1 7443` and type nothing, with `RUST_LOG=tower_tcp=debug` set
 //! for the server.
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
 use tempfile::TempDir;
+use tokio::signal::unix::{self, SignalKind};
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::tls::Tls;
+use tower_tcp::tls::{ClientCertificates, Identity, Tls, TlsBuilder};
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -32,13 +38,29 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:7443")]
     listen: Vec<String>,
 
-    /// Certificate chain, in PEM.
-    #[arg(long, requires = "key")]
-    cert: Option<PathBuf>,
+    /// Certificate chain, in PEM; can be repeated.
+    #[arg(long)]
+    cert: Vec<PathBuf>,
 
-    /// Private key of the certificate, in PEM.
-    #[arg(long, requires = "cert")]
-    key: Option<PathBuf>,
+    /// Private key of the certificate, in PEM, one for each `--cert` and in the same order.
+    #[arg(long)]
+    key: Vec<PathBuf>,
+
+    /// Refuse clients that request no name or an unknown one.
+    #[arg(long)]
+    strict_sni: bool,
+
+    /// Roots for client certificates, in PEM. Without them, none are requested.
+    #[arg(long)]
+    client_roots: Option<PathBuf>,
+
+    /// Certificate revocation list for clients, in PEM; can be repeated.
+    #[arg(long)]
+    crl: Vec<PathBuf>,
+
+    /// File with 80 random bytes, for sessions that several servers share; can be repeated.
+    #[arg(long)]
+    ticket_key: Vec<PathBuf>,
 
     /// Seconds that a handshake may take.
     #[arg(long, default_value_t = 10)]
@@ -51,7 +73,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let args = Args::parse();
+    let mut args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -59,11 +81,15 @@ async fn main() -> Result<(), BoxError> {
         .init();
 
     let own = tempfile::tempdir()?; // removed at the end
-    let (cert, key) = match args.cert.zip(args.key) {
-        Some(given) => given,
-        None => self_signed(&own)?,
-    };
-    let handshake = PreConnectLayer::new(Tls::builder().pem_files(&cert, &key).build()?)
+    if args.cert.is_empty() {
+        let (cert, key) = self_signed(&own)?;
+        println!("the certificate is in {}", cert.display());
+        (args.cert, args.key) = (vec![cert], vec![key]);
+    }
+    let files = files(&args)?;
+    let tls = files.build()?;
+    reload_on_hangup(tls.clone(), files)?;
+    let handshake = PreConnectLayer::new(tls)
         .deadline(Duration::from_secs(args.handshake_deadline))
         .pending(args.handshakes);
     let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
@@ -78,12 +104,49 @@ async fn main() -> Result<(), BoxError> {
         .bind()
         .await?;
     signal::install(&server.handle())?;
-    println!("the certificate is in {}", cert.display());
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
         println!("try: printf 'hi\\n' | openssl s_client -quiet -connect {address}");
     }
     println!("{}", server.serve(stack).await?);
+    Ok(())
+}
+
+fn files(args: &Args) -> Result<TlsBuilder, BoxError> {
+    if args.cert.len() != args.key.len() {
+        return Err("give one --key for each --cert".into());
+    }
+    let mut tls = Tls::builder().ticket_key_files(&args.ticket_key);
+    for (n, (cert, key)) in args.cert.iter().zip(&args.key).enumerate() {
+        let identity = Identity::pem_files(cert, key);
+        tls = match n {
+            0 if !args.strict_sni => tls.identity(identity),
+            _ => tls.identity_by_san(identity),
+        };
+    }
+    if let Some(roots) = &args.client_roots {
+        tls = tls.client_certificates_file(roots, ClientCertificates::Required);
+    }
+    for list in &args.crl {
+        tls = tls.revocation_lists_file(list);
+    }
+    Ok(tls)
+}
+
+/// Reads all files again at each SIGHUP.
+fn reload_on_hangup(tls: Tls, files: TlsBuilder) -> io::Result<()> {
+    let mut hangups = unix::signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            match tokio::task::block_in_place(|| tls.reload(&files)) {
+                Ok(()) => eprintln!("reloaded"),
+                Err(err) => {
+                    let cause = err.source().map(|cause| format!(": {cause}"));
+                    eprintln!("not reloaded: {err}{}", cause.unwrap_or_default());
+                }
+            }
+        }
+    });
     Ok(())
 }
 

@@ -106,7 +106,10 @@
 //! | has an issuer whose list is past its `nextUpdate` | refused with `unknown_ca` |
 //!
 //! OpenSSL and nginx treat the last two the same. So replace a list before it expires, and
-//! reload. A resumed session is not verified again until the next reload that changes the rules.
+//! reload.
+//!
+//! A resumed session is not verified again, so a certificate or a list that expires does not end
+//! it. A reload does: always for the sessions in the cache, and for tickets if the rules changed.
 //!
 //! ```no_run
 //! use tower_tcp::tls::{ClientCertificates, Tls};

@@ -8,27 +8,31 @@
 //! curl -kN https://127.0.0.1:7443/ticks
 //! ```
 //!
-//! Without `--cert` and `--key` the server makes its own certificate and prints the path. `--plain`
-//! turns TLS off. Every address speaks both HTTP/2 and HTTP/1.1, as the client asks. On ctrl-c
+//! Without `--cert` and `--key` the server makes its own certificate and prints the path. With
+//! several, the first is the default, and each of the others is for the names in it. SIGHUP reloads
+//! them. `--plain` turns TLS off. Every address speaks both HTTP/2 and HTTP/1.1, as the client asks. On ctrl-c
 //! pending requests are answered, event streams end, and WebSockets get a close frame.
 
 mod app;
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::ready;
+use std::io;
 use std::path::PathBuf;
 
 use axum::Extension;
 use axum::extract::ConnectInfo;
 use clap::Parser;
 use tempfile::TempDir;
+use tokio::signal::unix::{self, SignalKind};
 use tower::util::{Either, option_layer};
 use tower::{Layer, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::http::Http;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::tls::Tls;
+use tower_tcp::tls::{Identity, Tls, TlsBuilder};
 use tower_tcp::{BoxError, ConnectionInfo, Server, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -44,13 +48,13 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:7443")]
     listen: Vec<String>,
 
-    /// Certificate chain, in PEM.
-    #[arg(long, requires = "key")]
-    cert: Option<PathBuf>,
+    /// Certificate chain, in PEM; can be repeated.
+    #[arg(long)]
+    cert: Vec<PathBuf>,
 
-    /// Private key of the certificate, in PEM.
-    #[arg(long, requires = "cert")]
-    key: Option<PathBuf>,
+    /// Private key of the certificate, in PEM, one for each `--cert` and in the same order.
+    #[arg(long)]
+    key: Vec<PathBuf>,
 
     /// Speak HTTP without TLS.
     #[arg(long, conflicts_with = "cert")]
@@ -66,7 +70,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let args = Args::parse();
+    let mut args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -97,15 +101,14 @@ async fn main() -> Result<(), BoxError> {
     let stack = if args.plain {
         Either::Left(http)
     } else {
-        let (cert, key) = match args.cert.zip(args.key) {
-            Some(given) => given,
-            None => self_signed(&own)?,
-        };
-        println!("the certificate is in {}", cert.display());
-        let tls = Tls::builder()
-            .pem_files(cert, key)
-            .alpn(["h2", "http/1.1"])
-            .build()?;
+        if args.cert.is_empty() {
+            let (cert, key) = self_signed(&own)?;
+            println!("the certificate is in {}", cert.display());
+            (args.cert, args.key) = (vec![cert], vec![key]);
+        }
+        let files = files(&args.cert, &args.key)?;
+        let tls = files.build()?;
+        reload_on_hangup(tls.clone(), files)?;
         Either::Right(PreConnectLayer::new(tls).layer(http))
     };
     let scheme = if args.plain { "http" } else { "https" };
@@ -118,6 +121,38 @@ async fn main() -> Result<(), BoxError> {
         .option_layer(hooks)
         .service(stack);
     println!("{}", server.serve(stack).await?);
+    Ok(())
+}
+
+fn files(certs: &[PathBuf], keys: &[PathBuf]) -> Result<TlsBuilder, BoxError> {
+    if certs.len() != keys.len() {
+        return Err("give one --key for each --cert".into());
+    }
+    let mut identities = certs.iter().zip(keys);
+    let mut tls = Tls::builder().alpn(["h2", "http/1.1"]);
+    if let Some((cert, key)) = identities.next() {
+        tls = tls.pem_files(cert, key);
+    }
+    for (cert, key) in identities {
+        tls = tls.identity_by_san(Identity::pem_files(cert, key));
+    }
+    Ok(tls)
+}
+
+/// Reads all files again at each SIGHUP.
+fn reload_on_hangup(tls: Tls, files: TlsBuilder) -> io::Result<()> {
+    let mut hangups = unix::signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            match tokio::task::block_in_place(|| tls.reload(&files)) {
+                Ok(()) => eprintln!("reloaded"),
+                Err(err) => {
+                    let cause = err.source().map(|cause| format!(": {cause}"));
+                    eprintln!("not reloaded: {err}{}", cause.unwrap_or_default());
+                }
+            }
+        }
+    });
     Ok(())
 }
 
