@@ -51,7 +51,9 @@ use tower_tcp::proxy::{
 };
 use tower_tcp::registry::{Broadcast, KeyTaken, Registry, SlowPeer};
 use tower_tcp::testkit::{Connector, MemoryListener};
-use tower_tcp::tls::{ClientCertificates, Tls, TlsBuilder, TlsError, TlsInfo};
+use tower_tcp::tls::{
+    ClientCertificates, Identity, Tls, TlsBuilder, TlsError, TlsInfo, TlsVersion, UnknownServerName,
+};
 use tower_tcp::{
     Address, BoxError, Connection, ConnectionEnded, ConnectionId, ConnectionInfo, ConnectionPhase,
     End, EndReason, Error, Handle, Initiator, LiveConnection, Peer, Pipeline, Reply, Report,
@@ -127,6 +129,7 @@ fn words_for_ends_and_errors_go_anywhere() {
     goes_anywhere::<PreConnectEvicted>();
     goes_anywhere::<(ProxyEncodeError, ProxyHeaderError, Untrusted, Versions)>();
     goes_anywhere::<TlsError>();
+    goes_anywhere::<UnknownServerName>();
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<RecoverableSerde<std::cell::Cell<u8>, std::cell::Cell<u8>>>();
     goes_anywhere::<(OneAtATime, InFlight, Multiplexed)>();
     goes_anywhere::<ClientCertificates>();
-    goes_anywhere::<TlsBuilder>();
+    goes_anywhere::<(TlsBuilder, Identity, TlsVersion)>();
     goes_anywhere::<(ProxyHeader, ProxyProtocol, Ssl, Tlvs)>();
     goes_anywhere::<TlsInfo>();
     goes_anywhere::<(AddressFilter, Verdict, AddressDenied)>();

@@ -129,8 +129,8 @@
 //! before. [`TlsBuilder::ticket_key_files`] names the files, one key each, as nginx's
 //! `ssl_session_ticket_key` does. `openssl rand 80 >ticket.key` makes one.
 //!
-//! The first key encrypts new tickets, and all of them decrypt. To rotate, put a new key in front of
-//! the old one and [reload](Tls::reload), in every process:
+//! The first key encrypts new tickets, and all of them decrypt. To rotate, put a new key in front
+//! of the old one and [reload](Tls::reload), in every process:
 //!
 //! ```
 //! use tower_tcp::tls::Tls;

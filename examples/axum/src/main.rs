@@ -10,7 +10,9 @@
 //!
 //! Without `--cert` and `--key` the server makes its own certificate and prints the path. With
 //! several, the first is the default, and each of the others is for the names in it. SIGHUP reloads
-//! them. `--plain` turns TLS off. Every address speaks both HTTP/2 and HTTP/1.1, as the client asks. On ctrl-c
+//! them. `--plain` turns TLS off.
+//!
+//! Every address speaks both HTTP/2 and HTTP/1.1, as the client asks. On ctrl-c
 //! pending requests are answered, event streams end, and WebSockets get a close frame.
 
 mod app;
