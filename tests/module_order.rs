@@ -157,6 +157,11 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<(String, String)>) {
     }
 }
 
+/// Returns whether a file consists of tests alone.
+fn is_test(file: &str) -> bool {
+    file.ends_with("/tests.rs") || file.contains("/tests/")
+}
+
 /// Checks `files` against the order of modules in `lib`.
 fn violations(lib: &str, files: &[(String, String)]) -> Vec<String> {
     let (order, exports) = read_lib(lib);
@@ -168,7 +173,7 @@ fn violations(lib: &str, files: &[(String, String)]) -> Vec<String> {
             found.push(format!("src/{file}: lib.rs does not list `{module}`"));
             continue;
         };
-        if file.ends_with("/tests.rs") {
+        if is_test(file) {
             continue;
         }
         let code = without_tests(without_comments(source));
@@ -197,7 +202,7 @@ type ModulePath = Vec<String>;
 fn cycles(files: &[(String, String)]) -> Vec<String> {
     let sources: BTreeMap<ModulePath, (&String, String)> = files
         .iter()
-        .filter(|(name, _)| !name.ends_with("/tests.rs"))
+        .filter(|(name, _)| !is_test(name))
         .map(|(name, text)| {
             (
                 module_path(name),
