@@ -441,7 +441,7 @@ async fn h7_what_was_pipelined_before_the_signal_is_answered_and_nothing_later_i
     settle().await;
     gate.add_permits(3);
     let mut answers = [0; 6];
-    client.read_exact(&mut answers).await.unwrap();
+    client.read_exact(&mut answers).await.expect("it is served");
     // The connection may have ended before this write.
     drop(client.write_all(b"d\n").await);
 
@@ -465,8 +465,8 @@ async fn ask_unreported<Io, F>(
         let mut client = connect().await;
         // Half of them have been served already.
         if n % 2 == 0 {
-            client.write_all(b"before\n").await.unwrap();
-            client.read_exact(&mut [0; 7]).await.unwrap();
+            client.write_all(b"before\n").await.expect("it is served");
+            client.read_exact(&mut [0; 7]).await.expect("it is served");
         }
         clients.push(client);
     }
@@ -475,17 +475,18 @@ async fn ask_unreported<Io, F>(
 
     for client in &mut clients {
         let sent = client.write_all(b"asked\n").now_or_never();
-        sent.expect("there is room").unwrap();
+        sent.expect("there is room").expect("it is open");
     }
     handle.shutdown();
 
     for mut client in clients {
         let mut answer = String::new();
         let read = timeout(NET, client.read_to_string(&mut answer)).await;
-        read.expect("in time").unwrap();
+        read.expect("in time").expect("it is text");
         assert_eq!(answer, "asked\n");
     }
-    let report = timeout(NET, task).await.unwrap().unwrap().unwrap();
+    let ended = timeout(NET, task).await.expect("in time");
+    let report = ended.expect("it ran").expect("it drained");
     assert_eq!(report.drained, 20);
 }
 
