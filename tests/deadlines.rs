@@ -815,7 +815,7 @@ async fn half_a_frame_holds_a_drain_for_five_seconds_or_less() {
 
 #[tokio::test(start_paused = true)]
 async fn a_frame_that_is_begun_in_a_drain_has_five_seconds_from_its_first_byte() {
-    let drain = DrainDeadlines::default().last_frame(10 * SECOND);
+    let drain = DrainDeadlines::default().next_frame(10 * SECOND);
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().drain(drain));
@@ -837,8 +837,8 @@ async fn a_frame_that_is_begun_in_a_drain_has_five_seconds_from_its_first_byte()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resting_pipeline_may_be_given_time_for_one_frame_more() {
-    let drain = DrainDeadlines::default().last_frame(3 * SECOND);
+async fn a_resting_pipeline_may_be_given_time_for_other_frames() {
+    let drain = DrainDeadlines::default().next_frame(3 * SECOND);
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().drain(drain));
@@ -853,7 +853,9 @@ async fn a_resting_pipeline_may_be_given_time_for_one_frame_more() {
             sleep(2 * SECOND).await;
             if asks {
                 client.send("1\n2\n").await;
-                assert_eq!(client.rest().await, ["1"], "{}", served.way());
+                sleep(4 * SECOND).await;
+                client.send("0\n").await;
+                assert_eq!(client.rest().await, ["1", "2", "0"], "{}", served.way());
             } else {
                 assert!(client.rest().await.is_empty(), "{}", served.way());
                 assert_eq!(begun.elapsed(), 3 * SECOND, "{}", served.way());
@@ -862,6 +864,40 @@ async fn a_resting_pipeline_may_be_given_time_for_one_frame_more() {
             drop(client);
             assert_eq!(served.reason().await, EndReason::Drained);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_pipeline_serves_no_longer_than_ten_times_the_time_for_a_frame() {
+    let drain = DrainDeadlines::default().next_frame(SECOND);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .deadlines(Deadlines::default().drain(drain));
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        client.send("0\n").await;
+        assert_eq!(client.line().await, "0", "{}", served.way());
+        let begun = Instant::now();
+
+        served.handle().shutdown();
+        let mut served_for = Duration::ZERO;
+        loop {
+            sleep(SECOND / 2).await;
+            let sent = client.0.write_all(b"0\n").await;
+            if sent.is_err() || client.line().await.is_empty() {
+                break;
+            }
+            served_for = begun.elapsed();
+        }
+
+        assert!(served_for >= 9 * SECOND, "{}: {served_for:?}", served.way());
+        assert!(
+            served_for <= 10 * SECOND,
+            "{}: {served_for:?}",
+            served.way()
+        );
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Drained);
     }
 }
 

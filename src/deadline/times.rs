@@ -280,7 +280,7 @@ deadlines! {
     /// | [`frame`] | 5 s | an active peer finishes its frame by then | [`FrameTimeout`] |
     /// | [`body`] | 5 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
-    /// | [`last_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
+    /// | [`next_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
     /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason of its close |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
@@ -324,12 +324,17 @@ deadlines! {
         /// connection closes with [`Drained`](crate::EndReason::Drained).
         last_request = secs(1),
 
-        /// Sets how long an idle connection of a pipeline stays open for one more frame, which is
-        /// answered before it closes.
+        /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
+        /// and each reply restarts the time, up to ten times of it in all.
+        ///
+        /// A protocol without a word for a close cannot tell its client to stop, so a request that
+        /// crosses the close is lost. A client that sends its requests in a row is served until it
+        /// is quiet for this time, or closes by itself. Set it where connections are short and
+        /// requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
-        last_frame = secs(0),
+        next_frame = secs(0),
 
         /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, even if it
         /// sends pings. The time counts from the end of the last response, if that is later.

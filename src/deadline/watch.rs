@@ -156,7 +156,7 @@ impl Watch {
                     frame: _,
                     body: _,
                     last_request: _,
-                    last_frame: _,
+                    next_frame: _,
                     goodbye: _,
                 },
         } = *deadlines;

@@ -251,7 +251,7 @@ impl Clock {
                     body: _,
                     // Kept by hooks and pipelines.
                     pre_connect: _,
-                    last_frame: _,
+                    next_frame: _,
                 },
         } = *deadlines;
         let (waiting, _, since) = self.waiting;

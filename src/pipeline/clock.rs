@@ -37,6 +37,9 @@ impl Waiting {
     }
 }
 
+/// The longest time of a drain for next frames, as a multiple of the time for each.
+const NEXT_FRAMES: u32 = 10;
+
 /// The effect of a deadline that has passed, or a message that is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Alarm {
@@ -87,6 +90,8 @@ pub(super) struct Clock {
     /// itself keep no connection open.
     pub(super) asked: bool,
     draining: bool,
+    /// The last wait was for a call.
+    busy: bool,
     half_closed: bool,
     closes: bool,
 }
@@ -108,6 +113,7 @@ impl Clock {
             unanswered: false,
             asked: false,
             draining: false,
+            busy: false,
             half_closed: false,
             closes: false,
         }
@@ -200,11 +206,24 @@ impl Clock {
         }
     }
 
-    /// Returns whether a draining, idle connection may wait for one more frame.
-    pub(super) fn awaits_last_frame(&self, deadlines: &Deadlines) -> bool {
-        let time = deadlines.drain.last_frame;
-        let until = || self.drains_since()?.checked_add(time?);
-        time != Some(Duration::ZERO) && until().is_none_or(|until| self.timer.now() < until)
+    /// Returns whether a draining connection waits for another frame, now or once its calls are
+    /// done.
+    pub(super) fn awaits_next_frame(&self, deadlines: &Deadlines) -> bool {
+        let time = deadlines.drain.next_frame;
+        time != Some(Duration::ZERO)
+            && (self.busy || self.saw_activity || {
+                let until = self.next_frame_until(time);
+                until.is_none_or(|until| self.timer.now() < until)
+            })
+    }
+
+    /// Returns the end of the wait of a draining, idle connection for another frame.
+    fn next_frame_until(&self, time: Option<Duration>) -> Option<Moment> {
+        let (drained, time) = (self.drains_since()?, time?);
+        let quiet_since = self.active.map_or(drained, |active| active.max(drained));
+        let most = time.saturating_mul(NEXT_FRAMES);
+        let ends = [quiet_since.checked_add(time), drained.checked_add(most)];
+        ends.into_iter().flatten().min()
     }
 
     fn drains_since(&self) -> Option<Moment> {
@@ -244,6 +263,7 @@ impl Clock {
     }
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
+        self.busy = waiting == Waiting::Busy;
         let wrote = std::mem::take(&mut self.saw_write);
         self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {
@@ -287,7 +307,7 @@ impl Clock {
             drain:
                 DrainDeadlines {
                     frame: drain_frame,
-                    last_frame,
+                    next_frame,
                     // Kept by hooks, HTTP and raw services.
                     pre_connect: _,
                     body: _,
@@ -332,7 +352,8 @@ impl Clock {
                     self.idle.map(Moment::since_start),
                     EndReason::IdleTimeout,
                 ),
-                end(drained, last_frame, EndReason::Drained),
+                self.next_frame_until(next_frame)
+                    .map(|at| (at, Alarm::End(EndReason::Drained))),
             ]),
         };
         let left = pending.filter(|_| self.half_closed);

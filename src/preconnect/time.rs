@@ -28,7 +28,7 @@ impl From<Deadlines> for Times {
                     frame: _,
                     body: _,
                     last_request: _,
-                    last_frame: _,
+                    next_frame: _,
                     goodbye: _,
                     stream: _,
                 },

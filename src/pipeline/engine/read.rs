@@ -62,7 +62,7 @@ where
                     return None;
                 }
                 self.clock.saw_frame();
-                if self.state == State::DrainLastFrame {
+                if self.state == State::DrainNextFrame && !self.awaits_next_frame() {
                     self.end(EndReason::Drained, Leaves::Input);
                 }
                 Some(frame)
@@ -201,9 +201,9 @@ where
         }
     }
 
-    /// Returns whether a draining, idle connection may wait for one more frame.
-    pub(super) fn awaits_last_frame(&self) -> bool {
-        self.clock.awaits_last_frame(&self.settings.deadlines)
+    /// Returns whether a draining connection waits for another frame.
+    pub(super) fn awaits_next_frame(&self) -> bool {
+        self.clock.awaits_next_frame(&self.settings.deadlines)
     }
 
     fn heed_raised(&mut self) {
@@ -221,7 +221,7 @@ where
         if self.state.drain_was_read()
             && self.input.is_empty()
             && !self.has_mail()
-            && !self.awaits_last_frame()
+            && !self.awaits_next_frame()
         {
             self.end(EndReason::Drained, Leaves::Input);
         }

@@ -1,7 +1,7 @@
 //! The states of a connection.
 //!
 //! ```text
-//!   Open --> DrainReading --> DrainRead --> DrainLastFrame
+//!   Open --> DrainReading --> DrainRead --> DrainNextFrame
 //!    |            |               |               |
 //!    +------------+---------------+---------------+
 //!    v                                            v
@@ -34,10 +34,11 @@ pub(super) enum State {
     /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
     /// [`saw_bytes`](Self::saw_bytes) at the limit.
     DrainRead,
-    /// More bytes have arrived, so the next frame is the last.
+    /// More bytes have arrived. The next frame is the last, unless
+    /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) allows others.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
-    DrainLastFrame,
+    DrainNextFrame,
     /// A reply has requested an upgrade. Nothing more is decoded or begun, and the stream is handed
     /// over once all output is written.
     ///
@@ -72,7 +73,7 @@ impl State {
         }
     }
 
-    /// Changes `DrainReading` to `DrainRead` at the limit, and `DrainRead` to `DrainLastFrame` at
+    /// Changes `DrainReading` to `DrainRead` at the limit, and `DrainRead` to `DrainNextFrame` at
     /// the next read. Called for each read of `n` bytes; `0` is the end of the stream.
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
@@ -84,7 +85,7 @@ impl State {
                     Self::DrainRead
                 }
             }
-            Self::DrainRead => Self::DrainLastFrame,
+            Self::DrainRead => Self::DrainNextFrame,
             as_before => as_before,
         };
     }
@@ -119,13 +120,13 @@ impl State {
     pub(super) fn is_draining(self) -> bool {
         matches!(
             self,
-            Self::DrainReading(_) | Self::DrainRead | Self::DrainLastFrame
+            Self::DrainReading(_) | Self::DrainRead | Self::DrainNextFrame
         )
     }
 
     /// Returns whether a drain has read the bytes that had arrived.
     pub(super) fn drain_was_read(self) -> bool {
-        matches!(self, Self::DrainRead | Self::DrainLastFrame)
+        matches!(self, Self::DrainRead | Self::DrainNextFrame)
     }
 
     /// Returns whether no more requests are decoded.
@@ -201,6 +202,6 @@ mod tests {
         assert_eq!(state, State::DrainRead);
 
         state.saw_bytes(1);
-        assert_eq!(state, State::DrainLastFrame);
+        assert_eq!(state, State::DrainNextFrame);
     }
 }

@@ -78,7 +78,7 @@ where
                 return self.poll_clock(Waiting::Leaving, message, cx);
             }
             self.state.drain_has_read();
-            if self.input.is_empty() && !self.awaits_last_frame() {
+            if self.input.is_empty() && !self.awaits_next_frame() {
                 self.end(EndReason::Drained, Leaves::Input);
                 return Poll::Ready(());
             }
