@@ -227,7 +227,7 @@ mod tests {
         for bytes in [0, 16, 32, 47, 48, 49, 64, 79, 80, 81, 1 << 20] {
             std::fs::write(&file, vec![7; bytes]).unwrap();
 
-            let read = Tickets::read(&[file.clone()], Policy::default());
+            let read = Tickets::read(std::slice::from_ref(&file), Policy::default());
 
             let at_most = bytes.min(81);
             let wanted = format!(
@@ -240,7 +240,7 @@ mod tests {
             }
         }
         std::fs::remove_file(&file).unwrap();
-        let gone = Tickets::read(&[file.clone()], Policy::default()).unwrap_err();
+        let gone = Tickets::read(std::slice::from_ref(&file), Policy::default()).unwrap_err();
         assert_eq!(gone.to_string(), format!("cannot read {}", file.display()));
     }
 }
