@@ -96,7 +96,7 @@ struct Seen {
 
 struct Run {
     served: Served<mpsc::Sender<(Segments, Address)>>,
-    seen: mpsc::UnboundedReceiver<Seen>,
+    seen: mpsc::Receiver<Seen>,
     taken: Arc<AtomicUsize>,
 }
 
@@ -109,7 +109,7 @@ impl Run {
         Io: AsyncRead + Unpin + Send + 'static,
     {
         let (peers, listener) = mpsc::channel(1);
-        let (told, seen) = mpsc::unbounded_channel();
+        let (told, seen) = mpsc::channel(1);
         let stack = ServiceBuilder::new()
             .layer(PreConnectLayer::new(hook))
             .service_fn(move |mut conn: Connection<Io>| {
@@ -124,7 +124,7 @@ impl Run {
                         header: info.get().cloned(),
                         data,
                     };
-                    told.send(seen)
+                    told.try_send(seen)
                         .map_err(|_| BoxError::from("the test is over"))
                 }
             });
@@ -148,11 +148,8 @@ impl Run {
             taken: Arc::clone(&self.taken),
         };
         let peers = self.served.connector();
-        peers
-            .send((segments, peer))
-            .await
-            .ok()
-            .expect("the server accepts");
+        let sent = peers.send((segments, peer)).await;
+        assert!(sent.is_ok(), "the server accepts");
     }
 
     async fn end(&self) -> End {
