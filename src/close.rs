@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, Life, Sent};
-use crate::deadline::{LOOKS, MinRate, Pace, Timer, after};
+use crate::deadline::{LOOKS, MinRate, Moment, Pace, Timer, after};
 use crate::end::EndReason;
 
 /// The bounds of an orderly close.
@@ -169,6 +169,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             peer.look(conn.life());
             let now = clock.now();
             let sending = matches!(step, Step::ShutDown(_)) || !peer.has_all();
+            let sending = sending.then_some(Moment::START);
             let window = match pace.check(linger.min_rate, None, sending, conn.life(), now) {
                 Ok(end) => end.map(|end| end.since_start().saturating_sub(now.since_start())),
                 Err(reason) => {

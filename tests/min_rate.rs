@@ -209,6 +209,28 @@ async fn a_reply_that_is_taken_slowly_enough_arrives() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_time_in_which_no_output_waits_belongs_to_no_window() {
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(|line: Bytes| {
+            let reply = if line == "all" { reply() } else { line };
+            ready(Ok::<_, BoxError>(reply))
+        }))
+        .deadlines(deadlines().min_rate(MinRate::new(1 << 20, 5 * SECOND)));
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        assert_eq!(client.ask("a").await, "a");
+        // Each reply waits for half a second, at the beginning and at the end of a window.
+        for silence in [4 * SECOND, Duration::ZERO] {
+            client.send("all\n").await;
+            sleep(SECOND / 2).await;
+            let reply = client.line().await;
+            assert_eq!(reply.len(), 256 * 1024, "{}", served.way());
+            sleep(silence).await;
+        }
+    }
+}
+
 /// The system is asked what the peer takes, because its buffers take megabytes at once.
 #[tokio::test]
 async fn a_reader_of_a_socket_is_measured_by_what_it_takes() {

@@ -22,6 +22,7 @@ pub(crate) struct Blocked(Option<Box<Wait>>);
 
 #[derive(Debug)]
 struct Wait {
+    begun: Moment,
     since: Moment,
     looked: Moment,
     sent: Option<Sent>,
@@ -31,6 +32,12 @@ impl Blocked {
     /// Returns whether output waits for the peer.
     pub(crate) fn is_blocked(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Returns the moment since which output waits for the peer. Unlike the time of the deadline,
+    /// it does not begin again when some is written.
+    pub(crate) fn begun(&self) -> Option<Moment> {
+        self.0.as_ref().map(|wait| wait.begun)
     }
 
     /// Records whether output waits for the peer, and whether any was written since the last call.
@@ -43,13 +50,17 @@ impl Blocked {
 
     fn note_wait(&mut self, waits: bool, wrote: bool, now: Moment) {
         let wait = Wait {
+            begun: now,
             since: now,
             looked: now,
             sent: None,
         };
         match &mut self.0 {
             before if !waits => *before = None,
-            Some(before) if wrote => **before = wait,
+            Some(before) if wrote => {
+                let begun = before.begun;
+                **before = Wait { begun, ..wait };
+            }
             Some(_) => {}
             none => *none = Some(Box::new(wait)),
         }

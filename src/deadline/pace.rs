@@ -43,8 +43,8 @@ struct Windows {
 
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    /// The beginning of the frame that the window measures.
-    frame: Moment,
+    /// The beginning of the frame, or of the wait for the peer, that the window measures.
+    begun: Moment,
     since: Moment,
     bytes: u64,
 }
@@ -54,20 +54,20 @@ impl Pace {
     /// ended, returns the reason to end the connection.
     ///
     /// `frame` is the beginning of a frame of which the peer has not sent the rest, and `sending`
-    /// is whether output waits for the peer. The first window begins at the call that first finds
-    /// the frame or the output, which may be later than the frame or the output itself.
+    /// the moment since which output waits for the peer. The first window begins at the call that
+    /// first finds the frame or the output, which may be later than the frame or the output itself.
     pub(crate) fn check(
         &mut self,
         rate: Option<MinRate>,
         frame: Option<Moment>,
-        sending: bool,
+        sending: Option<Moment>,
         life: &Life,
         now: Moment,
     ) -> Result<Option<Moment>, EndReason> {
         let Some(rate) = rate else {
             return Ok(None);
         };
-        if frame.is_none() && !sending {
+        if frame.is_none() && sending.is_none() {
             self.0 = None;
             return Ok(None);
         }
@@ -76,7 +76,6 @@ impl Pace {
         let receiving = windows.receiving;
         windows.receiving = next(receiving, rate, frame, read, now).ok_or(EndReason::SlowSender)?;
         let taken = || taken(life);
-        let sending = sending.then_some(Moment::START);
         windows.sending =
             next(windows.sending, rate, sending, taken, now).ok_or(EndReason::SlowReader)?;
         let ends = [windows.receiving, windows.sending].into_iter().flatten();
@@ -90,14 +89,14 @@ impl Pace {
 fn next(
     window: Option<Window>,
     rate: MinRate,
-    frame: Option<Moment>,
+    begun: Option<Moment>,
     bytes: impl FnOnce() -> u64,
     now: Moment,
 ) -> Option<Option<Window>> {
-    let Some(frame) = frame else {
+    let Some(begun) = begun else {
         return Some(None);
     };
-    let window = window.filter(|window| window.frame == frame);
+    let window = window.filter(|window| window.begun == begun);
     if let Some(window) = window {
         let end = window.since.checked_add(rate.window);
         if end.is_none_or(|end| now < end) {
@@ -112,14 +111,14 @@ fn next(
             return None;
         }
         return Some(Some(Window {
-            frame,
+            begun,
             since: now,
             bytes,
         }));
     }
     let (since, bytes) = (now, bytes());
     Some(Some(Window {
-        frame,
+        begun,
         since,
         bytes,
     }))

@@ -91,7 +91,7 @@ impl Watch {
         loop {
             let now = self.timer.now();
             self.note(life, now);
-            let sending = self.blocked.is_blocked();
+            let sending = self.blocked.begun();
             let rate = deadlines.min_rate;
             let window = self.pace.check(rate, None, sending, life, now);
             let window = match window {

@@ -130,7 +130,7 @@ impl Clock {
             }
             let (waiting, _, since) = self.waiting;
             let head = (waiting == Waiting::Head).then_some(since);
-            let sending = self.blocked.is_blocked();
+            let sending = self.blocked.begun();
             let rate = deadlines.min_rate;
             let window = match self.pace.check(rate, head, sending, progress.life(), now) {
                 Ok(end) => end.map(|end| (end, Due::Look)),

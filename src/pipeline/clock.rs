@@ -154,7 +154,7 @@ impl Clock {
         let message = message.map(|at| (self.timer.moment(at), Alarm::Message));
         loop {
             let frame = self.frame_begun.filter(|_| waiting == Waiting::InFrame);
-            let sending = self.blocked.is_blocked();
+            let sending = self.blocked.begun();
             let rate = deadlines.min_rate;
             let window = match self.pace.check(rate, frame, sending, life, now) {
                 Ok(end) => end.map(|end| (end, Alarm::EndOfWindow)),
