@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, service_fn};
 use tower_tcp::deadline::{DeadlineLayer, Deadlines, MinRate};
@@ -255,4 +255,37 @@ async fn a_reader_of_a_socket_is_measured_by_what_it_takes() {
     };
 
     assert_eq!(reason.ok(), Some(EndReason::SlowReader));
+}
+
+/// The system counts the memory of what the peer has not taken, which is more than its bytes.
+#[tokio::test]
+async fn a_reader_of_many_small_writes_over_a_unix_socket_is_not_slow() {
+    let rate = MinRate::new(100, SECOND);
+    let stack = Pipeline::new(Lines::default)
+        .service(service_fn(|line: Bytes| ready(Ok::<_, BoxError>(line))))
+        .deadlines(Deadlines::default().min_rate(rate));
+    let dir = tempfile::tempdir().expect("there is room");
+    let path = dir.path().join("sock");
+    let server = Server::bind(format!("unix:{}", path.display())).await;
+    let served = serve_with(server.expect("the path is free"), (), stack);
+    let client = UnixStream::connect(&path).await.expect("it listens");
+    let (mut reading, mut writing) = client.into_split();
+    let asking = tokio::spawn(async move {
+        // One small reply after the other, until the system holds no more.
+        while writing.write_all(b"a line of twenty b.\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+    });
+    let mut read = 0;
+
+    sleep(SECOND / 2).await;
+
+    // Too short for the system to take more, which would then be in large blocks.
+    let reason = tokio::select! {
+        () = sip(&mut reading, 100, SECOND / 10, &mut read) => unreachable!("more is written"),
+        reason = tokio::time::timeout(2 * SECOND, served.reason()) => reason,
+    };
+
+    assert_eq!(reason.ok(), None, "after {read} bytes");
+    asking.abort();
 }

@@ -118,9 +118,11 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Returns the number of bytes that the peer has taken.
+    /// Returns the number of bytes that the peer has taken, plus a constant. The constant keeps the
+    /// number positive, because the memory of bytes can be larger than the bytes.
     pub(crate) fn taken(self) -> u64 {
-        self.written.saturating_sub(self.left)
+        const LARGEST_MEMORY: u64 = u32::MAX as u64;
+        (self.written + LARGEST_MEMORY).saturating_sub(self.left)
     }
 
     /// Returns whether the peer has taken something since `before`. A full socket takes more only

@@ -124,8 +124,8 @@ fn next(
     }))
 }
 
-/// Returns the number of bytes that the peer has taken: on Linux, the bytes that it has
-/// acknowledged; elsewhere, the bytes that could be written.
+/// Returns a number that grows by the bytes that the peer takes: on Linux, by the bytes that it
+/// acknowledges; elsewhere, by the bytes that can be written.
 fn taken(life: &Life) -> u64 {
     let sent = life.probe.sent();
     sent.map_or_else(|| life.bytes_written(), |sent| sent.taken())
