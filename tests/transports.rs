@@ -326,6 +326,25 @@ async fn bytes_behind_urgent_data_over_a_unix_socket_are_read_without_the_urgent
 }
 
 #[tokio::test]
+async fn all_bytes_of_a_large_frame_behind_urgent_data_are_read() {
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let addr = server.handle().local_addrs()[0].tcp().unwrap();
+    let mut client = std::net::TcpStream::connect(addr).unwrap();
+    let mut rest = [b'x'; 30_000];
+    rest[rest.len() - 1] = b'\n';
+    send_with_urgent(&mut client, [b"one", b"!", &rest]);
+    let codec = || Lines::default().max_line(1 << 20);
+
+    let served = tokio::spawn(server.serve(Pipeline::new(codec).service(service_fn(echo))));
+
+    client.set_nonblocking(true).unwrap();
+    let mut client = Client::new(TcpStream::from_std(client).unwrap());
+    let read = timeout(URGENT, client.line()).await.unwrap();
+    assert_eq!(read.len(), "one!".len() + rest.len() - 1);
+    served.abort();
+}
+
+#[tokio::test]
 async fn a_drain_answers_what_has_arrived_behind_urgent_data() {
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let handle = server.handle();

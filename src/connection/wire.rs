@@ -20,7 +20,8 @@ pub(crate) struct Wire {
     flags: AtomicU8,
 }
 
-/// The last read returned less than it had room for, and nobody has looked for more since.
+/// The last read may have left bytes that the runtime does not report, and nobody has looked for
+/// them since.
 const SHORT: u8 = 1;
 /// The next read looks for bytes, even if the runtime reports none.
 const LOOK: u8 = 2;
@@ -50,7 +51,8 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records whether a read returned less than it had room for.
+    /// Records whether a read may have left bytes that the runtime does not report, as a read does
+    /// that returned less than it had room for.
     pub(crate) fn read(&self, is_short: bool) {
         self.set(SHORT, is_short);
     }
