@@ -926,6 +926,29 @@ async fn a_drain_begins_at_once_in_every_phase() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_that_ends_a_lame_duck_leaves_connections_the_time_of_its_shutdown() {
+    let second = Duration::from_secs(1);
+    for (time, ends) in [(None, 30), (Some(5), 5), (Some(90), 90)] {
+        let (server, connector) = echo_server(|server| server.lame_duck(60 * second));
+        let gate = Arc::new(Semaphore::new(0));
+        let stack = Pipeline::new(Lines::default).service(gated(&gate));
+        let mut server = serve_with(server, connector, stack);
+        let _client = send(&server, b"a\n").await;
+        settle().await;
+        match time {
+            Some(time) => server.handle().shutdown_within(time * second),
+            None => server.handle().shutdown(),
+        }
+        tokio::time::sleep(second).await;
+
+        server.handle().drain();
+
+        assert_eq!(server.report().await.duration, (1 + ends) * second);
+        assert_eq!(server.reasons(), [EndReason::DrainDeadline]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_phase_that_was_skipped_counts_as_reached() {
     let (server, connector) = echo_server(|server| server);
     let server = serve_with(

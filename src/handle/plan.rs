@@ -42,8 +42,8 @@ impl Plan {
         self.lame_duck_begun.get_or_insert_with(Instant::now);
     }
 
-    /// Begins the shutdown, or brings its deadline forward. Returns whether the lame-duck phase is
-    /// over.
+    /// Begins the shutdown, or brings its deadline forward. The deadline counts from the end of the
+    /// lame-duck phase, also if a drain ends that phase early. Returns whether that phase is over.
     pub(super) fn begin_shutdown(&mut self, deadline: Option<Duration>) -> bool {
         let now = Instant::now();
         if self.begun.is_some() {
@@ -56,8 +56,8 @@ impl Plan {
         self.drain_at = lame_duck_begun
             .checked_add(self.lame_duck)
             .map(|at| at.max(now));
-        let deadline = deadline.unwrap_or(self.deadline);
-        self.abort_at = self.drain_at.and_then(|at| at.checked_add(deadline));
+        self.deadline = deadline.unwrap_or(self.deadline);
+        self.abort_at = self.drain_at.and_then(|at| at.checked_add(self.deadline));
         self.drains(now)
     }
 
