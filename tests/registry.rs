@@ -506,6 +506,31 @@ async fn a_peer_that_takes_nothing_for_the_time_is_closed_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_has_taken_something_just_before_the_time_is_over_is_not_closed() {
+    let names = Names::new();
+    for served in each_way(naming(&names)) {
+        let mut slow = enter(&served, "slow").await;
+        let peer = peer(&names, "slow");
+        let stuffed = peer.send("x".repeat(256 * 1024).into());
+        stuffed.await.expect("it is open");
+        settled().await;
+        let hi = async || {
+            let slow = SlowPeer::CloseAfter(Duration::from_secs(16));
+            let sent = names.broadcast("hi".into(), |_, _| true, slow).await;
+            (sent.skipped(), sent.closed())
+        };
+        assert_eq!(hi().await, (1, 0), "{}", served.way());
+        sleep(Duration::from_millis(15_500)).await;
+        assert_eq!(hi().await, (1, 0), "{}", served.way());
+        let taken = slow.0.fill_buf().await.expect("it is open").len();
+        slow.0.consume(taken);
+        sleep(Duration::from_millis(600)).await;
+
+        assert_eq!(hi().await, (1, 0), "{}", served.way());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_reads_all_the_time_is_not_closed_by_a_burst() {
     let names = Names::new();
     for served in each_way(naming(&names)) {

@@ -147,7 +147,7 @@ impl<T, M> Queues<T, M> {
 
     /// Returns whether the output is above its mark, and the peer has taken nothing for `time`. The
     /// time counts from the call that first finds the output above its mark, and starts again when
-    /// the peer takes something. The system is asked at most 16 times in it.
+    /// the peer takes something. The system is asked at most 16 times in it, and at its end.
     pub(super) fn has_stalled(&mut self, life: &Life, time: Duration) -> bool {
         if !self.is_above_mark() {
             self.stall = None;
@@ -155,13 +155,14 @@ impl<T, M> Queues<T, M> {
         }
         let now = Instant::now();
         let stall = self.stall.get_or_insert_with(|| Stall::new(life, now));
-        if now.duration_since(stall.looked) >= time / LOOKS {
+        let is_over = |stall: &Stall| now.duration_since(stall.since) >= time;
+        if is_over(stall) || now.duration_since(stall.looked) >= time / LOOKS {
             let before = std::mem::replace(stall, Stall::new(life, now));
             if !stall.shows_progress(&before) {
                 stall.since = before.since;
             }
         }
-        now.duration_since(stall.since) >= time
+        is_over(stall)
     }
 
     /// Records that a mark was crossed. Returns the room to give back.

@@ -261,9 +261,9 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark, and no byte has been written for `time`. The
+    /// Returns whether the output is above its mark, and the peer has taken nothing for `time`. The
     /// time counts from the call that first finds the output above its mark, and starts again when
-    /// bytes are written.
+    /// the peer takes something.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let life = &self.channel.info.life;
         self.channel.lock().has_stalled(life, time)
