@@ -8,15 +8,15 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -31,7 +31,7 @@ use tower_tcp::{Address, BoxError, Connection, EndReason, Error, Peer, Pipeline,
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
 
-use support::{Clients, Ends, exchange, panic_if, read_to_end, until};
+use support::{Clients, Ends, exchange, panic_if, read_to_end, settled, until};
 use tokio::io::DuplexStream as Io;
 
 /// Every error of accept(2) from which a server can recover.
@@ -414,6 +414,46 @@ async fn a_paused_server_accepts_nobody_until_it_is_resumed() {
     server.handle().resume();
 
     assert_eq!(exchange(waiting, "").await, "hi\n");
+}
+
+/// A connection stack that is full until the gate opens, and then panics.
+struct PanicsAfterWaiting(Arc<AtomicBool>);
+
+impl Service<Connection<Io>> for PanicsAfterWaiting {
+    type Response = ();
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        panic_if(self.0.load(Ordering::Relaxed));
+        Poll::Pending
+    }
+
+    fn call(&mut self, _conn: Connection<Io>) -> Self::Future {
+        unreachable!("it is never ready")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_server_accepts_one_at_most_if_its_stack_panics_after_waiting() {
+    let opens = Arc::new(AtomicBool::new(false));
+    let server = serve(PanicsAfterWaiting(Arc::clone(&opens)));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(server.stream().await);
+    }
+    settled().await;
+
+    opens.store(true, Ordering::Relaxed);
+    server.handle().pause();
+    settled().await;
+
+    let mut ended = 0;
+    for mut client in clients {
+        let read = timeout(Duration::from_millis(1), client.read_u8()).await;
+        ended += usize::from(read.is_ok());
+    }
+    assert!(ended <= 1, "{ended} were accepted");
 }
 
 // Panics in calls made by the accept loop

@@ -347,11 +347,13 @@ where
             // The inner service reserves nothing at the limit.
             None => return Poll::Pending,
         }
+        // A panic of the inner service ends its wait.
+        let was_queued = std::mem::take(&mut self.queued);
         let polled = self.inner.poll_ready(cx);
+        self.queued = was_queued || polled.is_pending();
         if !matches!(polled, Poll::Ready(Ok(()))) {
             // No permit is held while the inner service is not ready.
             self.give_back();
-            self.queued = polled.is_pending();
         }
         polled
     }
