@@ -10,9 +10,10 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, service_fn};
+use tower_tcp::close::Linger;
 use tower_tcp::deadline::{DeadlineLayer, Deadlines, MinRate};
 use tower_tcp::frame::Lines;
 use tower_tcp::http::{Http, RequestBody};
@@ -288,4 +289,31 @@ async fn a_reader_of_many_small_writes_over_a_unix_socket_is_not_slow() {
 
     assert_eq!(reason.ok(), None, "after {read} bytes");
     asking.abort();
+}
+
+#[tokio::test]
+async fn a_close_has_the_minimum_rate_of_the_deadlines_that_were_set_last() {
+    let rate = Deadlines::default().min_rate(MinRate::new(64 * 1024, SECOND / 4));
+    let none = Deadlines::default();
+    for (first, last, expected) in [(none, rate, true), (rate, none, false)] {
+        let pipeline = Pipeline::new(Lines::default)
+            .service(service_fn(|_: Bytes| {
+                ready(Ok::<_, BoxError>(tower_tcp::Reply::from(reply()).close()))
+            }))
+            .deadlines(first)
+            .linger(Linger::default().time(SECOND / 4))
+            .deadlines(last);
+        let server = Server::bind("127.0.0.1:0").await.expect("a free port");
+        let served = serve_with(server, (), pipeline);
+        let addr = served.handle().local_addrs()[0].tcp().expect("of TCP");
+        let socket = TcpSocket::new_v4().expect("there is IPv4");
+        socket.set_recv_buffer_size(16 * 1024).expect("it is taken");
+        let mut client = socket.connect(addr).await.expect("it listens");
+        client.write_all(b"all\n").await.expect("it is served");
+
+        let reason = tokio::time::timeout(2 * SECOND, served.reason()).await;
+
+        let expected = expected.then_some(EndReason::SlowReader);
+        assert_eq!(reason.ok(), expected);
+    }
 }

@@ -257,9 +257,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Sets the deadlines of each connection. Default: see [`Deadlines`].
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        let settings = Arc::make_mut(&mut self.settings);
-        settings.deadlines = deadlines;
-        settings.linger = settings.linger.or_min_rate(deadlines.min_rate);
+        Arc::make_mut(&mut self.settings).deadlines = deadlines;
         self
     }
 
@@ -267,8 +265,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// [`Linger`].
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
-        let settings = Arc::make_mut(&mut self.settings);
-        settings.linger = linger.or_min_rate(settings.deadlines.min_rate);
+        Arc::make_mut(&mut self.settings).linger = linger;
         self
     }
 

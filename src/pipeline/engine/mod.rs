@@ -196,7 +196,8 @@ where
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.leaves(Leaves::Output) {
-            let linger = &self.settings.linger;
+            let settings = &self.settings;
+            let linger = settings.linger.or_min_rate(settings.deadlines.min_rate);
             let input = if self.input.is_eof() {
                 Unread::Nothing
             } else {
@@ -204,7 +205,7 @@ where
             };
             // The reason is settled; it does not matter if the peer disconnects before the close is
             // done.
-            let _settled = close_by(self.clock.timer(), &mut self.conn, linger, input).await;
+            let _settled = close_by(self.clock.timer(), &mut self.conn, &linger, input).await;
         }
         self.output.clear();
         match self.conn.life().proposed() {
