@@ -114,7 +114,8 @@ macro_rules! on_stream {
     };
 }
 
-/// The bytes to read at most where the runtime reports none. There are seldom any.
+/// The maximum number of bytes to read at once where the runtime reports none. There are seldom
+/// any.
 const LOOK: usize = 4 * 1024;
 
 impl Socket {

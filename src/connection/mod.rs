@@ -66,7 +66,9 @@ impl<Io> Connection<Io> {
     /// the rest of the program with [`LiveConnection::get`](crate::LiveConnection::get).
     ///
     /// A second fact of the same type hides the first. Facts are dropped with the last
-    /// [`ConnectionInfo`] or handle of the connection, which may be after its end.
+    /// [`ConnectionInfo`] or handle of the connection, which may be after its end. So a fact must
+    /// not hold a `ConnectionInfo` or a [`Peer`](crate::Peer) of its own connection, because then
+    /// neither would ever be dropped. It may hold the connection's number.
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
         self.life().origin.facts.insert(fact);
     }

@@ -168,7 +168,7 @@ impl Probe {
     /// socket is known.
     ///
     /// The runtime learns of bytes when it next polls its driver. To look costs a system call, so
-    /// it is for those who throw away what they do not find.
+    /// only a reader that discards unread bytes should do it.
     pub(crate) fn look(&self) -> bool {
         let wire = self.wire();
         if let Some(wire) = &wire {
@@ -180,14 +180,14 @@ impl Probe {
     /// Does the same, unless the last read has shown that there are no such bytes.
     ///
     /// The system ends a read where urgent data begins. The runtime takes such a short read for an
-    /// empty socket, and reports no bytes before others arrive. To look is for those who lack
-    /// input.
+    /// empty socket, and reports no bytes before others arrive. Only a reader that lacks input
+    /// should look.
     pub(crate) fn look_again(&self) -> bool {
         self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()
     }
 
     /// Lets the system acknowledge at once what the peer has sent, if it may have put that off
-    /// because of earlier output. It is for those who read and have nothing to write.
+    /// because of earlier output. A reader that has nothing to write calls it.
     ///
     /// The system puts an acknowledgement off by 40 ms, to send it along with a reply. A peer that
     /// waits for it before it sends more (Nagle's algorithm) would wait that long.

@@ -232,7 +232,8 @@ impl Deadlines {
     /// is output. A minimum rate ends such a connection after one or two windows. It does not apply
     /// between frames, to the time that a service takes, or to the body of an HTTP request. On
     /// Linux the peer takes a byte when it acknowledges one; elsewhere, when more can be written,
-    /// so use longer windows there.
+    /// so use longer windows there. Over a Unix socket Linux reports what the peer takes in blocks
+    /// of up to 36 KiB, so choose a window in which even a slow peer reads that much.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
     /// When the peer is slower: the connection ends with

@@ -55,8 +55,8 @@ pub(super) struct Queues<T, M> {
     pub(super) ended: bool,
 }
 
-/// What a peer had taken when a broadcast found it slow, and the time since when it has taken
-/// nothing.
+/// The output that a peer had taken when a broadcast found it slow, and the time since which it
+/// has taken nothing.
 struct Stall {
     /// `None` if the system does not tell; then the bytes written are all that is known.
     sent: Option<Sent>,
