@@ -120,11 +120,11 @@ async fn main() -> Result<(), BoxError> {
     let stack = match hooks {
         Some(hooks) => {
             let smtp = service::smtp::<Rewind<Socket>>(Arc::clone(&shared), tls, &limit);
-            Either::Left(hooks.layer(smtp))
+            Either::Left(hooks.layer(smtp.map_response(drop)))
         }
         None => {
             let smtp = service::smtp::<Socket>(Arc::clone(&shared), tls, &limit);
-            Either::Right(smtp.map_err(Into::<BoxError>::into))
+            Either::Right(smtp.map_err(Into::<BoxError>::into).map_response(drop))
         }
     };
     let stack = ConnectionTraceLayer::new().layer(stack);
