@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::connection::{Connection, Life, Sent};
+use crate::connection::{Connection, Sent};
 use crate::deadline::{LOOKS, MinRate, Moment, Pace, Timer, after};
 use crate::end::EndReason;
 
@@ -128,15 +128,12 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     unread: Unread,
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
-    let mut peer = Taking::new();
-    let clock = Timer::start();
-    let mut pace = Pace::default();
     let mut step = Step::ShutDown(match unread {
         Unread::Possible => linger.bytes,
         Unread::Nothing => 0,
     });
-    // The timer is set only before a wait, because most peers close before that.
-    let mut next = Some(linger.write / LOOKS);
+    // Allocated for the first wait, because most peers close before that.
+    let mut wait: Option<Box<Wait>> = None;
     std::future::poll_fn(move |cx| {
         loop {
             match &mut step {
@@ -145,31 +142,45 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                     if let Poll::Ready(shut_down) = Pin::new(&mut *conn).poll_shutdown(cx) {
                         shut_down?;
                         step = Step::Discard(*discard);
-                        peer.since = Instant::now();
-                        next = Some(linger.time);
+                        if let Some(wait) = &mut wait {
+                            wait.since = Instant::now();
+                            wait.next = Some(linger.time);
+                        }
                         continue;
                     }
                 }
                 Step::Discard(left) => {
                     if poll_read_on(conn.get_mut(), left, cx).is_ready() {
-                        peer.look(conn.life());
-                        if peer.has_all() {
+                        let sent = conn.life().probe.sent();
+                        if has_all(sent) {
                             return Poll::Ready(Ok(()));
                         }
-                        step = Step::Wait(SHORT);
-                        next = Some(SHORT);
+                        step = Step::Look(SHORT);
+                        if let Some(wait) = &mut wait {
+                            wait.note(sent);
+                            wait.next = Some(SHORT);
+                        }
                     }
                 }
-                Step::Wait(_) => {}
+                Step::Look(_) => {}
             }
-            if let Some(next) = next.take() {
+            let wait = wait.get_or_insert_with(|| {
+                Box::new(Wait::new(match step {
+                    Step::ShutDown(_) => linger.write / LOOKS,
+                    Step::Discard(_) => linger.time,
+                    Step::Look(time) => time,
+                }))
+            });
+            if let Some(next) = wait.next.take() {
                 timer.as_mut().reset(after(next));
             }
             ready!(timer.as_mut().poll(cx));
-            peer.look(conn.life());
-            let now = clock.now();
-            let sending = matches!(step, Step::ShutDown(_)) || !peer.has_all();
+            wait.note(conn.life().probe.sent());
+            let now = wait.clock.now();
+            let has_all = has_all(wait.sent);
+            let sending = matches!(step, Step::ShutDown(_)) || !has_all;
             let sending = sending.then_some(Moment::START);
+            let pace = &mut wait.pace;
             let window = match pace.check(linger.min_rate, None, sending, conn.life(), now) {
                 Ok(end) => end.map(|end| end.since_start().saturating_sub(now.since_start())),
                 Err(reason) => {
@@ -177,12 +188,12 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
             };
-            let waited = peer.since.elapsed();
+            let waited = wait.since.elapsed();
             let often = linger.write / LOOKS;
             let (longest, look) = match &mut step {
-                Step::Discard(_) if peer.has_all() => (linger.time, linger.time),
-                Step::Wait(_) if peer.has_all() => return Poll::Ready(Ok(())),
-                Step::Wait(time) => {
+                Step::Discard(_) if has_all => (linger.time, linger.time),
+                Step::Look(_) if has_all => return Poll::Ready(Ok(())),
+                Step::Look(time) => {
                     *time = (2 * *time).min(often);
                     (linger.write, *time)
                 }
@@ -190,8 +201,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             };
             if waited < longest {
                 let look = look.min(longest - waited);
-                next = Some(window.map_or(look, |window| window.min(look)));
-            } else if peer.has_all() && !matches!(step, Step::ShutDown(_)) {
+                wait.next = Some(window.map_or(look, |window| window.min(look)));
+            } else if has_all && !matches!(step, Step::ShutDown(_)) {
                 return Poll::Ready(Ok(()));
             } else {
                 conn.ended(EndReason::WriteTimeout.into());
@@ -222,41 +233,47 @@ enum Step {
     /// The peer has finished sending, or ignores the close, but has not taken all output. If the
     /// socket were closed now, the rest would be lost, or left to the system. The next check is
     /// after this time.
-    Wait(Duration),
+    Look(Duration),
 }
 
-/// The progress of the peer with the last bytes, as far as the system reports it.
-struct Taking {
+/// A wait for the peer: its progress with the last bytes, as far as the system reports it, and the
+/// time of the next check.
+struct Wait {
     sent: Option<Sent>,
     /// The last time at which the peer was known to take something.
     since: Instant,
+    clock: Timer,
+    pace: Pace,
+    /// The time until the next check, if the timer is not set for it yet.
+    next: Option<Duration>,
 }
 
-impl Taking {
-    fn new() -> Self {
+impl Wait {
+    fn new(next: Duration) -> Self {
         Self {
             sent: None,
             since: Instant::now(),
+            clock: Timer::start(),
+            pace: Pace::default(),
+            next: Some(next),
         }
     }
 
-    /// Checks whether the peer has taken something since the last check. The first check assumes
-    /// so, unless no output is left.
-    fn look(&mut self, life: &Life) {
-        let before = std::mem::replace(&mut self.sent, life.probe.sent());
-        let takes = self
-            .sent
-            .is_some_and(|sent| before.map_or(sent.left > 0, |before| sent.is_beyond(before)));
+    /// Notes whether the peer has taken something since the last check. The first check assumes so,
+    /// unless no output is left.
+    fn note(&mut self, sent: Option<Sent>) {
+        let before = std::mem::replace(&mut self.sent, sent);
+        let takes =
+            sent.is_some_and(|sent| before.map_or(sent.left > 0, |before| sent.is_beyond(before)));
         if takes {
             self.since = Instant::now();
         }
     }
+}
 
-    /// Returns whether the peer had taken all output at the last check, as far as the system
-    /// reports it.
-    fn has_all(&self) -> bool {
-        self.sent.is_none_or(|sent| sent.left == 0)
-    }
+/// Returns whether the peer has taken all output, as far as the system reports it.
+fn has_all(sent: Option<Sent>) -> bool {
+    sent.is_none_or(|sent| sent.left == 0)
 }
 
 /// Discards input. Ready when the peer has closed or failed, or when `left` bytes were read.
