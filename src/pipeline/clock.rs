@@ -84,8 +84,6 @@ pub(super) struct Clock {
     /// the clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
-    /// Bytes were read since output was last written. No deadline depends on it.
-    pub(super) unanswered: bool,
     /// The peer asked for at least some of the work in progress. Messages from the program to
     /// itself keep no connection open.
     pub(super) asked: bool,
@@ -110,7 +108,6 @@ impl Clock {
             armed: 0,
             saw_activity: false,
             saw_write: false,
-            unanswered: false,
             asked: false,
             draining: false,
             busy: false,

@@ -61,12 +61,13 @@ impl Output {
         if self.buf.capacity() == 0 {
             self.buf = take_block();
         }
-        let mut whole = Whole {
-            len: self.buf.len(),
+        let torn = Torn {
+            at: self.buf.len(),
             buf: &mut self.buf,
         };
-        encode(whole.buf)?;
-        whole.len = whole.buf.len();
+        encode(torn.buf)?;
+        // The frame is complete, so it stays.
+        std::mem::forget(torn);
         Ok(())
     }
 
@@ -127,15 +128,15 @@ impl Output {
     }
 }
 
-/// Complete frames. What an encoder that fails or panics has left after them is removed.
-struct Whole<'a> {
+/// Removes what an encoder that fails or panics has left in the buffer.
+struct Torn<'a> {
     buf: &'a mut BytesMut,
-    len: usize,
+    at: usize,
 }
 
-impl Drop for Whole<'_> {
+impl Drop for Torn<'_> {
     fn drop(&mut self) {
-        self.buf.truncate(self.len);
+        self.buf.truncate(self.at);
     }
 }
 

@@ -7,6 +7,7 @@ mod take;
 mod wait;
 mod write;
 
+use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -25,7 +26,6 @@ use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use backlog::Backlog;
-use read::Decoding;
 use state::State;
 
 pub(in crate::pipeline) use state::Leaves;
@@ -64,7 +64,15 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     state: State,
     /// The read side.
     input: Input,
-    decoding: Decoding,
+    /// The buffered input may hold a frame, so the decoder runs before more bytes are read. Set when
+    /// bytes or the end of the stream have arrived, and when a frame was encoded, which can change
+    /// the decoder's mode. Cleared when the decoder returns no frame, and at the end.
+    may_have_frame: bool,
+    /// The stream failed to end properly after the buffered input, as a TLS stream can. Taken when
+    /// the decoder has no more frames.
+    cut_off: Option<io::Error>,
+    /// Bytes were read since output was last written.
+    unanswered: bool,
     codec: C,
     /// A request that is held back until the service is ready, and while input is paused.
     request: Option<C::Item>,
@@ -74,7 +82,7 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// Cleared when a request begins, or when there was none to begin.
     was_message: bool,
     /// The number of events begun in this turn of the task.
-    turn: u32,
+    turn: u16,
     /// The write side.
     backlog: Backlog<T>,
     output: Output,
@@ -112,7 +120,9 @@ where
             conn,
             state: State::Open,
             input: Input::default(),
-            decoding: Decoding::NeedsInput,
+            may_have_frame: false,
+            cut_off: None,
+            unanswered: false,
             codec,
             request: None,
             reserves: false,
@@ -170,7 +180,8 @@ where
     /// only grow.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
-        self.decoding = Decoding::NeedsInput;
+        self.may_have_frame = false;
+        self.cut_off = None;
         if leaves == Leaves::Output {
             self.output.clear();
         }
@@ -224,7 +235,7 @@ where
         self.state.upgrade();
     }
 
-    fn io_failed(&mut self, err: std::io::Error) {
+    fn io_failed(&mut self, err: io::Error) {
         let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
         self.end(ConnectionEnded::new(reason, err), Leaves::Output);
     }

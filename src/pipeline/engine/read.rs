@@ -10,27 +10,6 @@ use crate::error::{BoxError, Panicked, caught};
 use crate::frame::{DecoderStalled, FrameTooLarge};
 use crate::signals::Signal;
 
-/// The state of decoding, which decides whether the decoder runs before more bytes are read.
-#[derive(Debug)]
-pub(super) enum Decoding {
-    /// The buffered input holds no complete frame. Set when the decoder returns none, and at the
-    /// end.
-    NeedsInput,
-    /// The buffered input may hold a frame. Set when bytes or the end of the stream have arrived,
-    /// and when a frame was encoded, which can change the decoder's mode.
-    MayHaveFrame,
-    /// Like `MayHaveFrame`, but after these bytes the stream failed to end properly, as a TLS
-    /// stream can. Set when that end is read; taken when the decoder has no more frames.
-    CutOff(io::Error),
-}
-
-impl Decoding {
-    #[inline]
-    pub(super) fn may_have_frame(&self) -> bool {
-        !matches!(self, Self::NeedsInput)
-    }
-}
-
 impl<Io, C, T, M> Engine<Io, C, T, M>
 where
     Io: Stream,
@@ -39,7 +18,7 @@ where
     /// Decodes the next request from the buffered input.
     #[inline]
     pub(super) fn decode(&mut self) -> Option<C::Item> {
-        if !self.decoding.may_have_frame() {
+        if !self.may_have_frame {
             return None;
         }
         let before = self.input.len();
@@ -69,7 +48,7 @@ where
             }
             Ok(None) if self.input.is_eof() => self.decode_eof(),
             Ok(None) => {
-                self.decoding = Decoding::NeedsInput;
+                self.may_have_frame = false;
                 let max = self.settings.limits.max_frame;
                 if self.input.len() > max {
                     self.end_of_frames(FrameTooLarge::new(max).into());
@@ -89,8 +68,8 @@ where
     }
 
     pub(super) fn decode_eof(&mut self) -> Option<C::Item> {
-        if let Decoding::CutOff(err) = std::mem::replace(&mut self.decoding, Decoding::MayHaveFrame)
-        {
+        self.may_have_frame = true;
+        if let Some(err) = self.cut_off.take() {
             let ended = ConnectionEnded::new(EndReason::Truncated, err);
             self.end(ended, Leaves::Input);
             return None;
@@ -163,10 +142,10 @@ where
         let Self { conn, input, .. } = self;
         match ready!(input.poll_fill(conn, at_most, max_frame, cx)) {
             Ok(n) => {
-                self.decoding = Decoding::MayHaveFrame;
+                self.may_have_frame = true;
                 if n > 0 {
                     self.clock.saw_bytes();
-                    self.clock.unanswered = true;
+                    self.unanswered = true;
                 }
                 self.state.saw_bytes(n);
             }
@@ -174,7 +153,8 @@ where
             // answered, including those in bytes that are not decoded yet.
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.set_eof();
-                self.decoding = Decoding::CutOff(err);
+                self.may_have_frame = true;
+                self.cut_off = Some(err);
             }
             Err(err) => self.io_failed(err),
         }

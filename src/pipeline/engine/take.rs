@@ -10,7 +10,7 @@ use crate::pipeline::peer::EngineSide;
 
 /// The maximum number of events begun in one turn of the connection's task, so that a fast peer
 /// does not delay other connections.
-const TURN: u32 = 256;
+const TURN: u16 = 256;
 
 /// Breaks with an event or the end. Continues if a buffered request may be next.
 type Next<R, M> = ControlFlow<Option<Event<R, M>>>;
@@ -50,7 +50,7 @@ where
         self.request.is_none()
             && self.turn < TURN
             && in_flight < self.settings.in_flight
-            && self.decoding.may_have_frame()
+            && self.may_have_frame
             && self.state == State::Open
             && !self.conn.life().signals.any()
             && self.waiting_replies() == 0

@@ -66,7 +66,7 @@ where
             READ_UNWRITTEN
         };
         // An encoded frame may have changed the decoder's mode.
-        if self.decoding.may_have_frame()
+        if self.may_have_frame
             || self.poll_read(at_most, cx).is_ready()
             || (self.looks_again() && self.poll_read(at_most, cx).is_ready())
         {
@@ -91,7 +91,7 @@ where
             Waiting::Resting
         };
         // No reply is due, so none will carry the acknowledgement of these bytes.
-        if waiting != Waiting::Busy && std::mem::take(&mut self.clock.unanswered) {
+        if waiting != Waiting::Busy && std::mem::take(&mut self.unanswered) {
             self.conn.life().probe.acknowledge();
         }
         self.poll_clock(waiting, message, cx)

@@ -3,7 +3,6 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use super::read::Decoding;
 use super::state::State;
 use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
 use crate::end::{ConnectionEnded, EndReason};
@@ -144,8 +143,8 @@ where
         }
         // Buffered bytes that were no frame may be one now, because encoding can change the codec's
         // mode.
-        if !self.decoding.may_have_frame() && !self.input.is_empty() {
-            self.decoding = Decoding::MayHaveFrame;
+        if !self.may_have_frame && !self.input.is_empty() {
+            self.may_have_frame = true;
         }
     }
 
@@ -267,7 +266,7 @@ where
         let mut progress = false;
         let written = output.poll_flush(conn, awaited, &mut progress, cx);
         self.clock.saw_write |= progress;
-        self.clock.unanswered &= !progress;
+        self.unanswered &= !progress;
         if let Some(peer) = peer {
             peer.wrote(output.flushed(), output.len());
         }
