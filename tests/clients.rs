@@ -622,6 +622,35 @@ async fn a_connection_over_the_rate_can_wait_for_it() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_does_not_overtake_a_connection_that_waits_for_the_rate() {
+    // The clock has nanoseconds and wakes at milliseconds. Between them, nobody has been woken.
+    let fraction = Duration::from_micros(300);
+    tokio::time::advance(fraction).await;
+    let per_client = PerClient::new(100).rate(1, SECOND).wait(5);
+    let served = behind!(per_client.clone());
+    let begun = Instant::now();
+    assert!(is_served(&mut served.ip("192.0.2.7").await).await);
+    let (done, mut order) = mpsc::channel(5);
+    let mut waiting = tokio::task::JoinSet::new();
+    for n in 0..5 {
+        let mut client = served.ip("192.0.2.7").await;
+        let done = done.clone();
+        waiting.spawn(async move {
+            assert!(is_served(&mut client).await);
+            done.send(n).await.expect("the test waits");
+        });
+        if n == 0 {
+            settled().await;
+            tokio::time::advance(SECOND + fraction - begun.elapsed()).await;
+        }
+    }
+
+    for n in 0..5 {
+        assert_eq!(order.recv().await, Some(n));
+    }
+}
+
 // A word before the close
 
 fn busy() -> impl ConnectionService<DuplexStream> + Clone {

@@ -65,10 +65,17 @@ pub(super) struct Client {
     pub(super) places: Semaphore,
     /// The connections that wait for their turn.
     pub(super) waiting: AtomicUsize,
+    /// Held by the first of them.
+    pub(super) turn: tokio::sync::Mutex<()>,
     pub(super) rate: Option<Rate>,
 }
 
 impl Client {
+    /// Takes one of the rate, or returns when one may be there.
+    pub(super) fn take_rate(&self) -> Result<(), Instant> {
+        self.rate.as_ref().map_or(Ok(()), Rate::take)
+    }
+
     /// Returns whether nothing is lost if a client that nobody holds is forgotten.
     fn is_fresh(&self) -> bool {
         self.rate.as_ref().is_none_or(Rate::is_fresh)
@@ -97,6 +104,7 @@ impl Clients {
                 let client = Arc::new(Client {
                     places: Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS)),
                     waiting: AtomicUsize::new(0),
+                    turn: tokio::sync::Mutex::default(),
                     rate: self.quota.map(Rate::new),
                 });
                 map.clients.insert(network, Arc::clone(&client));

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client::{Clients, Held, Rate, quota};
+use super::client::{Clients, Held, quota};
 use crate::connection::ConnectionInfo;
 
 /// Limits the rate of each client's requests, over all of its connections. Clones share the rates.
@@ -144,9 +144,8 @@ impl<S: Clone> Clone for ClientRateLimit<S> {
 
 impl<S> ClientRateLimit<S> {
     fn poll_rate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let rate = self.layer.client.as_ref();
-        let rate = rate.and_then(|client| client.rate.as_ref());
-        while let Err(not_before) = rate.map_or(Ok(()), Rate::take) {
+        let client = self.layer.client.as_ref();
+        while let Err(not_before) = client.map_or(Ok(()), |client| client.take_rate()) {
             let sleep = match &mut self.sleep {
                 Some(sleep) => {
                     sleep.as_mut().reset(not_before);

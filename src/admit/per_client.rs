@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tower_service::Service;
 
-use super::client::{Clients, Held, Rate, quota};
+use super::client::{Clients, Held, quota};
 use super::sealed::{Admission, Permit};
 use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo, Moment};
@@ -121,7 +121,7 @@ impl PerClient {
 
     /// Sets the number of clients whose rates are remembered while they have no connection.
     ///
-    /// Default: 65,536. Why: it bounds memory, to some 15 MB, in a flood from random addresses.
+    /// Default: 65,536. Why: it bounds memory, to some 18 MB, in a flood from random addresses.
     /// When reached: clients whose rate is whole again are forgotten first, and then any. A client
     /// with an open connection is never forgotten, so the
     /// [server's limit](crate::ServerBuilder::limit) bounds their number.
@@ -160,14 +160,24 @@ impl PerClient {
         })
     }
 
-    /// Lets a connection in that is below the limits.
+    /// Lets a connection in that is below the limits, unless others have waited longer.
     fn try_enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
+        let others_wait = place.client.waiting.load(Ordering::Acquire) > 0;
+        let many = OverClientLimit::Connections(self.clients.connections);
         if !place.try_take() {
-            return Err(OverClientLimit::Connections(self.clients.connections));
+            return Err(many);
         }
-        place
-            .take_rate()
-            .map_err(|_not_before| OverClientLimit::Rate)
+        if !others_wait && place.client.take_rate().is_ok() {
+            return Ok(());
+        }
+        // One that waits longer may need it.
+        place.give_back();
+        let is_by_rate = self.clients.quota.is_some();
+        Err(if is_by_rate {
+            OverClientLimit::Rate
+        } else {
+            many
+        })
     }
 
     /// Lets a connection in that is below the limits, or may wait until it is.
@@ -179,9 +189,6 @@ impl PerClient {
             return Err(over);
         }
         place.take_in_turn().await;
-        while let Err(not_before) = place.take_rate() {
-            sleep_until(not_before).await;
-        }
         place.end_to_wait();
         Ok(())
     }
@@ -202,22 +209,31 @@ impl Place {
     }
 
     async fn take_in_turn(&mut self) {
+        let client = &*self.client;
+        let _turn = client.turn.lock().await;
         // It fails only if it is closed, which nothing does.
-        if !self.is_taken
-            && let Ok(permit) = self.client.places.acquire().await
-        {
+        if let Ok(permit) = client.places.acquire().await {
             permit.forget();
             self.is_taken = true;
         }
+        while let Err(not_before) = client.take_rate() {
+            sleep_until(not_before).await;
+        }
     }
 
-    fn take_rate(&self) -> Result<(), Instant> {
-        self.client.rate.as_ref().map_or(Ok(()), Rate::take)
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.is_taken) {
+            self.client.places.add_permits(1);
+        }
     }
 
     fn begin_to_wait(&mut self, most: usize) -> bool {
-        self.is_waiting = true;
-        self.client.waiting.fetch_add(1, Ordering::AcqRel) < most
+        // One that may not wait is not counted, because a newcomer waits behind those that are.
+        let more = |waiting| (waiting < most).then_some(waiting + 1);
+        let waiting = &self.client.waiting;
+        let begun = waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        self.is_waiting = begun.is_ok();
+        self.is_waiting
     }
 
     fn end_to_wait(&mut self) {
@@ -230,9 +246,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.end_to_wait();
-        if self.is_taken {
-            self.client.places.add_permits(1);
-        }
+        self.give_back();
     }
 }
 
