@@ -42,8 +42,11 @@ impl Door {
             let (list, mut hangups) = (list.clone(), signal(SignalKind::hangup())?);
             tokio::spawn(async move {
                 while hangups.recv().await.is_some() {
-                    let loaded = load(&path).map(|rules| list.replace(rules));
-                    match loaded {
+                    let file = path.clone();
+                    // A long list takes a while, in which the connections go on.
+                    let loading = tokio::task::spawn_blocking(move || load(&file));
+                    let loaded = loading.await.map_err(BoxError::from).and_then(|it| it);
+                    match loaded.map(|rules| list.replace(rules)) {
                         Ok(()) => eprintln!("{}: loaded again", path.display()),
                         // The list before stays.
                         Err(err) => eprintln!("{}: {err}", path.display()),
