@@ -71,6 +71,9 @@
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer).
 //!
 //! `LOCAL` is the header of health checks. HAProxy also sends it for clients of its Unix sockets.
+//! A connection with the socket's own address counts as a client with the proxy's address. So a
+//! limit for each client counts all of these as one client, and a ban of one bans the proxy. Do not
+//! ban a client whose [`ProxyHeader`] has no TCP address as its [`source`](ProxyHeader::source).
 //!
 //! The page on [balancers](crate::balancers) has the lines of configuration for several of them.
 //!
