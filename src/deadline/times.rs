@@ -230,10 +230,12 @@ impl Deadlines {
     /// With the other deadlines alone, a peer that sends single bytes can hold its connection for
     /// the whole [`frame`](Self::frame) time, and one that takes single bytes for as long as there
     /// is output. A minimum rate ends such a connection after one or two windows. It does not apply
-    /// between frames, to the time that a service takes, or to the body of an HTTP request. On
-    /// Linux the peer takes a byte when it acknowledges one; elsewhere, when more can be written,
-    /// so use longer windows there. Over a Unix socket Linux reports what the peer takes in blocks
-    /// of up to 36 KiB, so choose a window in which even a slow peer reads that much.
+    /// between frames, to the time that a service takes, or to the body of an HTTP request. In
+    /// HTTP/2 it applies to the preface and to output: until the head of a request is complete,
+    /// the connection is idle, and [`idle`](Self::idle) ends it. On Linux the peer takes a byte
+    /// when it acknowledges one; elsewhere, when more can be written, so use longer windows there.
+    /// Over a Unix socket Linux reports what the peer takes in blocks of up to 36 KiB, so choose a
+    /// window in which even a slow peer reads that much.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
     /// When the peer is slower: the connection ends with
