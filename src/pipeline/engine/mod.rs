@@ -64,9 +64,9 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     state: State,
     /// The read side.
     input: Input,
-    /// The buffered input may hold a frame, so the decoder runs before more bytes are read. Set when
-    /// bytes or the end of the stream have arrived, and when a frame was encoded, which can change
-    /// the decoder's mode. Cleared when the decoder returns no frame, and at the end.
+    /// The buffered input may hold a frame, so the decoder runs before more bytes are read. Set
+    /// when bytes or the end of the stream have arrived, and when a frame was encoded, which can
+    /// change the decoder's mode. Cleared when the decoder returns no frame, and at the end.
     may_have_frame: bool,
     /// The stream failed to end properly after the buffered input, as a TLS stream can. Taken when
     /// the decoder has no more frames.
