@@ -30,7 +30,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Event<C::Item, M>>> {
         loop {
-            // The common case: one more request in the buffer, and nothing else to check.
+            // The common case: nothing but the buffer to check.
             if !self.is_plain(in_flight)
                 && let ControlFlow::Break(event) = ready!(self.poll_turn(in_flight, cx))
             {
@@ -39,18 +39,17 @@ where
             if let Some(request) = self.decode() {
                 return Poll::Ready(Some(Event::Request(request)));
             }
+            self.was_message = false;
             ready!(self.poll_more(in_flight, cx));
         }
     }
 
-    /// Returns whether the buffer may hold the next request, and nothing needs checking before it
-    /// begins.
+    /// Returns whether nothing needs checking before the next request begins.
     #[inline]
     fn is_plain(&self, in_flight: usize) -> bool {
         self.request.is_none()
             && self.turn < TURN
             && in_flight < self.settings.in_flight
-            && self.may_have_frame
             && self.state == State::Open
             && !self.conn.life().signals.any()
             && self.waiting_replies() == 0
