@@ -121,19 +121,20 @@ impl Input {
         self.buf.capacity() + self.given
     }
 
-    /// Records that the decoder took `bytes` bytes for a frame. Returns `false` if it has returned
-    /// too many frames in a row without taking any. A codec may split one frame into [`FRAMES`]
-    /// frames, or into `max_frame` frames if that is more.
+    /// Records that the decoder took `bytes` bytes for a frame.
     #[inline]
-    pub(in crate::pipeline) fn gave(&mut self, bytes: usize, max_frame: usize) -> bool {
-        if bytes == 0 {
-            self.gave_nothing = self.gave_nothing.saturating_add(1);
-            let most = u32::try_from(max_frame).unwrap_or(u32::MAX);
-            return self.gave_nothing <= most.clamp(FRAMES, u32::MAX - 1);
-        }
+    pub(in crate::pipeline) fn gave(&mut self, bytes: usize) {
         self.gave_nothing = 0;
         self.given += bytes;
-        true
+    }
+
+    /// Records that the decoder took no bytes for a frame. Returns `false` if it has returned too
+    /// many such frames in a row. A codec may split one frame into [`FRAMES`] frames, or into
+    /// `max_frame` frames if that is more.
+    pub(in crate::pipeline) fn gave_nothing(&mut self, max_frame: usize) -> bool {
+        self.gave_nothing = self.gave_nothing.saturating_add(1);
+        let most = u32::try_from(max_frame).unwrap_or(u32::MAX);
+        self.gave_nothing <= most.clamp(FRAMES, u32::MAX - 1)
     }
 
     /// Drops the undecoded bytes.

@@ -30,14 +30,7 @@ where
         };
         match decoded {
             Ok(Some(frame)) => {
-                let max = self.settings.limits.max_frame;
-                let len = before.saturating_sub(self.input.len());
-                if len > max {
-                    self.end_of_frames(FrameTooLarge::new(max).into());
-                    return None;
-                }
-                if !self.input.gave(len, max) {
-                    self.end_of_frames(DecoderStalled.into());
+                if !self.took_for_frame(before) {
                     return None;
                 }
                 self.clock.saw_frame();
@@ -62,6 +55,33 @@ where
         }
     }
 
+    /// Records what the decoder took for a frame, of `before` bytes. Returns whether the frame is
+    /// served. If not, the input ends.
+    #[inline]
+    fn took_for_frame(&mut self, before: usize) -> bool {
+        let len = before.wrapping_sub(self.input.len());
+        // One comparison finds both: the decoder took nothing, or too much.
+        if len.wrapping_sub(1) >= self.settings.limits.max_frame {
+            return self.is_frame_allowed(before);
+        }
+        self.input.gave(len);
+        true
+    }
+
+    #[cold]
+    fn is_frame_allowed(&mut self, before: usize) -> bool {
+        let max = self.settings.limits.max_frame;
+        if before.saturating_sub(self.input.len()) > max {
+            self.end_of_frames(FrameTooLarge::new(max).into());
+            return false;
+        }
+        let is_allowed = self.input.gave_nothing(max);
+        if !is_allowed {
+            self.end_of_frames(DecoderStalled.into());
+        }
+        is_allowed
+    }
+
     /// Returns whether the input has ended and is empty. The decoder may still hold back a frame.
     pub(super) fn is_at_end_of_input(&self) -> bool {
         self.input.is_eof() && self.input.is_empty()
@@ -82,15 +102,9 @@ where
         };
         match decoded {
             Ok(Some(frame)) => {
-                let max = self.settings.limits.max_frame;
-                let len = before.saturating_sub(self.input.len());
-                if len > max {
-                    self.end_of_frames(FrameTooLarge::new(max).into());
-                } else if self.input.gave(len, max) {
+                if self.took_for_frame(before) {
                     self.clock.saw_frame();
                     return Some(frame);
-                } else {
-                    self.end_of_frames(DecoderStalled.into());
                 }
             }
             Ok(None) if self.input.is_empty() => self.end(self.done(), Leaves::Input),
