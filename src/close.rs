@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, Sent};
-use crate::deadline::{LOOKS, MinRate, Moment, Pace, Timer, after};
+use crate::deadline::{Deadlines, LOOKS, MinRate, Moment, Pace, Timer, after};
 use crate::end::EndReason;
 
 /// The bounds of an orderly close.
@@ -29,6 +29,8 @@ pub struct Linger {
     time: Duration,
     bytes: usize,
     min_rate: Option<MinRate>,
+    /// Applies if `min_rate` is not set.
+    min_rate_of_deadlines: Option<MinRate>,
 }
 
 impl Default for Linger {
@@ -38,6 +40,7 @@ impl Default for Linger {
             time: Duration::from_secs(2),
             bytes: 256 * 1024,
             min_rate: None,
+            min_rate_of_deadlines: None,
         }
     }
 }
@@ -89,9 +92,9 @@ impl Linger {
         self
     }
 
-    /// Sets a minimum rate, unless one is set.
-    pub(crate) fn or_min_rate(mut self, rate: Option<MinRate>) -> Self {
-        self.min_rate = self.min_rate.or(rate);
+    /// Sets the minimum rate of the deadlines, in the place of an earlier one.
+    pub(crate) fn with_deadlines(mut self, deadlines: &Deadlines) -> Self {
+        self.min_rate_of_deadlines = deadlines.min_rate;
         self
     }
 }
@@ -181,7 +184,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             let sending = matches!(step, Step::ShutDown(_)) || !has_all;
             let sending = sending.then_some(Moment::START);
             let pace = &mut wait.pace;
-            let window = match pace.check(linger.min_rate, None, sending, conn.life(), now) {
+            let rate = linger.min_rate.or(linger.min_rate_of_deadlines);
+            let window = match pace.check(rate, None, sending, conn.life(), now) {
                 Ok(end) => end.map(|end| end.since_start().saturating_sub(now.since_start())),
                 Err(reason) => {
                     conn.ended(reason.into());

@@ -332,8 +332,8 @@ deadlines! {
         ///
         /// A protocol without a word for a close cannot tell its client to stop, so a request that
         /// crosses the close is lost. A client that sends its requests in a row is served until it
-        /// is quiet for this time, or closes by itself. Set it where connections are short and
-        /// requests must not be lost.
+        /// is quiet for this time, or closes by itself. A request that takes longer is the last.
+        /// Set it where connections are short and requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).

@@ -226,7 +226,9 @@ impl<K> Http<K> {
     /// Sets the deadlines of each connection. Default: see [`Deadlines`].
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        Arc::make_mut(&mut self.settings).deadlines = deadlines;
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.deadlines = deadlines;
+        settings.linger = settings.linger.with_deadlines(&deadlines);
         self
     }
 
@@ -234,7 +236,8 @@ impl<K> Http<K> {
     /// [`Linger`].
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
-        Arc::make_mut(&mut self.settings).linger = linger;
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.linger = linger.with_deadlines(&settings.deadlines);
         self
     }
 

@@ -110,7 +110,7 @@ where
         // `Ahead` notices the peer's end of input, and the clock has a deadline for that.
         .half_close(true);
 
-    let mut linger = settings.linger.or_min_rate(settings.deadlines.min_rate);
+    let mut linger = settings.linger;
     let ended = {
         let requests = HyperService::new(service, Arc::clone(&progress));
         let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));

@@ -88,8 +88,6 @@ pub(super) struct Clock {
     /// itself keep no connection open.
     pub(super) asked: bool,
     draining: bool,
-    /// The last wait was for a call.
-    busy: bool,
     half_closed: bool,
     closes: bool,
 }
@@ -110,7 +108,6 @@ impl Clock {
             saw_write: false,
             asked: false,
             draining: false,
-            busy: false,
             half_closed: false,
             closes: false,
         }
@@ -203,12 +200,11 @@ impl Clock {
         }
     }
 
-    /// Returns whether a draining connection waits for another frame, now or once its calls are
-    /// done.
+    /// Returns whether a draining connection waits for another frame.
     pub(super) fn awaits_next_frame(&self, deadlines: &Deadlines) -> bool {
         let time = deadlines.drain.next_frame;
         time != Some(Duration::ZERO)
-            && (self.busy || self.saw_activity || {
+            && (self.saw_activity || {
                 let until = self.next_frame_until(time);
                 until.is_none_or(|until| self.timer.now() < until)
             })
@@ -260,7 +256,6 @@ impl Clock {
     }
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
-        self.busy = waiting == Waiting::Busy;
         let wrote = std::mem::take(&mut self.saw_write);
         self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {

@@ -257,7 +257,9 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Sets the deadlines of each connection. Default: see [`Deadlines`].
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        Arc::make_mut(&mut self.settings).deadlines = deadlines;
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.deadlines = deadlines;
+        settings.linger = settings.linger.with_deadlines(&deadlines);
         self
     }
 
@@ -265,7 +267,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// [`Linger`].
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
-        Arc::make_mut(&mut self.settings).linger = linger;
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.linger = linger.with_deadlines(&settings.deadlines);
         self
     }
 

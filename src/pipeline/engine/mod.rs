@@ -208,7 +208,6 @@ where
         self.input.clear();
         if !self.leaves(Leaves::Output) {
             let settings = &self.settings;
-            let linger = settings.linger.or_min_rate(settings.deadlines.min_rate);
             let input = if self.input.is_eof() {
                 Unread::Nothing
             } else {
@@ -216,7 +215,8 @@ where
             };
             // The reason is settled; it does not matter if the peer disconnects before the close is
             // done.
-            let _settled = close_by(self.clock.timer(), &mut self.conn, &linger, input).await;
+            let _settled =
+                close_by(self.clock.timer(), &mut self.conn, &settings.linger, input).await;
         }
         self.output.clear();
         match self.conn.life().proposed() {

@@ -34,8 +34,8 @@ where
                     return None;
                 }
                 self.clock.saw_frame();
-                if self.state == State::DrainNextFrame && !self.awaits_next_frame() {
-                    self.end(EndReason::Drained, Leaves::Input);
+                if self.state == State::DrainNextFrame {
+                    self.saw_next_frame();
                 }
                 Some(frame)
             }
@@ -52,6 +52,14 @@ where
                 self.end_of_frames(err.into());
                 None
             }
+        }
+    }
+
+    /// Ends the input behind a frame that came in a drain, unless others may follow it.
+    #[cold]
+    fn saw_next_frame(&mut self) {
+        if !self.awaits_next_frame() {
+            self.end(EndReason::Drained, Leaves::Input);
         }
     }
 
