@@ -96,27 +96,19 @@ fn next(
     let Some(begun) = begun else {
         return Some(None);
     };
-    let window = window.filter(|window| window.begun == begun);
-    if let Some(window) = window {
-        let end = window.since.checked_add(rate.window);
-        if end.is_none_or(|end| now < end) {
-            return Some(Some(window));
-        }
-        let bytes = bytes();
-        // The peer's bytes may wait unread if the process stood still.
-        let stood_still = end
-            .and_then(|end| end.checked_add(STOOD_STILL))
-            .is_some_and(|late| late < now);
-        if bytes.saturating_sub(window.bytes) < rate.bytes && !stood_still {
-            return None;
-        }
-        return Some(Some(Window {
-            begun,
-            since: now,
-            bytes,
-        }));
+    let before = window.filter(|window| window.begun == begun);
+    let end = before.and_then(|window| window.since.checked_add(rate.window));
+    if before.is_some() && end.is_none_or(|end| now < end) {
+        return Some(before);
     }
-    let (since, bytes) = (now, bytes());
+    let bytes = bytes();
+    let is_slow = before.is_some_and(|window| bytes.saturating_sub(window.bytes) < rate.bytes);
+    // The peer's bytes may wait unread if the process stood still.
+    let late = end.and_then(|end| end.checked_add(STOOD_STILL));
+    if is_slow && late.is_none_or(|late| now <= late) {
+        return None;
+    }
+    let since = now;
     Some(Some(Window {
         begun,
         since,
