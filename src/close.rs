@@ -118,23 +118,21 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Dropping the future closes the stream as it is.
     pub async fn close(mut self, linger: Linger) -> io::Result<()> {
         let timer = std::pin::pin!(tokio::time::sleep(linger.write));
-        close_by(timer, &mut self, &linger, Unread::Possible).await
+        close_by(timer, &mut self, &linger, false).await
     }
 }
 
-/// [Closes](Connection::close) with a timer that exists already. A closing connection holds this
-/// future and little else.
+/// [Closes](Connection::close) with a timer that exists already. After the end of input
+/// (`at_eof`), there is nothing to discard, and a read would be a needless system call. A closing
+/// connection holds this future and little else.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
     linger: &Linger,
-    unread: Unread,
+    at_eof: bool,
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
-    let mut step = Step::ShutDown(match unread {
-        Unread::Possible => linger.bytes,
-        Unread::Nothing => 0,
-    });
+    let mut step = Step::ShutDown(if at_eof { 0 } else { linger.bytes });
     // Allocated for the first wait, because most peers close before that.
     let mut wait: Option<Box<Wait>> = None;
     std::future::poll_fn(move |cx| {
@@ -218,14 +216,6 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 
 /// The shortest time between two checks.
 const SHORT: Duration = Duration::from_millis(10);
-
-/// The input of a connection that closes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Unread {
-    Possible,
-    /// The end of input was read, so a read would be a needless system call.
-    Nothing,
-}
 
 /// The steps of a close.
 enum Step {

@@ -20,7 +20,7 @@ use super::farewell::Farewell;
 use super::limits::Limits;
 use super::peer::{EngineSide, Mail, Peer};
 use super::watermarks::Watermarks;
-use crate::close::{Linger, Unread, close_by};
+use crate::close::{Linger, close_by};
 use crate::connection::{Connection, Rewind};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
@@ -207,16 +207,11 @@ where
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.leaves(Leaves::Output) {
-            let settings = &self.settings;
-            let input = if self.input.is_eof() {
-                Unread::Nothing
-            } else {
-                Unread::Possible
-            };
+            let linger = &self.settings.linger;
+            let at_eof = self.input.is_eof();
             // The reason is settled; it does not matter if the peer disconnects before the close is
             // done.
-            let _settled =
-                close_by(self.clock.timer(), &mut self.conn, &settings.linger, input).await;
+            let _settled = close_by(self.clock.timer(), &mut self.conn, linger, at_eof).await;
         }
         self.output.clear();
         match self.conn.life().proposed() {
