@@ -1,6 +1,7 @@
 //! The clients that are limited each by itself: told apart by network, in a bounded map.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::ops::Deref;
@@ -55,12 +56,26 @@ pub(super) struct Clients {
 
 #[derive(Default)]
 struct Map {
-    clients: HashMap<IpAddr, Arc<Client>>,
+    clients: HashMap<IpAddr, Known>,
     /// The number of clients at which the map is swept.
     sweep_at: usize,
 }
 
-/// What is counted of one client.
+struct Known {
+    client: Arc<Client>,
+    /// The number of [`Held`] of the client, which is not forgotten while there are any.
+    holders: usize,
+}
+
+impl Known {
+    /// Returns whether nothing is lost if the client is forgotten. A client that is fresh must then
+    /// be forgotten, because finding out takes all of its rate.
+    fn is_fresh(&self) -> bool {
+        self.holders == 0 && self.client.rate.as_ref().is_none_or(Rate::is_fresh)
+    }
+}
+
+/// The counts of one client.
 pub(super) struct Client {
     pub(super) places: Semaphore,
     /// The connections that wait for their turn.
@@ -74,11 +89,6 @@ impl Client {
     /// Takes one of the rate, or returns when one may be there.
     pub(super) fn take_rate(&self) -> Result<(), Instant> {
         self.rate.as_ref().map_or(Ok(()), Rate::take)
-    }
-
-    /// Returns whether nothing is lost if a client that nobody holds is forgotten.
-    fn is_fresh(&self) -> bool {
-        self.rate.as_ref().is_none_or(Rate::is_fresh)
     }
 }
 
@@ -97,26 +107,30 @@ impl Clients {
     pub(super) fn of(&self, address: &Address) -> Option<Held> {
         let network = client_network(address, self.v6_prefix)?;
         let mut map = lock(&self.map);
-        let client = match map.clients.get(&network) {
-            Some(client) => Arc::clone(client),
-            None => {
-                map.make_room(self.remembered);
-                let client = Arc::new(Client {
-                    places: Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS)),
-                    waiting: AtomicUsize::new(0),
-                    turn: tokio::sync::Mutex::default(),
-                    rate: self.quota.map(Rate::new),
-                });
-                map.clients.insert(network, Arc::clone(&client));
-                client
-            }
-        };
+        if !map.clients.contains_key(&network) {
+            map.make_room(self.remembered);
+        }
+        let entry = map.clients.entry(network).or_insert_with(|| Known {
+            client: Arc::new(self.new_client()),
+            holders: 0,
+        });
+        entry.holders += 1;
+        let client = Arc::clone(&entry.client);
         drop(map);
         Some(Held {
-            client: Some(client),
+            client,
             network,
             map: Arc::clone(&self.map),
         })
+    }
+
+    fn new_client(&self) -> Client {
+        Client {
+            places: Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS)),
+            waiting: AtomicUsize::new(0),
+            turn: tokio::sync::Mutex::default(),
+            rate: self.quota.map(Rate::new),
+        }
     }
 
     /// Returns the number of open connections of the client that has the address.
@@ -125,7 +139,7 @@ impl Clients {
         let map = lock(&self.map);
         let client = network.and_then(|network| map.clients.get(&network));
         let most = self.connections.min(Semaphore::MAX_PERMITS);
-        client.map_or(0, |client| most - client.places.available_permits())
+        client.map_or(0, |entry| most - entry.client.places.available_permits())
     }
 
     /// Returns the number of clients in the map.
@@ -148,15 +162,13 @@ impl Map {
         if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
             return;
         }
-        let is_held = |client: &Arc<Client>| Arc::strong_count(client) > 1;
-        self.clients
-            .retain(|_, client| is_held(client) || !client.is_fresh());
+        self.clients.retain(|_, entry| !entry.is_fresh());
         // Those that have used their rate up are forgotten last, and in no order: of so many
         // clients, each has the little that it has not used up yet.
         let most = remembered - remembered / 8;
         let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
-        self.clients.retain(|_, client| {
-            let kept = over == 0 || is_held(client);
+        self.clients.retain(|_, entry| {
+            let kept = over == 0 || entry.holders > 0;
             over -= usize::from(!kept);
             kept
         });
@@ -167,8 +179,7 @@ impl Map {
 
 /// A client that is in use, and so is not forgotten.
 pub(super) struct Held {
-    /// Taken when it is dropped.
-    client: Option<Arc<Client>>,
+    client: Arc<Client>,
     network: IpAddr,
     map: Arc<Mutex<Map>>,
 }
@@ -176,20 +187,19 @@ pub(super) struct Held {
 impl Deref for Held {
     type Target = Client;
 
-    #[expect(clippy::expect_used, reason = "it is taken only by `drop`")]
     fn deref(&self) -> &Client {
-        self.client.as_deref().expect("held until it is dropped")
+        &self.client
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let mut map = lock(&self.map);
-        // Under the lock, by which alone others get hold of the client.
-        self.client = None;
-        let last = map.clients.get(&self.network);
-        if last.is_some_and(|client| Arc::strong_count(client) == 1 && client.is_fresh()) {
-            map.clients.remove(&self.network);
+        if let Entry::Occupied(mut known) = map.clients.entry(self.network) {
+            known.get_mut().holders -= 1;
+            if known.get().is_fresh() {
+                known.remove();
+            }
         }
     }
 }
