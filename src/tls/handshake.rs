@@ -19,38 +19,47 @@ const ALERT_LINGER: Duration = Duration::from_millis(200);
 /// The maximum number of bytes to read from such a peer.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
+/// The error of a handshake, and the stream, unless tokio-rustls has lost it.
+type Failed<Io> = (io::Error, Option<Io>);
+
 /// Performs the handshake with the configuration of the moment at which the hello is complete.
-pub(super) async fn accept<Io>(current: &Current, io: Io) -> Result<TlsStream<Io>, (io::Error, Io)>
+pub(super) async fn accept<Io>(current: &Current, io: Io) -> Result<TlsStream<Io>, Failed<Io>>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let hello = hello(io).await?;
     let (server, begun) = match begin(current.get(), hello) {
         Ok(begun) => begun,
-        Err((unknown, io)) => return Err(refuse(unknown, io).await),
+        Err((unknown, mut io)) => return Err((refuse(unknown, &mut io).await, Some(io))),
     };
     let shaken = begun.into_fallible().await;
     let (io, session) = shaken
-        .map_err(|(err, stream)| stream.failed(err))?
+        .map_err(|(err, stream)| failed(err, Some(stream)))?
         .into_inner();
     // The session continues over the bare stream. This does not wait, because the session is
     // established and has nothing to write.
     let established = TlsAcceptor::from(server).accept_with(io.io, |new| *new = session);
-    established.into_fallible().await
+    let established = established.into_fallible().await;
+    established.map_err(|(err, io)| (err, Some(io)))
 }
 
-async fn hello<Io>(io: Io) -> Result<StartHandshake<ReadsOn<Io>>, (io::Error, Io)>
+fn failed<Io>(err: io::Error, stream: Option<ReadsOn<Io>>) -> Failed<Io> {
+    match stream {
+        Some(stream) => {
+            let (err, io) = stream.failed(err);
+            (err, Some(io))
+        }
+        None => (err, None),
+    }
+}
+
+async fn hello<Io>(io: Io) -> Result<StartHandshake<ReadsOn<Io>>, Failed<Io>>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), ReadsOn::new(io));
-    match (&mut acceptor).await {
-        Ok(hello) => Ok(hello),
-        Err(err) => {
-            let stream = acceptor.take_io().expect("only a hello takes the stream");
-            Err(stream.failed(err))
-        }
-    }
+    let hello = (&mut acceptor).await;
+    hello.map_err(|err| failed(err, acceptor.take_io()))
 }
 
 /// Begins the handshake, unless the configuration has no certificate for the name.
@@ -76,7 +85,7 @@ where
 ///
 /// rustls would send `access_denied`, and has no way to choose another. A hello is answered in
 /// plain text, whatever the version.
-async fn refuse<Io>(unknown: UnknownServerName, mut io: Io) -> (io::Error, Io)
+async fn refuse<Io>(unknown: UnknownServerName, io: &mut Io) -> io::Error
 where
     Io: AsyncWrite + Unpin,
 {
@@ -88,11 +97,10 @@ where
     };
     // A record of type alert, version 3.3 and length 2: fatal, and the description.
     let alert = [0x15, 3, 3, 0, 2, 2, u8::from(description)];
-    let err = match io.write_all(&alert).await {
+    match io.write_all(&alert).await {
         Ok(()) => io::Error::new(io::ErrorKind::InvalidData, unknown),
         Err(err) => err,
-    };
-    (err, io)
+    }
 }
 
 /// Closes a stream to which an alert was just written.

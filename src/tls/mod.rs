@@ -308,12 +308,12 @@ where
                     handshake.failed(&err);
                     // `InvalidData` is rustls' verdict on the input, with an alert. Any other error
                     // is the stream's own.
-                    let alerted = err.kind() == io::ErrorKind::InvalidData;
+                    let alerted = io.filter(|_| err.kind() == io::ErrorKind::InvalidData);
                     // The end is proposed before the wait below, during which a deadline may drop
                     // this future.
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
-                    if alerted {
+                    if let Some(io) = alerted {
                         handshake::deliver_alert(io).await;
                     }
                     Err(ended.into())
