@@ -5,11 +5,9 @@ mod live;
 mod metrics;
 mod phase;
 mod plan;
+mod table;
 
-use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +24,7 @@ pub use live::LiveConnection;
 pub(crate) use phase::Phase;
 pub use phase::ServerPhase;
 pub(crate) use plan::{Plan, earliest};
+use table::{Entry, Table};
 
 /// Controls a server from outside: pauses it, changes its limit, shuts it down. Cheap to clone.
 #[derive(Clone)]
@@ -56,64 +55,6 @@ pub(crate) struct ServerState {
     report: Mutex<Option<Report>>,
     /// Wakes the tasks that wait for a phase.
     advanced: Notify,
-}
-
-/// The open connections. The table is sharded, so that many connections that begin and end at once
-/// do not wait for one lock.
-#[derive(Default)]
-struct Table {
-    shards: [Mutex<HashSet<Entry>>; 16],
-    live: AtomicUsize,
-}
-
-/// A connection, identified by its number.
-struct Entry(Arc<Life>);
-
-impl Borrow<ConnectionId> for Entry {
-    fn borrow(&self) -> &ConnectionId {
-        &self.0.origin.id
-    }
-}
-
-impl Hash for Entry {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.origin.id.hash(state);
-    }
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.origin.id == other.0.origin.id
-    }
-}
-
-impl Eq for Entry {}
-
-impl Table {
-    fn shard(&self, id: ConnectionId) -> MutexGuard<'_, HashSet<Entry>> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "only the low bits are wanted"
-        )]
-        let shard = id.get() as usize % self.shards.len();
-        self.shards[shard]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the open connections, copied shard by shard. A signal may wake code that takes the
-    /// lock again, so callers raise signals only without the lock.
-    fn all(&self) -> impl Iterator<Item = Arc<Life>> + '_ {
-        self.shards.iter().flat_map(|shard| {
-            let lives: Vec<_> = shard
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .map(|entry| Arc::clone(&entry.0))
-                .collect();
-            lives
-        })
-    }
 }
 
 impl Handle {
