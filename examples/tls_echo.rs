@@ -14,15 +14,12 @@
 //! for the server.
 
 use std::convert::Infallible;
-use std::error::Error;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
 use tempfile::TempDir;
-use tokio::signal::unix::{self, SignalKind};
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
@@ -30,6 +27,10 @@ use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::{ClientCertificates, Identity, Tls, TlsBuilder};
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
+
+use reload::reload_on_hangup;
+
+mod reload;
 
 /// Sends lines back, through TLS.
 #[derive(Parser)]
@@ -131,23 +132,6 @@ fn files(args: &Args) -> Result<TlsBuilder, BoxError> {
         tls = tls.revocation_lists_file(list);
     }
     Ok(tls)
-}
-
-/// Reads all files again at each SIGHUP.
-fn reload_on_hangup(tls: Tls, files: TlsBuilder) -> io::Result<()> {
-    let mut hangups = unix::signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            match tokio::task::block_in_place(|| tls.reload(&files)) {
-                Ok(()) => eprintln!("reloaded"),
-                Err(err) => {
-                    let cause = err.source().map(|cause| format!(": {cause}"));
-                    eprintln!("not reloaded: {err}{}", cause.unwrap_or_default());
-                }
-            }
-        }
-    });
-    Ok(())
 }
 
 /// Makes a self-signed certificate for `localhost`. No client trusts it.

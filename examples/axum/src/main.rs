@@ -18,16 +18,13 @@
 mod app;
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::future::ready;
-use std::io;
 use std::path::PathBuf;
 
 use axum::Extension;
 use axum::extract::ConnectInfo;
 use clap::Parser;
 use tempfile::TempDir;
-use tokio::signal::unix::{self, SignalKind};
 use tower::util::{Either, option_layer};
 use tower::{Layer, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
@@ -39,9 +36,12 @@ use tower_tcp::{BoxError, ConnectionInfo, Server, signal};
 use tracing_subscriber::EnvFilter;
 
 use door::Door;
+use reload::reload_on_hangup;
 
 #[path = "../../door/mod.rs"]
 mod door;
+#[path = "../../reload/mod.rs"]
+mod reload;
 
 /// An axum app behind TLS.
 #[derive(Parser)]
@@ -139,23 +139,6 @@ fn files(certs: &[PathBuf], keys: &[PathBuf]) -> Result<TlsBuilder, BoxError> {
         tls = tls.identity_by_san(Identity::pem_files(cert, key));
     }
     Ok(tls)
-}
-
-/// Reads all files again at each SIGHUP.
-fn reload_on_hangup(tls: Tls, files: TlsBuilder) -> io::Result<()> {
-    let mut hangups = unix::signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            match tokio::task::block_in_place(|| tls.reload(&files)) {
-                Ok(()) => eprintln!("reloaded"),
-                Err(err) => {
-                    let cause = err.source().map(|cause| format!(": {cause}"));
-                    eprintln!("not reloaded: {err}{}", cause.unwrap_or_default());
-                }
-            }
-        }
-    });
-    Ok(())
 }
 
 /// Makes a self-signed certificate for `localhost`. No client trusts it.
