@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use certificates::certified;
-use process::{Client, Example, soon};
+use process::{Client, Example, installed, soon};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
@@ -35,19 +35,6 @@ use tower_tcp::{BoxError, Connection, ConnectionInfo, Server};
 
 /// Where the proxies listen, so that they take no port that another test is about to use.
 const FRONT: &str = "127.9.0.1";
-
-/// Returns whether a program can be run. If `CI` is set, it must be.
-fn installed(program: &str) -> bool {
-    let found = std::process::Command::new(program).arg("-v").output();
-    if found.is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{program} is not installed, and CI must not skip what needs it: see .ci/run"
-        );
-        eprintln!("skipped: {program} is not installed");
-    }
-    found.is_ok()
-}
 
 /// The client as the server sees it.
 fn client_of(info: &ConnectionInfo) -> String {

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use process::{Client, Example, having, soon};
+use process::{Client, Example, having, installed, soon};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -21,21 +21,6 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 #[path = "support/process.rs"]
 mod process;
-
-/// Returns whether a program can be run. If `CI` is set, it must be.
-fn installed(program: &str) -> bool {
-    let found = std::process::Command::new(program)
-        .arg("--version")
-        .output();
-    if found.is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{program} is not installed, and CI must not skip what needs it: see .ci/run"
-        );
-        eprintln!("skipped: {program} is not installed");
-    }
-    found.is_ok()
-}
 
 /// A TLS client that trusts the certificate which `tls_echo` made for itself.
 struct Tls {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use process::{Example, having, soon};
+use process::{Example, having, installed, soon};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
@@ -18,19 +18,6 @@ use tokio::process::Command;
 
 #[path = "support/process.rs"]
 mod process;
-
-/// Returns whether a program can be run. If `CI` is set, it must be.
-fn installed(program: &str) -> bool {
-    let found = std::process::Command::new(program).arg("version").output();
-    if found.is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{program} is not installed, and CI must not skip what needs it: see .ci/run"
-        );
-        eprintln!("skipped: {program} is not installed");
-    }
-    found.is_ok()
-}
 
 /// A directory with the files of a server and its clients.
 struct Files(TempDir);

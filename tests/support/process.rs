@@ -26,6 +26,21 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
+/// Returns whether a program can be run. If `CI` is set, it must be.
+pub(crate) fn installed(program: &str) -> bool {
+    let found = std::process::Command::new(program)
+        .arg("--version")
+        .output();
+    if found.is_err() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{program} is not installed, and CI must not skip what needs it: see .ci/run"
+        );
+        eprintln!("skipped: {program} is not installed");
+    }
+    found.is_ok()
+}
+
 /// Returns the path of an example, as built by a whole `cargo test`. (`cargo test --test x` does
 /// not rebuild it.)
 pub(crate) fn path(name: &str) -> PathBuf {
