@@ -1,5 +1,5 @@
-//! What unwelcome clients cost: a greedy client beside others, banned addresses, and connections
-//! from a million addresses.
+//! Measures the cost of unwelcome clients: a greedy client beside others, banned addresses, and
+//! connections from a million addresses.
 //!
 //! `cargo bench --bench door` prints all three, `cargo bench --bench door -- banned` one. Each
 //! process needs 20,000 descriptors (`ulimit -n`). Compare only the ratios of one run.

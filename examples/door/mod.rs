@@ -9,7 +9,7 @@ use tower_tcp::networks::Networks;
 use tower_tcp::preconnect::{Chain, PreConnectExt, PreConnectLayer};
 use tower_tcp::proxy::{ProxyProtocol, Untrusted};
 
-/// Who may connect, and how often.
+/// The limits and networks of clients.
 #[derive(clap::Args)]
 pub(crate) struct Door {
     /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. All other

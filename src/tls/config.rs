@@ -75,9 +75,8 @@ impl TlsBuilder {
     /// Adds the certificate for a name, or for a wildcard such as `*.example.org`.
     ///
     /// A name in another script is written as in DNS (`xn--...`). Upper and lower case are the
-    /// same.
-    /// [`build`](Self::build) fails if the name is not valid, was given before, or is not in the
-    /// certificate.
+    /// same. [`build`](Self::build) fails if the name is not valid, was given before, or is not in
+    /// the certificate.
     pub fn identity_for(mut self, name: impl Into<String>, identity: Identity) -> Self {
         self.named.push((Some(name.into()), identity));
         self

@@ -6,7 +6,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::names::Names;
 
-/// What a handshake needs, replaced as a whole.
+/// The settings of a handshake, replaced as a whole.
 #[derive(Clone)]
 pub(super) struct Configuration {
     pub(super) server: Arc<ServerConfig>,
