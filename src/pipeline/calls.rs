@@ -45,7 +45,11 @@ where
 
     /// Takes the next event once the service is ready for it. Ready with `None` when there will be
     /// no more.
-    #[inline]
+    ///
+    /// From here to the decoder everything is inlined into the loop of each dispatch: otherwise an
+    /// event is moved once for each function, which costs a request of 16 bytes a tenth of its
+    /// instructions.
+    #[inline(always)]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
             return Poll::Ready(None);

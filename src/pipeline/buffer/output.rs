@@ -61,16 +61,12 @@ impl Output {
         if self.buf.capacity() == 0 {
             self.buf = take_block();
         }
-        let torn = Torn {
-            at: self.buf.len(),
+        let mut whole = Whole {
+            len: self.buf.len(),
             buf: &mut self.buf,
         };
-        encode(torn.buf)?;
-        #[expect(
-            clippy::mem_forget,
-            reason = "a complete frame stays; the guard owns nothing"
-        )]
-        std::mem::forget(torn);
+        encode(whole.buf)?;
+        whole.len = whole.buf.len();
         Ok(())
     }
 
@@ -131,15 +127,15 @@ impl Output {
     }
 }
 
-/// Removes what an encoder that fails or panics has left in the buffer.
-struct Torn<'a> {
+/// Complete frames. Bytes that an encoder leaves behind them when it fails or panics are removed.
+struct Whole<'a> {
     buf: &'a mut BytesMut,
-    at: usize,
+    len: usize,
 }
 
-impl Drop for Torn<'_> {
+impl Drop for Whole<'_> {
     fn drop(&mut self) {
-        self.buf.truncate(self.at);
+        self.buf.truncate(self.len);
     }
 }
 

@@ -16,7 +16,7 @@ where
     C: Codec<T>,
 {
     /// Decodes the next request from the buffered input.
-    #[inline]
+    #[inline(always)]
     pub(super) fn decode(&mut self) -> Option<C::Item> {
         if !self.may_have_frame {
             return None;

@@ -23,7 +23,7 @@ where
     /// Waits for the next event, and takes it. Ready with `None` when there will be no more.
     ///
     /// All waiting is here. Before this returns pending, everything is written and flushed.
-    #[inline]
+    #[inline(always)]
     pub(in crate::pipeline) fn poll_event(
         &mut self,
         in_flight: usize,
