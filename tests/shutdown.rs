@@ -163,7 +163,7 @@ async fn h3_the_rest_of_a_frame_that_was_begun_is_waited_for_and_answered() {
     settle().await;
 
     server.handle().shutdown();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     client.write_all(b"lf\nand more\n").await.unwrap();
 
     assert_eq!(read_to_end(client).await, "whole\nhalf\n");

@@ -280,11 +280,11 @@ deadlines! {
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
-    /// | [`frame`] | 5 s | an active peer finishes its frame by then | [`FrameTimeout`] |
-    /// | [`body`] | 5 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
+    /// | [`frame`] | 3 s | a lost packet is sent again twice by then | [`FrameTimeout`] |
+    /// | [`body`] | 3 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`next_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
-    /// | [`goodbye`] | 5 s | a few round trips for a `GOAWAY` | the reason of its close |
+    /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason of its close |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
@@ -302,17 +302,19 @@ deadlines! {
         /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. A frame or head
         /// that begins later has as long from its first byte.
         ///
-        /// Default: 5 s. Why: an active peer finishes its frame within a few round trips. When
-        /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout),
-        /// after the replies to pending requests.
-        frame = secs(5),
+        /// Default: 3 s. Why: an active peer finishes its frame within a few round trips, and TCP
+        /// sends a lost packet again after 1 s and after 2 s more ([RFC 6298
+        /// section 2.1](https://www.rfc-editor.org/rfc/rfc6298#section-2.1)). When reached: the
+        /// connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies
+        /// to pending requests.
+        frame = secs(3),
 
         /// Sets the longest time without a byte of an HTTP request's body while the service waits
         /// for one, as [`Deadlines::body`] does. A body that stops later has as long from its last
         /// byte. It is checked four times per deadline, so it may be late by a quarter.
         ///
-        /// Default: 5 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
-        body = secs(5),
+        /// Default: 3 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
+        body = secs(3),
 
         /// Sets how long an idle HTTP/1 connection stays open for one more request, which is
         /// answered with `connection: close`.
@@ -342,9 +344,9 @@ deadlines! {
         /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, even if it
         /// sends pings. The time counts from the end of the last response, if that is later.
         ///
-        /// Default: 5 s. Why: a few round trips; a peer that is gone does not answer. When reached:
+        /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When reached:
         /// the connection closes with the reason for which the `GOAWAY` was sent.
-        goodbye = secs(5),
+        goodbye = secs(3),
 
         /// Sets how long a raw service, or the task with an upgraded stream, may continue after
         /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies.

@@ -98,10 +98,10 @@
 //! | --- | --- |
 //! | no byte has arrived | closes at once |
 //! | a request has arrived or is being answered | it is answered, with `connection: close` if its head is not yet sent; a request pipelined after it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): a client must not assume that it was) |
-//! | a request's body is being read | fails if nothing of it arrives for [5 s](DrainDeadlines::body); then answered in the same way |
-//! | a request's head has begun | has [5 s](DrainDeadlines::frame) to arrive, and is answered in the same way |
+//! | a request's body is being read | fails if nothing of it arrives for [3 s](DrainDeadlines::body); then answered in the same way |
+//! | a request's head has begun | has [3 s](DrainDeadlines::frame) to arrive, and is answered in the same way |
 //! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then closes |
-//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [5 s](DrainDeadlines::goodbye) is closed, even if it sends pings |
+//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [3 s](DrainDeadlines::goodbye) is closed, even if it sends pings |
 //! | upgraded, or streaming without end | its service awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and ends it |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).

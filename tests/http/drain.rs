@@ -128,7 +128,7 @@ async fn a_head_that_was_begun_is_waited_for() {
     tokio::time::sleep(LATER).await;
 
     served.handle().shutdown();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     client.send(end).await;
 
     assert!(answer(&mut client).await.closes());
@@ -146,7 +146,7 @@ async fn a_later_head_that_was_begun_is_waited_for() {
     settled().await;
 
     served.handle().shutdown();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     client.send(end).await;
 
     assert!(answer(&mut client).await.closes());
@@ -154,7 +154,7 @@ async fn a_later_head_that_was_begun_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_head_that_is_never_whole_has_five_seconds() {
+async fn a_later_head_that_is_never_whole_has_three_seconds() {
     let served = serve(http());
     let mut client = served.client().await;
     client.send(GET).await;
@@ -166,7 +166,7 @@ async fn a_later_head_that_is_never_whole_has_five_seconds() {
     let begun = Instant::now();
 
     assert!(client.rest().await.is_empty());
-    assert_eq!(begun.elapsed().as_secs_f64().round(), 5.0);
+    assert_eq!(begun.elapsed().as_secs_f64().round(), 3.0);
     drop(client);
     assert_eq!(served.reason().await, EndReason::FrameTimeout);
 }
@@ -252,7 +252,7 @@ async fn a_request_without_end_is_cut_off_at_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_drips_holds_a_drain_for_five_seconds() {
+async fn a_head_that_drips_holds_a_drain_for_three_seconds() {
     for before in ["", GET] {
         let mut served = serve(http());
         let mut client = served.client().await;
@@ -269,7 +269,7 @@ async fn a_head_that_drips_holds_a_drain_for_five_seconds() {
 
         // The linger delivers the response.
         let linger = if before.is_empty() { 0 } else { 2 };
-        assert_eq!(report.duration.as_secs(), 5 + linger, "{before}");
+        assert_eq!(report.duration.as_secs(), 3 + linger, "{before}");
         assert_eq!(served.reason().await, EndReason::FrameTimeout);
         drip.await.expect("it ends");
     }
@@ -325,10 +325,10 @@ async fn half_a_body_holds_a_drain_for_a_few_seconds() {
         let report = served.shutdown().await.expect("it ends");
 
         let took = report.duration;
-        let span = Duration::from_secs(5)..Duration::from_millis(5100);
+        let span = Duration::from_secs(3)..Duration::from_millis(3100);
         assert!(span.contains(&took), "{http2_too}: {took:?}");
         let response = reads.await.expect("it ran");
-        assert!(response.ends_with("within 5s"), "{response}");
+        assert!(response.ends_with("within 3s"), "{response}");
     }
 }
 

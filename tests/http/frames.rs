@@ -246,8 +246,8 @@ async fn a_peer_that_does_not_take_leave_is_let_go() {
 
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
-    // 75 s idle, 5 s to acknowledge the GOAWAY.
-    assert_eq!(end.duration().as_secs(), 80);
+    // 75 s idle, 3 s to acknowledge the GOAWAY.
+    assert_eq!(end.duration().as_secs(), 78);
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,8 +270,8 @@ async fn a_peer_that_does_not_take_leave_but_pings_is_let_go() {
 
     let end = served.end().await;
     assert_eq!(end.reason(), EndReason::IdleTimeout);
-    // 75 s idle, 5 s to acknowledge the GOAWAY.
-    assert_eq!(end.duration().as_secs(), 80);
+    // 75 s idle, 3 s to acknowledge the GOAWAY.
+    assert_eq!(end.duration().as_secs(), 78);
     pings.await.expect("it ran");
 }
 
@@ -286,7 +286,7 @@ async fn a_peer_that_does_not_take_leave_at_a_drain_is_let_go() {
     served.handle().shutdown();
 
     assert_eq!(goaway(&mut io).await, 0);
-    assert_eq!(begun.elapsed().as_secs(), 5);
+    assert_eq!(begun.elapsed().as_secs(), 3);
     drop(io);
     assert_eq!(served.reason().await, EndReason::Drained);
     assert_eq!(served.handle().closed().await.drained, 1);
@@ -323,7 +323,7 @@ async fn a_peer_that_takes_its_answer_slowly_has_all_of_it_at_a_drain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_connection_without_streams_has_five_seconds_whatever_it_pings() {
+async fn a_draining_connection_without_streams_has_three_seconds_whatever_it_pings() {
     for aged in [false, true] {
         let deadlines = Deadlines::default().max_age(aged.then_some(Duration::from_secs(10)));
         let served = serve(http().deadlines(deadlines));
@@ -345,9 +345,9 @@ async fn a_draining_connection_without_streams_has_five_seconds_whatever_it_ping
         let reason = served.reason().await;
 
         let expected = if aged {
-            (15, EndReason::MaxAge)
+            (13, EndReason::MaxAge)
         } else {
-            (5, EndReason::Drained)
+            (3, EndReason::Drained)
         };
         assert_eq!((begun.elapsed().as_secs(), reason), expected);
     }
