@@ -344,8 +344,8 @@ deadlines! {
         /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, even if it
         /// sends pings. The time counts from the end of the last response, if that is later.
         ///
-        /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When reached:
-        /// the connection closes with the reason for which the `GOAWAY` was sent.
+        /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When
+        /// reached: the connection closes with the reason for which the `GOAWAY` was sent.
         goodbye = secs(3),
 
         /// Sets how long a raw service, or the task with an upgraded stream, may continue after
