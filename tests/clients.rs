@@ -23,7 +23,7 @@ use tower_tcp::admit::{
     AccessList, AccessRules, AddressDenied, AddressFilter, Bans, ClientRate, ConnectionLimit,
     OverClientLimit, PerClient, Verdict,
 };
-use tower_tcp::bind::{Incoming, Listener};
+use tower_tcp::bind::{Incoming, Listener, ListenerExt, SocketOptions};
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
 use tower_tcp::networks::Networks;
@@ -207,6 +207,51 @@ async fn a_denied_tcp_client_is_reset_and_so_leaves_nothing_in_the_system() {
     let ended = timeout(20 * SECOND, ended).await.expect("it ends");
     let kind = ended.expect_err("nothing is sent").kind();
     assert_eq!(kind, io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_denied_client_sees_the_end_of_the_stream_where_none_is_reset() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("denied.sock");
+    let rules = AccessRules::new().others(Verdict::Deny);
+    let server = Server::builder()
+        .socket_options(SocketOptions::default().reset_cut_off(false))
+        .listen("127.0.0.1:0")
+        .listen(format!("unix:{}", path.display()))
+        .address_filter(AccessList::new(rules));
+    let served = serve_with(server.bind().await.expect("an address"), (), raw());
+    let addr = served.handle().local_addrs()[0].tcp().expect("TCP");
+
+    let ended = async {
+        let mut tcp = tokio::net::TcpStream::connect(addr).await?;
+        let mut unix = tokio::net::UnixStream::connect(path).await?;
+        Ok::<_, io::Error>((tcp.read(&mut [0]).await?, unix.read(&mut [0]).await?))
+    };
+    let ended = timeout(20 * SECOND, ended).await.expect("they end");
+    assert_eq!(ended.expect("no reset"), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_connection_is_given_to_no_adapter_of_the_listener() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (tapped, mapped) = (Arc::clone(&seen), Arc::clone(&seen));
+    let (connect, waiting) = mpsc::channel(1024);
+    let next = None;
+    let listener = FromAnywhere { waiting, next }
+        .tap_io(move |_| {
+            tapped.fetch_add(1, Ordering::SeqCst);
+        })
+        .map_io(move |io| {
+            mapped.fetch_add(1, Ordering::SeqCst);
+            io
+        });
+    let server = Server::builder().address_filter(AccessList::new(denied("192.0.2.0/24")));
+    let served = serve_with(server.build(listener), connect, echo());
+
+    assert!(!is_served(&mut served.ip("192.0.2.7").await).await);
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    assert!(is_served(&mut served.ip("192.0.3.7").await).await);
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
 }
 
 fn raw() -> impl ConnectionService<tower_tcp::bind::Socket> {
@@ -607,6 +652,36 @@ async fn a_wait_ends_at_the_deadline_of_the_hooks_and_leaves_nothing_behind() {
         assert!(is_served(&mut inside).await);
     }
     assert_eq!(per_client.open(&address("192.0.2.7")), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_wait_end_with_a_drain_and_at_once_with_an_abort() {
+    for (is_abort, time) in [(false, SECOND), (true, Duration::ZERO)] {
+        let per_client = PerClient::new(1).rate(2, 3600 * SECOND).wait(5);
+        let mut served = behind!(per_client.clone());
+        let mut inside = served.ip("192.0.2.7").await;
+        assert!(is_served(&mut inside).await);
+        let mut waiting = Vec::new();
+        for _ in 0..5 {
+            waiting.push(served.ip("192.0.2.7").await);
+        }
+        // The first one has its place now, and waits for the rate.
+        drop(inside);
+        assert!(is_served(&mut waiting.remove(0)).await);
+        assert!(waiting[0].hears_nothing().await);
+
+        let begun = Instant::now();
+        if is_abort {
+            served.handle().abort();
+        } else {
+            served.handle().shutdown();
+        }
+        served.closed().await.expect("it ends in good order");
+        assert_eq!(begun.elapsed(), time, "abort: {is_abort}");
+        assert_eq!(per_client.open(&address("192.0.2.7")), 0);
+        // Only the rate is remembered.
+        assert_eq!(per_client.clients(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -92,14 +92,33 @@ where
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<L::Io>>> {
-        let mut incoming = ready!(self.listener.poll_accept(cx))?;
-        let f = &mut self.f;
-        let tapped = caught(|| f(&mut incoming.io));
-        Poll::Ready(tapped.map(|()| incoming).map_err(aborted))
+        let incoming = ready!(self.listener.poll_accept(cx))?;
+        Poll::Ready(self.tap(incoming))
+    }
+
+    fn poll_accept_if(
+        &mut self,
+        cx: &mut Context<'_>,
+        admits: &mut dyn FnMut(&Address) -> bool,
+    ) -> Poll<io::Result<Option<Incoming<L::Io>>>> {
+        let accepted = ready!(self.listener.poll_accept_if(cx, admits))?;
+        Poll::Ready(accepted.map(|incoming| self.tap(incoming)).transpose())
     }
 
     fn local_addrs(&self) -> Vec<Address> {
         self.listener.local_addrs()
+    }
+}
+
+impl<L, F> TapIo<L, F>
+where
+    L: Listener,
+    F: FnMut(&mut L::Io),
+{
+    fn tap(&mut self, mut incoming: Incoming<L::Io>) -> io::Result<Incoming<L::Io>> {
+        let f = &mut self.f;
+        let tapped = caught(|| f(&mut incoming.io));
+        tapped.map(|()| incoming).map_err(aborted)
     }
 }
 
@@ -132,13 +151,31 @@ where
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
         let incoming = ready!(self.listener.poll_accept(cx))?;
-        let f = &mut self.f;
-        let mapped = caught(|| incoming.map_io(f));
-        Poll::Ready(mapped.map_err(aborted))
+        Poll::Ready(self.map(incoming))
+    }
+
+    fn poll_accept_if(
+        &mut self,
+        cx: &mut Context<'_>,
+        admits: &mut dyn FnMut(&Address) -> bool,
+    ) -> Poll<io::Result<Option<Incoming<Io>>>> {
+        let accepted = ready!(self.listener.poll_accept_if(cx, admits))?;
+        Poll::Ready(accepted.map(|incoming| self.map(incoming)).transpose())
     }
 
     fn local_addrs(&self) -> Vec<Address> {
         self.listener.local_addrs()
+    }
+}
+
+impl<L, F, Io> MapIo<L, F>
+where
+    L: Listener,
+    F: FnMut(L::Io) -> Io,
+{
+    fn map(&mut self, incoming: Incoming<L::Io>) -> io::Result<Incoming<Io>> {
+        let f = &mut self.f;
+        caught(|| incoming.map_io(f)).map_err(aborted)
     }
 }
 

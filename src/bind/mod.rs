@@ -19,7 +19,7 @@ mod unix;
 
 use std::fmt;
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use crate::connection::{Address, Probe};
 
@@ -73,6 +73,37 @@ pub trait Listener: Send + 'static {
     /// Any error goes to the server's accept-error policy. By default, [`ListenerClosed`] ends the
     /// server.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
+
+    /// Accepts a connection, and returns it if `admits` returns `true` for its peer's address.
+    /// Closes it otherwise, and returns `None`.
+    ///
+    /// This is the method that the accept loop calls. `admits` asks the server's
+    /// [filters](crate::ServerBuilder::address_filter), and counts the connections that they deny,
+    /// so it must be called once for each connection.
+    ///
+    /// The default implementation asks after [`poll_accept`](Self::poll_accept). [`Sockets`] asks
+    /// before the socket is registered with the runtime, which makes a denied connection cheaper. A
+    /// listener that wraps another one should forward the call.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`poll_accept`](Self::poll_accept).
+    ///
+    /// # Errors
+    ///
+    /// As for [`poll_accept`](Self::poll_accept).
+    fn poll_accept_if(
+        &mut self,
+        cx: &mut Context<'_>,
+        admits: &mut dyn FnMut(&Address) -> bool,
+    ) -> Poll<io::Result<Option<Incoming<Self::Io>>>> {
+        let incoming = ready!(self.poll_accept(cx))?;
+        if admits(&incoming.peer_addr) {
+            return Poll::Ready(Ok(Some(incoming)));
+        }
+        incoming.probe.reset_at_close();
+        Poll::Ready(Ok(None))
+    }
 
     /// Returns the addresses on which the listener listens.
     fn local_addrs(&self) -> Vec<Address>;

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockAddr, Type};
@@ -145,6 +146,18 @@ impl Listener for Sockets {
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Socket>>> {
+        loop {
+            if let Some(accepted) = ready!(self.poll_accept_if(cx, &mut |_| true))? {
+                return Poll::Ready(Ok(accepted));
+            }
+        }
+    }
+
+    fn poll_accept_if(
+        &mut self,
+        cx: &mut Context<'_>,
+        admits: &mut dyn FnMut(&Address) -> bool,
+    ) -> Poll<io::Result<Option<Incoming<Socket>>>> {
         if self.sources.is_empty() {
             let err = self.failed.take();
             return Poll::Ready(Err(err.unwrap_or_else(|| io::Error::other(ListenerClosed))));
@@ -154,7 +167,7 @@ impl Listener for Sockets {
                 ready!(self.poll_readable(cx))?;
                 continue;
             };
-            match self.sources[index].accept(&self.options) {
+            match self.sources[index].accept(&self.options, admits) {
                 // Another process with the same socket accepted first. The next check registers a
                 // wakeup.
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
@@ -242,22 +255,51 @@ impl Source {
         }
     }
 
-    fn accept(&mut self, options: &SocketOptions) -> io::Result<Incoming<Socket>> {
+    /// Accepts a connection, and closes it at once if its peer is not admitted.
+    fn accept(
+        &mut self,
+        options: &SocketOptions,
+        admits: &mut dyn FnMut(&Address) -> bool,
+    ) -> io::Result<Option<Incoming<Socket>>> {
         self.is_news = false;
         let listener = self.socket.get_ref();
         let (socket, peer) = accept(listener).map_err(|err| closed_or(err, listener))?;
+        let peer = self.peer(&peer);
+        if admits(&peer) {
+            return self.open(socket, peer, options).map(Some);
+        }
+        if options.resets_cut_off() && self.local.tcp().is_some() {
+            // If the system rejects it, the socket is closed like any other.
+            let _rejected = socket.set_linger(Some(Duration::ZERO));
+        }
+        Ok(None)
+    }
+
+    fn peer(&self, peer: &SockAddr) -> Address {
+        match self.local {
+            // On some systems, a peer that reset its connection in the queue has no address. Its
+            // connection ends at the first read, like any other that is reset; the listener has not
+            // failed.
+            Address::Tcp(_) => peer
+                .as_socket()
+                .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
+                .into(),
+            _ => to_address(peer),
+        }
+    }
+
+    /// Registers an accepted socket with the runtime.
+    fn open(
+        &self,
+        socket: socket2::Socket,
+        peer: Address,
+        options: &SocketOptions,
+    ) -> io::Result<Incoming<Socket>> {
         let Address::Tcp(bound) = self.local else {
             let stream = UnixStream::from_std(socket.into())?;
-            let peer = to_address(&peer);
             return Ok(Incoming::of(stream.into(), peer, self.local.clone()));
         };
         options.apply(&socket, self.prepared);
-        // On some systems, a peer that reset its connection in the queue has no address. Its
-        // connection ends at the first read, like any other that is reset; the listener has not
-        // failed.
-        let peer = peer
-            .as_socket()
-            .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
         let local = if bound.ip().is_unspecified() {
             socket
                 .local_addr()
@@ -270,7 +312,7 @@ impl Source {
         let stream = TcpStream::from_std(socket.into())?;
         Ok(Incoming::of(
             Socket::tcp(stream, options),
-            peer.into(),
+            peer,
             local.into(),
         ))
     }

@@ -82,8 +82,9 @@ where
                 _ => {}
             }
             match std::future::poll_fn(|cx| self.poll_step(until, cx)).await? {
-                Some((incoming, place)) => self.serve(incoming, place),
-                None => return Ok(()),
+                Step::Accepted(incoming, place) => self.serve(incoming, place),
+                Step::Denied => {}
+                Step::Over => return Ok(()),
             }
             accepted += 1;
             if accepted % TURN == 0 {
@@ -96,25 +97,25 @@ where
         &mut self,
         until: Until,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Accepted<L::Io>>, Error>> {
+    ) -> Poll<Result<Step<L::Io>, Error>> {
         self.server.register_server(cx.waker());
         match until {
             Until::PhaseEnds(phase) if self.server.phase() != phase => {
-                return Poll::Ready(Ok(None));
+                return Poll::Ready(Ok(Step::Over));
             }
             Until::Empty(_) if self.server.phase() == Phase::Aborting => {
-                return Poll::Ready(Ok(None));
+                return Poll::Ready(Ok(Step::Over));
             }
             _ => {}
         }
         match (self.poll_accept(cx)?, until) {
-            (Poll::Ready(accepted), _) => Poll::Ready(Ok(Some(accepted))),
-            (Poll::Pending, Until::Empty(_)) => poll_looked(cx).map(|()| Ok(None)),
+            (Poll::Ready(step), _) => Poll::Ready(Ok(step)),
+            (Poll::Pending, Until::Empty(_)) => poll_looked(cx).map(|()| Ok(Step::Over)),
             (Poll::Pending, Until::PhaseEnds(_)) => Poll::Pending,
         }
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Accepted<L::Io>>, Error> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Step<L::Io>>, Error> {
         // A draining server ignores a pause: for the clients in the backlog, the connection is
         // already established. A stack that waits may be in the queue for what other servers wait
         // for, too, and leaves it only by a call, so the pause begins after that call.
@@ -134,12 +135,12 @@ where
             self.live = live;
             match self.poll_once(cx) {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(accepted)) => {
+                Poll::Ready(Ok(step)) => {
                     if self.stall.clear() {
                         self.server.watch_ends(false);
                         tracing::info!(target: "tower_tcp", "accept.resumed");
                     }
-                    return Ok(Poll::Ready(accepted));
+                    return Ok(Poll::Ready(step));
                 }
                 Poll::Ready(Err(Failure::Service(err))) => return Err(Error::Service(err)),
                 Poll::Ready(Err(Failure::NoWorker)) => {
@@ -151,7 +152,7 @@ where
         }
     }
 
-    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Accepted<L::Io>, Failure>> {
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step<L::Io>, Failure>> {
         ready!(self.stall.poll(cx));
         ready!(self.listener.poll_readable(cx)).map_err(Failure::Accept)?;
         if self.panicked.is_none() {
@@ -164,14 +165,32 @@ where
         // A stream belongs to the runtime on which it is created.
         let accepted = {
             let _entered = place.runtime.enter();
-            self.listener.poll_accept(cx)
+            let mut admits = |peer: &Address| {
+                match caught(|| self.door.verdict(peer)) {
+                    Ok(Verdict::Allow) => {}
+                    Ok(Verdict::Deny) => {
+                        // All that is left of the connection.
+                        #[cfg(feature = "metrics")]
+                        self.server.count_denied();
+                        denied(peer);
+                        return false;
+                    }
+                    Err(panicked) => self.panicked = Some(panicked),
+                }
+                true
+            };
+            self.listener.poll_accept_if(cx, &mut admits)
         };
-        if !matches!(accepted, Poll::Ready(Ok(_))) {
-            // Another process may have accepted first. Do not keep the permit for the next one.
+        if !matches!(accepted, Poll::Ready(Ok(Some(_)))) {
+            // It was denied, or another process has accepted first. Do not keep the permit for the
+            // next one.
             self.stack.give_back();
         }
         accepted
-            .map_ok(|incoming| (incoming, place))
+            .map_ok(|incoming| match incoming {
+                Some(incoming) => Step::Accepted(incoming, place),
+                None => Step::Denied,
+            })
             .map_err(Failure::Accept)
     }
 
@@ -210,11 +229,6 @@ where
 
     /// Creates a connection and calls the stack with it. The future runs in a task of its own.
     fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
-        match caught(|| self.door.verdict(&incoming.peer_addr)) {
-            Ok(Verdict::Allow) => {}
-            Ok(Verdict::Deny) => return self.deny(&incoming),
-            Err(panicked) => self.panicked = Some(panicked),
-        }
         self.workers.took(&place);
         let Incoming {
             io,
@@ -240,17 +254,6 @@ where
             Err(panicked) => leaving.settle(Outcome::Panicked(panicked)),
         }
     }
-
-    /// Leaves only the count of a connection from a denied address, which the caller closes. A
-    /// reset leaves nothing in the system either, where a flood would fill a table of connections
-    /// that wait for their peer's end.
-    fn deny(&mut self, incoming: &Incoming<L::Io>) {
-        incoming.probe.reset_at_close();
-        self.stack.give_back();
-        #[cfg(feature = "metrics")]
-        self.server.count_denied();
-        denied(&incoming.peer_addr);
-    }
 }
 
 impl Door {
@@ -264,8 +267,15 @@ impl Door {
     }
 }
 
-/// An accepted connection, and its seat on a runtime.
-type Accepted<Io> = (Incoming<Io>, Seat);
+/// The result of one step of the loop.
+enum Step<Io> {
+    /// A connection was accepted. It has a seat on a runtime.
+    Accepted(Incoming<Io>, Seat),
+    /// A connection from a denied address was accepted, counted and closed.
+    Denied,
+    /// The loop returns.
+    Over,
+}
 
 enum Failure {
     Accept(io::Error),
