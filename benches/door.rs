@@ -12,7 +12,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
-use socket2::{Domain, Socket as RawSocket, Type};
+use socket2::{Domain, SockRef, Socket as RawSocket, Type};
 use tokio::runtime::Builder;
 use tower::util::option_layer;
 use tower::{ServiceBuilder, service_fn};
@@ -210,37 +210,64 @@ fn greedy() {
 // Banned addresses
 
 /// The connections of all rounds together.
-const BANNED: u32 = 100_000;
+const BANNED: usize = 100_000;
+/// Short rounds in turn, so that what else the machine does concerns all servers.
+const TURNS: usize = 25;
 
-/// Makes connections that are refused, and returns the CPU time of the server.
-fn refused(builder: ServerBuilder, stack: impl ConnectionService<Socket>) -> Duration {
-    let served = Served::new(builder, stack);
-    let addresses: Vec<_> = (0..BANNED / ROUNDS as u32)
-        .map(|n| Ipv4Addr::from_bits(0x7f00_0300 + n % 200))
-        .collect();
+/// Makes the connections of a round from banned addresses.
+fn knock(at: SocketAddr) {
+    let addresses: Vec<_> = (0..200).map(|n| Ipv4Addr::new(127, 0, 3, n)).collect();
+    let addresses = addresses.iter().cycle().take(BANNED / TURNS);
     // As in a flood, many at once.
-    for from in addresses.chunks(64) {
+    for from in addresses.collect::<Vec<_>>().chunks(64) {
         // Some are reset before they know that they are connected.
-        let clients = from.iter().flat_map(|from| connect(*from, served.addr));
+        let clients = from.iter().flat_map(|from| connect(**from, at));
         for mut client in clients.collect::<Vec<_>>() {
             // It ends, or is reset.
             let _end = client.read(&mut [0]);
         }
     }
+}
+
+/// Makes connections that are refused, and returns the CPU time of the server.
+fn refused(builder: ServerBuilder, stack: impl ConnectionService<Socket>) -> Duration {
+    let served = Served::new(builder, stack);
+    knock(served.addr);
     served.end()
+}
+
+/// Returns the CPU time of the system calls alone: accept, reset, close.
+fn bare() -> Duration {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let thread = thread::spawn(move || {
+        for _ in 0..BANNED / TURNS {
+            let (client, _peer) = listener.accept().unwrap();
+            SockRef::from(&client)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+        }
+        thread_time()
+    });
+    knock(addr);
+    thread.join().unwrap()
 }
 
 fn banned() {
     println!("CPU time of the server for {BANNED} connections from banned addresses:");
     let bans = Bans::new();
     for n in 0..200 {
-        let ip = IpAddr::V4(Ipv4Addr::from_bits(0x7f00_0300 + n));
+        let ip = IpAddr::V4(Ipv4Addr::new(127, 0, 3, n));
         bans.ban(&SocketAddr::new(ip, 0).into(), Duration::from_secs(86_400));
     }
     let filter = AddressFilter::from(bans);
-    let (mut early, mut layer, mut hook): (Duration, Duration, Duration) = Default::default();
-    for _ in 0..ROUNDS {
-        early += refused(Server::builder().address_filter(filter.clone()), echo());
+    let (mut alone, mut early, mut layer, mut hook) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..TURNS {
+        alone.push(bare());
+        early.push(refused(
+            Server::builder().address_filter(filter.clone()),
+            echo(),
+        ));
         let judge = filter.clone();
         let stack = ServiceBuilder::new()
             .layer(ConnectionTraceLayer::new())
@@ -252,17 +279,27 @@ fn banned() {
             })
             .map_response(drop)
             .service(echo());
-        layer += refused(Server::builder(), stack);
+        layer.push(refused(Server::builder(), stack));
         let stack = ServiceBuilder::new()
             .layer(ConnectionTraceLayer::new())
             .layer(PreConnectLayer::new(filter.clone()))
             .service(echo());
-        hook += refused(Server::builder(), stack);
+        hook.push(refused(Server::builder(), stack));
     }
-    let ratio = |to: Duration| early.as_secs_f64() / to.as_secs_f64();
-    println!("in the accept loop: {early:?}");
-    println!("by a layer:         {layer:?}, ratio {:.2}", ratio(layer));
-    println!("by a hook:          {hook:?}, ratio {:.2}", ratio(hook));
+    for (name, times) in [
+        ("the system calls alone:", &alone),
+        ("in the accept loop:", &early),
+        ("by a layer:", &layer),
+        ("by a hook:", &hook),
+    ] {
+        let (sum, of) = (times.iter().sum::<Duration>(), layer.iter());
+        let ratios = times
+            .iter()
+            .zip(of)
+            .map(|(time, of)| time.as_secs_f64() / of.as_secs_f64());
+        let ratio = median(ratios.collect());
+        println!("{name:24}{sum:?}, {ratio:.2} × by a layer");
+    }
 }
 
 // A million addresses
