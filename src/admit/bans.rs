@@ -53,6 +53,13 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// # drop((server, Pipeline::new(Lines::default).make_service::<Bytes, _>(make)));
 /// ```
 ///
+/// The failures are counted for each connection, so a client that connects again has three more.
+/// Let [`PerClient::rate`](super::PerClient::rate) bound how often it may.
+///
+/// Behind a proxy, `address_filter` sees the address of the proxy, so this ban has no effect there.
+/// Use `AddressFilter::from(bans)` as a pre-connect hook, behind the one that reads the proxy's
+/// header.
+///
 /// [`ConnectionInfo::client_addr`]: crate::ConnectionInfo::client_addr
 #[derive(Clone)]
 #[doc(alias = "blocklist")]

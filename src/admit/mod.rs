@@ -11,7 +11,10 @@
 //!
 //! The last four need the feature `per-client`. They know a client by
 //! [`ConnectionInfo::client_addr`], which is the socket's address, unless a hook in front of them
-//! has read a proxy's header.
+//! has read a proxy's header. The module `proxy` shows them together.
+//!
+//! What they refuse is counted in the metric `tower_tcp.rejected_connections`, by its reason. See
+//! [`observe`](crate::observe).
 //!
 //! # The limit of a server
 //!

@@ -57,7 +57,7 @@
 //! With the feature `metrics`, the library counts through the `metrics` facade. The program chooses
 //! the recorder, for example one for Prometheus, and installs it before the first connection
 //! arrives. Without a recorder nothing is counted. `describe_metrics` registers the units and
-//! descriptions.
+//! descriptions. The example `observe` serves them to Prometheus at `/metrics`.
 //!
 //! | metric | kind, unit | attributes | what to do |
 //! | --- | --- | --- | --- |

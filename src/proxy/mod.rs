@@ -46,6 +46,32 @@
 //! The header comes before TLS, so chain `ProxyProtocol::trusting(balancers).chain(tls)`. It works
 //! on any stream, and each byte behind the header reaches the hook or service behind this one.
 //!
+//! # Limits, lists and bans of clients
+//!
+//! They are hooks behind this one, because they judge a connection by
+//! [`client_addr`](crate::ConnectionInfo::client_addr). A filter that is given to
+//! [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) judges the balancer.
+//! With the feature `per-client`:
+//!
+//! ```
+//! # #[cfg(feature = "per-client")] {
+//! use std::time::Duration;
+//! use tower_tcp::admit::{AddressFilter, Bans, PerClient};
+//! use tower_tcp::networks::Networks;
+//! use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
+//! use tower_tcp::proxy::{ProxyProtocol, Versions};
+//!
+//! let bans = Bans::new(); // a service bans its client by a clone
+//! let hooks = ProxyProtocol::trusting(Networks::parse(["10.0.0.0/8"])?)
+//!     .versions(Versions::V2)
+//!     .chain(AddressFilter::from(bans.clone()))
+//!     .chain(PerClient::new(32).rate(5, Duration::from_secs(1)));
+//! let layer = PreConnectLayer::new(hooks);
+//! # drop(layer);
+//! # }
+//! # Ok::<_, tower_tcp::networks::InvalidNetwork>(())
+//! ```
+//!
 //! # Trust
 //!
 //! Whoever may send a header may claim any address. The hook reads it only from peers in the
