@@ -13,6 +13,7 @@
 //! [`http`]: crate::http
 //! [`registry`]: crate::registry
 //! [`signal`]: crate::signal
+//! [`replace`]: crate::replace
 //! [`testkit`]: crate::testkit
 //! [`EndReason`]: crate::EndReason
 //! [`Peer`]: crate::Peer
@@ -43,6 +44,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(
+        feature = "handover",
         feature = "http",
         feature = "per-client",
         feature = "proxy-protocol",
@@ -104,6 +106,9 @@ mod handle;
 mod server;
 
 pub mod signal;
+
+#[cfg(feature = "handover")]
+pub mod replace;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -86,6 +86,9 @@ fn an_endpoint_is_shown_as_it_was_written() {
         "unix:/run/a.sock",
         "unix:relative.sock",
         "unix:@abstract",
+        "fd:3",
+        "systemd:web",
+        "systemd:*",
     ] {
         assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         assert_eq!(Endpoint::from(text).to_string(), text);
@@ -115,6 +118,9 @@ async fn a_string_that_says_nothing_is_an_error_that_names_it() {
         "http://a:80",
         "unix:",
         "unix:@",
+        "fd:",
+        "fd:x",
+        "systemd:",
     ] {
         assert!(text.parse::<Endpoint>().is_err(), "{text:?} parses");
         assert_bind_error(bind([text]).await, text, io::ErrorKind::InvalidInput);

@@ -12,13 +12,14 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "chat",
     "echo",
     "multiplexed",
     "one_port",
     "raw",
     "redis",
+    "restart",
     "smtp",
     "stack",
     "tail",

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -17,9 +19,21 @@ use thiserror::Error;
 /// | `localhost:7000` | every address to which the name resolves, or none of them |
 /// | `unix:/run/app.sock` | a Unix socket at this path |
 /// | `unix:@app` | a Unix socket with an abstract name (Linux) |
+/// | `fd:3` | the socket that was passed to this process as descriptor 3 |
+/// | `systemd:web` | the sockets that systemd has passed under this name (`FileDescriptorName=`) |
+/// | `systemd:*` | every passed socket that no other endpoint has taken |
 ///
 /// With port 0 the operating system chooses the port; [`local_addrs`] returns its choice. A name
 /// with several addresses gets the same port on all of them.
+///
+/// The last three need the feature `handover`, and take sockets that are passed as systemd does it,
+/// with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`; other supervisors can, too.
+/// An endpoint takes a socket out of the process: it can be bound once. The sockets keep the
+/// options they have, and the paths of Unix sockets stay at the end. When the server drains, the
+/// clients in the backlog are left to the next process that gets the sockets.
+///
+/// In a process that [replaces](crate::replace) another one, each endpoint takes the sockets that
+/// the old process had for an endpoint with the same text, also with port 0.
 ///
 /// Converting a string never fails, so a list of strings needs no error handling. An invalid string
 /// is an error of [`Sockets::bind`] that contains it. For command lines, [`FromStr`] reports the
@@ -50,8 +64,18 @@ pub(super) enum Target {
     Abstract(String),
     Tcp(TcpListener),
     Unix(UnixListener),
+    Passed(Passed),
     Failed(io::Error),
     Invalid(InvalidEndpoint),
+}
+
+/// The sockets that an endpoint takes of those that were passed to this process.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "only an error"))]
+pub(super) enum Passed {
+    Descriptor(RawFd),
+    Name(String),
+    Rest,
 }
 
 impl Endpoint {
@@ -72,6 +96,15 @@ impl Endpoint {
         }
     }
 
+    /// Returns the name under which the endpoint's sockets are handed on. `None` for a listener
+    /// that was created elsewhere; its socket is known by its address.
+    pub(super) fn name(&self) -> Option<Arc<str>> {
+        match self.place {
+            Target::Tcp(_) | Target::Unix(_) => None,
+            _ => Some(self.text.as_str().into()),
+        }
+    }
+
     pub(super) fn into_place(self) -> Target {
         self.place
     }
@@ -79,7 +112,9 @@ impl Endpoint {
 
 /// The error of a string that is no valid [`Endpoint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("neither `address:port`, `name:port`, `unix:/path` nor `unix:@name`")]
+#[error(
+    "neither `address:port`, `name:port`, `unix:/path`, `unix:@name`, `fd:3` nor `systemd:name`"
+)]
 pub struct InvalidEndpoint(());
 
 fn parse(text: &str) -> Result<Target, InvalidEndpoint> {
@@ -90,6 +125,17 @@ fn parse(text: &str) -> Result<Target, InvalidEndpoint> {
             Some(name) => Ok(Target::Abstract(name.to_owned())),
             None if path.is_empty() => Err(invalid),
             None => Ok(Target::Path(path.into())),
+        };
+    }
+    if let Some(fd) = text.strip_prefix("fd:") {
+        let fd = fd.parse().map_err(|_| invalid)?;
+        return Ok(Target::Passed(Passed::Descriptor(fd)));
+    }
+    if let Some(name) = text.strip_prefix("systemd:") {
+        return match name {
+            "" => Err(invalid),
+            "*" => Ok(Target::Passed(Passed::Rest)),
+            name => Ok(Target::Passed(Passed::Name(name.to_owned()))),
         };
     }
     if let Ok(addr) = text.parse() {

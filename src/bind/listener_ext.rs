@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use super::{Incoming, IntoListener, Listener};
+use super::{Incoming, IntoListener, Listener, ListeningSocket};
 use crate::connection::Address;
 use crate::error::{Panicked, caught};
 
@@ -108,6 +108,10 @@ where
     fn local_addrs(&self) -> Vec<Address> {
         self.listener.local_addrs()
     }
+
+    fn listening_sockets(&self) -> Vec<ListeningSocket> {
+        self.listener.listening_sockets()
+    }
 }
 
 impl<L, F> TapIo<L, F>
@@ -165,6 +169,10 @@ where
 
     fn local_addrs(&self) -> Vec<Address> {
         self.listener.local_addrs()
+    }
+
+    fn listening_sockets(&self) -> Vec<ListeningSocket> {
+        self.listener.listening_sockets()
     }
 }
 

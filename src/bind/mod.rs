@@ -7,9 +7,14 @@
 #[cfg(feature = "http")]
 mod departure;
 mod endpoint;
+#[cfg(feature = "handover")]
+pub(crate) mod handover;
 mod listener_ext;
+mod listening;
 mod open;
 mod options;
+#[cfg(feature = "handover")]
+mod passed;
 #[cfg(feature = "metrics")]
 mod queue;
 mod socket;
@@ -28,9 +33,14 @@ pub(crate) use departure::Departing;
 #[cfg(feature = "metrics")]
 pub(crate) use queue::accept_queue;
 
+pub(crate) use listening::WeakSocket;
+
 pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use listener_ext::{ListenerExt, MapIo, TapIo};
+pub use listening::ListeningSocket;
 pub use options::SocketOptions;
+#[cfg(feature = "handover")]
+pub use passed::PassedError;
 pub use socket::Socket;
 pub use sockets::Sockets;
 pub use tokio_listeners::IntoListener;
@@ -107,6 +117,14 @@ pub trait Listener: Send + 'static {
 
     /// Returns the addresses on which the listener listens.
     fn local_addrs(&self) -> Vec<Address>;
+
+    /// Returns the listening sockets, so that they can be handed on to another process.
+    ///
+    /// The default implementation returns none. A listener that wraps [`Sockets`] should return
+    /// those of the inner one.
+    fn listening_sockets(&self) -> Vec<ListeningSocket> {
+        Vec::new()
+    }
 }
 
 /// A connection accepted by a [`Listener`].

@@ -6,34 +6,20 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::endpoint::{Endpoint, Target};
+#[cfg(feature = "handover")]
+use super::handover;
+use super::listening::Opened;
 use super::options::SocketOptions;
-use super::unix::{self, OwnPath};
-
-/// A listening socket, and its path to remove at the end.
-#[derive(Debug)]
-pub(super) struct Listening {
-    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
-    pub(super) path: Option<OwnPath>,
-    pub(super) socket: Socket,
-    /// The socket has the options that accepted sockets inherit.
-    pub(super) prepared: bool,
-}
-
-impl From<Socket> for Listening {
-    fn from(socket: Socket) -> Self {
-        Self {
-            path: None,
-            socket,
-            prepared: false,
-        }
-    }
-}
+use super::unix;
 
 /// Opens all sockets of an endpoint, or none.
-pub(super) async fn open(
-    endpoint: Endpoint,
-    options: &SocketOptions,
-) -> io::Result<Vec<Listening>> {
+pub(super) async fn open(endpoint: Endpoint, options: &SocketOptions) -> io::Result<Vec<Opened>> {
+    #[cfg(feature = "handover")]
+    if let Some(name) = endpoint.name()
+        && let Some(handed_on) = handover::take(&name, options)?
+    {
+        return Ok(handed_on);
+    }
     match endpoint.into_place() {
         Target::Address(addr) => open_each(&[addr], options),
         Target::Name { host, port } => {
@@ -54,15 +40,21 @@ pub(super) async fn open(
         }
         Target::Path(path) => {
             let (socket, own) = unix::listen(&path, options)?;
-            Ok(vec![Listening {
+            Ok(vec![Opened {
                 path: Some(own),
-                socket,
-                prepared: false,
+                ..socket.into()
             }])
         }
         Target::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
         Target::Tcp(listener) => Ok(vec![Socket::from(listener).into()]),
         Target::Unix(listener) => Ok(vec![Socket::from(listener).into()]),
+        #[cfg(feature = "handover")]
+        Target::Passed(which) => Ok(handover::take_passed(&which)?),
+        #[cfg(not(feature = "handover"))]
+        Target::Passed(_) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "sockets that are handed over need the feature `handover` of tower-tcp",
+        )),
         Target::Failed(err) => Err(err),
         Target::Invalid(err) => Err(io::Error::new(io::ErrorKind::InvalidInput, err)),
     }
@@ -73,7 +65,7 @@ pub(super) async fn open(
 const CHOICES: usize = 16;
 
 /// Opens all addresses of one name. If the system chooses the port, all of them get the same one.
-fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Listening>> {
+fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Opened>> {
     let mut choices = CHOICES;
     loop {
         let mut chosen = 0;
@@ -90,10 +82,9 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Li
                 {
                     chosen = local.port();
                 }
-                Ok(Listening {
-                    path: None,
-                    socket,
+                Ok(Opened {
                     prepared: true,
+                    ..socket.into()
                 })
             })
             .collect::<io::Result<Vec<_>>>();

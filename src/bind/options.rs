@@ -273,6 +273,16 @@ impl SocketOptions {
         Ok(())
     }
 
+    /// Sets the options of a listening socket that another version of this program has opened.
+    /// The options that must be set before the bind stay as they are.
+    #[cfg(feature = "handover")]
+    pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
+        if INHERITED && socket.local_addr()?.as_socket().is_some() {
+            self.inherit(socket);
+        }
+        socket.listen(self.queue())
+    }
+
     /// Sets the options of an accepted TCP socket, as far as the system allows. If its listener was
     /// [prepared](Self::prepare), the socket has inherited most of them.
     pub(super) fn apply(&self, socket: &Socket, prepared: bool) {

@@ -6,20 +6,21 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{SockAddr, Type};
+use socket2::SockAddr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::endpoint::Endpoint;
-use super::open::{self, Listening};
+use super::listening::{Listening, ListeningSocket, Opened, accepts};
+use super::open;
 use super::options::{SocketOptions, keep_urgent_data};
 use super::socket::Socket;
-use super::unix::OwnPath;
 use super::{Incoming, Listener, ListenerClosed};
 use crate::connection::Address;
 use crate::error::Error;
@@ -92,9 +93,11 @@ impl Sockets {
         let mut sources = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let address = endpoint.to_string();
-            let opened = open::open(endpoint, options).await.and_then(|listening| {
-                for one in listening {
-                    sources.push(Source::new(one)?);
+            let name = endpoint.name();
+            let opened = open::open(endpoint, options).await.and_then(|opened| {
+                let number = next_endpoint();
+                for one in opened {
+                    sources.push(Source::new(one, name.clone(), number)?);
                 }
                 Ok(())
             });
@@ -105,7 +108,7 @@ impl Sockets {
 
     /// Creates a listener of one socket that is already listening, with default options.
     pub(super) fn of(socket: socket2::Socket) -> io::Result<Self> {
-        let source = Source::new(socket.into())?;
+        let source = Source::new(socket.into(), None, next_endpoint())?;
         Ok(Self::new(vec![source], SocketOptions::default()))
     }
 
@@ -137,7 +140,7 @@ impl Listener for Sockets {
         }
         self.readable = None;
         for index in (self.next..count).chain(0..self.next) {
-            if self.sources[index].poll_readable(cx)?.is_ready() {
+            if !self.sources[index].is_left() && self.sources[index].poll_readable(cx)?.is_ready() {
                 self.readable = Some(index);
                 return Poll::Ready(Ok(()));
             }
@@ -185,14 +188,25 @@ impl Listener for Sockets {
             .map(|source| source.local.clone())
             .collect()
     }
+
+    fn listening_sockets(&self) -> Vec<ListeningSocket> {
+        self.sources
+            .iter()
+            .map(|source| ListeningSocket(Arc::clone(source.socket.get_ref())))
+            .collect()
+    }
+}
+
+/// Returns a new number for an endpoint.
+fn next_endpoint() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// One listening socket.
 #[derive(Debug)]
 struct Source {
-    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
-    _path: Option<OwnPath>,
-    socket: AsyncFd<socket2::Socket>,
+    socket: AsyncFd<Arc<Listening>>,
     /// A report of the runtime is news: its last one was cleared, and no accept has been tried
     /// since then.
     is_news: bool,
@@ -208,12 +222,14 @@ impl Source {
         reason = "new tokio deprecates this for an unsafe one, since some types change their \
                   descriptor; a socket does not, and old tokio has only this"
     )]
-    fn new(listening: Listening) -> io::Result<Self> {
-        let Listening {
+    fn new(opened: Opened, endpoint: Option<Arc<str>>, number: usize) -> io::Result<Self> {
+        let Opened {
             path,
             socket,
             prepared,
-        } = listening;
+            kept,
+            handed_on,
+        } = opened;
         // A socket of the program or of its parent may be anything, whatever its type here says. A
         // socket that does not listen would never be readable, or each accept would fail.
         if !accepts(&socket)? {
@@ -223,13 +239,26 @@ impl Source {
         socket.set_nonblocking(true)?;
         keep_urgent_data(&socket);
         let local = to_address(&socket.local_addr()?);
+        let listening = Arc::new(Listening {
+            path,
+            socket,
+            local: local.clone(),
+            endpoint: (endpoint.unwrap_or_else(|| local.to_string().into()), number),
+            kept,
+            left: AtomicBool::new(false),
+            handed_on,
+        });
         Ok(Self {
-            _path: path,
-            socket: AsyncFd::with_interest(socket, Interest::READABLE)?,
+            socket: AsyncFd::with_interest(listening, Interest::READABLE)?,
             is_news: true,
             prepared,
             local,
         })
+    }
+
+    /// Returns whether another process accepts the connections of this socket.
+    fn is_left(&self) -> bool {
+        self.socket.get_ref().left.load(Ordering::Relaxed)
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -358,16 +387,6 @@ fn listens(listener: &socket2::Socket) -> bool {
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false
-}
-
-/// Returns whether streams can be accepted from a socket, as far as the system reports it.
-fn accepts(socket: &socket2::Socket) -> io::Result<bool> {
-    #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
-    let listens = socket.is_listener()?;
-    // On other systems, a socket that does not listen is recognized only if it is connected.
-    #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
-    let listens = socket.peer_addr().is_err();
-    Ok(listens && socket.r#type()? == Type::STREAM)
 }
 
 /// Converts an address. An abstract name begins with `@`, as in an [`Endpoint`].

@@ -5,6 +5,7 @@ use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -16,12 +17,33 @@ use super::options::SocketOptions;
 /// the file's inode number from other files.
 #[derive(Debug)]
 pub(super) struct OwnPath {
-    path: PathBuf,
-    file: (u64, u64),
+    pub(super) path: PathBuf,
+    /// The device and the number of the file.
+    pub(super) file: (u64, u64),
+    /// Another process that has the same socket does not remove the path.
+    owned: AtomicBool,
+}
+
+impl OwnPath {
+    /// Creates the path of a socket that another process has bound, and still removes.
+    #[cfg(feature = "handover")]
+    pub(super) fn of_other(path: PathBuf, file: (u64, u64)) -> Self {
+        let owned = AtomicBool::new(false);
+        Self { path, file, owned }
+    }
+
+    /// Sets whether this process removes the path.
+    #[cfg(feature = "handover")]
+    pub(super) fn own(&self, owned: bool) {
+        self.owned.store(owned, Ordering::Relaxed);
+    }
 }
 
 impl Drop for OwnPath {
     fn drop(&mut self) {
+        if !self.owned.load(Ordering::Relaxed) {
+            return;
+        }
         let still_ours = fs::symlink_metadata(&self.path).is_ok_and(|now| id(&now) == self.file);
         if still_ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(
@@ -52,6 +74,7 @@ pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket
     let own = OwnPath {
         file: id(&fs::symlink_metadata(path)?),
         path: absolute,
+        owned: AtomicBool::new(true),
     };
     // Connects are refused between bind and listen, so no connect succeeds under the umask's mode.
     if let Some(mode) = options.mode() {

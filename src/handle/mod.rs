@@ -16,6 +16,7 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 use crate::admit::ConnectionLimit;
+use crate::bind::{ListeningSocket, WeakSocket};
 use crate::connection::{Address, ConnectionId, Life};
 use crate::end::EndReason;
 use crate::signals::{Report, Signal};
@@ -36,6 +37,7 @@ pub struct Handle(pub(crate) Arc<ServerState>);
 pub(crate) struct ServerState {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) addresses: Vec<Address>,
+    sockets: Vec<WeakSocket>,
     pub(crate) limit: ConnectionLimit,
     phase: AtomicU8,
     paused: AtomicBool,
@@ -61,6 +63,7 @@ impl Handle {
     pub(crate) fn new(
         name: Option<Arc<str>>,
         addresses: Vec<Address>,
+        sockets: &[ListeningSocket],
         limit: ConnectionLimit,
         plan: Plan,
     ) -> Self {
@@ -69,6 +72,7 @@ impl Handle {
             counts: metrics::Counts::new(name.clone()),
             name,
             addresses,
+            sockets: sockets.iter().map(ListeningSocket::downgrade).collect(),
             limit,
             phase: AtomicU8::new(Phase::Serving as u8),
             paused: AtomicBool::new(false),
@@ -87,6 +91,13 @@ impl Handle {
     /// Returns the addresses that the server listens on, with the ports that the system chose.
     pub fn local_addrs(&self) -> &[Address] {
         &self.0.addresses
+    }
+
+    /// Returns the listening sockets, to hand them on to another process. Empty once the server no
+    /// longer listens, and for a [`Listener`](crate::bind::Listener) of your own that does not
+    /// return its sockets.
+    pub fn listening_sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
+        self.0.sockets()
     }
 
     /// Returns the server's name, if it has one.
@@ -207,6 +218,12 @@ impl Handle {
         self.0.advance(Phase::Aborting);
     }
 
+    /// Returns whether a shutdown has begun, even if its lame-duck phase lasts.
+    #[cfg(feature = "handover")]
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.0.plan().begun.is_some() || self.0.phase() >= Phase::Draining
+    }
+
     /// Waits until the server has ended, and returns the result of its shutdown.
     ///
     /// # Cancel safety
@@ -270,6 +287,11 @@ impl ServerState {
     pub(crate) fn drain(&self) {
         self.lock_plan().begin_drain();
         self.advance(Phase::Draining);
+    }
+
+    /// Returns the listening sockets, unless they were closed.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
+        self.sockets.iter().filter_map(WeakSocket::upgrade)
     }
 
     /// Waits until `look` returns `Some`. It is called again for each new phase.

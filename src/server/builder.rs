@@ -233,7 +233,9 @@ impl ServerBuilder {
     /// Panics for a listener of tokio, if called outside a tokio runtime with I/O enabled.
     pub fn build<I: IntoListener>(self, listener: I) -> Server<I::Listener> {
         let listener = listener.into_listener();
-        let handle = Handle::new(self.name, listener.local_addrs(), self.limit, self.plan);
+        let sockets = listener.listening_sockets();
+        let addresses = listener.local_addrs();
+        let handle = Handle::new(self.name, addresses, &sockets, self.limit, self.plan);
         Server {
             listener,
             end: CutOff(Arc::clone(&handle.0)),

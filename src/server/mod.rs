@@ -17,6 +17,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tower_layer::Layer;
 
 use crate::admit::AddressFilter;
+#[cfg(feature = "handover")]
+use crate::bind::handover;
 use crate::bind::{Endpoint, IntoListener, Listener, Sockets};
 use crate::connection::ConnectionService;
 use crate::end::EndReason;
@@ -201,6 +203,12 @@ where
     let shared = handle.0;
     let stack = shared.limit.layer().layer(stack);
     let door = Door { policy, filters };
+    #[cfg(feature = "handover")]
+    {
+        let may_accept = pin!(handover::may_accept(shared.sockets()));
+        let ends = pin!(until(&shared, || shared.phase() != Phase::Serving));
+        select(may_accept, ends).await;
+    }
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), door, &mut workers);
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
@@ -218,7 +226,9 @@ where
     shared.drain();
     let begun = shared.plan().begun.unwrap_or_else(Instant::now);
     if served.is_ok() {
-        // For the clients in the backlog, the connection is already established.
+        // For the clients in the backlog, the connection is already established. Those of a socket
+        // that stays open are left to the next process, which serves them for longer.
+        shared.sockets().for_each(|socket| socket.leave_if_kept());
         served = accepting.run(Until::Empty(BACKLOG)).await;
     }
     drop(accepting);

@@ -130,10 +130,14 @@ impl Example {
         self.addresses[0]
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub(crate) fn pid(&self) -> Pid {
         let pid = self.child.id().expect("it was not waited for");
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a number of a process"), signal).expect("it is ours");
+        pid.expect("a number of a process")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it is ours");
     }
 
     /// Waits until `count` lines of the log contain all of these words.

@@ -1,0 +1,348 @@
+//! The words between a process and the one that replaces it.
+//!
+//! The old process passes its listening sockets as systemd does, one more descriptor behind them (a
+//! stream between the two), and what it knows of each socket in variables. The new process says
+//! `ready` on the stream once it would accept, waits for the reply, and only then accepts. So a
+//! process that is killed because it was not ready in time has no connections.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::parent_id;
+use std::path::PathBuf;
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use command_fds::{CommandFdExt, FdMapping};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::endpoint::Passed;
+use super::listening::{ListeningSocket, Opened, WeakSocket};
+use super::options::SocketOptions;
+use super::passed::{self, PassedError};
+use super::unix::OwnPath;
+
+/// The number of the old process. Others inherit the variable, but are not its children.
+const REPLACES: &str = "TOWER_TCP_REPLACES";
+/// For each socket: the number of its endpoint, whether a supervisor keeps it, and the endpoint.
+const SOCKET: &str = "TOWER_TCP_SOCKET_";
+/// For a Unix socket whose path is removed at the end: the file's device and number, and the path.
+const PATH: &str = "TOWER_TCP_PATH_";
+
+/// The first descriptor that is passed, as in systemd.
+const FIRST: RawFd = 3;
+
+/// Lets a command pass on `sockets`, and its end of the stream.
+pub(crate) fn hand_on(
+    command: &mut Command,
+    sockets: &[ListeningSocket],
+    stream: UnixStream,
+) -> io::Result<()> {
+    // Of the process that this one has replaced.
+    for (name, _) in env::vars_os() {
+        if [SOCKET, PATH]
+            .iter()
+            .any(|of| name.as_bytes().starts_with(of.as_bytes()))
+        {
+            command.env_remove(name);
+        }
+    }
+    for name in ["LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_FDS_FIRST_FD"] {
+        command.env_remove(name);
+    }
+    command.env("LISTEN_FDS", (sockets.len() + 1).to_string());
+    command.env(REPLACES, process::id().to_string());
+
+    let mut passed = Vec::new();
+    for (at, ListeningSocket(socket)) in sockets.iter().enumerate() {
+        let (endpoint, number) = &socket.endpoint;
+        let kept = u8::from(socket.kept);
+        command.env(
+            format!("{SOCKET}{at}"),
+            format!("{number} {kept} {endpoint}"),
+        );
+        if let Some(path) = &socket.path {
+            let (device, file) = path.file;
+            let mut value = OsString::from(format!("{device} {file} "));
+            value.push(&path.path);
+            command.env(format!("{PATH}{at}"), value);
+        }
+        passed.push(socket.as_fd().try_clone_to_owned()?);
+    }
+    passed.push(stream.into());
+    let mappings = (FIRST..)
+        .zip(passed)
+        .map(|(child_fd, parent_fd)| FdMapping {
+            parent_fd,
+            child_fd,
+        });
+    command
+        .fd_mappings(mappings.collect())
+        .map_err(io::Error::other)?;
+    Ok(())
+}
+
+/// A line from the new process.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// It serves the sockets at these places, and has closed the others.
+    Ready(Vec<usize>),
+    /// It does not serve these endpoints yet.
+    WaitsFor(String),
+}
+
+impl Said {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        if let Some(endpoints) = line.strip_prefix("waits for ") {
+            return Some(Self::WaitsFor(endpoints.to_owned()));
+        }
+        let mut words = line.split(' ');
+        if words.next() != Some("ready") {
+            return None;
+        }
+        words
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .ok()
+            .map(Self::Ready)
+    }
+}
+
+/// The reply to `ready`.
+pub(crate) const GO: &[u8] = b"go\n";
+
+impl ListeningSocket {
+    /// Sets whether this process removes the path of a Unix socket that it has created.
+    pub(crate) fn own_path(&self, owned: bool) {
+        if let Some(path) = &self.0.path {
+            path.own(owned);
+        }
+    }
+}
+
+/// The sockets that the process handed on that this one replaces. `None` in other processes.
+static REPLACING: LazyLock<Option<Replacing>> = LazyLock::new(Replacing::from_env);
+
+struct Replacing {
+    state: Mutex<State>,
+    /// Changes whenever the state does.
+    changes: watch::Sender<u64>,
+    /// The old process has been told that this one is ready, and has replied.
+    over: AtomicBool,
+}
+
+struct State {
+    sockets: Vec<HandedOn>,
+    /// Until this process is ready.
+    stream: Option<UnixStream>,
+}
+
+struct HandedOn {
+    endpoint: String,
+    number: usize,
+    kept: bool,
+    path: Option<(PathBuf, (u64, u64))>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Waiting,
+    Bound,
+    Serving(WeakSocket),
+    Unused,
+}
+
+impl Replacing {
+    fn from_env() -> Option<Self> {
+        let old: u32 = env::var(REPLACES).ok()?.parse().ok()?;
+        if old != parent_id() {
+            return None;
+        }
+        let (count, stream) = passed::take_last_unix()?;
+        let sockets = (0..count).map(HandedOn::from_env).collect::<Option<_>>()?;
+        let stream = Some(stream.into());
+        Some(Self {
+            state: Mutex::new(State { sockets, stream }),
+            changes: watch::Sender::new(0),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+impl HandedOn {
+    fn from_env(at: usize) -> Option<Self> {
+        let socket = env::var(format!("{SOCKET}{at}")).ok()?;
+        let mut words = socket.splitn(3, ' ');
+        let number = words.next()?.parse().ok()?;
+        let kept = words.next()? == "1";
+        let endpoint = words.next()?.to_owned();
+        let path = env::var_os(format!("{PATH}{at}")).and_then(|value| {
+            let value = value.into_vec();
+            let mut words = value.splitn(3, |byte| *byte == b' ');
+            let mut number = || std::str::from_utf8(words.next()?).ok()?.parse().ok();
+            let file = (number()?, number()?);
+            let path = OsString::from_vec(words.next()?.to_vec());
+            Some((path.into(), file))
+        });
+        Some(Self {
+            endpoint,
+            number,
+            kept,
+            path,
+            stage: Stage::Waiting,
+        })
+    }
+}
+
+/// Takes the sockets that the replaced process had for this endpoint. `None` if it had none, or if
+/// this process replaces none.
+pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option<Vec<Opened>>> {
+    let Some(replacing) = &*REPLACING else {
+        return Ok(None);
+    };
+    let mut state = replacing.lock();
+    let is_waiting = |one: &HandedOn| matches!(one.stage, Stage::Waiting);
+    // Several servers may have listened on one address. Each takes the sockets of one of them.
+    let mut found = state.sockets.iter();
+    let Some(first) = found.find(|one| one.endpoint == endpoint && is_waiting(one)) else {
+        return Ok(None);
+    };
+    let number = first.number;
+    let mut taken = Vec::new();
+    for (at, one) in state.sockets.iter_mut().enumerate() {
+        if one.number != number {
+            continue;
+        }
+        one.stage = Stage::Bound;
+        let mut opened = Opened::from(passed::take_at(at)?);
+        opened.handed_on = Some(at);
+        opened.kept = one.kept;
+        opened.path = one
+            .path
+            .take()
+            .map(|(path, file)| OwnPath::of_other(path, file));
+        if !one.kept {
+            options.renew(&opened.socket)?;
+            opened.prepared = true;
+        }
+        taken.push(opened);
+    }
+    Ok(Some(taken))
+}
+
+/// Takes sockets that a supervisor has passed.
+pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
+    if REPLACING.is_some() {
+        return Err(PassedError::NotHandedOn);
+    }
+    passed::take(which)
+}
+
+/// Closes the sockets that the replaced process handed on and that no endpoint has taken.
+pub(crate) fn close_unused() {
+    let Some(replacing) = &*REPLACING else {
+        return;
+    };
+    for (at, one) in replacing.lock().sockets.iter_mut().enumerate() {
+        if matches!(one.stage, Stage::Waiting) {
+            one.stage = Stage::Unused;
+            drop(passed::take_at(at));
+        }
+    }
+    replacing.changed();
+}
+
+/// Waits until a server with these sockets may accept. In a process that replaces another one, this
+/// is when all handed-on sockets are served, and the old process knows.
+pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
+    let Some(replacing) = &*REPLACING else {
+        return;
+    };
+    let mut changes = replacing.changes.subscribe();
+    {
+        let mut state = replacing.lock();
+        for socket in sockets {
+            let at = socket.0.handed_on;
+            if let Some(one) = at.and_then(|at| state.sockets.get_mut(at)) {
+                one.stage = Stage::Serving(socket.downgrade());
+            }
+        }
+    }
+    replacing.changed();
+    while !replacing.over.load(Ordering::Acquire) {
+        let settled = replacing.lock().settled();
+        if let Some(stream) = settled {
+            // Without a reply the old process has ended, and this is the only one to serve.
+            let _ended = replacing.ready(stream).await;
+            replacing.over.store(true, Ordering::Release);
+            replacing.changed();
+        } else if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl State {
+    /// Returns the stream if all sockets are served or closed. Otherwise tells the old process for
+    /// which of them this one waits.
+    fn settled(&mut self) -> Option<UnixStream> {
+        let mut waits_for: Vec<_> = self
+            .sockets
+            .iter()
+            .filter(|one| matches!(one.stage, Stage::Waiting | Stage::Bound))
+            .map(|one| one.endpoint.replace(char::is_control, "?"))
+            .collect();
+        if waits_for.is_empty() {
+            return self.stream.take();
+        }
+        waits_for.dedup();
+        if let Some(stream) = &mut self.stream {
+            // It only adds to the old process's report of a failure.
+            let _ended = writeln!(stream, "waits for {}", waits_for.join(", "));
+        }
+        None
+    }
+}
+
+impl Replacing {
+    /// Says that this process is ready, and waits for the reply.
+    async fn ready(&self, stream: UnixStream) -> io::Result<()> {
+        let served: Vec<_> = {
+            let state = self.lock();
+            let sockets = state.sockets.iter().enumerate();
+            sockets
+                .filter_map(|(at, one)| match &one.stage {
+                    Stage::Serving(socket) => Some((at, socket.upgrade()?)),
+                    _ => None,
+                })
+                .collect()
+        };
+        let replied = async {
+            stream.set_nonblocking(true)?;
+            let mut stream = tokio::net::UnixStream::from_std(stream)?;
+            let mut line = "ready".to_owned();
+            for (at, _) in &served {
+                line = format!("{line} {at}");
+            }
+            stream.write_all(format!("{line}\n").as_bytes()).await?;
+            stream.read_exact(&mut [0; GO.len()]).await.map(drop)
+        }
+        .await;
+        served.iter().for_each(|(_, socket)| socket.own_path(true));
+        replied
+    }
+}

@@ -1,0 +1,149 @@
+//! A listening socket, owned by its accept loop and lent to code that hands it on.
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use socket2::{Socket, Type};
+
+use super::unix::OwnPath;
+use crate::connection::Address;
+
+/// A listening socket of a server, to hand on to another process or to read its options.
+///
+/// It keeps the socket open, so hold it only for a moment: clients of a socket that nobody accepts
+/// from wait until they give up.
+///
+/// ```
+/// use socket2::SockRef;
+/// use tower_tcp::Server;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = Server::bind("127.0.0.1:0").await?;
+/// for socket in server.handle().listening_sockets() {
+///     let buffer = SockRef::from(&socket).recv_buffer_size()?;
+///     println!("{} at {}: {buffer} bytes", socket.endpoint(), socket.local_addr());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ListeningSocket(pub(super) Arc<Listening>);
+
+/// A listening socket that is not kept open.
+#[derive(Debug)]
+pub(crate) struct WeakSocket(Weak<Listening>);
+
+/// A listening socket, and what its server knows of it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
+    pub(super) path: Option<OwnPath>,
+    pub(super) socket: Socket,
+    pub(super) local: Address,
+    /// The endpoint as it was given, and its number in this process. The sockets of one endpoint
+    /// stay together when they are handed on.
+    pub(super) endpoint: (Arc<str>, usize),
+    /// A supervisor keeps the socket open, so another process accepts the clients in the backlog.
+    pub(super) kept: bool,
+    /// Another process accepts from now on.
+    pub(super) left: AtomicBool,
+    /// The socket's place among those that the replaced process handed on.
+    #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
+    pub(super) handed_on: Option<usize>,
+}
+
+/// A new listening socket, or one that another process has opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
+    pub(super) path: Option<OwnPath>,
+    pub(super) socket: Socket,
+    /// The socket has the options that accepted sockets inherit.
+    pub(super) prepared: bool,
+    /// A supervisor keeps the socket open.
+    pub(super) kept: bool,
+    /// The socket's place among those that the replaced process handed on.
+    pub(super) handed_on: Option<usize>,
+}
+
+impl From<Socket> for Opened {
+    fn from(socket: Socket) -> Self {
+        Self {
+            path: None,
+            socket,
+            prepared: false,
+            kept: false,
+            handed_on: None,
+        }
+    }
+}
+
+impl ListeningSocket {
+    /// Returns the endpoint that was given for this socket. For a listener that was created
+    /// elsewhere, this is its address.
+    pub fn endpoint(&self) -> &str {
+        &self.0.endpoint.0
+    }
+
+    /// Returns the address that the socket listens on.
+    pub fn local_addr(&self) -> &Address {
+        &self.0.local
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakSocket {
+        WeakSocket(Arc::downgrade(&self.0))
+    }
+
+    /// Stops accepting, because another process accepts from the same socket.
+    pub(crate) fn leave(&self) {
+        self.0.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops accepting if a supervisor keeps the socket open for the next process.
+    pub(crate) fn leave_if_kept(&self) {
+        if self.0.kept {
+            self.leave();
+        }
+    }
+}
+
+impl WeakSocket {
+    /// Returns the socket, unless it was closed.
+    pub(crate) fn upgrade(&self) -> Option<ListeningSocket> {
+        self.0.upgrade().map(ListeningSocket)
+    }
+}
+
+impl AsFd for ListeningSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+impl Deref for Listening {
+    type Target = Socket;
+
+    fn deref(&self) -> &Socket {
+        &self.socket
+    }
+}
+
+impl AsRawFd for Listening {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Returns whether streams can be accepted from a socket, as far as the system reports it.
+pub(super) fn accepts(socket: &Socket) -> io::Result<bool> {
+    #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
+    let listens = socket.is_listener()?;
+    // On other systems, a socket that does not listen is recognized only if it is connected.
+    #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
+    let listens = socket.peer_addr().is_err();
+    Ok(listens && socket.r#type()? == Type::STREAM)
+}

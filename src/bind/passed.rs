@@ -1,0 +1,207 @@
+//! The sockets that were passed to this process, as systemd does it.
+
+use std::env;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::process;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use listenfd::ListenFd;
+use socket2::Socket;
+use thiserror::Error;
+
+use super::endpoint::Passed;
+use super::listening::{Opened, accepts};
+
+/// The error, inside the [`io::Error`] of [`Error::Bind`](crate::Error::Bind), of an endpoint
+/// `fd:3`, `systemd:name` or `systemd:*` whose sockets were not passed to this process.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PassedError {
+    /// The variable `LISTEN_FDS` is not set, or zero.
+    #[error(
+        "no socket was passed to this process, as `LISTEN_FDS` is not set: start it by a socket \
+         unit of systemd, or by `systemd-socket-activate --listen=PORT PROGRAM`"
+    )]
+    NonePassed,
+
+    /// The variable `LISTEN_PID` contains the number of another process.
+    #[error(
+        "the sockets were passed to process {pid}, and this is {}: a script that starts this \
+         program must `exec` it",
+        process::id()
+    )]
+    OtherProcess {
+        /// The value of the variable.
+        pid: String,
+    },
+
+    /// No passed socket has this name.
+    #[error(
+        "no socket was passed under the name `{name}`, only `{passed}`: set \
+         `FileDescriptorName={name}` in its socket unit"
+    )]
+    NoSuchName {
+        /// The name in the endpoint.
+        name: String,
+        /// The names of the passed sockets, as in `LISTEN_FDNAMES`.
+        passed: String,
+    },
+
+    /// The descriptor is not among those that were passed.
+    #[error("the descriptor was not passed: `LISTEN_FDS` passes those from {first} to {last}")]
+    NoSuchDescriptor {
+        /// The first descriptor that was passed.
+        first: RawFd,
+        /// The last descriptor that was passed.
+        last: RawFd,
+    },
+
+    /// The descriptor is no listening TCP or Unix stream socket.
+    #[error(
+        "descriptor {descriptor} is no listening stream socket: its socket unit needs \
+         `ListenStream=` and `Accept=no`"
+    )]
+    NotListening {
+        /// The descriptor.
+        descriptor: RawFd,
+    },
+
+    /// Another endpoint of this process has taken the sockets.
+    #[error("another endpoint has taken the passed socket: name it in one endpoint only")]
+    Taken,
+
+    /// This process replaces another one, which had no such endpoint.
+    #[error(
+        "the process that this one replaces did not listen on it: stop that process, and let its \
+         supervisor start the new version"
+    )]
+    NotHandedOn,
+}
+
+impl From<PassedError> for io::Error {
+    fn from(err: PassedError) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, err)
+    }
+}
+
+/// Read once, because a descriptor has one owner, and because `ListenFd` removes the variables.
+static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
+    LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
+
+struct Descriptors {
+    fds: ListenFd,
+    first: RawFd,
+    names: String,
+}
+
+impl Descriptors {
+    fn from_env() -> Result<Self, PassedError> {
+        let variable = |name| env::var(name).unwrap_or_default();
+        if matches!(variable("LISTEN_FDS").as_str(), "" | "0") {
+            return Err(PassedError::NonePassed);
+        }
+        let pid = variable("LISTEN_PID");
+        // Without a number they are ours: a parent cannot know it before it starts its child.
+        if !pid.is_empty() && pid.parse() != Ok(process::id()) {
+            return Err(PassedError::OtherProcess { pid });
+        }
+        let first = variable("LISTEN_FDS_FIRST_FD").parse().unwrap_or(3);
+        let names = variable("LISTEN_FDNAMES");
+        let fds = ListenFd::from_env();
+        if fds.len() == 0 {
+            return Err(PassedError::NonePassed);
+        }
+        Ok(Self { fds, first, names })
+    }
+
+    fn take(&mut self, which: &Passed) -> Result<Vec<Opened>, PassedError> {
+        let all = 0..self.fds.len();
+        let wanted: Vec<usize> = match which {
+            Passed::Rest => all.collect(),
+            Passed::Descriptor(fd) => {
+                let wanted = all.clone().find(|at| self.descriptor(*at) == Some(*fd));
+                let last = self.descriptor(all.end - 1).unwrap_or(RawFd::MAX);
+                let first = self.first;
+                vec![wanted.ok_or(PassedError::NoSuchDescriptor { first, last })?]
+            }
+            Passed::Name(name) => {
+                let names = self.names.split(':').enumerate();
+                let wanted: Vec<_> = names
+                    .filter(|(at, known)| all.contains(at) && known == name)
+                    .map(|(at, _)| at)
+                    .collect();
+                if wanted.is_empty() {
+                    return Err(PassedError::NoSuchName {
+                        name: name.clone(),
+                        passed: self.names.clone(),
+                    });
+                }
+                wanted
+            }
+        };
+        let mut opened = Vec::new();
+        for at in wanted {
+            match self.take_at(at) {
+                Err(PassedError::Taken) => {}
+                taken => opened.push(Opened {
+                    kept: true,
+                    ..taken?.into()
+                }),
+            }
+        }
+        if opened.is_empty() {
+            return Err(PassedError::Taken);
+        }
+        Ok(opened)
+    }
+
+    fn take_at(&mut self, at: usize) -> Result<Socket, PassedError> {
+        let descriptor = self.descriptor(at).unwrap_or(RawFd::MAX);
+        let not_listening = PassedError::NotListening { descriptor };
+        let tcp = self
+            .fds
+            .take_tcp_listener(at)
+            .map(|tcp| tcp.map(Socket::from));
+        let taken = tcp.or_else(|_| {
+            let unix = self.fds.take_unix_listener(at);
+            unix.map(|unix| unix.map(Socket::from))
+        });
+        let socket = match taken {
+            Ok(socket) => socket.ok_or(PassedError::Taken)?,
+            Err(_) => return Err(not_listening),
+        };
+        match accepts(&socket) {
+            Ok(true) => Ok(socket),
+            _ => Err(not_listening),
+        }
+    }
+
+    fn descriptor(&self, at: usize) -> Option<RawFd> {
+        self.first.checked_add(RawFd::try_from(at).ok()?)
+    }
+}
+
+fn lock() -> Result<MutexGuard<'static, Descriptors>, PassedError> {
+    let passed = PASSED.as_ref().map_err(Clone::clone)?;
+    Ok(passed.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Takes the sockets of an endpoint.
+pub(super) fn take(which: &Passed) -> Result<Vec<Opened>, PassedError> {
+    lock()?.take(which)
+}
+
+/// Takes the socket at a place.
+pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
+    lock()?.take_at(at)
+}
+
+/// Takes the last descriptor, a connected Unix socket. Returns its place, too.
+pub(super) fn take_last_unix() -> Option<(usize, OwnedFd)> {
+    let mut passed = lock().ok()?;
+    let at = passed.fds.len() - 1;
+    // It only checks the type of the socket.
+    let unix = passed.fds.take_unix_listener(at).ok()??;
+    Some((at, unix.into()))
+}

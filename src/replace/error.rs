@@ -1,0 +1,47 @@
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// The error of a process that was not replaced. It serves on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReplaceError {
+    /// The new process could not be started.
+    #[error("the new process could not be started")]
+    Start(#[source] io::Error),
+
+    /// The new process ended before it was ready, for example because it could not bind an address.
+    /// What it wrote to its standard error says why.
+    #[error("the new process ended before it was ready: {0}")]
+    Ended(ExitStatus),
+
+    /// The new process was not ready in time, and was killed.
+    #[error(
+        "the new process was not ready within {after:?}: {}",
+        reason(.waits_for.as_deref())
+    )]
+    NotReady {
+        /// The time that it had.
+        after: Duration,
+        /// The endpoints that it did not serve, if it served any other.
+        waits_for: Option<String>,
+    },
+
+    /// A server of this process is shutting down, or has ended. The new process was killed, because
+    /// a shutdown is meant for the service, not only for this process.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+
+    /// Another replacement of this process is running.
+    #[error("the process is being replaced already")]
+    InProgress,
+}
+
+fn reason(waits_for: Option<&str>) -> String {
+    match waits_for {
+        Some(endpoints) => format!("it does not serve {endpoints}"),
+        None => "it has not begun to serve".to_owned(),
+    }
+}

@@ -1,0 +1,290 @@
+//! Replaces this process by a new one, for example of a new version, without losing a request.
+//!
+//! [`Replace`] starts the new process with the listening sockets of this one, and waits until it is
+//! ready. Then this one drains. If the new process does not become ready, this one serves on:
+//!
+//! ```no_run
+//! use tokio::signal::unix::{SignalKind, signal};
+//! use tower_tcp::replace::Replace;
+//! # use tower::service_fn;
+//! # use tower_tcp::{BoxError, Connection, Server};
+//!
+//! # async fn run() -> Result<(), BoxError> {
+//! # let stack = service_fn(|conn: Connection<tower_tcp::bind::Socket>| async move {
+//! #     drop(conn);
+//! #     Ok::<_, BoxError>(())
+//! # });
+//! let server = Server::bind("127.0.0.1:7000").await?;
+//! let handle = server.handle();
+//! let mut hangups = signal(SignalKind::hangup())?;
+//! tokio::spawn(async move {
+//!     while hangups.recv().await.is_some() {
+//!         // A failure is logged, and the server serves on.
+//!         let _failed = Replace::new(&handle).run().await;
+//!     }
+//! });
+//! server.serve(stack).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The new process
+//!
+//! It needs no code for this. Its endpoints take the sockets that the old process had for endpoints
+//! with the same text, and bind others anew. So `127.0.0.1:0` has the same port as before, several
+//! sockets on one address (`SO_REUSEPORT`) keep their number and order, and `systemd:web` is what
+//! it was. A server takes the number of its backlog and the other [`SocketOptions`] from its own
+//! program, except those that must be set before a socket is bound and the mode of a Unix socket.
+//!
+//! It is ready once a server has begun to serve each of the handed-on sockets. Bind the addresses
+//! that are new before that. Until then it accepts nothing, so nothing is lost if it has to be
+//! killed. A socket that it does not take would keep clients waiting for nobody, so the new process
+//! is then not ready, and its time runs out. If the new version may listen on fewer addresses, let
+//! it call [`close_unused`].
+//!
+//! The sockets are passed as systemd does it (`LISTEN_FDS`), without a `LISTEN_PID`. A script
+//! between the two processes must `exec` the program.
+//!
+//! # During the change
+//!
+//! Both processes share the listening sockets, so connections in the backlog stay where they are.
+//! The old process stops accepting, skips the [`lame_duck`] phase (a readiness check may be
+//! answered by either process) and drains. The new one has a limit of its own, so for the time of
+//! the drain there may be twice as many connections. A connection of the old process is closed by
+//! its drain as at any shutdown; [`DrainDeadlines::next_frame`] is for clients that send several
+//! requests in a row.
+//!
+//! The path of a Unix socket belongs to the process that serves it. A path that systemd has created
+//! is never removed.
+//!
+//! # How to restart
+//!
+//! | restart by | clients lost | when |
+//! | --- | --- | --- |
+//! | a socket that systemd keeps (`systemd:web`) | none; they wait in the backlog while no process runs | systemd starts the program. The new version needs not run beside the old one |
+//! | this module | none; none waits | nothing else keeps the socket, or a start takes long, or a failed start must cost nothing |
+//! | a balancer that drains one of several servers | none, if it [checks](crate::balancers) readiness | several machines, or containers |
+//! | `SO_REUSEPORT`, the new process beside the old one | those in the old backlog beyond the limit | none of the above is possible |
+//!
+//! With `SO_REUSEPORT` each process has a backlog of its own. At its drain, the old one accepts from
+//! it as far as its limit allows without waiting, and the kernel resets the rest. (Linux can move
+//! them to the other socket: `net.ipv4.tcp_migrate_req` is off by default.)
+//!
+//! The new process is a child of the old one, and its parent ends. So do not use this module in a
+//! process that something waits for by its number: the first process of a container, whose end is
+//! the end of the container, or a service of systemd, which would have to be told the new number
+//! (`MAINPID=`).
+//!
+//! [`SocketOptions`]: crate::bind::SocketOptions
+//! [`lame_duck`]: crate::ServerBuilder::lame_duck
+//! [`DrainDeadlines::next_frame`]: crate::deadline::DrainDeadlines::next_frame
+
+mod child;
+mod error;
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use tokio::time::sleep;
+
+use crate::bind::{ListeningSocket, handover};
+use crate::handle::{Handle, ServerPhase};
+use crate::observe::ErrorChain;
+use child::Child;
+
+pub use error::ReplaceError;
+
+/// Replaces this process by a new one. See the [module](self).
+#[derive(Debug)]
+#[must_use = "nothing is replaced before `run`"]
+pub struct Replace {
+    handles: Vec<Handle>,
+    command: Option<Command>,
+    ready_within: Duration,
+}
+
+impl Replace {
+    /// Creates a replacement that hands on the sockets of the server, and drains it.
+    pub fn new(handle: &Handle) -> Self {
+        Self {
+            handles: vec![handle.clone()],
+            command: None,
+            ready_within: Duration::from_secs(30),
+        }
+    }
+
+    /// Adds another server of this process. Its sockets are handed on, too, and it drains at the
+    /// same time.
+    pub fn and(mut self, handle: &Handle) -> Self {
+        self.handles.push(handle.clone());
+        self
+    }
+
+    /// Sets the command that starts the new process.
+    ///
+    /// Default: the file that this process was started from, with the same arguments. Why: the new
+    /// version is usually installed in its place. For a path that contains symbolic links, this is
+    /// the file that they lead to now, if the program was started by an absolute path.
+    pub fn command(mut self, command: Command) -> Self {
+        self.command = Some(command);
+        self
+    }
+
+    /// Sets how long the new process may take until it is ready.
+    ///
+    /// Default: 30 s. Why: this process serves meanwhile, so a slow start costs nothing, but a
+    /// start that hangs must be reported. When reached: the new process is killed, and
+    /// [`run`](Self::run) returns [`ReplaceError::NotReady`].
+    pub fn ready_within(mut self, time: Duration) -> Self {
+        self.ready_within = time;
+        self
+    }
+
+    /// Starts the new process, waits until it is ready, and begins to drain the servers of this
+    /// process. Returns the number of the new process.
+    ///
+    /// Logs one event: `process.replaced`, or `process.not_replaced` with the error.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`ReplaceError`] if the new process could not be started, ended, or was not ready
+    /// in time. It does not run any more then, and this process serves on.
+    ///
+    /// # Panics
+    ///
+    /// Panics if polled outside a tokio runtime with I/O and time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future kills the new process, unless this one has begun to drain.
+    pub async fn run(self) -> Result<u32, ReplaceError> {
+        let replaced = self.try_run().await;
+        match &replaced {
+            Ok(pid) => tracing::info!(target: "tower_tcp", pid, "process.replaced"),
+            Err(error) => tracing::error!(
+                target: "tower_tcp",
+                error = %ErrorChain(error),
+                "process.not_replaced"
+            ),
+        }
+        replaced
+    }
+
+    async fn try_run(mut self) -> Result<u32, ReplaceError> {
+        let _only_one = Running::begin()?;
+        if self.is_shutting_down() {
+            return Err(ReplaceError::ShuttingDown);
+        }
+        let command = self.command.take().map_or_else(same_command, Ok);
+        let sockets: Vec<_> = self
+            .handles
+            .iter()
+            .flat_map(Handle::listening_sockets)
+            .collect();
+        let mut child = Child::start(command.map_err(ReplaceError::Start)?, &sockets).await?;
+        match self.change_over(&mut child, &sockets).await {
+            Ok(()) => Ok(child.release()),
+            Err(err) => {
+                child.kill().await;
+                Err(err)
+            }
+        }
+    }
+
+    /// Waits until the new process is ready, and leaves the sockets to it.
+    async fn change_over(
+        &self,
+        child: &mut Child,
+        sockets: &[ListeningSocket],
+    ) -> Result<(), ReplaceError> {
+        let drains = |handle: &Handle| Box::pin(handle.reached(ServerPhase::Draining));
+        let places = tokio::select! {
+            ready = child.ready() => ready?,
+            _ = select_all(self.handles.iter().map(drains)) => {
+                return Err(ReplaceError::ShuttingDown);
+            }
+            () = sleep(self.ready_within) => return Err(ReplaceError::NotReady {
+                after: self.ready_within,
+                waits_for: child.waits_for.take(),
+            }),
+        };
+        // A shutdown is meant for the service, not only for this process of it.
+        if self.is_shutting_down() {
+            return Err(ReplaceError::ShuttingDown);
+        }
+        let served = || places.iter().filter_map(|place| sockets.get(*place));
+        served().for_each(|socket| socket.own_path(false));
+        if let Err(err) = child.go().await {
+            served().for_each(|socket| socket.own_path(true));
+            return Err(err);
+        }
+        served().for_each(ListeningSocket::leave);
+        self.handles.iter().for_each(Handle::drain);
+        Ok(())
+    }
+
+    fn is_shutting_down(&self) -> bool {
+        self.handles.iter().any(Handle::is_shutting_down)
+    }
+}
+
+/// Closes the handed-on sockets that no endpoint of this process has taken.
+///
+/// For a new version that may listen on fewer addresses than the old one. Call it after the last
+/// bind. Clients in the backlog of such a socket are served by the old process, as at a shutdown.
+/// Does nothing in a process that replaces none.
+pub fn close_unused() {
+    handover::close_unused();
+}
+
+/// Only one replacement runs at a time in a process.
+struct Running;
+
+static IS_RUNNING: AtomicBool = AtomicBool::new(false);
+
+impl Running {
+    fn begin() -> Result<Self, ReplaceError> {
+        if IS_RUNNING.swap(true, Ordering::AcqRel) {
+            return Err(ReplaceError::InProgress);
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        IS_RUNNING.store(false, Ordering::Release);
+    }
+}
+
+/// Returns the command that starts what is now at the place of this process's file.
+fn same_command() -> io::Result<Command> {
+    let mut args = env::args_os();
+    let called = args
+        .next()
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    let file = match called {
+        Some(file) => file,
+        None => without_mark(env::current_exe()?),
+    };
+    let mut command = Command::new(file);
+    command.args(args);
+    Ok(command)
+}
+
+/// Removes the mark that Linux adds to the path of a file that was replaced meanwhile.
+fn without_mark(file: PathBuf) -> PathBuf {
+    let path = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    match path.map(|path| Path::new(OsStr::from_bytes(path))) {
+        Some(path) if !file.exists() => path.to_owned(),
+        _ => file,
+    }
+}

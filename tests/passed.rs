@@ -1,0 +1,206 @@
+//! Sockets that a supervisor passes are served as they are, and a missing one is an error that says
+//! what to do. The example `restart` runs as the supervised process.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failure in a helper is a failure of the test"
+)]
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use process::{Client, installed, path, soon};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::Child;
+use tower_tcp::Server;
+use tower_tcp::bind::PassedError;
+use tower_tcp::error::find_cause;
+
+#[path = "support/process.rs"]
+mod process;
+
+/// The command that starts the example with these descriptors, from 3 on.
+fn with(passed: &[&dyn AsFd], names: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(path("restart"));
+    command
+        .args(args)
+        .env("LISTEN_FDS", passed.len().to_string())
+        .env("LISTEN_FDNAMES", names)
+        .env("RUST_LOG", "warn")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let owned = passed
+        .iter()
+        .map(|fd| fd.as_fd().try_clone_to_owned().unwrap());
+    let mappings = (3..).zip(owned).map(|(child_fd, parent_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
+    command.fd_mappings(mappings.collect()).unwrap();
+    command
+}
+
+fn tcp() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// Starts a command, and reads what it listens on.
+async fn listening(command: Command, count: usize) -> (Child, Vec<String>) {
+    let mut command = tokio::process::Command::from(command);
+    let mut child = command.kill_on_drop(true).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while said.len() < count {
+        let line = soon("a line", stdout.next_line()).await.unwrap();
+        let Some(line) = line else {
+            let mut error = String::new();
+            let stderr = child.stderr.as_mut().unwrap();
+            stderr.read_to_string(&mut error).await.unwrap();
+            panic!("it ended: {error}");
+        };
+        said.push(line.strip_prefix("listening on ").unwrap().to_owned());
+    }
+    // It writes a report at its end.
+    child.stdout = Some(stdout.into_inner().into_inner());
+    (child, said)
+}
+
+async fn stop(mut child: Child) {
+    let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(soon("its end", child.wait()).await.unwrap().success());
+}
+
+/// Runs a command that must fail at its bind.
+async fn refused(command: Command) -> String {
+    let output = tokio::process::Command::from(command).output();
+    let Output { status, stderr, .. } = soon("its end", output).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    String::from_utf8(stderr).unwrap()
+}
+
+#[tokio::test]
+async fn sockets_are_taken_by_name_by_number_and_the_rest_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("socket");
+    let unix = UnixListener::bind(&at).unwrap();
+    let [(a, a_addr), (b, b_addr), (c, c_addr), (d, d_addr)] = [tcp(), tcp(), tcp(), tcp()];
+    let passed: [&dyn AsFd; 5] = [&a, &b, &unix, &c, &d];
+    let endpoints = [
+        "--listen",
+        "systemd:web",
+        "--listen",
+        "fd:6",
+        "--listen",
+        "systemd:*",
+    ];
+
+    let (child, said) = listening(with(&passed, "x:web::y:web", &endpoints), 5).await;
+
+    let unix_addr = format!("unix:{}", at.display());
+    let tcp = [b_addr, d_addr, c_addr, a_addr].map(|addr| addr.to_string());
+    assert_eq!(said[..4], tcp);
+    assert_eq!(said[4], unix_addr);
+    drop((a, b, c, d, unix));
+    for addr in [a_addr, b_addr, c_addr, d_addr] {
+        assert_eq!(Client::connect(addr).await.ask("hi").await, "hi");
+    }
+    stop(child).await;
+    // A supervisor's path.
+    assert!(at.exists());
+}
+
+#[tokio::test]
+async fn clients_in_the_backlog_are_left_to_the_next_process() {
+    let (listener, addr) = tcp();
+    let args = ["--listen", "systemd:*", "--max-connections", "1"];
+    let (first, _) = listening(with(&[&listener], "web", &args), 1).await;
+    let mut served = Client::connect(addr).await;
+    assert_eq!(served.ask("served").await, "served");
+    let mut waiting = Client::connect(addr).await;
+    waiting.send("waiting\n").await;
+
+    stop(first).await;
+    let (second, _) = listening(with(&[&listener], "web", &args), 1).await;
+
+    assert_eq!(waiting.line().await, "waiting");
+    assert_eq!(waiting.ask("served on").await, "served on");
+    drop(waiting);
+    stop(second).await;
+}
+
+#[tokio::test]
+async fn what_was_not_passed_is_an_error_of_the_bind() {
+    let (tcp, addr) = tcp();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let connected: OwnedFd = std::net::TcpStream::connect(addr).unwrap().into();
+    for (endpoints, error) in [
+        (
+            &["--listen", "fd:9"][..],
+            "NoSuchDescriptor { first: 3, last: 5 }",
+        ),
+        (
+            &["--listen", "systemd:none"],
+            "NoSuchName { name: \"none\", passed: \"a:b:c\" }",
+        ),
+        (&["--listen", "systemd:b"], "NotListening { descriptor: 4 }"),
+        (&["--listen", "fd:5"], "NotListening { descriptor: 5 }"),
+        (&["--listen", "systemd:*"], "NotListening { descriptor: 4 }"),
+        (&["--listen", "fd:3", "--listen", "systemd:a"], "Taken"),
+    ] {
+        let said = refused(with(&[&tcp, &udp, &connected], "a:b:c", endpoints)).await;
+
+        assert!(said.contains(error), "{endpoints:?}: {said}");
+        assert!(said.contains(endpoints[endpoints.len() - 1]), "{said}");
+    }
+    let mut command = with(&[&tcp], "a", &["--listen", "fd:3"]);
+    command.env("LISTEN_PID", "1");
+    assert!(
+        refused(command)
+            .await
+            .contains("OtherProcess { pid: \"1\" }")
+    );
+}
+
+#[tokio::test]
+async fn the_error_says_what_to_do() {
+    let err = Server::bind("systemd:web").await.unwrap_err();
+
+    let cause = find_cause::<PassedError>(&err).unwrap();
+    assert_eq!(*cause, PassedError::NonePassed);
+    assert!(cause.to_string().contains("systemd-socket-activate"));
+}
+
+#[tokio::test]
+async fn systemd_passes_its_sockets() {
+    if !installed("systemd-socket-activate") {
+        return;
+    }
+    let (_, addr) = tcp();
+    let mut command = tokio::process::Command::new("systemd-socket-activate");
+    command.arg(format!("--listen={addr}")).arg("--fdname=web");
+    command
+        .arg(path("restart"))
+        .args(["--listen", "systemd:web"]);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let child = command.spawn().unwrap();
+    // It starts the program, in its own place, at the first connection.
+    let connected = async {
+        while std::net::TcpStream::connect(addr).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("a connection", connected).await;
+
+    assert_eq!(Client::connect(addr).await.ask("hi").await, "hi");
+    stop(child).await;
+}

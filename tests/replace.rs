@@ -1,0 +1,619 @@
+//! A process is replaced without losing a request, and if the new one fails, the old one serves on.
+//! The example `restart` and its successors run as processes.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failure in a helper is a failure of the test"
+)]
+
+use std::convert::Infallible;
+use std::env;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use process::{Client, Ended, Example, having, path, soon};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tower::service_fn;
+use tower_tcp::bind::SocketOptions;
+use tower_tcp::frame::Lines;
+use tower_tcp::replace::{Replace, ReplaceError, close_unused};
+use tower_tcp::{Error, Handle, Pipeline, Report, Serve, Server, signal};
+
+#[path = "support/process.rs"]
+mod process;
+
+/// A process and its successors, which share its output.
+struct Restarted {
+    first: Example,
+    latest: Latest,
+    replaced: usize,
+    /// Holds the program: a link, in whose place a test can install something else.
+    dir: TempDir,
+}
+
+/// The process that serves. Dropping it kills the process.
+struct Latest(Option<Pid>);
+
+impl Latest {
+    fn signal(&self, signal: Signal) {
+        kill_process(self.0.unwrap(), signal).expect("it runs");
+    }
+}
+
+impl Drop for Latest {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            let _ended = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+impl Restarted {
+    async fn start(listen: &[&str], args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("restart");
+        symlink(path("restart"), &program).unwrap();
+        let first = Example::start_on(program.to_str().unwrap(), listen, args).await;
+        Self {
+            latest: Latest(Some(first.pid())),
+            first,
+            replaced: 0,
+            dir,
+        }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.first.addr()
+    }
+
+    /// Replaces the latest process, and waits until it drains.
+    async fn replace(&mut self) {
+        self.latest.signal(Signal::HUP);
+        self.replaced += 1;
+        let words = ["process.replaced"];
+        let events = self.first.logged(self.replaced, &words).await;
+        let (_, pid) = events[self.replaced - 1].split_once("pid=").unwrap();
+        self.latest.0 = Pid::from_raw(pid.trim().parse().unwrap());
+    }
+
+    /// Puts a script in the place of the program.
+    fn install(&self, script: &str) {
+        let new = self.dir.path().join("new");
+        fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, self.dir.path().join("restart")).unwrap();
+    }
+
+    /// Tries to replace the process by what is installed. Returns the event that says why not.
+    async fn refused(&self) -> String {
+        let words = ["process.not_replaced"];
+        let before = self.first.so_far(&words).len();
+        self.latest.signal(Signal::HUP);
+        self.first.logged(before + 1, &words).await.remove(before)
+    }
+
+    /// Stops the latest process, and waits until all have ended.
+    async fn stop(mut self) -> Ended {
+        self.latest.signal(Signal::TERM);
+        self.latest.0 = None;
+        let ended = self.first.ended().await;
+        assert!(ended.status.success(), "{ended:?}", ended = ended.log);
+        ended
+    }
+}
+
+/// The requests of many clients.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: AtomicUsize,
+    answered: AtomicUsize,
+    /// Sent, and not answered.
+    lost: AtomicUsize,
+    refused: AtomicUsize,
+    /// Connections that the server closed before a request was sent.
+    closed: AtomicUsize,
+}
+
+impl Tally {
+    /// Sends `requests` in all, and up to `each` on a connection.
+    async fn client(self: Arc<Self>, server: SocketAddr, requests: usize, each: usize) {
+        loop {
+            if self.answered.load(SeqCst) + self.lost.load(SeqCst) >= requests {
+                return;
+            }
+            let Ok(stream) = TcpStream::connect(server).await else {
+                self.refused.fetch_add(1, SeqCst);
+                sleep(Duration::from_millis(1)).await;
+                continue;
+            };
+            stream.set_nodelay(true).unwrap();
+            let mut stream = BufReader::new(stream);
+            for _ in 0..each {
+                // An end that has arrived by now is seen before anything is sent.
+                match stream.get_ref().try_read(&mut [0]) {
+                    Err(err) if err.kind() == ErrorKind::WouldBlock => {}
+                    _ => {
+                        self.closed.fetch_add(1, SeqCst);
+                        break;
+                    }
+                }
+                let number = self.sent.fetch_add(1, SeqCst);
+                if number >= requests {
+                    self.sent.fetch_sub(1, SeqCst);
+                    return;
+                }
+                let request = format!("r{number}\n");
+                if stream.write_all(request.as_bytes()).await.is_err() {
+                    self.sent.fetch_sub(1, SeqCst);
+                    self.closed.fetch_add(1, SeqCst);
+                    break;
+                }
+                let mut reply = String::new();
+                let read = timeout(Duration::from_secs(20), stream.read_line(&mut reply)).await;
+                if !matches!(read, Ok(Ok(_))) || reply != request {
+                    self.lost.fetch_add(1, SeqCst);
+                    break;
+                }
+                self.answered.fetch_add(1, SeqCst);
+            }
+        }
+    }
+
+    fn start(server: SocketAddr, requests: usize, each: usize) -> (Arc<Self>, JoinSet<()>) {
+        let tally = Arc::new(Self::default());
+        let clients = (0..32).map(|_| Arc::clone(&tally).client(server, requests, each));
+        let clients = clients.collect();
+        (tally, clients)
+    }
+
+    async fn reached(&self, sent: usize) {
+        while self.sent.load(SeqCst) < sent {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Replaces a server again and again while 32 clients send requests.
+async fn replaced_under_load(requests: usize, each: usize, times: usize, limit: &str) {
+    let args = ["--max-connections", limit];
+    let mut server = Restarted::start(&["127.0.0.1:0"], &args).await;
+    let (tally, clients) = Tally::start(server.addr(), requests, each);
+    for time in 1..=times {
+        tally.reached(time * requests / (times + 1)).await;
+        server.replace().await;
+    }
+    clients.join_all().await;
+    server.stop().await;
+    println!("{each} a connection, limit {limit}, {times} restarts: {tally:?}");
+    assert_eq!(tally.lost.load(SeqCst), 0, "{tally:?}");
+    assert_eq!(tally.refused.load(SeqCst), 0, "{tally:?}");
+    assert_eq!(tally.answered.load(SeqCst), requests, "{tally:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_at_a_limit_below_the_number_of_clients() {
+    replaced_under_load(2000, 1, 4, "8").await;
+    replaced_under_load(2000, 10, 4, "8").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_at_a_limit_above_the_number_of_clients() {
+    replaced_under_load(2000, 1, 4, "10000").await;
+    replaced_under_load(2000, 10, 4, "10000").await;
+}
+
+/// Run by hand, with `--ignored --nocapture`, and the example as a release build if possible.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "some minutes"]
+async fn no_request_of_thirty_thousand_is_lost_in_twenty_restarts() {
+    for limit in ["8", "10000"] {
+        for each in [1, 10] {
+            replaced_under_load(30_000, each, 20, limit).await;
+        }
+    }
+}
+
+/// The same with a socket for each process, to compare. It asserts nothing about what is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn requests_are_lost_with_a_socket_for_each_process() {
+    for (limit, each) in [("8", 1), ("8", 10), ("10000", 1), ("10000", 10)] {
+        let (requests, times) = (30_000, 20);
+        let args = ["--max-connections", limit, "--reuse-port"];
+        let mut server = Example::start("restart", &args).await;
+        let addr = server.addr();
+        let (tally, clients) = Tally::start(addr, requests, each);
+        let mut ended = Vec::new();
+        for time in 1..=times {
+            tally.reached(time * requests / (times + 1)).await;
+            let new = Example::start_on("restart", &[&addr.to_string()], &args).await;
+            ended.push(tokio::spawn(std::mem::replace(&mut server, new).stop()));
+        }
+        clients.join_all().await;
+        server.stop().await;
+        println!("SO_REUSEPORT, {each} a connection, limit {limit}: {tally:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_process_that_fails_leaves_the_old_one_serving_with_one_event_for_each_attempt() {
+    let server = Restarted::start(&["127.0.0.1:0"], &["--ready-within", "0.5"]).await;
+    let addr = server.addr();
+    let real = path("restart").display().to_string();
+    let mut client = Client::connect(addr).await;
+    assert_eq!(client.ask("before").await, "before");
+    let (tally, mut clients) = Tally::start(addr, usize::MAX, 10);
+    let failures = [
+        (
+            "exit 7",
+            "ended before it was ready: exit status: 7".to_owned(),
+        ),
+        (
+            "kill -9 $$",
+            "ended before it was ready: signal: 9".to_owned(),
+        ),
+        (
+            "exec sleep 1000",
+            "not ready within 500ms: it has not begun to serve".to_owned(),
+        ),
+        // Closes the stream, but stays.
+        (
+            "exec 3>&- 4>&- sleep 1000",
+            "not ready within 500ms".to_owned(),
+        ),
+        // Another address than before, which the old process listens on.
+        (
+            &format!("exec {real} --listen localhost:{}", addr.port()),
+            "ended before it was ready: exit status: 1".to_owned(),
+        ),
+        // The old socket would have nobody to accept from it.
+        (
+            &format!("exec {real} --listen 127.0.0.2:0"),
+            "not ready within 500ms: it does not serve 127.0.0.1:0".to_owned(),
+        ),
+    ];
+    for (script, why) in &failures {
+        server.install(script);
+
+        let event = server.refused().await;
+
+        assert!(event.contains(why), "{script}: {event}");
+        assert_eq!(client.ask("after").await, "after", "{script}");
+        tally.reached(tally.sent.load(SeqCst) + 100).await;
+    }
+    clients.shutdown().await;
+    assert_eq!(tally.lost.load(SeqCst), 0, "{tally:?}");
+    assert_eq!(tally.refused.load(SeqCst), 0, "{tally:?}");
+    let log = server.stop().await.log;
+    assert_eq!(
+        having(&log, &["process.not_replaced"]).len(),
+        failures.len()
+    );
+    assert_eq!(having(&log, &["process.replaced"]).len(), 0);
+}
+
+#[tokio::test]
+async fn a_unix_path_stays_until_the_last_process_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let unix = format!("unix:{}", socket.display());
+    let args = ["--listen", &unix, "--ready-within", "1"];
+    let mut server = Restarted::start(&["127.0.0.1:0"], &args).await;
+    let before = socket.metadata().unwrap();
+    for _ in 0..2 {
+        let old = server.latest.0.unwrap();
+        server.replace().await;
+        gone(old).await;
+        assert_eq!(ask(&socket, "x").await, "x");
+    }
+    // One that fails leaves it, too: it has taken the socket, and then cannot bind another address.
+    let real = path("restart").display().to_string();
+    let taken = format!("localhost:{}", server.addr().port());
+    server.install(&format!("exec {real} --listen {unix} --listen {taken}"));
+    assert!(server.refused().await.contains("exit status: 1"));
+    assert_eq!(ask(&socket, "y").await, "y");
+    let after = socket.metadata().unwrap();
+    assert_eq!((before.ino(), before.dev()), (after.ino(), after.dev()));
+
+    let said = server.stop().await.said;
+
+    assert!(!socket.exists());
+    // The port stays the same, although it was not given.
+    let listening = having(&said, &["listening on 127.0.0.1:"]);
+    assert_eq!(listening.len(), 3, "{said:?}");
+    assert!(
+        listening.iter().all(|line| *line == listening[0]),
+        "{said:?}"
+    );
+}
+
+// Within this process, with a new process of this very program
+
+/// Sends a line to a Unix socket, and returns the reply.
+async fn ask(path: &Path, line: &str) -> String {
+    let mut stream = soon("a connection", UnixStream::connect(path))
+        .await
+        .unwrap();
+    stream
+        .write_all(format!("{line}\n").as_bytes())
+        .await
+        .unwrap();
+    let mut reply = String::new();
+    let read = BufReader::new(stream).read_line(&mut reply).await;
+    assert!(read.is_ok(), "{read:?}");
+    reply.trim_end().to_owned()
+}
+
+/// Waits until a process has ended, whether or not its parent has noticed.
+async fn gone(pid: Pid) {
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let ended = async {
+        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the end of a process", ended).await;
+}
+
+/// Only one process can be replaced at a time, and all of these tests are in one.
+async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    ALONE.lock().await
+}
+
+/// Returns the kernel's numbers of the sockets that a server listens on.
+fn numbers(handle: &Handle) -> String {
+    let numbers = handle.listening_sockets().map(|socket| {
+        let link = format!("/proc/self/fd/{}", socket.as_fd().as_raw_fd());
+        fs::read_link(link).unwrap().display().to_string()
+    });
+    numbers.collect::<Vec<_>>().join(" ")
+}
+
+/// Binds a server that replies with its process and the numbers of its sockets.
+async fn server(endpoints: &str) -> (Handle, Serve) {
+    let server = Server::builder()
+        .socket_options(SocketOptions::default().reuse_port(true))
+        .listen_all(endpoints.split(' '))
+        .bind()
+        .await
+        .unwrap();
+    let handle = server.handle();
+    let reply = Bytes::from(format!("{} {}", std::process::id(), numbers(&handle)));
+    let service = service_fn(move |_: Bytes| {
+        let reply = reply.clone();
+        async move { Ok::<_, Infallible>(reply) }
+    });
+    let serving = server.serve(Pipeline::new(Lines::default).service(service));
+    (handle, serving)
+}
+
+async fn running(endpoints: &str) -> (Handle, JoinHandle<Result<Report, Error>>) {
+    let (handle, serving) = server(endpoints).await;
+    (handle, tokio::spawn(serving))
+}
+
+/// The new process. Its servers are separated by `;`, and a last one `hang` never serves.
+fn successor_with(servers: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args(["--exact", "successor", "--ignored"])
+        .env("SUCCESSOR", servers)
+        .stdout(Stdio::null());
+    command
+}
+
+#[tokio::test]
+#[ignore = "no test, but the new process of others"]
+async fn successor() {
+    let Ok(servers) = env::var("SUCCESSOR") else {
+        return;
+    };
+    let mut serving = Vec::new();
+    for endpoints in servers.split(';') {
+        match endpoints {
+            "hang" => sleep(Duration::from_secs(1000)).await,
+            "close_unused" => close_unused(),
+            endpoints => {
+                let (handle, served) = server(endpoints).await;
+                signal::install(&handle).unwrap();
+                serving.push(served);
+                if servers.ends_with("hang") {
+                    tokio::spawn(serving.remove(0));
+                }
+            }
+        }
+    }
+    join_all(serving).await;
+}
+
+#[tokio::test]
+async fn all_sockets_of_all_servers_are_handed_on_in_their_order() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| dir.path().join(name));
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    // Both servers listen on one port, each with a socket of its own, and on a name.
+    let endpoints = paths
+        .clone()
+        .map(|path| format!("127.0.0.1:{port} unix:{} localhost:0", path.display()));
+    let (first, first_served) = running(&endpoints[0]).await;
+    let (second, second_served) = running(&endpoints[1]).await;
+    let before = [numbers(&first), numbers(&second)];
+    assert_ne!(before[0], before[1]);
+
+    let replace = Replace::new(&first).and(&second);
+    let replaced = replace
+        .command(successor_with(&endpoints.join(";")))
+        .run()
+        .await;
+
+    let pid = replaced.unwrap();
+    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
+    soon("the end of a server", first_served)
+        .await
+        .unwrap()
+        .unwrap();
+    soon("the end of a server", second_served)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(first.listening_sockets().count(), 0);
+    for (path, numbers) in paths.iter().zip(before) {
+        assert_eq!(ask(path, "").await, format!("{pid} {numbers}"));
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_the_new_process_does_not_want_must_be_closed_by_it() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| dir.path().join(name));
+    let [a, b] = paths.clone().map(|path| format!("unix:{}", path.display()));
+    let (handle, served) = running(&format!("{a} {b}")).await;
+
+    let replace = Replace::new(&handle).ready_within(Duration::from_secs(2));
+    let refused = replace.command(successor_with(&a)).run().await;
+
+    let Err(ReplaceError::NotReady { waits_for, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(waits_for, Some(b));
+    for path in &paths {
+        assert!(
+            ask(path, "")
+                .await
+                .starts_with(&std::process::id().to_string())
+        );
+    }
+
+    let replace = Replace::new(&handle);
+    let replaced = replace
+        .command(successor_with(&format!("{a};close_unused")))
+        .run()
+        .await;
+
+    let pid = replaced.unwrap();
+    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
+    soon("the end of a server", served).await.unwrap().unwrap();
+    assert!(ask(&paths[0], "").await.starts_with(&pid.to_string()));
+    // The old process has removed what nobody serves.
+    assert!(!paths[1].exists());
+}
+
+#[tokio::test]
+async fn a_new_process_accepts_nothing_before_it_is_ready() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| dir.path().join(name));
+    let [a, b] = paths.clone().map(|path| format!("unix:{}", path.display()));
+    let (handle, served) = running(&format!("{a} {b}")).await;
+
+    let replace = Replace::new(&handle).ready_within(Duration::from_secs(2));
+    let replacing = tokio::spawn(replace.command(successor_with(&format!("{a};hang"))).run());
+
+    let mut asked = 0;
+    while !replacing.is_finished() {
+        assert!(
+            ask(&paths[0], "")
+                .await
+                .starts_with(&std::process::id().to_string())
+        );
+        asked += 1;
+    }
+    assert!(asked > 10, "{asked}");
+    let refused = replacing.await.unwrap();
+    assert!(
+        matches!(refused, Err(ReplaceError::NotReady { .. })),
+        "{refused:?}"
+    );
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
+
+/// A process that never becomes ready, and a file that it writes its number to.
+fn hanging(dir: &TempDir) -> (Command, impl Future<Output = Pid> + use<>) {
+    let file = dir.path().join("pid");
+    let mut command = Command::new("sh");
+    let script = format!("echo $$ >{}; exec sleep 1000", file.display());
+    command.args(["-c", &script]);
+    let pid = async move {
+        loop {
+            let written = fs::read_to_string(&file).unwrap_or_default();
+            if let Some(Ok(pid)) = written.strip_suffix('\n').map(str::parse) {
+                return Pid::from_raw(pid).unwrap();
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    (command, pid)
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_a_replacement() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (handle, served) = running("127.0.0.1:0").await;
+    let (command, pid) = hanging(&dir);
+    let replacing = tokio::spawn(Replace::new(&handle).command(command).run());
+    let pid = soon("the new process", pid).await;
+    let (command, _) = hanging(&dir);
+    let second = Replace::new(&handle).command(command).run().await;
+    assert!(
+        matches!(second, Err(ReplaceError::InProgress)),
+        "{second:?}"
+    );
+
+    handle.shutdown();
+
+    let refused = soon("the end of the replacement", replacing).await.unwrap();
+    assert!(
+        matches!(refused, Err(ReplaceError::ShuttingDown)),
+        "{refused:?}"
+    );
+    gone(pid).await;
+    served.await.unwrap().unwrap();
+    let late = Replace::new(&handle).run().await;
+    assert!(matches!(late, Err(ReplaceError::ShuttingDown)), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_dropped_replacement_leaves_no_process_behind() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (handle, served) = running("127.0.0.1:0").await;
+    let (command, pid) = hanging(&dir);
+    let replacing = tokio::spawn(Replace::new(&handle).command(command).run());
+    let pid = soon("the new process", pid).await;
+
+    replacing.abort();
+
+    gone(pid).await;
+    let missing = Replace::new(&handle)
+        .command(Command::new("/missing"))
+        .run()
+        .await;
+    assert!(
+        matches!(missing, Err(ReplaceError::Start(_))),
+        "{missing:?}"
+    );
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
