@@ -5,27 +5,36 @@
     reason = "a failure in a helper is a failure of the test"
 )]
 
+use std::convert::Infallible;
+use std::env;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use bytes::Bytes;
 use command_fds::{CommandFdExt, FdMapping};
 use process::{Client, installed, path, soon};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Child;
-use tower_tcp::Server;
+use tower::service_fn;
 use tower_tcp::bind::PassedError;
 use tower_tcp::error::find_cause;
+use tower_tcp::frame::Lines;
+use tower_tcp::{Pipeline, Server, signal};
 
 #[path = "support/process.rs"]
 mod process;
 
 /// The command that starts the example with these descriptors, from 3 on.
 fn with(passed: &[&dyn AsFd], names: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(path("restart"));
+    let program = match args.first() {
+        Some(&"--exact") => env::current_exe().unwrap(),
+        _ => path("restart"),
+    };
+    let mut command = Command::new(program);
     command
         .args(args)
         .env("LISTEN_FDS", passed.len().to_string())
@@ -64,7 +73,7 @@ async fn listening(command: Command, count: usize) -> (Child, Vec<String>) {
             stderr.read_to_string(&mut error).await.unwrap();
             panic!("it ended: {error}");
         };
-        said.push(line.strip_prefix("listening on ").unwrap().to_owned());
+        said.extend(line.strip_prefix("listening on ").map(str::to_owned));
     }
     // It writes a report at its end.
     child.stdout = Some(stdout.into_inner().into_inner());
@@ -119,20 +128,41 @@ async fn sockets_are_taken_by_name_by_number_and_the_rest_together() {
 #[tokio::test]
 async fn clients_in_the_backlog_are_left_to_the_next_process() {
     let (listener, addr) = tcp();
-    let args = ["--listen", "systemd:*", "--max-connections", "1"];
-    let (first, _) = listening(with(&[&listener], "web", &args), 1).await;
-    let mut served = Client::connect(addr).await;
-    assert_eq!(served.ask("served").await, "served");
+    let mut paused = with(
+        &[&listener],
+        "web",
+        &["--exact", "paused", "--ignored", "--nocapture"],
+    );
+    paused.env("PAUSED", "1");
+    let (first, _) = listening(paused, 1).await;
     let mut waiting = Client::connect(addr).await;
     waiting.send("waiting\n").await;
 
     stop(first).await;
+    let args = ["--listen", "systemd:*"];
     let (second, _) = listening(with(&[&listener], "web", &args), 1).await;
 
     assert_eq!(waiting.line().await, "waiting");
     assert_eq!(waiting.ask("served on").await, "served on");
     drop(waiting);
     stop(second).await;
+}
+
+/// Serves a passed socket, but accepts nothing.
+#[tokio::test]
+#[ignore = "no test, but a process of another"]
+async fn paused() {
+    if env::var_os("PAUSED").is_none() {
+        return;
+    }
+    let server = Server::bind("systemd:web").await.unwrap();
+    server.handle().pause();
+    signal::install(&server.handle()).unwrap();
+    println!("\nlistening on {}", server.handle().local_addrs()[0]);
+    let stack = Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
+        Ok::<_, Infallible>(line)
+    }));
+    server.serve(stack).await.unwrap();
 }
 
 #[tokio::test]

@@ -346,9 +346,11 @@ async fn a_unix_path_stays_until_the_last_process_ends() {
 
 /// Sends a line to a Unix socket, and returns the reply.
 async fn ask(path: &Path, line: &str) -> String {
-    let mut stream = soon("a connection", UnixStream::connect(path))
-        .await
-        .unwrap();
+    let stream = soon("a connection", UnixStream::connect(path)).await;
+    ask_over(stream.unwrap(), line).await
+}
+
+async fn ask_over(mut stream: UnixStream, line: &str) -> String {
     stream
         .write_all(format!("{line}\n").as_bytes())
         .await
@@ -478,6 +480,33 @@ async fn all_sockets_of_all_servers_are_handed_on_in_their_order() {
     assert_eq!(first.listening_sockets().count(), 0);
     for (path, numbers) in paths.iter().zip(before) {
         assert_eq!(ask(path, "").await, format!("{pid} {numbers}"));
+    }
+}
+
+#[tokio::test]
+async fn clients_in_the_backlog_are_served_by_the_new_process() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let unix = format!("unix:{}", path.display());
+    let (handle, served) = running(&unix).await;
+    handle.pause();
+    let mut waiting = JoinSet::new();
+    for _ in 0..5 {
+        let stream = UnixStream::connect(&path).await.unwrap();
+        waiting.spawn(async move { ask_over(stream, "").await });
+    }
+
+    let replaced = Replace::new(&handle)
+        .command(successor_with(&unix))
+        .run()
+        .await;
+
+    let pid = replaced.unwrap();
+    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
+    soon("the end of a server", served).await.unwrap().unwrap();
+    for reply in soon("the replies", waiting.join_all()).await {
+        assert!(reply.starts_with(&pid.to_string()), "{reply:?}");
     }
 }
 
