@@ -17,6 +17,7 @@ use bytes::Bytes;
 use command_fds::{CommandFdExt, FdMapping};
 use process::{Client, installed, path, soon};
 use rustix::process::{Pid, Signal, kill_process};
+use tally::Tally;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Child;
 use tower::service_fn;
@@ -27,6 +28,8 @@ use tower_tcp::{Pipeline, Server, signal};
 
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/tally.rs"]
+mod tally;
 
 /// The command that starts the example with these descriptors, from 3 on.
 fn with(passed: &[&dyn AsFd], names: &str, args: &[&str]) -> Command {
@@ -146,6 +149,40 @@ async fn clients_in_the_backlog_are_left_to_the_next_process() {
     assert_eq!(waiting.ask("served on").await, "served on");
     drop(waiting);
     stop(second).await;
+}
+
+/// Stops the server and starts it again, on a socket that stays, while 32 clients send requests.
+async fn restarted_under_load(requests: usize, each: usize, times: usize, limit: &str) {
+    let (listener, addr) = tcp();
+    let args = ["--listen", "systemd:*", "--max-connections", limit];
+    let start = || listening(with(&[&listener], "web", &args), 1);
+    let (mut server, _) = start().await;
+    let (tally, clients) = Tally::start(addr, requests, each);
+    for time in 1..=times {
+        tally.reached(time * requests / (times + 1)).await;
+        stop(server).await;
+        (server, _) = start().await;
+    }
+    clients.join_all().await;
+    stop(server).await;
+    println!("kept, {each} a connection, limit {limit}, {times} restarts: {tally:?}");
+    tally.none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_while_a_supervisor_keeps_the_socket() {
+    restarted_under_load(1000, 1, 2, "8").await;
+    restarted_under_load(1000, 10, 2, "10000").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "some minutes"]
+async fn no_request_of_thirty_thousand_is_lost_on_a_kept_socket() {
+    for limit in ["8", "10000"] {
+        for each in [1, 10] {
+            restarted_under_load(30_000, each, 20, limit).await;
+        }
+    }
 }
 
 /// Serves a passed socket, but accepts nothing.

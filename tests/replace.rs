@@ -8,26 +8,25 @@
 use std::convert::Infallible;
 use std::env;
 use std::fs::{self, Permissions};
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use process::{Client, Ended, Example, having, path, soon};
 use rustix::process::{Pid, Signal, kill_process};
+use tally::Tally;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tower::service_fn;
 use tower_tcp::bind::SocketOptions;
 use tower_tcp::frame::Lines;
@@ -36,6 +35,8 @@ use tower_tcp::{Error, Handle, Pipeline, Report, Serve, Server, signal};
 
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/tally.rs"]
+mod tally;
 
 /// A process and its successors, which share its output.
 struct Restarted {
@@ -117,77 +118,6 @@ impl Restarted {
     }
 }
 
-/// The requests of many clients.
-#[derive(Debug, Default)]
-struct Tally {
-    sent: AtomicUsize,
-    answered: AtomicUsize,
-    /// Sent, and not answered.
-    lost: AtomicUsize,
-    refused: AtomicUsize,
-    /// Connections that the server closed before a request was sent.
-    closed: AtomicUsize,
-}
-
-impl Tally {
-    /// Sends `requests` in all, and up to `each` on a connection.
-    async fn client(self: Arc<Self>, server: SocketAddr, requests: usize, each: usize) {
-        loop {
-            if self.answered.load(SeqCst) + self.lost.load(SeqCst) >= requests {
-                return;
-            }
-            let Ok(stream) = TcpStream::connect(server).await else {
-                self.refused.fetch_add(1, SeqCst);
-                sleep(Duration::from_millis(1)).await;
-                continue;
-            };
-            stream.set_nodelay(true).unwrap();
-            let mut stream = BufReader::new(stream);
-            for _ in 0..each {
-                // An end that has arrived by now is seen before anything is sent.
-                match stream.get_ref().try_read(&mut [0]) {
-                    Err(err) if err.kind() == ErrorKind::WouldBlock => {}
-                    _ => {
-                        self.closed.fetch_add(1, SeqCst);
-                        break;
-                    }
-                }
-                let number = self.sent.fetch_add(1, SeqCst);
-                if number >= requests {
-                    self.sent.fetch_sub(1, SeqCst);
-                    return;
-                }
-                let request = format!("r{number}\n");
-                if stream.write_all(request.as_bytes()).await.is_err() {
-                    self.sent.fetch_sub(1, SeqCst);
-                    self.closed.fetch_add(1, SeqCst);
-                    break;
-                }
-                let mut reply = String::new();
-                let read = timeout(Duration::from_secs(20), stream.read_line(&mut reply)).await;
-                if !matches!(read, Ok(Ok(_))) || reply != request {
-                    self.lost.fetch_add(1, SeqCst);
-                    break;
-                }
-                self.answered.fetch_add(1, SeqCst);
-            }
-        }
-    }
-
-    fn start(server: SocketAddr, requests: usize, each: usize) -> (Arc<Self>, JoinSet<()>) {
-        let tally = Arc::new(Self::default());
-        let clients = (0..32).map(|_| Arc::clone(&tally).client(server, requests, each));
-        let clients = clients.collect();
-        (tally, clients)
-    }
-
-    async fn reached(&self, sent: usize) {
-        while self.sent.load(SeqCst) < sent {
-            sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
 /// Replaces a server again and again while 32 clients send requests.
 async fn replaced_under_load(requests: usize, each: usize, times: usize, limit: &str) {
     let args = ["--max-connections", limit];
@@ -200,8 +130,7 @@ async fn replaced_under_load(requests: usize, each: usize, times: usize, limit: 
     clients.join_all().await;
     server.stop().await;
     println!("{each} a connection, limit {limit}, {times} restarts: {tally:?}");
-    assert_eq!(tally.lost.load(SeqCst), 0, "{tally:?}");
-    assert_eq!(tally.refused.load(SeqCst), 0, "{tally:?}");
+    tally.none_lost();
     assert_eq!(tally.answered.load(SeqCst), requests, "{tally:?}");
 }
 
@@ -297,8 +226,7 @@ async fn a_new_process_that_fails_leaves_the_old_one_serving_with_one_event_for_
         tally.reached(tally.sent.load(SeqCst) + 100).await;
     }
     clients.shutdown().await;
-    assert_eq!(tally.lost.load(SeqCst), 0, "{tally:?}");
-    assert_eq!(tally.refused.load(SeqCst), 0, "{tally:?}");
+    tally.none_lost();
     let log = server.stop().await.log;
     assert_eq!(
         having(&log, &["process.not_replaced"]).len(),

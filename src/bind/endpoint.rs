@@ -64,6 +64,7 @@ pub(super) enum Target {
     Abstract(String),
     Tcp(TcpListener),
     Unix(UnixListener),
+    #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "only an error"))]
     Passed(Passed),
     Failed(io::Error),
     Invalid(InvalidEndpoint),

