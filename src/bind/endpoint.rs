@@ -59,7 +59,10 @@ pub struct Endpoint {
 #[derive(Debug)]
 pub(super) enum Target {
     Address(SocketAddr),
-    Name { host: String, port: u16 },
+    Name {
+        host: String,
+        port: u16,
+    },
     Path(PathBuf),
     Abstract(String),
     Tcp(TcpListener),
