@@ -132,7 +132,8 @@ impl Handle {
         })
     }
 
-    /// Pauses accepting. The server keeps listening, so clients wait in the backlog.
+    /// Pauses accepting. The server keeps listening, so clients wait in the backlog, and a check
+    /// that only connects does not notice it (see [`balancers`](crate::balancers)).
     ///
     /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
     /// server is paused.
