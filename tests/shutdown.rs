@@ -988,6 +988,68 @@ async fn an_abort_ends_a_lame_duck_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lame_duck_can_close_its_listener_and_serves_the_others_as_before() {
+    let (server, connector) = echo_server(|server| {
+        server
+            .lame_duck(Duration::from_secs(5))
+            .lame_duck_closes_listener()
+    });
+    let mut server = serve_with(
+        server,
+        connector,
+        Pipeline::new(Lines::default).service(service_fn(echo)),
+    );
+    let handle = server.handle().clone();
+    let mut before = server.client().await;
+    assert_eq!(before.ask("a").await, "a");
+    // The one in the backlog is served, too, even by a server that is paused.
+    handle.pause();
+    let mut waits = server.client().await;
+
+    handle.shutdown();
+
+    until(|| handle.live() == 2).await;
+    assert_eq!(handle.phase(), ServerPhase::LameDuck);
+    assert!(server.connect().await.is_err());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(before.ask("b").await, "b");
+    assert_eq!(waits.ask("c").await, "c");
+    assert_eq!(handle.phase(), ServerPhase::LameDuck);
+    assert!(before.rest().await.is_empty());
+    assert!(waits.rest().await.is_empty());
+    drop((before, waits));
+    let report = server.report().await;
+    assert_eq!((report.drained, report.duration.as_secs()), (2, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lame_duck_with_a_closed_listener_is_drained_and_aborted_at_once() {
+    for end in [Handle::drain, Handle::abort] {
+        let (server, connector) = echo_server(|server| {
+            server
+                .lame_duck(Duration::from_secs(60))
+                .lame_duck_closes_listener()
+        });
+        let mut server = serve_with(
+            server,
+            connector,
+            Pipeline::new(Lines::default).service(service_fn(echo)),
+        );
+        let mut client = server.client().await;
+        assert_eq!(client.ask("a").await, "a");
+        server.handle().lame_duck();
+        settle().await;
+        assert!(server.connect().await.is_err());
+        assert_eq!(client.ask("b").await, "b");
+
+        end(server.handle());
+
+        drop(client);
+        assert_eq!(server.report().await.duration, Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_graceful_shutdown_begins_with_its_signal() {
     let (server, connector) = echo_server(|server| server);
     let (signal, signalled) = oneshot::channel::<()>();

@@ -7,6 +7,8 @@ use tokio::time::Instant;
 pub(crate) struct Plan {
     lame_duck: Duration,
     deadline: Duration,
+    /// The listener closes at the beginning of the lame-duck phase.
+    pub(crate) closes_listener: bool,
     /// The beginning of the lame-duck phase.
     lame_duck_begun: Option<Instant>,
     /// The beginning of the shutdown.
@@ -23,6 +25,7 @@ impl Plan {
         Self {
             lame_duck,
             deadline,
+            closes_listener: false,
             lame_duck_begun: None,
             begun: None,
             drain_at: None,

@@ -106,6 +106,12 @@ where
             Until::Empty(_) if self.server.phase() == Phase::Aborting => {
                 return Poll::Ready(Ok(Step::Over));
             }
+            // The last accepts ignore a pause: for the clients in the backlog, the connection is
+            // already established. A stack that waits may be in the queue for what other servers
+            // wait for, too, and leaves it only by a call, so the pause begins after that call.
+            Until::PhaseEnds(_) if self.server.is_paused() && !self.stack.is_queued() => {
+                return Poll::Pending;
+            }
             _ => {}
         }
         match (self.poll_accept(cx)?, until) {
@@ -116,15 +122,6 @@ where
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Step<L::Io>>, Error> {
-        // A draining server ignores a pause: for the clients in the backlog, the connection is
-        // already established. A stack that waits may be in the queue for what other servers wait
-        // for, too, and leaves it only by a call, so the pause begins after that call.
-        if self.server.is_paused()
-            && self.server.phase() < Phase::Draining
-            && !self.stack.is_queued()
-        {
-            return Ok(Poll::Pending);
-        }
         loop {
             // A connection that ended has released a descriptor, so an accept that lacked one may
             // succeed.

@@ -21,6 +21,7 @@ use crate::handle::{Handle, Plan};
 /// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
+/// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | refuses what a balancer still sends |
 /// | [`address_filter`](Self::address_filter) | none | |
 /// | [`workers`](Self::workers) | zero | the runtime spreads tasks, which suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
@@ -119,6 +120,20 @@ impl ServerBuilder {
     /// [`balancers`](crate::balancers) shows which checks notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
+        self
+    }
+
+    /// Closes the listener at the beginning of the [`lame_duck`](Self::lame_duck) phase, instead of
+    /// at its end. Open connections are served as before for the whole time, and so are those that
+    /// wait in the backlog then, as far as the limit allows.
+    ///
+    /// Default: the listener stays open. Why: a balancer sends connections until it has noticed the
+    /// phase, and all of them are refused if the listener is closed. Close it for a balancer whose
+    /// checks only connect, such as an AWS NLB with TCP checks, a `tcpSocket` probe, or HAProxy's
+    /// plain `check`: only a refused connection tells them. It should try another server when a
+    /// connection is refused, as HAProxy does with `option redispatch`, and nginx by default.
+    pub fn lame_duck_closes_listener(mut self) -> Self {
+        self.plan.closes_listener = true;
         self
     }
 

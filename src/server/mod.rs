@@ -212,8 +212,20 @@ where
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), door, &mut workers);
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
+    let mut accepting = Some(accepting);
+    if served.is_ok() && shared.plan().closes_listener {
+        served = close_listener(&shared, &mut accepting).await;
+    }
     if served.is_ok() {
-        let lame_duck = pin!(accepting.run(Until::PhaseEnds(Phase::LameDuck)));
+        let lame_duck = pin!(async {
+            match &mut accepting {
+                Some(accepting) => accepting.run(Until::PhaseEnds(Phase::LameDuck)).await,
+                None => {
+                    until(&shared, || shared.phase() != Phase::LameDuck).await;
+                    Ok(())
+                }
+            }
+        });
         let over = pin!(lame_duck_over(&shared));
         // Either the time is over, or accepting failed. Both end the lame-duck phase.
         served = match select(over, lame_duck).await {
@@ -226,10 +238,7 @@ where
     shared.drain();
     let begun = shared.plan().begun.unwrap_or_else(Instant::now);
     if served.is_ok() {
-        // For the clients in the backlog, the connection is already established. Those of a socket
-        // that stays open are left to the next process, which serves them for longer.
-        shared.sockets().for_each(|socket| socket.leave_if_kept());
-        served = accepting.run(Until::Empty(BACKLOG)).await;
+        served = close_listener(&shared, &mut accepting).await;
     }
     drop(accepting);
     shared.watch_ends(true);
@@ -248,6 +257,24 @@ where
     workers.stop().await;
     let report = shared.report(begun.elapsed());
     served.map(|()| report)
+}
+
+/// Accepts the connections in the backlog, because for their clients the connection is already
+/// established, and closes the listener. Those of a socket that stays open are left to the next
+/// process, which serves them for longer.
+async fn close_listener<L, S>(
+    shared: &ServerState,
+    accepting: &mut Option<AcceptLoop<'_, L, S>>,
+) -> Result<(), Error>
+where
+    L: Listener,
+    S: ConnectionService<L::Io>,
+{
+    shared.sockets().for_each(|socket| socket.leave_if_kept());
+    match accepting.take() {
+        Some(mut accepting) => accepting.run(Until::Empty(BACKLOG)).await,
+        None => Ok(()),
+    }
 }
 
 /// Waits until the lame-duck phase is over, or until the shutdown's deadline, which
