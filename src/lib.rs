@@ -12,6 +12,7 @@
 //! [`observe`]: crate::observe
 //! [`http`]: crate::http
 //! [`registry`]: crate::registry
+//! [`health`]: crate::health
 //! [`signal`]: crate::signal
 //! [`replace`]: crate::replace
 //! [`testkit`]: crate::testkit
@@ -104,6 +105,8 @@ pub mod http;
 mod handle;
 
 mod server;
+
+pub mod health;
 
 pub mod signal;
 

@@ -1,5 +1,6 @@
 //! Controls a running server from outside: its addresses, its connections, its shutdown.
 
+mod heartbeat;
 mod live;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -21,6 +22,7 @@ use crate::connection::{Address, ConnectionId, Life};
 use crate::end::EndReason;
 use crate::signals::{Report, Signal};
 
+use heartbeat::Heartbeat;
 pub use live::LiveConnection;
 pub(crate) use phase::Phase;
 pub use phase::ServerPhase;
@@ -55,8 +57,9 @@ pub(crate) struct ServerState {
     /// Wakes the server's loop when something here changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
-    /// Wakes the tasks that wait for a phase.
+    /// Wakes the tasks that wait for a phase or a heartbeat.
     advanced: Notify,
+    heartbeat: Heartbeat,
 }
 
 impl Handle {
@@ -85,6 +88,7 @@ impl Handle {
             server: AtomicWaker::new(),
             report: Mutex::new(None),
             advanced: Notify::new(),
+            heartbeat: Heartbeat::default(),
         }))
     }
 
@@ -154,6 +158,11 @@ impl Handle {
         self.0.server.wake();
     }
 
+    /// Returns whether accepting is [paused](Self::pause).
+    pub fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
     /// Returns the server's phase. A readiness check learns of a shutdown from it.
     pub fn phase(&self) -> ServerPhase {
         match self.0.reported() {
@@ -176,7 +185,9 @@ impl Handle {
     }
 
     /// Begins the lame-duck phase: nothing changes for connections, but [`phase`](Self::phase)
-    /// shows that the server will shut down. The phase lasts until a shutdown begins, and at least
+    /// shows that the server will shut down. (Only with
+    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener), new
+    /// connections are refused.) The phase lasts until a shutdown begins, and at least
     /// for [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
     ///
     /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server
@@ -281,6 +292,7 @@ impl ServerState {
         };
         if !self.advance(phase) {
             self.server.wake();
+            self.advanced.notify_waiters();
         }
     }
 
@@ -295,8 +307,9 @@ impl ServerState {
         self.sockets.iter().filter_map(WeakSocket::upgrade)
     }
 
-    /// Waits until `look` returns `Some`. It is called again for each new phase.
-    async fn advanced_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
+    /// Waits until `look` returns `Some`. It is called again for each new phase, and when a
+    /// shutdown begins.
+    pub(crate) async fn advanced_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
         loop {
             let mut advanced = std::pin::pin!(self.advanced.notified());
             advanced.as_mut().enable();
@@ -319,9 +332,11 @@ impl ServerState {
         self.table.live.load(Ordering::SeqCst)
     }
 
-    /// Registers the waker of the server's loop. Check the state after this call.
+    /// Registers the waker of the server's loop, and answers for its turn. Check the state after
+    /// this call.
     pub(crate) fn register_server(&self, waker: &std::task::Waker) {
         self.server.register(waker);
+        self.answer_heartbeats();
     }
 
     /// Enters a connection in the table.

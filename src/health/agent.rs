@@ -1,0 +1,109 @@
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use tower_service::Service;
+
+use super::{Health, Readiness};
+use crate::close::Linger;
+use crate::connection::Connection;
+use crate::error::BoxError;
+use crate::handle::Handle;
+
+/// The time for one answer. HAProxy reads it at once and closes.
+const TIME: Duration = Duration::from_secs(5);
+
+/// Answers HAProxy's [`agent-check`], as a connection service for an admin listener.
+///
+/// HAProxy connects at an interval and reads one line of words. Its other checks see only whether
+/// a server is up; the agent's words also stop new connections while open ones go on.
+///
+/// | the server is | answer | HAProxy |
+/// | --- | --- | --- |
+/// | ready | `up ready` | sends connections |
+/// | at its limit | `up drain` | sends no new connections, except those of [persistent] clients |
+/// | lame duck | `up drain` | the same |
+/// | paused | `up maint` | sends no connections, and pauses its other checks |
+/// | draining, ended | `stopped # draining`, `stopped # ended` | shows the server as down; open connections go on |
+///
+/// Each answer that is no end begins with `up`, and only a ready server says `ready`. So a new
+/// process that answers in the place of an old one brings the server back, whatever the old one
+/// has said. HAProxy keeps the last answer while nobody answers.
+///
+/// ```text
+/// backend lines
+///     server a 10.0.0.9:7000 check agent-check agent-port 7001 agent-inter 1s weight 100
+/// ```
+///
+/// - **`check` as well.** HAProxy does not take a missing agent for a failure. Only `check` notices
+///   a machine that is gone.
+/// - **The operator's own drain.** `ready` also ends the state `DRAIN` or `MAINT` that somebody has
+///   set on HAProxy's command line. First say `disable agent lines/a` there.
+///
+/// [`agent-check`]: https://docs.haproxy.org/2.6/configuration.html#5.2-agent-check
+/// [persistent]: https://docs.haproxy.org/2.6/configuration.html#4-cookie
+#[derive(Clone, Debug)]
+pub struct AgentCheck {
+    handle: Handle,
+    weighs: bool,
+}
+
+impl AgentCheck {
+    /// Answers for the server of this handle.
+    pub fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            weighs: false,
+        }
+    }
+
+    /// Adds the [free part of the limit](Health::free_percent) in percent to the answer of a ready
+    /// server, as in `up ready 75%`. HAProxy multiplies the server's weight by it.
+    ///
+    /// Default: off. Why: HAProxy's default weight is 1, of which any part below 100% is 0, so the
+    /// first connection would take the server out of rotation. Set `weight 100` on the server's
+    /// line before you turn this on.
+    #[must_use]
+    pub fn weight_by_load(mut self) -> Self {
+        self.weighs = true;
+        self
+    }
+
+    fn answer(&self) -> String {
+        let health = Health::of(&self.handle);
+        match health.readiness() {
+            Readiness::Ready if self.weighs => format!("up ready {}%\n", health.free_percent()),
+            Readiness::Ready => "up ready\n".to_owned(),
+            Readiness::AtLimit | Readiness::LameDuck => "up drain\n".to_owned(),
+            Readiness::Paused => "up maint\n".to_owned(),
+            ended @ (Readiness::Draining | Readiness::Ended) => format!("stopped # {ended}\n"),
+        }
+    }
+}
+
+impl<Io> Service<Connection<Io>> for AgentCheck
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    type Response = ();
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut conn: Connection<Io>) -> Self::Future {
+        let answer = self.answer();
+        Box::pin(async move {
+            let answered = async {
+                conn.write_all(answer.as_bytes()).await?;
+                conn.close(Linger::default()).await
+            };
+            timeout(TIME, answered).await??;
+            Ok(())
+        })
+    }
+}

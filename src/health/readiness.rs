@@ -1,0 +1,147 @@
+use std::fmt;
+
+use crate::handle::{Handle, ServerPhase};
+
+/// Says whether a server is ready for new connections, and if not, the reason. Returned by
+/// [`Health::readiness`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// A new connection would be accepted now.
+    Ready,
+    /// The [limit](Handle::limit) is reached, so new connections wait in the backlog.
+    AtLimit,
+    /// Accepting is [paused](Handle::pause), so new connections wait in the backlog.
+    Paused,
+    /// The server still accepts, and will drain soon.
+    LameDuck,
+    /// The server drains and closes its listener.
+    Draining,
+    /// The server has ended.
+    Ended,
+}
+
+impl Readiness {
+    /// Returns the lower-case word for status pages and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::AtLimit => "at_limit",
+            Self::Paused => "paused",
+            Self::LameDuck => "lame_duck",
+            Self::Draining => "draining",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The health of a server at one moment. It prints as one line, such as `ready: phase serving, 12
+/// connections, limit 10000 with 12 in use`.
+///
+/// ```
+/// use tower_tcp::{Handle, health::{Health, Readiness}};
+///
+/// /// For a router of your own.
+/// fn ready(server: &Handle) -> (u16, String) {
+///     let health = Health::of(server);
+///     let status = match health.readiness() {
+///         Readiness::Ready => 200,
+///         _ => 503,
+///     };
+///     (status, health.to_string())
+/// }
+/// # let _ = ready;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    phase: ServerPhase,
+    is_paused: bool,
+    connections: usize,
+    in_use: usize,
+    limit: Option<usize>,
+}
+
+impl Health {
+    /// Returns the health of the server now.
+    pub fn of(handle: &Handle) -> Self {
+        Self {
+            phase: handle.phase(),
+            is_paused: handle.is_paused(),
+            connections: handle.live(),
+            in_use: handle.limit().in_use(),
+            limit: handle.limit().get(),
+        }
+    }
+
+    /// Returns whether the server is ready for new connections, with the reason if it is not. If
+    /// there are several, a shutdown comes first, then a pause.
+    pub fn readiness(&self) -> Readiness {
+        match self.phase {
+            ServerPhase::Ended => Readiness::Ended,
+            ServerPhase::Draining => Readiness::Draining,
+            ServerPhase::LameDuck => Readiness::LameDuck,
+            ServerPhase::Serving if self.is_paused => Readiness::Paused,
+            ServerPhase::Serving if self.limit.is_some_and(|limit| self.in_use >= limit) => {
+                Readiness::AtLimit
+            }
+            ServerPhase::Serving => Readiness::Ready,
+        }
+    }
+
+    /// Returns whether the server is ready for new connections.
+    pub fn is_ready(&self) -> bool {
+        self.readiness() == Readiness::Ready
+    }
+
+    /// Returns the server's phase.
+    pub fn phase(&self) -> ServerPhase {
+        self.phase
+    }
+
+    /// Returns the number of the server's open connections.
+    pub fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// Returns the number of permits of the limit that are in use. Several servers can share the
+    /// limit.
+    pub fn in_use(&self) -> usize {
+        self.in_use
+    }
+
+    /// Returns the limit, or `None` if there is none.
+    pub fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+
+    /// Returns the free part of the limit in percent, rounded up: from 100 for an idle server, or
+    /// one without a limit, to 0 at the limit.
+    pub fn free_percent(&self) -> u8 {
+        let Some(limit) = self.limit.filter(|limit| *limit > 0) else {
+            return if self.limit.is_none() { 100 } else { 0 };
+        };
+        let free = limit.saturating_sub(self.in_use) as u128 * 100;
+        // At most 100, because no more than the limit is free.
+        u8::try_from(free.div_ceil(limit as u128)).unwrap_or(100)
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            phase, connections, ..
+        } = self;
+        let readiness = self.readiness();
+        write!(f, "{readiness}: phase {phase}, {connections} connections, ")?;
+        match self.limit {
+            Some(limit) => write!(f, "limit {limit} with {} in use", self.in_use),
+            None => f.write_str("no limit"),
+        }
+    }
+}
