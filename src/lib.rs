@@ -50,6 +50,7 @@
         feature = "per-client",
         feature = "proxy-protocol",
         feature = "serde",
+        feature = "systemd",
         feature = "testkit",
         feature = "tls"
     )),

@@ -296,6 +296,12 @@ impl ServerState {
         }
     }
 
+    /// Returns whether a shutdown has begun, which a lame-duck phase by itself is not.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.plan().begun.is_some() || self.phase() >= Phase::Draining
+    }
+
     /// Begins to drain, by a shutdown or by an error.
     pub(crate) fn drain(&self) {
         self.lock_plan().begin_drain();

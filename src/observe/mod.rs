@@ -34,6 +34,7 @@
 //! | `signal.received` | info | `live` | nothing: the first begins a shutdown, the second aborts, with `live` connections open |
 //! | `process.replaced` | info | `pid` | nothing: the new process serves, and this one drains |
 //! | `process.not_replaced` | error | `error` | this process serves on: see what the new one wrote to its standard error |
+//! | `systemd is not told` | warn | `error` | check that `NOTIFY_SOCKET` names a socket that this process may use |
 //! | `a worker's thread is left behind` | warn | | the thread is blocked: look for a service that blocks or computes without end |
 //! | `a connection's callback panicked` | error | | fix the callback; the others have run |
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: the connection is served without it |

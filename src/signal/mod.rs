@@ -1,4 +1,7 @@
-//! Shuts a server down on signals of the operating system.
+//! Shuts a server down on signals of the operating system, and tells systemd its state.
+
+#[cfg(feature = "systemd")]
+pub mod systemd;
 
 use std::io;
 

@@ -1,0 +1,306 @@
+//! systemd is told the state of a server, each message in its order, and hears of its watchdog
+//! exactly as long as the accept loop runs.
+//!
+//! A test speaks systemd's side of the protocol. The server runs in a process of its own, because
+//! the protocol is set up by environment variables. It is this file's own program, with
+//! `TOWER_TCP_CHILD` set.
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use process::soon;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::{TcpStream, UnixDatagram};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+use tower::layer::layer_fn;
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_tcp::admit::{AddressFilter, Verdict};
+use tower_tcp::bind::Socket;
+use tower_tcp::signal::{self as signals, systemd};
+use tower_tcp::{Address, BoxError, Connection, Server};
+
+/// The interval in which the child prints a line, whatever its accept loop does.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Blocks the thread that calls it, for longer than any test.
+#[expect(clippy::disallowed_methods, reason = "it is to block the thread")]
+fn block_if(blocks: bool) {
+    if blocks {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// The program: a server that tells systemd its state. `way` is where its accept loop gets stuck
+/// with the first connection.
+async fn serve(way: &str) -> Result<(), BoxError> {
+    let (filter, ready, call) = (way == "filter", way == "ready", way == "call");
+    let builder = Server::builder()
+        .listen("127.0.0.1:0")
+        .lame_duck(Duration::from_millis(300))
+        .address_filter(AddressFilter::new(move |_: &Address| {
+            block_if(filter);
+            Verdict::Allow
+        }));
+    let server = builder.bind().await?;
+    let handle = server.handle();
+    signals::install(&handle)?;
+    systemd::install(&handle);
+    println!("listening on {}", handle.local_addrs()[0]);
+
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            systemd::reload(sleep(Duration::from_millis(50))).await;
+        }
+    });
+    tokio::spawn(async {
+        loop {
+            println!("tick");
+            sleep(TICK).await;
+        }
+    });
+    let stack = ServiceBuilder::new()
+        .layer(layer_fn(move |inner| BlocksReady(inner, ready)))
+        .map_request(move |conn: Connection<Socket>| {
+            block_if(call);
+            conn
+        })
+        .service(service_fn(|conn: Connection<Socket>| async move {
+            conn.draining().await;
+            // Long enough for a message about it.
+            sleep(Duration::from_millis(300)).await;
+            Ok::<_, BoxError>(())
+        }));
+    server.serve(stack).await?;
+    Ok(())
+}
+
+/// A connection service that blocks while it is made ready.
+struct BlocksReady<S>(S, bool);
+
+impl<S: Service<R>, R> Service<R> for BlocksReady<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        block_if(self.1);
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.0.call(request)
+    }
+}
+
+/// Does nothing, unless it is run by the other tests.
+#[test]
+fn the_child_of_the_others() {
+    if let Ok(way) = std::env::var("TOWER_TCP_CHILD") {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build();
+        let served = runtime.expect("a runtime").block_on(serve(&way));
+        served.expect("it ends in good order");
+    }
+}
+
+/// A server in a process of its own, and the socket on which systemd would hear of it.
+struct Unit {
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    socket: UnixDatagram,
+    addr: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Unit {
+    async fn start(way: &str, watchdog: Option<Duration>) -> Self {
+        let dir = tempfile::tempdir().expect("there is room for files");
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("the path is free");
+        let program = std::env::current_exe().expect("a test knows its own path");
+        let mut command = Command::new(program);
+        command
+            .args(["--exact", "the_child_of_the_others", "--nocapture"])
+            .env("TOWER_TCP_CHILD", way)
+            .env("NOTIFY_SOCKET", &path)
+            .env_remove("WATCHDOG_PID")
+            .env_remove("WATCHDOG_USEC")
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(watchdog) = watchdog {
+            command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
+        }
+        let mut child = command.spawn().expect("it is this program");
+        let mut stdout = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let listens = async {
+            loop {
+                let line = stdout.next_line().await.expect("text").expect("it runs");
+                if let Some((_, addr)) = line.split_once("listening on ") {
+                    return addr.parse().expect("an address");
+                }
+            }
+        };
+        let addr = soon("a listening server", listens).await;
+        Self {
+            child,
+            stdout,
+            socket,
+            addr,
+            _dir: dir,
+        }
+    }
+
+    /// Returns the next message.
+    async fn hears(&self) -> String {
+        let mut block = [0; 4096];
+        let received = soon("a message", self.socket.recv(&mut block)).await;
+        let received = received.expect("the socket is open");
+        String::from_utf8(block[..received].to_vec()).expect("text")
+    }
+
+    /// Returns the next message that is not for the watchdog.
+    async fn hears_of_state(&self) -> String {
+        loop {
+            let message = self.hears().await;
+            if message != "WATCHDOG=1\n" {
+                return message;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().expect("it was not waited for");
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a number of a process"), signal).expect("it is ours");
+    }
+
+    /// Waits until the child has printed this many lines, as its timers run.
+    async fn ticks(&mut self, lines: usize) {
+        for _ in 0..lines {
+            let line = soon("a tick", self.stdout.next_line()).await;
+            assert_eq!(line.expect("text").as_deref(), Some("tick"));
+        }
+    }
+}
+
+fn now() -> u128 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let (seconds, nanoseconds) = (now.tv_sec as u128, now.tv_nsec as u128);
+    seconds * 1_000_000 + nanoseconds / 1_000
+}
+
+#[tokio::test]
+async fn each_message_comes_in_its_order() {
+    let watchdog = Duration::from_millis(200);
+    let mut unit = Unit::start("serves", Some(watchdog)).await;
+    let begun = Instant::now();
+    assert_eq!(
+        unit.hears().await,
+        "READY=1\nSTATUS=ready: phase serving, 0 connections, limit 10000 with 0 in use\n"
+    );
+
+    // The figures change many times, and are told at most every 5 s.
+    for _ in 0..50 {
+        drop(TcpStream::connect(unit.addr).await.expect("it listens"));
+    }
+    let mut beats = 0;
+    loop {
+        let message = unit.hears().await;
+        if message == "WATCHDOG=1\n" {
+            beats += 1;
+        } else {
+            assert!(
+                message.starts_with("STATUS=ready: phase serving, 50 connections"),
+                "{message}"
+            );
+            break;
+        }
+    }
+    assert!(
+        begun.elapsed() >= Duration::from_millis(4900),
+        "{:?}",
+        begun.elapsed()
+    );
+    // About 50, on a machine that has time.
+    assert!((10..=55).contains(&beats), "{beats}");
+
+    let before = now();
+    unit.signal(Signal::HUP);
+    let reloading = unit.hears_of_state().await;
+    let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+    let time = time.unwrap_or_else(|| panic!("{reloading}"));
+    let time = time.trim_end().parse().expect("a number");
+    assert!((before..=now()).contains(&time), "{time}");
+    assert_eq!(unit.hears_of_state().await, "READY=1\n");
+
+    unit.signal(Signal::TERM);
+    let stopping = unit.hears_of_state().await;
+    let begins = "STOPPING=1\nSTATUS=lame_duck: phase lame_duck, 50 connections";
+    assert!(stopping.starts_with(begins), "{stopping}");
+    assert_eq!(unit.hears().await, "WATCHDOG=1\n");
+    let draining = unit.hears_of_state().await;
+    assert!(
+        draining.starts_with("STATUS=draining: phase draining, "),
+        "{draining}"
+    );
+    assert_eq!(unit.hears().await, "WATCHDOG=1\n");
+
+    let drained = async {
+        while unit.stdout.next_line().await.expect("text").is_some() {}
+        unit.child.wait().await.expect("it was not waited for")
+    };
+    assert!(soon("the end", drained).await.success());
+}
+
+#[tokio::test]
+async fn the_watchdog_is_silent_while_the_accept_loop_is_stuck() {
+    for way in ["filter", "ready", "call"] {
+        let mut unit = Unit::start(way, Some(Duration::from_millis(40))).await;
+        assert!(unit.hears().await.starts_with("READY=1\n"), "{way}");
+        for _ in 0..3 {
+            assert_eq!(unit.hears().await, "WATCHDOG=1\n", "{way}");
+        }
+
+        let _client = TcpStream::connect(unit.addr).await.expect("it listens");
+
+        // Timers run on, and beats from before may still come.
+        let silence = async {
+            loop {
+                unit.ticks(20).await;
+                let mut block = [0; 4096];
+                let mut heard = false;
+                while unit.socket.try_recv(&mut block).is_ok() {
+                    heard = true;
+                }
+                if !heard {
+                    return;
+                }
+            }
+        };
+        let silence = timeout(Duration::from_secs(15), silence).await;
+        assert!(silence.is_ok(), "{way}: the watchdog is fed");
+    }
+}
+
+#[tokio::test]
+async fn without_a_watchdog_there_is_no_message_for_it() {
+    for watchdog in [None, Some(Duration::ZERO)] {
+        let mut unit = Unit::start("serves", watchdog).await;
+        assert!(unit.hears().await.starts_with("READY=1\n"));
+        unit.ticks(20).await;
+        unit.signal(Signal::TERM);
+        let next = unit.hears().await;
+        assert!(next.starts_with("STOPPING=1\n"), "{next}");
+    }
+}
