@@ -1,0 +1,152 @@
+//! The files in `contrib` are what systemd and Kubernetes take them for. Without their programs
+//! these tests are skipped, except where `CI` is set.
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use process::installed;
+use serde_json::Value;
+
+const UNITS: [&str; 3] = ["lines.service", "lines.socket", "lines-admin.socket"];
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("contrib")
+        .join(name);
+    fs::read_to_string(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Returns what `systemd-analyze` says of the units, with `change` made to each.
+fn verified(change: impl Fn(String) -> String) -> Output {
+    let dir = tempfile::tempdir().expect("there is room for files");
+    for unit in UNITS {
+        // It checks that the program is there.
+        let program = "ExecStart=/usr/local/bin/lines ";
+        let content = file(&format!("systemd/{unit}")).replace(program, "ExecStart=/bin/true ");
+        fs::write(dir.path().join(unit), change(content)).expect("there is room for a file");
+    }
+    let mut analyze = Command::new("systemd-analyze");
+    analyze
+        .args(["verify", "--man=no"])
+        .args(UNITS)
+        .current_dir(dir.path());
+    // With the folder of the units in the path, one finds the other.
+    analyze.env("SYSTEMD_UNIT_PATH", format!("{}:", dir.path().display()));
+    analyze.output().expect("it runs")
+}
+
+#[test]
+fn systemd_knows_every_line_of_the_units() {
+    if !installed("systemd-analyze") {
+        return;
+    }
+    let good = verified(|unit| unit);
+    assert!(good.status.success(), "{good:?}");
+    assert_eq!(text(&good.stderr), "");
+
+    // It would say so.
+    let bad = verified(|unit| unit.replace("WatchdogSec=", "WatchdockSec="));
+    assert!(text(&bad.stderr).contains("WatchdockSec"), "{bad:?}");
+    let bad = verified(|unit| unit.replace("Type=notify", "Type=notified"));
+    assert!(text(&bad.stderr).contains("notified"), "{bad:?}");
+}
+
+#[test]
+fn the_sockets_have_the_names_that_the_service_listens_on() {
+    let service = file("systemd/lines.service");
+    for (socket, flag) in [
+        ("lines.socket", "--listen"),
+        ("lines-admin.socket", "--admin"),
+    ] {
+        let socket = file(&format!("systemd/{socket}"));
+        let name = socket
+            .lines()
+            .find_map(|line| line.strip_prefix("FileDescriptorName="));
+        let name = name.expect("it has a name");
+        assert!(
+            service.contains(&format!("{flag} systemd:{name}")),
+            "{name}"
+        );
+    }
+}
+
+/// Changes nothing, because the documents have this label.
+const LABEL: [&str; 3] = ["label", "app=lines", "--overwrite"];
+
+/// Passes a document to `kubectl`, which needs no cluster for it.
+fn kubectl(args: &[&str], document: &str) -> Output {
+    let mut kubectl = Command::new("kubectl");
+    kubectl
+        .args(args)
+        .args(["--local", "-o", "json", "-f", "-"]);
+    kubectl
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut kubectl = kubectl.spawn().expect("it runs");
+    let mut stdin = kubectl.stdin.take().expect("a pipe");
+    stdin.write_all(document.as_bytes()).expect("it reads");
+    drop(stdin);
+    kubectl.wait_with_output().expect("it ends")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {output:?}"))
+}
+
+/// Returns the path of each field in `written` that is not in `known`.
+fn unknown(written: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
+    match (written, known) {
+        (Value::Object(written), Value::Object(known)) => {
+            for (name, value) in written {
+                let path = format!("{path}.{name}");
+                match known.get(name) {
+                    Some(known) => unknown(value, known, &path, found),
+                    None => found.push(path),
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(known)) => {
+            let pairs = written.iter().zip(known).enumerate();
+            pairs.for_each(|(n, (a, b))| unknown(a, b, &format!("{path}.{n}"), found));
+        }
+        _ => {}
+    }
+}
+
+/// Returns the fields of a deployment that Kubernetes does not know. Wrong types are a panic.
+fn unknown_in(deployment: &str) -> Vec<String> {
+    // Only this command reads the document into Kubernetes' own types, which drops other fields.
+    let typed = json(&kubectl(&["set", "env", "A=b"], deployment));
+    let written = json(&kubectl(&LABEL, deployment));
+    let mut found = Vec::new();
+    unknown(&written, &typed, "", &mut found);
+    found
+}
+
+#[test]
+fn kubernetes_knows_every_field_of_the_manifests() {
+    if !installed("kubectl") {
+        return;
+    }
+    let manifests = file("kubernetes/lines.yaml");
+    let [deployment, service] = manifests.split("---\n").collect::<Vec<_>>()[..] else {
+        panic!("a deployment and a service");
+    };
+    assert_eq!(unknown_in(deployment), [""; 0]);
+    assert_eq!(json(&kubectl(&LABEL, service))["kind"], "Service");
+
+    // It would say so.
+    let bad = deployment.replace("failureThreshold: 2", "failureTreshold: 2");
+    let field = ".spec.template.spec.containers.0.readinessProbe.failureTreshold";
+    assert_eq!(unknown_in(&bad), [field]);
+}
