@@ -59,24 +59,21 @@
 //! [`remove`](Registry::remove) would remove the entry of a login that has replaced it.
 
 mod broadcast;
+mod shards;
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
 
 use thiserror::Error;
 
-use crate::connection::{HookId, Moment};
+use crate::connection::Moment;
 use crate::pipeline::{Peer, TooLate};
+use shards::{Entered, Shards};
 
 pub use broadcast::{Broadcast, SlowPeer, broadcast};
-
-/// The number of locks over which the entries are spread, so that 15,000 connections that begin and
-/// end seldom wait for one lock.
-const SHARDS: usize = 16;
 
 /// The error of an insert under a key that another connection has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -91,23 +88,14 @@ pub struct KeyTaken;
 #[doc(alias = "alias")]
 #[doc(alias = "session")]
 pub struct Registry<K, T, M = Infallible> {
-    inner: Arc<Shards<K, T, M>>,
+    inner: Arc<Inner<K, T, M>>,
 }
 
-struct Shards<K, T, M> {
-    shards: [Mutex<HashMap<K, Entered<T, M>>>; SHARDS],
-    hasher: RandomState,
+struct Inner<K, T, M> {
+    entries: Shards<K, Entered<T, M>>,
     /// When the entries are removed.
     remove_at: Moment,
 }
-
-/// A connection, and the callback that removes it.
-struct Entered<T, M> {
-    peer: Peer<T, M>,
-    removal: HookId,
-}
-
-type Shard<'a, K, T, M> = MutexGuard<'a, HashMap<K, Entered<T, M>>>;
 
 impl<K, T, M> Registry<K, T, M> {
     /// Creates an empty registry, whose entries are removed when their connections begin to close.
@@ -126,9 +114,8 @@ impl<K, T, M> Registry<K, T, M> {
 
     fn removing_at(remove_at: Moment) -> Self {
         Self {
-            inner: Arc::new(Shards {
-                shards: std::array::from_fn(|_| Mutex::default()),
-                hasher: RandomState::new(),
+            inner: Arc::new(Inner {
+                entries: Shards::new(),
                 remove_at,
             }),
         }
@@ -136,16 +123,12 @@ impl<K, T, M> Registry<K, T, M> {
 
     /// Returns the number of entries.
     pub fn len(&self) -> usize {
-        self.shards().map(|shard| shard.len()).sum()
+        self.inner.entries.len()
     }
 
     /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
-        self.shards().all(|shard| shard.is_empty())
-    }
-
-    fn shards(&self) -> impl Iterator<Item = Shard<'_, K, T, M>> {
-        self.inner.shards.iter().map(lock)
+        self.inner.entries.is_empty()
     }
 }
 
@@ -173,7 +156,7 @@ where
     {
         // Declared before the lock, so dropped after it.
         let own_key = key.clone();
-        let mut shard = self.shard(&key);
+        let mut shard = self.inner.entries.of(&key);
         match shard.get(&key) {
             Some(taken) if taken.peer.is_same(peer) => {}
             Some(_) => return Err(KeyTaken),
@@ -204,7 +187,7 @@ where
     {
         // Declared before the lock, so dropped after it.
         let own_key = key.clone();
-        let mut shard = self.shard(&key);
+        let mut shard = self.inner.entries.of(&key);
         if shard.get(&key).is_some_and(|has| has.peer.is_same(peer)) {
             return None;
         }
@@ -222,13 +205,11 @@ where
                 None
             }
         };
-        let (_key, Entered { peer, removal }) = replaced?;
-        peer.forget(removal);
-        Some(peer)
+        let (_key, replaced) = replaced?;
+        Some(replaced.into_peer())
     }
 
-    /// Creates an entry that its connection removes. If that moment is already past, returns the
-    /// callback, which the caller drops after unlocking, because it contains the key.
+    /// Creates an entry that its connection removes.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
@@ -246,11 +227,7 @@ where
             // entry while this callback was about to run.
             registry.remove_if(&key, |entered| entered.peer.info().id() == id)
         };
-        let removal = peer.before(self.inner.remove_at, move || drop(remove()))?;
-        Ok(Entered {
-            peer: peer.clone(),
-            removal,
-        })
+        Entered::new(peer, self.inner.remove_at, move || drop(remove()))
     }
 
     /// Removes the entry of a key, and returns its connection, which stays open. A broadcast that
@@ -260,9 +237,8 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let (_key, Entered { peer, removal }) = self.remove_if(key, |_| true)?;
-        peer.forget(removal);
-        Some(peer)
+        let (_key, removed) = self.remove_if(key, |_| true)?;
+        Some(removed.into_peer())
     }
 
     /// Removes the entry of a key if it belongs to this connection. Returns whether it did.
@@ -274,13 +250,8 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let Some((_key, Entered { peer, removal })) =
-            self.remove_if(key, |entered| entered.peer.is_same(peer))
-        else {
-            return false;
-        };
-        peer.forget(removal);
-        true
+        let removed = self.remove_if(key, |entered| entered.peer.is_same(peer));
+        removed.map(|(_key, it)| it.into_peer()).is_some()
     }
 
     /// Removes an entry, and returns it with its key, which the caller drops without the lock.
@@ -293,7 +264,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let mut shard = self.shard(key);
+        let mut shard = self.inner.entries.of(key);
         if condition(shard.get(key)?) {
             shard.remove_entry(key)
         } else {
@@ -308,7 +279,11 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.shard(key).get(key).map(|entered| entered.peer.clone())
+        self.inner
+            .entries
+            .of(key)
+            .get(key)
+            .map(|entered| entered.peer.clone())
     }
 
     /// Closes the connection that has the key, gracefully. Returns whether there is one.
@@ -318,12 +293,6 @@ where
         Q: Hash + Eq + ?Sized,
     {
         self.get(key).map(|peer| peer.close()).is_some()
-    }
-
-    fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> Shard<'_, K, T, M> {
-        // The high bits, because the low ones choose the bucket within the shard's map.
-        let shard = (self.inner.hasher.hash_one(key) >> 32) as usize % SHARDS;
-        lock(&self.inner.shards[shard])
     }
 }
 
@@ -336,7 +305,7 @@ where
     /// They are copied one part of the registry at a time, and no lock is held while the caller
     /// uses them. A connection that is inserted or removed meanwhile may be included or not.
     pub fn iter(&self) -> impl Iterator<Item = (K, Peer<T, M>)> + '_ {
-        self.shards().flat_map(|shard| {
+        self.inner.entries.iter().flat_map(|shard| {
             let entries: Vec<_> = shard
                 .iter()
                 .map(|(key, entered)| (key.clone(), entered.peer.clone()))
@@ -352,12 +321,6 @@ where
             .map(|(_, peer)| peer.close())
             .count()
     }
-}
-
-fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
-    // The user's `Hash`, `Eq` and `Clone` run under the lock. If one panics, the map is still
-    // whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<K, T, M> Clone for Registry<K, T, M> {
