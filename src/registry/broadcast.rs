@@ -85,8 +85,11 @@ where
     where
         T: Clone,
     {
-        self.broadcast_with(|key, peer| whom(key, peer).then(|| frame.clone()), slow)
-            .await
+        self.broadcast_with(
+            move |key, peer| whom(key, peer).then(|| frame.clone()),
+            slow,
+        )
+        .await
     }
 
     /// Sends each connection the frame that `pick` returns for it, if any.
@@ -150,7 +153,7 @@ pub async fn broadcast<T, M>(
 where
     T: Clone,
 {
-    let frames = peers.into_iter().map(|peer| (peer, frame.clone()));
+    let frames = peers.into_iter().map(move |peer| (peer, frame.clone()));
     send_each(frames, slow).await
 }
 

@@ -7,7 +7,8 @@
 //! the last output is written. A registry made by [`until_end`](Registry::until_end) removes it at
 //! the end instead. No entry outlives its connection.
 //!
-//! A program may have several registries, such as one of users and one for each room.
+//! A program may have several registries, such as one of users and one of operators. For the rooms
+//! of a chat or the channels of publish and subscribe, there are [`Groups`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -59,6 +60,8 @@
 //! [`remove`](Registry::remove) would remove the entry of a login that has replaced it.
 
 mod broadcast;
+mod feed;
+mod groups;
 mod shards;
 
 use std::borrow::Borrow;
@@ -74,6 +77,8 @@ use crate::pipeline::{Peer, TooLate};
 use shards::{Entered, Shards};
 
 pub use broadcast::{Broadcast, SlowPeer, broadcast};
+pub use feed::JoinError;
+pub use groups::Groups;
 
 /// The error of an insert under a key that another connection has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

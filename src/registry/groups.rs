@@ -1,0 +1,430 @@
+//! Groups of connections, such as the rooms of a chat.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
+
+use futures_core::Stream;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use tokio::task::Id;
+
+use super::broadcast::{Broadcast, SlowPeer, broadcast};
+use super::feed::{Feed, JoinError, Opening, Outcome};
+use super::shards::{Entered, Shards};
+use crate::connection::{ConnectionId, Moment};
+use crate::error::{BoxError, ServiceError};
+use crate::pipeline::Peer;
+
+/// Groups of connections by key, such as the rooms of a chat, or the channels of publish and
+/// subscribe. Clones share the same groups.
+///
+/// A group begins when its first member [joins](Self::join), and ends when its last member
+/// [leaves](Self::leave) or begins to close. In between it may have a *feed*, a stream whose frames
+/// are sent to all members ([`fed_by`](Self::fed_by)). So a program subscribes to a topic of another
+/// server as long as one of its own clients wants it:
+///
+/// ```
+/// use std::io;
+/// use std::time::Duration;
+/// use bytes::Bytes;
+/// use futures_util::stream::{self, Stream};
+/// use tower_tcp::registry::{Groups, JoinError, SlowPeer};
+/// use tower_tcp::Peer;
+///
+/// /// Subscribes at a broker. Dropping the stream unsubscribes.
+/// async fn subscribe(topic: String) -> io::Result<impl Stream<Item = Bytes>> {
+///     Ok(stream::iter([Bytes::from(topic)]))
+/// }
+///
+/// # async fn example(peer: Peer<Bytes>) -> Result<(), JoinError> {
+/// let topics = Groups::fed_by(subscribe, SlowPeer::CloseAfter(Duration::from_secs(5)));
+///
+/// // In the service of each connection. From here on the peer misses nothing.
+/// topics.join("news".to_owned(), &peer).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A connection may be in many groups. The number of groups is not limited, so limit the number
+/// that one connection joins.
+///
+/// As in a [`Registry`](super::Registry), a part of the groups is locked while a key is hashed,
+/// compared or cloned.
+#[doc(alias = "room")]
+#[doc(alias = "topic")]
+#[doc(alias = "ChannelGroup")]
+pub struct Groups<K, T, M = Infallible> {
+    inner: Arc<Inner<K, T, M>>,
+}
+
+struct Inner<K, T, M> {
+    groups: Shards<K, Group<T, M>>,
+    source: Option<Source<K, T>>,
+}
+
+/// The members by their connection, at least one.
+struct Group<T, M> {
+    members: HashMap<ConnectionId, Entered<T, M>>,
+    feed: Option<Feed>,
+}
+
+/// The feeds of new groups.
+struct Source<K, T> {
+    open: Box<dyn Fn(K) -> Opened<T> + Send + Sync>,
+    slow: SlowPeer,
+}
+
+type Opened<T> = BoxFuture<'static, Result<BoxStream<'static, T>, BoxError>>;
+
+impl<K, T, M> Groups<K, T, M> {
+    /// Creates groups without a feed, for frames that are sent by [`broadcast`](Self::broadcast).
+    pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// Creates groups with a feed for each.
+    ///
+    /// `open` is called in a task for each new group, and returns a stream. Each frame of the stream
+    /// is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The next one is
+    /// taken when that is done, so nothing is queued in between, and with [`SlowPeer::Wait`] a slow
+    /// member holds the stream back.
+    ///
+    /// The stream, or the future that opens it, is dropped when the group ends. A key that is joined
+    /// again is a new group with a new stream. Its members get nothing of the last stream, even if
+    /// that is not dropped yet.
+    ///
+    /// A stream that ends, cannot be opened, or panics ends its group: all members leave it, and
+    /// their connections stay open. The last frame of the stream can tell them. To keep the members,
+    /// continue the stream with [`pending`](futures_util::stream::pending).
+    pub fn fed_by<F, S, E>(open: impl Fn(K) -> F + Send + Sync + 'static, slow: SlowPeer) -> Self
+    where
+        F: Future<Output = Result<S, E>> + Send + 'static,
+        S: Stream<Item = T> + Send + 'static,
+        E: ServiceError,
+    {
+        let open = move |key| {
+            let opening = open(key);
+            let opened = async move { opening.await.map(S::boxed).map_err(E::into) };
+            opened.boxed()
+        };
+        Self::with(Some(Source {
+            open: Box::new(open),
+            slow,
+        }))
+    }
+
+    fn with(source: Option<Source<K, T>>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                groups: Shards::new(),
+                source,
+            }),
+        }
+    }
+
+    /// Returns the number of groups.
+    pub fn len(&self) -> usize {
+        self.inner.groups.len()
+    }
+
+    /// Returns whether there are no groups.
+    pub fn is_empty(&self) -> bool {
+        self.inner.groups.is_empty()
+    }
+}
+
+impl<K, T, M> Groups<K, T, M>
+where
+    K: Hash + Eq,
+{
+    /// Makes a connection a member of a group, and waits until the group's feed is opened.
+    ///
+    /// The connection is a member from the first poll on, until it leaves, begins to close, or the
+    /// feed ends. If it is already closing, it does not become a member, which is no error. A member
+    /// that joins again only waits.
+    ///
+    /// The wait has no deadline of its own; put one into the function that opens the feed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the feed could not be opened. The connection is no member then.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the groups have feeds, and the future is polled outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped after the first poll, the connection stays a member.
+    #[doc(alias = "subscribe")]
+    pub async fn join(&self, key: K, peer: &Peer<T, M>) -> Result<(), JoinError>
+    where
+        K: Clone + Send + 'static,
+        T: Clone + Send + 'static,
+        M: Send + 'static,
+    {
+        match self.enter(key, peer) {
+            Some(opening) => opening.done().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Inserts a connection. Returns the feed that is being opened, if there is one.
+    fn enter(&self, key: K, peer: &Peer<T, M>) -> Option<Opening>
+    where
+        K: Clone + Send + 'static,
+        T: Clone + Send + 'static,
+        M: Send + 'static,
+    {
+        let id = peer.info().id();
+        // Declared before the lock, so dropped after it.
+        let (own_key, fed_key) = (key.clone(), key.clone());
+        let mut shard = self.inner.groups.of(&key);
+        if let Some(group) = shard.get(&key)
+            && let Some(has) = group.members.get(&id)
+            && has.peer.is_same(peer)
+        {
+            return group.opening();
+        }
+        let shared = Arc::downgrade(&self.inner);
+        let remove = move || drop(Self::upgrade(&shared).map(|groups| groups.remove(&own_key, id)));
+        let entered = match Entered::new(peer, Moment::Closing, remove) {
+            Ok(entered) => entered,
+            Err(too_late) => {
+                drop(shard);
+                drop(too_late);
+                return None;
+            }
+        };
+        if let Some(group) = shard.get_mut(&key) {
+            // A connection has another handle after an upgrade.
+            let replaced = group.members.insert(id, entered);
+            let opening = group.opening();
+            drop(shard);
+            drop(replaced.map(Entered::into_peer));
+            return opening;
+        }
+        let group = Group {
+            members: HashMap::from([(id, entered)]),
+            feed: self.inner.source.is_some().then(|| {
+                let groups = Arc::downgrade(&self.inner);
+                Feed::start(move |outcome| Self::feed(groups, fed_key, outcome))
+            }),
+        };
+        let opening = group.opening();
+        shard.insert(key, group);
+        opening
+    }
+
+    /// Makes a connection leave a group. Returns whether it was a member.
+    ///
+    /// A broadcast that has begun may still reach it.
+    #[doc(alias = "unsubscribe")]
+    pub fn leave<Q>(&self, key: &Q, peer: &Peer<T, M>) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let removed = self.remove(key, peer.info().id());
+        removed.map(Entered::into_peer).is_some()
+    }
+
+    /// Removes a member, and its group if it was the last.
+    fn remove<Q>(&self, key: &Q, id: ConnectionId) -> Option<Entered<T, M>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let mut shard = self.inner.groups.of(key);
+        let group = shard.get_mut(key)?;
+        let removed = group.members.remove(&id)?;
+        let ended = group.members.is_empty().then(|| shard.remove_entry(key));
+        drop(shard);
+        drop(ended);
+        Some(removed)
+    }
+
+    /// Returns the members of a group.
+    ///
+    /// They are copied, and no lock is held while the caller uses them.
+    pub fn members<Q>(&self, key: &Q) -> Vec<Peer<T, M>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let shard = self.inner.groups.of(key);
+        shard.get(key).map(Group::peers).unwrap_or_default()
+    }
+
+    /// Sends a frame to all members of a group for which `whom` returns `true`, like
+    /// [`Registry::broadcast`](super::Registry::broadcast).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, some members have been sent the frame and some have not.
+    #[doc(alias = "publish")]
+    pub async fn broadcast<Q>(
+        &self,
+        key: &Q,
+        frame: T,
+        whom: impl FnMut(&Peer<T, M>) -> bool,
+        slow: SlowPeer,
+    ) -> Broadcast
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+        T: Clone,
+    {
+        let mut members = self.members(key);
+        members.retain(whom);
+        broadcast(members, frame, slow).await
+    }
+
+    /// Opens the feed of a group, and sends its frames to the members.
+    async fn feed(groups: Weak<Inner<K, T, M>>, key: K, outcome: Outcome)
+    where
+        K: Clone,
+        T: Clone,
+    {
+        let fed = Fed {
+            task: tokio::task::id(),
+            groups,
+            key,
+        };
+        let Some((opening, slow)) = fed.open() else {
+            return;
+        };
+        let mut frames = match opening.await {
+            Ok(frames) => frames,
+            Err(why) => {
+                drop(fed);
+                outcome.tell(Err(why));
+                return;
+            }
+        };
+        outcome.tell(Ok(()));
+        while let Some(frame) = frames.next().await {
+            let members = fed.members();
+            broadcast(members, frame, slow).await;
+        }
+    }
+
+    fn upgrade(inner: &Weak<Inner<K, T, M>>) -> Option<Self> {
+        let inner = Weak::upgrade(inner)?;
+        Some(Self { inner })
+    }
+}
+
+impl<K, T, M> Groups<K, T, M>
+where
+    K: Clone,
+{
+    /// Returns the keys of all groups.
+    ///
+    /// They are copied one part of the groups at a time, and no lock is held while the caller uses
+    /// them. A group that begins or ends meanwhile may be included or not.
+    pub fn keys(&self) -> impl Iterator<Item = K> + '_ {
+        self.inner.groups.iter().flat_map(|shard| {
+            let keys: Vec<_> = shard.keys().cloned().collect();
+            keys
+        })
+    }
+}
+
+impl<T, M> Group<T, M> {
+    fn opening(&self) -> Option<Opening> {
+        self.feed.as_ref().map(Feed::opening)
+    }
+
+    fn peers(&self) -> Vec<Peer<T, M>> {
+        self.members.values().map(|it| it.peer.clone()).collect()
+    }
+}
+
+/// One group, as its feed knows it. A later group of the same key has another task, so it is
+/// another. Dropping this ends the group.
+struct Fed<K, T, M>
+where
+    K: Hash + Eq,
+{
+    groups: Weak<Inner<K, T, M>>,
+    key: K,
+    task: Id,
+}
+
+impl<K, T, M> Fed<K, T, M>
+where
+    K: Hash + Eq,
+{
+    fn open(&self) -> Option<(Opened<T>, SlowPeer)>
+    where
+        K: Clone,
+    {
+        let inner = self.groups.upgrade()?;
+        let source = inner.source.as_ref()?;
+        Some(((source.open)(self.key.clone()), source.slow))
+    }
+
+    fn is(&self, group: &Group<T, M>) -> bool {
+        group.feed.as_ref().is_some_and(|feed| feed.is(self.task))
+    }
+
+    fn members(&self) -> Vec<Peer<T, M>> {
+        let Some(inner) = self.groups.upgrade() else {
+            return Vec::new();
+        };
+        let shard = inner.groups.of(&self.key);
+        let group = shard.get(&self.key).filter(|group| self.is(group));
+        group.map(Group::peers).unwrap_or_default()
+    }
+}
+
+impl<K, T, M> Drop for Fed<K, T, M>
+where
+    K: Hash + Eq,
+{
+    fn drop(&mut self) {
+        let Some(inner) = self.groups.upgrade() else {
+            return;
+        };
+        let mut shard = inner.groups.of(&self.key);
+        if !shard.get(&self.key).is_some_and(|group| self.is(group)) {
+            return;
+        }
+        let ended = shard.remove_entry(&self.key);
+        drop(shard);
+        if let Some((_key, group)) = ended {
+            group
+                .members
+                .into_values()
+                .for_each(|it| drop(it.into_peer()));
+        }
+    }
+}
+
+impl<K, T, M> Clone for Groups<K, T, M> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<K, T, M> Default for Groups<K, T, M> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K, T, M> fmt::Debug for Groups<K, T, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Groups")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
