@@ -1,21 +1,19 @@
-//! Publish and subscribe: a registry for each channel.
+//! Publish and subscribe: a group for each channel.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tower_tcp::pipeline::Watermarks;
-use tower_tcp::registry::{KeyTaken, Registry, SlowPeer};
-use tower_tcp::{BoxError, ConnectionId, Peer};
+use tower_tcp::registry::{Groups, SlowPeer};
+use tower_tcp::{BoxError, Peer};
 
 use super::resp::{Confirmation, Frame, Message};
 
-type Listeners = Registry<ConnectionId, Frame>;
-
 /// The channels that have a listener.
 pub(crate) struct Channels {
-    listeners: Mutex<HashMap<Bytes, Listeners>>,
+    listeners: Groups<Bytes, Frame>,
     /// The marks of a subscriber's unwritten messages. A subscriber above the high mark is closed
     /// at once, as by the hard limit of Redis, so that it neither delays publishers nor fills
     /// memory.
@@ -25,51 +23,26 @@ pub(crate) struct Channels {
 impl Channels {
     pub(crate) fn new(marks: Watermarks) -> Self {
         Self {
-            listeners: Mutex::default(),
+            listeners: Groups::new(),
             marks,
         }
     }
 
     /// Sends a message to all listeners. Returns how many received it.
     pub(crate) async fn publish(&self, channel: Bytes, payload: Bytes) -> usize {
-        let Some(listeners) = self.listeners().get(&channel).cloned() else {
-            return 0;
-        };
-        let message = Frame::Message(Arc::new(Message::new(channel, payload)));
-        let sent = listeners.broadcast(message, |_, _| true, SlowPeer::CloseAfter(Duration::ZERO));
+        let message = Frame::Message(Arc::new(Message::new(channel.clone(), payload)));
+        let slow = SlowPeer::CloseAfter(Duration::ZERO);
+        let sent = self.listeners.broadcast(&channel, message, |_| true, slow);
         sent.await.sent()
     }
 
     /// Returns how many channels there are.
     pub(crate) fn len(&self) -> usize {
-        self.listeners().len()
-    }
-
-    fn insert(&self, channel: &Bytes, peer: &Peer<Frame>) -> Result<(), KeyTaken> {
-        let mut channels = self.listeners();
-        let listeners = channels.entry(channel.clone()).or_default();
-        listeners.insert(peer.info().id(), peer)
-    }
-
-    fn remove(&self, channel: &Bytes, peer: &Peer<Frame>) {
-        let mut channels = self.listeners();
-        let Some(listeners) = channels.get(channel) else {
-            return;
-        };
-        listeners.remove(&peer.info().id());
-        if listeners.is_empty() {
-            channels.remove(channel);
-        }
-    }
-
-    fn listeners(&self) -> MutexGuard<'_, HashMap<Bytes, Listeners>> {
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.listeners.len()
     }
 }
 
-/// A listening connection. It is dropped with its session, and then leaves all its channels.
+/// A listening connection. It leaves its channels by itself when it begins to close.
 pub(crate) struct Subscriber {
     all: Arc<Channels>,
     peer: Peer<Frame>,
@@ -105,13 +78,13 @@ impl Subscriber {
         let confirmation = Confirmation::Subscribed(channel.clone(), self.count());
         let confirmation = Frame::Confirmation(Box::new(confirmation));
         self.peer.send(confirmation).await?;
-        self.all.insert(&channel, &self.peer)?;
+        self.all.listeners.join(channel, &self.peer).await?;
         Ok(())
     }
 
     /// Leaves a channel. Returns how many are left.
     pub(crate) fn unsubscribe(&self, channel: &Bytes) -> usize {
-        self.all.remove(channel, &self.peer);
+        self.all.listeners.leave(channel, &self.peer);
         self.mine().remove(channel);
         let left = self.count();
         if left == 0 {
@@ -122,13 +95,5 @@ impl Subscriber {
 
     fn mine(&self) -> MutexGuard<'_, HashSet<Bytes>> {
         self.mine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        for channel in self.channels() {
-            self.all.remove(&channel, &self.peer);
-        }
     }
 }
