@@ -17,6 +17,7 @@ use support::{Client, Clients, Ends, settled};
 use tokio::io::DuplexStream;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::find_cause;
@@ -84,6 +85,11 @@ impl Fed {
         let said = self.frames.send(line.into()).await;
         said.expect("the stream is not dropped");
     }
+
+    async fn dropped(&self) {
+        let dropped = timeout(Duration::from_secs(3600), self.frames.closed());
+        dropped.await.expect("the stream is dropped");
+    }
 }
 
 /// Rooms whose streams are in the hands of the test. A semaphore with a permit for each stream that
@@ -140,7 +146,7 @@ async fn the_first_member_opens_a_feed_and_the_last_one_that_leaves_drops_it() {
     assert_eq!(bob.line().await, "to bob");
     assert_eq!(bob.ask("-hall").await, "out");
 
-    fed.frames.closed().await;
+    fed.dropped().await;
     assert!(rooms.is_empty());
     assert!(ann.hears_nothing().await);
     assert!(streams.try_recv().is_err(), "it was opened once");
@@ -158,14 +164,14 @@ async fn a_member_that_closes_leaves_its_groups() {
 
     drop(ann);
 
-    attic.frames.closed().await;
+    attic.dropped().await;
     assert_eq!(rooms.keys().collect::<Vec<_>>(), ["hall"]);
     assert_eq!(rooms.members("hall").len(), 1);
     assert!(!hall.frames.is_closed());
     // Closing has begun, and the peer still reads nothing of the end.
     let peer = rooms.members("hall").pop().expect("bob is in");
     peer.close();
-    hall.frames.closed().await;
+    hall.dropped().await;
     assert!(rooms.is_empty());
     rooms
         .join("hall".into(), &peer)
@@ -312,7 +318,7 @@ async fn the_groups_end_their_feeds_when_they_are_dropped() {
 
     drop(rooms);
 
-    fed.frames.closed().await;
+    fed.dropped().await;
     bob.close();
     other.reason().await;
     drop(ann);
@@ -383,7 +389,7 @@ async fn a_slow_member_that_is_waited_for_holds_the_feed_back_and_nothing_is_que
     let line = "x".repeat(1024);
 
     let mut said = 0;
-    while let Ok(room) = tokio::time::timeout(Duration::from_secs(60), fed.frames.reserve()).await {
+    while let Ok(room) = timeout(Duration::from_secs(60), fed.frames.reserve()).await {
         room.expect("it is not dropped").send(line.clone().into());
         said += 1;
         assert!(said < 1_000, "something is queued without a bound");
@@ -481,7 +487,7 @@ async fn who_is_in_misses_nothing_however_others_come_and_go() {
                 tokio::task::yield_now().await;
             }
         };
-        let in_time = tokio::time::timeout(Duration::from_secs(20), unsubscribed).await;
+        let in_time = timeout(Duration::from_secs(20), unsubscribed).await;
         in_time.expect("the last feed is dropped");
     }
 }
@@ -499,19 +505,16 @@ impl Drop for Busy {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_may_use_its_groups_when_it_is_dropped() {
     let rooms = Rooms::new();
     let served = serve_rooms(&rooms);
-    let (ann, _bob) = (join(&served, "hall").await, join(&served, "hall").await);
+    let (ann, bob) = (join(&served, "hall").await, join(&served, "hall").await);
     let busy = BUSY.get_or_init(|| {
         let open = |key: Busy| {
-            let ends = key == Busy("ends");
-            let rest = stream::pending().left_stream();
-            let frames = if ends {
-                stream::empty().right_stream()
-            } else {
-                rest
+            let frames = match key.0 {
+                "ends" => stream::empty().left_stream(),
+                _ => stream::pending().right_stream(),
             };
             std::future::ready(Ok::<_, BoxError>(frames))
         };
@@ -520,31 +523,29 @@ async fn a_key_may_use_its_groups_when_it_is_dropped() {
     let members = rooms.members("hall");
 
     // In a thread, because a deadlock would block it.
+    let (done, mut is_done) = mpsc::channel(1);
     let runtime = tokio::runtime::Handle::current();
-    let used = tokio::task::spawn_blocking(move || {
+    std::thread::spawn(move || {
+        let join = |key, peer| runtime.block_on(busy.join(Busy(key), peer));
         for peer in &members {
             for key in ["1", "1", "2", "ends"] {
-                runtime
-                    .block_on(busy.join(Busy(key), peer))
-                    .expect("it is open");
+                join(key, peer).expect("it is open");
             }
         }
-        assert!(busy.leave(&Busy("1"), &members[0]));
-        assert!(busy.leave(&Busy("1"), &members[1]));
-        members
+        for peer in &members {
+            assert!(busy.leave(&Busy("1"), peer));
+            peer.close();
+            runtime.block_on(peer.closing());
+            join("3", peer).expect("it is too late, which is no error");
+        }
+        done.try_send(()).expect("it is waited for");
     });
-    let used = tokio::time::timeout(Duration::from_secs(3600), used).await;
-    let members = used.expect("it does not deadlock").expect("nor panic");
-    settled().await;
-    assert_eq!(busy.keys().filter(|key| key.0 == "2").count(), 1);
+    let done = timeout(Duration::from_secs(30), is_done.recv()).await;
 
-    drop(ann);
+    done.expect("it does not deadlock")
+        .expect("it does not panic");
+    drop((ann, bob));
     served.reason().await;
-    members.iter().for_each(Peer::close);
     served.reason().await;
-    assert!(busy.is_empty());
-    busy.join(Busy("3"), &members[0])
-        .await
-        .expect("it is too late");
     assert!(busy.is_empty());
 }

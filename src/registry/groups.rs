@@ -25,8 +25,8 @@ use crate::pipeline::Peer;
 ///
 /// A group begins when its first member [joins](Self::join), and ends when its last member
 /// [leaves](Self::leave) or begins to close. In between it may have a *feed*, a stream whose frames
-/// are sent to all members ([`fed_by`](Self::fed_by)). So a program subscribes to a topic of another
-/// server as long as one of its own clients wants it:
+/// are sent to all members ([`fed_by`](Self::fed_by)). So a program subscribes to a topic of
+/// another server as long as one of its own clients wants it:
 ///
 /// ```
 /// use std::io;
@@ -89,18 +89,18 @@ impl<K, T, M> Groups<K, T, M> {
 
     /// Creates groups with a feed for each.
     ///
-    /// `open` is called in a task for each new group, and returns a stream. Each frame of the stream
-    /// is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The next one is
-    /// taken when that is done, so nothing is queued in between, and with [`SlowPeer::Wait`] a slow
-    /// member holds the stream back.
+    /// `open` is called in a task for each new group, and returns a stream. Each frame of the
+    /// stream is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The next
+    /// one is taken when that is done, so nothing is queued in between, and with
+    /// [`SlowPeer::Wait`] a slow member holds the stream back.
     ///
-    /// The stream, or the future that opens it, is dropped when the group ends. A key that is joined
-    /// again is a new group with a new stream. Its members get nothing of the last stream, even if
-    /// that is not dropped yet.
+    /// The stream, or the future that opens it, is dropped when the group ends. A key that is
+    /// joined again is a new group with a new stream. Its members get nothing of the last stream,
+    /// even if that is not dropped yet.
     ///
     /// A stream that ends, cannot be opened, or panics ends its group: all members leave it, and
-    /// their connections stay open. The last frame of the stream can tell them. To keep the members,
-    /// continue the stream with [`pending`](futures_util::stream::pending).
+    /// their connections stay open. The last frame of the stream can tell them. To keep the
+    /// members, continue the stream with [`pending`](futures_util::stream::pending).
     pub fn fed_by<F, S, E>(open: impl Fn(K) -> F + Send + Sync + 'static, slow: SlowPeer) -> Self
     where
         F: Future<Output = Result<S, E>> + Send + 'static,
@@ -145,8 +145,8 @@ where
     /// Makes a connection a member of a group, and waits until the group's feed is opened.
     ///
     /// The connection is a member from the first poll on, until it leaves, begins to close, or the
-    /// feed ends. If it is already closing, it does not become a member, which is no error. A member
-    /// that joins again only waits.
+    /// feed ends. If it is already closing, it does not become a member, which is no error. A
+    /// member that joins again only waits.
     ///
     /// The wait has no deadline of its own; put one into the function that opens the feed.
     ///
