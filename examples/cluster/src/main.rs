@@ -1,0 +1,173 @@
+//! A chat on several machines. Its rooms span them over [NATS](https://nats.io).
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `rooms.rs` | the rooms: the members here, and the lines from everywhere |
+//! | `member.rs` | the session of one connection |
+//! | `main.rs` | the node: its options, NATS, the stack |
+//!
+//! ```sh
+//! apt-get install nats-server
+//! cargo run                # starts NATS, and says how to start other nodes
+//! nc 127.0.0.1 7006        # then /join hall, and talk; /quit
+//! ```
+//!
+//! A node subscribes to a room when its first member joins, and unsubscribes when its last member
+//! leaves or closes.
+//!
+//! # What is lost
+//!
+//! NATS passes a line on to the nodes that it reaches, and keeps none. So a line is said once or
+//! not at all, and what a node did not get is not sent again. `tests/cluster.rs` counted this with
+//! 3 nodes, 300 members and 10,000 lines (2026-11-28):
+//!
+//! | event | lost | reason |
+//! | --- | --- | --- |
+//! | a member does not read | of its lines all but 28, of the others' 0 of 3,000,000 | it misses what its buffers do not hold, and is closed after 5 s |
+//! | `kill -9` of a node | of its members' lines those that it had not read; of the others' 0 of 2,000,000 | a member knows that its line is said when it hears it |
+//! | NATS stands still or restarts | of 30 lines said in that moment 4 to 30, in six runs; a sender that does not hear its line is told "not said, or late" after 2 s | they were on the way when the connection was given up |
+//! | the same, 3 s later | none: lines are refused | the nodes know it, have told all members, and tell them again when NATS is back |
+//! | a node is replaced | for a member that joins another node when told so, and stays until the old one says bye, nothing | it is in both meanwhile |
+//! | the same | for a member that comes back, what is said until then | nothing is kept for it |
+//!
+//! A line that its sender has heard is missed only where NATS was out of reach at that moment. The
+//! members there are told that they may have missed lines.
+//!
+//! A node that cannot keep up misses the lines of a room above 4,096 that wait for it; its members
+//! are told.
+use std::io;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use futures_util::TryFutureExt;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{self, SignalKind};
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::bind::SocketOptions;
+use tower_tcp::deadline::Deadlines;
+use tower_tcp::frame::Lines;
+use tower_tcp::observe::ConnectionTraceLayer;
+use tower_tcp::pipeline::{Limits, SessionService};
+use tower_tcp::{BoxError, Pipeline, Server, signal};
+use tracing_subscriber::EnvFilter;
+
+use member::{Member, farewell};
+use rooms::Rooms;
+
+mod member;
+mod rooms;
+
+/// The longest line in bytes, its ending included: more than anyone types.
+const MAX_LINE: usize = 1024;
+/// The kernel's send buffer for a member that does not read, in bytes. Its default grows to
+/// megabytes.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// A chat whose rooms span several machines.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    #[arg(long, default_value = "127.0.0.1:7006")]
+    listen: Vec<String>,
+
+    /// The NATS server of all nodes, such as `nats://10.0.0.1:4222`. Without one, this node starts
+    /// `nats-server`, or runs alone if that is not installed.
+    #[arg(long)]
+    nats: Option<String>,
+
+    /// The name of this node, which is part of its members' names.
+    #[arg(long, default_value = "node")]
+    name: String,
+
+    /// Seconds from the first SIGTERM or ctrl-c to the drain. Members are told at once, so that
+    /// they join another node before they leave this one.
+    #[arg(long, default_value_t = 5)]
+    leave: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+
+    // Killed when it is dropped at the end.
+    let (_started, url) = match args.nats {
+        Some(url) => (None, Some(url)),
+        None => start_nats()?.unzip(),
+    };
+    let rooms = Arc::new(Rooms::open(url).await?);
+    let make = {
+        let (rooms, node) = (Arc::clone(&rooms), Arc::from(args.name));
+        service_fn(move |peer| {
+            Member::begin(Arc::clone(&rooms), Arc::clone(&node), peer).map_ok(SessionService::new)
+        })
+    };
+    let stack = ServiceBuilder::new()
+        .layer(ConnectionTraceLayer::new())
+        .service(
+            Pipeline::new(|| Lines::default().max_line(MAX_LINE))
+                .make_service(make)
+                .limits(Limits::default().max_frame(MAX_LINE))
+                .deadlines(Deadlines::default().idle(Duration::from_secs(600)))
+                .farewell(|_, reason| farewell(reason)),
+        );
+
+    let server = Server::builder()
+        .name("cluster")
+        .socket_options(SocketOptions::default().send_buffer(SEND_BUFFER))
+        .lame_duck(Duration::from_secs(args.leave))
+        .listen_all(args.listen)
+        .bind()
+        .await?;
+    signal::install(&server.handle())?;
+    tokio::spawn(leave(rooms)?);
+    for address in server.handle().local_addrs() {
+        println!("listening on {address}");
+    }
+    println!("{}", server.serve(stack).await?);
+    Ok(())
+}
+
+/// Tells the members at the first signal that this node will leave.
+fn leave(rooms: Arc<Rooms>) -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = unix::signal(SignalKind::terminate())?;
+    let mut interrupt = unix::signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        rooms.announce("* this node leaves: join another").await;
+    })
+}
+
+/// Starts a NATS server for this node and others. Returns it with its URL, or `None` if it is not
+/// installed.
+fn start_nats() -> io::Result<Option<(Child, String)>> {
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let started = Command::new("nats-server")
+        .args(["--addr", "127.0.0.1", "--port", &free.port().to_string()])
+        .stderr(Stdio::null())
+        // Out of the reach of ctrl-c, so that it is there until the node is drained.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn();
+    match started {
+        Ok(nats) => {
+            println!("other nodes: cargo run -- --nats {free} --listen 127.0.0.1:7007 --name two");
+            Ok(Some((nats, free.to_string())))
+        }
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            println!("alone, because there is neither --nats nor a nats-server on the path");
+            println!("to have one: apt-get install nats-server, or https://nats.io/download");
+            Ok(None)
+        }
+        Err(err) => Err(err),
+    }
+}

@@ -1,0 +1,166 @@
+//! The rooms: the members here, and the lines from all nodes.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectOptions, Event};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, future, stream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tower_tcp::registry::{Groups, JoinError, Registry, SlowPeer};
+use tower_tcp::{BoxError, ConnectionId, Peer};
+
+/// A member that takes nothing for this time is closed. Until then it misses what it is too slow
+/// for. It holds nobody up.
+const SLOW: SlowPeer = SlowPeer::CloseAfter(Duration::from_secs(5));
+/// NATS is asked for a sign of life this often, if it sends nothing else. It is out of reach when
+/// the third time comes without an answer to the first two.
+const PING: Duration = Duration::from_secs(1);
+/// The longest wait for NATS while a member waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The most lines that wait for NATS to take them.
+const UNSENT: usize = 128;
+/// The most lines of a room that wait for this node to take them.
+const UNREAD: usize = 4096;
+
+pub(crate) struct Rooms {
+    /// The members here that are in a room. A room is subscribed to as long as there is one.
+    members: Groups<String, Bytes>,
+    /// All connections to this node.
+    everybody: Registry<ConnectionId, Bytes>,
+    nats: Option<Client>,
+}
+
+impl Rooms {
+    /// Opens rooms that span all nodes which use this NATS server, or only this one.
+    pub(crate) async fn open(url: Option<String>) -> Result<Self, BoxError> {
+        let everybody = Registry::new();
+        let Some(url) = url else {
+            let members = Groups::new();
+            return Ok(Self {
+                members,
+                everybody,
+                nats: None,
+            });
+        };
+        let (news, latest) = watch::channel("");
+        tokio::spawn(tell(everybody.clone(), latest));
+        let nats = ConnectOptions::new()
+            .ping_interval(PING)
+            .connection_timeout(PATIENCE)
+            .client_capacity(UNSENT)
+            .subscription_capacity(UNREAD)
+            .reconnect_delay_callback(|_attempt| PING / 2)
+            .retry_on_initial_connect()
+            .event_callback(move |event| {
+                if let Some(line) = headline(&event) {
+                    news.send_replace(line);
+                }
+                future::ready(())
+            })
+            .connect(url)
+            .await?;
+        let members = {
+            let nats = nats.clone();
+            Groups::fed_by(
+                move |room: String| subscribe(nats.clone(), subject(&room)),
+                SLOW,
+            )
+        };
+        Ok(Self {
+            members,
+            everybody,
+            nats: Some(nats),
+        })
+    }
+
+    pub(crate) fn enter(&self, peer: &Peer<Bytes>) {
+        let entered = self.everybody.insert(peer.info().id(), peer);
+        entered.expect("the number of a connection is its own");
+    }
+
+    /// Takes a member into a room. From then on it misses no line that NATS brings.
+    pub(crate) async fn join(&self, room: &str, peer: &Peer<Bytes>) -> Result<(), JoinError> {
+        self.members.join(room.to_owned(), peer).await
+    }
+
+    pub(crate) fn leave(&self, room: &str, peer: &Peer<Bytes>) {
+        self.members.leave(room, peer);
+    }
+
+    /// Says a line to all in a room, also to the member that says it. An error is for that member:
+    /// nothing is said silently into the void.
+    pub(crate) async fn say(&self, room: &str, line: String) -> Result<(), &'static str> {
+        let Some(nats) = &self.nats else {
+            let said = self.members.broadcast(room, line.into(), |_| true, SLOW);
+            let _counts = said.await;
+            return Ok(());
+        };
+        if nats.connection_state() != State::Connected {
+            return Err("* not said: the other nodes are out of reach");
+        }
+        let connects = || nats.statistics().connects.load(Ordering::Relaxed);
+        let connected = connects();
+        let said = async {
+            nats.publish(subject(room), line.into()).await?;
+            taken(nats).await
+        };
+        match timeout(PATIENCE, said).await {
+            // Another connection knows nothing of the line.
+            Ok(Ok(())) if connects() == connected => Ok(()),
+            _ => Err("* not said, or late: NATS has not taken it in time"),
+        }
+    }
+
+    /// Tells everybody here, in whichever room.
+    pub(crate) async fn announce(&self, line: &'static str) {
+        self.everybody
+            .broadcast(line.into(), |_, _| true, SLOW)
+            .await;
+    }
+}
+
+/// Waits until NATS has passed on all that was published before, to all nodes that it reaches. It
+/// does not say so, but takes everything in turn, so an own line that comes back shows it.
+async fn taken(nats: &Client) -> Result<(), BoxError> {
+    let _unsubscribed = subscribe(nats.clone(), nats.new_inbox()).await?;
+    Ok(())
+}
+
+/// The lines of a room, from all nodes. Dropping them unsubscribes.
+async fn subscribe(nats: Client, subject: String) -> Result<impl Stream<Item = Bytes>, BoxError> {
+    let opened = async {
+        let mut lines = nats.subscribe(subject.clone()).await?;
+        // Once this comes back, or any other line comes, the subscription counts.
+        nats.publish(subject, Bytes::new()).await?;
+        let first = lines.next().await;
+        Ok::<_, BoxError>(stream::iter(first).chain(lines))
+    };
+    let lines = timeout(PATIENCE, opened).await??.map(|line| line.payload);
+    Ok(lines.filter(|line| future::ready(!line.is_empty())))
+}
+
+fn subject(room: &str) -> String {
+    format!("room.{room}")
+}
+
+/// What everybody here is told of NATS.
+fn headline(event: &Event) -> Option<&'static str> {
+    Some(match event {
+        Event::Disconnected => "* the other nodes are out of reach: nothing can be said",
+        Event::Connected => "* the other nodes are in reach: you may have missed lines",
+        Event::SlowConsumer(_) => "* this node is too slow: you have missed lines",
+        _ => return None,
+    })
+}
+
+/// Tells everybody here the latest news, once a second at most.
+async fn tell(everybody: Registry<ConnectionId, Bytes>, mut latest: watch::Receiver<&'static str>) {
+    while latest.changed().await.is_ok() {
+        let line = *latest.borrow_and_update();
+        everybody.broadcast(line.into(), |_, _| true, SLOW).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+}
