@@ -1,8 +1,8 @@
 //! Measures the cost of unwelcome clients: a greedy client beside others, banned addresses, and
 //! connections from a million addresses.
 //!
-//! `cargo bench --bench door` prints all three, `cargo bench --bench door -- banned` one. Each
-//! process needs 20,000 descriptors (`ulimit -n`). Compare only the ratios of one run.
+//! `cargo bench --bench door` prints all three figures, `cargo bench --bench door -- banned` only
+//! one. Each process needs 20,000 descriptors (`ulimit -n`). Compare only the ratios of one run.
 #![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 #![expect(
     clippy::disallowed_types,

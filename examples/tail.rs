@@ -34,8 +34,8 @@ use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::{BoxError, Peer, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
-/// How many bytes are read from the file at a time. A client that does not read makes the server
-/// hold this much, and the high mark.
+/// The number of bytes that are read from the file at a time. For a client that does not read, the
+/// server buffers this many bytes and those up to the high mark.
 const CHUNK: usize = 16 * 1024;
 
 /// Streams a growing file to every client.
@@ -62,7 +62,7 @@ struct Args {
 struct Seen {
     file: Arc<File>,
     len: u64,
-    /// How often the file has been found shorter than before.
+    /// The number of times that the file was shorter than before.
     cuts: u64,
 }
 

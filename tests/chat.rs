@@ -349,8 +349,8 @@ async fn what_cannot_be_done_is_said() {
 const MEMBERS: usize = 1_000;
 const NOT_READING: usize = 10;
 const READING: usize = MEMBERS - NOT_READING;
-/// How many lines of 1,000 bytes are sent at a time. All batches together fill the system's buffers
-/// and the high mark several times.
+/// The number of lines of 1,000 bytes that are sent at a time. All batches together fill the
+/// system's buffers and the high mark several times.
 const BATCH: usize = 10;
 const BATCHES: usize = 35;
 
@@ -358,7 +358,7 @@ const BATCHES: usize = 35;
 /// such a member would take that long. Far more than a batch takes.
 const WAITED: Duration = Duration::from_secs(10);
 
-/// How many lines that begin with `<` all readers have seen together.
+/// The number of lines that begin with `<`, of all readers together.
 #[derive(Default)]
 struct Seen {
     lines: AtomicUsize,

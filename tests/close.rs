@@ -56,7 +56,7 @@ async fn all_given_back(served: &Served<()>) {
     timeout(NET, given_back).await.expect("all is given back");
 }
 
-/// How much of a request the client completes before its reset.
+/// The part of a request that the client completes before its reset.
 #[derive(Clone, Copy, Debug)]
 enum Reset {
     BeforeRequest,

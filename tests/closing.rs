@@ -36,7 +36,7 @@ use tower_tcp::{
 use support::{Client, Clients, Ends, Pipelined, settled, until};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a server waits for its peer to close.
+/// The time for which a server waits for its peer to close.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// A moment of a connection.

@@ -384,7 +384,7 @@ async fn chaotic_service(line: Bytes) -> Result<Reply<Bytes>, BoxError> {
     }
 }
 
-/// What a client sends, and whether it then stays until the server closes the connection.
+/// The input of a client, and `true` if it then stays until the server closes the connection.
 const CHAOS: [(&[u8], bool); 16] = [
     (b".hi\n", true),
     (b".hi\n", false),

@@ -13,8 +13,8 @@ use tower::Service;
 use tower_tcp::testkit::{self, Connector, MemoryListener};
 use tower_tcp::{BoxError, Connection, Server};
 
-/// How many requests are timed together, whatever number of them is ahead of the answers. A
-/// measured microsecond is thus about a nanosecond a request.
+/// The number of requests that are timed together, whatever number of them is ahead of the answers.
+/// A measured microsecond is thus about a nanosecond a request.
 pub(crate) const REQUESTS: usize = 1024;
 
 /// The read buffer of the loops by hand, as large as a pipeline's.

@@ -22,7 +22,7 @@ use super::inline;
 /// The most arguments of a request, as in redis. They cost nothing before they arrive.
 const MOST_ARGS: usize = 1024 * 1024;
 
-/// The longest line of words, as in redis.
+/// The longest inline request, as in redis.
 const LONGEST_LINE: usize = 64 * 1024;
 
 /// The most digits of a length. No limit needs more, and it stops the search for the end of a long
@@ -115,8 +115,8 @@ pub(crate) enum Version {
     Resp3,
 }
 
-/// How far the request at the front of the input has been parsed. A request in many pieces thus
-/// takes linear time.
+/// The part of the request at the front of the input that has been parsed. A request in many pieces
+/// thus takes linear time.
 #[derive(Clone, Copy, Debug, Default)]
 enum Begun {
     #[default]

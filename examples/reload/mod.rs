@@ -1,4 +1,4 @@
-//! The reload of certificates at a SIGHUP, which several examples have.
+//! Reloads certificates at a SIGHUP. Several examples use it.
 
 use std::error::Error;
 use std::io;

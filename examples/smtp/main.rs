@@ -50,11 +50,11 @@ mod service;
 mod session;
 mod store;
 
-/// How many mails of the largest size fit into memory, incoming ones included. New mails evict the
-/// oldest.
+/// The number of mails of the largest size that fit into memory, incoming ones included. New mails
+/// evict the oldest.
 const LARGEST_IN_MEMORY: usize = 4;
 
-/// How long incoming mails may take at a shutdown.
+/// The deadline for incoming mails at a shutdown.
 const LEAVING: Duration = Duration::from_secs(30);
 
 /// Receives mail, into memory or a maildir.
@@ -73,7 +73,7 @@ struct Args {
     #[arg(long, default_value_t = 25_000_000)]
     max_size: u32,
 
-    /// What the server calls itself.
+    /// The name of the server in its replies.
     #[arg(long, default_value = "localhost")]
     hostname: String,
 
@@ -85,7 +85,7 @@ struct Args {
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// How many connections may be open at the same time; those beyond get a 421.
+    /// The most connections that may be open at the same time; more of them get a 421.
     #[arg(long, default_value_t = 1_000)]
     max_connections: usize,
 

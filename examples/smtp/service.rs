@@ -24,8 +24,8 @@ use super::codec::{Input, Smtp};
 use super::command::Command;
 use super::session::{Shared, SmtpSession, farewell};
 
-/// How long a client may take for its next command, or the next piece of its mail (RFC 5321,
-/// section 4.5.3.2.7).
+/// The deadline for a client's next command, or the next piece of its mail (RFC 5321, section
+/// 4.5.3.2.7).
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 pub(crate) fn smtp<Io>(

@@ -160,7 +160,7 @@ impl PerClient {
         })
     }
 
-    /// Lets a connection in that is below the limits, unless others have waited longer.
+    /// Admits a connection below the limits, unless others have waited longer.
     fn try_enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
         let others_wait = place.client.waiting.load(Ordering::Acquire) > 0;
         let many = OverClientLimit::Connections(self.clients.connections);
@@ -194,7 +194,7 @@ impl PerClient {
     }
 }
 
-/// A connection's place among those of its client. Dropping it gives it back.
+/// A connection's place under the limit of its client. Dropping it gives the place back.
 struct Place {
     client: Held,
     is_taken: bool,

@@ -26,7 +26,7 @@ use crate::end::EndReason;
 enum Waiting {
     /// For the service, or the body of a request or response. Only `half_closed` bounds this wait.
     Busy,
-    /// HTTP/1 only: for another task, which still reads the body of a request that is answered.
+    /// HTTP/1 only: for another task to read the rest of an answered request's body.
     Unread,
     FirstByte,
     Head,

@@ -70,7 +70,7 @@ pub enum ProxyEncodeError {
     /// The path of a Unix socket is longer than 108 bytes, or contains a zero byte.
     #[error("the path of the Unix socket does not fit into a PROXY header")]
     Path,
-    /// The value of the TLV of this type is not valid, or its type is that of the checksum.
+    /// A TLV of this type has an invalid value, or is a checksum, which the library itself adds.
     #[error("the TLV of type {0:#04x} is not valid")]
     Tlv(u8),
     /// The header is longer than 65,551 bytes.

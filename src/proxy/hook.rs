@@ -70,8 +70,8 @@ impl ProxyProtocol {
 
     /// Sets the policy for peers that are not trusted.
     ///
-    /// Default: [`Untrusted::Refuse`]. Why: a port behind a proxy should not be reachable for
-    /// others.
+    /// Default: [`Untrusted::Refuse`]. Why: only the proxy should be able to reach a port
+    /// behind it.
     #[must_use]
     pub fn untrusted(mut self, untrusted: Untrusted) -> Self {
         self.untrusted = untrusted;

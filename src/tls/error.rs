@@ -33,7 +33,7 @@ pub enum TlsError {
     /// A file or text is not PEM.
     #[error("malformed PEM in {pem}")]
     Malformed {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
         /// The error of the parser.
         #[source]
@@ -43,21 +43,21 @@ pub enum TlsError {
     /// A file or text contains no certificate.
     #[error("no certificate in {pem}")]
     NoCertificate {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
     },
 
     /// A file or text contains no private key, or only an encrypted one.
     #[error("no unencrypted private key in {pem}")]
     NoKey {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
     },
 
     /// The server's own certificate is unusable.
     #[error("unusable certificate in {pem}")]
     BadCertificate {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
         /// The reason.
         #[source]
@@ -67,7 +67,7 @@ pub enum TlsError {
     /// The private key is unusable. RSA, ECDSA and Ed25519 keys are supported.
     #[error("unusable private key in {pem}")]
     BadKey {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
         /// The reason.
         #[source]
@@ -119,14 +119,14 @@ pub enum TlsError {
     /// A certificate contains no DNS name under which it could be served.
     #[error("no DNS name in the certificate in {pem}")]
     Nameless {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
     },
 
     /// The root certificates for clients are unusable.
     #[error("unusable roots for client certificates in {pem}")]
     BadRoots {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
         /// The reason.
         #[source]
@@ -136,14 +136,14 @@ pub enum TlsError {
     /// A file or text contains no certificate revocation list.
     #[error("no certificate revocation list in {pem}")]
     NoRevocationList {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
     },
 
     /// A certificate revocation list is unusable.
     #[error("unusable certificate revocation list in {pem}")]
     BadRevocationList {
-        /// The path of the file, or the name of the text.
+        /// The path of the file, or a name for the PEM text.
         pem: String,
         /// The reason.
         #[source]

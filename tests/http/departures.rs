@@ -146,7 +146,7 @@ async fn a_half_close_right_behind_a_request_is_answered_each_time() {
     }
 }
 
-/// What lies unread behind a request that is not answered yet.
+/// Returns input that stays unread behind a request without an answer.
 fn unread() -> Vec<(&'static str, String)> {
     let post = "POST /never HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n";
     vec![

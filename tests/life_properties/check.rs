@@ -8,7 +8,7 @@ use tower_tcp::EndReason;
 use super::record::{Case, Leg, Log, Then, Way};
 use super::wire::{Kind, LINES, RAW, Request, Tag, take_frame};
 
-/// What a peer has read, in order of arrival.
+/// The bytes that a peer has read, in order of arrival.
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) legs: [SeenLeg; 2],

@@ -51,7 +51,7 @@ impl Clients for Served<Connector> {
 
 /// Ends that must come.
 pub(crate) trait Ends {
-    /// Returns the way of dispatch, for messages.
+    /// Returns the name of the dispatch, for messages of failed assertions.
     fn way(&self) -> &str;
 
     /// Waits for the next end of a connection.

@@ -53,7 +53,7 @@ pub(crate) struct Series {
     pub(crate) attributes: BTreeMap<String, String>,
     /// The value of a counter or gauge, or the sum of a histogram.
     pub(crate) value: f64,
-    /// How many values a histogram has recorded.
+    /// The number of values that a histogram has recorded.
     pub(crate) times: usize,
 }
 

@@ -17,16 +17,16 @@ use tokio::time::Instant;
 use crate::server::Running;
 use crate::table::Figure;
 
-/// How long requests are sent before counting begins.
+/// The time for which requests are sent before counting begins.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
 
 /// The number of connections.
 pub(crate) const CONNECTIONS: usize = 32;
 
-/// What each connection sends.
+/// The input of each connection.
 pub(crate) struct Load {
     line: Vec<u8>,
-    /// How many lines are sent ahead of their answers.
+    /// The number of lines that are sent ahead of their answers.
     ahead: usize,
 }
 

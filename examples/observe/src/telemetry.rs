@@ -12,7 +12,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How often histograms are tidied. They would grow if nobody scraped the server.
+/// The interval at which histograms are tidied. They would grow if nobody scraped the server.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Buckets in seconds for a request or a handshake, as OpenTelemetry advises for HTTP.

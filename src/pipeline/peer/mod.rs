@@ -504,7 +504,8 @@ impl<T, M> fmt::Debug for Peer<T, M> {
     }
 }
 
-/// A callback for a moment that is past. It is user code, so it is dropped without a lock.
+/// A callback that was registered too late to run. It is user code, so it is dropped outside of the
+/// lock.
 pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);
 
 /// A message that is sent after a delay. Created by [`Peer::post_after`]. Dropping the `Timer` does

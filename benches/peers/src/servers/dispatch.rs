@@ -8,7 +8,7 @@ use tower::service_fn;
 use tower_tcp::frame::Lines;
 use tower_tcp::{BoxError, Pipeline, Server};
 
-/// How many requests of a connection may run at the same time.
+/// The most requests of a connection that may run at the same time.
 const CALLS: usize = 64;
 
 #[derive(Parser)]

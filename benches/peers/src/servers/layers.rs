@@ -40,7 +40,7 @@ struct Args {
     #[arg(long)]
     in_memory: Option<usize>,
 
-    /// How many requests a batch has.
+    /// The number of requests in a batch.
     #[arg(long, default_value_t = 1)]
     ahead: usize,
 }

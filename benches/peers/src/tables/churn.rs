@@ -15,7 +15,7 @@ use crate::load::{connect, micros};
 use crate::server::Running;
 use crate::table::{self, Figure, Table};
 
-/// How many clients connect at the same time.
+/// The number of clients that connect at the same time.
 const CLIENTS: usize = 32;
 
 /// A connection that takes longer has failed.

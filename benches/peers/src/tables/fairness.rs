@@ -16,11 +16,11 @@ use crate::load::{WARM_UP, line, nanos};
 use crate::server::{Running, Server};
 use crate::table::{self, Figure, Table};
 
-/// How many connections ask, and how often each does.
+/// The number of connections that send requests, and the interval of each.
 const ASKING: u32 = 100;
 const EVERY: Duration = Duration::from_millis(10);
 
-/// How many connections flood the server, with the same number of requests ahead on each.
+/// The number of connections that flood the server, with the same number of requests ahead on each.
 const FLOODS: [usize; 3] = [0, 1, 4];
 const AHEAD: usize = 128;
 

@@ -30,7 +30,7 @@ const STACKS: [&str; 13] = [
 
 const AHEAD: [usize; 2] = [1, 16];
 
-/// How many requests are counted. The number changes only how long that takes.
+/// The number of counted requests. It changes only how long counting takes.
 const COUNTED: usize = 1600;
 
 const INSTRUCTIONS: [Figure; 2] = [

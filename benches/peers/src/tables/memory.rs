@@ -23,7 +23,7 @@ const LONGEST: usize = 64 * 1024;
 /// After this long without progress the server reads no more.
 const STALL: Duration = Duration::from_millis(500);
 
-/// How much the kernel buffers for a client. It is small, so the server soon has to buffer.
+/// The size of the kernel's buffer for a client. It is small, so the server soon has to buffer.
 const SOCKET_BUFFER: u32 = 16 * 1024;
 
 const FIGURES: [Figure; 1] = [Figure::new("bytes/connection").compared()];

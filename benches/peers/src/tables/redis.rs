@@ -12,7 +12,7 @@ use crate::table::{self, Figure, Table};
 
 const COMMANDS: [&str; 5] = ["SET", "GET", "INCR", "LPUSH", "MSET"];
 
-/// How many requests are ahead, and roughly how many of them redis answers in a second.
+/// The number of requests ahead, and roughly the number that redis answers in a second.
 const PIPELINES: [(usize, f64); 3] = [(1, 50e3), (16, 500e3), (64, 800e3)];
 
 const FIGURES: [Figure; 3] = [

@@ -26,7 +26,7 @@ use crate::load::{connect, micros};
 use crate::server::{Running, Server, free_port};
 use crate::table::{self, Figure, Table};
 
-/// How many bytes a turn of the bulk tables transfers.
+/// The number of bytes that a turn of the bulk tables transfers.
 const BULK: usize = 256 * 1024 * 1024;
 
 const BLOCK: usize = 64 * 1024;

@@ -24,7 +24,7 @@ use tower_tcp::http::Http;
 use tower_tcp::testkit::{Connector, memory};
 use tower_tcp::{ConnectionInfo, Server};
 
-/// How many requests a connection may send at once before it has to wait for a minute.
+/// The most requests that a connection may send at once before it has to wait for a minute.
 const BURST: u32 = 4;
 
 /// Limits each connection on its own.

@@ -17,7 +17,7 @@ use crate::{Example, soon};
 const RESTARTS: u32 = 20;
 const CLIENTS: usize = 64;
 
-/// How many answers arrive between two restarts.
+/// The number of answers between two restarts.
 const ANSWERS: u32 = 2000;
 
 /// The client's end of a connection. It obeys `connection: close` and `GOAWAY`.
