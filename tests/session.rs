@@ -26,8 +26,8 @@ use support::{Clients, Ends, each_way, settled};
 
 const SEC: Duration = Duration::from_secs(1);
 
-/// Keeps all lines, and answers with them. A number takes that many seconds: it is kept as `(` at
-/// their start, and as `)` at their end. `panic` panics.
+/// Keeps all lines, and replies with them. A line with a number takes that many seconds: `(` is
+/// kept when it begins, and `)` when it is done. The line `panic` panics.
 #[derive(Default)]
 struct Diary {
     lines: String,

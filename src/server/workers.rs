@@ -107,7 +107,7 @@ impl Workers {
         })
     }
 
-    /// Advances the turn, once the seat is taken by a connection.
+    /// Records that a connection took this seat, so that among equals the next runtime is chosen.
     pub(super) fn took(&mut self, place: &Seat) {
         self.next = (place.index + 1) % self.all.len();
     }
