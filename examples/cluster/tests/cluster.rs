@@ -153,7 +153,7 @@ fn numbered(line: usize) -> String {
     format!("#{line} {:200}\n", "")
 }
 
-/// Who has said a numbered line, and its number.
+/// The speaker and the number of a numbered line.
 fn said(line: &str) -> Option<(&str, usize)> {
     let (who, rest) = line.split_once("> #")?;
     let (number, _rest) = rest.split_once(' ')?;
@@ -261,7 +261,7 @@ impl Member {
         self.heard.heap().said.contains_key(&line)
     }
 
-    /// How many of these lines were not heard. None may be heard twice.
+    /// The number of these lines that were not heard. None may be heard twice.
     fn missing(&self, lines: &[usize]) -> usize {
         let heap = self.heard.heap();
         assert!(
@@ -303,7 +303,7 @@ async fn settle(members: &mut [Member], mark: usize) {
     }
 }
 
-/// How many lines were to be heard, and how many were not.
+/// The number of lines that were to be heard, and of those that were not.
 #[derive(Clone, Copy, Default)]
 struct Lost {
     of: usize,
