@@ -146,7 +146,7 @@ fn subject(room: &str) -> String {
     format!("room.{room}")
 }
 
-/// What everybody here is told of NATS.
+/// The notice to all members about NATS.
 fn headline(event: &Event) -> Option<&'static str> {
     Some(match event {
         Event::Disconnected => "* the other nodes are out of reach: nothing can be said",

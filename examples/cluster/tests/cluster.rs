@@ -116,7 +116,7 @@ impl Node {
     }
 }
 
-/// What one member has heard.
+/// The lines that one member has heard.
 #[derive(Default)]
 struct Heard {
     heap: Mutex<Heap>,
@@ -125,7 +125,7 @@ struct Heard {
 
 #[derive(Default)]
 struct Heap {
-    /// How often each numbered line was heard.
+    /// The number of times that each numbered line was heard.
     said: HashMap<usize, usize>,
     /// The last number of each member that has said one.
     last: HashMap<String, usize>,
