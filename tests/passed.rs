@@ -203,6 +203,35 @@ async fn paused() {
 }
 
 #[tokio::test]
+async fn sockets_that_no_endpoint_takes_are_not_inherited() {
+    let [(a, _), (b, _)] = [tcp(), tcp()];
+    let args = ["--exact", "starts_another", "--ignored", "--nocapture"];
+    let mut command = with(&[&a, &b], "a:b", &args);
+    command.env("STARTS", "1");
+    let output = tokio::process::Command::from(command).output();
+
+    let Output { status, stdout, .. } = soon("its end", output).await.unwrap();
+
+    assert!(status.success());
+    let said = String::from_utf8(stdout).unwrap();
+    assert!(said.contains("started"), "{said}");
+    assert!(!said.contains("socket:"), "{said}");
+}
+
+/// Takes one of two sockets, and starts a process that lists what it has inherited.
+#[tokio::test]
+#[ignore = "no test, but a process of another"]
+async fn starts_another() {
+    if env::var_os("STARTS").is_none() {
+        return;
+    }
+    let _server = Server::bind("systemd:a").await.unwrap();
+    let script = "echo started; ls -l /proc/self/fd/";
+    let mut started = Command::new("sh").args(["-c", script]).spawn().unwrap();
+    assert!(started.wait().unwrap().success());
+}
+
+#[tokio::test]
 async fn what_was_not_passed_is_an_error_of_the_bind() {
     let (tcp, addr) = tcp();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -3,8 +3,8 @@
 use std::env;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::process;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::{mem, process};
 
 use listenfd::ListenFd;
 use socket2::Socket;
@@ -90,9 +90,30 @@ static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
     LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
 
 struct Descriptors {
-    fds: ListenFd,
+    /// All of them are taken at once, so that the processes that this one starts do not inherit
+    /// those that no endpoint takes.
+    slots: Vec<Slot>,
     first: RawFd,
     names: String,
+}
+
+/// A descriptor that was passed.
+enum Slot {
+    Socket(Socket),
+    Taken,
+    /// No stream socket. It stays as it is.
+    Other,
+}
+
+impl Slot {
+    fn from_env(fds: &mut ListenFd, at: usize) -> Self {
+        let tcp = fds.take_tcp_listener(at).map(|tcp| tcp.map(Socket::from));
+        let taken = tcp.or_else(|_| {
+            let unix = fds.take_unix_listener(at);
+            unix.map(|unix| unix.map(Socket::from))
+        });
+        taken.ok().flatten().map_or(Self::Other, Self::Socket)
+    }
 }
 
 impl Descriptors {
@@ -108,15 +129,21 @@ impl Descriptors {
         }
         let first = variable("LISTEN_FDS_FIRST_FD").parse().unwrap_or(3);
         let names = variable("LISTEN_FDNAMES");
-        let fds = ListenFd::from_env();
+        let mut fds = ListenFd::from_env();
         if fds.len() == 0 {
             return Err(PassedError::NonePassed);
         }
-        Ok(Self { fds, first, names })
+        let all = 0..fds.len();
+        let slots = all.map(|at| Slot::from_env(&mut fds, at)).collect();
+        Ok(Self {
+            slots,
+            first,
+            names,
+        })
     }
 
     fn take(&mut self, which: &Passed) -> Result<Vec<Opened>, PassedError> {
-        let all = 0..self.fds.len();
+        let all = 0..self.slots.len();
         let wanted: Vec<usize> = match which {
             Passed::Rest => all.collect(),
             Passed::Descriptor(fd) => {
@@ -158,22 +185,17 @@ impl Descriptors {
 
     fn take_at(&mut self, at: usize) -> Result<Socket, PassedError> {
         let descriptor = self.descriptor(at).unwrap_or(RawFd::MAX);
-        let not_listening = PassedError::NotListening { descriptor };
-        let tcp = self
-            .fds
-            .take_tcp_listener(at)
-            .map(|tcp| tcp.map(Socket::from));
-        let taken = tcp.or_else(|_| {
-            let unix = self.fds.take_unix_listener(at);
-            unix.map(|unix| unix.map(Socket::from))
-        });
-        let socket = match taken {
-            Ok(socket) => socket.ok_or(PassedError::Taken)?,
-            Err(_) => return Err(not_listening),
-        };
-        match accepts(&socket) {
-            Ok(true) => Ok(socket),
-            _ => Err(not_listening),
+        let slot = self.slots.get_mut(at).ok_or(PassedError::Taken)?;
+        match slot {
+            Slot::Socket(socket) if !accepts(socket).unwrap_or(false) => {
+                Err(PassedError::NotListening { descriptor })
+            }
+            Slot::Other => Err(PassedError::NotListening { descriptor }),
+            Slot::Taken => Err(PassedError::Taken),
+            Slot::Socket(_) => match mem::replace(slot, Slot::Taken) {
+                Slot::Socket(socket) => Ok(socket),
+                _ => Err(PassedError::Taken),
+            },
         }
     }
 
@@ -200,8 +222,9 @@ pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
 /// Takes the last descriptor, a connected Unix socket. Returns its place, too.
 pub(super) fn take_last_unix() -> Option<(usize, OwnedFd)> {
     let mut passed = lock().ok()?;
-    let at = passed.fds.len() - 1;
-    // It only checks the type of the socket.
-    let unix = passed.fds.take_unix_listener(at).ok()??;
-    Some((at, unix.into()))
+    let at = passed.slots.len().checked_sub(1)?;
+    match passed.slots.pop()? {
+        Slot::Socket(stream) => Some((at, stream.into())),
+        _ => None,
+    }
 }
