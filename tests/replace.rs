@@ -11,7 +11,7 @@ use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -333,7 +333,8 @@ async fn running(endpoints: &str) -> (Handle, JoinHandle<Result<Report, Error>>)
     (handle, tokio::spawn(serving))
 }
 
-/// The new process. Its servers are separated by `;`, and a last one `hang` never serves.
+/// The new process. Its servers are separated by `;`, and a last one `hang` never serves. After the
+/// servers, `stop` drains them, and `replace` tries to replace the new process.
 fn successor_with(servers: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
@@ -349,14 +350,20 @@ async fn successor() {
     let Ok(servers) = env::var("SUCCESSOR") else {
         return;
     };
-    let mut serving = Vec::new();
+    let (mut serving, mut handles) = (Vec::new(), Vec::new());
     for endpoints in servers.split(';') {
         match endpoints {
+            "stop" => handles.iter().for_each(Handle::drain),
+            "replace" => match Replace::new(&handles[0]).run().await {
+                Err(ReplaceError::InProgress) => std::process::exit(7),
+                other => panic!("{other:?}"),
+            },
             "hang" => sleep(Duration::from_secs(1000)).await,
             "close_unused" => close_unused(),
             endpoints => {
                 let (handle, served) = server(endpoints).await;
                 signal::install(&handle).unwrap();
+                handles.push(handle);
                 serving.push(served);
                 if servers.ends_with("hang") {
                     tokio::spawn(serving.remove(0));
@@ -507,22 +514,135 @@ async fn a_new_process_accepts_nothing_before_it_is_ready() {
     served.await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn sixty_four_servers_are_replaced() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let paths: Vec<_> = (0..64).map(|at| dir.path().join(at.to_string())).collect();
+    let endpoints: Vec<_> = paths
+        .iter()
+        .map(|path| format!("unix:{}", path.display()))
+        .collect();
+    let mut servers = Vec::new();
+    for endpoint in &endpoints {
+        servers.push(running(endpoint).await);
+    }
+    let (first, others) = servers.split_first().unwrap();
+    let replace = others
+        .iter()
+        .fold(Replace::new(&first.0), |replace, (handle, _)| {
+            replace.and(handle)
+        });
+
+    let command = successor_with(&endpoints.join(";"));
+    let replaced = replace.command(command).run().await;
+
+    let pid = replaced.unwrap();
+    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
+    for (_, served) in servers {
+        soon("the end of a server", served).await.unwrap().unwrap();
+    }
+    for path in &paths {
+        assert!(ask(path, "").await.starts_with(&pid.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_new_process_that_stops_before_it_is_ready_accepts_nothing() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let unix = format!("unix:{}", path.display());
+    let (handle, served) = running(&format!("{unix} 127.0.0.1:0")).await;
+    handle.pause();
+    let waiting = UnixStream::connect(&path).await.unwrap();
+    let waiting = tokio::spawn(ask_over(waiting, ""));
+
+    let replace = Replace::new(&handle).ready_within(Duration::from_secs(2));
+    let command = successor_with(&format!("{unix};stop"));
+    let refused = replace.command(command).run().await;
+
+    assert!(
+        matches!(refused, Err(ReplaceError::Ended(_))),
+        "{refused:?}"
+    );
+    handle.resume();
+    let reply = soon("the reply", waiting).await.unwrap();
+    assert!(
+        reply.starts_with(&std::process::id().to_string()),
+        "{reply}"
+    );
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_new_process_is_not_replaced_before_it_is_ready() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}", dir.path().join("a").display());
+    let (handle, served) = running(&unix).await;
+
+    let command = successor_with(&format!("{unix};replace"));
+    let refused = Replace::new(&handle).command(command).run().await;
+
+    let Err(ReplaceError::Ended(status)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(status.code(), Some(7));
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_new_process_that_closes_the_stream_when_it_is_ready_is_killed() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let [path, pid, on, closed] = ["a", "pid", "on", "closed"].map(|name| dir.path().join(name));
+    let (handle, served) = running(&format!("unix:{}", path.display())).await;
+    let mut command = Command::new("sh");
+    let script = "echo $$ >pid; until [ -e on ]; do sleep 0.01; done
+        echo ready 0 >&4; exec 4>&-; : >closed; exec sleep 1000";
+    command.args(["-c", script]).current_dir(dir.path());
+    let replacing = tokio::spawn(Replace::new(&handle).command(command).run());
+    let pid = soon("the new process", written_pid(pid)).await;
+
+    // This task reads nothing before the stream is closed.
+    fs::write(on, "").unwrap();
+    while !closed.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+
+    let refused = soon("the end of the replacement", replacing).await.unwrap();
+    assert!(
+        matches!(refused, Err(ReplaceError::Ended(_))),
+        "{refused:?}"
+    );
+    gone(pid).await;
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+    assert!(!path.exists());
+}
+
 /// A process that never becomes ready, and a file that it writes its number to.
 fn hanging(dir: &TempDir) -> (Command, impl Future<Output = Pid> + use<>) {
     let file = dir.path().join("pid");
     let mut command = Command::new("sh");
     let script = format!("echo $$ >{}; exec sleep 1000", file.display());
     command.args(["-c", &script]);
-    let pid = async move {
-        loop {
-            let written = fs::read_to_string(&file).unwrap_or_default();
-            if let Some(Ok(pid)) = written.strip_suffix('\n').map(str::parse) {
-                return Pid::from_raw(pid).unwrap();
-            }
-            sleep(Duration::from_millis(5)).await;
+    (command, written_pid(file))
+}
+
+/// Waits until a process has written its number to a file.
+async fn written_pid(file: PathBuf) -> Pid {
+    loop {
+        let written = fs::read_to_string(&file).unwrap_or_default();
+        if let Some(Ok(pid)) = written.strip_suffix('\n').map(str::parse) {
+            return Pid::from_raw(pid).unwrap();
         }
-    };
-    (command, pid)
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

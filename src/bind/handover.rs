@@ -90,26 +90,31 @@ pub(crate) fn hand_on(
 /// A line from the new process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// It serves the sockets at these places, and has closed the others.
+    /// It would serve the sockets at these places, or has closed them.
+    Has(Vec<usize>),
+    /// It serves the sockets at these places, and has closed the others. It waits for the reply.
     Ready(Vec<usize>),
-    /// It does not serve these endpoints yet.
-    WaitsFor(String),
 }
 
 impl Said {
     pub(crate) fn parse(line: &str) -> Option<Self> {
-        if let Some(endpoints) = line.strip_prefix("waits for ") {
-            return Some(Self::WaitsFor(endpoints.to_owned()));
-        }
         let mut words = line.split(' ');
-        if words.next() != Some("ready") {
-            return None;
+        let word = words.next()?;
+        let places = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+        match word {
+            "has" => Some(Self::Has(places)),
+            "ready" => Some(Self::Ready(places)),
+            _ => None,
         }
-        words
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .ok()
-            .map(Self::Ready)
+    }
+
+    fn line(&self) -> String {
+        let (word, places) = match self {
+            Self::Has(places) => ("has", places),
+            Self::Ready(places) => ("ready", places),
+        };
+        let words = places.iter().map(|at| format!(" {at}"));
+        format!("{word}{}\n", words.collect::<String>())
     }
 }
 
@@ -166,7 +171,9 @@ impl Replacing {
         }
         let (count, stream) = passed::take_last_unix()?;
         let sockets = (0..count).map(HandedOn::from_env).collect::<Option<_>>()?;
-        let stream = Some(stream.into());
+        let stream = UnixStream::from(stream);
+        stream.set_nonblocking(true).ok()?;
+        let stream = Some(stream);
         Some(Self {
             state: Mutex::new(State { sockets, stream }),
             changes: watch::Sender::new(0),
@@ -257,68 +264,94 @@ pub(crate) fn close_unused() {
     let Some(replacing) = &*REPLACING else {
         return;
     };
-    for (at, one) in replacing.lock().sockets.iter_mut().enumerate() {
+    let mut state = replacing.lock();
+    let mut closed = Vec::new();
+    for (at, one) in state.sockets.iter_mut().enumerate() {
         if matches!(one.stage, Stage::Waiting) {
             one.stage = Stage::Unused;
             drop(passed::take_at(at));
+            closed.push(at);
         }
     }
+    state.has(closed);
+    drop(state);
     replacing.changed();
+}
+
+/// Returns whether this process replaces another one and does not accept yet.
+pub(crate) fn is_waiting() -> bool {
+    let replacing = REPLACING.as_ref();
+    replacing.is_some_and(|replacing| !replacing.over.load(Ordering::Acquire))
 }
 
 /// Waits until a server with these sockets may accept. In a process that replaces another one, this
 /// is when all handed-on sockets are served, and the old process knows.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
-    let Some(replacing) = &*REPLACING else {
-        return;
-    };
-    let mut changes = replacing.changes.subscribe();
-    {
-        let mut state = replacing.lock();
-        for socket in sockets {
-            let at = socket.0.handed_on;
-            if let Some(one) = at.and_then(|at| state.sockets.get_mut(at)) {
-                one.stage = Stage::Serving(socket.downgrade());
-            }
-        }
-    }
-    replacing.changed();
-    while !replacing.over.load(Ordering::Acquire) {
-        let settled = replacing.lock().settled();
-        if let Some(stream) = settled {
-            // Without a reply the old process has ended, and this is the only one to serve.
-            let _ended = replacing.ready(stream).await;
-            replacing.over.store(true, Ordering::Release);
-            replacing.changed();
-        } else if changes.changed().await.is_err() {
-            return;
-        }
+    if let Some(replacing) = &*REPLACING {
+        replacing.may_accept(sockets).await;
     }
 }
 
 impl State {
-    /// Returns the stream if all sockets are served or closed. Otherwise tells the old process for
-    /// which of them this one waits.
-    fn settled(&mut self) -> Option<UnixStream> {
-        let mut waits_for: Vec<_> = self
-            .sockets
-            .iter()
-            .filter(|one| matches!(one.stage, Stage::Waiting | Stage::Bound))
-            .map(|one| one.endpoint.replace(char::is_control, "?"))
-            .collect();
-        if waits_for.is_empty() {
-            return self.stream.take();
-        }
-        waits_for.dedup();
+    /// Tells the old process which sockets this one serves or has closed.
+    fn has(&mut self, places: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
             // It only adds to the old process's report of a failure.
-            let _ended = writeln!(stream, "waits for {}", waits_for.join(", "));
+            let _ended = stream.write_all(Said::Has(places).line().as_bytes());
         }
-        None
+    }
+
+    /// Returns the stream if all sockets are served or closed.
+    fn settled(&mut self) -> Option<UnixStream> {
+        let waits = |one: &HandedOn| matches!(one.stage, Stage::Waiting | Stage::Bound);
+        if self.sockets.iter().any(waits) {
+            return None;
+        }
+        self.stream.take()
+    }
+}
+
+/// Lets all servers accept on drop.
+struct Over<'a>(&'a Replacing);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Release);
+        self.0.changed();
     }
 }
 
 impl Replacing {
+    async fn may_accept(&self, sockets: impl Iterator<Item = ListeningSocket>) {
+        let mut changes = self.changes.subscribe();
+        {
+            let mut state = self.lock();
+            let mut served = Vec::new();
+            for socket in sockets {
+                if let Some(at) = socket.0.handed_on
+                    && let Some(one) = state.sockets.get_mut(at)
+                {
+                    one.stage = Stage::Serving(socket.downgrade());
+                    served.push(at);
+                }
+            }
+            state.has(served);
+        }
+        self.changed();
+        while !self.over.load(Ordering::Acquire) {
+            let settled = self.lock().settled();
+            if let Some(stream) = settled {
+                // If this server ends before the reply, the old process kills this one, unless its
+                // reply is on the way. So the other servers must not wait.
+                let _over = Over(self);
+                // Without a reply the old process has ended, and this is the only one to serve.
+                let _ended = self.ready(stream).await;
+            } else if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Says that this process is ready, and waits for the reply.
     async fn ready(&self, stream: UnixStream) -> io::Result<()> {
         let served: Vec<_> = {
@@ -329,16 +362,13 @@ impl Replacing {
                     Stage::Serving(socket) => Some((at, socket.upgrade()?)),
                     _ => None,
                 })
+                .filter(|(_, socket)| !socket.is_left())
                 .collect()
         };
         let replied = async {
-            stream.set_nonblocking(true)?;
             let mut stream = tokio::net::UnixStream::from_std(stream)?;
-            let mut line = "ready".to_owned();
-            for (at, _) in &served {
-                line = format!("{line} {at}");
-            }
-            stream.write_all(format!("{line}\n").as_bytes()).await?;
+            let ready = Said::Ready(served.iter().map(|(at, _)| *at).collect());
+            stream.write_all(ready.line().as_bytes()).await?;
             stream.read_exact(&mut [0; GO.len()]).await.map(drop)
         }
         .await;

@@ -104,6 +104,12 @@ impl ListeningSocket {
         self.0.left.store(true, Ordering::Relaxed);
     }
 
+    /// Returns whether another process accepts from the socket.
+    #[cfg(feature = "handover")]
+    pub(super) fn is_left(&self) -> bool {
+        self.0.left.load(Ordering::Relaxed)
+    }
+
     /// Stops accepting if a supervisor keeps the socket open for the next process.
     pub(crate) fn leave_if_kept(&self) {
         if self.0.kept {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines, Take};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines, Take};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process;
 use tokio::task::spawn_blocking;
@@ -22,8 +22,8 @@ pub(super) struct Child {
     process: Process,
     lines: Lines<BufReader<Take<OwnedReadHalf>>>,
     reply: OwnedWriteHalf,
-    /// The endpoints that the new process does not serve yet.
-    pub(super) waits_for: Option<String>,
+    /// The places of the sockets that the new process serves or has closed.
+    has: Vec<usize>,
 }
 
 impl Child {
@@ -52,7 +52,7 @@ impl Child {
             process: started.await.map_err(io::Error::other)??,
             lines: BufReader::new(lines.take(MOST)).lines(),
             reply,
-            waits_for: None,
+            has: Vec::new(),
         })
     }
 
@@ -65,21 +65,38 @@ impl Child {
                 ended = self.process.ended() => return Err(ended),
             };
             match line.map(|line| line.as_deref().map(Said::parse)) {
-                Ok(Some(Some(Said::Ready(places)))) => return Ok(places),
-                Ok(Some(Some(Said::WaitsFor(endpoints)))) => self.waits_for = Some(endpoints),
-                Ok(Some(None)) => {}
+                // The reply must not wait.
+                Ok(Some(Some(Said::Ready(places)))) if self.reply.writable().await.is_ok() => {
+                    return Ok(places);
+                }
+                Ok(Some(Some(Said::Has(places)))) => self.has.extend(places),
+                Ok(Some(_)) => {}
                 // It has ended, or has closed the stream and will never be ready.
                 Ok(None) | Err(_) => return Err(self.process.ended().await),
             }
         }
     }
 
-    /// Lets the process accept.
-    pub(super) async fn go(&mut self) -> Result<(), ReplaceError> {
-        match self.reply.write_all(GO).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.process.ended().await),
-        }
+    /// Returns the endpoints that the process does not serve, if it serves any other.
+    pub(super) fn waits_for(&self, sockets: &[ListeningSocket]) -> Option<String> {
+        let sockets = sockets.iter().enumerate();
+        let mut endpoints: Vec<_> = sockets
+            .filter(|(at, _)| !self.has.contains(at))
+            .map(|(_, socket)| socket.endpoint())
+            .collect();
+        endpoints.dedup();
+        (!self.has.is_empty() && !endpoints.is_empty()).then(|| endpoints.join(", "))
+    }
+
+    /// Lets the process accept. Returns `false` if it has closed the stream.
+    pub(super) fn go(&self) -> bool {
+        matches!(self.reply.try_write(GO), Ok(written) if written == GO.len())
+    }
+
+    /// Kills the process, unless it has ended. Returns how it ended.
+    pub(super) async fn killed(&mut self) -> ReplaceError {
+        self.kill().await;
+        self.process.ended().await
     }
 
     pub(super) async fn kill(&mut self) {

@@ -34,7 +34,8 @@ pub enum ReplaceError {
     #[error("the server is shutting down")]
     ShuttingDown,
 
-    /// Another replacement of this process is running.
+    /// Another replacement of this process is running, or this process is itself a new one and not
+    /// ready yet.
     #[error("the process is being replaced already")]
     InProgress,
 }

@@ -187,6 +187,9 @@ impl Replace {
 
     async fn try_run(mut self) -> Result<u32, ReplaceError> {
         let _only_one = Running::begin()?;
+        if handover::is_waiting() {
+            return Err(ReplaceError::InProgress);
+        }
         if self.is_shutting_down() {
             return Err(ReplaceError::ShuttingDown);
         }
@@ -220,7 +223,7 @@ impl Replace {
             }
             () = sleep(self.ready_within) => return Err(ReplaceError::NotReady {
                 after: self.ready_within,
-                waits_for: child.waits_for.take(),
+                waits_for: child.waits_for(sockets),
             }),
         };
         // A shutdown is meant for the service, not only for this process of it.
@@ -229,9 +232,9 @@ impl Replace {
         }
         let served = || places.iter().filter_map(|place| sockets.get(*place));
         served().for_each(|socket| socket.own_path(false));
-        if let Err(err) = child.go().await {
+        if !child.go() {
             served().for_each(|socket| socket.own_path(true));
-            return Err(err);
+            return Err(child.killed().await);
         }
         served().for_each(ListeningSocket::leave);
         self.handles.iter().for_each(Handle::drain);

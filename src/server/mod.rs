@@ -207,7 +207,10 @@ where
     {
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(until(&shared, || shared.phase() != Phase::Serving));
-        select(may_accept, ends).await;
+        if let Either::Right(_) = select(may_accept, ends).await {
+            // The process that this one should have replaced accepts.
+            shared.sockets().for_each(|socket| socket.leave());
+        }
     }
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), door, &mut workers);
 
