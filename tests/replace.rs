@@ -595,6 +595,10 @@ async fn a_new_process_is_not_replaced_before_it_is_ready() {
     served.await.unwrap().unwrap();
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the runtime must read nothing meanwhile"
+)]
 #[tokio::test]
 async fn a_new_process_that_closes_the_stream_when_it_is_ready_is_killed() {
     let _alone = alone().await;
