@@ -34,7 +34,7 @@ use tower_tcp::{
 };
 
 use recorded::Recorded;
-use support::{Client, Ends, settled};
+use support::{Client, Ends, panic_if, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -185,6 +185,22 @@ async fn a_denied_connection_takes_no_permit() {
     for _ in 0..100 {
         assert!(!is_served(&mut served.ip("192.0.2.7").await).await);
     }
+    settled().await;
+    assert_eq!(limit.in_use(), 0);
+    assert!(is_served(&mut served.ip("192.0.3.7").await).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_that_panics_costs_one_connection_and_no_permit() {
+    let limit = ConnectionLimit::new(1);
+    let filter = AddressFilter::new(|client: &Address| {
+        panic_if(*client == address("192.0.2.7"));
+        Verdict::Allow
+    });
+    let builder = Server::builder().limit(limit.clone());
+    let served = serve_as(builder.address_filter(filter), echo());
+
+    assert!(!is_served(&mut served.ip("192.0.2.7").await).await);
     settled().await;
     assert_eq!(limit.in_use(), 0);
     assert!(is_served(&mut served.ip("192.0.3.7").await).await);

@@ -242,6 +242,8 @@ where
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
         if let Some(panicked) = self.panicked.take() {
             drop(conn);
+            // The stack is ready, unless it was the stack that panicked, and is not called.
+            self.stack.give_back();
             leaving.settle(Outcome::Panicked(panicked));
             return;
         }
