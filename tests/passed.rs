@@ -134,9 +134,9 @@ async fn clients_in_the_backlog_are_left_to_the_next_process() {
     let mut paused = with(
         &[&listener],
         "web",
-        &["--exact", "paused", "--ignored", "--nocapture"],
+        &["--exact", "in_a_state", "--ignored", "--nocapture"],
     );
-    paused.env("PAUSED", "1");
+    paused.env("STATE", "paused");
     let (first, _) = listening(paused, 1).await;
     let mut waiting = Client::connect(addr).await;
     waiting.send("waiting\n").await;
@@ -149,6 +149,24 @@ async fn clients_in_the_backlog_are_left_to_the_next_process() {
     assert_eq!(waiting.ask("served on").await, "served on");
     drop(waiting);
     stop(second).await;
+}
+
+#[tokio::test]
+async fn a_lame_duck_serves_the_clients_of_a_socket_that_it_cannot_close() {
+    let (listener, addr) = tcp();
+    let mut lame_duck = with(
+        &[&listener],
+        "web",
+        &["--exact", "in_a_state", "--ignored", "--nocapture"],
+    );
+    lame_duck.env("STATE", "lame duck");
+    let (child, _) = listening(lame_duck, 1).await;
+
+    let mut client = Client::connect(addr).await;
+    assert_eq!(client.ask("hi").await, "hi");
+
+    drop(client);
+    stop(child).await;
 }
 
 /// Stops the server and starts it again, on a socket that stays, while 32 clients send requests.
@@ -185,15 +203,21 @@ async fn no_request_of_thirty_thousand_is_lost_on_a_kept_socket() {
     }
 }
 
-/// Serves a passed socket, but accepts nothing.
+/// Serves a passed socket, paused or as a lame duck.
 #[tokio::test]
 #[ignore = "no test, but a process of another"]
-async fn paused() {
-    if env::var_os("PAUSED").is_none() {
+async fn in_a_state() {
+    let Ok(state) = env::var("STATE") else {
         return;
+    };
+    let builder = Server::builder()
+        .listen("systemd:web")
+        .lame_duck_closes_listener();
+    let server = builder.bind().await.unwrap();
+    match &*state {
+        "paused" => server.handle().pause(),
+        _ => server.handle().lame_duck(),
     }
-    let server = Server::bind("systemd:web").await.unwrap();
-    server.handle().pause();
     signal::install(&server.handle()).unwrap();
     println!("\nlistening on {}", server.handle().local_addrs()[0]);
     let stack = Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {

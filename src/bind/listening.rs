@@ -110,9 +110,14 @@ impl ListeningSocket {
         self.0.left.load(Ordering::Relaxed)
     }
 
+    /// Returns whether a supervisor keeps the socket open for the next process.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.kept
+    }
+
     /// Stops accepting if a supervisor keeps the socket open for the next process.
     pub(crate) fn leave_if_kept(&self) {
-        if self.0.kept {
+        if self.is_kept() {
             self.leave();
         }
     }

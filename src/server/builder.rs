@@ -132,6 +132,9 @@ impl ServerBuilder {
     /// checks only connect, such as an AWS NLB with TCP checks, a `tcpSocket` probe, or HAProxy's
     /// plain `check`: only a refused connection tells them. It should try another server when a
     /// connection is refused, as HAProxy does with `option redispatch`, and nginx by default.
+    ///
+    /// The listener also stays open if a supervisor such as systemd keeps one of its sockets, where
+    /// no connection would be refused, but each would wait for the next process.
     pub fn lame_duck_closes_listener(mut self) -> Self {
         self.plan.closes_listener = true;
         self

@@ -216,7 +216,9 @@ where
 
     let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
     let mut accepting = Some(accepting);
-    if served.is_ok() && shared.plan().closes_listener {
+    // A kept socket cannot be closed. Its clients would wait for the next process.
+    let closes = shared.plan().closes_listener && !shared.sockets().any(|socket| socket.is_kept());
+    if served.is_ok() && closes {
         served = close_listener(&shared, &mut accepting).await;
     }
     if served.is_ok() {
