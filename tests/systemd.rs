@@ -9,7 +9,7 @@
 mod process;
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -41,19 +41,23 @@ fn block_if(blocks: bool) {
 }
 
 /// The program: a server that tells systemd its state. `way` is where its accept loop gets stuck
-/// with the first connection.
+/// with the first connection, or says that it ends at once at a signal.
 async fn serve(way: &str) -> Result<(), BoxError> {
     let (filter, ready, call) = (way == "filter", way == "ready", way == "call");
+    let quick = way == "quick";
+    let lame_duck = if quick { 0 } else { 300 };
     let builder = Server::builder()
         .listen("127.0.0.1:0")
-        .lame_duck(Duration::from_millis(300))
+        .lame_duck(Duration::from_millis(lame_duck))
         .address_filter(AddressFilter::new(move |_: &Address| {
             block_if(filter);
             Verdict::Allow
         }));
     let server = builder.bind().await?;
     let handle = server.handle();
-    signals::install(&handle)?;
+    if !quick {
+        signals::install(&handle)?;
+    }
     systemd::install(&handle);
     println!("listening on {}", handle.local_addrs()[0]);
 
@@ -81,7 +85,14 @@ async fn serve(way: &str) -> Result<(), BoxError> {
             sleep(Duration::from_millis(300)).await;
             Ok::<_, BoxError>(())
         }));
-    server.serve(stack).await?;
+    let mut serving = server.serve(stack);
+    if quick {
+        // The whole end is one turn of the future.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let terminated = async move { _ = terminate.recv().await };
+        serving = serving.with_graceful_shutdown(terminated);
+    }
+    serving.await?;
     Ok(())
 }
 
@@ -107,8 +118,14 @@ impl<S: Service<R>, R> Service<R> for BlocksReady<S> {
 #[test]
 fn the_child_of_the_others() {
     if let Ok(way) = std::env::var("TOWER_TCP_CHILD") {
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).enable_all().build();
+        let runtime = if way == "quick" {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+        } else {
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            runtime.worker_threads(2).enable_all().build()
+        };
         let served = runtime.expect("a runtime").block_on(serve(&way));
         served.expect("it ends in good order");
     }
@@ -185,6 +202,15 @@ impl Unit {
         kill_process(pid.expect("a number of a process"), signal).expect("it is ours");
     }
 
+    /// Waits for the end of the process.
+    async fn ends(&mut self) -> ExitStatus {
+        let ended = async {
+            while self.stdout.next_line().await.expect("text").is_some() {}
+            self.child.wait().await.expect("it was not waited for")
+        };
+        soon("the end", ended).await
+    }
+
     /// Waits until the child has printed this many lines, as its timers run.
     async fn ticks(&mut self, lines: usize) {
         for _ in 0..lines {
@@ -256,11 +282,7 @@ async fn each_message_comes_in_its_order() {
     );
     assert_eq!(unit.hears().await, "WATCHDOG=1\n");
 
-    let drained = async {
-        while unit.stdout.next_line().await.expect("text").is_some() {}
-        unit.child.wait().await.expect("it was not waited for")
-    };
-    assert!(soon("the end", drained).await.success());
+    assert!(unit.ends().await.success());
 }
 
 #[tokio::test]
@@ -303,4 +325,30 @@ async fn without_a_watchdog_there_is_no_message_for_it() {
         let next = unit.hears().await;
         assert!(next.starts_with("STOPPING=1\n"), "{next}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_at_once_has_told_that_it_stops() {
+    let mut unit = Unit::start("quick", None).await;
+    assert!(unit.hears().await.starts_with("READY=1\n"));
+    unit.signal(Signal::TERM);
+    assert!(unit.ends().await.success());
+    // It was sent before the end, or never.
+    let mut block = [0; 4096];
+    let received = unit.socket.try_recv(&mut block).expect("a message");
+    let last = String::from_utf8_lossy(&block[..received]);
+    assert!(last.starts_with("STOPPING=1\n"), "{last}");
+}
+
+#[tokio::test]
+async fn a_systemd_that_hangs_does_not_hold_the_server_up() {
+    let mut unit = Unit::start("quick", Some(Duration::from_millis(4))).await;
+    let room = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen");
+    let room: usize = room.map_or(10, |room| room.trim().parse().expect("a number"));
+
+    // Long enough to fill the queue of the socket, which nobody reads.
+    soon("a full queue", unit.ticks(room / 2)).await;
+
+    unit.signal(Signal::TERM);
+    assert!(unit.ends().await.success());
 }

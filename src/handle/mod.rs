@@ -230,12 +230,6 @@ impl Handle {
         self.0.advance(Phase::Aborting);
     }
 
-    /// Returns whether a shutdown has begun, even if its lame-duck phase lasts.
-    #[cfg(feature = "handover")]
-    pub(crate) fn is_shutting_down(&self) -> bool {
-        self.0.plan().begun.is_some() || self.0.phase() >= Phase::Draining
-    }
-
     /// Waits until the server has ended, and returns the result of its shutdown.
     ///
     /// # Cancel safety
@@ -297,8 +291,8 @@ impl ServerState {
     }
 
     /// Returns whether a shutdown has begun, which a lame-duck phase by itself is not.
-    #[cfg(feature = "systemd")]
-    pub(crate) fn is_stopping(&self) -> bool {
+    #[cfg(any(feature = "handover", feature = "systemd"))]
+    pub(crate) fn is_shutting_down(&self) -> bool {
         self.plan().begun.is_some() || self.phase() >= Phase::Draining
     }
 

@@ -246,7 +246,8 @@ impl Replace {
     }
 
     fn is_shutting_down(&self) -> bool {
-        self.handles.iter().any(Handle::is_shutting_down)
+        let mut states = self.handles.iter().map(|handle| &handle.0);
+        states.any(|state| state.is_shutting_down())
     }
 }
 

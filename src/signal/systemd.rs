@@ -10,8 +10,8 @@
 //!
 //! Without systemd, which is without `NOTIFY_SOCKET` in the environment, nothing is sent. A message
 //! that cannot be sent is the event `systemd is not told`, as with a socket in the abstract
-//! namespace, whose name begins with `@`. As in systemd's own library, sending waits while the
-//! queue of systemd's socket is full.
+//! namespace, whose name begins with `@`, or if the queue of systemd's socket has no room for 100 ms.
+//! The state is then sent again within 5 s.
 //!
 //! The watchdog is tied to the accept loop ([`Handle::heartbeat`]): a loop that is blocked by a
 //! layer stops the messages, and systemd restarts the process. A server that is paused, at its
@@ -50,6 +50,8 @@
 //!
 //! [`sd_notify(3)`]: https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
 
+use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -62,6 +64,11 @@ use crate::health::Health;
 /// messages of all services in one process.
 const FIGURES: Duration = Duration::from_secs(5);
 
+/// The longest wait for room in the queue of systemd's socket. It blocks a thread of the runtime.
+const SEND: Duration = Duration::from_millis(100);
+
+const SOCKET: &str = "NOTIFY_SOCKET";
+
 /// Tells systemd the state of the server from now on, in a task that ends with the server.
 ///
 /// Does nothing if systemd does not wait for messages of this process.
@@ -70,13 +77,14 @@ const FIGURES: Duration = Duration::from_secs(5);
 ///
 /// Panics if called outside a tokio runtime with time enabled.
 pub fn install(handle: &Handle) {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if std::env::var_os(SOCKET).is_none() {
         return;
     }
     let handle = handle.clone();
     tokio::spawn(async move {
         if handle.heartbeat().await {
-            tokio::join!(tell_state(&handle), feed_watchdog(&handle));
+            let mut told = Told::new(handle.clone());
+            tokio::join!(told.follow(), feed_watchdog(&handle));
         }
     });
 }
@@ -102,7 +110,7 @@ impl Reloading {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => send(&[NotifyState::Reloading, now]),
             Err(_no_clock) => send(&[NotifyState::Reloading]),
-        }
+        };
         Self
     }
 }
@@ -113,35 +121,69 @@ impl Drop for Reloading {
     }
 }
 
-/// Tells that the server is ready, then each change of its state, until it has ended.
-async fn tell_state(handle: &Handle) {
-    let now = || (handle.phase(), handle.0.is_stopping());
-    let (mut is_ready, mut is_stopping) = (false, false);
-    let mut told = String::new();
-    loop {
-        let state = now();
-        let status = Health::of(handle).to_string();
+/// The state of a server as systemd knows it.
+struct Told {
+    handle: Handle,
+    is_ready: bool,
+    is_stopping: bool,
+    status: String,
+}
+
+impl Told {
+    fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            is_ready: false,
+            is_stopping: false,
+            status: String::new(),
+        }
+    }
+
+    /// Sends what is new. A message that fails is sent again by the next call.
+    fn tell(&mut self) {
+        let is_stopping = self.handle.0.is_shutting_down();
+        let status = Health::of(&self.handle).to_string();
         let mut news = Vec::new();
-        if !std::mem::replace(&mut is_ready, true) {
+        if !self.is_ready {
             news.push(NotifyState::Ready);
         }
-        if state.1 && !std::mem::replace(&mut is_stopping, true) {
+        if is_stopping && !self.is_stopping {
             news.push(NotifyState::Stopping);
         }
-        if status != told {
+        if status != self.status {
             news.push(NotifyState::Status(&status));
         }
-        if !news.is_empty() {
-            send(&news);
+        if !news.is_empty() && send(&news) {
+            self.is_ready = true;
+            self.is_stopping = is_stopping;
+            self.status = status;
         }
-        if state.0 == ServerPhase::Ended {
-            return;
+    }
+
+    /// Tells that the server is ready, then each change of its state, until it has ended.
+    async fn follow(&mut self) {
+        let handle = self.handle.clone();
+        let now = || (handle.phase(), handle.0.is_shutting_down());
+        loop {
+            let state = now();
+            self.tell();
+            if state.0 == ServerPhase::Ended {
+                return;
+            }
+            let changed = handle.0.advanced_until(|| (now() != state).then_some(()));
+            tokio::select! {
+                () = changed => {}
+                () = sleep(FIGURES) => {}
+            }
         }
-        told = status;
-        let changed = handle.0.advanced_until(|| (now() != state).then_some(()));
-        tokio::select! {
-            () = changed => {}
-            () = sleep(FIGURES) => {}
+    }
+}
+
+impl Drop for Told {
+    /// Tells of a shutdown that ends the runtime before the task has seen it.
+    fn drop(&mut self) {
+        if self.handle.0.is_shutting_down() && !self.is_stopping {
+            self.tell();
         }
     }
 }
@@ -161,8 +203,24 @@ async fn feed_watchdog(handle: &Handle) {
     }
 }
 
-fn send(messages: &[NotifyState<'_>]) {
-    if let Err(err) = sd_notify::notify(messages) {
+/// Returns whether the message was sent.
+fn send(messages: &[NotifyState<'_>]) -> bool {
+    let sent = try_send(messages);
+    if let Err(err) = &sent {
         tracing::warn!(target: "tower_tcp", { error = %err }, "systemd is not told");
     }
+    sent.is_ok()
+}
+
+/// Sends as `sd_notify::notify` does, which would wait forever for a systemd that hangs.
+fn try_send(messages: &[NotifyState<'_>]) -> io::Result<()> {
+    let Some(path) = std::env::var_os(SOCKET) else {
+        return Ok(());
+    };
+    let message: String = messages.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(SEND))?;
+    socket.connect(path)?;
+    socket.send(message.as_bytes())?;
+    Ok(())
 }
