@@ -28,9 +28,10 @@
 //! # }
 //! ```
 //!
-//! It needs the feature `handover`. [`signal::install`](crate::signal::install) leaves SIGHUP to the
-//! program. Register the handler before [`serve`](crate::Server::serve), as here: a process without
-//! one is ended by SIGHUP. `pkill -HUP` by a name also reaches the process that still drains.
+//! It needs the feature `handover`. [`signal::install`](crate::signal::install) leaves SIGHUP to
+//! the program. Register the handler before [`serve`](crate::Server::serve), as here: a process
+//! without one is ended by SIGHUP. `pkill -HUP` by a name also reaches the process that still
+//! drains.
 //!
 //! # The new process
 //!

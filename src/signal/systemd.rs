@@ -10,8 +10,8 @@
 //!
 //! Without systemd, which is without `NOTIFY_SOCKET` in the environment, nothing is sent. A message
 //! that cannot be sent is the event `systemd is not told`, as with a socket in the abstract
-//! namespace, whose name begins with `@`, or if the queue of systemd's socket has no room for 100 ms.
-//! The state is then sent again within 5 s.
+//! namespace, whose name begins with `@`, or if the queue of systemd's socket has no room for
+//! 100 ms. The state is then sent again within 5 s.
 //!
 //! The watchdog is tied to the accept loop ([`Handle::heartbeat`]): a loop that is blocked by a
 //! layer stops the messages, and systemd restarts the process. A server that is paused, at its
