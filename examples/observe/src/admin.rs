@@ -1,55 +1,97 @@
 //! The pages for the operators of the server.
 
-use std::fmt::Write;
+use std::convert::Infallible;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tower_tcp::Handle;
+use tower::ServiceExt;
+use tower_tcp::health::{Health, HealthChecks};
 use tower_tcp::http::RequestBody;
-use tower_tcp::http::hyper::header::{CONTENT_TYPE, REFRESH};
-use tower_tcp::http::hyper::{Request, Response, StatusCode};
+use tower_tcp::http::hyper::header::{CONTENT_TYPE, ORIGIN, REFRESH};
+use tower_tcp::http::hyper::{Method, Request, Response, StatusCode};
+
+use crate::actions::Actions;
+use crate::table;
+
+const INDEX: &str = "\
+GET  /live /ready               for load balancers and probes
+GET  /status                    phase, connections, limit, bans
+GET  /metrics                   for Prometheus
+GET  /connections               also as /connections.json
+POST /pause /resume             stop accepting, accept again
+POST /limit/N /limit/none       change the connection limit
+POST /lame-duck /drain          not ready any more; then shut down
+POST /connections/ID/close      close gracefully; /abort at once
+POST /bans/IP/SECONDS           deny an address; /bans/IP/lift ends it
+POST /replace                   start the installed version, then drain
+";
 
 /// The media type that Prometheus expects.
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
 const METRICS: &str = "text/plain; version=0.0.4";
 
-pub(crate) fn answer(
-    handle: &Handle,
-    metrics: &PrometheusHandle,
-    request: &Request<RequestBody>,
-) -> Response<String> {
-    let answer = Response::builder();
-    let answer = match request.uri().path() {
-        "/metrics" => {
-            handle.collect_metrics();
-            answer.header(CONTENT_TYPE, METRICS).body(metrics.render())
-        }
-        // A browser reloads this page every second.
-        "/connections" => answer.header(REFRESH, 1).body(table(handle)),
-        "/" => answer.body("/metrics\n/connections\n".to_owned()),
-        _ => answer.status(StatusCode::NOT_FOUND).body(String::new()),
-    };
-    answer.expect("constants make good headers")
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) actions: Actions,
+    pub(crate) checks: HealthChecks,
+    pub(crate) metrics: PrometheusHandle,
 }
 
-/// Lists the open connections.
-fn table(handle: &Handle) -> String {
-    let mut table = format!(
-        "{:>8} {:<12} {:>10} {:>10} {:>12} {:>12}  peer\n",
-        "id", "phase", "seconds", "requests", "read", "written"
-    );
-    for live in handle.connections() {
-        let written = writeln!(
-            table,
-            "{:>8} {:<12} {:>10.1} {:>10} {:>12} {:>12}  {}",
-            live.id(),
-            live.phase().as_str(),
-            live.age().as_secs_f64(),
-            live.requests(),
-            live.bytes_read(),
-            live.bytes_written(),
-            live.peer_addr(),
-        );
-        written.expect("a string takes everything");
+impl Admin {
+    pub(crate) async fn answer(
+        self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<String>, Infallible> {
+        let path = request.uri().path().to_owned();
+        let path: Vec<_> = path.split('/').skip(1).collect();
+        if let ["live" | "ready"] = path[..] {
+            return self.checks.oneshot(request).await;
+        }
+        let answer = Response::builder();
+        let answer = match (request.method(), &path[..]) {
+            (&Method::POST, action) => {
+                let (status, said) = self.act(&request, action).await;
+                answer.status(status).body(format!("{said}\n"))
+            }
+            (&Method::GET, page) => match *page {
+                [""] => answer.body(INDEX.to_owned()),
+                ["status"] => answer.body(self.status()),
+                ["metrics"] => {
+                    self.actions.server.collect_metrics();
+                    self.actions.admin.collect_metrics();
+                    let answer = answer.header(CONTENT_TYPE, METRICS);
+                    answer.body(self.metrics.render())
+                }
+                // A browser reloads this page every second.
+                ["connections"] => answer
+                    .header(REFRESH, 1)
+                    .body(table::text(&self.actions.server)),
+                ["connections.json"] => answer
+                    .header(CONTENT_TYPE, "application/json")
+                    .body(table::json(&self.actions.server)),
+                _ => answer.status(StatusCode::NOT_FOUND).body(String::new()),
+            },
+            _ => answer
+                .status(StatusCode::METHOD_NOT_ALLOWED)
+                .body("GET or POST\n".to_owned()),
+        };
+        Ok(answer.expect("constants make good headers"))
     }
-    table
+
+    /// Acts, unless a page of another site has made the operator's browser ask for it. Browsers
+    /// name the site of each such request, other programs do not.
+    async fn act(&self, request: &Request<RequestBody>, action: &[&str]) -> (StatusCode, String) {
+        if request.headers().contains_key(ORIGIN) {
+            return (StatusCode::FORBIDDEN, "not from a browser".to_owned());
+        }
+        match self.actions.act(action).await {
+            Ok(said) => (StatusCode::OK, said),
+            Err(refusal) => refusal,
+        }
+    }
+
+    fn status(&self) -> String {
+        let health = Health::of(&self.actions.server);
+        let bans = self.actions.bans.len();
+        format!("{health}\n{bans} bans, process {}\n", std::process::id())
+    }
 }

@@ -1,34 +1,62 @@
-//! An echo server to operate: metrics, spans, and a list of its connections.
+//! An echo server to operate: metrics, spans, its connections, and actions while it runs.
 //!
 //! ```sh
 //! cd examples/observe
 //! cargo run
 //! printf 'hi\n' | nc -N 127.0.0.1 7000
-//! curl http://127.0.0.1:7001/metrics
+//! curl http://127.0.0.1:7001/                     # lists the pages and actions
 //! watch curl -s http://127.0.0.1:7001/connections
+//! curl -X POST http://127.0.0.1:7001/limit/100
+//! curl -X POST http://127.0.0.1:7001/replace      # by the version that is installed now
 //! ```
 //!
-//! Metrics are in Prometheus' format. The admin pages are on a second address of the same server,
-//! which chooses the protocol by the address. That address therefore shares the server's limit and
-//! its drain. If it must answer at all times, make it a server of its own (`PROTOCOLS.md`). Spans
-//! go to standard output in OpenTelemetry's form; `--sample 0.01` exports those of one connection
-//! in a hundred. In a browser the list of connections reloads by itself.
+//! | file | content |
+//! | --- | --- |
+//! | `admin.rs` | the pages, and which path leads where |
+//! | `table.rs` | the list of connections |
+//! | `actions.rs` | pause, limit, drain, close, ban, replace |
+//! | `telemetry.rs` | metrics in Prometheus' format, spans in OpenTelemetry's |
+//! | `main.rs` | the options, and both servers |
+//!
+//! The admin pages are a server of their own. So they answer while the other one is paused, at its
+//! limit or draining, and end when it has ended. Spans go to standard output; `--sample 0.01`
+//! exports those of one connection in a hundred. In a browser the list of connections reloads by
+//! itself.
+//!
+//! # The admin address must not be public
+//!
+//! There is no password: whoever reaches the address can shut the server down, and sees the
+//! addresses of all clients. It is on loopback by default, where every
+//! user of the machine reaches it; `--admin unix:/run/observe/admin` in a folder of mode 0700 keeps
+//! them out. Reach it from elsewhere through `ssh -L`. For Prometheus or probes on other machines,
+//! add a listener that serves `/metrics`, `/live` and `/ready` alone.
+//!
+//! Web pages cannot act through the browser of an operator, because each request with an `Origin`
+//! is refused. Bans do not hold here, so that operators cannot lock themselves out.
 
+mod actions;
 mod admin;
+mod table;
 mod telemetry;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
-use tower::{ServiceBuilder, ServiceExt, service_fn};
-use tower_tcp::bind::Socket;
+use tower::{ServiceBuilder, service_fn};
+use tower_tcp::admit::Bans;
 use tower_tcp::frame::Lines;
+use tower_tcp::health::HealthChecks;
 use tower_tcp::http::Http;
 use tower_tcp::observe::{ConnectionTraceLayer, RequestMetricsLayer, RequestTraceLayer};
-use tower_tcp::preconnect::Either;
-use tower_tcp::{BoxError, Connection, Pipeline, Server, signal};
+use tower_tcp::{BoxError, Pipeline, Server, signal};
+
+use actions::Actions;
+use admin::Admin;
+
+/// The time that the admin pages have for their last answers, once the server has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// An echo server to operate.
 #[derive(Parser)]
@@ -37,9 +65,9 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:7000")]
     listen: Vec<String>,
 
-    /// Address of the admin pages. No line address may have its port.
+    /// Address of the admin pages, such as `unix:/path`. Not a public one: there is no password.
     #[arg(long, default_value = "127.0.0.1:7001")]
-    admin: SocketAddr,
+    admin: String,
 
     /// Fraction of the connections whose spans are exported, from 0 to 1.
     #[arg(long, default_value_t = 1.0)]
@@ -52,21 +80,35 @@ async fn main() -> Result<(), BoxError> {
     let spans = telemetry::export_spans("observe", args.sample);
     let metrics = telemetry::record_metrics()?;
 
+    let bans = Bans::new();
     let server = Server::builder()
         .name("observe")
         .listen_all(args.listen)
+        .address_filter(bans.clone())
+        .bind()
+        .await?;
+    let admin = Server::builder()
+        .name("admin")
         .listen(args.admin)
+        .shutdown_deadline(LAST_ANSWERS)
         .bind()
         .await?;
     let handle = server.handle();
     signal::install(&handle)?;
-    let addresses = handle.local_addrs();
-    for address in addresses {
+    let pages = Admin {
+        checks: HealthChecks::new(handle.clone()),
+        metrics,
+        actions: Actions {
+            server: handle.clone(),
+            admin: admin.handle(),
+            bans,
+        },
+    };
+    for address in handle.local_addrs() {
         println!("listening on {address}");
     }
-    let admin_port = addresses.last().and_then(|last| Some(last.tcp()?.port()));
-    if let Some(port) = admin_port {
-        println!("try: curl http://{}:{port}/metrics", args.admin.ip());
+    for address in admin.handle().local_addrs() {
+        println!("admin pages on {address}");
     }
 
     let echo = ServiceBuilder::new()
@@ -76,22 +118,14 @@ async fn main() -> Result<(), BoxError> {
             "observe",
         )]))
         .service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
-    let lines = Pipeline::new(Lines::default).service(echo);
-    let admin = Http::new(service_fn(move |request| {
-        let answer = admin::answer(&handle, &metrics, &request);
-        async move { Ok::<_, Infallible>(answer) }
-    }));
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
-        .service_fn(move |conn: Connection<Socket>| {
-            let port = conn.info().local_addr().tcp().map(|local| local.port());
-            if port.is_some() && port == admin_port {
-                Either::Left(admin.clone().oneshot(conn))
-            } else {
-                Either::Right(lines.clone().oneshot(conn))
-            }
-        });
-    let report = server.serve(stack).await?;
+        .service(Pipeline::new(Lines::default).service(echo));
+    let pages = Http::new(service_fn(move |request| pages.clone().answer(request)));
+    let admin = admin.serve(pages).with_graceful_shutdown(async move {
+        let _report = handle.closed().await;
+    });
+    let (report, _) = tokio::try_join!(server.serve(stack), admin)?;
     spans.shutdown()?;
     println!("{report}");
     Ok(())
