@@ -1,9 +1,10 @@
-//! The files in `contrib` are what systemd and Kubernetes take them for. Without their programs
-//! these tests are skipped, except where `CI` is set.
+//! The files in `contrib` are what systemd, Kubernetes, Prometheus and Grafana take them for.
+//! Without systemd's and Kubernetes' programs these tests are skipped, except where `CI` is set.
 
 #[path = "support/process.rs"]
 mod process;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -149,4 +150,131 @@ fn kubernetes_knows_every_field_of_the_manifests() {
     let bad = deployment.replace("failureThreshold: 2", "failureTreshold: 2");
     let field = ".spec.template.spec.containers.0.readinessProbe.failureTreshold";
     assert_eq!(unknown_in(&bad), [field]);
+}
+
+/// Returns the series of each metric that the page of `observe` lists, under the names that a
+/// recorder for Prometheus makes of them.
+fn exported() -> Vec<BTreeSet<String>> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/observe/mod.rs");
+    let page = fs::read_to_string(page).expect("the page is there");
+    let rows = page.lines().filter_map(|line| {
+        let row = line.strip_prefix("//! | `tower_tcp.")?;
+        let (name, rest) = row.split_once("` | ")?;
+        let (kind, unit) = rest.split(" |").next()?.split_once(", ")?;
+        let unit = match unit {
+            "bytes" | "seconds" => format!("_{unit}"),
+            _ => String::new(),
+        };
+        let name = format!("tower_tcp_{}{unit}", name.replace('.', "_"));
+        let suffixes: &[&str] = match kind {
+            "counter" => &["_total"],
+            "gauge" => &[""],
+            "histogram" => &["_bucket", "_sum", "_count"],
+            other => panic!("{name} is a {other}"),
+        };
+        let series = suffixes.iter().map(|suffix| format!("{name}{suffix}"));
+        Some(series.collect())
+    });
+    rows.collect()
+}
+
+/// Returns the words with this start in a file.
+fn words(content: &str, start: &str) -> BTreeSet<String> {
+    content
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with(start))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn alerts_and_dashboard_name_only_metrics_that_exist() {
+    let exported = exported();
+    assert!(exported.len() > 10, "{exported:?}");
+    for name in [
+        "prometheus/alerts.yml",
+        "prometheus/alerts_test.yml",
+        "grafana/dashboard.json",
+    ] {
+        let named = words(&file(name), "tower_tcp_");
+        let unknown: Vec<_> = named
+            .iter()
+            .filter(|named| !exported.iter().any(|series| series.contains(*named)))
+            .collect();
+        assert_eq!(unknown, [""; 0], "{name}");
+        assert!(!named.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn the_dashboard_shows_each_metric() {
+    let dashboard = file("grafana/dashboard.json");
+    let parsed: Value = serde_json::from_str(&dashboard).expect("it is JSON");
+    assert!(parsed["panels"].is_array());
+    let shown = words(&dashboard, "tower_tcp_");
+    for series in exported() {
+        assert!(!series.is_disjoint(&shown), "{series:?}");
+    }
+}
+
+#[test]
+fn alerts_name_only_reasons_that_exist() {
+    let reasons = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/end/reason.rs");
+    let reasons = fs::read_to_string(reasons).expect("the reasons are there");
+    let alerts = file("prometheus/alerts.yml");
+    let mut checked = 0;
+    for rest in alerts.split("close_reason").skip(1) {
+        let Some((_, value)) = rest.split_once('"').filter(|(op, _)| op.len() < 3) else {
+            continue;
+        };
+        let (values, _) = value.split_once('"').expect("it is closed");
+        for reason in values.split('|') {
+            assert!(reasons.contains(&format!("= \"{reason}\" by ")), "{reason}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "{checked}");
+}
+
+/// Returns whether `promtool` passes the tests of the alerts, with `change` made to the alerts.
+fn alerts_pass(change: impl Fn(String) -> String) -> Output {
+    let dir = tempfile::tempdir().expect("there is room for files");
+    for name in ["alerts.yml", "alerts_test.yml"] {
+        let content = file(&format!("prometheus/{name}"));
+        let content = if name == "alerts.yml" {
+            change(content)
+        } else {
+            content
+        };
+        fs::write(dir.path().join(name), content).expect("there is room for a file");
+    }
+    let mut promtool = Command::new("promtool");
+    promtool
+        .args(["test", "rules", "alerts_test.yml"])
+        .current_dir(dir.path());
+    promtool.output().expect("it runs")
+}
+
+/// Skipped without `promtool` in CI, too, because its package of 19 MB is not installed there.
+#[test]
+fn each_alert_fires_on_its_fault_and_on_nothing_else() {
+    if Command::new("promtool").arg("--version").output().is_err() {
+        eprintln!("skipped: promtool is not installed (Debian: prometheus)");
+        return;
+    }
+    let good = alerts_pass(|alerts| alerts);
+    assert!(good.status.success(), "{good:?}");
+
+    // It would say so.
+    for (is, other) in [
+        ("> 0.9 *", "> 0.7 *"),
+        ("> 16\n        for: 1m", "> 16"),
+        ("slow_reader|", ""),
+        ("tls_handshake_failed|canceled", ".+"),
+        ("{close_reason!=\"denied\"}", ""),
+        ("action=\"stop\"", "action=\"stopped\""),
+    ] {
+        let bad = alerts_pass(|alerts| alerts.replace(is, other));
+        assert!(!bad.status.success(), "{other}: {bad:?}");
+    }
 }

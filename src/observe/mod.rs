@@ -60,7 +60,8 @@
 //! With the feature `metrics`, the library counts through the `metrics` facade. The program chooses
 //! the recorder, for example one for Prometheus, and installs it before the first connection
 //! arrives. Without a recorder nothing is counted. `describe_metrics` registers the units and
-//! descriptions. The example `observe` serves them to Prometheus at `/metrics`.
+//! descriptions. The example `observe` serves them to Prometheus at `/metrics`. The repository's
+//! folder `contrib` has alert rules for Prometheus and a dashboard for Grafana.
 //!
 //! | metric | kind, unit | attributes | what to do |
 //! | --- | --- | --- | --- |
