@@ -4,7 +4,9 @@
 mod support;
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -301,18 +303,7 @@ async fn a_feed_that_ends_ends_its_group_and_no_connection() {
 #[tokio::test(start_paused = true)]
 async fn the_groups_end_their_feeds_when_they_are_dropped() {
     let (rooms, mut streams) = open_rooms(SlowPeer::Wait);
-    let served = serve_rooms(&Groups::new());
-    let ann = join(&served, "hall").await;
-    let (peers, mut made) = mpsc::channel(1);
-    let other = serve(
-        Pipeline::new(Lines::default).make_service(service_fn(move |peer| {
-            peers.try_send(peer).expect("there is room");
-            let echo = service_fn(async |line: Bytes| Ok::<_, BoxError>(line));
-            std::future::ready(Ok::<_, BoxError>(echo))
-        })),
-    );
-    let _bob = other.client().await;
-    let bob: Peer<Bytes> = made.recv().await.expect("he is connected");
+    let (bob, served, _client) = connected().await;
     rooms.join("hall".into(), &bob).await.expect("it is open");
     let fed = streams.recv().await.expect("it is opened");
 
@@ -320,8 +311,7 @@ async fn the_groups_end_their_feeds_when_they_are_dropped() {
 
     fed.dropped().await;
     bob.close();
-    other.reason().await;
-    drop(ann);
+    served.reason().await;
 }
 
 /// The stream's own poll makes the last member leave and join again, so its frame is taken by the
@@ -405,6 +395,72 @@ async fn a_slow_member_that_is_waited_for_holds_the_feed_back_and_nothing_is_que
     fed.say("on it goes").await;
     assert_eq!(ann.line().await, line);
     assert_eq!(ann.line().await, "on it goes");
+}
+
+/// A handle to a connection of the client.
+async fn connected() -> (Peer<Bytes>, Served, Client<DuplexStream>) {
+    let (peers, mut made) = mpsc::channel(1);
+    let pipeline = Pipeline::new(Lines::default).make_service(service_fn(move |peer| {
+        peers.try_send(peer).expect("there is room");
+        let echo = service_fn(async |line: Bytes| Ok::<_, BoxError>(line));
+        std::future::ready(Ok::<_, BoxError>(echo))
+    }));
+    let served = serve(pipeline);
+    let client = served.client().await;
+    let peer = made.recv().await.expect("it is connected");
+    (peer, served, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_always_ready_leaves_other_tasks_their_turns() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let open = {
+        let taken = Arc::clone(&taken);
+        move |_room: String| {
+            let taken = Arc::clone(&taken);
+            let frames = stream::repeat(Bytes::from(vec![b'x'; 1024])).inspect(move |_frame| {
+                let before = taken.fetch_add(1, Ordering::Relaxed);
+                assert!(before < 10_000, "no other task had a turn");
+            });
+            std::future::ready(Ok::<_, BoxError>(frames))
+        }
+    };
+    let rooms: Rooms = Groups::fed_by(open, SlowPeer::Skip);
+    // The client reads nothing, so each frame is skipped at once.
+    let (peer, _served, _client) = connected().await;
+    rooms.join("hall".into(), &peer).await.expect("it is open");
+
+    for _turn in 0..1_000 {
+        tokio::task::yield_now().await;
+        taken.store(0, Ordering::Relaxed);
+    }
+
+    assert!(rooms.leave("hall", &peer), "the feed goes on");
+    settled().await;
+    assert_eq!(Arc::strong_count(&taken), 2, "the stream is dropped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_whose_runtime_is_shut_down_ends_its_group() {
+    let (rooms, mut streams) = open_rooms(SlowPeer::Wait);
+    let (peer, _served, _client) = connected().await;
+    let worker = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime can be had");
+    {
+        let _entered = worker.enter();
+        let joined = pin!(rooms.join("hall".into(), &peer)).now_or_never();
+        assert!(joined.is_none(), "the feed is not open yet");
+    }
+    assert_eq!(rooms.len(), 1);
+
+    // The feed has not had a turn.
+    worker.shutdown_background();
+
+    assert!(rooms.is_empty());
+    let joined = rooms.join("hall".into(), &peer).await;
+    joined.expect("this runtime opens it");
+    streams.recv().await.expect("it is opened");
 }
 
 /// A broker with one topic for each room, which counts its subscribers.
@@ -526,6 +582,9 @@ async fn a_key_may_use_its_groups_when_it_is_dropped() {
     let (done, mut is_done) = mpsc::channel(1);
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
+        let outside = || pin!(busy.join(Busy("4"), &members[0])).now_or_never();
+        let panicked = catch_unwind(AssertUnwindSafe(outside));
+        assert!(panicked.is_err(), "a feed needs a runtime");
         let join = |key, peer| runtime.block_on(busy.join(Busy(key), peer));
         for peer in &members {
             for key in ["1", "1", "2", "ends"] {
@@ -548,4 +607,41 @@ async fn a_key_may_use_its_groups_when_it_is_dropped() {
     served.reason().await;
     served.reason().await;
     assert!(busy.is_empty());
+}
+
+/// A key that panics once, at one of its comparisons.
+#[derive(Clone)]
+struct Shy;
+
+impl Hash for Shy {
+    fn hash<H: Hasher>(&self, _state: &mut H) {}
+}
+
+/// The number of comparisons until one panics.
+static SHY: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+impl PartialEq for Shy {
+    fn eq(&self, _other: &Self) -> bool {
+        assert_ne!(SHY.fetch_sub(1, Ordering::Relaxed), 1, "on purpose");
+        true
+    }
+}
+
+impl Eq for Shy {}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_panics_leaves_the_groups_whole() {
+    let (peer, _served, _client) = connected().await;
+    let groups = Groups::new();
+    for at in 1..=2 {
+        groups.join(Shy, &peer).await.expect("there is no feed");
+
+        SHY.store(at, Ordering::Relaxed);
+        let left = catch_unwind(AssertUnwindSafe(|| groups.leave(&Shy, &peer)));
+
+        assert!(left.is_err(), "it panicked");
+        assert_eq!(groups.members(&Shy).len(), 1);
+        assert!(groups.leave(&Shy, &peer));
+        assert!(groups.is_empty());
+    }
 }

@@ -49,8 +49,8 @@ impl Feed {
         }
     }
 
-    pub(super) fn is(&self, task: Id) -> bool {
-        self.task.id() == task
+    pub(super) fn id(&self) -> Id {
+        self.task.id()
     }
 
     pub(super) fn opening(&self) -> Opening {

@@ -11,7 +11,9 @@ use futures_core::Stream;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::oneshot;
 use tokio::task::Id;
+use tokio::task::coop::consume_budget;
 
 use super::broadcast::{Broadcast, SlowPeer, broadcast};
 use super::feed::{Feed, JoinError, Opening, Outcome};
@@ -51,7 +53,8 @@ use crate::pipeline::Peer;
 /// ```
 ///
 /// A connection may be in many groups. The number of groups is not limited, so limit the number
-/// that one connection joins.
+/// that one connection joins. Each member holds a clone of the key, so limit the length of keys
+/// that clients choose, or use a key whose clones share memory, such as `Bytes` or `Arc<str>`.
 ///
 /// As in a [`Registry`](super::Registry), a part of the groups is locked while a key is hashed,
 /// compared or cloned.
@@ -89,9 +92,10 @@ impl<K, T, M> Groups<K, T, M> {
 
     /// Creates groups with a feed for each.
     ///
-    /// `open` is called in a task for each new group, and returns a stream. Each frame of the
-    /// stream is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The next
-    /// one is taken when that is done, so nothing is queued in between, and with
+    /// `open` is called in a task for each new group, and returns a stream. The task runs on the
+    /// runtime of the first member that joins. If that is shut down, the group ends. Each frame of
+    /// the stream is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The
+    /// next one is taken when that is done, so nothing is queued in between, and with
     /// [`SlowPeer::Wait`] a slow member holds the stream back.
     ///
     /// The stream, or the future that opens it, is dropped when the group ends. A key that is
@@ -152,7 +156,8 @@ where
     ///
     /// # Errors
     ///
-    /// Returns an error if the feed could not be opened. The connection is no member then.
+    /// Returns an error if the feed could not be opened, or if the last member left or began to
+    /// close before it was. The connection is no member then.
     ///
     /// # Panics
     ///
@@ -209,15 +214,25 @@ where
             drop(replaced.map(Entered::into_peer));
             return opening;
         }
+        let (start, started) = oneshot::channel();
+        let has_feed = self.inner.source.is_some();
+        let feed = has_feed.then(|| Feed::start(move |outcome| Self::feed(started, outcome)));
+        let task = feed.as_ref().map(Feed::id);
         let group = Group {
             members: HashMap::from([(id, entered)]),
-            feed: self.inner.source.is_some().then(|| {
-                let groups = Arc::downgrade(&self.inner);
-                Feed::start(move |outcome| Self::feed(groups, fed_key, outcome))
-            }),
+            feed,
         };
         let opening = group.opening();
         shard.insert(key, group);
+        drop(shard);
+        // Sent after unlocking, because a runtime that is shut down drops the task at once.
+        drop(task.map(|task| {
+            start.send(Fed {
+                groups: Arc::downgrade(&self.inner),
+                key: fed_key,
+                task,
+            })
+        }));
         opening
     }
 
@@ -242,11 +257,15 @@ where
     {
         let mut shard = self.inner.groups.of(key);
         let group = shard.get_mut(key)?;
-        let removed = group.members.remove(&id)?;
-        let ended = group.members.is_empty().then(|| shard.remove_entry(key));
+        if group.members.len() > 1 {
+            return group.members.remove(&id);
+        }
+        if !group.members.contains_key(&id) {
+            return None;
+        }
+        let (_key, mut ended) = shard.remove_entry(key)?;
         drop(shard);
-        drop(ended);
-        Some(removed)
+        ended.members.remove(&id)
     }
 
     /// Returns the members of a group.
@@ -286,15 +305,13 @@ where
     }
 
     /// Opens the feed of a group, and sends its frames to the members.
-    async fn feed(groups: Weak<Inner<K, T, M>>, key: K, outcome: Outcome)
+    async fn feed(started: oneshot::Receiver<Fed<K, T, M>>, outcome: Outcome)
     where
         K: Clone,
         T: Clone,
     {
-        let fed = Fed {
-            task: tokio::task::id(),
-            groups,
-            key,
+        let Ok(fed) = started.await else {
+            return;
         };
         let Some((opening, slow)) = fed.open() else {
             return;
@@ -311,6 +328,8 @@ where
         while let Some(frame) = frames.next().await {
             let members = fed.members();
             broadcast(members, frame, slow).await;
+            // A stream that is always ready must not keep other tasks, or an abort, from running.
+            consume_budget().await;
         }
     }
 
@@ -371,7 +390,10 @@ where
     }
 
     fn is(&self, group: &Group<T, M>) -> bool {
-        group.feed.as_ref().is_some_and(|feed| feed.is(self.task))
+        group
+            .feed
+            .as_ref()
+            .is_some_and(|feed| feed.id() == self.task)
     }
 
     fn members(&self) -> Vec<Peer<T, M>> {
