@@ -375,15 +375,15 @@ async fn what_is_not_there_is_not_found() {
 /// Returns the status and the first word of the answer to a readiness check.
 async fn ready(example: &Example) -> (String, String) {
     let answer = example.get("/ready").await;
-    let word = |text: &str, n| text.split([' ', ':']).nth(n).unwrap().to_owned();
+    let word = |text: &str, n| text.split([' ', ':']).nth(n).expect("a word").to_owned();
     (word(&answer.head, 1), word(&answer.body, 0))
 }
 
 /// Sends a line on a connection that is not accepted.
 async fn waits(example: &Example) -> TcpStream {
     let mut client = example.connect().await;
-    client.write_all(LINE).await.unwrap();
-    let peer = client.local_addr().unwrap().to_string();
+    client.write_all(LINE).await.expect("it is open");
+    let peer = client.local_addr().expect("it is bound").to_string();
     let table = example.get("/connections").await.body;
     assert!(!table.contains(&peer), "{table}");
     client
