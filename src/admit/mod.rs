@@ -13,7 +13,7 @@
 //! [`ConnectionInfo::client_addr`], which is the socket's address, unless a hook in front of them
 //! has read a proxy's header. The module `proxy` shows them together.
 //!
-//! What they refuse is counted in the metric `tower_tcp.rejected_connections`, by its reason. See
+//! The metric `tower_tcp.rejected_connections` counts the refused connections by their reason. See
 //! [`observe`](crate::observe).
 //!
 //! # The limit of a server

@@ -13,7 +13,7 @@ pub enum ReplaceError {
     Start(#[source] io::Error),
 
     /// The new process ended before it was ready, for example because it could not bind an address.
-    /// What it wrote to its standard error says why.
+    /// Its standard error says why.
     #[error("the new process ended before it was ready: {0}")]
     Ended(ExitStatus),
 
