@@ -36,6 +36,7 @@
 //! [on_upgrade]: crate::Pipeline::on_upgrade
 //! [workers]: crate::ServerBuilder::workers
 //! [`BALANCERS.md`]: crate::balancers
+//! [guide]: crate::guide
 //! [`LAYERS.md`]: crate::layers
 //! [`MIGRATION.md`]: crate::migration
 //! [`PROTOCOLS.md`]: crate::protocols
@@ -119,6 +120,8 @@ pub mod testkit;
 
 #[doc = include_str!("../BALANCERS.md")]
 pub mod balancers {}
+
+pub mod guide;
 
 #[doc = include_str!("../LAYERS.md")]
 pub mod layers {}
