@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use process::{Client, Ended, Example, having, path, soon};
+use process::{Client, Ended, Example, gone, having, path, soon};
 use rustix::process::{Pid, Signal, kill_process};
 use tally::Tally;
 use tempfile::TempDir;
@@ -282,17 +282,6 @@ async fn ask_over(mut stream: UnixStream, line: &str) -> String {
     let read = BufReader::new(stream).read_line(&mut reply).await;
     assert!(read.is_ok(), "{read:?}");
     reply.trim_end().to_owned()
-}
-
-/// Waits until a process has ended, whether or not its parent has noticed.
-async fn gone(pid: Pid) {
-    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
-    let ended = async {
-        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon("the end of a process", ended).await;
 }
 
 /// Only one process can be replaced at a time, and all of these tests are in one.

@@ -13,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The limit of every wait, far longer than any of them takes.
 const NET: Duration = Duration::from_secs(20);
@@ -225,6 +225,26 @@ impl Ended {
         assert_eq!(found.len(), 1, "one event for {client} in {:#?}", self.log);
         found[0]
     }
+}
+
+/// A process that is no child of an [`Example`]. Dropping it kills the process.
+pub(crate) struct Killed(pub(crate) Pid);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ended = kill_process(self.0, Signal::KILL);
+    }
+}
+
+/// Waits until a process has ended, whether or not its parent has noticed.
+pub(crate) async fn gone(pid: Pid) {
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let ended = async {
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the end of a process", ended).await;
 }
 
 async fn collect(mut stderr: Lines<BufReader<tokio::process::ChildStderr>>, log: Arc<Log>) {
