@@ -4,6 +4,7 @@
     reason = "a failure in a helper is a failure of the test"
 )]
 
+use std::convert::Infallible;
 use std::error::Error as _;
 use std::fs;
 use std::future::poll_fn;
@@ -14,16 +15,24 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::poll;
 use socket2::{Domain, SockAddr, SockRef, Type};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tower::service_fn;
+use tower_tcp::accept::classify;
 use tower_tcp::bind::{
     Endpoint, Incoming, IntoListener, Listener, ListenerClosed, ListenerExt, Socket, SocketOptions,
     Sockets,
 };
 use tower_tcp::error::find_cause;
-use tower_tcp::{Address, Connection, Error, Server, testkit};
+use tower_tcp::frame::Lines;
+use tower_tcp::{
+    Address, Connection, Error, Handle, Pipeline, Report, Server, ServerBuilder, testkit,
+};
 
 async fn bind<const N: usize>(endpoints: [&str; N]) -> Result<Sockets, Error> {
     bind_with(endpoints, SocketOptions::default()).await
@@ -841,4 +850,160 @@ async fn a_tap_and_a_map_keep_addresses_and_look_before_they_accept() {
         assert_eq!(incoming.peer_addr.tcp(), client.local_addr().ok());
         assert_eq!(incoming.local_addr.tcp(), Some(address));
     }
+}
+
+// Suspended: the sockets are closed, and opened again
+
+/// A server of lines that answers each with itself.
+async fn suspendable<const N: usize>(
+    endpoints: [&str; N],
+    build: impl FnOnce(ServerBuilder) -> ServerBuilder,
+) -> (Handle, JoinHandle<Result<Report, Error>>) {
+    let builder = build(Server::builder().listen_all(endpoints));
+    let server = builder.bind().await.unwrap();
+    let handle = server.handle();
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let stack = Pipeline::new(Lines::default).service(echo);
+    (handle, tokio::spawn(server.serve(stack)))
+}
+
+/// Waits until a server has no listening sockets, or has them again.
+async fn listens(handle: &Handle, sockets: usize) {
+    let listens = async {
+        while handle.listening_sockets().count() != sockets {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(listens).await;
+}
+
+async fn echoes(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    stream.write_all(b"hi\n").await.unwrap();
+    let mut reply = [0; 3];
+    soon(stream.read_exact(&mut reply)).await.unwrap();
+    assert_eq!(&reply, b"hi\n");
+}
+
+#[tokio::test]
+async fn a_suspended_server_refuses_clients_until_it_listens_at_the_same_addresses_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let unix = format!("unix:{}", path.display());
+    let name = format!("tower-tcp-{}", path.display());
+    let endpoints = [
+        "127.0.0.1:0",
+        "localhost:0",
+        &unix,
+        &format!("unix:@{name}"),
+    ];
+    let options = SocketOptions::default().unix_mode(0o600);
+    let (handle, served) = suspendable(endpoints, |server| server.socket_options(options)).await;
+    let count = handle.listening_sockets().count();
+    let ports: Vec<_> = handle
+        .local_addrs()
+        .iter()
+        .filter_map(Address::tcp)
+        .collect();
+    let open = TcpStream::connect(ports[0]).await.unwrap();
+    soon(async {
+        while handle.live() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+
+    for _ in 0..3 {
+        handle.suspend();
+        listens(&handle, 0).await;
+        assert!(handle.is_suspended());
+        for port in &ports {
+            let refused = TcpStream::connect(port).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        }
+        assert!(!path.exists());
+        assert!(UnixStream::connect(format!("\0{name}")).await.is_err());
+
+        handle.resume();
+        listens(&handle, count).await;
+        assert!(!handle.is_suspended());
+        for port in &ports {
+            echoes(TcpStream::connect(port).await.unwrap()).await;
+        }
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        echoes(UnixStream::connect(&path).await.unwrap()).await;
+        echoes(UnixStream::connect(format!("\0{name}")).await.unwrap()).await;
+    }
+
+    // The connection from before goes on.
+    echoes(open).await;
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn the_clients_in_the_backlog_are_served_before_the_server_is_suspended() {
+    let (handle, served) = suspendable(["127.0.0.1:0"], |server| server).await;
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    handle.pause();
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        waiting.push(TcpStream::connect(addr).await.unwrap());
+    }
+
+    handle.suspend();
+
+    listens(&handle, 0).await;
+    for client in waiting {
+        echoes(client).await;
+    }
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_whose_address_is_taken_meanwhile_tries_again_until_it_is_free() {
+    let (asked, mut errors) = mpsc::channel(8);
+    let policy = move |err: &io::Error| {
+        let _enough_were_seen = asked.try_send(err.kind());
+        classify(err)
+    };
+    let (handle, served) =
+        suspendable(["127.0.0.1:0"], |server| server.on_accept_error(policy)).await;
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    handle.suspend();
+    listens(&handle, 0).await;
+    let other = TcpListener::bind(addr).await.unwrap();
+
+    handle.resume();
+
+    for _ in 0..3 {
+        assert_eq!(soon(errors.recv()).await, Some(io::ErrorKind::AddrInUse));
+    }
+    drop(other);
+    listens(&handle, 1).await;
+    echoes(TcpStream::connect(addr).await.unwrap()).await;
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_suspended_server_ends_without_listening_again() {
+    let (handle, served) = suspendable(["127.0.0.1:0"], |server| {
+        server.lame_duck(Duration::from_millis(20))
+    })
+    .await;
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    let open = TcpStream::connect(addr).await.unwrap();
+    handle.suspend();
+    listens(&handle, 0).await;
+    // Whoever listens there now keeps the address.
+    let other = TcpListener::bind(addr).await.unwrap();
+
+    handle.shutdown();
+
+    drop(open);
+    let report = soon(served).await.unwrap().unwrap();
+    assert_eq!(report.aborted, 0);
+    drop(other);
 }

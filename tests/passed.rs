@@ -131,24 +131,48 @@ async fn sockets_are_taken_by_name_by_number_and_the_rest_together() {
 #[tokio::test]
 async fn clients_in_the_backlog_are_left_to_the_next_process() {
     let (listener, addr) = tcp();
-    let mut paused = with(
+    // A suspended server cannot close a socket that is kept.
+    for state in ["paused", "suspended"] {
+        let mut first = with(
+            &[&listener],
+            "web",
+            &["--exact", "in_a_state", "--ignored", "--nocapture"],
+        );
+        first.env("STATE", state);
+        let (first, _) = listening(first, 1).await;
+        let mut waiting = Client::connect(addr).await;
+        waiting.send("waiting\n").await;
+
+        stop(first).await;
+        let args = ["--listen", "systemd:*"];
+        let (second, _) = listening(with(&[&listener], "web", &args), 1).await;
+
+        assert_eq!(waiting.line().await, "waiting", "{state}");
+        assert_eq!(waiting.ask("served on").await, "served on");
+        drop(waiting);
+        stop(second).await;
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_server_accepts_from_a_socket_that_it_cannot_close_once_it_resumes() {
+    let (listener, addr) = tcp();
+    let mut suspended = with(
         &[&listener],
         "web",
         &["--exact", "in_a_state", "--ignored", "--nocapture"],
     );
-    paused.env("STATE", "paused");
-    let (first, _) = listening(paused, 1).await;
-    let mut waiting = Client::connect(addr).await;
-    waiting.send("waiting\n").await;
+    suspended.env("STATE", "suspended");
+    let (child, _) = listening(suspended, 1).await;
+    let mut client = Client::connect(addr).await;
+    client.send("hi\n").await;
+    let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap());
 
-    stop(first).await;
-    let args = ["--listen", "systemd:*"];
-    let (second, _) = listening(with(&[&listener], "web", &args), 1).await;
+    kill_process(pid.unwrap(), Signal::HUP).unwrap();
 
-    assert_eq!(waiting.line().await, "waiting");
-    assert_eq!(waiting.ask("served on").await, "served on");
-    drop(waiting);
-    stop(second).await;
+    assert_eq!(client.line().await, "hi");
+    drop(client);
+    stop(child).await;
 }
 
 #[tokio::test]
@@ -203,7 +227,11 @@ async fn no_request_of_thirty_thousand_is_lost_on_a_kept_socket() {
     }
 }
 
-/// Serves a passed socket, paused or as a lame duck.
+fn hangups() -> std::io::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
+}
+
+/// Serves a passed socket, paused, suspended or as a lame duck. Resumes at a SIGHUP.
 #[tokio::test]
 #[ignore = "no test, but a process of another"]
 async fn in_a_state() {
@@ -216,9 +244,15 @@ async fn in_a_state() {
     let server = builder.bind().await.unwrap();
     match &*state {
         "paused" => server.handle().pause(),
+        "suspended" => server.handle().suspend(),
         _ => server.handle().lame_duck(),
     }
     signal::install(&server.handle()).unwrap();
+    let (handle, mut hangups) = (server.handle(), hangups().unwrap());
+    tokio::spawn(async move {
+        hangups.recv().await;
+        handle.resume();
+    });
     println!("\nlistening on {}", server.handle().local_addrs()[0]);
     let stack = Pipeline::new(Lines::default).service(service_fn(|line: Bytes| async move {
         Ok::<_, Infallible>(line)

@@ -112,6 +112,14 @@ where
     fn listening_sockets(&self) -> Vec<ListeningSocket> {
         self.listener.listening_sockets()
     }
+
+    fn suspend(&mut self) {
+        self.listener.suspend();
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        self.listener.resume()
+    }
 }
 
 impl<L, F> TapIo<L, F>
@@ -173,6 +181,14 @@ where
 
     fn listening_sockets(&self) -> Vec<ListeningSocket> {
         self.listener.listening_sockets()
+    }
+
+    fn suspend(&mut self) {
+        self.listener.suspend();
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        self.listener.resume()
     }
 }
 

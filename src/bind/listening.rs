@@ -41,7 +41,6 @@ pub(crate) struct WeakSocket(Weak<Listening>);
 #[derive(Debug)]
 pub(super) struct Listening {
     // Before the socket, as `OwnPath` requires: fields are dropped in this order.
-    #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "only dropped"))]
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
     pub(super) local: Address,

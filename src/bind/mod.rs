@@ -125,6 +125,25 @@ pub trait Listener: Send + 'static {
     fn listening_sockets(&self) -> Vec<ListeningSocket> {
         Vec::new()
     }
+
+    /// Closes the listening sockets, so that clients are refused until [`resume`](Self::resume).
+    ///
+    /// The accept loop calls this after [`Handle::suspend`](crate::Handle::suspend), and calls no
+    /// other method before `resume`. The default implementation does nothing, so clients wait as in
+    /// a pause. A listener that wraps another one should forward both calls.
+    fn suspend(&mut self) {}
+
+    /// Listens again after [`suspend`](Self::suspend).
+    ///
+    /// The default implementation does nothing.
+    ///
+    /// # Errors
+    ///
+    /// The server treats an error like one of [`poll_accept`](Self::poll_accept): by default, it
+    /// calls this method again after a while.
+    fn resume(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A connection accepted by a [`Listener`].

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::endpoint::{Endpoint, Target};
 #[cfg(feature = "handover")]
 use super::handover;
-use super::listening::Opened;
+use super::listening::{Listening, Opened};
 use super::options::SocketOptions;
 use super::unix;
 
@@ -38,14 +39,8 @@ pub(super) async fn open(endpoint: Endpoint, options: &SocketOptions) -> io::Res
             }
             open_each(&addrs, options)
         }
-        Target::Path(path) => {
-            let (socket, own) = unix::listen(&path, options)?;
-            Ok(vec![Opened {
-                path: Some(own),
-                ..socket.into()
-            }])
-        }
-        Target::Abstract(name) => Ok(vec![unix::listen_abstract(&name, options)?.into()]),
+        Target::Path(path) => Ok(vec![Place::Path(path).open(options)?]),
+        Target::Abstract(name) => Ok(vec![Place::Abstract(name).open(options)?]),
         Target::Tcp(listener) => Ok(vec![Socket::from(listener).into()]),
         Target::Unix(listener) => Ok(vec![Socket::from(listener).into()]),
         #[cfg(feature = "handover")]
@@ -76,16 +71,13 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Op
                 if addr.port() == 0 {
                     addr.set_port(chosen);
                 }
-                let socket = open_tcp(addr, options)?;
+                let opened = Place::Tcp(addr).open(options)?;
                 if chosen == 0
-                    && let Some(local) = socket.local_addr()?.as_socket()
+                    && let Some(local) = opened.socket.local_addr()?.as_socket()
                 {
                     chosen = local.port();
                 }
-                Ok(Opened {
-                    prepared: true,
-                    ..socket.into()
-                })
+                Ok(opened)
             })
             .collect::<io::Result<Vec<_>>>();
         choices -= 1;
@@ -100,13 +92,56 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Op
     }
 }
 
-fn open_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
-    let domain = Domain::for_address(addr);
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    options.prepare(&socket, domain)?;
-    socket.bind(&addr.into())?;
-    socket.listen(options.queue())?;
-    Ok(socket)
+/// A place where one socket can be opened, and opened again after it was closed.
+#[derive(Debug)]
+pub(super) enum Place {
+    Tcp(SocketAddr),
+    Path(PathBuf),
+    Abstract(String),
+}
+
+impl Place {
+    /// Returns the place of a listening socket, with the port that the system chose. `None` if a
+    /// supervisor keeps the socket open, or if its name is not one of an [`Endpoint`].
+    pub(super) fn of(listening: &Listening) -> Option<Self> {
+        let bound = listening.socket.local_addr().ok()?;
+        match &listening.path {
+            _ if listening.kept => None,
+            Some(own) => Some(Self::Path(own.path.clone())),
+            None => bound
+                .as_socket()
+                .map(Self::Tcp)
+                .or_else(|| Some(Self::Path(bound.as_pathname()?.to_owned())))
+                .or_else(|| {
+                    let name = bound.as_abstract_namespace()?.to_vec();
+                    String::from_utf8(name).ok().map(Self::Abstract)
+                }),
+        }
+    }
+
+    pub(super) fn open(&self, options: &SocketOptions) -> io::Result<Opened> {
+        match self {
+            Self::Tcp(addr) => {
+                let domain = Domain::for_address(*addr);
+                let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+                options.prepare(&socket, domain)?;
+                socket.bind(&(*addr).into())?;
+                socket.listen(options.queue())?;
+                Ok(Opened {
+                    prepared: true,
+                    ..socket.into()
+                })
+            }
+            Self::Path(path) => {
+                let (socket, own) = unix::listen(path, options)?;
+                Ok(Opened {
+                    path: Some(own),
+                    ..socket.into()
+                })
+            }
+            Self::Abstract(name) => Ok(unix::listen_abstract(name, options)?.into()),
+        }
+    }
 }
 
 #[cfg(test)]

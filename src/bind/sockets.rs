@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -18,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::endpoint::Endpoint;
 use super::listening::{Listening, ListeningSocket, Opened, accepts};
-use super::open;
+use super::open::{self, Place};
 use super::options::{SocketOptions, keep_urgent_data};
 use super::socket::Socket;
 use super::{Incoming, Listener, ListenerClosed};
@@ -61,6 +62,15 @@ pub struct Sockets {
     readable: Option<usize>,
     /// The reason for having no sockets. The first accept returns it.
     failed: Option<io::Error>,
+    /// The sockets that are closed until the listener resumes.
+    suspended: Vec<Suspended>,
+}
+
+/// A place to listen on again, and its endpoint as in [`Listening`].
+#[derive(Debug)]
+struct Suspended {
+    place: Place,
+    endpoint: (Arc<str>, usize),
 }
 
 impl Sockets {
@@ -126,6 +136,7 @@ impl Sockets {
             next: 0,
             readable: None,
             failed: None,
+            suspended: Vec::new(),
         }
     }
 }
@@ -194,6 +205,35 @@ impl Listener for Sockets {
             .iter()
             .map(|source| ListeningSocket(Arc::clone(source.socket.get_ref())))
             .collect()
+    }
+
+    fn suspend(&mut self) {
+        for source in mem::take(&mut self.sources) {
+            let listening = source.socket.get_ref();
+            match Place::of(listening) {
+                Some(place) => self.suspended.push(Suspended {
+                    place,
+                    endpoint: listening.endpoint.clone(),
+                }),
+                // A socket that a supervisor keeps would listen even if it was closed here.
+                None => self.sources.push(source),
+            }
+        }
+        self.next = 0;
+        self.readable = None;
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        for source in &self.sources {
+            source.socket.get_ref().left.store(false, Ordering::Relaxed);
+        }
+        while let Some(Suspended { place, endpoint }) = self.suspended.first() {
+            let (name, number) = endpoint.clone();
+            let opened = place.open(&self.options)?;
+            self.sources.push(Source::new(opened, Some(name), number)?);
+            self.suspended.remove(0);
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ mod table;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
@@ -39,10 +40,11 @@ pub struct Handle(pub(crate) Arc<ServerState>);
 pub(crate) struct ServerState {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) addresses: Vec<Address>,
-    sockets: Vec<WeakSocket>,
+    sockets: Mutex<Vec<WeakSocket>>,
     pub(crate) limit: ConnectionLimit,
     phase: AtomicU8,
     paused: AtomicBool,
+    suspended: AtomicBool,
     watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
@@ -75,10 +77,11 @@ impl Handle {
             counts: metrics::Counts::new(name.clone()),
             name,
             addresses,
-            sockets: sockets.iter().map(ListeningSocket::downgrade).collect(),
+            sockets: Mutex::new(sockets.iter().map(ListeningSocket::downgrade).collect()),
             limit,
             phase: AtomicU8::new(Phase::Serving as u8),
             paused: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             plan: Mutex::new(plan),
             table: Table::default(),
@@ -152,10 +155,41 @@ impl Handle {
         self.0.server.wake();
     }
 
-    /// Resumes accepting.
+    /// Stops listening: clients are refused, also by a check that only connects. Open connections
+    /// are not affected.
+    ///
+    /// The clients in the backlog are accepted first, as far as the limit allows without waiting,
+    /// because for them the connection is established. Then the listening sockets are closed, and
+    /// the paths of Unix sockets removed. A socket that a supervisor keeps stays open, so its
+    /// clients wait as in a [pause](Self::pause), and so do those of a
+    /// [`Listener`](crate::bind::Listener) of your own that has no
+    /// [`suspend`](crate::bind::Listener::suspend).
+    ///
+    /// [`resume`](Self::resume) listens at the same addresses again, also at a port that the system
+    /// chose. Meanwhile another program can take them, and a stock limit that several servers share
+    /// may keep a permit for this one. A pause has neither effect. A suspended server that is shut
+    /// down does not listen again.
+    pub fn suspend(&self) {
+        self.0.suspended.store(true, Ordering::Release);
+        self.0.server.wake();
+    }
+
+    /// Resumes accepting after [`pause`](Self::pause), and listening after
+    /// [`suspend`](Self::suspend).
+    ///
+    /// If a server cannot listen at its addresses again, for example because another program does,
+    /// the error goes to the accept-error policy
+    /// ([`ServerBuilder::on_accept_error`](crate::ServerBuilder::on_accept_error)). By default, the
+    /// server logs the event `accept.stalled` and tries again, at least once a second.
     pub fn resume(&self) {
         self.0.paused.store(false, Ordering::Release);
+        self.0.suspended.store(false, Ordering::Release);
         self.0.server.wake();
+    }
+
+    /// Returns whether the server is [suspended](Self::suspend).
+    pub fn is_suspended(&self) -> bool {
+        self.0.is_suspended()
     }
 
     /// Returns whether accepting is [paused](Self::pause).
@@ -303,8 +337,16 @@ impl ServerState {
     }
 
     /// Returns the listening sockets, unless they were closed.
-    pub(crate) fn sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
-        self.sockets.iter().filter_map(WeakSocket::upgrade)
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = ListeningSocket> + use<> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let open: Vec<_> = sockets.iter().filter_map(WeakSocket::upgrade).collect();
+        open.into_iter()
+    }
+
+    /// Sets the listening sockets, after they were opened again.
+    pub(crate) fn listens_on(&self, sockets: &[ListeningSocket]) {
+        let sockets = sockets.iter().map(ListeningSocket::downgrade).collect();
+        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
     }
 
     /// Waits until `look` returns `Some`. It is called again for each new phase, and when a
@@ -328,6 +370,10 @@ impl ServerState {
         self.paused.load(Ordering::Acquire)
     }
 
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
+    }
+
     pub(crate) fn live(&self) -> usize {
         self.table.live.load(Ordering::SeqCst)
     }
@@ -337,6 +383,20 @@ impl ServerState {
     pub(crate) fn register_server(&self, waker: &std::task::Waker) {
         self.server.register(waker);
         self.answer_heartbeats();
+    }
+
+    /// Waits, in the server's loop, until `holds` returns `true`. It is called again whenever the
+    /// server's state changes.
+    pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
+        std::future::poll_fn(|cx| {
+            self.register_server(cx.waker());
+            if holds() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Enters a connection in the table.

@@ -25,7 +25,7 @@ const TIME: Duration = Duration::from_secs(5);
 /// | ready | `up ready` | sends connections |
 /// | at its limit | `up drain` | sends no new connections, except those of [persistent] clients |
 /// | lame duck | `up drain` | the same |
-/// | paused | `up maint` | sends no connections, and pauses its other checks |
+/// | paused, suspended | `up maint` | sends no connections, and pauses its other checks |
 /// | draining, ended | `stopped # draining`, `stopped # ended` | shows the server as down; open connections go on |
 ///
 /// Each answer that is no end begins with `up`, and only a ready server says `ready`. So a new
@@ -77,7 +77,7 @@ impl AgentCheck {
             Readiness::Ready if self.weighs => format!("up ready {}%\n", health.free_percent()),
             Readiness::Ready => "up ready\n".to_owned(),
             Readiness::AtLimit | Readiness::LameDuck => "up drain\n".to_owned(),
-            Readiness::Paused => "up maint\n".to_owned(),
+            Readiness::Paused | Readiness::Suspended => "up maint\n".to_owned(),
             ended @ (Readiness::Draining | Readiness::Ended) => format!("stopped # {ended}\n"),
         }
     }

@@ -13,7 +13,7 @@ use crate::handle::Handle;
 ///
 /// | path | `200` | `503` |
 /// | --- | --- | --- |
-/// | `/ready` | the server is [ready](super::Readiness::Ready) | it is at its limit, paused, lame duck, draining or ended |
+/// | `/ready` | the server is [ready](super::Readiness::Ready) | it is at its limit, paused, suspended, lame duck, draining or ended |
 /// | `/live` | the accept loop takes turns, as [`is_live`] says | it is stuck, or the server has ended |
 ///
 /// The body is the line of [`Health`], such as `lame_duck: phase lame_duck, 12 connections, limit

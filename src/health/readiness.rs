@@ -13,6 +13,8 @@ pub enum Readiness {
     AtLimit,
     /// Accepting is [paused](Handle::pause), so new connections wait in the backlog.
     Paused,
+    /// The server is [suspended](Handle::suspend), so new connections are refused.
+    Suspended,
     /// The server still accepts, and will drain soon.
     LameDuck,
     /// The server drains and closes its listener.
@@ -28,6 +30,7 @@ impl Readiness {
             Self::Ready => "ready",
             Self::AtLimit => "at_limit",
             Self::Paused => "paused",
+            Self::Suspended => "suspended",
             Self::LameDuck => "lame_duck",
             Self::Draining => "draining",
             Self::Ended => "ended",
@@ -62,6 +65,7 @@ impl fmt::Display for Readiness {
 pub struct Health {
     phase: ServerPhase,
     is_paused: bool,
+    is_suspended: bool,
     connections: usize,
     in_use: usize,
     limit: Option<usize>,
@@ -73,6 +77,7 @@ impl Health {
         Self {
             phase: handle.phase(),
             is_paused: handle.is_paused(),
+            is_suspended: handle.is_suspended(),
             connections: handle.live(),
             in_use: handle.limit().in_use(),
             limit: handle.limit().get(),
@@ -80,12 +85,13 @@ impl Health {
     }
 
     /// Returns whether the server is ready for new connections, with the reason if it is not. If
-    /// there are several, a shutdown comes first, then a pause.
+    /// there are several, a shutdown comes first, then a suspension, then a pause.
     pub fn readiness(&self) -> Readiness {
         match self.phase {
             ServerPhase::Ended => Readiness::Ended,
             ServerPhase::Draining => Readiness::Draining,
             ServerPhase::LameDuck => Readiness::LameDuck,
+            ServerPhase::Serving if self.is_suspended => Readiness::Suspended,
             ServerPhase::Serving if self.is_paused => Readiness::Paused,
             ServerPhase::Serving if self.limit.is_some_and(|limit| self.in_use >= limit) => {
                 Readiness::AtLimit

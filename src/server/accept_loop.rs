@@ -20,6 +20,10 @@ use crate::signals::poll_looked;
 /// The maximum number of connections accepted in one turn of the loop's task.
 const TURN: usize = 16;
 
+/// The maximum number of connections accepted from the backlog before the listener is closed: the
+/// size of the default backlog. Clients that connect meanwhile must not delay the end.
+const BACKLOG: usize = 1024;
+
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
 /// The user's code that the loop asks.
@@ -36,14 +40,16 @@ pub(super) struct AcceptLoop<'a, L, S> {
     workers: &'a mut Workers,
     stall: Stall,
     live: usize,
+    /// The listener is suspended.
+    suspended: bool,
     /// `poll_ready` panicked. The next connection ends with this panic.
     panicked: Option<Panicked>,
 }
 
 /// The condition at which the loop returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Until {
-    /// The server has left this phase.
+enum Until {
+    /// The server has left this phase, or is suspended.
     PhaseEnds(Phase),
     /// No connection can be accepted without waiting, or this many were accepted.
     Empty(usize),
@@ -69,12 +75,41 @@ where
             workers,
             stall: Stall::default(),
             live: 0,
+            suspended: false,
             panicked: None,
         }
     }
 
+    /// Accepts connections until the phase ends, except while the server is suspended.
+    pub(super) async fn run(&mut self, phase: Phase) -> Result<(), Error> {
+        let server = Arc::clone(&self.server);
+        loop {
+            self.accept(Until::PhaseEnds(phase)).await?;
+            if server.phase() != phase {
+                return Ok(());
+            }
+            server.sockets().for_each(|socket| socket.leave_if_kept());
+            self.empty().await?;
+            self.listener.suspend();
+            self.suspended = true;
+            server
+                .until(|| !server.is_suspended() || server.phase() != phase)
+                .await;
+        }
+    }
+
+    /// Accepts the connections in the backlog, as far as the limit allows without waiting, because
+    /// for their clients the connection is already established.
+    pub(super) async fn empty(&mut self) -> Result<(), Error> {
+        // While the listener is suspended, there is no backlog.
+        if self.suspended {
+            return Ok(());
+        }
+        self.accept(Until::Empty(BACKLOG)).await
+    }
+
     /// Accepts connections and spawns their tasks.
-    pub(super) async fn run(&mut self, until: Until) -> Result<(), Error> {
+    async fn accept(&mut self, until: Until) -> Result<(), Error> {
         let mut accepted = 0;
         loop {
             match until {
@@ -100,7 +135,9 @@ where
     ) -> Poll<Result<Step<L::Io>, Error>> {
         self.server.register_server(cx.waker());
         match until {
-            Until::PhaseEnds(phase) if self.server.phase() != phase => {
+            Until::PhaseEnds(phase)
+                if self.server.phase() != phase || self.server.is_suspended() =>
+            {
                 return Poll::Ready(Ok(Step::Over));
             }
             Until::Empty(_) if self.server.phase() == Phase::Aborting => {
@@ -151,6 +188,11 @@ where
 
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step<L::Io>, Failure>> {
         ready!(self.stall.poll(cx));
+        if self.suspended {
+            self.listener.resume().map_err(Failure::Accept)?;
+            self.server.listens_on(&self.listener.listening_sockets());
+            self.suspended = false;
+        }
         ready!(self.listener.poll_readable(cx)).map_err(Failure::Accept)?;
         if self.panicked.is_none() {
             match caught(|| self.stack.poll_ready(cx)) {

@@ -25,14 +25,10 @@ use crate::end::EndReason;
 use crate::error::Error;
 use crate::handle::{Handle, Phase, Plan, ServerState, earliest};
 use crate::signals::Report;
-use accept_loop::{AcceptErrorPolicy, AcceptLoop, Door, Until};
+use accept_loop::{AcceptErrorPolicy, AcceptLoop, Door};
 use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
-
-/// The maximum number of connections accepted from the backlog at a shutdown: the size of the
-/// default backlog. Clients that connect meanwhile must not delay the end.
-const BACKLOG: usize = 1024;
 
 /// The time that aborted connections have to end. A connection ends in its next turn, unless it
 /// blocks its thread.
@@ -206,7 +202,7 @@ where
     #[cfg(feature = "handover")]
     {
         let may_accept = pin!(handover::may_accept(shared.sockets()));
-        let ends = pin!(until(&shared, || shared.phase() != Phase::Serving));
+        let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
             // The process that this one should have replaced accepts.
             shared.sockets().for_each(|socket| socket.leave());
@@ -214,7 +210,7 @@ where
     }
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), door, &mut workers);
 
-    let mut served = accepting.run(Until::PhaseEnds(Phase::Serving)).await;
+    let mut served = accepting.run(Phase::Serving).await;
     let mut accepting = Some(accepting);
     // A kept socket cannot be closed. Its clients would wait for the next process.
     let closes = shared.plan().closes_listener && !shared.sockets().any(|socket| socket.is_kept());
@@ -224,9 +220,9 @@ where
     if served.is_ok() {
         let lame_duck = pin!(async {
             match &mut accepting {
-                Some(accepting) => accepting.run(Until::PhaseEnds(Phase::LameDuck)).await,
+                Some(accepting) => accepting.run(Phase::LameDuck).await,
                 None => {
-                    until(&shared, || shared.phase() != Phase::LameDuck).await;
+                    shared.until(|| shared.phase() != Phase::LameDuck).await;
                     Ok(())
                 }
             }
@@ -255,7 +251,7 @@ where
             EndReason::DrainDeadline
         };
         shared.cut_off(reason);
-        let gone = until(&shared, || shared.live() == 0);
+        let gone = shared.until(|| shared.live() == 0);
         // A connection that blocks its thread is left behind, and counted as aborted.
         let _left_behind = timeout(GONE, gone).await;
     }
@@ -264,9 +260,8 @@ where
     served.map(|()| report)
 }
 
-/// Accepts the connections in the backlog, because for their clients the connection is already
-/// established, and closes the listener. Those of a socket that stays open are left to the next
-/// process, which serves them for longer.
+/// Accepts the connections in the backlog and closes the listener. Those of a socket that stays
+/// open are left to the next process, which serves them for longer.
 async fn close_listener<L, S>(
     shared: &ServerState,
     accepting: &mut Option<AcceptLoop<'_, L, S>>,
@@ -277,7 +272,7 @@ where
 {
     shared.sockets().for_each(|socket| socket.leave_if_kept());
     match accepting.take() {
-        Some(mut accepting) => accepting.run(Until::Empty(BACKLOG)).await,
+        Some(mut accepting) => accepting.empty().await,
         None => Ok(()),
     }
 }
@@ -288,7 +283,7 @@ async fn lame_duck_over(state: &ServerState) {
     loop {
         let ends = |plan: Plan| earliest(plan.drain_at, plan.abort_at);
         let end = ends(state.plan());
-        let changed = until(state, || ends(state.plan()) != end);
+        let changed = state.until(|| ends(state.plan()) != end);
         match end {
             Some(end) if end <= Instant::now() => return,
             Some(end) => {
@@ -305,7 +300,7 @@ async fn lame_duck_over(state: &ServerState) {
 async fn all_drained(state: &ServerState) -> bool {
     loop {
         let abort_at = state.plan().abort_at;
-        let changed = until(state, || {
+        let changed = state.until(|| {
             // `shutdown_within` may bring the deadline forward meanwhile.
             state.live() == 0
                 || state.phase() == Phase::Aborting
@@ -325,19 +320,6 @@ async fn all_drained(state: &ServerState) -> bool {
             return false;
         }
     }
-}
-
-/// Waits until `holds` returns `true`. It is called again whenever the server's state changes.
-async fn until(state: &ServerState, holds: impl Fn() -> bool) {
-    std::future::poll_fn(|cx| {
-        state.register_server(cx.waker());
-        if holds() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
 }
 
 /// Returns the default accept-error policy.

@@ -255,9 +255,10 @@ async fn haproxy_returns_from_maintenance_and_weighs_by_load() {
 }
 
 /// The states of the table, as its columns are named.
-const STATES: [&str; 6] = [
+const STATES: [&str; 7] = [
     "serving",
     "paused",
+    "suspended",
     "at the limit",
     "lame duck",
     "lame duck, listener closed",
@@ -273,7 +274,7 @@ fn row(check: &str) -> Vec<String> {
     let cells = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
     let row = cells
         .into_iter()
-        .find(|cells| cells[0] == check && cells.len() == 8);
+        .find(|cells| cells[0] == check && cells.len() == 9);
     let row = row.unwrap_or_else(|| panic!("the page has a row of {check}"));
     let word = |cell: &&str| {
         cell.split(' ')
@@ -365,6 +366,7 @@ async fn see(state: &str, expected: Vec<(&'static str, String)>, plain: &str) {
         match state {
             "serving" => {}
             "paused" => handle.pause(),
+            "suspended" => handle.suspend(),
             "at the limit" => handle.limit().set(0),
             "lame duck" | "lame duck, listener closed" => handle.lame_duck(),
             "draining" => handle.drain(),

@@ -129,6 +129,10 @@ async fn every_state_has_its_answers_until_the_server_has_ended() {
     let line = "paused: phase serving, 1 connections, limit 1 with 1 in use";
     expect(Readiness::Paused, 200, ["up maint"; 2], line).await;
 
+    handle.suspend();
+    let line = "suspended: phase serving, 1 connections, limit 1 with 1 in use";
+    expect(Readiness::Suspended, 200, ["up maint"; 2], line).await;
+
     handle.resume();
     handle.limit().set_unlimited();
     let line = "ready: phase serving, 1 connections, no limit";
