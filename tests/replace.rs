@@ -322,6 +322,77 @@ async fn running(endpoints: &str) -> (Handle, JoinHandle<Result<Report, Error>>)
     (handle, tokio::spawn(serving))
 }
 
+/// A server of this process, at sockets in a folder of its own. No other test replaces this process
+/// meanwhile.
+struct Old {
+    handle: Handle,
+    served: JoinHandle<Result<Report, Error>>,
+    dir: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Old {
+    /// Listens at sockets with these names, and at `others`.
+    async fn listen(names: &[&str], others: &[&str]) -> Self {
+        let alone = alone().await;
+        let dir = tempfile::tempdir().unwrap();
+        let named = names.iter().map(|name| unix(&dir.path().join(name)));
+        let others = others.iter().map(|&other| other.to_owned());
+        let endpoints: Vec<_> = named.chain(others).collect();
+        let (handle, served) = running(&endpoints.join(" ")).await;
+        Self {
+            handle,
+            served,
+            dir,
+            _alone: alone,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn unix(&self, name: &str) -> String {
+        unix(&self.path(name))
+    }
+
+    /// A replacement by a new process with these servers.
+    fn replace(&self, servers: &str) -> Replace {
+        Replace::new(&self.handle).command(successor_with(servers))
+    }
+
+    /// Waits for the end of the server, which must be in good order.
+    async fn ended(&mut self) {
+        ended(&mut self.served).await;
+    }
+
+    /// Stops the server, which was not replaced.
+    async fn stop(&mut self) {
+        self.handle.shutdown();
+        self.ended().await;
+    }
+}
+
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+async fn ended(served: &mut JoinHandle<Result<Report, Error>>) {
+    let report = soon("the end of a server", served).await;
+    report.unwrap().unwrap();
+}
+
+/// Returns the number of the new process, which is killed at the end of the test.
+fn new_process(replaced: Result<u32, ReplaceError>) -> (u32, Latest) {
+    let pid = replaced.unwrap();
+    (pid, Latest(Pid::from_raw(pid.try_into().unwrap())))
+}
+
+async fn is_served_by(path: &Path, process: u32) {
+    let reply = ask(path, "").await;
+    assert!(reply.starts_with(&process.to_string()), "{reply}");
+}
+
 /// The new process. Its servers are separated by `;`, and a last one `hang` never serves. After the
 /// servers, `stop` drains them, and `replace` tries to replace the new process.
 fn successor_with(servers: &str) -> Command {
@@ -375,27 +446,18 @@ async fn all_sockets_of_all_servers_are_handed_on_in_their_order() {
     let endpoints = paths
         .clone()
         .map(|path| format!("127.0.0.1:{port} unix:{} localhost:0", path.display()));
-    let (first, first_served) = running(&endpoints[0]).await;
-    let (second, second_served) = running(&endpoints[1]).await;
+    let (first, mut first_served) = running(&endpoints[0]).await;
+    let (second, mut second_served) = running(&endpoints[1]).await;
     let before = [numbers(&first), numbers(&second)];
     assert_ne!(before[0], before[1]);
 
     let replace = Replace::new(&first).and(&second);
-    let replaced = replace
-        .command(successor_with(&endpoints.join(";")))
-        .run()
-        .await;
+    let command = successor_with(&endpoints.join(";"));
+    let replaced = replace.command(command).run().await;
 
-    let pid = replaced.unwrap();
-    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
-    soon("the end of a server", first_served)
-        .await
-        .unwrap()
-        .unwrap();
-    soon("the end of a server", second_served)
-        .await
-        .unwrap()
-        .unwrap();
+    let (pid, _latest) = new_process(replaced);
+    ended(&mut first_served).await;
+    ended(&mut second_served).await;
     assert_eq!(first.listening_sockets().count(), 0);
     for (path, numbers) in paths.iter().zip(before) {
         assert_eq!(ask(path, "").await, format!("{pid} {numbers}"));
@@ -404,26 +466,18 @@ async fn all_sockets_of_all_servers_are_handed_on_in_their_order() {
 
 #[tokio::test]
 async fn clients_in_the_backlog_are_served_by_the_new_process() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a");
-    let unix = format!("unix:{}", path.display());
-    let (handle, served) = running(&unix).await;
-    handle.pause();
+    let mut old = Old::listen(&["a"], &[]).await;
+    old.handle.pause();
     let mut waiting = JoinSet::new();
     for _ in 0..5 {
-        let stream = UnixStream::connect(&path).await.unwrap();
+        let stream = UnixStream::connect(old.path("a")).await.unwrap();
         waiting.spawn(async move { ask_over(stream, "").await });
     }
 
-    let replaced = Replace::new(&handle)
-        .command(successor_with(&unix))
-        .run()
-        .await;
+    let replaced = old.replace(&old.unix("a")).run().await;
 
-    let pid = replaced.unwrap();
-    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
-    soon("the end of a server", served).await.unwrap().unwrap();
+    let (pid, _latest) = new_process(replaced);
+    old.ended().await;
     for reply in soon("the replies", waiting.join_all()).await {
         assert!(reply.starts_with(&pid.to_string()), "{reply:?}");
     }
@@ -431,17 +485,14 @@ async fn clients_in_the_backlog_are_served_by_the_new_process() {
 
 #[tokio::test]
 async fn a_socket_that_the_new_process_does_not_want_must_be_closed_by_it() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let paths = ["a", "b"].map(|name| dir.path().join(name));
-    let [a, b] = paths.clone().map(|path| format!("unix:{}", path.display()));
-    let (handle, served) = running(&format!("{a} {b}")).await;
+    let mut old = Old::listen(&["a", "b"], &[]).await;
+    let [a, b] = ["a", "b"].map(|name| old.unix(name));
 
     // On a busy machine a process takes long to start.
     let mut seen = None;
     for seconds in [1, 4, 16] {
-        let replace = Replace::new(&handle).ready_within(Duration::from_secs(seconds));
-        let refused = replace.command(successor_with(&a)).run().await;
+        let replace = old.replace(&a).ready_within(Duration::from_secs(seconds));
+        let refused = replace.run().await;
         let Err(ReplaceError::NotReady { waits_for, .. }) = refused else {
             panic!("{refused:?}");
         };
@@ -451,46 +502,29 @@ async fn a_socket_that_the_new_process_does_not_want_must_be_closed_by_it() {
         }
     }
     assert_eq!(seen, Some(b));
-    for path in &paths {
-        assert!(
-            ask(path, "")
-                .await
-                .starts_with(&std::process::id().to_string())
-        );
+    for name in ["a", "b"] {
+        is_served_by(&old.path(name), std::process::id()).await;
     }
 
-    let replace = Replace::new(&handle);
-    let replaced = replace
-        .command(successor_with(&format!("{a};close_unused")))
-        .run()
-        .await;
+    let replaced = old.replace(&format!("{a};close_unused")).run().await;
 
-    let pid = replaced.unwrap();
-    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
-    soon("the end of a server", served).await.unwrap().unwrap();
-    assert!(ask(&paths[0], "").await.starts_with(&pid.to_string()));
+    let (pid, _latest) = new_process(replaced);
+    old.ended().await;
+    is_served_by(&old.path("a"), pid).await;
     // The old process has removed what nobody serves.
-    assert!(!paths[1].exists());
+    assert!(!old.path("b").exists());
 }
 
 #[tokio::test]
 async fn a_new_process_accepts_nothing_before_it_is_ready() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let paths = ["a", "b"].map(|name| dir.path().join(name));
-    let [a, b] = paths.clone().map(|path| format!("unix:{}", path.display()));
-    let (handle, served) = running(&format!("{a} {b}")).await;
+    let mut old = Old::listen(&["a", "b"], &[]).await;
 
-    let replace = Replace::new(&handle).ready_within(Duration::from_secs(2));
-    let replacing = tokio::spawn(replace.command(successor_with(&format!("{a};hang"))).run());
+    let replace = old.replace(&format!("{};hang", old.unix("a")));
+    let replacing = tokio::spawn(replace.ready_within(Duration::from_secs(2)).run());
 
     let mut asked = 0;
     while !replacing.is_finished() {
-        assert!(
-            ask(&paths[0], "")
-                .await
-                .starts_with(&std::process::id().to_string())
-        );
+        is_served_by(&old.path("a"), std::process::id()).await;
         asked += 1;
     }
     assert_ne!(asked, 0);
@@ -499,8 +533,7 @@ async fn a_new_process_accepts_nothing_before_it_is_ready() {
         matches!(refused, Err(ReplaceError::NotReady { .. })),
         "{refused:?}"
     );
-    handle.shutdown();
-    served.await.unwrap().unwrap();
+    old.stop().await;
 }
 
 #[tokio::test]
@@ -508,10 +541,7 @@ async fn sixty_four_servers_are_replaced() {
     let _alone = alone().await;
     let dir = tempfile::tempdir().unwrap();
     let paths: Vec<_> = (0..64).map(|at| dir.path().join(at.to_string())).collect();
-    let endpoints: Vec<_> = paths
-        .iter()
-        .map(|path| format!("unix:{}", path.display()))
-        .collect();
+    let endpoints: Vec<_> = paths.iter().map(|path| unix(path)).collect();
     let mut servers = Vec::new();
     for endpoint in &endpoints {
         servers.push(running(endpoint).await);
@@ -526,62 +556,51 @@ async fn sixty_four_servers_are_replaced() {
     let command = successor_with(&endpoints.join(";"));
     let replaced = replace.command(command).run().await;
 
-    let pid = replaced.unwrap();
-    let _latest = Latest(Pid::from_raw(pid.try_into().unwrap()));
-    for (_, served) in servers {
-        soon("the end of a server", served).await.unwrap().unwrap();
+    let (pid, _latest) = new_process(replaced);
+    for (_, served) in &mut servers {
+        ended(served).await;
     }
     for path in &paths {
-        assert!(ask(path, "").await.starts_with(&pid.to_string()));
+        is_served_by(path, pid).await;
     }
 }
 
 #[tokio::test]
 async fn a_new_process_that_stops_before_it_is_ready_accepts_nothing() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a");
-    let unix = format!("unix:{}", path.display());
-    let (handle, served) = running(&format!("{unix} 127.0.0.1:0")).await;
-    handle.pause();
-    let waiting = UnixStream::connect(&path).await.unwrap();
+    let mut old = Old::listen(&["a"], &["127.0.0.1:0"]).await;
+    old.handle.pause();
+    let waiting = UnixStream::connect(old.path("a")).await.unwrap();
     let waiting = tokio::spawn(ask_over(waiting, ""));
 
-    let replace = Replace::new(&handle).ready_within(Duration::from_secs(2));
-    let command = successor_with(&format!("{unix};stop"));
-    let refused = replace.command(command).run().await;
+    let replace = old.replace(&format!("{};stop", old.unix("a")));
+    let refused = replace.ready_within(Duration::from_secs(2)).run().await;
 
     assert!(
         matches!(refused, Err(ReplaceError::Ended(_))),
         "{refused:?}"
     );
-    handle.resume();
+    old.handle.resume();
     let reply = soon("the reply", waiting).await.unwrap();
     assert!(
         reply.starts_with(&std::process::id().to_string()),
         "{reply}"
     );
-    handle.shutdown();
-    served.await.unwrap().unwrap();
-    assert!(!path.exists());
+    old.stop().await;
+    assert!(!old.path("a").exists());
 }
 
 #[tokio::test]
 async fn a_new_process_is_not_replaced_before_it_is_ready() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let unix = format!("unix:{}", dir.path().join("a").display());
-    let (handle, served) = running(&unix).await;
+    let mut old = Old::listen(&["a"], &[]).await;
 
-    let command = successor_with(&format!("{unix};replace"));
-    let refused = Replace::new(&handle).command(command).run().await;
+    let replace = old.replace(&format!("{};replace", old.unix("a")));
+    let refused = replace.run().await;
 
     let Err(ReplaceError::Ended(status)) = refused else {
         panic!("{refused:?}");
     };
     assert_eq!(status.code(), Some(7));
-    handle.shutdown();
-    served.await.unwrap().unwrap();
+    old.stop().await;
 }
 
 #[expect(
@@ -590,15 +609,13 @@ async fn a_new_process_is_not_replaced_before_it_is_ready() {
 )]
 #[tokio::test]
 async fn a_new_process_that_closes_the_stream_when_it_is_ready_is_killed() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let [path, pid, on, closed] = ["a", "pid", "on", "closed"].map(|name| dir.path().join(name));
-    let (handle, served) = running(&format!("unix:{}", path.display())).await;
+    let mut old = Old::listen(&["a"], &[]).await;
+    let [path, pid, on, closed] = ["a", "pid", "on", "closed"].map(|name| old.path(name));
     let mut command = Command::new("sh");
     let script = "echo $$ >pid; until [ -e on ]; do sleep 0.01; done
         echo ready 0 >&4; exec 4>&-; : >closed; exec sleep 1000";
-    command.args(["-c", script]).current_dir(dir.path());
-    let replacing = tokio::spawn(Replace::new(&handle).command(command).run());
+    command.args(["-c", script]).current_dir(old.dir.path());
+    let replacing = tokio::spawn(Replace::new(&old.handle).command(command).run());
     let pid = soon("the new process", written_pid(pid)).await;
 
     // This task reads nothing before the stream is closed.
@@ -613,14 +630,13 @@ async fn a_new_process_that_closes_the_stream_when_it_is_ready_is_killed() {
         "{refused:?}"
     );
     gone(pid).await;
-    handle.shutdown();
-    served.await.unwrap().unwrap();
+    old.stop().await;
     assert!(!path.exists());
 }
 
 /// A process that never becomes ready, and a file that it writes its number to.
-fn hanging(dir: &TempDir) -> (Command, impl Future<Output = Pid> + use<>) {
-    let file = dir.path().join("pid");
+fn hanging(dir: &Path) -> (Command, impl Future<Output = Pid> + use<>) {
+    let file = dir.join("pid");
     let mut command = Command::new("sh");
     let script = format!("echo $$ >{}; exec sleep 1000", file.display());
     command.args(["-c", &script]);
@@ -640,20 +656,18 @@ async fn written_pid(file: PathBuf) -> Pid {
 
 #[tokio::test]
 async fn a_shutdown_ends_a_replacement() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let (handle, served) = running("127.0.0.1:0").await;
-    let (command, pid) = hanging(&dir);
-    let replacing = tokio::spawn(Replace::new(&handle).command(command).run());
+    let mut old = Old::listen(&[], &["127.0.0.1:0"]).await;
+    let (command, pid) = hanging(old.dir.path());
+    let replacing = tokio::spawn(Replace::new(&old.handle).command(command).run());
     let pid = soon("the new process", pid).await;
-    let (command, _) = hanging(&dir);
-    let second = Replace::new(&handle).command(command).run().await;
+    let (command, _) = hanging(old.dir.path());
+    let second = Replace::new(&old.handle).command(command).run().await;
     assert!(
         matches!(second, Err(ReplaceError::InProgress)),
         "{second:?}"
     );
 
-    handle.shutdown();
+    old.handle.shutdown();
 
     let refused = soon("the end of the replacement", replacing).await.unwrap();
     assert!(
@@ -661,31 +675,26 @@ async fn a_shutdown_ends_a_replacement() {
         "{refused:?}"
     );
     gone(pid).await;
-    served.await.unwrap().unwrap();
-    let late = Replace::new(&handle).run().await;
+    old.ended().await;
+    let late = Replace::new(&old.handle).run().await;
     assert!(matches!(late, Err(ReplaceError::ShuttingDown)), "{late:?}");
 }
 
 #[tokio::test]
 async fn a_dropped_replacement_leaves_no_process_behind() {
-    let _alone = alone().await;
-    let dir = tempfile::tempdir().unwrap();
-    let (handle, served) = running("127.0.0.1:0").await;
-    let (command, pid) = hanging(&dir);
-    let replacing = tokio::spawn(Replace::new(&handle).command(command).run());
+    let mut old = Old::listen(&[], &["127.0.0.1:0"]).await;
+    let (command, pid) = hanging(old.dir.path());
+    let replacing = tokio::spawn(Replace::new(&old.handle).command(command).run());
     let pid = soon("the new process", pid).await;
 
     replacing.abort();
 
     gone(pid).await;
-    let missing = Replace::new(&handle)
-        .command(Command::new("/missing"))
-        .run()
-        .await;
+    let missing = Replace::new(&old.handle).command(Command::new("/missing"));
+    let missing = missing.run().await;
     assert!(
         matches!(missing, Err(ReplaceError::Start(_))),
         "{missing:?}"
     );
-    handle.shutdown();
-    served.await.unwrap().unwrap();
+    old.stop().await;
 }
