@@ -452,6 +452,26 @@ async fn of_two_bans_the_later_end_holds_and_either_can_be_lifted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bans_are_listed_in_the_order_in_which_they_end() {
+    let bans = Bans::new();
+    for (ip, seconds) in [("192.0.2.3", 30), ("192.0.2.1", 10), ("2001:db8::1", 20)] {
+        bans.ban(&address(ip), seconds * SECOND);
+    }
+    tokio::time::advance(9 * SECOND).await;
+    let listed = || {
+        let bans = bans.list().into_iter();
+        bans.map(|(ip, rest)| (ip.to_string(), rest.as_secs()))
+            .collect::<Vec<_>>()
+    };
+    let expected = [("192.0.2.1", 1), ("2001:db8::", 11), ("192.0.2.3", 21)];
+    assert_eq!(listed(), expected.map(|(ip, rest)| (ip.to_owned(), rest)));
+
+    tokio::time::advance(11 * SECOND).await;
+
+    assert_eq!(listed(), [("192.0.2.3".to_owned(), 10)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bans_are_bounded_and_the_first_to_end_makes_room() {
     let bans = Bans::new().capacity(100);
     let ip = |n: u32| address(&std::net::Ipv4Addr::from_bits(n).to_string());

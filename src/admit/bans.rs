@@ -173,6 +173,17 @@ impl Bans {
         until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Returns the banned addresses, each with the rest of its time, in the order in which they
+    /// end. An IPv6 address stands for its network.
+    pub fn list(&self) -> Vec<(IpAddr, Duration)> {
+        let now = Instant::now();
+        let mut banned = self.lock();
+        banned.remove_ended(now);
+        let ends = banned.ends.iter();
+        ends.map(|(until, network)| (*network, *until - now))
+            .collect()
+    }
+
     /// Returns the number of bans that have not ended.
     pub fn len(&self) -> usize {
         let mut banned = self.lock();
