@@ -1,13 +1,15 @@
 //! Changes that an operator makes to the running server.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tower_tcp::admit::Bans;
+use tokio::task::spawn_blocking;
+use tower_tcp::admit::{AccessList, AccessRules, Bans, Verdict};
 use tower_tcp::health::Health;
 use tower_tcp::http::hyper::StatusCode;
 use tower_tcp::replace::Replace;
-use tower_tcp::{Address, Handle, LiveConnection};
+use tower_tcp::{Address, BoxError, Handle, LiveConnection};
 
 /// The reason why an action was not done, with the status of the answer.
 type Refusal = (StatusCode, String);
@@ -15,9 +17,13 @@ type Refusal = (StatusCode, String);
 #[derive(Clone)]
 pub(crate) struct Actions {
     pub(crate) server: Handle,
-    /// The handle of the admin listener's own server.
+    /// The handles of the admin pages' own server, and of the agent check's.
     pub(crate) admin: Handle,
+    pub(crate) agent: Handle,
     pub(crate) bans: Bans,
+    pub(crate) denied: AccessList,
+    /// The file of the list.
+    pub(crate) deny: Option<PathBuf>,
 }
 
 impl Actions {
@@ -26,6 +32,7 @@ impl Actions {
         let server = &self.server;
         match *path {
             ["pause"] => server.pause(),
+            ["suspend"] => server.suspend(),
             ["resume"] => server.resume(),
             ["limit", "none"] => server.limit().set_unlimited(),
             ["limit", n] => server.limit().set(number(n)?),
@@ -35,6 +42,7 @@ impl Actions {
             ["connections", id, "abort"] => self.connection(id)?.abort(),
             ["bans", address, "lift"] => self.bans.lift(&ip(address)?),
             ["bans", address, seconds] => self.ban(&ip(address)?, number(seconds)?),
+            ["reload"] => self.reload().await?,
             ["replace"] => return self.replace().await,
             _ => return Err((StatusCode::NOT_FOUND, "no such action".to_owned())),
         }
@@ -47,25 +55,52 @@ impl Actions {
         found.ok_or_else(|| (StatusCode::NOT_FOUND, "no such connection".to_owned()))
     }
 
-    /// Bans an address. A ban denies new connections, so the open ones are aborted here.
     fn ban(&self, address: &Address, seconds: u64) {
         self.bans.ban(address, Duration::from_secs(seconds));
+        self.abort_if(|address| self.bans.is_banned(address));
+    }
+
+    /// Reads the list of denied networks again. If that fails, the list before stays.
+    async fn reload(&self) -> Result<(), Refusal> {
+        let Some(file) = self.deny.clone() else {
+            return Err((StatusCode::NOT_FOUND, "there is no --deny file".to_owned()));
+        };
+        // A long list takes a while, in which the connections go on.
+        let loaded = spawn_blocking(move || load(&file)).await;
+        let rules = loaded.map_err(BoxError::from).and_then(|rules| rules);
+        let rules = rules.map_err(|err| {
+            let said = format!("nothing was reloaded: {err}");
+            (StatusCode::INTERNAL_SERVER_ERROR, said)
+        })?;
+        self.denied.replace(rules);
+        self.abort_if(|address| self.denied.verdict(address) == Verdict::Deny);
+        Ok(())
+    }
+
+    /// Aborts the open connections of some clients. A ban or a list denies only new ones.
+    fn abort_if(&self, is_denied: impl Fn(&Address) -> bool) {
         self.server
             .connections()
-            .filter(|live| self.bans.is_banned(live.client_addr()))
+            .filter(|live| is_denied(live.client_addr()))
             .for_each(|live| live.abort());
     }
 
-    /// Replaces this process. The new one gets the sockets of both servers, so the admin pages are
+    /// Replaces this process. The new one gets the sockets of all servers, so the admin pages are
     /// those of the new process from then on.
     async fn replace(&self) -> Result<String, Refusal> {
-        let replace = Replace::new(&self.server).and(&self.admin);
+        let replace = Replace::new(&self.server).and(&self.admin).and(&self.agent);
         match replace.run().await {
             Ok(pid) => Ok(format!("replaced by process {pid}")),
             // The log has its causes.
             Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
         }
     }
+}
+
+/// Reads a file with one network a line.
+pub(crate) fn load(file: &Path) -> Result<AccessRules, BoxError> {
+    let networks = std::fs::read_to_string(file)?.parse()?;
+    Ok(AccessRules::new().deny(networks))
 }
 
 fn number<N: std::str::FromStr>(text: &str) -> Result<N, Refusal> {

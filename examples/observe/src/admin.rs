@@ -17,11 +17,13 @@ GET  /live /ready               for load balancers and probes
 GET  /status                    phase, connections, limit, bans
 GET  /metrics                   for Prometheus
 GET  /connections               also as /connections.json
-POST /pause /resume             stop accepting, accept again
+GET  /bans                      the banned addresses, and for how long
+POST /pause /suspend /resume    stop accepting; stop listening; do both again
 POST /limit/N /limit/none       change the connection limit
 POST /lame-duck /drain          not ready any more; then shut down
 POST /connections/ID/close      close gracefully; /abort at once
 POST /bans/IP/SECONDS           deny an address; /bans/IP/lift ends it
+POST /reload                    read the --deny file again
 POST /replace                   start the installed version, then drain
 ";
 
@@ -58,6 +60,7 @@ impl Admin {
                 ["metrics"] => {
                     self.actions.server.collect_metrics();
                     self.actions.admin.collect_metrics();
+                    self.actions.agent.collect_metrics();
                     let answer = answer.header(CONTENT_TYPE, METRICS);
                     answer.body(self.metrics.render())
                 }
@@ -68,6 +71,7 @@ impl Admin {
                 ["connections.json"] => answer
                     .header(CONTENT_TYPE, "application/json")
                     .body(table::json(&self.actions.server)),
+                ["bans"] => answer.body(self.bans()),
                 _ => answer.status(StatusCode::NOT_FOUND).body(String::new()),
             },
             _ => answer
@@ -87,6 +91,12 @@ impl Admin {
             Ok(said) => (StatusCode::OK, said),
             Err(refusal) => refusal,
         }
+    }
+
+    fn bans(&self) -> String {
+        let bans = self.actions.bans.list().into_iter();
+        bans.map(|(address, rest)| format!("{address} {} s\n", rest.as_secs()))
+            .collect()
     }
 
     fn status(&self) -> String {

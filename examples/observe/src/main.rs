@@ -14,14 +14,22 @@
 //! | --- | --- |
 //! | `admin.rs` | the pages, and which path leads where |
 //! | `table.rs` | the list of connections |
-//! | `actions.rs` | pause, limit, drain, close, ban, replace |
+//! | `actions.rs` | pause, limit, drain, close, ban, reload, replace |
 //! | `telemetry.rs` | metrics in Prometheus' format, spans in OpenTelemetry's |
-//! | `main.rs` | the options, and both servers |
+//! | `main.rs` | the options, and the three servers |
 //!
-//! The admin pages are a server of their own. So they answer while the other one is paused, at its
-//! limit or draining, and end when it has ended. Spans go to standard output; `--sample 0.01`
-//! exports those of one connection in a hundred. In a browser the list of connections reloads by
-//! itself.
+//! The admin pages are a server of their own, and so is the agent check for HAProxy. So they answer
+//! while the other one is paused, at its limit or draining, and end when it has ended. For HAProxy:
+//!
+//! ```text
+//! backend lines
+//!     option httpchk GET /live
+//!     server a 127.0.0.1:7000 check port 7001 agent-check agent-port 7002 weight 100
+//! ```
+//!
+//! `--deny FILE` names networks that may not connect, one a line, and `/reload` reads it again.
+//! Spans go to standard output; `--sample 0.01` exports those of one connection in a hundred. In a
+//! browser the list of connections reloads by itself.
 //!
 //! # The admin address must not be public
 //!
@@ -40,14 +48,15 @@ mod table;
 mod telemetry;
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
 use tower::{ServiceBuilder, service_fn};
-use tower_tcp::admit::Bans;
+use tower_tcp::admit::{AccessList, AddressFilter, Bans};
 use tower_tcp::frame::Lines;
-use tower_tcp::health::HealthChecks;
+use tower_tcp::health::{AgentCheck, HealthChecks};
 use tower_tcp::http::Http;
 use tower_tcp::observe::{ConnectionTraceLayer, RequestMetricsLayer, RequestTraceLayer};
 use tower_tcp::{BoxError, Pipeline, Server, signal};
@@ -69,6 +78,14 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:7001")]
     admin: String,
 
+    /// Address of the agent check for HAProxy.
+    #[arg(long, default_value = "127.0.0.1:7002")]
+    agent: String,
+
+    /// File with the networks that may not connect, such as `203.0.113.0/24`, one a line.
+    #[arg(long)]
+    deny: Option<PathBuf>,
+
     /// Fraction of the connections whose spans are exported, from 0 to 1.
     #[arg(long, default_value_t = 1.0)]
     sample: f64,
@@ -81,10 +98,15 @@ async fn main() -> Result<(), BoxError> {
     let metrics = telemetry::record_metrics()?;
 
     let bans = Bans::new();
+    let denied = AccessList::default();
+    if let Some(file) = &args.deny {
+        denied.replace(actions::load(file)?);
+    }
     let server = Server::builder()
         .name("observe")
         .listen_all(args.listen)
         .address_filter(bans.clone())
+        .address_filter(AddressFilter::from(denied.clone()))
         .bind()
         .await?;
     let admin = Server::builder()
@@ -93,6 +115,8 @@ async fn main() -> Result<(), BoxError> {
         .shutdown_deadline(LAST_ANSWERS)
         .bind()
         .await?;
+    let agent = Server::builder().name("agent").listen(args.agent);
+    let agent = agent.bind().await?;
     let handle = server.handle();
     signal::install(&handle)?;
     let pages = Admin {
@@ -101,7 +125,10 @@ async fn main() -> Result<(), BoxError> {
         actions: Actions {
             server: handle.clone(),
             admin: admin.handle(),
+            agent: agent.handle(),
             bans,
+            denied,
+            deny: args.deny,
         },
     };
     for address in handle.local_addrs() {
@@ -109,6 +136,9 @@ async fn main() -> Result<(), BoxError> {
     }
     for address in admin.handle().local_addrs() {
         println!("admin pages on {address}");
+    }
+    for address in agent.handle().local_addrs() {
+        println!("agent check on {address}");
     }
 
     let echo = ServiceBuilder::new()
@@ -122,10 +152,14 @@ async fn main() -> Result<(), BoxError> {
         .layer(ConnectionTraceLayer::new())
         .service(Pipeline::new(Lines::default).service(echo));
     let pages = Http::new(service_fn(move |request| pages.clone().answer(request)));
-    let admin = admin.serve(pages).with_graceful_shutdown(async move {
-        let _report = handle.closed().await;
-    });
-    let (report, _) = tokio::try_join!(server.serve(stack), admin)?;
+    let ended = || {
+        let handle = handle.clone();
+        async move { _ = handle.closed().await }
+    };
+    let admin = admin.serve(pages).with_graceful_shutdown(ended());
+    let agent = agent.serve(AgentCheck::new(handle.clone()));
+    let agent = agent.with_graceful_shutdown(ended());
+    let (report, ..) = tokio::try_join!(server.serve(stack), admin, agent)?;
     spans.shutdown()?;
     println!("{report}");
     Ok(())

@@ -32,12 +32,14 @@ struct Example {
     stdout: Lines<BufReader<ChildStdout>>,
     lines: SocketAddr,
     admin: SocketAddr,
+    agent: SocketAddr,
 }
 
 impl Example {
     async fn start(args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_observe"))
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--agent", "127.0.0.1:0"])
             .args(args)
             .env_remove("RUST_LOG")
             .stdout(Stdio::piped())
@@ -54,11 +56,13 @@ impl Example {
         };
         let lines = address("listening on ").await;
         let admin = address("admin pages on ").await;
+        let agent = address("agent check on ").await;
         Self {
             child,
             stdout,
             lines,
             admin,
+            agent,
         }
     }
 
@@ -237,7 +241,7 @@ async fn it_explains_its_options() {
 
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(help.status.success());
-    for option in ["--listen", "--admin", "--sample"] {
+    for option in ["--listen", "--admin", "--agent", "--deny", "--sample"] {
         assert!(text.contains(option), "{text}");
     }
 }
@@ -379,6 +383,18 @@ async fn ready(example: &Example) -> (String, String) {
     (word(&answer.head, 1), word(&answer.body, 0))
 }
 
+/// Returns the answer to HAProxy's agent check.
+async fn agent(example: &Example) -> String {
+    let connected = soon("a connection", TcpStream::connect(example.agent)).await;
+    let mut answer = String::new();
+    let read = connected
+        .expect("it listens")
+        .read_to_string(&mut answer)
+        .await;
+    read.expect("it answers in text");
+    answer
+}
+
 /// Sends a line on a connection that is not accepted.
 async fn waits(example: &Example) -> TcpStream {
     let mut client = example.connect().await;
@@ -404,12 +420,31 @@ async fn a_paused_server_is_not_ready_and_serves_who_waited_when_it_resumes() {
     let mut client = waits(&example).await;
 
     assert_eq!(ready(&example).await, ("503".into(), "paused".into()));
+    assert_eq!(agent(&example).await, "up maint\n");
     assert!(example.post("/resume").await.starts_with("ready: "));
     let mut line = [0; LINE.len()];
     soon("the line", client.read_exact(&mut line))
         .await
         .unwrap();
     assert_eq!(line, LINE);
+}
+
+#[tokio::test]
+async fn a_suspended_server_refuses_clients_until_it_resumes() {
+    let example = Example::start(&["--sample", "0"]).await;
+    let mut open = example.connect().await;
+    echo(&mut open).await;
+
+    let said = example.post("/suspend").await;
+
+    assert!(said.starts_with("suspended: "), "{said}");
+    let refused = async { while TcpStream::connect(example.lines).await.is_ok() {} };
+    soon("a refusal", refused).await;
+    echo(&mut open).await;
+    assert!(example.post("/resume").await.starts_with("ready: "));
+    let listens = async { while TcpStream::connect(example.lines).await.is_err() {} };
+    soon("a connection", listens).await;
+    echo(&mut example.connect().await).await;
 }
 
 #[tokio::test]
@@ -436,6 +471,7 @@ async fn a_lame_duck_serves_on_and_a_drain_is_watched_to_its_end() {
     let example = Example::start(&["--sample", "0"]).await;
     assert!(example.post("/lame-duck").await.starts_with("lame_duck: "));
     assert_eq!(ready(&example).await, ("503".into(), "lame_duck".into()));
+    assert_eq!(agent(&example).await, "up drain\n");
     let mut client = example.connect().await;
     echo(&mut client).await;
     // The drain waits for the rest of this line.
@@ -492,7 +528,40 @@ async fn a_banned_address_is_cut_off_until_the_ban_is_lifted() {
     is_closed(&mut example.connect().await).await;
     let status = example.get("/status").await.body;
     assert!(status.contains("\n1 bans"), "{status}");
+    let bans = example.get("/bans").await.body;
+    assert!(bans.starts_with("127.0.0.1 5"), "{bans}");
     example.post("/bans/127.0.0.1/lift").await;
+    assert_eq!(example.get("/bans").await.body, "");
+    echo(&mut example.connect().await).await;
+}
+
+#[tokio::test]
+async fn a_list_is_reloaded_and_one_that_cannot_be_read_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("denied");
+    std::fs::write(&file, "203.0.113.0/24\n").unwrap();
+    let deny = ["--sample", "0", "--deny", file.to_str().unwrap()];
+    let example = Example::start(&deny).await;
+    let mut client = example.connect().await;
+    echo(&mut client).await;
+    std::fs::write(&file, "no network\n").unwrap();
+    let refused = request(example.admin, "POST", "/reload", "").await;
+    assert!(refused.head.starts_with("HTTP/1.1 500"), "{}", refused.head);
+    assert!(
+        refused.body.starts_with("nothing was reloaded: "),
+        "{}",
+        refused.body
+    );
+    echo(&mut client).await;
+    echo(&mut example.connect().await).await;
+
+    std::fs::write(&file, "127.0.0.0/8\n").unwrap();
+    example.post("/reload").await;
+
+    is_closed(&mut client).await;
+    is_closed(&mut example.connect().await).await;
+    std::fs::write(&file, "").unwrap();
+    example.post("/reload").await;
     echo(&mut example.connect().await).await;
 }
 
@@ -506,7 +575,7 @@ impl Drop for Killed {
 }
 
 #[tokio::test]
-async fn a_new_process_takes_both_addresses_over() {
+async fn a_new_process_takes_all_addresses_over() {
     let example = Example::start(&["--sample", "0"]).await;
     let mut client = example.connect().await;
     echo(&mut client).await;
@@ -520,6 +589,7 @@ async fn a_new_process_takes_both_addresses_over() {
     echo(&mut example.connect().await).await;
     let status = example.get("/status").await.body;
     assert!(status.contains(&format!("process {}\n", new.0)), "{status}");
+    assert_eq!(agent(&example).await, "up ready\n");
 }
 
 #[tokio::test]
@@ -533,6 +603,7 @@ async fn a_request_that_makes_no_sense_or_comes_from_a_web_page_changes_nothing(
         ("POST", "/limit/few", "", "400"),
         ("POST", "/connections/7/close", "", "404"),
         ("POST", "/bans/localhost/60", "", "400"),
+        ("POST", "/reload", "", "404"),
     ] {
         let answer = request(example.admin, method, path, headers).await;
         let told = answer.head.split(' ').nth(1);
