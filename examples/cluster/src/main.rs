@@ -5,6 +5,7 @@
 //! | `rooms.rs` | the rooms: the members here, and the lines from everywhere |
 //! | `member.rs` | the session of one connection |
 //! | `main.rs` | the node: its options, NATS, the stack |
+//! | `haproxy.cfg` | HAProxy in front of three nodes |
 //!
 //! ```sh
 //! apt-get install nats-server
@@ -48,8 +49,12 @@ use tower::{ServiceBuilder, service_fn};
 use tower_tcp::bind::SocketOptions;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
+use tower_tcp::health::AgentCheck;
+use tower_tcp::networks::Networks;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, SessionService};
+use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::proxy::{ProxyProtocol, Untrusted};
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -85,6 +90,15 @@ struct Args {
     /// they join another node before they leave this one.
     #[arg(long, default_value_t = 5)]
     leave: u64,
+
+    /// Address of the agent check for HAProxy.
+    #[arg(long)]
+    agent: Option<String>,
+
+    /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. All other
+    /// peers are refused then.
+    #[arg(long)]
+    proxy_from: Option<Networks>,
 }
 
 #[tokio::main]
@@ -108,8 +122,13 @@ async fn main() -> Result<(), BoxError> {
             Member::begin(Arc::clone(&rooms), Arc::clone(&node), peer).map_ok(SessionService::new)
         })
     };
+    let proxy = match args.proxy_from {
+        Some(networks) => ProxyProtocol::trusting(networks),
+        None => ProxyProtocol::trusting(Networks::new()).untrusted(Untrusted::Direct),
+    };
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
+        .layer(PreConnectLayer::new(proxy))
         .service(
             Pipeline::new(|| Lines::default().max_line(MAX_LINE))
                 .make_service(make)
@@ -126,6 +145,10 @@ async fn main() -> Result<(), BoxError> {
         .bind()
         .await?;
     signal::install(&server.handle())?;
+    if let Some(address) = args.agent {
+        let agent = Server::bind(address).await?;
+        tokio::spawn(agent.serve(AgentCheck::new(server.handle())));
+    }
     tokio::spawn(leave(rooms)?);
     for address in server.handle().local_addrs() {
         println!("listening on {address}");

@@ -1,11 +1,13 @@
 //! Three nodes as processes, with a real NATS: what is lost when a member does not read, when a
-//! node is killed, when NATS stands still, and when each node is replaced.
+//! node is killed, when NATS stands still, and when each node is replaced. With a real HAProxy in
+//! front, new members are served all the while.
 //!
 //! `CLUSTER_SIZE=300,10000 cargo test -- --nocapture` runs it with so many members and lines.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -561,4 +563,135 @@ async fn without_nats_a_node_runs_alone_and_says_how_to_get_it() {
     ann.heard.line(END).await;
     signal(&node.child, Signal::TERM);
     node.ended().await;
+}
+
+/// The names of the nodes in `haproxy.cfg`.
+const NAMES: [&str; 3] = ["one", "two", "three"];
+/// The ports there: HAProxy's own, those of the nodes, and those of their agents.
+const PORTS: [u16; 7] = [7006, 7011, 7012, 7013, 7021, 7022, 7023];
+
+/// Starts HAProxy with the file of the example, at these ports, unless it is not installed.
+fn start_haproxy(dir: &Path, ports: &[u16]) -> Option<Child> {
+    let mut config = include_str!("../haproxy.cfg").to_owned();
+    for (before, port) in PORTS.iter().zip(ports) {
+        config = config.replace(&before.to_string(), &port.to_string());
+    }
+    let file = dir.join("haproxy.cfg");
+    std::fs::write(&file, config).expect("there is room for a file");
+    let mut command = Command::new("haproxy");
+    command.args(["-db", "-f"]).arg(file);
+    match command.kill_on_drop(true).spawn() {
+        Ok(haproxy) => Some(haproxy),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "haproxy is not installed, and CI must not skip what needs it"
+            );
+            eprintln!("skipped: haproxy is not installed");
+            None
+        }
+        Err(err) => panic!("haproxy does not start: {err}"),
+    }
+}
+
+impl Member {
+    /// Returns the name of the member's node.
+    fn node_name(&self) -> String {
+        let heap = self.heard.heap();
+        let mut named = heap.told.iter().filter_map(|line| {
+            let (name, _rest) = line.strip_prefix("* you are ")?.split_once('-')?;
+            Some(name.to_owned())
+        });
+        named.next().expect("it has joined")
+    }
+}
+
+/// Joins until a member comes to the node with this name, and returns it.
+async fn comes_to(front: SocketAddr, name: &str) -> Member {
+    let comes = async {
+        loop {
+            // HAProxy may not listen yet, or know no node yet.
+            if let Ok(member) = Member::try_join(front).await
+                && member.node_name() == name
+            {
+                return member;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("a member at the node", comes).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_haproxy_nodes_are_replaced_in_turn_and_every_new_member_is_served() {
+    let Some((_nats, url)) = start_nats().await else {
+        return;
+    };
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let free = PORTS.map(|_| free());
+    let ports = free.map(|free| free.local_addr().expect("it has an address").port());
+    let dir = tempfile::tempdir().expect("there is room for files");
+    let Some(_haproxy) = start_haproxy(dir.path(), &ports) else {
+        return;
+    };
+    let front = SocketAddr::from(([127, 0, 0, 1], ports[0]));
+    let start = async |at: usize| {
+        let listen = format!("127.0.0.1:{}", ports[1 + at]);
+        let agent = format!("127.0.0.1:{}", ports[4 + at]);
+        let args = ["--nats", &url, "--name", NAMES[at], "--listen", &listen];
+        let door = ["--agent", &agent, "--proxy-from", "127.0.0.0/8"];
+        Node::start(&[&args[..], &door, &["--leave", "5"]].concat(), None).await
+    };
+    let mut nodes = Vec::new();
+    for at in 0..NAMES.len() {
+        nodes.push(start(at).await);
+    }
+    let mut members = Vec::new();
+    for name in NAMES {
+        members.push(comes_to(front, name).await);
+    }
+    // A node takes nobody who comes past HAProxy.
+    assert!(Member::try_join(nodes[0].addr).await.is_err());
+
+    let over = Arc::new(AtomicBool::new(false));
+    let coming = tokio::spawn({
+        let over = Arc::clone(&over);
+        async move {
+            let mut came = 0;
+            while !over.load(Ordering::Relaxed) {
+                let joined = Member::try_join(front).await;
+                joined.expect("a new member is served, whatever node is being replaced");
+                came += 1;
+            }
+            came
+        }
+    });
+    for (at, name) in NAMES.into_iter().enumerate() {
+        signal(&nodes[at].child, Signal::TERM);
+        members[at].heard.line("* this node leaves").await;
+        // HAProxy notices while the node still serves.
+        let mut elsewhere = 0;
+        while elsewhere < 20 {
+            let member = Member::join(front).await;
+            elsewhere = if member.node_name() == name {
+                0
+            } else {
+                elsewhere + 1
+            };
+        }
+        let has_ended = members[at].heard.heap().told.iter().any(|line| line == END);
+        assert!(!has_ended, "{name} has ended before HAProxy noticed");
+        members[at].end().await;
+        let new = start(at).await;
+        let report = std::mem::replace(&mut nodes[at], new).ended().await;
+        println!("{name} was replaced: {report}");
+        members[at] = comes_to(front, name).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    let came = soon("the last new member", coming).await;
+    println!("{} new members were served", came.expect("all were served"));
+    // The rooms span the new nodes.
+    let said = say(&mut members, 1..31).await;
+    settle(&mut members, 31).await;
+    assert_eq!(Lost::of(&said, &members).lost, 0);
 }
