@@ -8,7 +8,7 @@
 //! Only the codec knows what the peer has been told last, so it decides which messages the peer
 //! still gets, and in which version of the protocol.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -103,8 +103,9 @@ pub(crate) struct Resp {
     /// The version of replies. A reply to HELLO changes it as it is encoded, so the replies before
     /// it are still in the old version.
     version: Version,
-    /// The channels that the peer has been told it listens to.
-    channels: HashSet<Bytes>,
+    /// The channels that the peer has been told it listens to. Most listen to few, which a tree
+    /// finds sooner than a hash.
+    channels: BTreeSet<Bytes>,
 }
 
 /// The version of the protocol. Requests are the same in both.
@@ -140,7 +141,7 @@ impl Resp {
             max_request,
             begun: Begun::Nothing,
             version: Version::default(),
-            channels: HashSet::new(),
+            channels: BTreeSet::new(),
         }
     }
 
