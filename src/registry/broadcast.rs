@@ -1,12 +1,14 @@
 //! Sends a frame, or a frame for each connection, to many connections.
 
+use std::borrow::Borrow;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
 use super::Registry;
 use crate::end::EndReason;
-use crate::pipeline::{Peer, TrySendError};
+use crate::pipeline::{Peer, Run, TrySendError};
 
 /// The treatment of a peer whose output is above its high mark when a broadcast reaches it.
 ///
@@ -124,7 +126,8 @@ where
         let picked = self
             .iter()
             .filter_map(|(key, peer)| pick(&key, &peer).map(|frame| (peer, frame)));
-        send_each(picked, slow).await
+        let sending = Sending::to_each(picked);
+        sending.done(slow).await
     }
 }
 
@@ -154,32 +157,112 @@ where
     T: Clone,
 {
     let frames = peers.into_iter().map(move |peer| (peer, frame.clone()));
-    send_each(frames, slow).await
+    let sending = Sending::to_each(frames);
+    sending.done(slow).await
 }
 
-/// Sends each peer its frame, first to all that take it at once, then to the others concurrently.
-async fn send_each<T, M>(
-    frames: impl Iterator<Item = (Peer<T, M>, T)>,
-    slow: SlowPeer,
-) -> Broadcast {
-    let mut broadcast = Broadcast::default();
-    let mut late = Vec::new();
-    for (peer, frame) in frames {
-        match peer.try_send(frame) {
-            Ok(()) => broadcast.sent += 1,
-            Err(TrySendError::Closed(_)) => {}
-            Err(TrySendError::Full(frame)) => late.push(send(peer, frame, slow)),
+/// A broadcast that has been sent to all peers that take it at once.
+pub(super) struct Sending<T, M> {
+    broadcast: Broadcast,
+    late: Vec<(Peer<T, M>, T)>,
+}
+
+impl<T, M> Default for Sending<T, M> {
+    fn default() -> Self {
+        Self {
+            broadcast: Broadcast::default(),
+            late: Vec::new(),
         }
     }
-    for fate in join_all(late).await {
-        match fate {
-            Fate::Sent => broadcast.sent += 1,
-            Fate::Skipped => broadcast.skipped += 1,
-            Fate::Closed => broadcast.closed += 1,
-            Fate::Ended => {}
+}
+
+impl<T, M> Sending<T, M> {
+    /// Sends each peer its frame, if it takes it at once.
+    pub(super) fn to_each<P>(frames: impl Iterator<Item = (P, T)>) -> Self
+    where
+        P: Borrow<Peer<T, M>>,
+    {
+        let mut sending = Self::default();
+        for (peer, frame) in frames {
+            let peer = peer.borrow();
+            match peer.try_send(frame) {
+                Ok(()) => sending.broadcast.sent += 1,
+                Err(TrySendError::Closed(_)) => {}
+                Err(TrySendError::Full(frame)) => sending.late.push((peer.clone(), frame)),
+            }
         }
+        sending
     }
-    broadcast
+
+    /// Sends a frame to all these peers as the beginning of a run. Returns the run, too, to which
+    /// later broadcasts to the same peers may add.
+    pub(super) fn begin_run<'a>(
+        frame: &T,
+        peers: impl Iterator<Item = &'a Peer<T, M>>,
+    ) -> (Self, OpenRun<T, M>)
+    where
+        T: Clone + 'a,
+        M: 'a,
+    {
+        let run = Arc::new(Run::new(frame.clone()));
+        let mut sending = Self::default();
+        for peer in peers {
+            match peer.try_send_run(&run) {
+                Ok(()) => sending.broadcast.sent += 1,
+                Err(TrySendError::Closed(())) => {}
+                Err(TrySendError::Full(())) => sending.late.push((peer.clone(), frame.clone())),
+            }
+        }
+        let open = OpenRun {
+            run: Arc::downgrade(&run),
+            sent: sending.broadcast.sent,
+            others: sending.late.iter().map(|(peer, _)| peer.clone()).collect(),
+        };
+        (sending, open)
+    }
+
+    /// Sends the others their frames, concurrently.
+    pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
+        let Self {
+            mut broadcast,
+            late,
+        } = self;
+        let late = late.into_iter();
+        for fate in join_all(late.map(|(peer, frame)| send(peer, frame, slow))).await {
+            match fate {
+                Fate::Sent => broadcast.sent += 1,
+                Fate::Skipped => broadcast.skipped += 1,
+                Fate::Closed => broadcast.closed += 1,
+                Fate::Ended => {}
+            }
+        }
+        broadcast
+    }
+}
+
+/// A run to which broadcasts add until one of its peers takes it.
+pub(super) struct OpenRun<T, M> {
+    run: Weak<Run<T>>,
+    /// The number of peers that have the run.
+    sent: usize,
+    /// The peers that had no room for the run.
+    others: Vec<Peer<T, M>>,
+}
+
+impl<T, M> OpenRun<T, M> {
+    /// Sends a frame to the peers of the run by adding to it, and to the others one by one. Returns
+    /// `None` if the run takes no more.
+    pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
+    where
+        T: Clone,
+    {
+        if !self.run.upgrade()?.add(frame) {
+            return None;
+        }
+        let mut sending = Sending::to_each(self.others.iter().map(|it| (it, frame.clone())));
+        sending.broadcast.sent += self.sent;
+        Some(sending)
+    }
 }
 
 /// The outcome for one peer.

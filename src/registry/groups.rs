@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::Id;
 use tokio::task::coop::consume_budget;
 
-use super::broadcast::{Broadcast, SlowPeer, broadcast};
+use super::broadcast::{Broadcast, OpenRun, Sending, SlowPeer};
 use super::feed::{Feed, JoinError, Opening, Outcome};
 use super::shards::{Entered, Shards};
 use crate::connection::{ConnectionId, Moment};
@@ -72,9 +72,15 @@ struct Inner<K, T, M> {
 
 /// The members by their connection, at least one.
 struct Group<T, M> {
-    members: HashMap<ConnectionId, Entered<T, M>>,
+    /// A broadcast holds the map while it sends, without the lock. A member that joins or leaves
+    /// meanwhile changes a copy.
+    members: Arc<Members<T, M>>,
+    /// The frames that were sent to all of these members, and that none has taken yet.
+    open: Option<Arc<OpenRun<T, M>>>,
     feed: Option<Feed>,
 }
+
+type Members<T, M> = HashMap<ConnectionId, Entered<T, M>>;
 
 /// The feeds of new groups.
 struct Source<K, T> {
@@ -208,9 +214,11 @@ where
         };
         if let Some(group) = shard.get_mut(&key) {
             // A connection has another handle after an upgrade.
-            let replaced = group.members.insert(id, entered);
+            let open = group.open.take();
+            let replaced = Arc::make_mut(&mut group.members).insert(id, entered);
             let opening = group.opening();
             drop(shard);
+            drop(open);
             drop(replaced.map(Entered::into_peer));
             return opening;
         }
@@ -219,7 +227,8 @@ where
         let feed = has_feed.then(|| Feed::start(move |outcome| Self::feed(started, outcome)));
         let task = feed.as_ref().map(Feed::id);
         let group = Group {
-            members: HashMap::from([(id, entered)]),
+            members: Arc::new(HashMap::from([(id, entered)])),
+            open: None,
             feed,
         };
         let opening = group.opening();
@@ -257,15 +266,19 @@ where
     {
         let mut shard = self.inner.groups.of(key);
         let group = shard.get_mut(key)?;
-        if group.members.len() > 1 {
-            return group.members.remove(&id);
-        }
         if !group.members.contains_key(&id) {
             return None;
         }
-        let (_key, mut ended) = shard.remove_entry(key)?;
+        if group.members.len() > 1 {
+            let open = group.open.take();
+            let removed = Arc::make_mut(&mut group.members).remove(&id);
+            drop(shard);
+            drop(open);
+            return removed;
+        }
+        let (_key, ended) = shard.remove_entry(key)?;
         drop(shard);
-        ended.members.remove(&id)
+        ended.members.get(&id).cloned()
     }
 
     /// Returns the members of a group.
@@ -277,11 +290,19 @@ where
         Q: Hash + Eq + ?Sized,
     {
         let shard = self.inner.groups.of(key);
-        shard.get(key).map(Group::peers).unwrap_or_default()
+        let members = shard.get(key).map(|group| Arc::clone(&group.members));
+        drop(shard);
+        let members = members.unwrap_or_default();
+        members.values().map(|it| it.peer.clone()).collect()
     }
 
     /// Sends a frame to all members of a group for which `whom` returns `true`, like
     /// [`Registry::broadcast`](super::Registry::broadcast).
+    ///
+    /// Frames for all members that are sent before a member's task has run, up to 16, are held once
+    /// for all, and wake each member once. Encoded frames that a member has not taken are its own.
+    /// A group is locked while such frames are cloned, so a `T` that sends to the same group in its
+    /// `Clone` can deadlock.
     ///
     /// # Cancel safety
     ///
@@ -299,9 +320,11 @@ where
         Q: Hash + Eq + ?Sized,
         T: Clone,
     {
-        let mut members = self.members(key);
-        members.retain(whom);
-        broadcast(members, frame, slow).await
+        let audience = self.inner.groups.of(key).get(key).map(Group::audience);
+        match audience {
+            Some(audience) => self.inner.send(key, audience, frame, whom).done(slow).await,
+            None => Broadcast::default(),
+        }
     }
 
     /// Opens the feed of a group, and sends its frames to the members.
@@ -326,8 +349,10 @@ where
         };
         outcome.tell(Ok(()));
         while let Some(frame) = frames.next().await {
-            let members = fed.members();
-            broadcast(members, frame, slow).await;
+            let Some(sending) = fed.send(frame) else {
+                return;
+            };
+            sending.done(slow).await;
             // A stream that is always ready must not keep other tasks, or an abort, from running.
             consume_budget().await;
         }
@@ -360,8 +385,57 @@ impl<T, M> Group<T, M> {
         self.feed.as_ref().map(Feed::opening)
     }
 
-    fn peers(&self) -> Vec<Peer<T, M>> {
-        self.members.values().map(|it| it.peer.clone()).collect()
+    fn audience(&self) -> Audience<T, M> {
+        Audience {
+            members: Arc::clone(&self.members),
+            open: self.open.clone(),
+        }
+    }
+}
+
+/// The members of a group when a broadcast begins.
+struct Audience<T, M> {
+    members: Arc<Members<T, M>>,
+    open: Option<Arc<OpenRun<T, M>>>,
+}
+
+impl<K, T, M> Inner<K, T, M>
+where
+    K: Hash + Eq,
+{
+    /// Sends a frame to the members that take it at once. If it is for all, later broadcasts may
+    /// join it.
+    fn send<Q>(
+        &self,
+        key: &Q,
+        audience: Audience<T, M>,
+        frame: T,
+        mut whom: impl FnMut(&Peer<T, M>) -> bool,
+    ) -> Sending<T, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+        T: Clone,
+    {
+        let Audience { members, open } = audience;
+        let peers = || members.values().map(|it| &it.peer);
+        if let Some(first) = peers().position(|peer| !whom(peer)) {
+            let rest = peers().skip(first + 1).filter(|peer| whom(peer));
+            let some = peers().take(first).chain(rest);
+            return Sending::to_each(some.map(|peer| (peer, frame.clone())));
+        }
+        if let Some(sending) = open.and_then(|open| open.send(&frame)) {
+            return sending;
+        }
+        let (sending, open) = Sending::begin_run(&frame, peers());
+        let mut shard = self.groups.of(key);
+        let group = shard.get_mut(key);
+        // Not if a member has joined or left, for which the map was copied.
+        let group = group.filter(|group| Arc::ptr_eq(&group.members, &members));
+        let before = group.and_then(|group| group.open.replace(Arc::new(open)));
+        drop(shard);
+        drop(before);
+        sending
     }
 }
 
@@ -396,13 +470,17 @@ where
             .is_some_and(|feed| feed.id() == self.task)
     }
 
-    fn members(&self) -> Vec<Peer<T, M>> {
-        let Some(inner) = self.groups.upgrade() else {
-            return Vec::new();
-        };
+    /// Sends a frame to all members. Returns `None` if the group has ended.
+    fn send(&self, frame: T) -> Option<Sending<T, M>>
+    where
+        T: Clone,
+    {
+        let inner = self.groups.upgrade()?;
         let shard = inner.groups.of(&self.key);
         let group = shard.get(&self.key).filter(|group| self.is(group));
-        group.map(Group::peers).unwrap_or_default()
+        let audience = group.map(Group::audience);
+        drop(shard);
+        Some(inner.send(&self.key, audience?, frame, |_| true))
     }
 }
 
@@ -421,10 +499,9 @@ where
         let ended = shard.remove_entry(&self.key);
         drop(shard);
         if let Some((_key, group)) = ended {
-            group
-                .members
-                .into_values()
-                .for_each(|it| drop(it.into_peer()));
+            for it in group.members.values() {
+                drop(it.clone().into_peer());
+            }
         }
     }
 }

@@ -65,6 +65,15 @@ pub(super) struct Entered<T, M> {
     removal: HookId,
 }
 
+impl<T, M> Clone for Entered<T, M> {
+    fn clone(&self) -> Self {
+        Self {
+            peer: self.peer.clone(),
+            removal: self.removal,
+        }
+    }
+}
+
 impl<T, M> Entered<T, M> {
     /// Creates an entry that its connection removes. If that moment is already past, returns the
     /// callback, which the caller drops after unlocking, because it contains the key.

@@ -8,7 +8,7 @@ use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::observe::{ErrorChain, signed};
-use crate::pipeline::peer::EngineSide;
+use crate::pipeline::peer::{EngineSide, Taken};
 use crate::pipeline::reply::{AfterReply, Frames, Reply};
 use crate::pipeline::shutdown_on_error::is_shutdown;
 
@@ -190,19 +190,41 @@ where
     /// Encodes pushed frames up to the mark, but no more than the queue holds at once, so that busy
     /// senders do not delay replies. Returns whether any were encoded.
     fn encode_pushed(&mut self, mark: usize) -> bool {
+        if !self.has_pushed() {
+            return false;
+        }
         let mut pushed = false;
         for _ in 0..self.settings.limits.push_queue {
             if !self.has_pushed() || self.output.len() >= mark {
                 break;
             }
             let position = self.output.position();
-            let Some(frame) = self.peer.as_ref().and_then(|peer| peer.take(position)) else {
-                break;
-            };
-            self.encode(frame);
+            match self.peer.as_ref().and_then(|peer| peer.take(position)) {
+                None => break,
+                Some(Taken::One(frame)) => self.encode(frame),
+                Some(Taken::Several(frames)) => self.encode_run(frames, mark),
+            }
             pushed = true;
         }
+        if let Some(peer) = &self.peer {
+            peer.took();
+        }
         pushed
+    }
+
+    /// Encodes frames up to the mark, and puts the others back.
+    fn encode_run(&mut self, frames: Vec<T>, mark: usize) {
+        let mut frames = frames.into_iter();
+        while self.output.len() < mark
+            && let Some(frame) = frames.next()
+        {
+            self.encode(frame);
+        }
+        if frames.len() > 0
+            && let Some(peer) = &self.peer
+        {
+            peer.put_back(frames.collect());
+        }
     }
 
     /// Encodes one frame of the waiting replies. Returns whether there was one, or a reply ended.

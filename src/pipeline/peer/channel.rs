@@ -1,11 +1,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
+use super::run::Run;
 use super::{Buffered, TrySendError};
 use crate::connection::{ConnectionInfo, Life, Sent};
 use crate::deadline::LOOKS;
@@ -33,7 +34,7 @@ pub(super) struct Channel<T, M> {
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// Room to give back when the output has fallen to its low mark.
+    /// Room of items that were taken, to give back while the output is below its mark.
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is written.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
@@ -86,6 +87,11 @@ impl Stall {
 /// An entry in the queue of output.
 pub(super) enum Item<T> {
     Frame(T),
+    /// Frames of broadcasts. Only the last entry of a queue may be an open one, and only while the
+    /// output is below its mark.
+    Run(Arc<Run<T>>),
+    /// The rest of a run, behind which the output reached its mark.
+    Rest(Vec<T>),
     /// A request to report that everything before it is written.
     Flush(oneshot::Sender<()>),
 }
@@ -120,8 +126,9 @@ impl Flags {
         self.0.load(Ordering::Acquire) != 0
     }
 
-    pub(super) fn raise(&self, flag: Flag) {
-        self.0.fetch_or(flag as u8, Ordering::AcqRel);
+    /// Raises a flag. Returns whether it was not raised before.
+    pub(super) fn raise(&self, flag: Flag) -> bool {
+        self.0.fetch_or(flag as u8, Ordering::AcqRel) & flag as u8 == 0
     }
 
     pub(super) fn lower(&self, flag: Flag) {
@@ -134,14 +141,33 @@ impl<T, M> Queues<T, M> {
         self.crossings & 1 == 1
     }
 
-    /// Records that an item was taken. Returns the room to give back after the lock is released,
-    /// because giving it back wakes tasks.
-    pub(super) fn took(&mut self) -> usize {
+    /// Takes an item. Its room is given back later, together with that of others.
+    pub(super) fn take(&mut self) -> Option<Item<T>> {
+        let item = self.items.pop_front()?;
+        self.room_held_back += 1;
+        Some(item)
+    }
+
+    /// Puts the rest of a run back. Its room is not given back yet.
+    pub(super) fn put_back(&mut self, rest: Vec<T>) {
+        self.items.push_front(Item::Rest(rest));
+        self.room_held_back -= 1;
+    }
+
+    /// Closes the run to which broadcasts may still add.
+    fn close_run(&self) {
+        if let Some(Item::Run(run)) = self.items.back() {
+            run.close();
+        }
+    }
+
+    /// Returns the room to give back after the lock is released, because giving it back wakes
+    /// tasks.
+    pub(super) fn room_back(&mut self) -> usize {
         if self.is_above_mark() {
-            self.room_held_back += 1;
             0
         } else {
-            1
+            std::mem::take(&mut self.room_held_back)
         }
     }
 
@@ -170,10 +196,9 @@ impl<T, M> Queues<T, M> {
         self.crossings += 1;
         if self.is_above_mark() {
             self.room_held_back += room.forget_permits(usize::MAX);
-            0
-        } else {
-            std::mem::take(&mut self.room_held_back)
+            self.close_run();
         }
+        self.room_back()
     }
 }
 
@@ -231,17 +256,22 @@ impl<T, M> Channel<T, M> {
 
     /// Queues an item of output. The caller's permit guarantees room for it.
     pub(super) fn push(&self, item: Item<T>, room: SemaphorePermit<'_>) -> Result<(), Item<T>> {
-        {
+        let is_first = {
             let mut state = self.lock();
             if state.gone {
                 return Err(item);
             }
+            state.close_run();
             state.items.push_back(item);
-            self.flags.raise(Flag::Pushed);
-        }
+            self.flags.raise(Flag::Pushed)
+        };
         // The room is given back when the item is taken.
         room.forget();
-        self.wake();
+        // The engine takes all items before it waits, unless the output is above its mark. So the
+        // first of several wakes it for the others, too.
+        if is_first {
+            self.wake();
+        }
         Ok(())
     }
 
@@ -288,16 +318,25 @@ impl<T, M> Channel<T, M> {
     }
 
     pub(super) fn buffered(&self) -> Buffered {
-        let frames = |item: &&Item<T>| matches!(item, Item::Frame(_));
+        let frames = |item: &Item<T>| match item {
+            Item::Frame(_) => 1,
+            Item::Run(run) => run.len(),
+            Item::Rest(frames) => frames.len(),
+            Item::Flush(_) => 0,
+        };
         Buffered {
             bytes: self.unwritten.load(Ordering::Relaxed),
-            frames: self.lock().items.iter().filter(frames).count(),
+            frames: self.lock().items.iter().map(frames).sum(),
         }
     }
 
     /// Accepts nothing more. Items and messages sent before are still delivered.
     pub(super) fn refuse(&self) {
-        self.lock().gone = true;
+        {
+            let mut state = self.lock();
+            state.gone = true;
+            state.close_run();
+        }
         self.room.close();
         self.flush_room.close();
         self.refuse_messages();

@@ -17,6 +17,12 @@ use crate::pipeline::watermarks::Watermarks;
 /// abort, or because a layer drops the connection's future.
 pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Channel<T, M>>);
 
+/// Pushed frames: one, or those of a run.
+pub(in crate::pipeline) enum Taken<T> {
+    One(T),
+    Several(Vec<T>),
+}
+
 /// When the next message is due.
 pub(in crate::pipeline) enum Mail {
     None,
@@ -50,19 +56,21 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Pushed)
     }
 
-    /// Takes the next pushed frame. `position` is the position in the output at which it will
-    /// begin.
-    pub(in crate::pipeline) fn take(&self, position: u64) -> Option<T> {
-        let mut room = 0;
+    /// Takes the next pushed frames. `position` is the position in the output at which they will
+    /// begin. The room of what was taken is given back by [`took`](Self::took).
+    pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
+        let mut run = None;
         let mut state = self.0.lock();
-        let frame = loop {
-            let Some(item) = state.items.pop_front() else {
-                break None;
-            };
-            room += state.took();
-            match item {
-                Item::Frame(frame) => break Some(frame),
-                Item::Flush(done) => {
+        let taken = loop {
+            match state.take() {
+                None => break None,
+                Some(Item::Frame(frame)) => break Some(Taken::One(frame)),
+                Some(Item::Rest(frames)) => break Some(Taken::Several(frames)),
+                Some(Item::Run(it)) => {
+                    run = Some(it);
+                    break None;
+                }
+                Some(Item::Flush(done)) => {
                     state.flushes.push_back((position, done));
                     self.0.flags.raise(Flag::Flush);
                 }
@@ -73,8 +81,20 @@ impl<T, M> EngineSide<T, M> {
             self.0.flags.lower(Flag::Pushed);
         }
         drop(state);
+        // Without the lock, because this clones frames.
+        taken.or_else(|| run.map(|run| Taken::Several(run.take())))
+    }
+
+    /// Puts back the frames of a run that were not encoded.
+    pub(in crate::pipeline) fn put_back(&self, rest: Vec<T>) {
+        self.0.lock().put_back(rest);
+        self.0.flags.raise(Flag::Pushed);
+    }
+
+    /// Gives back the room of what was taken, once for all of it.
+    pub(in crate::pipeline) fn took(&self) {
+        let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
-        frame
     }
 
     /// Returns whether a task waits for encoded output to be written.

@@ -3,6 +3,7 @@
 mod channel;
 mod crossings;
 mod engine_side;
+mod run;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -22,7 +23,8 @@ use crate::signals::Signal;
 use channel::{Channel, Flag, Item};
 
 pub use crossings::{Crossing, Crossings};
-pub(super) use engine_side::{EngineSide, Mail};
+pub(super) use engine_side::{EngineSide, Mail, Taken};
+pub(crate) use run::Run;
 
 /// The error of a send to a connection that is closing or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -179,10 +181,22 @@ impl<T, M> Peer<T, M> {
         }
     }
 
+    /// Sends the frames of a run, and those that are added to it, if that is possible without
+    /// waiting.
+    pub(crate) fn try_send_run(&self, run: &Arc<Run<T>>) -> Result<(), TrySendError<()>> {
+        let room = match self.channel.room.try_acquire() {
+            Ok(room) => room,
+            Err(TryAcquireError::NoPermits) => return Err(TrySendError::Full(())),
+            Err(TryAcquireError::Closed) => return Err(TrySendError::Closed(())),
+        };
+        let pushed = self.channel.push(Item::Run(Arc::clone(run)), room);
+        pushed.map_err(|_run| TrySendError::Closed(()))
+    }
+
     fn push_frame(&self, frame: T, room: SemaphorePermit<'_>) -> Result<(), TrySendError<T>> {
         match self.channel.push(Item::Frame(frame), room) {
             Err(Item::Frame(frame)) => Err(TrySendError::Closed(frame)),
-            Ok(()) | Err(Item::Flush(_)) => Ok(()),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 

@@ -1,0 +1,73 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The most frames of a run. A queue holds a run as one entry, so it bounds the memory of a queue.
+const MOST: usize = 16;
+
+/// Frames that were broadcast to the same connections, one after the other. It is held once, and
+/// is an entry in the queue of each. Broadcasts add to it, without a visit to each connection,
+/// until one of the connections takes it, or gets something else behind it.
+pub(crate) struct Run<T> {
+    frames: Mutex<Frames<T>>,
+    /// Only frames that can be cloned are broadcast, but a connection sends others, too.
+    clone: fn(&T) -> T,
+}
+
+struct Frames<T> {
+    list: Vec<T>,
+    is_open: bool,
+}
+
+impl<T> Run<T> {
+    pub(crate) fn new(frame: T) -> Self
+    where
+        T: Clone,
+    {
+        Self {
+            frames: Mutex::new(Frames {
+                list: vec![frame],
+                is_open: true,
+            }),
+            clone: T::clone,
+        }
+    }
+
+    /// Adds a frame. Returns `false` if the run is closed or full.
+    pub(crate) fn add(&self, frame: &T) -> bool {
+        let frame = (self.clone)(frame);
+        let mut frames = self.lock();
+        let has_room = frames.is_open && frames.list.len() < MOST;
+        if has_room {
+            frames.list.push(frame);
+        }
+        has_room
+    }
+
+    /// Accepts no more frames.
+    pub(super) fn close(&self) {
+        self.lock().is_open = false;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().list.len()
+    }
+
+    /// Closes the run and returns its frames, which are moved if no other connection has them.
+    pub(super) fn take(self: Arc<Self>) -> Vec<T> {
+        match Arc::try_unwrap(self) {
+            Ok(run) => {
+                let frames = run.frames.into_inner();
+                frames.unwrap_or_else(PoisonError::into_inner).list
+            }
+            Err(run) => {
+                let mut frames = run.lock();
+                frames.is_open = false;
+                frames.list.iter().map(run.clone).collect()
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Frames<T>> {
+        // A frame that panics as it is cloned leaves the list whole.
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
