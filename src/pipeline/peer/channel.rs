@@ -145,6 +145,10 @@ impl<T, M> Queues<T, M> {
     pub(super) fn take(&mut self) -> Option<Item<T>> {
         let item = self.items.pop_front()?;
         self.room_held_back += 1;
+        if let Item::Run(run) = &item {
+            // Under the lock, so that what is pushed from now on comes behind all of the run.
+            run.close();
+        }
         Some(item)
     }
 

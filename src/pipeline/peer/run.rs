@@ -51,18 +51,14 @@ impl<T> Run<T> {
         self.lock().list.len()
     }
 
-    /// Closes the run and returns its frames, which are moved if no other connection has them.
+    /// Returns the frames of a closed run. They are moved if no other connection has them.
     pub(super) fn take(self: Arc<Self>) -> Vec<T> {
         match Arc::try_unwrap(self) {
             Ok(run) => {
                 let frames = run.frames.into_inner();
                 frames.unwrap_or_else(PoisonError::into_inner).list
             }
-            Err(run) => {
-                let mut frames = run.lock();
-                frames.is_open = false;
-                frames.list.iter().map(run.clone).collect()
-            }
+            Err(run) => run.lock().list.iter().map(run.clone).collect(),
         }
     }
 
