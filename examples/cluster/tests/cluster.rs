@@ -682,9 +682,9 @@ async fn behind_haproxy_nodes_are_replaced_in_turn_and_every_new_member_is_serve
         let has_ended = members[at].heard.heap().told.iter().any(|line| line == END);
         assert!(!has_ended, "{name} has ended before HAProxy noticed");
         members[at].end().await;
-        let new = start(at).await;
-        let report = std::mem::replace(&mut nodes[at], new).ended().await;
-        println!("{name} was replaced: {report}");
+        let report = nodes.remove(at).ended().await;
+        println!("{name} has ended: {report}");
+        nodes.insert(at, start(at).await);
         members[at] = comes_to(front, name).await;
     }
     over.store(true, Ordering::Relaxed);
