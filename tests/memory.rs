@@ -513,7 +513,7 @@ fn a_resting_connection_holds_1440_bytes() {
 }
 
 #[test]
-fn a_resting_connection_over_tls_holds_1090_bytes_beside_those_of_rustls() {
+fn a_resting_connection_over_tls_holds_2700_bytes_less_than_a_bare_stream_of_tokio_rustls() {
     alone(async || {
         let (server, client) = certified();
         let shake = async |io: DuplexStream| {
@@ -562,11 +562,8 @@ fn a_resting_connection_over_tls_holds_1090_bytes_beside_those_of_rustls() {
 
         let (bare, ours) = ((between - start) / 16, (held() - between) / 16);
         drop((warm, all));
-        assert!(
-            ours - bare <= 1090,
-            "{} bytes: {ours} beside {bare}",
-            ours - bare
-        );
+        // The bare stream keeps a buffer of 4,096 bytes to read into.
+        assert!(ours + 2700 <= bare, "{ours} bytes beside {bare}");
     });
 }
 

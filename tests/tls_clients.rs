@@ -132,6 +132,49 @@ async fn openssl_is_served_over_tls_1_3_and_1_2() {
 }
 
 #[tokio::test]
+async fn openssl_changes_the_keys_of_both_sides() {
+    if !installed("openssl") {
+        return;
+    }
+    let tls_echo = Example::start("tls_echo", &[]).await;
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-tls1_3", "-connect"])
+        .arg(tls_echo.addr().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("openssl is installed");
+    let mut stdin = client.stdin.take().expect("stdin is a pipe");
+    let stdout = client.stdout.take().expect("stdout is a pipe");
+    let stderr = client.stderr.take().expect("stderr is a pipe");
+    let (mut answers, mut said) = (
+        BufReader::new(stdout).lines(),
+        BufReader::new(stderr).lines(),
+    );
+    for round in ["first", "second", "third"] {
+        // This is a command to openssl: it changes its own key, and asks the server to do so, too.
+        stdin.write_all(b"K\n").await.expect("openssl reads");
+        let changed = async {
+            while said.next_line().await.expect("text").expect("it runs") != "KEYUPDATE" {}
+        };
+        soon("a change of keys", changed).await;
+
+        let line = format!("{round}\n");
+        stdin
+            .write_all(line.as_bytes())
+            .await
+            .expect("openssl reads");
+
+        let answered =
+            async { while answers.next_line().await.expect("text").expect("it runs") != round {} };
+        soon("an answer under new keys", answered).await;
+    }
+    tls_echo.stop().await;
+}
+
+#[tokio::test]
 async fn b25_openssl_sees_the_closing_word_before_the_end() {
     if !installed("openssl") {
         return;

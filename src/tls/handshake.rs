@@ -1,84 +1,137 @@
 //! Performs a handshake: reads the client's hello, chooses the configuration, and completes it.
 
+use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::rustls::server::Acceptor;
-use tokio_rustls::rustls::{AlertDescription, ServerConfig};
-use tokio_rustls::server::TlsStream;
-use tokio_rustls::{Accept, LazyConfigAcceptor, StartHandshake, TlsAcceptor};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_rustls::rustls::AlertDescription;
+use tokio_rustls::rustls::server::{Accepted, Acceptor, UnbufferedServerConnection};
 
-use super::current::{Configuration, Current};
+use super::current::Current;
 use super::error::UnknownServerName;
-use super::reads_on::ReadsOn;
+use super::info::TlsInfo;
+use super::records::Records;
+use super::stream::{TlsStream, invalid};
+
+/// The bytes of a hello to read at once. It usually has less than 2 KiB.
+const HELLO: usize = 4 * 1024;
 
 /// The time to read from a peer after its handshake failed, so that it receives the alert.
 const ALERT_LINGER: Duration = Duration::from_millis(200);
 /// The maximum number of bytes to read from such a peer.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
-/// The error of a handshake, and the stream, unless tokio-rustls has lost it.
-type Failed<Io> = (io::Error, Option<Io>);
-
 /// Performs the handshake with the configuration of the moment at which the hello is complete.
-pub(super) async fn accept<Io>(current: &Current, io: Io) -> Result<TlsStream<Io>, Failed<Io>>
-where
-    Io: AsyncRead + AsyncWrite + Unpin,
-{
-    let hello = hello(io).await?;
-    let (server, begun) = match begin(current.get(), hello) {
-        Ok(begun) => begun,
-        Err((unknown, mut io)) => return Err((refuse(unknown, &mut io).await, Some(io))),
-    };
-    let shaken = begun.into_fallible().await;
-    let (io, session) = shaken
-        .map_err(|(err, stream)| failed(err, Some(stream)))?
-        .into_inner();
-    // The session continues over the bare stream. This does not wait, because the session is
-    // established and has nothing to write.
-    let established = TlsAcceptor::from(server).accept_with(io.io, |new| *new = session);
-    let established = established.into_fallible().await;
-    established.map_err(|(err, io)| (err, Some(io)))
-}
-
-fn failed<Io>(err: io::Error, stream: Option<ReadsOn<Io>>) -> Failed<Io> {
-    match stream {
-        Some(stream) => {
-            let (err, io) = stream.failed(err);
-            (err, Some(io))
-        }
-        None => (err, None),
-    }
-}
-
-async fn hello<Io>(io: Io) -> Result<StartHandshake<ReadsOn<Io>>, Failed<Io>>
-where
-    Io: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), ReadsOn::new(io));
-    let hello = (&mut acceptor).await;
-    hello.map_err(|err| failed(err, acceptor.take_io()))
-}
-
-/// Begins the handshake, unless the configuration has no certificate for the name.
 ///
-/// Not async, so that the hello and the handshake share their place in the future.
-#[expect(clippy::type_complexity, reason = "used once")]
-fn begin<Io>(
-    configuration: Configuration,
-    hello: StartHandshake<ReadsOn<Io>>,
-) -> Result<(Arc<ServerConfig>, Accept<ReadsOn<Io>>), (UnknownServerName, Io)>
+/// Returns the stream with the error, too, so that its peer can receive an alert.
+pub(super) async fn accept<Io>(
+    current: &Current,
+    mut io: Io,
+) -> Result<(TlsStream<Io>, TlsInfo), (io::Error, Io)>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    let Configuration { server, names } = configuration;
-    let known = names.map_or(Ok(()), |names| names.check(&hello.client_hello()));
-    match known {
-        Ok(()) => Ok((Arc::clone(&server), hello.into_stream(server))),
-        Err(unknown) => Err((unknown, hello.io.io)),
+    let mut input = Vec::new();
+    let hello = match hello(&mut io, &mut input).await {
+        Ok(hello) => hello,
+        Err(err) => return Err((err, io)),
+    };
+    let configuration = current.get();
+    if let Some(names) = configuration.names
+        && let Err(unknown) = names.check(&hello.client_hello())
+    {
+        drop(hello);
+        return Err((refuse(unknown, &mut io).await, io));
     }
+    let name = hello.client_hello().server_name().map(Box::from);
+    drop(hello);
+    let session = match UnbufferedServerConnection::new(configuration.server) {
+        Ok(session) => session,
+        Err(err) => return Err((invalid(err), io)),
+    };
+    let mut stream = TlsStream::new(io, Records::new(session));
+    // The session reads the hello anew, because rustls cannot begin one with a hello that was read.
+    stream.receive(&mut input);
+    drop(input);
+    match complete(&mut stream).await {
+        Ok(()) => {
+            let info = TlsInfo::new(stream.get_ref().1, name);
+            Ok((stream, info))
+        }
+        Err(err) => Err((err, stream.into_io())),
+    }
+}
+
+/// Reads the hello, and adds all that was read to `input`.
+async fn hello<Io>(io: &mut Io, input: &mut Vec<u8>) -> io::Result<Accepted>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut acceptor = Acceptor::default();
+    loop {
+        let start = input.len();
+        input.reserve(HELLO);
+        if (&mut *io).take(HELLO as u64).read_buf(input).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        acceptor.read_tls(&mut &input[start..])?;
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(hello)) => return Ok(hello),
+            Err((err, mut alert)) => {
+                let mut encoded = Vec::new();
+                alert.write_all(&mut encoded)?;
+                io.write_all(&encoded).await?;
+                return Err(invalid(err));
+            }
+        }
+    }
+}
+
+/// Completes the handshake after the hello.
+///
+/// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
+/// this write fails if the peer has closed, although the peer's request may already have arrived.
+/// So a failed write does not end a handshake: all output is discarded from then on. Either the
+/// peer has already sent its part, or the end of its input ends the handshake.
+async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut failed_write = None;
+    let completed = poll_fn(|cx| {
+        loop {
+            let mut sent = Poll::Ready(());
+            if failed_write.is_none() {
+                match Pin::new(&mut *stream).poll_flush(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(err)) => failed_write = Some(err),
+                    Poll::Pending => sent = Poll::Pending,
+                }
+            }
+            if failed_write.is_some() {
+                stream.discard_output();
+            }
+            // Its alert was sent if the stream took it at once.
+            if let Some(err) = stream.failed() {
+                return Poll::Ready(Err(err));
+            }
+            if !stream.get_ref().1.is_handshaking() {
+                return sent.map(Ok);
+            }
+            // A peer may send before it reads the rest.
+            if !ready!(stream.poll_receive(cx, &mut ReadBuf::new(&mut [])))? {
+                let early = "the peer ended the stream in its handshake";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, early)));
+            }
+        }
+    })
+    .await;
+    // The failed write goes before what came of it.
+    completed.map_err(|err| failed_write.unwrap_or(err))
 }
 
 /// Sends the alert for a refused name.

@@ -1,7 +1,7 @@
 //! The facts of a TLS session, for the layers and services behind the hook.
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
+use tokio_rustls::rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
 
 /// The parameters of a TLS session, and the peer's name and certificates.
 ///
@@ -27,7 +27,7 @@ pub struct TlsInfo {
 }
 
 impl TlsInfo {
-    pub(super) fn new(session: &ServerConnection) -> Self {
+    pub(super) fn new(session: &CommonState, server_name: Option<Box<str>>) -> Self {
         Self {
             version: match session.protocol_version() {
                 Some(ProtocolVersion::TLSv1_3) => "1.3",
@@ -39,7 +39,7 @@ impl TlsInfo {
                 .and_then(|suite| registered_name(suite.suite()))
                 .unwrap_or("unknown"),
             alpn: session.alpn_protocol().map(Into::into),
-            server_name: session.server_name().map(Into::into),
+            server_name,
             certificates: session.peer_certificates().unwrap_or_default().into(),
             resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
         }

@@ -192,7 +192,6 @@ use crate::error::BoxError;
 use crate::observe::Handshake;
 
 pub use tokio_rustls::rustls;
-pub use tokio_rustls::server::TlsStream;
 
 mod clients;
 mod config;
@@ -203,7 +202,8 @@ mod identity;
 mod info;
 mod names;
 mod pem;
-mod reads_on;
+mod records;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tickets;
@@ -214,6 +214,7 @@ use current::{Configuration, Current};
 pub use error::{TlsError, UnknownServerName};
 pub use identity::Identity;
 pub use info::TlsInfo;
+pub use stream::TlsStream;
 
 /// A pre-connect hook that performs the TLS handshake. Clones share the configuration and the
 /// session cache.
@@ -297,8 +298,7 @@ where
         Box::pin(async move {
             let accept = handshake::accept(&current, io).instrument(handshake.span().clone());
             match accept.await {
-                Ok(stream) => {
-                    let info = TlsInfo::new(stream.get_ref().1);
+                Ok((stream, info)) => {
                     handshake.done(info.version(), info.is_resumed());
                     let mut conn = conn.map_io(|()| stream);
                     conn.insert(info);
@@ -308,12 +308,12 @@ where
                     handshake.failed(&err);
                     // `InvalidData` is rustls' verdict on the input, with an alert. Any other error
                     // is the stream's own.
-                    let alerted = io.filter(|_| err.kind() == io::ErrorKind::InvalidData);
+                    let alerted = err.kind() == io::ErrorKind::InvalidData;
                     // The end is proposed before the wait below, during which a deadline may drop
                     // this future.
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
-                    if let Some(io) = alerted {
+                    if alerted {
                         handshake::deliver_alert(io).await;
                     }
                     Err(ended.into())

@@ -18,8 +18,10 @@ use crate::connection::{Address, Probe};
 use crate::error::find_cause;
 
 mod clients;
+mod records;
 mod reload;
 mod settings;
+mod stream;
 
 type Made = CertifiedKey<rcgen::KeyPair>;
 type Served<Io> = Result<Connection<TlsStream<Io>>, BoxError>;

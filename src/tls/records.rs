@@ -1,0 +1,277 @@
+//! The records of one connection: decrypts what arrives and encrypts what is sent, without I/O.
+
+use std::mem;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::ReadBuf;
+use tokio_rustls::rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use tokio_rustls::rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
+};
+use tokio_rustls::rustls::{CommonState, Error};
+
+/// The size of a record's header. Its last two bytes are the length of the rest.
+const HEADER: usize = 5;
+
+/// The most bytes of incomplete input to hold: the largest record that rustls accepts, and during
+/// the handshake also the largest handshake message, which may be in several records.
+const LARGEST_RECORD: usize = HEADER + 16 * 1024 + 2048;
+const LARGEST_HANDSHAKE: usize = 64 * 1024;
+
+/// The steps in which the memory for an incomplete record grows.
+const STEP: usize = 4 * 1024;
+
+/// A TLS session. While the connection is idle, it holds no buffers.
+pub(super) struct Records {
+    session: UnbufferedServerConnection,
+    /// Input that is not complete: a part of a record, or records with a part of a handshake
+    /// message.
+    partial: Vec<u8>,
+    /// Decrypted bytes for which the reader had no room.
+    plain: BytesMut,
+    /// Records that are not written yet.
+    output: BytesMut,
+    /// The error that ended the session. Nothing is decrypted or encrypted any more.
+    failed: Option<Error>,
+    /// The peer has sent `close_notify`.
+    is_ended: bool,
+    /// `close_notify` is in the output, or was sent.
+    is_closed: bool,
+}
+
+impl Records {
+    pub(super) fn new(session: UnbufferedServerConnection) -> Self {
+        Self {
+            session,
+            partial: Vec::new(),
+            plain: BytesMut::new(),
+            output: BytesMut::new(),
+            failed: None,
+            is_ended: false,
+            is_closed: false,
+        }
+    }
+
+    pub(super) fn session(&self) -> &CommonState {
+        &self.session
+    }
+
+    /// Returns the error that ended the session.
+    pub(super) fn failed(&self) -> Option<Error> {
+        self.failed.clone()
+    }
+
+    /// Returns whether the peer has finished sending, by `close_notify`.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended
+    }
+
+    /// Returns the size of the buffers for input.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.partial.capacity() + self.plain.capacity()
+    }
+
+    /// Returns the records to write.
+    pub(super) fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Forgets written records, and releases their memory after the last one.
+    pub(super) fn wrote(&mut self, n: usize) {
+        advance(&mut self.output, n);
+    }
+
+    /// Moves decrypted bytes to the reader.
+    pub(super) fn take_plain(&mut self, to: &mut ReadBuf<'_>) {
+        let n = self.plain.len().min(to.remaining());
+        if n > 0 {
+            to.put_slice(&self.plain[..n]);
+            advance(&mut self.plain, n);
+        }
+    }
+
+    /// Decrypts input, in place. What the reader has no room for is kept, and so is the part of a
+    /// record. An error is kept as well, with its alert in the output.
+    pub(super) fn receive(&mut self, mut input: &mut [u8], to: &mut ReadBuf<'_>) {
+        while !self.partial.is_empty() && !input.is_empty() {
+            let missing = self.missing();
+            let (next, rest) = input.split_at_mut(missing.min(input.len()));
+            // No more than the record, because its peer may send the rest late or never.
+            let more = next.len().max(missing.min(STEP));
+            self.partial.reserve_exact(more);
+            self.partial.extend_from_slice(next);
+            input = rest;
+            let mut partial = mem::take(&mut self.partial);
+            let used = self.process(&mut partial, to);
+            if used < partial.len() {
+                partial.drain(..used);
+                self.partial = partial;
+            }
+        }
+        if !input.is_empty() {
+            let used = self.process(input, to);
+            self.partial = input[used..].to_vec();
+        }
+        let most = if self.session.is_handshaking() {
+            LARGEST_HANDSHAKE
+        } else {
+            LARGEST_RECORD
+        };
+        if self.partial.len() > most {
+            self.fail(Error::General("message buffer full".to_owned()));
+        }
+    }
+
+    /// Returns the number of bytes that the first record of the incomplete input lacks. If it is
+    /// complete, its handshake message is not, and any bytes may belong to that.
+    fn missing(&self) -> usize {
+        let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
+            return HEADER - self.partial.len();
+        };
+        match usize::from(u16::from_be_bytes([*high, *low])).saturating_sub(body.len()) {
+            0 => usize::MAX,
+            missing => missing,
+        }
+    }
+
+    /// Processes the complete records of `input`, and returns how many bytes are no longer needed.
+    fn process(&mut self, input: &mut [u8], to: &mut ReadBuf<'_>) -> usize {
+        let mut used = 0;
+        while self.failed.is_none() && !self.is_ended {
+            match self.step(input, &mut used, to) {
+                Ok(true) => {}
+                Ok(false) => return used,
+                Err(err) => self.fail(err),
+            }
+        }
+        // Whatever follows the end is ignored.
+        input.len()
+    }
+
+    /// Processes a record, or encodes one. Returns `false` if more input is needed.
+    fn step(
+        &mut self,
+        input: &mut [u8],
+        used: &mut usize,
+        to: &mut ReadBuf<'_>,
+    ) -> Result<bool, Error> {
+        let UnbufferedStatus { discard, state } =
+            self.session.process_tls_records(&mut input[*used..]);
+        *used += discard;
+        match state? {
+            ConnectionState::ReadTraffic(mut records) => {
+                while let Some(record) = records.next_record() {
+                    let record = record?;
+                    *used += record.discard;
+                    let fits = record.payload.len().min(to.remaining());
+                    let (fits, rest) = record.payload.split_at(fits);
+                    to.put_slice(fits);
+                    self.plain.extend_from_slice(rest);
+                }
+            }
+            // It could be a replay, so it is dropped.
+            ConnectionState::ReadEarlyData(mut records) => {
+                while let Some(record) = records.next_record() {
+                    *used += record?.discard;
+                }
+            }
+            ConnectionState::EncodeTlsData(data) => encode(data, &mut self.output)?,
+            ConnectionState::TransmitTlsData(data) => data.done(),
+            ConnectionState::PeerClosed => self.is_ended = true,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn fail(&mut self, err: Error) {
+        self.failed = Some(err);
+        self.partial = Vec::new();
+        self.queue();
+    }
+
+    /// Moves the records that the session has ready, such as an alert, to the output.
+    fn queue(&mut self) {
+        while self.session.wants_write() {
+            // The session returns these before it looks at any input.
+            let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut []);
+            let Ok(ConnectionState::EncodeTlsData(data)) = state else {
+                return;
+            };
+            if encode(data, &mut self.output).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Encrypts bytes into `records`, which grows as needed. Returns the number of bytes written
+    /// there. They follow the output.
+    pub(super) fn encrypt(&mut self, bytes: &[u8], records: &mut Vec<u8>) -> Result<usize, Error> {
+        loop {
+            if let Some(err) = self.failed() {
+                return Err(err);
+            }
+            // The incomplete input is passed along, because the session may have a part of a
+            // handshake message in it.
+            let UnbufferedStatus { state, .. } =
+                self.session.process_tls_records(&mut self.partial);
+            match state {
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    match traffic.encrypt(bytes, records) {
+                        Ok(n) => return Ok(n),
+                        Err(EncryptError::InsufficientSize(size)) => {
+                            records.resize(size.required_size, 0);
+                        }
+                        Err(err) => self.fail(Error::General(err.to_string())),
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.output)?,
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(_) => return Err(Error::HandshakeNotComplete),
+                Err(err) => self.fail(err),
+            }
+        }
+    }
+
+    /// Returns whether [`close`](Self::close) was called.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Appends `close_notify` to the output, once. A session that failed has sent an alert.
+    pub(super) fn close(&mut self) {
+        if mem::replace(&mut self.is_closed, true) || self.failed.is_some() {
+            return;
+        }
+        // Reading has left nothing to encode, so the session is ready to send.
+        let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut self.partial);
+        if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
+            // Without room, the alert is left for `queue`.
+            _ = traffic.queue_close_notify(&mut []);
+        }
+        self.queue();
+    }
+}
+
+/// Drops the first bytes of a buffer, and with the last ones its memory.
+fn advance(buffer: &mut BytesMut, n: usize) {
+    buffer.advance(n);
+    if buffer.is_empty() {
+        *buffer = BytesMut::new();
+    }
+}
+
+fn encode(
+    mut data: EncodeTlsData<'_, ServerConnectionData>,
+    output: &mut BytesMut,
+) -> Result<(), Error> {
+    let start = output.len();
+    // Only the error tells the size.
+    if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
+        output.resize(start + size.required_size, 0);
+    }
+    match data.encode(&mut output[start..]) {
+        Ok(_) => Ok(()),
+        Err(err) => Err(Error::General(err.to_string())),
+    }
+}

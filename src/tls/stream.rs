@@ -1,0 +1,274 @@
+//! An encrypted stream that holds no buffers while it is idle.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::rustls::{CommonState, Error};
+
+use super::records::Records;
+
+/// The bytes to read at once: as many as the reader has room for, within these bounds.
+const LEAST_READ: usize = 4 * 1024;
+const LARGEST_READ: usize = 64 * 1024;
+
+/// The bytes that a record has besides its content: header, nonce, type and tag.
+const OVERHEAD: usize = 32;
+
+/// The most bytes to encrypt at once. As many may wait for the peer.
+const LARGEST_WRITE: usize = 64 * 1024;
+
+/// The most bytes of a record.
+const RECORD: usize = 16 * 1024;
+
+/// Memory that the connections of a thread share, each during one call.
+#[derive(Default)]
+struct Scratch {
+    records: Vec<u8>,
+    gathered: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl Scratch {
+    /// Runs `f` with the memory of the thread. Inside of `f`, another stream gets new memory.
+    fn with<T>(f: impl FnOnce(&mut Self) -> T) -> T {
+        // A thread that is ending has none any more, so new memory is used, and then freed.
+        let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        let done = f(&mut scratch);
+        let _ended = SCRATCH.try_with(|place| place.set(scratch));
+        done
+    }
+}
+
+/// The server's side of a TLS connection over a stream. Created by [`Tls`](super::Tls).
+///
+/// An idle connection holds no buffers. Records are decrypted and encrypted in memory that the
+/// connections of a thread share. Besides its keys, a connection holds only the part of a record
+/// that has arrived (at most 18 KiB), decrypted bytes that the reader had no room for (at most
+/// 22 KiB), and records that the peer does not take (of at most 64 KiB).
+///
+/// Writing encrypts at once, and returns even if the peer takes nothing yet, so flush it. Shutting
+/// down sends `close_notify`. Reading fails with
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the stream ends without the peer's
+/// `close_notify`, because an attacker may have cut it off. A record that is not valid fails with
+/// [`InvalidData`](io::ErrorKind::InvalidData), and its cause is a
+/// [`rustls::Error`](super::rustls::Error). The peer gets an alert.
+///
+/// # Cancel safety
+///
+/// Dropping a read or a write loses nothing, because the stream keeps what it has begun.
+pub struct TlsStream<Io> {
+    io: Io,
+    records: Records,
+}
+
+impl<Io> TlsStream<Io> {
+    pub(super) fn new(io: Io, records: Records) -> Self {
+        Self { io, records }
+    }
+
+    /// Returns the stream beneath, and the session. Its parameters are in
+    /// [`TlsInfo`](super::TlsInfo), too.
+    pub fn get_ref(&self) -> (&Io, &CommonState) {
+        (&self.io, self.records.session())
+    }
+
+    pub(super) fn into_io(self) -> Io {
+        self.io
+    }
+
+    /// Returns the error that ended the session.
+    pub(super) fn failed(&self) -> Option<io::Error> {
+        self.records.failed().map(invalid)
+    }
+
+    /// Drops the records that are not written yet.
+    pub(super) fn discard_output(&mut self) {
+        let n = self.records.output().len();
+        self.records.wrote(n);
+    }
+
+    /// Decrypts bytes that were read already.
+    pub(super) fn receive(&mut self, input: &mut [u8]) {
+        self.records.receive(input, &mut ReadBuf::new(&mut []));
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
+    /// Reads once, and decrypts what was read. Ready with `false` at the end of the stream.
+    pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
+        let room = (to.remaining() + OVERHEAD).clamp(LEAST_READ, LARGEST_READ);
+        Scratch::with(|scratch| {
+            if scratch.records.len() < room {
+                scratch.records.resize(room, 0);
+            }
+            let mut input = ReadBuf::new(&mut scratch.records[..room]);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut input))?;
+            let input = input.filled_mut();
+            if input.is_empty() {
+                return Poll::Ready(Ok(false));
+            }
+            let nobody_writes = self.records.output().is_empty();
+            self.records.receive(input, to);
+            // An alert is sent if the stream takes it. If other output waits, its writer sends it.
+            if nobody_writes {
+                _ = self.poll_send(cx);
+            }
+            Poll::Ready(Ok(true))
+        })
+    }
+
+    /// Writes the output.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.records.output().is_empty() {
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, self.records.output()))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.records.wrote(n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Encrypts bytes, and writes what the stream takes. The rest becomes output.
+    fn encrypt(
+        &mut self,
+        bytes: &[u8],
+        records: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(LARGEST_WRITE)];
+        if self.records.is_closed() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let n = self.records.encrypt(bytes, records).map_err(invalid)?;
+        let mut left = &records[..n];
+        while !left.is_empty() && self.records.output().is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, left)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(n) => left = &left[n..],
+                Poll::Pending => break,
+            }
+        }
+        if !left.is_empty() {
+            self.records.output().extend_from_slice(left);
+        }
+        Ok(bytes.len())
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        loop {
+            this.records.take_plain(buf);
+            if buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(err) = this.failed() {
+                return Poll::Ready(Err(err));
+            }
+            if this.records.is_ended() {
+                return Poll::Ready(Ok(()));
+            }
+            if !ready!(this.poll_receive(cx, buf))? {
+                let truncated = "the peer ended the stream without close_notify";
+                let truncated = io::Error::new(io::ErrorKind::UnexpectedEof, truncated);
+                return Poll::Ready(Err(truncated));
+            }
+        }
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_send(cx))?;
+        Poll::Ready(Scratch::with(|scratch| {
+            self.encrypt(buf, &mut scratch.records, cx)
+        }))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut full = bufs.iter().filter(|buf| !buf.is_empty());
+        let first: &[u8] = full.next().map_or(&[], |first| first);
+        if first.len() >= RECORD || full.next().is_none() {
+            return self.poll_write(cx, first);
+        }
+        ready!(self.poll_send(cx))?;
+        // Small buffers share a record.
+        Poll::Ready(Scratch::with(|scratch| {
+            let mut gathered = mem::take(&mut scratch.gathered);
+            gathered.clear();
+            for buf in bufs {
+                let room = RECORD - gathered.len();
+                gathered.extend_from_slice(&buf[..buf.len().min(room)]);
+            }
+            let written = self.encrypt(&gathered, &mut scratch.records, cx);
+            scratch.gathered = gathered;
+            written
+        }))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.records.close();
+        ready!(self.poll_send(cx))?;
+        match ready!(Pin::new(&mut self.io).poll_shutdown(cx)) {
+            // The peer has ended the connection already.
+            Err(err) if err.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            done => Poll::Ready(done),
+        }
+    }
+}
+
+impl<Io: AsRawFd> AsRawFd for TlsStream<Io> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.io.as_raw_fd()
+    }
+}
+
+impl<Io: fmt::Debug> fmt::Debug for TlsStream<Io> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream")
+            .field("io", &self.io)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reports the session's verdict on its input.
+pub(super) fn invalid(err: Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, err)
+}
