@@ -62,6 +62,10 @@ impl Scratch {
 /// [`InvalidData`](io::ErrorKind::InvalidData), and its cause is a
 /// [`rustls::Error`](super::rustls::Error). The peer gets an alert.
 ///
+/// rustls has no exporter of keying material for such a stream. A protocol that binds its login to
+/// the channel ([RFC 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs a hook of its own, over
+/// the stream of tokio-rustls.
+///
 /// # Cancel safety
 ///
 /// Dropping a read or a write loses nothing, because the stream keeps what it has begun.
