@@ -37,8 +37,11 @@
 //! [`memory`] makes the listener and the connector that [`serve`] uses; [`memory_with_buffer`]
 //! makes them with smaller buffers.
 //!
+//! [`faults`] checks a whole server under every fault of a connection.
+//!
 //! To control each reply of the service from the test, serve a `tower_test::mock`.
 
+pub mod faults;
 mod memory;
 mod served;
 

@@ -1,0 +1,301 @@
+//! The check of a whole server: one conversation under each fault.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::time::Duration;
+
+use super::contract::Contract;
+use super::listener::accept_errors;
+use super::plan::{Fault, Plan};
+use super::promise::{Broken, Expected, Promise};
+use super::run::{Seen, run};
+use super::stream::Faulty;
+use crate::connection::ConnectionService;
+
+/// The places in each direction that have faults; in a longer conversation they are spread evenly.
+const PLACES: usize = 512;
+
+/// The time that a connection has for its end. It is longer than the deadlines of most protocols.
+const WITHIN: Duration = Duration::from_secs(15 * 60);
+
+/// The delay of a plan. It is shorter than the deadlines of most protocols.
+const DELAY: Duration = Duration::from_millis(100);
+
+/// Checks a server under faults: await the value that this function returns.
+///
+/// `stack` makes the connection stack, which is served afresh for each run. A client sends `input`,
+/// half-closes, and reads to the end; without faults it must get exactly `output`. See the
+/// [module docs](super::faults) for an example, and [`Promise`] for everything that is checked.
+///
+/// Each run holds the conversation twice with one server: on a connection with faults, and on a
+/// plain one beside it. So the input must get the same replies both times.
+///
+/// The runs are, in this order: no fault; each error of accept(2); then each [`Fault`] at each byte
+/// of the input and of the output, at most 512 places in each; everything byte by byte; and 64
+/// seeded plans, each twice.
+#[doc(alias = "chaos")]
+#[doc(alias = "turmoil")]
+pub fn check<F, S>(stack: F, input: impl AsRef<[u8]>, output: impl AsRef<[u8]>) -> Check<F>
+where
+    F: FnMut() -> S,
+    S: ConnectionService<Faulty>, // requests go into a `Pipeline`, or an `Http`
+{
+    Check {
+        stack,
+        input: input.as_ref().to_vec(),
+        expected: Expected {
+            output: output.as_ref().to_vec(),
+            farewells: Vec::new(),
+            except: Vec::new(),
+            reason: None,
+        },
+        within: WITHIN,
+        seeds: 0..64,
+        only: None,
+        contract: None,
+        answered: BTreeMap::new(),
+        runs: 0,
+    }
+}
+
+/// A check of a server under faults. Created by [`check`]; awaiting it runs it.
+///
+/// It returns the first [`Broken`] promise as an error.
+///
+/// # Panics
+///
+/// The future panics if tokio's clock is not paused, because the deadlines would take hours.
+#[must_use = "a check runs when it is awaited"]
+pub struct Check<F> {
+    stack: F,
+    input: Vec<u8>,
+    expected: Expected,
+    within: Duration,
+    seeds: Range<u64>,
+    only: Option<Plan>,
+    contract: Option<Contract>,
+    /// The replies to a client that is silent after so many bytes.
+    answered: BTreeMap<u64, Vec<u8>>,
+    runs: usize,
+}
+
+impl<F> Check<F> {
+    /// Sets the time that a connection has for its end, on the paused clock.
+    ///
+    /// Default: 15 min. Why: it is longer than the deadlines of most protocols. When reached:
+    /// [`Promise::Ends`] is broken.
+    pub fn within(mut self, time: Duration) -> Self {
+        self.within = time;
+        self
+    }
+
+    /// Allows these bytes after the replies of a connection that a fault ends, such as a pipeline's
+    /// farewell or the reply to half a request. May be called several times.
+    pub fn farewell(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        self.expected.farewells.push(bytes.as_ref().to_vec());
+        self
+    }
+
+    /// Does not check a promise that the protocol does not make.
+    pub fn except(mut self, promise: Promise) -> Self {
+        self.expected.except.push(promise);
+        self
+    }
+
+    /// Sets the seeds of the random plans.
+    ///
+    /// Default: `0..64`. Why: single faults, which come first, find most. When reached: the check
+    /// has passed.
+    pub fn seeds(mut self, seeds: Range<u64>) -> Self {
+        self.seeds = seeds;
+        self
+    }
+
+    /// Runs the plain conversation and then this plan alone, to look at one failure.
+    pub fn only(mut self, plan: Plan) -> Self {
+        self.only = Some(plan);
+        self
+    }
+
+    /// Looks for breaches of a [`Contract`] in the stack after each run.
+    pub fn contract(mut self, contract: &Contract) -> Self {
+        self.contract = Some(contract.clone());
+        self
+    }
+}
+
+impl<F, S> Check<F>
+where
+    F: FnMut() -> S,
+    S: ConnectionService<Faulty>, // requests go into a `Pipeline`, or an `Http`
+{
+    async fn all(mut self) -> Result<Passed, Broken> {
+        must_be_paused().await;
+        let plain = Plan::new();
+        let seen = self.try_plan(&plain).await?;
+        self.expected.reason = seen.faulty.reason;
+        if let Some(plan) = self.only.take() {
+            self.try_plan(&plan).await?;
+            return Ok(Passed { runs: self.runs });
+        }
+        self.try_accepts().await?;
+
+        let faults = [
+            Fault::Cut,
+            Fault::Delay(DELAY),
+            Fault::Stall,
+            Fault::End,
+            Fault::Reset,
+            Fault::Panic,
+        ];
+        for fault in faults {
+            for at in places(self.input.len() + 1) {
+                let seen = self.try_plan(&plain.clone().read(at, fault)).await?;
+                if fault == Fault::Stall {
+                    let replies = self.expected.replies(&seen.faulty.got).to_vec();
+                    self.answered.insert(at, replies);
+                }
+            }
+            for at in places(self.expected.output.len()) {
+                self.try_plan(&plain.clone().write(at, fault)).await?;
+            }
+        }
+        self.try_plan(&plain.pieces(1)).await?;
+
+        for seed in self.seeds.clone() {
+            let plan = Plan::seeded(seed, self.input.len(), self.expected.output.len());
+            if let Err(broken) = self.try_twice(&plan).await {
+                return Err(self.shorten(broken, seed).await);
+            }
+        }
+        Ok(Passed { runs: self.runs })
+    }
+
+    async fn run(&mut self, plan: &Plan, errors: Vec<io::Error>) -> Seen {
+        self.runs += 1;
+        run((self.stack)(), plan, errors, &self.input, self.within).await
+    }
+
+    async fn try_plan(&mut self, plan: &Plan) -> Result<Seen, Broken> {
+        let seen = self.run(plan, Vec::new()).await;
+        let silent = match (&plan.reads[..], &plan.writes[..]) {
+            ([(at, Fault::End)], []) => self.answered.get(at),
+            _ => None,
+        };
+        let contract = self.contract.as_ref();
+        let breaches = contract.map(Contract::breaches).unwrap_or_default();
+        let silent = silent.map(Vec::as_slice);
+        match self.expected.broken(plan, &seen, silent, &breaches) {
+            Some((promise, detail)) => Err(broken(promise, plan, detail)),
+            None => Ok(seen),
+        }
+    }
+
+    async fn try_accepts(&mut self) -> Result<(), Broken> {
+        let plain = Plan::new();
+        let seen = self.run(&plain, accept_errors()).await;
+        match self.expected.broken(&plain, &seen, None, &[]) {
+            Some((_, detail)) => Err(broken(Promise::Accepts, &plain, detail)),
+            None => Ok(()),
+        }
+    }
+
+    async fn try_twice(&mut self, plan: &Plan) -> Result<(), Broken> {
+        let first = self.try_plan(plan).await?;
+        let second = self.try_plan(plan).await?;
+        if first == second || self.expected.except.contains(&Promise::Repeats) {
+            return Ok(());
+        }
+        let detail = format!("first {:?}, then {:?}", first.faulty, second.faulty);
+        Err(broken(Promise::Repeats, plan, detail))
+    }
+
+    /// Takes parts away as long as the same promise breaks.
+    async fn shorten(&mut self, mut broken: Broken, seed: u64) -> Broken {
+        'shorter: loop {
+            for plan in broken.plan.shorter() {
+                match self.try_twice(&plan).await {
+                    Err(same) if same.promise == broken.promise => {
+                        broken = same;
+                        continue 'shorter;
+                    }
+                    _ => {}
+                }
+            }
+            broken.seed = Some(seed);
+            return broken;
+        }
+    }
+}
+
+impl<F, S> IntoFuture for Check<F>
+where
+    F: FnMut() -> S + 'static,
+    S: ConnectionService<Faulty>, // requests go into a `Pipeline`, or an `Http`
+{
+    type Output = Result<Passed, Broken>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output>>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.all())
+    }
+}
+
+impl<F> fmt::Debug for Check<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check")
+            .field("within", &self.within)
+            .field("seeds", &self.seeds)
+            .field("only", &self.only)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A check in which no promise broke.
+#[derive(Clone, Copy, Debug)]
+pub struct Passed {
+    runs: usize,
+}
+
+impl Passed {
+    /// Returns the number of servers that were run.
+    pub fn runs(self) -> usize {
+        self.runs
+    }
+}
+
+fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
+    Broken {
+        promise,
+        plan: Box::new(plan.clone()),
+        seed: None,
+        detail,
+    }
+}
+
+/// Returns the places of faults among so many.
+fn places(count: usize) -> impl Iterator<Item = u64> {
+    let chosen = count.min(PLACES);
+    (0..chosen).map(move |n| (n * count / chosen) as u64)
+}
+
+/// # Panics
+///
+/// Panics if the clock is not paused.
+#[expect(
+    clippy::disallowed_types,
+    reason = "only another clock tells whether tokio's is paused"
+)]
+async fn must_be_paused() {
+    let real = std::time::Instant::now();
+    let virtual_time = Duration::from_secs(2);
+    tokio::time::sleep(virtual_time).await;
+    assert!(
+        real.elapsed() < virtual_time,
+        "faults::check needs a paused clock: `#[tokio::test(start_paused = true)]`"
+    );
+}

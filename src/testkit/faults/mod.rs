@@ -1,0 +1,47 @@
+//! Faults of connections, and a check of a whole server under each of them.
+//!
+//! [`check`] holds one conversation with a server: first plainly, then once for each fault at each
+//! byte of it. It reports the first [`Promise`] that breaks, with the shortest script that breaks
+//! it. The script is Rust code, with which [`Check::only`] runs that one case again:
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use bytes::Bytes;
+//! use tower_tcp::testkit::faults::{self, Promise};
+//! use tower_tcp::{Pipeline, frame::Lines};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
+//!     Ok(line)
+//! }
+//! let stack = || Pipeline::new(Lines::default).service(tower::service_fn(echo));
+//!
+//! faults::check(stack, "one\ntwo\n", "one\ntwo\n").await?;
+//!
+//! let broken = faults::check(stack, "one\ntwo\n", "one\n").await.unwrap_err();
+//! assert_eq!(broken.promise(), Promise::Plain);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The parts serve tests of other kinds, too: [`Faulty`] is a stream with the faults of a
+//! [`Plan`], [`FailingListener`] fails as accept(2) does, [`PanicLayer`] panics in a service, and
+//! [`Contract`] checks the callers of a service.
+
+mod check;
+mod contract;
+mod listener;
+mod panics;
+mod plan;
+mod promise;
+mod run;
+mod stream;
+
+pub use check::{Check, Passed, check};
+pub use contract::{Breach, Contract, ContractService};
+pub use listener::{FailingListener, accept_errors};
+pub use panics::{PanicLayer, PanicService};
+pub use plan::{Fault, Plan};
+pub use promise::{Broken, Promise};
+pub use stream::Faulty;

@@ -1,0 +1,208 @@
+//! The promises of a server under faults, and how a broken one is reported.
+
+use std::error::Error;
+use std::fmt;
+
+use super::contract::Breach;
+use super::plan::{Fault, Plan};
+use super::run::{Seen, Talk};
+use crate::end::EndReason;
+
+/// A promise that any server keeps, of any protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Promise {
+    /// Without a fault, the client that half-closes after its input gets the expected bytes, and the
+    /// connection ends in good order.
+    Plain,
+    /// Cuts and delays change nothing: the same bytes, and the same reason for the end.
+    Same,
+    /// Whatever happens, the client gets a prefix of the expected bytes; at most a
+    /// [farewell](super::Check::farewell) comes after it.
+    Prefix,
+    /// A client that half-closes gets every reply that a silent one gets.
+    HalfClose,
+    /// The connection ends in time.
+    Ends,
+    /// The reason for the end is one that the fault can have.
+    Reason,
+    /// The connection's place is released, and the server shuts down.
+    Released,
+    /// Another connection of the same server is served as if nothing had happened.
+    Others,
+    /// Errors of accept(2) change nothing.
+    Accepts,
+    /// The same plan gives the same result.
+    Repeats,
+    /// No service is called against Tower's [contract](super::Contract).
+    Contract,
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "without faults, the expected bytes arrive",
+            Self::Same => "cuts and delays change nothing",
+            Self::Prefix => "replies are a prefix of the expected bytes",
+            Self::HalfClose => "a half-closed client gets the replies that a silent one gets",
+            Self::Ends => "the connection ends in time",
+            Self::Reason => "the connection ends for a reason of the fault",
+            Self::Released => "the connection's place is released, and the server shuts down",
+            Self::Others => "other connections are served as before",
+            Self::Accepts => "errors of accept change nothing",
+            Self::Repeats => "the same plan gives the same result",
+            Self::Contract => "services are called as Tower's contract says",
+        })
+    }
+}
+
+/// A broken promise, with the shortest plan that breaks it. Returned by [`Check`](super::Check).
+///
+/// Its `Debug` is its `Display`, so that an `unwrap` in a test is readable.
+#[derive(Clone)]
+pub struct Broken {
+    pub(super) promise: Promise,
+    pub(super) plan: Box<Plan>,
+    pub(super) seed: Option<u64>,
+    pub(super) detail: String,
+}
+
+impl Broken {
+    /// Returns the promise.
+    pub fn promise(&self) -> Promise {
+        self.promise
+    }
+
+    /// Returns the plan, for [`Check::only`](super::Check::only).
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Returns the seed of the plan that was shortened to this one, if it came from a seed.
+    pub fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "broken promise: {}; {}", self.promise, self.detail)?;
+        write!(f, "; plan: {}", self.plan)?;
+        if let Some(seed) = self.seed {
+            write!(f, "; shortened from seed {seed}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error for Broken {}
+
+/// The conversation that is expected.
+pub(super) struct Expected {
+    pub(super) output: Vec<u8>,
+    pub(super) farewells: Vec<Vec<u8>>,
+    pub(super) except: Vec<Promise>,
+    /// The reason for the end without faults, once it is known.
+    pub(super) reason: Option<EndReason>,
+}
+
+impl Expected {
+    /// Returns the replies in the received bytes: those before a farewell.
+    pub(super) fn replies<'a>(&self, got: &'a [u8]) -> &'a [u8] {
+        if self.output.starts_with(got) {
+            return got;
+        }
+        let mut ends = self.farewells.iter();
+        ends.find_map(|farewell| {
+            let replies = got.strip_suffix(&farewell[..])?;
+            self.output.starts_with(replies).then_some(replies)
+        })
+        .unwrap_or(got)
+    }
+
+    /// Returns the first promise that a run breaks, and how. `silent` is the reply to a client that
+    /// was silent where this one half-closed.
+    pub(super) fn broken(
+        &self,
+        plan: &Plan,
+        seen: &Seen,
+        silent: Option<&[u8]>,
+        breaches: &[Breach],
+    ) -> Option<(Promise, String)> {
+        let Talk { got, reason } = &seen.faulty;
+        let plain = *plan == Plan::new();
+        let whole = if plain { Promise::Plain } else { Promise::Same };
+        let harmless = plan.is_harmless();
+        let replies = self.replies(got);
+        let text = |bytes: &[u8]| format!("`{}`", bytes.escape_ascii());
+        let differ = || format!("expected {}, got {}", text(&self.output), text(got));
+        let ended = reason.map_or("no end".to_owned(), |reason| reason.to_string());
+
+        let checks = [
+            (Promise::Ends, reason.is_some(), "it has not ended".into()),
+            (whole, !harmless || *got == self.output, differ()),
+            (whole, !harmless || self.same_reason(*reason), {
+                format!("it ended with {ended}")
+            }),
+            (
+                Promise::Plain,
+                { !plain || reason.is_none_or(EndReason::is_orderly) },
+                format!("it ended with {ended}"),
+            ),
+            (Promise::Prefix, self.output.starts_with(replies), differ()),
+            (
+                Promise::HalfClose,
+                { silent.is_none_or(|silent| replies.starts_with(silent)) },
+                {
+                    let silent = text(silent.unwrap_or_default());
+                    format!("a silent client gets {silent}, this one {}", text(replies))
+                },
+            ),
+            (
+                Promise::Reason,
+                { reason.is_none_or(|reason| self.can_end(plan, reason)) },
+                format!("it ended with {ended}"),
+            ),
+            (
+                Promise::Others,
+                seen.next.got == self.output && self.same_reason(seen.next.reason),
+                format!("the other one got {}", text(&seen.next.got)),
+            ),
+            (Promise::Released, seen.released, "it is still taken".into()),
+            (Promise::Contract, breaches.is_empty(), {
+                let breaches: Vec<_> = breaches.iter().map(ToString::to_string).collect();
+                breaches.join(", ")
+            }),
+        ];
+        let broken = checks
+            .into_iter()
+            .find(|(promise, kept, _)| !kept && !self.except.contains(promise));
+        broken.map(|(promise, _, detail)| (promise, detail))
+    }
+
+    /// Returns whether a reason is that of the plain conversation, as far as that is known.
+    fn same_reason(&self, reason: Option<EndReason>) -> bool {
+        self.reason.is_none() || reason == self.reason
+    }
+
+    fn can_end(&self, plan: &Plan, reason: EndReason) -> bool {
+        if Some(reason) == self.reason {
+            return true;
+        }
+        if plan.has(Fault::Panic) {
+            return reason == EndReason::Panic;
+        }
+        if plan.has(Fault::Stall) {
+            // The client's half-close bounds the wait for a reply that it does not read.
+            return reason.is_timeout()
+                || matches!(reason, EndReason::ServiceClosed | EndReason::PeerReset);
+        }
+        !reason.is_timeout() && !matches!(reason, EndReason::Panic | EndReason::Killed)
+    }
+}

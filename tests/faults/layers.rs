@@ -1,0 +1,72 @@
+//! Faults in a layer: it breaks Tower's contract with the service inside.
+
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tower::{Layer, Service, service_fn};
+use tower_tcp::Pipeline;
+use tower_tcp::frame::Lines;
+use tower_tcp::testkit::faults::{Contract, Promise};
+
+use super::{Table, check_echo, echo};
+
+#[derive(Clone, Copy, Debug)]
+enum Flaw {
+    CallsWithoutReady,
+    CallsAClone,
+    KeepsAReadyClone,
+}
+
+#[derive(Clone)]
+struct Planted<S> {
+    inner: S,
+    flaw: Flaw,
+    kept: Arc<Mutex<Vec<S>>>,
+}
+
+impl<S: Service<Bytes> + Clone> Service<Bytes> for Planted<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        match self.flaw {
+            Flaw::CallsWithoutReady => Poll::Ready(Ok(())),
+            Flaw::CallsAClone => self.inner.poll_ready(cx),
+            Flaw::KeepsAReadyClone => {
+                let mut spare = self.inner.clone();
+                if spare.poll_ready(cx).is_ready() {
+                    self.kept.lock().expect("no holder panics").push(spare);
+                }
+                self.inner.poll_ready(cx)
+            }
+        }
+    }
+
+    fn call(&mut self, line: Bytes) -> S::Future {
+        match self.flaw {
+            Flaw::CallsAClone => self.inner.clone().call(line),
+            _ => self.inner.call(line),
+        }
+    }
+}
+
+pub(crate) async fn find_all(table: &mut Table) {
+    for flaw in [
+        Flaw::CallsWithoutReady,
+        Flaw::CallsAClone,
+        Flaw::KeepsAReadyClone,
+    ] {
+        let contract = Contract::new();
+        let layer = contract.clone();
+        let kept = Arc::default();
+        let stack = move || {
+            let inner = layer.layer(service_fn(echo));
+            let kept = Arc::clone(&kept);
+            Pipeline::new(Lines::default).service(Planted { inner, flaw, kept })
+        };
+        let found = check_echo(stack).contract(&contract).await;
+        table.found(&format!("layer: {flaw:?}"), Promise::Contract, found);
+    }
+}

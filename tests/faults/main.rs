@@ -1,0 +1,188 @@
+//! The check of a server under faults finds each planted fault, and none in a right server.
+
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+use tower::service_fn;
+use tower_tcp::frame::Lines;
+use tower_tcp::testkit::faults::{
+    Broken, Check, Fault, Faulty, PanicLayer, Passed, Plan, Promise, check,
+};
+use tower_tcp::{ConnectionService, Pipeline};
+
+mod codecs;
+mod layers;
+mod raw;
+mod services;
+
+const INPUT: &str = "one\ntwo\n\nthree\n";
+
+async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
+    Ok(line)
+}
+
+/// Checks an echo of lines.
+fn check_echo<F, S>(stack: F) -> Check<F>
+where
+    F: FnMut() -> S,
+    S: ConnectionService<Faulty>,
+{
+    check(stack, INPUT, INPUT)
+}
+
+/// The planted faults that were checked, as a table.
+#[derive(Default)]
+struct Table {
+    rows: Vec<String>,
+    wrong: Vec<String>,
+}
+
+impl Table {
+    fn found(&mut self, planted: &str, promise: Promise, result: Result<Passed, Broken>) {
+        match result {
+            Ok(passed) => {
+                let runs = passed.runs();
+                self.wrong
+                    .push(format!("{planted}: {runs} runs found nothing"));
+            }
+            Err(broken) => {
+                let plan = broken.plan();
+                let row = format!("| {planted} | {promise:?} | `{plan}` |");
+                self.rows.push(row);
+                if broken.promise() != promise {
+                    self.wrong.push(format!("{planted}: {broken}"));
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_found_in_a_right_server() {
+    let one_at_a_time = || Pipeline::new(Lines::default).service(service_fn(echo));
+    let in_flight = || {
+        Pipeline::new(Lines::default)
+            .service(service_fn(echo))
+            .in_flight(8)
+    };
+
+    let passed = check_echo(one_at_a_time).await.unwrap();
+    check_echo(in_flight).await.unwrap();
+    check_echo(raw::right).await.unwrap();
+
+    // Six faults at each place, in the input's end too; 64 seeds twice; and three more.
+    assert_eq!(passed.runs(), 6 * (16 + 15) + 2 * 64 + 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_promise_is_found_again_by_its_script() {
+    let broken = check_echo(raw::one_read_is_a_line).await.unwrap_err();
+
+    let again = check_echo(raw::one_read_is_a_line);
+    let again = again.only(broken.plan().clone()).await.unwrap_err();
+
+    assert_eq!(broken.to_string(), again.to_string());
+    assert!(broken.to_string().contains("Plan::new()"), "{broken}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promise_that_a_protocol_does_not_make_is_not_checked() {
+    let stack = || codecs::lines(codecs::Flaw::HalfALineAtTheEnd);
+    let broken = check_echo(stack).await.unwrap_err();
+    assert_eq!(broken.promise(), Promise::Prefix);
+
+    check_echo(stack).except(Promise::Prefix).await.unwrap();
+}
+
+#[tokio::test]
+#[should_panic(expected = "start_paused")]
+async fn a_clock_that_runs_is_noticed() {
+    let stack = || Pipeline::new(Lines::default).service(service_fn(echo));
+    drop(check_echo(stack).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_has_each_fault_at_its_place() {
+    let second = Duration::from_secs(1);
+    let start = Instant::now();
+    let (mut client, server) = tokio::io::duplex(64);
+    let plan = Plan::new()
+        .read(1, Fault::Cut)
+        .read(3, Fault::Delay(second));
+    let plan = plan
+        .read(4, Fault::End)
+        .write(2, Fault::Cut)
+        .write(5, Fault::Stall);
+    let mut server = Faulty::new(server, plan);
+    client.write_all(b"abcdef").await.unwrap();
+    let mut buf = [0; 8];
+    assert_eq!(server.read(&mut buf).await.unwrap(), 1);
+    assert_eq!(server.read(&mut buf).await.unwrap(), 2);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(server.read(&mut buf).await.unwrap(), 1);
+    assert_eq!(start.elapsed(), second);
+    assert_eq!(server.read(&mut buf).await.unwrap(), 0);
+    assert_eq!(server.write(b"abcdef").await.unwrap(), 2);
+    assert_eq!(server.write(b"cdef").await.unwrap(), 3);
+    let stalled = tokio::time::timeout(second, server.write(b"f")).await;
+    assert!(stalled.is_err());
+
+    let (_client, server) = tokio::io::duplex(64);
+    let mut server = Faulty::new(server, Plan::new().write(1, Fault::Reset));
+    server.write_all(b"a").await.unwrap();
+    let failed = server.write(b"b").await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::ConnectionReset);
+    let failed = server.read(&mut buf).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_one_half_wakes_the_other() {
+    let (_client, server) = tokio::io::duplex(64);
+    let server = Faulty::new(
+        server,
+        Plan::new().read(0, Fault::Stall).write(0, Fault::Reset),
+    );
+    let (mut reader, mut writer) = tokio::io::split(server);
+    let read = tokio::spawn(async move { reader.read_u8().await });
+    tokio::task::yield_now().await;
+
+    writer.write_u8(1).await.unwrap_err();
+
+    let failed = read.await.unwrap().unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_seed_gives_the_same_plan_within_its_bounds() {
+    for seed in 0..1000 {
+        let plan = Plan::seeded(seed, 10, 20);
+        assert_eq!(plan, Plan::seeded(seed, 10, 20));
+        assert_ne!(plan, Plan::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_planted_fault_is_found() {
+    let mut table = Table::default();
+    codecs::find_all(&mut table).await;
+    services::find_all(&mut table).await;
+    raw::find_all(&mut table).await;
+    layers::find_all(&mut table).await;
+    println!("| planted | promise | shortest script |\n| --- | --- | --- |");
+    println!("{}", table.rows.join("\n"));
+    assert!(table.wrong.is_empty(), "{:#?}", table.wrong);
+    assert!(table.rows.len() >= 25, "{}", table.rows.len());
+}
+
+/// A service of lines that panics.
+fn panics() -> impl ConnectionService<Faulty> {
+    let echo = tower::ServiceBuilder::new()
+        .layer(PanicLayer::at_call(2))
+        .service_fn(echo);
+    Pipeline::new(Lines::default).service(echo)
+}
