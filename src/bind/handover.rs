@@ -1,4 +1,4 @@
-//! The words between a process and the one that replaces it.
+//! The protocol between a process and the one that replaces it.
 //!
 //! The old process passes its listening sockets as systemd does, one more descriptor behind them (a
 //! stream between the two), and what it knows of each socket in variables. The new process says

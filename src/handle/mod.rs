@@ -235,11 +235,12 @@ impl Handle {
     ///
     /// A shutdown has two phases. In the first, whose length is
     /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) (default: zero), the server
-    /// still accepts and serves as before. Then it drains: connections finish their requests in
-    /// progress and close. Connections in the backlog are still accepted, as far as the limit
-    /// allows; then the listener closes. Connections that are still open at the deadline (default:
-    /// 30 s, see [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are
-    /// aborted.
+    /// still accepts and serves as before. (With
+    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener), it closes
+    /// the listener first.) Then it drains: connections finish their requests in progress and
+    /// close. Connections in the backlog are still accepted, as far as the limit allows; then the
+    /// listener closes. Connections that are still open at the deadline (default: 30 s, see
+    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
     #[doc(alias = "graceful_shutdown")]
     #[doc(alias = "stop")]
     pub fn shutdown(&self) {
