@@ -16,6 +16,7 @@
 //! [`signal`]: crate::signal
 //! [`replace`]: crate::replace
 //! [`testkit`]: crate::testkit
+//! [farewell]: crate::Pipeline::farewell
 //! [`EndReason`]: crate::EndReason
 //! [`Peer`]: crate::Peer
 //! [`Handle`]: crate::Handle

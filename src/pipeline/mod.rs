@@ -171,6 +171,8 @@ impl<F> Pipeline<F, (), (), OneAtATime> {
 type Request<F> = <<F as MakeCodec>::Codec as Decoder>::Item;
 
 /// A pipeline that has no service yet. Created by [`Pipeline::new`].
+///
+/// Deadlines, limits and the farewell are methods of [`Pipeline`], so call them after `service`.
 #[derive(Clone, Debug)]
 #[must_use = "a pipeline needs a service"]
 pub struct PipelineBuilder<F> {
