@@ -29,7 +29,7 @@ const DELAY: Duration = Duration::from_millis(100);
 ///
 /// `stack` makes the connection stack, which is served afresh for each run. A client sends `input`,
 /// half-closes, and reads to the end; without faults it must get exactly `output`. See the
-/// [module docs](super::faults) for an example, and [`Promise`] for everything that is checked.
+/// [module docs](super) for an example, and [`Promise`] for everything that is checked.
 ///
 /// Each run holds the conversation twice with one server: on a connection with faults, and on a
 /// plain one beside it. So the input must get the same replies both times.

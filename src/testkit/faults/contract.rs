@@ -58,7 +58,7 @@ pub struct Contract {
 #[derive(Debug, Default)]
 struct Record {
     ready: usize,
-    /// Which breaches there were, each once.
+    /// The breaches so far, each kind once.
     breaches: Vec<Breach>,
 }
 

@@ -85,8 +85,8 @@ impl Plan {
         self
     }
 
-    /// Creates a plan of one to six faults by a seed, within `input` bytes that the server reads and
-    /// `output` bytes that it writes. The same seed gives the same plan.
+    /// Creates a plan of one to six faults by a seed, within `input` bytes that the server reads
+    /// and `output` bytes that it writes. The same seed gives the same plan.
     ///
     /// Most of its faults are harmless: cuts, and delays of at most 100 ms.
     #[must_use]

@@ -12,8 +12,8 @@ use crate::end::EndReason;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Promise {
-    /// Without a fault, the client that half-closes after its input gets the expected bytes, and the
-    /// connection ends in good order.
+    /// Without a fault, the client that half-closes after its input gets the expected bytes, and
+    /// the connection ends in good order.
     Plain,
     /// Cuts and delays change nothing: the same bytes, and the same reason for the end.
     Same,

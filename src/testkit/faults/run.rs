@@ -33,7 +33,7 @@ pub(super) struct Seen {
     pub(super) faulty: Talk,
     /// The plain conversation with the same server.
     pub(super) next: Talk,
-    /// Whether both places of the limit were released, and the server has shut down.
+    /// `true` if both places of the limit were released, and the server has shut down.
     pub(super) released: bool,
 }
 
