@@ -1,11 +1,12 @@
-//! `tests/README.md` lists every test file once and explains every code in the tests' names, and it
-//! names nothing that does not exist.
+//! `tests/README.md` lists every test file once. It and `faults/README.md` explain every code in the
+//! tests' names, and they name nothing that does not exist.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const PAGE: &str = include_str!("README.md");
+const FAULTS: &str = include_str!("../faults/README.md");
 
 /// Returns the names in backquotes that begin a table row under this heading of the page.
 fn listed<'a>(page: &'a str, heading: &str) -> Vec<&'a str> {
@@ -50,14 +51,46 @@ fn codes(name: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns the codes in the names of a source's tests.
-fn codes_in(source: &str) -> BTreeSet<String> {
+/// Returns the names of a source's tests.
+fn tests_in(source: &str) -> impl Iterator<Item = &str> {
     let tests = ["#[test]", "#[tokio::test"].map(|attribute| source.split(attribute).skip(1));
-    let names = tests.into_iter().flatten().filter_map(|test| {
+    tests.into_iter().flatten().filter_map(|test| {
         let (_, function) = test.split_once("fn ")?;
         Some(function.split_once('(')?.0)
-    });
-    names.flat_map(codes).map(str::to_owned).collect()
+    })
+}
+
+/// Returns the codes in the names of a source's tests.
+fn codes_in(source: &str) -> BTreeSet<String> {
+    tests_in(source)
+        .flat_map(codes)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Returns the codes in the names of all tests.
+fn used() -> BTreeSet<String> {
+    let sources = files("tests").into_iter().chain(files("src"));
+    sources
+        .flat_map(|path| codes_in(&fs::read_to_string(path).expect("it can be read")))
+        .collect()
+}
+
+/// Returns whether this file has this test: `tls::name`, or `src::name` for one beside the code.
+fn there_is(test: &str) -> bool {
+    let (file, name) = test.split_once("::").expect("file::test");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join(file);
+    let sources = match file {
+        "src" => files("src"),
+        _ if dir.is_dir() => files(&format!("tests/{file}")),
+        _ => vec![dir.with_extension("rs")],
+    };
+    sources.into_iter().any(|path| {
+        let source = fs::read_to_string(path).unwrap_or_default();
+        tests_in(&source).any(|test| test == name)
+    })
 }
 
 #[test]
@@ -81,21 +114,55 @@ fn every_file_of_tests_is_listed_once_and_every_listed_file_is_there() {
 }
 
 #[test]
-fn every_code_in_a_tests_name_is_explained_once_and_every_explained_code_is_used() {
-    let sources = files("tests").into_iter().chain(files("src"));
-    let used: BTreeSet<_> = sources
-        .flat_map(|path| codes_in(&fs::read_to_string(path).expect("it can be read")))
+fn every_code_in_a_tests_name_is_explained_once() {
+    let of_tests = listed(PAGE, "\n## Codes in test names\n");
+    let of_faults = FAULTS.lines().filter_map(|line| line.strip_prefix("| `"));
+    let of_faults = of_faults.filter_map(|row| Some(row.split_once('`')?.0));
+    let used = used();
+
+    let unused: Vec<_> = of_tests
+        .iter()
+        .filter(|code| !used.contains(**code))
         .collect();
+    assert!(unused.is_empty(), "explained, not used: {unused:?}");
 
-    let listed = listed(PAGE, "\n## Codes in test names\n");
-    let once: BTreeSet<_> = listed.iter().map(|code| (*code).to_owned()).collect();
+    let mut explained = BTreeSet::new();
+    for code in of_tests.into_iter().chain(of_faults) {
+        assert!(
+            explained.insert(code.to_owned()),
+            "{code} is explained twice"
+        );
+    }
+    let unexplained: Vec<_> = used.difference(&explained).collect();
+    assert!(unexplained.is_empty(), "not explained: {unexplained:?}");
+}
 
-    assert_eq!(listed.len(), once.len(), "a code is explained twice");
-    let only_one: Vec<_> = once.symmetric_difference(&used).collect();
-    assert!(
-        only_one.is_empty(),
-        "explained or used, not both: {only_one:?}"
-    );
+#[test]
+fn every_fault_is_shown_by_tests_that_exist_or_says_that_it_is_not() {
+    let used = used();
+    let rows: Vec<_> = FAULTS
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+        .collect();
+    assert!(rows.len() > 100, "only {} were found", rows.len());
+
+    for row in rows {
+        let columns: Vec<_> = row.split(" | ").collect();
+        let [code, _, _, shown_by] = columns[..] else {
+            panic!("a row has four columns: {row}")
+        };
+        let code = code.trim_end_matches('`');
+        if shown_by == "not shown" {
+            assert!(!used.contains(code), "a test shows {code}");
+        } else if !shown_by.starts_with("by hand: `") {
+            for test in shown_by.split(", ") {
+                assert!(
+                    there_is(test.trim_matches('`')),
+                    "{code}: there is no {test}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
