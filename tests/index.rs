@@ -1,5 +1,5 @@
-//! `tests/README.md` lists every test file once. It and `faults/README.md` explain every code in the
-//! tests' names, and they name nothing that does not exist.
+//! `tests/README.md` lists every test file once. It and `faults/README.md` explain every code in
+//! the tests' names, and they name nothing that does not exist.
 
 use std::collections::BTreeSet;
 use std::fs;
