@@ -104,6 +104,42 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
+/// A queue in which 100,000 connections wait, whose peers have left.
+struct Crowded(Arc<AtomicUsize>);
+
+impl Listener for Crowded {
+    type Io = Io;
+
+    fn poll_accept(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
+        if self.0.fetch_add(1, Ordering::Relaxed) == 100_000 {
+            return Poll::Pending;
+        }
+        let address = || Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let (io, _) = tokio::io::duplex(1);
+        Poll::Ready(Ok(Incoming::new(io, address(), address())))
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        Vec::new()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a10_a_queue_that_is_never_empty_leaves_other_tasks_their_turns() {
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let crowded = Server::from_listener(Crowded(Arc::clone(&accepted)));
+    let served = serve_with(crowded, (), echoing());
+
+    for _ in 0..100 {
+        let before = accepted.load(Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        assert!(accepted.load(Ordering::Relaxed) <= before + 17);
+    }
+
+    assert!(accepted.load(Ordering::Relaxed) > 1_000);
+    drop(served);
+}
+
 fn echoing()
 -> impl Service<Connection<Io>, Response = EndReason, Error = BoxError, Future: Send + 'static>
 + Clone

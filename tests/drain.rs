@@ -221,3 +221,22 @@ async fn a_second_signal_ends_it_at_once() {
         assert!(ended.end_of(client.addr).contains("\"killed\""));
     }
 }
+
+#[tokio::test]
+async fn h11_a_storm_of_signals_ends_it_once_in_good_order() {
+    let stack = Example::start("stack", &[]).await;
+    let mut client = greeted(stack.addr()).await;
+    client.send("push 1\nsleep 60000\n").await;
+    assert_eq!(client.line().await, "push 1");
+
+    for _ in 0..5_000 {
+        stack.signal(Signal::TERM);
+        stack.signal(Signal::INT);
+    }
+    let ended = stack.ended().await;
+
+    assert!(ended.status.success());
+    let last = "0 connections drained, 0 timed out, 1 cut off";
+    assert_eq!(ended.said.iter().filter(|line| *line == last).count(), 1);
+    assert_eq!(having(&ended.log, &["connection.closed"]).len(), 1);
+}

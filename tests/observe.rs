@@ -606,6 +606,24 @@ fn is_raw(text: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
+async fn k4_no_span_or_event_contains_what_a_peer_sent() {
+    let (capture, _guard) = Capture::begin();
+    for text in ["s3cret\n", "s3cret", "s3cret and more than a line\n"] {
+        let served = traced();
+        let mut client = served.client().await;
+        client.send(text).await;
+        client.finish().await;
+        client.rest().await;
+        drop(client);
+        served.end().await;
+    }
+
+    let events = capture.events.lock().expect("no test panics under it");
+    assert!(events.len() >= 3);
+    assert!(!format!("{events:?} {:?}", capture.spans()).contains("s3cret"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn k2_what_errors_say_is_escaped_in_the_closing_event() {
     for text in ["fail\n", "panic\n"] {
         let (capture, _guard) = Capture::begin();

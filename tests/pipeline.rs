@@ -23,7 +23,7 @@ use tower_tcp::pipeline::{Closed, Limits, ShutdownOnErrorLayer};
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
 
-use support::{Clients, Ends, each_way, panic_if};
+use support::{Clients, Ends, each_way, panic_if, serve_stream};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -1041,4 +1041,28 @@ async fn a_decoder_may_split_a_frame_into_as_many_as_the_largest_frame_has_bytes
         assert_eq!(reason, EndReason::PeerClosed, "{}", served.way());
         assert_eq!(begun.load(Ordering::Relaxed), LINES, "{}", served.way());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c8_m3_empty_frames_without_end_leave_other_tasks_their_turns() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let taking = Arc::clone(&taken);
+    let count = service_fn(move |line: Bytes| {
+        assert!(line.is_empty());
+        taking.fetch_add(1, Ordering::Relaxed);
+        ready(Ok::<_, BoxError>(None::<Bytes>))
+    });
+    let endless = tokio::io::join(tokio::io::repeat(b'\n'), tokio::io::sink());
+    let served = serve_stream(endless, Pipeline::new(Lines::default).service(count));
+
+    for _ in 0..20 {
+        let before = taken.load(Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        let now = taken.load(Ordering::Relaxed);
+        // tokio polls up to 61 times before it comes back to this test.
+        assert!(now <= before + 61 * 256, "{before}, then {now}");
+    }
+
+    assert!(taken.load(Ordering::Relaxed) > 10_000);
+    drop(served);
 }

@@ -557,6 +557,35 @@ async fn h8_idle_connections_are_closed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn e16_a_call_may_shut_its_own_server_down_or_abort_it() {
+    for (request, reply, drained) in [("shut down\n", "shut down\n", 1), ("abort\n", "", 0)] {
+        let own = Arc::new(OnceLock::<Handle>::new());
+        let known = Arc::clone(&own);
+        let service = service_fn(move |line: Bytes| {
+            let handle = known.get().expect("it is set").clone();
+            async move {
+                if line == "abort" {
+                    handle.abort();
+                    pending::<()>().await;
+                }
+                handle.shutdown();
+                Ok::<_, Infallible>(line)
+            }
+        });
+        let mut server = serve(Pipeline::new(Lines::default).service(service));
+        assert!(own.set(server.handle().clone()).is_ok());
+        let begun = Instant::now();
+
+        let client = send(&server, request.as_bytes()).await;
+
+        assert_eq!(read_to_end(client).await, reply);
+        let report = server.report().await;
+        assert_eq!((report.drained, report.aborted), (drained, 1 - drained));
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn h9_the_deadline_cuts_off_those_who_are_left_and_counts_them() {
     let service = service_fn(|line: Bytes| async move {
         if line == "hang" {

@@ -9,9 +9,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower::{Service, ServiceBuilder};
 use tower_tcp::bind::{Incoming, Listener};
 use tower_tcp::networks::Networks;
@@ -69,12 +69,12 @@ impl AsyncRead for Segments {
     }
 }
 
-struct Peers(mpsc::Receiver<(Segments, Address)>);
+struct Peers<Io = Segments>(mpsc::Receiver<(Io, Address)>);
 
-impl Listener for Peers {
-    type Io = Segments;
+impl<Io: Send + Unpin + 'static> Listener for Peers<Io> {
+    type Io = Io;
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Segments>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
         match ready!(self.0.poll_recv(cx)) {
             Some((io, peer)) => Poll::Ready(Ok(Incoming::new(io, peer, tcp("10.0.0.9:443")))),
             None => Poll::Pending,
@@ -356,6 +356,27 @@ async fn a_peer_that_does_not_complete_its_header_in_time_is_gone_on_time() {
         assert_eq!(run.end().await.reason(), EndReason::PreConnectTimeout);
         assert_eq!(started.elapsed().as_secs(), 10);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn b9_a_header_that_drips_in_does_not_put_the_deadline_off() {
+    let (peers, listener) = mpsc::channel(1);
+    let stack = ServiceBuilder::new()
+        .layer(PreConnectLayer::new(trusting()))
+        .service_fn(async |_: Connection<_>| Ok::<_, BoxError>(()));
+    let served = serve_with(Server::from_listener(Peers(listener)), (), stack);
+    let (mut client, io) = tokio::io::duplex(100);
+    peers.send((io, tcp(PROXY))).await.expect("it is open");
+    let started = Instant::now();
+
+    for byte in &LINE[..10] {
+        client.write_u8(*byte).await.expect("it is open");
+        sleep(Duration::from_millis(999)).await;
+    }
+
+    let end = served.ended().await.expect("the connection ends");
+    assert_eq!(end.reason(), EndReason::PreConnectTimeout);
+    assert_eq!(started.elapsed().as_secs(), 10);
 }
 
 #[tokio::test(start_paused = true)]
