@@ -12,7 +12,7 @@
 //! | [8. TLS, and where clients come from](ch08_tls) | hooks, the PROXY protocol |
 //! | [9. Stopping and replacing](ch09_drain) | drains, farewells, a new version |
 //! | [10. HTTP beside it](ch10_http) | an admin port, axum, gRPC |
-//! | [11. Testing](ch11_testing) | a whole server in a test, without sockets or waiting |
+//! | [11. Testing](ch11_testing) | a whole server in a test, without sockets or waiting, and under faults |
 //! | [12. Watching it](ch12_watching) | spans, metrics, the table of connections |
 //! | [13. If you come from elsewhere](ch13_elsewhere) | tokio, axum, POE, Ranch, ThousandIsland |
 
