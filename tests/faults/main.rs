@@ -98,6 +98,25 @@ async fn a_promise_that_a_protocol_does_not_make_is_not_checked() {
     check_echo(stack).except(Promise::Prefix).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn errors_of_accept_are_not_checked_if_the_protocol_makes_no_such_promise() {
+    // The second server of a check is the one whose accepts fail.
+    let second_closes = || {
+        let mut servers = 0;
+        move || {
+            servers += 1;
+            raw::right_unless(servers == 2)
+        }
+    };
+    let broken = check_echo(second_closes()).await.unwrap_err();
+    assert_eq!(broken.promise(), Promise::Accepts);
+
+    let check = check_echo(second_closes()).except(Promise::Accepts);
+    // Without that run, another one is the second.
+    let broken = check.await.unwrap_err();
+    assert_eq!(broken.promise(), Promise::Same);
+}
+
 #[tokio::test]
 #[should_panic(expected = "start_paused")]
 async fn a_clock_that_runs_is_noticed() {

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
+use tower::util::BoxCloneService;
 use tower::{Layer, service_fn};
 use tower_tcp::deadline::{DeadlineLayer, Deadlines};
 use tower_tcp::testkit::faults::{Faulty, Promise};
-use tower_tcp::{Connection, ConnectionService};
+use tower_tcp::{BoxError, Connection, ConnectionEnded, ConnectionService, EndReason};
 
 use super::{Table, check_echo};
 
@@ -154,6 +155,37 @@ fn shares_a_lock() -> impl ConnectionService<Faulty> {
     }))
 }
 
+/// Reports a reset as a deadline.
+fn calls_a_reset_idle() -> impl ConnectionService<Faulty> {
+    in_time(service_fn(|conn: Conn| async move {
+        let idle = |err| ConnectionEnded::new(EndReason::IdleTimeout, err);
+        copy(conn).await.map_err(idle)
+    }))
+}
+
+/// Reports the errors of every other server only.
+fn reports_every_other_error() -> impl FnMut() -> BoxCloneService<Conn, (), BoxError> {
+    let mut reports = false;
+    move || {
+        reports = !reports;
+        let reports = reports;
+        BoxCloneService::new(service_fn(move |conn: Conn| async move {
+            let copied = timeout(Duration::from_secs(60), copy(conn)).await;
+            match copied.map_err(|_late| ConnectionEnded::new(EndReason::IdleTimeout, "late"))? {
+                Err(err) if reports => Err(err.into()),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        }))
+    }
+}
+
+/// Lines back, or nothing at all.
+pub(crate) fn right_unless(closes: bool) -> impl ConnectionService<Faulty> {
+    in_time(service_fn(move |conn: Conn| async move {
+        if closes { Ok(()) } else { copy(conn).await }
+    }))
+}
+
 pub(crate) async fn find_all(table: &mut Table) {
     let found = check_echo(has_no_deadlines).await;
     table.found("raw: no deadlines", Promise::Ends, found);
@@ -171,4 +203,8 @@ pub(crate) async fn find_all(table: &mut Table) {
     table.found("raw: forgets replies", Promise::HalfClose, found);
     let found = check_echo(shares_a_lock).await;
     table.found("raw: a panic poisons a lock", Promise::Others, found);
+    let found = check_echo(calls_a_reset_idle).await;
+    table.found("raw: calls a reset idle", Promise::Reason, found);
+    let found = check_echo(reports_every_other_error()).await;
+    table.found("raw: reports every other error", Promise::Repeats, found);
 }
