@@ -22,7 +22,7 @@ pub(super) struct Child {
     process: Process,
     lines: Lines<BufReader<Take<OwnedReadHalf>>>,
     reply: OwnedWriteHalf,
-    /// The places of the sockets that the new process serves or has closed.
+    /// The indexes of the sockets that the new process serves or has closed.
     has: Vec<usize>,
 }
 
@@ -56,7 +56,7 @@ impl Child {
         })
     }
 
-    /// Waits until the process is ready. Returns the places of the sockets that it serves.
+    /// Waits until the process is ready. Returns the indexes of the sockets that it serves.
     pub(super) async fn ready(&mut self) -> Result<Vec<usize>, ReplaceError> {
         loop {
             let line = tokio::select! {
@@ -71,13 +71,13 @@ impl Child {
                 }
                 Ok(Some(Some(Said::Has(places)))) => self.has.extend(places),
                 Ok(Some(_)) => {}
-                // It has ended, or has closed the stream and will never be ready.
+                // The process has ended, or has closed the stream and will never be ready.
                 Ok(None) | Err(_) => return Err(self.process.ended().await),
             }
         }
     }
 
-    /// Returns the endpoints that the process does not serve, if it serves any other.
+    /// Returns the endpoints that the process does not serve. `None` if it serves none yet, or all.
     pub(super) fn waits_for(&self, sockets: &[ListeningSocket]) -> Option<String> {
         let sockets = sockets.iter().enumerate();
         let mut endpoints: Vec<_> = sockets
@@ -106,7 +106,7 @@ impl Child {
         }
     }
 
-    /// Lets the process run on. Returns its number.
+    /// Lets the process run after this one. Returns its process ID.
     pub(super) fn release(mut self) -> u32 {
         let child = self.process.0.take();
         child.and_then(|child| child.id()).unwrap_or_default()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// The error of a process that was not replaced. It serves on.
+/// The error of a failed replacement. The process goes on as before.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReplaceError {
@@ -23,9 +23,9 @@ pub enum ReplaceError {
         reason(.waits_for.as_deref())
     )]
     NotReady {
-        /// The time that it had.
+        /// The time that the new process had.
         after: Duration,
-        /// The endpoints that it did not serve, if it served any other.
+        /// The endpoints that the new process did not serve. `None` if it served none at all.
         waits_for: Option<String>,
     },
 

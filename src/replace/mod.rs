@@ -1,7 +1,8 @@
 //! Replaces this process by a new one, for example of a new version, without losing a request.
 //!
 //! [`Replace`] starts the new process with the listening sockets of this one, and waits until it is
-//! ready. Then this one drains. If the new process does not become ready, this one serves on:
+//! ready. Then this one drains. If the new process does not become ready, this one continues to
+//! serve:
 //!
 //! ```no_run
 //! use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,7 @@
 //! let mut hangups = signal(SignalKind::hangup())?;
 //! tokio::spawn(async move {
 //!     while hangups.recv().await.is_some() {
-//!         // A failure is logged, and the server serves on.
+//!         // A failure is logged, and the server continues to serve.
 //!         let _failed = Replace::new(&handle).run().await;
 //!     }
 //! });
@@ -29,23 +30,24 @@
 //! ```
 //!
 //! It needs the feature `handover`. [`signal::install`](crate::signal::install) leaves SIGHUP to
-//! the program. Register the handler before [`serve`](crate::Server::serve), as here: a process
-//! without one is ended by SIGHUP. `pkill -HUP` by a name also reaches the process that still
-//! drains.
+//! the program. Register the handler before [`serve`](crate::Server::serve), as here, because
+//! SIGHUP ends a process without a handler. `pkill -HUP NAME` also signals an old process that is
+//! still draining.
 //!
 //! # The new process
 //!
-//! It needs no code for this. Its endpoints take the sockets that the old process had for endpoints
-//! with the same text, and bind others anew. So `127.0.0.1:0` has the same port as before, several
-//! sockets on one address (`SO_REUSEPORT`) keep their number and order, and `systemd:web` is what
-//! it was. A server takes the number of its backlog and the other [`SocketOptions`] from its own
-//! program, except those that must be set before a socket is bound and the mode of a Unix socket.
+//! The new process needs no code for this. An endpoint takes the sockets that the old process had
+//! for an endpoint with the same text. Any other endpoint is bound as usual. So `127.0.0.1:0` has
+//! the same port as before, several sockets on one address (`SO_REUSEPORT`) keep their number and
+//! order, and `systemd:web` is still systemd's socket. The length of the backlog and the other
+//! [`SocketOptions`] are those of the new program. Only the options that must be set before a
+//! socket is bound, and the mode of a Unix socket, remain those of the old one.
 //!
-//! It is ready once a server has begun to serve each of the handed-on sockets. Bind the addresses
-//! that are new before that. Until then it accepts nothing, so nothing is lost if it has to be
-//! killed. A socket that it does not take would keep clients waiting for nobody, so the new process
-//! is then not ready, and its time runs out. If the new version may listen on fewer addresses, let
-//! it call [`close_unused`].
+//! The new process is ready once its servers have begun to serve all sockets of the old one. Bind
+//! any new addresses before that. Until it is ready it accepts nothing, so no connection is lost if
+//! it has to be killed. Clients of a socket that it does not take would wait in vain, so with such
+//! a socket it never becomes ready, and its time runs out. If the new version may listen on fewer
+//! addresses, let it call [`close_unused`].
 //!
 //! The sockets are passed as systemd does it (`LISTEN_FDS`), without a `LISTEN_PID`. A script
 //! between the two processes must `exec` the program.
@@ -59,8 +61,8 @@
 //! its drain as at any shutdown; [`DrainDeadlines::next_frame`] is for clients that send several
 //! requests in a row.
 //!
-//! The path of a Unix socket belongs to the process that serves it. A path that systemd has created
-//! is never removed.
+//! The path of a Unix socket is removed only by the process that serves it. A path that systemd has
+//! created is never removed.
 //!
 //! # How to restart
 //!
@@ -76,7 +78,8 @@
 //! move them to the other socket, but `net.ipv4.tcp_migrate_req` is off by default.)
 //!
 //! In one run, 32 clients sent 30,000 requests during 20 restarts, with one and with ten requests
-//! on a connection, to a server with [`DrainDeadlines::next_frame`]. Lost:
+//! on a connection, to a server with [`DrainDeadlines::next_frame`]. Requests lost, with one and
+//! with ten on a connection:
 //!
 //! | limit | a kept socket | this module | `SO_REUSEPORT` |
 //! | --- | --- | --- | --- |
@@ -84,8 +87,8 @@
 //! | 8 | 0, 0 | 0, 0 | 431, 470, and 5 refused |
 //!
 //! The new process is a child of the old one, and its parent ends. So do not use this module in a
-//! process that something waits for by its number: the first process of a container, whose end is
-//! the end of the container, or a service of systemd, which would have to be told the new number
+//! process that another program watches by its process ID: the first process of a container, whose
+//! end is the end of the container, or a service of systemd, which would have to be told the new ID
 //! (`MAINPID=`).
 //!
 //! [`SocketOptions`]: crate::bind::SocketOptions
@@ -124,7 +127,7 @@ pub struct Replace {
 }
 
 impl Replace {
-    /// Creates a replacement that hands on the sockets of the server, and drains it.
+    /// Creates a replacement that hands on the sockets of the server, and then drains the server.
     pub fn new(handle: &Handle) -> Self {
         Self {
             handles: vec![handle.clone()],
@@ -143,8 +146,8 @@ impl Replace {
     /// Sets the command that starts the new process.
     ///
     /// Default: the file that this process was started from, with the same arguments. Why: the new
-    /// version is usually installed in its place. For a path that contains symbolic links, this is
-    /// the file that they lead to now, if the program was started by an absolute path.
+    /// version is usually installed in its place. If the program was started by an absolute path,
+    /// symbolic links in that path are followed again, so they may lead to another file now.
     pub fn command(mut self, command: Command) -> Self {
         self.command = Some(command);
         self
@@ -161,14 +164,16 @@ impl Replace {
     }
 
     /// Starts the new process, waits until it is ready, and begins to drain the servers of this
-    /// process. Returns the number of the new process.
+    /// process. Returns the process ID of the new process.
     ///
     /// Logs one event: `process.replaced`, or `process.not_replaced` with the error.
     ///
     /// # Errors
     ///
     /// Returns a [`ReplaceError`] if the new process could not be started, ended, or was not ready
-    /// in time. It does not run any more then, and this process serves on.
+    /// in time, if a server of this process is shutting down, or if another replacement is in
+    /// progress. A new process that was started is then no longer running, and this process goes on
+    /// as before.
     ///
     /// # Panics
     ///
@@ -254,9 +259,9 @@ impl Replace {
 
 /// Closes the handed-on sockets that no endpoint of this process has taken.
 ///
-/// For a new version that may listen on fewer addresses than the old one. Call it after the last
-/// bind. Clients in the backlog of such a socket are served by the old process, as at a shutdown.
-/// Does nothing in a process that replaces none.
+/// Call it after the last bind, in a new version that may listen on fewer addresses than the old
+/// one. Clients in the backlog of such a socket are served by the old process, as at a shutdown.
+/// Does nothing in a process that replaces no other one.
 pub fn close_unused() {
     handover::close_unused();
 }
@@ -281,7 +286,7 @@ impl Drop for Running {
     }
 }
 
-/// Returns the command that starts what is now at the place of this process's file.
+/// Returns a command that starts the file that is now at the path of this process's program.
 fn same_command() -> io::Result<Command> {
     let mut args = env::args_os();
     let called = args
@@ -297,7 +302,7 @@ fn same_command() -> io::Result<Command> {
     Ok(command)
 }
 
-/// Removes the mark that Linux adds to the path of a file that was replaced meanwhile.
+/// Removes the mark that Linux adds to the path of a program that was replaced while it runs.
 fn without_mark(file: PathBuf) -> PathBuf {
     let path = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
     match path.map(|path| Path::new(OsStr::from_bytes(path))) {
