@@ -36,7 +36,7 @@ pub enum TlsVersion {
 #[must_use = "a builder does nothing until `build`"]
 pub struct TlsBuilder {
     default: Option<Identity>,
-    /// Without a name, an identity is served for those in its certificate.
+    /// An identity without a name is served for the names in its certificate.
     named: Vec<(Option<String>, Identity)>,
     clients: Option<(Pem, ClientCertificates)>,
     revocation_lists: Vec<Pem>,
@@ -63,8 +63,8 @@ impl TlsBuilder {
         self.identity(Identity::pem(chain, key))
     }
 
-    /// Sets the certificate for clients that request no name, or one that no other certificate is
-    /// for. Default: none, and such clients are refused.
+    /// Sets the certificate for clients that request no name, or a name without a certificate of
+    /// its own. Default: none, and such clients are refused.
     ///
     /// See the section on [names](super#names).
     pub fn identity(mut self, default: Identity) -> Self {
@@ -76,7 +76,7 @@ impl TlsBuilder {
     ///
     /// A name in another script is written as in DNS (`xn--...`). Upper and lower case are the
     /// same. [`build`](Self::build) fails if the name is not valid, was given before, or is not in
-    /// the certificate.
+    /// the certificate. A wildcard is not checked against the certificate.
     pub fn identity_for(mut self, name: impl Into<String>, identity: Identity) -> Self {
         self.named.push((Some(name.into()), identity));
         self
@@ -129,9 +129,9 @@ impl TlsBuilder {
     }
 
     /// Adds certificate revocation lists, passed as PEM text. Default: none, and no certificate is
-    /// taken for revoked.
+    /// considered revoked.
     ///
-    /// With any list, a client whose status is unknown is refused. See the section on
+    /// If there is any list, a client whose status is unknown is refused. See the section on
     /// [revocation](super#revocation).
     pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
         let pem = Pem::Memory("the revocation lists given", pem.into());
@@ -146,14 +146,14 @@ impl TlsBuilder {
         self
     }
 
-    /// Sets the files of the ticket keys, by which several processes can resume each other's
-    /// sessions. The first one encrypts, and all of them decrypt. Default: none, so a session can
-    /// be resumed only in the process that granted it.
+    /// Sets the files of the ticket keys. Several processes with the same keys can resume each
+    /// other's sessions. The first key encrypts, and all of them decrypt. Default: none, so a
+    /// session can be resumed only in the process that granted it.
     ///
     /// A file contains one key: 48 or 80 random bytes, as nginx's `ssl_session_ticket_key` does.
     /// nginx uses another cipher, so its tickets are not accepted here. A thief of a key can read
     /// the sessions of TLS 1.2 whose tickets it encrypted, and can pose as their clients. So let
-    /// only the server read the file, as the private key, and rotate it daily. See the section on
+    /// only the server read the file, like the private key, and rotate it daily. See the section on
     /// [tickets](super#tickets).
     pub fn ticket_key_files(mut self, files: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.ticket_keys = files.into_iter().map(Into::into).collect();
@@ -164,7 +164,8 @@ impl TlsBuilder {
     /// tools.
     ///
     /// For aws-lc-rs, depend on rustls 0.23 with its feature `aws_lc_rs`, and pass
-    /// `rustls::crypto::aws_lc_rs::default_provider()`. Ticket keys are used by *ring* in any case.
+    /// `rustls::crypto::aws_lc_rs::default_provider()`. Tickets with keys from files are always
+    /// encrypted by *ring*.
     ///
     /// ```
     /// use tower_tcp::tls::{Tls, rustls::crypto::ring};
@@ -177,8 +178,8 @@ impl TlsBuilder {
         self
     }
 
-    /// Sets the lowest version that a client may speak. Default: [`TlsVersion::V1_2`]. When
-    /// reached: the client gets the alert `protocol_version`.
+    /// Sets the lowest version that a client may use. Default: [`TlsVersion::V1_2`]. A client that
+    /// supports only lower ones gets the alert `protocol_version`.
     pub fn min_version(mut self, version: TlsVersion) -> Self {
         self.min_version = version;
         self

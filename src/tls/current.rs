@@ -1,4 +1,4 @@
-//! The configuration of the moment. All clones of a hook share it, and a reload replaces it.
+//! The current configuration. All clones of a hook share it, and a reload replaces it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -10,7 +10,8 @@ use super::names::Names;
 #[derive(Clone)]
 pub(super) struct Configuration {
     pub(super) server: Arc<ServerConfig>,
-    /// The certificates, if they were built here. rustls cannot refuse a name properly.
+    /// The certificates, if a builder has read them. They are looked up before rustls does it,
+    /// because rustls cannot send the right alert for an unknown name.
     pub(super) names: Option<Arc<Names>>,
 }
 
@@ -34,7 +35,7 @@ impl Current {
     pub(super) fn set(&self, new: Configuration) {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::replace(&mut *current, new);
-        // An old configuration may be large. Its memory is released behind the lock.
+        // An old configuration may be large. Its memory is released after the lock.
         drop(current);
         drop(old);
     }

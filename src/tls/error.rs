@@ -83,7 +83,7 @@ pub enum TlsError {
         key: String,
     },
 
-    /// A file is no OCSP response in DER that says "successful".
+    /// A file is not an OCSP response in DER with the status "successful".
     #[error("no successful OCSP response in {file}")]
     BadOcspResponse {
         /// The path of the file.

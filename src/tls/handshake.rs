@@ -24,9 +24,9 @@ const ALERT_LINGER: Duration = Duration::from_millis(200);
 /// The maximum number of bytes to read from such a peer.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
-/// Performs the handshake with the configuration of the moment at which the hello is complete.
+/// Performs the handshake with the configuration that is current when the hello is complete.
 ///
-/// Returns the stream with the error, too, so that its peer can receive an alert.
+/// An error is returned together with the stream, so that the peer can receive an alert.
 pub(super) async fn accept<Io>(
     current: &Current,
     mut io: Io,
@@ -95,8 +95,8 @@ where
 ///
 /// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
 /// this write fails if the peer has closed, although the peer's request may already have arrived.
-/// So a failed write does not end a handshake: all output is discarded from then on. Either the
-/// peer has already sent its part, or the end of its input ends the handshake.
+/// So a failed write does not end a handshake. All output is discarded from then on. If the peer
+/// has already sent its part, the handshake completes. If not, the end of the peer's input ends it.
 async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -130,7 +130,7 @@ where
         }
     })
     .await;
-    // The failed write goes before what came of it.
+    // A failed write is reported rather than an error that followed from it.
     completed.map_err(|err| failed_write.unwrap_or(err))
 }
 

@@ -102,10 +102,10 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Returns whether this is a DER sequence of just this length that begins with the status
-/// "successful" (RFC 6960, section 4.2.1).
+/// Returns whether `response` is one DER sequence, with nothing behind it, that begins with the
+/// status "successful" (RFC 6960, section 4.2.1).
 ///
-/// A client takes the connection for broken if another status is stapled, such as "try later".
+/// A client treats the connection as broken if another status is stapled, such as "try later".
 fn is_successful(response: &[u8]) -> bool {
     let (len, body) = match response {
         [0x30, len @ 0..=0x7f, body @ ..] => (usize::from(*len), body),

@@ -5,7 +5,8 @@ use tokio_rustls::rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVers
 
 /// The parameters of a TLS session, and the peer's name and certificates.
 ///
-/// Each accessor names the OpenTelemetry attribute for its value, for spans of your own.
+/// The description of each accessor names the OpenTelemetry attribute for its value, for use in
+/// spans of your own.
 ///
 /// ```
 /// use tower_tcp::{Connection, tls::TlsInfo};

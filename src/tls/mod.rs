@@ -1,7 +1,7 @@
 //! TLS as a pre-connect hook. It takes a plain connection and returns an encrypted one.
 //!
 //! [`Tls`] is a service that takes a [`Connection<Io>`] and returns a
-//! [`Connection<TlsStream<Io>>`](TlsStream), by [rustls]. The parameters of the session are in
+//! [`Connection<TlsStream<Io>>`](TlsStream). It uses [rustls]. The parameters of the session are in
 //! [`ConnectionInfo::get::<TlsInfo>`](crate::ConnectionInfo::get) for all layers and services
 //! behind it.
 //!
@@ -33,15 +33,16 @@
 //!
 //! # Names
 //!
-//! One server can have several certificates. The client chooses by the name that it requests
-//! (SNI): an exact name goes before a wildcard, a wildcard before the default certificate.
-//! `*.example.org` stands for one label, so neither for `example.org` nor for `a.b.example.org`.
+//! One server can have several certificates. The name that a client requests (SNI) decides which
+//! one it gets: that of the exact name, else that of a wildcard, else the default certificate. A
+//! `*` stands for exactly one label, so `*.example.org` is neither for `example.org` nor for
+//! `a.b.example.org`.
 //!
 //! A client that requests no name or an unknown one gets the default certificate, which is the one
 //! of [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) or
 //! [`identity`](TlsBuilder::identity). Without a default the client is refused: with the alert
-//! `unrecognized_name` (RFC 6066) if the name is unknown, or `missing_extension` (RFC 8446) if
-//! there is none. The cause is then an [`UnknownServerName`].
+//! `unrecognized_name` (RFC 6066) if the name is unknown, or `missing_extension` (RFC 8446) if it
+//! requests none. The cause is then an [`UnknownServerName`].
 //!
 //! ```
 //! use tower_tcp::tls::{Identity, Tls};
@@ -64,8 +65,8 @@
 //! [`Tls::reload`] reads all files of a builder again, while connections are accepted: the
 //! certificates and keys, the roots and revocation lists for clients, and the ticket keys. It is
 //! all or nothing. If anything is wrong, the error names it and the old configuration stays. All
-//! clones of the hook have the new one at once, for every handshake whose first message is not
-//! complete yet. Established connections keep what they have.
+//! clones of the hook use the new configuration at once, for every handshake whose first message is
+//! not complete yet. Established connections are not affected.
 //!
 //! Each configuration has a session cache of its own, so that no session outlives the rules that it
 //! was granted under: a client whose certificate was revoked does not get in by its old session.
@@ -96,8 +97,8 @@
 //! # Revocation
 //!
 //! [`TlsBuilder::revocation_lists_file`] adds certificate revocation lists (CRLs) to the
-//! verification of clients. With any list, the status of every certificate of a chain must be
-//! known, except that of the root:
+//! verification of clients. If there is any list, the status of every certificate of a chain must
+//! be known, except that of the root:
 //!
 //! | a certificate in the client's chain | the client is |
 //! | --- | --- |
@@ -105,11 +106,12 @@
 //! | has an issuer of which there is no list | refused with `unknown_ca` |
 //! | has an issuer whose list is past its `nextUpdate` | refused with `unknown_ca` |
 //!
-//! OpenSSL and nginx treat the last two the same. So replace a list before it expires, and
-//! reload.
+//! OpenSSL and nginx refuse the client in the last two cases, too. So replace a list before it
+//! expires, and reload.
 //!
-//! A resumed session is not verified again, so a certificate or a list that expires does not end
-//! it. A reload does: always for the sessions in the cache, and for tickets if the rules changed.
+//! The certificate of a resumed session is not verified again, so the session can be resumed even
+//! after the certificate or a list has expired. A reload prevents this: always for the sessions in
+//! the cache, and for tickets if the rules for client certificates have changed.
 //!
 //! ```no_run
 //! use tower_tcp::tls::{ClientCertificates, Tls};
@@ -149,13 +151,14 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A ticket is accepted for 12 hours, as long as its key is there. It is bound to the rules for
-//! client certificates: after a reload with other roots or revocation lists, and in a process that
-//! has others, it is not accepted, and the client is verified anew.
+//! A ticket is accepted for 12 hours, if its key is still among the keys. It is bound to the rules
+//! for client certificates. After a reload with other roots or revocation lists, or in a process
+//! that has others, it is not accepted, and the client is verified anew.
 //!
 //! # A configuration of your own
 //!
-//! For features that the builder lacks, configure rustls directly. [`Tls::replace`] is its reload.
+//! For features that the builder lacks, configure rustls directly. [`Tls::replace`] then takes the
+//! place of [`Tls::reload`].
 //!
 //! ```
 //! use std::sync::Arc;
@@ -224,8 +227,8 @@ pub use stream::TlsStream;
 ///
 /// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. It contains
 /// a [`rustls::Error`] if the peer's messages were at fault, and an [`UnknownServerName`] if there
-/// is no certificate for the peer. Otherwise it is the error of the stream, such as
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
+/// is no certificate for the name that the peer requested. Otherwise it is the error of the stream,
+/// such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
 #[derive(Clone)]
 pub struct Tls {
     current: Current,
@@ -251,7 +254,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Replaces the configuration of this hook and of all its clones by the one that `new` has.
+    /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
     /// For a configuration that [`TlsBuilder`] cannot make. The next handshake uses it. Sessions
     /// from before can be resumed only if the new configuration has the session cache or the ticket

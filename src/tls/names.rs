@@ -38,7 +38,8 @@ impl Names {
         Ok(())
     }
 
-    /// Adds a certificate for a name, which it must be valid for, or for a wildcard.
+    /// Adds a certificate for a name or a wildcard. The certificate must be valid for the name. For
+    /// a wildcard this is not checked.
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -107,7 +108,7 @@ impl Names {
         self.default.is_none() && self.exact.is_empty() && self.wildcards.is_empty()
     }
 
-    /// Finds the certificate for a name in lower case, as rustls has it.
+    /// Finds the certificate for a name, which rustls has changed to lower case.
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         let named = name.and_then(|name| {
             let name = name.strip_suffix('.').unwrap_or(name);

@@ -91,8 +91,8 @@ impl Records {
         }
     }
 
-    /// Decrypts input, in place. What the reader has no room for is kept, and so is the part of a
-    /// record. An error is kept as well, with its alert in the output.
+    /// Decrypts input, in place. Decrypted bytes for which the reader has no room are kept, and so
+    /// is an incomplete record at the end. An error is kept as well, with its alert in the output.
     pub(super) fn receive(&mut self, mut input: &mut [u8], to: &mut ReadBuf<'_>) {
         while !self.partial.is_empty() && !input.is_empty() {
             let missing = self.missing();
@@ -123,8 +123,9 @@ impl Records {
         }
     }
 
-    /// Returns the number of bytes that the first record of the incomplete input lacks. If it is
-    /// complete, its handshake message is not, and any bytes may belong to that.
+    /// Returns the number of bytes that the first record of the incomplete input lacks. If that
+    /// record is complete, its handshake message is not, and all further bytes may belong to the
+    /// message.
     fn missing(&self) -> usize {
         let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
             return HEADER - self.partial.len();
@@ -205,7 +206,7 @@ impl Records {
     }
 
     /// Encrypts bytes into `records`, which grows as needed. Returns the number of bytes written
-    /// there. They follow the output.
+    /// there. They must be sent after the output.
     pub(super) fn encrypt(&mut self, bytes: &[u8], records: &mut Vec<u8>) -> Result<usize, Error> {
         loop {
             if let Some(err) = self.failed() {
@@ -238,7 +239,7 @@ impl Records {
         self.is_closed
     }
 
-    /// Appends `close_notify` to the output, once. A session that failed has sent an alert.
+    /// Appends `close_notify` to the output, once. A session that failed has sent an alert instead.
     pub(super) fn close(&mut self) {
         if mem::replace(&mut self.is_closed, true) || self.failed.is_some() {
             return;

@@ -55,12 +55,12 @@ impl Scratch {
 /// that has arrived (at most 18 KiB), decrypted bytes that the reader had no room for (at most
 /// 22 KiB), and records that the peer does not take (of at most 64 KiB).
 ///
-/// Writing encrypts at once, and returns even if the peer takes nothing yet, so flush it. Shutting
-/// down sends `close_notify`. Reading fails with
+/// A write encrypts at once, and returns even if the peer takes nothing yet, so flush the stream
+/// afterwards. Shutting down sends `close_notify`. Reading fails with
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the stream ends without the peer's
-/// `close_notify`, because an attacker may have cut it off. A record that is not valid fails with
-/// [`InvalidData`](io::ErrorKind::InvalidData), and its cause is a
-/// [`rustls::Error`](super::rustls::Error). The peer gets an alert.
+/// `close_notify`, because an attacker may have cut it off. Reading an invalid record fails with
+/// [`InvalidData`](io::ErrorKind::InvalidData), caused by a
+/// [`rustls::Error`](super::rustls::Error), and the peer gets an alert.
 ///
 /// rustls has no exporter of keying material for such a stream. A protocol that binds its login to
 /// the channel ([RFC 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs a hook of its own, over
@@ -272,7 +272,7 @@ impl<Io: fmt::Debug> fmt::Debug for TlsStream<Io> {
     }
 }
 
-/// Reports the session's verdict on its input.
+/// Returns the session's error as one of kind `InvalidData`.
 pub(super) fn invalid(err: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, err)
 }

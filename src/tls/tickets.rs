@@ -1,8 +1,9 @@
 //! Session tickets with keys from files, which several processes can share.
 //!
-//! The tickets of rustls have random keys, which no other process can have. These have the same
-//! form: the name of the key, a random nonce, and the session, encrypted and authenticated by
-//! ChaCha20-Poly1305. Besides the session, a ticket contains the time of its issue.
+//! rustls encrypts its own tickets with random keys, which no other process can have. The tickets
+//! of this module have the same form: the name of the key, a random nonce, and the session,
+//! encrypted and authenticated by ChaCha20-Poly1305. Besides the session, a ticket contains the
+//! time of its issue.
 
 use std::fmt;
 use std::fs::File;
@@ -110,8 +111,8 @@ impl fmt::Debug for Tickets {
 impl Key {
     /// Derives a key from the content of a file, or returns `None` if it has the wrong size.
     ///
-    /// A file may be nginx's, too, which uses the same bytes for another cipher. So they are never
-    /// a key themselves.
+    /// The file may be shared with nginx, which uses the same bytes for another cipher. So they are
+    /// not a key themselves: a key is derived from them.
     fn new(secret: &[u8], Policy(policy): Policy) -> Option<Self> {
         let (name, secret) = match secret.len() {
             48 | 80 => secret.split_first_chunk::<NAME_LEN>()?,
