@@ -16,13 +16,14 @@ use super::run::{Seen, run};
 use super::stream::Faulty;
 use crate::connection::ConnectionService;
 
-/// The places in each direction that have faults; in a longer conversation they are spread evenly.
+/// The maximum number of places in each direction that have faults. In a longer conversation they
+/// are spread evenly.
 const PLACES: usize = 512;
 
-/// The time that a connection has for its end. It is longer than the deadlines of most protocols.
+/// The time within which a connection must end. It is longer than the deadlines of most protocols.
 const WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// The delay of a plan. It is shorter than the deadlines of most protocols.
+/// The time of a [`Fault::Delay`]. It is shorter than the deadlines of most protocols.
 const DELAY: Duration = Duration::from_millis(100);
 
 /// Checks a server under faults: await the value that this function returns.
@@ -34,9 +35,9 @@ const DELAY: Duration = Duration::from_millis(100);
 /// Each run holds the conversation twice with one server: on a connection with faults, and on a
 /// plain one beside it. So the input must get the same replies both times.
 ///
-/// The runs are, in this order: no fault; each error of accept(2); then each [`Fault`] at each byte
-/// of the input and of the output, at most 512 places in each; everything byte by byte; and 64
-/// seeded plans, each twice.
+/// The runs are, in this order: one without faults; one in which accept(2) fails with all of its
+/// errors; one for each [`Fault`] at each byte of the input and of the output, at most 512 places
+/// in each; one in which everything passes byte by byte; and two for each of 64 seeded plans.
 #[doc(alias = "chaos")]
 #[doc(alias = "turmoil")]
 pub fn check<F, S>(stack: F, input: impl AsRef<[u8]>, output: impl AsRef<[u8]>) -> Check<F>
@@ -78,13 +79,13 @@ pub struct Check<F> {
     seeds: Range<u64>,
     only: Option<Plan>,
     contract: Option<Contract>,
-    /// The replies to a client that is silent after so many bytes.
+    /// The replies to a client that sends nothing more after this number of bytes.
     answered: BTreeMap<u64, Vec<u8>>,
     runs: usize,
 }
 
 impl<F> Check<F> {
-    /// Sets the time that a connection has for its end, on the paused clock.
+    /// Sets the time within which a connection must end, on the paused clock.
     ///
     /// Default: 15 min. Why: it is longer than the deadlines of most protocols. When reached:
     /// [`Promise::Ends`] is broken.
@@ -100,7 +101,7 @@ impl<F> Check<F> {
         self
     }
 
-    /// Does not check a promise that the protocol does not make.
+    /// Excludes a promise from the check, for a protocol that does not make it.
     pub fn except(mut self, promise: Promise) -> Self {
         self.expected.except.push(promise);
         self
@@ -108,8 +109,8 @@ impl<F> Check<F> {
 
     /// Sets the seeds of the random plans.
     ///
-    /// Default: `0..64`. Why: single faults, which come first, find most. When reached: the check
-    /// has passed.
+    /// Default: `0..64`. Why: single faults, which come first, find most bugs. When reached: the
+    /// check has passed.
     pub fn seeds(mut self, seeds: Range<u64>) -> Self {
         self.seeds = seeds;
         self
@@ -216,7 +217,7 @@ where
         Err(broken(Promise::Repeats, plan, detail))
     }
 
-    /// Takes parts away as long as the same promise breaks.
+    /// Removes parts of the plan as long as the same promise breaks without them.
     async fn shorten(&mut self, mut broken: Broken, seed: u64) -> Broken {
         'shorter: loop {
             for plan in broken.plan.shorter() {
@@ -279,7 +280,7 @@ fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
     }
 }
 
-/// Returns the places of faults among so many.
+/// Returns the places that get a fault, out of `count`.
 fn places(count: usize) -> impl Iterator<Item = u64> {
     let chosen = count.min(PLACES);
     (0..chosen).map(move |n| (n * count / chosen) as u64)

@@ -70,7 +70,7 @@ impl Contract {
     }
 
     /// Returns the breaches so far, each kind once. [`Breach::Held`] is among them as long as a
-    /// service is ready, so ask when nothing is in progress.
+    /// service is ready, so call this when nothing is in progress.
     pub fn breaches(&self) -> Vec<Breach> {
         let record = self.lock();
         let mut breaches = record.breaches.clone();

@@ -32,7 +32,7 @@ pub fn accept_errors() -> Vec<io::Error> {
     ERRORS.into_iter().map(io::Error::from).collect()
 }
 
-/// A listener whose accepts fail with given errors before each connection that it accepts.
+/// A listener whose accepts fail with given errors before it accepts the first connection.
 ///
 /// ```
 /// use std::convert::Infallible;

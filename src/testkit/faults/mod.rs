@@ -1,8 +1,9 @@
 //! Faults of connections, and a check of a whole server under each of them.
 //!
 //! [`check`] holds one conversation with a server: first plainly, then once for each fault at each
-//! byte of it. It reports the first [`Promise`] that breaks, with the shortest script that breaks
-//! it. The script is Rust code, with which [`Check::only`] runs that one case again:
+//! byte of it. It reports the first [`Promise`] that breaks, with the shortest [`Plan`] of faults
+//! that breaks it. The plan is reported as Rust code, so that [`Check::only`] can run that one case
+//! again:
 //!
 //! ```
 //! use std::convert::Infallible;

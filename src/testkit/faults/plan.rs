@@ -14,8 +14,8 @@ pub enum Fault {
     Cut,
     /// The rest is delayed by this time.
     Delay(Duration),
-    /// Nothing goes on from here, and no error says so. The peer is silent, or takes no more bytes,
-    /// so that writes find no room.
+    /// No more bytes pass, and there is no error. The peer is silent, or takes no more bytes, so
+    /// that writes find no room.
     Stall,
     /// The peer closes this direction. Reads find the end of the stream, and writes fail with
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
@@ -36,8 +36,8 @@ impl Fault {
 
 /// A script of faults for one connection. An empty one is a plain connection.
 ///
-/// Places are counted as the server sees them, so `read` faults are in the bytes of the client.
-/// Its `Display` is the Rust code that makes the plan.
+/// Places are counted as the server sees them, so `read` faults are in the bytes that the client
+/// sends. Its `Display` is the Rust code that makes the plan.
 ///
 /// ```
 /// use tower_tcp::testkit::faults::{Fault, Plan};
@@ -64,14 +64,14 @@ impl Plan {
         Self::default()
     }
 
-    /// Adds a fault behind the first `at` bytes that the server reads.
+    /// Adds a fault after the first `at` bytes that the server reads.
     #[must_use]
     pub fn read(mut self, at: u64, fault: Fault) -> Self {
         add(&mut self.reads, at, fault);
         self
     }
 
-    /// Adds a fault behind the first `at` bytes that the server writes.
+    /// Adds a fault after the first `at` bytes that the server writes.
     #[must_use]
     pub fn write(mut self, at: u64, fault: Fault) -> Self {
         add(&mut self.writes, at, fault);
@@ -85,7 +85,7 @@ impl Plan {
         self
     }
 
-    /// Creates a plan of one to six faults by a seed, within `input` bytes that the server reads
+    /// Creates a plan of one to six faults from a seed, within `input` bytes that the server reads
     /// and `output` bytes that it writes. The same seed gives the same plan.
     ///
     /// Most of its faults are harmless: cuts, and delays of at most 100 ms.
@@ -114,7 +114,7 @@ impl Plan {
         plan
     }
 
-    /// Returns this plan without one of its parts, in turn each.
+    /// Returns copies of this plan, each without one of its parts.
     pub(super) fn shorter(&self) -> Vec<Self> {
         let mut plans = Vec::new();
         for n in 0..self.reads.len() {

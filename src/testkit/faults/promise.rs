@@ -20,13 +20,14 @@ pub enum Promise {
     /// Whatever happens, the client gets a prefix of the expected bytes; at most a
     /// [farewell](super::Check::farewell) comes after it.
     Prefix,
-    /// A client that half-closes gets every reply that a silent one gets.
+    /// A client that half-closes gets at least the replies that it would get if it kept its sending
+    /// side open.
     HalfClose,
     /// The connection ends in time.
     Ends,
-    /// The reason for the end is one that the fault can have.
+    /// The reason for the end is one that the fault can cause.
     Reason,
-    /// The connection's place is released, and the server shuts down.
+    /// The connection's place in the server's limit is released, and the server can be shut down.
     Released,
     /// Another connection of the same server is served as if nothing had happened.
     Others,
@@ -34,7 +35,7 @@ pub enum Promise {
     Accepts,
     /// The same plan gives the same result.
     Repeats,
-    /// No service is called against Tower's [contract](super::Contract).
+    /// Services are called as Tower's [contract](super::Contract) requires.
     Contract,
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Seen {
     pub(super) released: bool,
 }
 
-/// Runs both conversations with a new server, whose accepts fail with `errors` before.
+/// Runs both conversations with a new server, whose accepts fail with `errors` first.
 pub(super) async fn run<S>(
     stack: S,
     plan: &Plan,
