@@ -1,4 +1,4 @@
-//! Sends a frame, or a frame for each connection, to many connections.
+//! Sends many connections the same frame, or a frame for each.
 
 use std::borrow::Borrow;
 use std::sync::{Arc, Weak};
@@ -71,8 +71,8 @@ where
     /// Sends a frame to all connections for which `whom` returns `true`.
     ///
     /// A slow peer does not delay the others; `slow` sets its treatment. The frames of one task
-    /// arrive in order if the task awaits each broadcast, and each send before it. The frame is
-    /// cloned for each connection, so use a type that is cheap to clone (`Bytes`, `Arc`).
+    /// arrive in order if the task awaits each broadcast and each send before the next one. The
+    /// frame is cloned for each connection, so use a type that is cheap to clone (`Bytes`, `Arc`).
     ///
     /// # Cancel safety
     ///
@@ -221,7 +221,7 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the others their frames, concurrently.
+    /// Sends the frames of the peers that had no room at once, concurrently.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,

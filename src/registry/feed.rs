@@ -9,8 +9,8 @@ use tokio::task::{AbortHandle, Id};
 
 use crate::error::BoxError;
 
-/// The error of joining a group whose feed could not be opened. The cause is its
-/// [`source`](StdError::source), for all that waited for the group.
+/// The error of joining a group whose feed could not be opened. The cause, if there is one, is its
+/// [`source`](StdError::source). All tasks that waited for the group get the same cause.
 #[derive(Clone, Debug)]
 pub struct JoinError {
     cause: Option<Arc<dyn StdError + Send + Sync>>,
@@ -77,7 +77,7 @@ impl Outcome {
     }
 }
 
-/// A feed that is being opened, or is.
+/// Tells when a feed is opened, or why it could not be.
 #[derive(Clone)]
 pub(super) struct Opening(watch::Receiver<Option<Opened>>);
 

@@ -27,8 +27,8 @@ use crate::pipeline::Peer;
 ///
 /// A group begins when its first member [joins](Self::join), and ends when its last member
 /// [leaves](Self::leave) or begins to close. In between it may have a *feed*, a stream whose frames
-/// are sent to all members ([`fed_by`](Self::fed_by)). So a program subscribes to a topic of
-/// another server as long as one of its own clients wants it:
+/// are sent to all members ([`fed_by`](Self::fed_by)). With a feed, a program is subscribed to a
+/// topic of another server only while one of its own clients wants it:
 ///
 /// ```
 /// use std::io;
@@ -96,17 +96,17 @@ impl<K, T, M> Groups<K, T, M> {
         Self::with(None)
     }
 
-    /// Creates groups with a feed for each.
+    /// Creates groups that have a feed each.
     ///
     /// `open` is called in a task for each new group, and returns a stream. The task runs on the
-    /// runtime of the first member that joins. If that is shut down, the group ends. Each frame of
-    /// the stream is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The
-    /// next one is taken when that is done, so nothing is queued in between, and with
-    /// [`SlowPeer::Wait`] a slow member holds the stream back.
+    /// runtime of the first member that joins. If that runtime is shut down, the group ends. Each
+    /// frame of the stream is sent to all members, as by a [broadcast](super::broadcast) with
+    /// `slow`. The next frame is taken from the stream when that broadcast is done, so nothing is
+    /// queued in between, and with [`SlowPeer::Wait`] a slow member holds the stream back.
     ///
     /// The stream, or the future that opens it, is dropped when the group ends. A key that is
-    /// joined again is a new group with a new stream. Its members get nothing of the last stream,
-    /// even if that is not dropped yet.
+    /// joined again is a new group with a new stream. Its members get nothing from the previous
+    /// stream, even if that is not dropped yet.
     ///
     /// A stream that ends, cannot be opened, or panics ends its group: all members leave it, and
     /// their connections stay open. The last frame of the stream can tell them. To keep the
@@ -299,10 +299,10 @@ where
     /// Sends a frame to all members of a group for which `whom` returns `true`, like
     /// [`Registry::broadcast`](super::Registry::broadcast).
     ///
-    /// Frames for all members that are sent before a member's task has run, up to 16, are held once
-    /// for all, and wake each member once. Encoded frames that a member has not taken are its own.
-    /// A group is locked while such frames are cloned, so a `T` that sends to the same group in its
-    /// `Clone` can deadlock.
+    /// Up to 16 frames for all members that are sent before a member's task runs are stored once
+    /// for all members, and wake each member once. Once a frame is encoded for a member, the member
+    /// has a copy of its own until its peer takes it. A group is locked while such frames are
+    /// cloned, so a `T` that sends to the same group in its `Clone` can deadlock.
     ///
     /// # Cancel safety
     ///
@@ -403,8 +403,8 @@ impl<K, T, M> Inner<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Sends a frame to the members that take it at once. If it is for all, later broadcasts may
-    /// join it.
+    /// Sends a frame to the members that take it at once. If it is for all members, later
+    /// broadcasts may add to its run.
     fn send<Q>(
         &self,
         key: &Q,
@@ -439,8 +439,8 @@ where
     }
 }
 
-/// One group, as its feed knows it. A later group of the same key has another task, so it is
-/// another. Dropping this ends the group.
+/// The group of one feed. A later group of the same key has another task, which tells the two
+/// apart. Dropping this ends the group.
 struct Fed<K, T, M>
 where
     K: Hash + Eq,
