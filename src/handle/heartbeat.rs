@@ -15,10 +15,10 @@ impl Handle {
     /// Waits until the server's accept loop takes a turn, which it begins at once unless it is
     /// stuck. Returns `false` if the server has ended instead.
     ///
-    /// A loop that waits takes turns: at the limit, paused, for a layer that is not ready, and
-    /// during a drain. A loop is stuck if the connection stack, a layer around it, an
-    /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks its thread,
-    /// or if its runtime has no thread left to run it. It takes no turn before the future of
+    /// A loop that waits takes turns, too: at the limit, during a pause, for a layer that is not
+    /// ready, and during a drain. A loop is stuck if the connection stack, a layer around it, an
+    /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks its thread, or
+    /// if its runtime has no thread left to run it. It takes no turn before the future of
     /// [`serve`](crate::Server::serve) is polled.
     ///
     /// [`health::is_live`](crate::health::is_live) adds a deadline.

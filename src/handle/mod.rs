@@ -145,18 +145,19 @@ impl Handle {
     /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
     /// server is paused.
     ///
-    /// One more client is accepted if a layer around connections makes it wait when the pause
-    /// begins, such as a stock `ConcurrencyLimit` at its limit. The layer may be given a permit for
-    /// it, which other servers wait for and which only a connection returns. A client that waits
-    /// for the server's own limit ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), which
-    /// several servers can share, is not accepted.
+    /// One more client is accepted if, when the pause begins, it waits for a layer around
+    /// connections to become ready, such as a stock `ConcurrencyLimit` at its limit. Such a layer
+    /// may be given a permit during the pause. Only a connection gives this permit back, and other
+    /// servers may wait for it. A client that waits for the server's own limit
+    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)) is not accepted, even if several
+    /// servers share that limit.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
     }
 
-    /// Stops listening: clients are refused, also by a check that only connects. Open connections
-    /// are not affected.
+    /// Stops listening, so clients are refused, and even a check that only connects notices it.
+    /// Open connections are not affected.
     ///
     /// The clients in the backlog are accepted first, as far as the limit allows without waiting,
     /// because for them the connection is established. Then the listening sockets are closed, and
@@ -166,9 +167,9 @@ impl Handle {
     /// [`suspend`](crate::bind::Listener::suspend).
     ///
     /// [`resume`](Self::resume) listens at the same addresses again, also at a port that the system
-    /// chose. Meanwhile another program can take them, and a stock limit that several servers share
-    /// may keep a permit for this one. A pause has neither effect. A suspended server that is shut
-    /// down does not listen again.
+    /// chose. Until then, another program can take the addresses, and a stock limit that several
+    /// servers share may reserve a permit for this one. A pause has neither effect. A suspended
+    /// server that is shut down does not listen again.
     pub fn suspend(&self) {
         self.0.suspended.store(true, Ordering::Release);
         self.0.server.wake();
@@ -331,7 +332,7 @@ impl ServerState {
         self.plan().begun.is_some() || self.phase() >= Phase::Draining
     }
 
-    /// Begins to drain, by a shutdown or by an error.
+    /// Begins to drain, because of a shutdown or an error.
     pub(crate) fn drain(&self) {
         self.lock_plan().begin_drain();
         self.advance(Phase::Draining);
@@ -379,8 +380,8 @@ impl ServerState {
         self.table.live.load(Ordering::SeqCst)
     }
 
-    /// Registers the waker of the server's loop, and answers for its turn. Check the state after
-    /// this call.
+    /// Registers the waker of the server's loop, and answers pending heartbeats. Check the state
+    /// after this call.
     pub(crate) fn register_server(&self, waker: &std::task::Waker) {
         self.server.register(waker);
         self.answer_heartbeats();

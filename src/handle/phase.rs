@@ -5,7 +5,7 @@ pub enum ServerPhase {
     /// The server accepts connections and serves them.
     Serving,
     /// The server accepts and serves as before, and will drain soon. A readiness check should now
-    /// tell load balancers to send no more.
+    /// tell load balancers to send no more connections.
     LameDuck,
     /// Connections are asked to close. Those in the backlog are still accepted, then the listener
     /// closes.
@@ -32,7 +32,7 @@ impl std::fmt::Display for ServerPhase {
     }
 }
 
-/// The phase as the server's loop knows it.
+/// The phase of the server's loop, which does not include the end of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
