@@ -26,7 +26,7 @@ const BACKLOG: usize = 1024;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
-/// The user's code that the loop asks.
+/// The user's code that the loop calls to decide.
 pub(super) struct Door {
     pub(super) policy: AcceptErrorPolicy,
     pub(super) filters: Vec<AddressFilter>,
@@ -144,8 +144,9 @@ where
                 return Poll::Ready(Ok(Step::Over));
             }
             // The last accepts ignore a pause: for the clients in the backlog, the connection is
-            // already established. A stack that waits may be in the queue for what other servers
-            // wait for, too, and leaves it only by a call, so the pause begins after that call.
+            // already established. A stack that is not ready may be in a queue, such as that of a
+            // limit which other servers share. Only a call takes it out of the queue, so the pause
+            // begins after that call.
             Until::PhaseEnds(_) if self.server.is_paused() && !self.stack.is_queued() => {
                 return Poll::Pending;
             }

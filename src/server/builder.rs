@@ -21,7 +21,7 @@ use crate::handle::{Handle, Plan};
 /// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
-/// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | refuses what a balancer still sends |
+/// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | a closed listener refuses what a balancer still sends |
 /// | [`address_filter`](Self::address_filter) | none | |
 /// | [`workers`](Self::workers) | zero | the runtime spreads tasks, which suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
@@ -112,11 +112,11 @@ impl ServerBuilder {
 
     /// Sets how long a shutdown waits before it drains connections. Until then the server serves as
     /// before, and [`Handle::phase`] is [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness
-    /// check can tell load balancers to send no more.
+    /// check can tell load balancers to send no more connections.
     ///
     /// Default: zero. Why: only a load balancer that polls needs it. Set it longer than the
-    /// balancer takes to notice, which is its interval times the number of failed checks that it
-    /// waits for. When reached: connections drain, and the listener closes. The page
+    /// balancer takes to notice, which is the interval of its checks times the number of failed
+    /// checks that it waits for. When reached: connections drain, and the listener closes. The page
     /// [`balancers`](crate::balancers) shows which checks notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
@@ -124,8 +124,8 @@ impl ServerBuilder {
     }
 
     /// Closes the listener at the beginning of the [`lame_duck`](Self::lame_duck) phase, instead of
-    /// at its end. Open connections are served as before for the whole time, and so are those that
-    /// wait in the backlog then, as far as the limit allows.
+    /// at its end. Open connections are served as before for the whole phase, and so are those that
+    /// wait in the backlog when it begins, as far as the limit allows.
     ///
     /// Default: the listener stays open. Why: a balancer sends connections until it has noticed the
     /// phase, and all of them are refused if the listener is closed. Close it for a balancer whose

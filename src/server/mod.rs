@@ -93,7 +93,7 @@ impl<L: Listener> Server<L> {
     }
 
     /// Serves connections with `stack`, a service that is called with each [`Connection`] and whose
-    /// future is the connection's life.
+    /// future runs as long as the connection.
     ///
     /// The loop accepts when `stack` is ready. It calls `stack` itself, so a call must not block.
     /// Each returned future runs in a task of its own. Its response is ignored. Use
@@ -204,7 +204,7 @@ where
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // The process that this one should have replaced accepts.
+            // The process that this one was to replace goes on accepting.
             shared.sockets().for_each(|socket| socket.leave());
         }
     }
@@ -260,8 +260,8 @@ where
     served.map(|()| report)
 }
 
-/// Accepts the connections in the backlog and closes the listener. Those of a socket that stays
-/// open are left to the next process, which serves them for longer.
+/// Accepts the connections in the backlog and closes the listener. Connections in the backlog of a
+/// socket that stays open are left to the next process, which can serve them for longer.
 async fn close_listener<L, S>(
     shared: &ServerState,
     accepting: &mut Option<AcceptLoop<'_, L, S>>,

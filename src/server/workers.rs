@@ -31,8 +31,8 @@ pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// Keeps the server's own runtime alive in the list if it is the only one. Ends with the
-    /// server's future.
+    /// Keeps the entry of the server's own runtime valid, if that is the only runtime. Dropped with
+    /// the server's future.
     _serving: Arc<()>,
     // Dropping it ends the threads.
     stop: DropGuard,
