@@ -12,7 +12,7 @@ use super::client::{V6_PREFIX, client_network};
 use super::{AddressFilter, Verdict};
 use crate::connection::Address;
 
-/// The default number of bans: some 10 MB.
+/// The default maximum number of bans. They take some 10 MB.
 const MOST: usize = 65_536;
 
 /// The longest ban. A longer one could overflow the clock.
@@ -20,10 +20,11 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Addresses that are denied, each for a time. Clones share them.
 ///
-/// A service bans its own client by [`ConnectionInfo::client_addr`]. The ban holds for new
-/// connections; a [closing reply](crate::Reply::close) closes the client's own. Banning works by
-/// IPv4 address, and by [`v6_prefix`](Self::v6_prefix) for IPv6. Clients of Unix sockets and of
-/// in-memory connections have no address of their own, so they cannot be banned.
+/// A service bans its client with the address that [`ConnectionInfo::client_addr`] returns. The ban
+/// denies new connections. To close the present one, send a [closing reply](crate::Reply::close).
+/// An IPv4 address is banned alone, and an IPv6 address with all that share its first
+/// [`v6_prefix`](Self::v6_prefix) bits. Clients of Unix sockets and of in-memory connections have
+/// no address of their own, so they cannot be banned.
 ///
 /// Like an `AccessList` it becomes a filter by [`AddressFilter::from`]:
 ///
@@ -53,8 +54,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// # drop((server, Pipeline::new(Lines::default).make_service::<Bytes, _>(make)));
 /// ```
 ///
-/// The failures are counted for each connection, so a client that connects again has three more.
-/// Let [`PerClient::rate`](super::PerClient::rate) bound how often it may.
+/// The failures are counted for each connection, so a client that connects again has three more
+/// attempts. Use [`PerClient::rate`](super::PerClient::rate) to limit how often it can connect.
 ///
 /// Behind a proxy, `address_filter` sees the address of the proxy, so this ban has no effect there.
 /// Use `AddressFilter::from(bans)` as a pre-connect hook, behind the one that reads the proxy's
@@ -73,7 +74,7 @@ pub struct Bans {
 #[derive(Default)]
 struct Banned {
     until: HashMap<IpAddr, Instant>,
-    /// The same, the first to end first.
+    /// The same bans, in the order in which they end.
     ends: BTreeSet<(Instant, IpAddr)>,
 }
 
@@ -132,8 +133,8 @@ impl Bans {
         self
     }
 
-    /// Bans an address for a time, at most for 10 years. Of two bans, the one that ends later
-    /// holds.
+    /// Bans an address for a time, at most for 10 years. Of two bans of one address, the one that
+    /// ends later applies.
     pub fn ban(&self, address: &Address, time: Duration) {
         let Some(network) = client_network(address, self.v6_prefix) else {
             return;
@@ -173,7 +174,7 @@ impl Bans {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Returns the banned addresses, each with the rest of its time, in the order in which they
+    /// Returns the banned addresses, each with its remaining time, in the order in which the bans
     /// end. An IPv6 address stands for its network.
     pub fn list(&self) -> Vec<(IpAddr, Duration)> {
         let now = Instant::now();

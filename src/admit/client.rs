@@ -1,4 +1,4 @@
-//! The clients that are limited each by itself: told apart by network, in a bounded map.
+//! The clients of a limit, told apart by network, in a bounded map.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -22,7 +22,7 @@ use crate::connection::Address;
 /// network of this size, and chooses its addresses in it.
 pub(super) const V6_PREFIX: u8 = 64;
 
-/// The default number of clients that are remembered without an open connection.
+/// The default maximum number of clients that are remembered without an open connection.
 pub(super) const REMEMBERED: usize = 65_536;
 
 /// The longest period of a rate. governor counts nanoseconds, and panics beyond its range.
@@ -68,8 +68,8 @@ struct Known {
 }
 
 impl Known {
-    /// Returns whether nothing is lost if the client is forgotten. A client that is fresh must then
-    /// be forgotten, because finding out takes all of its rate.
+    /// Returns whether nothing is lost if the client is forgotten. If so, the client must be
+    /// forgotten, because the check takes all of its rate.
     fn is_fresh(&self) -> bool {
         self.holders == 0 && self.client.rate.as_ref().is_none_or(Rate::is_fresh)
     }
@@ -86,7 +86,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Takes one of the rate, or returns when one may be there.
+    /// Takes one from the rate. If there is none, returns the time at which there may be one.
     pub(super) fn take_rate(&self) -> Result<(), Instant> {
         self.rate.as_ref().map_or(Ok(()), Rate::take)
     }
@@ -103,7 +103,8 @@ impl Clients {
         }
     }
 
-    /// Returns the client that has the address. `None` for an address that tells no clients apart.
+    /// Returns the client that has the address. `None` for an address that identifies no client,
+    /// such as that of a Unix socket.
     pub(super) fn of(&self, address: &Address) -> Option<Held> {
         let network = client_network(address, self.v6_prefix)?;
         let mut map = lock(&self.map);
@@ -153,18 +154,18 @@ fn lock(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
 }
 
 impl Map {
-    /// Forgets clients before another one comes, so that at most `remembered` are kept that nobody
-    /// holds.
+    /// Forgets clients before another one is added, so that at most `remembered` clients without a
+    /// holder are kept.
     ///
-    /// The next sweep is an eighth of the map away, at least, so that a flood of clients costs each
-    /// of them a few steps.
+    /// At least an eighth of `remembered` clients are added before the next sweep, so that in a
+    /// flood each of them costs only a few steps.
     fn make_room(&mut self, remembered: usize) {
         if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
             return;
         }
         self.clients.retain(|_, entry| !entry.is_fresh());
-        // Those that have used their rate up are forgotten last, and in no order: of so many
-        // clients, each has the little that it has not used up yet.
+        // Clients that have used some of their rate are forgotten last, in no order. A client gains
+        // by it only what it had used.
         let most = remembered - remembered / 8;
         let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
         self.clients.retain(|_, entry| {
@@ -227,7 +228,7 @@ impl Rate {
         }
     }
 
-    /// Takes one, or returns when one may be there.
+    /// Takes one. If there is none, returns the time at which there may be one.
     pub(super) fn take(&self) -> Result<(), Instant> {
         self.limiter.check().map_err(|not_until| {
             let Time(begun) = self.limiter.clock();
@@ -235,8 +236,8 @@ impl Rate {
         })
     }
 
-    /// Returns whether none is taken that has not come back. A fresh rate must not be used again,
-    /// because finding out takes all of it.
+    /// Returns whether everything that was taken has come back. If so, the rate must not be used
+    /// again, because this check has taken all of it.
     fn is_fresh(&self) -> bool {
         matches!(self.limiter.check_n(self.burst), Ok(Ok(())))
     }

@@ -36,9 +36,10 @@ use crate::connection::ConnectionInfo;
 /// # drop(Pipeline::new(Lines::default).make_service::<Bytes, _>(make));
 /// ```
 ///
-/// A request over the rate waits: the service is not ready before. tower's `LoadShed` outside of
-/// the layer makes such a request fail instead, and a `MapResult` outside of that can turn the
-/// failure into a reply. A request costs an atomic operation and a look at the clock.
+/// A request over the rate waits, because the service is not ready until the rate allows the
+/// request. tower's `LoadShed` outside of the layer makes such a request fail instead, and a
+/// `MapResult` outside of that can turn the failure into a reply. A request costs an atomic
+/// operation and a look at the clock.
 ///
 /// Clients are told apart as by [`PerClient`](super::PerClient), which limits connections.
 #[derive(Clone)]
@@ -167,7 +168,7 @@ where
     type Error = S::Error;
     type Future = S::Future;
 
-    /// The rate first: while it is waited for, nothing that is shared is held.
+    /// Waits for the rate before the inner service, so that no shared resource is held meanwhile.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         if !self.has_taken {
             ready!(self.poll_rate(cx));

@@ -27,7 +27,7 @@ pub enum Verdict {
 #[error("the address is denied")]
 pub struct AddressDenied;
 
-/// Denies connections by address, such as those of an `AccessList` or the peers that `Bans` holds.
+/// Denies connections by address, for example by the rules of an `AccessList` or by `Bans`.
 ///
 /// It can be applied in two places, or in both:
 ///
@@ -36,7 +36,7 @@ pub struct AddressDenied;
 ///   is reset in the accept loop, before a task, an entry in the table and a span are spent on it.
 ///   It is counted in the metrics, and logged at trace level only.
 /// - To [`ConnectionInfo::client_addr`], as a pre-connect hook behind the one that reads a proxy's
-///   header. A denied connection ends with [`EndReason::Denied`] at debug level.
+///   header. A denied connection ends with [`EndReason::Denied`], and is logged at debug level.
 ///
 /// ```
 /// use tower::ServiceBuilder;

@@ -8,9 +8,9 @@ use crate::networks::Networks;
 
 /// The rules of an [`AccessList`].
 ///
-/// Of all networks that contain an address, the longest prefix decides, as in a routing table. If
-/// the same network is allowed and denied, it is denied. An address in none of the networks is
-/// allowed, unless [`others`](Self::others) says otherwise.
+/// Of all networks that contain an address, the one with the longest prefix decides, as in a
+/// routing table. If the same network is allowed and denied, it is denied. An address in none of
+/// the networks is allowed, unless [`others`](Self::others) says otherwise.
 ///
 /// ```
 /// use std::net::SocketAddr;

@@ -11,7 +11,7 @@
 //!
 //! The last four need the feature `per-client`. They know a client by
 //! [`ConnectionInfo::client_addr`], which is the socket's address, unless a hook in front of them
-//! has read a proxy's header. The module `proxy` shows them together.
+//! has read a proxy's header. The module `proxy` shows how to combine them with that hook.
 //!
 //! The metric `tower_tcp.rejected_connections` counts the refused connections by their reason. See
 //! [`observe`](crate::observe).
@@ -249,8 +249,8 @@ impl ConnectionLimitLayer {
     ///
     /// `service` can tell the peer why it is rejected, as
     /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
-    /// 64 connections at a time. Further ones are closed at once. All connections over the limit
-    /// end with [`EndReason::LimitExceeded`].
+    /// at most 64 connections at a time. Further ones are closed at once. All connections over the
+    /// limit end with [`EndReason::LimitExceeded`].
     ///
     /// The server's own limit must be higher than this one. At its own limit the server accepts
     /// nothing, so `service` gets no connections.
@@ -300,7 +300,7 @@ impl<S> Limited<S> {
         self.queued
     }
 
-    /// Returns a permit that was reserved for a connection which then could not be accepted.
+    /// Gives back a permit that was reserved for a connection which then could not be accepted.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
             // Other instances may wait for it. This one does not.

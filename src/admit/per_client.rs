@@ -43,9 +43,9 @@ use crate::end::{ConnectionEnded, EndReason};
 /// sockets and of in-memory connections have no address of their own, so they are not limited.
 ///
 /// A connection over a limit ends with [`EndReason::ClientLimitExceeded`] or
-/// [`EndReason::ClientRateExceeded`], at debug level, and is counted by these reasons in the
-/// metrics. [`wait`](Self::wait) lets it wait instead, and [`overflow`](Self::overflow) answers it
-/// before it is closed.
+/// [`EndReason::ClientRateExceeded`]. Its end is logged at debug level, and counted by reason in
+/// the metrics. [`wait`](Self::wait) lets such a connection wait instead, and
+/// [`overflow`](Self::overflow) answers it before it is closed.
 #[derive(Clone)]
 #[doc(alias = "max_connections_per_ip")]
 #[doc(alias = "limit_conn")]
@@ -107,8 +107,8 @@ impl PerClient {
         self
     }
 
-    /// Lets up to `connections` of each client that are over a limit wait for their turn, in the
-    /// order in which they came. They wait in the hook, and so until its deadline at most.
+    /// Lets connections over a limit wait for their turn, up to `connections` of each client, in
+    /// the order in which they came. They wait in the hook, so at most until its deadline.
     ///
     /// Default: 0. Why: connections that wait take room in the budget of the hooks
     /// ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When reached:
@@ -180,7 +180,7 @@ impl PerClient {
         })
     }
 
-    /// Lets a connection in that is below the limits, or may wait until it is.
+    /// Admits a connection that is below the limits, or waits until it is, if it may wait.
     async fn enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
         let Err(over) = self.try_enter(place) else {
             return Ok(());
