@@ -33,7 +33,7 @@ pub enum Untrusted {
 
 /// A pre-connect hook that reads the PROXY header of a trusted peer. See the [module docs](super).
 ///
-/// It is always ready, because the header is read in the future.
+/// It is always ready, because the returned future reads the header.
 ///
 /// The service fails with a boxed [`ConnectionEnded`]:
 ///

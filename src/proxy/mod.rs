@@ -43,15 +43,15 @@
 //! # Ok::<_, tower_tcp::networks::InvalidNetwork>(())
 //! ```
 //!
-//! The header comes before TLS, so chain `ProxyProtocol::trusting(balancers).chain(tls)`. It works
-//! on any stream, and each byte behind the header reaches the hook or service behind this one.
+//! The header comes before TLS, so chain `ProxyProtocol::trusting(balancers).chain(tls)`. The hook
+//! works on any stream, and each byte after the header reaches the hook or service behind this one.
 //!
 //! # Limits, lists and bans of clients
 //!
-//! They are hooks behind this one, because they judge a connection by
+//! Put them as hooks behind this one, because they judge a connection by
 //! [`client_addr`](crate::ConnectionInfo::client_addr). A filter that is given to
-//! [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) judges the balancer.
-//! With the feature `per-client`:
+//! [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) judges the address of
+//! the balancer. With the feature `per-client`:
 //!
 //! ```
 //! # #[cfg(feature = "per-client")] {
@@ -74,8 +74,8 @@
 //!
 //! # Trust
 //!
-//! Whoever may send a header may claim any address. The hook reads it only from peers in the
-//! networks that it is given, and from those it is mandatory. The specification forbids to guess
+//! Whoever may send a header may claim any address. The hook reads a header only from peers in the
+//! networks that it is given, and from those it is mandatory. The specification forbids guessing
 //! whether a header is there, because then any client could send one. Other peers are refused, or
 //! served without a look at their bytes: see [`Untrusted`].
 //!
@@ -93,13 +93,14 @@
 //! | anything else | refused |
 //!
 //! A refused connection ends with [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader) and a
-//! [`ProxyHeaderError`], as soon as it is certain. The time of a silent peer is bounded by the
-//! [`PreConnectLayer`](crate::preconnect::PreConnectLayer).
+//! [`ProxyHeaderError`], as soon as the bytes so far rule out a valid header. The time of a silent
+//! peer is bounded by the [`PreConnectLayer`](crate::preconnect::PreConnectLayer).
 //!
 //! `LOCAL` is the header of health checks. HAProxy also sends it for clients of its Unix sockets.
-//! A connection with the socket's own address counts as a client with the proxy's address. So a
-//! limit for each client counts all of these as one client, and a ban of one bans the proxy. Do not
-//! ban a client whose [`ProxyHeader`] has no TCP address as its [`source`](ProxyHeader::source).
+//! Wherever the table says "the socket's own address", the proxy's address is taken for the
+//! client's. So a limit for each client counts all such connections as one client, and a ban of one
+//! bans the proxy. Do not ban a client whose [`ProxyHeader`] has no TCP address as its
+//! [`source`](ProxyHeader::source).
 //!
 //! The page on [balancers](crate::balancers) has the lines of configuration for several of them.
 //!

@@ -8,12 +8,13 @@ impl ProxyHeader {
     /// Parses a header at the beginning of `bytes`. Returns it with its length, or `None` if more
     /// bytes are needed.
     ///
-    /// More bytes never change an error or a header. So bytes can be passed as they arrive, all of
-    /// them each time. It needs at most 107 bytes of version 1, and 65,551 bytes of version 2.
+    /// Further bytes never change an error or a header. So this can be called whenever more bytes
+    /// have arrived, with all bytes so far. A header of version 1 has at most 107 bytes, and one of
+    /// version 2 at most 65,551.
     ///
     /// # Errors
     ///
-    /// If the bytes are not the beginning of a valid header.
+    /// Returns a [`ProxyHeaderError`] if the bytes are not the beginning of a valid header.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, ProxyHeaderError> {
         match parse(bytes, Versions::Both, v2::LONGEST)? {
             Parsed::Complete(header, len) => Ok(Some((header, len))),

@@ -7,7 +7,7 @@ use super::error::ProxyHeaderError as Error;
 /// The bytes of type and length.
 pub(super) const HEAD: usize = 3;
 
-/// Splits bytes into TLVs, which must fill them.
+/// Splits bytes into TLVs. No byte may be left over.
 pub(super) fn split(block: &Bytes) -> Result<Vec<(u8, Bytes)>, Error> {
     let mut rest = block.clone();
     let mut tlvs = Vec::new();

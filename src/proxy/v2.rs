@@ -117,7 +117,7 @@ fn decode(
     })
 }
 
-/// Returns the checksum of a header in parts.
+/// Returns the checksum of a header, whose bytes are passed in parts.
 pub(super) fn crc_32c<const N: usize>(parts: [&[u8]; N]) -> u32 {
     let mut digest = CRC_32C.digest();
     for part in parts {
@@ -151,8 +151,8 @@ fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Addres
     Some((source.into(), destination.into()))
 }
 
-/// Returns the address of a path that ends with a zero byte, or fills its room. An abstract name,
-/// which begins with one, is no path.
+/// Returns the address of a path that ends with a zero byte, or fills its room. An abstract name
+/// begins with a zero byte, so it is no path.
 fn unix(room: &[u8]) -> Address {
     let path = room.split(|byte| *byte == 0).next().unwrap_or_default();
     let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)).into());

@@ -17,9 +17,10 @@ impl ProxyHeader {
     ///
     /// # Errors
     ///
-    /// If version 1 cannot express the header: a `LOCAL` command, addresses of Unix sockets or of
-    /// UDP, TLVs or a checksum. For a health check in version 1, the specification recommends a
-    /// header with the addresses of the connection itself.
+    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header: a `LOCAL`
+    /// command, addresses of Unix sockets or of UDP, TLVs or a checksum. For a health check in
+    /// version 1, the specification recommends a header with the addresses of the connection
+    /// itself.
     pub fn encode_v1(&self) -> Result<Bytes, Error> {
         if self.command == Command::Local {
             return Err(Error::LocalInV1);
@@ -48,9 +49,9 @@ impl ProxyHeader {
     ///
     /// # Errors
     ///
-    /// If the header was received for a datagram socket, whose addresses are not kept, a path is
-    /// too long for its room, a TLV is not valid, or the header is longer than its length field
-    /// allows.
+    /// Returns a [`ProxyEncodeError`](Error) if the header was received for a datagram socket,
+    /// whose addresses are not kept, if a path is too long for its room, if a TLV is not valid, or
+    /// if the header is longer than its length field allows.
     pub fn encode_v2(&self) -> Result<Bytes, Error> {
         let mut header = BytesMut::with_capacity(v2::FIXED + 36);
         header.put_slice(v2::SIGNATURE);
