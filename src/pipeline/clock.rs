@@ -66,8 +66,8 @@ impl Due for Alarm {
 #[derive(Debug)]
 pub(super) struct Clock {
     timer: Timer,
-    /// Before a drain, the time at which the connection reaches its maximum age; in a drain, its
-    /// start.
+    /// Before a drain, the time at which the connection reaches its maximum age. In a drain, the
+    /// time at which the drain began.
     leaves: Option<Moment>,
     /// The time of the last progress: a frame, a finished request or the end of a pause, and after
     /// the end of input also written output. `None` before the first byte.
@@ -175,7 +175,7 @@ impl Clock {
         }
     }
 
-    /// Returns the timer, for another use after the last deadline.
+    /// Returns the timer, which the close uses once this clock is no longer polled.
     pub(super) fn timer(&mut self) -> Pin<&mut Sleep> {
         self.timer.sleep()
     }

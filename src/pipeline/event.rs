@@ -6,9 +6,10 @@ use tower_service::Service;
 /// A request from the peer, or a message from the rest of the program.
 ///
 /// It is the input of a service that takes more than requests. Messages are sent with
-/// [`Peer::post`](super::Peer::post). They share one queue with requests: they run one at a time or
-/// count as in flight, they wait for the service's `poll_ready`, and they have a reply, which is
-/// usually empty. When requests and messages are both waiting, they take turns.
+/// [`Peer::post`](super::Peer::post). The service is called with a message as with a request: after
+/// `poll_ready`, one at a time or counted as in flight. The response to a message is sent to the
+/// peer, too, and is usually [`Reply::none`](super::Reply::none). When requests and messages are
+/// both waiting, they take turns.
 ///
 /// ```
 /// use std::convert::Infallible;

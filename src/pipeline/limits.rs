@@ -38,7 +38,8 @@ impl Limits {
     /// Default: 64 KiB. Why: longer than a line of any text protocol. When reached: the connection
     /// ends with [`FrameTooLarge`](crate::EndReason::FrameTooLarge).
     ///
-    /// It applies to any codec. A lower limit of the codec itself is reached first.
+    /// It applies to any codec. A lower limit of the codec itself is reached first, so to allow
+    /// longer frames, raise both.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -88,9 +89,9 @@ impl Limits {
     /// Sets how many undecoded bytes are buffered while requests are in progress.
     ///
     /// Default: 8 KiB. Why: only a read notices a reset. When reached: no more is read until the
-    /// request is done, and a reset is noticed only then. Use tower's `Timeout` for requests that
-    /// may take long. After the peer has finished sending,
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed) bounds them.
+    /// request is done, and a reset is noticed only then. Use tower's `Timeout` to bound requests
+    /// that may take long. After the peer has finished sending,
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) bounds pending requests.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

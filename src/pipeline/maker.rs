@@ -47,7 +47,8 @@ mod sealed {
         type Maker: Maker<Peer<T, Self::Message>>;
         type Service;
 
-        /// Returns the maker. Its service may take requests only.
+        /// Returns the maker. The service that it makes may take requests only, so it is passed to
+        /// [`events`](Self::events).
         fn maker(&self) -> &Self::Maker;
 
         /// Adapts the made service to a service of events.

@@ -16,10 +16,10 @@
 //!
 //! An error of the service closes the connection gracefully, after the replies before it, with
 //! [`ServiceError`](crate::EndReason::ServiceError). If [`Pipeline::shutdown_on_error`] is off, the
-//! error is logged instead, its request gets no reply, and the connection continues; services in a
-//! [`ShutdownOnErrorLayer`] still close it. An error of `poll_ready`, of the codec or of the
-//! make-service always ends the connection, and so does a panic in any of them. None of these
-//! affects other connections.
+//! error is logged instead, its request gets no reply, and the connection continues. An error from
+//! inside a [`ShutdownOnErrorLayer`] still closes the connection. An error of `poll_ready`, of the
+//! codec or of the make-service always ends the connection, and so does a panic in one of these or
+//! in a call. None of these affects other connections.
 //!
 //! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
 //! as the `redis` example does). An error of the decoder means that nothing after it can be read.
@@ -73,9 +73,10 @@
 //!
 //! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds no
 //! shared resource. [`PipelineBuilder::make_service`] makes one service for each connection and
-//! keeps it, so that service need not be `Clone`; only the make-service is cloned. Put [`PerCall`]
-//! around a part of it that connections share, so that idle ones hold nothing of it.
-//! [`layers`](crate::layers) lists how each of tower's layers behaves there.
+//! keeps it, so that service need not be `Clone`; only the make-service is cloned. If connections
+//! share a part of that service, put [`PerCall`] around the part, so that an idle connection
+//! reserves nothing of it. [`layers`](crate::layers) lists how each of tower's layers behaves in a
+//! pipeline.
 
 mod bounds;
 mod buffer;
@@ -207,7 +208,7 @@ impl<F> PipelineBuilder<F> {
     ///
     /// The connection's service is kept from request to request. If part of it is shared with other
     /// connections, such as a limit with `LoadShed` around it, put [`PerCall`] around that part, so
-    /// that an idle connection holds nothing that others wait for.
+    /// that an idle connection holds no permit for which others wait.
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(
@@ -314,7 +315,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// that closes can send a last frame itself. Nor is one sent if the peer has finished sending,
     /// after an error, or after an upgrade. A panic in `make` ends only its own connection.
     ///
-    /// Default: no frame. Why: only the protocol knows of one.
+    /// Default: no frame. Why: only the protocol defines such a frame.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -344,13 +345,13 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Returns a connection service that serves nobody: it sends each peer the
-    /// [farewell](Self::farewell), and closes.
+    /// Returns a connection service that serves no requests: it sends each peer the
+    /// [farewell](Self::farewell), and closes the connection.
     ///
-    /// Use it for connections over a limit. Their farewell has the reason
+    /// Use it for connections over a limit. The farewell's function then gets the reason
     /// [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the reason is
-    /// [`Rejected`](EndReason::Rejected), unless
-    /// [another one](crate::Connection::set_end_reason) is set.
+    /// [`Rejected`](EndReason::Rejected), unless [another one](crate::Connection::set_end_reason)
+    /// is set.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -387,14 +388,14 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// another pipeline behind a hook for TLS (STARTTLS).
     ///
     /// The connection remains the same, with its permit, its span, its signals and its single end.
-    /// Replies and pushed frames before the upgrade are written first; waiting messages are
-    /// dropped. The old pipeline's [`Peer`]s can still close the connection and await its end, but
-    /// can no longer send.
+    /// Replies and pushed frames before the upgrade are written first. Messages that wait for the
+    /// service are dropped. The old pipeline's [`Peer`]s can still close the connection and await
+    /// its end, but can no longer send.
     ///
     /// Requests must run one at a time, because otherwise it is unknown what follows the reply. The
-    /// pipeline's service answers with [`Upgrade`]. Every type that converts into a [`Reply`]
-    /// converts into an `Upgrade`, too. A pipeline without `on_upgrade` does not compile with such
-    /// a service.
+    /// response of the pipeline's service is an [`Upgrade`], or a type that converts into one: a
+    /// [`Reply`], a frame, an `Option` or a `Vec` of frames. A service whose response is an
+    /// `Upgrade` does not compile in a pipeline without `on_upgrade`.
     ///
     /// `next` is cloned for each connection, and made ready at the upgrade, within the
     /// [10 s](Deadlines::make_service) of a make-service. A request that was already decoded and is

@@ -7,12 +7,15 @@ use crate::make::CloneForRequest;
 /// Calls a clone of a service for each request. The clone is made ready when the request has
 /// arrived, and dropped after the call.
 ///
-/// [`PipelineBuilder::service`](super::PipelineBuilder::service) serves in this way. Put it around
-/// a stack that connections share wherever the stack would be kept from one call to the next: in
-/// the service that a make-service makes, in a `Buffer`, or around connections. A stack that is
-/// kept can hold a permit while nothing of its connection runs: after `LoadShed` has shed a
-/// request, its connection is still in the queue of the limit inside, gets the next permit, and
-/// keeps it. A clone leaves the queue when it is dropped.
+/// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
+/// `PerCall` for a stack that connections share and that would otherwise be kept from one call to
+/// the next: in the service that a make-service makes, in a `Buffer`, or as a service of
+/// connections.
+///
+/// A stack that is kept can hold a permit while its connection is idle. For example, after
+/// `LoadShed` has shed a request, the connection's stack is still in the queue of the limit inside.
+/// It gets the next permit, and keeps it until the connection's next request. A clone leaves the
+/// queue when it is dropped.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -30,9 +33,9 @@ use crate::make::CloneForRequest;
 /// # infer(pipeline);
 /// ```
 ///
-/// In a `ServiceBuilder` it is `.layer(layer_fn(PerCall::new))`. Keep state of one connection
-/// outside of it, such as a `RateLimit` or a [`Session`](super::Session): a clone's changes to
-/// itself are lost, and neither of these is `Clone`.
+/// In a `ServiceBuilder`, write `.layer(layer_fn(PerCall::new))`. Keep the state of one connection
+/// outside of `PerCall`, because changes that a clone makes to itself are lost. A `RateLimit` or a
+/// [`SessionService`](super::SessionService) inside does not compile, because neither is `Clone`.
 #[derive(Debug)]
 pub struct PerCall<S> {
     service: S,

@@ -56,10 +56,11 @@ impl<T> Reply<T> {
 
     /// Creates a reply of the frames of `stream`. Each frame is sent as it comes.
     ///
-    /// With one request at a time, the next one begins when the stream has ended. Otherwise the
-    /// stream counts as one of the requests in flight, and replies that finish meanwhile are sent
-    /// after it. An error of the stream is a failed request: the frames before it are sent, and the
-    /// error policy decides the rest.
+    /// If the pipeline runs one request at a time, the next one begins when the stream has ended.
+    /// If it runs several, the stream counts as a request in flight, and replies that finish
+    /// meanwhile are sent after it. An error of the stream is a failed request: the frames before
+    /// it are sent, and [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) decides
+    /// whether the connection continues.
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
             frames: Frames::Stream(Box::pin(stream)),
@@ -128,7 +129,8 @@ impl<T> fmt::Debug for Reply<T> {
 /// plain reply converts into one that keeps the stream.
 ///
 /// It is the response type of a service whose pipeline has
-/// [`on_upgrade`](super::Pipeline::on_upgrade). It does not compile in any other pipeline.
+/// [`on_upgrade`](super::Pipeline::on_upgrade). Such a service does not compile in any other
+/// pipeline.
 #[doc(alias = "takeover")]
 #[doc(alias = "Takeover")]
 #[doc(alias = "connect_protocol")]

@@ -3,9 +3,9 @@
 //!
 //! **tokio-tower keeps the calls** that are in flight, polls them, and returns their results: in
 //! the order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
-//! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*, because
-//! otherwise it would make its service ready for idle connections, too. So the service that it
-//! calls is [`Identity`].
+//! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*. With
+//! requests as its input, tokio-tower would make its service ready for idle connections, too. So
+//! the service that it calls is [`Identity`], which returns the call itself.
 //!
 //! **It never waits.** All waiting is in the engine's `poll_event`, which also limits the calls in
 //! flight. The sink is always ready, because a sink that is not would keep calls from being polled.
@@ -158,7 +158,7 @@ where
             match polled {
                 Ok(polled) => break ready!(polled),
                 Err(panicked) => {
-                    // Dropping it may panic, too; the first panic is enough.
+                    // Dropping the head may panic, too; the first panic is enough.
                     drop(caught(|| this.head.set(None)));
                     if std::mem::take(this.in_head) {
                         this.calls.finish_head(Err(panicked.into()));

@@ -39,7 +39,7 @@ impl Watermarks {
     }
 
     /// Creates marks with the low mark at a quarter of the high mark. While that quarter is
-    /// written, there is time for more output to arrive. `0` counts as 1.
+    /// written, there is time for more output to arrive. A high mark of `0` counts as 1.
     pub const fn below(high: usize) -> Self {
         let high = if high == 0 { 1 } else { high };
         Self {

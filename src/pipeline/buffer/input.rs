@@ -18,8 +18,8 @@ const BLOCK: usize = 64 * 1024;
 /// frames does not keep a block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
-/// The part of a block that is read into before its start is used again. To find out whether the
-/// start is free costs more than a small read.
+/// The number of bytes at the start of a block that may be used up before the block is reclaimed
+/// from its start. To find out whether the start is free costs more than a small read.
 const USED: usize = 4 * 1024;
 
 /// The memory that an idle buffer may keep beyond twice its content. A larger buffer is copied to
@@ -74,8 +74,8 @@ impl Input {
         Poll::Ready(ready!(read))
     }
 
-    /// Doubles the capacity, but not beyond the largest frame, because a frame that is almost
-    /// complete does not need room for two.
+    /// Makes room for `more` bytes. Doubles the buffer, up to `max_frame` if that is enough,
+    /// because an almost complete frame does not need room for a second one.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {

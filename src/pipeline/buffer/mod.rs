@@ -2,8 +2,8 @@
 //!
 //! An idle connection holds no buffers. Each thread has a block to read into and one to encode
 //! into. A connection *takes* a block while it is being polled, and returns it when it is empty.
-//! Nothing is borrowed across a poll. A connection that is polled within another one finds no block
-//! on the thread and allocates its own.
+//! Nothing is borrowed across a poll. If the poll of one connection polls another one, the inner
+//! one finds no block on the thread and allocates its own.
 
 mod input;
 mod output;

@@ -201,8 +201,8 @@ where
 
     /// Closes the connection after the output is written, and returns how it ended.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
-        // The handles then report the end, and a lingering connection keeps no memory that it does
-        // not need.
+        // Dropping the engine's side closes the handles' channel. The rest is dropped so that a
+        // lingering connection keeps no memory that it does not need.
         self.peer = None;
         self.backlog = Backlog::new();
         self.input.clear();

@@ -186,8 +186,8 @@ where
         Poll::Ready(())
     }
 
-    /// Handles signals from outside. Only this method turns signals into a [`State`]. The service's
-    /// last call may have raised one.
+    /// Handles a close or a drain from outside, and changes the state for it. The service's last
+    /// call may have raised the signal.
     #[inline]
     pub(super) fn heed_signals(&mut self) {
         if self.conn.life().signals.any() {
@@ -216,7 +216,8 @@ where
         if self.state == State::Open {
             self.state.drain();
             if let Some(peer) = &self.peer {
-                // Messages are refused, so that they end, too. Those sent before are delivered.
+                // New messages are refused, because the drain waits until none is left. Messages
+                // sent before are delivered.
                 peer.refuse_messages();
             }
         }

@@ -28,8 +28,9 @@ pub(super) enum State {
     ///
     /// Set by [`drain`](Self::drain).
     DrainReading(u32),
-    /// All bytes that had arrived are read. Only a frame that has begun is waited for; without one
-    /// the connection ends.
+    /// All bytes that had arrived are read. The connection waits for the rest of a frame that has
+    /// begun. Without one it ends, unless
+    /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) lets it wait for another frame.
     ///
     /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
     /// [`saw_bytes`](Self::saw_bytes) at the limit.
@@ -97,8 +98,9 @@ impl State {
         }
     }
 
-    /// Changes any state but `Ending` to `Upgrading`, after a reply that requests it. In `Ending`,
-    /// nothing of this protocol may follow that reply, either.
+    /// Changes any state but `Ending` to `Upgrading`, after a reply that requests an upgrade. In
+    /// `Ending` the stream is not handed over, but requests are dropped as well, because nothing of
+    /// this protocol may follow that reply.
     pub(super) fn upgrade(&mut self) {
         *self = match *self {
             Self::Ending(leaves) => Self::Ending(leaves.max(Leaves::Requests)),

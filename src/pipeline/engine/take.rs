@@ -76,7 +76,8 @@ where
             if self.is_ending() {
                 return Poll::Ready(ControlFlow::Break(None));
             }
-            // Input may have been resumed since, with a request held back.
+            // If input was resumed after `take_at_hand` saw the pause, a request is still held
+            // back.
             if self.request.is_none() && !self.above_mark && !self.is_paused() {
                 return Poll::Ready(ControlFlow::Continue(()));
             }

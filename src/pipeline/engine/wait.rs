@@ -100,8 +100,9 @@ where
     /// Returns whether the next read may find bytes although the last one found none.
     ///
     /// Without half a frame, and without a drain, nothing shows that input is missing. A drain
-    /// throws away what it does not find, so it asks the system. Half a frame lacks at most the
-    /// bytes behind urgent data.
+    /// discards the bytes that it does not find, so it always asks the system. The rest of half a
+    /// frame can be unreported only behind urgent data, so one more read is tried only after a
+    /// short read.
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
@@ -275,8 +276,8 @@ where
         self.input.rest();
         self.output.rest();
         self.stand_by(cx);
-        // Only after the signal was handled. A signal raised since then wakes the task, which first
-        // reads what has arrived.
+        // Asks the state, not the signal. A signal that was raised after the last check wakes the
+        // task again, which then first reads what has arrived.
         if self.state.is_draining() {
             self.clock.drain();
         }

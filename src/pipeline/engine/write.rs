@@ -43,9 +43,9 @@ where
         }
     }
 
-    /// Returns whether the call that was begun last may be the head. If replies keep their order,
-    /// it may be the head only if it is the only call. The replies to later requests are then held
-    /// back until it is done.
+    /// Returns whether the call that was begun last may be the head, the call that `Concurrent`
+    /// polls itself. If replies keep their order, only a call that is alone may be the head, and
+    /// the replies to later requests are held back until it is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -158,7 +158,8 @@ where
         if !farewell.is_set() || !by_server {
             return false;
         }
-        // The state changes first, so that the farewell is made once, even if that panics.
+        // The state changes first, so that the farewell is made only once, even if its function
+        // panics.
         self.state.end(Leaves::Requests);
         let frame = match self.conn.life().proposed() {
             Some(ConnectionEnded {

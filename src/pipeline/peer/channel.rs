@@ -34,7 +34,8 @@ pub(super) struct Channel<T, M> {
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// Room of items that were taken, to give back while the output is below its mark.
+    /// The room of items that were taken, not given back yet. It is given back only while the
+    /// output is below its mark.
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is written.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
@@ -59,7 +60,7 @@ pub(super) struct Queues<T, M> {
 /// The output that a peer had taken when a broadcast found it slow, and the time since which it
 /// has taken nothing.
 struct Stall {
-    /// `None` if the system does not tell; then the bytes written are all that is known.
+    /// `None` if the system does not report it. Then the bytes written are compared instead.
     sent: Option<Sent>,
     written: u64,
     looked: Instant,
@@ -90,7 +91,7 @@ pub(super) enum Item<T> {
     /// Frames of broadcasts. Only the last entry of a queue may be an open one, and only while the
     /// output is below its mark.
     Run(Arc<Run<T>>),
-    /// The rest of a run, behind which the output reached its mark.
+    /// The rest of a run. The output reached its mark before these frames were encoded.
     Rest(Vec<T>),
     /// A request to report that everything before it is written.
     Flush(oneshot::Sender<()>),
@@ -177,7 +178,8 @@ impl<T, M> Queues<T, M> {
 
     /// Returns whether the output is above its mark, and the peer has taken nothing for `time`. The
     /// time counts from the call that first finds the output above its mark, and starts again when
-    /// the peer takes something. The system is asked at most 16 times in it, and at its end.
+    /// the peer takes something. The system is asked at most 16 times within `time`, and at its
+    /// end.
     pub(super) fn has_stalled(&mut self, life: &Life, time: Duration) -> bool {
         if !self.is_above_mark() {
             self.stall = None;

@@ -119,7 +119,8 @@ impl<T, M> Peer<T, M> {
     /// frames](super::Limits::push_queue) are already waiting. The connection's task writes the
     /// frame.
     ///
-    /// To send a frame that must be the last, use a [farewell](super::Pipeline::farewell).
+    /// Other frames may follow this one. For a last frame to a connection that the server ends, use
+    /// a [farewell](super::Pipeline::farewell).
     ///
     /// # Errors
     ///
@@ -317,11 +318,10 @@ impl<T, M> Peer<T, M> {
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Stops taking requests. No request begins after this call, even if it is already read, except
-    /// one that has reached the service: one that waits for `poll_ready`, or is being passed to
-    /// `call` at this moment. Such a request begins, because only a call releases what the service
-    /// may have reserved, such as a permit for which other connections wait. Messages are still
-    /// delivered.
+    /// Stops taking requests. No request begins after this call, even if it is already read. The
+    /// exception is a request for which the service's `poll_ready` has already been called. It
+    /// begins, because only a call releases what the service may have reserved, such as a permit
+    /// for which other connections wait. Messages are still delivered.
     ///
     /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
     /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
@@ -334,7 +334,8 @@ impl<T, M> Peer<T, M> {
         self.channel.tell(Flag::Paused);
     }
 
-    /// Takes requests again, beginning with the first that was not delivered. None is lost.
+    /// Takes requests again, beginning with the first one that was held back. A pause loses no
+    /// request.
     pub fn resume_input(&self) {
         self.channel.flags.lower(Flag::Paused);
         self.channel.wake();
@@ -415,9 +416,10 @@ impl<T, M> Peer<T, M> {
     // Its end.
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
-    /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls); requests and
-    /// messages that have not begun are dropped. After this call, `send` fails. A service that took
-    /// over the stream is notified as at a drain.
+    /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls). Requests and
+    /// messages that have not begun are dropped. After this call, `send` fails. After an upgrade,
+    /// the service that took over the stream sees a drain
+    /// ([`Connection::draining`](crate::Connection::draining)).
     #[doc(alias = "shutdown")]
     #[doc(alias = "disconnect")]
     pub fn close(&self) {
@@ -452,8 +454,9 @@ impl<T, M> Peer<T, M> {
     /// Waits for the end of the connection and returns how it ended.
     ///
     /// A connection ends after its calls, so a call must not await the end of its own connection.
-    /// Such a call is dropped after [`last_calls`](crate::deadline::Deadlines::last_calls), or when
-    /// the peer disconnects.
+    /// Such a call never completes. It is dropped when the peer resets the connection, or after
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) or
+    /// [`last_calls`](crate::deadline::Deadlines::last_calls).
     ///
     /// # Cancel safety
     ///

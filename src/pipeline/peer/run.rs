@@ -1,14 +1,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The most frames of a run. A queue holds a run as one entry, so it bounds the memory of a queue.
+/// The maximum number of frames in a run. A queue holds a run as one entry, so this number bounds
+/// the memory of a queue.
 const MOST: usize = 16;
 
-/// Frames that were broadcast to the same connections, one after the other. It is held once, and
-/// is an entry in the queue of each. Broadcasts add to it, without a visit to each connection,
-/// until one of the connections takes it, or gets something else behind it.
+/// Frames that were broadcast to the same connections, one after the other. The run is held once,
+/// and is an entry in the queue of each connection. Broadcasts add frames to it without a visit to
+/// each connection, until one of the connections takes the run, or gets another entry behind it.
 pub(crate) struct Run<T> {
     frames: Mutex<Frames<T>>,
-    /// Only frames that can be cloned are broadcast, but a connection sends others, too.
+    /// Clones a frame. A function, because the queue also exists for frames that are not `Clone`
+    /// and are never broadcast.
     clone: fn(&T) -> T,
 }
 
