@@ -19,7 +19,8 @@ pub(crate) enum Moment {
     End,
 }
 
-/// The number of a callback, with which it can be removed. A connection uses each number once.
+/// The number of a callback, by which the callback can be removed. A connection uses each number
+/// once.
 ///
 /// Its lowest bit is the callback's moment, so that a slot is smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

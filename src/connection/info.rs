@@ -56,17 +56,20 @@ impl ConnectionInfo {
         self.life.origin.accepted_at
     }
 
-    /// Returns whether the connection should finish and close: the server drains, or the program
-    /// closed the connection, for example by
-    /// [`LiveConnection::close`](crate::LiveConnection::close).
+    /// Returns whether the connection should finish and close: the server drains, the connection
+    /// has reached its [maximum age](crate::deadline::Deadlines::max_age), or the program has
+    /// called [`LiveConnection::close`](crate::LiveConnection::close).
+    /// [`Peer::close`](crate::Peer::close) is no drain, except after an upgrade, because the
+    /// pipeline closes by itself.
     pub fn is_draining(&self) -> bool {
         self.life.signals.is_raised(Signal::Drain)
     }
 
-    /// Waits until the connection should finish and close.
+    /// Waits until the connection should finish and close, as [`is_draining`](Self::is_draining)
+    /// reports.
     ///
-    /// A service whose work has no end of its own (a WebSocket, server-sent events) should end it
-    /// then. The future does not borrow or hold the stream.
+    /// A service whose work has no end of its own (a WebSocket, server-sent events) should end its
+    /// work then. The future does not borrow or hold the stream.
     ///
     /// By then [`Peer::send`](crate::Peer::send) may fail. To send a last frame, use the pipeline's
     /// [farewell](crate::Pipeline::farewell).
@@ -84,8 +87,8 @@ impl ConnectionInfo {
     /// That is when the connection's service is done, and no more requests, messages or frames are
     /// taken. The connection then writes its remaining output, shuts down writing, and lingers
     /// until the peer has closed as well. So this moment is up to 2 s before the end if the peer is
-    /// slow to close, and earlier if it is slow to read. Use the callback to free a name, or to
-    /// tell others that a member has left.
+    /// slow to close, and longer before it if the peer is slow to read. Use the callback to free a
+    /// name, or to tell others that a member has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If nothing closes the

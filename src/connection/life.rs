@@ -220,8 +220,8 @@ impl Life {
         }
     }
 
-    /// Closes the connection gracefully, as a drain does, with `ServiceClosed` as the reason. Raw
-    /// services notice this, but not `Signal::Close`.
+    /// Closes the connection gracefully, as a drain does, with `ServiceClosed` as the reason. It
+    /// raises `Signal::Drain`, because raw services do not notice `Signal::Close`.
     pub(crate) fn leave(&self) {
         self.set_reason(EndReason::ServiceClosed, None);
         self.signals.raise(Signal::Drain);

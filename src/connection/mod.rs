@@ -126,8 +126,7 @@ impl<Io> Connection<Io> {
         }
     }
 
-    /// Splits off the stream. The rest becomes the connection of another stream by
-    /// [`map_io`](Self::map_io).
+    /// Splits off the stream. Give the rest another stream with [`map_io`](Self::map_io).
     pub fn into_parts(self) -> (Io, Connection<()>) {
         (
             self.io,
@@ -158,15 +157,14 @@ impl<Io> Connection<Io> {
         self.life().on(Moment::End, |_, end| f(end));
     }
 
-    /// Returns whether this connection should finish and close: the server drains, or the program
-    /// closed the connection, for example by
-    /// [`LiveConnection::close`](crate::LiveConnection::close).
+    /// Returns whether this connection should finish and close, as [`ConnectionInfo::is_draining`]
+    /// does.
     pub fn is_draining(&self) -> bool {
         self.info.is_draining()
     }
 
-    /// Waits until this connection should finish and close. The future does not borrow or hold the
-    /// stream.
+    /// Waits until this connection should finish and close, as [`ConnectionInfo::draining`] does.
+    /// The future does not borrow or hold the stream.
     ///
     /// # Cancel safety
     ///

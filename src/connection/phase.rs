@@ -9,7 +9,8 @@ pub enum ConnectionPhase {
     PreConnect,
     /// Its service runs.
     Serving,
-    /// Its service runs and should finish: the server drains, or the program closed the connection.
+    /// Its service runs and should finish: the server drains, the connection has reached its
+    /// maximum age, or the program closed it.
     Draining,
     /// Its service is done. The output is written and shut down, then the connection lingers.
     Closing,

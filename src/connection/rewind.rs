@@ -24,9 +24,10 @@ impl<Io> Rewind<Io> {
     /// Returns the bytes that were read ahead and not yet read again.
     ///
     /// There must be none when a TLS handshake begins on a connection that has carried plain text
-    /// (STARTTLS). `Tls` reads them as a part of the handshake, which then fails. To close with a
-    /// clear reason, check for them before the handshake. Other TLS streams may take them for data
-    /// received under TLS ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
+    /// (STARTTLS). `Tls` reads buffered bytes as a part of the handshake, which then fails. To
+    /// close with a clear reason, check for such bytes before the handshake. Other TLS streams may
+    /// take them for data received under TLS
+    /// ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
     pub fn buffered(&self) -> &[u8] {
         &self.buffered
     }

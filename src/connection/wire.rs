@@ -20,7 +20,7 @@ pub(crate) struct Wire {
     flags: AtomicU8,
 }
 
-/// The last read may have left bytes that the runtime does not report, and nobody has looked for
+/// The last read may have left bytes that the runtime does not report, and no read has looked for
 /// them since.
 const SHORT: u8 = 1;
 /// The next read looks for bytes, even if the runtime reports none.
@@ -51,8 +51,8 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records whether a read may have left bytes that the runtime does not report, as a read does
-    /// that returned less than it had room for.
+    /// Records whether a read may have left bytes that the runtime does not report. A read that
+    /// returned less than it had room for may have.
     pub(crate) fn read(&self, is_short: bool) {
         self.set(SHORT, is_short);
     }
@@ -70,7 +70,8 @@ impl Wire {
         is_set
     }
 
-    /// The stream and its connection's engine have one owner, so no change is lost.
+    /// Changes a flag with a load and a store. No change is lost, because one task polls both the
+    /// stream and the connection's engine.
     fn set(&self, flag: u8, on: bool) {
         let flags = self.flags.load(Ordering::Relaxed) & !flag;
         let flags = if on { flags | flag } else { flags };
@@ -177,7 +178,8 @@ impl Probe {
         wire.is_some()
     }
 
-    /// Does the same, unless the last read has shown that there are no such bytes.
+    /// Does the same as [`look`](Self::look), unless the last read has shown that there are no such
+    /// bytes. Returns `false` then, too.
     ///
     /// The system ends a read where urgent data begins. The runtime takes such a short read for an
     /// empty socket, and reports no bytes before others arrive. Only a reader that lacks input
@@ -186,11 +188,12 @@ impl Probe {
         self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()
     }
 
-    /// Lets the system acknowledge at once what the peer has sent, if it may have put that off
-    /// because of earlier output. A reader that has nothing to write calls it.
+    /// Lets the system acknowledge at once the bytes that the peer has sent, if the system may have
+    /// put that off because of earlier output. A reader that has nothing to write calls this
+    /// method.
     ///
     /// The system puts an acknowledgement off by 40 ms, to send it along with a reply. A peer that
-    /// waits for it before it sends more (Nagle's algorithm) would wait that long.
+    /// sends no more before the acknowledgement arrives (Nagle's algorithm) would wait that long.
     pub(crate) fn acknowledge(&self) {
         if let Some(wire) = self.wire()
             && wire.take(WROTE)
@@ -255,8 +258,8 @@ mod system {
     );
 
     pub(super) fn tcp(stream: &TcpStream, written: u64) -> Option<u64> {
-        // Without this option, which Linux has had since 4.12, `tcp_info` may be shorter, at which
-        // nix panics, or not be filled in.
+        // If the system lacks `SO_MEMINFO`, which Linux has had since 4.12, `tcp_info` may be
+        // shorter, at which nix panics, or not be filled in.
         static KNOWN: OnceLock<bool> = OnceLock::new();
         if !KNOWN.get_or_init(|| MemoryOption.get(stream).is_ok()) {
             return None;
