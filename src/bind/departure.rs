@@ -13,9 +13,9 @@ use crate::connection::Probe;
 
 /// Watches whether the peer of a socket disconnects, without reading its input.
 ///
-/// The runtime wakes a reader only if it has read everything before. So this registers a second
-/// descriptor of the socket. It exists only during a request whose peer has sent more input or has
-/// finished sending, and it keeps the socket open.
+/// The runtime wakes a reader only after the reader has read everything. So this type registers a
+/// second descriptor of the socket, which keeps the socket open. It exists only during a request
+/// whose peer has sent more input or has finished sending.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 

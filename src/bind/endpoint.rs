@@ -16,7 +16,7 @@ use thiserror::Error;
 /// | written as | means |
 /// | --- | --- |
 /// | `127.0.0.1:7000`, `[::]:7000` | this address; `[::]` includes IPv4, unless [`only_v6`] is on |
-/// | `localhost:7000` | every address to which the name resolves, or none of them |
+/// | `localhost:7000` | every address to which the name resolves; if one of them cannot be bound, the bind fails |
 /// | `unix:/run/app.sock` | a Unix socket at this path |
 /// | `unix:@app` | a Unix socket with an abstract name (Linux) |
 /// | `fd:3` | the socket that was passed to this process as descriptor 3 |
@@ -26,11 +26,12 @@ use thiserror::Error;
 /// With port 0 the operating system chooses the port; [`local_addrs`] returns its choice. A name
 /// with several addresses gets the same port on all of them.
 ///
-/// The last three need the feature `handover`, and take sockets that are passed as systemd does it,
-/// with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`; other supervisors can, too.
-/// An endpoint takes a socket out of the process: it can be bound once. The sockets keep the
-/// options they have, and the paths of Unix sockets stay at the end. When the server drains, the
-/// clients in the backlog are left to the next process that gets the sockets.
+/// The last three need the feature `handover`. They take sockets that systemd, or another
+/// supervisor, has passed with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`. A
+/// passed socket belongs to the first endpoint that takes it, so it can be bound only once in a
+/// process. The sockets keep the options they have, and the paths of Unix sockets are not removed
+/// at the end. When the server drains, the clients in the backlog are left to the next process that
+/// gets the sockets.
 ///
 /// In a process that [replaces](crate::replace) another one, each endpoint takes the sockets that
 /// the old process had for an endpoint with the same text, also with port 0.
@@ -100,8 +101,8 @@ impl Endpoint {
         }
     }
 
-    /// Returns the name under which the endpoint's sockets are handed on. `None` for a listener
-    /// that was created elsewhere; its socket is known by its address.
+    /// Returns the name under which the endpoint's sockets are handed on to another process. `None`
+    /// for a listener that was created elsewhere, whose socket is handed on under its address.
     pub(super) fn name(&self) -> Option<Arc<str>> {
         match self.place {
             Target::Tcp(_) | Target::Unix(_) => None,

@@ -1,9 +1,9 @@
 //! The protocol between a process and the one that replaces it.
 //!
-//! The old process passes its listening sockets as systemd does, one more descriptor behind them (a
-//! stream between the two), and what it knows of each socket in variables. The new process says
-//! `ready` on the stream once it would accept, waits for the reply, and only then accepts. So a
-//! process that is killed because it was not ready in time has no connections.
+//! The old process passes its listening sockets as systemd does. Behind them it passes one more
+//! descriptor, a stream between the two processes. Variables contain the facts about each socket.
+//! The new process writes `ready` on the stream once it would accept, waits for the reply, and only
+//! then accepts. So a process that is killed because it was not ready in time has no connections.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,7 +27,8 @@ use super::options::SocketOptions;
 use super::passed::{self, PassedError};
 use super::unix::OwnPath;
 
-/// The number of the old process. Others inherit the variable, but are not its children.
+/// The number of the old process. Processes that the new one starts inherit the variable, too. They
+/// ignore it, because their parent has another number.
 const REPLACES: &str = "TOWER_TCP_REPLACES";
 /// For each socket: the number of its endpoint, whether a supervisor keeps it, and the endpoint.
 const SOCKET: &str = "TOWER_TCP_SOCKET_";
@@ -37,13 +38,13 @@ const PATH: &str = "TOWER_TCP_PATH_";
 /// The first descriptor that is passed, as in systemd.
 const FIRST: RawFd = 3;
 
-/// Lets a command pass on `sockets`, and its end of the stream.
+/// Makes a command pass on `sockets`, and the new process's end of the stream.
 pub(crate) fn hand_on(
     command: &mut Command,
     sockets: &[ListeningSocket],
     stream: UnixStream,
 ) -> io::Result<()> {
-    // Of the process that this one has replaced.
+    // Variables of the process that this one has replaced.
     for (name, _) in env::vars_os() {
         if [SOCKET, PATH]
             .iter()
@@ -90,9 +91,10 @@ pub(crate) fn hand_on(
 /// A line from the new process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// It would serve the sockets at these places, or has closed them.
+    /// The new process would serve the sockets at these places, or has closed them.
     Has(Vec<usize>),
-    /// It serves the sockets at these places, and has closed the others. It waits for the reply.
+    /// The new process would serve the sockets at these places, and has closed the others. It waits
+    /// for the reply.
     Ready(Vec<usize>),
 }
 
@@ -130,20 +132,21 @@ impl ListeningSocket {
     }
 }
 
-/// The sockets that the process handed on that this one replaces. `None` in other processes.
+/// The sockets that the replaced process has handed on. `None` in a process that replaces none.
 static REPLACING: LazyLock<Option<Replacing>> = LazyLock::new(Replacing::from_env);
 
 struct Replacing {
     state: Mutex<State>,
     /// Changes whenever the state does.
     changes: watch::Sender<u64>,
-    /// The old process has been told that this one is ready, and has replied.
+    /// The servers of this process may accept: the old process has replied to `ready`, or the wait
+    /// for its reply is over.
     over: AtomicBool,
 }
 
 struct State {
     sockets: Vec<HandedOn>,
-    /// Until this process is ready.
+    /// The stream to the old process, until this one is ready.
     stream: Option<UnixStream>,
 }
 
@@ -285,7 +288,7 @@ pub(crate) fn is_waiting() -> bool {
 }
 
 /// Waits until a server with these sockets may accept. In a process that replaces another one, this
-/// is when all handed-on sockets are served, and the old process knows.
+/// is when all handed-on sockets are served or closed, and the old process has replied.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
     if let Some(replacing) = &*REPLACING {
         replacing.may_accept(sockets).await;
@@ -296,7 +299,8 @@ impl State {
     /// Tells the old process which sockets this one serves or has closed.
     fn has(&mut self, places: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
-            // It only adds to the old process's report of a failure.
+            // A failed write is ignored, because this line is used only in the old process's report
+            // of a failure.
             let _ended = stream.write_all(Said::Has(places).line().as_bytes());
         }
     }
@@ -341,10 +345,11 @@ impl Replacing {
         while !self.over.load(Ordering::Acquire) {
             let settled = self.lock().settled();
             if let Some(stream) = settled {
-                // If this server ends before the reply, the old process kills this one, unless its
-                // reply is on the way. So the other servers must not wait.
+                // If this server ends before the reply arrives, the other servers must not wait for
+                // it. The old process either kills this process or has already sent its reply.
                 let _over = Over(self);
-                // Without a reply the old process has ended, and this is the only one to serve.
+                // If the stream ends without a reply, the old process has ended, and only this one
+                // is left to serve.
                 let _ended = self.ready(stream).await;
             } else if changes.changed().await.is_err() {
                 return;
@@ -352,7 +357,7 @@ impl Replacing {
         }
     }
 
-    /// Says that this process is ready, and waits for the reply.
+    /// Reports to the old process that this one is ready, and waits for the reply.
     async fn ready(&self, stream: UnixStream) -> io::Result<()> {
         let served: Vec<_> = {
             let state = self.lock();

@@ -14,8 +14,11 @@ use crate::error::{Panicked, caught};
 /// run. They must not block. Work that takes time, or may reject a connection, belongs in a
 /// [pre-connect hook](crate::preconnect).
 ///
-/// The new listener has the same addresses. As before, the connection stack is made ready when a
-/// connection is waiting, and only then is the connection accepted.
+/// The new listener has the same addresses. As with the original listener, the connection stack is
+/// made ready when a connection is waiting, and only then is the connection accepted.
+///
+/// A panic of a closure ends only its connection. The accept fails with
+/// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted), as if the peer had disconnected.
 #[doc(alias = "tap")]
 pub trait ListenerExt: IntoListener {
     /// Calls `f` with the stream of each accepted connection.
@@ -211,8 +214,8 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
     }
 }
 
-/// Converts a panic of the user's function to an error that costs only its connection, as if the
-/// peer had disconnected.
+/// Converts a panic of the user's function to an error that ends only its connection, as if the
+/// peer had disconnected before the accept.
 fn aborted(panicked: Panicked) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, panicked)
 }

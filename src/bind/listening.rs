@@ -13,8 +13,8 @@ use crate::connection::Address;
 
 /// A listening socket of a server, to hand on to another process or to read its options.
 ///
-/// It keeps the socket open, so hold it only for a moment: clients of a socket that nobody accepts
-/// from wait until they give up.
+/// This value keeps the socket open, so hold it only for a moment. If the socket is open but no
+/// server accepts from it, clients wait until they give up.
 ///
 /// ```
 /// use socket2::SockRef;
@@ -33,7 +33,7 @@ use crate::connection::Address;
 #[derive(Clone, Debug)]
 pub struct ListeningSocket(pub(super) Arc<Listening>);
 
-/// A listening socket that is not kept open.
+/// A weak reference to a listening socket, which does not keep it open.
 #[derive(Debug)]
 pub(crate) struct WeakSocket(Weak<Listening>);
 

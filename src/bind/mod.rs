@@ -91,9 +91,9 @@ pub trait Listener: Send + 'static {
     /// [filters](crate::ServerBuilder::address_filter), and counts the connections that they deny,
     /// so it must be called once for each connection.
     ///
-    /// The default implementation asks after [`poll_accept`](Self::poll_accept). [`Sockets`] asks
-    /// before the socket is registered with the runtime, which makes a denied connection cheaper. A
-    /// listener that wraps another one should forward the call.
+    /// The default implementation calls `admits` after [`poll_accept`](Self::poll_accept).
+    /// [`Sockets`] calls it before the socket is registered with the runtime, which makes a denied
+    /// connection cheaper. A listener that wraps another one should forward this method.
     ///
     /// # Cancel safety
     ///
@@ -120,8 +120,8 @@ pub trait Listener: Send + 'static {
 
     /// Returns the listening sockets, so that they can be handed on to another process.
     ///
-    /// The default implementation returns none. A listener that wraps [`Sockets`] should return
-    /// those of the inner one.
+    /// The default implementation returns none. A listener that wraps [`Sockets`] should return the
+    /// sockets of the inner listener.
     fn listening_sockets(&self) -> Vec<ListeningSocket> {
         Vec::new()
     }
@@ -129,8 +129,9 @@ pub trait Listener: Send + 'static {
     /// Closes the listening sockets, so that clients are refused until [`resume`](Self::resume).
     ///
     /// The accept loop calls this after [`Handle::suspend`](crate::Handle::suspend), and calls no
-    /// other method before `resume`. The default implementation does nothing, so clients wait as in
-    /// a pause. A listener that wraps another one should forward both calls.
+    /// other method before `resume`. The default implementation does nothing, so clients wait in
+    /// the backlog, as in a [pause](crate::Handle::pause). A listener that wraps another one should
+    /// forward `suspend` and `resume`.
     fn suspend(&mut self) {}
 
     /// Listens again after [`suspend`](Self::suspend).
@@ -161,6 +162,11 @@ pub struct Incoming<Io> {
 
 impl<Io> Incoming<Io> {
     /// Creates a connection from a stream and its addresses.
+    ///
+    /// The connection knows no socket beneath the stream. So
+    /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) returns `None`, and
+    /// [`Deadlines::write`](crate::deadline::Deadlines::write) counts output as taken by the peer
+    /// when more can be written.
     pub fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             io,
@@ -170,8 +176,8 @@ impl<Io> Incoming<Io> {
         }
     }
 
-    /// Replaces the stream, as [`ListenerExt::map_io`] does. The connection still knows the socket
-    /// beneath it.
+    /// Replaces the stream, as [`ListenerExt::map_io`] does. If the connection knew its socket, it
+    /// still does.
     pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Incoming<B> {
         Incoming {
             io: f(self.io),
@@ -183,7 +189,7 @@ impl<Io> Incoming<Io> {
 }
 
 impl Incoming<Socket> {
-    /// Creates a connection whose [`Probe`] knows the socket.
+    /// Creates a connection that knows its socket, through a [`Probe`].
     fn of(io: Socket, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             probe: io.probe(),

@@ -102,7 +102,7 @@ pub(super) enum Place {
 
 impl Place {
     /// Returns the place of a listening socket, with the port that the system chose. `None` if a
-    /// supervisor keeps the socket open, or if its name is not one of an [`Endpoint`].
+    /// supervisor keeps the socket open, or if no [`Endpoint`] can express its address.
     pub(super) fn of(listening: &Listening) -> Option<Self> {
         let bound = listening.socket.local_addr().ok()?;
         match &listening.path {

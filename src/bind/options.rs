@@ -18,9 +18,10 @@ use socket2::{Domain, Socket, TcpKeepalive};
 /// # let _ = options;
 /// ```
 ///
-/// An option that cannot be set on a listening socket makes the bind fail. An option that cannot be
-/// set on an accepted socket does not cost the connection: the failure is logged at debug level,
-/// and the connection is served without the option.
+/// The options `backlog`, `reuse_address`, `reuse_port`, `only_v6`, `recv_buffer`, `send_buffer`
+/// and `unix_mode` apply to the listening socket. If one of them cannot be set, the bind fails. The
+/// others apply to accepted sockets. If one of those cannot be set, the failure is logged at debug
+/// level, and connections are served without the option.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until sockets are bound with them"]
 pub struct SocketOptions {
@@ -152,7 +153,7 @@ impl SocketOptions {
     }
 
     /// Sets the time without traffic after which TCP checks that the peer is still there, in whole
-    /// seconds, at least 1 s.
+    /// seconds. A fraction is dropped, and a time below 1 s cannot be set.
     ///
     /// Default: never. Why: pipelines and HTTP have deadlines of their own. When reached: TCP sends
     /// probes, and if the peer answers none of them, its connection ends with
@@ -211,10 +212,13 @@ impl SocketOptions {
     }
 
     /// Sets whether a TCP connection that the server cuts off is reset. The server cuts off a
-    /// connection that reaches its [`write`](crate::deadline::Deadlines::write) deadline or the
-    /// deadline of a shutdown, whose peer reads too slowly
-    /// ([`SlowReader`](crate::EndReason::SlowReader)), whose address is denied by a
-    /// [filter](crate::ServerBuilder::address_filter), or that is aborted.
+    /// connection
+    ///
+    /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline, or the deadline of
+    ///   a shutdown;
+    /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
+    /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
+    /// - that is aborted.
     ///
     /// Default: on. Why: the system would otherwise keep the bytes that such a peer has not read,
     /// some megabytes, for minutes and outside of the connection limit. A reset discards these
@@ -273,8 +277,8 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets the options of a listening socket that another version of this program has opened.
-    /// The options that must be set before the bind stay as they are.
+    /// Sets the options of a listening socket that the replaced process has opened. The options
+    /// that must be set before the bind stay as they are.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {
@@ -340,8 +344,9 @@ mod unsent {
     }
 }
 
-/// Lets TCP sockets that are accepted keep the urgent byte in the stream, as RFC 6093 recommends.
-/// Taking it out breaks what telnet sends. All systems hand this option on.
+/// Makes accepted TCP sockets keep the urgent byte in the stream, as RFC 6093 recommends. Without
+/// the byte, telnet's commands are incomplete. On all systems accepted sockets inherit this option
+/// from their listening socket.
 pub(super) fn keep_urgent_data(listener: &Socket) {
     note("oob_inline", listener.set_out_of_band_inline(true));
 }

@@ -123,7 +123,8 @@ impl Descriptors {
             return Err(PassedError::NonePassed);
         }
         let pid = variable("LISTEN_PID");
-        // Without a number they are ours: a parent cannot know it before it starts its child.
+        // Without `LISTEN_PID` the sockets are for this process, because most parents cannot know
+        // the number of a child before they start it.
         if !pid.is_empty() && pid.parse() != Ok(process::id()) {
             return Err(PassedError::OtherProcess { pid });
         }
@@ -219,7 +220,7 @@ pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
     lock()?.take_at(at)
 }
 
-/// Takes the last descriptor, a connected Unix socket. Returns its place, too.
+/// Takes the last descriptor, a connected Unix socket. Returns it with its place.
 pub(super) fn take_last_unix() -> Option<(usize, OwnedFd)> {
     let mut passed = lock().ok()?;
     let at = passed.slots.len().checked_sub(1)?;

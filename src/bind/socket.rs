@@ -114,12 +114,12 @@ macro_rules! on_stream {
     };
 }
 
-/// The maximum number of bytes to read at once where the runtime reports none. There are seldom
-/// any.
+/// The maximum number of bytes to read at once if the runtime reports none. It is small, because
+/// there are seldom any, and the room for them is initialized.
 const LOOK: usize = 4 * 1024;
 
 impl Socket {
-    /// Reads bytes that the runtime does not report, after [`Probe::look_again`].
+    /// Reads bytes that the runtime does not report, after [`Probe::look`].
     fn poll_look(&self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = buf.remaining().min(LOOK);
         let read = (&*SockRef::from(self)).read(buf.initialize_unfilled_to(room));

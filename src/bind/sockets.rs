@@ -31,8 +31,8 @@ use crate::error::Error;
 /// The sockets are served in turn, so a busy one does not starve the others. When the listener is
 /// dropped, the path of a Unix socket is removed if its file is still the one that was created.
 ///
-/// Urgent data of TCP stays in the stream, as [RFC 6093] recommends. A read ends where it begins,
-/// and the runtime reports the bytes behind it only when more arrive. So a
+/// Urgent data of TCP stays in the stream, as [RFC 6093] recommends. A read ends where urgent data
+/// begins, and the runtime reports the bytes behind that point only when more arrive. So a
 /// [`Pipeline`](crate::Pipeline) that has read half a frame looks for the rest, and a drain looks
 /// for more frames. Services that read the stream themselves, HTTP and TLS do not look, because
 /// that would cost each request a system call.
@@ -60,7 +60,7 @@ pub struct Sockets {
     next: usize,
     /// The index of a socket that was readable and has not been accepted from since.
     readable: Option<usize>,
-    /// The reason for having no sockets. The first accept returns it.
+    /// The error that explains why there are no sockets. The first accept returns it.
     failed: Option<io::Error>,
     /// The sockets that are closed until the listener resumes.
     suspended: Vec<Suspended>,
@@ -215,7 +215,8 @@ impl Listener for Sockets {
                     place,
                     endpoint: listening.endpoint.clone(),
                 }),
-                // A socket that a supervisor keeps would listen even if it was closed here.
+                // A socket that a supervisor keeps open would go on listening if it was closed
+                // here.
                 None => self.sources.push(source),
             }
         }
@@ -247,8 +248,8 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// A report of the runtime is news: its last one was cleared, and no accept has been tried
-    /// since then.
+    /// The runtime's report of readiness is new: the previous report was cleared, and no accept has
+    /// been tried since then.
     is_news: bool,
     /// The socket has the options that accepted sockets inherit.
     prepared: bool,
@@ -270,8 +271,8 @@ impl Source {
             kept,
             handed_on,
         } = opened;
-        // A socket of the program or of its parent may be anything, whatever its type here says. A
-        // socket that does not listen would never be readable, or each accept would fail.
+        // A socket from the program or from its parent may not be listening, whatever its type here
+        // says. Such a socket would never be readable, or each accept would fail.
         if !accepts(&socket)? {
             let err = "the socket does not listen for connections";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, err));

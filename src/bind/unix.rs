@@ -20,12 +20,13 @@ pub(super) struct OwnPath {
     pub(super) path: PathBuf,
     /// The device and the number of the file.
     pub(super) file: (u64, u64),
-    /// Another process that has the same socket does not remove the path.
+    /// This process removes the path. `false` while another process that has the same socket does.
     owned: AtomicBool,
 }
 
 impl OwnPath {
-    /// Creates the path of a socket that another process has bound, and still removes.
+    /// Creates the path of a socket that another process has bound. That process still removes the
+    /// path.
     #[cfg(feature = "handover")]
     pub(super) fn of_other(path: PathBuf, file: (u64, u64)) -> Self {
         let owned = AtomicBool::new(false);
@@ -63,8 +64,8 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // This runs before the bind, also because it rejects a path with a NUL byte, which the bind
-    // would silently cut there.
+    // Before the bind, also because this rejects a path with a NUL byte. The bind would silently
+    // cut the path there.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
