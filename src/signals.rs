@@ -13,8 +13,8 @@ use tokio::task::coop::has_budget_remaining;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Signal {
-    /// Finish requests in progress, then close. Raised by a drain of the server, and by
-    /// `LiveConnection::close`.
+    /// Finish requests in progress, then close. Raised by a drain of the server, at the maximum
+    /// age, and by `LiveConnection::close`.
     Drain = 1,
     /// Close in good order. Raised by `Peer::close`, for example.
     Close = 2,
@@ -24,9 +24,9 @@ pub(crate) enum Signal {
 
 /// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
-/// One waker serves the connection's task, another its pipeline, which a layer may have moved to a
-/// task of its own. They stay registered, so that an idle connection pays nothing for waiting. A
-/// `Notify` serves the user's futures.
+/// One waker is that of the connection's task. Another is that of its pipeline, which a layer may
+/// have moved to a task of its own. Both stay registered, so that an idle connection pays nothing
+/// for waiting. The user's futures wait on a `Notify`.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
@@ -50,7 +50,8 @@ impl Signals {
         self.lock().task = Some(waker.clone());
     }
 
-    /// Sets the waker of the connection's pipeline. Check the signals *after* this call, too.
+    /// Sets the waker of the connection's pipeline. As with `wake_task_with`, check the signals
+    /// *after* this call.
     pub(crate) fn wake_engine_with(&self, waker: &Waker) {
         let before = self.lock().engine.replace(waker.clone());
         drop(before);
@@ -61,7 +62,7 @@ impl Signals {
         let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
         let new = before & signal as u8 == 0;
         if new {
-            // The task reacts to this signal only.
+            // The connection's task itself reacts only to `Abort`.
             if signal == Signal::Abort {
                 self.wake(|wakers| wakers.task.clone());
             }

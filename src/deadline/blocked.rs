@@ -1,17 +1,17 @@
 //! The time for which a peer has taken none of the output that waits for it.
 //!
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
-//! again only once a third of the buffer is free, and a slow reader may need longer for that than
-//! its deadline. So the system is asked what the peer has taken, several times before a deadline,
-//! and never while output flows.
+//! again only once a third of the buffer is free, and a slow reader may need longer than the
+//! deadline to read so much. So the system is asked which bytes the peer has taken, several times
+//! before a deadline, and never while output flows.
 
 use std::time::Duration;
 
 use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
-/// The number of checks of what a peer has taken, per write deadline. So the deadline is late by at
-/// most a sixteenth.
+/// The number of times per write deadline that the system is asked for the bytes that the peer has
+/// taken. So a connection ends at most a sixteenth of the deadline late.
 pub(crate) const LOOKS: u32 = 16;
 
 /// Output that waits for the peer, and the time since which the peer has taken nothing.
@@ -34,8 +34,8 @@ impl Blocked {
         self.0.is_some()
     }
 
-    /// Returns the moment since which output waits for the peer. Unlike the time of the deadline,
-    /// it does not begin again when some is written.
+    /// Returns the moment since which output waits for the peer. Unlike the moment from which the
+    /// deadline counts, it stays the same when some of the output is written.
     pub(crate) fn begun(&self) -> Option<Moment> {
         self.0.as_ref().map(|wait| wait.begun)
     }

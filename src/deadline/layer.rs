@@ -14,7 +14,8 @@ use crate::connection::{Connection, Life};
 use crate::end::ConnectionEnded;
 use crate::error::BoxError;
 
-/// Enforces the deadlines of a raw connection service, by its connection's byte counters.
+/// Enforces the deadlines of a raw connection service, which it derives from the connection's byte
+/// counters.
 ///
 /// A [`Pipeline`](crate::Pipeline) and HTTP have deadlines of their own. Use this for a service
 /// that reads and writes the stream itself, and for one that takes over a stream by
@@ -29,12 +30,13 @@ use crate::error::BoxError;
 ///   [30 s](super::DrainDeadlines::stream).
 ///
 /// At a deadline the service's future is dropped, and the stream with it. So keep the stream in the
-/// service's future. A task to which the service has moved the stream would keep it. The deadlines
-/// of such a stream may also take up to twice their time, because its bytes do not wake this layer,
-/// which checks them only when a deadline may have passed.
+/// service's future. If the service moves the stream to another task, that task keeps it at a
+/// deadline. Such a connection may also end only after twice the deadline, because its bytes do not
+/// wake this layer, which reads the counters only when a deadline may have passed.
 ///
-/// A write that the service gives up, for example by a timeout of its own, counts as pending until
-/// the next write succeeds, because the layer cannot distinguish it from a write that still waits.
+/// If the service gives up a write, for example by a timeout of its own, the write counts as
+/// pending until the next one succeeds. The layer cannot distinguish it from a write that still
+/// waits.
 ///
 /// ```
 /// use std::time::Duration;

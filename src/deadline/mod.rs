@@ -10,8 +10,8 @@
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, and `min_rate` of output |
 //!
-//! A deadline that passes while the process is stopped or starved of CPU time is extended once, by
-//! 50 ms.
+//! If a deadline for the peer passes while the process is stopped or starved of CPU time, it is
+//! extended once, by 50 ms, because the peer may have acted in time.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
 //! [`Pipeline::deadlines`]: crate::Pipeline::deadlines
@@ -35,6 +35,6 @@ pub use times::{Deadlines, DrainDeadlines};
 pub(crate) use watch::{Borrower, Watch, between_looks};
 
 /// The time for which a draining connection without a first byte stays open after it was accepted.
-/// Its peer's bytes may have arrived with it, and the runtime learns of them one turn of its driver
-/// later.
+/// The peer's bytes may have arrived together with the connection, and the runtime learns of them
+/// one turn of its driver later.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);

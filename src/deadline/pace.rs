@@ -19,9 +19,9 @@ impl MinRate {
     /// Creates a rate of at least `bytes` in each `window`.
     ///
     /// Choose a window of several seconds, because a lost packet may be sent again only after a
-    /// second or more. Choose few bytes, because a slow peer need not be malicious. For example,
-    /// 500 bytes in 5 s is less than a tenth of the speed of a modem of 9,600 bits per second. A
-    /// window shorter than 1 ms counts as 1 ms.
+    /// second or more. Choose a small number of bytes, because a slow peer need not be malicious.
+    /// For example, 500 bytes in 5 s is less than a tenth of the speed of a modem of 9,600 bits per
+    /// second. A window shorter than 1 ms counts as 1 ms.
     #[must_use]
     pub fn new(bytes: u64, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(1));
@@ -103,7 +103,8 @@ fn next(
     }
     let bytes = bytes();
     let is_slow = before.is_some_and(|window| bytes.saturating_sub(window.bytes) < rate.bytes);
-    // The peer's bytes may wait unread if the process stood still.
+    // If the check is late, the process may have stood still while the peer's bytes waited unread.
+    // Then the peer gets another window.
     let late = end.and_then(|end| end.checked_add(STOOD_STILL));
     if is_slow && late.is_none_or(|late| now <= late) {
         return None;

@@ -16,9 +16,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::end::EndReason;
 
-/// A deadline that is noticed this late passed while the process was stopped, suspended or starved.
-/// The peer may have acted in time, but the runtime may fire timers before it reads the socket. So
-/// the deadline is extended once, by the same time.
+/// The delay from which a deadline counts as passed while the process was stopped, suspended or
+/// starved. The peer may have acted in time, but the runtime may fire timers before it reads the
+/// socket. So a deadline that is noticed later than this is extended once, by the same time.
 pub(super) const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A moment of one connection's clock: nanoseconds since the clock's start, plus one.

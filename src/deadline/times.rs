@@ -117,9 +117,9 @@ deadlines! {
         /// It does not bound the body as a whole, because only the service knows how large and how
         /// slow bodies may be.
         ///
-        /// HTTP/2 streams share their connection's flow-control window. If the service of another
-        /// request leaves its body unread, that body can fill the window, so that this body cannot
-        /// arrive. hyper's `initial_connection_window_size` enlarges the window.
+        /// HTTP/2 streams share their connection's flow-control window. If another request's body
+        /// is left unread, it can fill the window, so that the body that the service waits for
+        /// cannot arrive. hyper's `initial_connection_window_size` enlarges the window.
         ///
         /// Default: 30 s. Why: an active peer sends something within a few round trips. When
         /// reached: the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection
@@ -130,9 +130,11 @@ deadlines! {
         /// Sets how long a connection may be idle: nothing arrives, and no request is in progress.
         /// `None` waits forever.
         ///
-        /// In a pipeline and in HTTP only bytes from the *peer* count, so pushed frames do not keep
-        /// open a connection whose peer is gone. An HTTP/2 connection is idle while it has no
-        /// stream; pings do not keep it open.
+        /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
+        /// from the end of its reply if that is later. Frames and messages of the program do not
+        /// restart it, so they do not keep open a connection whose peer is gone. An HTTP/2
+        /// connection is idle while it has no stream; pings do not keep it open. For a raw service,
+        /// bytes read and bytes written both restart the time.
         ///
         /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The
         /// balancer then closes first, and it knows that no request is in transit. When reached:
@@ -148,9 +150,10 @@ deadlines! {
         /// ended while the peer takes bytes of other streams.
         ///
         /// On Linux the peer takes a byte when it acknowledges one, or reads from a Unix socket.
-        /// That is checked 16 times per deadline, so a connection may end late by a sixteenth.
-        /// Elsewhere, and for streams of other listeners, the peer takes a byte when more can be
-        /// written. For a slow reader that is rare, so set a longer time there.
+        /// That is checked 16 times per deadline, so a connection may end late by a sixteenth. On
+        /// other systems, and for streams of other listeners than this crate's, the peer takes a
+        /// byte when more can be written. A slow reader makes that possible only rarely, so set a
+        /// longer time there.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -160,16 +163,16 @@ deadlines! {
         /// waits forever.
         ///
         /// A peer that has finished sending may wait for its replies, as `nc -N` does, or be gone.
-        /// TCP does not tell the two apart, so replies within this time are sent. Each finished
+        /// TCP does not distinguish the two, so replies within this time are sent. Each finished
         /// reply, and each byte that the peer takes, restarts the time, so a request gets a reply
         /// even if many others arrived before it. While a pause holds requests back
         /// ([`Peer::pause_input`](crate::Peer::pause_input)), the time does not run; it starts when
         /// the pause is over. This deadline applies to pipelines and to HTTP/1, but not to HTTP/2,
         /// which has no half-closed connections. A reset ends a request at once.
         ///
-        /// Default: 10 s. Why: most replies take less, and an abandoned request costs no more. When
-        /// reached: the peer counts as gone. Its calls are dropped, and the connection ends with
-        /// [`PeerReset`](crate::EndReason::PeerReset).
+        /// Default: 10 s. Why: most replies take less, and an abandoned request is dropped after
+        /// that. When reached: the peer counts as gone. The calls of its requests are dropped, and
+        /// the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
         half_closed = secs(10),
 
         /// Sets how long pending requests of a pipeline may take after the program, an error, or
@@ -186,15 +189,16 @@ deadlines! {
         /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may
         /// be idle in both directions. `None` waits forever.
         ///
-        /// Default: 1 h. Why: a WebSocket has its own pings; this is for abandoned streams. When
-        /// reached: the stream is taken away from its task and closed with
+        /// Default: 1 h. Why: a WebSocket has its own pings, so only an abandoned stream is idle
+        /// for so long. When reached: the stream is taken away from its task and closed with
         /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
         upgraded_idle = secs(60 * 60),
 
         /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
         ///
         /// Default: none. Why: only rebalancing between servers needs it. When reached: the
-        /// connection drains, and ends with [`MaxAge`](crate::EndReason::MaxAge).
+        /// connection drains with the [`drain`](Self::drain) deadlines, and ends with
+        /// [`MaxAge`](crate::EndReason::MaxAge).
         max_age = None,
 
         /// Sets the time for the make-service, and for the service of an upgrade to become ready.
@@ -228,14 +232,18 @@ impl Deadlines {
     /// take output that waits for it. `None` sets no minimum rate.
     ///
     /// With the other deadlines alone, a peer that sends single bytes can hold its connection for
-    /// the whole [`frame`](Self::frame) time, and one that takes single bytes for as long as there
-    /// is output. A minimum rate ends such a connection after one or two windows. It does not apply
-    /// between frames, to the time that a service takes, or to the body of an HTTP request. In
-    /// HTTP/2 it applies to the preface and to output: until the head of a request is complete,
-    /// the connection is idle, and [`idle`](Self::idle) ends it. On Linux the peer takes a byte
-    /// when it acknowledges one; elsewhere, when more can be written, so use longer windows there.
-    /// Over a Unix socket Linux reports what the peer takes in blocks of up to 36 KiB, so choose a
-    /// window in which even a slow peer reads that much.
+    /// the whole [`frame`](Self::frame) time. A peer that takes single bytes can hold it for as
+    /// long as there is output. A minimum rate ends such a connection after one or two windows.
+    ///
+    /// The rate does not apply between frames, to the time that a service takes, or to the body of
+    /// an HTTP request. In HTTP/2 it applies to the preface and to output. It does not apply to the
+    /// head of an HTTP/2 request: until the head is complete, the connection is idle, and
+    /// [`idle`](Self::idle) ends it.
+    ///
+    /// On Linux the peer takes a byte when it acknowledges one. On other systems it does when more
+    /// can be written, so use longer windows there. Over a Unix socket Linux reports the bytes that
+    /// the peer takes in blocks of up to 36 KiB, so choose a window in which even a slow peer reads
+    /// that much.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
     /// When the peer is slower: the connection ends with
@@ -256,7 +264,7 @@ impl Deadlines {
         self
     }
 
-    /// Sets the shorter deadlines for a draining connection.
+    /// Sets the shorter deadlines for a draining connection. Default: see [`DrainDeadlines`].
     #[must_use]
     pub fn drain(mut self, drain: DrainDeadlines) -> Self {
         self.drain = drain;
@@ -271,8 +279,9 @@ impl Deadlines {
 }
 
 deadlines! {
-    /// The deadlines of a connection that drains, in a shutdown or at its
-    /// [`max_age`](Deadlines::max_age).
+    /// The deadlines of a connection that drains: in a shutdown, at its
+    /// [`max_age`](Deadlines::max_age), or by
+    /// [`LiveConnection::close`](crate::LiveConnection::close).
     ///
     /// Each counts from the beginning of the drain, unless its method says otherwise. With `None`
     /// the drain does not shorten a deadline.
@@ -292,7 +301,7 @@ deadlines! {
     /// [`Drained`]: crate::EndReason::Drained
     /// [`MaxAge`]: crate::EndReason::MaxAge
     DrainDeadlines {
-        /// Sets the time for pre-connect hooks.
+        /// Sets the time that the pre-connect hooks still have in a drain.
         ///
         /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has
         /// arrived yet. When reached: the connection is dropped with
@@ -310,8 +319,9 @@ deadlines! {
         frame = secs(3),
 
         /// Sets the longest time without a byte of an HTTP request's body while the service waits
-        /// for one, as [`Deadlines::body`] does. A body that stops later has as long from its last
-        /// byte. It is checked four times per deadline, so it may be late by a quarter.
+        /// for one, as [`Deadlines::body`] does. A body that stops during the drain has as long
+        /// from its last byte. This is checked four times per deadline, so a connection may end
+        /// late by a quarter.
         ///
         /// Default: 3 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
         body = secs(3),
@@ -330,12 +340,14 @@ deadlines! {
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
-        /// and each reply restarts the time, up to ten times of it in all.
+        /// and each reply restarts the time. In all, the connection stays open for at most ten
+        /// times as long.
         ///
-        /// A protocol without a word for a close cannot tell its client to stop, so a request that
-        /// crosses the close is lost. A client that sends its requests in a row is served until it
-        /// is quiet for this time, or closes by itself. A request that takes longer is the last.
-        /// Set it where connections are short and requests must not be lost.
+        /// A protocol without a message that announces a close cannot tell its client to stop, so a
+        /// request that crosses the close is lost. With this setting, a client that sends one
+        /// request after the other is served until it is quiet for this time, or closes by itself.
+        /// A request whose reply takes longer is the last. Use the setting where connections are
+        /// short and requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
@@ -349,7 +361,8 @@ deadlines! {
         goodbye = secs(3),
 
         /// Sets how long a raw service, or the task with an upgraded stream, may continue after
-        /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies.
+        /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies. After
+        /// `LiveConnection::close` no deadline of this kind applies.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
         /// [`MaxAge`](crate::EndReason::MaxAge).

@@ -22,8 +22,8 @@ pub(crate) enum Borrower {
     Upgraded,
 }
 
-/// The number of checks per deadline when the counters change unseen. A deadline is late by at most
-/// the time between two checks.
+/// The number of checks per deadline while another task uses the stream. A connection ends late by
+/// at most the time between two checks.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.
