@@ -29,7 +29,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Creates the codec for blocks of a size in bytes.
+    /// Creates the codec for blocks of a size in bytes. In a pipeline, blocks of more than 64 KiB
+    /// need a higher [`Limits::max_frame`](crate::pipeline::Limits::max_frame).
     pub fn new(size: NonZeroUsize) -> Self {
         Self { size }
     }
@@ -58,8 +59,8 @@ impl Decoder for Block {
     }
 }
 
-// The only `Encoder`. With a second one, a service that returns a plain value would have to name
-// its type.
+// The only `Encoder` of this type. With a second one, a service that returns a plain value would
+// have to name the type of the value.
 impl Encoder<Bytes> for Block {
     type Error = BlockError;
 

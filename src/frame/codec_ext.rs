@@ -10,8 +10,8 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 ///
 /// Each method takes a codec and returns another one. A method that changes only decoding leaves
 /// encoding as it is, and the other way around. Items are moved, never cloned. If the codec encodes
-/// a single type, so does the new one. Errors are those of the codec, except in [`Then`], which has
-/// two codecs.
+/// a single type, so does the new one. Errors are those of the original codec, except in [`Then`],
+/// which has two codecs.
 ///
 /// ```no_run
 /// use std::convert::Infallible;
@@ -43,14 +43,15 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Pass a peer's heartbeats to the service
 /// instead, which can answer them with `Reply::none`.
 ///
-/// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes decoded at once
-/// for one item: the frames of a chunk, and the frames filtered out in front of it if they arrived
-/// together. Set it large enough for them. The codec's own limit then bounds a single frame.
+/// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes that one call of
+/// the decoder takes for an item: the frames of a chunk, and frames that are filtered out in front
+/// of an item, as far as they arrived together. Set `max_frame` large enough for all of these, and
+/// limit single frames in the codec itself.
 pub trait CodecExt: Decoder + Sized {
     /// Maps each decoded item by a function.
     ///
-    /// A function that can fail returns a `Result`, which becomes the item. So the service can
-    /// answer an invalid request, while an error of the codec ends the connection.
+    /// If the function can fail, let it return a `Result`, which becomes the item. The service can
+    /// then answer an invalid request, whereas an error of the codec would end the connection.
     fn map_decode<U, F>(self, f: F) -> MapDecode<Self, F>
     where
         F: FnMut(Self::Item) -> U,
@@ -60,7 +61,7 @@ pub trait CodecExt: Decoder + Sized {
 
     /// Maps each item by a function before encoding it.
     ///
-    /// The argument of the function is the item type of the new codec, so its type must be named.
+    /// The new codec encodes the type of the function's argument, so name that type in the closure.
     fn map_encode<T, U, F>(self, f: F) -> MapEncode<Self, F>
     where
         Self: Encoder<U>,
@@ -93,9 +94,9 @@ pub trait CodecExt: Decoder + Sized {
     /// happens before an error of the codec. A connection that ends in another way, by a deadline
     /// or a drain, drops an incomplete chunk.
     ///
-    /// Up to `size - 1` items are held until the next ones arrive. That is the memory of as many
-    /// frames of the largest size, and a peer may hold it for as long as the pipeline's
-    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle).
+    /// Up to `size - 1` items are held until the next ones arrive. They can take the memory of as
+    /// many frames of the largest size, and a peer may hold that memory for as long as the
+    /// pipeline's [`Deadlines::idle`](crate::deadline::Deadlines::idle).
     fn chunks(self, size: NonZeroUsize) -> Chunks<Self> {
         Chunks::new(self, size)
     }
@@ -108,7 +109,8 @@ pub trait CodecExt: Decoder + Sized {
     /// that the inner codec encodes to no bytes is not written.
     ///
     /// Besides the state of both codecs, at most one outer frame and one incomplete inner frame are
-    /// held. [`Then::max_frame`] limits the latter. An upgrade does not get these bytes.
+    /// held. [`Then::max_frame`] limits the latter. After an [upgrade](crate::Pipeline::on_upgrade)
+    /// these bytes are lost: the next service does not get them.
     fn then<I>(self, inner: I) -> Then<Self, I>
     where
         Self::Item: AsRef<[u8]>,

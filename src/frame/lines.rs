@@ -69,7 +69,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// Creates a codec that writes CRLF. It reads both endings, as always.
+    /// Creates a codec that writes CRLF. It reads both endings, as every `Lines` does.
     #[must_use]
     pub fn crlf() -> Self {
         Self {
@@ -81,8 +81,10 @@ impl Lines {
     /// Sets the longest line to decode, in bytes on the wire, its ending included. Zero allows no
     /// line at all.
     ///
-    /// Default: 65,536. Why: it is far more than line protocols use, and bounds the memory of a
-    /// peer. When reached: decoding fails as soon as that many bytes have arrived without an LF.
+    /// Default: 65,536. Why: it is far more than line protocols use, and bounds the memory that one
+    /// peer can use. When reached: decoding fails as soon as that many bytes have arrived without
+    /// an LF. To allow longer lines in a pipeline, raise
+    /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame), too.
     ///
     /// Every later call fails, too, because the beginning of the next line is unknown.
     #[must_use]
@@ -91,9 +93,9 @@ impl Lines {
         self
     }
 
-    /// Delivers an unterminated last line at the end of the stream.
+    /// Makes the codec deliver an unterminated last line at the end of the stream.
     ///
-    /// Default: it is an error. Why: a truncated command must not run.
+    /// Default: such a line is an error. Why: a truncated command must not run.
     #[must_use]
     pub fn deliver_unterminated(mut self) -> Self {
         self.unterminated = Unterminated::Delivered;
@@ -107,7 +109,7 @@ impl Decoder for Lines {
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Bytes>, LinesError> {
-        // A line whose LF is at `max` or behind it is too long.
+        // A line whose LF is at index `max` or later is too long.
         let end = src.len().min(self.max);
         let start = self.searched.min(end);
         if let Some(offset) = memchr(b'\n', &src[start..end]) {
@@ -149,8 +151,8 @@ fn take_line(src: &mut BytesMut, len: usize, lf: usize) -> Bytes {
     line.freeze()
 }
 
-// The only `Encoder`. With a second one, a service that returns a plain value would have to name
-// its type.
+// The only `Encoder` of this type. With a second one, a service that returns a plain value would
+// have to name the type of the value.
 impl Encoder<Bytes> for Lines {
     type Error = LinesError;
 

@@ -6,8 +6,8 @@
 //! length-prefixed frames and raw bytes, use the codecs of [`tokio_util::codec`].
 //!
 //! [`CodecExt`] adapts any codec: it maps and filters items, decodes several frames at once, and
-//! nests one codec in the frames of another. With the feature `serde`, `Serde` reads and writes
-//! documents.
+//! nests one codec in the frames of another. With the feature `serde`, the codec `Serde` reads and
+//! writes length-prefixed documents, as JSON by default.
 
 mod block;
 mod chunks;

@@ -22,8 +22,8 @@ const PREFIX: usize = size_of::<u32>();
 /// for an announced length. If the announced length is over the limit, decoding fails before the
 /// document arrives.
 ///
-/// A document that cannot be read as `In` is an error, which ends the connection. With
-/// [`recoverable`](Self::recoverable) it is an item.
+/// A document that cannot be read as `In` is an error of the codec, which ends the connection. With
+/// [`recoverable`](Self::recoverable) it becomes an item, which the service can answer.
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -161,8 +161,8 @@ impl<In: DeserializeOwned, Out, F: Format> Decoder for Serde<In, Out, F> {
     }
 }
 
-// The only `Encoder`. With a second one, a service that returns a plain value would have to name
-// its type.
+// The only `Encoder` of this type. With a second one, a service that returns a plain value would
+// have to name the type of the value.
 impl<In, Out: Serialize, F: Format> Encoder<Out> for Serde<In, Out, F> {
     type Error = SerdeError<F::Error>;
 
@@ -280,9 +280,9 @@ pub trait Format {
 
 /// JSON, by `serde_json`.
 ///
-/// It rejects documents nested 128 levels deep, which is `serde_json`'s own limit, so that no peer
-/// can exhaust the stack. It also rejects anything but white space after a document. The depth of
-/// values to write is not limited.
+/// It rejects documents that are nested 128 levels deep or deeper, so that no peer can exhaust the
+/// stack. This is `serde_json`'s own limit. It also rejects anything but white space after a
+/// document. The depth of values to write is not limited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
@@ -302,7 +302,8 @@ impl Format for Json {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SerdeError<E> {
-    /// A document was larger than [`max_frame`](Serde::max_frame). Nothing was written.
+    /// A document to read or to write was larger than [`max_frame`](Serde::max_frame). Nothing was
+    /// written.
     #[error("document too large")]
     TooLarge(#[from] FrameTooLarge),
     /// A document could not be read, or a value could not be written. Nothing was written.

@@ -13,7 +13,8 @@ use super::within::decode_within;
 /// text protocol.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// The memory that may be kept beyond twice the content. More is freed before a wait for input.
+/// The memory that may be kept beyond twice the content while the codec waits for input. Before the
+/// wait, a larger buffer is copied to one that fits.
 const SLACK: usize = 1024;
 
 /// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).
@@ -52,7 +53,7 @@ impl<O, I> Then<O, I> {
 
     /// Sets the largest frame of the inner codec to decode, in bytes.
     ///
-    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit sees the outer
+    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit applies to outer
     /// frames only. When reached: decoding fails, and so does each later call.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
@@ -107,7 +108,7 @@ where
         }
         let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
-            // The caller sees only that no outer frame is left.
+            // Checked here, because the caller sees only the outer frames, of which none is left.
             None if !self.held.is_empty() => {
                 let cut = io::Error::new(
                     io::ErrorKind::UnexpectedEof,

@@ -7,8 +7,8 @@ use super::FrameTooLarge;
 
 /// Decodes the next item from frames of at most `max` bytes each.
 ///
-/// The decoder sees `max` bytes, and more once it has consumed some. So the limit applies to a
-/// frame, not to the number of frames that arrived together or that make one item.
+/// The decoder sees `max` bytes, and more once it has consumed some. So the limit applies to each
+/// frame, not to the sum of the frames that arrived together or that make one item.
 #[inline]
 pub(crate) fn decode_within<D: Decoder>(
     max: usize,
