@@ -84,15 +84,16 @@ impl Linger {
     /// Sets the minimum rate at which the peer must take the remaining output.
     ///
     /// Default: none for a raw service; a pipeline and HTTP apply their
-    /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate). Why: see there. When the peer
-    /// is slower: the connection ends with [`SlowReader`](EndReason::SlowReader).
+    /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate), which is none by default,
+    /// too. Why: slow peers exist, and only the program knows how slow its own may be. When the
+    /// peer is slower: the connection ends with [`SlowReader`](EndReason::SlowReader).
     #[must_use]
     pub fn min_rate(mut self, rate: impl Into<Option<MinRate>>) -> Self {
         self.min_rate = rate.into();
         self
     }
 
-    /// Sets the minimum rate of the deadlines, in the place of an earlier one.
+    /// Sets the minimum rate of the stack's deadlines, in place of that of earlier deadlines.
     pub(crate) fn with_deadlines(mut self, deadlines: &Deadlines) -> Self {
         self.min_rate_of_deadlines = deadlines.min_rate;
         self
@@ -122,9 +123,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     }
 }
 
-/// [Closes](Connection::close) with a timer that exists already. After the end of input
-/// (`at_eof`), there is nothing to discard, and a read would be a needless system call. A closing
-/// connection holds this future and little else.
+/// [Closes](Connection::close) a connection, with a timer that exists already. After the end of
+/// input (`at_eof`), there is nothing to discard, and a read would be a needless system call. This
+/// future is kept small, because a closing connection holds little else.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,

@@ -33,8 +33,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the maker without the type of messages, on which only the make-service's target
-    /// depends.
+    /// Returns the maker without the type of messages. Only the make-service's target depends on
+    /// that type.
     pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
         &self.0
     }

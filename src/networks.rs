@@ -1,4 +1,4 @@
-//! Sets of networks: which addresses a list means.
+//! Sets of networks, for lists of addresses.
 //!
 //! [`Networks`] answers whether an address is in one of its networks, in the same time for ten as
 //! for 100,000 of them.
@@ -21,14 +21,16 @@ use crate::connection::Address;
 /// | `192.0.2.7`, `2001:db8::7` | this address |
 /// | `unix` | every Unix socket |
 ///
-/// An IPv4-mapped IPv6 address is the IPv4 address, in the set and in a lookup:
-/// `::ffff:10.0.0.0/104` is `10.0.0.0/8`. So `0.0.0.0/0` is all of IPv4, however the socket was
-/// bound, and `::/0` is all of IPv6 and nothing of IPv4. In-memory connections are in no set.
+/// An IPv4-mapped IPv6 address counts as the IPv4 address, in the set and in a lookup:
+/// `::ffff:10.0.0.0/104` is the network `10.0.0.0/8`. So `0.0.0.0/0` contains all IPv4 clients,
+/// also those of an IPv6 socket, and `::/0` contains no IPv4 client. In-memory connections are in
+/// no set.
 ///
 /// An address with bits behind its prefix, such as `10.0.0.1/8`, is an error: it is unclear whether
 /// one address or its network was meant.
 ///
-/// As the text of a file, entries are separated by white space or commas, and `#` begins a comment:
+/// In a text that is parsed as a whole, such as a file, entries are separated by white space or
+/// commas, and `#` begins a comment:
 ///
 /// ```
 /// use tower_tcp::networks::Networks;
@@ -61,7 +63,7 @@ impl Networks {
     ///
     /// # Errors
     ///
-    /// Returns the first text that is no network.
+    /// Returns an error that names the first text that is no network.
     pub fn parse<T: AsRef<str>>(
         networks: impl IntoIterator<Item = T>,
     ) -> Result<Self, InvalidNetwork> {
@@ -143,7 +145,7 @@ fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
     Ok(canonical(prefix))
 }
 
-/// Returns the network of IPv4 that an IPv4-mapped one is, and any other as it is.
+/// Converts an IPv4-mapped network to its IPv4 network, and returns any other unchanged.
 fn canonical(prefix: IpNet) -> IpNet {
     /// The bits in front of the IPv4 address.
     const MAPPED: u8 = 96;

@@ -9,7 +9,8 @@ use crate::error::find_cause;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AcceptErrorAction {
-    /// Accepts the next connection at once, because only this one failed.
+    /// Accepts the next connection at once, because the error concerns only the connection that
+    /// failed.
     ///
     /// After 16 retries in a row the loop backs off all the same, so that no error makes it spin.
     Retry,
@@ -106,8 +107,8 @@ pub fn classify(err: &io::Error) -> AcceptErrorAction {
         #[cfg(target_os = "linux")]
         Errno::NONET => AcceptErrorAction::Retry,
         Errno::BADF | Errno::NOTSOCK => AcceptErrorAction::Stop,
-        // MFILE, NFILE, NOBUFS, NOMEM, and every other error. INVAL too: our own listener returns
-        // `ListenerClosed` once it no longer listens.
+        // MFILE, NFILE, NOBUFS, NOMEM, and every other error. INVAL is among them, because this
+        // crate's listener returns `ListenerClosed` once it no longer listens.
         _ => AcceptErrorAction::BackOff,
     }
 }
