@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use thiserror::Error;
 
-/// A boxed error, the error type of connection services, as elsewhere in Tower.
+/// A boxed error: the error type of this crate's connection services. It is the same type as
+/// tower's `BoxError`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 #[expect(unnameable_types, reason = "sealed: an alias of a bound")]
@@ -109,8 +110,8 @@ impl Panicked {
             .map(|text| (*text).to_owned())
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "something that is not text".to_owned());
-        // The payload is user code's, too, and may panic as it is dropped. The payload of that
-        // panic could do the same without end, so it is never dropped.
+        // The payload belongs to user code, too, and may panic as it is dropped. The payload of
+        // that second panic could panic in turn, without end, so it is never dropped.
         if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(again);
         }
@@ -121,7 +122,8 @@ impl Panicked {
 /// Runs user code, and catches a panic in it. A panic in the drop of the panic's payload is caught,
 /// too.
 ///
-/// A value that the code left half changed must not be used again, except to drop it.
+/// If the code panics, it may leave values half changed. Such a value must not be used again,
+/// except to drop it.
 #[inline]
 pub(crate) fn caught<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)

@@ -121,12 +121,13 @@ impl EndReason {
         }
         let of_io = || {
             let told = Self::of_io(find_cause::<io::Error>(err)?);
-            // The stream has not failed: hyper met its end within a frame of HTTP/2.
+            // No error of the stream: hyper met the end of input within a frame of HTTP/2.
             let cut_off = || progress.is_peer_done.then_some(Self::Truncated);
             Some(told.or_else(cut_off).unwrap_or(Self::IoError))
         };
         let Some(hyper) = find_cause::<hyper::Error>(err) else {
-            // The first bytes are read without hyper.
+            // The first bytes of a connection are read without hyper, so their errors are not
+            // hyper's.
             return of_io().unwrap_or(Self::ServiceError);
         };
         if hyper.is_user() {

@@ -93,7 +93,7 @@ impl fmt::Display for ConnectionEnded {
 
 impl StdError for ConnectionEnded {
     /// Written by hand, because thiserror would return the `Arc` as the source, and no downcast
-    /// would find the error in it.
+    /// would find the error inside the `Arc`.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }
@@ -103,9 +103,9 @@ impl ConnectionEnded {
     /// Creates an end with an error as its cause. For an end without a cause, convert the reason:
     /// `ConnectionEnded::from(EndReason::Rejected)`.
     ///
-    /// A hook, a layer or a connection service that fails with it ends the connection with this
-    /// reason. So does a stock `Filter` around connections, which would otherwise end them with
-    /// [`ServiceError`](EndReason::ServiceError):
+    /// A hook, a layer or a connection service that fails with this error ends the connection with
+    /// its reason. So does a stock `Filter` around a connection service. With any other error, the
+    /// filter would end connections with [`ServiceError`](EndReason::ServiceError):
     ///
     /// ```
     /// use tower::ServiceBuilder;

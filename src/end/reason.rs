@@ -82,8 +82,8 @@ end_reasons! {
     /// The peer took no byte of its pending output within the [write
     /// deadline](crate::deadline::Deadlines::write).
     WriteTimeout = "write_timeout" by Server,
-    /// The service left more small data frames of HTTP/2 unread than h2 keeps. See
-    /// `Http::configure`.
+    /// The service left more small data frames of HTTP/2 unread than hyper's HTTP/2 library keeps.
+    /// See `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
     /// broadcast closed the connection because the peer did not read.
@@ -121,7 +121,8 @@ end_reasons! {
     ServiceClosed = "service_closed" by Service,
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
-    /// A request failed and the error policy ends the connection, or a connection service failed.
+    /// A request failed and [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) ends the
+    /// connection, or a connection service failed.
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,
