@@ -16,8 +16,9 @@ use crate::end::{End, EndReason, Initiator};
 
 /// Puts each connection in a span and emits its closing event. See the [module docs](super).
 ///
-/// Put it around all layers and services whose events belong in the span. The connection itself
-/// emits the closing event, exactly once, whatever the layers around it do.
+/// Put it around all layers and services whose events belong in the span. The closing event is
+/// emitted exactly once for a connection that reaches this layer, whatever the layers inside and
+/// outside of it do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectionTraceLayer;
 
@@ -57,7 +58,7 @@ where
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         let span = span(conn.info());
         if span.is_disabled() {
-            // There is no span to keep until the end.
+            // Without a span, the callback captures nothing, and needs no allocation.
             conn.life().on(Moment::End, closed);
         } else {
             let at_end = span.clone();
@@ -74,7 +75,8 @@ where
     }
 }
 
-/// Returns the part of an address that OpenTelemetry calls the address; the other part is the port.
+/// Returns an address without its port, as OpenTelemetry records it. The port has an attribute of
+/// its own.
 fn address(address: &Address) -> String {
     match address.tcp() {
         Some(addr) => addr.ip().to_string(),
@@ -105,8 +107,8 @@ fn span(info: &ConnectionInfo) -> Span {
     )
 }
 
-/// Records the client's address in the current span, which is the connection's, if a hook has set
-/// the address.
+/// Records the client's address in the current span, if a hook has set the address. The current
+/// span must be the connection's.
 pub(crate) fn record_client(origin: &Origin) {
     let Some(client_addr) = origin.vouched_client_addr() else {
         return;
@@ -129,7 +131,8 @@ fn level(reason: EndReason) -> Level {
     }
 }
 
-/// Records the end in the span. Runs after the event, which has the same fields.
+/// Records the end in the span. Runs after the closing event, so that its fields are not in that
+/// event twice.
 fn ended(span: &Span, reason: EndReason) {
     span.record("close.reason", reason.as_str())
         .record("close.initiator", reason.initiator().as_str());
@@ -138,7 +141,8 @@ fn ended(span: &Span, reason: EndReason) {
     }
 }
 
-/// Emits the closing event. It has the peer's address, because a filter may have disabled the span.
+/// Emits the closing event. The event contains the peer's address, because a filter may have
+/// disabled the span that has it.
 fn closed(origin: &Origin, end: &End) {
     let client_addr = origin.vouched_client_addr();
     macro_rules! closed {
@@ -171,7 +175,8 @@ fn closed(origin: &Origin, end: &End) {
     }
 }
 
-/// Emits the event of a connection that was closed as it was accepted.
+/// Emits the event of a connection that was closed as it was accepted, because its address is
+/// denied.
 pub(crate) fn denied(peer_addr: &Address) {
     tracing::trace!(
         target: "tower_tcp",

@@ -36,7 +36,8 @@ impl Handshake {
             ),
             #[cfg(feature = "metrics")]
             begun: Instant::now(),
-            // The handshake is dropped before its end: its deadline expired, or the server is gone.
+            // Holds if the handshake is dropped before its end: its deadline expired, the
+            // connection was evicted or aborted, or the server is gone.
             outcome: HandshakeOutcome::Failed("canceled"),
         }
     }

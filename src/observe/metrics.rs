@@ -115,7 +115,8 @@ impl Meter {
         self.ended_for(end.reason());
     }
 
-    /// Counts a connection that was closed as it was accepted. It has no duration.
+    /// Counts a connection that was closed as it was accepted, because its address is denied. It
+    /// has no duration.
     pub(crate) fn denied(&self) {
         self.accepted();
         self.ended_for(EndReason::Denied);
@@ -210,9 +211,9 @@ fn as_f64(n: usize) -> f64 {
 
 /// Measures requests: the number in progress, and the time of each.
 ///
-/// Clones share their instruments, which belong to the recorder installed when the layer is
-/// created. A request costs two clock reads, two changes of a gauge and one histogram entry, so add
-/// the layer where that is worth its cost.
+/// Clones share their instruments, which belong to the recorder that is installed when the layer is
+/// created. So install the recorder first. A request costs two clock reads, two changes of a gauge
+/// and one histogram entry, so add the layer where that is worth its cost.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -252,7 +253,7 @@ impl RequestMetricsLayer {
     /// of a backend.
     ///
     /// Each combination of values is a time series in the recorder. So an attribute should have few
-    /// values over all layers, and none that a peer chooses.
+    /// different values in a program, and never one that a peer chooses.
     pub fn with_attributes<const N: usize>(attributes: [(&'static str, &'static str); N]) -> Self {
         let labels = labels(None, attributes);
         let failed = |why| {

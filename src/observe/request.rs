@@ -12,7 +12,8 @@ use tracing::instrument::{Instrument, Instrumented};
 
 /// Creates the span of a request. Implemented for every `Fn(&Request) -> Span`.
 pub trait MakeSpan<R> {
-    /// Creates the span. If the connection has a span, that is the current one, and so the parent.
+    /// Creates the span. If the connection has a span, that span is the current one, and so becomes
+    /// the parent.
     fn make_span(&self, request: &R) -> Span;
 }
 
