@@ -85,8 +85,8 @@ where
 
     fn call(&mut self, conn: Connection<A>) -> Self::Future {
         let first = self.first.call(conn);
-        // `next` is made ready when it is needed. So it reserves nothing while the peer is in
-        // `first`.
+        // `next` is made ready only when it is needed, so it reserves nothing while `first` waits
+        // for the peer.
         let next = self.next.clone();
         Box::pin(async move {
             let conn = first.await.map_err(Into::into)?;

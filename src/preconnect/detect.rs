@@ -1,7 +1,7 @@
 /// The verdict of a protocol detector on a connection's first bytes.
 ///
 /// A detector gets all bytes received so far, which may end anywhere. More bytes must not change a
-/// `Yes` or `No`, so that the verdict does not depend on how the network splits them.
+/// `Yes` or `No`, so that the verdict does not depend on how the network splits the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Detection<F> {
     /// The bytes are of this protocol.

@@ -1,9 +1,10 @@
 //! Hooks between accept and the first frame, which may reject a connection, replace its stream, or
 //! learn about its peer.
 //!
-//! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. TLS is one, and so is a
-//! check of the peer's address. Any stock layer can wrap a hook. [`PreConnectLayer`] puts a hook in
-//! front of a connection service, and [`PreConnectExt::chain`] puts one hook behind another.
+//! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. TLS is such a hook, and
+//! so is a check of the peer's address. Any stock layer can wrap a hook. [`PreConnectLayer`] puts a
+//! hook in front of a connection service, and [`PreConnectExt::chain`] puts one hook behind
+//! another.
 //!
 //! Hooks run in the connection's own task, never in the accept loop. One deadline and one budget
 //! apply to all of them; [`PreConnectLayer`] sets both. A hook that fails with a
@@ -76,8 +77,8 @@ pub use when::When;
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
 
-/// The error for a connection that was evicted, because too many were in their hooks and it was the
-/// oldest.
+/// The error for a connection that was evicted: too many connections were in their hooks, and this
+/// was the oldest.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pushed out of pre-connect by newer connections")]
 pub struct PreConnectEvicted;
@@ -126,9 +127,9 @@ impl<H> PreConnectLayer<H> {
     /// Default: 512. Why: it bounds the memory of unfinished handshakes. When reached: the next
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
     ///
-    /// If the next one waited instead, 512 silent peers could lock out all others for a whole
-    /// deadline, again and again. A client is evicted only if 512 newer connections arrive before
-    /// its hooks are done.
+    /// If the next connection waited instead, 512 silent peers could lock out all others for a
+    /// whole deadline, again and again. A client is evicted only if 512 newer connections arrive
+    /// before its hooks are done.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));
@@ -242,7 +243,8 @@ async fn within<T>(
 ) -> Result<T, BoxError> {
     let elapsed = times.elapsed(life);
     tokio::pin!(elapsed, work);
-    // The work first: if it completed in time, it does not fail because its task was polled late.
+    // The hooks are polled first, so that hooks that completed in time do not fail because their
+    // task was polled late.
     match select(work, select(elapsed, ticket.evicted())).await {
         future::Either::Left((done, _)) => done,
         future::Either::Right((future::Either::Left((ended, _)), _)) => Err(ended.into()),
@@ -256,8 +258,8 @@ async fn within<T>(
 
 /// The future of [`PreConnect`].
 ///
-/// The hooks' future is boxed, because its type would name all hooks. It is dropped when they are
-/// done, because a handshake takes several times the memory of an idle connection.
+/// The hooks' future is boxed, because its type would name all hooks. It is dropped when the hooks
+/// are done, because a handshake takes several times the memory of an idle connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct PreConnectFuture<F>(#[pin] PreConnectState<F>);

@@ -30,18 +30,19 @@ pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection on without a fact. This includes a peer that waits for the server to
-    /// send first.
+    /// Passes the connection on to the service, without a fact. This includes a peer that waits for
+    /// the server to send first.
     Pass,
 }
 
 /// A hook that detects the peer's protocol by its first bytes. The service gets these bytes, too.
 ///
 /// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
-/// received so far, until the detector returns `Yes` or `No`. The fact of a `Yes` is added to the
-/// connection under its type ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are
-/// counted when the service reads them from the returned stream. The hook works on any stream: TCP,
-/// Unix sockets, inside TLS, in memory.
+/// received so far, until the detector returns `Yes` or `No`. A `Yes` contains a fact, such as the
+/// [`Protocol`](super::Protocol), which is added to the connection under its type
+/// ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are counted when the service
+/// reads them from the returned stream. The hook works on any stream: TCP, Unix sockets, inside
+/// TLS, in memory.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |
@@ -56,7 +57,7 @@ pub enum Unknown {
 /// - [`PeerClosed`](EndReason::PeerClosed) if the peer closed before its first byte;
 /// - [`Truncated`](EndReason::Truncated) if the peer closed before a verdict.
 ///
-/// With [`Unknown::Pass`], it continues in all four cases.
+/// With [`Unknown::Pass`], the connection continues in all four cases. An I/O error always ends it.
 ///
 /// `PROTOCOLS.md` ([`protocols`](crate::protocols)) compares this with other ways to serve several
 /// protocols.
@@ -184,7 +185,8 @@ where
                 // again.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
                 let elapsed = times.elapsed(&life);
-                // A verdict that came in time holds, even if the task was polled late.
+                // The reading is polled first, so that a verdict in time counts even if the task
+                // was polled late.
                 match select(std::pin::pin!(reading), std::pin::pin!(elapsed)).await {
                     Either::Left((found, _)) => found.map_err(ended_by)?,
                     Either::Right((ended, _)) => Err(ended),

@@ -68,7 +68,7 @@ impl Budget {
     }
 }
 
-/// The claim of one connection on the budget. Dropping it returns the claim.
+/// The place of one connection in the budget. Dropping the ticket frees the place.
 #[derive(Debug)]
 pub(super) struct Ticket {
     number: u64,

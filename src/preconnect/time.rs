@@ -24,7 +24,7 @@ impl From<Deadlines> for Times {
             drain:
                 DrainDeadlines {
                     pre_connect: drain,
-                    // These, and those below, apply after the hooks.
+                    // All the deadlines that are ignored here apply after the hooks.
                     frame: _,
                     body: _,
                     last_request: _,
@@ -58,7 +58,7 @@ impl Times {
         std::future::poll_fn(|cx| {
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
-                // The service of the connection replaces this waker with its own.
+                // Later the service of the connection replaces this waker with its own.
                 life.signals.wake_engine_with(cx.waker());
             }
             let now = timer.now();
