@@ -12,7 +12,7 @@ use crate::connection::Connection;
 use crate::error::BoxError;
 use crate::handle::Handle;
 
-/// The time for one answer. HAProxy reads it at once and closes.
+/// The time for one answer. HAProxy reads an answer at once and closes.
 const TIME: Duration = Duration::from_secs(5);
 
 /// Answers HAProxy's [`agent-check`], as a connection service for an admin listener.
@@ -28,9 +28,10 @@ const TIME: Duration = Duration::from_secs(5);
 /// | paused, suspended | `up maint` | sends no connections, and pauses its other checks |
 /// | draining, ended | `stopped # draining`, `stopped # ended` | shows the server as down; open connections go on |
 ///
-/// Each answer that is no end begins with `up`, and only a ready server says `ready`. So a new
-/// process that answers in the place of an old one brings the server back, whatever the old one
-/// has said. HAProxy keeps the last answer while nobody answers.
+/// Each answer of a server that has not begun to shut down begins with `up`, and only a ready
+/// server answers `ready`. So a new process that answers in the place of an old one brings the
+/// server back, whatever the old one has answered. HAProxy keeps the last answer while nothing
+/// answers.
 ///
 /// ```text
 /// backend lines
@@ -39,8 +40,9 @@ const TIME: Duration = Duration::from_secs(5);
 ///
 /// - **`check` as well.** HAProxy does not take a missing agent for a failure. Only `check` notices
 ///   a machine that is gone.
-/// - **The operator's own drain.** `ready` also ends the state `DRAIN` or `MAINT` that somebody has
-///   set on HAProxy's command line. First say `disable agent lines/a` there.
+/// - **The operator's own drain.** `ready` also ends the state `DRAIN` or `MAINT` that an operator
+///   has set on HAProxy's command line. To keep such a state, first enter `disable agent lines/a`
+///   there.
 ///
 /// [`agent-check`]: https://docs.haproxy.org/2.6/configuration.html#5.2-agent-check
 /// [persistent]: https://docs.haproxy.org/2.6/configuration.html#4-cookie
@@ -62,9 +64,9 @@ impl AgentCheck {
     /// Adds the [free part of the limit](Health::free_percent) in percent to the answer of a ready
     /// server, as in `up ready 75%`. HAProxy multiplies the server's weight by it.
     ///
-    /// Default: off. Why: HAProxy's default weight is 1, of which any part below 100% is 0, so the
-    /// first connection would take the server out of rotation. Set `weight 100` on the server's
-    /// line before you turn this on.
+    /// Default: off. Why: HAProxy's default weight is 1, and any percentage of it below 100 is
+    /// rounded down to 0, so the first connection would take the server out of rotation. Set
+    /// `weight 100` on the server's line before you turn this on.
     #[must_use]
     pub fn weight_by_load(mut self) -> Self {
         self.weighs = true;

@@ -40,12 +40,12 @@
 //!
 //! *Ready* means that a new connection would be accepted now, and that the server will not shut
 //! down soon. A server that is not ready gets no new connections. [`Readiness`] lists the reasons.
-//! A lack of file descriptors is not among them: only a client that waits shows the lack, so a
-//! server without new connections would never be found ready again. Watch for the event
-//! `accept.stalled`.
+//! A lack of file descriptors is not among them, because it shows only when a client connects. A
+//! server that gets no new connections could not find out that it is ready again. Watch for the
+//! event `accept.stalled` instead.
 //!
-//! *Live* means that the accept loop takes turns ([`Handle::heartbeat`]). A process that is not
-//! live is to be restarted. A server that is paused, at its limit or draining is live: a restart
+//! *Live* means that the accept loop is polled and does not block ([`Handle::heartbeat`]). Restart
+//! a process that is not live. A server that is paused, at its limit or draining is live: a restart
 //! would only lose its connections.
 
 mod agent;
@@ -64,8 +64,8 @@ pub use agent::AgentCheck;
 pub use http::HealthChecks;
 pub use readiness::{Health, Readiness};
 
-/// The time that an accept loop has for a heartbeat. It takes a turn within microseconds, and a
-/// probe of Kubernetes waits for 1 s by default.
+/// The time that an accept loop has for a heartbeat. A loop that is not blocked takes a turn within
+/// microseconds, and a probe of Kubernetes waits for 1 s by default.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Returns whether the server is live: its accept loop takes a turn within 500 ms.
@@ -73,8 +73,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Returns `false` for a server that has ended, or that is not served yet.
 ///
 /// The call must run on a runtime with time enabled. If the accept loop blocks the only thread of
-/// the runtime that also runs this call, there is no answer at all, which a probe takes for the
-/// same.
+/// the runtime that also runs this call, the call does not return, and a probe fails because it
+/// gets no answer.
 ///
 /// # Cancel safety
 ///

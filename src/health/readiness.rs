@@ -2,7 +2,7 @@ use std::fmt;
 
 use crate::handle::{Handle, ServerPhase};
 
-/// Says whether a server is ready for new connections, and if not, the reason. Returned by
+/// The readiness of a server for new connections, with the reason if it is not ready. Returned by
 /// [`Health::readiness`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -85,7 +85,7 @@ impl Health {
     }
 
     /// Returns whether the server is ready for new connections, with the reason if it is not. If
-    /// there are several, a shutdown comes first, then a suspension, then a pause.
+    /// there are several reasons, a shutdown comes first, then a suspension, a pause and the limit.
     pub fn readiness(&self) -> Readiness {
         match self.phase {
             ServerPhase::Ended => Readiness::Ended,
@@ -133,7 +133,7 @@ impl Health {
             return if self.limit.is_none() { 100 } else { 0 };
         };
         let free = limit.saturating_sub(self.in_use) as u128 * 100;
-        // At most 100, because no more than the limit is free.
+        // The quotient is at most 100, because no more than the limit is free.
         u8::try_from(free.div_ceil(limit as u128)).unwrap_or(100)
     }
 }
