@@ -3,19 +3,20 @@
 //! | message | when | for the unit |
 //! | --- | --- | --- |
 //! | `READY=1` | the accept loop has taken its first turn | `Type=notify` or `notify-reload` |
-//! | `STATUS=` | then, and when the phase or the line of [`Health`] changes; of the figures at most every 5 s | shown by `systemctl status` |
+//! | `STATUS=` | with `READY=1`, and when the phase changes; other changes of the line of [`Health`] within 5 s | shown by `systemctl status` |
 //! | `WATCHDOG=1` | at half of the unit's time, as long as the accept loop takes turns | `WatchdogSec=` |
 //! | `RELOADING=1` and `MONOTONIC_USEC=`, then `READY=1` | around a [`reload`] | `Type=notify-reload` |
 //! | `STOPPING=1` | a shutdown begins, also one that systemd has not asked for | |
 //!
-//! Without systemd, which is without `NOTIFY_SOCKET` in the environment, nothing is sent. A message
-//! that cannot be sent is the event `systemd is not told`, as with a socket in the abstract
-//! namespace, whose name begins with `@`, or if the queue of systemd's socket has no room for
-//! 100 ms. The state is then sent again within 5 s.
+//! Without `NOTIFY_SOCKET` in the environment, nothing is sent, because systemd then does not wait
+//! for messages of this process. If a message cannot be sent, the event `systemd is not told` is
+//! logged, and the state is sent again within 5 s. This happens if the queue of systemd's socket
+//! has no room for 100 ms, or if the socket is in the abstract namespace (its name begins with
+//! `@`), which is not supported.
 //!
-//! The watchdog is tied to the accept loop ([`Handle::heartbeat`]): a loop that is blocked by a
-//! layer stops the messages, and systemd restarts the process. A server that is paused, at its
-//! limit or draining goes on sending them.
+//! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
+//! loop, the messages stop, and systemd restarts the process. A server that is paused, at its limit
+//! or draining goes on sending them.
 //!
 //! Set `TimeoutStopSec=` to more than [`lame_duck`](crate::ServerBuilder::lame_duck) and
 //! [`shutdown_deadline`](crate::ServerBuilder::shutdown_deadline) together, or systemd kills the
@@ -92,11 +93,12 @@ pub fn install(handle: &Handle) {
 /// Tells systemd that the program reloads its configuration while `work` runs, and that it is ready
 /// again when `work` completes or is dropped.
 ///
-/// systemd has no message for a reload that has failed, so the output is the caller's to report.
+/// systemd has no message for a reload that has failed, so the caller must report a failure that
+/// `work` returns.
 ///
 /// # Cancel safety
 ///
-/// As that of `work`.
+/// That of `work`. systemd is told that the program is ready again, also if the future is dropped.
 pub async fn reload<F: Future>(work: F) -> F::Output {
     let _ready_again = Reloading::begin();
     work.await
@@ -106,7 +108,8 @@ struct Reloading;
 
 impl Reloading {
     fn begin() -> Self {
-        // Without its time, `Type=notify-reload` ignores the message, and `Type=notify` does not.
+        // Without the time, systemd ignores the message for `Type=notify-reload`, but not for
+        // `Type=notify`.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => send(&[NotifyState::Reloading, now]),
             Err(_no_clock) => send(&[NotifyState::Reloading]),
@@ -180,7 +183,7 @@ impl Told {
 }
 
 impl Drop for Told {
-    /// Tells of a shutdown that ends the runtime before the task has seen it.
+    /// Tells systemd of a shutdown that the task has not seen, because the runtime ended first.
     fn drop(&mut self) {
         if self.handle.0.is_shutting_down() && !self.is_stopping {
             self.tell();
@@ -212,7 +215,8 @@ fn send(messages: &[NotifyState<'_>]) -> bool {
     sent.is_ok()
 }
 
-/// Sends as `sd_notify::notify` does, which would wait forever for a systemd that hangs.
+/// Sends as `sd_notify::notify` does, but with a limit on the wait. `notify` itself would wait
+/// forever for a systemd that hangs.
 fn try_send(messages: &[NotifyState<'_>]) -> io::Result<()> {
     let Some(path) = std::env::var_os(SOCKET) else {
         return Ok(());
