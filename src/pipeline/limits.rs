@@ -86,11 +86,12 @@ impl Limits {
         self
     }
 
-    /// Sets how many undecoded bytes are buffered while requests are in progress.
+    /// Sets how many undecoded bytes are buffered while requests are in progress, or while [input
+    /// is paused](crate::Peer::pause_input).
     ///
-    /// Default: 8 KiB. Why: only a read notices a reset. When reached: no more is read until the
-    /// request is done, and a reset is noticed only then. Use tower's `Timeout` to bound requests
-    /// that may take long. After the peer has finished sending,
+    /// Default: 8 KiB. Why: only a read notices a reset. When reached: no more is read until a
+    /// request is done or input is resumed, and a reset is noticed only then. Use tower's `Timeout`
+    /// to bound requests that may take long. After the peer has finished sending,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) bounds pending requests.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {

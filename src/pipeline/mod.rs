@@ -289,17 +289,17 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Sets the last frame to a peer whose connection the server ends in good order, such as 421 in
-    /// SMTP or `DISCONNECT` in MQTT.
+    /// Sets the last frame to a peer whose connection the server ends without an error, such as 421
+    /// in SMTP or `DISCONNECT` in MQTT.
     ///
     /// `make` receives the connection's details and the reason, and returns a frame, or `None` to
     /// close without one. It is called once for a connection that ends
     ///
     /// - in a drain ([`Drained`](EndReason::Drained)),
     /// - at its [maximum age](Deadlines::max_age) ([`MaxAge`](EndReason::MaxAge)),
-    /// - because the peer was silent ([`IdleTimeout`](EndReason::IdleTimeout),
+    /// - because the peer was silent or sent too slowly ([`IdleTimeout`](EndReason::IdleTimeout),
     ///   [`FirstByteTimeout`](EndReason::FirstByteTimeout),
-    ///   [`FrameTimeout`](EndReason::FrameTimeout)),
+    ///   [`FrameTimeout`](EndReason::FrameTimeout), [`SlowSender`](EndReason::SlowSender)),
     /// - because its service was not made in time
     ///   ([`MakeServiceError`](EndReason::MakeServiceError)),
     /// - by [`LiveConnection::close`](crate::LiveConnection::close)
@@ -348,10 +348,10 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Returns a connection service that serves no requests: it sends each peer the
     /// [farewell](Self::farewell), and closes the connection.
     ///
-    /// Use it for connections over a limit. The farewell's function then gets the reason
-    /// [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the reason is
-    /// [`Rejected`](EndReason::Rejected), unless [another one](crate::Connection::set_end_reason)
-    /// is set.
+    /// Use it for connections that a limit or a filter does not let in. The farewell's function
+    /// then gets their reason, such as [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the
+    /// reason is [`Rejected`](EndReason::Rejected), unless [another
+    /// one](crate::Connection::set_end_reason) is set.
     ///
     /// ```
     /// use std::convert::Infallible;

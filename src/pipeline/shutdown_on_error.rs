@@ -13,9 +13,8 @@ use crate::error::{BoxError, find_cause};
 /// Marks the errors of the inner service, so that they close the connection even if
 /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) is off.
 ///
-/// They remain errors, and outer layers see them like any other; the mark is found through
-/// `source()`. Only errors from *inside* are marked, so the `Elapsed` of a `Timeout` around this
-/// layer is not.
+/// Outer layers get a [`Shutdown`], whose `source()` is the original error. Only errors from
+/// *inside* are marked, so the `Elapsed` of a `Timeout` around this layer is not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShutdownOnErrorLayer;
 

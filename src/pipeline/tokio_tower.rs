@@ -195,8 +195,8 @@ where
     }
 
     /// Called in each turn, after all results are taken. This is where a closing connection stops
-    /// tokio-tower. `poll_event` flushes until the stream has ended; after that only this method is
-    /// called.
+    /// tokio-tower. `poll_event` flushes until the stream of calls has ended. After that only this
+    /// method is called.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })

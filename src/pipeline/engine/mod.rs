@@ -37,8 +37,8 @@ pub(in crate::pipeline) enum ErrorPolicy {
     Continue,
 }
 
-/// Settings that all connections of a pipeline share. `W` is the [`Farewell`], which is `Clone` and
-/// `Debug` whatever its frames are.
+/// Settings that all connections of a pipeline share. `W` is the type of the [`Farewell`]. With the
+/// type of the frames as the parameter, the derives would require frames to be `Clone` and `Debug`.
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) struct Settings<W> {
     pub(in crate::pipeline) limits: Limits,
@@ -66,10 +66,11 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     input: Input,
     /// The buffered input may hold a frame, so the decoder runs before more bytes are read. Set
     /// when bytes or the end of the stream have arrived, and when a frame was encoded, which can
-    /// change the decoder's mode. Cleared when the decoder returns no frame, and at the end.
+    /// change the decoder's mode. Cleared when the decoder returns no frame, and when decoding
+    /// stops.
     may_have_frame: bool,
-    /// The stream failed to end properly after the buffered input, as a TLS stream can. Taken when
-    /// the decoder has no more frames.
+    /// The error of a stream that has ended after the buffered input, but not properly, as a TLS
+    /// stream without `close_notify`. Taken when the decoder has no more frames.
     cut_off: Option<io::Error>,
     /// Bytes were read since output was last written.
     unanswered: bool,
@@ -90,9 +91,9 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// Output keeps requests from being taken. Set at the high mark and cleared at the low mark,
     /// both by [`look_at_marks`](Self::look_at_marks).
     above_mark: bool,
-    /// Replies wait for an earlier one. Set by [`hold_replies`](Self::hold_replies), cleared by
-    /// [`reply_first`](Self::reply_first) and by a reply that ends the connection, after which none
-    /// is sent.
+    /// Finished replies wait for the earlier reply of the head. Set by
+    /// [`hold_replies`](Self::hold_replies), cleared by [`reply_first`](Self::reply_first) and by a
+    /// reply that ends the connection, after which none is sent.
     holds_replies: bool,
     /// Deadlines and wakeups.
     clock: Clock,

@@ -55,7 +55,7 @@ where
         }
     }
 
-    /// Ends the input behind a frame that came in a drain, unless others may follow it.
+    /// Stops decoding after a frame that arrived during a drain, unless others may follow it.
     #[cold]
     fn saw_next_frame(&mut self) {
         if !self.awaits_next_frame() {
@@ -63,8 +63,8 @@ where
         }
     }
 
-    /// Records what the decoder took for a frame, of `before` bytes. Returns whether the frame is
-    /// served. If not, the input ends.
+    /// Records the bytes that the decoder took for a frame. `before` is the length of the input
+    /// before. Returns whether the frame is served. If it is not, decoding stops.
     #[inline]
     fn took_for_frame(&mut self, before: usize) -> bool {
         let len = before.wrapping_sub(self.input.len());
@@ -145,8 +145,8 @@ where
         }
     }
 
-    /// Returns whether the connection closes for a reason of its own. If only the peer has finished
-    /// sending, or the server drains, other deadlines apply.
+    /// Returns whether the connection closes for a reason other than the peer's end of input or a
+    /// drain of the server, for which other deadlines apply.
     pub(super) fn closes_alone(&self) -> bool {
         let alone = |reason| !matches!(reason, EndReason::PeerClosed | EndReason::Drained);
         let proposed = || self.conn.life().proposed();
@@ -171,8 +171,8 @@ where
                 }
                 self.state.saw_bytes(n);
             }
-            // A stream with a proper end (TLS) ended without it. Requests before that are still
-            // answered, including those in bytes that are not decoded yet.
+            // A stream that has a proper end, as TLS has, ended without it. Earlier requests are
+            // still answered, including those in bytes that are not decoded yet.
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.set_eof();
                 self.may_have_frame = true;

@@ -140,8 +140,8 @@ where
         self.poll_clock(Waiting::Busy, message, cx)
     }
 
-    /// Flushes before each wait for the peer's input. Continues with the time of the next message,
-    /// or breaks if there is nothing to wait for.
+    /// Flushes before each wait for the peer's input. Continues with the time of the next message.
+    /// Breaks if this turn does not wait for input, with the value that the wait returns.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,

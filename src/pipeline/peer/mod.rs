@@ -76,7 +76,8 @@ impl Buffered {
         self.bytes
     }
 
-    /// Returns the number of frames sent by [`Peer::send`] that are not encoded yet.
+    /// Returns the number of frames that were sent through a [`Peer`] or by a broadcast, and are
+    /// not encoded yet.
     pub fn frames(&self) -> usize {
         self.frames
     }
@@ -295,9 +296,9 @@ impl<T, M> Peer<T, M> {
     /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use it for a keepalive that the peer
     /// has negotiated, such as MQTT's.
     ///
-    /// The time counts from the last activity, not from this call. The change takes effect at once,
-    /// so a connection that has already been idle for that long ends. `None` waits forever. The
-    /// deadline for the first byte is not changed.
+    /// The time counts from the same moment as that of `Deadlines::idle`, not from this call. The
+    /// change takes effect at once, so a connection that has already been idle for that long ends.
+    /// `None` waits forever. The deadline for the first byte is not changed.
     ///
     /// ```
     /// use std::time::Duration;
