@@ -59,8 +59,8 @@ impl ConnectionInfo {
     /// Returns whether the connection should finish and close: the server drains, the connection
     /// has reached its [maximum age](crate::deadline::Deadlines::max_age), or the program has
     /// called [`LiveConnection::close`](crate::LiveConnection::close).
-    /// [`Peer::close`](crate::Peer::close) is no drain, except after an upgrade, because the
-    /// pipeline closes by itself.
+    /// [`Peer::close`](crate::Peer::close) does not count, because the pipeline itself then closes
+    /// the connection. After an upgrade it counts.
     pub fn is_draining(&self) -> bool {
         self.life.signals.is_raised(Signal::Drain)
     }

@@ -113,7 +113,8 @@ impl<Io> Connection<Io> {
         &self.io
     }
 
-    /// Returns a mutable reference to the stream. Bytes read or written through it are not counted.
+    /// Returns a mutable reference to the stream. Bytes read or written through it are not counted,
+    /// so [`DeadlineLayer`](crate::deadline::DeadlineLayer) does not see them either.
     pub fn get_mut(&mut self) -> &mut Io {
         &mut self.io
     }
@@ -126,7 +127,8 @@ impl<Io> Connection<Io> {
         }
     }
 
-    /// Splits off the stream. Give the rest another stream with [`map_io`](Self::map_io).
+    /// Splits off the stream. Give the rest another stream with [`map_io`](Self::map_io). Bytes
+    /// that are read from or written to the bare stream are not counted.
     pub fn into_parts(self) -> (Io, Connection<()>) {
         (
             self.io,
