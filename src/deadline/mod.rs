@@ -8,7 +8,7 @@
 //! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect` |
 //! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle` |
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
-//! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, and `min_rate` of output |
+//! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `min_rate` of output, and `stream` of `drain` |
 //!
 //! If a deadline for the peer passes while the process is stopped or starved of CPU time, it is
 //! extended once, by 50 ms, because the peer may have acted in time.

@@ -340,8 +340,8 @@ deadlines! {
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
-        /// and each reply restarts the time. In all, the connection stays open for at most ten
-        /// times as long.
+        /// and each reply restarts the time. In all, the connection waits for frames for at most
+        /// ten times as long.
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop, so a
         /// request that crosses the close is lost. With this setting, a client that sends one
