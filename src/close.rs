@@ -3,9 +3,10 @@
 //! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
 //! can overtake and destroy data written before. In a test, only 49,152 bytes of a reply of
 //! 1,000,000 bytes arrived. So an orderly close first shuts down writing, which under TLS sends
-//! `close_notify`. Then it reads and discards input until the peer has closed as well, or until the
-//! peer has acknowledged everything and the [time to linger](Linger::time) is over. [RFC 9112
-//! section 9.6] describes the same for HTTP.
+//! `close_notify`. Then it reads and discards input until the peer has closed as well, or has
+//! acknowledged everything and the [time to linger](Linger::time) is over. The [number of
+//! bytes](Linger::bytes) to discard is limited, too. [RFC 9112 section 9.6] describes the same for
+//! HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
@@ -52,9 +53,9 @@ impl Linger {
     /// Only Linux reports acknowledgements, and only for sockets of this crate's listeners.
     /// Elsewhere this time bounds flushing and shutting down as a whole.
     ///
-    /// Default: 30 s, like [`Deadlines::write`](crate::deadline::Deadlines::write). Why: a peer
-    /// that does not read must not keep its connection open. When reached: the connection ends with
-    /// [`WriteTimeout`](EndReason::WriteTimeout).
+    /// Default: 30 s, like [`Deadlines::write`](crate::deadline::Deadlines::write), which does not
+    /// change this time. Why: a peer that does not read must not keep its connection open. When
+    /// reached: the connection ends with [`WriteTimeout`](EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: Duration) -> Self {
         self.write = time;
