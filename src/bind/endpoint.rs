@@ -21,7 +21,7 @@ use thiserror::Error;
 /// | `unix:@app` | a Unix socket with an abstract name (Linux) |
 /// | `fd:3` | the socket that was passed to this process as descriptor 3 |
 /// | `systemd:web` | the sockets that systemd has passed under this name (`FileDescriptorName=`) |
-/// | `systemd:*` | every passed socket that no other endpoint has taken |
+/// | `systemd:*` | every passed socket that no earlier endpoint has taken |
 ///
 /// With port 0 the operating system chooses the port; [`local_addrs`] returns its choice. A name
 /// with several addresses gets the same port on all of them.
