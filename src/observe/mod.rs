@@ -50,10 +50,10 @@
 //!
 //! Dependencies log under targets of their own. rustls logs only if some crate of the program
 //! enables its feature `logging`, which is among its default features. It then warns of malformed
-//! input from peers. The directive `rustls=error` silences that in a filter of
-//! `tracing-subscriber`. h2 warns when a peer resets streams in rapid succession. hyper warns when
-//! a service fails a request of HTTP/2, which is the event `request.failed` here.
-//! `h2=error,hyper=error` silences both.
+//! input from peers. The directive `rustls=error` silences these warnings in a filter of
+//! `tracing-subscriber`. The HTTP/2 library h2 warns when a peer resets streams in rapid
+//! succession. hyper warns when a service fails a request of HTTP/2, for which this crate emits
+//! `request.failed`. `h2=error,hyper=error` silences both.
 //!
 //! # Metrics
 //!
@@ -82,8 +82,8 @@
 //!
 //! The first six are recorded as connections come and go. `requests.active` and `request.duration`
 //! are recorded by a `RequestMetricsLayer` around the service to measure. The rest are read from
-//! the server's table when `Handle::collect_metrics` is called: before each scrape, or every few
-//! seconds.
+//! the server's table when the program calls `Handle::collect_metrics`. Call it before each scrape,
+//! or every few seconds.
 //!
 //! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name), and
 //! omitted without one. If a process has several servers, each needs a name, or their gauges
