@@ -348,9 +348,9 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Returns a connection service that serves no requests: it sends each peer the
     /// [farewell](Self::farewell), and closes the connection.
     ///
-    /// Use it for connections that a limit or a filter does not let in. The farewell's function
-    /// then gets their reason, such as [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the
-    /// reason is [`Rejected`](EndReason::Rejected), unless [another
+    /// Use it for connections over a [`ConnectionLimit`](crate::admit::ConnectionLimit). The
+    /// farewell's function then gets the reason [`LimitExceeded`](EndReason::LimitExceeded).
+    /// Elsewhere the reason is [`Rejected`](EndReason::Rejected), unless [another
     /// one](crate::Connection::set_end_reason) is set.
     ///
     /// ```
