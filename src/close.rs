@@ -75,7 +75,8 @@ impl Linger {
     /// Sets the number of bytes to read and discard while waiting for the peer to close.
     ///
     /// Default: 256 KiB. Why: it is as much as fits in a socket's buffer on most systems, and a
-    /// peer that sends more does not react to the close. When reached: the socket is closed.
+    /// peer that sends more does not react to the close. When reached: no more is read, and the
+    /// socket is closed once the peer has acknowledged all that was written.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;
@@ -106,7 +107,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// It flushes, shuts down writing (under TLS with `close_notify`), and reads for a limited
     /// time, so that a reset does not destroy data written before. A [`Pipeline`](crate::Pipeline)
-    /// does this by itself. A service that works on the stream calls it at its end.
+    /// does this by itself. A raw service calls this method at its end.
     ///
     /// # Errors
     ///
@@ -255,8 +256,8 @@ impl Wait {
         }
     }
 
-    /// Notes whether the peer has taken something since the last check. The first check assumes so,
-    /// unless no output is left.
+    /// Notes whether the peer has taken something since the last check. The first check assumes
+    /// that it has, unless no output is left.
     fn note(&mut self, sent: Option<Sent>) {
         let before = std::mem::replace(&mut self.sent, sent);
         let takes =
