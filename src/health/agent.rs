@@ -28,10 +28,9 @@ const TIME: Duration = Duration::from_secs(5);
 /// | paused, suspended | `up maint` | sends no connections, and pauses its other checks |
 /// | draining, ended | `stopped # draining`, `stopped # ended` | shows the server as down; open connections go on |
 ///
-/// Each answer of a server that has not begun to shut down begins with `up`, and only a ready
-/// server answers `ready`. So a new process that answers in the place of an old one brings the
-/// server back, whatever the old one has answered. HAProxy keeps the last answer while nothing
-/// answers.
+/// Each answer of a server that has not begun to drain begins with `up`, and only a ready server
+/// answers `ready`. So a new process that answers in the place of an old one brings the server
+/// back, whatever the old one has answered. HAProxy keeps the last answer while nothing answers.
 ///
 /// ```text
 /// backend lines
