@@ -1,8 +1,8 @@
 //! Listening sockets and other sources of connections.
 //!
 //! An [`Endpoint`] is a place to listen on, [`SocketOptions`] says how to listen, and [`Sockets`]
-//! listens: any number of TCP and Unix sockets as one [`Listener`]. You can replace it with a
-//! listener of your own.
+//! listens: any number of TCP and Unix sockets as one [`Listener`]. A listener of your own can take
+//! the place of `Sockets`.
 
 #[cfg(feature = "http")]
 mod departure;

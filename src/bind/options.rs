@@ -133,8 +133,8 @@ impl SocketOptions {
 
     /// Sets whether IPv6 sockets exclude IPv4 (`IPV6_V6ONLY`).
     ///
-    /// Default: off. Why: `[::]` then means every address, whatever the system's default is. Turn
-    /// it on to listen on `0.0.0.0` and `[::]` with two sockets at one port.
+    /// Default: off. Why: `[::]` then means every address, IPv4 included, whatever the system's
+    /// default is. Turn it on to listen on `0.0.0.0` and `[::]` with two sockets at one port.
     #[doc(alias = "IPV6_V6ONLY")]
     #[doc(alias = "dual stack")]
     pub fn only_v6(mut self, only_v6: bool) -> Self {
