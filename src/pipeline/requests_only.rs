@@ -53,8 +53,8 @@ use crate::error::BoxError;
 /// wait, too, because all events share one queue. The call goes to the same service that was made
 /// ready, never to a clone.
 ///
-/// A limit that connections share would keep its permit while messages pass, until the connection's
-/// next request. Put such a limit around all events instead.
+/// With a limit that connections share, a connection that gets only messages would hold a permit
+/// until its next request. Put such a limit around all events instead.
 ///
 /// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
 /// this layer's readiness is not known; put it around all events instead. `LoadShed` has nothing to

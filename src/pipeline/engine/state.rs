@@ -12,7 +12,7 @@
 //! unless an error follows an orderly one. *What is left behind* is kept here, in
 //! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply behind, too.
 
-/// In a drain, the maximum number of bytes to read of those that had arrived. It is as much as fits
+/// The maximum number of bytes that a drain reads of those that had arrived. It is as much as fits
 /// in a socket's buffer on most systems.
 const DRAIN_READ: u32 = 256 * 1024;
 
