@@ -10,8 +10,8 @@
 //! (echo hi; sleep 1) | openssl s_client -quiet -connect 127.0.0.1:7080
 //! ```
 //!
-//! A client that is silent for a second is taken for one of the line protocol that waits for a
-//! greeting: try `nc 127.0.0.1 7080`.
+//! If a client is silent for a second, the server assumes that it speaks the line protocol and
+//! waits for a greeting. Try `nc 127.0.0.1 7080`.
 
 use std::convert::Infallible;
 use std::path::PathBuf;

@@ -5,8 +5,8 @@
 //! printf 'no line ending' | nc -N 127.0.0.1 7002
 //! ```
 //!
-//! The bytes come back, then the connection ends. On ctrl-c each connection closes as soon as the
-//! bytes it has sent are back.
+//! The bytes come back, then the connection ends. On ctrl-c, each connection closes as soon as all
+//! bytes that its client has sent are sent back.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Sends lines back, and replaces itself by a new process without losing one.
+//! Sends lines back, and replaces itself by a new process without losing a line.
 //!
 //! ```sh
 //! cargo run --example restart
@@ -6,9 +6,9 @@
 //! pkill -HUP -x restart                                    # in a third
 //! ```
 //!
-//! Install a new version at the same path before the signal. If it does not start, this one serves
-//! on, and logs why. With systemd, or `systemd-socket-activate --listen=7006`, use `--listen
-//! 'systemd:*'`; then a stop and a start lose nothing either.
+//! Install a new version at the same path before the signal. If it does not start, the old process
+//! serves on, and logs why. With systemd, or `systemd-socket-activate --listen=7006`, use
+//! `--listen 'systemd:*'`; then a stop and a start lose nothing either.
 
 use std::convert::Infallible;
 use std::io;

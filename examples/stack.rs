@@ -1,14 +1,13 @@
-//! A production server: a connection stack and a request stack, both plain Tower, to take your own
-//! from.
+//! A production server to copy from: a connection stack and a request stack, both plain Tower.
 //!
 //! ```sh
 //! cargo run --example stack
 //! printf 'echo hi\nbig 8\npush 2\nquit\n' | nc -N 127.0.0.1 7001
 //! ```
 //!
-//! `sleep 9000` meets the timeout; `fail` and `panic` end their own connection.
-//! `RUST_LOG=tower_tcp=debug` logs how each connection ended, and `--deny 127.0.0.1` turns you
-//! away.
+//! The request `sleep 9000` exceeds the timeout. `fail` and `panic` each end their own connection.
+//! `RUST_LOG=tower_tcp=debug` logs how each connection ended, and `--deny 127.0.0.1` refuses your
+//! own connections.
 
 use std::net::IpAddr;
 use std::sync::Arc;

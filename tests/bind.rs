@@ -1,4 +1,5 @@
-//! Bind: where a server listens, and what it does to the names in the system.
+//! Bind: a server listens exactly at its addresses, takes no path that is in use, and leaves none
+//! behind.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"

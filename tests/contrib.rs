@@ -1,5 +1,6 @@
-//! The files in `contrib` are what systemd, Kubernetes, Prometheus and Grafana take them for.
-//! Without systemd's and Kubernetes' programs these tests are skipped, except where `CI` is set.
+//! systemd and Kubernetes know every line of the files in `contrib`, and alerts and dashboard name
+//! only metrics that exist. Without the programs of systemd and Kubernetes, the tests that need
+//! them are skipped, except where `CI` is set.
 
 #[path = "support/process.rs"]
 mod process;

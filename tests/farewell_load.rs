@@ -1,6 +1,6 @@
-//! Under load, over TCP and TLS, the farewell of a drain is the last frame and in the place of no
-//! other: for a protocol whose clients count replies, as memcached's, and for one with frames that
-//! nobody requested, as MQTT's.
+//! Under load, over TCP and TLS, the farewell of a drain is the last frame, and no client takes it
+//! for a reply. One protocol is like memcached's, whose clients count replies. The other is like
+//! MQTT's, in which the server also sends frames that nobody requested.
 
 mod support;
 

@@ -1,11 +1,12 @@
-//! A module names only modules that `lib.rs` lists at or above it, so that list is a map of the
-//! crate and no cycle can form.
+//! A module names only modules that `lib.rs` lists at or above it. So the list is a map of the
+//! crate, and no cycle can form.
 //!
-//! Within a room the files need no list, but form no cycle either. Three rules say what counts:
+//! The files inside a module, a room, have no list, but they form no cycle, either. Three rules say
+//! what counts:
 //!
 //! - A file names another when it imports from it or writes a path into it, also through a
 //!   re-export of the `mod.rs` between them.
-//! - A directory counts as one file to its neighbours, and its own files are looked at by
+//! - For its neighbours, a directory counts as one file. Its own files are checked among
 //!   themselves.
 //! - A `mod.rs` is the trunk: it may name its children, and they may name what it defines. That is
 //!   no cycle.

@@ -1,5 +1,5 @@
-//! Pausing input is exact: no request is delivered after the pause, none is lost at the resume, and
-//! a peer that leaves meanwhile is noticed.
+//! Pausing input is exact: no request is delivered during the pause, none is lost at the resume,
+//! and a peer that leaves meanwhile is noticed.
 
 mod support;
 

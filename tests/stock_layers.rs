@@ -1,5 +1,5 @@
-//! Stock tower layers mean the same at both levels: around the service of connections, and around
-//! the service of requests.
+//! Stock tower layers work at both levels: around the service of connections, and around the
+//! service of requests.
 
 mod support;
 

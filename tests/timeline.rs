@@ -1,5 +1,6 @@
-//! A readiness flip, a replacement of the process and a drain with a farewell keep their order, and
-//! no request is lost meanwhile. `--nocapture` prints them as a table of milliseconds.
+//! A change of readiness, a replacement of the process and a drain with a farewell keep their
+//! order, and no request is lost meanwhile. `--nocapture` prints their times as a table of
+//! milliseconds.
 //!
 //! The old process is this one, and the new one runs this very program.
 #![expect(

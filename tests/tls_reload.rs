@@ -1,4 +1,4 @@
-//! Certificates, revocation lists and ticket keys that change while clients of other projects
+//! Certificates, revocation lists and ticket keys can be changed while clients of other projects
 //! connect.
 
 use std::net::SocketAddr;

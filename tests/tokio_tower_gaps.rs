@@ -1,4 +1,5 @@
-//! Pipeline: the crate adds what tokio-tower, which keeps several requests in order, does not do.
+//! Pipeline: tokio-tower, which keeps the order of several requests, has gaps, and the crate fills
+//! them.
 
 mod support;
 

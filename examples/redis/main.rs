@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example. `benches/README.md`
-//! compares the cost of its requests with redis.
+//! compares the cost of its requests with that of redis.
 
 use std::convert::Infallible;
 use std::sync::Arc;

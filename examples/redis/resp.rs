@@ -5,8 +5,8 @@
 //! slice. Nothing is reserved for an announced length, neither for the number of arguments nor for
 //! the bytes of one. Arrays do not nest in requests.
 //!
-//! Only the codec knows what the peer has been told last, so it decides which messages the peer
-//! still gets, and in which version of the protocol.
+//! Only the codec knows which replies are already encoded for the peer. So it decides which
+//! messages of channels the peer still gets, and in which version of the protocol.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,7 +1,8 @@
 //! The codec, with two modes: lines of commands, and the text of a mail.
 //!
-//! The encoder sets the decoder's mode: behind a 354 comes a mail, up to its end. So the mode
-//! changes between two frames, and pipelined input is decoded in the right one.
+//! The encoder sets the decoder's mode: once it has written the answer 354, the input is the text
+//! of a mail, up to its end. So the mode changes between two frames, and pipelined input is decoded
+//! in the right mode.
 
 use std::io;
 

@@ -2,8 +2,8 @@
 //! one within TLS.
 //!
 //! The second pipeline has a codec, a session and a peer of its own, and so keeps nothing of the
-//! first. Bytes that were sent in the clear behind STARTTLS, by the client or by somebody on the
-//! way to it, never reach it.
+//! first. Bytes that the client, or an attacker on the way, has sent in the clear behind STARTTLS
+//! never reach the second pipeline.
 
 use std::convert::Infallible;
 use std::future::ready;

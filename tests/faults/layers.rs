@@ -1,4 +1,4 @@
-//! Faults in a layer: it breaks Tower's contract with the service inside.
+//! Faults in a layer that breaks Tower's contract with the service inside it.
 
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};

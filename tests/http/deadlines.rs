@@ -1,4 +1,4 @@
-//! Deadlines of HTTP connections: what a peer may take its time for, and how long.
+//! Deadlines of HTTP connections: how long a peer may take for each part of an exchange.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! A peer of HTTP/1 that leaves while its request is answered: one that has finished sending gets
-//! its answer within a time, and one that is gone is noticed, whatever it sent before.
+//! A peer of HTTP/1 that stops sending while its request is being answered. If it has only finished
+//! sending, it gets its response, within a deadline. If it is gone, that is noticed, whatever it
+//! sent before.
 
 use std::convert::Infallible;
 use std::io;

@@ -1,5 +1,5 @@
 //! The life of a connection, as 100,000 random operations of its peer, its service and the rest of
-//! the program. No finished reply is lost, nothing is out of order, and each connection ends once,
+//! the program. No finished reply is lost, and nothing is out of order. Each connection ends once,
 //! for a reason that occurred, and leaves nothing behind.
 //!
 //! A failure prints its seed. `TOWER_TCP_SEED=<seed>` starts with the same case again.

@@ -1,4 +1,4 @@
-//! The hook, in a server in memory whose peers have addresses of TCP.
+//! The hook, in a server in memory whose peers have TCP addresses.
 
 use std::collections::VecDeque;
 use std::io;

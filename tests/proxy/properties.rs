@@ -1,4 +1,5 @@
-//! Any bytes at all, as often as `PROPTEST_CASES` says.
+//! Properties of the parser, for random bytes and headers. `PROPTEST_CASES` sets the number of
+//! cases.
 
 use std::net::SocketAddr;
 

@@ -12,8 +12,8 @@
 //! several, the first is the default, and each of the others is for the names in it. SIGHUP reloads
 //! them. `--plain` turns TLS off.
 //!
-//! Every address speaks both HTTP/2 and HTTP/1.1, as the client asks. On ctrl-c
-//! pending requests are answered, event streams end, and WebSockets get a close frame.
+//! Every address serves both HTTP/2 and HTTP/1.1, and the client chooses. On ctrl-c, pending
+//! requests are answered, event streams end, and WebSockets get a close frame.
 
 mod app;
 

@@ -18,24 +18,24 @@
 //!
 //! # What is lost
 //!
-//! NATS passes a line on to the nodes that it reaches, and keeps none. So a line is said once or
-//! not at all, and what a node did not get is not sent again. `tests/cluster.rs` counted this with
-//! 3 nodes, 300 members and 10,000 lines (2026-11-28):
+//! NATS passes a line on to the nodes that it reaches, and stores none. So a node gets a line once
+//! or not at all, and a line that it did not get is not sent again. `tests/cluster.rs` counted lost
+//! lines with 3 nodes, 300 members and 10,000 lines (2026-11-28):
 //!
 //! | event | lost | reason |
 //! | --- | --- | --- |
-//! | a member does not read | its own all but 27, of the others' 0 of 3,000,000 | it misses what its buffers do not hold, and is closed after 5 s |
-//! | `kill -9` of a node | of its members' lines those that it had not read; of the others' 0 of 2,000,000 | a member knows that its line is said when it hears it |
-//! | NATS stands still or restarts | of 30 lines said in that moment 4 to 30, in seven runs; a sender that does not hear its line is told "not said, or late" after 2 s | they were on the way when the connection was given up |
-//! | the same, 3 s later | none: lines are refused | the nodes know it, have told all members, and tell them again when NATS is back |
-//! | a node is replaced | for a member that joins another node when told so, and stays until the old one says bye, nothing | it is in both meanwhile |
-//! | the same | for a member that comes back, what is said until then: 14,694 of 213,000 while all three were replaced | nothing is kept for it |
+//! | a member does not read | that member gets only 27 lines; the other members lose 0 of 3,000,000 | it misses the lines for which its buffers have no room, and is closed after 5 s |
+//! | `kill -9` of a node | those lines of its members that it had not read; the members of the other nodes lose 0 of 2,000,000 | a member gets its own line, too, once it is passed on, so it knows which of its lines are lost |
+//! | NATS hangs or restarts | of 30 lines sent in that moment 4 to 30, in seven runs; a sender that does not get its own line is told "not said, or late" after 2 s | they were on the way when the connection was given up |
+//! | the same, 3 s later | none, because new lines are refused | the nodes have noticed it and told all members, and tell them again when NATS is back |
+//! | a node is replaced | no line for a member that joins another node when it is told to, and stays on the old one until that says bye | it is a member on both meanwhile |
+//! | the same | for a member that reconnects, the lines until then: 14,694 of 213,000 while all three nodes were replaced | nothing is stored for it |
 //!
-//! A line that its sender has heard is missed only where NATS was out of reach at that moment. The
-//! members there are told that they may have missed lines.
+//! If the sender of a line has got it, other members miss it only on nodes that NATS could not
+//! reach at that moment. Those members are told that they may have missed lines.
 //!
-//! A node that cannot keep up misses the lines of a room above 4,096 that wait for it; its members
-//! are told.
+//! At most 4,096 lines of a room wait for a node that cannot keep up. The node misses further ones,
+//! and its members are told.
 use std::io;
 use std::process::Stdio;
 use std::sync::Arc;

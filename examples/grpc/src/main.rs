@@ -14,9 +14,9 @@
 //!
 //! `build.rs` compiles `proto/tally.proto` without protoc. With `--cert` and `--key` everything is
 //! behind TLS. On ctrl-c the health service reports `NOT_SERVING` at once, also to its watchers.
-//! With `--lame-duck` the server serves as before for that long, so that a load balancer can
-//! notice. Then clients are told to leave (`GOAWAY`). Calls in progress complete, and endless ones
-//! are ended.
+//! For the time of `--lame-duck`, the server still accepts and serves, so that a load balancer can
+//! notice. Then clients are told to leave (`GOAWAY`). Calls in progress complete, and endless
+//! streams are ended.
 //!
 //! A client may stream many small messages to a service that reads late. Some 33,000 of less than
 //! 256 bytes may wait on a connection; h2 ends it if there are more. For those, raise

@@ -18,8 +18,9 @@
 //! | `telemetry.rs` | metrics in Prometheus' format, spans in OpenTelemetry's |
 //! | `main.rs` | the options, and the three servers |
 //!
-//! The admin pages are a server of their own, and so is the agent check for HAProxy. So they answer
-//! while the other one is paused, at its limit or draining, and end when it has ended. For HAProxy:
+//! The admin pages are a server of their own, and so is the agent check for HAProxy. So both answer
+//! while the echo server is paused, at its limit or draining, and end when it has ended. For
+//! HAProxy:
 //!
 //! ```text
 //! backend lines
@@ -34,13 +35,14 @@
 //! # The admin address must not be public
 //!
 //! There is no password: whoever reaches the address can shut the server down, and sees the
-//! addresses of all clients. It is on loopback by default, where every
-//! user of the machine reaches it; `--admin unix:/run/observe/admin` in a folder of mode 0700 keeps
-//! them out. Reach it from elsewhere through `ssh -L`. For Prometheus or probes on other machines,
-//! add a listener that serves `/metrics`, `/live` and `/ready` alone.
+//! addresses of all clients. By default it is on loopback, where every user of the machine reaches
+//! it. To keep other users out, use a Unix socket in a folder of mode 0700:
+//! `--admin unix:/run/observe/admin`. Reach it from elsewhere through `ssh -L`. For Prometheus or
+//! probes on other machines, add a listener that serves `/metrics`, `/live` and `/ready` alone.
 //!
-//! Web pages cannot act through the browser of an operator, because each request with an `Origin`
-//! is refused. Bans do not hold here, so that operators cannot lock themselves out.
+//! A web page in an operator's browser cannot call the actions, because each request with an
+//! `Origin` is refused. Bans do not apply to the admin address, so that operators cannot lock
+//! themselves out.
 
 mod actions;
 mod admin;
