@@ -1,4 +1,4 @@
-//! Borrows from the function that serves, in a service.
+//! Lets a service borrow from the function that serves it.
 
 use std::convert::Infallible;
 

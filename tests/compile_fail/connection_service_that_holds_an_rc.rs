@@ -1,4 +1,4 @@
-//! Spawns a server of connections that hold an `Rc` while they wait.
+//! Spawns a server whose connection service holds an `Rc` across an await.
 
 use std::rc::Rc;
 

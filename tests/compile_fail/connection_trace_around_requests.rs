@@ -1,4 +1,4 @@
-//! Traces requests by the layer for connections.
+//! Puts the trace layer of connections around a service of requests.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! Makes services of nothing, as for hyper's `MakeService<()>`.
+//! Passes a make-service that takes `()`, as for hyper, in place of a `Peer`.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! Takes over the bare stream, without its buffered bytes.
+//! Upgrades to a service of the bare stream, which would lose its buffered bytes.
 
 use bytes::Bytes;
 use tower::service_fn;

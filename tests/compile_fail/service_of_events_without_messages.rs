@@ -1,4 +1,4 @@
-//! Takes events in a service that was promised requests.
+//! Passes a service of events to `make_service`, which expects one of requests.
 
 use std::convert::Infallible;
 
