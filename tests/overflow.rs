@@ -1,6 +1,7 @@
 //! Connections over the limit get an answer before they are closed, within bounds.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{ServiceBuilder, service_fn};
-use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::admit::{AddressFilter, ConnectionLimit, PerClient, Verdict};
 use tower_tcp::frame::Lines;
 use tower_tcp::testkit::{Served, serve};
 use tower_tcp::{BoxError, Connection, EndReason, Pipeline};
@@ -71,6 +72,36 @@ async fn a_pipeline_tells_one_over_the_limit_by_its_farewell_and_serves_it_nothi
     assert_eq!(said, ["bye: limit_exceeded"]);
     assert_eq!(server.reason().await, EndReason::LimitExceeded);
     assert_eq!(inside.ask("still in").await, "still in");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_tells_those_that_are_denied_by_its_farewell() {
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    let pipeline = Pipeline::new(Lines::default)
+        .service(echo)
+        .farewell(|_, reason| Bytes::from(format!("bye: {reason}")));
+    let per_client = PerClient::new(0).overflow(pipeline.reject());
+    let filter = AddressFilter::new(|_| Verdict::Deny).overflow(pipeline.reject());
+    let over = serve(
+        ServiceBuilder::new()
+            .map_request(|mut conn: Connection<DuplexStream>| {
+                conn.set_client_addr(SocketAddr::from(([192, 0, 2, 7], 4000)));
+                conn
+            })
+            .layer(per_client)
+            .service(pipeline.clone()),
+    );
+    let denied = serve(ServiceBuilder::new().layer(filter).service(pipeline));
+
+    for (server, reason) in [
+        (over, EndReason::ClientLimitExceeded),
+        (denied, EndReason::Denied),
+    ] {
+        let mut client = server.client().await;
+        assert_eq!(client.rest().await, [format!("bye: {reason}")]);
+        drop(client);
+        assert_eq!(server.reason().await, reason);
+    }
 }
 
 #[tokio::test(start_paused = true)]

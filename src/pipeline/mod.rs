@@ -313,7 +313,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// No farewell follows a [closing reply](Reply::close) or [`Peer::close`], because the code
     /// that closes can send a last frame itself. Nor is one sent if the peer has finished sending,
-    /// after an error, or after an upgrade. A panic in `make` ends only its own connection.
+    /// after an error of the peer or of the service, or after an upgrade. A panic in `make` ends only its own connection.
     ///
     /// Default: no frame. Why: only the protocol defines such a frame.
     ///
@@ -348,10 +348,13 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Returns a connection service that serves no requests: it sends each peer the
     /// [farewell](Self::farewell), and closes the connection.
     ///
-    /// Use it for connections over a [`ConnectionLimit`](crate::admit::ConnectionLimit). The
-    /// farewell's function then gets the reason [`LimitExceeded`](EndReason::LimitExceeded).
-    /// Elsewhere the reason is [`Rejected`](EndReason::Rejected), unless [another
-    /// one](crate::Connection::set_end_reason) is set.
+    /// Use it as the `overflow` service of a
+    /// [`ConnectionLimit`](crate::admit::ConnectionLimitLayer::overflow), of an
+    /// [`AddressFilter`](crate::admit::AddressFilter::overflow), or of `PerClient`. The farewell's
+    /// function then gets the reason of the refusal, such as
+    /// [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the reason is
+    /// [`Rejected`](EndReason::Rejected), unless [another one](crate::Connection::set_end_reason)
+    /// is set.
     ///
     /// ```
     /// use std::convert::Infallible;

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use super::state::State;
 use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
-use crate::end::{ConnectionEnded, EndReason};
+use crate::end::{ConnectionEnded, EndReason, Initiator};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::observe::{ErrorChain, signed};
 use crate::pipeline::peer::{EngineSide, Taken};
@@ -150,8 +150,8 @@ where
 
     /// Encodes the farewell behind everything else. Returns whether the connection gets one.
     ///
-    /// A connection gets one if the server ends it without an error, but not if a reply or the
-    /// program closes it, or if the peer has finished sending.
+    /// A connection gets one if the server ends it, but not after an error of the peer or the
+    /// service, if a reply or the program closes it, or if the peer has finished sending.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();
@@ -161,13 +161,11 @@ where
         // The state changes first, so that the farewell is made only once, even if its function
         // panics.
         self.state.end(Leaves::Requests);
-        let frame = match self.conn.life().proposed() {
-            Some(ConnectionEnded {
-                reason,
-                cause: None,
-            }) => farewell.make(self.conn.info(), reason),
-            _ => None,
-        };
+        // A denial has a cause, too.
+        let frame = self.conn.life().proposed().and_then(|ended| {
+            let is_error = ended.cause.is_some() && ended.reason.initiator() != Initiator::Server;
+            (!is_error).then(|| farewell.make(self.conn.info(), ended.reason))?
+        });
         let is_made = frame.is_some();
         if let Some(frame) = frame {
             self.encode(frame);
