@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,7 +40,7 @@ struct Hall {
 
 impl Hall {
     async fn of(members: usize) -> Self {
-        let (peers, made) = mpsc::channel(64);
+        let (peers, made) = mpsc::channel(256);
         let make = service_fn(move |peer: Peer<Line>| {
             peers.try_send(peer).expect("there is room");
             let silent = service_fn(async |_: Bytes| Ok::<_, BoxError>(None::<Line>));
@@ -118,6 +119,61 @@ async fn a_burst_is_held_once_however_many_have_not_taken_it() {
         }
     }
     assert!(lines.iter().all(|line| Arc::strong_count(line) == 1));
+}
+
+/// A turn that ended between two of the broadcasts would let the members take the first.
+#[tokio::test(start_paused = true)]
+async fn a_burst_to_very_many_is_held_once_too() {
+    let hall = Hall::of(200).await;
+    let rooms = hall.rooms.clone();
+    let saying = tokio::spawn(async move {
+        for burst in 0..30 {
+            let lines: Vec<Line> = (0..16).map(|n| format!("{burst} {n}").into()).collect();
+            for line in &lines {
+                let said = rooms.broadcast(HALL, Arc::clone(line), |_| true, SlowPeer::Skip);
+                assert_eq!(said.await.sent(), 200);
+            }
+            for line in &lines {
+                assert_eq!(Arc::strong_count(line), 2, "here, and once for all members");
+            }
+        }
+    });
+    saying.await.expect("each burst is held once");
+}
+
+/// None takes a frame, so no broadcast waits.
+#[tokio::test(start_paused = true)]
+async fn bursts_without_end_leave_other_tasks_their_turns() {
+    let hall = Hall::of(200).await;
+    for member in 0..200 {
+        stuff(&hall, member).await;
+    }
+    let reached = Arc::new(AtomicUsize::new(0));
+    for some in [false, true] {
+        let (rooms, reached) = (hall.rooms.clone(), Arc::clone(&reached));
+        let first = hall.peers[0].info().id();
+        let saying = tokio::spawn({
+            let reached = Arc::clone(&reached);
+            async move {
+                loop {
+                    let whom = |peer: &Peer<Line>| {
+                        let before = reached.fetch_add(1, Ordering::Relaxed);
+                        assert!(before < 1_024, "no other task had a turn");
+                        !some || peer.info().id() != first
+                    };
+                    rooms
+                        .broadcast(HALL, "hi".into(), whom, SlowPeer::Skip)
+                        .await;
+                }
+            }
+        });
+        for _turn in 0..1_000 {
+            tokio::task::yield_now().await;
+            reached.store(0, Ordering::Relaxed);
+        }
+        assert!(!saying.is_finished(), "it goes on");
+        saying.abort();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,9 +20,11 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::task::coop::unconstrained;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -33,6 +35,7 @@ use tower_tcp::frame::{Block, Lines};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, Session, SessionService};
 use tower_tcp::preconnect::PreConnectLayer;
+use tower_tcp::registry::{SlowPeer, broadcast};
 use tower_tcp::testkit::{Served, memory, serve, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Peer, Pipeline, Server};
@@ -402,6 +405,32 @@ fn replies_that_wait_beside_a_call_hold_what_they_are() {
 
         let held = (held() - before) / 16;
         assert!(held < (20 + 8) * 1024, "{held}");
+    });
+}
+
+/// The connection's task has no turn, so its queue is full after 16 frames. Its peer is not slow.
+#[test]
+fn a_broadcast_that_waits_for_very_many_holds_48_bytes_for_each() {
+    const MANY: usize = 1024;
+    alone(async || {
+        let (peers, mut made) = mpsc::channel(1);
+        let make = service_fn(move |peer: Peer<Bytes>| {
+            peers.try_send(peer).unwrap();
+            ready(Ok::<_, BoxError>(service_fn(echo)))
+        });
+        let served = serve(Pipeline::new(Lines::default).make_service(make));
+        let _client = served.client().await;
+        let peer = made.recv().await.unwrap();
+        let all = vec![peer; MANY];
+
+        let before = held();
+        let sends = broadcast(all.iter().cloned(), "hi".into(), SlowPeer::Skip);
+        let mut sends = Box::pin(unconstrained(sends));
+        assert!(sends.as_mut().now_or_never().is_none());
+
+        let each = (held() - before) / isize::try_from(MANY).unwrap();
+        assert!(each <= 48, "{each} bytes for each");
+        assert_eq!(sends.await.sent(), MANY);
     });
 }
 

@@ -4,6 +4,7 @@
 mod support;
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::time::Duration;
 
@@ -644,6 +645,57 @@ async fn a_slow_peer_can_be_waited_for_and_holds_up_no_other() {
     assert_eq!(slow.line().await, "hi");
     let sent = sending.await.expect("it does not panic");
     assert_eq!((sent.sent(), sent.skipped(), sent.closed()), (4, 0, 0));
+}
+
+/// Sends without end to 1,000 peers, none of which takes a frame, so no broadcast waits.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_broadcasts_without_end_leaves_other_tasks_their_turns() {
+    let names = Names::new();
+    let (_served, _quick, _slow) = with_one_slow(&names).await;
+    let peer = peer(&names, "slow");
+    let (many, listed) = (Names::new(), vec![peer.clone(); 1_000]);
+    for n in 0..1_000 {
+        let entered = many.insert(n.to_string(), &peer);
+        entered.expect("a number is given once");
+    }
+    let reached = Arc::new(AtomicUsize::new(0));
+    let reach = {
+        let reached = Arc::clone(&reached);
+        move |_: &Peer<Bytes>| {
+            let before = reached.fetch_add(1, Ordering::Relaxed);
+            assert!(before < 1_000, "no other task had a turn");
+            true
+        }
+    };
+
+    let by_key = tokio::spawn({
+        let reach = reach.clone();
+        async move {
+            loop {
+                let whom = |_: &String, peer: &_| reach(peer);
+                many.broadcast("hi".into(), whom, SlowPeer::Skip).await;
+            }
+        }
+    });
+    for _turn in 0..1_000 {
+        tokio::task::yield_now().await;
+        reached.store(0, Ordering::Relaxed);
+    }
+    by_key.abort();
+    settled().await;
+    let by_list = tokio::spawn(async move {
+        loop {
+            let peers = listed.iter().filter(|peer| reach(peer)).cloned();
+            broadcast(peers, "hi".into(), SlowPeer::Skip).await;
+        }
+    });
+    for _turn in 0..1_000 {
+        tokio::task::yield_now().await;
+        reached.store(0, Ordering::Relaxed);
+    }
+
+    assert!(!by_list.is_finished(), "it goes on");
+    by_list.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::task::coop::consume_budget;
 
 use super::Registry;
 use crate::end::EndReason;
@@ -126,8 +127,7 @@ where
         let picked = self
             .iter()
             .filter_map(|(key, peer)| pick(&key, &peer).map(|frame| (peer, frame)));
-        let sending = Sending::to_each(picked);
-        sending.done(slow).await
+        Sending::to_each(picked).done(slow).await
     }
 }
 
@@ -157,13 +157,19 @@ where
     T: Clone,
 {
     let frames = peers.into_iter().map(move |peer| (peer, frame.clone()));
-    let sending = Sending::to_each(frames);
-    sending.done(slow).await
+    Sending::to_each(frames).done(slow).await
 }
+
+/// The budget that tokio gives a task for one turn.
+const TURN: usize = 128;
+/// The number of sends that cost a unit of it, as one read from a socket does.
+const A_UNIT: usize = 16;
 
 /// A broadcast that has been sent to all peers that take it at once.
 pub(super) struct Sending<T, M> {
     broadcast: Broadcast,
+    /// The number of sends that are not charged to the task's budget.
+    uncharged: usize,
     late: Vec<(Peer<T, M>, T)>,
 }
 
@@ -171,6 +177,7 @@ impl<T, M> Default for Sending<T, M> {
     fn default() -> Self {
         Self {
             broadcast: Broadcast::default(),
+            uncharged: 0,
             late: Vec::new(),
         }
     }
@@ -184,6 +191,7 @@ impl<T, M> Sending<T, M> {
     {
         let mut sending = Self::default();
         for (peer, frame) in frames {
+            sending.uncharged += 1;
             let peer = peer.borrow();
             match peer.try_send(frame) {
                 Ok(()) => sending.broadcast.sent += 1,
@@ -221,22 +229,50 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the frames of the peers that had no room at once, concurrently.
+    /// Sends the frames of the peers that had no room at once. They go out one after the other,
+    /// because none of them waits for a peer, only for the task of its connection. Then waits for
+    /// the slow peers, if it must, concurrently.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,
+            uncharged,
             late,
         } = self;
-        let late = late.into_iter();
-        for fate in join_all(late.map(|(peer, frame)| send(peer, frame, slow))).await {
-            match fate {
-                Fate::Sent => broadcast.sent += 1,
-                Fate::Skipped => broadcast.skipped += 1,
-                Fate::Closed => broadcast.closed += 1,
-                Fate::Ended => {}
+        charge(uncharged).await;
+        let mut waiting = Vec::new();
+        for (peer, frame) in late {
+            consume_budget().await;
+            match (peer.offer(frame).await, slow) {
+                (Ok(()), _) => broadcast.sent += 1,
+                (Err(TrySendError::Closed(_)), _) => {}
+                (Err(TrySendError::Full(frame)), SlowPeer::Wait) => waiting.push((peer, frame)),
+                (Err(TrySendError::Full(_)), SlowPeer::CloseAfter(time))
+                    if peer.has_stalled(time) =>
+                {
+                    let is_first = peer.abort_because(EndReason::SlowReader);
+                    broadcast.closed += usize::from(is_first);
+                }
+                (Err(TrySendError::Full(_)), _) => broadcast.skipped += 1,
             }
         }
+        if !waiting.is_empty() {
+            let sends = waiting
+                .into_iter()
+                .map(async |(peer, frame)| peer.send(frame).await);
+            let sent = join_all(sends).await;
+            broadcast.sent += sent.iter().filter(|sent| sent.is_ok()).count();
+        }
         broadcast
+    }
+}
+
+/// Charges sends to so many peers to the task's budget, so that a task that broadcasts again and
+/// again does not delay other tasks. A broadcast costs at most one turn.
+///
+/// A run is charged before it begins, because the members take it when the turn ends.
+pub(super) async fn charge(peers: usize) {
+    for _ in 0..peers.div_ceil(A_UNIT).min(TURN) {
+        consume_budget().await;
     }
 }
 
@@ -250,8 +286,8 @@ pub(super) struct OpenRun<T, M> {
 }
 
 impl<T, M> OpenRun<T, M> {
-    /// Sends a frame to the peers of the run by adding to it, and to the others one by one. Returns
-    /// `None` if the run takes no more.
+    /// Sends a frame to the peers of the run by adding to it. The frames of the others are left to
+    /// [`Sending::done`]. Returns `None` if the run takes no more.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,
@@ -259,38 +295,10 @@ impl<T, M> OpenRun<T, M> {
         if !self.run.upgrade()?.add(frame) {
             return None;
         }
-        let mut sending = Sending::to_each(self.others.iter().map(|it| (it, frame.clone())));
-        sending.broadcast.sent += self.sent;
+        let others = self.others.iter();
+        let mut sending = Sending::default();
+        sending.late = others.map(|it| (it.clone(), frame.clone())).collect();
+        sending.broadcast.sent = self.sent;
         Some(sending)
-    }
-}
-
-/// The outcome for one peer.
-enum Fate {
-    Sent,
-    Skipped,
-    Closed,
-    Ended,
-}
-
-async fn send<T, M>(peer: Peer<T, M>, frame: T, slow: SlowPeer) -> Fate {
-    let frame = match peer.offer(frame).await {
-        Ok(()) => return Fate::Sent,
-        Err(TrySendError::Closed(_)) => return Fate::Ended,
-        Err(TrySendError::Full(frame)) => frame,
-    };
-    match slow {
-        SlowPeer::Wait => match peer.send(frame).await {
-            Ok(()) => Fate::Sent,
-            Err(_closed) => Fate::Ended,
-        },
-        SlowPeer::CloseAfter(time) if peer.has_stalled(time) => {
-            if peer.abort_because(EndReason::SlowReader) {
-                Fate::Closed
-            } else {
-                Fate::Ended
-            }
-        }
-        SlowPeer::Skip | SlowPeer::CloseAfter(_) => Fate::Skipped,
     }
 }

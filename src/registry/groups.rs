@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::Id;
 use tokio::task::coop::consume_budget;
 
-use super::broadcast::{Broadcast, OpenRun, Sending, SlowPeer};
+use super::broadcast::{Broadcast, OpenRun, Sending, SlowPeer, charge};
 use super::feed::{Feed, JoinError, Opening, Outcome};
 use super::shards::{Entered, Shards};
 use crate::connection::{ConnectionId, Moment};
@@ -312,7 +312,7 @@ where
         &self,
         key: &Q,
         frame: T,
-        whom: impl FnMut(&Peer<T, M>) -> bool,
+        mut whom: impl FnMut(&Peer<T, M>) -> bool,
         slow: SlowPeer,
     ) -> Broadcast
     where
@@ -321,10 +321,24 @@ where
         T: Clone,
     {
         let audience = self.inner.groups.of(key).get(key).map(Group::audience);
-        match audience {
-            Some(audience) => self.inner.send(key, audience, frame, whom).done(slow).await,
-            None => Broadcast::default(),
+        let Some(audience) = audience else {
+            return Broadcast::default();
+        };
+        let peers = || audience.members.values().map(|it| &it.peer);
+        if let Some(first) = peers().position(|peer| !whom(peer)) {
+            let rest = peers().skip(first + 1).filter(|peer| whom(peer));
+            let some = peers().take(first).chain(rest);
+            let sending = Sending::to_each(some.map(|peer| (peer, frame.clone())));
+            return sending.done(slow).await;
         }
+        let sending = match audience.add(&frame) {
+            Some(sending) => sending,
+            None => {
+                charge(audience.members.len()).await;
+                self.inner.begin_run(key, &audience.members, &frame)
+            }
+        };
+        sending.done(slow).await
     }
 
     /// Opens the feed of a group, and sends its frames to the members.
@@ -349,8 +363,18 @@ where
         };
         outcome.tell(Ok(()));
         while let Some(frame) = frames.next().await {
-            let Some(sending) = fed.send(frame) else {
+            let Some(audience) = fed.audience() else {
                 return;
+            };
+            let sending = match audience.add(&frame) {
+                Some(sending) => sending,
+                None => {
+                    charge(audience.members.len()).await;
+                    let Some(sending) = fed.begin_run(&audience.members, &frame) else {
+                        return;
+                    };
+                    sending
+                }
             };
             sending.done(slow).await;
             // A stream that is always ready must not keep other tasks, or an abort, from running.
@@ -399,39 +423,33 @@ struct Audience<T, M> {
     open: Option<Arc<OpenRun<T, M>>>,
 }
 
+impl<T, M> Audience<T, M> {
+    /// Sends a frame to all by adding it to their run. Returns `None` if there is none to add to.
+    fn add(&self, frame: &T) -> Option<Sending<T, M>>
+    where
+        T: Clone,
+    {
+        self.open.as_ref()?.send(frame)
+    }
+}
+
 impl<K, T, M> Inner<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Sends a frame to the members that take it at once. If it is for all members, later
-    /// broadcasts may add to its run.
-    fn send<Q>(
-        &self,
-        key: &Q,
-        audience: Audience<T, M>,
-        frame: T,
-        mut whom: impl FnMut(&Peer<T, M>) -> bool,
-    ) -> Sending<T, M>
+    /// Sends a frame to all members that take it at once, as the beginning of a run, to which later
+    /// broadcasts may add.
+    fn begin_run<Q>(&self, key: &Q, members: &Arc<Members<T, M>>, frame: &T) -> Sending<T, M>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
         T: Clone,
     {
-        let Audience { members, open } = audience;
-        let peers = || members.values().map(|it| &it.peer);
-        if let Some(first) = peers().position(|peer| !whom(peer)) {
-            let rest = peers().skip(first + 1).filter(|peer| whom(peer));
-            let some = peers().take(first).chain(rest);
-            return Sending::to_each(some.map(|peer| (peer, frame.clone())));
-        }
-        if let Some(sending) = open.and_then(|open| open.send(&frame)) {
-            return sending;
-        }
-        let (sending, open) = Sending::begin_run(&frame, peers());
+        let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
         let mut shard = self.groups.of(key);
         let group = shard.get_mut(key);
         // Not if a member has joined or left, for which the map was copied.
-        let group = group.filter(|group| Arc::ptr_eq(&group.members, &members));
+        let group = group.filter(|group| Arc::ptr_eq(&group.members, members));
         let before = group.and_then(|group| group.open.replace(Arc::new(open)));
         drop(shard);
         drop(before);
@@ -470,17 +488,21 @@ where
             .is_some_and(|feed| feed.id() == self.task)
     }
 
-    /// Sends a frame to all members. Returns `None` if the group has ended.
-    fn send(&self, frame: T) -> Option<Sending<T, M>>
+    /// Returns the members. Returns `None` if the group has ended.
+    fn audience(&self) -> Option<Audience<T, M>> {
+        let inner = self.groups.upgrade()?;
+        let shard = inner.groups.of(&self.key);
+        let group = shard.get(&self.key).filter(|group| self.is(group));
+        group.map(Group::audience)
+    }
+
+    /// Sends a frame to all members. Returns `None` if all groups have ended.
+    fn begin_run(&self, members: &Arc<Members<T, M>>, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,
     {
         let inner = self.groups.upgrade()?;
-        let shard = inner.groups.of(&self.key);
-        let group = shard.get(&self.key).filter(|group| self.is(group));
-        let audience = group.map(Group::audience);
-        drop(shard);
-        Some(inner.send(&self.key, audience?, frame, |_| true))
+        Some(inner.begin_run(&self.key, members, frame))
     }
 }
 
