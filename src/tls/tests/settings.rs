@@ -198,3 +198,13 @@ async fn the_response_in_the_ocsp_file_is_stapled() {
         tls.reload(&builder).unwrap();
     }
 }
+
+#[test]
+fn b27_early_data_is_off_and_the_session_cache_is_on() {
+    let tls = server(&made("localhost")).build().unwrap();
+
+    let config = tls.current.get().server;
+
+    assert_eq!(config.max_early_data_size, 0);
+    assert!(config.session_storage.can_cache());
+}
