@@ -5,9 +5,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use certificates::certified;
+use openssl::Openssl;
 use process::{Client, Example, soon};
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio_rustls::rustls::ClientConnection;
@@ -15,6 +16,8 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/openssl.rs"]
+mod openssl;
 #[path = "support/process.rs"]
 mod process;
 
@@ -99,24 +102,13 @@ async fn nc_is_answered_in_http_if_that_is_what_it_sends() {
 #[tokio::test]
 async fn openssl_is_answered_in_lines_inside_of_tls() {
     let example = Example::start("one_port", &[]).await;
-    let to = example.addr().to_string();
-    let mut client = Command::new("openssl")
-        .args(["s_client", "-quiet", "-connect", &to])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("openssl is installed (see .ci/run)");
-    let mut stdin = client.stdin.take().expect("a pipe");
-    let stdout = client.stdout.take().expect("a pipe");
-    let mut said = tokio::io::BufReader::new(stdout);
+    let mut client = Openssl::connect(example.addr(), &["-quiet"]);
 
-    stdin.write_all(b"hi\n").await.unwrap();
+    client.stdin.write_all(b"hi\n").await.unwrap();
 
     for expected in ["220 ready\n", "hi\n"] {
         let mut line = String::new();
-        let reading = tokio::io::AsyncBufReadExt::read_line(&mut said, &mut line);
+        let reading = client.stdout.read_line(&mut line);
         soon("a line", reading).await.unwrap();
         assert_eq!(line, expected);
     }

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openssl::Openssl;
 use process::{Client, Example, having, installed, soon};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -19,6 +20,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+#[path = "support/openssl.rs"]
+mod openssl;
 #[path = "support/process.rs"]
 mod process;
 
@@ -76,41 +79,24 @@ async fn ask(stream: &mut BufReader<TlsStream<TcpStream>>, line: &str) -> String
 /// openssl's output and the log.
 async fn openssl(args: &[&str]) -> (String, Vec<String>) {
     let tls_echo = Example::start("tls_echo", &[]).await;
-    let mut client = Command::new("openssl");
-    client
-        // Without -quiet, openssl takes some input lines for its own commands.
-        .args([
-            "s_client",
-            "-quiet",
-            "-connect",
-            &tls_echo.addr().to_string(),
-        ])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let mut client = client.spawn().expect("openssl is installed");
-    let mut stdin = client.stdin.take().expect("stdin is a pipe");
-    let mut stdout = BufReader::new(client.stdout.take().expect("stdout is a pipe"));
-    let mut stderr = client.stderr.take().expect("stderr is a pipe");
+    let mut client = Openssl::connect(tls_echo.addr(), &[&["-quiet"], args].concat());
 
-    stdin
+    client
+        .stdin
         .write_all(b"hello\n")
         .await
         .expect("openssl reads its stdin");
     let mut said = String::new();
-    soon("an answer, or the end", stdout.read_line(&mut said))
+    soon("an answer, or the end", client.stdout.read_line(&mut said))
         .await
         .expect("text");
     let ended = tls_echo.stop();
     let rest = async {
         // openssl exits when the server closes; its stdin is still open.
-        stdout.read_to_string(&mut said).await.expect("text");
-        stderr.read_to_string(&mut said).await.expect("text");
+        client.stdout.read_to_string(&mut said).await.expect("text");
+        client.stderr.read_to_string(&mut said).await.expect("text");
     };
     let ((), ended) = soon("the end", async { tokio::join!(rest, ended) }).await;
-    drop(stdin);
     (said, ended.log)
 }
 
@@ -137,22 +123,13 @@ async fn openssl_changes_the_keys_of_both_sides() {
         return;
     }
     let tls_echo = Example::start("tls_echo", &[]).await;
-    let mut client = Command::new("openssl")
-        .args(["s_client", "-tls1_3", "-connect"])
-        .arg(tls_echo.addr().to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("openssl is installed");
-    let mut stdin = client.stdin.take().expect("stdin is a pipe");
-    let stdout = client.stdout.take().expect("stdout is a pipe");
-    let stderr = client.stderr.take().expect("stderr is a pipe");
-    let (mut answers, mut said) = (
-        BufReader::new(stdout).lines(),
-        BufReader::new(stderr).lines(),
-    );
+    let Openssl {
+        mut stdin,
+        stdout,
+        stderr,
+        process: _process,
+    } = Openssl::connect(tls_echo.addr(), &["-tls1_3"]);
+    let (mut answers, mut said) = (stdout.lines(), BufReader::new(stderr).lines());
     for round in ["first", "second", "third"] {
         // This is a command to openssl: it changes its own key, and asks the server to do so, too.
         stdin.write_all(b"K\n").await.expect("openssl reads");

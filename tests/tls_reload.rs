@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use openssl::Openssl;
 use process::{Example, having, installed, soon};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
@@ -13,9 +13,10 @@ use rcgen::{
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
+#[path = "support/openssl.rs"]
+mod openssl;
 #[path = "support/process.rs"]
 mod process;
 
@@ -60,34 +61,23 @@ async fn start(arguments: &[String]) -> Example {
 
 /// Sends one line by `openssl s_client` and waits for its echo. Returns all that openssl says.
 async fn openssl(server: SocketAddr, arguments: &[&str]) -> String {
-    let mut client = Command::new("openssl")
-        .args(["s_client", "-connect", &server.to_string()])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("openssl is installed");
-    let mut stdin = client.stdin.take().expect("stdin is a pipe");
-    let mut stdout = BufReader::new(client.stdout.take().expect("stdout is a pipe"));
-    let mut stderr = client.stderr.take().expect("stderr is a pipe");
+    let mut client = Openssl::connect(server, arguments);
     // It may have been refused, and openssl may have exited.
-    _ = stdin.write_all(b"hello\n").await;
+    _ = client.stdin.write_all(b"hello\n").await;
     let mut said = String::new();
     let talk = async {
         loop {
             let mut line = String::new();
-            let read = stdout.read_line(&mut line).await.expect("text");
+            let read = client.stdout.read_line(&mut line).await.expect("text");
             said.push_str(&line);
             // openssl may be in the middle of a line of its own.
             if read == 0 || line.ends_with("hello\n") {
                 break;
             }
         }
-        drop(stdin);
-        stdout.read_to_string(&mut said).await.expect("text");
-        stderr.read_to_string(&mut said).await.expect("text");
+        drop(client.stdin);
+        client.stdout.read_to_string(&mut said).await.expect("text");
+        client.stderr.read_to_string(&mut said).await.expect("text");
     };
     soon("the end of openssl", talk).await;
     said.replace('\r', "")
