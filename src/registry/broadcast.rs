@@ -296,9 +296,13 @@ impl<T, M> OpenRun<T, M> {
             return None;
         }
         let others = self.others.iter();
-        let mut sending = Sending::default();
-        sending.late = others.map(|it| (it.clone(), frame.clone())).collect();
-        sending.broadcast.sent = self.sent;
-        Some(sending)
+        Some(Sending {
+            broadcast: Broadcast {
+                sent: self.sent,
+                ..Broadcast::default()
+            },
+            uncharged: 0,
+            late: others.map(|it| (it.clone(), frame.clone())).collect(),
+        })
     }
 }
