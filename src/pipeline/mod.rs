@@ -313,7 +313,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// No farewell follows a [closing reply](Reply::close) or [`Peer::close`], because the code
     /// that closes can send a last frame itself. Nor is one sent if the peer has finished sending,
-    /// after an error of the peer or of the service, or after an upgrade. A panic in `make` ends only its own connection.
+    /// after an error of the peer or of the service, or after an upgrade. A panic in `make` ends
+    /// only its own connection.
     ///
     /// Default: no frame. Why: only the protocol defines such a frame.
     ///
