@@ -1,4 +1,5 @@
-//! Reads a little ahead while an HTTP/1 request is answered, to notice a peer that disconnects.
+//! Reads a little ahead of hyper: the first bytes of a request, before hyper is set up, and a part
+//! of the next request while one is answered, to notice a peer that disconnects.
 //!
 //! hyper can detect the end of input itself, but not behind unparsed bytes. It also treats a peer
 //! that has finished sending as one that has disconnected.
@@ -6,6 +7,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -18,6 +20,20 @@ use crate::connection::Connection;
 /// The number of bytes to read ahead. The end of input after more bytes than that is noticed only
 /// on a socket, through [`Departing`].
 const AHEAD: usize = 512;
+
+/// The number of bytes to read before hyper is set up. Almost every head is smaller.
+const FIRST: usize = 4096;
+
+/// The first bytes of an HTTP/2 connection ([RFC 9113 section
+/// 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The protocol that the first bytes belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    Http1,
+    Http2,
+}
 
 /// The input that was read ahead. hyper reads it later.
 #[derive(Debug, Default)]
@@ -47,7 +63,62 @@ impl Ahead {
         let n = self.bytes.len().min(buf.remaining());
         buf.put_slice(&self.bytes[..n]);
         self.bytes.advance(n);
+        if self.bytes.is_empty() {
+            // Frees the memory.
+            self.bytes = Bytes::new();
+        }
         Some(Ok(()))
+    }
+
+    /// Returns whether there is input, or its end.
+    pub(super) fn has_input(&self) -> bool {
+        !self.bytes.is_empty() || self.end.is_some()
+    }
+
+    /// Puts back bytes that hyper has read and not used.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        // hyper ignores empty lines before a request.
+        let skip = bytes
+            .iter()
+            .take_while(|byte| matches!(byte, b'\r' | b'\n'));
+        let bytes = &bytes[skip.count()..];
+        if !bytes.is_empty() {
+            self.bytes = Bytes::from([bytes, &self.bytes[..]].concat());
+        }
+    }
+
+    /// Waits for the first bytes of a request, or the end of input, which hyper then reads.
+    ///
+    /// The first bytes of a connection also decide about its protocol.
+    pub(super) fn poll_first<Io>(
+        &mut self,
+        conn: &mut Connection<Io>,
+        cx: &mut Context<'_>,
+    ) -> Poll<First>
+    where
+        Io: AsyncRead + Unpin,
+    {
+        loop {
+            if self.has_input() {
+                let n = self.bytes.len().min(PREFACE.len());
+                let may_be_http2 = conn.life().requests() == 0 && self.bytes[..n] == PREFACE[..n];
+                match may_be_http2 {
+                    true if n == PREFACE.len() => return Poll::Ready(First::Http2),
+                    true if self.end.is_none() => {}
+                    _ => return Poll::Ready(First::Http1),
+                }
+            }
+            let mut block = [MaybeUninit::uninit(); FIRST];
+            let mut buf = ReadBuf::uninit(&mut block);
+            let read = ready!(Pin::new(&mut *conn).poll_read(cx, &mut buf));
+            if buf.filled().is_empty() {
+                self.end = Some(read);
+            } else if self.bytes.is_empty() {
+                self.bytes = Bytes::copy_from_slice(buf.filled());
+            } else {
+                self.bytes = Bytes::from([&self.bytes[..], buf.filled()].concat());
+            }
+        }
     }
 
     /// Stops watching, because the watch would keep the socket open.
@@ -73,7 +144,7 @@ impl Ahead {
             match ready!(self.poll_read_ahead(conn, cx)) {
                 // hyper may be waiting for this input.
                 Ok(()) => {
-                    progress.note_read(&self.bytes);
+                    progress.is_reading.store(false, Ordering::Relaxed);
                     cx.waker().wake_by_ref();
                 }
                 Err(err) => return Poll::Ready(err),

@@ -119,14 +119,23 @@ impl RequestBody {
     fn is_read(&mut self) {
         if let Some(progress) = self.progress.as_ref().filter(|_| self.is_unread) {
             self.is_unread = false;
-            progress.unread.fetch_sub(1, Ordering::Relaxed);
+            progress.unread.fetch_sub(1, Ordering::Release);
         }
+    }
+
+    /// Drops the rest of the body, so that hyper stops waiting for the service.
+    fn abandon(&mut self) {
+        self.incoming = None;
+        if let Some(progress) = self.progress.as_ref().filter(|_| self.is_unread) {
+            progress.abandoned.store(true, Ordering::Relaxed);
+        }
+        self.is_read();
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.is_read();
+        self.abandon();
     }
 }
 
@@ -161,8 +170,7 @@ impl Body for RequestBody {
             return Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Unreadable)));
         }
         let time = ready!(self.poll_elapsed(cx));
-        self.incoming = None;
-        self.is_read();
+        self.abandon();
         Poll::Ready(Some(Err(RequestBodyError::Elapsed(time))))
     }
 

@@ -1,17 +1,12 @@
 //! Enforces the deadlines of an HTTP connection, which depend on its current wait.
 //!
-//! hyper has a timer for the heads of HTTP/1 requests. It counts the idle time between two requests
-//! as part of the next head, and it costs a timer for each request. It does not cover HTTP/2 or a
-//! peer that reads nothing. Behind hyper-util's automatic builder, which is used here, it also does
-//! not start before the first byte. So hyper's timer only reports when hyper begins to wait for a
-//! head ([`AwaitHead`]), and the deadlines are kept here.
+//! hyper has a timer for the heads of HTTP/1 requests, which is not used. It counts the idle time
+//! between two requests as part of the next head, and it costs a timer for each request. It does
+//! not cover HTTP/2 or a peer that reads nothing.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::rt::{Sleep, Timer as HyperTimer};
 use tokio::time::Instant;
 
 use super::progress::Progress;
@@ -110,13 +105,14 @@ impl Clock {
     pub(super) fn poll(
         &mut self,
         progress: &Progress,
+        is_parked: bool,
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
         let (due, now) = loop {
             let at = Instant::now();
             let now = self.timer.moment(at);
-            self.note(progress, now);
+            self.note(progress, is_parked, now);
             let facts = [
                 self.blocked.is_blocked(),
                 self.stalled.is_some(),
@@ -174,7 +170,7 @@ impl Clock {
         self.left.is_some()
     }
 
-    fn note(&mut self, progress: &Progress, now: Moment) {
+    fn note(&mut self, progress: &Progress, is_parked: bool, now: Moment) {
         let life = progress.life();
         let requests = life.requests();
         let pending = life.is_write_pending();
@@ -182,16 +178,16 @@ impl Clock {
             Waiting::Busy
         } else if progress.has_streams() {
             Waiting::Tunnels
-        } else if requests == 0 && life.bytes_read() == 0 {
-            Waiting::FirstByte
         } else if progress.is_multiplexed() {
             Waiting::NextRequest
+        } else if is_parked && requests == 0 {
+            Waiting::FirstByte
+        } else if is_parked {
+            Waiting::NextRequest
+        } else if progress.has_unread_bodies() {
+            Waiting::Unread
         } else {
-            match progress.awaiting_head() {
-                Some(read) if requests > 0 && read == life.bytes_read() => Waiting::NextRequest,
-                None if requests > 0 => Waiting::Unread,
-                _ => Waiting::Head,
-            }
+            Waiting::Head
         };
         if (waiting, requests) != (self.waiting.0, self.waiting.1) {
             self.waiting = (waiting, requests, now);
@@ -348,49 +344,3 @@ impl Clock {
         }
     }
 }
-
-/// A timer for hyper's HTTP/1 that never fires. hyper starts it when it begins to wait for the head
-/// of a request, and only that moment is used.
-pub(super) struct AwaitHead {
-    progress: Arc<Progress>,
-    now: Instant,
-}
-
-impl AwaitHead {
-    pub(super) fn new(progress: &Arc<Progress>) -> Self {
-        Self {
-            progress: Arc::clone(progress),
-            now: Instant::now(),
-        }
-    }
-}
-
-#[expect(clippy::disallowed_types, reason = "hyper's trait has it so")]
-impl HyperTimer for AwaitHead {
-    fn sleep(&self, _: Duration) -> Pin<Box<dyn Sleep>> {
-        self.progress.await_head();
-        Box::pin(Never)
-    }
-
-    fn sleep_until(&self, _: std::time::Instant) -> Pin<Box<dyn Sleep>> {
-        self.progress.await_head();
-        Box::pin(Never)
-    }
-
-    /// Returns any time, because the deadline that hyper computes from it is ignored.
-    fn now(&self) -> std::time::Instant {
-        self.now.into_std()
-    }
-}
-
-struct Never;
-
-impl Future for Never {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Pending
-    }
-}
-
-impl Sleep for Never {}

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, First};
 use super::progress::Progress;
 use crate::connection::Connection;
 
@@ -24,10 +24,8 @@ pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 pub(super) struct Lent<Io> {
     /// The stream until its upgrade. Until then borrower and owner are the same task, so no lock is
     /// needed.
-    conn: Option<Connection<Io>>,
+    conn: Option<Box<Connection<Io>>>,
     ahead: Ahead,
-    /// hyper waits for input, and so notices its end.
-    is_reading: bool,
     progress: Arc<Progress>,
     loan: Arc<Loan<Io>>,
 }
@@ -35,7 +33,7 @@ pub(super) struct Lent<Io> {
 struct Loan<Io>(Mutex<Held<Io>>);
 
 struct Held<Io> {
-    conn: Option<Connection<Io>>,
+    conn: Option<Box<Connection<Io>>>,
     returned: bool,
     /// Two wakers, because an upgraded stream may be split between two tasks.
     reader: Option<Waker>,
@@ -43,7 +41,10 @@ struct Held<Io> {
     owner: Option<Waker>,
 }
 
-pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner<Io>, Lent<Io>) {
+pub(super) fn lend<Io>(
+    conn: Box<Connection<Io>>,
+    progress: &Arc<Progress>,
+) -> (Owner<Io>, Lent<Io>) {
     let loan = Arc::new(Loan(Mutex::new(Held {
         conn: None,
         returned: false,
@@ -54,7 +55,6 @@ pub(super) fn lend<Io>(conn: Connection<Io>, progress: &Arc<Progress>) -> (Owner
     let lent = Lent {
         conn: Some(conn),
         ahead: Ahead::default(),
-        is_reading: false,
         progress: Arc::clone(progress),
         loan: Arc::clone(&loan),
     };
@@ -77,7 +77,7 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
 
 impl<Io> Owner<Io> {
     /// Waits until the stream is returned.
-    pub(super) fn poll_returned(&self, cx: &mut Context<'_>) -> Poll<Option<Connection<Io>>> {
+    pub(super) fn poll_returned(&self, cx: &mut Context<'_>) -> Poll<Option<Box<Connection<Io>>>> {
         let mut held = self.0.lock();
         if held.returned {
             return Poll::Ready(held.conn.take());
@@ -88,7 +88,7 @@ impl<Io> Owner<Io> {
 
     /// Takes the stream away; the borrower's next read or write fails. Returns `None` if the stream
     /// was never upgraded or is already gone.
-    pub(super) fn take_away(&self) -> Option<Connection<Io>> {
+    pub(super) fn take_away(&self) -> Option<Box<Connection<Io>>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();
             (held.conn.take(), [held.reader.take(), held.writer.take()])
@@ -132,7 +132,7 @@ impl<Io: Unpin> Lent<Io> {
     ) -> Poll<io::Result<T>> {
         match &mut self.conn {
             Some(conn) if !self.progress.upgrades.load(Ordering::Acquire) => {
-                poll(Pin::new(conn), cx)
+                poll(Pin::new(&mut **conn), cx)
             }
             _ => self.poll_upgraded(cx, waker, poll),
         }
@@ -155,7 +155,7 @@ impl<Io: Unpin> Lent<Io> {
         let Some(conn) = &mut held.conn else {
             return Poll::Ready(Err(taken_away()));
         };
-        let polled = poll(Pin::new(conn), cx);
+        let polled = poll(Pin::new(&mut **conn), cx);
         if polled.is_pending() {
             remember(waker(held), cx);
         }
@@ -172,13 +172,33 @@ impl<Io: Unpin> Lent<Io> {
 }
 
 impl<Io: AsyncRead + Unpin> Lent<Io> {
+    /// Returns whether there is input for hyper that was read ahead, or its end.
+    pub(super) fn has_input(&self) -> bool {
+        self.ahead.has_input()
+    }
+
+    /// Puts back bytes that hyper has read and not used.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.ahead.unwatch();
+        self.ahead.put_back(bytes);
+    }
+
+    /// Waits for the first bytes of a request, or the end of input, without hyper.
+    pub(super) fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<First> {
+        match &mut self.conn {
+            Some(conn) => self.ahead.poll_first(conn, cx),
+            None => Poll::Ready(First::Http1),
+        }
+    }
+
     /// Ready once the peer of an HTTP/1 request in progress can no longer be reached.
     #[inline]
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match &mut self.conn {
             Some(conn) if self.progress.is_answering_http1() => {
                 // Once the body is read or dropped, hyper may no longer act on its input.
-                if self.is_reading && self.progress.has_unread_bodies() {
+                let is_reading = self.progress.is_reading.load(Ordering::Relaxed);
+                if is_reading && self.progress.has_unread_bodies() {
                     return Poll::Pending;
                 }
                 self.ahead.poll_gone(conn, &self.progress, cx)
@@ -204,18 +224,16 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(read) = self.ahead.read(buf) {
-            self.is_reading = false;
-            return Poll::Ready(read);
-        }
-        let before = buf.filled().len();
-        let read = self.poll(
-            cx,
-            |held| &mut held.reader,
-            |conn, cx| conn.poll_read(cx, buf),
-        );
-        self.is_reading = read.is_pending();
-        self.progress.note_read(&buf.filled()[before..]);
+        let read = match self.ahead.read(buf) {
+            Some(read) => Poll::Ready(read),
+            None => self.poll(
+                cx,
+                |held| &mut held.reader,
+                |conn, cx| conn.poll_read(cx, buf),
+            ),
+        };
+        let is_reading = &self.progress.is_reading;
+        is_reading.store(read.is_pending(), Ordering::Relaxed);
         read
     }
 }

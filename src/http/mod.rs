@@ -139,13 +139,14 @@ mod progress;
 mod reply;
 mod requests;
 mod serve;
+mod stage;
 mod streams;
 
 use std::fmt;
 use std::sync::Arc;
 
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioTimer;
-use hyper_util::server::conn::auto::Builder;
 
 use crate::close::Linger;
 use crate::deadline::Deadlines;
@@ -169,25 +170,71 @@ pub struct Http<K> {
     settings: Arc<HttpSettings>,
 }
 
-type Configure = Arc<dyn Fn(&mut Builder<Streams>) + Send + Sync>;
-
-#[derive(Clone, Default)]
-struct HttpSettings {
-    deadlines: Deadlines,
-    linger: Linger,
-    configure: Vec<Configure>,
+/// The settings of hyper for both versions of the protocol. See [`Http::configure`].
+#[derive(Debug)]
+pub struct Hyper {
+    http1: http1::Builder,
+    http2: http2::Builder<Streams>,
 }
 
-impl HttpSettings {
-    fn configure(&self, hyper: &mut Builder<Streams>) {
-        hyper
-            .http2()
+impl Hyper {
+    fn new(http1: http1::Builder, streams: Streams) -> Self {
+        let mut http2 = http2::Builder::new(streams);
+        http2
             .timer(TokioTimer::new())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .enable_connect_protocol();
-        for configure in &self.configure {
-            configure(hyper);
+        Self { http1, http2 }
+    }
+
+    /// Returns the settings for HTTP/1.
+    pub fn http1(&mut self) -> &mut http1::Builder {
+        &mut self.http1
+    }
+
+    /// Returns the settings for HTTP/2.
+    pub fn http2(&mut self) -> &mut http2::Builder<Streams> {
+        &mut self.http2
+    }
+}
+
+type Configure = Arc<dyn Fn(&mut Hyper) + Send + Sync>;
+
+#[derive(Clone)]
+struct HttpSettings {
+    deadlines: Deadlines,
+    linger: Linger,
+    http1: http1::Builder,
+    configure: Vec<Configure>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        let mut http1 = http1::Builder::new();
+        keep_own(&mut http1);
+        Self {
+            deadlines: Deadlines::default(),
+            linger: Linger::default(),
+            http1,
+            configure: Vec::new(),
         }
+    }
+}
+
+/// Sets what a program cannot change.
+fn keep_own(http1: &mut http1::Builder) {
+    // `Ahead` notices the peer's end of input, and the clock has a deadline for that.
+    http1.half_close(true).header_read_timeout(None);
+}
+
+impl HttpSettings {
+    /// Returns the settings of one HTTP/2 connection, which runs its requests in `streams`.
+    fn http2(&self, streams: Streams) -> http2::Builder<Streams> {
+        let mut hyper = Hyper::new(http1::Builder::new(), streams);
+        for configure in &self.configure {
+            configure(&mut hyper);
+        }
+        hyper.http2
     }
 }
 
@@ -267,21 +314,20 @@ impl<K> Http<K> {
     /// });
     /// ```
     ///
-    /// `configure` is called once here, and once for each connection, because each has its own
-    /// tasks.
+    /// `configure` is called once here, and once for each HTTP/2 connection, because each has its
+    /// own tasks.
     ///
     /// # Panics
     ///
     /// Panics if hyper rejects a setting.
     #[must_use]
-    pub fn configure(
-        mut self,
-        configure: impl Fn(&mut Builder<Streams>) + Send + Sync + 'static,
-    ) -> Self {
-        configure(&mut Builder::new(Streams::default()));
-        Arc::make_mut(&mut self.settings)
-            .configure
-            .push(Arc::new(configure));
+    pub fn configure(mut self, configure: impl Fn(&mut Hyper) + Send + Sync + 'static) -> Self {
+        let settings = Arc::make_mut(&mut self.settings);
+        let mut hyper = Hyper::new(settings.http1.clone(), Streams::default());
+        configure(&mut hyper);
+        settings.http1 = hyper.http1;
+        keep_own(&mut settings.http1);
+        settings.configure.push(Arc::new(configure));
         self
     }
 }

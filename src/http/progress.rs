@@ -1,10 +1,9 @@
 //! The progress of one connection, seen from its task and from its requests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyper::body::Body;
 use hyper::header::CONNECTION;
 use hyper::{Request, Version};
 
@@ -13,10 +12,6 @@ use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::signals::Signal;
-
-/// The length of the preface that begins an HTTP/2 connection ([RFC 9113 section
-/// 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
-const PREFACE: u64 = 24;
 
 /// The longest times without a byte of a request's body.
 #[derive(Clone, Copy, Debug)]
@@ -49,14 +44,10 @@ pub(super) struct Progress {
     /// are already answered.
     pub(super) streams: AtomicUsize,
     multiplexed: AtomicBool,
-    /// Bytes read when hyper began to wait for a request's head, plus one; zero while it does not
-    /// wait.
-    awaiting_head: AtomicU64,
-    /// HTTP/1 only: the last bytes that were read. Only three of them matter.
-    tail: AtomicU32,
-    /// HTTP/1 only: the current request ends with an empty line, because it has no body or a
-    /// chunked one.
-    ends_with_line: AtomicBool,
+    /// hyper waits for input, and so notices its end.
+    pub(super) is_reading: AtomicBool,
+    /// HTTP/1 only: a service has dropped a body that it had not read to its end.
+    pub(super) abandoned: AtomicBool,
     /// HTTP/1 only: the current request asks for the connection to close.
     last_request: AtomicBool,
     /// HTTP/2 only: the peer was told that too many small data frames are unread.
@@ -76,9 +67,8 @@ impl Progress {
             taken: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
-            awaiting_head: AtomicU64::new(0),
-            tail: AtomicU32::new(0),
-            ends_with_line: AtomicBool::new(false),
+            is_reading: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             last_request: AtomicBool::new(false),
             refused_data: AtomicBool::new(false),
             upgrades: AtomicBool::new(false),
@@ -113,7 +103,7 @@ impl Progress {
 
     /// Returns whether a service holds a request body that it has not read to its end.
     pub(super) fn has_unread_bodies(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) > 0
+        self.unread.load(Ordering::Acquire) > 0
     }
 
     /// Returns whether an HTTP/2 stream is open. Without a request in progress it is a tunnel.
@@ -123,49 +113,30 @@ impl Progress {
 
     /// Returns whether the connection is known to be HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
-        // After that many bytes, an HTTP/1 connection would wait for a head.
-        let begun = || self.awaiting_head().is_none() && self.life().bytes_read() >= PREFACE;
-        self.multiplexed.load(Ordering::Relaxed) || (self.life().requests() == 0 && begun())
+        self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of bytes read when the current wait for a request's head began, or `None`
-    /// outside of one.
-    pub(super) fn awaiting_head(&self) -> Option<u64> {
-        self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)
+    /// Returns whether hyper only waits for the next request: the last response is sent, and no
+    /// service holds a body. Not all of it may have been read; see [`take_abandoned`].
+    ///
+    /// [`take_abandoned`]: Self::take_abandoned
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.is_reading.load(Ordering::Relaxed)
+            && !self.is_busy()
+            && !self.life().is_write_pending()
+            && !self.has_unread_bodies()
+            && !self.upgrades.load(Ordering::Relaxed)
     }
 
-    /// Records that the head of a request was read.
-    pub(super) fn take_head(&self) {
-        self.awaiting_head.store(0, Ordering::Relaxed);
+    /// Returns whether a service has dropped a body that it had not read to its end, since the
+    /// last call. hyper reads the rest in its next turn, or closes the connection.
+    pub(super) fn take_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed) && self.abandoned.swap(false, Ordering::Relaxed)
     }
 
     /// Records that the connection is HTTP/2.
     pub(super) fn set_http2(&self) {
         self.multiplexed.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn await_head(&self) {
-        let mut read = self.life().bytes_read();
-        let tail = self.tail.load(Ordering::Relaxed).to_be_bytes();
-        let at_line = tail.ends_with(b"\n\r\n") || tail.ends_with(b"\n\n");
-        if self.ends_with_line.load(Ordering::Relaxed) && !at_line {
-            // The next head has begun, because a part of it has arrived with this request.
-            read = read.saturating_sub(1);
-        }
-        self.awaiting_head.store(read + 1, Ordering::Relaxed);
-    }
-
-    /// Records the last bytes that were read from the stream, to find out whether they end with an
-    /// empty line.
-    #[inline]
-    pub(super) fn note_read(&self, bytes: &[u8]) {
-        if self.multiplexed.load(Ordering::Relaxed) {
-            return;
-        }
-        let tail = self.tail.load(Ordering::Relaxed);
-        let last = bytes[bytes.len().saturating_sub(3)..].iter();
-        let tail = last.fold(tail, |tail, byte| tail << 8 | u32::from(*byte));
-        self.tail.store(tail, Ordering::Relaxed);
     }
 
     /// Checks output, to find out why h2 ends a connection. Its error does not distinguish unread
@@ -177,12 +148,8 @@ impl Progress {
         }
     }
 
-    /// Records whether an HTTP/1 request ends with an empty line, and whether it asks for the
-    /// connection to close.
-    pub(super) fn begin_http1<B: Body>(&self, request: &Request<B>) {
-        let body = request.body();
-        let ends_with_line = body.is_end_stream() || body.size_hint().exact().is_none();
-        self.ends_with_line.store(ends_with_line, Ordering::Relaxed);
+    /// Records whether an HTTP/1 request asks for the connection to close.
+    pub(super) fn begin_http1<B>(&self, request: &Request<B>) {
         if asks_to_close(request) {
             self.last_request.store(true, Ordering::Relaxed);
         }

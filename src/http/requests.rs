@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use pin_project::pin_project;
 use tower_service::Service;
@@ -46,11 +46,8 @@ where
     fn call(&self, mut request: Request<Incoming>) -> RequestFuture<S> {
         let progress = &self.progress;
         progress.life().count_request();
-        progress.take_head();
-        let multiplexed = request.version() == Version::HTTP_2;
-        if multiplexed {
-            progress.set_http2();
-        } else {
+        let multiplexed = progress.is_multiplexed();
+        if !multiplexed {
             progress.begin_http1(&request);
         }
         request.extensions_mut().insert(progress.info().clone());

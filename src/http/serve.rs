@@ -1,25 +1,22 @@
 //! Serves one connection: makes its service, runs hyper, and closes the stream.
 
 use std::fmt;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::body::Body;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
 use super::body::RequestBody;
-use super::clock::{AwaitHead, Clock, Due};
+use super::clock::{Clock, Due};
 use super::lent::{Owner, lend};
 use super::progress::{BodyLimits, Progress};
 use super::requests::HyperService;
-use super::streams::Tasks;
+use super::stage::Stage;
 use super::{Http, HttpSettings};
 use crate::connection::{Connection, ConnectionInfo};
 use crate::deadline::{Borrower, Deadlines, Watch};
@@ -66,23 +63,26 @@ where
     fn call(&mut self, conn: Connection<Io>) -> HttpFuture {
         let make = self.maker.make(|| conn.info().clone());
         let settings = Arc::clone(&self.settings);
-        HttpFuture(Box::pin(async move {
-            let limit = settings.deadlines.make_service;
-            let service = match limit {
-                Some(limit) => tokio::time::timeout(limit, make)
-                    .await
-                    .map_err(|late| ConnectionEnded::new(EndReason::MakeServiceError, late))?,
+        // What is boxed here takes no room in the future of a connection at rest.
+        let conn = Box::new(conn);
+        let limit = settings.deadlines.make_service;
+        let made = Box::pin(async move {
+            let failed = |err| ConnectionEnded::new(EndReason::MakeServiceError, err);
+            let made = match limit {
+                Some(limit) => tokio::time::timeout(limit, make).await.map_err(failed)?,
                 None => make.await,
             };
-            let service =
-                service.map_err(|err| ConnectionEnded::new(EndReason::MakeServiceError, err))?;
+            made.map_err(|err| ConnectionEnded::new(EndReason::MakeServiceError, err))
+        });
+        HttpFuture(Box::pin(async move {
+            let service = made.await?;
             serve(conn, service, &settings).await
         }))
     }
 }
 
 async fn serve<Io, S, B>(
-    conn: Connection<Io>,
+    conn: Box<Connection<Io>>,
     service: S,
     settings: &HttpSettings,
 ) -> Result<EndReason, BoxError>
@@ -99,21 +99,12 @@ where
     let progress = Progress::new(info.clone(), BodyLimits::new(&settings.deadlines));
     let life = progress.life();
     let (owner, lent) = lend(conn, &progress);
-    let (tasks, streams) = Tasks::new();
-    let mut builder = Builder::new(streams);
-    settings.configure(&mut builder);
-    // hyper starts its timer only if a timeout is set.
-    builder
-        .http1()
-        .timer(AwaitHead::new(&progress))
-        .header_read_timeout(Duration::from_secs(1))
-        // `Ahead` notices the peer's end of input, and the clock has a deadline for that.
-        .half_close(true);
-
     let mut linger = settings.linger;
     let ended = {
-        let requests = HyperService::new(service, Arc::clone(&progress));
-        let mut hyper = pin!(builder.serve_connection_with_upgrades(TokioIo::new(lent), requests));
+        let mut stage = Stage::Parked {
+            lent,
+            service: HyperService::new(service, Arc::clone(&progress)),
+        };
         let mut clock = Clock::new(info.accepted_at(), &settings.deadlines);
         let mut waker: Option<Waker> = None;
         std::future::poll_fn(|cx| {
@@ -123,7 +114,7 @@ where
                 clock.disarm();
             }
             loop {
-                if let Poll::Ready(served) = hyper.as_mut().poll(cx) {
+                if let Poll::Ready(served) = stage.poll(settings, &progress, cx) {
                     let ended = served.err().map(|err| {
                         let reason = EndReason::of_hyper(&*err, progress.as_failed());
                         ConnectionEnded::new(reason, err)
@@ -135,10 +126,8 @@ where
                         ended.filter(|ended| !(left && ended.reason.is_of_stream())),
                     );
                 }
-                if progress.is_multiplexed() {
-                    progress.streams.store(tasks.reap(cx), Ordering::Relaxed);
-                }
-                match ready!(clock.poll(&progress, &settings.deadlines, cx)) {
+                let is_parked = stage.is_parked();
+                match ready!(clock.poll(&progress, is_parked, &settings.deadlines, cx)) {
                     Due::Retire => {
                         // Drains this connection only.
                         life.set_reason(EndReason::MaxAge, None);
@@ -146,7 +135,9 @@ where
                     }
                     Due::Leave(reason) => {
                         life.set_reason(reason, None);
-                        hyper.as_mut().graceful_shutdown();
+                        if !stage.graceful_shutdown() {
+                            return Poll::Ready(None);
+                        }
                     }
                     Due::Look => {}
                     Due::End(reason) => {
@@ -161,16 +152,14 @@ where
         })
         .await
     };
-    // Nobody waits for the result of tasks that still run.
-    drop(tasks);
     let (conn, ended) = match ended {
         Some(ended) => {
-            // hyper's future is dropped, so the stream is back.
+            // The stage is dropped, so the stream is back.
             let conn = std::future::poll_fn(|cx| owner.poll_returned(cx)).await;
             (conn, Some(ended))
         }
         // An upgraded stream is lent until its task drops it.
-        None => returned(owner, &info, &settings.deadlines).await,
+        None => Box::pin(returned(owner, &info, &settings.deadlines)).await,
     };
     let ended = match ended {
         Some(ended) => ended,
@@ -186,7 +175,7 @@ where
     {
         // The reason is settled; it does not matter if the peer disconnects before the close is
         // done.
-        let _settled = conn.close(linger).await;
+        let _settled = Box::pin(conn.close(linger)).await;
     }
     match ended {
         ConnectionEnded {
@@ -203,7 +192,7 @@ async fn returned<Io>(
     owner: Owner<Io>,
     info: &ConnectionInfo,
     deadlines: &Deadlines,
-) -> (Option<Connection<Io>>, Option<ConnectionEnded>) {
+) -> (Option<Box<Connection<Io>>>, Option<ConnectionEnded>) {
     let mut watch = None;
     std::future::poll_fn(|cx| {
         if let Poll::Ready(conn) = owner.poll_returned(cx) {

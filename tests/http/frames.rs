@@ -218,7 +218,7 @@ async fn a_preface_has_half_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_no_ping_is_let_go() {
     let http = http().configure(|hyper| {
-        let mut http2 = hyper.http2();
+        let http2 = hyper.http2();
         http2.keep_alive_interval(Duration::from_secs(10));
         http2.keep_alive_timeout(Duration::from_secs(5));
     });

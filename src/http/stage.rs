@@ -1,0 +1,171 @@
+//! The two stages of an HTTP connection: parked while it is at rest, and served by hyper.
+//!
+//! A parked connection holds its stream and its service, and waits for bytes. hyper is set up with
+//! the first of them, and taken apart again when the last response is sent and hyper waits for the
+//! next request. So a connection at rest holds no buffer and no state of hyper.
+
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use hyper::Request;
+use hyper::Response;
+use hyper::body::Body;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_service::Service;
+
+use super::HttpSettings;
+use super::ahead::First;
+use super::body::RequestBody;
+use super::lent::Lent;
+use super::progress::Progress;
+use super::requests::HyperService;
+use super::streams::{Streams, Tasks};
+use crate::error::BoxError;
+
+type Http1<Io, S> = http1::UpgradeableConnection<TokioIo<Lent<Io>>, HyperService<S>>;
+type Http2<Io, S> = http2::Connection<TokioIo<Lent<Io>>, HyperService<S>, Streams>;
+
+/// The current stage.
+pub(super) enum Stage<Io, S, B>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Body<Error: Into<BoxError>>,
+{
+    /// No request is in progress, and all responses are sent.
+    Parked {
+        lent: Lent<Io>,
+        service: HyperService<S>,
+    },
+    Http1 {
+        hyper: Box<Http1<Io, S>>,
+        /// The number of requests before hyper was set up.
+        before: u64,
+    },
+    Http2 {
+        hyper: Pin<Box<Http2<Io, S>>>,
+        tasks: Tasks,
+    },
+    /// hyper is done, and has dropped the stream or passed it to another task.
+    Done,
+}
+
+impl<Io, S, B> Stage<Io, S, B>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    /// Returns whether the connection is at rest: nothing of a request has arrived.
+    pub(super) fn is_parked(&self) -> bool {
+        matches!(self, Self::Parked { lent, .. } if !lent.has_input())
+    }
+
+    /// Serves requests. Ready once the protocol has come to its end, or has failed.
+    pub(super) fn poll(
+        &mut self,
+        settings: &HttpSettings,
+        progress: &Arc<Progress>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), BoxError>> {
+        loop {
+            match self {
+                Self::Parked { lent, .. } => {
+                    let first = ready!(lent.poll_input(cx));
+                    self.begin(first, settings, progress);
+                }
+                Self::Http1 { hyper, before } => {
+                    let served = Pin::new(&mut **hyper).poll(cx);
+                    if served.is_ready() {
+                        return served.map_err(Into::into);
+                    }
+                    if progress.life().requests() == *before || !progress.is_at_rest() {
+                        return Poll::Pending;
+                    }
+                    if progress.take_abandoned() {
+                        // hyper has yet to see that it is the only one left to read a body.
+                        continue;
+                    }
+                    if self.park() {
+                        // hyper has registered the wakeup for the next byte.
+                        return Poll::Pending;
+                    }
+                    self.begin(First::Http1, settings, progress);
+                }
+                Self::Http2 { hyper, tasks } => {
+                    let served = hyper.as_mut().poll(cx);
+                    if served.is_pending() {
+                        let left = tasks.reap(cx);
+                        progress.streams.store(left, Ordering::Relaxed);
+                    }
+                    return served.map_err(Into::into);
+                }
+                Self::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Begins a graceful shutdown. Returns `false` if there is nothing to wait for.
+    pub(super) fn graceful_shutdown(&mut self) -> bool {
+        match self {
+            Self::Http1 { hyper, .. } => Pin::new(&mut **hyper).graceful_shutdown(),
+            Self::Http2 { hyper, .. } => hyper.as_mut().graceful_shutdown(),
+            Self::Parked { .. } | Self::Done => return false,
+        }
+        true
+    }
+
+    /// Sets hyper up for the input that has arrived.
+    fn begin(&mut self, first: First, settings: &HttpSettings, progress: &Arc<Progress>) {
+        let Self::Parked { lent, service } = mem::replace(self, Self::Done) else {
+            return;
+        };
+        let io = TokioIo::new(lent);
+        *self = match first {
+            First::Http1 => {
+                progress.is_reading.store(false, Ordering::Relaxed);
+                let hyper = settings.http1.serve_connection(io, service);
+                Self::Http1 {
+                    hyper: Box::new(hyper.with_upgrades()),
+                    before: progress.life().requests(),
+                }
+            }
+            First::Http2 => {
+                progress.set_http2();
+                let (tasks, streams) = Tasks::new();
+                let hyper = settings.http2(streams).serve_connection(io, service);
+                Self::Http2 {
+                    hyper: Box::pin(hyper),
+                    tasks,
+                }
+            }
+        };
+    }
+
+    /// Takes hyper apart. Returns `false` if it had read a part of the next request.
+    fn park(&mut self) -> bool {
+        let Self::Http1 { hyper, .. } = mem::replace(self, Self::Done) else {
+            return false;
+        };
+        // An upgraded connection is not at rest.
+        let Some(parts) = hyper.into_parts() else {
+            return false;
+        };
+        let mut lent = parts.io.into_inner();
+        lent.put_back(&parts.read_buf);
+        *self = Self::Parked {
+            lent,
+            service: parts.service,
+        };
+        self.is_parked()
+    }
+}
