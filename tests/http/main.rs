@@ -9,6 +9,7 @@ mod endings;
 mod frames;
 mod readers;
 mod requests;
+mod rest;
 mod sockets;
 mod upgrades;
 
