@@ -290,8 +290,8 @@ impl Random {
     }
 }
 
-/// Some operations of a peer, of which each request is answered. Returns the number of requests, sent and
-/// counted.
+/// Some operations of a peer, of which each request is answered. Returns the number of requests,
+/// sent and counted.
 async fn operations(random: &mut Random, served: &Served) -> (u64, u64) {
     // A body that is not read must arrive with its head.
     let kinds: Vec<_> = [0, 1, 2, 3, 6].map(|kind| KINDS[kind]).into();
