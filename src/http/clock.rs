@@ -10,11 +10,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::progress::Progress;
+use super::stage::Rest;
 use crate::deadline::{
     self, Blocked, Deadlines, DrainDeadlines, Moment, Pace, TAKEN_IN, Timer, between_looks, due,
     first,
 };
 use crate::end::EndReason;
+
+/// The time for which hyper stays set up at a rest, if the rest before began no longer ago.
+///
+/// Parking costs a tenth of a request. A connection that asks more often than this does not pay it,
+/// and one that asks less often is parked at once, without a timer.
+const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +44,8 @@ pub(super) enum Due {
     Retire,
     /// Close gracefully, by hyper's graceful shutdown.
     Leave(EndReason),
+    /// Park the connection, because it is at rest.
+    Park,
     /// End at once, without a graceful shutdown.
     End(EndReason),
     /// Compute the deadlines again, because other tasks change the counters that they depend on.
@@ -46,7 +55,7 @@ pub(super) enum Due {
 impl deadline::Due for Due {
     fn is_kept_by_peer(&self) -> bool {
         match self {
-            Self::Retire | Self::Look => false,
+            Self::Retire | Self::Park | Self::Look => false,
             Self::Leave(reason) | Self::End(reason) => reason.is_kept_by_peer(),
         }
     }
@@ -55,11 +64,15 @@ impl deadline::Due for Due {
 pub(super) struct Clock {
     timer: Timer,
     /// The state when the timer was armed: the wait, and whether output is pending, data waits for
-    /// the peer, the peer has finished sending, the connection drains, and a graceful close has
-    /// begun.
-    armed: Option<(Waiting, [bool; 5])>,
+    /// the peer, the peer has finished sending, the connection drains, a graceful close has begun,
+    /// and hyper is kept at a rest.
+    armed: Option<(Waiting, [bool; 6])>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
+    /// HTTP/1 only: the start of the last rest.
+    rested: Option<Moment>,
+    /// HTTP/1 only: that rest began less than [`KEPT`] after the one before.
+    is_quick: bool,
     /// Bytes written at the last check.
     written: u64,
     blocked: Blocked,
@@ -86,6 +99,8 @@ impl Clock {
         Self {
             armed: None,
             waiting: (Waiting::FirstByte, 0, Moment::START),
+            rested: None,
+            is_quick: false,
             written: 0,
             blocked: Blocked::default(),
             pace: Pace::default(),
@@ -105,20 +120,25 @@ impl Clock {
     pub(super) fn poll(
         &mut self,
         progress: &Progress,
-        is_parked: bool,
+        rest: Rest,
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
         let (due, now) = loop {
             let at = Instant::now();
             let now = self.timer.moment(at);
-            self.note(progress, is_parked, now);
+            self.note(progress, rest, now);
+            let is_kept = rest == Rest::Begun;
+            if is_kept && (!self.is_quick || self.draining.is_some()) {
+                break (Due::Park, now);
+            }
             let facts = [
                 self.blocked.is_blocked(),
                 self.stalled.is_some(),
                 self.finished.is_some(),
                 self.draining.is_some(),
                 self.has_left(),
+                is_kept,
             ];
             let waits = (self.waiting.0, facts);
             if self.armed == Some(waits) && !self.timer.is_due(at) {
@@ -132,7 +152,8 @@ impl Clock {
                 Ok(end) => end.map(|end| (end, Due::Look)),
                 Err(reason) => break (Due::End(reason), now),
             };
-            let next = first([self.next(now, progress, deadlines), window]);
+            let park = due(since, is_kept.then_some(KEPT), Due::Park);
+            let next = first([park, self.next(now, progress, deadlines), window]);
             self.armed = next.map(|_| waits);
             let due = ready!(self.timer.poll(next, now, cx));
             self.armed = None;
@@ -155,7 +176,7 @@ impl Clock {
             Due::Leave(_) => {
                 self.left = Some(now);
             }
-            Due::End(_) | Due::Look => {}
+            Due::End(_) | Due::Park | Due::Look => {}
         }
         Poll::Ready(due)
     }
@@ -170,7 +191,7 @@ impl Clock {
         self.left.is_some()
     }
 
-    fn note(&mut self, progress: &Progress, is_parked: bool, now: Moment) {
+    fn note(&mut self, progress: &Progress, rest: Rest, now: Moment) {
         let life = progress.life();
         let requests = life.requests();
         let pending = life.is_write_pending();
@@ -180,9 +201,9 @@ impl Clock {
             Waiting::Tunnels
         } else if progress.is_multiplexed() {
             Waiting::NextRequest
-        } else if is_parked && requests == 0 {
+        } else if rest != Rest::No && requests == 0 {
             Waiting::FirstByte
-        } else if is_parked {
+        } else if rest != Rest::No {
             Waiting::NextRequest
         } else if progress.has_unread_bodies() {
             Waiting::Unread
@@ -191,6 +212,11 @@ impl Clock {
         };
         if (waiting, requests) != (self.waiting.0, self.waiting.1) {
             self.waiting = (waiting, requests, now);
+            if rest == Rest::Begun {
+                let until = self.rested.and_then(|at| at.checked_add(KEPT));
+                self.is_quick = until.is_some_and(|until| now < until);
+                self.rested = Some(now);
+            }
         }
         let written = life.bytes_written();
         let wrote = std::mem::replace(&mut self.written, written) != written;

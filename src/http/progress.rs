@@ -128,6 +128,11 @@ impl Progress {
             && !self.upgrades.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of requests and the number of bytes read.
+    pub(super) fn taken_in(&self) -> (u64, u64) {
+        (self.life().requests(), self.life().bytes_read())
+    }
+
     /// Returns whether a service has dropped a body that it had not read to its end, since the
     /// last call. hyper reads the rest in its next turn, or closes the connection.
     pub(super) fn take_abandoned(&self) -> bool {

@@ -126,8 +126,8 @@ where
                         ended.filter(|ended| !(left && ended.reason.is_of_stream())),
                     );
                 }
-                let is_parked = stage.is_parked();
-                match ready!(clock.poll(&progress, is_parked, &settings.deadlines, cx)) {
+                let rest = stage.rest(&progress);
+                match ready!(clock.poll(&progress, rest, &settings.deadlines, cx)) {
                     Due::Retire => {
                         // Drains this connection only.
                         life.set_reason(EndReason::MaxAge, None);
@@ -139,6 +139,7 @@ where
                             return Poll::Ready(None);
                         }
                     }
+                    Due::Park => stage.park(),
                     Due::Look => {}
                     Due::End(reason) => {
                         // Written output had the time of `goodbye` in which to arrive.

@@ -2,7 +2,8 @@
 //!
 //! A parked connection holds its stream and its service, and waits for bytes. hyper is set up with
 //! the first of them, and taken apart again when the last response is sent and hyper waits for the
-//! next request. So a connection at rest holds no buffer and no state of hyper.
+//! next request. So a connection at rest holds no buffer and no state of hyper. The clock decides
+//! when a rest is long enough, so that a busy connection keeps hyper.
 
 use std::mem;
 use std::pin::Pin;
@@ -30,6 +31,16 @@ use crate::error::BoxError;
 type Http1<Io, S> = http1::UpgradeableConnection<TokioIo<Lent<Io>>, HyperService<S>>;
 type Http2<Io, S> = http2::Connection<TokioIo<Lent<Io>>, HyperService<S>, Streams>;
 
+/// The rest of a connection. At rest, nothing of the next request is known to have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    No,
+    /// hyper is still set up. It may have read the begin of the next request with the last one,
+    /// which parking shows.
+    Begun,
+    Parked,
+}
+
 /// The current stage.
 pub(super) enum Stage<Io, S, B>
 where
@@ -46,6 +57,8 @@ where
         hyper: Box<Http1<Io, S>>,
         /// The number of requests before hyper was set up.
         before: u64,
+        /// The numbers of requests and of bytes read when the last rest began.
+        rest: Option<(u64, u64)>,
     },
     Http2 {
         hyper: Pin<Box<Http2<Io, S>>>,
@@ -65,9 +78,12 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    /// Returns whether the connection is at rest: nothing of a request has arrived.
-    pub(super) fn is_parked(&self) -> bool {
-        matches!(self, Self::Parked { lent, .. } if !lent.has_input())
+    pub(super) fn rest(&self, progress: &Progress) -> Rest {
+        match self {
+            Self::Parked { lent, .. } if !lent.has_input() => Rest::Parked,
+            Self::Http1 { rest, .. } if *rest == Some(progress.taken_in()) => Rest::Begun,
+            _ => Rest::No,
+        }
     }
 
     /// Serves requests. Ready once the protocol has come to its end, or has failed.
@@ -83,7 +99,11 @@ where
                     let first = ready!(lent.poll_input(cx));
                     self.begin(first, settings, progress);
                 }
-                Self::Http1 { hyper, before } => {
+                Self::Http1 {
+                    hyper,
+                    before,
+                    rest,
+                } => {
                     let served = Pin::new(&mut **hyper).poll(cx);
                     if served.is_ready() {
                         return served.map_err(Into::into);
@@ -95,11 +115,11 @@ where
                         // hyper has yet to see that it is the only one left to read a body.
                         continue;
                     }
-                    if self.park() {
-                        // hyper has registered the wakeup for the next byte.
-                        return Poll::Pending;
+                    let now = progress.taken_in();
+                    if rest.is_none_or(|(requests, _)| requests != now.0) {
+                        *rest = Some(now);
                     }
-                    self.begin(First::Http1, settings, progress);
+                    return Poll::Pending;
                 }
                 Self::Http2 { hyper, tasks } => {
                     let served = hyper.as_mut().poll(cx);
@@ -137,6 +157,7 @@ where
                 Self::Http1 {
                     hyper: Box::new(hyper.with_upgrades()),
                     before: progress.life().requests(),
+                    rest: None,
                 }
             }
             First::Http2 => {
@@ -151,14 +172,15 @@ where
         };
     }
 
-    /// Takes hyper apart. Returns `false` if it had read a part of the next request.
-    fn park(&mut self) -> bool {
+    /// Takes hyper apart. If it has read a part of the next request, the next poll sets it up again
+    /// with that.
+    pub(super) fn park(&mut self) {
         let Self::Http1 { hyper, .. } = mem::replace(self, Self::Done) else {
-            return false;
+            return;
         };
         // An upgraded connection is not at rest.
         let Some(parts) = hyper.into_parts() else {
-            return false;
+            return;
         };
         let mut lent = parts.io.into_inner();
         lent.put_back(&parts.read_buf);
@@ -166,6 +188,5 @@ where
             lent,
             service: parts.service,
         };
-        self.is_parked()
     }
 }
