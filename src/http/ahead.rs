@@ -48,7 +48,8 @@ pub(super) struct Ahead {
 enum Watch {
     #[default]
     Unasked,
-    Watching(Departing),
+    /// Boxed, because a connection at rest watches nothing.
+    Watching(Box<Departing>),
     /// There is no socket to watch, or no descriptor to watch it with.
     Blind,
 }
@@ -151,7 +152,8 @@ impl Ahead {
             }
         }
         if matches!(self.watch, Watch::Unasked) {
-            self.watch = Departing::of(&conn.life().probe).map_or(Watch::Blind, Watch::Watching);
+            let peer = Departing::of(&conn.life().probe).map(Box::new);
+            self.watch = peer.map_or(Watch::Blind, Watch::Watching);
         }
         let Watch::Watching(peer) = &self.watch else {
             return Poll::Pending;

@@ -97,9 +97,8 @@ where
 {
     let info = conn.info().clone();
     let progress = Progress::new(info.clone(), BodyLimits::new(&settings.deadlines));
-    let life = progress.life();
     let (owner, lent) = lend(conn, &progress);
-    let mut linger = settings.linger;
+    let mut is_cut_short = false;
     let ended = {
         let mut stage = Stage::Parked {
             lent,
@@ -107,14 +106,18 @@ where
         };
         let mut clock = Clock::new(info.accepted_at(), &settings.deadlines);
         let mut waker: Option<Waker> = None;
-        std::future::poll_fn(|cx| {
+        let is_cut_short = &mut is_cut_short;
+        let progress = &progress;
+        // It owns its state, because a reference to each would take more room.
+        std::future::poll_fn(move |cx| {
+            let life = progress.life();
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
                 life.signals.wake_engine_with(cx.waker());
                 clock.disarm();
             }
             loop {
-                if let Poll::Ready(served) = stage.poll(settings, &progress, cx) {
+                if let Poll::Ready(served) = stage.poll(settings, progress, cx) {
                     let ended = served.err().map(|err| {
                         let reason = EndReason::of_hyper(&*err, progress.as_failed());
                         ConnectionEnded::new(reason, err)
@@ -126,8 +129,8 @@ where
                         ended.filter(|ended| !(left && ended.reason.is_of_stream())),
                     );
                 }
-                let rest = stage.rest(&progress);
-                match ready!(clock.poll(&progress, rest, &settings.deadlines, cx)) {
+                let rest = stage.rest(progress);
+                match ready!(clock.poll(progress, rest, &settings.deadlines, cx)) {
                     Due::Retire => {
                         // Drains this connection only.
                         life.set_reason(EndReason::MaxAge, None);
@@ -144,7 +147,7 @@ where
                     Due::End(reason) => {
                         // Written output had the time of `goodbye` in which to arrive.
                         if life.bytes_written() == 0 || clock.has_left() {
-                            linger = linger.time(Duration::ZERO);
+                            *is_cut_short = true;
                         }
                         return Poll::Ready(Some(reason.into()));
                     }
@@ -167,13 +170,18 @@ where
         // An HTTP/2 connection that neither drains nor closes ends only when its peer closes it.
         None if progress.is_multiplexed() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None if progress.peer_closes() && !progress.is_leaving() => EndReason::PeerClosed.into(),
-        None => life.done().into(),
+        None => progress.life().done().into(),
     };
+    let life = progress.life();
     let ended = life.ended(ended);
     life.begin_closing();
     if let Some(conn) = conn
         && !ended.reason.is_cut_off()
     {
+        let linger = match is_cut_short {
+            true => settings.linger.time(Duration::ZERO),
+            false => settings.linger,
+        };
         // The reason is settled; it does not matter if the peer disconnects before the close is
         // done.
         let _settled = Box::pin(conn.close(linger)).await;
