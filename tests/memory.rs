@@ -32,6 +32,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::codec::LengthDelimitedCodec;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::{Block, Lines};
+use tower_tcp::http::hyper::{Request, Response};
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, Session, SessionService};
 use tower_tcp::preconnect::PreConnectLayer;
@@ -538,6 +540,79 @@ fn a_resting_connection_holds_1440_bytes() {
         let each = (held() - before) / 256;
         assert!(each <= 1440, "{each} bytes each");
         task.abort();
+    });
+}
+
+/// Has a request of HTTP/1 answered.
+async fn get(client: &mut DuplexStream) {
+    const OK: &[u8] = b"\r\n\r\nhello";
+    client
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let mut reply = Vec::with_capacity(256);
+    while !reply.ends_with(OK) {
+        assert_ne!(client.read_buf(&mut reply).await.unwrap(), 0);
+    }
+}
+
+async fn hello(_: Request<RequestBody>) -> Result<Response<String>, BoxError> {
+    Ok(Response::new("hello".to_owned()))
+}
+
+#[test]
+fn an_http1_connection_at_rest_holds_no_more_than_before_its_first_byte() {
+    alone(async || {
+        let served = serve(Http::new(service_fn(hello)));
+        let mut client = served.client().await.0.into_inner();
+        get(&mut client).await;
+        // Until here the client's stream and the first timer may have grown.
+        sleep(200 * MS).await;
+        let parked = held();
+        for requests in [1, 2, 20] {
+            for _ in 0..requests {
+                get(&mut client).await;
+            }
+            sleep(200 * MS).await;
+
+            let more = held() - parked;
+
+            assert!(more <= 64, "{more} bytes more after {requests} requests");
+        }
+        drop(client);
+        let before = held();
+        let mut clients = Vec::with_capacity(100);
+        for _ in 0..100 {
+            let mut client = served.client().await.0.into_inner();
+            get(&mut client).await;
+            clients.push(client);
+        }
+        sleep(200 * MS).await;
+
+        // In a test an unoptimised future is larger, and the pipe of each client counts.
+        let each = (held() - before) / 100;
+
+        assert!(each <= 4096, "{each} bytes each");
+    });
+}
+
+#[test]
+fn a_busy_http1_connection_keeps_its_buffers_between_requests() {
+    alone(async || {
+        let served = serve(Http::new(service_fn(hello)));
+        let mut client = served.client().await.0.into_inner();
+        for _ in 0..3 {
+            get(&mut client).await;
+        }
+        let before = ALLOCATOR.stats().bytes_allocated;
+
+        for _ in 0..100 {
+            get(&mut client).await;
+            sleep(90 * MS).await;
+        }
+
+        let each = (ALLOCATOR.stats().bytes_allocated - before) / 100;
+        assert!(each < 8192, "{each} bytes a request");
     });
 }
 

@@ -19,8 +19,8 @@ use crate::end::EndReason;
 
 /// The time for which hyper stays set up at a rest, if the rest before began no longer ago.
 ///
-/// Parking costs a tenth of a request. A connection that asks more often than this does not pay it,
-/// and one that asks less often is parked at once, without a timer.
+/// Parking costs a quarter of a small request. A connection that asks more often than this does not
+/// pay it, and one that asks less often is parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.

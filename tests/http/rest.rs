@@ -229,6 +229,49 @@ async fn empty_lines_behind_a_request_are_no_head_that_has_begun() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn half_a_head_behind_a_busy_request_has_its_own_deadline() {
+    for tls in [false, true] {
+        let (_served, mut client) = over(tls).await;
+        for _ in 0..3 {
+            client.send(GET).await;
+            answer(&mut client).await;
+        }
+        client.send(format!("{GET}{}", &GET[..20])).await;
+        answer(&mut client).await;
+        let begun = Instant::now();
+
+        client.rest().await;
+
+        // `frame`, not `idle`.
+        assert_eq!(begun.elapsed().as_secs(), 30);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_connection_is_drained_like_one_at_rest() {
+    for tls in [false, true] {
+        for more in ["", &GET[..20]] {
+            let (served, mut client) = over(tls).await;
+            for _ in 0..3 {
+                client.send(GET).await;
+                answer(&mut client).await;
+            }
+            client.send(format!("{GET}{more}")).await;
+            answer(&mut client).await;
+            for live in served.handle().connections() {
+                live.close();
+            }
+            sleep(Duration::from_millis(500)).await;
+
+            client.send(&GET[more.len()..]).await;
+
+            assert!(answer(&mut client).await.closes());
+            assert!(client.rest().await.is_empty());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_another_thread_drops_is_not_taken_for_the_next_request() {
     let service = service_fn(|request: Request<RequestBody>| async move {
@@ -383,7 +426,17 @@ async fn operations(random: &mut Random, served: &Served) -> (u64, u64) {
 
 #[tokio::test(start_paused = true)]
 async fn no_request_is_lost_in_thousands_of_random_operations() {
-    for seed in 0..300 {
+    run_seeds(300).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[ignore = "takes a minute: the same, with more seeds"]
+async fn no_request_is_lost_in_100_000_random_operations() {
+    run_seeds(10_000).await;
+}
+
+async fn run_seeds(seeds: u64) {
+    for seed in 0..seeds {
         let served = serve(http());
         let mut random = Random(seed);
         println!("seed {seed}");
