@@ -7,12 +7,14 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use memchr::memmem;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::server::Running;
 use crate::table::Figure;
@@ -22,6 +24,12 @@ pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
 
 /// The number of connections.
 pub(crate) const CONNECTIONS: usize = 32;
+
+/// Far more time than any answer takes.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The number of other files that a process has open.
+const OTHER_FILES: u32 = 100;
 
 /// The input of each connection.
 pub(crate) struct Load {
@@ -94,6 +102,20 @@ impl Load {
     }
 }
 
+/// Allows this process and its servers this many connections.
+pub(crate) fn allow_connections(number: u32) -> Result<()> {
+    let files = u64::from(number + OTHER_FILES);
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(
+        files <= most,
+        "{number} connections need {files} open files, and the hard limit is {most}: raise it, as \
+         with `ulimit -Hn {files}`"
+    );
+    // Child processes inherit this limit.
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(())
+}
+
 /// Connects for the `number`th time. Each connection uses the next source address, because the port
 /// of a closed connection stays taken for a minute (`TIME_WAIT`) and one address would run out of
 /// ports.
@@ -104,6 +126,22 @@ pub(crate) async fn connect(server: &Running, number: u32) -> io::Result<TcpStre
     let from = Ipv4Addr::from_bits(first + number % (last - first));
     socket.bind((from, 0).into())?;
     socket.connect(server.address()).await
+}
+
+/// Sends a request and waits until the answer, or the end of it, has been received.
+pub(crate) async fn ask<Io>(stream: &mut Io, request: &[u8], answer: &[u8]) -> Result<()>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    stream.write_all(request).await?;
+    stream.flush().await?;
+    let mut received = Vec::new();
+    while memmem::find(&received, answer).is_none() {
+        let read = timeout(DEADLINE, stream.read_buf(&mut received)).await;
+        let so_far = || format!("after {} came no more", received.escape_ascii());
+        ensure!(read.with_context(so_far)?? > 0, "{}, but the end", so_far());
+    }
+    Ok(())
 }
 
 /// Returns a line of `bytes` bytes, the line end included.

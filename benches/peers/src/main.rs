@@ -60,6 +60,8 @@ enum Table {
     Fairness,
     /// The `redis` example beside redis.
     Redis,
+    /// One publisher and many subscribers, beside redis, NATS and mosquitto.
+    Fanout,
     /// TLS that is terminated and forwarded, beside nginx and haproxy.
     Tls,
     /// An axum app, beside `axum::serve` and axum-server.
@@ -67,7 +69,7 @@ enum Table {
 }
 
 impl Table {
-    const EACH: [Self; 10] = [
+    const EACH: [Self; 11] = [
         Self::Lines,
         Self::Dispatch,
         Self::Layers,
@@ -76,6 +78,7 @@ impl Table {
         Self::Memory,
         Self::Fairness,
         Self::Redis,
+        Self::Fanout,
         Self::Tls,
         Self::Http,
     ];
@@ -96,6 +99,7 @@ impl Table {
             Self::Memory => tables::memory::print(bench).await,
             Self::Fairness => tables::fairness::print(bench).await,
             Self::Redis => tables::redis::print(bench).await,
+            Self::Fanout => tables::fanout::print(bench).await,
             Self::Tls => tables::tls::print(bench).await,
             Self::Http => tables::http::print(bench).await,
         }

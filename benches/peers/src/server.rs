@@ -134,6 +134,7 @@ impl Server {
             .spawn()
             .with_context(|| format!("{} cannot be started", self.program.display()))?;
         Ok(Spawned {
+            name: self.name.clone(),
             child,
             port: self.port,
         })
@@ -146,6 +147,7 @@ fn package(manifest: &Path) -> CargoBuild {
 
 /// A started server. Dropping it kills the process.
 pub(crate) struct Spawned {
+    name: String,
     child: Child,
     port: Option<u16>,
 }
@@ -157,6 +159,7 @@ impl Spawned {
         let pid = self.child.id().context("it ended")?;
         let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
         Ok(Running {
+            name: self.name,
             child: self.child,
             pid,
             address,
@@ -187,6 +190,7 @@ type Output = Lines<BufReader<ChildStdout>>;
 
 /// A listening server. Dropping it kills the process.
 pub(crate) struct Running {
+    name: String,
     child: Child,
     pid: u32,
     address: SocketAddr,
@@ -196,6 +200,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -215,8 +223,17 @@ impl Running {
 
     /// Returns the resident memory of the server, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
-        let path = format!("/proc/{}/smaps_rollup", self.pid);
-        let kib = field(Path::new(&path), "Rss:")?;
+        self.memory("smaps_rollup", "Rss:")
+    }
+
+    /// Returns the largest resident memory that the server had so far, in bytes.
+    pub(crate) fn peak(&self) -> Result<u64> {
+        self.memory("status", "VmHWM:")
+    }
+
+    fn memory(&self, file: &str, name: &str) -> Result<u64> {
+        let path = format!("/proc/{}/{file}", self.pid);
+        let kib = field(Path::new(&path), name)?;
         Ok(1024 * kib.trim_end_matches("kB").trim_end().parse::<u64>()?)
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod churn;
 pub(crate) mod dispatch;
 pub(crate) mod fairness;
+pub(crate) mod fanout;
 pub(crate) mod http;
 pub(crate) mod idle;
 pub(crate) mod layers;
