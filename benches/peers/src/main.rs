@@ -52,8 +52,8 @@ enum Table {
     Layers,
     /// A new connection for each request.
     Churn,
-    /// Memory of idle connections.
-    Idle,
+    /// Memory of connections at rest: lines, HTTP, WebSockets, with and without TLS.
+    Rest,
     /// Memory of connections that stall within a line, or do not read.
     Memory,
     /// The delay that flooding connections cause for others.
@@ -74,7 +74,7 @@ impl Table {
         Self::Dispatch,
         Self::Layers,
         Self::Churn,
-        Self::Idle,
+        Self::Rest,
         Self::Memory,
         Self::Fairness,
         Self::Redis,
@@ -95,7 +95,7 @@ impl Table {
             Self::Dispatch => tables::dispatch::print(bench).await,
             Self::Layers => tables::layers::print(bench).await,
             Self::Churn => tables::churn::print(bench).await,
-            Self::Idle => tables::idle::print(bench).await,
+            Self::Rest => tables::rest::print(bench).await,
             Self::Memory => tables::memory::print(bench).await,
             Self::Fairness => tables::fairness::print(bench).await,
             Self::Redis => tables::redis::print(bench).await,

@@ -49,13 +49,13 @@ impl Server {
         Ok(Self::built(name, build)?.arg("--listen").arg("127.0.0.1:0"))
     }
 
-    /// `servers/echo.go`, if Go is installed.
-    pub(crate) fn go() -> Result<Option<Self>> {
-        let program = env::current_exe()?.with_file_name("echo-go");
+    /// One of the servers written in Go, in `servers/`, if Go is installed.
+    pub(crate) fn go(name: &str) -> Result<Option<Self>> {
+        let program = env::current_exe()?.with_file_name(format!("{name}-go"));
         let mut build = process::Command::new("go");
         build.args(["build", "-o"]).arg(&program);
         let built = build
-            .arg(Path::new(PACKAGE).join("src/servers/echo.go"))
+            .arg(Path::new(PACKAGE).join(format!("src/servers/{name}.go")))
             .status();
         match built {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,13 +1,17 @@
 //! Serves one axum app with this crate, with `axum::serve` or with axum-server, in plain text or
 //! behind TLS.
 
+mod rustls;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use axum::routing::{any, get};
 use axum::serve::{Listener, ListenerExt};
 use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
@@ -16,9 +20,6 @@ use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 use tower::ServiceBuilder;
 use tower_tcp::http::Http;
@@ -26,6 +27,11 @@ use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Server};
+
+use rustls::rustls;
+
+/// The size of a WebSocket's read buffer, which it keeps. The default would be 128 KiB.
+const READ_BUFFER: usize = 4 * 1024;
 
 #[derive(Parser)]
 struct Args {
@@ -45,7 +51,21 @@ enum By {
 }
 
 fn app() -> Router {
-    Router::new().route("/", get(async || "Hello, world!"))
+    Router::new()
+        .route("/", get(async || "Hello, world!"))
+        .route("/echo", any(echo))
+}
+
+/// Sends the messages of a WebSocket back.
+async fn echo(upgrade: WebSocketUpgrade) -> Response {
+    let upgrade = upgrade.read_buffer_size(READ_BUFFER);
+    upgrade.on_upgrade(|mut socket: WebSocket| async move {
+        while let Some(Ok(message)) = socket.recv().await {
+            if socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    })
 }
 
 #[tokio::main]
@@ -79,16 +99,6 @@ async fn tower_tcp(tls: Option<(&Path, &Path)>) -> Result<(), BoxError> {
         None => server.serve(stack.service(http)).await?,
     };
     Ok(())
-}
-
-fn rustls((cert, key): (&Path, &Path)) -> Result<Arc<ServerConfig>, BoxError> {
-    let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<_, _>>()?;
-    let provider = ring::default_provider();
-    let config = ServerConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::from_pem_file(key)?)?;
-    Ok(Arc::new(config))
 }
 
 async fn axum_serve(tls: Option<Arc<ServerConfig>>) -> Result<(), BoxError> {

@@ -5,11 +5,11 @@ pub(crate) mod dispatch;
 pub(crate) mod fairness;
 pub(crate) mod fanout;
 pub(crate) mod http;
-pub(crate) mod idle;
 pub(crate) mod layers;
 pub(crate) mod lines;
 pub(crate) mod memory;
 pub(crate) mod redis;
+pub(crate) mod rest;
 pub(crate) mod tls;
 
 use anyhow::Result;
@@ -29,7 +29,7 @@ fn echoes() -> Result<(Vec<Server>, &'static str)> {
         Server::own("framed")?,
         Server::own("tokio-tower")?,
     ];
-    let go = Server::go()?;
+    let go = Server::go("echo")?;
     let missing = match go {
         Some(_) => "",
         None => " Go is not installed.",

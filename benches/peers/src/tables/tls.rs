@@ -206,14 +206,14 @@ async fn serve(listener: TcpListener) -> io::Result<()> {
 }
 
 /// A TLS client of one version and suite.
-struct Client {
+pub(super) struct Client {
     connector: TlsConnector,
     resumed: bool,
     name: ServerName<'static>,
 }
 
 impl Client {
-    fn new(
+    pub(super) fn new(
         root: &CertificateDer<'static>,
         version: &'static SupportedProtocolVersion,
         suite: SupportedCipherSuite,
@@ -237,7 +237,11 @@ impl Client {
         })
     }
 
-    async fn connect(&self, server: &Running, number: u32) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn connect(
+        &self,
+        server: &Running,
+        number: u32,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let stream = connect(server, number).await?;
         stream.set_nodelay(true)?;
         self.connector.connect(self.name.clone(), stream).await

@@ -37,7 +37,7 @@ const FORMS: [Form; 6] = [
 ];
 
 /// A message that takes longer is lost.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A connection that is silent for so long is open.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -109,7 +109,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
                 let protocol = protocol(&brokers, server)?;
                 measure(server, protocol, form, bench.period()).await
             })
-            .await?;
+            .await
+            .with_context(|| form.name())?;
         table.rows(&form.name(), &servers, &samples);
     }
     table.print();
