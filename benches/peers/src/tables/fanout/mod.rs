@@ -25,16 +25,19 @@ use broker::{Broker, MARK, MOST_UNREAD, Protocol};
 /// The subscribers, the number of them that never read, the bytes of a message, and the number of
 /// messages that are published ahead of their deliveries.
 ///
-/// The messages are longer where some do not read, because the kernel takes the first megabytes for
-/// each of them.
+/// The messages are longer where some do not read, so that the kernel's buffers are soon full.
 const FORMS: [Form; 6] = [
     Form::new(500, 64, 1),
     Form::new(500, 64, 16),
     Form::new(500, 64, 64),
     Form::new(15_000, 64, 16),
-    Form::new(500, 1024, 16),
-    Form::new(500, 1024, 16).stalled(5),
+    Form::new(500, 4096, 16),
+    Form::new(500, 4096, 16).stalled(5),
 ];
+
+/// The bytes that are published at least if some do not read. The kernel takes up to 4 MiB for each
+/// of them before the server has to.
+const MORE_THAN_KERNEL: usize = 6 * 1024 * 1024;
 
 /// A message that takes longer is lost.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -154,11 +157,16 @@ async fn measure(
         let mut times = Histogram::<u64>::new(3)?;
         let begin = Instant::now() + WARM_UP;
         let mut cpu = None;
-        while begin.elapsed() < period || times.is_empty() {
+        let mut unsent = match form.stalled {
+            0 => 0,
+            _ => MORE_THAN_KERNEL,
+        };
+        while begin.elapsed() < period || times.is_empty() || unsent > 0 {
             let sent = Instant::now();
             if sent >= begin && cpu.is_none() {
                 cpu = Some(server.cpu()?);
             }
+            unsent = unsent.saturating_sub(batch.len());
             arrivals.expect(deliveries);
             publisher.write_all(&batch).await?;
             timeout(DEADLINE, arrivals.all())
