@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -95,8 +95,8 @@ where
 ///
 /// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
 /// this write fails if the peer has closed, although the peer's request may already have arrived.
-/// So a failed write does not end a handshake. All output is discarded from then on. If the peer
-/// has already sent its part, the handshake completes. If not, the end of the peer's input ends it.
+/// So a failed write does not end a handshake at once. All output is discarded from then on. If the
+/// peer has already sent its part, the handshake completes. If not, it ends with the error.
 async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -123,7 +123,13 @@ where
                 return sent.map(Ok);
             }
             // A peer may send before it reads the rest.
-            if !ready!(stream.poll_receive(cx, &mut ReadBuf::new(&mut [])))? {
+            let Poll::Ready(more) = stream.poll_receive(cx, &mut ReadBuf::new(&mut [])) else {
+                // A peer that closes only its reading side never gets what it would answer.
+                return failed_write
+                    .take()
+                    .map_or(Poll::Pending, |err| Poll::Ready(Err(err)));
+            };
+            if !more? {
                 let early = "the peer ended the stream in its handshake";
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, early)));
             }

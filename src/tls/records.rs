@@ -35,7 +35,7 @@ pub(super) struct Records {
     failed: Option<Error>,
     /// The peer has sent `close_notify`.
     is_ended: bool,
-    /// `close_notify` is in the output, or was sent.
+    /// `close_notify` is in the output, or was sent, or a write failed.
     is_closed: bool,
 }
 
@@ -234,7 +234,12 @@ impl Records {
         }
     }
 
-    /// Returns whether [`close`](Self::close) was called.
+    /// Sets whether nothing more is sent, not even `close_notify`.
+    pub(super) fn set_closed(&mut self, closed: bool) {
+        self.is_closed = closed;
+    }
+
+    /// Returns whether nothing more is sent: [`close`](Self::close) was called, or a write failed.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }

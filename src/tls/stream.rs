@@ -159,6 +159,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         }
         let n = self.records.encrypt(bytes, records).map_err(invalid)?;
         let mut left = &records[..n];
+        // Behind a write that fails or panics nothing is sent, because a part would be missing.
+        self.records.set_closed(true);
         while !left.is_empty() && self.records.output().is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, left)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -166,6 +168,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
                 Poll::Pending => break,
             }
         }
+        self.records.set_closed(false);
         if !left.is_empty() {
             self.records.output().extend_from_slice(left);
         }
