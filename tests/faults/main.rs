@@ -14,12 +14,26 @@ use tower_tcp::testkit::faults::{
 };
 use tower_tcp::{ConnectionService, Pipeline};
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod codecs;
 mod layers;
 mod raw;
 mod services;
+mod tls;
+mod unix;
 
 const INPUT: &str = "one\ntwo\n\nthree\n";
+
+/// The faults of a check.
+const FAULTS: [Fault; 6] = [
+    Fault::Cut,
+    Fault::Delay(Duration::from_millis(100)),
+    Fault::Stall,
+    Fault::End,
+    Fault::Reset,
+    Fault::Panic,
+];
 
 async fn echo(line: Bytes) -> Result<Bytes, Infallible> {
     Ok(line)

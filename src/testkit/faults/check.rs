@@ -8,11 +8,13 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+
 use super::contract::Contract;
 use super::listener::accept_errors;
 use super::plan::{Fault, Plan};
 use super::promise::{Broken, Expected, Promise};
-use super::run::{Seen, run};
+use super::run::{Client, Seen, Stream, Wrapped, run};
 use super::stream::Faulty;
 use crate::connection::ConnectionService;
 
@@ -48,6 +50,7 @@ where
     Check {
         stack,
         input: input.as_ref().to_vec(),
+        wrap: Box::new(|io| Box::pin(async { Ok(Box::new(io) as Box<dyn Stream>) })),
         expected: Expected {
             output: output.as_ref().to_vec(),
             farewells: Vec::new(),
@@ -59,6 +62,7 @@ where
         only: None,
         contract: None,
         answered: BTreeMap::new(),
+        lengths: [0; 2],
         runs: 0,
     }
 }
@@ -74,6 +78,7 @@ where
 pub struct Check<F> {
     stack: F,
     input: Vec<u8>,
+    wrap: Box<dyn Fn(DuplexStream) -> Wrapped>,
     expected: Expected,
     within: Duration,
     seeds: Range<u64>,
@@ -81,6 +86,8 @@ pub struct Check<F> {
     contract: Option<Contract>,
     /// The replies to a client that sends nothing more after this number of bytes.
     answered: BTreeMap<u64, Vec<u8>>,
+    /// The bytes that the server reads and writes without faults.
+    lengths: [usize; 2],
     runs: usize,
 }
 
@@ -91,6 +98,49 @@ impl<F> Check<F> {
     /// [`Promise::Ends`] is broken.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
+        self
+    }
+
+    /// Wraps the client's side of each connection, such as in TLS. The faults are then at each byte
+    /// of the wrapped conversation, which begins with the handshake.
+    ///
+    /// ```no_run
+    /// # use std::convert::Infallible;
+    /// # use std::sync::Arc;
+    /// # use bytes::Bytes;
+    /// # use tokio_rustls::TlsConnector;
+    /// # use tokio_rustls::rustls::ClientConfig;
+    /// # use tower::ServiceBuilder;
+    /// # use tower_tcp::frame::Lines;
+    /// # use tower_tcp::preconnect::PreConnectLayer;
+    /// # use tower_tcp::testkit::faults::{self, Broken};
+    /// # use tower_tcp::{Pipeline, tls::Tls};
+    /// # async fn secured(tls: Tls, client: Arc<ClientConfig>) -> Result<(), Broken> {
+    /// let stack = move || {
+    ///     let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    ///     ServiceBuilder::new()
+    ///         .layer(PreConnectLayer::new(tls.clone()))
+    ///         .service(Pipeline::new(Lines::default).service(echo))
+    /// };
+    /// faults::check(stack, "one\ntwo\n", "one\ntwo\n")
+    ///     .client(move |io| {
+    ///         let name = "localhost".try_into().expect("a host name");
+    ///         TlsConnector::from(Arc::clone(&client)).connect(name, io)
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn client<W, C, Io>(mut self, wrap: W) -> Self
+    where
+        W: Fn(DuplexStream) -> C + 'static,
+        C: Future<Output = io::Result<Io>> + 'static,
+        Io: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        self.wrap = Box::new(move |io| {
+            let wrapped = wrap(io);
+            Box::pin(async { Ok(Box::new(wrapped.await?) as Box<dyn Stream>) })
+        });
         self
     }
 
@@ -156,21 +206,21 @@ where
             Fault::Panic,
         ];
         for fault in faults {
-            for at in places(self.input.len() + 1) {
+            for at in places(self.lengths[0] + 1) {
                 let seen = self.try_plan(&plain.clone().read(at, fault)).await?;
                 if fault == Fault::Stall {
                     let replies = self.expected.replies(&seen.faulty.got).to_vec();
                     self.answered.insert(at, replies);
                 }
             }
-            for at in places(self.expected.output.len()) {
+            for at in places(self.lengths[1]) {
                 self.try_plan(&plain.clone().write(at, fault)).await?;
             }
         }
         self.try_plan(&plain.pieces(1)).await?;
 
         for seed in self.seeds.clone() {
-            let plan = Plan::seeded(seed, self.input.len(), self.expected.output.len());
+            let plan = Plan::seeded(seed, self.lengths[0], self.lengths[1]);
             if let Err(broken) = self.try_twice(&plan).await {
                 return Err(self.shorten(broken, seed).await);
             }
@@ -180,7 +230,16 @@ where
 
     async fn run(&mut self, plan: &Plan, errors: Vec<io::Error>) -> Seen {
         self.runs += 1;
-        run((self.stack)(), plan, errors, &self.input, self.within).await
+        let client = Client {
+            wrap: &self.wrap,
+            input: &self.input,
+            within: self.within,
+        };
+        let (seen, lengths) = run((self.stack)(), plan, errors, client).await;
+        if *plan == Plan::new() {
+            self.lengths = lengths.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        seen
     }
 
     async fn try_plan(&mut self, plan: &Plan) -> Result<Seen, Broken> {

@@ -1,11 +1,14 @@
 //! One run: a fresh server, a connection with faults, and a plain one next to it or after it.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, split};
 use tokio::time::{sleep, timeout};
 
 use super::super::memory::{Connector, memory};
@@ -37,14 +40,29 @@ pub(super) struct Seen {
     pub(super) released: bool,
 }
 
-/// Runs both conversations with a new server, whose accepts fail with `errors` first.
+/// A client's stream, in TLS or whatever else the check wraps it in.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Stream for Io {}
+
+pub(super) type Wrapped = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>>>>;
+
+/// The client of both conversations.
+pub(super) struct Client<'a> {
+    pub(super) wrap: &'a dyn Fn(DuplexStream) -> Wrapped,
+    pub(super) input: &'a [u8],
+    /// The time that each conversation has.
+    pub(super) within: Duration,
+}
+
+/// Runs both conversations with a new server, whose accepts fail with `errors` first. Also
+/// returns how many bytes the server has read and written on the connection with faults.
 pub(super) async fn run<S>(
     stack: S,
     plan: &Plan,
     errors: Vec<io::Error>,
-    input: &[u8],
-    within: Duration,
-) -> Seen
+    client: Client<'_>,
+) -> (Seen, [u64; 2])
 where
     S: ConnectionService<Faulty>,
 {
@@ -55,31 +73,33 @@ where
     if before {
         plans.push_front(Plan::new());
     }
-    let plans = Mutex::new(plans);
+    let streams = Arc::new(Mutex::new((plans, Vec::new())));
     let (listener, connector) = memory();
-    let listener = FailingListener::new(listener, errors).map_io(move |io| {
-        let next = plans
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front();
-        Faulty::new(io, next.unwrap_or_default())
+    let listener = FailingListener::new(listener, errors).map_io({
+        let streams = Arc::clone(&streams);
+        move |io| {
+            let (plans, passed) = &mut *streams.lock().unwrap_or_else(PoisonError::into_inner);
+            let io = Faulty::new(io, plans.pop_front().unwrap_or_default());
+            passed.push(io.passed());
+            io
+        }
     });
     let mut served = serve_with(Server::from_listener(listener), connector, stack);
 
     let neighbour = if before {
-        served.connect().await.ok()
+        client.connect(&served).await
     } else {
         None
     };
-    let client = served.connect().await.ok();
-    let faulty = talk(&served, client, input, within).await;
+    let faulty = client.connect(&served).await;
+    let faulty = client.talk(&served, faulty).await;
     let next = match neighbour {
         Some(open) => Some(open),
-        None => served.connect().await.ok(),
+        None => client.connect(&served).await,
     };
-    let next = talk(&served, next, input, within).await;
+    let next = client.talk(&served, next).await;
 
-    let released = timeout(within, async {
+    let released = timeout(client.within, async {
         let handle = served.handle().clone();
         let mut pause = Duration::from_millis(1);
         while handle.live() > 0 || handle.limit().in_use() > 0 {
@@ -89,38 +109,44 @@ where
         served.shutdown().await.is_ok()
     });
     let released = released.await.unwrap_or(false);
-    Seen {
+    let (_, passed) = &*streams.lock().unwrap_or_else(PoisonError::into_inner);
+    let passed = passed.get(usize::from(before));
+    let passed = passed.map(|passed| passed.each_ref().map(|bytes| bytes.load(Ordering::Relaxed)));
+    let seen = Seen {
         faulty,
         next,
         released,
-    }
+    };
+    (seen, passed.unwrap_or_default())
 }
 
-/// Sends the input, half-closes, reads to the end, and waits for the connection's end.
-async fn talk(
-    served: &Served<Connector>,
-    client: Option<DuplexStream>,
-    input: &[u8],
-    within: Duration,
-) -> Talk {
-    let mut talk = Talk::default();
-    let Some(client) = client else {
-        return talk;
-    };
-    let (mut reader, mut writer) = split(client);
-    let got = &mut talk.got;
-    let conversation = async {
-        let send = async {
-            // The server may have closed already; what it has replied tells.
-            if writer.write_all(input).await.is_ok() {
-                drop(writer.shutdown().await);
+impl Client<'_> {
+    /// Connects, and wraps the stream. Returns `None` if that fails or takes too long.
+    async fn connect(&self, served: &Served<Connector>) -> Option<Box<dyn Stream>> {
+        let connected = async { (self.wrap)(served.connect().await?).await };
+        timeout(self.within, connected).await.ok()?.ok()
+    }
+
+    /// Sends the input, half-closes, reads to the end, and waits for the connection's end.
+    async fn talk(&self, served: &Served<Connector>, client: Option<Box<dyn Stream>>) -> Talk {
+        let mut talk = Talk::default();
+        let got = &mut talk.got;
+        let conversation = async {
+            if let Some(client) = client {
+                let (mut reader, mut writer) = split(client);
+                let send = async {
+                    // The server may have closed already; what it has replied tells.
+                    if writer.write_all(self.input).await.is_ok() {
+                        drop(writer.shutdown().await);
+                    }
+                };
+                let read = async { drop(reader.read_to_end(got).await) };
+                tokio::join!(send, read);
             }
+            served.ended().await
         };
-        let read = async { drop(reader.read_to_end(got).await) };
-        tokio::join!(send, read);
-        served.ended().await
-    };
-    let ended = timeout(within, conversation).await;
-    talk.reason = ended.ok().and_then(Result::ok).map(|end| end.reason());
-    talk
+        let ended = timeout(self.within, conversation).await;
+        talk.reason = ended.ok().and_then(Result::ok).map(|end| end.reason());
+        talk
+    }
 }

@@ -5,6 +5,8 @@ use std::future::Future;
 use std::io;
 use std::panic::resume_unwind;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -57,6 +59,11 @@ impl<Io> Faulty<Io> {
         }
     }
 
+    /// Returns the counters of the bytes that are read and written.
+    pub(super) fn passed(&self) -> [Arc<AtomicU64>; 2] {
+        [&self.reads, &self.writes].map(|side| Arc::clone(&side.passed))
+    }
+
     /// Returns the stream.
     pub fn get_ref(&self) -> &Io {
         &self.io
@@ -67,7 +74,7 @@ impl<Io> Faulty<Io> {
 #[derive(Debug, Default)]
 struct Side {
     /// The bytes that have passed.
-    passed: u64,
+    passed: Arc<AtomicU64>,
     faults: VecDeque<(u64, Fault)>,
     pieces: Option<usize>,
     /// A piece has passed in this turn of the task.
@@ -102,7 +109,7 @@ impl Side {
                 None => {}
             }
             let until = match self.faults.front() {
-                Some((at, _)) => at.saturating_sub(self.passed),
+                Some((at, _)) => at.saturating_sub(self.passed.load(Ordering::Relaxed)),
                 None => u64::MAX,
             };
             if until > 0 {
@@ -131,7 +138,7 @@ impl Side {
     }
 
     fn pass(&mut self, bytes: usize) {
-        self.passed += bytes as u64;
+        self.passed.fetch_add(bytes as u64, Ordering::Relaxed);
         self.full = bytes > 0;
     }
 
