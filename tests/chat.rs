@@ -12,9 +12,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
+use tower_tcp::EndReason;
+use tower_tcp::testkit::faults;
 
 #[path = "support/process.rs"]
 mod process;
+#[path = "../examples/chat/rooms.rs"]
+mod rooms;
+#[path = "../examples/chat/service.rs"]
+mod service;
+#[path = "../examples/chat/session.rs"]
+mod session;
 
 async fn enter(chat: &Example, name: &str) -> Client {
     let mut member = Client::connect(chat.addr()).await;
@@ -483,4 +491,32 @@ async fn a_thousand_members_do_not_wait_for_ten_that_never_read() {
     assert!(sent.elapsed() < WAITED, "{:?}", sent.elapsed());
     assert_eq!(chat.so_far(&["connection.closed"]).len(), NOT_READING);
     drop(silent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_at_every_byte_leaves_whole_lines_and_no_name_or_seat_behind() {
+    let input = "ann\n/join tea\nhello\n/who\n/rooms\n/msg ann hi\n/join attic\n/nothing\n/quit\n";
+    let output = "* welcome! what is your name?\n\
+        * hello ann; /help lists the commands\n\
+        * you are in tea\n\
+        * in tea: ann\n\
+        * rooms: tea (1)\n\
+        <ann to you> hi\n\
+        * you are in attic\n\
+        * there is no such command; /help lists them\n\
+        * bye: quit\n";
+    let minutes = Duration::from_secs(600);
+    let stack = move || {
+        let chat = rooms::Chat::new(Vec::new(), Duration::from_secs(5));
+        service::chat(Arc::new(chat), minutes)
+    };
+
+    let check = faults::check(stack, input, output);
+    let farewells = EndReason::ALL
+        .iter()
+        .map(|reason| session::farewell(*reason));
+    let check = farewells.fold(check, |check, farewell| {
+        check.farewell([&farewell[..], b"\n"].concat())
+    });
+    check.await.unwrap();
 }

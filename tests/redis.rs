@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use proptest::prelude::*;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::process::Command;
 use tokio::time::{Instant, advance};
 use tokio_util::codec::{Decoder, Encoder};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::pipeline::Watermarks;
-use tower_tcp::testkit::{Served, memory, serve_with};
-use tower_tcp::{EndReason, Peer, Pipeline, Server};
+use tower_tcp::testkit::{Served, faults, memory, serve_with};
+use tower_tcp::{ConnectionService, EndReason, Handle, Peer, Pipeline, Server};
 
 use channels::Channels;
 use commands::{Session, Shared};
@@ -310,22 +310,32 @@ struct Redis {
 fn redis() -> Redis {
     let (listener, connector) = memory();
     let server = Server::from_listener(listener);
+    let stack = stack(
+        server.handle(),
+        Deadlines::default().idle(None).first_byte(None),
+    );
+    let served = serve_with(server, connector, stack);
+    Redis { served }
+}
+
+fn stack<Io>(handle: Handle, deadlines: Deadlines) -> impl ConnectionService<Io>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let shared = Arc::new(Shared {
         store: Store::default(),
         channels: Arc::new(Channels::new(Watermarks::below(MAX_UNREAD))),
         config: vec![("save", String::new()), ("timeout", "0".into())],
-        handle: server.handle(),
+        handle,
         started: Instant::now(),
     });
     let make = service_fn(move |peer: Peer<Frame>| {
         let session = Session::new(Arc::clone(&shared), peer);
         std::future::ready(Ok::<_, Infallible>(session))
     });
-    let pipeline = Pipeline::new(|| Resp::new(MAX_REQUEST))
+    Pipeline::new(|| Resp::new(MAX_REQUEST))
         .make_service(make)
-        .deadlines(Deadlines::default().idle(None).first_byte(None));
-    let served = serve_with(server, connector, pipeline);
-    Redis { served }
+        .deadlines(deadlines)
 }
 
 impl Redis {
@@ -703,6 +713,30 @@ async fn a_subscriber_of_resp3_gets_pushes_and_may_do_anything() {
         subscriber.rest().await.join(" "),
         ">3 $7 message $1 a $1 x +PONG _ >3 $11 unsubscribe $1 a :0 >3 $11 unsubscribe _ :0"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_at_every_byte_leaves_whole_replies_and_no_listener_behind() {
+    // Each conversation gets the same replies as the one before, if that one has left its channel.
+    let input = "PUBLISH news x\r\n*3\r\n$3\r\nSET\r\n$1\r\nn\r\n$1\r\n9\r\nINCR n\r\n\
+        SET l x\r\nDEL l\r\nLPUSH l a 'b c'\r\n\
+        *4\r\n$6\r\nLRANGE\r\n$1\r\nl\r\n$1\r\n0\r\n$2\r\n-1\r\nMGET n none\r\n\
+        SUBSCRIBE news\r\nGET n\r\nPING hi\r\n";
+    let output = ":0\r\n+OK\r\n:10\r\n\
+        +OK\r\n:1\r\n:2\r\n\
+        *2\r\n$3\r\nb c\r\n$1\r\na\r\n*2\r\n$2\r\n10\r\n$-1\r\n\
+        *3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n\
+        -ERR Can't execute 'get': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET \
+        are allowed in this context\r\n*2\r\n$4\r\npong\r\n$2\r\nhi\r\n";
+    let handle = Server::from_listener(memory().0).handle();
+
+    faults::check(
+        move || stack(handle.clone(), Deadlines::default()),
+        input,
+        output,
+    )
+    .await
+    .unwrap();
 }
 
 // The program, with redis' own clients.

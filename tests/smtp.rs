@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_tcp::EndReason;
 use tower_tcp::admit::ConnectionLimit;
-use tower_tcp::testkit::{Served, serve};
+use tower_tcp::testkit::{Served, faults, serve};
 use tower_tcp::tls::Tls;
 
 use answer::{Answer, GO_AHEAD};
@@ -890,6 +890,37 @@ async fn a_mail_that_is_not_kept_leaves_nothing_in_a_maildir() {
     assert_eq!(smtpd.served.reason().await, EndReason::Truncated);
     assert!(files(dir.path(), "tmp").is_empty());
     assert!(files(dir.path(), "new").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_at_every_byte_leaves_whole_replies_and_whole_mails() {
+    let Smtpd { shared, memory, .. } = Smtpd::start();
+    let (server, _client) = certified();
+    let tls = Tls::from(server);
+    let stack = move || {
+        let unlimited = ConnectionLimit::unlimited();
+        service::smtp(Arc::clone(&shared), tls.clone(), &unlimited)
+    };
+    let input = [
+        ENVELOPE,
+        "one\r\n..two\r\n.\r\nHELP me\r\nRCPT TO:<c@d>\r\nQUIT\r\n",
+    ];
+    let output = "220 here ESMTP\r\n250-here greets me\r\n250-PIPELINING\r\n250-SIZE 65536\r\n\
+        250-8BITMIME\r\n250-HELP\r\n250 STARTTLS\r\n250 OK\r\n250 OK\r\n\
+        354 Go ahead, to the end: CRLF.CRLF\r\n250 OK, kept\r\n214 RFC 5321\r\n\
+        503 MAIL first\r\n221 Bye\r\n";
+
+    faults::check(stack, input.concat(), output)
+        .farewell("421 Silent for too long\r\n")
+        .farewell("421 Closing down, come back later\r\n")
+        .await
+        .unwrap();
+
+    let mails = memory.mails();
+    assert!(!mails.is_empty());
+    for mail in mails {
+        assert!(mail.ends_with(b"\r\none\r\n.two\r\n"), "{mail:?}");
+    }
 }
 
 // The process, driven by swaks.

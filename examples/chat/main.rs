@@ -5,7 +5,8 @@
 //! | --- | --- |
 //! | `session.rs` | the session of one connection: its member's commands, and messages to it |
 //! | `rooms.rs` | the registries: one of all names, one for each room |
-//! | `main.rs` | the stack, the limits and their reasons |
+//! | `service.rs` | the service of one connection, its limits and their reasons |
+//! | `main.rs` | the stack, and the server |
 //!
 //! ```sh
 //! cargo run --example chat
@@ -20,24 +21,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use futures_util::TryFutureExt;
-use tower::{ServiceBuilder, service_fn};
+use tower::ServiceBuilder;
 use tower_tcp::bind::SocketOptions;
-use tower_tcp::deadline::Deadlines;
-use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
-use tower_tcp::pipeline::{Limits, SessionService};
-use tower_tcp::{BoxError, Pipeline, Server, signal};
+use tower_tcp::{BoxError, Server, signal};
 use tracing_subscriber::EnvFilter;
 
 use rooms::{Chat, Name};
-use session::{Member, farewell};
 
 mod rooms;
+mod service;
 mod session;
 
-/// The longest line in bytes, its ending included: more than anyone types.
-const MAX_LINE: usize = 1024;
 /// The kernel's send buffer for a member that does not read, in bytes. Its default grows to
 /// megabytes.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -74,19 +69,9 @@ async fn main() -> Result<(), BoxError> {
 
     let chat = Arc::new(Chat::new(args.admin, Duration::from_secs(args.patience)));
     let idle = Duration::from_secs(args.idle);
-    let make =
-        service_fn(move |peer| Member::begin(Arc::clone(&chat), peer).map_ok(SessionService::new));
-    let limits = Limits::default().max_frame(MAX_LINE);
-    let deadlines = Deadlines::default().first_byte(idle).idle(idle);
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
-        .service(
-            Pipeline::new(|| Lines::default().max_line(MAX_LINE))
-                .make_event_service(make)
-                .limits(limits)
-                .deadlines(deadlines)
-                .farewell(|_, reason| farewell(reason)),
-        );
+        .service(service::chat(chat, idle));
 
     let server = Server::builder()
         .name("chat")

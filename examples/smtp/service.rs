@@ -32,7 +32,7 @@ pub(crate) fn smtp<Io>(
     shared: Arc<Shared>,
     tls: Tls,
     limit: &ConnectionLimit,
-) -> impl ConnectionService<Io> + Clone
+) -> impl ConnectionService<Io> + Clone + use<Io>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
