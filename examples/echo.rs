@@ -60,6 +60,7 @@ struct Args {
 async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     tracing_subscriber::fmt()
+        .log_internal_errors(false) // they would panic where stderr fails
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_unset| "warn,tower_tcp=warn".into()),

@@ -71,6 +71,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
+        .log_internal_errors(false) // they would panic where stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();

@@ -90,7 +90,23 @@ impl Example {
 
     /// Starts an example, and waits until it listens.
     pub(crate) async fn start_on(name: &str, listen: &[&str], args: &[&str]) -> Self {
-        let mut command = Command::new(path(name));
+        Self::start_command(Command::new(path(name)), name, listen, args).await
+    }
+
+    /// Starts an example by another program, which takes the command line of the example behind its
+    /// own arguments.
+    pub(crate) async fn start_by(by: &[&str], name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(by[0]);
+        command.args(&by[1..]).arg(path(name));
+        Self::start_command(command, name, &["127.0.0.1:0"], args).await
+    }
+
+    async fn start_command(
+        mut command: Command,
+        name: &str,
+        listen: &[&str],
+        args: &[&str],
+    ) -> Self {
         command
             .args(listen.iter().flat_map(|at| ["--listen", at]))
             .args(args)
