@@ -3,10 +3,12 @@
 //! The child process is the `echo` example. `strace` makes system calls fail. Without strace those
 //! tests are skipped, except where `CI` is set.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -189,6 +191,80 @@ async fn a1_a2_out_of_descriptors_it_says_so_once_rests_and_goes_on_when_one_is_
     println!("from a free descriptor to the next client's reply: {waited:?}");
     assert!(!inside.contains(&next));
     assert!(waited <= Duration::from_millis(50), "{waited:?}");
+}
+
+#[tokio::test]
+async fn a12_a_process_that_gets_no_more_memory_serves_or_ends_and_never_hangs() {
+    let mut echo = start(&mut Command::new(self::echo())).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", echo.pid()));
+    let status = status.expect("the example runs");
+    let data = status.lines().find_map(|line| line.strip_prefix("VmData:"));
+    let data = data.expect("the system says so").trim_end_matches("kB");
+    let data: u64 = data.trim().parse().expect("a number of KiB");
+    let most = Some((data + 256) * 1024);
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    let pid = i32::try_from(echo.pid()).ok().and_then(Pid::from_raw);
+    prlimit(pid, Resource::Data, limit).expect("it is ours");
+
+    // 16 MB of lines that are begun.
+    let half_a_line = vec![b'x'; 32 * 1024];
+    let mut clients = Vec::new();
+    for _ in 0..500 {
+        let connected = timeout(NET, TcpStream::connect(&echo.addr)).await;
+        let Ok(mut client) = connected.expect("neither refused nor accepted") else {
+            break;
+        };
+        let sent = timeout(NET, client.write_all(&half_a_line)).await;
+        drop(sent.expect("it reads or closes"));
+        clients.push(client);
+    }
+
+    let another = async {
+        let mut client = TcpStream::connect(&echo.addr).await.ok()?;
+        client.write_all(b"hi\n").await.ok()?;
+        client.read_exact(&mut [0; 3]).await.ok()
+    };
+    let outcome = match timeout(NET, another).await.expect("it answers or closes") {
+        Some(_reply) => "it serves".to_owned(),
+        None => {
+            let ended = timeout(NET, echo.child.wait()).await;
+            ended.expect("it has ended").expect("it ran").to_string()
+        }
+    };
+    println!("with {data} KiB of data, and 256 KiB more: {outcome}");
+}
+
+/// Run by hand, because the clients and the server have 18,000 descriptors each.
+#[tokio::test]
+#[ignore = "takes many descriptors"]
+async fn a9_eighteen_thousand_clients_at_once_are_all_served() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("it may be raised so far");
+    let echo = start(&mut Command::new(self::echo())).await;
+    let begun = Instant::now();
+
+    let clients: Vec<_> = (0..18_000)
+        .map(|_| {
+            let addr: SocketAddr = echo.addr.parse().expect("an address");
+            tokio::spawn(async move {
+                let client = TcpStream::connect(addr).await.expect("nobody is refused");
+                let mut client = BufReader::new(client);
+                ask(&mut client).await;
+                (client, begun.elapsed())
+            })
+        })
+        .collect();
+
+    let mut served = Vec::new();
+    for client in clients {
+        served.push(client.await.expect("it is served"));
+    }
+    let last = served.iter().map(|(_, after)| *after).max();
+    println!("{} clients were served within {last:?}", served.len());
 }
 
 #[tokio::test]

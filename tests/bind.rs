@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tower::service_fn;
 use tower_tcp::accept::classify;
 use tower_tcp::bind::{
@@ -578,6 +579,40 @@ async fn the_backlog_is_as_long_as_asked_for() {
 }
 
 // Accepting
+
+#[tokio::test]
+async fn a11_clients_that_find_the_backlog_full_try_again_and_none_is_reset() {
+    let options = SocketOptions::default().backlog(1);
+    let echoing = suspendable(["127.0.0.1:0"], |server| server.socket_options(options));
+    let (handle, served) = echoing.await;
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    handle.pause();
+    let (told, mut connected) = mpsc::channel(8);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let told = told.clone();
+            tokio::spawn(async move {
+                let begun = Instant::now();
+                let client = TcpStream::connect(addr).await.unwrap();
+                told.send(()).await.unwrap();
+                echoes(client).await;
+                begun.elapsed()
+            })
+        })
+        .collect();
+    soon(connected.recv()).await.unwrap();
+
+    handle.resume();
+
+    let mut longest = Duration::ZERO;
+    for client in clients {
+        longest = longest.max(soon(client).await.unwrap());
+    }
+    // Linux sends the first packet again after a second.
+    assert!(longest > Duration::from_millis(900), "{longest:?}");
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
 
 #[tokio::test]
 async fn readable_is_pending_when_nothing_waits() {

@@ -614,6 +614,75 @@ fn all(time: Duration) -> Deadlines {
 }
 
 #[tokio::test(start_paused = true)]
+async fn g2_what_comes_as_a_deadline_passes_is_answered_or_late_and_never_both() {
+    let cases = [
+        ("", 60 * SECOND, "0\n", EndReason::FirstByteTimeout),
+        ("0", 30 * SECOND, "\n", EndReason::FrameTimeout),
+        ("0\n", 75 * SECOND, "0\n", EndReason::IdleTimeout),
+    ];
+    // Whether the timer of the client or that of the server is the older one.
+    for (case, client_first) in cases.iter().flat_map(|case| [(case, true), (case, false)]) {
+        let (before, after, then, late) = *case;
+        for at in [after - SECOND / 1000, after, after + SECOND / 1000] {
+            for served in each_way(Pipeline::new(Lines::default).service(service_fn(delayed))) {
+                let begun = Instant::now();
+                let timer = client_first.then(|| Box::pin(sleep(at)));
+                let mut client = served.stream().await;
+                client.write_all(before.as_bytes()).await.unwrap();
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                timer.unwrap_or_else(|| Box::pin(sleep(at))).await;
+                // It may be closed already.
+                drop(client.write_all(then.as_bytes()).await);
+                drop(client.shutdown().await);
+                let replies = support::read_to_end(client).await;
+
+                let closed = begun.elapsed();
+                let reason = served.reason().await;
+                let what = format!("{} {before:?} {at:?} {client_first}", served.way());
+                let before = usize::from(before.ends_with('\n'));
+                let replies = replies.lines().count() - before;
+                let answered = (replies, reason, closed) == (1, EndReason::PeerClosed, at);
+                let was_late = (replies, reason, closed) == (0, late, after.max(at));
+                let outcome = format!("{what}: {replies} replies, {reason} after {closed:?}");
+                assert!(answered || was_late, "{outcome}");
+                assert!(answered || at >= after, "{outcome}");
+                assert!(was_late || at <= after, "{outcome}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g7_five_thousand_deadlines_at_one_instant_keep_no_other_connection_waiting() {
+    let silent = 5000;
+    let served = serve(Pipeline::new(Lines::default).service(service_fn(delayed)));
+    let begun = Instant::now();
+    let mut all = Vec::new();
+    for _ in 0..silent {
+        all.push(served.stream().await);
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    let mut busy = served.client().await;
+    sleep(59 * SECOND).await;
+
+    for _ in 0..2000 {
+        let asked = Instant::now();
+        assert_eq!(busy.ask("0").await, "0");
+        assert_eq!(asked.elapsed(), Duration::ZERO);
+        sleep(SECOND / 1000).await;
+    }
+
+    drop(all);
+    for _ in 0..silent {
+        assert_eq!(served.reason().await, EndReason::FirstByteTimeout);
+    }
+    assert_eq!(busy.ask("0").await, "0");
+    assert_eq!(served.handle().live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn g6_the_longest_time_there_is_is_no_limit_and_no_panic() {
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))

@@ -265,6 +265,38 @@ async fn a_unix_path_stays_until_the_last_process_ends() {
     );
 }
 
+#[tokio::test]
+async fn i4_a_process_that_is_killed_as_it_drains_is_not_missed() {
+    let args = ["--next-line", "60000"];
+    let mut server = Restarted::start(&["127.0.0.1:0"], &args).await;
+    let old = Latest(Some(server.first.pid()));
+    let mut kept = Client::connect(server.addr()).await;
+    assert_eq!(kept.ask("before").await, "before");
+    server.replace().await;
+    let (tally, mut clients) = Tally::start(server.addr(), usize::MAX, 10);
+    tally.reached(500).await;
+    // The drain waits for the next line of this one.
+    assert_eq!(kept.ask("drained").await, "drained");
+
+    old.signal(Signal::KILL);
+    kept.gone().await;
+    tally.reached(tally.sent.load(SeqCst) + 2000).await;
+
+    clients.shutdown().await;
+    tally.none_lost();
+    // It can be replaced, too, and is stopped in good order.
+    let new = server.latest.0.unwrap();
+    server.replace().await;
+    gone(new).await;
+    let mut client = Client::connect(server.addr()).await;
+    assert_eq!(client.ask("after").await, "after");
+    drop(client);
+    let latest = server.latest.0.unwrap();
+    server.latest.signal(Signal::TERM);
+    gone(latest).await;
+    assert_eq!(server.first.so_far(&["process.replaced"]).len(), 2);
+}
+
 // Within this process, with a new process of this very program
 
 /// Sends a line to a Unix socket, and returns the reply.

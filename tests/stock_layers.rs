@@ -636,6 +636,45 @@ mod around_requests {
         assert_eq!(second.ask("b").await, "b");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn l6_with_load_shed_ten_times_the_load_of_a_minute_is_over_with_that_minute() {
+        // Twenty requests a second can be served, each on a connection of its own.
+        let served = Arc::new(serve_with(busy_over(20)));
+        let ask = || {
+            let served = Arc::clone(&served);
+            tokio::spawn(async move {
+                let begun = Instant::now();
+                let reply = served.client().await.ask("1").await;
+                (reply, begun.elapsed())
+            })
+        };
+        let mut overload = Vec::new();
+        for _ in 0..60 * 200 {
+            overload.push(ask());
+            sleep(SEC / 200).await;
+        }
+        sleep(2 * SEC).await;
+
+        let mut calm = Vec::new();
+        for _ in 0..50 {
+            calm.push(ask());
+            sleep(SEC / 10).await;
+        }
+
+        for client in calm {
+            assert_eq!(client.await.unwrap(), ("1".to_owned(), SEC));
+        }
+        let mut answered = 0;
+        for client in overload {
+            match client.await.unwrap() {
+                (reply, SEC) if reply == "1" => answered += 1,
+                (reply, Duration::ZERO) if reply == "busy" => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((1100..=1240).contains(&answered), "{answered}");
+    }
+
     /// A freed permit must not go to a connection whose earlier request was shed and that is idle
     /// now. tower's semaphore would assign it to the waiter that its service left behind.
     #[tokio::test(start_paused = true)]

@@ -105,6 +105,39 @@ async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_
 }
 
 #[tokio::test(start_paused = true)]
+async fn b24_a_flood_of_key_updates_ends_its_connection_alone() {
+    let server = start();
+    for _ in 0..3 {
+        let mut client = server.connect().await;
+        client.write_all(b"hello\n").await.unwrap();
+        client.read_exact(&mut [0; 6]).await.unwrap();
+
+        // The server may have closed already.
+        for _ in 0..1_000 {
+            drop(client.get_mut().1.refresh_traffic_keys());
+            drop(client.flush().await);
+        }
+        let replied = client.read_to_end(&mut Vec::new()).await;
+
+        assert!(replied.is_err(), "{replied:?}");
+        drop(client);
+        let end = server.served.end().await;
+        assert_eq!(end.reason(), EndReason::IoError, "{end:?}");
+        assert!(server.served.reasons().is_empty());
+    }
+
+    let mut good = server.connect().await;
+    // A few key updates are in order.
+    for _ in 0..10 {
+        good.get_mut().1.refresh_traffic_keys().unwrap();
+        good.write_all(b"still here\n").await.unwrap();
+        let mut answer = [0; 11];
+        good.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"still here\n");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn h2_half_a_handshake_holds_a_drain_for_a_second() {
     let server = start();
     let hello = server.hello();

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -211,6 +212,40 @@ async fn each_vector_gets_its_verdict_in_any_two_segments_and_byte_by_byte() {
             assert_eq!(end.reason(), EndReason::PeerClosed, "{what}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn b10_long_tlvs_byte_by_byte_cost_as_much_for_each_byte_as_short_ones() {
+    let mut run = Run::of(trusting().max_len(65_551));
+    let (short, long) = (2_000, 64_000);
+    let mut least = async |length: usize| {
+        let tlvs = [0xe0, 0, 2, 1, 2].repeat(length / 5);
+        let header = tcp4(&[&tlvs]);
+        let bytes: Vec<_> = header.chunks(1).collect();
+        let mut least = Duration::MAX;
+        for _ in 0..5 {
+            let before = cpu_time();
+            let (end, seen) = run.serve(&bytes).await;
+            least = least.min(cpu_time() - before);
+            assert_eq!(end.reason(), EndReason::PeerClosed);
+            assert_eq!(seen.expect("it is served").client, tcp("192.0.2.1:56324"));
+        }
+        least / u32::try_from(length).expect("a short header")
+    };
+
+    let (short, long) = (least(short).await, least(long).await);
+
+    // Work that grows with the square would be 32 times as much.
+    assert!(
+        long < 4 * short,
+        "a byte costs {short:?}, and {long:?} of a long one"
+    );
+}
+
+/// Returns the time that this thread has run, which other programs do not change.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.try_into().expect("it does not run backwards")
 }
 
 #[tokio::test(start_paused = true)]
