@@ -12,9 +12,10 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 11] = [
+const ALL: [&str; 12] = [
     "chat",
     "echo",
+    "memcached",
     "multiplexed",
     "one_port",
     "raw",
