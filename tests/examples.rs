@@ -12,10 +12,11 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 12] = [
+const ALL: [&str; 13] = [
     "chat",
     "echo",
     "memcached",
+    "mqtt",
     "multiplexed",
     "one_port",
     "raw",

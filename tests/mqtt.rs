@@ -1,0 +1,266 @@
+//! The `mqtt` example brokers messages between mosquitto's clients, and within its limits.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use mqtt_proto::v3::{Connect, LastWill, Packet, Publish, Subscribe, SubscribeReturnCode};
+use mqtt_proto::{Pid, QoS, QosPid, TopicFilter, TopicName};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
+use tokio::process::Command;
+use tokio::time::Instant;
+use tokio_util::codec::Framed;
+use tower_tcp::EndReason;
+use tower_tcp::testkit::{Served, faults, serve};
+
+use mqtt::{Packets, matches, stack};
+use process::{Example, installed, soon};
+use support::{Clients, Ends};
+
+#[path = "../examples/mqtt.rs"]
+#[expect(dead_code, reason = "its `main` runs in a process of its own")]
+mod mqtt;
+#[path = "support/process.rs"]
+mod process;
+mod support;
+
+type Client = Framed<DuplexStream, Packets>;
+
+fn message(qos: QosPid, topic: &str, payload: &str, retain: bool) -> Packet {
+    let topic = TopicName::try_from(topic).unwrap();
+    let payload = Bytes::copy_from_slice(payload.as_bytes());
+    Packet::Publish(Publish {
+        retain,
+        ..Publish::new(qos, topic, payload)
+    })
+}
+
+fn subscribe(filters: &[&str]) -> Packet {
+    let filters = filters.iter().map(|filter| {
+        let filter = TopicFilter::try_from(*filter).unwrap();
+        (filter, QoS::Level1)
+    });
+    Packet::Subscribe(Subscribe::new(pid(), filters.collect()))
+}
+
+fn pid() -> Pid {
+    Pid::try_from(7).unwrap()
+}
+
+async fn connect(served: &Served, connect: Connect) -> Client {
+    let mut client = Framed::new(served.stream().await, Packets);
+    let answer = ask(&mut client, Packet::Connect(connect)).await;
+    assert!(matches!(answer, Packet::Connack(_)), "{answer:?}");
+    client
+}
+
+async fn ask(client: &mut Client, packet: Packet) -> Packet {
+    client.send(packet).await.unwrap();
+    next(client).await
+}
+
+async fn next(client: &mut Client) -> Packet {
+    client.next().await.expect("it is open").unwrap()
+}
+
+#[test]
+fn filters_match_as_the_standard_says() {
+    for (filter, topic, expected) in [
+        ("a/b", "a/b", true),
+        ("a/b", "a/b/c", false),
+        ("a/+", "a/b", true),
+        ("a/+", "a/", true),
+        ("a/+", "a", false),
+        ("+/+", "/a", true),
+        ("+", "/a", false),
+        ("a/#", "a", true),
+        ("a/#", "a/b/c", true),
+        ("#", "a/b", true),
+        ("#", "$SYS/a", false),
+        ("+/a", "$SYS/a", false),
+        ("$SYS/#", "$SYS/a", true),
+    ] {
+        assert_eq!(matches(filter, topic), expected, "{filter} and {topic}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_reaches_the_subscribers_of_its_filters_and_is_acknowledged() {
+    let served = serve(stack());
+    let mut reader = connect(&served, Connect::new("".into(), 0)).await;
+    let mut writer = connect(&served, Connect::new("".into(), 0)).await;
+    let suback = ask(&mut reader, subscribe(&["a/+", "b"])).await;
+    let Packet::Suback(suback) = suback else {
+        panic!("{suback:?}")
+    };
+    assert_eq!(suback.topics, [SubscribeReturnCode::MaxLevel0; 2]);
+
+    let sent = message(QosPid::Level1(pid()), "a/x", "1", false);
+    assert_eq!(ask(&mut writer, sent).await, Packet::Puback(pid()));
+    let sent = message(QosPid::Level0, "c", "2", false);
+    writer.send(sent).await.unwrap();
+    let sent = message(QosPid::Level0, "b", "3", false);
+    writer.send(sent.clone()).await.unwrap();
+
+    let first = message(QosPid::Level0, "a/x", "1", false);
+    assert_eq!(next(&mut reader).await, first);
+    assert_eq!(next(&mut reader).await, sent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retained_message_is_sent_to_later_subscribers_until_it_is_cleared() {
+    let served = serve(stack());
+    let mut writer = connect(&served, Connect::new("".into(), 0)).await;
+    let kept = message(QosPid::Level0, "a", "kept", true);
+    writer.send(kept.clone()).await.unwrap();
+    assert_eq!(ask(&mut writer, Packet::Pingreq).await, Packet::Pingresp);
+
+    let mut reader = connect(&served, Connect::new("".into(), 0)).await;
+    // Once, although both filters match.
+    ask(&mut reader, subscribe(&["a", "#"])).await;
+    assert_eq!(next(&mut reader).await, kept);
+    assert_eq!(ask(&mut reader, Packet::Pingreq).await, Packet::Pingresp);
+
+    let cleared = message(QosPid::Level0, "a", "", true);
+    writer.send(cleared).await.unwrap();
+    assert_eq!(ask(&mut writer, Packet::Pingreq).await, Packet::Pingresp);
+    let mut later = connect(&served, Connect::new("".into(), 0)).await;
+    ask(&mut later, subscribe(&["a"])).await;
+    assert_eq!(ask(&mut later, Packet::Pingreq).await, Packet::Pingresp);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_will_is_published_unless_its_client_says_goodbye() {
+    let served = serve(stack());
+    let mut reader = connect(&served, Connect::new("".into(), 0)).await;
+    ask(&mut reader, subscribe(&["will"])).await;
+    let with_will = |payload: &'static str| Connect {
+        last_will: Some(LastWill {
+            qos: QoS::Level0,
+            retain: false,
+            topic_name: TopicName::try_from("will").unwrap(),
+            message: payload.into(),
+        }),
+        ..Connect::new("name".into(), 10)
+    };
+
+    let mut polite = connect(&served, with_will("polite")).await;
+    polite.send(Packet::Disconnect).await.unwrap();
+    assert!(polite.next().await.is_none());
+    drop(connect(&served, with_will("lost")).await);
+    let will = |payload| message(QosPid::Level0, "will", payload, false);
+    assert_eq!(next(&mut reader).await, will("lost"));
+
+    // A client of the same name takes it over, and then is silent for longer than its keepalive.
+    let mut earlier = connect(&served, with_will("replaced")).await;
+    let _silent = connect(&served, with_will("silent")).await;
+    let since = Instant::now();
+    assert!(earlier.next().await.is_none());
+    assert_eq!(next(&mut reader).await, will("replaced"));
+    assert_eq!(next(&mut reader).await, will("silent"));
+    let waited = since.elapsed();
+    assert!(waited >= Duration::from_secs(15) && waited < Duration::from_secs(16));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_may_not_send_ends_its_connection() {
+    for (packets, reason) in [
+        (&b"\xc0\x00"[..], EndReason::ServiceError),
+        (b"\x10\xff\xff\xff\xff", EndReason::CodecError),
+        (b"\x10\x80\x80\x08", EndReason::FrameTooLarge),
+        // A PUBLISH whose topic is longer than the packet.
+        (b"\x30\x03\x00\x09a", EndReason::CodecError),
+    ] {
+        let served = serve(stack());
+        let mut input = packets.to_vec();
+        if reason == EndReason::FrameTooLarge {
+            input.resize(128 * 1024, b'x');
+        }
+        let mut client = served.stream().await;
+        client.write_all(&input).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.is_empty(), "{answer:?}");
+        assert_eq!(served.reason().await, reason, "{packets:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn filters_over_the_limits_end_their_connection() {
+    let served = serve(stack());
+    let names: Vec<_> = (0..65).map(|number| number.to_string()).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let long = "x".repeat(257);
+
+    let mut client = connect(&served, Connect::new("".into(), 0)).await;
+    let answer = ask(&mut client, subscribe(&names[..64])).await;
+    assert!(matches!(answer, Packet::Suback(_)), "{answer:?}");
+    for filters in [&names[64..], &[&long]] {
+        client.send(subscribe(filters)).await.unwrap();
+        assert!(client.next().await.is_none());
+        assert_eq!(served.reason().await, EndReason::ServiceError);
+        client = connect(&served, Connect::new("".into(), 0)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_fault_of_a_connection_gives_a_wrong_answer() {
+    let publish = message(QosPid::Level1(pid()), "a", "1", true);
+    let connect = Packet::Connect(Connect::new("".into(), 60));
+    let input = [connect, publish, Packet::Pingreq].map(|packet| packet.encode().unwrap());
+    let input: Vec<_> = input
+        .iter()
+        .flat_map(|bytes| bytes.as_ref().to_vec())
+        .collect();
+    let output = b"\x20\x02\x00\x00\x40\x02\x00\x07\xd0\x00";
+
+    let passed = faults::check(stack, input, output).await;
+    passed.unwrap_or_else(|broken| panic!("{broken}"));
+}
+
+#[tokio::test]
+async fn mosquittos_clients_publish_and_subscribe() {
+    if !installed("mosquitto_sub") {
+        return;
+    }
+    let server = Example::start("mqtt", &[]).await;
+    let port = server.addr().port().to_string();
+    let program = |name: &str, args: &[&str]| {
+        let mut program = Command::new(name);
+        program.args(["-h", "127.0.0.1", "-p", &port]).args(args);
+        program.kill_on_drop(true);
+        program
+    };
+    let publish = async |args: &[&str]| {
+        let done = soon("mosquitto_pub", program("mosquitto_pub", args).status()).await;
+        assert!(done.unwrap().success());
+    };
+    // A retained message shows when it has subscribed.
+    publish(&["-t", "house/ready", "-m", "yes", "-r", "-q", "1"]).await;
+    let mut reader = program("mosquitto_sub", &["-t", "house/#", "-v", "-q", "1"]);
+    let mut reader = reader.stdout(Stdio::piped()).spawn().unwrap();
+    let mut heard = BufReader::new(reader.stdout.take().unwrap()).lines();
+    let mut line = async || soon("a message", heard.next_line()).await.unwrap().unwrap();
+    assert_eq!(line().await, "house/ready yes");
+
+    publish(&["-t", "house/kitchen/heat", "-m", "21", "-q", "1"]).await;
+    assert_eq!(line().await, "house/kitchen/heat 21");
+    publish(&["-t", "garden", "-m", "rain"]).await;
+    publish(&["-t", "house/end", "-m", "", "-q", "1"]).await;
+    assert_eq!(line().await, "house/end (null)");
+
+    // It is killed, so it does not disconnect.
+    let will = ["-t", "house/ready", "--will-topic", "house/will"];
+    let mut doomed = program("mosquitto_sub", &will);
+    doomed
+        .args(["--will-payload", "gone"])
+        .stdout(Stdio::piped());
+    let mut doomed = doomed.spawn().unwrap();
+    let mut connected = BufReader::new(doomed.stdout.take().unwrap()).lines();
+    let connected = soon("its first message", connected.next_line()).await;
+    assert_eq!(connected.unwrap().unwrap(), "yes");
+    doomed.kill().await.unwrap();
+    assert_eq!(line().await, "house/will gone");
+    reader.kill().await.unwrap();
+}
