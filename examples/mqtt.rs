@@ -6,7 +6,7 @@
 //! mosquitto_pub -t house/kitchen/heat -m 21 -q 1
 //! ```
 //!
-//! Messages are delivered with QoS 0, as each SUBACK says, and accepted with QoS 0 or 1. A slow
+//! Messages are delivered at most once, as each SUBACK says, and acknowledged if asked. A slow
 //! subscriber misses messages, and is closed if it takes nothing for a while. There are retained
 //! messages, wildcards, last wills and the keepalive. A session ends with its connection, also if
 //! its client asks for a longer one: `session present` is never set.

@@ -28,7 +28,7 @@ mod support;
 type Client = Framed<DuplexStream, Packets>;
 
 fn message(qos: QosPid, topic: &str, payload: &str, retain: bool) -> Packet {
-    let topic = TopicName::try_from(topic).unwrap();
+    let topic = TopicName::try_from(topic).expect("it is valid");
     let payload = Bytes::copy_from_slice(payload.as_bytes());
     Packet::Publish(Publish {
         retain,
@@ -38,14 +38,14 @@ fn message(qos: QosPid, topic: &str, payload: &str, retain: bool) -> Packet {
 
 fn subscribe(filters: &[&str]) -> Packet {
     let filters = filters.iter().map(|filter| {
-        let filter = TopicFilter::try_from(*filter).unwrap();
+        let filter = TopicFilter::try_from(*filter).expect("it is valid");
         (filter, QoS::Level1)
     });
     Packet::Subscribe(Subscribe::new(pid(), filters.collect()))
 }
 
 fn pid() -> Pid {
-    Pid::try_from(7).unwrap()
+    Pid::try_from(7).expect("it is valid")
 }
 
 async fn connect(served: &Served, connect: Connect) -> Client {
@@ -56,12 +56,16 @@ async fn connect(served: &Served, connect: Connect) -> Client {
 }
 
 async fn ask(client: &mut Client, packet: Packet) -> Packet {
-    client.send(packet).await.unwrap();
+    client.send(packet).await.expect("it is valid");
     next(client).await
 }
 
 async fn next(client: &mut Client) -> Packet {
-    client.next().await.expect("it is open").unwrap()
+    client
+        .next()
+        .await
+        .expect("it is open")
+        .expect("it is valid")
 }
 
 #[test]
