@@ -74,7 +74,7 @@ pub(super) enum Target {
     Invalid(InvalidEndpoint),
 }
 
-/// The sockets that an endpoint takes of those that were passed to this process.
+/// Selects the sockets of an endpoint from those that were passed to this process.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "only an error"))]
 pub(super) enum Passed {

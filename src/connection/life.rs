@@ -319,7 +319,7 @@ impl Life {
         }
     }
 
-    /// Registers a callback for a moment, unless that moment is past.
+    /// Registers a callback to run at `moment`. Fails if that moment is past.
     pub(crate) fn before(&self, moment: Moment, hook: Hook) -> Result<HookId, (Hook, End)> {
         match &mut *self.cell() {
             EndCell::Ended(end) => Err((hook, end.clone())),

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times of a shutdown: the durations as set in the builder, and the moments once it begins.
+/// The times of a shutdown: the durations set in the builder, and the moments, each set once it is
+/// known. `Handle::shutdown_within` replaces the deadline.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     lame_duck: Duration,

@@ -48,7 +48,7 @@ pub(super) struct Ahead {
 enum Watch {
     #[default]
     Unasked,
-    /// Boxed, because a connection at rest watches nothing.
+    /// Boxed to keep `Watch` small, because an idle connection watches nothing.
     Watching(Box<Departing>),
     /// There is no socket to watch, or no descriptor to watch it with.
     Blind,

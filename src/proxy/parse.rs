@@ -1,4 +1,4 @@
-//! Headers of both versions from bytes.
+//! Parses PROXY headers of both versions.
 
 use super::error::ProxyHeaderError;
 use super::header::{Parsed, ProxyHeader, Versions};

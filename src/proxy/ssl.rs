@@ -145,8 +145,8 @@ impl Ssl {
         })
     }
 
-    /// Returns the value of its TLV. It is not valid if a fact is longer than its length field
-    /// allows.
+    /// Returns the value of the TLV that holds these facts. The value is invalid if a fact is
+    /// longer than 65,535 bytes, because its length field has 16 bits.
     pub(super) fn encode(&self) -> Bytes {
         let mut value = BytesMut::new();
         value.put_u8(self.client);

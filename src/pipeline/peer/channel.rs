@@ -50,7 +50,8 @@ pub(super) struct Queues<T, M> {
     pub(super) idle: Option<Duration>,
     /// Set while broadcasts find the output above its mark.
     stall: Option<Stall>,
-    /// The number of times that the marks were crossed. Odd while the output is above.
+    /// The number of times that the output crossed a mark: the high one first, then in turn. Odd
+    /// from a crossing of the high mark until the low one is crossed.
     pub(super) crossings: u64,
     gone: bool,
     no_more_messages: bool,

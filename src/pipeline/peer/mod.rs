@@ -325,8 +325,9 @@ impl<T, M> Peer<T, M> {
     /// for which other connections wait. Messages are still delivered.
     ///
     /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
-    /// before it, and a reset, if at most [`Limits::read_ahead`](super::Limits::read_ahead) bytes
-    /// are before it. The deadlines for input do not run, and while requests are held back, nor do
+    /// before it, and a reset, if fewer bytes than
+    /// [`Limits::read_ahead`](super::Limits::read_ahead) are before it. The deadlines for input do
+    /// not run, and while requests are held back, nor do
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
     /// [`last_calls`](crate::deadline::Deadlines::last_calls).
     #[doc(alias = "shutdown_input")]
@@ -483,7 +484,7 @@ impl<T, M> Peer<T, M> {
         self.channel.info.on_closing(f);
     }
 
-    /// Registers a callback for a moment, unless that moment is past.
+    /// Registers a callback to run at `moment`. Fails if that moment is past.
     pub(crate) fn before(
         &self,
         moment: Moment,
