@@ -8,7 +8,7 @@ use tokio_rustls::rustls::client::Resumption;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::faults::{Check, Faulty, Plan, Promise, check};
+use tower_tcp::testkit::faults::{Check, Fault, Faulty, Plan, Promise, check};
 use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionService, Pipeline};
 
@@ -43,7 +43,7 @@ fn right(tls: Tls) -> impl ConnectionService<Faulty> {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_found_in_a_right_server_over_tls() {
     for fault in FAULTS {
-        for at in (0..1500).step_by(41) {
+        for at in (0..1500).step_by(97) {
             let plans = [Plan::new().read(at, fault), Plan::new().write(at, fault)];
             for plan in plans {
                 check_echo(right).only(plan).await.unwrap();
@@ -69,7 +69,8 @@ async fn a_handshake_without_a_deadline_is_found() {
             .service(Pipeline::new(Lines::default).service(service_fn(echo)))
     };
 
-    let broken = check_echo(hangs).await.unwrap_err();
+    let stalled = Plan::new().read(100, Fault::Stall);
+    let broken = check_echo(hangs).only(stalled).await.unwrap_err();
 
     assert_eq!(broken.promise(), Promise::Ends);
 }
