@@ -76,6 +76,15 @@ fn drop_packets(when: &str) {
     ));
 }
 
+async fn bound(options: SocketOptions) -> (Server, SocketAddr) {
+    let server = Server::builder()
+        .socket_options(options)
+        .listen("127.0.0.1:0");
+    let server = server.bind().await.unwrap();
+    let addr = server.handle().local_addrs()[0].tcp().unwrap();
+    (server, addr)
+}
+
 async fn serve(options: SocketOptions, deadlines: Deadlines) -> (Served<()>, SocketAddr) {
     let reply = service_fn(|line: Bytes| async move {
         Ok::<_, BoxError>(match line.as_ref() {
@@ -83,11 +92,7 @@ async fn serve(options: SocketOptions, deadlines: Deadlines) -> (Served<()>, Soc
             _ => line,
         })
     });
-    let server = Server::builder()
-        .socket_options(options)
-        .listen("127.0.0.1:0");
-    let server = server.bind().await.unwrap();
-    let addr = server.handle().local_addrs()[0].tcp().unwrap();
+    let (server, addr) = bound(options).await;
     let stack = Pipeline::new(Lines::default)
         .service(reply)
         .deadlines(deadlines);
@@ -205,11 +210,7 @@ async fn d11_on_a_slow_link_marks_hold_and_a_drain_ends_at_its_deadline() {
         std::future::ready(Ok::<_, BoxError>(echo))
     });
     let options = SocketOptions::default().send_buffer(16 * 1024);
-    let server = Server::builder()
-        .socket_options(options)
-        .listen("127.0.0.1:0");
-    let server = server.bind().await.unwrap();
-    let addr = server.handle().local_addrs()[0].tcp().unwrap();
+    let (server, addr) = bound(options).await;
     let stack = Pipeline::new(Lines::default)
         .make_service(make)
         .limits(Limits::default().high_mark(64 * 1024));
