@@ -357,7 +357,7 @@ async fn a_burst_is_bounded_and_waits_for_the_tasks_of_its_members() {
             assert_eq!(said.await.sent(), 2, "it waits for no peer");
             break;
         }
-        assert!(sent < 1_000, "the queues are bounded");
+        assert!(sent < 2_000, "the queues are bounded");
     }
     for member in 0..2 {
         for n in 0..sent {

@@ -65,7 +65,7 @@ impl Limits {
     }
 
     /// Sets how many frames may be queued for the connection's task. `0` counts as 1. A burst of up
-    /// to 16 frames that is broadcast to a [group](crate::registry::Groups) counts as one, because
+    /// to 64 frames that is broadcast to a [group](crate::registry::Groups) counts as one, because
     /// all members share it.
     ///
     /// Default: 16. Why: they wait only until the task runs. When reached: `send` waits.

@@ -299,7 +299,7 @@ where
     /// Sends a frame to all members of a group for which `whom` returns `true`, like
     /// [`Registry::broadcast`](super::Registry::broadcast).
     ///
-    /// Up to 16 frames for all members that are sent before a member's task runs are stored once
+    /// Up to 64 frames for all members that are sent before a member's task runs are stored once
     /// for all members, and wake each member once. Once a frame is encoded for a member, the member
     /// has a copy of its own until its peer takes it. A group is locked while such frames are
     /// cloned, so a `T` that sends to the same group in its `Clone` can deadlock.

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The maximum number of frames in a run. A queue holds a run as one entry, so this number bounds
 /// the memory of a queue.
-const MOST: usize = 16;
+const MOST: usize = 64;
 
 /// Frames that were broadcast to the same connections, one after the other. The run is held once,
 /// and is an entry in the queue of each connection. Broadcasts add frames to it without a visit to
