@@ -8,18 +8,16 @@ use std::hash::Hash;
 use std::sync::{Arc, Weak};
 
 use futures_core::Stream;
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
-use tokio::task::Id;
 use tokio::task::coop::consume_budget;
 
-use super::broadcast::{Broadcast, OpenRun, Sending, SlowPeer, charge};
+use super::broadcast::{Broadcast, Sending, SlowPeer, charge};
 use super::feed::{Feed, JoinError, Opening, Outcome};
+use super::group::{Fed, Group, Inner, Source};
 use super::shards::{Entered, Shards};
 use crate::connection::{ConnectionId, Moment};
-use crate::error::{BoxError, ServiceError};
+use crate::error::ServiceError;
 use crate::pipeline::Peer;
 
 /// Groups of connections by key, such as the rooms of a chat, or the channels of publish and
@@ -64,31 +62,6 @@ use crate::pipeline::Peer;
 pub struct Groups<K, T, M = Infallible> {
     inner: Arc<Inner<K, T, M>>,
 }
-
-struct Inner<K, T, M> {
-    groups: Shards<K, Group<T, M>>,
-    source: Option<Source<K, T>>,
-}
-
-/// The members by their connection, at least one.
-struct Group<T, M> {
-    /// A broadcast holds the map while it sends, without the lock. A member that joins or leaves
-    /// meanwhile changes a copy.
-    members: Arc<Members<T, M>>,
-    /// The frames that were sent to all of these members, and that none has taken yet.
-    open: Option<Arc<OpenRun<T, M>>>,
-    feed: Option<Feed>,
-}
-
-type Members<T, M> = HashMap<ConnectionId, Entered<T, M>>;
-
-/// The feeds of new groups.
-struct Source<K, T> {
-    open: Box<dyn Fn(K) -> Opened<T> + Send + Sync>,
-    slow: SlowPeer,
-}
-
-type Opened<T> = BoxFuture<'static, Result<BoxStream<'static, T>, BoxError>>;
 
 impl<K, T, M> Groups<K, T, M> {
     /// Creates groups without a feed, for frames that are sent by [`broadcast`](Self::broadcast).
@@ -331,13 +304,12 @@ where
             let sending = Sending::to_each(some.map(|peer| (peer, frame.clone())));
             return sending.done(slow).await;
         }
-        let sending = match audience.add(&frame) {
-            Some(sending) => sending,
-            None => {
-                charge(audience.members.len()).await;
-                self.inner.begin_run(key, &audience.members, &frame)
-            }
-        };
+        let added = audience.add(&frame);
+        if added.is_none() {
+            charge(audience.members.len()).await;
+        }
+        let begin = || self.inner.begin_run(key, &audience.members, &frame);
+        let sending = added.unwrap_or_else(begin);
         sending.done(slow).await
     }
 
@@ -363,19 +335,17 @@ where
         };
         outcome.tell(Ok(()));
         while let Some(frame) = frames.next().await {
-            let Some(audience) = fed.audience() else {
+            let Some((inner, audience)) = fed.audience() else {
                 return;
             };
-            let sending = match audience.add(&frame) {
-                Some(sending) => sending,
-                None => {
-                    charge(audience.members.len()).await;
-                    let Some(sending) = fed.begin_run(&audience.members, &frame) else {
-                        return;
-                    };
-                    sending
-                }
-            };
+            let added = audience.add(&frame);
+            if added.is_none() {
+                charge(audience.members.len()).await;
+            }
+            let begin = || inner.begin_run(&fed.key, &audience.members, &frame);
+            let sending = added.unwrap_or_else(begin);
+            // A slow member must not keep the groups alive.
+            drop(inner);
             sending.done(slow).await;
             // A stream that is always ready must not keep other tasks, or an abort, from running.
             consume_budget().await;
@@ -401,130 +371,6 @@ where
             let keys: Vec<_> = shard.keys().cloned().collect();
             keys
         })
-    }
-}
-
-impl<T, M> Group<T, M> {
-    fn opening(&self) -> Option<Opening> {
-        self.feed.as_ref().map(Feed::opening)
-    }
-
-    fn audience(&self) -> Audience<T, M> {
-        Audience {
-            members: Arc::clone(&self.members),
-            open: self.open.clone(),
-        }
-    }
-}
-
-/// The members of a group when a broadcast begins.
-struct Audience<T, M> {
-    members: Arc<Members<T, M>>,
-    open: Option<Arc<OpenRun<T, M>>>,
-}
-
-impl<T, M> Audience<T, M> {
-    /// Sends a frame to all by adding it to their run. Returns `None` if there is none to add to.
-    fn add(&self, frame: &T) -> Option<Sending<T, M>>
-    where
-        T: Clone,
-    {
-        self.open.as_ref()?.send(frame)
-    }
-}
-
-impl<K, T, M> Inner<K, T, M>
-where
-    K: Hash + Eq,
-{
-    /// Sends a frame to all members that take it at once, as the beginning of a run, to which later
-    /// broadcasts may add.
-    fn begin_run<Q>(&self, key: &Q, members: &Arc<Members<T, M>>, frame: &T) -> Sending<T, M>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-        T: Clone,
-    {
-        let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
-        let mut shard = self.groups.of(key);
-        let group = shard.get_mut(key);
-        // Not if a member has joined or left, for which the map was copied.
-        let group = group.filter(|group| Arc::ptr_eq(&group.members, members));
-        let before = group.and_then(|group| group.open.replace(Arc::new(open)));
-        drop(shard);
-        drop(before);
-        sending
-    }
-}
-
-/// The group of one feed. A later group of the same key has another task, which tells the two
-/// apart. Dropping this ends the group.
-struct Fed<K, T, M>
-where
-    K: Hash + Eq,
-{
-    groups: Weak<Inner<K, T, M>>,
-    key: K,
-    task: Id,
-}
-
-impl<K, T, M> Fed<K, T, M>
-where
-    K: Hash + Eq,
-{
-    fn open(&self) -> Option<(Opened<T>, SlowPeer)>
-    where
-        K: Clone,
-    {
-        let inner = self.groups.upgrade()?;
-        let source = inner.source.as_ref()?;
-        Some(((source.open)(self.key.clone()), source.slow))
-    }
-
-    fn is(&self, group: &Group<T, M>) -> bool {
-        group
-            .feed
-            .as_ref()
-            .is_some_and(|feed| feed.id() == self.task)
-    }
-
-    /// Returns the members. Returns `None` if the group has ended.
-    fn audience(&self) -> Option<Audience<T, M>> {
-        let inner = self.groups.upgrade()?;
-        let shard = inner.groups.of(&self.key);
-        let group = shard.get(&self.key).filter(|group| self.is(group));
-        group.map(Group::audience)
-    }
-
-    /// Sends a frame to all members. Returns `None` if all groups have ended.
-    fn begin_run(&self, members: &Arc<Members<T, M>>, frame: &T) -> Option<Sending<T, M>>
-    where
-        T: Clone,
-    {
-        let inner = self.groups.upgrade()?;
-        Some(inner.begin_run(&self.key, members, frame))
-    }
-}
-
-impl<K, T, M> Drop for Fed<K, T, M>
-where
-    K: Hash + Eq,
-{
-    fn drop(&mut self) {
-        let Some(inner) = self.groups.upgrade() else {
-            return;
-        };
-        let mut shard = inner.groups.of(&self.key);
-        if !shard.get(&self.key).is_some_and(|group| self.is(group)) {
-            return;
-        }
-        let ended = shard.remove_entry(&self.key);
-        drop(shard);
-        if let Some((_key, group)) = ended {
-            for it in group.members.values() {
-                drop(it.clone().into_peer());
-            }
-        }
     }
 }
 

@@ -61,6 +61,7 @@
 
 mod broadcast;
 mod feed;
+mod group;
 mod groups;
 mod shards;
 

@@ -1,0 +1,164 @@
+//! The state that all handles of the groups share.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::task::Id;
+
+use super::broadcast::{OpenRun, Sending, SlowPeer};
+use super::feed::{Feed, Opening};
+use super::shards::{Entered, Shards};
+use crate::connection::ConnectionId;
+use crate::error::BoxError;
+
+pub(super) struct Inner<K, T, M> {
+    pub(super) groups: Shards<K, Group<T, M>>,
+    pub(super) source: Option<Source<K, T>>,
+}
+
+/// The members by their connection, at least one.
+pub(super) struct Group<T, M> {
+    /// A broadcast holds the map while it sends, without the lock. A member that joins or leaves
+    /// meanwhile changes a copy.
+    pub(super) members: Arc<Members<T, M>>,
+    /// The frames that were sent to all of these members, and that none has taken yet.
+    pub(super) open: Option<Arc<OpenRun<T, M>>>,
+    pub(super) feed: Option<Feed>,
+}
+
+pub(super) type Members<T, M> = HashMap<ConnectionId, Entered<T, M>>;
+
+/// The feeds of new groups.
+pub(super) struct Source<K, T> {
+    pub(super) open: Box<dyn Fn(K) -> Opened<T> + Send + Sync>,
+    pub(super) slow: SlowPeer,
+}
+
+pub(super) type Opened<T> = BoxFuture<'static, Result<BoxStream<'static, T>, BoxError>>;
+
+impl<T, M> Group<T, M> {
+    pub(super) fn opening(&self) -> Option<Opening> {
+        self.feed.as_ref().map(Feed::opening)
+    }
+
+    pub(super) fn audience(&self) -> Audience<T, M> {
+        Audience {
+            members: Arc::clone(&self.members),
+            open: self.open.clone(),
+        }
+    }
+}
+
+/// The members of a group when a broadcast begins.
+pub(super) struct Audience<T, M> {
+    pub(super) members: Arc<Members<T, M>>,
+    open: Option<Arc<OpenRun<T, M>>>,
+}
+
+impl<T, M> Audience<T, M> {
+    /// Sends a frame to all by adding it to their run. Returns `None` if there is none to add to.
+    pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
+    where
+        T: Clone,
+    {
+        self.open.as_ref()?.send(frame)
+    }
+}
+
+impl<K, T, M> Inner<K, T, M>
+where
+    K: Hash + Eq,
+{
+    /// Sends a frame to all members that take it at once, as the beginning of a run, to which later
+    /// broadcasts may add.
+    pub(super) fn begin_run<Q>(
+        &self,
+        key: &Q,
+        members: &Arc<Members<T, M>>,
+        frame: &T,
+    ) -> Sending<T, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+        T: Clone,
+    {
+        let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
+        let mut shard = self.groups.of(key);
+        let group = shard.get_mut(key);
+        // Not if a member has joined or left, for which the map was copied.
+        let group = group.filter(|group| Arc::ptr_eq(&group.members, members));
+        let before = group.and_then(|group| group.open.replace(Arc::new(open)));
+        drop(shard);
+        drop(before);
+        sending
+    }
+}
+
+/// The group of one feed. A later group of the same key has another task, which tells the two
+/// apart. Dropping this ends the group.
+pub(super) struct Fed<K, T, M>
+where
+    K: Hash + Eq,
+{
+    pub(super) groups: Weak<Inner<K, T, M>>,
+    pub(super) key: K,
+    pub(super) task: Id,
+}
+
+impl<K, T, M> Fed<K, T, M>
+where
+    K: Hash + Eq,
+{
+    pub(super) fn open(&self) -> Option<(Opened<T>, SlowPeer)>
+    where
+        K: Clone,
+    {
+        let inner = self.groups.upgrade()?;
+        let source = inner.source.as_ref()?;
+        Some(((source.open)(self.key.clone()), source.slow))
+    }
+
+    fn is(&self, group: &Group<T, M>) -> bool {
+        group
+            .feed
+            .as_ref()
+            .is_some_and(|feed| feed.id() == self.task)
+    }
+
+    /// Returns the members. Returns `None` if the group has ended.
+    pub(super) fn audience(&self) -> Option<(Arc<Inner<K, T, M>>, Audience<T, M>)> {
+        let inner = self.groups.upgrade()?;
+        let audience = {
+            let shard = inner.groups.of(&self.key);
+            let group = shard.get(&self.key).filter(|group| self.is(group));
+            group.map(Group::audience)?
+        };
+        Some((inner, audience))
+    }
+}
+
+impl<K, T, M> Drop for Fed<K, T, M>
+where
+    K: Hash + Eq,
+{
+    fn drop(&mut self) {
+        let Some(inner) = self.groups.upgrade() else {
+            return;
+        };
+        let mut shard = inner.groups.of(&self.key);
+        if !shard.get(&self.key).is_some_and(|group| self.is(group)) {
+            return;
+        }
+        let ended = shard.remove_entry(&self.key);
+        drop(shard);
+        if let Some((_key, group)) = ended {
+            for it in group.members.values() {
+                drop(it.clone().into_peer());
+            }
+        }
+    }
+}
