@@ -16,8 +16,10 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 mod sealed {
     use super::BoxError;
 
-    /// An error that converts into a [`BoxError`]. The trait only names that bound, so that the
-    /// compiler's message can say what to implement.
+    /// An error that converts into a [`BoxError`].
+    ///
+    /// The trait stands for the bound `Into<BoxError>`, so that the compiler's message can say what
+    /// to implement.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not an error that a service or a codec may fail with",
         label = "`{Self}` does not convert into `BoxError`",
@@ -57,7 +59,7 @@ pub fn find_cause<'a, E: StdError + 'static>(err: &'a (dyn StdError + 'static)) 
     None
 }
 
-/// The error of a [`Server`](crate::Server) that could not listen, or had to stop.
+/// The error of a [`Server`](crate::Server) that could not start, or stopped because of a failure.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -71,14 +73,15 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The listener failed for good, or the accept-error policy returned
+    /// The listener failed permanently, or the accept-error policy returned
     /// [`Stop`](crate::accept::AcceptErrorAction::Stop).
     ///
     /// Open connections were drained first, and aborted at the shutdown deadline.
     #[error("the listener failed")]
     Accept(#[source] io::Error),
 
-    /// The `poll_ready` of the connection stack failed. In Tower's terms the service is dead.
+    /// The `poll_ready` of the connection stack failed. After that, Tower does not allow further
+    /// calls.
     ///
     /// Open connections were drained first, and aborted at the shutdown deadline.
     #[error("the connection service failed")]
@@ -119,8 +122,8 @@ impl Panicked {
     }
 }
 
-/// Runs user code, and catches a panic in it. A panic in the drop of the panic's payload is caught,
-/// too.
+/// Runs user code and catches a panic in it. If dropping the panic's payload panics, that is
+/// caught, too.
 ///
 /// If the code panics, it may leave values half changed. Such a value must not be used again,
 /// except to drop it.
@@ -133,7 +136,7 @@ pub(crate) fn caught<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
 mod tests {
     use super::*;
 
-    /// Panics with another `Again` when it is dropped, as often as its number says.
+    /// A panic payload whose drop panics with another `Again`, as many times as its number says.
     struct Again(u32);
 
     impl Drop for Again {

@@ -4,14 +4,14 @@
 //! | --- | --- |
 //! | [1. Ten lines](ch01_ten_lines) | the smallest server, and what its defaults do |
 //! | [2. A protocol of your own](ch02_protocol) | a codec that parses, and bad input |
-//! | [3. The state of a connection](ch03_state) | sessions, greetings, facts |
+//! | [3. The state of a connection](ch03_state) | sessions, greetings, facts about the peer |
 //! | [4. Pushing and messages](ch04_push) | sending at any time, timers, slow peers |
 //! | [5. One to many](ch05_many) | registries, groups and broadcasts |
 //! | [6. Which layer goes where](ch06_layers) | the four places of stock layers |
 //! | [7. Limits and overload](ch07_limits) | where clients wait, and how to refuse them |
 //! | [8. TLS, and where clients come from](ch08_tls) | hooks, the PROXY protocol |
 //! | [9. Stopping and replacing](ch09_drain) | drains, farewells, a new version |
-//! | [10. HTTP beside it](ch10_http) | an admin port, axum, gRPC |
+//! | [10. HTTP beside it](ch10_http) | HTTP in the same program: an admin port, axum, gRPC |
 //! | [11. Testing](ch11_testing) | a whole server in a test, without sockets or waiting, and under faults |
 //! | [12. Watching it](ch12_watching) | spans, metrics, the table of connections |
 //! | [13. If you come from elsewhere](ch13_elsewhere) | tokio, axum, POE, Ranch, ThousandIsland |

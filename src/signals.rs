@@ -16,30 +16,30 @@ pub(crate) enum Signal {
     /// Finish requests in progress, then close. Raised by a drain of the server, at the maximum
     /// age, and by `LiveConnection::close`.
     Drain = 1,
-    /// Close in good order. Raised by `Peer::close`, for example.
+    /// Write pending output, then close. Raised by `Peer::close`, for example.
     Close = 2,
-    /// Drop the connection's future as it is.
+    /// Drop the connection's future at once.
     Abort = 4,
 }
 
 /// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
-/// One waker is that of the connection's task. Another is that of its pipeline, which a layer may
-/// have moved to a task of its own. Both stay registered, so that an idle connection pays nothing
-/// for waiting. The user's futures wait on a `Notify`.
+/// There is one waker for the connection's task, and one for its pipeline, because a layer may have
+/// moved the pipeline to another task. Both stay registered, so an idle connection does not
+/// register them again for each wait. Futures that the user holds wait on a `Notify`.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
     wakers: Mutex<Wakers>,
 }
 
-/// The wakers of one connection. Waking does not remove them, because each is set once, not before
-/// every wait.
+/// The wakers of one connection. Waking one does not remove it, because each is set once, not
+/// before every wait.
 #[derive(Debug, Default)]
 struct Wakers {
     task: Option<Waker>,
     engine: Option<Waker>,
-    /// Allocated for the first user that waits.
+    /// Wakes the futures that the user holds. Allocated when the first of them waits.
     users: Option<Arc<Notify>>,
 }
 
@@ -57,7 +57,7 @@ impl Signals {
         drop(before);
     }
 
-    /// Raises a signal. Returns whether it was not raised before.
+    /// Raises a signal. Returns `false` if it was raised before.
     pub(crate) fn raise(&self, signal: Signal) -> bool {
         let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
         let new = before & signal as u8 == 0;
@@ -113,7 +113,7 @@ impl Signals {
         }
     }
 
-    /// Wakes the waker that `whom` selects. The lock is released before, because a waker is user
+    /// Wakes the waker that `whom` selects. The lock is released first, because a waker is user
     /// code.
     fn wake(&self, whom: impl FnOnce(&Wakers) -> Option<Waker>) {
         let waker = whom(&self.lock());
@@ -127,9 +127,9 @@ impl Signals {
     }
 }
 
-/// Returns ready if the `Pending` of the previous poll shows that no more data has arrived. Once
-/// the task's budget is spent, that `Pending` shows nothing, because tokio then returns `Pending`
-/// for every poll. So this function then waits for another turn.
+/// Completes if the `Pending` of the previous poll means that no more data has arrived. Once the
+/// task's budget is spent, tokio returns `Pending` for every poll, so that `Pending` means nothing.
+/// Then this function wakes the task for another turn and returns `Pending`.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());
@@ -138,25 +138,25 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-/// The result of a shutdown: how the connections ended that were open when the drain began, or were
-/// accepted during it.
+/// The result of a shutdown. It counts the connections that were open when the drain began or were
+/// accepted during it, by the way they ended.
 ///
-/// It is displayed as `2 connections drained, 1 timed out, 0 cut off`.
+/// Its `Display` output is `2 connections drained, 1 timed out, 0 cut off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The connections that finished: in good order, or because the peer left or the service
+    /// The connections that closed in good order, or ended because the peer left or the service
     /// failed.
     pub drained: usize,
-    /// The connections that a deadline of their own ended
+    /// The connections that ended at one of their own deadlines
     /// ([`EndReason::is_timeout`](crate::EndReason::is_timeout)), for example because the peer did
     /// not read its replies.
     pub timed_out: usize,
-    /// The connections that were aborted, by the deadline or by
+    /// The connections that were aborted, at the shutdown deadline or by
     /// [`Handle::abort`](crate::Handle::abort).
     pub aborted: usize,
-    /// The time from the beginning of the shutdown to its end. Zero if the serve future was
-    /// dropped.
+    /// The time from the beginning of the shutdown to its end. It is zero if the future of `serve`
+    /// was dropped.
     pub duration: Duration,
 }
 

@@ -34,11 +34,11 @@ impl FrameTooLarge {
     }
 }
 
-/// The error for a decoder that returns frames without end, but takes no input for them. The
-/// connection ends with [`EndReason::CodecError`](crate::EndReason::CodecError).
+/// The error for a decoder that keeps returning frames without consuming input. The connection ends
+/// with [`EndReason::CodecError`](crate::EndReason::CodecError).
 ///
-/// A decoder may split one frame into 65,536 frames, or into
-/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that is more.
+/// A decoder may return up to 65,536 frames in a row without consuming input, or
+/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that number is larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]
@@ -54,14 +54,14 @@ impl EndReason {
             | ErrorKind::BrokenPipe
             | ErrorKind::NotConnected
             | ErrorKind::WriteZero
-            // Reported by the system: a keepalive probe or written data was not acknowledged.
+            // The system reports this if a keepalive probe or written data was not acknowledged.
             | ErrorKind::TimedOut => Some(Self::PeerReset),
             ErrorKind::UnexpectedEof => Some(Self::Truncated),
             _ => None,
         }
     }
 
-    /// Classifies an error of a decoder, whether it is this crate's, tokio-util's or the user's.
+    /// Classifies an error of a decoder of this crate, of tokio-util, or of the user.
     pub(crate) fn of_decoder(err: &(dyn StdError + 'static)) -> Self {
         let too_large = find_cause::<FrameTooLarge>(err).is_some()
             || find_cause::<LengthDelimitedCodecError>(err).is_some()
@@ -91,7 +91,7 @@ impl EndReason {
     }
 }
 
-/// The progress of an HTTP connection when it failed, which hyper's error does not contain.
+/// The state of an HTTP connection when it failed. hyper's error does not contain it.
 #[cfg(feature = "http")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HttpProgress {
@@ -103,9 +103,9 @@ pub(crate) struct HttpProgress {
     pub(crate) is_peer_done: bool,
 }
 
-/// Returns whether h2 has ended the connection with `ENHANCE_YOUR_CALM`: for too many small data
-/// frames that are not read, or for a flood, for example of resets. Only the text of its error
-/// shows it.
+/// Returns whether h2 ended the connection with `ENHANCE_YOUR_CALM`. It does so if too many small
+/// data frames are unread, or in a flood, for example of resets. Only the text of h2's error shows
+/// it.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);
@@ -121,13 +121,13 @@ impl EndReason {
         }
         let of_io = || {
             let told = Self::of_io(find_cause::<io::Error>(err)?);
-            // No error of the stream: hyper met the end of input within a frame of HTTP/2.
+            // The stream did not fail: hyper reached the end of input within an HTTP/2 frame.
             let cut_off = || progress.is_peer_done.then_some(Self::Truncated);
             Some(told.or_else(cut_off).unwrap_or(Self::IoError))
         };
         let Some(hyper) = find_cause::<hyper::Error>(err) else {
-            // The first bytes of a connection are read without hyper, so their errors are not
-            // hyper's.
+            // The first bytes of a connection are read without hyper, so an error there is not a
+            // `hyper::Error`.
             return of_io().unwrap_or(Self::ServiceError);
         };
         if hyper.is_user() {
@@ -153,7 +153,7 @@ impl EndReason {
         }
     }
 
-    /// Returns whether the stream failed.
+    /// Returns whether this is a reason for a stream that failed.
     pub(crate) fn is_of_stream(self) -> bool {
         matches!(self, Self::PeerReset | Self::Truncated | Self::IoError)
     }

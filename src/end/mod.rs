@@ -21,8 +21,8 @@ pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 pub struct End {
     pub(crate) reason: EndReason,
     pub(crate) cause: Option<Cause>,
-    /// The time from accept to the end, in nanoseconds. It takes half the space of a `Duration`,
-    /// because every connection reserves room for its end, and still spans centuries.
+    /// The time from accept to the end, in nanoseconds. A `u64` takes half the space of a
+    /// `Duration`, which matters because every connection reserves room for its end.
     pub(crate) nanos: u64,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
@@ -78,7 +78,8 @@ impl End {
     }
 }
 
-/// The error of this crate's connection services: the reason and its cause.
+/// The reason a connection ended, with its cause. This is the error of the crate's own connection
+/// services.
 #[derive(Clone, Debug)]
 pub struct ConnectionEnded {
     pub(crate) reason: EndReason,
@@ -100,12 +101,13 @@ impl StdError for ConnectionEnded {
 }
 
 impl ConnectionEnded {
-    /// Creates an end with an error as its cause. For an end without a cause, convert the reason:
-    /// `ConnectionEnded::from(EndReason::Rejected)`.
+    /// Creates the error from a reason and the error that caused the end. For an end without a
+    /// cause, convert the reason: `ConnectionEnded::from(EndReason::Rejected)`.
     ///
-    /// A hook, a layer or a connection service that fails with this error ends the connection with
-    /// its reason. So does a stock `Filter` around a connection service. With any other error, the
-    /// filter would end connections with [`ServiceError`](EndReason::ServiceError):
+    /// If a hook, a layer or a connection service fails with this error, the connection ends with
+    /// this reason. So it does if a predicate of tower's `Filter` around a connection service
+    /// returns this error. If it returns any other error, the connection ends with
+    /// [`ServiceError`](EndReason::ServiceError):
     ///
     /// ```
     /// use tower::ServiceBuilder;

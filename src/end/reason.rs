@@ -8,9 +8,9 @@ use std::fmt;
 pub enum Initiator {
     /// The peer. It closed the connection, or sent data that cannot be served.
     Peer,
-    /// The program, by its own service, layer or hook.
+    /// The program: one of its services, layers or hooks.
     Service,
-    /// The library, by a limit, a deadline or a shutdown.
+    /// The library: a limit, a deadline or a shutdown.
     Server,
 }
 
@@ -58,21 +58,22 @@ macro_rules! end_reasons {
 }
 
 end_reasons! {
-    /// The peer finished sending, between two frames, and got all its replies.
+    /// The peer finished sending after a complete frame, and all replies were written.
     PeerClosed = "peer_closed" by Peer,
-    /// The peer reset the connection, left before a reply was written, or stopped acknowledging. Or
-    /// it finished sending and a reply took longer than
+    /// The peer reset the connection, left before a reply was written, or stopped acknowledging
+    /// data. This is also the reason if the peer finished sending and a reply then took longer than
     /// [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
     /// The stream ended within a frame, or a TLS stream ended without `close_notify`.
     Truncated = "truncated" by Peer,
     /// A frame was larger than the limit.
     FrameTooLarge = "frame_too_large" by Peer,
-    /// The decoder could not read the peer's data, or returned frames without taking input.
+    /// The decoder could not decode the peer's data, or kept returning frames without consuming
+    /// input.
     CodecError = "codec_error" by Peer,
     /// No data arrived after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,
-    /// A frame was begun but not completed in time.
+    /// A frame began to arrive but was not complete in time.
     FrameTimeout = "frame_timeout" by Server,
     /// A request's body stopped arriving.
     BodyTimeout = "body_timeout" by Server,
@@ -82,8 +83,8 @@ end_reasons! {
     /// The peer took no byte of its pending output within the [write
     /// deadline](crate::deadline::Deadlines::write).
     WriteTimeout = "write_timeout" by Server,
-    /// The service left more small data frames of HTTP/2 unread than hyper's HTTP/2 library keeps.
-    /// See `Http::configure`.
+    /// The service left more small HTTP/2 data frames unread than h2, the HTTP/2 library of hyper,
+    /// keeps. See `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
     /// broadcast closed the connection because the peer did not read.
@@ -97,7 +98,8 @@ end_reasons! {
     PreConnectTimeout = "pre_connect_timeout" by Server,
     /// Too many connections were in their pre-connect hooks, and this was the oldest.
     PreConnectEvicted = "pre_connect_evicted" by Server,
-    /// The header of a proxy in front of the server was malformed or missing.
+    /// The PROXY protocol header, which a proxy in front of the server sends, was malformed or
+    /// missing.
     ProxyHeader = "proxy_header" by Peer,
     /// The TLS handshake failed.
     TlsHandshakeFailed = "tls_handshake_failed" by Peer,
@@ -106,23 +108,23 @@ end_reasons! {
     /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or a stock
     /// `LoadShed` layer rejected it.
     LimitExceeded = "limit_exceeded" by Server,
-    /// An [`AddressFilter`](crate::admit::AddressFilter) denied the address: it is on a list, or
-    /// banned.
+    /// An [`AddressFilter`](crate::admit::AddressFilter) denied the address, for example because it
+    /// is banned.
     Denied = "denied" by Server,
-    /// The client had as many connections open as `PerClient` allows.
+    /// The client already had as many open connections as `PerClient` allows.
     ClientLimitExceeded = "client_limit_exceeded" by Server,
     /// The client connected more often than `PerClient` allows.
     ClientRateExceeded = "client_rate_exceeded" by Server,
     /// A stock `Timeout` layer around the connection service expired.
     ServiceTimeout = "service_timeout" by Service,
-    /// The program closed the connection gracefully: by a closing reply,
-    /// [`Peer::close`](crate::Peer::close),
-    /// [`LiveConnection::close`](crate::LiveConnection::close), or a raw service that completed.
+    /// The program closed the connection gracefully: by a closing reply, by
+    /// [`Peer::close`](crate::Peer::close) or
+    /// [`LiveConnection::close`](crate::LiveConnection::close), or because a raw service completed.
     ServiceClosed = "service_closed" by Service,
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
-    /// A request failed and [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) ends the
-    /// connection, or a connection service failed.
+    /// A connection service failed. In a pipeline with
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error), also: a request failed.
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,
@@ -132,7 +134,7 @@ end_reasons! {
     EncodeError = "encode_error" by Service,
     /// User code panicked.
     Panic = "panic" by Service,
-    /// The stream failed with another I/O error.
+    /// The stream failed with an I/O error for which there is no other reason.
     IoError = "io_error" by Peer,
     /// The connection finished during a shutdown.
     Drained = "drained" by Server,
@@ -168,9 +170,9 @@ impl EndReason {
         )
     }
 
-    /// Returns whether a deadline of the connection itself ended it, because the peer did not send
-    /// or read in time, or the service did not answer in time. The maximum age and the deadline of
-    /// a shutdown do not count.
+    /// Returns whether the connection ended at one of its own deadlines, because the peer did not
+    /// send or read in time, or the service did not answer in time. The maximum age and the
+    /// deadline of a shutdown do not count.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,
