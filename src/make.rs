@@ -1,7 +1,7 @@
 //! The source of a connection's service: clones of one service, or a service made for it.
 //!
-//! [`Pipeline`](crate::Pipeline) and `Http` have one of the types here as a parameter, which their
-//! builders create. A program names these types only to write out the type of a pipeline.
+//! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a type parameter. Their
+//! builders create the value. A program names these types only to write out the type of a pipeline.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -33,8 +33,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the maker without the type of messages. Only the make-service's target depends on
-    /// that type.
+    /// Returns the maker without the type of messages, because only the argument of the
+    /// make-service depends on that type.
     pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
         &self.0
     }
@@ -62,11 +62,11 @@ impl<K: fmt::Debug, M> fmt::Debug for MakeEventsPerConnection<K, M> {
 mod sealed {
     use super::*;
 
-    /// Resolves to `T` if the compiler knows `Self`.
+    /// Resolves to `T` if the compiler can resolve `Self`.
     ///
-    /// Builders name their result through it, to keep compiler errors short. If a builder rejects a
-    /// service, the service's future is unknown, and so is the result. A function that takes the
-    /// result then does not report a second error.
+    /// Builders name their result through this trait, to keep compiler errors short. If a builder
+    /// rejects a service, the compiler cannot resolve the service's future, nor the result. So it
+    /// does not report a second error where the result is used.
     pub trait Known<T> {
         type Type;
     }
@@ -100,7 +100,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<S: Clone> CloneForConnection for S {}
 
-    /// A service of the requests of all connections. `Maker` is the type into which it converts.
+    /// A service that serves the requests of all connections. It converts into `Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service of what the codec decodes, `{R}`",
         label = "not a `Service<{R}>`",
@@ -124,7 +124,7 @@ mod sealed {
         }
     }
 
-    /// A make-service for connections. `Maker` is the type into which it converts.
+    /// A service that makes the service of each connection. It converts into `Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services, of `{Target}`",
         label = "not a `Service<{Target}>`",
@@ -195,12 +195,14 @@ pub(crate) async fn readied<S: Service<R>, R>(service: &mut S) -> Result<(), S::
     poll_fn(|cx| service.poll_ready(cx)).await
 }
 
-/// Makes `service` ready, calls it once, and drops it before the call runs.
+/// Waits until `service` is ready and calls it once. The service is dropped before the call's
+/// future runs.
 pub(crate) fn oneshot<S: Service<R>, R>(service: S, request: R) -> Oneshot<S, R> {
     Oneshot(State::NotReady(service, Some(request)))
 }
 
-/// The future of `oneshot`. It replaces tower's, to keep that dependency out of a public type.
+/// The future of `oneshot`. It takes the place of tower's `Oneshot`, which would make tower a
+/// public dependency.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct Oneshot<S: Service<R>, R>(#[pin] State<S, R>);

@@ -11,7 +11,7 @@ pub enum Address {
     Tcp(SocketAddr),
     /// The path of a Unix socket, if it has one. A client's socket usually has none.
     Unix(Option<Arc<Path>>),
-    /// One end of an in-memory connection, by number.
+    /// The number of one end of an in-memory connection.
     Memory(u64),
 }
 
@@ -24,8 +24,8 @@ impl Address {
         }
     }
 
-    /// Returns OpenTelemetry's `network.transport`: `tcp`, `unix`, or `pipe` for in-memory
-    /// connections.
+    /// Returns the value of OpenTelemetry's `network.transport`: `tcp`, `unix`, or `pipe` for
+    /// in-memory connections.
     pub fn transport(&self) -> &'static str {
         match self {
             Self::Tcp(_) => "tcp",
@@ -45,7 +45,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
-            // A peer chooses its own path, which may contain a line break to forge a log line.
+            // A peer chooses its own path, and could forge a log line with a line break in it.
             Self::Unix(Some(path)) => {
                 write!(f, "unix:{}", path.to_string_lossy().escape_debug())
             }

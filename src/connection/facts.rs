@@ -2,7 +2,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The facts that hooks have added, each under its type. Readers need no lock.
+/// The facts that hooks have added, found by their types. Reading takes no lock.
 #[derive(Default)]
 pub(crate) struct Facts(OnceLock<Box<Fact>>);
 
@@ -12,7 +12,7 @@ struct Fact {
 }
 
 impl Facts {
-    /// Adds a fact behind the older ones.
+    /// Appends a fact to the list.
     pub(super) fn insert<F: Any + Send + Sync>(&self, fact: F) {
         let mut end = self;
         let mut fact = Box::new(Fact {

@@ -5,24 +5,23 @@ use smallvec::SmallVec;
 use super::origin::Origin;
 use crate::end::End;
 
-/// A callback. It gets the connection's origin as an argument, so that a closure which captures
-/// nothing needs no allocation.
+/// A callback. Its first argument is the connection's origin, so a closure need not capture it;
+/// boxing a closure that captures nothing allocates no memory.
 pub(crate) type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 
 /// The moment at which a callback runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// Closing begins. If nothing closes the connection before its end, this moment is at the end,
-    /// before the callbacks for the end.
+    /// The connection begins to close. If it ends without closing, these callbacks run at the end,
+    /// before those for the end.
     Closing,
-    /// The stream is gone, and the end is settled.
+    /// The stream is dropped, and the reason is final.
     End,
 }
 
-/// The number of a callback, by which the callback can be removed. A connection uses each number
-/// once.
+/// The number of a callback, used to remove it. A connection uses each number once.
 ///
-/// Its lowest bit is the callback's moment, so that a slot is smaller.
+/// Its lowest bit is the callback's moment, so that a slot needs no other field for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 
@@ -48,13 +47,14 @@ struct Slot {
 /// The callbacks in registration order.
 ///
 /// A removed callback leaves an empty slot until more than half of the slots are empty. A peer may
-/// decide how many callbacks there are, so removing one must not cost a linear search.
+/// control the number of callbacks, so removing one must not take time in proportion to that
+/// number.
 #[derive(Default)]
 pub(super) struct Hooks {
     slots: SmallVec<[Slot; 1]>,
     added: u64,
     empty: u32,
-    /// Closing has begun, so the callbacks for that have been taken.
+    /// Closing has begun, so the callbacks for that moment have been taken.
     closing: bool,
 }
 
@@ -87,7 +87,7 @@ impl Hooks {
     #[inline]
     pub(super) fn take_all(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
         self.closing = true;
-        // Many connections never have one.
+        // Many connections never have a callback.
         if self.slots.is_empty() {
             return SmallVec::new();
         }

@@ -13,8 +13,8 @@ use crate::signals::Signal;
 
 /// The facts known about a connection and its peer. Cheap to clone.
 ///
-/// Hooks add the facts they learn ([`Connection::insert`](super::Connection::insert)), each under
-/// its type. The `tls` feature adds `TlsInfo`.
+/// Hooks add more facts with [`Connection::insert`](super::Connection::insert). For example, the
+/// TLS handshake adds `TlsInfo`.
 #[derive(Clone)]
 #[doc(alias = "ConnectInfo")]
 pub struct ConnectionInfo {
@@ -22,7 +22,7 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    /// Returns the connection's number.
+    /// Returns the connection's number, unique in the process.
     pub fn id(&self) -> ConnectionId {
         self.life.origin.id
     }
@@ -59,8 +59,9 @@ impl ConnectionInfo {
     /// Returns whether the connection should finish and close: the server drains, the connection
     /// has reached its [maximum age](crate::deadline::Deadlines::max_age), or the program has
     /// called [`LiveConnection::close`](crate::LiveConnection::close).
-    /// [`Peer::close`](crate::Peer::close) does not count, because the pipeline itself then closes
-    /// the connection. After an upgrade it counts.
+    ///
+    /// [`Peer::close`](crate::Peer::close) does not count, because the pipeline then closes the
+    /// connection itself. After an upgrade there is no pipeline, so it counts.
     pub fn is_draining(&self) -> bool {
         self.life.signals.is_raised(Signal::Drain)
     }
@@ -68,15 +69,16 @@ impl ConnectionInfo {
     /// Waits until the connection should finish and close, as [`is_draining`](Self::is_draining)
     /// reports.
     ///
-    /// A service whose work has no end of its own (a WebSocket, server-sent events) should end its
-    /// work then. The future does not borrow or hold the stream.
+    /// Then a service whose work has no end of its own (a WebSocket, server-sent events) should
+    /// finish. The future does not borrow or hold the stream.
     ///
-    /// By then [`Peer::send`](crate::Peer::send) may fail. To send a last frame, use the pipeline's
-    /// [farewell](crate::Pipeline::farewell).
+    /// After this moment [`Peer::send`](crate::Peer::send) may fail. To send a last frame, use the
+    /// pipeline's [farewell](crate::Pipeline::farewell).
     ///
     /// # Cancel safety
     ///
-    /// The signal stays raised, so a later call does not miss it.
+    /// Dropping the future loses nothing: the signal stays raised, so a later call completes at
+    /// once.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let life = Arc::clone(&self.life);
         async move { life.signals.raised(Signal::Drain).await }
@@ -84,44 +86,46 @@ impl ConnectionInfo {
 
     /// Registers a callback for the moment when closing begins.
     ///
-    /// That is when the connection's service is done, and no more requests, messages or frames are
-    /// taken. The connection then writes its remaining output, shuts down writing, and lingers
-    /// until the peer has closed as well. So this moment is up to 2 s before the end if the peer is
-    /// slow to close, and longer before it if the peer is slow to read. Use the callback to free a
-    /// name, or to tell others that a member has left.
+    /// Closing begins when the connection's service is done, and no more requests, messages or
+    /// frames are taken. The connection then writes its remaining output, shuts down writing, and
+    /// lingers until the peer has closed as well. So the callback runs up to 2 s before the end if
+    /// the peer is slow to close, and earlier if the peer is slow to read. Use the callback to free
+    /// a name, or to tell others that a member has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
-    /// the end ([`Connection::on_end`](super::Connection::on_end)). If nothing closes the
-    /// connection (it is aborted, its future is dropped, it panics, or a raw service returns
-    /// without [`Connection::close`](super::Connection::close)), the callback runs immediately
-    /// before those for the end. After an upgrade, it runs when the upgraded stream closes. The
-    /// callback runs in the connection's task, so it must not block. Callbacks run in registration
-    /// order; one that is registered after closing has begun runs at once.
+    /// the end ([`Connection::on_end`](super::Connection::on_end)). If the connection ends without
+    /// closing, the callback runs immediately before those for the end. That is so if the
+    /// connection is aborted, its future is dropped, its service panics, or a raw service returns
+    /// without [`Connection::close`](super::Connection::close). After an upgrade, the callback runs
+    /// when the upgraded stream closes. It runs in the connection's task and must not block.
+    /// Callbacks run in registration order; one that is registered after closing has begun runs at
+    /// once.
     ///
-    /// The callback is given the end as far as it is known. Bytes may still be written, and an
-    /// error may replace an orderly reason, for example if the peer does not read the rest.
+    /// The [`End`] passed to the callback is provisional. More bytes may still be written, and an
+    /// error may replace an orderly reason, for example if the peer does not read the remaining
+    /// output.
     #[doc(alias = "on_close")]
     #[doc(alias = "on_disconnect")]
     pub fn on_closing(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.life.on(Moment::Closing, |_, end| f(end));
     }
 
-    /// Waits until closing begins, and returns the end as far as it is known. See
-    /// [`on_closing`](Self::on_closing).
+    /// Waits until closing begins, and returns the provisional end, as
+    /// [`on_closing`](Self::on_closing) does.
     ///
-    /// A call of the connection's own service must not wait for this, because closing begins only
-    /// once the calls are done. Use [`draining`](Self::draining) there.
+    /// The connection's own service must not wait for this in a call, because closing begins only
+    /// once all calls are done. Use [`draining`](Self::draining) there.
     ///
     /// # Cancel safety
     ///
-    /// Once closing has begun, each later call completes at once.
+    /// Dropping the future loses nothing: once closing has begun, a later call completes at once.
     pub fn closing(&self) -> impl Future<Output = End> + Send + use<> {
         let life = Arc::clone(&self.life);
         async move { life.reached(Moment::Closing).await }
     }
 
-    /// Returns the fact of type `F`, if a hook has added one. If there are several of that type,
-    /// returns the latest.
+    /// Returns the fact of type `F`, if one was added. Of several facts of that type, it returns
+    /// the latest.
     pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
         self.life.origin.facts.get()
     }

@@ -9,7 +9,7 @@ use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::error::caught;
 use crate::signals::{Signal, Signals};
 
-/// Holds the reason and the callbacks before the end, and the end itself after it.
+/// The reason and the callbacks of a live connection, or the end of an ended one.
 enum EndCell {
     Open(Open),
     Ended(End),
@@ -22,8 +22,8 @@ struct Open {
 }
 
 impl Open {
-    /// Proposes a reason. Returns the one that holds, and the one that it replaces. The caller
-    /// drops the latter after unlocking, because its cause is user code.
+    /// Proposes a reason. Returns the reason that now applies, and the one it replaces. The caller
+    /// drops the replaced one after unlocking, because dropping its cause runs user code.
     fn propose(
         &mut self,
         proposed: &ConnectionEnded,
@@ -50,10 +50,10 @@ pub(crate) struct Life {
     bytes_written: AtomicU64,
     requests: AtomicU64,
     messages_dropped: AtomicU32,
-    /// The peer has finished sending. For a raw service this separates `PeerClosed` from
+    /// The peer has finished sending. If so, a raw service ends with `PeerClosed`, not
     /// `ServiceClosed`.
     peer_done: AtomicBool,
-    /// The peer does not take what is written to it.
+    /// Output is pending until the peer takes some of it.
     write_pending: AtomicBool,
     phase: AtomicU8,
     end: Mutex<EndCell>,
@@ -76,8 +76,8 @@ impl Life {
         }
     }
 
-    /// Adds without a locked instruction, because each counter has one writer: the task that owns
-    /// the stream.
+    /// Adds to a counter without an atomic read-modify-write, because each counter has one writer:
+    /// the task that owns the stream.
     fn add(counter: &AtomicU64, n: usize) {
         let sum = counter.load(Ordering::Relaxed).wrapping_add(n as u64);
         counter.store(sum, Ordering::Relaxed);
@@ -87,7 +87,7 @@ impl Life {
         Self::add(&self.bytes_read, bytes);
     }
 
-    /// Subtracts bytes that were counted and will be read again by another reader.
+    /// Subtracts bytes that were counted but will be read, and counted, again.
     pub(crate) fn uncount_read(&self, bytes: usize) {
         let sum = self.bytes_read.load(Ordering::Relaxed);
         let sum = sum.saturating_sub(bytes as u64);
@@ -148,7 +148,7 @@ impl Life {
     }
 
     /// Records whether the last write, flush or shutdown waits for the peer. The value rarely
-    /// changes, so it is only stored if it does.
+    /// changes, so it is stored only when it does.
     #[inline]
     pub(super) fn note_write_pending(&self, pending: bool) {
         if self.write_pending.load(Ordering::Relaxed) != pending {
@@ -156,20 +156,20 @@ impl Life {
         }
     }
 
-    /// Returns whether the peer does not take what is written to it.
+    /// Returns whether output is pending until the peer takes some of it.
     pub(crate) fn is_write_pending(&self) -> bool {
         self.write_pending.load(Ordering::Relaxed)
     }
 
     fn cell(&self) -> MutexGuard<'_, EndCell> {
-        // No user code runs under this lock, so poison can only come from a failed allocation.
+        // No user code runs under this lock, so only a failed allocation can poison it.
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Proposes a reason and returns the one that holds.
+    /// Proposes a reason. Returns the reason that now applies.
     ///
-    /// The first reason wins, because what came first is what happened. Only an orderly reason
-    /// gives way to one that is not, because then something was lost.
+    /// The first reason wins, because later ones usually follow from it. But an error replaces an
+    /// orderly reason, because then data was lost.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let proposed = ConnectionEnded { reason, cause };
         let (holds, replaced) = match &mut *self.cell() {
@@ -180,12 +180,14 @@ impl Life {
         holds
     }
 
-    /// Proposes a reason for which the stream ends now, and returns the one that holds.
+    /// Proposes a reason for which the stream ends now. Returns the reason that now applies.
     ///
-    /// If that reason cuts the peer off, the socket's close becomes a reset, even if an earlier
-    /// reason holds. So the system frees the socket's memory together with the connection's permit.
+    /// If the proposed reason cuts the peer off, closing the socket sends a reset, even if an
+    /// earlier reason applies. So the system frees the socket's memory as soon as the connection's
+    /// permit is returned.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
-        // Output that was written before a shutdown's deadline still reaches a peer that reads.
+        // At a shutdown's deadline, a closing connection is not reset, so that a peer that reads
+        // still gets the output already written.
         let spared = matches!(ended.reason, EndReason::DrainDeadline | EndReason::Killed)
             && self.phase() == ConnectionPhase::Closing;
         if ended.reason.is_cut_off() && !spared {
@@ -194,7 +196,7 @@ impl Life {
         self.set_reason(ended.reason, ended.cause)
     }
 
-    /// Returns the reason that holds, once there is one.
+    /// Returns the reason that applies so far, if one was proposed.
     pub(crate) fn proposed(&self) -> Option<ConnectionEnded> {
         match &*self.cell() {
             EndCell::Open(open) => open.reason.clone(),
@@ -202,14 +204,14 @@ impl Life {
         }
     }
 
-    /// Returns the reason for the end of a connection whose service has completed: the proposed
-    /// one, or else one that follows from the signals and the input.
+    /// Returns the end reason of a connection whose service has completed: the proposed reason, or
+    /// else one derived from the signals and the input.
     pub(crate) fn done(&self) -> EndReason {
         let proposed = self.proposed().map(|ended| ended.reason);
         proposed.unwrap_or_else(|| self.unproposed())
     }
 
-    /// Returns the reason for the end of a connection for which none was proposed.
+    /// Returns the end reason of a connection for which no reason was proposed.
     fn unproposed(&self) -> EndReason {
         if self.signals.is_raised(Signal::Drain) {
             EndReason::Drained
@@ -240,7 +242,7 @@ impl Life {
         let told = match &mut *self.cell() {
             EndCell::Open(open) if !open.hooks.is_past(Moment::Closing) => {
                 let hooks = open.hooks.take_all(Moment::Closing);
-                // Most connections have none.
+                // Most connections have no callbacks.
                 (!hooks.is_empty()).then(|| (self.so_far(open), hooks))
             }
             _ => return,
@@ -251,7 +253,7 @@ impl Life {
         self.signals.tell_users();
     }
 
-    /// Returns the end as far as it is known before it is settled.
+    /// Returns the provisional end of a connection that is still open.
     fn so_far(&self, open: &Open) -> End {
         let proposed = open.reason.clone();
         self.totals(proposed.unwrap_or_else(|| self.unproposed().into()))
@@ -270,10 +272,10 @@ impl Life {
         }
     }
 
-    /// Settles the end and runs the callbacks for it. If closing has not begun, runs the callbacks
-    /// for that moment first. Only the connection's task calls this; a second call does nothing.
+    /// Makes the end final and runs its callbacks. If closing has not begun, runs the callbacks for
+    /// that moment first. Only the connection's task calls this; a second call does nothing.
     ///
-    /// The reason in `outcome` is the last one proposed.
+    /// `outcome` returns the last reason to propose.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
         let outcome = outcome();
         let (end, hooks, _replaced) = {
@@ -293,17 +295,17 @@ impl Life {
         self.signals.tell_users();
     }
 
-    /// Waits for a moment, and returns the end as far as it is known then.
+    /// Waits for a moment, and returns the end as it is known then.
     pub(crate) async fn reached(&self, moment: Moment) -> End {
         self.signals.users_until(|| self.end_at(moment)).await
     }
 
-    /// Returns the end, once it is settled.
+    /// Returns the end, once it is final.
     pub(crate) fn end(&self) -> Option<End> {
         self.end_at(Moment::End)
     }
 
-    /// Returns the end as far as it is known, if the moment has come.
+    /// Returns the end as it is known now, if the moment has come.
     fn end_at(&self, moment: Moment) -> Option<End> {
         match &*self.cell() {
             EndCell::Ended(end) => Some(end.clone()),
@@ -334,7 +336,7 @@ impl Life {
             EndCell::Open(open) => open.hooks.take(id),
             EndCell::Ended(_) => None,
         };
-        // Dropped without the lock, because it is user code.
+        // Dropped after unlocking, because dropping it runs user code.
         drop(hook);
     }
 

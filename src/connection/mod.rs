@@ -1,4 +1,4 @@
-//! A connection as it passes between the rooms: its stream, the facts about it, and its end.
+//! A connection as the modules pass it on: its stream, the facts about it, and its end.
 
 mod address;
 mod facts;
@@ -33,10 +33,11 @@ pub use rewind::Rewind;
 pub use service::ConnectionService;
 pub(crate) use wire::{Family, Probe, Sent, Wire};
 
-/// A connection on its way through the stack: the stream, and the facts about it.
+/// A connection on its way through the stack: the stream, and the facts about it, such as the
+/// peer's address.
 ///
-/// It implements [`AsyncRead`] and [`AsyncWrite`], so that a raw service can use it as the stream,
-/// and counts the bytes read and written.
+/// It implements [`AsyncRead`] and [`AsyncWrite`], so a raw service (one that reads and writes
+/// bytes itself) can use it as the stream. It counts the bytes read and written.
 #[doc(alias = "session")]
 #[doc(alias = "stream")]
 #[doc(alias = "AddrStream")]
@@ -62,24 +63,25 @@ impl<Io> Connection<Io> {
         &self.info
     }
 
-    /// Adds a fact under its type. Services and layers read it with [`ConnectionInfo::get`], and
-    /// the rest of the program with [`LiveConnection::get`](crate::LiveConnection::get).
+    /// Adds a fact: a value of any type, found by its type. Services and layers read it with
+    /// [`ConnectionInfo::get`], and the rest of the program with
+    /// [`LiveConnection::get`](crate::LiveConnection::get).
     ///
     /// A second fact of the same type hides the first. Facts are dropped with the last
-    /// [`ConnectionInfo`] or handle of the connection, which may be after its end. So a fact must
-    /// not hold a `ConnectionInfo` or a [`Peer`](crate::Peer) of its own connection, because then
-    /// neither would ever be dropped. It may hold the connection's number.
+    /// [`ConnectionInfo`] or handle of the connection, which may be after the connection's end. A
+    /// fact must not hold a `ConnectionInfo` or a [`Peer`](crate::Peer) of its own connection,
+    /// because then neither would ever be dropped. It may hold the connection's
+    /// [`id`](ConnectionInfo::id).
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
         self.life().origin.facts.insert(fact);
     }
 
-    /// Sets the address of the client, as a trusted hop in front of this server has reported it.
-    /// The hook that reads the hop's header calls this method.
+    /// Sets the address of the client that a trusted hop in front of this server (a proxy or load
+    /// balancer) has reported. The hook that reads the hop's header calls this method.
     ///
-    /// After this call, [`ConnectionInfo::client_addr`] returns the address. The span and the
-    /// closing event of the connection have it as `client.address` and `client.port`. If several
-    /// hooks set it, the last one counts, because it has read the header of the hop that is nearest
-    /// to the client.
+    /// After this call, [`ConnectionInfo::client_addr`] returns the address. The connection's span
+    /// and closing event record it as `client.address` and `client.port`. If several hooks set it,
+    /// the last one wins, because it has read the header of the hop that is nearest to the client.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};
@@ -119,7 +121,8 @@ impl<Io> Connection<Io> {
         &mut self.io
     }
 
-    /// Replaces the stream, as a hook does. Everything else stays.
+    /// Replaces the stream, for example by one that decrypts it. The facts, the counters and the
+    /// callbacks stay.
     pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Connection<B> {
         Connection {
             io: f(self.io),
@@ -127,8 +130,9 @@ impl<Io> Connection<Io> {
         }
     }
 
-    /// Splits off the stream. Give the rest another stream with [`map_io`](Self::map_io). Bytes
-    /// that are read from or written to the bare stream are not counted.
+    /// Separates the stream from the connection. Use [`map_io`](Self::map_io) to give the
+    /// connection a stream again. Bytes that are read from or written to the separate stream are
+    /// not counted.
     pub fn into_parts(self) -> (Io, Connection<()>) {
         (
             self.io,
@@ -147,13 +151,13 @@ impl<Io> Connection<Io> {
 
     /// Registers a callback for the end of the connection.
     ///
-    /// It runs exactly once, however the connection ends: by an orderly close, a panic, an abort,
-    /// or because its future is dropped. It runs after the stream is dropped, in the connection's
-    /// task, so it must not block. Callbacks run in registration order; one that is registered
-    /// after the end runs at once.
+    /// The callback runs exactly once, however the connection ends: by an orderly close, a panic,
+    /// an abort, or because its future is dropped. It runs in the connection's task after the
+    /// stream is dropped, and must not block. Callbacks run in registration order; one that is
+    /// registered after the end runs at once.
     ///
-    /// A graceful close first writes the remaining output and lingers, up to 2 s by default
-    /// ([`Linger`](crate::close::Linger)). To act before that, use
+    /// Before its end, a connection that closes gracefully writes the remaining output and lingers,
+    /// for up to 2 s by default ([`Linger`](crate::close::Linger)). To act before that, use
     /// [`on_closing`](Self::on_closing).
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.life().on(Moment::End, |_, end| f(end));
@@ -170,31 +174,33 @@ impl<Io> Connection<Io> {
     ///
     /// # Cancel safety
     ///
-    /// The signal stays raised, so a later call does not miss it.
+    /// Dropping the future loses nothing: the signal stays raised, so a later call completes at
+    /// once.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<Io> {
         self.info.draining()
     }
 
     /// Sets the reason to report when the connection ends.
     ///
-    /// The first reason wins, except that an orderly one gives way to one that is not
+    /// The first reason wins, with one exception: an error replaces an orderly reason
     /// ([`EndReason::is_orderly`]).
     ///
-    /// A raw service that returns `Ok` without a reason ends with [`Drained`](EndReason::Drained)
-    /// if the server drains, with [`PeerClosed`](EndReason::PeerClosed) if it has read to the end
-    /// of input, and else with [`ServiceClosed`](EndReason::ServiceClosed).
+    /// If a raw service returns `Ok` and no reason was set, the connection ends with
+    /// [`Drained`](EndReason::Drained) if it was draining, else with
+    /// [`PeerClosed`](EndReason::PeerClosed) if the service has read to the end of input, and else
+    /// with [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn set_end_reason(&self, reason: EndReason) {
         self.life().set_reason(reason, None);
     }
 
-    /// Records whether output waits for the peer.
+    /// Records whether the connection now waits for the peer to take output, and returns `polled`.
     #[inline]
     fn noted<T>(&self, polled: Poll<T>) -> Poll<T> {
         self.life().note_write_pending(polled.is_pending());
         polled
     }
 
-    /// Proposes an end with its cause and returns the one that holds.
+    /// Proposes an end with its cause. Returns the end that now applies.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         self.life().ended(ended)
     }

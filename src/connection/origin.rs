@@ -28,10 +28,10 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// The address of the client that a hook has set.
+/// The client's address, as a hook has set it.
 struct ClientAddr(Address);
 
-/// The facts known at accept, and those that hooks add.
+/// The facts known at accept, and the facts that hooks add.
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) id: ConnectionId,
@@ -56,12 +56,12 @@ impl Origin {
         self.facts.insert(ClientAddr(client_addr));
     }
 
-    /// Returns the address of the client, if a hook has set it.
+    /// Returns the client's address, if a hook has set it.
     pub(crate) fn vouched_client_addr(&self) -> Option<&Address> {
         self.facts.get().map(|ClientAddr(addr)| addr)
     }
 
-    /// Returns the address of the client: the one that a hook has set, or else the peer's.
+    /// Returns the client's address if a hook has set it, or else the peer's.
     pub(crate) fn client_addr(&self) -> &Address {
         self.vouched_client_addr().unwrap_or(&self.peer_addr)
     }

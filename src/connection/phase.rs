@@ -1,18 +1,19 @@
 use std::fmt;
 
-/// The part of its life that a connection has reached.
+/// The phase of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum ConnectionPhase {
-    /// Its pre-connect hooks run: TLS, checks.
+    /// Pre-connect hooks run, for example a TLS handshake.
     PreConnect,
     /// Its service runs.
     Serving,
-    /// Its service runs and should finish: the server drains, the connection has reached its
+    /// Its service runs but should finish: the server drains, the connection has reached its
     /// maximum age, or the program closed it.
     Draining,
-    /// Its service is done. The output is written and shut down, then the connection lingers.
+    /// Its service is done. The connection writes the remaining output, shuts down writing, and
+    /// lingers.
     Closing,
 }
 

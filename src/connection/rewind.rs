@@ -5,7 +5,8 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream with bytes that were read ahead. They are read first, then the stream itself.
+/// A stream with bytes that were read from it ahead of time. A reader gets these bytes first, then
+/// the rest of the stream.
 ///
 /// An upgrade ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)) passes such a stream to the
 /// next service, and so does [`Peek`](crate::preconnect::Peek).
@@ -16,17 +17,17 @@ pub struct Rewind<Io> {
 }
 
 impl<Io> Rewind<Io> {
-    /// Creates a stream that returns `buffered` first.
+    /// Creates a stream from which `buffered` is read first.
     pub fn new(buffered: Bytes, io: Io) -> Self {
         Self { buffered, io }
     }
 
     /// Returns the bytes that were read ahead and not yet read again.
     ///
-    /// There must be none when a TLS handshake begins on a connection that has carried plain text
-    /// (STARTTLS). `Tls` reads buffered bytes as a part of the handshake, which then fails. To
-    /// close with a clear reason, check for such bytes before the handshake. Other TLS streams may
-    /// take them for data received under TLS
+    /// There must be no such bytes when a TLS handshake begins on a connection that has carried
+    /// plain text (STARTTLS). `Tls` reads them as a part of the handshake, which then fails. To
+    /// close with a clear reason, check for them before the handshake. Other TLS implementations
+    /// may treat them as data received under TLS
     /// ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
     pub fn buffered(&self) -> &[u8] {
         &self.buffered
@@ -56,7 +57,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Rewind<Io> {
         buf.put_slice(&self.buffered[..n]);
         self.buffered.advance(n);
         if self.buffered.is_empty() {
-            // Frees the memory.
+            // Release the buffer's memory.
             self.buffered = Bytes::new();
         }
         Poll::Ready(Ok(()))

@@ -3,7 +3,7 @@ use tower_service::Service;
 use super::Connection;
 use crate::error::ServiceError;
 
-/// A service of connections, which [`Server::serve`](crate::Server::serve) takes.
+/// A service of connections, as [`Server::serve`](crate::Server::serve) takes it.
 ///
 /// Every [`Service`] of a [`Connection<Io>`](Connection) implements it, if its error converts into
 /// a [`BoxError`](crate::BoxError), and if the service and its futures are `Send + 'static`:

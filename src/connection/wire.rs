@@ -1,4 +1,4 @@
-//! Gives access to the socket beneath a connection, past the streams that hooks have put around it.
+//! Access to the socket beneath a connection, whatever streams the hooks have put around it.
 
 use std::fmt;
 #[cfg(feature = "http")]
@@ -9,23 +9,23 @@ use std::sync::{Arc, Weak};
 
 use tokio::net::{TcpStream, UnixStream};
 
-/// A socket. Only its stream owns it; a [`Probe`] asks it while it is open.
+/// A socket. Only its stream owns it. A [`Probe`] queries it while it is open.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) family: Family,
-    /// The socket is reset when its peer is cut off.
+    /// Closing the socket sends a reset if its peer is cut off.
     resets: bool,
-    /// The number of bytes written to the socket. Only the owner changes it.
+    /// The number of bytes written to the socket. Only the stream changes it.
     written: AtomicU64,
     flags: AtomicU8,
 }
 
-/// The last read may have left bytes that the runtime does not report, and no read has looked for
-/// them since.
+/// Flag: the last read may have left bytes in the socket that the runtime does not report, and no
+/// read has tried to get them since.
 const SHORT: u8 = 1;
-/// The next read looks for bytes, even if the runtime reports none.
+/// Flag: the next read asks the system for bytes, even if the runtime reports none.
 const LOOK: u8 = 2;
-/// Something was written since the last [`Probe::acknowledge`].
+/// Flag: data was written since the last [`Probe::acknowledge`].
 const WROTE: u8 = 4;
 
 #[derive(Debug)]
@@ -51,13 +51,14 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records whether a read may have left bytes that the runtime does not report. A read that
-    /// returned less than it had room for may have.
+    /// Records a read. A short read (`is_short`), which did not fill its buffer, may have left
+    /// bytes that the runtime does not report.
     pub(crate) fn read(&self, is_short: bool) {
         self.set(SHORT, is_short);
     }
 
-    /// Returns whether the next read looks for bytes that the runtime does not report, once.
+    /// Returns whether the next read asks the system for bytes that the runtime does not report,
+    /// and clears the flag.
     pub(crate) fn take_look(&self) -> bool {
         self.take(LOOK)
     }
@@ -70,8 +71,8 @@ impl Wire {
         is_set
     }
 
-    /// Changes a flag with a load and a store. No change is lost, because one task polls both the
-    /// stream and the connection's engine.
+    /// Changes a flag with a load and a store. No change is lost, because the stream and the engine
+    /// of its connection are polled by the same task.
     fn set(&self, flag: u8, on: bool) {
         let flags = self.flags.load(Ordering::Relaxed) & !flag;
         let flags = if on { flags | flag } else { flags };
@@ -89,12 +90,12 @@ impl Wire {
         left.map(|left| Sent { written, left })
     }
 
-    /// Makes the coming close a reset, which releases the system's memory at once.
+    /// Makes closing the socket send a reset, so that the system frees the socket's memory at once.
     fn reset_at_close(&self) {
         if self.resets
             && let Family::Tcp(stream) = &self.family
         {
-            // If the system rejects it, the socket is closed like any other.
+            // If the system rejects the option, the socket is closed like any other.
             let _rejected = stream.set_zero_linger();
         }
     }
@@ -109,36 +110,36 @@ impl AsFd for Wire {
     }
 }
 
-/// The bytes on their way through a socket.
+/// The progress of the bytes written to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
     /// The number of bytes written to the socket.
     written: u64,
-    /// The part that the peer has not taken yet: over TCP the bytes that it has not acknowledged,
-    /// over a Unix socket the memory of the bytes that it has not read. Zero once nothing can
-    /// arrive any more.
+    /// The number of bytes that the peer has not taken yet. Over TCP these are the bytes that it
+    /// has not acknowledged. Over a Unix socket it is the memory of the bytes that it has not read.
+    /// Zero if the connection is closed, so that no more bytes can arrive.
     pub(crate) left: u64,
 }
 
 impl Sent {
     /// Returns the number of bytes that the peer has taken, plus a constant. The constant keeps the
-    /// number positive, because the memory of bytes can be larger than the bytes.
+    /// number positive, because buffered bytes can occupy more memory than their number.
     pub(crate) fn taken(self) -> u64 {
         const LARGEST_MEMORY: u64 = u32::MAX as u64;
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)
     }
 
-    /// Returns whether the peer has taken something since `before`. A full socket takes more only
-    /// if its peer does.
+    /// Returns whether the peer has taken bytes since `before`. Further written bytes count, too,
+    /// because a full socket accepts more only after its peer has taken some.
     pub(crate) fn is_beyond(self, before: Self) -> bool {
         self.written != before.written || self.left < before.left
     }
 }
 
-/// A connection's way to its socket. It is empty if the listener has not provided the socket.
+/// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
-/// It does not keep the socket open, and is of no use once the socket is closed. Each question is a
-/// system call, so none is asked on the path of a request.
+/// It does not keep the socket open, and returns nothing once the socket is closed. Each query is a
+/// system call, so there is none on the path of a request.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 
@@ -147,7 +148,7 @@ impl Probe {
         Self(Some(Arc::downgrade(wire)))
     }
 
-    /// Returns whether there is a socket to ask.
+    /// Returns whether there is a socket to query.
     pub(crate) fn knows(&self) -> bool {
         self.0.is_some()
     }
@@ -158,18 +159,18 @@ impl Probe {
         self.wire()?.sent()
     }
 
-    /// Makes the coming close a reset, if the socket is still open.
+    /// Makes closing the socket send a reset, if the socket is still open.
     pub(crate) fn reset_at_close(&self) {
         if let Some(wire) = self.wire() {
             wire.reset_at_close();
         }
     }
 
-    /// Lets the next read look for bytes that the runtime does not report. Returns `false` if no
-    /// socket is known.
+    /// Makes the next read ask the system for bytes that the runtime does not report yet. Returns
+    /// `false` if no socket is known.
     ///
-    /// The runtime learns of bytes when it next polls its driver. To look costs a system call, so
-    /// only a reader that discards unread bytes should do it.
+    /// The runtime learns of new bytes only when it polls its driver. Asking costs a system call,
+    /// so only a reader that would otherwise discard unread bytes should do it.
     pub(crate) fn look(&self) -> bool {
         let wire = self.wire();
         if let Some(wire) = &wire {
@@ -178,22 +179,22 @@ impl Probe {
         wire.is_some()
     }
 
-    /// Does the same as [`look`](Self::look), unless the last read has shown that there are no such
-    /// bytes. Returns `false` then, too.
+    /// Does the same as [`look`](Self::look) if the last read was short. Otherwise it does nothing
+    /// and returns `false`.
     ///
-    /// The system ends a read where urgent data begins. The runtime takes such a short read for an
-    /// empty socket, and reports no bytes before others arrive. Only a reader that lacks input
-    /// should look.
+    /// The system ends a read where urgent data begins. The runtime concludes from such a short
+    /// read that the socket is empty, and reports no bytes until others arrive. Only a reader that
+    /// needs more input should call this.
     pub(crate) fn look_again(&self) -> bool {
         self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()
     }
 
-    /// Lets the system acknowledge at once the bytes that the peer has sent, if the system may have
-    /// put that off because of earlier output. A reader that has nothing to write calls this
-    /// method.
+    /// Makes the system acknowledge the peer's bytes at once, if data was written since the last
+    /// call. A reader that has nothing to write calls this method.
     ///
-    /// The system puts an acknowledgement off by 40 ms, to send it along with a reply. A peer that
-    /// sends no more before the acknowledgement arrives (Nagle's algorithm) would wait that long.
+    /// On a connection with output, the system delays an acknowledgement by 40 ms, to send it along
+    /// with a reply. A peer with Nagle's algorithm, which sends no more until it gets the
+    /// acknowledgement, would wait that long.
     pub(crate) fn acknowledge(&self) {
         if let Some(wire) = self.wire()
             && wire.take(WROTE)
@@ -203,7 +204,7 @@ impl Probe {
         }
     }
 
-    /// Returns another descriptor of the socket, which keeps it open.
+    /// Returns a second descriptor of the socket. It keeps the socket open.
     #[cfg(feature = "http")]
     pub(crate) fn second_descriptor(&self) -> Option<OwnedFd> {
         self.wire()?.as_fd().try_clone_to_owned().ok()
@@ -230,11 +231,11 @@ mod system {
 
     use super::{TcpStream, UnixStream};
 
-    /// The first 16 words of `tcp_info`, which Linux has had since 4.1.
+    /// The first 16 words of `tcp_info`, in Linux since 4.1.
     type TcpInfo = [u64; 16];
     /// The index of `bytes_acked`, the last of these words.
     const ACKNOWLEDGED: usize = 15;
-    /// `TCP_CLOSE`: the connection was reset, or both sides are done.
+    /// The state `TCP_CLOSE`: the connection was reset, or both sides have closed it.
     const CLOSED: u8 = 7;
 
     /// The memory of a socket, in the order of the kernel's `SK_MEMINFO_*`.
@@ -258,8 +259,8 @@ mod system {
     );
 
     pub(super) fn tcp(stream: &TcpStream, written: u64) -> Option<u64> {
-        // If the system lacks `SO_MEMINFO`, which Linux has had since 4.12, `tcp_info` may be
-        // shorter, at which nix panics, or not be filled in.
+        // Linux has had `SO_MEMINFO` since 4.12. On a system without it, `tcp_info` may be
+        // incomplete, or shorter than this type, at which nix would panic.
         static KNOWN: OnceLock<bool> = OnceLock::new();
         if !KNOWN.get_or_init(|| MemoryOption.get(stream).is_ok()) {
             return None;
@@ -269,12 +270,13 @@ mod system {
         if state == CLOSED {
             return Some(0);
         }
-        // The end of the stream is acknowledged as a byte.
+        // The peer acknowledges the end of the stream as one more byte, so the difference may be
+        // negative.
         Some(written.saturating_sub(info[ACKNOWLEDGED]))
     }
 
     pub(super) fn acknowledge(stream: &TcpStream) {
-        // If the system rejects it, the acknowledgement is late.
+        // If the system rejects the option, the acknowledgement is only late.
         let _rejected = SockRef::from(stream).set_tcp_quickack(true);
     }
 
