@@ -1,22 +1,22 @@
-//! The time for which a peer has taken none of the output that waits for it.
+//! Measures for how long a peer has taken none of its pending output.
 //!
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
 //! again only once a third of the buffer is free, and a slow reader may need longer than the
-//! deadline to read so much. So the system is asked which bytes the peer has taken, several times
-//! before a deadline, and never while output flows.
+//! deadline to read so much. So this code asks the system several times before a deadline which
+//! bytes the peer has taken. It never asks while output flows.
 
 use std::time::Duration;
 
 use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
-/// The number of times per write deadline that the system is asked for the bytes that the peer has
-/// taken. So a connection ends at most a sixteenth of the deadline late.
+/// The number of checks per write deadline. Each asks the system which bytes the peer has taken. So
+/// a connection ends at most a sixteenth of the deadline late.
 pub(crate) const LOOKS: u32 = 16;
 
-/// Output that waits for the peer, and the time since which the peer has taken nothing.
+/// Pending output, and the time since when the peer has taken nothing.
 ///
-/// Boxed, because most connections never wait.
+/// The state is boxed, because most connections never wait for their peer.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked(Option<Box<Wait>>);
 
@@ -29,18 +29,18 @@ struct Wait {
 }
 
 impl Blocked {
-    /// Returns whether output waits for the peer.
+    /// Returns whether output is pending.
     pub(crate) fn is_blocked(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Returns the moment since which output waits for the peer. Unlike the moment from which the
-    /// deadline counts, it stays the same when some of the output is written.
+    /// Returns the moment since when output is pending. It stays the same when the peer takes a
+    /// part of the output, unlike the moment from which the deadline counts.
     pub(crate) fn begun(&self) -> Option<Moment> {
         self.0.as_ref().map(|wait| wait.begun)
     }
 
-    /// Records whether output waits for the peer, and whether any was written since the last call.
+    /// Records whether output is pending, and whether any was written since the last call.
     #[inline]
     pub(crate) fn note(&mut self, waits: bool, wrote: bool, now: Moment) {
         if waits || self.is_blocked() {

@@ -14,12 +14,11 @@ use crate::connection::{Connection, Life};
 use crate::end::ConnectionEnded;
 use crate::error::BoxError;
 
-/// Enforces the deadlines of a raw connection service, which it derives from the connection's byte
-/// counters.
+/// Enforces deadlines on a raw connection service, by the connection's byte counters.
 ///
-/// A [`Pipeline`](crate::Pipeline) and HTTP have deadlines of their own. Use this for a service
-/// that reads and writes the stream itself, and for one that takes over a stream by
-/// [`on_upgrade`](crate::Pipeline::on_upgrade). It enforces
+/// A [`Pipeline`](crate::Pipeline) and HTTP enforce their deadlines themselves. Use this layer for
+/// a service that reads and writes the stream itself, and for a service that takes over a stream by
+/// [`on_upgrade`](crate::Pipeline::on_upgrade). The layer enforces
 ///
 /// - [`first_byte`](Deadlines::first_byte), until something is read or written;
 /// - [`idle`](Deadlines::idle), while nothing is read or written;
@@ -29,13 +28,13 @@ use crate::error::BoxError;
 ///   [drains](crate::Connection::draining); it ends after another
 ///   [30 s](super::DrainDeadlines::stream).
 ///
-/// At a deadline the service's future is dropped, and the stream with it. So keep the stream in the
-/// service's future. If the service moves the stream to another task, that task keeps it at a
-/// deadline. Such a connection may also end only after twice the deadline, because its bytes do not
-/// wake this layer, which reads the counters only when a deadline may have passed.
+/// When a deadline passes, the layer drops the service's future, and the stream with it. So keep
+/// the stream in the service's future. If the service moves the stream to another task, that task
+/// still has it after the deadline. Such a connection may also end as late as twice the deadline:
+/// its bytes do not wake this layer, which reads the counters only when a deadline may have passed.
 ///
-/// If the service gives up a write, for example by a timeout of its own, the write counts as
-/// pending until the next one succeeds. The layer cannot distinguish it from a write that still
+/// If the service abandons a write, for example at a timeout of its own, the write counts as
+/// pending until the next write succeeds. The layer cannot distinguish it from a write that still
 /// waits.
 ///
 /// ```
@@ -137,8 +136,8 @@ where
         let Some(service) = this.service.as_mut().as_pin_mut() else {
             return Poll::Pending;
         };
-        // The service first, so that a result in time does not fail because its task was polled
-        // late.
+        // The service is polled first, so that a service that is done in time does not fail because
+        // its task was polled late.
         if let Poll::Ready(done) = service.poll(cx) {
             return Poll::Ready(done.map_err(Into::into));
         }

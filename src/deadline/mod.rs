@@ -1,7 +1,7 @@
-//! Limits on the time for which a connection waits for its peer, the same for every protocol.
+//! Deadlines for a connection that waits for its peer, the same for every protocol.
 //!
-//! [`Deadlines`] is one value for a whole stack. Each part of the stack enforces the deadlines that
-//! apply to it:
+//! One value of [`Deadlines`] serves a whole stack. Each part of the stack enforces the deadlines
+//! that apply to it:
 //!
 //! | part | set by | enforces |
 //! | --- | --- | --- |
@@ -35,6 +35,6 @@ pub use times::{Deadlines, DrainDeadlines};
 pub(crate) use watch::{Borrower, Watch, between_looks};
 
 /// The time for which a draining connection without a first byte stays open after it was accepted.
-/// The peer's bytes may have arrived together with the connection, and the runtime learns of them
-/// one turn of its driver later.
+/// The peer's bytes may have arrived together with the connection, but the runtime reports them
+/// only after it has polled its driver once more.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);

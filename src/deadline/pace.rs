@@ -1,5 +1,4 @@
-//! The minimum rate at which a peer must send the frame that it has begun, and take the output that
-//! waits for it.
+//! The minimum rate at which a peer must send the rest of a frame, and take pending output.
 
 use std::time::Duration;
 
@@ -18,10 +17,10 @@ pub struct MinRate {
 impl MinRate {
     /// Creates a rate of at least `bytes` in each `window`.
     ///
-    /// Choose a window of several seconds, because a lost packet may be sent again only after a
+    /// Choose a window of several seconds, because TCP may send a lost packet again only after a
     /// second or more. Choose a small number of bytes, because a slow peer need not be malicious.
-    /// For example, 500 bytes in 5 s is less than a tenth of the speed of a modem of 9,600 bits per
-    /// second. A window shorter than 1 ms counts as 1 ms.
+    /// For example, 500 bytes in 5 s is less than a tenth of the speed of a modem with 9,600 bits
+    /// per second. A window shorter than 1 ms counts as 1 ms.
     #[must_use]
     pub fn new(bytes: u64, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(1));
@@ -31,7 +30,7 @@ impl MinRate {
 
 /// The windows of one connection.
 ///
-/// Boxed, because a connection without a minimum rate has none.
+/// They are boxed, because a connection without a minimum rate has none.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Option<Box<Windows>>);
 
@@ -43,19 +42,20 @@ struct Windows {
 
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    /// The beginning of the frame, or of the wait for the peer, that the window measures.
+    /// The moment when the frame began, or output became pending. The window measures that frame or
+    /// that output.
     begun: Moment,
     since: Moment,
     bytes: u64,
 }
 
 impl Pace {
-    /// Returns the end of the window that ends first. If the peer was too slow in a window that has
-    /// ended, returns the reason to end the connection.
+    /// Returns the end of the window that ends first. Fails with an end reason if the peer was too
+    /// slow in a window that has ended.
     ///
-    /// `frame` is the beginning of a frame of which the peer has not sent the rest, and `sending`
-    /// the moment since which output waits for the peer. The first window begins at the call that
-    /// first finds the frame or the output, which may be later than the frame or the output itself.
+    /// `frame` is the moment when an incomplete frame began, and `sending` the moment since when
+    /// output is pending. The first window begins with the call that first passes such a moment,
+    /// which may be later than the moment itself.
     pub(crate) fn check(
         &mut self,
         rate: Option<MinRate>,
@@ -85,7 +85,8 @@ impl Pace {
     }
 }
 
-/// Returns the current window, or `None` if too few bytes have moved in one that has ended.
+/// Returns the current window, if there is anything to measure. Returns `None` if a window has
+/// ended in which too few bytes have moved.
 fn next(
     window: Option<Window>,
     rate: MinRate,
@@ -103,7 +104,7 @@ fn next(
     }
     let bytes = bytes();
     let is_slow = before.is_some_and(|window| bytes.saturating_sub(window.bytes) < rate.bytes);
-    // If the check is late, the process may have stood still while the peer's bytes waited unread.
+    // If the check is late, the process may have been stopped while the peer's bytes waited unread.
     // Then the peer gets another window.
     let late = end.and_then(|end| end.checked_add(STOOD_STILL));
     if is_slow && late.is_none_or(|late| now <= late) {
@@ -117,8 +118,8 @@ fn next(
     }))
 }
 
-/// Returns a number that grows by the bytes that the peer takes: on Linux, by the bytes that it
-/// acknowledges; elsewhere, by the bytes that can be written.
+/// Returns a number that grows with the bytes that the peer takes. On Linux these are the bytes
+/// that it acknowledges. Elsewhere they are the bytes that the socket accepts.
 fn taken(life: &Life) -> u64 {
     let sent = life.probe.sent();
     sent.map_or_else(|| life.bytes_written(), |sent| sent.taken())

@@ -1,8 +1,8 @@
 //! One lazy timer for all the deadlines of a connection.
 //!
-//! A deadline that moves later costs nothing: the timer stays armed as it is, and when it fires,
-//! its owner computes the deadlines again. The owner knows what the connection waits for, and so
-//! which deadline comes first.
+//! To move a deadline to a later time costs nothing: the timer stays armed as it is, and when it
+//! fires, its owner computes the first deadline again. The owner knows which deadlines apply,
+//! because it knows what the connection waits for.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
@@ -16,22 +16,22 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::end::EndReason;
 
-/// The delay from which a deadline counts as passed while the process was stopped, suspended or
-/// starved. The peer may have acted in time, but the runtime may fire timers before it reads the
-/// socket. So a deadline that is noticed later than this is extended once, by the same time.
+/// The delay that shows that the process was stopped, suspended or starved. If a deadline is
+/// noticed later than this, the peer may have acted in time, because the runtime may fire timers
+/// before it reads the socket. So the deadline is extended once, by the same time.
 pub(super) const STOOD_STILL: Duration = Duration::from_millis(50);
 
-/// A moment of one connection's clock: nanoseconds since the clock's start, plus one.
+/// A moment on one connection's clock: nanoseconds since the clock's start, plus one.
 ///
-/// It is half the size of an `Instant`, and an idle connection holds several.
+/// It has half the size of an `Instant`. That matters because an idle connection holds several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(NonZeroU64);
 
 impl Moment {
     pub(crate) const START: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the moment `time` later, or `None` beyond the end of the clock, which means no
-    /// deadline.
+    /// Returns the moment `time` later. Returns `None`, which means no deadline, if that is beyond
+    /// the end of the clock.
     pub(crate) fn checked_add(self, time: Duration) -> Option<Self> {
         let nanos = u64::try_from(time.as_nanos()).ok()?;
         self.0.checked_add(nanos).map(Self)
@@ -42,7 +42,7 @@ impl Moment {
     }
 }
 
-/// Returns a deadline, or `None` if it has no length or no start.
+/// Returns the deadline `time` after `from`, or `None` if one of the two is `None`.
 pub(crate) fn due<D>(
     from: impl Into<Option<Moment>>,
     time: impl Into<Option<Duration>>,
@@ -58,10 +58,10 @@ pub(crate) fn first<D>(
     deadlines.into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
-/// The effect that a deadline has when it passes.
+/// The action to take when a deadline passes.
 pub(crate) trait Due {
-    /// Returns whether the peer can meet this deadline by sending or reading. Then it is extended
-    /// if the process stood still.
+    /// Returns whether the peer can meet this deadline by sending or reading. Such a deadline is
+    /// extended if the process was stopped.
     fn is_kept_by_peer(&self) -> bool;
 }
 
@@ -83,7 +83,7 @@ impl Due for EndReason {
 #[derive(Debug)]
 pub(crate) struct Timer {
     started: Instant,
-    /// Created for the first deadline. Boxed, because many connections never need it.
+    /// Created when the first deadline is set. Boxed, because many connections never need it.
     alarm: Option<Pin<Box<Alarm>>>,
 }
 
@@ -105,7 +105,7 @@ impl Timer {
         }
     }
 
-    /// Returns the moment at which a connection that was accepted at `accepted_at` reaches `age`.
+    /// Returns the moment when a connection accepted at `accepted_at` reaches `age`.
     pub(crate) fn age(&self, accepted_at: Instant, age: Option<Duration>) -> Option<Moment> {
         let before = self.started.saturating_duration_since(accepted_at);
         Moment::START.checked_add(age?.saturating_sub(before))
@@ -122,8 +122,8 @@ impl Timer {
             .unwrap_or(Moment(NonZeroU64::MAX))
     }
 
-    /// Returns whether the timer has fired, or is about to. Before that it will wake the task that
-    /// polled it last.
+    /// Returns whether the timer's time has come. If not, the timer will wake the task that polled
+    /// it last.
     #[inline]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.fires_at().is_some_and(|at| at <= now)
@@ -135,8 +135,8 @@ impl Timer {
         self.alarm.as_ref().map(|alarm| alarm.sleep.deadline())
     }
 
-    /// Checks `next`, the first deadline, before each wait. Ready if it has passed; otherwise
-    /// registers a wakeup for it.
+    /// Completes if the deadline `next` has passed; otherwise registers a wakeup for it. The owner
+    /// calls this before each wait, with its first deadline.
     pub(crate) fn poll<D: Due>(
         &mut self,
         next: Option<(Moment, D)>,
@@ -157,19 +157,19 @@ impl Timer {
         if sleep.deadline() > at || sleep.is_elapsed() {
             sleep.as_mut().reset(at);
         }
-        // Outside of tokio's budget, because a timer that is not polled for lack of budget would
-        // not wake.
+        // This poll ignores tokio's budget, because a timer that is not polled for lack of budget
+        // would not register a wakeup.
         while pin!(unconstrained(sleep.as_mut())).poll(cx).is_ready() {
             if sleep.deadline() >= at {
                 return Poll::Ready(due);
             }
-            // It fired for a deadline that has moved later since.
+            // The timer fired for a deadline that has moved to a later time.
             sleep.as_mut().reset(at);
         }
         Poll::Pending
     }
 
-    /// Returns the timer itself, for a wait with only one deadline.
+    /// Returns the sleep inside the timer, for a wait with only one deadline.
     pub(crate) fn sleep(&mut self) -> Pin<&mut Sleep> {
         let started = self.started;
         self.alarm(started).project().sleep
@@ -185,7 +185,7 @@ impl Timer {
         alarm.as_mut()
     }
 
-    /// Extends a deadline once, if the peer may have met it while the process stood still. Returns
+    /// Extends a deadline once, if the peer may have met it while the process was stopped. Returns
     /// the deadline to use.
     fn forgive(&mut self, at: Moment, due: &impl Due, now: Moment) -> Moment {
         if !due.is_kept_by_peer() {
@@ -202,15 +202,15 @@ impl Timer {
     }
 }
 
-/// Returns the end of a period that begins now. Beyond the end of the clock, a time in the far
-/// future replaces it.
+/// Returns the time `time` from now, or a time in the far future if that is beyond the end of the
+/// clock.
 pub(crate) fn after(time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();
     now.checked_add(time).unwrap_or_else(|| now + FAR)
 }
 
-/// Returns a random part of `most`, a new one for each call.
+/// Returns a random time of at most `most`.
 pub(crate) fn jitter(most: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8);
     most.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)

@@ -3,8 +3,9 @@ use std::time::Duration;
 use super::pace::MinRate;
 use super::timer::jitter;
 
-/// Declares deadlines. Each has the docs of its setter, and its default; the macro adds the link
-/// definitions for the table in the struct's docs. A field `besides` these has its own setter.
+/// Declares a struct of deadlines. Each deadline has the docs of its setter, and its default. The
+/// macro generates the setters, and the link targets for the table in the struct's docs. A field in
+/// the `besides` part has a setter written by hand.
 macro_rules! deadlines {
     (
         $(#[$doc:meta])*
@@ -62,14 +63,14 @@ deadlines! {
     /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`]; in HTTP/2 only the service's read fails |
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
-    /// | [`half_closed`] | 10 s | most replies take less; an abandoned request costs no more | [`PeerReset`] |
-    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason of its close |
+    /// | [`half_closed`] | 10 s | most replies take less; the work for an abandoned request ends then | [`PeerReset`] |
+    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for which it closes |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
     /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
-    /// | [`min_rate`] | none | slow peers exist; set it on servers under attack | [`SlowSender`], [`SlowReader`] |
-    /// | [`drain`] | [`DrainDeadlines`] | a drain must not wait for the slowest | see [`DrainDeadlines`] |
+    /// | [`min_rate`] | none | slow peers exist; only the program knows how slow | [`SlowSender`], [`SlowReader`] |
+    /// | [`drain`] | see [`DrainDeadlines`] | a drain must not wait for the slowest peer | see [`DrainDeadlines`] |
     ///
     /// [`max_age_jitter`]: Self::max_age_jitter
     /// [`drain`]: Self::drain
@@ -101,11 +102,10 @@ deadlines! {
         /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
         first_byte = secs(60),
 
-        /// Sets the time from the first byte of a frame to its last; in HTTP, of a request's head.
-        /// `None` waits forever.
+        /// Sets the time from the first byte of a frame to its last. `None` waits forever.
         ///
-        /// Later bytes do not restart the time. In HTTP/2 it bounds the preface at the beginning of
-        /// a connection.
+        /// Later bytes do not restart the time. In HTTP/1 it applies to a request's head, and in
+        /// HTTP/2 to the preface at the beginning of a connection.
         ///
         /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When
         /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
@@ -117,9 +117,9 @@ deadlines! {
         /// It does not bound the body as a whole, because only the service knows how large and how
         /// slow bodies may be.
         ///
-        /// HTTP/2 streams share their connection's flow-control window. If another request's body
-        /// is left unread, it can fill the window, so that the body that the service waits for
-        /// cannot arrive. hyper's `initial_connection_window_size` enlarges the window.
+        /// HTTP/2 streams share their connection's flow-control window. The unread body of another
+        /// request can fill this window, and then the body that the service waits for cannot
+        /// arrive. hyper's `initial_connection_window_size` enlarges the window.
         ///
         /// Default: 30 s. Why: an active peer sends something within a few round trips. When
         /// reached: the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection
@@ -127,14 +127,14 @@ deadlines! {
         /// HTTP/2 the other streams continue.
         body = secs(30),
 
-        /// Sets how long a connection may be idle: nothing arrives, and no request is in progress.
-        /// `None` waits forever.
+        /// Sets how long a connection may be idle. It is idle while nothing arrives and no request
+        /// is in progress. `None` waits forever.
         ///
         /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
-        /// from the end of its reply if that is later. Frames and messages of the program do not
-        /// restart it, so they do not keep open a connection whose peer is gone. An HTTP/2
-        /// connection is idle while it has no stream; pings do not keep it open. For a raw service,
-        /// bytes read and bytes written both restart the time.
+        /// from the end of the reply to it if that is later. Frames and messages of the program do
+        /// not restart it, so they do not keep open a connection whose peer is gone. An HTTP/2
+        /// connection is idle while it has no stream; pings do not restart the time. For a raw
+        /// service, bytes read and bytes written both restart the time.
         ///
         /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The
         /// balancer then closes first, and it knows that no request is in transit. When reached:
@@ -144,16 +144,16 @@ deadlines! {
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
         /// forever.
         ///
-        /// In HTTP/2 the deadline also ends a connection whose responses wait for the peer to open
-        /// a window, if the peer takes no byte of any of them. That is checked four times per
-        /// deadline, so it may be late by a quarter. A stream whose window stays closed is not
-        /// ended while the peer takes bytes of other streams.
+        /// In HTTP/2 the deadline also applies to responses that wait for the peer to open a
+        /// flow-control window. It ends the connection if the peer takes no byte of any response.
+        /// This is checked four times per deadline, so the connection may end late by a quarter of
+        /// it. A stream whose window stays closed does not end while the peer takes bytes of other
+        /// streams.
         ///
         /// On Linux the peer takes a byte when it acknowledges one, or reads from a Unix socket.
-        /// That is checked 16 times per deadline, so a connection may end late by a sixteenth. On
-        /// other systems, and for streams of other listeners than this crate's, the peer takes a
-        /// byte when more can be written. A slow reader makes that possible only rarely, so set a
-        /// longer time there.
+        /// This is checked 16 times per deadline, so a connection may end late by a sixteenth of
+        /// it. On other systems, and with a custom listener, the peer takes a byte when more can be
+        /// written. With a slow reader that happens only rarely, so set a longer time there.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -162,27 +162,27 @@ deadlines! {
         /// Sets how long pending requests may take after the peer has finished sending. `None`
         /// waits forever.
         ///
-        /// A peer that has finished sending may wait for its replies, as `nc -N` does, or be gone.
-        /// TCP does not distinguish the two, so replies within this time are sent. Each finished
-        /// reply, and each byte that the peer takes, restarts the time, so a request gets a reply
-        /// even if many others arrived before it. While a pause holds requests back
-        /// ([`Peer::pause_input`](crate::Peer::pause_input)), the time does not run; it starts when
-        /// the pause is over. This deadline applies to pipelines and to HTTP/1, but not to HTTP/2,
-        /// which has no half-closed connections. A reset ends a request at once.
+        /// A peer that has finished sending may still wait for its replies, as `nc -N` does, or be
+        /// gone. TCP does not distinguish the two, so replies within this time are sent. Each
+        /// finished reply, and each byte that the peer takes, restarts the time. So a request gets
+        /// its reply even if many others arrived before it. The time does not run while
+        /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back; it starts when the
+        /// pause ends. This deadline applies to pipelines and to HTTP/1, but not to HTTP/2, which
+        /// has no half-closed connections. A reset ends a request at once.
         ///
-        /// Default: 10 s. Why: most replies take less, and an abandoned request is dropped after
-        /// that. When reached: the peer counts as gone. The calls of its requests are dropped, and
-        /// the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
+        /// Default: 10 s. Why: most replies take less, and the work for an abandoned request ends
+        /// then. When reached: the calls for pending requests are dropped, and the connection ends
+        /// with [`PeerReset`](crate::EndReason::PeerReset).
         half_closed = secs(10),
 
-        /// Sets how long pending requests of a pipeline may take after the program, an error, or
-        /// [`max_age`](Self::max_age) has begun to close their connection. `None` waits forever.
+        /// Sets how long pending requests of a pipeline may take once their connection closes: by
+        /// the program, after an error, or at its [`max_age`](Self::max_age). `None` waits forever.
         ///
         /// As with [`half_closed`](Self::half_closed), each finished reply and each byte that the
         /// peer takes restarts the time, and it does not run while a pause holds requests back. A
         /// drain of the server does not start it, because a shutdown has its own deadline.
         ///
-        /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls of these
+        /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls for these
         /// requests are dropped, and the connection ends with the reason for which it closes.
         last_calls = secs(30),
 
@@ -190,8 +190,9 @@ deadlines! {
         /// be idle in both directions. `None` waits forever.
         ///
         /// Default: 1 h. Why: a WebSocket has its own pings, so only an abandoned stream is idle
-        /// for so long. When reached: the stream is taken away from its task and closed with
-        /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
+        /// for so long. When reached: the connection ends with
+        /// [`IdleTimeout`](crate::EndReason::IdleTimeout), and the task that has the stream can no
+        /// longer use it.
         upgraded_idle = secs(60 * 60),
 
         /// Sets the age at which a connection closes gracefully, as in a drain. `None` sets no age.
@@ -217,37 +218,35 @@ deadlines! {
 }
 
 impl Deadlines {
-    /// Sets a time of which a random part is added to [`max_age`](Self::max_age) for each
-    /// connection.
+    /// Sets the largest random time that is added to [`max_age`](Self::max_age), anew for each
+    /// connection. So clients that connected together do not reconnect together.
     ///
-    /// Default: zero. Why: it has no effect without `max_age`. With it, clients that connected
-    /// together do not reconnect together.
+    /// Default: zero. Why: it has no effect without `max_age`.
     #[must_use]
     pub fn max_age_jitter(mut self, most: Duration) -> Self {
         self.max_age_jitter = most;
         self
     }
 
-    /// Sets the minimum rate at which the peer must send the rest of a frame that it has begun, and
-    /// take output that waits for it. `None` sets no minimum rate.
+    /// Sets the minimum rate at which the peer must send the rest of a frame, and take pending
+    /// output. `None` sets no minimum rate.
     ///
     /// With the other deadlines alone, a peer that sends single bytes can hold its connection for
     /// the whole [`frame`](Self::frame) time. A peer that takes single bytes can hold it for as
     /// long as there is output. A minimum rate ends such a connection after one or two windows.
     ///
-    /// The rate does not apply between frames, to the time that a service takes, or to the body of
-    /// an HTTP request. In HTTP/2 it applies to the preface and to output. It does not apply to the
-    /// head of an HTTP/2 request: until the head is complete, the connection is idle, and
-    /// [`idle`](Self::idle) ends it.
+    /// The rate does not apply between frames, while a service works, or to the body of an HTTP
+    /// request. In HTTP/2 it applies to the preface and to output, but not to the head of a
+    /// request: until the head is complete, the connection is idle, and [`idle`](Self::idle) ends
+    /// it.
     ///
-    /// On Linux the peer takes a byte when it acknowledges one. On other systems it does when more
-    /// can be written, so use longer windows there. Over a Unix socket Linux reports the bytes that
-    /// the peer takes in blocks of up to 36 KiB, so choose a window in which even a slow peer reads
+    /// On Linux the peer takes a byte when it acknowledges one. On other systems it takes a byte
+    /// when more can be written, so use longer windows there. Over a Unix socket, Linux reports
+    /// taken bytes in blocks of up to 36 KiB, so choose a window in which even a slow peer reads
     /// that much.
     ///
-    /// Default: none. Why: slow peers exist, and only the program knows how slow its own may be.
-    /// When the peer is slower: the connection ends with
-    /// [`SlowSender`](crate::EndReason::SlowSender) or
+    /// Default: none. Why: slow peers exist, and only the program knows how slow they may be. When
+    /// the peer is slower: the connection ends with [`SlowSender`](crate::EndReason::SlowSender) or
     /// [`SlowReader`](crate::EndReason::SlowReader).
     ///
     /// ```
@@ -264,7 +263,8 @@ impl Deadlines {
         self
     }
 
-    /// Sets the shorter deadlines for a draining connection. Default: see [`DrainDeadlines`].
+    /// Sets the shorter deadlines for a draining connection. [`DrainDeadlines`] states the default
+    /// of each.
     #[must_use]
     pub fn drain(mut self, drain: DrainDeadlines) -> Self {
         self.drain = drain;
@@ -289,11 +289,11 @@ deadlines! {
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
-    /// | [`frame`] | 3 s | a lost packet is sent again twice by then | [`FrameTimeout`] |
+    /// | [`frame`] | 3 s | TCP has sent a lost packet twice again by then | [`FrameTimeout`] |
     /// | [`body`] | 3 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`next_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
-    /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason of its close |
+    /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for which it closes |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
@@ -301,15 +301,15 @@ deadlines! {
     /// [`Drained`]: crate::EndReason::Drained
     /// [`MaxAge`]: crate::EndReason::MaxAge
     DrainDeadlines {
-        /// Sets the time that the pre-connect hooks still have in a drain.
+        /// Sets the time that pre-connect hooks have left when a drain begins.
         ///
         /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has
         /// arrived yet. When reached: the connection is dropped with
         /// [`Drained`](crate::EndReason::Drained).
         pre_connect = secs(1),
 
-        /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. A frame or head
-        /// that begins later has as long from its first byte.
+        /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. For a frame or
+        /// head that begins during the drain, the time counts from its first byte.
         ///
         /// Default: 3 s. Why: an active peer finishes its frame within a few round trips, and TCP
         /// sends a lost packet again after 1 s and after 2 s more ([RFC 6298
@@ -319,9 +319,9 @@ deadlines! {
         frame = secs(3),
 
         /// Sets the longest time without a byte of an HTTP request's body while the service waits
-        /// for one, as [`Deadlines::body`] does. A body that stops during the drain has as long
-        /// from its last byte. This is checked four times per deadline, so a connection may end
-        /// late by a quarter.
+        /// for one, as [`Deadlines::body`] does. For a body that stops during the drain, the time
+        /// counts from its last byte. This is checked four times per deadline, so a connection may
+        /// end late by a quarter of it.
         ///
         /// Default: 3 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
         body = secs(3),
@@ -329,11 +329,12 @@ deadlines! {
         /// Sets how long an idle HTTP/1 connection stays open for one more request, which is
         /// answered with `connection: close`.
         ///
-        /// HTTP/1 can announce a close only in a response, so a request that crosses the close is
-        /// lost ([RFC 9112 section 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1)
-        /// lets the client retry it in some cases). A busy client sends its next request within
-        /// this time and learns of the close from the response. HTTP/2 announces a close by
-        /// `GOAWAY`, and does not need this.
+        /// HTTP/1 can announce a close only in a response. So a request that the client sends while
+        /// the server closes the connection is lost ([RFC 9112 section
+        /// 9.3.1](https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1) lets the client retry it in
+        /// some cases). A busy client sends its next request within this time and learns of the
+        /// close from the response. HTTP/2 announces a close by `GOAWAY`, so it does not need this
+        /// deadline.
         ///
         /// Default: 1 s. Why: a round trip and the client's processing. When reached: the
         /// connection closes with [`Drained`](crate::EndReason::Drained).
@@ -343,11 +344,11 @@ deadlines! {
         /// and each reply restarts the time. In all, the connection waits for frames for at most
         /// ten times as long.
         ///
-        /// A protocol without a message that announces a close cannot tell its client to stop, so a
-        /// request that crosses the close is lost. With this setting, a client that sends one
-        /// request after the other is served until it is quiet for this time, or closes by itself.
-        /// A request whose reply takes longer is the last. Use the setting where connections are
-        /// short and requests must not be lost.
+        /// A protocol without a message that announces a close cannot tell its client to stop. So a
+        /// request that the client sends while the server closes the connection is lost. With this
+        /// setting, a client that sends one request after another is served until it is quiet for
+        /// this time, or closes the connection itself. A request whose reply takes longer is the
+        /// last. Use the setting if connections are short and requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
@@ -360,9 +361,9 @@ deadlines! {
         /// reached: the connection closes with the reason for which the `GOAWAY` was sent.
         goodbye = secs(3),
 
-        /// Sets how long a raw service, or the task with an upgraded stream, may continue after
-        /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies. After
-        /// `LiveConnection::close` no deadline of this kind applies.
+        /// Sets how long a raw service, or the task that has an upgraded stream, may continue after
+        /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies
+        /// instead. After `LiveConnection::close` there is no such deadline.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
         /// [`MaxAge`](crate::EndReason::MaxAge).

@@ -1,5 +1,5 @@
-//! Enforces the deadlines of a stream that a raw service or another task reads and writes, by the
-//! connection's byte counters.
+//! Enforces, by the connection's byte counters, the deadlines of a stream that a raw service or
+//! another task uses.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::signals::Signal;
 /// The current user of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Borrower {
-    /// A raw service. Most run in the connection's own task, which then sees every byte.
+    /// A raw service. Most run in the connection's own task, where every byte wakes the watch, too.
     Service,
     /// The task that received an upgraded stream. The counters are checked several times before a
     /// deadline.
     Upgraded,
 }
 
-/// The number of checks per deadline while another task uses the stream. A connection ends late by
-/// at most the time between two checks.
+/// The number of checks per deadline while another task uses the stream. So a connection ends late
+/// by at most a quarter of the deadline.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.
@@ -34,7 +34,7 @@ pub(crate) fn between_looks(time: Duration) -> Duration {
 #[derive(Clone, Copy, Debug)]
 enum Alarm {
     End(EndReason),
-    /// The connection has reached its maximum age, and begins to drain.
+    /// Begin to drain the connection, which has reached its maximum age.
     Retire,
     Look,
 }
@@ -45,17 +45,17 @@ impl Due for Alarm {
     }
 }
 
-/// The moments that deadlines count from, and the timer.
+/// The moments from which deadlines count, and the timer.
 #[derive(Debug)]
 pub(crate) struct Watch {
     timer: Timer,
     borrower: Borrower,
     retire: Option<Moment>,
-    /// The time at which the connection began to drain because of its age.
+    /// The moment when the connection began to drain because of its age.
     retired: Option<Moment>,
-    /// Bytes read and written when the watch began.
+    /// The sum of bytes read and written when the watch began.
     before: u64,
-    /// Bytes read and written, and the time of the last change.
+    /// The sum of bytes read and written, and the moment of its last change.
     moved: (u64, Moment),
     /// Bytes written at the last check.
     written: u64,
@@ -80,8 +80,8 @@ impl Watch {
         }
     }
 
-    /// Checks the deadlines before each wait. Ready with the reason if one has passed; otherwise
-    /// registers a wakeup.
+    /// Completes with the end reason if a deadline has passed; otherwise registers a wakeup. Called
+    /// before each wait.
     pub(crate) fn poll(
         &mut self,
         life: &Life,
@@ -135,7 +135,7 @@ impl Watch {
             idle,
             write,
             upgraded_idle,
-            // Kept in `self`.
+            // `self` stores the age with its random part.
             max_age: _,
             max_age_jitter: _,
             min_rate: _,
