@@ -16,9 +16,8 @@ use crate::end::{End, EndReason, Initiator};
 
 /// Puts each connection in a span and emits its closing event. See the [module docs](super).
 ///
-/// Put it around all layers and services whose events belong in the span. The closing event is
-/// emitted exactly once for a connection that reaches this layer, whatever the layers inside and
-/// outside of it do.
+/// Put the layer around all layers and services whose events belong in the span. It emits the
+/// closing event exactly once for each connection that reaches it, whatever the other layers do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectionTraceLayer;
 
@@ -58,7 +57,7 @@ where
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         let span = span(conn.info());
         if span.is_disabled() {
-            // Without a span, the callback captures nothing, and needs no allocation.
+            // Without a span, the callback captures nothing, so boxing it allocates no memory.
             conn.life().on(Moment::End, closed);
         } else {
             let at_end = span.clone();
@@ -75,8 +74,7 @@ where
     }
 }
 
-/// Returns an address without its port, as OpenTelemetry records it. The port has an attribute of
-/// its own.
+/// Returns an address without its port, because OpenTelemetry has another attribute for the port.
 fn address(address: &Address) -> String {
     match address.tcp() {
         Some(addr) => addr.ip().to_string(),
@@ -131,8 +129,8 @@ fn level(reason: EndReason) -> Level {
     }
 }
 
-/// Records the end in the span. Runs after the closing event, so that its fields are not in that
-/// event twice.
+/// Records the end in the span. This happens after the closing event, which would otherwise contain
+/// these fields twice.
 fn ended(span: &Span, reason: EndReason) {
     span.record("close.reason", reason.as_str())
         .record("close.initiator", reason.initiator().as_str());
@@ -142,7 +140,7 @@ fn ended(span: &Span, reason: EndReason) {
 }
 
 /// Emits the closing event. The event contains the peer's address, because a filter may have
-/// disabled the span that has it.
+/// disabled the span.
 fn closed(origin: &Origin, end: &End) {
     let client_addr = origin.vouched_client_addr();
     macro_rules! closed {
@@ -175,8 +173,7 @@ fn closed(origin: &Origin, end: &End) {
     }
 }
 
-/// Emits the event of a connection that was closed as it was accepted, because its address is
-/// denied.
+/// Emits the event for a connection that was closed at accept because its address is denied.
 pub(crate) fn denied(peer_addr: &Address) {
     tracing::trace!(
         target: "tower_tcp",

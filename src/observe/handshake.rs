@@ -7,7 +7,7 @@ use tracing::field::Empty;
 
 use crate::end::EndReason;
 
-/// Observes one TLS handshake: its span and its duration.
+/// Records the span and the duration of one TLS handshake.
 pub(crate) struct Handshake {
     span: Span,
     #[cfg(feature = "metrics")]
@@ -18,7 +18,7 @@ pub(crate) struct Handshake {
 /// The outcome of a handshake, recorded when the [`Handshake`] is dropped.
 #[derive(Clone, Copy)]
 enum HandshakeOutcome {
-    /// The version of TLS.
+    /// The handshake completed, with this version of TLS.
     Done(&'static str),
     Failed(&'static str),
 }
@@ -36,8 +36,8 @@ impl Handshake {
             ),
             #[cfg(feature = "metrics")]
             begun: Instant::now(),
-            // Holds if the handshake is dropped before its end: its deadline expired, the
-            // connection was evicted or aborted, or the server is gone.
+            // This outcome remains if the handshake is dropped before it completes, because its
+            // deadline passed, the connection was evicted or aborted, or the server was dropped.
             outcome: HandshakeOutcome::Failed("canceled"),
         }
     }

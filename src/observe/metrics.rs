@@ -1,4 +1,4 @@
-//! All metrics, by name. No other module uses the `metrics` facade.
+//! All metrics of the crate. No other module uses the `metrics` facade.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -67,8 +67,8 @@ fn labels<const N: usize>(server: Option<&Arc<str>>, words: [Words; N]) -> Vec<L
     server.into_iter().chain(words).collect()
 }
 
-/// The instruments of a server. The recorder is asked for each instrument once, on first use, so
-/// that a connection costs no lookup.
+/// The instruments of a server. Each is looked up in the recorder once, on first use, not for each
+/// connection.
 pub(crate) struct Meter {
     server: Option<Arc<str>>,
     connections: OnceLock<Connections>,
@@ -80,7 +80,7 @@ struct Connections {
     duration: Histogram,
 }
 
-/// The counters of the connections that end for one reason.
+/// The counters for connections that end with one reason.
 struct Ended {
     ended: Counter,
     rejected: Option<Counter>,
@@ -115,8 +115,8 @@ impl Meter {
         self.ended_for(end.reason());
     }
 
-    /// Counts a connection that was closed as it was accepted, because its address is denied. It
-    /// has no duration.
+    /// Counts a connection that was closed at accept because its address is denied. Its duration is
+    /// not recorded.
     pub(crate) fn denied(&self) {
         self.accepted();
         self.ended_for(EndReason::Denied);
@@ -167,14 +167,14 @@ impl Meter {
     }
 }
 
-/// The values read from a server's table.
+/// The values read from a server's table of connections.
 pub(crate) struct Collected {
     /// The number of connections in each of [`ConnectionPhase::ALL`].
     pub(crate) phases: [usize; ConnectionPhase::ALL.len()],
     pub(crate) limit: Option<usize>,
     pub(crate) accept_queue: Option<usize>,
     pub(crate) drain_remaining: usize,
-    /// The difference since the last collection.
+    /// The bytes and requests since the last collection.
     pub(crate) moved: Totals,
 }
 
@@ -211,9 +211,9 @@ fn as_f64(n: usize) -> f64 {
 
 /// Measures requests: the number in progress, and the time of each.
 ///
-/// Clones share their instruments, which belong to the recorder that is installed when the layer is
-/// created. So install the recorder first. A request costs two clock reads, two changes of a gauge
-/// and one histogram entry, so add the layer where that is worth its cost.
+/// Install the recorder before you create the layer, because the layer uses the recorder that is
+/// then installed. A request costs two clock reads, two updates of a gauge and one histogram entry,
+/// so add the layer only around services that you want to measure. Clones share their instruments.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -252,8 +252,8 @@ impl RequestMetricsLayer {
     /// Creates the layer with attributes for all its metrics, such as the server's name or the name
     /// of a backend.
     ///
-    /// Each combination of values is a time series in the recorder. So an attribute should have few
-    /// different values in a program, and never one that a peer chooses.
+    /// Each combination of values is a time series in the recorder. So use only attributes with few
+    /// different values, and never a value that a peer chooses.
     pub fn with_attributes<const N: usize>(attributes: [(&'static str, &'static str); N]) -> Self {
         let labels = labels(None, attributes);
         let failed = |why| {

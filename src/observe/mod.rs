@@ -1,19 +1,19 @@
 //! Spans, events and metrics of a server, under [OpenTelemetry names] where they exist.
 //!
-//! A server is quiet by default. Actions of peers, probes and scans included, are counted and
-//! logged at debug level. Faults of the program or the system are logged at higher levels. A
-//! request costs nothing here unless a layer is added around its service.
+//! A server logs little by default. Actions of peers, including probes and scans, are counted and
+//! logged at debug level. Faults of the program or the system are logged at higher levels. Requests
+//! are neither logged nor measured unless a layer is added around their service.
 //!
 //! Each connection ends with one reason, [`EndReason`]. [`EndReason::as_str`] is its name
 //! everywhere: in [`Connection::on_end`], the span, the event and the metrics. Peer addresses are
-//! in spans and events, never in metrics, where each address would create a new series. Data from
-//! peers is in none of them, except in the texts of errors, where it is escaped.
+//! in spans and events, but never in metrics, where each address would create a new time series.
+//! Data from peers appears only in the texts of errors, with control characters escaped.
 //!
 //! # Spans
 //!
 //! | span | level | fields | made by |
 //! | --- | --- | --- | --- |
-//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; once the hooks are done `client.address`, `client.port` if a trusted hop has reported them; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
+//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; after the hooks `client.address`, `client.port`, if a trusted hop has reported them; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
 //! | `pre_connect` | debug | `otel.kind` = `internal` | [`PreConnectLayer`](crate::preconnect::PreConnectLayer), around its hooks |
 //! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as in the metric | the hook `Tls` |
 //! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], by default |
@@ -26,21 +26,21 @@
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
 //! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | with an `error`: check the service |
-//! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. Such a connection has no other event |
-//! | `request.failed` | warn | `connection.id`, `error` | a service error that did not end the connection, because the error policy is off or the error belongs to one HTTP/2 stream: handle it in the service |
-//! | `accept.error` | debug | `error`, `error.type` | nothing: the client was gone |
-//! | `accept.stalled` | warn | `error`, `error.type` | the process lacks a resource, usually file descriptors; logged once per episode |
+//! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. There is no other event for this connection |
+//! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. It did not end the connection, because `shutdown_on_error` is off, or because it belongs to one HTTP/2 stream |
+//! | `accept.error` | debug | `error`, `error.type` | nothing: the client disconnected before it was accepted |
+//! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; logged once, until `accept.resumed` |
 //! | `accept.resumed` | info | | nothing: the server accepts again |
-//! | `signal.received` | info | `live` | nothing: the first begins a shutdown, the second aborts, with `live` connections open |
+//! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, the second aborts it; `live` is the number of open connections |
 //! | `process.replaced` | info | `pid` | nothing: the new process serves, and this one drains |
-//! | `process.not_replaced` | error | `error` | this process serves on: see what the new one wrote to its standard error |
+//! | `process.not_replaced` | error | `error` | read the standard error of the new process; this process continues to serve |
 //! | `systemd is not told` | warn | `error` | check that `NOTIFY_SOCKET` names a socket that this process may use |
-//! | `a worker's thread is left behind` | warn | | the thread is blocked: look for a service that blocks or computes without end |
-//! | `a connection's callback panicked` | error | | fix the callback; the others have run |
+//! | `a worker's thread is left behind` | warn | | the thread is blocked: find the service that blocks or never stops computing |
+//! | `a connection's callback panicked` | error | | fix the callback; other callbacks are not affected |
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: the connection is served without it |
 //! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |
 //!
-//! All spans and events have the target `tower_tcp`. `connection.closed` has this level:
+//! All spans and events have the target `tower_tcp`. The level of `connection.closed` is:
 //!
 //! - error for [`EndReason::Panic`];
 //! - warn for other faults of the service ([`Initiator::Service`] and not orderly, except
@@ -48,49 +48,49 @@
 //!   intended), and for connections aborted at a shutdown's deadline;
 //! - debug for everything else.
 //!
-//! Dependencies log under targets of their own. rustls logs only if some crate of the program
-//! enables its feature `logging`, which is among its default features. It then warns of malformed
-//! input from peers. The directive `rustls=error` silences these warnings in a filter of
-//! `tracing-subscriber`. The HTTP/2 library h2 warns when a peer resets streams in rapid
-//! succession. hyper warns when a service fails a request of HTTP/2, for which this crate emits
-//! `request.failed`. `h2=error,hyper=error` silences both.
+//! Dependencies log under their own targets. rustls logs only if a crate of the program enables its
+//! default feature `logging`. It then warns of malformed input from peers. The HTTP/2 library h2
+//! warns when a peer resets streams in rapid succession. hyper warns when a service fails an HTTP/2
+//! request, for which this crate emits `request.failed`. In a filter of `tracing-subscriber`, the
+//! directives `rustls=error,h2=error,hyper=error` silence these warnings.
 //!
 //! # Metrics
 //!
-//! With the feature `metrics`, the library counts through the `metrics` facade. The program chooses
-//! the recorder, for example one for Prometheus, and installs it before the first connection
-//! arrives. Without a recorder nothing is counted. `describe_metrics` registers the units and
-//! descriptions. The example `observe` serves them to Prometheus at `/metrics`. The repository's
-//! folder `contrib` has alert rules for Prometheus and a dashboard for Grafana.
+//! With the feature `metrics`, the library records metrics through the `metrics` facade. The
+//! program chooses the recorder, for example one for Prometheus, and installs it before the first
+//! connection arrives. Without a recorder nothing is recorded. `describe_metrics` registers the
+//! units and descriptions. The example `observe` serves the metrics to Prometheus at `/metrics`.
+//! The repository's folder `contrib` has alert rules for Prometheus and a dashboard for Grafana.
 //!
 //! | metric | kind, unit | attributes | what to do |
 //! | --- | --- | --- | --- |
-//! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is open |
+//! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is the number of open connections |
 //! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client of another version |
 //! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if they are unwelcome |
-//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request. Connections that `address_filter` denies have none |
+//! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request. Connections that `address_filter` denies are not recorded |
 //! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: not completed in time) | slow: too few processors; failing: certificates, old clients |
 //! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), add memory |
 //! | `tower_tcp.requests.active` | gauge, requests | as given to the layer | rising without end: the service waits for an event that never happens |
 //! | `tower_tcp.request.duration` | histogram, seconds | as given to the layer; `error.type` (`service_error`; `canceled`: the call was dropped or panicked) | slower than before: check the service and its backends |
 //! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many in `pre_connect`: slow clients, or a flood |
-//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | `active_connections` close to it: raise it, or add servers. Not set without a limit |
-//! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | more than a few for long: at the limit, paused, or stalled. Only for TCP on Linux |
+//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | `active_connections` close to the limit: raise the limit, or add servers. Not set without a limit |
+//! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | high for long: the server is at its limit, paused, or stalled. Only for TCP on Linux |
 //! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | close to the network's capacity: add capacity, or shrink replies |
 //! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: plan for it |
-//! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: it will end at its deadline |
+//! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: the remaining connections will be aborted at the deadline |
 //!
-//! The first six are recorded as connections come and go. `requests.active` and `request.duration`
-//! are recorded by a `RequestMetricsLayer` around the service to measure. The rest are read from
-//! the server's table when the program calls `Handle::collect_metrics`. Call it before each scrape,
-//! or every few seconds.
+//! The first six are recorded as connections begin and end. A `RequestMetricsLayer` around a
+//! service records `requests.active` and `request.duration`. The rest are recorded when the program
+//! calls `Handle::collect_metrics`, which reads them from the server's table of connections. Call
+//! it before each scrape, or every few seconds.
 //!
-//! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name), and
-//! omitted without one. If a process has several servers, each needs a name, or their gauges
-//! overwrite each other. Handshakes have no `server.name`, because a hook does not know its server.
+//! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name); without a
+//! name there is no such attribute. If a process has several servers, each needs a name, or their
+//! gauges overwrite each other. Handshakes have no `server.name`, because a hook does not know its
+//! server.
 //!
-//! Choose buckets up to hours for the durations of connections, and from 5 ms to 10 s for those of
-//! handshakes and requests.
+//! Choose histogram buckets of up to several hours for the durations of connections, and from 5 ms
+//! to 10 s for those of handshakes and requests.
 //!
 //! [`Connection::on_end`]: crate::Connection::on_end
 //! [`EndReason`]: crate::EndReason
@@ -116,7 +116,8 @@ pub(crate) use handshake::Handshake;
 pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};
 
-/// Converts to a signed integer, because OpenTelemetry's exporters turn an unsigned one into text.
+/// Converts a count to a signed integer, because OpenTelemetry's exporters record an unsigned one
+/// as text.
 pub(crate) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -12,8 +12,8 @@ use tracing::instrument::{Instrument, Instrumented};
 
 /// Creates the span of a request. Implemented for every `Fn(&Request) -> Span`.
 pub trait MakeSpan<R> {
-    /// Creates the span. If the connection has a span, that span is the current one, and so becomes
-    /// the parent.
+    /// Creates the span. Within the connection's span, that span is the current one and becomes the
+    /// parent.
     fn make_span(&self, request: &R) -> Span;
 }
 
@@ -38,10 +38,10 @@ impl<R> MakeSpan<R> for RequestSpan {
     }
 }
 
-/// Puts each request in a span, which ends with the service's response.
+/// Puts each request in a span, which ends when the service's response is ready.
 ///
-/// It works for any protocol. For HTTP, use `TraceLayer` of `tower-http`, which also records the
-/// method, the URI and the status.
+/// The layer works for any protocol. For HTTP, use `TraceLayer` of `tower-http`, which also records
+/// the method, the URI and the status.
 ///
 /// ```
 /// use bytes::Bytes;
