@@ -1,7 +1,7 @@
 //! Sets of networks, for lists of addresses.
 //!
-//! [`Networks`] answers whether an address is in one of its networks, in the same time for ten as
-//! for 100,000 of them.
+//! [`Networks`] finds out whether an address is in one of its networks. A lookup in 100,000
+//! networks takes no longer than one in ten.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,15 +21,15 @@ use crate::connection::Address;
 /// | `192.0.2.7`, `2001:db8::7` | this address |
 /// | `unix` | every Unix socket |
 ///
-/// An IPv4-mapped IPv6 address counts as the IPv4 address, in the set and in a lookup:
+/// An IPv4-mapped IPv6 address counts as the IPv4 address, both in the set and in a lookup:
 /// `::ffff:10.0.0.0/104` is the network `10.0.0.0/8`. So `0.0.0.0/0` contains all IPv4 clients,
-/// also those of an IPv6 socket, and `::/0` contains no IPv4 client. In-memory connections are in
-/// no set.
+/// including those of an IPv6 socket, and `::/0` contains none of them. No set contains an
+/// in-memory connection.
 ///
-/// An address with bits behind its prefix, such as `10.0.0.1/8`, is an error: it is unclear whether
-/// one address or its network was meant.
+/// A network whose address has bits set after its prefix, such as `10.0.0.1/8`, is an error,
+/// because it is unclear whether the one address or the whole network was meant.
 ///
-/// In a text that is parsed as a whole, such as a file, entries are separated by white space or
+/// A text, such as a file, may contain several entries. They are separated by white space or
 /// commas, and `#` begins a comment:
 ///
 /// ```
@@ -63,7 +63,7 @@ impl Networks {
     ///
     /// # Errors
     ///
-    /// Returns an error that names the first text that is no network.
+    /// Returns an error that names the first text that is not a network.
     pub fn parse<T: AsRef<str>>(
         networks: impl IntoIterator<Item = T>,
     ) -> Result<Self, InvalidNetwork> {
@@ -97,7 +97,8 @@ impl Networks {
         self.prefixes.is_covered(&ip.to_canonical().into())
     }
 
-    /// Returns the length of the longest prefix that contains the address.
+    /// Returns the prefix length of the smallest network that contains the address, if there is
+    /// one.
     #[cfg(feature = "per-client")]
     pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
         match address {
@@ -115,7 +116,7 @@ impl Networks {
         self.prefixes.len() + usize::from(self.unix)
     }
 
-    /// Returns whether there is no network in the set, so that it contains no address.
+    /// Returns whether the set is empty. An empty set contains no address.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -147,7 +148,7 @@ fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
 
 /// Converts an IPv4-mapped network to its IPv4 network, and returns any other unchanged.
 fn canonical(prefix: IpNet) -> IpNet {
-    /// The bits in front of the IPv4 address.
+    /// The number of bits in front of the IPv4 address.
     const MAPPED: u8 = 96;
     let v4 = || {
         let ip = prefix.addr().to_canonical();
@@ -180,7 +181,7 @@ impl fmt::Debug for Networks {
     }
 }
 
-/// The error of a text that is no network. Its message names the text.
+/// The error for a text that is not a network. Its message names the text.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{}` is no network: {problem}", text.escape_debug())]
 pub struct InvalidNetwork {

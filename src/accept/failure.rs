@@ -12,15 +12,15 @@ pub enum AcceptErrorAction {
     /// Accepts the next connection at once, because the error concerns only the connection that
     /// failed.
     ///
-    /// After 16 retries in a row the loop backs off all the same, so that no error makes it spin.
+    /// After 16 retries in a row the loop backs off anyway, so that no error makes it spin.
     Retry,
     /// Waits before the next accept, because a resource is exhausted or the error is unknown.
     ///
-    /// Connections stay in the backlog. The first wait is 5 ms. Each further one is twice as long,
-    /// up to 1 s, and ends early when one of the server's own connections ends. The stall is logged
-    /// once, not at each attempt.
+    /// New connections stay in the backlog. The first wait is 5 ms, and each further wait is twice
+    /// as long, up to 1 s. A wait ends early when one of the server's own connections ends. The
+    /// stall is logged once, not at each attempt.
     BackOff,
-    /// Drains the server and returns the error, because the listener will not accept again.
+    /// Drains the server, which then returns the error, because the listener will not accept again.
     Stop,
 }
 
@@ -70,10 +70,10 @@ pub(crate) fn error_type(err: &io::Error) -> &'static str {
 
 /// Decides how to react to a failed accept. This is the default policy.
 ///
-/// It retries after an error of the *new* connection, such as a network error that was pending on
-/// it; [accept(2)] lists these errors for Linux. It stops if the listener is closed. It backs off
-/// for an exhausted resource and for any other error, so that an unknown error neither ends a
-/// server nor makes it spin.
+/// It retries if the error belongs to the *new* connection, such as a network error that was
+/// pending on it; [accept(2)] lists these errors for Linux. It stops if the listener is closed. It
+/// backs off if a resource is exhausted. It also backs off after any other error, so that an
+/// unknown error neither ends a server nor makes it spin.
 ///
 /// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
 pub fn classify(err: &io::Error) -> AcceptErrorAction {
@@ -107,8 +107,8 @@ pub fn classify(err: &io::Error) -> AcceptErrorAction {
         #[cfg(target_os = "linux")]
         Errno::NONET => AcceptErrorAction::Retry,
         Errno::BADF | Errno::NOTSOCK => AcceptErrorAction::Stop,
-        // MFILE, NFILE, NOBUFS, NOMEM, and every other error. INVAL is among them, because this
-        // crate's listener returns `ListenerClosed` once it no longer listens.
+        // MFILE, NFILE, NOBUFS, NOMEM, and every other error. INVAL does not mean a closed listener
+        // here, because this crate's listener returns `ListenerClosed` for that.
         _ => AcceptErrorAction::BackOff,
     }
 }

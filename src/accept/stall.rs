@@ -12,7 +12,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// The number of failures in a row that are retried at once.
 const RETRIES: u32 = 16;
 
-/// Waits between failed accepts, first 5 ms, then twice as long each time, up to 1 s. Remembers
+/// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. Also remembers
 /// whether the stall was logged.
 #[derive(Debug)]
 pub(crate) struct Stall {
@@ -34,8 +34,8 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Starts a wait, twice as long as the previous one. Returns whether it is the first since the
-    /// last successful accept, which is the one to log.
+    /// Starts a wait, twice as long as the previous one. Returns whether it is the first wait since
+    /// the last successful accept. Only the first is logged.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(LONGEST);
@@ -61,7 +61,7 @@ impl Stall {
         Poll::Ready(())
     }
 
-    /// Ends the wait early, because a resource was released and the next accept may succeed.
+    /// Ends the wait early. Called when a resource was released, so the next accept may succeed.
     pub(crate) fn hurry(&mut self) {
         self.sleep = None;
     }
@@ -70,7 +70,7 @@ impl Stall {
         self.sleep.is_some()
     }
 
-    /// Resets the back-off after a successful accept. Returns whether that ends a logged episode.
+    /// Resets the back-off after a successful accept. Returns whether a logged stall ends thereby.
     pub(crate) fn clear(&mut self) -> bool {
         self.retries = 0;
         self.delay = FIRST;

@@ -1,7 +1,7 @@
 //! Detects that a peer has disconnected while its input is unread.
 //!
-//! A read reports the end of input, or a reset, only after everything that the peer sent before it.
-//! The kernel's readiness events report it at once.
+//! A read reports the end of input, or a reset, only after all earlier input has been read. The
+//! kernel's readiness events report it at once.
 
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
@@ -13,9 +13,9 @@ use crate::connection::Probe;
 
 /// Watches whether the peer of a socket disconnects, without reading its input.
 ///
-/// The runtime wakes a reader only after the reader has read everything. So this type registers a
-/// second descriptor of the socket, which keeps the socket open. It exists only during a request
-/// whose peer has sent more input or has finished sending.
+/// While input is unread, the runtime does not wake a reader when the peer disconnects. So this
+/// type registers a second descriptor of the socket, which keeps the socket open. The value exists
+/// only during a request whose peer has sent more input or has finished sending.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 
@@ -33,25 +33,25 @@ impl Departing {
         AsyncFd::with_interest(watched, both).ok().map(Self)
     }
 
-    /// Ready once the peer has finished sending, or can no longer be reached.
+    /// Completes once the peer has finished sending, or can no longer be reached.
     pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(guard) = self.0.poll_read_ready(cx) {
             match guard {
                 // Only more input has arrived.
                 Ok(mut guard) if !guard.ready().is_read_closed() => guard.clear_ready(),
-                // The runtime shuts down, or the peer has finished.
+                // The peer has finished sending, or the runtime shuts down.
                 _ => return Poll::Ready(()),
             }
         }
         Poll::Pending
     }
 
-    /// Ready once the peer can no longer be reached: it has reset the connection, or closed a Unix
-    /// socket.
+    /// Completes once the peer can no longer be reached, because it has reset the connection or
+    /// closed a Unix socket.
     pub(crate) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(guard) = self.0.poll_write_ready(cx) {
             match guard {
-                // There is only room for output.
+                // The event only reports that output can be written.
                 Ok(mut guard) if !guard.ready().is_write_closed() => guard.clear_ready(),
                 _ => return Poll::Ready(()),
             }

@@ -23,22 +23,22 @@ use thiserror::Error;
 /// | `systemd:web` | the sockets that systemd has passed under this name (`FileDescriptorName=`) |
 /// | `systemd:*` | every passed socket that no earlier endpoint has taken |
 ///
-/// With port 0 the operating system chooses the port; [`local_addrs`] returns its choice. A name
-/// with several addresses gets the same port on all of them.
+/// With port 0 the operating system chooses the port; [`local_addrs`] returns it. A name with
+/// several addresses gets the same port on all of them.
 ///
-/// The last three need the feature `handover`. They take sockets that systemd, or another
+/// The last three forms need the feature `handover`. They take sockets that systemd, or another
 /// supervisor, has passed with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`. A
 /// passed socket belongs to the first endpoint that takes it, so it can be bound only once in a
-/// process. The sockets keep the options they have, and the paths of Unix sockets are not removed
-/// at the end. When the server drains, the clients in the backlog are left to the next process that
-/// gets the sockets.
+/// process. These sockets keep the options that they have, and the paths of Unix sockets are not
+/// removed at the end. When the server drains, it leaves the clients in the backlog to the next
+/// process that gets the sockets.
 ///
 /// In a process that [replaces](crate::replace) another one, each endpoint takes the sockets that
-/// the old process had for an endpoint with the same text, also with port 0.
+/// the old process had for an endpoint with the same text. This includes endpoints with port 0.
 ///
-/// Converting a string never fails, so a list of strings needs no error handling. An invalid string
-/// is an error of [`Sockets::bind`] that contains it. For command lines, [`FromStr`] reports the
-/// error at once.
+/// Converting a string never fails, so a list of strings needs no error handling. For an invalid
+/// string, [`Sockets::bind`] returns an error that contains the string. For command lines, use
+/// [`FromStr`], which returns the error at once.
 ///
 /// ```
 /// use tower_tcp::bind::Endpoint;
@@ -93,7 +93,7 @@ impl Endpoint {
         }
     }
 
-    /// Creates an endpoint for a listener of tokio that could not be taken over.
+    /// Creates an endpoint that fails to bind, for a listener of tokio that could not be converted.
     pub(super) fn failed(err: io::Error) -> Self {
         Self {
             text: "a listener of tokio".to_owned(),
@@ -101,8 +101,8 @@ impl Endpoint {
         }
     }
 
-    /// Returns the name under which the endpoint's sockets are handed on to another process. `None`
-    /// for a listener that was created elsewhere, whose socket is handed on under its address.
+    /// Returns the name under which the endpoint's sockets are passed to another process. Returns
+    /// `None` for a listener that the program created, whose socket is passed under its address.
     pub(super) fn name(&self) -> Option<Arc<str>> {
         match self.place {
             Target::Tcp(_) | Target::Unix(_) => None,
@@ -115,7 +115,7 @@ impl Endpoint {
     }
 }
 
-/// The error of a string that is no valid [`Endpoint`].
+/// The error for a string that is not a valid [`Endpoint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "neither `address:port`, `name:port`, `unix:/path`, `unix:@name`, `fd:3` nor `systemd:name`"
@@ -148,8 +148,8 @@ fn parse(text: &str) -> Result<Target, InvalidEndpoint> {
     }
     let (host, port) = text.rsplit_once(':').ok_or(invalid)?;
     let port = port.parse().map_err(|_| invalid)?;
-    // A colon or bracket here means a malformed IPv6 address. Passing it to the resolver would only
-    // make the error less clear.
+    // A colon or bracket here means a malformed IPv6 address. The resolver's error for it would be
+    // less clear.
     if host.is_empty() || host.contains([':', '[', ']', '/']) || host.contains(char::is_whitespace)
     {
         return Err(invalid);
@@ -199,8 +199,8 @@ impl From<(IpAddr, u16)> for Endpoint {
     }
 }
 
-/// Uses a socket that is already listening, such as one inherited from a supervisor, with the
-/// options it has.
+/// Uses a socket that is already listening, such as one inherited from a supervisor. The socket
+/// keeps its options.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         Self {
@@ -221,7 +221,7 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// Writes the endpoint as it was given.
+/// Writes the endpoint as it was passed to the conversion.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

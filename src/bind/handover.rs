@@ -1,9 +1,10 @@
 //! The protocol between a process and the one that replaces it.
 //!
-//! The old process passes its listening sockets as systemd does. Behind them it passes one more
-//! descriptor, a stream between the two processes. Variables contain the facts about each socket.
-//! The new process writes `ready` on the stream once it would accept, waits for the reply, and only
-//! then accepts. So a process that is killed because it was not ready in time has no connections.
+//! The old process passes its listening sockets as systemd does. After them it passes one more
+//! descriptor, a stream between the two processes. Environment variables describe each socket. When
+//! the new process is ready to accept, it writes `ready` to the stream, and it accepts only after
+//! the reply. So if the old process kills it because it was not ready in time, it has no
+//! connections yet.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,24 +28,27 @@ use super::options::SocketOptions;
 use super::passed::{self, PassedError};
 use super::unix::OwnPath;
 
-/// The number of the old process. Processes that the new one starts inherit the variable, too. They
-/// ignore it, because their parent has another number.
+/// The process number of the old process. Children of the new process inherit the variable, too.
+/// They ignore it, because their parent has another number.
 const REPLACES: &str = "TOWER_TCP_REPLACES";
-/// For each socket: the number of its endpoint, whether a supervisor keeps it, and the endpoint.
+/// One variable for each socket. Its value is the number of the endpoint, whether a supervisor
+/// keeps the socket open (0 or 1), and the endpoint.
 const SOCKET: &str = "TOWER_TCP_SOCKET_";
-/// For a Unix socket whose path is removed at the end: the file's device and number, and the path.
+/// One variable for each Unix socket whose path is removed at the end. Its value is the file's
+/// device and inode number, and the path.
 const PATH: &str = "TOWER_TCP_PATH_";
 
-/// The first descriptor that is passed, as in systemd.
+/// The number of the first passed descriptor, as in systemd's protocol.
 const FIRST: RawFd = 3;
 
-/// Makes a command pass on `sockets`, and the new process's end of the stream.
+/// Makes a command pass `sockets`, and the new process's end of the stream, to the process it
+/// starts.
 pub(crate) fn hand_on(
     command: &mut Command,
     sockets: &[ListeningSocket],
     stream: UnixStream,
 ) -> io::Result<()> {
-    // Variables of the process that this one has replaced.
+    // This process may have inherited such variables from the process that it replaced.
     for (name, _) in env::vars_os() {
         if [SOCKET, PATH]
             .iter()
@@ -91,10 +95,10 @@ pub(crate) fn hand_on(
 /// A line from the new process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// The new process would serve the sockets at these places, or has closed them.
+    /// The new process is ready to serve the sockets at these places, or has closed them.
     Has(Vec<usize>),
-    /// The new process would serve the sockets at these places, and has closed the others. It waits
-    /// for the reply.
+    /// The new process is ready to serve the sockets at these places, and has closed the others. It
+    /// waits for the reply.
     Ready(Vec<usize>),
 }
 
@@ -124,7 +128,7 @@ impl Said {
 pub(crate) const GO: &[u8] = b"go\n";
 
 impl ListeningSocket {
-    /// Sets whether this process removes the path of a Unix socket that it has created.
+    /// Sets whether this process removes the path of its Unix socket at the end.
     pub(crate) fn own_path(&self, owned: bool) {
         if let Some(path) = &self.0.path {
             path.own(owned);
@@ -132,15 +136,15 @@ impl ListeningSocket {
     }
 }
 
-/// The sockets that the replaced process has handed on. `None` in a process that replaces none.
+/// The sockets that the replaced process has passed. `None` if this process replaces no other.
 static REPLACING: LazyLock<Option<Replacing>> = LazyLock::new(Replacing::from_env);
 
 struct Replacing {
     state: Mutex<State>,
-    /// Changes whenever the state does.
+    /// A counter that changes whenever the state does.
     changes: watch::Sender<u64>,
-    /// The servers of this process may accept: the old process has replied to `ready`, or the wait
-    /// for its reply is over.
+    /// The servers of this process may accept, because the old process has replied to `ready`, or
+    /// the wait for its reply has ended otherwise.
     over: AtomicBool,
 }
 
@@ -218,15 +222,16 @@ impl HandedOn {
     }
 }
 
-/// Takes the sockets that the replaced process had for this endpoint. `None` if it had none, or if
-/// this process replaces none.
+/// Takes the sockets that the replaced process had for this endpoint. Returns `None` if there are
+/// none, or if this process replaces no other.
 pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option<Vec<Opened>>> {
     let Some(replacing) = &*REPLACING else {
         return Ok(None);
     };
     let mut state = replacing.lock();
     let is_waiting = |one: &HandedOn| matches!(one.stage, Stage::Waiting);
-    // Several servers may have listened on one address. Each takes the sockets of one of them.
+    // Several servers of the old process may have listened on one address. Each call takes the
+    // sockets of one server.
     let mut found = state.sockets.iter();
     let Some(first) = found.find(|one| one.endpoint == endpoint && is_waiting(one)) else {
         return Ok(None);
@@ -262,7 +267,7 @@ pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     passed::take(which)
 }
 
-/// Closes the sockets that the replaced process handed on and that no endpoint has taken.
+/// Closes the sockets that the replaced process passed but no endpoint has taken.
 pub(crate) fn close_unused() {
     let Some(replacing) = &*REPLACING else {
         return;
@@ -287,8 +292,9 @@ pub(crate) fn is_waiting() -> bool {
     replacing.is_some_and(|replacing| !replacing.over.load(Ordering::Acquire))
 }
 
-/// Waits until a server with these sockets may accept. In a process that replaces another one, this
-/// is when all handed-on sockets are served or closed, and the old process has replied.
+/// Waits until a server with these sockets may accept. A process that replaces another one may
+/// accept once all passed sockets are served or closed and the old process has replied. Any other
+/// process may accept at once.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
     if let Some(replacing) = &*REPLACING {
         replacing.may_accept(sockets).await;
@@ -299,13 +305,13 @@ impl State {
     /// Tells the old process which sockets this one serves or has closed.
     fn has(&mut self, places: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
-            // A failed write is ignored, because this line is used only in the old process's report
-            // of a failure.
+            // A failed write is ignored, because the old process uses this line only to describe a
+            // failure.
             let _ended = stream.write_all(Said::Has(places).line().as_bytes());
         }
     }
 
-    /// Returns the stream if all sockets are served or closed.
+    /// Takes the stream to the old process if all sockets are served or closed.
     fn settled(&mut self) -> Option<UnixStream> {
         let waits = |one: &HandedOn| matches!(one.stage, Stage::Waiting | Stage::Bound);
         if self.sockets.iter().any(waits) {
@@ -315,7 +321,7 @@ impl State {
     }
 }
 
-/// Lets all servers accept on drop.
+/// Lets all servers of this process accept when it is dropped.
 struct Over<'a>(&'a Replacing);
 
 impl Drop for Over<'_> {
@@ -348,8 +354,8 @@ impl Replacing {
                 // If this server ends before the reply arrives, the other servers must not wait for
                 // it. The old process either kills this process or has already sent its reply.
                 let _over = Over(self);
-                // If the stream ends without a reply, the old process has ended, and only this one
-                // is left to serve.
+                // If the stream ends without a reply, the old process has ended, and only this
+                // process can serve.
                 let _ended = self.ready(stream).await;
             } else if changes.changed().await.is_err() {
                 return;

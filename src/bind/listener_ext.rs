@@ -10,14 +10,14 @@ use crate::error::{Panicked, caught};
 
 /// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
 ///
-/// The closures of both methods run in the accept loop, on the runtime on which the connection will
-/// run. They must not block. Work that takes time, or may reject a connection, belongs in a
-/// [pre-connect hook](crate::preconnect).
+/// The closures of both methods run in the accept loop, in the context of the runtime on which the
+/// connection will run. They must not block. Work that takes time, or may reject a connection,
+/// belongs in a [pre-connect hook](crate::preconnect).
 ///
-/// The new listener has the same addresses. As with the original listener, the connection stack is
-/// made ready when a connection is waiting, and only then is the connection accepted.
+/// The new listener has the same addresses. Like the original listener, it reports a waiting
+/// connection before it accepts it.
 ///
-/// A panic of a closure ends only its connection. The accept fails with
+/// If a closure panics, only its connection ends. The accept fails with
 /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted), as if the peer had disconnected.
 #[doc(alias = "tap")]
 pub trait ListenerExt: IntoListener {
@@ -214,8 +214,8 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
     }
 }
 
-/// Converts a panic of the user's function to an error that ends only its connection, as if the
-/// peer had disconnected before the accept.
+/// Converts a panic of the user's function to the error of a peer that disconnected before the
+/// accept, so that only this connection ends.
 fn aborted(panicked: Panicked) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, panicked)
 }

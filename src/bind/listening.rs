@@ -1,4 +1,4 @@
-//! A listening socket, owned by its accept loop and lent to code that hands it on.
+//! A listening socket, owned by its accept loop and lent to code that passes it to another process.
 
 use std::io;
 use std::ops::Deref;
@@ -11,10 +11,10 @@ use socket2::{Socket, Type};
 use super::unix::OwnPath;
 use crate::connection::Address;
 
-/// A listening socket of a server, to hand on to another process or to read its options.
+/// A listening socket of a server, to pass to another process or to read its options.
 ///
-/// This value keeps the socket open, so hold it only for a moment. If the socket is open but no
-/// server accepts from it, clients wait until they give up.
+/// This value keeps the socket open, so hold it only for a moment. Clients can still connect to an
+/// open socket, but if no server accepts from it, they wait until they give up.
 ///
 /// ```
 /// use socket2::SockRef;
@@ -37,21 +37,21 @@ pub struct ListeningSocket(pub(super) Arc<Listening>);
 #[derive(Debug)]
 pub(crate) struct WeakSocket(Weak<Listening>);
 
-/// A listening socket, and what its server knows of it.
+/// A listening socket, and the facts that its server needs.
 #[derive(Debug)]
 pub(super) struct Listening {
-    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
+    // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
     pub(super) local: Address,
-    /// The endpoint as it was given, and its number in this process. The sockets of one endpoint
-    /// stay together when they are handed on.
+    /// The endpoint's text, and its number in this process. By the number, the sockets of one
+    /// endpoint stay together when they are passed to another process.
     pub(super) endpoint: (Arc<str>, usize),
     /// A supervisor keeps the socket open, so another process accepts the clients in the backlog.
     pub(super) kept: bool,
-    /// Another process accepts from now on.
+    /// Another process now accepts from the socket, so this one does not.
     pub(super) left: AtomicBool,
-    /// The socket's place among those that the replaced process handed on.
+    /// The socket's place among those that the replaced process passed, if it is one of them.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
     pub(super) handed_on: Option<usize>,
 }
@@ -59,14 +59,14 @@ pub(super) struct Listening {
 /// A new listening socket, or one that another process has opened.
 #[derive(Debug)]
 pub(super) struct Opened {
-    // Before the socket, as `OwnPath` requires: fields are dropped in this order.
+    // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
-    /// The socket has the options that accepted sockets inherit.
+    /// The options that accepted sockets inherit were set on this socket.
     pub(super) prepared: bool,
     /// A supervisor keeps the socket open.
     pub(super) kept: bool,
-    /// The socket's place among those that the replaced process handed on.
+    /// The socket's place among those that the replaced process passed, if it is one of them.
     pub(super) handed_on: Option<usize>,
 }
 
@@ -83,8 +83,8 @@ impl From<Socket> for Opened {
 }
 
 impl ListeningSocket {
-    /// Returns the endpoint that was given for this socket. For a listener that was created
-    /// elsewhere, this is its address.
+    /// Returns the text of the endpoint for which this socket was opened. For a listener that the
+    /// program created, this is its address.
     pub fn endpoint(&self) -> &str {
         &self.0.endpoint.0
     }
@@ -149,11 +149,11 @@ impl AsRawFd for Listening {
     }
 }
 
-/// Returns whether streams can be accepted from a socket, as far as the system reports it.
+/// Returns whether the socket is a stream socket that listens, as far as the system reports it.
 pub(super) fn accepts(socket: &Socket) -> io::Result<bool> {
     #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
     let listens = socket.is_listener()?;
-    // On other systems, a socket that does not listen is recognized only if it is connected.
+    // On other systems, a socket that does not listen can be recognized only if it is connected.
     #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
     let listens = socket.peer_addr().is_err();
     Ok(listens && socket.r#type()? == Type::STREAM)

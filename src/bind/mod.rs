@@ -1,8 +1,8 @@
 //! Listening sockets and other sources of connections.
 //!
-//! An [`Endpoint`] is a place to listen on, [`SocketOptions`] says how to listen, and [`Sockets`]
-//! listens: any number of TCP and Unix sockets as one [`Listener`]. A listener of your own can take
-//! the place of `Sockets`.
+//! An [`Endpoint`] is a place to listen on, and [`SocketOptions`] are the options of its sockets.
+//! [`Sockets`] combines any number of TCP and Unix sockets into one [`Listener`]. Your own listener
+//! can take the place of `Sockets`.
 
 #[cfg(feature = "http")]
 mod departure;
@@ -47,18 +47,18 @@ pub use tokio_listeners::IntoListener;
 
 /// A source of connections.
 ///
-/// For each connection the accept loop calls [`poll_readable`](Self::poll_readable), makes the
-/// connection stack ready, and then calls [`poll_accept`](Self::poll_accept). So a permit of a
-/// shared limit is taken only when a connection is waiting.
+/// For each connection the accept loop calls [`poll_readable`](Self::poll_readable), then waits
+/// until the connection stack is ready, and then calls [`poll_accept`](Self::poll_accept). So it
+/// takes a permit of a shared limit only when a connection is waiting.
 pub trait Listener: Send + 'static {
     /// The stream of a connection.
     type Io: Send + 'static;
 
-    /// Returns ready when a connection can probably be accepted.
+    /// Completes when a connection can probably be accepted.
     ///
-    /// The default implementation is always ready, for listeners that can find a connection only by
-    /// accepting it. The stack is then made ready before a connection is waiting, and stays ready
-    /// until one comes.
+    /// The default implementation always completes at once. It is for listeners that notice a
+    /// connection only by accepting it. With such a listener, the stack becomes ready before a
+    /// connection is waiting, and holds its permits until one arrives.
     ///
     /// # Errors
     ///
@@ -68,32 +68,33 @@ pub trait Listener: Send + 'static {
         Poll::Ready(Ok(()))
     }
 
-    /// Accepts a connection. Pending when there is none.
+    /// Accepts a connection. Returns `Pending` if there is none.
     ///
-    /// The accept loop calls it in the context of the runtime on which the connection will run, so
-    /// that the stream is registered there. This may be a different runtime from the listener's.
+    /// The accept loop calls this method in the context of the runtime on which the connection will
+    /// run, so that the stream is registered there. It may be another runtime than the listener's.
     ///
     /// # Cancel safety
     ///
-    /// A connection that was taken from the operating system must be returned at once, not kept
-    /// across a pending poll, because the accept loop may be dropped between any two polls.
+    /// Return a connection in the same poll in which it was taken from the operating system. The
+    /// accept loop may be dropped between two polls, and a connection kept across them would be
+    /// lost.
     ///
     /// # Errors
     ///
-    /// Any error goes to the server's accept-error policy. By default, [`ListenerClosed`] ends the
-    /// server.
+    /// The server's accept-error policy decides about each error. By default, [`ListenerClosed`]
+    /// ends the server.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
 
     /// Accepts a connection, and returns it if `admits` returns `true` for its peer's address.
-    /// Closes it otherwise, and returns `None`.
+    /// Otherwise it closes the connection and returns `None`.
     ///
-    /// This is the method that the accept loop calls. `admits` asks the server's
-    /// [filters](crate::ServerBuilder::address_filter), and counts the connections that they deny,
-    /// so it must be called once for each connection.
+    /// The accept loop calls this method, not `poll_accept`. `admits` applies the server's
+    /// [filters](crate::ServerBuilder::address_filter) and counts the connections that they deny,
+    /// so call it once for each connection.
     ///
     /// The default implementation calls `admits` after [`poll_accept`](Self::poll_accept).
-    /// [`Sockets`] calls it before the socket is registered with the runtime, which makes a denied
-    /// connection cheaper. A listener that wraps another one should forward this method.
+    /// [`Sockets`] calls it before the socket is registered with the runtime, so a denied
+    /// connection costs less. A listener that wraps another one should forward this method.
     ///
     /// # Cancel safety
     ///
@@ -118,7 +119,7 @@ pub trait Listener: Send + 'static {
     /// Returns the addresses on which the listener listens.
     fn local_addrs(&self) -> Vec<Address>;
 
-    /// Returns the listening sockets, so that they can be handed on to another process.
+    /// Returns the listening sockets, so that they can be passed to another process.
     ///
     /// The default implementation returns none. A listener that wraps [`Sockets`] should return the
     /// sockets of the inner listener.
@@ -128,10 +129,10 @@ pub trait Listener: Send + 'static {
 
     /// Closes the listening sockets, so that clients are refused until [`resume`](Self::resume).
     ///
-    /// The accept loop calls this after [`Handle::suspend`](crate::Handle::suspend), and calls no
-    /// other method before `resume`. The default implementation does nothing, so clients wait in
-    /// the backlog, as in a [pause](crate::Handle::pause). A listener that wraps another one should
-    /// forward `suspend` and `resume`.
+    /// The accept loop calls this method after [`Handle::suspend`](crate::Handle::suspend). Until
+    /// `resume` it calls no other method. The default implementation does nothing, so clients wait
+    /// in the backlog, as in a [pause](crate::Handle::pause). A listener that wraps another one
+    /// should forward `suspend` and `resume`.
     fn suspend(&mut self) {}
 
     /// Listens again after [`suspend`](Self::suspend).
@@ -163,10 +164,10 @@ pub struct Incoming<Io> {
 impl<Io> Incoming<Io> {
     /// Creates a connection from a stream and its addresses.
     ///
-    /// The connection knows no socket beneath the stream. So
-    /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) returns `None`, and
-    /// [`Deadlines::write`](crate::deadline::Deadlines::write) counts output as taken by the peer
-    /// when more can be written.
+    /// The library does not know the socket beneath such a stream. So
+    /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) returns `None`, and for
+    /// [`Deadlines::write`](crate::deadline::Deadlines::write) the peer takes output when more can
+    /// be written.
     pub fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             io,
@@ -176,8 +177,8 @@ impl<Io> Incoming<Io> {
         }
     }
 
-    /// Replaces the stream, as [`ListenerExt::map_io`] does. If the connection knew its socket, it
-    /// still does.
+    /// Replaces the stream, as [`ListenerExt::map_io`] does. The library still knows the socket if
+    /// it knew it before.
     pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Incoming<B> {
         Incoming {
             io: f(self.io),
@@ -189,7 +190,7 @@ impl<Io> Incoming<Io> {
 }
 
 impl Incoming<Socket> {
-    /// Creates a connection that knows its socket, through a [`Probe`].
+    /// Creates a connection with a [`Probe`] of its socket.
     fn of(io: Socket, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             probe: io.probe(),
@@ -198,7 +199,8 @@ impl Incoming<Socket> {
     }
 }
 
-/// The error, inside an [`io::Error`], of a listener that will never accept another connection.
+/// The error of a listener that will never accept another connection. It is wrapped in an
+/// [`io::Error`].
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerClosed;
 

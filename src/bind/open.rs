@@ -55,8 +55,8 @@ pub(super) async fn open(endpoint: Endpoint, options: &SocketOptions) -> io::Res
     }
 }
 
-/// The number of ports to try. The port that the system chose for one address may be in use on the
-/// next.
+/// The number of ports to try for a name with several addresses. The port that the system chose for
+/// the first address may be in use on another.
 const CHOICES: usize = 16;
 
 /// Opens all addresses of one name. If the system chooses the port, all of them get the same one.
@@ -92,7 +92,7 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Op
     }
 }
 
-/// A place where one socket can be opened, and opened again after it was closed.
+/// An address or path where one socket can be opened, and opened again after it was closed.
 #[derive(Debug)]
 pub(super) enum Place {
     Tcp(SocketAddr),
@@ -101,8 +101,8 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// Returns the place of a listening socket, with the port that the system chose. `None` if a
-    /// supervisor keeps the socket open, or if no [`Endpoint`] can express its address.
+    /// Returns the place of a listening socket, with the port that the system chose. Returns `None`
+    /// if a supervisor keeps the socket open, or if no [`Endpoint`] can express its address.
     pub(super) fn of(listening: &Listening) -> Option<Self> {
         let bound = listening.socket.local_addr().ok()?;
         match &listening.path {

@@ -59,12 +59,12 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// Sets the number of connections that may wait to be accepted.
+    /// Sets the length of the accept queue: the number of connections that may wait to be accepted.
     ///
-    /// Default: 1024. Why: clients of a server at its connection limit wait here, so it is larger
-    /// than the 128 of tokio's own `TcpListener::bind`. When reached: a TCP client's system tries
-    /// again by itself. A Unix client waits, or gets the error `WouldBlock` if its socket is
-    /// non-blocking, as in tokio. The system has a maximum of its own (`net.core.somaxconn` on
+    /// Default: 1024. Why: clients of a server at its connection limit wait in this queue, so it is
+    /// longer than the 128 of tokio's own `TcpListener::bind`. When reached: a TCP client's system
+    /// tries again by itself. A Unix client waits, or gets the error `WouldBlock` if its socket is
+    /// non-blocking, as tokio's are. The system limits the length, too (`net.core.somaxconn` on
     /// Linux).
     #[doc(alias = "ListenQueue")]
     #[doc(alias = "somaxconn")]
@@ -73,10 +73,10 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether an address may be bound while connections of an earlier server on it are still
-    /// closing (`SO_REUSEADDR`).
+    /// Sets whether an address can be bound while connections of an earlier server at this address
+    /// are still closing (`SO_REUSEADDR`).
     ///
-    /// Default: on. Why: a server can then be restarted at once.
+    /// Default: on. Why: so that a server can be restarted at once.
     #[doc(alias = "SO_REUSEADDR")]
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
         self.reuse_address = reuse_address;
@@ -86,14 +86,14 @@ impl SocketOptions {
     /// Sets whether several sockets may listen on one address and share its connections
     /// (`SO_REUSEPORT`).
     ///
-    /// Default: off. Why: a second server started by mistake then fails.
+    /// Default: off. Why: so that a second server started by mistake fails.
     ///
     /// With this option a program can run an accept loop on each of several runtimes. Most programs
-    /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) with its single loop
-    /// instead. With several loops, the kernel distributes connections by their addresses, not by
-    /// load, and resets those in the backlog of a loop that ends. Use several loops if one cannot
-    /// accept connections fast enough and the stack is `Clone`. If each loop has a clone of one
-    /// limit, the limit holds exactly over all of them:
+    /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs
+    /// only one loop. With several loops, the kernel distributes connections by their addresses,
+    /// not by load, and resets connections in the backlog of a loop that ends. Use several loops
+    /// only if one cannot accept connections fast enough; the stack must be `Clone`. Give each loop
+    /// a clone of one limit to limit all of them together, exactly:
     ///
     /// ```
     /// use tower::service_fn;
@@ -133,7 +133,7 @@ impl SocketOptions {
 
     /// Sets whether IPv6 sockets exclude IPv4 (`IPV6_V6ONLY`).
     ///
-    /// Default: off. Why: `[::]` then means every address, IPv4 included, whatever the system's
+    /// Default: off. Why: so that `[::]` means every address, including IPv4, whatever the system's
     /// default is. Turn it on to listen on `0.0.0.0` and `[::]` with two sockets at one port.
     #[doc(alias = "IPV6_V6ONLY")]
     #[doc(alias = "dual stack")]
@@ -144,8 +144,8 @@ impl SocketOptions {
 
     /// Sets whether accepted TCP sockets send written bytes at once (`TCP_NODELAY`).
     ///
-    /// Default: on. Why: replies are already written in batches, and a delayed one would wait for
-    /// the peer's acknowledgement.
+    /// Default: on. Why: replies are already written in batches, so a delay would only make a reply
+    /// wait for the peer's acknowledgement.
     #[doc(alias = "TCP_NODELAY")]
     pub fn nodelay(mut self, nodelay: bool) -> Self {
         self.nodelay = nodelay;
@@ -155,8 +155,8 @@ impl SocketOptions {
     /// Sets the time without traffic after which TCP checks that the peer is still there, in whole
     /// seconds. A fraction is dropped, and a time below 1 s cannot be set.
     ///
-    /// Default: never. Why: pipelines and HTTP have deadlines of their own. When reached: TCP sends
-    /// probes, and if the peer answers none of them, its connection ends with
+    /// Default: never. Why: pipelines and HTTP enforce deadlines themselves. When reached: TCP
+    /// sends probes, and if the peer answers none of them, the connection ends with
     /// [`PeerReset`](crate::EndReason::PeerReset).
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
@@ -168,7 +168,7 @@ impl SocketOptions {
     /// Sets `SO_LINGER` on accepted TCP sockets, in whole seconds. A fraction is dropped, so any
     /// time below 1 s counts as zero.
     ///
-    /// Default: not set. Why: the system then sends remaining bytes in the background.
+    /// Default: not set. Why: so that the system sends remaining bytes in the background.
     ///
     /// Zero makes every close a reset, which discards the bytes that the peer has not received.
     /// With any other time, the close blocks the runtime's thread until these bytes are
@@ -181,7 +181,7 @@ impl SocketOptions {
 
     /// Sets the size in bytes of the system's receive buffer of a TCP socket.
     ///
-    /// Default: not set. Why: the system adapts the size.
+    /// Default: not set. Why: the system then adapts the size to the connection.
     #[doc(alias = "SO_RCVBUF")]
     pub fn recv_buffer(mut self, bytes: usize) -> Self {
         self.recv_buffer = Some(bytes);
@@ -190,7 +190,7 @@ impl SocketOptions {
 
     /// Sets the size in bytes of the system's send buffer of a TCP socket.
     ///
-    /// Default: not set. Why: the system adapts the size.
+    /// Default: not set. Why: the system then adapts the size to the connection.
     #[doc(alias = "SO_SNDBUF")]
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = Some(bytes);
@@ -200,19 +200,20 @@ impl SocketOptions {
     /// Sets how many unsent bytes the system holds for a TCP socket (`TCP_NOTSENT_LOWAT`, only on
     /// Linux).
     ///
-    /// Default: not set. Why: the system's send buffer already bounds them, and bulk transfers then
-    /// take the least CPU time. When reached: the connection's writes wait.
+    /// Default: not set. Why: the system's send buffer already bounds them, and bulk transfers take
+    /// the least CPU time without this option. When reached: the connection's writes wait.
     ///
-    /// Set it, to 128 KiB for example, if many peers read slowly. The system then holds that much
-    /// for each of them, instead of megabytes. Bytes in transit to the peer are not counted.
+    /// Set this, for example to 128 KiB, if many peers read slowly. The system then holds that many
+    /// unsent bytes for each peer, instead of megabytes. Bytes in transit to the peer are not
+    /// counted.
     #[doc(alias = "TCP_NOTSENT_LOWAT")]
     pub fn unsent(mut self, bytes: u32) -> Self {
         self.unsent = Some(bytes);
         self
     }
 
-    /// Sets whether a TCP connection that the server cuts off is reset. The server cuts off a
-    /// connection
+    /// Sets whether the server resets a TCP connection when it cuts the connection off. It cuts off
+    /// a connection
     ///
     /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline, or the deadline of
     ///   a shutdown;
@@ -220,9 +221,9 @@ impl SocketOptions {
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
     /// - that is aborted.
     ///
-    /// Default: on. Why: the system would otherwise keep the bytes that such a peer has not read,
-    /// some megabytes, for minutes and outside of the connection limit. A reset discards these
-    /// bytes. With `false`, a peer that still reads receives them.
+    /// Default: on. Why: otherwise the system would keep up to some megabytes that such a peer has
+    /// not read, for minutes, while the connection no longer counts against the limit. A reset
+    /// discards these bytes. With `false`, a peer that still reads receives them.
     #[doc(alias = "reset_timedout_connection")]
     #[doc(alias = "set_zero_linger")]
     pub fn reset_cut_off(mut self, reset_cut_off: bool) -> Self {
@@ -233,7 +234,7 @@ impl SocketOptions {
     /// Sets the file mode of a Unix socket, such as `0o660`. The mode is set before the socket
     /// listens, so no process without permission can ever connect.
     ///
-    /// Default: not set. Why: the process's umask then applies.
+    /// Default: not set. Why: so that the process's umask applies.
     pub fn unix_mode(mut self, mode: u32) -> Self {
         self.unix_mode = Some(mode);
         self
@@ -249,8 +250,8 @@ impl SocketOptions {
         self.unix_mode
     }
 
-    /// Returns the backlog as the signed number that `listen` takes. No system supports a larger
-    /// one.
+    /// Returns the backlog as the signed integer that `listen` takes, or the largest such integer
+    /// if the backlog is larger.
     pub(super) fn queue(&self) -> i32 {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
     }
@@ -264,7 +265,8 @@ impl SocketOptions {
         if domain == Domain::IPV6 {
             socket.set_only_v6(self.only_v6)?;
         }
-        // The window scale is negotiated in the handshake, which is over after accept.
+        // The buffer's size must be known before accept, because it determines the window scale,
+        // which the TCP handshake negotiates.
         if let Some(bytes) = self.recv_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
@@ -277,8 +279,8 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets the options of a listening socket that the replaced process has opened. The options
-    /// that must be set before the bind stay as they are.
+    /// Sets the options of a listening socket that the replaced process has opened, except those
+    /// that must be set before the bind.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {
@@ -345,14 +347,14 @@ mod unsent {
 }
 
 /// Makes accepted TCP sockets keep the urgent byte in the stream, as RFC 6093 recommends. Without
-/// the byte, telnet's commands are incomplete. On all systems accepted sockets inherit this option
-/// from their listening socket.
+/// this byte, commands of the telnet protocol would be incomplete. On all systems accepted sockets
+/// inherit this option from their listening socket.
 pub(super) fn keep_urgent_data(listener: &Socket) {
     note("oob_inline", listener.set_out_of_band_inline(true));
 }
 
-/// Logs an option that could not be set. On some systems this happens if a peer resets its
-/// connection while it is in the backlog, which is no fault of the server.
+/// Logs an option that could not be set. The level is debug, because on some systems this happens
+/// whenever a peer resets a connection in the backlog.
 fn note(option: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(target: "tower_tcp", option, %error, "a socket option could not be set");

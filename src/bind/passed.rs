@@ -1,4 +1,4 @@
-//! The sockets that were passed to this process, as systemd does it.
+//! The sockets that were passed to this process by systemd's protocol.
 
 use std::env;
 use std::io;
@@ -13,8 +13,8 @@ use thiserror::Error;
 use super::endpoint::Passed;
 use super::listening::{Opened, accepts};
 
-/// The error, inside the [`io::Error`] of [`Error::Bind`](crate::Error::Bind), of an endpoint
-/// `fd:3`, `systemd:name` or `systemd:*` whose sockets were not passed to this process.
+/// The error for an endpoint `fd:3`, `systemd:name` or `systemd:*` whose sockets were not passed to
+/// this process. It is wrapped in the [`io::Error`] of [`Error::Bind`](crate::Error::Bind).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PassedError {
@@ -48,7 +48,7 @@ pub enum PassedError {
         passed: String,
     },
 
-    /// The descriptor is not among those that were passed.
+    /// The descriptor is not one of those that were passed.
     #[error("the descriptor was not passed: `LISTEN_FDS` passes those from {first} to {last}")]
     NoSuchDescriptor {
         /// The first descriptor that was passed.
@@ -57,7 +57,7 @@ pub enum PassedError {
         last: RawFd,
     },
 
-    /// The descriptor is no listening TCP or Unix stream socket.
+    /// The descriptor is not a listening TCP or Unix stream socket.
     #[error(
         "descriptor {descriptor} is no listening stream socket: its socket unit needs \
          `ListenStream=` and `Accept=no`"
@@ -67,11 +67,11 @@ pub enum PassedError {
         descriptor: RawFd,
     },
 
-    /// Another endpoint of this process has taken the sockets.
+    /// Another endpoint of this process has already taken the sockets.
     #[error("another endpoint has taken the passed socket: name it in one endpoint only")]
     Taken,
 
-    /// This process replaces another one, which had no such endpoint.
+    /// This process replaces another one that had no such endpoint.
     #[error(
         "the process that this one replaces did not listen on it: stop that process, and let its \
          supervisor start the new version"
@@ -85,13 +85,14 @@ impl From<PassedError> for io::Error {
     }
 }
 
-/// Read once, because a descriptor has one owner, and because `ListenFd` removes the variables.
+/// The environment is read only once, because each descriptor must have one owner, and because
+/// `ListenFd` removes the variables.
 static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
     LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
 
 struct Descriptors {
-    /// All of them are taken at once, so that the processes that this one starts do not inherit
-    /// those that no endpoint takes.
+    /// All passed descriptors. They are taken at once, even those that no endpoint will take, so
+    /// that child processes do not inherit them.
     slots: Vec<Slot>,
     first: RawFd,
     names: String,
@@ -101,7 +102,7 @@ struct Descriptors {
 enum Slot {
     Socket(Socket),
     Taken,
-    /// No stream socket. It stays as it is.
+    /// Not a stream socket. It is left alone.
     Other,
 }
 
@@ -215,12 +216,13 @@ pub(super) fn take(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     lock()?.take(which)
 }
 
-/// Takes the socket at a place.
+/// Takes the socket at a place in the list.
 pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
     lock()?.take_at(at)
 }
 
-/// Takes the last descriptor, a connected Unix socket. Returns it with its place.
+/// Takes the last descriptor, which the caller expects to be a connected Unix socket, and returns
+/// it with its place. Returns `None` if it is not a stream socket.
 pub(super) fn take_last_unix() -> Option<(usize, OwnedFd)> {
     let mut passed = lock().ok()?;
     let at = passed.slots.len().checked_sub(1)?;

@@ -1,7 +1,7 @@
 //! The number of connections in the backlog.
 //!
-//! `TCP_INFO` of the listener has this number, too. But reading it takes a descriptor of the
-//! listener, which would keep the listener open.
+//! It is read from `/proc`. `TCP_INFO` of the listener contains this number, too, but reading it
+//! takes a descriptor of the listener, which would keep the listener open.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -31,7 +31,7 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
 }
 
 /// Reads the listening sockets and the number of connections that wait at each. The table lists
-/// them before all other sockets, so only its beginning is read.
+/// listening sockets first, so only its beginning is read.
 fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
     table
         .lines()
@@ -40,8 +40,8 @@ fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
         .map_while(|row| listener(&row))
 }
 
-/// Reads a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the
-/// two queues. For a listening socket the second queue is the accept queue.
+/// Parses a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the
+/// lengths of two queues. For a listening socket the second queue is the accept queue.
 ///
 /// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
 fn listener(row: &str) -> Option<(SocketAddr, usize)> {
@@ -58,7 +58,7 @@ fn listener(row: &str) -> Option<(SocketAddr, usize)> {
     Some((address, usize::from_str_radix(waiting, 16).ok()?))
 }
 
-/// Reads an address: 32-bit words in memory order.
+/// Parses an address, which is written as 32-bit words in memory order.
 fn ip_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(hex.get(8 * at..8 * at + 8)?, 16).ok()?;

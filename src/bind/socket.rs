@@ -23,7 +23,7 @@ impl Socket {
         Self(Wire::new(Family::Tcp(stream), options.resets_cut_off()))
     }
 
-    /// Returns the TCP stream, if it is one.
+    /// Returns the TCP stream, or `None` for a Unix socket.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &self.0.family {
             Family::Tcp(stream) => Some(stream),
@@ -31,8 +31,8 @@ impl Socket {
         }
     }
 
-    /// Returns the Unix stream, if it is one. Its `peer_cred` identifies the process at the other
-    /// end.
+    /// Returns the Unix stream, or `None` for a TCP socket. The stream's `peer_cred` identifies the
+    /// process at the other end.
     pub fn as_unix(&self) -> Option<&UnixStream> {
         match &self.0.family {
             Family::Unix(stream) => Some(stream),
@@ -63,8 +63,9 @@ impl AsFd for Socket {
     }
 }
 
-/// A short read shows that there is no more input, and a short write that there is no more room, so
-/// the next change wakes the task. This is true of epoll and kqueue.
+/// After a short read there is no more input, and after a short write no more room. So the stream's
+/// readiness can be cleared, and the next change will wake the task. This is true with epoll and
+/// kqueue.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",
@@ -75,8 +76,9 @@ const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "openbsd",
 ));
 
-/// Reads or writes as tokio's own `poll_read` and `poll_write` do, which need `&mut` access. Waits
-/// until the stream is ready, and clears its readiness if `done` moves fewer than `len` bytes.
+/// Reads or writes like tokio's own `poll_read` and `poll_write`, which cannot be used here because
+/// they need `&mut` access. Waits until the stream is ready, calls `done`, and clears the readiness
+/// if `done` moves fewer than `len` bytes.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {
@@ -84,7 +86,8 @@ macro_rules! poll_io {
                 break Poll::Pending;
             }
             let mut moved = None;
-            // Only the readiness from before the call is cleared, not one that arrives meanwhile.
+            // This clears only the readiness from before the call, not a readiness reported during
+            // it.
             let tried = $stream.try_io($interest, || {
                 let n = $done?;
                 moved = Some(n);
@@ -104,7 +107,7 @@ macro_rules! poll_io {
     };
 }
 
-/// Evaluates `$do` with the socket's stream, of either family.
+/// Evaluates `$do` with the socket's stream, TCP or Unix.
 macro_rules! on_stream {
     ($socket:ident, $stream:ident => $do:expr) => {
         match &$socket.0.family {
@@ -115,7 +118,7 @@ macro_rules! on_stream {
 }
 
 /// The maximum number of bytes to read at once if the runtime reports none. It is small, because
-/// there are seldom any, and the room for them is initialized.
+/// there are seldom any bytes, and the buffer must be initialized for each such read.
 const LOOK: usize = 4 * 1024;
 
 impl Socket {
@@ -126,11 +129,12 @@ impl Socket {
         match read {
             Ok(n) => {
                 buf.advance(n);
-                // Even a read that fills its room may leave bytes that the runtime does not report.
+                // Even a read that fills the buffer may leave bytes that the runtime does not
+                // report.
                 self.0.read(n > 0);
                 Poll::Ready(Ok(()))
             }
-            // The waker is registered.
+            // The caller has registered the waker.
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(err) => Poll::Ready(Err(err)),
         }

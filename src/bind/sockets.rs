@@ -29,13 +29,14 @@ use crate::error::Error;
 /// Any number of TCP and Unix sockets as one listener.
 ///
 /// The sockets are served in turn, so a busy one does not starve the others. When the listener is
-/// dropped, the path of a Unix socket is removed if its file is still the one that was created.
+/// dropped, it removes the path of a Unix socket if the file there is still the one that it
+/// created.
 ///
-/// Urgent data of TCP stays in the stream, as [RFC 6093] recommends. A read ends where urgent data
-/// begins, and the runtime reports the bytes behind that point only when more arrive. So a
-/// [`Pipeline`](crate::Pipeline) that has read half a frame looks for the rest, and a drain looks
-/// for more frames. Services that read the stream themselves, HTTP and TLS do not look, because
-/// that would cost each request a system call.
+/// TCP's urgent data stays in the stream, as [RFC 6093] recommends. A read ends where urgent data
+/// begins, and the runtime reports the bytes after that point only when more bytes arrive. So a
+/// [`Pipeline`](crate::Pipeline) that has read half a frame asks the system for the rest, and a
+/// drain asks for more frames. HTTP, TLS and services that read the stream themselves do not ask,
+/// because that would cost a system call for each request.
 ///
 /// [RFC 6093]: https://www.rfc-editor.org/rfc/rfc6093
 ///
@@ -58,15 +59,15 @@ pub struct Sockets {
     options: SocketOptions,
     /// The index of the socket to check first.
     next: usize,
-    /// The index of a socket that was readable and has not been accepted from since.
+    /// The index of a socket that was readable, and from which nothing has been accepted since.
     readable: Option<usize>,
-    /// The error that explains why there are no sockets. The first accept returns it.
+    /// The reason why there are no sockets. The first accept fails with it.
     failed: Option<io::Error>,
     /// The sockets that are closed until the listener resumes.
     suspended: Vec<Suspended>,
 }
 
-/// A place to listen on again, and its endpoint as in [`Listening`].
+/// A place to listen on again, with its endpoint as in [`Listening`].
 #[derive(Debug)]
 struct Suspended {
     place: Place,
@@ -76,15 +77,14 @@ struct Suspended {
 impl Sockets {
     /// Listens on all endpoints, or on none.
     ///
-    /// At the path of a Unix socket, an existing file is replaced only if it is a socket that
-    /// refuses connections, such as one left by a crashed server. Two servers that start at the
-    /// same moment can still take such a file from each other. If that may happen, lock another
-    /// file first.
+    /// If the path of a Unix socket exists, it is replaced only if it is a socket that refuses
+    /// connections, such as one left behind by a crashed server. Two servers that start at the same
+    /// moment can still take the path from each other. If that may happen, lock another file first.
     ///
     /// # Errors
     ///
     /// Returns [`Error::Bind`], which names the endpoint that could not be resolved, bound or
-    /// listened on. Everything bound before it is released, including paths.
+    /// listened on. Everything bound before the failure is released, including paths.
     ///
     /// # Panics
     ///
@@ -116,7 +116,8 @@ impl Sockets {
         Ok(Self::new(sources, options.clone()))
     }
 
-    /// Creates a listener of one socket that is already listening, with default options.
+    /// Creates a listener from one socket that is already listening. Accepted sockets get the
+    /// default options.
     pub(super) fn of(socket: socket2::Socket) -> io::Result<Self> {
         let source = Source::new(socket.into(), None, next_endpoint())?;
         Ok(Self::new(vec![source], SocketOptions::default()))
@@ -215,8 +216,8 @@ impl Listener for Sockets {
                     place,
                     endpoint: listening.endpoint.clone(),
                 }),
-                // A socket that a supervisor keeps open would go on listening if it was closed
-                // here.
+                // Closing this descriptor would not stop a socket that a supervisor also keeps open
+                // from listening.
                 None => self.sources.push(source),
             }
         }
@@ -248,10 +249,10 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// The runtime's report of readiness is new: the previous report was cleared, and no accept has
-    /// been tried since then.
+    /// If the runtime reports readiness, the report is new: the previous one was cleared, and no
+    /// accept has been tried since.
     is_news: bool,
-    /// The socket has the options that accepted sockets inherit.
+    /// The options that accepted sockets inherit were set on this socket.
     prepared: bool,
     local: Address,
 }
@@ -271,8 +272,9 @@ impl Source {
             kept,
             handed_on,
         } = opened;
-        // A socket from the program or from its parent may not be listening, whatever its type here
-        // says. Such a socket would never be readable, or each accept would fail.
+        // A socket from the program or from its parent process may not be listening, even if its
+        // Rust type is a listener. Such a socket would never be readable, or each accept would
+        // fail.
         if !accepts(&socket)? {
             let err = "the socket does not listen for connections";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, err));
@@ -306,8 +308,8 @@ impl Source {
         let mut asked = false;
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
-                // The system may have a connection of which tokio does not know yet, and at a
-                // shutdown this may be the last check.
+                // The system may have a connection that tokio has not noticed yet. At a shutdown
+                // this check may be the last.
                 return if !asked && has_event(self.socket.get_ref()) {
                     Poll::Ready(Ok(()))
                 } else {
@@ -315,7 +317,8 @@ impl Source {
                 };
             };
             let mut guard = guard?;
-            // tokio's readiness stays set after the last connection is accepted, so ask the system.
+            // tokio's readiness stays set after the last connection was accepted, so ask the
+            // system.
             if self.is_news || has_event(self.socket.get_ref()) {
                 return Poll::Ready(Ok(()));
             }
@@ -339,7 +342,7 @@ impl Source {
             return self.open(socket, peer, options).map(Some);
         }
         if options.resets_cut_off() && self.local.tcp().is_some() {
-            // If the system rejects it, the socket is closed like any other.
+            // If the system rejects the option, the socket is closed like any other.
             let _rejected = socket.set_linger(Some(Duration::ZERO));
         }
         Ok(None)
@@ -347,9 +350,8 @@ impl Source {
 
     fn peer(&self, peer: &SockAddr) -> Address {
         match self.local {
-            // On some systems, a peer that reset its connection in the queue has no address. Its
-            // connection ends at the first read, like any other that is reset; the listener has not
-            // failed.
+            // On some systems, a peer that has reset its connection in the queue has no address.
+            // That is not a failure of the listener. The connection ends at its first read.
             Address::Tcp(_) => peer
                 .as_socket()
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
@@ -402,15 +404,15 @@ fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)>
     Ok((socket, peer))
 }
 
-/// Returns whether an accept would return at once. If the system cannot answer, the accept reports
-/// the error.
+/// Returns whether an accept would return at once. If this query fails, it returns `true`, so that
+/// the accept reports the error.
 fn has_event(socket: &socket2::Socket) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
-/// Reports [`ListenerClosed`] for a socket that no longer listens, for example after a `shutdown`,
-/// and other errors as they are.
+/// Replaces the error of a socket that no longer listens, for example after a `shutdown`, by
+/// [`ListenerClosed`]. Returns any other error unchanged.
 fn closed_or(err: io::Error, listener: &socket2::Socket) -> io::Error {
     if err.kind() == io::ErrorKind::InvalidInput && !listens(listener) {
         return io::Error::new(err.kind(), ListenerClosed);
@@ -423,8 +425,8 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Returns `false`, because the system cannot be asked, and accept(2) fails with `InvalidInput` for
-/// no other reason.
+/// Returns `false`, because this system does not tell whether a socket listens. accept(2) fails
+/// with `InvalidInput` only if it does not.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false

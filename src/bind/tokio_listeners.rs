@@ -1,7 +1,7 @@
 //! Conversions from tokio's own listeners.
 //!
-//! tokio reports a waiting connection only by accepting it. So the socket of its listener becomes
-//! one of [`Sockets`], which checks for a connection before it accepts.
+//! A listener of tokio reports a waiting connection only by accepting it. So its socket is moved
+//! into [`Sockets`], which checks for a connection before it accepts.
 
 use std::io;
 
@@ -15,9 +15,9 @@ use crate::make::Known;
 /// A type that converts into a listener: every [`Listener`], and tokio's `TcpListener` and
 /// `UnixListener`.
 ///
-/// tokio's listeners become [`Sockets`]. Accepted sockets have the default
+/// tokio's listeners become [`Sockets`]. Accepted sockets get the default
 /// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. The path of a Unix socket is
-/// not removed. For other options, give the listener to
+/// not removed. For other options, pass the listener to
 /// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a listener",
@@ -39,7 +39,8 @@ pub trait IntoListener: Sized {
 
 #[diagnostic::do_not_recommend]
 impl<L: Listener> IntoListener for L {
-    // If `L` is no listener, the server's type is unknown, and the mistake is reported only once.
+    // If `L` is not a listener, the compiler cannot resolve the server's type, and so reports the
+    // mistake only once.
     type Listener = <L::Io as Known<L>>::Type;
 
     fn into_listener(self) -> L {
@@ -65,7 +66,7 @@ impl IntoListener for UnixListener {
     }
 }
 
-/// Takes over a listener of tokio, with the options it has.
+/// Takes over a listener of tokio. The socket keeps its options.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         match listener.into_std() {
@@ -85,7 +86,8 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// The error of a listener that the runtime did not release, or did not register again.
+/// The error of a listener that could not be removed from the runtime, or could not be registered
+/// again.
 #[derive(Debug, Error)]
 #[error("a listener of tokio could not be taken over")]
 struct NotTakenOver(#[source] Refused);

@@ -1,5 +1,5 @@
-//! The path of a Unix socket. The file of a stale socket is replaced, but never the file of a live
-//! one. At the end, only the file that the server created is removed.
+//! The path of a Unix socket. A server replaces the file of a stale socket, but never that of a
+//! live one. At the end it removes only the file that it created.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -11,22 +11,23 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::options::SocketOptions;
 
-/// A bound path. It is removed on drop if the file is still the one that was created.
+/// A bound path. On drop it is removed if the file there is still the one that was created.
 ///
-/// It must be dropped before its socket, because only while the socket is open does the system keep
-/// the file's inode number from other files.
+/// This value must be dropped before its socket, because the system may give the file's inode
+/// number to another file once the socket is closed.
 #[derive(Debug)]
 pub(super) struct OwnPath {
     pub(super) path: PathBuf,
-    /// The device and the number of the file.
+    /// The device and the inode number of the file.
     pub(super) file: (u64, u64),
-    /// This process removes the path. `false` while another process that has the same socket does.
+    /// This process removes the path. `false` while another process with the same socket removes
+    /// it.
     owned: AtomicBool,
 }
 
 impl OwnPath {
-    /// Creates the path of a socket that another process has bound. That process still removes the
-    /// path.
+    /// Creates the value for a path that another process has bound. Until [`own`](Self::own) is
+    /// called, that process removes the path.
     #[cfg(feature = "handover")]
     pub(super) fn of_other(path: PathBuf, file: (u64, u64)) -> Self {
         let owned = AtomicBool::new(false);
@@ -64,12 +65,11 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // Before the bind, also because this rejects a path with a NUL byte. The bind would silently
-    // cut the path there.
+    // This also rejects a path with a NUL byte, at which the bind would silently cut the path.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // The process may change its directory before the path is removed.
+    // The process may change its working directory before the path is removed.
     let absolute = std::path::absolute(path)?;
     socket.bind(&address)?;
     let own = OwnPath {
@@ -77,7 +77,8 @@ pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket
         path: absolute,
         owned: AtomicBool::new(true),
     };
-    // Connects are refused between bind and listen, so no connect succeeds under the umask's mode.
+    // The system refuses connections between bind and listen, so no client connects before the mode
+    // is set.
     if let Some(mode) = options.mode() {
         fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
@@ -85,7 +86,7 @@ pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket
     Ok((socket, own))
 }
 
-/// Listens on an abstract name. It has no file and ends with its socket.
+/// Listens on an abstract name, which has no file and disappears with its socket.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn listen_abstract(name: &str, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -101,7 +102,7 @@ pub(super) fn listen_abstract(_name: &str, _options: &SocketOptions) -> io::Resu
 
 /// Removes the file of a socket on which no process listens any more.
 ///
-/// Anything else at the path (a plain file, a link) remains, and makes the bind fail.
+/// Anything else at the path (a plain file, a link) is kept, and makes the bind fail.
 fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
     let Some(found) = socket_at(path)? else {
         return Ok(());
@@ -114,15 +115,15 @@ fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
         Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Err(err),
         _ => false,
     };
-    // This second check notices if another server has replaced the file meanwhile; the bind would
-    // not.
+    // Another server may have replaced the file meanwhile. Only this second check notices that.
     if stale && socket_at(path)? == Some(found) {
         fs::remove_file(path)?;
     }
     Ok(())
 }
 
-/// Returns the identity of the file at the path, if it is a socket itself and not a link to one.
+/// Returns the device and the inode number of the file at the path, if it is a socket and not a
+/// link to one.
 fn socket_at(path: &Path) -> io::Result<Option<(u64, u64)>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => Ok(Some(id(&metadata))),
