@@ -12,21 +12,22 @@ use super::client::{V6_PREFIX, client_network};
 use super::{AddressFilter, Verdict};
 use crate::connection::Address;
 
-/// The default maximum number of bans. They take some 10 MB.
+/// The default maximum number of bans. So many bans take some 10 MB.
 const MOST: usize = 65_536;
 
 /// The longest ban. A longer one could overflow the clock.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Addresses that are denied, each for a time. Clones share them.
+/// A set of addresses that are denied, each for a time. Clones share the set.
 ///
-/// A service bans its client with the address that [`ConnectionInfo::client_addr`] returns. The ban
-/// denies new connections. To close the present one, send a [closing reply](crate::Reply::close).
-/// An IPv4 address is banned alone, and an IPv6 address with all that share its first
-/// [`v6_prefix`](Self::v6_prefix) bits. Clients of Unix sockets and of in-memory connections have
-/// no address of their own, so they cannot be banned.
+/// A service bans its client by the address that [`ConnectionInfo::client_addr`] returns. The ban
+/// denies new connections. To close the current connection, send a [closing
+/// reply](crate::Reply::close). A ban of an IPv4 address applies to this address alone. A ban of an
+/// IPv6 address applies to all addresses with the same first [`v6_prefix`](Self::v6_prefix) bits.
+/// Clients of Unix sockets and of in-memory connections have no address of their own, so they
+/// cannot be banned.
 ///
-/// Like an `AccessList` it becomes a filter by [`AddressFilter::from`]:
+/// [`AddressFilter::from`] converts the set into a filter:
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,9 +58,9 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// The failures are counted for each connection, so a client that connects again has three more
 /// attempts. Use [`PerClient::rate`](super::PerClient::rate) to limit how often it can connect.
 ///
-/// Behind a proxy, `address_filter` sees the address of the proxy, so this ban has no effect there.
-/// Use `AddressFilter::from(bans)` as a pre-connect hook, behind the one that reads the proxy's
-/// header.
+/// Behind a proxy, `address_filter` sees the address of the proxy, so bans have no effect there.
+/// Instead, use `AddressFilter::from(bans)` as a pre-connect hook, after the hook that reads the
+/// proxy's header.
 ///
 /// [`ConnectionInfo::client_addr`]: crate::ConnectionInfo::client_addr
 #[derive(Clone)]
@@ -74,7 +75,7 @@ pub struct Bans {
 #[derive(Default)]
 struct Banned {
     until: HashMap<IpAddr, Instant>,
-    /// The same bans, in the order in which they end.
+    /// The same bans, ordered by the time at which they end.
     ends: BTreeSet<(Instant, IpAddr)>,
 }
 
@@ -116,7 +117,7 @@ impl Bans {
 
     /// Sets the number of leading bits of an IPv6 address that are banned together.
     ///
-    /// Default: 64. Why: one host chooses its addresses in a network of this size.
+    /// Default: 64. Why: a host usually has a network of this size, and can use any address in it.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
         self.v6_prefix = bits;
@@ -125,7 +126,7 @@ impl Bans {
 
     /// Sets the number of bans that are kept. `0` counts as 1.
     ///
-    /// Default: 65,536. Why: it bounds memory, to some 10 MB. When reached: the ban that would end
+    /// Default: 65,536. Why: to bound memory, to some 10 MB. When reached: the ban that would end
     /// first is dropped.
     #[must_use]
     pub fn capacity(mut self, bans: usize) -> Self {
@@ -133,7 +134,7 @@ impl Bans {
         self
     }
 
-    /// Bans an address for a time, at most for 10 years. Of two bans of one address, the one that
+    /// Bans an address for `time`, at most for 10 years. Of two bans of one address, the one that
     /// ends later applies.
     pub fn ban(&self, address: &Address, time: Duration) {
         let Some(network) = client_network(address, self.v6_prefix) else {
@@ -174,8 +175,8 @@ impl Bans {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Returns the banned addresses, each with its remaining time, in the order in which the bans
-    /// end. An IPv6 address stands for its network.
+    /// Returns the banned addresses, each with its remaining time, ordered by the time at which the
+    /// bans end. An IPv6 address stands for its network.
     pub fn list(&self) -> Vec<(IpAddr, Duration)> {
         let now = Instant::now();
         let mut banned = self.lock();

@@ -1,4 +1,4 @@
-//! The clients of a limit, told apart by network, in a bounded map.
+//! The clients of a limit in a bounded map. A client is one IPv4 address or one IPv6 network.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,21 +18,21 @@ use tokio::time::Instant;
 
 use crate::connection::Address;
 
-/// The default number of leading bits of an IPv6 address that tell clients apart. A host gets a
-/// network of this size, and chooses its addresses in it.
+/// The default number of leading bits of an IPv6 address that identify a client. A host usually has
+/// a network of this size, and can use any address in it.
 pub(super) const V6_PREFIX: u8 = 64;
 
-/// The default maximum number of clients that are remembered without an open connection.
+/// The default maximum number of clients that are remembered while they have no open connection.
 pub(super) const REMEMBERED: usize = 65_536;
 
 /// The longest period of a rate. governor counts nanoseconds, and panics beyond its range.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The number of clients below which a map is not swept.
+/// The number of clients below which the map is not searched for clients to forget.
 const FEW: usize = 1024;
 
-/// Returns the network by which a client is told apart: its IPv4 address, or the first `v6_prefix`
-/// bits of its IPv6 address.
+/// Returns the key of a client in the map: its IPv4 address, or the first `v6_prefix` bits of its
+/// IPv6 address.
 pub(super) fn client_network(address: &Address, v6_prefix: u8) -> Option<IpAddr> {
     match address.tcp()?.ip().to_canonical() {
         v4 @ IpAddr::V4(_) => Some(v4),
@@ -47,7 +47,7 @@ pub(super) fn client_network(address: &Address, v6_prefix: u8) -> Option<IpAddr>
 #[derive(Clone)]
 pub(super) struct Clients {
     pub(super) v6_prefix: u8,
-    /// The connections that one client may have open.
+    /// The maximum number of open connections of one client.
     pub(super) connections: usize,
     pub(super) quota: Option<Quota>,
     pub(super) remembered: usize,
@@ -57,19 +57,20 @@ pub(super) struct Clients {
 #[derive(Default)]
 struct Map {
     clients: HashMap<IpAddr, Known>,
-    /// The number of clients at which the map is swept.
+    /// The number of clients at which the map is next searched for clients to forget.
     sweep_at: usize,
 }
 
 struct Known {
     client: Arc<Client>,
-    /// The number of [`Held`] of the client, which is not forgotten while there are any.
+    /// The number of [`Held`] values for the client. While there are any, the client is not
+    /// forgotten.
     holders: usize,
 }
 
 impl Known {
-    /// Returns whether nothing is lost if the client is forgotten. If so, the client must be
-    /// forgotten, because the check takes all of its rate.
+    /// Returns whether the client can be forgotten without losing its state. If it returns `true`,
+    /// the client must be forgotten, because the check uses up all of its rate.
     fn is_fresh(&self) -> bool {
         self.holders == 0 && self.client.rate.as_ref().is_none_or(Rate::is_fresh)
     }
@@ -78,15 +79,16 @@ impl Known {
 /// The counts of one client.
 pub(super) struct Client {
     pub(super) places: Semaphore,
-    /// The connections that wait for their turn.
+    /// The number of connections that wait for their turn.
     pub(super) waiting: AtomicUsize,
-    /// Held by the first of them.
+    /// Locked by the first waiting connection.
     pub(super) turn: tokio::sync::Mutex<()>,
     pub(super) rate: Option<Rate>,
 }
 
 impl Client {
-    /// Takes one from the rate. If there is none, returns the time at which there may be one.
+    /// Takes one connection or request from the rate. If there is none left, fails with the time at
+    /// which there may be one.
     pub(super) fn take_rate(&self) -> Result<(), Instant> {
         self.rate.as_ref().map_or(Ok(()), Rate::take)
     }
@@ -103,8 +105,8 @@ impl Clients {
         }
     }
 
-    /// Returns the client that has the address. `None` for an address that identifies no client,
-    /// such as that of a Unix socket.
+    /// Returns the client that has the address. Returns `None` for an address that identifies no
+    /// client, such as that of a Unix socket.
     pub(super) fn of(&self, address: &Address) -> Option<Held> {
         let network = client_network(address, self.v6_prefix)?;
         let mut map = lock(&self.map);
@@ -157,15 +159,15 @@ impl Map {
     /// Forgets clients before another one is added, so that at most `remembered` clients without a
     /// holder are kept.
     ///
-    /// At least an eighth of `remembered` clients are added before the next sweep, so that in a
-    /// flood each of them costs only a few steps.
+    /// Each search leaves room for at least an eighth of `remembered` clients before the next
+    /// search. So in a flood each new client costs only a few steps.
     fn make_room(&mut self, remembered: usize) {
         if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
             return;
         }
         self.clients.retain(|_, entry| !entry.is_fresh());
-        // Clients that have used some of their rate are forgotten last, in no order. A client gains
-        // by it only what it had used.
+        // The remaining clients have used some of their rate. They are forgotten last, in no
+        // particular order. Such a client only gets back the rate that it had used.
         let most = remembered - remembered / 8;
         let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
         self.clients.retain(|_, entry| {
@@ -178,7 +180,7 @@ impl Map {
     }
 }
 
-/// A client that is in use, and so is not forgotten.
+/// A client in use. It is not forgotten while this value exists.
 pub(super) struct Held {
     client: Arc<Client>,
     network: IpAddr,
@@ -205,16 +207,16 @@ impl Drop for Held {
     }
 }
 
-/// Returns the quota of `n` at once, and of `n` in each `period` after that.
+/// Returns a quota that allows `n` at once, and then `n` in each `period`.
 pub(super) fn quota(n: u32, period: Duration) -> Quota {
     let n = NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
     let each = (period.min(LONGEST) / n.get()).max(Duration::from_nanos(1));
-    // It returns none only for a duration of zero.
+    // `with_period` returns `None` only for a duration of zero.
     let quota = Quota::with_period(each).unwrap_or(Quota::per_second(n));
     quota.allow_burst(n)
 }
 
-/// A rate of one client.
+/// The rate limiter of one client.
 pub(super) struct Rate {
     limiter: RateLimiter<NotKeyed, InMemoryState, Time, NoOpMiddleware<Duration>>,
     burst: NonZeroU32,
@@ -228,7 +230,8 @@ impl Rate {
         }
     }
 
-    /// Takes one. If there is none, returns the time at which there may be one.
+    /// Takes one from the rate. If there is none left, fails with the time at which there may be
+    /// one.
     pub(super) fn take(&self) -> Result<(), Instant> {
         self.limiter.check().map_err(|not_until| {
             let Time(begun) = self.limiter.clock();
@@ -236,14 +239,15 @@ impl Rate {
         })
     }
 
-    /// Returns whether everything that was taken has come back. If so, the rate must not be used
-    /// again, because this check has taken all of it.
+    /// Returns whether the rate is as full as a new one. If it returns `true`, the rate must not be
+    /// used again, because this check has used up all of it.
     fn is_fresh(&self) -> bool {
         matches!(self.limiter.check_n(self.burst), Ok(Ok(())))
     }
 }
 
-/// The time since the rate was made, on tokio's clock, so that tests can pause it.
+/// A clock that counts from the creation of the rate. It uses tokio's clock, so that tests can
+/// pause it.
 struct Time(Instant);
 
 impl Clock for Time {
@@ -261,7 +265,7 @@ mod tests {
     fn a_client_is_counted_by_its_ipv4_address_and_the_prefix_of_its_ipv6_address() {
         let client = |ip: &str, bits| {
             let ip: IpAddr = ip.parse().expect("an address");
-            // Not by `From`, which would make it canonical.
+            // `From` is not used, because it would convert an IPv4-mapped address to IPv4.
             let network = client_network(&Address::Tcp((ip, 1).into()), bits);
             network.expect("TCP").to_string()
         };
@@ -312,7 +316,7 @@ mod tests {
         for client in held.into_iter().flatten() {
             assert!(lock(&clients.map).clients.contains_key(&client.network));
         }
-        // An hour later, all of them would be as new.
+        // After an hour, the rates of all clients would be full again.
         tokio::time::advance(Duration::from_secs(3600)).await;
         lock(&clients.map).sweep_at = 0;
         drop(clients.of(&address(0)));

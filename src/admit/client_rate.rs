@@ -16,8 +16,8 @@ use crate::connection::ConnectionInfo;
 
 /// Limits the rate of each client's requests, over all of its connections. Clones share the rates.
 ///
-/// tower's `RateLimit` limits one connection, or all together. This one makes a layer for each
-/// connection, which is added where the connection's service is made:
+/// tower's `RateLimit` limits one connection, or all connections together. This type creates a
+/// layer for each connection. Add the layer where the connection's service is made:
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,9 +39,10 @@ use crate::connection::ConnectionInfo;
 /// A request over the rate waits, because the service is not ready until the rate allows the
 /// request. tower's `LoadShed` outside of the layer makes such a request fail instead, and a
 /// `MapResult` outside of that can turn the failure into a reply. A request costs an atomic
-/// operation and a look at the clock.
+/// operation and one reading of the clock.
 ///
-/// Clients are told apart as by [`PerClient`](super::PerClient), which limits connections.
+/// Clients are identified in the same way as by [`PerClient`](super::PerClient), which limits
+/// connections.
 #[derive(Clone)]
 #[doc(alias = "throttle")]
 #[doc(alias = "limit_req")]
@@ -51,7 +52,7 @@ pub struct ClientRate {
 }
 
 impl ClientRate {
-    /// Creates a rate of `requests` at once, and of as many in each `period` after that, evenly
+    /// Creates a rate that allows `requests` at once, and then as many in each `period`, evenly
     /// spread. `0` counts as 1.
     pub fn new(requests: u32, period: Duration) -> Self {
         let quota = quota(requests, period);
@@ -60,7 +61,7 @@ impl ClientRate {
         }
     }
 
-    /// Sets the number of leading bits of an IPv6 address that tell clients apart, as
+    /// Sets the number of leading bits of an IPv6 address that identify a client, as
     /// [`PerClient::v6_prefix`](super::PerClient::v6_prefix) does. Default: 64.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
@@ -76,12 +77,12 @@ impl ClientRate {
         self
     }
 
-    /// Returns the number of clients that are kept in memory.
+    /// Returns the number of clients in memory, with or without open connections.
     pub fn clients(&self) -> usize {
         self.clients.len()
     }
 
-    /// Returns the layer for a connection's requests.
+    /// Returns the layer for the requests of one connection.
     pub fn layer(&self, conn: &ConnectionInfo) -> ClientRateLayer {
         ClientRateLayer {
             client: self.clients.of(conn.client_addr()).map(Arc::new),
@@ -125,20 +126,20 @@ impl<S> Layer<S> for ClientRateLayer {
     }
 }
 
-/// A service that is ready as often as its client's rate allows. See [`ClientRate`].
+/// A service that is ready only when its client's rate allows another request. See [`ClientRate`].
 #[derive(Debug)]
 pub struct ClientRateLimit<S> {
     inner: S,
     layer: ClientRateLayer,
-    /// The rate allows the next request.
+    /// The next request has been taken from the rate.
     has_taken: bool,
-    /// Kept from one wait to the next.
+    /// Reused for each wait.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: Clone> Clone for ClientRateLimit<S> {
     fn clone(&self) -> Self {
-        // Readiness belongs to one instance.
+        // A clone is not ready.
         self.layer.layer(self.inner.clone())
     }
 }
@@ -168,7 +169,8 @@ where
     type Error = S::Error;
     type Future = S::Future;
 
-    /// Waits for the rate before the inner service, so that no shared resource is held meanwhile.
+    /// Waits for the rate first and then for the inner service, so that the inner service reserves
+    /// no shared resource while the rate is exceeded.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         if !self.has_taken {
             ready!(self.poll_rate(cx));

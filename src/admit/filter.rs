@@ -1,4 +1,4 @@
-//! Decides about connections by an address alone.
+//! Allows or denies connections by their address alone.
 
 use std::fmt;
 use std::future::{Ready, ready};
@@ -13,7 +13,7 @@ use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo};
 use crate::end::{ConnectionEnded, EndReason};
 
-/// The decision about an address.
+/// The decision whether an address may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The address may connect.
@@ -22,7 +22,8 @@ pub enum Verdict {
     Deny,
 }
 
-/// The cause of an end with [`EndReason::Denied`].
+/// The error with which a connection ends whose address is denied. Its reason is
+/// [`EndReason::Denied`].
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the address is denied")]
 pub struct AddressDenied;
@@ -31,11 +32,11 @@ pub struct AddressDenied;
 ///
 /// It can be applied in two places, or in both:
 ///
-/// - To the addresses of sockets, by
-///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). A denied connection
-///   is reset in the accept loop, before a task, an entry in the table and a span are spent on it.
-///   It is counted in the metrics, and logged at trace level only.
-/// - To [`ConnectionInfo::client_addr`], as a pre-connect hook behind the one that reads a proxy's
+/// - To the peer's address, by
+///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). The accept loop
+///   resets a denied connection at once, without a task, an entry in the table or a span. It is
+///   counted in the metrics, and logged only at trace level.
+/// - To [`ConnectionInfo::client_addr`], as a pre-connect hook after the hook that reads a proxy's
 ///   header. A denied connection ends with [`EndReason::Denied`], and is logged at debug level.
 ///
 /// ```
@@ -63,7 +64,8 @@ pub struct AddressFilter(Arc<Decide>);
 type Decide = dyn Fn(&Address) -> Verdict + Send + Sync;
 
 impl AddressFilter {
-    /// Creates a filter. `verdict` runs in the accept loop, so it must not block.
+    /// Creates a filter from a function. `verdict` may run in the accept loop, so it must not
+    /// block.
     pub fn new(verdict: impl Fn(&Address) -> Verdict + Send + Sync + 'static) -> Self {
         Self(Arc::new(verdict))
     }
@@ -89,7 +91,7 @@ impl Admission for AddressFilter {
     }
 }
 
-/// As a pre-connect hook.
+/// A filter as a pre-connect hook.
 impl<Io> Service<Connection<Io>> for AddressFilter {
     type Response = Connection<Io>;
     type Error = ConnectionEnded;

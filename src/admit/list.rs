@@ -1,4 +1,4 @@
-//! Lists of networks that may connect, and of those that may not.
+//! Lists of networks that may or may not connect.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -9,8 +9,8 @@ use crate::networks::Networks;
 /// The rules of an [`AccessList`].
 ///
 /// Of all networks that contain an address, the one with the longest prefix decides, as in a
-/// routing table. If the same network is allowed and denied, it is denied. An address in none of
-/// the networks is allowed, unless [`others`](Self::others) says otherwise.
+/// routing table. A network in both lists is denied. The rule for [`others`](Self::others) applies
+/// to an address in none of the networks.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -84,7 +84,7 @@ impl AccessRules {
 /// A list of allowed and denied networks, which can be replaced while the server runs. Clones share
 /// the list.
 ///
-/// It becomes a filter by [`AddressFilter::from`]:
+/// [`AddressFilter::from`] converts the list into a filter:
 ///
 /// ```
 /// use tower_tcp::Server;
@@ -115,7 +115,7 @@ impl AccessList {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let replaced = std::mem::replace(&mut *current, rules);
         drop(current);
-        // Dropped without the lock, because the list may be long.
+        // Dropped after unlocking, because dropping a long list takes time.
         drop(replaced);
     }
 

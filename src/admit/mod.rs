@@ -1,32 +1,32 @@
-//! Limits which connections come in, how many and how fast.
+//! Limits which connections are admitted, how many, and how fast.
 //!
-//! | limit | of |
+//! | type | limits |
 //! | --- | --- |
 //! | [`ConnectionLimit`] | the open connections of a server, or of several |
-//! | [`AddressFilter`] | addresses, by a decision of your own |
-//! | `AccessList` | networks, allowed or denied; replaced while the server runs |
-//! | `Bans` | addresses, denied for a time |
+//! | [`AddressFilter`] | the addresses that may connect, by your own function |
+//! | `AccessList` | the networks that may connect; can be replaced while the server runs |
+//! | `Bans` | the addresses that may connect; denies some for a time |
 //! | `PerClient` | the open connections of each client, and the rate at which it connects |
 //! | `ClientRate` | the rate of each client's requests |
 //!
-//! The last four need the feature `per-client`. They know a client by
-//! [`ConnectionInfo::client_addr`], which is the socket's address, unless a hook in front of them
-//! has read a proxy's header. The module `proxy` shows how to combine them with that hook.
+//! The last four need the feature `per-client`. They identify a client by
+//! [`ConnectionInfo::client_addr`]. This is the peer's address, unless a hook in front of them has
+//! read a proxy's header. The module `proxy` shows how to combine them with that hook.
 //!
-//! The metric `tower_tcp.rejected_connections` counts the refused connections by their reason. See
-//! [`observe`](crate::observe).
+//! The metric `tower_tcp.rejected_connections` counts the connections that were not admitted, by
+//! reason. See [`observe`](crate::observe).
 //!
 //! # The limit of a server
 //!
-//! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task,
-//! and can be changed while the server runs. Every [`Server`](crate::Server) has one, which
+//! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task.
+//! It can be changed while the server runs. Every [`Server`](crate::Server) has one, which
 //! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any other connection
 //! service.
 //!
 //! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. `ConnectionLimit` wakes
-//! all waiters, and the first one that polls takes the permit, so an accept loop without a
-//! connection cannot hold a permit. It is made for a few waiters, one for each accept loop. If
-//! thousands of tasks wait, use tower's.
+//! all waiters, and the first one that polls takes the permit. So an accept loop without a
+//! connection cannot hold a permit. `ConnectionLimit` is made for a few waiters, one for each
+//! accept loop. If thousands of tasks wait, use `ConcurrencyLimit`.
 //!
 //! ```
 //! use tower::ServiceBuilder;
@@ -91,9 +91,9 @@ pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 struct LimitState {
     limit: usize,
     used: usize,
-    /// The waiters to wake when the limit or the count changes, by service instance. There is one
-    /// for each accept loop, so a linear search is fast enough. The allocation is kept, because
-    /// every connection passes through here.
+    /// The waiters to wake when the limit or the count changes, with the number of their service
+    /// instance. There is one for each accept loop, so a linear search is fast enough. The vector
+    /// keeps its allocation, because every connection uses it.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
 }
@@ -111,7 +111,7 @@ impl LimitState {
         self.waiting.retain(|(known, _)| *known != instance);
     }
 
-    /// Takes the wakers out, so that they are woken without the lock.
+    /// Takes all wakers, so that the caller can wake them after unlocking.
     fn take_waiting(&mut self) -> Vec<(u64, Waker)> {
         self.waiting.drain(..).collect()
     }
@@ -135,8 +135,8 @@ impl ConnectionLimit {
 
     /// Changes the limit to `n`, at once.
     ///
-    /// Raising it admits waiting connections. Lowering it takes back a permit that is reserved but
-    /// not in use. It closes no connection.
+    /// A higher limit admits waiting connections. A lower limit revokes permits that are reserved
+    /// but not in use. Open connections stay open.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();
@@ -194,14 +194,15 @@ fn wake_all(waiting: Vec<(u64, Waker)>) {
 mod sealed {
     use super::{ConnectionEnded, ConnectionInfo, ConnectionLimit};
 
-    /// Lets connections in, or says why one is not.
+    /// Admits connections, or rejects them with a reason.
     pub trait Admission {
-        /// Returns whether any connection may be let in now.
+        /// Returns `false` if no connection can be admitted now.
         fn has_room(&self) -> bool {
             true
         }
 
-        /// Returns the permit to hold while the connection is served, if there is one.
+        /// Admits a connection, or returns the reason for rejecting it. The permit, if there is
+        /// one, must be held while the connection is served.
         fn admit(&self, conn: &ConnectionInfo) -> Result<Option<Permit>, ConnectionEnded>;
     }
 
@@ -249,11 +250,11 @@ impl ConnectionLimitLayer {
     ///
     /// `service` can tell the peer why it is rejected, as
     /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
-    /// at most 64 connections at a time. Further ones are closed at once. All connections over the
-    /// limit end with [`EndReason::LimitExceeded`].
+    /// at most 64 connections at a time. Further connections over the limit are closed at once. All
+    /// of them end with [`EndReason::LimitExceeded`].
     ///
-    /// The server's own limit must be higher than this one. At its own limit the server accepts
-    /// nothing, so `service` gets no connections.
+    /// The server's own limit must be higher than this one. When the server reaches its own limit,
+    /// it accepts nothing, so `service` gets no connections.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
         overflow::layer(self.limit, service)
     }
@@ -274,7 +275,7 @@ pub struct Limited<S> {
     limit: ConnectionLimit,
     instance: u64,
     reserved: Option<Permit>,
-    /// The inner service was not ready and has not been called since.
+    /// The inner service returned `Pending` from `poll_ready` and has not been called since.
     queued: bool,
 }
 
@@ -294,16 +295,17 @@ impl<S> Limited<S> {
         }
     }
 
-    /// Returns whether the inner service was made to wait and has not been called since. It may be
-    /// in a queue, such as that of a stock limit, and only a call takes it out.
+    /// Returns whether the inner service returned `Pending` from `poll_ready` and has not been
+    /// called since. It may then have a place in a queue, such as that of tower's
+    /// `ConcurrencyLimit`, which only a call gives up.
     pub(crate) fn is_queued(&self) -> bool {
         self.queued
     }
 
-    /// Gives back a permit that was reserved for a connection which then could not be accepted.
+    /// Returns a permit that was reserved for a connection that could not be accepted.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
-            // Other instances may wait for it. This one does not.
+            // Returning the permit wakes the other instances that wait. This one does not wait.
             self.limit.lock().forget(self.instance);
             drop(permit);
         }
@@ -312,7 +314,7 @@ impl<S> Limited<S> {
 
 impl<S: Clone> Clone for Limited<S> {
     fn clone(&self) -> Self {
-        // Readiness, and the permit with it, belongs to one instance.
+        // A clone is not ready, and has no permit.
         Self::new(self.inner.clone(), self.limit.clone())
     }
 }
@@ -333,7 +335,8 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let mut state = self.limit.lock();
-        // Also with a permit in hand, so that lowering the limit can take it back.
+        // An instance that has reserved a permit also registers, so that a lower limit can revoke
+        // the permit.
         state.wait(self.instance, cx.waker());
         match &self.reserved {
             Some(_) if state.used > state.limit => {
@@ -347,10 +350,10 @@ where
                 drop(state);
                 self.reserved = Some(Permit(self.limit.clone()));
             }
-            // The inner service reserves nothing at the limit.
+            // At the limit the inner service is not polled, so it does not reserve anything.
             None => return Poll::Pending,
         }
-        // A panic of the inner service ends its wait.
+        // If the inner service panics, it no longer counts as waiting.
         let was_queued = std::mem::take(&mut self.queued);
         let polled = self.inner.poll_ready(cx);
         self.queued = was_queued || polled.is_pending();
@@ -362,7 +365,7 @@ where
     }
 
     fn call(&mut self, conn: C) -> Self::Future {
-        // It has its permit, so the end of another connection need not wake it.
+        // This instance has its permit, so the end of another connection need not wake it.
         self.limit.lock().forget(self.instance);
         self.queued = false;
         // Taken before the call, so that a panic in it returns the permit.

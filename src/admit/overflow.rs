@@ -17,16 +17,16 @@ use crate::end::EndReason;
 use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, oneshot};
 
-/// The time that the overflow service has for a connection. It is enough to write to an empty
-/// socket, and too short to wait for the peer.
+/// The time that the overflow service has for a connection. It is enough to write a short message,
+/// but not to wait for a slow peer.
 const TIME: Duration = Duration::from_secs(1);
 
-/// The maximum number of connections that the overflow service has at the same time. Further ones
-/// are closed at once, so that a flood costs no more than this.
+/// The maximum number of connections that the overflow service serves at the same time. Further
+/// connections over the limit are closed at once, to bound the cost of a flood.
 const MOST: usize = 64;
 
-/// Applies a limit or a filter, and passes the connections that it does not let in to another
-/// service. Created by [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow),
+/// Applies a limit or a filter, and passes the connections that it rejects to another service.
+/// Created by [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow),
 /// [`AddressFilter::overflow`](super::AddressFilter::overflow) and `PerClient::overflow`.
 #[derive(Clone, Debug)]
 pub struct OverflowLayer<O, L = ConnectionLimit> {
@@ -53,7 +53,7 @@ impl<S, O: Clone, L: Clone> Layer<S> for OverflowLayer<O, L> {
     }
 }
 
-/// A connection service that accepts connections over the limit too. See [`OverflowLayer`].
+/// A connection service that also accepts connections over the limit. See [`OverflowLayer`].
 #[derive(Debug)]
 pub struct Overflow<S, O, L = ConnectionLimit> {
     inner: S,
@@ -67,7 +67,7 @@ impl<S: Clone, O: Clone, L: Clone> Clone for Overflow<S, O, L> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            // Readiness belongs to one instance.
+            // A clone is not ready.
             is_inner_ready: false,
             limit: self.limit.clone(),
             overflow: self.overflow.clone(),
@@ -76,7 +76,7 @@ impl<S: Clone, O: Clone, L: Clone> Clone for Overflow<S, O, L> {
     }
 }
 
-/// One connection that the overflow service has, counted until this is dropped.
+/// Counts one connection that the overflow service serves, until it is dropped.
 struct Telling(Arc<AtomicUsize>);
 
 impl Telling {
@@ -107,7 +107,7 @@ where
     type Future = OverflowFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Over the limit, the inner service is not called, so it must not reserve anything.
+        // Over the limit, the inner service will not be called, so it must not reserve anything.
         if !self.is_inner_ready && self.limit.has_room() {
             ready!(self.inner.poll_ready(cx)).map_err(Into::into)?;
             self.is_inner_ready = true;
@@ -116,11 +116,11 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // Taken only for a connection that was accepted, so no permit is reserved without use.
+        // The permit is taken only now that there is a connection, so none is reserved without use.
         let admitted = if self.is_inner_ready {
             self.limit.admit(conn.info())
         } else {
-            // There was no room when the inner service was asked.
+            // There was no room in `poll_ready`, so the inner service was not polled.
             Err(EndReason::LimitExceeded.into())
         };
         match admitted {
@@ -135,7 +135,7 @@ where
         let telling = Telling::begin(&self.telling);
         let over = Box::pin(async move {
             if telling.is_some() {
-                // An error or a timeout here is not the reason for the end.
+                // The connection has its end reason, so an error or a timeout here is ignored.
                 let _told_or_not = tokio::time::timeout(TIME, oneshot(overflow, conn)).await;
             }
         });

@@ -1,4 +1,4 @@
-//! Limits the connections of each client: how many are open, and how fast they come.
+//! Limits the connections of each client: their number, and the rate of new ones.
 
 use std::fmt;
 use std::pin::Pin;
@@ -18,9 +18,9 @@ use crate::end::{ConnectionEnded, EndReason};
 
 /// Limits the connections of each client. Clones share the counts.
 ///
-/// It is a pre-connect hook. Behind the hook that reads a proxy's header, it counts by
-/// [`ConnectionInfo::client_addr`]. In front of the TLS handshake, a connection over the limit
-/// costs no handshake:
+/// It is a pre-connect hook, and counts by [`ConnectionInfo::client_addr`]. Behind a proxy, put it
+/// after the hook that reads the proxy's header. Put it before the TLS handshake, so that a
+/// connection over the limit costs no handshake:
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,9 +38,10 @@ use crate::end::{ConnectionEnded, EndReason};
 /// # drop(stack);
 /// ```
 ///
-/// The count is exact. A connection is counted until it has ended, however it ends. Clients are
-/// told apart by IPv4 address, and by [`v6_prefix`](Self::v6_prefix) for IPv6. Clients of Unix
-/// sockets and of in-memory connections have no address of their own, so they are not limited.
+/// The count is exact. A connection is counted until it has ended, however it ends. A client is
+/// identified by its IPv4 address, or by the first [`v6_prefix`](Self::v6_prefix) bits of its IPv6
+/// address. Clients of Unix sockets and of in-memory connections have no address of their own, so
+/// they are not limited.
 ///
 /// A connection over a limit ends with [`EndReason::ClientLimitExceeded`] or
 /// [`EndReason::ClientRateExceeded`]. Its end is logged at debug level, and counted by reason in
@@ -54,15 +55,15 @@ pub struct PerClient {
     waiting: usize,
 }
 
-/// The cause of an end with [`EndReason::ClientLimitExceeded`] or
-/// [`EndReason::ClientRateExceeded`].
+/// The error with which a connection over its client's limit ends. Its reason is
+/// [`EndReason::ClientLimitExceeded`] or [`EndReason::ClientRateExceeded`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum OverClientLimit {
-    /// The client has as many connections open as it may have.
+    /// The client has this number of open connections, which is the maximum.
     #[error("the client has {0} connections open")]
     Connections(usize),
-    /// The client has made as many connections as it may make in this time.
+    /// The client has connected as often as its rate allows.
     #[error("the client connects too often")]
     Rate,
 }
@@ -86,21 +87,23 @@ impl PerClient {
         }
     }
 
-    /// Limits how fast each client connects: `connections` at once, and as many in each `period`
-    /// after that, evenly spread. `0` counts as 1, and a period of more than 10 years as 10 years.
+    /// Limits how fast each client connects: `connections` at once, and then as many in each
+    /// `period`, evenly spread. `0` counts as 1, and a period of more than 10 years as 10 years.
     ///
-    /// Default: no limit of the rate, because the limit of open connections already bounds what a
-    /// client costs.
+    /// Default: no limit. Why: the limit of open connections already bounds the cost of a client.
+    /// When reached: the connection ends with [`EndReason::ClientRateExceeded`], or
+    /// [waits](Self::wait).
     #[must_use]
     pub fn rate(mut self, connections: u32, period: Duration) -> Self {
         self.clients.quota = Some(quota(connections, period));
         self
     }
 
-    /// Sets the number of leading bits of an IPv6 address that tell clients apart.
+    /// Sets the number of leading bits of an IPv6 address that identify a client.
     ///
-    /// Default: 64. Why: one host chooses its addresses in a network of this size, so a longer
-    /// prefix limits nobody. A customer often has a network of 56 or 48 bits.
+    /// Default: 64. Why: a host usually has a network of this size and can use any address in it,
+    /// so a longer prefix would not limit it. A customer often has a whole network of 56 or 48
+    /// bits.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
         self.clients.v6_prefix = bits;
@@ -108,7 +111,7 @@ impl PerClient {
     }
 
     /// Lets connections over a limit wait for their turn, up to `connections` of each client, in
-    /// the order in which they came. They wait in the hook, so at most until its deadline.
+    /// order of arrival. They wait in the hook, so at most until the deadline of the hooks.
     ///
     /// Default: 0. Why: connections that wait take room in the budget of the hooks
     /// ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When reached:
@@ -121,10 +124,10 @@ impl PerClient {
 
     /// Sets the number of clients whose rates are remembered while they have no connection.
     ///
-    /// Default: 65,536. Why: it bounds memory, to some 18 MB, in a flood from random addresses.
-    /// When reached: clients whose rate is whole again are forgotten first, and then any. A client
-    /// with an open connection is never forgotten, so the
-    /// [server's limit](crate::ServerBuilder::limit) bounds their number.
+    /// Default: 65,536. Why: to bound memory, to some 18 MB, in a flood from random addresses. When
+    /// reached: clients that have used nothing of their rate are forgotten first, then any others.
+    /// A client with an open connection is never forgotten; the [server's
+    /// limit](crate::ServerBuilder::limit) bounds the number of those.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;
@@ -136,7 +139,7 @@ impl PerClient {
         self.clients.open(address)
     }
 
-    /// Returns the number of clients that are kept in memory.
+    /// Returns the number of clients in memory, with or without open connections.
     pub fn clients(&self) -> usize {
         self.clients.len()
     }
@@ -144,9 +147,9 @@ impl PerClient {
     /// Returns a layer that passes connections over a limit to `service`, which can tell the peer
     /// why. See [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
     ///
-    /// Such a connection does not [`wait`](Self::wait). Add the layer inside of the
-    /// [`PreConnectLayer`](crate::preconnect::PreConnectLayer) whose hooks find out the client's
-    /// address.
+    /// Connections over a limit do not [`wait`](Self::wait) in this layer. Add the layer inside of
+    /// the [`PreConnectLayer`](crate::preconnect::PreConnectLayer) whose hooks determine the
+    /// client's address.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O, Self> {
         overflow::layer(self, service)
     }
@@ -160,7 +163,7 @@ impl PerClient {
         })
     }
 
-    /// Admits a connection below the limits, unless others have waited longer.
+    /// Admits a connection if it is below the limits and no other connection of the client waits.
     fn try_enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
         let others_wait = place.client.waiting.load(Ordering::Acquire) > 0;
         let many = OverClientLimit::Connections(self.clients.connections);
@@ -170,7 +173,7 @@ impl PerClient {
         if !others_wait && place.client.take_rate().is_ok() {
             return Ok(());
         }
-        // One that waits longer may need it.
+        // A connection that waits already may need the place.
         place.give_back();
         let is_by_rate = self.clients.quota.is_some();
         Err(if is_by_rate {
@@ -180,7 +183,8 @@ impl PerClient {
         })
     }
 
-    /// Admits a connection that is below the limits, or waits until it is, if it may wait.
+    /// Admits a connection below the limits. Otherwise waits until it is below them, if it may
+    /// wait.
     async fn enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
         let Err(over) = self.try_enter(place) else {
             return Ok(());
@@ -211,7 +215,7 @@ impl Place {
     async fn take_in_turn(&mut self) {
         let client = &*self.client;
         let _turn = client.turn.lock().await;
-        // It fails only if it is closed, which nothing does.
+        // `acquire` fails only on a closed semaphore, and nothing closes this one.
         if let Ok(permit) = client.places.acquire().await {
             permit.forget();
             self.is_taken = true;
@@ -228,7 +232,8 @@ impl Place {
     }
 
     fn begin_to_wait(&mut self, most: usize) -> bool {
-        // One that may not wait is not counted, because a newcomer waits behind those that are.
+        // A connection that may not wait is not counted, because new connections wait behind
+        // counted ones.
         let more = |waiting| (waiting < most).then_some(waiting + 1);
         let waiting = &self.client.waiting;
         let begun = waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
@@ -260,12 +265,12 @@ impl Admission for PerClient {
     }
 }
 
-/// Holds a place until the connection has ended, however that comes.
+/// Holds a place until the connection has ended, however it ends.
 fn give_back_at_end(conn: &ConnectionInfo, place: Place) {
     conn.life.on(Moment::End, |_, _| drop(place));
 }
 
-/// As a pre-connect hook.
+/// The limit as a pre-connect hook.
 impl<Io: Send + 'static> Service<Connection<Io>> for PerClient {
     type Response = Connection<Io>;
     type Error = ConnectionEnded;
