@@ -10,10 +10,10 @@ use crate::make::{CloneForConnection, oneshot};
 
 /// Combinators for pre-connect hooks.
 pub trait PreConnectExt: Sized {
-    /// Runs `next` on the connection that this hook returns. Begin with the outermost protocol: for
-    /// example, the hook for a proxy's header, then TLS.
+    /// Runs `next` on the connection that this hook returns. Put the hook of the outermost protocol
+    /// first: for example, the hook that reads a proxy's header, then TLS.
     ///
-    /// It is not named `then`, because `ServiceExt::then` of tower does something else.
+    /// The method is not named `then`, because `ServiceExt::then` of tower does something else.
     fn chain<H>(self, next: H) -> Chain<Self, H> {
         Chain { first: self, next }
     }
@@ -21,8 +21,8 @@ pub trait PreConnectExt: Sized {
     /// Runs this hook only for connections for which `predicate` returns `true`. Others pass
     /// through unchanged.
     ///
-    /// The stream becomes an [`Either`](super::Either): `Left` as the hook returned it, or `Right`
-    /// as it was.
+    /// The stream of the resulting connection is an [`Either`](super::Either): `Left` is the stream
+    /// that the hook returned, and `Right` the unchanged stream.
     ///
     /// ```
     /// # #[cfg(feature = "tls")]
@@ -34,15 +34,12 @@ pub trait PreConnectExt: Sized {
     /// # use bytes::Bytes;
     /// # use std::convert::Infallible;
     ///
-    /// /// TLS for clients that begin it, and plain text for others, on one port.
-    /// fn optional(tls: Tls) -> impl ConnectionService<Socket> + Clone {
-    ///     let peek = Peek::new(Protocol::detect).unknown(Unknown::Pass);
-    ///     let hooks = peek.chain(tls.when(|info| info.get() == Some(&Protocol::Tls)));
-    ///     let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
-    ///     tower::ServiceBuilder::new()
-    ///         .layer(PreConnectLayer::new(hooks))
-    ///         .service(Pipeline::new(Lines::default).service(echo))
-    /// }
+    /// /// Serves TLS to clients that begin a handshake, and plain text to others, on one port. fn
+    /// optional(tls: Tls) -> impl ConnectionService<Socket> + Clone { let peek =
+    /// Peek::new(Protocol::detect).unknown(Unknown::Pass); let hooks = peek.chain(tls.when(|info|
+    /// info.get() == Some(&Protocol::Tls))); let echo = tower::service_fn(|line: Bytes| async move
+    /// { Ok::<_, Infallible>(line) }); tower::ServiceBuilder::new()
+    /// .layer(PreConnectLayer::new(hooks)) .service(Pipeline::new(Lines::default).service(echo)) }
     /// # }
     /// ```
     fn when<P>(self, predicate: P) -> When<Self, P>
@@ -85,8 +82,8 @@ where
 
     fn call(&mut self, conn: Connection<A>) -> Self::Future {
         let first = self.first.call(conn);
-        // `next` is made ready only when it is needed, so it reserves nothing while `first` waits
-        // for the peer.
+        // `next` is polled for readiness only after `first`, so it reserves nothing while `first`
+        // waits for the peer.
         let next = self.next.clone();
         Box::pin(async move {
             let conn = first.await.map_err(Into::into)?;

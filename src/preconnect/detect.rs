@@ -1,14 +1,14 @@
 /// The verdict of a protocol detector on a connection's first bytes.
 ///
 /// A detector gets all bytes received so far, which may end anywhere. More bytes must not change a
-/// `Yes` or `No`, so that the verdict does not depend on how the network splits the bytes.
+/// `Yes` or `No`. Otherwise the verdict would depend on the way the network splits the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Detection<F> {
-    /// The bytes are of this protocol.
+    /// The bytes belong to this protocol. The value becomes a fact of the connection.
     Yes(F),
-    /// The bytes may be of this protocol. More are needed.
+    /// The bytes may belong to this protocol. More bytes are needed.
     NotYet,
-    /// The bytes are not of this protocol, whatever follows them.
+    /// The bytes do not belong to this protocol, whatever follows them.
     No,
 }
 
@@ -26,7 +26,7 @@ impl Detection<()> {
 }
 
 impl<F> Detection<F> {
-    /// Replaces the fact of a `Yes` with the result of `f`.
+    /// Converts the value of a `Yes` with `f`.
     pub fn map<G>(self, f: impl FnOnce(F) -> G) -> Detection<G> {
         match self {
             Self::Yes(fact) => Detection::Yes(f(fact)),
@@ -35,8 +35,8 @@ impl<F> Detection<F> {
         }
     }
 
-    /// Calls another detector after a `No`. The first one has precedence: after a `NotYet`, the
-    /// other is not called.
+    /// Calls another detector if this verdict is `No`. The first detector has precedence: the other
+    /// is not called after a `NotYet`.
     #[must_use]
     pub fn or_else(self, other: impl FnOnce() -> Self) -> Self {
         match self {
@@ -56,7 +56,7 @@ pub enum Protocol {
     /// The whole connection preface of HTTP/2
     /// ([RFC 9113 section 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
     Http2,
-    /// A method of HTTP/1 with the space after it. The methods are those of [RFC 9110 section
+    /// An HTTP/1 method and the space after it. The methods are those of [RFC 9110 section
     /// 9](https://www.rfc-editor.org/rfc/rfc9110#section-9), and `PATCH`.
     Http1,
 }
@@ -77,11 +77,11 @@ const HTTP1_METHODS: [&[u8]; 9] = [
 ];
 
 impl Protocol {
-    /// Detects TLS, HTTP/2 and HTTP/1 by the first bytes. Pass it to
+    /// Detects TLS, HTTP/2 and HTTP/1 by the first bytes. Pass this function to
     /// [`Peek::new`](super::Peek::new), or call it in your own detector.
     ///
-    /// To detect more protocols, check for them first. That is needed for a protocol that this
-    /// function takes for HTTP/1, such as a line protocol with a command `GET`:
+    /// To detect more protocols, check for them first. The order matters for a protocol that looks
+    /// like HTTP/1 to this function, such as a line protocol with a command `GET`:
     ///
     /// ```
     /// use tower_tcp::preconnect::{Detection, Protocol};
@@ -115,8 +115,8 @@ impl Protocol {
     }
 }
 
-/// Detects a record of type handshake, of major version 3 and any length, that begins with a
-/// message of type `client_hello`.
+/// Detects a TLS record of type `handshake` and major version 3 that begins with a message of type
+/// `client_hello`. The record's length does not matter.
 fn client_hello(first: &[u8]) -> Detection<()> {
     const HEAD: [Option<u8>; 6] = [Some(22), Some(3), None, None, None, Some(1)];
     let mut both = HEAD.iter().zip(first);

@@ -1,15 +1,15 @@
-//! Hooks between accept and the first frame, which may reject a connection, replace its stream, or
-//! learn about its peer.
+//! Hooks that run between accept and the first frame. A hook can reject a connection, replace its
+//! stream, or add facts about its peer.
 //!
-//! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. TLS is such a hook, and
-//! so is a check of the peer's address. Any stock layer can wrap a hook. [`PreConnectLayer`] puts a
-//! hook in front of a connection service, and [`PreConnectExt::chain`] puts one hook behind
-//! another.
+//! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. A TLS handshake is such
+//! a hook, and so is a check of the peer's address. Any layer of tower can wrap a hook.
+//! [`PreConnectLayer`] puts a hook in front of a connection service, and [`PreConnectExt::chain`]
+//! runs one hook after another.
 //!
-//! Hooks run in the connection's own task, never in the accept loop. One deadline and one budget
-//! apply to all of them; [`PreConnectLayer`] sets both. A hook that fails with a
-//! [`ConnectionEnded`] ends the connection with the reason in it. Any other error ends it with
-//! [`EndReason::Rejected`].
+//! Hooks run in the connection's own task, never in the accept loop. [`PreConnectLayer`] sets one
+//! deadline for all of them, and a budget: the number of connections that may be in their hooks at
+//! the same time. If a hook fails with a [`ConnectionEnded`], the connection ends with the reason
+//! in it. After any other error it ends with [`EndReason::Rejected`].
 //!
 //! ```
 //! use tower::{ServiceBuilder, service_fn};
@@ -29,14 +29,14 @@
 //! # drop(stack);
 //! ```
 //!
-//! The hook [`Peek`] detects the peer's protocol. [`PreConnectExt::when`] runs a hook for some
-//! connections only, such as TLS for clients that begin it.
+//! The hook [`Peek`] detects the peer's protocol. [`PreConnectExt::when`] runs a hook only for some
+//! connections, such as TLS for clients that begin a handshake.
 //!
 //! # Clones
 //!
-//! The hook and the service behind it are cloned for each connection and made ready in its task. A
-//! stock layer that is not `Clone` (`RateLimit`) must be outside of this layer, or behind tower's
-//! `Buffer`.
+//! The hook and the service behind it are cloned for each connection. The connection's task waits
+//! until each clone is ready. A layer whose service is not `Clone`, such as tower's `RateLimit`,
+//! must be outside of this layer, or behind tower's `Buffer`.
 
 mod chain;
 mod detect;
@@ -77,8 +77,8 @@ pub use when::When;
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
 
-/// The error for a connection that was evicted: too many connections were in their hooks, and this
-/// was the oldest.
+/// The error for a connection that was evicted because too many connections were in their hooks,
+/// and it was the oldest.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pushed out of pre-connect by newer connections")]
 pub struct PreConnectEvicted;
@@ -102,10 +102,10 @@ impl<H> PreConnectLayer<H> {
     }
 
     /// Sets the time for everything before the service is called: the wait until the hook is ready,
-    /// the hook itself, and the wait until the service is ready. `None` disables it, so that silent
-    /// peers stay until the budget evicts them.
+    /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
+    /// and silent peers stay until the budget evicts them.
     ///
-    /// Default: 10 s. Why: it allows several round trips on the slowest networks. When reached: the
+    /// Default: 10 s. Why: several round trips on the slowest networks. When reached: the
     /// connection is dropped with [`EndReason::PreConnectTimeout`].
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
@@ -113,8 +113,8 @@ impl<H> PreConnectLayer<H> {
         self
     }
 
-    /// Sets the deadline of the hooks, and their deadline in a drain, from the whole stack's
-    /// `deadlines`: [`pre_connect`](Deadlines::pre_connect) and
+    /// Takes the deadline of the hooks, and their deadline in a drain, from the `deadlines` of the
+    /// whole stack: [`Deadlines::pre_connect`](Deadlines::pre_connect) and
     /// [`DrainDeadlines::pre_connect`](crate::deadline::DrainDeadlines::pre_connect).
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
@@ -124,12 +124,12 @@ impl<H> PreConnectLayer<H> {
 
     /// Sets the number of connections that may be in their hooks at the same time. `0` counts as 1.
     ///
-    /// Default: 512. Why: it bounds the memory of unfinished handshakes. When reached: the next
+    /// Default: 512. Why: to bound the memory of unfinished handshakes. When reached: the next
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
     ///
-    /// If the next connection waited instead, 512 silent peers could lock out all others for a
-    /// whole deadline, again and again. A client is evicted only if 512 newer connections arrive
-    /// before its hooks are done.
+    /// If the next connection waited instead, 512 silent peers could lock out all others until the
+    /// deadline, again and again. With eviction, a client loses its connection only if 512 newer
+    /// connections arrive before its hooks are done.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));
@@ -179,8 +179,8 @@ where
     type Error = BoxError;
     type Future = PreConnectFuture<S::Future>;
 
-    /// Always ready. The hook and the service are made ready in the connection's task, where a wait
-    /// delays no other connection.
+    /// Returns ready at once. The connection's task waits until the hook and the service are ready,
+    /// because a wait there delays no other connection.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
@@ -208,7 +208,7 @@ where
     }
 }
 
-/// Runs the hook on the connection and makes the service behind it ready.
+/// Runs the hook on the connection, then waits until the service behind it is ready.
 async fn through<A, B, H, S>(
     hook: H,
     mut inner: S,
@@ -225,8 +225,7 @@ where
     Ok((inner, conn))
 }
 
-/// Converts an error of a hook. An error without a reason of its own means that the connection is
-/// rejected.
+/// Converts an error of a hook. The reason is `Rejected`, unless the error contains another one.
 fn rejected(err: impl Into<BoxError>) -> BoxError {
     let err = err.into();
     if find_cause::<ConnectionEnded>(&*err).is_some() {
@@ -258,8 +257,8 @@ async fn within<T>(
 
 /// The future of [`PreConnect`].
 ///
-/// The hooks' future is boxed, because its type would name all hooks. It is dropped when the hooks
-/// are done, because a handshake takes several times the memory of an idle connection.
+/// The hooks' future is boxed, because its type would name all hooks. It is dropped as soon as the
+/// hooks are done, because a handshake takes several times the memory of an idle connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct PreConnectFuture<F>(#[pin] PreConnectState<F>);

@@ -23,39 +23,38 @@ use crate::error::BoxError;
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;
 
-/// The policy of a [`Peek`] for a connection whose protocol it does not find.
+/// The policy of a [`Peek`] for a connection whose protocol is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection on to the service, without a fact. This includes a peer that waits for
-    /// the server to send first.
+    /// Passes the connection to the service without a fact. This includes a peer that waits for the
+    /// server to send first.
     Pass,
 }
 
-/// A hook that detects the peer's protocol by its first bytes. The service gets these bytes, too.
+/// A hook that detects the peer's protocol by its first bytes. The service still reads these bytes.
 ///
 /// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
 /// received so far, until the detector returns `Yes` or `No`. A `Yes` contains a fact, such as the
 /// [`Protocol`](super::Protocol), which is added to the connection under its type
-/// ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The bytes are counted when the service
-/// reads them from the returned stream. The hook works on any stream: TCP, Unix sockets, inside
-/// TLS, in memory.
+/// ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The connection counts the bytes when the
+/// service reads them. The hook works on any stream: TCP, Unix sockets, inside TLS, in memory.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |
-/// | [`bytes`](Self::bytes) | 24 | the HTTP/2 preface, the longest that `Protocol` needs |
+/// | [`bytes`](Self::bytes) | 24 | the length of the HTTP/2 preface, the longest input that `Protocol::detect` needs |
 /// | [`deadline`](Self::deadline) | 5 s | half of the layer's deadline, leaving the other half for TLS |
 ///
-/// With [`Unknown::Refuse`], a connection without a fact ends. The reason is
+/// With [`Unknown::Refuse`], a connection whose protocol is unknown ends. The reason is
 ///
 /// - [`Rejected`](EndReason::Rejected), with [`UnknownProtocol`] as the error, if the detector
 ///   returned `No`, or if `bytes` bytes were read without a verdict;
-/// - [`PreConnectTimeout`](EndReason::PreConnectTimeout) if the deadline expired;
+/// - [`PreConnectTimeout`](EndReason::PreConnectTimeout) if the deadline passed;
 /// - [`PeerClosed`](EndReason::PeerClosed) if the peer closed before its first byte;
-/// - [`Truncated`](EndReason::Truncated) if the peer closed before a verdict.
+/// - [`Truncated`](EndReason::Truncated) if the peer closed later, before a verdict.
 ///
 /// With [`Unknown::Pass`], the connection continues in all four cases. An I/O error always ends it.
 ///
@@ -98,8 +97,8 @@ pub struct Peek<D> {
 }
 
 impl<D> Peek<D> {
-    /// Creates the hook. It refuses unknown protocols, unless [`unknown`](Self::unknown) changes
-    /// that.
+    /// Creates the hook with a detector. It refuses unknown protocols, unless
+    /// [`unknown`](Self::unknown) changes that.
     pub fn new(detect: D) -> Self {
         Self {
             detect,
@@ -119,22 +118,22 @@ impl<D> Peek<D> {
         self
     }
 
-    /// Sets the time that the peer has until a verdict. With `None` only the [layer's
+    /// Sets the time until a verdict. With `None` only the [layer's
     /// deadline](super::PreConnectLayer::deadline) applies, which always ends the connection.
     ///
     /// Default: 5 s. Why: it leaves half of the layer's deadline for TLS. When reached: the
     /// protocol is unknown.
     ///
-    /// With [`Unknown::Pass`], a peer that expects the server to send first waits this long for its
-    /// greeting. Even one second is a long wait for such a peer, but may be too short for the first
-    /// bytes of others on a slow network.
+    /// With [`Unknown::Pass`], a peer that expects the server to send first gets its greeting only
+    /// after this time. One second is already long for such a peer, but on a slow network it may be
+    /// too short for the first bytes of other peers.
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();
         self
     }
 
-    /// Sets the policy for connections whose protocol is not found. Default: [`Unknown::Refuse`].
+    /// Sets the policy for connections whose protocol is unknown. Default: [`Unknown::Refuse`].
     #[must_use]
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.unknown = unknown;
@@ -181,12 +180,12 @@ where
                     deadline,
                     drain: None,
                 };
-                // Reads from the bare stream, because the bytes are counted when they are read
-                // again.
+                // This reads from the stream directly, past the counter, because the bytes are
+                // counted when they are read again.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
                 let elapsed = times.elapsed(&life);
-                // The reading is polled first, so that a verdict in time counts even if the task
-                // was polled late.
+                // The read is polled first, so that a verdict in time counts even if the task was
+                // polled late.
                 match select(std::pin::pin!(reading), std::pin::pin!(elapsed)).await {
                     Either::Left((found, _)) => found.map_err(ended_by)?,
                     Either::Right((ended, _)) => Err(ended),
@@ -207,7 +206,8 @@ fn ended_by(err: io::Error) -> ConnectionEnded {
     ConnectionEnded::new(reason, err)
 }
 
-/// Reads until the detector decides. The inner error ends a connection that is refused.
+/// Reads until the detector decides. The inner result is an error if the protocol is unknown; the
+/// error is the end of a connection that is then refused.
 async fn find<Io: AsyncRead + Unpin, F>(
     io: &mut Io,
     first: &mut BytesMut,

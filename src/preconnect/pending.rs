@@ -37,7 +37,7 @@ impl Pending {
         }))
     }
 
-    /// Admits a connection, and evicts the oldest if the budget is used up.
+    /// Admits a connection. If the budget is used up, evicts the oldest one.
     pub(super) fn enter(&self) -> Ticket {
         let claim = Arc::new(Claim::default());
         let mut queue = self.0.lock();

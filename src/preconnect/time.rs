@@ -10,7 +10,7 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
 
-/// The deadline of the hooks, and the shorter one for a connection that drains.
+/// The deadline of the hooks, and the shorter deadline for a draining connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     pub(super) deadline: Option<Duration>,
@@ -24,7 +24,7 @@ impl From<Deadlines> for Times {
             drain:
                 DrainDeadlines {
                     pre_connect: drain,
-                    // All the deadlines that are ignored here apply after the hooks.
+                    // The ignored deadlines apply after the hooks.
                     frame: _,
                     body: _,
                     last_request: _,
@@ -50,7 +50,7 @@ impl From<Deadlines> for Times {
 }
 
 impl Times {
-    /// Waits until a deadline passes, counted from this call. Returns the end of the connection.
+    /// Waits until a deadline passes, counted from this call, and returns the connection's end.
     pub(super) async fn elapsed(self, life: &Life) -> ConnectionEnded {
         let mut timer = Timer::start();
         let mut draining = None;
@@ -58,7 +58,7 @@ impl Times {
         std::future::poll_fn(|cx| {
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
-                // Later the service of the connection replaces this waker with its own.
+                // The connection's service later replaces this waker with its own.
                 life.signals.wake_engine_with(cx.waker());
             }
             let now = timer.now();

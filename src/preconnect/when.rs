@@ -8,7 +8,7 @@ use crate::connection::{Connection, ConnectionInfo};
 use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, oneshot};
 
-/// A hook that runs for some connections only. Created by
+/// A hook that runs only for some connections. Created by
 /// [`PreConnectExt::when`](super::PreConnectExt::when).
 #[derive(Clone, Debug)]
 pub struct When<H, P> {
@@ -29,7 +29,7 @@ where
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    /// Always ready. The hook is made ready only for a connection for which it runs.
+    /// Returns ready at once. The hook is polled for readiness only if it runs for a connection.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
