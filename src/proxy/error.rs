@@ -2,7 +2,7 @@ use thiserror::Error;
 
 /// The error of a connection that did not begin with an acceptable PROXY header.
 ///
-/// It is the cause of a [`ConnectionEnded`](crate::ConnectionEnded), whose reason is
+/// It is the cause of a [`ConnectionEnded`](crate::ConnectionEnded). The reason is
 /// [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader), except for
 /// [`Untrusted`](Self::Untrusted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
@@ -12,7 +12,7 @@ pub enum ProxyHeaderError {
     /// refuses such peers. The reason is [`EndReason::Rejected`](crate::EndReason::Rejected).
     #[error("the peer is not trusted to send a PROXY header")]
     Untrusted,
-    /// The first bytes are no PROXY header.
+    /// The first bytes are not a PROXY header.
     #[error("no PROXY header")]
     Absent,
     /// The stream ended within the header.
@@ -21,29 +21,29 @@ pub enum ProxyHeaderError {
     /// The header is longer than the limit of its version, in bytes.
     #[error("the PROXY header is longer than {0} bytes")]
     TooLong(usize),
-    /// The version of the header is not accepted.
+    /// The header has a version that the hook does not accept.
     #[error("the version of the PROXY header is not accepted")]
     Version,
-    /// The line of version 1 has the wrong number of fields, a wrong separator, or no CRLF at its
-    /// end.
+    /// The line of a version 1 header has the wrong number of fields, a wrong separator, or no CRLF
+    /// at its end.
     #[error("the line of the PROXY header is malformed")]
     Line,
-    /// The command of version 2 is neither `LOCAL` nor `PROXY`.
+    /// The command of a version 2 header is neither `LOCAL` nor `PROXY`.
     #[error("the PROXY header has an unknown command")]
     Command,
     /// The address family or the protocol is unknown.
     #[error("the PROXY header has an unknown address family or protocol")]
     Family,
-    /// An IP address of version 1 is malformed, or not of the family that the line names.
+    /// An IP address in a version 1 header is malformed, or not of the family that the line names.
     #[error("the PROXY header has a malformed address")]
     Address,
-    /// A port of version 1 is not a decimal number up to 65535 without leading zeros.
+    /// A port in a version 1 header is not a decimal number up to 65535 without leading zeros.
     #[error("the PROXY header has a malformed port")]
     Port,
-    /// The length of version 2 leaves no room for the addresses.
+    /// The length of a version 2 header is too small for its addresses.
     #[error("the PROXY header is too short for its addresses")]
     Length,
-    /// The TLV of this type is malformed, or occurs twice where it may not.
+    /// The TLV of this type is malformed, or occurs twice although only one is allowed.
     #[error("the PROXY header has a malformed TLV of type {0:#04x}")]
     Tlv(u8),
     /// The checksum does not match.
@@ -64,13 +64,15 @@ pub enum ProxyEncodeError {
     /// Version 1 has neither TLVs nor a checksum.
     #[error("version 1 of the PROXY protocol has no TLVs")]
     TlvsInV1,
-    /// The header was received for a datagram socket, whose addresses are not kept.
+    /// The header was received for a datagram socket. Its addresses were not kept, so they cannot
+    /// be written.
     #[error("the PROXY header is of a datagram socket")]
     Datagram,
     /// The path of a Unix socket is longer than 108 bytes, or contains a zero byte.
     #[error("the path of the Unix socket does not fit into a PROXY header")]
     Path,
-    /// A TLV of this type has an invalid value, or is a checksum, which the library itself adds.
+    /// A TLV of this type has an invalid value, or is a checksum. The library itself adds the
+    /// checksum.
     #[error("the TLV of type {0:#04x} is not valid")]
     Tlv(u8),
     /// The header is longer than 65,551 bytes.

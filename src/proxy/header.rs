@@ -37,13 +37,13 @@ pub enum Family {
     UnixDatagram,
 }
 
-/// The versions of the PROXY protocol that are accepted.
+/// The versions of the PROXY protocol that a hook accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Versions {
-    /// Only the line of text.
+    /// Only version 1, a line of text.
     V1,
-    /// Only the binary header.
+    /// Only version 2, a binary header.
     V2,
     /// Both; the first byte distinguishes them.
     #[default]
@@ -52,10 +52,10 @@ pub enum Versions {
 
 /// A PROXY header.
 ///
-/// [`ProxyProtocol`](super::ProxyProtocol) adds it to the facts of a connection, for
-/// [`ConnectionInfo::get`](crate::ConnectionInfo::get). To send one, create it with
-/// [`proxied`](Self::proxied) or [`local`](Self::local) and write the bytes of
-/// [`encode_v1`](Self::encode_v1) or [`encode_v2`](Self::encode_v2) before anything else.
+/// [`ProxyProtocol`](super::ProxyProtocol) adds it to the facts of a connection, and
+/// [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it. To send a header, create it with
+/// [`proxied`](Self::proxied) or [`local`](Self::local), and write the bytes of
+/// [`encode_v1`](Self::encode_v1) or [`encode_v2`](Self::encode_v2) before any other data.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -86,16 +86,17 @@ pub struct ProxyHeader {
 }
 
 impl ProxyHeader {
-    /// Creates the header of a connection that the sender makes on its own behalf.
+    /// Creates the header for a connection that the sender makes on its own behalf, such as a
+    /// health check.
     pub fn local() -> Self {
         Self::bare(Command::Local, Family::Unspecified)
     }
 
-    /// Creates the header of a client's connection. `source` is the client's address, and
+    /// Creates the header for a client's connection. `source` is the client's address, and
     /// `destination` the address that it connected to.
     ///
-    /// Two TCP addresses or two Unix addresses are sent. Any others leave the header's family
-    /// [`Unspecified`](Family::Unspecified), without addresses.
+    /// The header contains the two addresses if both are TCP or both are Unix addresses. Otherwise
+    /// its family is [`Unspecified`](Family::Unspecified), without addresses.
     pub fn proxied(source: impl Into<Address>, destination: impl Into<Address>) -> Self {
         let addresses = (source.into(), destination.into());
         let (family, addresses) = match addresses {
@@ -138,42 +139,42 @@ impl ProxyHeader {
         self.family
     }
 
-    /// Returns the address of the client, if it is one of TCP or of a Unix stream socket.
+    /// Returns the address of the client, if it is a TCP address or that of a Unix stream socket.
     pub fn source(&self) -> Option<&Address> {
         self.addresses.as_ref().map(|(source, _)| source)
     }
 
-    /// Returns the address that the client connected to, if it is one of TCP or of a Unix stream
-    /// socket.
+    /// Returns the address that the client connected to, if it is a TCP address or that of a Unix
+    /// stream socket.
     pub fn destination(&self) -> Option<&Address> {
         self.addresses.as_ref().map(|(_, destination)| destination)
     }
 
-    /// Returns the further facts that the sender has added. Version 1 has none.
+    /// Returns the TLVs, which contain further facts from the sender. A version 1 header has none.
     pub fn tlvs(&self) -> &Tlvs {
         &self.tlvs
     }
 
-    /// Returns whether the header has a checksum, which was correct.
+    /// Returns whether the header has a checksum. In a received header it has been verified.
     pub fn has_checksum(&self) -> bool {
         self.checksum
     }
 
-    /// Adds a TLV of any type. [`encode_v2`](Self::encode_v2) fails if the type is that of the
-    /// checksum, or if the value is not valid for its type.
+    /// Adds a TLV of any type. [`encode_v2`](Self::encode_v2) fails if it is the type of the
+    /// checksum, or if the value is not valid for the type.
     #[must_use]
     pub fn with_tlv(mut self, kind: u8, value: impl Into<Bytes>) -> Self {
         self.tlvs.0.push((kind, value.into()));
         self
     }
 
-    /// Adds the protocol that the client and the sender have agreed on, such as `h2`.
+    /// Adds the protocol that the client and the sender have negotiated by ALPN, such as `h2`.
     #[must_use]
     pub fn with_alpn(self, protocol: impl Into<Bytes>) -> Self {
         self.with_tlv(tlv::ALPN, protocol)
     }
 
-    /// Adds the host name that the client asked for, such as that of its TLS handshake.
+    /// Adds the host name that the client requested, for example in its TLS handshake (SNI).
     #[must_use]
     pub fn with_authority(self, host: impl Into<String>) -> Self {
         self.with_tlv(tlv::AUTHORITY, host.into())
@@ -206,17 +207,17 @@ impl ProxyHeader {
     }
 }
 
-/// Returns the address without the parts that a header does not carry, and as IPv4 if it is
-/// IPv4-mapped.
+/// Returns the address as a header can express it: without flow label and scope, and as IPv4 if it
+/// is IPv4-mapped.
 pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// The outcome of parsing the bytes that have arrived.
+/// The result of parsing the bytes that have arrived.
 #[derive(Debug)]
 pub(super) enum Parsed {
-    /// A header of this many bytes.
+    /// A complete header, and its length in bytes.
     Complete(ProxyHeader, usize),
-    /// The header has at least this many bytes.
+    /// A part of a header, which has at least this many bytes.
     Incomplete { at_least: usize },
 }

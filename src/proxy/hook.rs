@@ -15,27 +15,26 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::networks::Networks;
 
-/// The bytes to read at first. The specification promises that senders of both versions stay below
-/// this: it is the data of the smallest TCP segment that every host must accept.
+/// The number of bytes to read at first. The specification asks senders to keep headers of both
+/// versions below it: it is the data of the smallest TCP segment that every host must accept.
 const FIRST_READ: usize = 536;
 
 /// The policy of a [`ProxyProtocol`] for peers that are not trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Untrusted {
-    /// Ends the connection with [`EndReason::Rejected`], before anything is read.
+    /// Ends the connection with [`EndReason::Rejected`], without reading from it.
     #[default]
     Refuse,
-    /// Serves the peer as a client that connected directly. Its bytes are data and are not
-    /// examined, even if they look like a header.
+    /// Serves the peer as a client that connected directly. All its bytes are data, even if they
+    /// look like a header.
     Direct,
 }
 
 /// A pre-connect hook that reads the PROXY header of a trusted peer. See the [module docs](super).
 ///
-/// It is always ready, because the returned future reads the header.
-///
-/// The service fails with a boxed [`ConnectionEnded`]:
+/// As a service it is always ready, because the future of a call reads the header. It fails with a
+/// boxed [`ConnectionEnded`]:
 ///
 /// | reason | when |
 /// | --- | --- |
@@ -52,13 +51,13 @@ pub struct ProxyProtocol {
 }
 
 impl ProxyProtocol {
-    /// Creates the hook. Peers in these networks are trusted: they must send a header, and the
-    /// address in it is believed.
+    /// Creates the hook. Peers in these networks are trusted: they must send a header, and its
+    /// address becomes the client's address.
     ///
-    /// Name only networks from which no client can connect by itself. The hook judges
-    /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the socket's
-    /// peer unless a hook in front of it has set another. So behind a first `ProxyProtocol`, a
-    /// second one judges the sender that the first header names.
+    /// Trust only networks from which no client can connect directly. The hook decides by
+    /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the peer's
+    /// address unless an earlier hook has set another. So in a chain of two `ProxyProtocol` hooks,
+    /// the second one decides by the address in the first header.
     pub fn trusting(networks: Networks) -> Self {
         Self {
             trusted: Arc::new(networks),
@@ -70,7 +69,7 @@ impl ProxyProtocol {
 
     /// Sets the policy for peers that are not trusted.
     ///
-    /// Default: [`Untrusted::Refuse`]. Why: only the proxy should be able to reach a port
+    /// Default: [`Untrusted::Refuse`]. Why: only the proxy should be able to connect to a server
     /// behind it.
     #[must_use]
     pub fn untrusted(mut self, untrusted: Untrusted) -> Self {
@@ -80,27 +79,27 @@ impl ProxyProtocol {
 
     /// Sets the accepted versions.
     ///
-    /// Default: [`Versions::Both`]. Why: the first byte distinguishes them. When reached: a header
-    /// of another version ends the connection.
+    /// Default: [`Versions::Both`]. Why: the first byte distinguishes the versions. A header of
+    /// another version ends the connection.
     #[must_use]
     pub fn versions(mut self, versions: Versions) -> Self {
         self.versions = versions;
         self
     }
 
-    /// Sets the maximum length of a header of version 2, in bytes, its first 16 included. The
-    /// specification bounds version 1 at 107 bytes.
+    /// Sets the maximum length of a version 2 header, in bytes, including its first 16. The
+    /// specification limits a version 1 header to 107 bytes.
     ///
     /// Default: 4,096. Why: usual headers have less than 536 bytes; this leaves room for a client
-    /// certificate or a proxy's own TLVs, and a sender can announce 65,551. When reached: the
-    /// connection ends as soon as the length has arrived.
+    /// certificate or a proxy's own TLVs, whereas a sender could announce up to 65,551. When
+    /// reached: the connection ends as soon as the length has arrived.
     #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.max_len = bytes;
         self
     }
 
-    /// Reads a header and the bytes behind it that arrived with it.
+    /// Reads a header, and returns it with the bytes after it that were read along with it.
     async fn read<Io: AsyncRead + Unpin>(
         &self,
         io: &mut Io,
@@ -159,8 +158,8 @@ where
         }
         let hook = self.clone();
         Box::pin(async move {
-            // From the bare stream, because the header's bytes are not the client's, and those
-            // behind it are counted when they are read again.
+            // This reads from the stream directly, past the counter. The bytes of the header are
+            // not the client's, and the bytes after it are counted when they are read again.
             let (header, rest) = hook.read(conn.get_mut()).await?;
             if let (Family::Tcp4 | Family::Tcp6, Some(source)) = (header.family, header.source()) {
                 conn.set_client_addr(source.clone());

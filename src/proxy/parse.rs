@@ -8,9 +8,9 @@ impl ProxyHeader {
     /// Parses a header at the beginning of `bytes`. Returns it with its length, or `None` if more
     /// bytes are needed.
     ///
-    /// Further bytes never change an error or a header. So this can be called whenever more bytes
-    /// have arrived, with all bytes so far. A header of version 1 has at most 107 bytes, and one of
-    /// version 2 at most 65,551.
+    /// Further bytes never change an error or a header. So call this with all bytes received so
+    /// far, each time more have arrived. A version 1 header has at most 107 bytes, and a version 2
+    /// header at most 65,551.
     ///
     /// # Errors
     ///
@@ -23,7 +23,8 @@ impl ProxyHeader {
     }
 }
 
-/// Parses a header of the accepted versions, of at most `max_len` bytes if it is of version 2.
+/// Parses a header of one of the accepted versions. A version 2 header may have at most `max_len`
+/// bytes.
 pub(super) fn parse(
     bytes: &[u8],
     versions: Versions,

@@ -4,10 +4,10 @@ use bytes::{Buf, Bytes};
 
 use super::error::ProxyHeaderError as Error;
 
-/// The bytes of type and length.
+/// The number of bytes of a TLV's type and length.
 pub(super) const HEAD: usize = 3;
 
-/// Splits bytes into TLVs. No byte may be left over.
+/// Splits bytes into TLVs. Fails if a part of a TLV is left over.
 pub(super) fn split(block: &Bytes) -> Result<Vec<(u8, Bytes)>, Error> {
     let mut rest = block.clone();
     let mut tlvs = Vec::new();

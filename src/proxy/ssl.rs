@@ -3,7 +3,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::error::ProxyHeaderError as Error;
 use super::raw::{first, split, text};
 
-/// The type of the TLV that holds all facts.
+/// The type of the TLV that contains these facts.
 pub(super) const TYPE: u8 = 0x20;
 
 const VERSION: u8 = 0x21;
@@ -25,7 +25,7 @@ pub struct Ssl {
 }
 
 impl Ssl {
-    /// Creates the facts of a client that connected over TLS without a certificate.
+    /// Creates the facts about a client that connected over TLS without a certificate.
     #[expect(clippy::new_without_default, reason = "a session has no default")]
     pub fn new() -> Self {
         Self {
@@ -35,7 +35,8 @@ impl Ssl {
         }
     }
 
-    /// Adds that the client has presented a certificate of this common name, which was verified.
+    /// Adds the fact that the client presented a certificate with this common name, and that it was
+    /// verified.
     #[must_use]
     pub fn with_certificate_verified(mut self, common_name: impl Into<String>) -> Self {
         self.client |= CLIENT_CERT_CONN | CLIENT_CERT_SESS;
@@ -87,7 +88,8 @@ impl Ssl {
         self.client & (CLIENT_CERT_CONN | CLIENT_CERT_SESS) != 0 && self.verify == 0
     }
 
-    /// Returns the result of the verification. `0` means success, if there was a certificate.
+    /// Returns the sender's result of verifying the client's certificate. `0` means success, but
+    /// only if there was a certificate.
     pub fn verify_result(&self) -> u32 {
         self.verify
     }
@@ -98,7 +100,7 @@ impl Ssl {
     }
 
     /// Returns the common name of the client's certificate. It proves nothing unless
-    /// [`is_certificate_verified`](Self::is_certificate_verified).
+    /// [`is_certificate_verified`](Self::is_certificate_verified) returns `true`.
     pub fn common_name(&self) -> Option<&str> {
         text(&self.facts, COMMON_NAME)
     }
@@ -108,7 +110,7 @@ impl Ssl {
         text(&self.facts, CIPHER)
     }
 
-    /// Returns the algorithm by which the sender's certificate is signed, such as `RSA-SHA256`.
+    /// Returns the algorithm with which the sender's certificate is signed, such as `RSA-SHA256`.
     pub fn signature_algorithm(&self) -> Option<&str> {
         text(&self.facts, SIGNATURE_ALGORITHM)
     }
@@ -145,8 +147,8 @@ impl Ssl {
         })
     }
 
-    /// Returns the value of the TLV that holds these facts. The value is invalid if a fact is
-    /// longer than 65,535 bytes, because its length field has 16 bits.
+    /// Returns the value of the TLV that contains these facts. It is invalid if a fact is longer
+    /// than 65,535 bytes, because a length field has 16 bits.
     pub(super) fn encode(&self) -> Bytes {
         let mut value = BytesMut::new();
         value.put_u8(self.client);

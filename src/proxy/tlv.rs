@@ -1,4 +1,4 @@
-//! The further facts in a header of version 2: type, length, value.
+//! TLVs (type, length, value): the further facts in a version 2 header.
 
 use bytes::{Buf, Bytes};
 
@@ -19,7 +19,7 @@ const LONGEST_UNIQUE_ID: usize = 128;
 
 /// The TLVs of a [`ProxyHeader`](super::ProxyHeader), in order, without checksum and padding.
 ///
-/// If a type occurs several times, its first value is returned by the methods for single values.
+/// If a type occurs several times, a method that returns one value returns the first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tlvs(pub(super) Vec<(u8, Bytes)>);
 
@@ -39,18 +39,18 @@ impl Tlvs {
         self.0.len()
     }
 
-    /// Returns whether there are none.
+    /// Returns whether there are no TLVs.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns the protocol that the client and the sender have agreed on, such as `h2`.
+    /// Returns the protocol that the client and the sender have negotiated by ALPN, such as `h2`.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.get(ALPN)
     }
 
-    /// Returns the host name that the client asked for: that of its TLS handshake (SNI), if there
-    /// was one.
+    /// Returns the host name that the client requested. If it connected over TLS, this is the name
+    /// in its handshake (SNI).
     #[doc(alias = "sni")]
     pub fn authority(&self) -> Option<&str> {
         text(&self.0, AUTHORITY)
@@ -72,10 +72,11 @@ impl Tlvs {
         text(&self.0, NETNS)
     }
 
-    /// Returns the ID of the VPC endpoint that the client connected through, which AWS' load
-    /// balancers send in type `0xEA`, subtype 1.
+    /// Returns the ID of the VPC endpoint that the client connected through. The load balancers of
+    /// AWS send it in type `0xEA`, subtype 1.
     ///
-    /// The specification leaves the type to applications. A value of another form is not refused.
+    /// The specification leaves this type to applications, so a value of another form is not an
+    /// error.
     pub fn aws_vpc_endpoint_id(&self) -> Option<&str> {
         match self.get(AWS) {
             Some([1, id @ ..]) => str::from_utf8(id).ok(),
@@ -83,10 +84,11 @@ impl Tlvs {
         }
     }
 
-    /// Returns the link ID of the private endpoint that the client connected through, which Azure's
-    /// Private Link sends in type `0xEE`, subtype 1.
+    /// Returns the link ID of the private endpoint that the client connected through. Azure's
+    /// Private Link sends it in type `0xEE`, subtype 1.
     ///
-    /// The specification leaves the type to applications. A value of another form is not refused.
+    /// The specification leaves this type to applications, so a value of another form is not an
+    /// error.
     pub fn azure_link_id(&self) -> Option<u32> {
         match *self.get(AZURE)? {
             [1, a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
@@ -95,7 +97,7 @@ impl Tlvs {
     }
 }
 
-/// The place of the checksum within the TLVs, and the checksum.
+/// The index of the checksum in the TLVs' bytes, and the checksum.
 pub(super) type Checksum = (usize, u32);
 
 /// Parses and checks all TLVs of a header.
@@ -111,7 +113,8 @@ pub(super) fn parse(block: &Bytes) -> Result<(Tlvs, Option<Checksum>), Error> {
                 .clone()
                 .try_get_u32()
                 .map_err(|_| Error::Tlv(CRC32C))?;
-            // With a second one, the bytes that count as zero would be unclear.
+            // The checksum's own bytes count as zero when it is computed. With two checksums it
+            // would be unclear which bytes those are.
             if checksum.replace((at - value.len(), expected)).is_some() {
                 return Err(Error::Tlv(CRC32C));
             }
@@ -121,7 +124,7 @@ pub(super) fn parse(block: &Bytes) -> Result<(Tlvs, Option<Checksum>), Error> {
     Ok((Tlvs(tlvs), checksum))
 }
 
-/// Checks a value against the form that the specification gives its type.
+/// Checks that a value has the form that the specification requires for its type.
 pub(super) fn check(kind: u8, value: &Bytes) -> Result<(), Error> {
     let is_valid = match kind {
         AUTHORITY => str::from_utf8(value).is_ok(),

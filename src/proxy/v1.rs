@@ -1,4 +1,4 @@
-//! The line of text of version 1.
+//! The header of version 1: a line of text.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,10 +9,10 @@ use super::header::{Command, Family, Parsed, ProxyHeader};
 use crate::connection::Address;
 
 pub(super) const PREFIX: &[u8] = b"PROXY ";
-/// The longest line, with its CRLF.
+/// The length of the longest line, including its CRLF.
 pub(super) const LONGEST: usize = 107;
 
-/// Parses bytes that begin with [`PREFIX`], as far as they go.
+/// Parses a header or a part of one. `bytes` begins with [`PREFIX`], or with a part of it.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
     let begins_with = |prefix: &[u8]| bytes.iter().zip(prefix).all(|(a, b)| a == b);
     let families: [&[u8]; 3] = [b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN"];
@@ -20,8 +20,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
         return Err(Error::Family);
     }
     let line = &bytes[..bytes.len().min(LONGEST)];
-    // A line that ends with CR or LF alone is refused. If CRLF were searched for further on, the
-    // client's first line would be taken for the rest of an `UNKNOWN` header.
+    // A line that ends with CR or LF alone is refused. If the search went on for a CRLF, the
+    // client's first line would count as the rest of an `UNKNOWN` header.
     let at = match memchr2(b'\r', b'\n', line) {
         Some(at) => at,
         None if line.len() < LONGEST => {
@@ -44,7 +44,7 @@ fn decode(line: &[u8]) -> Result<ProxyHeader, Error> {
     let family = match fields.next() {
         Some(b"TCP4") => Family::Tcp4,
         Some(b"TCP6") => Family::Tcp6,
-        // Anything behind it is to be ignored.
+        // The specification says to ignore the rest of the line.
         Some(b"UNKNOWN") => return Ok(ProxyHeader::bare(Command::Proxy, Family::Unspecified)),
         _ => return Err(Error::Family),
     };
@@ -72,7 +72,7 @@ fn ip(family: Family, field: &[u8]) -> Result<IpAddr, Error> {
 }
 
 fn port(field: &[u8]) -> Result<u16, Error> {
-    // The parser of the standard library also takes a sign and leading zeros.
+    // The parser of the standard library also accepts a sign and leading zeros.
     let is_plain = match field {
         [b'0'] => true,
         [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),

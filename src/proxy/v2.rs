@@ -1,4 +1,4 @@
-//! The binary header of version 2.
+//! The header of version 2: binary.
 
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,17 +14,17 @@ use super::tlv;
 use crate::connection::Address;
 
 pub(super) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The length of the part that has the same form in every header.
+/// The length of the part that every header has.
 pub(super) const FIXED: usize = 16;
-/// The longest header that its length field allows.
+/// The length of the longest header that the length field allows.
 pub(super) const LONGEST: usize = FIXED + u16::MAX as usize;
-/// The room for the path of a Unix socket.
+/// The size of the field for the path of a Unix socket.
 pub(super) const UNIX_PATH: usize = 108;
 
 static CRC_32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// Parses bytes that begin with [`SIGNATURE`], as far as they go. Each of the fixed bytes is
-/// checked as it arrives.
+/// Parses a header or a part of one. `bytes` begins with [`SIGNATURE`], or with a part of it. Each
+/// byte of the fixed part is checked as soon as it has arrived.
 pub(super) fn parse(bytes: &[u8], max_len: usize) -> Result<Parsed, Error> {
     let command = match bytes.get(12).map(|byte| (byte >> 4, byte & 0xf)) {
         None => Command::Proxy, // It has not arrived.
@@ -34,7 +34,7 @@ pub(super) fn parse(bytes: &[u8], max_len: usize) -> Result<Parsed, Error> {
         Some(_) => return Err(Error::Version),
     };
     let form = match bytes.get(13) {
-        // The family of LOCAL is to be ignored.
+        // The specification says to ignore the family of a `LOCAL` header.
         Some(byte) if command == Command::Proxy => Form::of(*byte)?,
         _ => Form::Opaque,
     };
@@ -55,13 +55,13 @@ pub(super) fn parse(bytes: &[u8], max_len: usize) -> Result<Parsed, Error> {
     Ok(Parsed::Complete(decode(command, form, fixed, block)?, len))
 }
 
-/// The form of the bytes behind the fixed part.
+/// The form of the bytes after the fixed part.
 #[derive(Clone, Copy)]
 enum Form {
     /// Addresses of this family, and TLVs.
     Of(Family),
-    /// Bytes to skip: those of LOCAL, and those behind a family or a protocol that is unspecified
-    /// while the other is not, because the length of the addresses is unknown then.
+    /// Bytes to skip. A `LOCAL` header has such bytes. So has a header in which only one of family
+    /// and protocol is specified, because then the length of the addresses is unknown.
     Opaque,
 }
 
@@ -117,7 +117,7 @@ fn decode(
     })
 }
 
-/// Returns the checksum of a header, whose bytes are passed in parts.
+/// Returns the checksum of a header that is passed in parts.
 pub(super) fn crc_32c<const N: usize>(parts: [&[u8]; N]) -> u32 {
     let mut digest = CRC_32C.digest();
     for part in parts {
@@ -126,8 +126,8 @@ pub(super) fn crc_32c<const N: usize>(parts: [&[u8]; N]) -> u32 {
     digest.finalize()
 }
 
-/// Decodes the addresses of a stream socket. Those of a datagram socket cannot be the addresses of
-/// this connection's client.
+/// Decodes the addresses of a stream socket. Returns `None` for a datagram socket, whose addresses
+/// cannot be those of this connection's client.
 fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Address)> {
     let (source, destination) = match family {
         Family::Tcp4 => {
@@ -151,8 +151,8 @@ fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Addres
     Some((source.into(), destination.into()))
 }
 
-/// Returns the address of a path that ends with a zero byte, or fills its room. An abstract name
-/// begins with a zero byte, so it is no path.
+/// Returns the address of a path that ends with a zero byte or fills the field. An abstract name
+/// begins with a zero byte, so the result then has no path.
 fn unix(room: &[u8]) -> Address {
     let path = room.split(|byte| *byte == 0).next().unwrap_or_default();
     let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)).into());

@@ -1,4 +1,4 @@
-//! Headers as bytes to send.
+//! Encodes headers as bytes to send.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
@@ -11,16 +11,16 @@ use super::{tlv, v2};
 use crate::connection::Address;
 
 impl ProxyHeader {
-    /// Returns the line of version 1.
+    /// Encodes the header in version 1, a line of text.
     ///
-    /// A client whose address is unknown or unsupported is sent as `UNKNOWN`.
+    /// If the client's address is unknown or unsupported, the line contains `UNKNOWN`.
     ///
     /// # Errors
     ///
-    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header: a `LOCAL`
-    /// command, addresses of Unix sockets or of UDP, TLVs or a checksum. For a health check in
-    /// version 1, the specification recommends a header with the addresses of the connection
-    /// itself.
+    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header, because it has
+    /// a `LOCAL` command, addresses of Unix sockets or of UDP, TLVs, or a checksum. For a health
+    /// check in version 1, the specification recommends a header with the addresses of the
+    /// connection itself.
     pub fn encode_v1(&self) -> Result<Bytes, Error> {
         if self.command == Command::Local {
             return Err(Error::LocalInV1);
@@ -45,13 +45,13 @@ impl ProxyHeader {
         Ok(line.into())
     }
 
-    /// Returns the binary header of version 2.
+    /// Encodes the header in version 2, which is binary.
     ///
     /// # Errors
     ///
-    /// Returns a [`ProxyEncodeError`](Error) if the header was received for a datagram socket,
-    /// whose addresses are not kept, if a path is too long for its room, if a TLV is not valid, or
-    /// if the header is longer than its length field allows.
+    /// Returns a [`ProxyEncodeError`](Error) if a path or the whole header is too long, if a TLV is
+    /// not valid, or if the header was received for a datagram socket, because then its addresses
+    /// were not kept.
     pub fn encode_v2(&self) -> Result<Bytes, Error> {
         let mut header = BytesMut::with_capacity(v2::FIXED + 36);
         header.put_slice(v2::SIGNATURE);
@@ -122,7 +122,8 @@ impl ProxyHeader {
     }
 }
 
-/// Returns an address of a header for TCP over IPv6, where IPv4 is IPv4-mapped.
+/// Returns the IP address for a header of the family TCP over IPv6. An IPv4 address becomes an
+/// IPv4-mapped one.
 fn v6(addr: SocketAddr) -> Ipv6Addr {
     match addr.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -130,8 +131,8 @@ fn v6(addr: SocketAddr) -> Ipv6Addr {
     }
 }
 
-/// Writes an IPv4-mapped address with hexadecimal digits only, which are the only ones that the
-/// specification mentions.
+/// Writes an IPv4-mapped address in hexadecimal only, because the specification mentions no other
+/// form.
 fn hex(ip: Ipv6Addr) -> String {
     match ip.segments() {
         [0, 0, 0, 0, 0, 0xffff, a, b] => format!("::ffff:{a:x}:{b:x}"),
