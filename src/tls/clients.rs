@@ -1,4 +1,4 @@
-//! The verification of clients: their roots, and the certificates that were revoked.
+//! The rules for verifying clients: root certificates and revocation lists.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// A digest of all that decides whether a client gets in. Session tickets depend on it, so that
-/// none is accepted under other rules than it was issued under.
+/// A digest of the rules for client certificates. Session tickets depend on it, so that a ticket is
+/// accepted only under the rules under which it was issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy(pub(super) [u8; 32]);
 
@@ -38,7 +38,8 @@ pub(super) fn verifier(
         ClientCertificates::Required => 1,
         ClientCertificates::Optional => 0,
     }]);
-    // Each part says its kind and its length, so that different parts never look the same.
+    // The kind and the length of each part are hashed, too, so that different rules never have the
+    // same input.
     let mut part = |kind: u8, der: &[u8]| {
         policy.update(&[kind]);
         policy.update(&(der.len() as u64).to_be_bytes());
@@ -56,7 +57,8 @@ pub(super) fn verifier(
     }
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    // The roots alone first, then each list alone, so that an error names the text at fault.
+    // The roots are checked alone first, then with each list, so that an error names the text at
+    // fault.
     builder
         .clone()
         .build()

@@ -1,4 +1,4 @@
-//! Builds a configuration. Each `build` and each reload reads the files anew.
+//! Builds a configuration. Each `build` and each reload reads the files again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use super::names::Names;
 use super::pem::Pem;
 use super::tickets::Tickets;
 
-/// A version of TLS, for [`TlsBuilder::min_version`]. Older ones are not supported.
+/// A version of TLS, for [`TlsBuilder::min_version`]. Older versions are not supported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum TlsVersion {
@@ -31,12 +31,12 @@ pub enum TlsVersion {
 
 /// Builds a [`Tls`]. Created by [`Tls::builder`].
 ///
-/// Keep it for [`Tls::reload`].
+/// Keep the builder to pass it to [`Tls::reload`].
 #[derive(Clone, Default)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct TlsBuilder {
     default: Option<Identity>,
-    /// An identity without a name is served for the names in its certificate.
+    /// The certificates for names. One without a name serves all names in it.
     named: Vec<(Option<String>, Identity)>,
     clients: Option<(Pem, ClientCertificates)>,
     revocation_lists: Vec<Pem>,
@@ -48,23 +48,24 @@ pub struct TlsBuilder {
 }
 
 impl TlsBuilder {
-    /// Sets the files of the certificate chain, the server's own certificate first, and of its
-    /// private key.
+    /// Sets the default certificate by files: one with the certificate chain, the server's own
+    /// certificate first, and one with its private key.
     ///
-    /// Both may be the same file. [`build`](Self::build) reads them. A short form of
+    /// Both may be the same file. [`build`](Self::build) reads them. This is a short form of
     /// [`identity`](Self::identity).
     pub fn pem_files(self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.identity(Identity::pem_files(chain, key))
     }
 
-    /// Sets the certificate chain, the server's own certificate first, and its private key as PEM
-    /// text. A short form of [`identity`](Self::identity).
+    /// Sets the default certificate as PEM text: the certificate chain, the server's own
+    /// certificate first, and its private key. This is a short form of
+    /// [`identity`](Self::identity).
     pub fn certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity(Identity::pem(chain, key))
     }
 
-    /// Sets the certificate for clients that request no name, or a name without a certificate of
-    /// its own. Default: none, and such clients are refused.
+    /// Sets the default certificate, for clients that request no name, or a name without a
+    /// certificate of its own. Default: none, and such clients are refused.
     ///
     /// See the section on [names](super#names).
     pub fn identity(mut self, default: Identity) -> Self {
@@ -74,27 +75,28 @@ impl TlsBuilder {
 
     /// Adds the certificate for a name, or for a wildcard such as `*.example.org`.
     ///
-    /// A name in another script is written as in DNS (`xn--...`). Upper and lower case are the
-    /// same. [`build`](Self::build) fails if the name is not valid, was given before, or is not in
-    /// the certificate. A wildcard is not checked against the certificate.
+    /// Write an internationalized name as in DNS (`xn--...`). The case of letters does not matter.
+    /// [`build`](Self::build) fails if the name is not valid, has a certificate already, or is not
+    /// in the certificate. A wildcard is not checked against the certificate.
     pub fn identity_for(mut self, name: impl Into<String>, identity: Identity) -> Self {
         self.named.push((Some(name.into()), identity));
         self
     }
 
-    /// Adds a certificate for all DNS names in it (its *subject alternative names*), wildcards
-    /// included.
+    /// Adds a certificate for all DNS names in it (its *subject alternative names*), including
+    /// wildcards.
     ///
-    /// [`build`](Self::build) fails if there are none, or if one of them has a certificate already.
+    /// [`build`](Self::build) fails if it contains no name, or if one of the names has a
+    /// certificate already.
     pub fn identity_by_san(mut self, identity: Identity) -> Self {
         self.named.push((None, identity));
         self
     }
 
-    /// Sets the protocols to offer by ALPN, most preferred first. Default: none.
+    /// Sets the protocols for ALPN, most preferred first. Default: none.
     ///
-    /// If any are set, a client that offers only others is refused (RFC 7301, section 3.2). A
-    /// client without ALPN is always served.
+    /// If there are any, a client that offers only other protocols is refused (RFC 7301, section
+    /// 3.2). A client without ALPN is always served.
     pub fn alpn(mut self, protocols: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         self.alpn = protocols
             .into_iter()
@@ -103,7 +105,7 @@ impl TlsBuilder {
         self
     }
 
-    /// Asks clients for a certificate that chains to one of these roots, passed as PEM text.
+    /// Requests from clients a certificate that chains to one of these roots, passed as PEM text.
     /// Default: no certificate is requested.
     ///
     /// The client's certificates are in
@@ -117,8 +119,8 @@ impl TlsBuilder {
         self
     }
 
-    /// Asks clients for a certificate, as [`client_certificates`](Self::client_certificates) does,
-    /// with the roots in a PEM file.
+    /// Requests a certificate from clients, as [`client_certificates`](Self::client_certificates)
+    /// does, with the roots from a PEM file.
     pub fn client_certificates_file(
         mut self,
         roots: impl Into<PathBuf>,
@@ -131,8 +133,8 @@ impl TlsBuilder {
     /// Adds certificate revocation lists, passed as PEM text. Default: none, and no certificate is
     /// considered revoked.
     ///
-    /// If there is any list, a client whose status is unknown is refused. See the section on
-    /// [revocation](super#revocation).
+    /// If there is at least one list, a client whose certificates are not all covered by lists is
+    /// refused. See the section on [revocation](super#revocation).
     pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
         let pem = Pem::Memory("the revocation lists given", pem.into());
         self.revocation_lists.push(pem);
@@ -140,32 +142,31 @@ impl TlsBuilder {
     }
 
     /// Adds certificate revocation lists, as [`revocation_lists`](Self::revocation_lists) does,
-    /// from a PEM file with one list or several.
+    /// from a PEM file with one or more lists.
     pub fn revocation_lists_file(mut self, pem: impl Into<PathBuf>) -> Self {
         self.revocation_lists.push(Pem::File(pem.into()));
         self
     }
 
-    /// Sets the files of the ticket keys. Several processes with the same keys can resume each
-    /// other's sessions. The first key encrypts, and all of them decrypt. Default: none, so a
-    /// session can be resumed only in the process that granted it.
+    /// Sets the files with the keys of session tickets. Several processes with the same keys can
+    /// resume each other's sessions. The first key encrypts tickets, and all keys decrypt them.
+    /// Default: none, so only the process that created a session can resume it.
     ///
-    /// A file contains one key: 48 or 80 random bytes, as nginx's `ssl_session_ticket_key` does.
-    /// nginx uses another cipher, so its tickets are not accepted here. A thief of a key can read
-    /// the sessions of TLS 1.2 whose tickets it encrypted, and can pose as their clients. So let
-    /// only the server read the file, like the private key, and rotate it daily. See the section on
-    /// [tickets](super#tickets).
+    /// A file contains one key: 48 or 80 random bytes, like the files of nginx's
+    /// `ssl_session_ticket_key`. nginx uses another cipher, so its tickets are not accepted here.
+    /// With a stolen key, an attacker can decrypt recorded TLS 1.2 sessions whose tickets it
+    /// encrypted, and can pose as their clients. So protect the file like a private key, and rotate
+    /// the key daily. See the section on [tickets](super#tickets).
     pub fn ticket_key_files(mut self, files: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.ticket_keys = files.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the cryptography that rustls uses. Default: *ring*. Why: it builds without further
-    /// tools.
+    /// Sets the cryptographic provider that rustls uses.
     ///
-    /// For aws-lc-rs, depend on rustls 0.23 with its feature `aws_lc_rs`, and pass
-    /// `rustls::crypto::aws_lc_rs::default_provider()`. Tickets with keys from files are always
-    /// encrypted by *ring*.
+    /// Default: *ring*. Why: it builds without further tools. For aws-lc-rs, depend on rustls 0.23
+    /// with its feature `aws_lc_rs`, and pass `rustls::crypto::aws_lc_rs::default_provider()`.
+    /// Tickets with keys from files are always encrypted by *ring*.
     ///
     /// ```
     /// use tower_tcp::tls::{Tls, rustls::crypto::ring};
@@ -178,18 +179,20 @@ impl TlsBuilder {
         self
     }
 
-    /// Sets the lowest version that a client may use. Default: [`TlsVersion::V1_2`]. A client that
-    /// supports only lower ones gets the alert `protocol_version`.
+    /// Sets the lowest TLS version that a client may use.
+    ///
+    /// Default: [`TlsVersion::V1_2`]. Why: it is the lowest version that rustls supports. A client
+    /// that supports only lower versions gets the alert `protocol_version`.
     pub fn min_version(mut self, version: TlsVersion) -> Self {
         self.min_version = version;
         self
     }
 
-    /// Restricts the cipher suites to these, by their registered names. Default: all of the
-    /// provider, of which none is known to be weak.
+    /// Restricts the cipher suites to these, by their registered names.
     ///
-    /// Each version needs its own suites: those of TLS 1.3 have no `WITH` in their names. The first
-    /// common one in the client's order is used.
+    /// Default: all suites of the provider. Why: none of them is known to be weak. Each TLS version
+    /// has its own suites: the names for TLS 1.3 contain no `WITH`. The server uses the first suite
+    /// in the client's order that is among these.
     ///
     /// ```
     /// use tower_tcp::tls::Tls;
@@ -223,7 +226,8 @@ impl TlsBuilder {
         Ok(Tls { current })
     }
 
-    /// Reads the files. The session cache is new, so that no session outlives its configuration.
+    /// Reads the files and creates a configuration. Its session cache is new, so that no session
+    /// outlives its configuration.
     pub(super) fn configuration(&self) -> Result<Configuration, TlsError> {
         let provider = self.provider()?;
         let names = Arc::new(self.names(&provider)?);
@@ -294,7 +298,7 @@ impl TlsBuilder {
 }
 
 impl fmt::Debug for TlsBuilder {
-    /// Omits the key.
+    /// Formats the builder without its keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsBuilder").finish_non_exhaustive()
     }

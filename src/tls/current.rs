@@ -6,17 +6,16 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::names::Names;
 
-/// The settings of a handshake, replaced as a whole.
+/// The settings of a handshake. A reload replaces them as a whole.
 #[derive(Clone)]
 pub(super) struct Configuration {
     pub(super) server: Arc<ServerConfig>,
-    /// The certificates, if a builder has read them. They are looked up before rustls does it,
-    /// because rustls cannot send the right alert for an unknown name.
+    /// The certificates by name, if a builder has read them. The hook looks up the name before
+    /// rustls does, because rustls cannot send the right alert for an unknown name.
     pub(super) names: Option<Arc<Names>>,
 }
 
-/// The current configuration. Each handshake takes the lock once, for as long as it takes to clone
-/// two pointers.
+/// The current configuration. Each handshake takes the lock once, only to clone two pointers.
 #[derive(Clone)]
 pub(super) struct Current(Arc<RwLock<Configuration>>);
 
@@ -35,7 +34,7 @@ impl Current {
     pub(super) fn set(&self, new: Configuration) {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::replace(&mut *current, new);
-        // An old configuration may be large. Its memory is released after the lock.
+        // An old configuration may be large, so it is dropped after unlocking.
         drop(current);
         drop(old);
     }

@@ -1,4 +1,4 @@
-//! The errors of a configuration, and the refusal of a server name.
+//! The errors of a configuration, and the error for an unknown server name.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use crate::error::BoxError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The builder was given no certificate.
+    /// The builder has no certificate of the server.
     #[error("no certificate was given")]
     NoneGiven,
 
@@ -97,14 +97,14 @@ pub enum TlsError {
         name: String,
     },
 
-    /// Two certificates were given for one name.
+    /// Two certificates were added for one name.
     #[error("two certificates for the name {name}")]
     DuplicateName {
         /// The name.
         name: String,
     },
 
-    /// A certificate is not valid for the name that it was given for.
+    /// A certificate is not valid for the name for which it was added.
     #[error("the certificate in {pem} is not valid for the name {name}")]
     WrongName {
         /// The name.
@@ -116,7 +116,7 @@ pub enum TlsError {
         source: rustls::Error,
     },
 
-    /// A certificate contains no DNS name under which it could be served.
+    /// A certificate contains no DNS name for which it could be used.
     #[error("no DNS name in the certificate in {pem}")]
     Nameless {
         /// The path of the file, or a name for the PEM text.
@@ -150,16 +150,16 @@ pub enum TlsError {
         source: BoxError,
     },
 
-    /// There are revocation lists, but clients are not asked for certificates.
+    /// There are revocation lists, but no certificates are requested from clients.
     #[error("revocation lists were given, but no client certificates are requested")]
     RevocationWithoutClients,
 
-    /// A file of a ticket key has the wrong size.
+    /// A ticket key's file has the wrong size.
     #[error("a ticket key has 48 or 80 bytes, but {file} has {bytes}")]
     BadTicketKey {
         /// The path of the file.
         file: String,
-        /// Its size, or 81 if it is larger than a key.
+        /// The size of the file in bytes, or 81 if it is larger than a key.
         bytes: usize,
     },
 
@@ -175,8 +175,8 @@ pub enum TlsError {
     Config(#[source] rustls::Error),
 }
 
-/// The cause of the end of a connection whose client was refused for the server name that it
-/// requested, or for requesting none.
+/// The error for a connection whose client requested a server name without a certificate, or
+/// requested no name.
 ///
 /// See the section on [names](super#names).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -16,12 +16,14 @@ use super::info::TlsInfo;
 use super::records::Records;
 use super::stream::{TlsStream, invalid};
 
-/// The bytes of a hello to read at once. It usually has less than 2 KiB.
+/// The maximum number of bytes to read at once while the hello is incomplete. A hello usually has
+/// less than 2 KiB.
 const HELLO: usize = 4 * 1024;
 
-/// The time to read from a peer after its handshake failed, so that it receives the alert.
+/// The time for which input is read and discarded after a failed handshake, so that the peer
+/// receives the alert.
 const ALERT_LINGER: Duration = Duration::from_millis(200);
-/// The maximum number of bytes to read from such a peer.
+/// The maximum number of bytes to read and discard after a failed handshake.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
 /// Performs the handshake with the configuration that is current when the hello is complete.
@@ -53,7 +55,8 @@ where
         Err(err) => return Err((invalid(err), io)),
     };
     let mut stream = TlsStream::new(io, Records::new(session));
-    // The session reads the hello anew, because rustls cannot begin one with a hello that was read.
+    // The session parses the hello again, because rustls cannot create a session from a parsed
+    // hello.
     stream.receive(&mut input);
     drop(input);
     match complete(&mut stream).await {
@@ -65,7 +68,7 @@ where
     }
 }
 
-/// Reads the hello, and adds all that was read to `input`.
+/// Reads the client's hello, and appends all bytes that were read to `input`.
 async fn hello<Io>(io: &mut Io, input: &mut Vec<u8>) -> io::Result<Accepted>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -95,8 +98,8 @@ where
 ///
 /// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
 /// this write fails if the peer has closed, although the peer's request may already have arrived.
-/// So a failed write does not end a handshake at once. All output is discarded from then on. If the
-/// peer has already sent its part, the handshake completes. If not, it ends with the error.
+/// So the handshake does not end at once when a write fails, but discards all further output. It
+/// completes if the peer has already sent its part, and otherwise ends with the error of the write.
 async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -115,16 +118,18 @@ where
             if failed_write.is_some() {
                 stream.discard_output();
             }
-            // Its alert was sent if the stream took it at once.
+            // The flush above has sent the alert, unless the stream could not take it at once.
             if let Some(err) = stream.failed() {
                 return Poll::Ready(Err(err));
             }
             if !stream.get_ref().1.is_handshaking() {
                 return sent.map(Ok);
             }
-            // A peer may send before it reads the rest.
+            // Input is read even while output is pending, because a peer may send before it reads
+            // the rest.
             let Poll::Ready(more) = stream.poll_receive(cx, &mut ReadBuf::new(&mut [])) else {
-                // A peer that closes only its reading side never gets what it would answer.
+                // After a failed write there is no use in waiting for input: the peer cannot answer
+                // messages that it did not get.
                 return failed_write
                     .take()
                     .map_or(Poll::Pending, |err| Poll::Ready(Err(err)));
@@ -136,14 +141,14 @@ where
         }
     })
     .await;
-    // A failed write is reported rather than an error that followed from it.
+    // If a write has failed, its error is returned, because the later error follows from it.
     completed.map_err(|err| failed_write.unwrap_or(err))
 }
 
 /// Sends the alert for a refused name.
 ///
-/// rustls would send `access_denied`, and has no way to choose another. A hello is answered in
-/// plain text, whatever the version.
+/// This crate writes the alert itself, because rustls can only send `access_denied`. At this point
+/// of a handshake, alerts are not encrypted in any version.
 async fn refuse<Io>(unknown: UnknownServerName, io: &mut Io) -> io::Error
 where
     Io: AsyncWrite + Unpin,
@@ -154,7 +159,8 @@ where
         // RFC 8446, section 9.2
         UnknownServerName::Absent => AlertDescription::MissingExtension,
     };
-    // A record of type alert, version 3.3 and length 2: fatal, and the description.
+    // A record of type alert, version 3.3 and length 2. Its content is the level (fatal) and the
+    // description.
     let alert = [0x15, 3, 3, 0, 2, 2, u8::from(description)];
     match io.write_all(&alert).await {
         Ok(()) => io::Error::new(io::ErrorKind::InvalidData, unknown),
@@ -164,14 +170,15 @@ where
 
 /// Closes a stream to which an alert was just written.
 ///
-/// Closing a TCP socket with unread input resets it, and a reset can overtake the alert. A peer
-/// that does not speak TLS has often sent more than was read. So this shuts down writing first and
-/// then reads a little.
+/// Closing a TCP socket with unread input sends a reset, which can destroy the alert before the
+/// peer reads it. A peer that does not speak TLS has often sent more than was read. So this shuts
+/// down writing first and then reads and discards some input.
 pub(super) async fn deliver_alert<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io) {
     let ending = async {
         io.shutdown().await?;
         tokio::io::copy(&mut io.take(ALERT_LINGER_BYTES), &mut tokio::io::sink()).await
     };
-    // However this ends, the stream is dropped next, and the handshake's own error is reported.
+    // The result does not matter: the stream is dropped next, and the error of the handshake is
+    // reported.
     _ = tokio::time::timeout(ALERT_LINGER, ending).await;
 }

@@ -1,4 +1,4 @@
-//! The server's own certificates: a chain, its private key, and a stapled OCSP response.
+//! A certificate of the server: its chain, its private key, and a stapled OCSP response.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -34,8 +34,8 @@ impl Identity {
         Self { chain, key, ocsp }
     }
 
-    /// Creates an identity from the files of the certificate chain, the server's own certificate
-    /// first, and of its private key.
+    /// Creates an identity from files: one with the certificate chain, the server's own certificate
+    /// first, and one with its private key.
     ///
     /// Both may be the same file. Each [`build`](super::TlsBuilder::build) and each
     /// [`reload`](super::Tls::reload) reads them.
@@ -43,8 +43,8 @@ impl Identity {
         Self::new(Pem::File(chain.into()), Pem::File(key.into()))
     }
 
-    /// Creates an identity from the certificate chain, the server's own certificate first, and its
-    /// private key as PEM text.
+    /// Creates an identity from PEM text: the certificate chain, the server's own certificate
+    /// first, and its private key.
     pub fn pem(chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         Self::new(
             Pem::Memory("the certificate chain given", chain.into()),
@@ -52,12 +52,13 @@ impl Identity {
         )
     }
 
-    /// Staples the OCSP response in this file, in DER, to the certificate. Default: none.
+    /// Staples an OCSP response to the certificate. The file contains the response in DER. Default:
+    /// none.
     ///
-    /// A response expires, usually within days. Fetch it with a program such as `openssl ocsp
-    /// -respout`, replace the file, and call [`reload`](super::Tls::reload). Only the status of the
-    /// response is checked, not its signature, its time or the certificate that it is about,
-    /// because that is the client's part.
+    /// A response expires, usually within days. Fetch a new one with a program such as `openssl
+    /// ocsp -respout`, replace the file, and call [`reload`](super::Tls::reload). The library
+    /// checks only the status of the response. The client checks its signature, its time and its
+    /// certificate.
     pub fn ocsp_file(mut self, response: impl Into<PathBuf>) -> Self {
         self.ocsp = Some(response.into());
         self
@@ -94,7 +95,7 @@ impl Identity {
 }
 
 impl fmt::Debug for Identity {
-    /// Omits the key.
+    /// Formats the identity without its key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
             .field("chain", &self.chain.name())
@@ -102,10 +103,10 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Returns whether `response` is one DER sequence, with nothing behind it, that begins with the
-/// status "successful" (RFC 6960, section 4.2.1).
+/// Returns whether `response` is a single DER sequence that begins with the status "successful"
+/// (RFC 6960, section 4.2.1).
 ///
-/// A client treats the connection as broken if another status is stapled, such as "try later".
+/// Clients abort the handshake if a response with another status, such as "try later", is stapled.
 fn is_successful(response: &[u8]) -> bool {
     let (len, body) = match response {
         [0x30, len @ 0..=0x7f, body @ ..] => (usize::from(*len), body),

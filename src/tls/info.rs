@@ -1,12 +1,12 @@
-//! The facts of a TLS session, for the layers and services behind the hook.
+//! The facts about a TLS session, for the layers and services behind the hook.
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
 
 /// The parameters of a TLS session, and the peer's name and certificates.
 ///
-/// The description of each accessor names the OpenTelemetry attribute for its value, for use in
-/// spans of your own.
+/// The description of each method names the OpenTelemetry attribute for its value, for use in your
+/// own spans.
 ///
 /// ```
 /// use tower_tcp::{Connection, tls::TlsInfo};
@@ -60,7 +60,7 @@ impl TlsInfo {
         self.cipher_suite
     }
 
-    /// Returns the protocol that ALPN selected, if both sides offered any.
+    /// Returns the protocol that was negotiated by ALPN, if both sides offered any.
     ///
     /// Attribute: `tls.next_protocol`.
     pub fn alpn(&self) -> Option<&[u8]> {
@@ -69,7 +69,7 @@ impl TlsInfo {
 
     /// Returns the server name that the peer requested (SNI), in lower case.
     ///
-    /// The peer chose it freely, so it proves nothing about the peer.
+    /// The peer may request any name, so the name proves nothing about the peer.
     ///
     /// Attribute: `tls.client.server_name`.
     pub fn server_name(&self) -> Option<&str> {
@@ -78,9 +78,9 @@ impl TlsInfo {
 
     /// Returns the peer's certificate chain in DER, the peer's own certificate first.
     ///
-    /// The chain is verified. It is empty unless
-    /// [`TlsBuilder::client_certificates`](super::TlsBuilder::client_certificates) requests it and
-    /// the peer has sent it.
+    /// The chain has been verified. It is empty unless
+    /// [`TlsBuilder::client_certificates`](super::TlsBuilder::client_certificates) requests a
+    /// certificate and the peer has sent one.
     ///
     /// Attribute: `tls.client.certificate_chain`.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
@@ -89,7 +89,7 @@ impl TlsInfo {
 
     /// Returns whether the handshake resumed an earlier session.
     ///
-    /// The certificates are then those of the earlier handshake.
+    /// If so, the peer's certificates are those of the earlier handshake.
     ///
     /// Attribute: `tls.resumed`.
     pub fn is_resumed(&self) -> bool {
@@ -97,8 +97,8 @@ impl TlsInfo {
     }
 }
 
-/// Returns the registered name of a cipher suite. rustls writes `TLS13_` where the registry, and so
-/// every dashboard, has `TLS_`.
+/// Returns the registered name of a cipher suite. It begins with `TLS_` where rustls's own name
+/// begins with `TLS13_`.
 pub(super) fn registered_name(suite: CipherSuite) -> Option<&'static str> {
     Some(match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",

@@ -1,22 +1,22 @@
 //! TLS as a pre-connect hook. It takes a plain connection and returns an encrypted one.
 //!
 //! [`Tls`] is a service that takes a [`Connection<Io>`] and returns a
-//! [`Connection<TlsStream<Io>>`](TlsStream). It uses [rustls]. The parameters of the session are in
-//! [`ConnectionInfo::get::<TlsInfo>`](crate::ConnectionInfo::get) for all layers and services
-//! behind it.
+//! [`Connection<TlsStream<Io>>`](TlsStream). It uses [rustls]. It adds the parameters of the
+//! session to the connection as a fact, [`TlsInfo`], which all layers and services behind it can
+//! read.
 //!
-//! [`Tls::builder`] allows TLS 1.2 and 1.3 only, with the *ring* provider unless
-//! [`TlsBuilder::crypto_provider`] sets another. 0-RTT is off, because early data can be replayed.
-//! Sessions can be resumed from a cache of rustls' default size, 256 sessions. It is bounded, so
-//! that clients cannot fill memory, and it is lost with the process.
+//! [`Tls::builder`] allows TLS 1.2 and 1.3 only. The cryptography is by *ring*, unless
+//! [`TlsBuilder::crypto_provider`] sets another provider. 0-RTT is off, because early data can be
+//! replayed. Clients can resume sessions from a cache of 256 sessions, rustls' default. The cache
+//! is bounded, so that clients cannot fill memory, and it is lost when the process ends.
 //!
 //! A handshake has no deadline of its own. Run the hook in a
-//! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which bounds the time and the number of
-//! handshakes in progress. If a proxy sends a PROXY header, it comes before the handshake, so chain
-//! `ProxyProtocol` of the feature `proxy-protocol` in front of this hook.
+//! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which limits the time and the number of
+//! handshakes in progress. A proxy sends its PROXY header before the handshake, so chain
+//! `ProxyProtocol` (feature `proxy-protocol`) in front of this hook.
 //!
-//! A connection whose handshake fails ends with [`EndReason::TlsHandshakeFailed`]. A TLS alert
-//! tells the peer why, and the [cause](crate::ConnectionEnded) tells the program.
+//! If the handshake fails, the connection ends with [`EndReason::TlsHandshakeFailed`]. The peer
+//! gets a TLS alert, and the [cause](crate::ConnectionEnded) contains the error.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -33,16 +33,16 @@
 //!
 //! # Names
 //!
-//! One server can have several certificates. The name that a client requests (SNI) decides which
-//! one it gets: that of the exact name, else that of a wildcard, else the default certificate. A
-//! `*` stands for exactly one label, so `*.example.org` is neither for `example.org` nor for
-//! `a.b.example.org`.
+//! One server can have several certificates. It chooses one by the name that the client requests
+//! (SNI): the certificate for exactly this name, else that of a matching wildcard, else the default
+//! certificate. A `*` stands for exactly one label, so `*.example.org` matches neither
+//! `example.org` nor `a.b.example.org`.
 //!
-//! A client that requests no name or an unknown one gets the default certificate, which is the one
-//! of [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) or
-//! [`identity`](TlsBuilder::identity). Without a default the client is refused: with the alert
-//! `unrecognized_name` (RFC 6066) if the name is unknown, or `missing_extension` (RFC 8446) if it
-//! requests none. The cause is then an [`UnknownServerName`].
+//! A client that requests no name or an unknown one gets the default certificate.
+//! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) or
+//! [`identity`](TlsBuilder::identity) sets it. Without a default the client is refused: with the
+//! alert `unrecognized_name` (RFC 6066) if the name is unknown, or `missing_extension` (RFC 8446)
+//! if it requests none. The cause is then an [`UnknownServerName`].
 //!
 //! ```
 //! use tower_tcp::tls::{Identity, Tls};
@@ -62,14 +62,15 @@
 //!
 //! # Reload
 //!
-//! [`Tls::reload`] reads all files of a builder again, while connections are accepted: the
-//! certificates and keys, the roots and revocation lists for clients, and the ticket keys. It is
-//! all or nothing. If anything is wrong, the error names it and the old configuration stays. All
-//! clones of the hook use the new configuration at once, for every handshake whose first message is
-//! not complete yet. Established connections are not affected.
+//! [`Tls::reload`] reads all files of a builder again while the server runs: the certificates and
+//! keys, the roots and revocation lists for clients, and the ticket keys. If any file is wrong, it
+//! returns an error that names the file, and the old configuration stays. Otherwise all clones of
+//! the hook use the new configuration at once, for every handshake whose first message is not
+//! complete yet. Established connections are not affected.
 //!
-//! Each configuration has a session cache of its own, so that no session outlives the rules that it
-//! was granted under: a client whose certificate was revoked does not get in by its old session.
+//! Each configuration has its own session cache. So a session cannot be resumed under other rules
+//! than it was created under: a client whose certificate was revoked cannot connect with its old
+//! session.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -80,13 +81,11 @@
 //! # std::fs::write(&cert, made.cert.pem())?;
 //! # std::fs::write(&key, made.signing_key.serialize_pem())?;
 //! let builder = Tls::builder().pem_files(&cert, &key);
-//! let tls = builder.build()?; // goes into the stack
+//! let tls = builder.build()?; // a clone goes into the stack
 //!
 //! # std::fs::write(&cert, "broken")?;
-//! // At SIGHUP, for instance. In async code, run it by `spawn_blocking`.
-//! if let Err(err) = tls.reload(&builder) {
-//!     eprintln!("the old certificates stay: {err}");
-//! }
+//! // For example at SIGHUP. In async code, use `spawn_blocking`. if let Err(err) =
+//! tls.reload(&builder) { eprintln!("the old certificates stay: {err}"); }
 //! # assert_eq!(
 //! #     tls.reload(&builder).unwrap_err().to_string(),
 //! #     format!("no certificate in {}", cert.display())
@@ -97,21 +96,22 @@
 //! # Revocation
 //!
 //! [`TlsBuilder::revocation_lists_file`] adds certificate revocation lists (CRLs) to the
-//! verification of clients. If there is any list, the status of every certificate of a chain must
-//! be known, except that of the root:
+//! verification of clients. If there is at least one list, the status of every certificate in a
+//! client's chain must be known, except that of the root:
 //!
 //! | a certificate in the client's chain | the client is |
 //! | --- | --- |
 //! | is on a list | refused with `certificate_revoked` |
-//! | has an issuer of which there is no list | refused with `unknown_ca` |
+//! | has an issuer without a list | refused with `unknown_ca` |
 //! | has an issuer whose list is past its `nextUpdate` | refused with `unknown_ca` |
 //!
-//! OpenSSL and nginx refuse the client in the last two cases, too. So replace a list before it
+//! OpenSSL and nginx also refuse the client in the last two cases. So replace a list before it
 //! expires, and reload.
 //!
-//! The certificate of a resumed session is not verified again, so the session can be resumed even
-//! after the certificate or a list has expired. A reload prevents this: always for the sessions in
-//! the cache, and for tickets if the rules for client certificates have changed.
+//! When a session is resumed, the client's certificate is not verified again. So a session can be
+//! resumed even after the certificate or a list has expired. A reload ends this: always for
+//! sessions in the cache, and for session tickets if the rules for client certificates have
+//! changed.
 //!
 //! ```no_run
 //! use tower_tcp::tls::{ClientCertificates, Tls};
@@ -126,13 +126,14 @@
 //!
 //! # Tickets
 //!
-//! By default a session can be resumed only in the process that granted it. Several processes with
-//! the same ticket keys resume each other's sessions, and a restarted process resumes those from
-//! before. [`TlsBuilder::ticket_key_files`] names the files, one key each, as nginx's
-//! `ssl_session_ticket_key` does. `openssl rand 80 >ticket.key` makes one.
+//! A session ticket is an encrypted copy of a session, which the client keeps and sends to resume
+//! the session. By default only the process that created a session can resume it. With keys from
+//! files, several processes resume each other's sessions, and a restarted process resumes earlier
+//! sessions. [`TlsBuilder::ticket_key_files`] sets the files, with one key each, like nginx's
+//! `ssl_session_ticket_key`. `openssl rand 80 >ticket.key` creates such a file.
 //!
-//! The first key encrypts new tickets, and all of them decrypt. To rotate, put a new key in front
-//! of the old one and [reload](Tls::reload), in every process:
+//! The first key encrypts new tickets, and all keys decrypt tickets. To rotate keys, put a new key
+//! in front of the old one and [reload](Tls::reload), in every process:
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -151,14 +152,14 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A ticket is accepted for 12 hours, if its key is still among the keys. It is bound to the rules
-//! for client certificates. After a reload with other roots or revocation lists, or in a process
-//! that has others, it is not accepted, and the client is verified anew.
+//! A ticket is accepted for 12 hours, while its key is configured. It also depends on the rules for
+//! client certificates. If the roots or revocation lists are no longer the same, after a reload or
+//! in another process, the ticket is not accepted, and the client is verified again.
 //!
 //! # A configuration of your own
 //!
-//! For features that the builder lacks, configure rustls directly. [`Tls::replace`] then takes the
-//! place of [`Tls::reload`].
+//! For features that the builder lacks, configure rustls directly. To change such a configuration
+//! at run time, use [`Tls::replace`] instead of [`Tls::reload`].
 //!
 //! ```
 //! use std::sync::Arc;
@@ -222,20 +223,21 @@ pub use stream::TlsStream;
 /// A pre-connect hook that performs the TLS handshake. Clones share the configuration and the
 /// session cache.
 ///
-/// It is always ready, because the handshake runs in the returned future. See the [module
-/// docs](self).
+/// As a service it is always ready, because the handshake runs in the future of a call. See the
+/// [module docs](self).
 ///
-/// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. It contains
-/// a [`rustls::Error`] if the peer's messages were at fault, and an [`UnknownServerName`] if there
-/// is no certificate for the name that the peer requested. Otherwise it is the error of the stream,
-/// such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
+/// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. The
+/// `io::Error` contains a [`rustls::Error`] if the peer's messages were at fault, or an
+/// [`UnknownServerName`] if there is no certificate for the name that the peer requested. Otherwise
+/// it is the error of the stream, such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the
+/// peer left.
 #[derive(Clone)]
 pub struct Tls {
     current: Current,
 }
 
 impl Tls {
-    /// Creates a builder, which reads certificates in PEM.
+    /// Creates a builder for a configuration with certificates in PEM.
     pub fn builder() -> TlsBuilder {
         TlsBuilder::default()
     }
@@ -243,7 +245,7 @@ impl Tls {
     /// Reads the files of a builder again, and replaces the configuration of this hook and of all
     /// its clones.
     ///
-    /// Reading blocks the thread. In async code, call this by
+    /// Reading blocks the thread. In async code, call this method in
     /// [`spawn_blocking`](tokio::task::spawn_blocking). See the section on [reload](self#reload).
     ///
     /// # Errors
@@ -256,9 +258,9 @@ impl Tls {
 
     /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
-    /// For a configuration that [`TlsBuilder`] cannot make. The next handshake uses it. Sessions
-    /// from before can be resumed only if the new configuration has the session cache or the ticket
-    /// keys of the old one.
+    /// Use it for a configuration that [`TlsBuilder`] cannot create. The next handshake uses the
+    /// new configuration. Earlier sessions can be resumed only if it has the session cache or the
+    /// ticket keys of the old one.
     pub fn replace(&self, new: impl Into<Self>) {
         self.current.set(new.into().current.get());
     }
@@ -294,7 +296,8 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // rustls gets the bare stream, so that the connection counts plain bytes only.
+        // rustls gets the stream without the counter, so that the connection counts only decrypted
+        // bytes.
         let (io, conn) = conn.into_parts();
         let handshake = Handshake::begin();
         let current = self.current.clone();
@@ -309,11 +312,11 @@ where
                 }
                 Err((err, io)) => {
                     handshake.failed(&err);
-                    // `InvalidData` is rustls' verdict on the input, with an alert. Any other error
-                    // is the stream's own.
+                    // `InvalidData` means that the peer's input was rejected with an alert. Any
+                    // other error is one of the stream.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
-                    // The end is proposed before the wait below, during which a deadline may drop
-                    // this future.
+                    // The end is proposed before the wait below, because a deadline may drop this
+                    // future while it waits.
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
                     if alerted {

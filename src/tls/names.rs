@@ -17,13 +17,13 @@ use super::identity::Identity;
 
 type Certificates = HashMap<Box<str>, Arc<CertifiedKey>>;
 
-/// The certificates by name: exact, by wildcard, and the default.
+/// The certificates for exact names and for wildcards, and the default certificate.
 ///
-/// rustls's own `ResolvesServerCertUsingSni` knows neither wildcards nor a default.
+/// rustls's own `ResolvesServerCertUsingSni` supports neither wildcards nor a default.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     exact: Certificates,
-    /// By the name without its first label.
+    /// The certificates for wildcards. The key is the name without its first label.
     wildcards: Certificates,
     default: Option<Arc<CertifiedKey>>,
 }
@@ -38,8 +38,8 @@ impl Names {
         Ok(())
     }
 
-    /// Adds a certificate for a name or a wildcard. The certificate must be valid for the name. For
-    /// a wildcard this is not checked.
+    /// Adds a certificate for a name or a wildcard. Fails if the certificate is not valid for the
+    /// name; a wildcard is not checked.
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -108,7 +108,7 @@ impl Names {
         self.default.is_none() && self.exact.is_empty() && self.wildcards.is_empty()
     }
 
-    /// Finds the certificate for a name, which rustls has changed to lower case.
+    /// Finds the certificate for a name. rustls has converted the name to lower case.
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         let named = name.and_then(|name| {
             let name = name.strip_suffix('.').unwrap_or(name);
@@ -138,7 +138,7 @@ impl ResolvesServerCert for Names {
     }
 }
 
-/// Checks a DNS name. Returns it in lower case and without the dot at the end of an absolute name.
+/// Checks a DNS name. Returns it in lower case, without a final dot.
 fn checked(name: &str) -> Result<Box<str>, TlsError> {
     let checked = dns_name(name).map_err(|_invalid| TlsError::BadName {
         name: name.to_owned(),

@@ -41,7 +41,7 @@ impl Pem {
             })
     }
 
-    /// Returns at least one certificate.
+    /// Reads the certificates. Fails if there are none.
     pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let found: Vec<_> = self.all()?;
         if found.is_empty() {
@@ -50,7 +50,7 @@ impl Pem {
         Ok(found)
     }
 
-    /// Returns at least one list.
+    /// Reads the revocation lists. Fails if there are none.
     pub(super) fn revocation_lists(
         &self,
     ) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
@@ -72,7 +72,7 @@ impl Pem {
     }
 }
 
-/// Reads a file. An error names it.
+/// Reads a file. An error names the file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::Unreadable {
         pem: path.display().to_string(),

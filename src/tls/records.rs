@@ -1,4 +1,4 @@
-//! The records of one connection: decrypts what arrives and encrypts what is sent, without I/O.
+//! Decrypts and encrypts the TLS records of one connection, without I/O.
 
 use std::mem;
 
@@ -10,11 +10,12 @@ use tokio_rustls::rustls::unbuffered::{
 };
 use tokio_rustls::rustls::{CommonState, Error};
 
-/// The size of a record's header. Its last two bytes are the length of the rest.
+/// The size of a record's header. The last two bytes of the header are the length of the rest of
+/// the record.
 const HEADER: usize = 5;
 
-/// The most bytes of incomplete input to hold: the largest record that rustls accepts, and during
-/// the handshake also the largest handshake message, which may be in several records.
+/// The size of the largest record that rustls accepts. This much incomplete input may be held, and
+/// during the handshake as much as the largest handshake message, which may span several records.
 const LARGEST_RECORD: usize = HEADER + 16 * 1024 + 2048;
 const LARGEST_HANDSHAKE: usize = 64 * 1024;
 
@@ -24,18 +25,17 @@ const STEP: usize = 4 * 1024;
 /// A TLS session. While the connection is idle, it holds no buffers.
 pub(super) struct Records {
     session: UnbufferedServerConnection,
-    /// Input that is not complete: a part of a record, or records with a part of a handshake
-    /// message.
+    /// Incomplete input: a part of a record, or records with a part of a handshake message.
     partial: Vec<u8>,
-    /// Decrypted bytes for which the reader had no room.
+    /// Decrypted bytes that did not fit into the reader's buffer.
     plain: BytesMut,
     /// Records that are not written yet.
     output: BytesMut,
-    /// The error that ended the session. Nothing is decrypted or encrypted any more.
+    /// The error that ended the session. After it nothing is decrypted or encrypted.
     failed: Option<Error>,
     /// The peer has sent `close_notify`.
     is_ended: bool,
-    /// `close_notify` is in the output, or was sent, or a write failed.
+    /// No more data can be sent: `close_notify` is in the output or was sent, or a write failed.
     is_closed: bool,
 }
 
@@ -77,12 +77,12 @@ impl Records {
         &mut self.output
     }
 
-    /// Forgets written records, and releases their memory after the last one.
+    /// Removes `n` written bytes from the output, and releases its memory if it is then empty.
     pub(super) fn wrote(&mut self, n: usize) {
         advance(&mut self.output, n);
     }
 
-    /// Moves decrypted bytes to the reader.
+    /// Moves decrypted bytes to the reader's buffer.
     pub(super) fn take_plain(&mut self, to: &mut ReadBuf<'_>) {
         let n = self.plain.len().min(to.remaining());
         if n > 0 {
@@ -91,13 +91,15 @@ impl Records {
         }
     }
 
-    /// Decrypts input, in place. Decrypted bytes for which the reader has no room are kept, and so
-    /// is an incomplete record at the end. An error is kept as well, with its alert in the output.
+    /// Decrypts input in place and copies it to the reader's buffer `to`. Keeps decrypted bytes
+    /// that do not fit, and an incomplete record at the end. An error is kept, too; its alert goes
+    /// to the output.
     pub(super) fn receive(&mut self, mut input: &mut [u8], to: &mut ReadBuf<'_>) {
         while !self.partial.is_empty() && !input.is_empty() {
             let missing = self.missing();
             let (next, rest) = input.split_at_mut(missing.min(input.len()));
-            // No more than the record, because its peer may send the rest late or never.
+            // Memory is reserved in small steps, and for no more than the record, because the peer
+            // may send the rest late or never.
             let more = next.len().max(missing.min(STEP));
             self.partial.reserve_exact(more);
             self.partial.extend_from_slice(next);
@@ -123,9 +125,9 @@ impl Records {
         }
     }
 
-    /// Returns the number of bytes that the first record of the incomplete input lacks. If that
-    /// record is complete, its handshake message is not, and all further bytes may belong to the
-    /// message.
+    /// Returns the number of bytes that are missing from the first record of the incomplete input.
+    /// If that record is complete, returns the maximum: then a handshake message is incomplete, and
+    /// all further bytes may belong to it.
     fn missing(&self) -> usize {
         let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
             return HEADER - self.partial.len();
@@ -136,7 +138,8 @@ impl Records {
         }
     }
 
-    /// Processes the complete records of `input`, and returns how many bytes are no longer needed.
+    /// Processes the complete records of `input`, and returns the number of bytes that are no
+    /// longer needed.
     fn process(&mut self, input: &mut [u8], to: &mut ReadBuf<'_>) -> usize {
         let mut used = 0;
         while self.failed.is_none() && !self.is_ended {
@@ -146,11 +149,11 @@ impl Records {
                 Err(err) => self.fail(err),
             }
         }
-        // Whatever follows the end is ignored.
+        // Bytes after the end, or after an error, are ignored.
         input.len()
     }
 
-    /// Processes a record, or encodes one. Returns `false` if more input is needed.
+    /// Lets the session decrypt or encode a record. Returns `false` if it needs more input.
     fn step(
         &mut self,
         input: &mut [u8],
@@ -171,7 +174,7 @@ impl Records {
                     self.plain.extend_from_slice(rest);
                 }
             }
-            // It could be a replay, so it is dropped.
+            // Early data could be a replay, so it is dropped.
             ConnectionState::ReadEarlyData(mut records) => {
                 while let Some(record) = records.next_record() {
                     *used += record?.discard;
@@ -191,10 +194,10 @@ impl Records {
         self.queue();
     }
 
-    /// Moves the records that the session has ready, such as an alert, to the output.
+    /// Moves records that the session wants to send, such as an alert, to the output.
     fn queue(&mut self) {
         while self.session.wants_write() {
-            // The session returns these before it looks at any input.
+            // The session returns such records before it processes any input.
             let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut []);
             let Ok(ConnectionState::EncodeTlsData(data)) = state else {
                 return;
@@ -205,15 +208,15 @@ impl Records {
         }
     }
 
-    /// Encrypts bytes into `records`, which grows as needed. Returns the number of bytes written
-    /// there. They must be sent after the output.
+    /// Encrypts bytes into `records`, which grows as needed. Returns the number of bytes written to
+    /// `records`. They must be sent after the output.
     pub(super) fn encrypt(&mut self, bytes: &[u8], records: &mut Vec<u8>) -> Result<usize, Error> {
         loop {
             if let Some(err) = self.failed() {
                 return Err(err);
             }
-            // The incomplete input is passed along, because the session may have a part of a
-            // handshake message in it.
+            // rustls needs the incomplete input here, because the session may have parsed a part of
+            // a handshake message in it.
             let UnbufferedStatus { state, .. } =
                 self.session.process_tls_records(&mut self.partial);
             match state {
@@ -234,32 +237,36 @@ impl Records {
         }
     }
 
-    /// Sets whether nothing more is sent, not even `close_notify`.
+    /// Sets whether sending has ended. After that not even `close_notify` is sent.
     pub(super) fn set_closed(&mut self, closed: bool) {
         self.is_closed = closed;
     }
 
-    /// Returns whether nothing more is sent: [`close`](Self::close) was called, or a write failed.
+    /// Returns whether sending has ended, because [`close`](Self::close) was called or a write
+    /// failed.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    /// Appends `close_notify` to the output, once. A session that failed has sent an alert instead.
+    /// Appends `close_notify` to the output, unless sending has ended or the session has failed. A
+    /// failed session has sent an alert instead.
     pub(super) fn close(&mut self) {
         if mem::replace(&mut self.is_closed, true) || self.failed.is_some() {
             return;
         }
-        // Reading has left nothing to encode, so the session is ready to send.
+        // `receive` has encoded everything that the session had to send, so the session can now
+        // send data.
         let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut self.partial);
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
-            // Without room, the alert is left for `queue`.
+            // The buffer is empty, so the session keeps the alert, and `queue` moves it to the
+            // output.
             _ = traffic.queue_close_notify(&mut []);
         }
         self.queue();
     }
 }
 
-/// Drops the first bytes of a buffer, and with the last ones its memory.
+/// Removes the first bytes of a buffer, and releases its memory if it is then empty.
 fn advance(buffer: &mut BytesMut, n: usize) {
     buffer.advance(n);
     if buffer.is_empty() {
@@ -272,7 +279,7 @@ fn encode(
     output: &mut BytesMut,
 ) -> Result<(), Error> {
     let start = output.len();
-    // Only the error tells the size.
+    // Only the error of a call without a buffer contains the size.
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         output.resize(start + size.required_size, 0);
     }

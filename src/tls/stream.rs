@@ -13,20 +13,22 @@ use tokio_rustls::rustls::{CommonState, Error};
 
 use super::records::Records;
 
-/// The bytes to read at once: as many as the reader has room for, within these bounds.
+/// The bounds for the number of bytes to read at once. Within them it is the size of the reader's
+/// buffer.
 const LEAST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 
-/// The bytes that a record has besides its content: header, nonce, type and tag.
+/// The maximum number of bytes that a record has besides its content: header, nonce, type and tag.
 const OVERHEAD: usize = 32;
 
-/// The most bytes to encrypt at once. As many may wait for the peer.
+/// The maximum number of bytes to encrypt at once. So at most this many wait for a peer that does
+/// not read.
 const LARGEST_WRITE: usize = 64 * 1024;
 
-/// The most bytes of a record.
+/// The maximum size of a record's content.
 const RECORD: usize = 16 * 1024;
 
-/// Memory that the connections of a thread share, each during one call.
+/// Memory that the connections of a thread share. Each uses it only during one call.
 #[derive(Default)]
 struct Scratch {
     records: Vec<u8>,
@@ -38,9 +40,11 @@ thread_local! {
 }
 
 impl Scratch {
-    /// Runs `f` with the memory of the thread. Inside of `f`, another stream gets new memory.
+    /// Runs `f` with the memory of the thread. If `f` uses another stream, that stream gets new
+    /// memory.
     fn with<T>(f: impl FnOnce(&mut Self) -> T) -> T {
-        // A thread that is ending has none any more, so new memory is used, and then freed.
+        // A thread that is ending no longer has this memory, so new memory is allocated, and freed
+        // afterwards.
         let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
         let done = f(&mut scratch);
         let _ended = SCRATCH.try_with(|place| place.set(scratch));
@@ -52,23 +56,23 @@ impl Scratch {
 ///
 /// An idle connection holds no buffers. Records are decrypted and encrypted in memory that the
 /// connections of a thread share. Besides its keys, a connection holds only the part of a record
-/// that has arrived (at most 18 KiB), decrypted bytes that the reader had no room for (at most
-/// 22 KiB), and records that the peer does not take (of at most 64 KiB).
+/// that has arrived (at most 18 KiB), decrypted bytes that did not fit into the reader's buffer (at
+/// most 22 KiB), and pending records (at most 64 KiB of content).
 ///
-/// A write encrypts at once, and returns even if the peer takes nothing yet, so flush the stream
-/// afterwards. Shutting down sends `close_notify`. Reading fails with
+/// A write encrypts its bytes and returns at once, even if the peer does not take the records yet,
+/// so flush the stream afterwards. Shutting down sends `close_notify`. Reading fails with
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the stream ends without the peer's
 /// `close_notify`, because an attacker may have cut it off. Reading an invalid record fails with
 /// [`InvalidData`](io::ErrorKind::InvalidData), caused by a
 /// [`rustls::Error`](super::rustls::Error), and the peer gets an alert.
 ///
-/// rustls has no exporter of keying material for such a stream. A protocol that binds its login to
-/// the channel ([RFC 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs a hook of its own, over
+/// For such a stream, rustls cannot export keying material. A protocol that binds authentication to
+/// the TLS channel ([RFC 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs another hook, with
 /// the stream of tokio-rustls.
 ///
 /// # Cancel safety
 ///
-/// Dropping a read or a write loses nothing, because the stream keeps what it has begun.
+/// Dropping the future of a read or a write loses nothing, because all state is in the stream.
 pub struct TlsStream<Io> {
     io: Io,
     records: Records,
@@ -79,8 +83,8 @@ impl<Io> TlsStream<Io> {
         Self { io, records }
     }
 
-    /// Returns the stream beneath, and the session. Its parameters are in
-    /// [`TlsInfo`](super::TlsInfo), too.
+    /// Returns the underlying stream and the session. [`TlsInfo`](super::TlsInfo) also contains the
+    /// parameters of the session.
     pub fn get_ref(&self) -> (&Io, &CommonState) {
         (&self.io, self.records.session())
     }
@@ -94,7 +98,7 @@ impl<Io> TlsStream<Io> {
         self.records.failed().map(invalid)
     }
 
-    /// Drops the records that are not written yet.
+    /// Discards the records that are not written yet.
     pub(super) fn discard_output(&mut self) {
         let n = self.records.output().len();
         self.records.wrote(n);
@@ -107,7 +111,7 @@ impl<Io> TlsStream<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
-    /// Reads once, and decrypts what was read. Ready with `false` at the end of the stream.
+    /// Reads once, and decrypts the bytes. Returns `false` at the end of the stream.
     pub(super) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -126,7 +130,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
             }
             let nobody_writes = self.records.output().is_empty();
             self.records.receive(input, to);
-            // An alert is sent if the stream takes it. If other output waits, its writer sends it.
+            // Try to send an alert. If other output is pending, its writer sends the alert, too.
             if nobody_writes {
                 _ = self.poll_send(cx);
             }
@@ -134,7 +138,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         })
     }
 
-    /// Writes the output.
+    /// Writes the pending records.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.records.output().is_empty() {
             let n = ready!(Pin::new(&mut self.io).poll_write(cx, self.records.output()))?;
@@ -146,7 +150,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         Poll::Ready(Ok(()))
     }
 
-    /// Encrypts bytes, and writes what the stream takes. The rest becomes output.
+    /// Encrypts bytes, and writes as much as the stream takes. The rest becomes pending output.
     fn encrypt(
         &mut self,
         bytes: &[u8],
@@ -159,7 +163,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         }
         let n = self.records.encrypt(bytes, records).map_err(invalid)?;
         let mut left = &records[..n];
-        // Behind a write that fails or panics nothing is sent, because a part would be missing.
+        // After a write that fails or panics nothing more may be sent, because a part would be
+        // missing.
         self.records.set_closed(true);
         while !left.is_empty() && self.records.output().is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, left)? {
@@ -275,7 +280,7 @@ impl<Io: fmt::Debug> fmt::Debug for TlsStream<Io> {
     }
 }
 
-/// Returns the session's error as one of kind `InvalidData`.
+/// Converts the session's error to an `io::Error` of kind `InvalidData`.
 pub(super) fn invalid(err: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, err)
 }

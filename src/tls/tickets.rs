@@ -1,9 +1,8 @@
 //! Session tickets with keys from files, which several processes can share.
 //!
-//! rustls encrypts its own tickets with random keys, which no other process can have. The tickets
-//! of this module have the same form: the name of the key, a random nonce, and the session,
-//! encrypted and authenticated by ChaCha20-Poly1305. Besides the session, a ticket contains the
-//! time of its issue.
+//! rustls encrypts its own tickets with random keys, which no other process has. The tickets of
+//! this module have the same form: the name of the key, a random nonce, and the session, encrypted
+//! and authenticated by ChaCha20-Poly1305. The encrypted part also contains the time of issue.
 
 use std::fmt;
 use std::fs::File;
@@ -24,7 +23,8 @@ pub(super) const LIFETIME: u32 = 12 * 60 * 60;
 const NAME_LEN: usize = 16;
 const TIME_LEN: usize = size_of::<u64>();
 
-/// The keys of a configuration. The first one encrypts, and all of them decrypt.
+/// The ticket keys of a configuration. The first one encrypts tickets, and all of them decrypt
+/// tickets.
 pub(super) struct Tickets {
     keys: Box<[Key]>,
     random: SystemRandom,
@@ -73,11 +73,13 @@ impl Tickets {
             let mut sealed = sealed.to_vec();
             let opened = key.key.open_in_place(nonce, Aad::from(*name), &mut sealed);
             let (issued, session) = opened.ok()?.split_first_chunk::<TIME_LEN>()?;
-            // The clock of the issuer may be ahead. Its tickets are new.
+            // If the clock of the process that issued the ticket is ahead, the ticket counts as
+            // new.
             let age = now.saturating_sub(u64::from_be_bytes(*issued));
             (age <= u64::from(LIFETIME)).then(|| session.to_vec())
         };
-        // A name is no secret, because each ticket begins with it.
+        // The name of a key is not secret, because each ticket begins with it, so a plain
+        // comparison is safe.
         let mut keys = self.keys.iter().filter(|key| key.name == *name);
         keys.find_map(open)
     }
@@ -102,7 +104,7 @@ impl ProducesTickets for Tickets {
 }
 
 impl fmt::Debug for Tickets {
-    /// Omits the keys.
+    /// Formats the value without its keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tickets").finish_non_exhaustive()
     }
@@ -111,8 +113,8 @@ impl fmt::Debug for Tickets {
 impl Key {
     /// Derives a key from the content of a file, or returns `None` if it has the wrong size.
     ///
-    /// The file may be shared with nginx, which uses the same bytes for another cipher. So they are
-    /// not a key themselves: a key is derived from them.
+    /// The file may be shared with nginx, which uses the same bytes for another cipher. So the
+    /// bytes are not used as a key directly.
     fn new(secret: &[u8], Policy(policy): Policy) -> Option<Self> {
         let (name, secret) = match secret.len() {
             48 | 80 => secret.split_first_chunk::<NAME_LEN>()?,
@@ -129,7 +131,7 @@ impl Key {
     }
 }
 
-/// Reads a file, up to one byte more than a key has.
+/// Reads a file, but at most one byte more than the size of a key.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let mut secret = Vec::with_capacity(81);
     let read = File::open(file).and_then(|opened| opened.take(81).read_to_end(&mut secret));
@@ -195,7 +197,7 @@ mod tests {
 
         assert!(tickets.open(&ticket, 100_000 + life).is_some());
         assert!(tickets.open(&ticket, 100_001 + life).is_none());
-        // Another process's clock is ahead.
+        // The clock of another process may be ahead.
         assert!(tickets.open(&ticket, 0).is_some());
     }
 

@@ -1,4 +1,4 @@
-//! The version, the protocol and the session that a handshake agrees on.
+//! The version, the protocol and the session that are negotiated in a handshake.
 
 use super::*;
 

@@ -1,8 +1,9 @@
-//! Peers that leave during a handshake or right behind it, and proper ends.
+//! Peers that leave during a handshake or right after it, and proper ends.
 
 use super::*;
 
-/// Acts as a client up to `limit` bytes, then leaves. Returns whether the handshake needed more.
+/// Acts as a client that leaves after sending `limit` bytes. Returns whether the handshake needed
+/// more bytes.
 async fn leave_after(limit: usize, config: Arc<ClientConfig>, mut far: DuplexStream) -> bool {
     let mut session = ClientConnection::new(config, localhost()).unwrap();
     let mut left = limit;
@@ -47,7 +48,8 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
                 break;
             }
             let kind = match served {
-                // In TLS 1.2 the client has sent all of its part when the server has the last word.
+                // In TLS 1.2 the server sends the last message, so the client has sent its whole
+                // part before.
                 Ok(mut conn) if info(&conn).version() == "1.2" => {
                     conn.read_u8().await.unwrap_err().kind()
                 }
@@ -90,7 +92,7 @@ where
     }
 }
 
-/// Expects that the request of such a client is read, and then a proper end of its stream.
+/// Expects that the server reads the request of such a client, and then a proper end of the stream.
 async fn hears<Io>(tls: &Tls, config: ClientConfig, (near, far): (Io, Io))
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -108,7 +110,7 @@ async fn a_client_that_asks_with_its_last_write_of_the_handshake_and_closes_is_h
     let tls = server(&me).build().unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    // In TLS 1.2 the server has the last word of a handshake.
+    // In TLS 1.2 the server sends the last message of a handshake.
     let config = || client(&me, &[&TLS13], None);
 
     hears(&tls, config(), duplex(64 * 1024)).await;

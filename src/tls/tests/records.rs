@@ -1,4 +1,4 @@
-//! Records, without I/O: cut anywhere, of any size, hostile, and what memory they hold.
+//! Records, without I/O: cut anywhere, of any size, hostile, and the memory that they hold.
 
 use std::io::{Read, Write};
 
@@ -13,7 +13,7 @@ use super::*;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
-/// The most bytes of a record, with and without its encryption.
+/// The maximum size of a record, with and without its encryption.
 const PLAIN: usize = 16 * 1024;
 const LARGEST: usize = 5 + PLAIN + 2048;
 
@@ -40,7 +40,7 @@ impl Pair {
         pair
     }
 
-    /// Takes the records that the client has ready.
+    /// Takes the records that the client wants to send.
     fn flight(&mut self) -> Vec<u8> {
         let mut flight = Vec::new();
         while self.client.wants_write() {
@@ -49,13 +49,13 @@ impl Pair {
         flight
     }
 
-    /// Returns the client's records of a text.
+    /// Encrypts a text with the client's keys, and returns the records.
     fn records(&mut self, text: &[u8]) -> Vec<u8> {
         self.client.writer().write_all(text).unwrap();
         self.flight()
     }
 
-    /// Has the server read, with more room than there can be bytes.
+    /// Makes the server read, with a buffer that is always large enough.
     fn receive(&mut self, input: &mut [u8]) -> Vec<u8> {
         let mut room = vec![0; input.len() + LARGEST];
         let mut read = ReadBuf::new(&mut room);
@@ -63,7 +63,7 @@ impl Pair {
         read.filled().to_vec()
     }
 
-    /// Has the client read the server's output. Returns the text.
+    /// Makes the client read the server's output. Returns the text.
     fn answer(&mut self) -> Result<Vec<u8>, rustls::Error> {
         let mut output = std::mem::take(self.server.output());
         let mut text = Vec::new();
@@ -82,7 +82,7 @@ impl Pair {
         Ok(text)
     }
 
-    /// Has the server send a text. Returns what the client read.
+    /// Makes the server send a text. Returns the bytes that the client read.
     fn send(&mut self, text: &[u8]) -> Vec<u8> {
         let mut records = Vec::new();
         let n = self.server.encrypt(text, &mut records).unwrap();
@@ -117,7 +117,7 @@ impl Forger {
         (pair.server, forger)
     }
 
-    /// Returns a record of a content type, with `padding` zeros behind its content.
+    /// Returns a record of a content type, with `padding` zeros after its content.
     fn record(&mut self, typ: u8, content: &[u8], padding: usize) -> Vec<u8> {
         let mut body = [content, &[typ], &vec![0; padding]].concat();
         let len = u16::try_from(body.len() + 16).unwrap().to_be_bytes();
@@ -137,7 +137,7 @@ impl Forger {
 
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
-/// A `KeyUpdate` that asks for none in return.
+/// A `KeyUpdate` that does not request one from the peer.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
 fn receive(server: &mut Records, input: &mut [u8]) -> Vec<u8> {
@@ -238,7 +238,7 @@ fn empty_and_padded_records_are_read() {
 fn both_sides_change_their_keys() {
     let mut pair = Pair::new(&TLS13);
     for _ in 0..3 {
-        // It asks the server to change its own.
+        // This requests a key update from the server, too.
         pair.client.refresh_traffic_keys().unwrap();
         let mut sent = pair.records(b"question");
 

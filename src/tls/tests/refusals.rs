@@ -1,8 +1,8 @@
-//! Peers that do not speak TLS, and the alert that they are sent.
+//! Peers that do not speak TLS, and the alert that they receive.
 
 use super::*;
 
-/// Over real sockets, because only they turn unread input into a reset.
+/// Uses real sockets, because only they send a reset if input is unread.
 #[tokio::test]
 async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
     let tls = server(&made("localhost")).build().unwrap();
@@ -72,7 +72,7 @@ async fn b16_a_peer_that_goes_on_sending_is_read_from_for_16_kib_at_most() {
     });
 
     rustls_error(served);
-    // What rustls read, what was read after it, and what the pipe holds.
+    // The bytes that rustls read, those that were read after it, and those that the pipe holds.
     assert!(sent <= 4096 + 16 * 1024 + 4096, "{sent}");
     assert_eq!(start.elapsed(), Duration::ZERO);
 }

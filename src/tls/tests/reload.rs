@@ -1,4 +1,4 @@
-//! A new configuration while handshakes go on, and sessions that several hooks share.
+//! A new configuration during handshakes, and sessions that several hooks share.
 
 use std::path::Path;
 
