@@ -29,8 +29,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Creates the codec for blocks of a size in bytes. In a pipeline, blocks of more than 64 KiB
-    /// need a higher [`Limits::max_frame`](crate::pipeline::Limits::max_frame).
+    /// Creates the codec for blocks of `size` bytes. In a pipeline, blocks of more than 64 KiB need
+    /// a higher [`Limits::max_frame`](crate::pipeline::Limits::max_frame).
     pub fn new(size: NonZeroUsize) -> Self {
         Self { size }
     }
@@ -59,8 +59,8 @@ impl Decoder for Block {
     }
 }
 
-// The only `Encoder` of this type. With a second one, a service that returns a plain value would
-// have to name the type of the value.
+// `Block` must implement `Encoder` for one type only. With two, the compiler could not infer the
+// type of the value that a service returns.
 impl Encoder<Bytes> for Block {
     type Error = BlockError;
 
@@ -82,7 +82,7 @@ impl Encoder<Bytes> for Block {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BlockError {
-    /// An item to encode does not have the size of a block. Nothing was written.
+    /// The size of an item to encode differs from the block size. Nothing was written.
     #[error("block of {actual} bytes where {expected} are due")]
     WrongSize {
         /// The size of a block in bytes.

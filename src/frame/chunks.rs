@@ -1,4 +1,4 @@
-//! Decodes several frames at once.
+//! Groups frames into chunks.
 
 use std::mem;
 use std::num::NonZeroUsize;
@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec whose items are several frames each. See [`CodecExt::chunks`](super::CodecExt::chunks).
+/// A codec whose items are chunks of several frames. See
+/// [`CodecExt::chunks`](super::CodecExt::chunks).
 ///
 /// ```
 /// use std::num::NonZeroUsize;
@@ -31,7 +32,7 @@ pub struct Chunks<C: Decoder> {
     failed: Option<Failed<C::Error>>,
 }
 
-/// The error behind held items, which are delivered first.
+/// An error of the codec, kept until the held items, which precede it, are delivered.
 #[derive(Debug)]
 enum Failed<E> {
     Reading(E),
@@ -43,13 +44,13 @@ impl<C: Decoder> Chunks<C> {
         Self {
             codec,
             size,
-            // Allocated as items arrive, not in advance.
+            // Memory is allocated as items arrive, not in advance.
             held: Vec::new(),
             failed: None,
         }
     }
 
-    /// Adds an item. Returns the chunk if that completes it.
+    /// Adds an item to the chunk. Returns the chunk if it is now complete.
     #[inline]
     fn push(&mut self, item: C::Item) -> Option<Vec<C::Item>> {
         self.held.push(item);
@@ -69,7 +70,8 @@ impl<C: Decoder> Decoder for Chunks<C> {
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Vec<C::Item>>, C::Error> {
         match self.failed.take() {
             Some(Failed::Reading(err)) => return Err(err),
-            // Left for `decode_eof`, because callers distinguish its errors from those of `decode`.
+            // The error is kept for `decode_eof`, because callers distinguish its errors from those
+            // of `decode`.
             at_end => self.failed = at_end,
         }
         loop {

@@ -8,10 +8,10 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 
 /// Combinators for codecs.
 ///
-/// Each method takes a codec and returns another one. A method that changes only decoding leaves
-/// encoding as it is, and the other way around. Items are moved, never cloned. If the codec encodes
-/// a single type, so does the new one. Errors are those of the original codec, except in [`Then`],
-/// which has two codecs.
+/// Each method takes a codec and returns another one. A method that changes decoding does not
+/// change encoding, and the other way around, unless its description says so. Items are moved,
+/// never cloned. If the codec encodes a single type, so does the new one. The new codec has the
+/// error type of the original one, except [`Then`], which combines two codecs.
 ///
 /// ```no_run
 /// use std::convert::Infallible;
@@ -39,19 +39,19 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 /// # In a pipeline
 ///
 /// A [`Pipeline`](crate::Pipeline) counts the items of the outermost codec as frames. So an item
-/// that is filtered out is no activity, and does not extend
-/// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Pass a peer's heartbeats to the service
-/// instead, which can answer them with `Reply::none`.
+/// that is filtered out does not restart [`Deadlines::idle`](crate::deadline::Deadlines::idle). Do
+/// not filter out a peer's heartbeats. Pass them to the service, which can answer them with
+/// `Reply::none`.
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes that one call of
-/// the decoder takes for an item: the frames of a chunk, and frames that are filtered out in front
-/// of an item, as far as they arrived together. Set `max_frame` large enough for all of these, and
+/// the decoder consumes for an item. These include all frames of a chunk, and the filtered frames
+/// before an item, if they arrived together. Set `max_frame` large enough for all of these, and
 /// limit single frames in the codec itself.
 pub trait CodecExt: Decoder + Sized {
-    /// Maps each decoded item by a function.
+    /// Converts each decoded item with a function.
     ///
-    /// If the function can fail, let it return a `Result`, which becomes the item. The service can
-    /// then answer an invalid request, whereas an error of the codec would end the connection.
+    /// If the function can fail, let it return a `Result`, which becomes the item. Then the service
+    /// can answer an invalid request, whereas an error of the codec would end the connection.
     fn map_decode<U, F>(self, f: F) -> MapDecode<Self, F>
     where
         F: FnMut(Self::Item) -> U,
@@ -59,9 +59,10 @@ pub trait CodecExt: Decoder + Sized {
         MapDecode::new(self, f)
     }
 
-    /// Maps each item by a function before encoding it.
+    /// Converts each item with a function before encoding it.
     ///
-    /// The new codec encodes the type of the function's argument, so name that type in the closure.
+    /// The new codec encodes the type of the function's argument, so state that type in the
+    /// closure.
     fn map_encode<T, U, F>(self, f: F) -> MapEncode<Self, F>
     where
         Self: Encoder<U>,
@@ -78,7 +79,7 @@ pub trait CodecExt: Decoder + Sized {
         FilterDecode::new(self, keep)
     }
 
-    /// Encodes nothing for the items for which a function returns `false`.
+    /// Skips, when encoding, the items for which a function returns `false`.
     fn filter_encode<T, F>(self, keep: F) -> FilterEncode<Self, F>
     where
         Self: Encoder<T>,
@@ -87,30 +88,31 @@ pub trait CodecExt: Decoder + Sized {
         FilterEncode::new(self, keep)
     }
 
-    /// Decodes `size` items into one `Vec`, and encodes the items of a `Vec` in order. If one item
-    /// cannot be encoded, nothing is written.
+    /// Groups `size` decoded items into one `Vec`, and encodes the items of a `Vec` in order. If
+    /// one item cannot be encoded, nothing is written.
     ///
-    /// At the end of the stream, the remaining items are delivered as a shorter `Vec`. The same
-    /// happens before an error of the codec. A connection that ends in another way, by a deadline
-    /// or a drain, drops an incomplete chunk.
+    /// At the end of the stream, and before an error of the codec, the remaining items are
+    /// delivered as a shorter `Vec`. If the connection ends in another way, for example at a
+    /// deadline or in a drain, an incomplete chunk is dropped.
     ///
-    /// Up to `size - 1` items are held until the next ones arrive. They can take the memory of as
-    /// many frames of the largest size, and a peer may hold that memory for as long as the
-    /// pipeline's [`Deadlines::idle`](crate::deadline::Deadlines::idle).
+    /// Up to `size - 1` items wait in memory for the next ones. A peer can make the codec hold that
+    /// many frames of the largest size, for as long as the pipeline's
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle).
     fn chunks(self, size: NonZeroUsize) -> Chunks<Self> {
         Chunks::new(self, size)
     }
 
-    /// Decodes the content of this codec's frames with an inner codec, and writes each item of the
-    /// inner codec as one frame of this one.
+    /// Nests an inner codec in the frames of this one. It decodes the contents of this codec's
+    /// frames, and each item that it encodes becomes one frame of this codec.
     ///
-    /// The inner codec sees the contents of the frames as one stream, so its own frames may begin
-    /// and end anywhere in them. It is an error if the stream ends within an inner frame. An item
-    /// that the inner codec encodes to no bytes is not written.
+    /// The inner codec gets the contents of the frames as one stream, so its own frames may begin
+    /// and end anywhere in them. It is an error if the stream ends within an inner frame. If the
+    /// inner codec encodes an item to no bytes, no frame is written.
     ///
-    /// Besides the state of both codecs, at most one outer frame and one incomplete inner frame are
-    /// held. [`Then::max_frame`] limits the latter. After an [upgrade](crate::Pipeline::on_upgrade)
-    /// these bytes are lost: the next service does not get them.
+    /// Besides the state of both codecs, the new codec holds at most one outer frame and one
+    /// incomplete inner frame. [`Then::max_frame`] limits the latter. After an
+    /// [upgrade](crate::Pipeline::on_upgrade) these bytes are lost: the next service does not get
+    /// them.
     fn then<I>(self, inner: I) -> Then<Self, I>
     where
         Self::Item: AsRef<[u8]>,

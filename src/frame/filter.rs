@@ -33,7 +33,7 @@ impl<C: Decoder, F: FnMut(&C::Item) -> bool> Decoder for FilterDecode<C, F> {
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
-        // `None` means that nothing more can be decoded, so it must not stand for a dropped item.
+        // `None` means that nothing more can be decoded, so a dropped item must not return it.
         while let Some(item) = self.codec.decode(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));
@@ -61,7 +61,7 @@ impl<C: Encoder<T>, F, T> Encoder<T> for FilterDecode<C, F> {
     }
 }
 
-/// A codec that encodes some items only. See
+/// A codec that encodes only some items. See
 /// [`CodecExt::filter_encode`](super::CodecExt::filter_encode).
 ///
 /// ```

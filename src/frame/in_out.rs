@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec of two halves. `D` decodes the input, `E` encodes the output.
+/// A codec made of a decoder `D` for the input and an encoder `E` for the output.
 ///
 /// ```
 /// use tokio_util::codec::BytesCodec;

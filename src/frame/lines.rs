@@ -11,16 +11,17 @@ use super::FrameTooLarge;
 
 /// A codec for lines of bytes that end with LF or CRLF. Items do not include the ending.
 ///
-/// The bytes need not be text, because only the ending is interpreted. Decoding a line takes linear
-/// time, in whatever pieces it arrives. No memory is reserved for bytes that have not arrived.
+/// The bytes need not be text, because only the ending is interpreted. Decoding a line takes time
+/// in proportion to its length, even if it arrives in many pieces. No memory is reserved for bytes
+/// that have not arrived.
 ///
 /// # Writing
 ///
 /// Each item is written with an ending: LF, or CRLF for [`Lines::crlf`]. The item itself is written
-/// unchanged, so an item with line breaks is several lines to the peer. A reply of several lines
-/// can be written this way. Line breaks are not checked, because a check would search every reply.
-/// A service that puts a peer's data into a reply must remove them. (A line decoded here contains
-/// no LF, but may contain a CR.)
+/// unchanged, so the peer reads an item with line breaks as several lines. A reply of several lines
+/// can be written this way. The codec does not check for line breaks, because a check would search
+/// every reply. So a service that puts a peer's data into a reply must remove line breaks from it.
+/// (A line decoded here contains no LF, but may contain a CR.)
 ///
 /// # Examples
 ///
@@ -41,7 +42,8 @@ pub struct Lines {
     max: usize,
     ending: LineEnding,
     unterminated: Unterminated,
-    /// The length of the buffer's beginning without an LF, so that no byte is searched twice.
+    /// The number of bytes at the beginning of the buffer that contain no LF. They are not searched
+    /// again.
     searched: usize,
 }
 
@@ -69,7 +71,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// Creates a codec that writes CRLF. It reads both endings, as every `Lines` does.
+    /// Creates a codec that writes CRLF. Like every `Lines`, it reads both endings.
     #[must_use]
     pub fn crlf() -> Self {
         Self {
@@ -78,15 +80,15 @@ impl Lines {
         }
     }
 
-    /// Sets the longest line to decode, in bytes on the wire, its ending included. Zero allows no
-    /// line at all.
+    /// Sets the maximum length of a line to decode, in bytes on the wire, including its ending.
+    /// Zero allows no line at all.
     ///
     /// Default: 65,536. Why: it is far more than line protocols use, and bounds the memory that one
     /// peer can use. When reached: decoding fails as soon as that many bytes have arrived without
-    /// an LF. To allow longer lines in a pipeline, raise
-    /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame), too.
+    /// an LF. Every later call fails, too, because the beginning of the next line is unknown.
     ///
-    /// Every later call fails, too, because the beginning of the next line is unknown.
+    /// To allow longer lines in a pipeline, raise
+    /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame), too.
     #[must_use]
     pub fn max_line(mut self, bytes: usize) -> Self {
         self.max = bytes;
@@ -95,7 +97,7 @@ impl Lines {
 
     /// Makes the codec deliver an unterminated last line at the end of the stream.
     ///
-    /// Default: such a line is an error. Why: a truncated command must not run.
+    /// Default: off; such a line is an error. Why: a truncated command must not run.
     #[must_use]
     pub fn deliver_unterminated(mut self) -> Self {
         self.unterminated = Unterminated::Delivered;
@@ -141,7 +143,7 @@ impl Decoder for Lines {
     }
 }
 
-/// Takes a line of `len` bytes and its LF of `lf` bytes out of the buffer, and returns the line
+/// Removes a line of `len` bytes and its LF of `lf` bytes from the buffer, and returns the line
 /// without a final CR.
 #[inline]
 fn take_line(src: &mut BytesMut, len: usize, lf: usize) -> Bytes {
@@ -151,8 +153,8 @@ fn take_line(src: &mut BytesMut, len: usize, lf: usize) -> Bytes {
     line.freeze()
 }
 
-// The only `Encoder` of this type. With a second one, a service that returns a plain value would
-// have to name the type of the value.
+// `Lines` must implement `Encoder` for one type only. With two, the compiler could not infer the
+// type of the value that a service returns.
 impl Encoder<Bytes> for Lines {
     type Error = LinesError;
 

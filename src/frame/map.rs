@@ -1,9 +1,9 @@
-//! Codecs that map items.
+//! Codecs that convert items.
 
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-/// A codec that maps decoded items by a function. See
+/// A codec that converts decoded items with a function. See
 /// [`CodecExt::map_decode`](super::CodecExt::map_decode).
 ///
 /// ```
@@ -51,7 +51,7 @@ impl<C: Encoder<T>, F, T> Encoder<T> for MapDecode<C, F> {
     }
 }
 
-/// A codec that maps items by a function before it encodes them. See
+/// A codec that converts items with a function before it encodes them. See
 /// [`CodecExt::map_encode`](super::CodecExt::map_encode).
 ///
 /// ```

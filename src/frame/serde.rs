@@ -15,15 +15,16 @@ use super::FrameTooLarge;
 /// The length of the prefix: a big-endian `u32`.
 const PREFIX: usize = size_of::<u32>();
 
-/// A codec for length-prefixed documents (feature `serde`). It reads `In` and writes `Out`, in a
-/// [`Format`] that defaults to JSON.
+/// A codec for length-prefixed documents (feature `serde`). It reads values of type `In` and writes
+/// values of type `Out`. The [`Format`] is JSON by default.
 ///
-/// On the wire a document follows its length in bytes, a big-endian `u32`. No memory is reserved
-/// for an announced length. If the announced length is over the limit, decoding fails before the
-/// document arrives.
+/// On the wire each document is preceded by its length in bytes, a big-endian `u32`. No memory is
+/// reserved for an announced length. If the announced length is over the limit, decoding fails
+/// before the document arrives.
 ///
-/// A document that cannot be read as `In` is an error of the codec, which ends the connection. With
-/// [`recoverable`](Self::recoverable) it becomes an item, which the service can answer.
+/// If a document cannot be read as an `In`, the codec fails, which ends the connection. With
+/// [`recoverable`](Self::recoverable) such a document becomes an item, which the service can
+/// answer.
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -44,9 +45,9 @@ const PREFIX: usize = size_of::<u32>();
 ///
 /// # Memory and depth
 ///
-/// A document takes more memory than on the wire. How much depends on `In`: read as a
-/// `serde_json::Value`, an array of ones takes some sixteen times as much. So use the type that you
-/// need for `In`, not `Value`. [`Json`] limits the depth of documents.
+/// A value takes more memory than its document has bytes. The factor depends on `In`: an array of
+/// ones read as a `serde_json::Value` takes some sixteen times as much. So use a specific type for
+/// `In`, not `Value`. [`Json`] limits the depth of documents.
 pub struct Serde<In, Out, F = Json> {
     format: F,
     max_frame: usize,
@@ -87,14 +88,15 @@ impl<In, Out, F> Serde<In, Out, F> {
         }
     }
 
-    /// Sets the largest frame to read or write, in bytes on the wire, the four bytes of the prefix
-    /// included.
+    /// Sets the maximum size of a frame to read or write, in bytes on the wire, including the four
+    /// bytes of the prefix.
     ///
-    /// Default: 64 KiB. Why: it is the default of the pipeline; raise
-    /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) together with this. When reached:
-    /// decoding fails as soon as the length is read, and encoding writes nothing.
+    /// Default: 64 KiB. Why: it is the default of the pipeline. When reached: decoding fails as
+    /// soon as the length is read, and encoding writes nothing. Every later call to decode fails,
+    /// too, because the rest of the frame is still to arrive.
     ///
-    /// Every later call to decode fails, too, because the rest of the frame is still to arrive.
+    /// To allow larger frames in a pipeline, raise
+    /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame), too.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -121,14 +123,14 @@ impl<In, Out, F> Serde<In, Out, F> {
 }
 
 impl<In, Out, F> Serde<In, Out, F> {
-    /// Returns whether a document of `len` bytes is within the limit.
+    /// Returns whether a document of `len` bytes and its prefix are within the limit.
     fn fits(&self, len: usize) -> bool {
         len.saturating_add(PREFIX) <= self.max_frame
     }
 }
 
 impl<In: DeserializeOwned, Out, F: Format> Serde<In, Out, F> {
-    /// Takes the next document out of the buffer and reads it.
+    /// Removes the next document from the buffer and reads it.
     fn read(&self, src: &mut BytesMut) -> Result<Option<Result<In, F::Error>>, FrameTooLarge> {
         let Some((prefix, behind)) = src.split_first_chunk::<PREFIX>() else {
             return Ok(None);
@@ -161,8 +163,8 @@ impl<In: DeserializeOwned, Out, F: Format> Decoder for Serde<In, Out, F> {
     }
 }
 
-// The only `Encoder` of this type. With a second one, a service that returns a plain value would
-// have to name the type of the value.
+// `Serde` must implement `Encoder` for one type only. With two, the compiler could not infer the
+// type of the value that a service returns.
 impl<In, Out: Serialize, F: Format> Encoder<Out> for Serde<In, Out, F> {
     type Error = SerdeError<F::Error>;
 
@@ -232,7 +234,7 @@ fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeE
     Ok(document)
 }
 
-/// A serde format for [`Serde`]: reads and writes documents.
+/// Reads and writes the documents of a [`Serde`] in some format of serde.
 ///
 /// ```
 /// use std::io::Write;
@@ -262,7 +264,7 @@ pub trait Format {
     /// The error for a document that cannot be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads a whole document. Data after the document must be an error, too, or a peer could hide
+    /// Reads a whole document. If there is data after it, this must fail, because a peer could hide
     /// data there.
     ///
     /// # Errors
@@ -270,7 +272,7 @@ pub trait Format {
     /// Returns an error if the document is malformed, or is not a `T`.
     fn read<T: DeserializeOwned>(&self, document: &[u8]) -> Result<T, Self::Error>;
 
-    /// Writes a document. The writer itself never fails.
+    /// Writes a document. Writing to `to` never fails.
     ///
     /// # Errors
     ///
@@ -280,9 +282,9 @@ pub trait Format {
 
 /// JSON, by `serde_json`.
 ///
-/// It rejects documents that are nested 128 levels deep or deeper, so that no peer can exhaust the
-/// stack. This is `serde_json`'s own limit. It also rejects anything but white space after a
-/// document. The depth of values to write is not limited.
+/// It rejects documents with 128 or more nested levels, so that no peer can exhaust the stack. This
+/// limit is that of `serde_json`. It also rejects anything but white space after a document. The
+/// depth of values to write is not limited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 

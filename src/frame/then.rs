@@ -9,12 +9,11 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::FrameTooLarge;
 use super::within::decode_within;
 
-/// The default size of the largest frame, the same as the pipeline's. It is more than a line of any
-/// text protocol.
+/// The default maximum size of a frame, the same as the pipeline's.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// The memory that may be kept beyond twice the content while the codec waits for input. Before the
-/// wait, a larger buffer is copied to one that fits.
+/// The memory that the codec may keep, beyond twice the size of the content, while it waits for
+/// input. Before the wait, the content of a larger buffer is copied to one that fits.
 const SLACK: usize = 1024;
 
 /// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).
@@ -36,7 +35,7 @@ const SLACK: usize = 1024;
 pub struct Then<O, I> {
     outer: O,
     inner: I,
-    /// The content of outer frames that is not decoded yet.
+    /// Content of outer frames that the inner codec has not decoded yet.
     held: BytesMut,
     max_frame: usize,
 }
@@ -51,18 +50,17 @@ impl<O, I> Then<O, I> {
         }
     }
 
-    /// Sets the largest frame of the inner codec to decode, in bytes.
+    /// Sets the maximum size of an inner frame to decode, in bytes.
     ///
-    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit applies to outer
-    /// frames only. When reached: decoding fails, and so does each later call.
+    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit applies only to
+    /// outer frames. When reached: decoding fails, and so does each later call.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
     }
 
-    /// Releases the memory that the undecoded bytes do not need. Called before each wait for the
-    /// peer.
+    /// Releases memory that the undecoded bytes do not need. Called before each wait for the peer.
     fn rest(&mut self) {
         let len = self.held.len();
         if len == 0 || self.held.capacity() > 2 * len + SLACK {
@@ -81,7 +79,8 @@ where
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
         loop {
-            // Decodes even if nothing is held, because the inner codec may hold an item itself.
+            // The inner codec is called even if no bytes are held, because it may hold an item
+            // itself.
             let item = decode_within(self.max_frame, &mut self.inner, &mut self.held)?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
@@ -108,7 +107,8 @@ where
         }
         let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
-            // Checked here, because the caller sees only the outer frames, of which none is left.
+            // The end within an inner frame is detected here, because the caller knows only the
+            // outer frames, and none of these is incomplete.
             None if !self.held.is_empty() => {
                 let cut = io::Error::new(
                     io::ErrorKind::UnexpectedEof,

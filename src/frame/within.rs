@@ -5,10 +5,11 @@ use tokio_util::codec::Decoder;
 
 use super::FrameTooLarge;
 
-/// Decodes the next item from frames of at most `max` bytes each.
+/// Decodes the next item, and limits each frame to `max` bytes.
 ///
-/// The decoder sees `max` bytes, and more once it has consumed some. So the limit applies to each
-/// frame, not to the sum of the frames that arrived together or that make one item.
+/// The decoder gets at most `max` bytes at a time, and is called again if it consumed some of them
+/// but returned no item. So the limit applies to each frame, not to the sum of the frames that
+/// arrived together or that make up one item.
 #[inline]
 pub(crate) fn decode_within<D: Decoder>(
     max: usize,
@@ -22,7 +23,7 @@ pub(crate) fn decode_within<D: Decoder>(
         let beyond = src.split_off(max);
         let decoded = decoder.decode(src);
         let has_taken = src.len() < max;
-        // Does not copy, unless the decoder has moved its buffer.
+        // This does not copy, unless the decoder has moved its buffer.
         src.unsplit(beyond);
         match decoded {
             Ok(None) if has_taken => {}
