@@ -1,12 +1,12 @@
 //! Closes a connection in good order: flush, shut down writing, linger, close.
 //!
-//! A socket that is closed with unread input, or with input still on its way, is *reset*. The reset
-//! can overtake and destroy data written before. In a test, only 49,152 bytes of a reply of
-//! 1,000,000 bytes arrived. So an orderly close first shuts down writing, which under TLS sends
-//! `close_notify`. Then it reads and discards input until the peer has closed as well, or has
-//! acknowledged everything and the [time to linger](Linger::time) is over. The [number of
-//! bytes](Linger::bytes) to discard is limited, too. [RFC 9112 section 9.6] describes the same for
-//! HTTP.
+//! If a socket is closed while input is unread or still on its way, the system sends a *reset*. The
+//! reset can destroy data that was written before but that the peer has not read. In a test, only
+//! 49,152 bytes of a reply of 1,000,000 bytes arrived. So an orderly close first shuts down
+//! writing, which under TLS sends `close_notify`. Then it reads and discards input until the peer
+//! has closed as well, or until the peer has acknowledged everything and the [time to
+//! linger](Linger::time) is over. The [number of bytes](Linger::bytes) to discard is limited, too.
+//! [RFC 9112 section 9.6] describes the same procedure for HTTP.
 //!
 //! [RFC 9112 section 9.6]: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 
@@ -23,14 +23,14 @@ use crate::connection::{Connection, Sent};
 use crate::deadline::{Deadlines, LOOKS, MinRate, Moment, Pace, Timer, after};
 use crate::end::EndReason;
 
-/// The bounds of an orderly close.
+/// The limits of an orderly close.
 #[derive(Clone, Copy, Debug)]
 pub struct Linger {
     write: Duration,
     time: Duration,
     bytes: usize,
     min_rate: Option<MinRate>,
-    /// Applies if `min_rate` is not set.
+    /// The minimum rate of the stack's deadlines. It applies if `min_rate` is not set.
     min_rate_of_deadlines: Option<MinRate>,
 }
 
@@ -47,25 +47,26 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// Sets the longest time in which the peer takes nothing, while the connection flushes and
-    /// shuts down writing, and while the peer has not acknowledged all output.
+    /// Sets how long the peer may take none of the remaining output. The time applies while the
+    /// connection flushes and shuts down writing, and then until the peer has acknowledged all
+    /// output.
     ///
     /// Only Linux reports acknowledgements, and only for sockets of this crate's listeners.
-    /// Elsewhere this time bounds flushing and shutting down as a whole.
+    /// Elsewhere this time limits flushing and shutting down as a whole.
     ///
-    /// Default: 30 s, like [`Deadlines::write`](crate::deadline::Deadlines::write), which does not
-    /// change this time. Why: a peer that does not read must not keep its connection open. When
-    /// reached: the connection ends with [`WriteTimeout`](EndReason::WriteTimeout).
+    /// Default: 30 s, the same as [`Deadlines::write`](crate::deadline::Deadlines::write), which
+    /// does not change this time. Why: a peer that does not read must not keep its connection open.
+    /// When reached: the connection ends with [`WriteTimeout`](EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: Duration) -> Self {
         self.write = time;
         self
     }
 
-    /// Sets the time to wait for the peer to close, once it has acknowledged all that was written.
+    /// Sets how long to wait for the peer to close, once it has acknowledged all output.
     ///
-    /// Default: 2 s. Why: a reply can cross the network and be read in that time. When reached: the
-    /// socket is closed.
+    /// Default: 2 s. Why: in that time a peer can receive a reply, read it and close. When reached:
+    /// the socket is closed.
     #[must_use]
     pub fn time(mut self, time: Duration) -> Self {
         self.time = time;
@@ -74,9 +75,9 @@ impl Linger {
 
     /// Sets the number of bytes to read and discard while waiting for the peer to close.
     ///
-    /// Default: 256 KiB. Why: it is as much as fits in a socket's buffer on most systems, and a
-    /// peer that sends more does not react to the close. When reached: no more is read, and the
-    /// socket is closed once the peer has acknowledged all that was written.
+    /// Default: 256 KiB. Why: as much fits in a socket's buffer on most systems, and a peer that
+    /// sends more does not react to the close. When reached: no more is read, and the socket is
+    /// closed once the peer has acknowledged all output.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;
@@ -85,17 +86,18 @@ impl Linger {
 
     /// Sets the minimum rate at which the peer must take the remaining output.
     ///
-    /// Default: none for a raw service; a pipeline and HTTP apply their
-    /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate), which is none by default,
-    /// too. Why: slow peers exist, and only the program knows how slow its own may be. When the
-    /// peer is slower: the connection ends with [`SlowReader`](EndReason::SlowReader).
+    /// Default: for a raw service none; for a pipeline and HTTP their
+    /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate), which is none by default.
+    /// Why: slow peers exist, and only the program knows how slow they may be. When the peer is
+    /// slower: the connection ends with [`SlowReader`](EndReason::SlowReader).
     #[must_use]
     pub fn min_rate(mut self, rate: impl Into<Option<MinRate>>) -> Self {
         self.min_rate = rate.into();
         self
     }
 
-    /// Sets the minimum rate of the stack's deadlines, in place of that of earlier deadlines.
+    /// Takes the minimum rate from the stack's deadlines. It replaces the rate of earlier
+    /// deadlines.
     pub(crate) fn with_deadlines(mut self, deadlines: &Deadlines) -> Self {
         self.min_rate_of_deadlines = deadlines.min_rate;
         self
@@ -105,9 +107,9 @@ impl Linger {
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Closes the connection in good order.
     ///
-    /// It flushes, shuts down writing (under TLS with `close_notify`), and reads for a limited
-    /// time, so that a reset does not destroy data written before. A [`Pipeline`](crate::Pipeline)
-    /// does this by itself. A raw service calls this method at its end.
+    /// It flushes, shuts down writing (under TLS with `close_notify`), and then reads for a limited
+    /// time, so that no reset destroys the last output. A [`Pipeline`](crate::Pipeline) does this
+    /// by itself. A raw service should call this method at its end.
     ///
     /// # Errors
     ///
@@ -118,16 +120,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the stream as it is.
+    /// Dropping the future closes the stream at once.
     pub async fn close(mut self, linger: Linger) -> io::Result<()> {
         let timer = std::pin::pin!(tokio::time::sleep(linger.write));
         close_by(timer, &mut self, &linger, false).await
     }
 }
 
-/// [Closes](Connection::close) a connection, with a timer that exists already. After the end of
-/// input (`at_eof`), there is nothing to discard, and a read would be a needless system call. This
-/// future is kept small, because a closing connection holds little else.
+/// [Closes](Connection::close) a connection, with a timer that exists already. With `at_eof`, input
+/// has ended, so this does not read, which would be a needless system call. The future must be
+/// small, because a closing connection holds little else.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
@@ -136,12 +138,12 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
     let mut step = Step::ShutDown(if at_eof { 0 } else { linger.bytes });
-    // Allocated for the first wait, because most peers close before that.
+    // Allocated at the first wait, because most peers close before that.
     let mut wait: Option<Box<Wait>> = None;
     std::future::poll_fn(move |cx| {
         loop {
             match &mut step {
-                // This flushes too: `poll_shutdown` of a buffered stream has to.
+                // This also flushes, because `poll_shutdown` of a buffered stream must do so.
                 Step::ShutDown(discard) => {
                     if let Poll::Ready(shut_down) = Pin::new(&mut *conn).poll_shutdown(cx) {
                         shut_down?;
@@ -217,24 +219,24 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The shortest time between two checks.
+/// The shortest time between two checks of the peer's progress.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.
 enum Step {
-    /// Flushes and shuts down writing. Then up to this many bytes of input are discarded.
+    /// Flush and shut down writing. After that, discard up to this many bytes of input.
     ShutDown(usize),
-    /// Reads and discards input, up to this many bytes, so that none is unread when the socket is
+    /// Read and discard up to this many bytes of input, so that none is unread when the socket is
     /// closed.
     Discard(usize),
-    /// The peer has finished sending, or ignores the close, but has not taken all output. If the
-    /// socket were closed now, the rest would be lost, or left to the system. The next check is
-    /// after this time.
+    /// Check after this time whether the peer has taken all output. It has finished sending, or
+    /// ignores the close. If the socket were closed now, the rest of the output would be lost, or
+    /// left to the system.
     Look(Duration),
 }
 
-/// A wait for the peer: its progress with the last bytes, as far as the system reports it, and the
-/// time of the next check.
+/// The state of a wait for the peer: its progress in taking the output, as far as the system
+/// reports it, and the time of the next check.
 struct Wait {
     sent: Option<Sent>,
     /// The last time at which the peer was known to take something.
@@ -256,8 +258,8 @@ impl Wait {
         }
     }
 
-    /// Notes whether the peer has taken something since the last check. The first check assumes
-    /// that it has, unless no output is left.
+    /// Records whether the peer has taken output since the last check. The first check assumes that
+    /// it has, if any output is left.
     fn note(&mut self, sent: Option<Sent>) {
         let before = std::mem::replace(&mut self.sent, sent);
         let takes =
@@ -273,14 +275,15 @@ fn has_all(sent: Option<Sent>) -> bool {
     sent.is_none_or(|sent| sent.left == 0)
 }
 
-/// Discards input. Ready when the peer has closed or failed, or when `left` bytes were read.
+/// Reads and discards input. Completes when the peer has closed, the stream has failed, or `left`
+/// bytes were read.
 fn poll_read_on<Io: AsyncRead + Unpin>(
     io: &mut Io,
     left: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     while *left > 0 {
-        // On the stack of the poll, so that a lingering connection holds no buffer.
+        // The buffer is on the stack, so that a lingering connection holds none.
         let mut block = [MaybeUninit::uninit(); 4096];
         let room = block.len().min(*left);
         let mut buf = ReadBuf::uninit(&mut block[..room]);
