@@ -18,8 +18,7 @@ use super::run::{Client, Seen, Stream, Wrapped, run};
 use super::stream::Faulty;
 use crate::connection::ConnectionService;
 
-/// The maximum number of places in each direction that have faults. In a longer conversation they
-/// are spread evenly.
+/// The default of [`Check::places`].
 const PLACES: usize = 512;
 
 /// The time within which a connection must end. It is longer than the deadlines of most protocols.
@@ -38,8 +37,9 @@ const DELAY: Duration = Duration::from_millis(100);
 /// plain one beside it. So the input must get the same replies both times.
 ///
 /// The runs are, in this order: one without faults; one in which accept(2) fails with all of its
-/// errors; one for each [`Fault`] at each byte of the input and of the output, at most 512 places
-/// in each; one in which everything passes byte by byte; and two for each of 64 seeded plans.
+/// errors; one for each [`Fault`] at each byte of the input and of the output, at most
+/// [512 places](Check::places) in each; one in which everything passes byte by byte; and two for
+/// each of 64 seeded plans.
 #[doc(alias = "chaos")]
 #[doc(alias = "turmoil")]
 pub fn check<F, S>(stack: F, input: impl AsRef<[u8]>, output: impl AsRef<[u8]>) -> Check<F>
@@ -58,6 +58,7 @@ where
             reason: None,
         },
         within: WITHIN,
+        places: PLACES,
         seeds: 0..64,
         only: None,
         contract: None,
@@ -81,6 +82,7 @@ pub struct Check<F> {
     wrap: Box<dyn Fn(DuplexStream) -> Wrapped>,
     expected: Expected,
     within: Duration,
+    places: usize,
     seeds: Range<u64>,
     only: Option<Plan>,
     contract: Option<Contract>,
@@ -157,6 +159,15 @@ impl<F> Check<F> {
         self
     }
 
+    /// Sets the maximum number of places in each direction that have faults.
+    ///
+    /// Default: 512. Why: each byte of most conversations is such a place. When reached: the places
+    /// are spread evenly.
+    pub fn places(mut self, places: usize) -> Self {
+        self.places = places;
+        self
+    }
+
     /// Sets the seeds of the random plans.
     ///
     /// Default: `0..64`. Why: single faults, which come first, find most bugs. When reached: the
@@ -206,14 +217,14 @@ where
             Fault::Panic,
         ];
         for fault in faults {
-            for at in places(self.lengths[0] + 1) {
+            for at in places(self.lengths[0] + 1, self.places) {
                 let seen = self.try_plan(&plain.clone().read(at, fault)).await?;
                 if fault == Fault::Stall {
                     let replies = self.expected.replies(&seen.faulty.got).to_vec();
                     self.answered.insert(at, replies);
                 }
             }
-            for at in places(self.lengths[1]) {
+            for at in places(self.lengths[1], self.places) {
                 self.try_plan(&plain.clone().write(at, fault)).await?;
             }
         }
@@ -311,6 +322,7 @@ impl<F> fmt::Debug for Check<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Check")
             .field("within", &self.within)
+            .field("places", &self.places)
             .field("seeds", &self.seeds)
             .field("only", &self.only)
             .finish_non_exhaustive()
@@ -339,9 +351,9 @@ fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
     }
 }
 
-/// Returns the places that get a fault, out of `count`.
-fn places(count: usize) -> impl Iterator<Item = u64> {
-    let chosen = count.min(PLACES);
+/// Returns the places that get a fault, at most `most` of `count`.
+fn places(count: usize, most: usize) -> impl Iterator<Item = u64> {
+    let chosen = count.min(most);
     (0..chosen).map(move |n| (n * count / chosen) as u64)
 }
 
