@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Parser;
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_tcp::frame::Lines;
 use tower_tcp::http::hyper::{Request, Response};
@@ -28,7 +29,9 @@ use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::OnConnectLayer;
 use tower_tcp::preconnect::{Either, Peek, PreConnectExt, PreConnectLayer, Protocol, Unknown};
 use tower_tcp::tls::{Tls, TlsInfo};
-use tower_tcp::{BoxError, Connection, ConnectionInfo, Peer, Pipeline, Server, signal};
+use tower_tcp::{
+    BoxError, Connection, ConnectionInfo, ConnectionService, Peer, Pipeline, Server, signal,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Speaks HTTP and a line protocol, with and without TLS, on one port.
@@ -70,8 +73,30 @@ async fn main() -> Result<(), BoxError> {
         .pem_files(&cert, key)
         .alpn(["h2", "http/1.1"])
         .build()?;
+
+    let server = Server::builder()
+        .name("one_port")
+        .listen_all(args.listen)
+        .bind()
+        .await?;
+    signal::install(&server.handle())?;
+    println!("the certificate is in {}", cert.display());
+    for address in server.handle().local_addrs() {
+        println!("listening on {address}");
+        println!("try: curl http://{address}/; curl -k https://{address}/");
+    }
+    let silence = Duration::from_millis(args.silence);
+    println!("{}", server.serve(stack(tls, silence)).await?);
+    Ok(())
+}
+
+/// Serves both protocols. A client that is silent for as long as `silence` is greeted in lines.
+pub(crate) fn stack<Io>(tls: Tls, silence: Duration) -> impl ConnectionService<Io> + Clone
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let peek = Peek::new(Protocol::detect)
-        .deadline(Duration::from_millis(args.silence))
+        .deadline(silence)
         .unknown(Unknown::Pass);
     // First look for TLS. Then look for the protocol inside it, unless ALPN has agreed on one.
     let hooks = peek
@@ -88,7 +113,7 @@ async fn main() -> Result<(), BoxError> {
             .layer(greet)
             .service_fn(move |_peer| async move { Ok::<_, Infallible>(echo) }),
     );
-    let stack = ServiceBuilder::new()
+    ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .layer(PreConnectLayer::new(hooks))
         .service_fn(move |conn: Connection<_>| {
@@ -97,21 +122,7 @@ async fn main() -> Result<(), BoxError> {
             } else {
                 Either::Right(lines.clone().oneshot(conn))
             }
-        });
-
-    let server = Server::builder()
-        .name("one_port")
-        .listen_all(args.listen)
-        .bind()
-        .await?;
-    signal::install(&server.handle())?;
-    println!("the certificate is in {}", cert.display());
-    for address in server.handle().local_addrs() {
-        println!("listening on {address}");
-        println!("try: curl http://{address}/; curl -k https://{address}/");
-    }
-    println!("{}", server.serve(stack).await?);
-    Ok(())
+        })
 }
 
 /// Returns whether the connection speaks HTTP. A protocol agreed by ALPN is certain; otherwise the

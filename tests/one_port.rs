@@ -1,21 +1,34 @@
-//! The example `one_port`, driven by common clients: each is served in its own protocol.
+//! The example `one_port`, driven by common clients: each is served in its own protocol, under
+//! every fault of its connection.
 
 use std::collections::HashSet;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use certificates::certified;
+use futures_util::TryStreamExt;
+use one_port::stack;
 use openssl::Openssl;
 use process::{Client, Example, soon};
 use socket2::SockRef;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConnection;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::io::{ReaderStream, StreamReader};
+use tower_tcp::testkit::faults;
+use tower_tcp::tls::Tls;
 
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "../examples/one_port.rs"]
+#[expect(dead_code, reason = "its `main` runs in a process of its own")]
+mod one_port;
 #[path = "support/openssl.rs"]
 mod openssl;
 #[path = "support/process.rs"]
@@ -194,4 +207,85 @@ async fn all_of_them_leave_at_a_signal() {
     assert!(ended.status.success());
     let last = ended.said.last().unwrap();
     assert_eq!(last, "2 connections drained, 0 timed out, 0 cut off");
+}
+
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Replaces the value of each `date` header, which differs from run to run, by as many `x`.
+fn undated<Io>(io: Io) -> impl AsyncRead + AsyncWrite + Unpin
+where
+    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (reader, writer) = tokio::io::split(io);
+    let mut line = Vec::new();
+    let undated = ReaderStream::new(reader).map_ok(move |bytes| {
+        let bytes = bytes.into_iter().map(|byte| {
+            let date = line.starts_with(b"date: ") && !byte.is_ascii_control();
+            line.push(byte);
+            if byte == b'\n' {
+                line.clear();
+            }
+            if date { b'x' } else { byte }
+        });
+        bytes.collect::<Bytes>()
+    });
+    tokio::io::join(StreamReader::new(undated), writer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_at_every_byte_leaves_whole_lines() {
+    let tls = Tls::from(certified().0);
+
+    let check = faults::check(
+        move || stack(tls.clone(), SILENCE),
+        "hello\n\nGET / HTTP/1.1\n",
+        "220 ready\nhello\n\nGET / HTTP/1.1\n",
+    );
+
+    check.await.unwrap();
+}
+
+const TWICE: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+fn hello(over: &str) -> String {
+    let (date, line) = ("x".repeat(29), format!("HTTP/1.1 {over}\n"));
+    let length = line.len();
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\ndate: {date}\r\n\r\n{line}")
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_leaves_whole_responses() {
+    let tls = Tls::from(certified().0);
+
+    let check = faults::check(
+        move || stack(tls.clone(), SILENCE),
+        TWICE,
+        hello("in the clear").repeat(2),
+    );
+
+    // A client that is silent or leaves before its protocol is known is greeted in lines.
+    let check = check.client(|io| async { Ok(undated(io)) });
+    let check = check.farewell("220 ready\n").places(TWICE.len() + 1);
+    check.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_leaves_whole_responses_inside_of_tls() {
+    let (server, mut client) = certified();
+    // Each handshake has as many bytes as the first.
+    Arc::make_mut(&mut client).resumption = Resumption::disabled();
+    let (tls, connector) = (Tls::from(server), TlsConnector::from(client));
+
+    let check = faults::check(
+        move || stack(tls.clone(), SILENCE),
+        TWICE,
+        hello("over TLS 1.3").repeat(2),
+    );
+
+    let check = check.client(move |io| {
+        let connected = connector.connect("localhost".try_into().expect("a host name"), io);
+        async { connected.await.map(undated) }
+    });
+    let check = check.farewell("220 ready\n").places(8).seeds(0..4);
+    check.await.unwrap();
 }
