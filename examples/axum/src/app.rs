@@ -13,7 +13,7 @@ use axum::response::Response;
 use axum::response::sse::{Event, Sse};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{SinkExt, Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tower_http::trace::TraceLayer;
 use tower_tcp::ConnectionInfo;
@@ -122,9 +122,13 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
                         break;
                     }
                 }
-                // The next read sends the answer to a ping or to a close. Behind a close it then
-                // returns `None`.
-                Some(Ok(_)) => {}
+                // The next read sends the answer to a ping.
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                // So it does to a close, but it would not wait for a peer that takes only a part.
+                Some(Ok(Message::Close(_))) => {
+                    _ = socket.flush().await;
+                    break;
+                }
                 Some(Err(err)) if err.to_string().starts_with("Space limit exceeded") => {
                     let too_large = CloseFrame {
                         code: close_code::SIZE,

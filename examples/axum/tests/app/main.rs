@@ -1,7 +1,10 @@
-//! The example, driven by clients of other projects, by restarts under load, and with layers of
-//! other crates around its requests.
+//! The example, driven by clients of other projects, by restarts under load, with layers of other
+//! crates around its requests, and under every fault of a connection.
 
+#[path = "../../src/app.rs"]
+mod app;
 mod clients;
+mod faults;
 mod layers;
 mod restarts;
 
