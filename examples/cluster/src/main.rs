@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `rooms.rs` | the rooms: the members here, and the lines from everywhere |
 //! | `member.rs` | the session of one connection |
+//! | `service.rs` | the service of one connection: its codec, limits and deadlines |
 //! | `main.rs` | the node: its options, NATS, the stack |
 //! | `haproxy.cfg` | HAProxy in front of three nodes |
 //!
@@ -42,30 +43,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use futures_util::TryFutureExt;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
-use tower::{ServiceBuilder, service_fn};
+use tower::ServiceBuilder;
 use tower_tcp::bind::SocketOptions;
-use tower_tcp::deadline::Deadlines;
-use tower_tcp::frame::Lines;
 use tower_tcp::health::AgentCheck;
 use tower_tcp::networks::Networks;
 use tower_tcp::observe::ConnectionTraceLayer;
-use tower_tcp::pipeline::{Limits, SessionService};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::proxy::{ProxyProtocol, Untrusted};
-use tower_tcp::{BoxError, Pipeline, Server, signal};
+use tower_tcp::{BoxError, Server, signal};
 use tracing_subscriber::EnvFilter;
 
-use member::{Member, farewell};
 use rooms::Rooms;
 
 mod member;
 mod rooms;
+mod service;
 
-/// The longest line in bytes, its ending included: more than anyone types.
-const MAX_LINE: usize = 1024;
 /// The kernel's send buffer for a member that does not read, in bytes. Its default grows to
 /// megabytes.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -117,12 +112,6 @@ async fn main() -> Result<(), BoxError> {
         None => start_nats()?.unzip(),
     };
     let rooms = Arc::new(Rooms::open(url).await?);
-    let make = {
-        let (rooms, node) = (Arc::clone(&rooms), Arc::from(args.name));
-        service_fn(move |peer| {
-            Member::begin(Arc::clone(&rooms), Arc::clone(&node), peer).map_ok(SessionService::new)
-        })
-    };
     let proxy = match args.proxy_from {
         Some(networks) => ProxyProtocol::trusting(networks),
         None => ProxyProtocol::trusting(Networks::new()).untrusted(Untrusted::Direct),
@@ -130,13 +119,7 @@ async fn main() -> Result<(), BoxError> {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .layer(PreConnectLayer::new(proxy))
-        .service(
-            Pipeline::new(|| Lines::default().max_line(MAX_LINE))
-                .make_service(make)
-                .limits(Limits::default().max_frame(MAX_LINE))
-                .deadlines(Deadlines::default().idle(Duration::from_secs(600)))
-                .farewell(|_, reason| farewell(reason)),
-        );
+        .service(service::chat(Arc::clone(&rooms), args.name.into()));
 
     let server = Server::builder()
         .name("cluster")
