@@ -1,9 +1,12 @@
 //! Random faults for a time leave nothing behind: no memory, no descriptor, no task, no permit.
+//! Neither do many connections that come and go.
 //!
-//! A run is repeated by its seed, which it prints, and takes as many seconds as it is told:
+//! A run is repeated by its seed, which it prints, and takes as many seconds as it is told. The
+//! number of connections that come and go is an option, too:
 //!
 //! ```sh
-//! TOWER_TCP_SOAK=1800 TOWER_TCP_SEED=1 cargo test --test soak -- --nocapture
+//! TOWER_TCP_SOAK=1800 TOWER_TCP_SEED=1 cargo test --test soak l4 -- --nocapture
+//! TOWER_TCP_CONNECTIONS=10000000 cargo test --release --test soak l5 -- --nocapture
 //! ```
 #![expect(
     clippy::unwrap_used,
@@ -17,7 +20,7 @@ use std::io;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,11 +28,12 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle as Runtime;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::Resumption;
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, service_fn};
 use tower_tcp::bind::Socket;
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::Deadlines;
@@ -46,6 +50,9 @@ mod certificates;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Held by a test while it looks at the memory of the process.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// The connections of a round, all at the same time.
 const CLIENTS: u64 = 100;
@@ -95,7 +102,7 @@ async fn serve(line: Bytes) -> Result<Reply<Bytes>, BoxError> {
 }
 
 /// The number of connections that ended for each reason.
-type Ends = Arc<Mutex<BTreeMap<&'static str, u64>>>;
+type Ends = Arc<StdMutex<BTreeMap<&'static str, u64>>>;
 
 /// Returns the layer that counts connections, and gives each a stream with random faults.
 fn faulty(
@@ -307,6 +314,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l4_random_faults_leave_no_memory_descriptor_task_or_permit_behind() {
+    let _alone = ALONE.lock().await;
     let seconds = number("TOWER_TCP_SOAK").unwrap_or(5);
     let seed = number("TOWER_TCP_SEED").unwrap_or_else(|| RandomState::new().hash_one(0_u8));
     println!("TOWER_TCP_SOAK={seconds} TOWER_TCP_SEED={seed}");
@@ -387,4 +395,74 @@ async fn l4_random_faults_leave_no_memory_descriptor_task_or_permit_behind() {
         "{ended} of {connected}"
     );
     assert!(ends.len() > 8, "seed {seed}: {ends:?}");
+}
+
+/// Connects, gets a line back, and leaves.
+async fn visit<Io: AsyncRead + AsyncWrite + Unpin>(io: &mut Io) {
+    io.write_all(b"hello\n").await.unwrap();
+    let mut reply = [0; 6];
+    io.read_exact(&mut reply).await.unwrap();
+    assert_eq!(&reply, b"hello\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l5_connections_that_come_and_go_leave_no_memory_behind() {
+    let _alone = ALONE.lock().await;
+    let connections = number("TOWER_TCP_CONNECTIONS").unwrap_or(5_000);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = Server::builder().listen("127.0.0.1:0").listen(
+        format!("unix:{}", path.display())
+            .parse::<tower_tcp::bind::Endpoint>()
+            .unwrap(),
+    );
+    let server = server.bind().await.unwrap();
+    let handle = server.handle();
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    let ended = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&ended);
+    let stack = ServiceBuilder::new()
+        .map_request(move |conn: Connection<Socket>| {
+            let count = Arc::clone(&count);
+            conn.on_end(move |_| _ = count.fetch_add(1, Ordering::Relaxed));
+            conn
+        })
+        .service(Pipeline::new(Lines::default).service(service_fn(serve)));
+    tokio::spawn(server.serve(stack));
+
+    let mut samples = Vec::new();
+    let tenth = connections / 10;
+    for _ in 0..10 {
+        let clients: JoinSet<_> = (0..CLIENTS)
+            .map(|client| {
+                let path = path.clone();
+                let share = tenth / CLIENTS + u64::from(client < tenth % CLIENTS);
+                async move {
+                    for _ in 0..share {
+                        if client % 2 == 0 {
+                            let mut io = TcpStream::connect(addr).await.unwrap();
+                            visit(&mut io).await;
+                            // A reset, so that none of the client's ports waits for a minute.
+                            io.set_zero_linger().unwrap();
+                        } else {
+                            visit(&mut UnixStream::connect(&path).await.unwrap()).await;
+                        }
+                    }
+                }
+            })
+            .collect();
+        clients.join_all().await;
+        let rested = timeout(NET, async {
+            while handle.live() > 0 || handle.limit().in_use() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        rested.await.unwrap();
+        samples.push(memory().0);
+    }
+
+    println!("{connections} connections: {samples:?} bytes");
+    assert_eq!(ended.load(Ordering::Relaxed), 10 * tenth);
+    let grown = samples.iter().max().unwrap() - samples[0];
+    assert!(grown < SLACK / 4, "{samples:?}"); // a few bytes a connection, or less
 }

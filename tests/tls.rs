@@ -1,13 +1,16 @@
 //! TLS in front of a whole server in memory: whatever happens to a handshake, its permit is
 //! released.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection};
 use tower::{ServiceBuilder, service_fn};
@@ -102,6 +105,38 @@ async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_
         (server.served.handle().live(), server.limit.in_use()),
         (0, 0)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn b21_a_flood_of_complete_handshakes_leaves_others_their_turns() {
+    let mut server = start();
+    Arc::make_mut(&mut server.client).resumption = Resumption::disabled();
+    server.limit.set(64);
+    let mut good = server.connect().await;
+    let (flooders, handshakes) = (8, Cell::new(0));
+
+    let flood = join_all((0..flooders).map(async |_| {
+        for _ in 0..16 {
+            drop(server.connect().await);
+            handshakes.set(handshakes.get() + 1);
+        }
+    }));
+    let mut most = 0;
+    let others = async {
+        loop {
+            let before = handshakes.get();
+            good.write_all(b"hello\n").await.unwrap();
+            good.read_exact(&mut [0; 6]).await.unwrap();
+            most = most.max(handshakes.get() - before);
+        }
+    };
+    tokio::select! {
+        _ = flood => {}
+        () = others => {}
+    }
+
+    // Each has a round trip, as a request has, and another one may be about to end.
+    assert!(most <= 2 * flooders, "{most} handshakes before one reply");
 }
 
 #[tokio::test(start_paused = true)]
