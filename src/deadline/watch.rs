@@ -139,7 +139,7 @@ impl Watch {
             max_age: _,
             max_age_jitter: _,
             min_rate: _,
-            // Kept by hooks.
+            // Hooks enforce this.
             pre_connect: _,
             // The service knows its frames and its calls.
             frame: _,
@@ -150,7 +150,7 @@ impl Watch {
             drain:
                 DrainDeadlines {
                     stream,
-                    // Kept by hooks.
+                    // Hooks enforce this.
                     pre_connect: _,
                     // The service knows its frames.
                     frame: _,

@@ -1,5 +1,5 @@
-//! The bounds of a pipeline on user types, with messages that the compiler prints if one is not
-//! met.
+//! The bounds of a pipeline on user types, with the messages that the compiler prints for a type
+//! that does not meet them.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -65,7 +65,7 @@ mod sealed {
         type EncodeError = <C as Encoder<T>>::Error;
     }
 
-    /// A codec that encodes `T`, with errors that a connection can end with.
+    /// A codec that encodes `T`, and whose errors convert into a `BoxError`.
     pub trait Codec<T>: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
 
     impl<C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError>, T> Codec<T> for C {}

@@ -1,7 +1,8 @@
 //! The calls of a connection's service, and their results.
 //!
-//! [`Calls::poll_event`] takes the next event and makes the service ready for it. All waiting is in
-//! the engine, so each of the three ways to run calls only decides on their order.
+//! [`Calls::poll_event`] takes the next event and waits until the service is ready for it. All
+//! waits are in the engine, so the three ways to run calls differ only in the order of calls and
+//! replies.
 
 use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
@@ -43,12 +44,12 @@ where
         }
     }
 
-    /// Takes the next event once the service is ready for it. Ready with `None` when there will be
-    /// no more.
+    /// Takes the next event once the service is ready for it. Returns `None` when there will be no
+    /// more.
     ///
-    /// From here to the decoder everything is inlined into the loop of each dispatch. Otherwise
-    /// each function moves the event once more. For a request of 16 bytes, that is a tenth of the
-    /// instructions.
+    /// All functions from here to the decoder are inlined into the loop of each dispatch. Otherwise
+    /// each function would move the event once more, which costs a tenth of the instructions for a
+    /// request of 16 bytes.
     #[inline(always)]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
@@ -88,24 +89,24 @@ where
         self.service.call(event)
     }
 
-    /// Ready when the connection must end without the calls that still run.
+    /// Completes when the connection must end without the calls that still run.
     pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.engine.poll_over(cx)
     }
 
-    /// Drives I/O while a call runs. Ready when the connection must end without it.
+    /// Drives I/O while a call runs. Completes when the connection must end without the call.
     pub(super) fn poll_io_beside_call(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.engine.poll_io_beside(cx)
     }
 
-    /// Makes the call that was begun last the head, if possible, and returns whether it is. The
-    /// head is the call that `Concurrent` polls itself. If replies keep their order, later replies
-    /// wait for that of the head.
+    /// Makes the call that was begun last the head, if possible. Returns whether it now is the
+    /// head. The head is the call that `Concurrent` polls itself. If replies keep the order of the
+    /// requests, later replies wait for that of the head.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)
     }
 
-    /// Takes the result of the head, and releases the replies that wait for it.
+    /// Passes the result of the head to the engine, and releases the replies that wait for it.
     #[inline]
     pub(super) fn finish_head(&mut self, result: Result<S::Response, BoxError>) {
         self.in_flight -= 1;
@@ -118,7 +119,7 @@ where
         self.engine.panicked(panicked);
     }
 
-    /// Takes the result of a call.
+    /// Passes the result of a call to the engine.
     #[inline]
     pub(super) fn finish_call(&mut self, result: Result<S::Response, BoxError>) {
         self.in_flight -= 1;

@@ -1,4 +1,4 @@
-//! Enforces the deadlines of a pipeline's connection, which depend on its current wait.
+//! Enforces the deadlines of a pipeline's connection. They depend on the connection's current wait.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,13 +12,13 @@ use crate::deadline::{
 };
 use crate::end::EndReason;
 
-/// The current wait of a connection, as far as deadlines are concerned. The connection may also
-/// wait for the peer to take output.
+/// The current wait of a connection. It determines the deadlines that apply. The connection may
+/// also wait for the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// For its own service, or for room for more calls, but not for the peer's input.
+    /// For its own service, or until more calls may begin, but not for the peer's input.
     Busy,
-    /// For the program, which holds requests back by a pause.
+    /// For the program, which has paused input while requests wait.
     Paused,
     /// For the make-service.
     Making,
@@ -26,33 +26,35 @@ pub(super) enum Waiting {
     Resting,
     /// For the rest of a frame.
     InFrame,
-    /// In a drain, for the bytes that may already have arrived with the connection.
+    /// In a drain, for bytes that may have arrived together with the connection.
     Leaving,
 }
 
 impl Waiting {
-    /// Returns the bit of this wait in a set, with or without output that waits for the peer.
+    /// Returns the bit of this wait in a set of waits. Waits with pending output (`writing`) have
+    /// other bits.
     fn bit(self, writing: bool) -> u16 {
         1 << (2 * self as u16 + u16::from(writing))
     }
 }
 
-/// The longest time of a drain for next frames, as a multiple of the time for each.
+/// The longest time for which a draining connection waits for next frames, as a multiple of the
+/// time for one.
 const NEXT_FRAMES: u32 = 10;
 
-/// The effect of a deadline that has passed, or a message that is due.
+/// The action to take: for a deadline that has passed, or for a message that is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Alarm {
-    /// A message is due.
+    /// Deliver a message that is due.
     Message,
-    /// The connection drains, because of its age.
+    /// Drain the connection, because of its age.
     MaxAge,
-    /// The calls that still run are dropped. The connection already has a reason to end.
+    /// Drop the calls that still run. The connection already has a reason to end.
     LastCalls,
-    /// A window of the minimum rate ends. [`poll_timer`](Clock::poll_timer) handles this, so its
-    /// callers never get it.
+    /// Check the minimum rate, because a window ends. [`poll_timer`](Clock::poll_timer) handles
+    /// this, so its callers never get it.
     EndOfWindow,
-    /// The connection ends.
+    /// End the connection.
     End(EndReason),
 }
 
@@ -62,30 +64,32 @@ impl Due for Alarm {
     }
 }
 
-/// The moments that deadlines count from, and the timer.
+/// The moments from which deadlines count, and the timer.
 #[derive(Debug)]
 pub(super) struct Clock {
     timer: Timer,
-    /// Before a drain, the time at which the connection reaches its maximum age. In a drain, the
-    /// time at which the drain began.
+    /// Before a drain, the moment when the connection reaches its maximum age. In a drain, the
+    /// moment when the drain began.
     leaves: Option<Moment>,
-    /// The time of the last progress: a frame, a finished request or the end of a pause, and after
-    /// the end of input also written output. `None` before the first byte.
+    /// The moment of the last progress: a frame, a finished request or the end of a pause. After
+    /// the end of input, and while the connection closes, written output is progress, too. `None`
+    /// before the first byte.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,
     pace: Pace,
-    /// The longest idle time, as a moment of a clock that starts when the connection becomes idle.
+    /// The idle deadline, stored as a moment because that has half the size of a `Duration`.
     idle: Option<Moment>,
-    /// The kinds of waits, as a set of bits, that the timer is known to wake in time for. Within
-    /// one kind deadlines only move later, so they need not be computed again before it fires.
+    /// The set of waits, as bits, for which the timer will fire early enough. Within one wait
+    /// deadlines only move to a later time, so they need not be computed again before the timer
+    /// fires.
     armed: u16,
-    /// This flag and the next one are set during a poll and turned into times at its end, so that
-    /// the clock is read once per poll.
+    /// This flag and the next one are set during a poll. At the end of the poll they are converted
+    /// to moments, so that the clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
-    /// The peer asked for at least some of the work in progress. Messages from the program to
-    /// itself keep no connection open.
+    /// The work in progress includes a request of the peer, not only messages from the program.
+    /// Messages alone do not keep a connection open.
     pub(super) asked: bool,
     draining: bool,
     half_closed: bool,
@@ -113,8 +117,8 @@ impl Clock {
         }
     }
 
-    /// Checks the deadlines and messages before each wait. Ready if a deadline has passed or a
-    /// message is due; otherwise registers a wakeup for the first of them.
+    /// Completes if a deadline has passed or a message is due; otherwise registers a wakeup for the
+    /// first of them. Called before each wait.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
@@ -134,7 +138,8 @@ impl Clock {
         self.poll_timer((waiting, writing), message, life, deadlines, now, cx)
     }
 
-    /// Computes the deadlines again. It is kept out of [`poll`](Self::poll), which rarely needs it.
+    /// Computes the deadlines again. This is a separate function because [`poll`](Self::poll)
+    /// rarely needs it.
     #[inline(never)]
     fn poll_timer(
         &mut self,
@@ -158,7 +163,7 @@ impl Clock {
             let before = self.timer.fires_at();
             let polled = self.timer.poll(next, now, cx);
             if self.timer.fires_at() > before {
-                // Moved later, so it may miss the deadlines of other waits.
+                // The timer has moved to a later time, so it may miss the deadlines of other waits.
                 self.armed = 0;
             }
             if polled.is_pending() {
@@ -175,7 +180,8 @@ impl Clock {
         }
     }
 
-    /// Returns the timer, which the close uses once this clock is no longer polled.
+    /// Returns the sleep inside the timer. The graceful close uses it once this clock is no longer
+    /// polled.
     pub(super) fn timer(&mut self) -> Pin<&mut Sleep> {
         self.timer.sleep()
     }
@@ -185,7 +191,7 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Sets the longest idle time from now on, which may be shorter than before.
+    /// Changes the idle deadline. It may be shorter than before.
     pub(super) fn set_idle(&mut self, time: Option<Duration>) {
         self.idle = idle(time);
         self.armed = 0;
@@ -210,7 +216,7 @@ impl Clock {
             })
     }
 
-    /// Returns the end of the wait of a draining, idle connection for another frame.
+    /// Returns the moment until which a draining, idle connection waits for another frame.
     fn next_frame_until(&self, time: Option<Duration>) -> Option<Moment> {
         let (drained, time) = (self.drains_since()?, time?);
         let quiet_since = self.active.map_or(drained, |active| active.max(drained));
@@ -230,8 +236,8 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Records that the connection closes, other than in a drain of the server. Starts the deadline
-    /// of its pending requests, `last_calls`.
+    /// Records that the connection closes, but not in a drain of the server. This starts the
+    /// deadline of its pending requests, `last_calls`.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
@@ -249,7 +255,7 @@ impl Clock {
         self.frame_begun = None;
     }
 
-    /// Records that a call, or the stream of its reply, is done.
+    /// Records that a call is done, or that a streamed reply has ended.
     #[inline]
     pub(super) fn saw_done(&mut self) {
         self.saw_activity |= self.asked;
@@ -259,14 +265,14 @@ impl Clock {
         let wrote = std::mem::take(&mut self.saw_write);
         self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {
-            // From now on other deadlines apply.
+            // After the first progress other deadlines apply.
             self.armed = 0;
         }
-        // Deadlines that a pause stops start again when the pause is over.
+        // During a pause some deadlines do not run. They restart when the pause ends.
         self.saw_activity = waiting == Waiting::Paused && self.active.is_some();
         match waiting {
             Waiting::InFrame => self.frame_begun = self.frame_begun.or(Some(now)),
-            // Messages from the program to itself give the peer no more time.
+            // A message from the program does not give the peer more time for its frame.
             Waiting::Busy if !self.asked => {}
             _ => self.frame_begun = None,
         }
@@ -287,12 +293,12 @@ impl Clock {
             half_closed,
             last_calls,
             make_service,
-            // Kept in `self`.
+            // `self` stores these.
             idle: _,
             max_age: _,
             max_age_jitter: _,
             min_rate: _,
-            // Kept by hooks and HTTP.
+            // Hooks and HTTP enforce these.
             pre_connect: _,
             body: _,
             upgraded_idle: _,
@@ -300,7 +306,7 @@ impl Clock {
                 DrainDeadlines {
                     frame: drain_frame,
                     next_frame,
-                    // Kept by hooks, HTTP and raw services.
+                    // Hooks, HTTP and raw services enforce these.
                     pre_connect: _,
                     body: _,
                     last_request: _,
@@ -310,7 +316,7 @@ impl Clock {
         } = *deadlines;
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm::End(reason));
         let drained = self.drains_since();
-        // While output waits for the peer, only `write` applies.
+        // While output is pending, only `write` applies.
         let is_pending = !self.blocked.is_blocked() && waiting != Waiting::Paused;
         let pending = self.active.filter(|_| is_pending);
         let rest = match waiting {
@@ -327,7 +333,7 @@ impl Clock {
             Waiting::Leaving => end(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
             Waiting::InFrame => {
                 let from = self.frame_begun;
-                // A frame that begins during the drain has the full time from its first byte.
+                // For a frame that begins during the drain, the time counts from its first byte.
                 let late = drained.and_then(|drained| from.map(|from| from.max(drained)));
                 first([
                     end(from, frame, EndReason::FrameTimeout),
@@ -357,8 +363,8 @@ impl Clock {
         first([rest, left, write, retire])
     }
 
-    /// Records that bytes have arrived. Only the first ones are progress before their frame is
-    /// complete.
+    /// Records that bytes have arrived. The first bytes of a connection are progress. Later bytes
+    /// are not, until their frame is complete.
     pub(super) fn saw_bytes(&mut self) {
         self.saw_activity |= self.active.is_none();
     }

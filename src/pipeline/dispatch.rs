@@ -1,7 +1,7 @@
 //! The three ways to run the calls of one connection.
 //!
-//! Each is a type, not a value. So a connection holds the future of only one of them, and a feature
-//! that needs requests to run one at a time can require it at compile time.
+//! Each way is a type, not a value. So a connection contains the future of only one way, and a
+//! feature that needs requests to run one at a time can require this at compile time.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,16 +17,17 @@ use super::reply::Answer;
 use super::tokio_tower::{run_as_finished, run_in_order};
 use crate::error::{Panicked, caught};
 
-/// One request at a time, the default: the next begins when the previous reply is encoded.
+/// Runs one request at a time. This is the default. The next request begins when the previous reply
+/// is encoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneAtATime;
 
-/// Several requests at the same time, answered in the order in which they arrived. Created by
-/// [`Pipeline::in_flight`](super::Pipeline::in_flight).
+/// Runs several requests at the same time. Replies are sent in the order of the requests. Created
+/// by [`Pipeline::in_flight`](super::Pipeline::in_flight).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight;
 
-/// Several requests at the same time, answered as they finish. Created by
+/// Runs several requests at the same time. Replies are sent as they finish. Created by
 /// [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Multiplexed;
@@ -38,7 +39,7 @@ pub struct Multiplexed;
 mod sealed {
     use super::*;
 
-    /// Runs one request at a time.
+    /// A way to run calls that runs one request at a time.
     #[diagnostic::on_unimplemented(
         message = "`on_upgrade` needs a pipeline that runs one request at a time",
         label = "several requests run at the same time",
@@ -49,7 +50,7 @@ mod sealed {
         type Dispatch;
     }
 
-    /// Runs calls until there are no more, or the connection must close.
+    /// Runs calls until there are no more events, or the connection must close.
     pub trait Dispatch<Io, C: Decoder, T, M, S, A>: Send + Sync + 'static {
         #[expect(private_interfaces, reason = "sealed: nobody else names it")]
         fn run(calls: Calls<'_, Io, C, T, M, S, A>) -> impl Future<Output = ()> + Send;
@@ -108,8 +109,8 @@ where
             if let Some(call) = this.call.as_mut().as_pin_mut() {
                 match call.poll(cx) {
                     Poll::Ready(result) => {
-                        // Dropped first, so that the call's resources are released before its reply
-                        // is written.
+                        // The call is dropped first, so that its resources are released before its
+                        // reply is written.
                         this.call.set(None);
                         this.calls.finish_call(result.map_err(Into::into));
                     }
@@ -128,8 +129,8 @@ where
     }
 }
 
-/// Catches a panic when the inner future is polled or dropped. After its end the inner future is
-/// not polled again.
+/// Catches a panic when the inner future is polled or dropped. After a panic or its end, the inner
+/// future is not polled again.
 #[pin_project]
 pub(super) struct CatchPanic<F>(#[pin] Option<F>);
 

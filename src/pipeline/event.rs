@@ -5,11 +5,11 @@ use tower_service::Service;
 
 /// A request from the peer, or a message from the rest of the program.
 ///
-/// It is the input of a service that takes more than requests. Messages are sent with
-/// [`Peer::post`](super::Peer::post). The service is called with a message as with a request: after
-/// `poll_ready`, one at a time or counted as in flight. The response to a message is sent to the
-/// peer, too, and is usually [`Reply::none`](super::Reply::none). When requests and messages are
-/// both waiting, they take turns.
+/// A service that takes messages in addition to requests is a service of `Event`.
+/// [`Peer::post`](super::Peer::post) sends a message. The service is called for a message as for a
+/// request: after `poll_ready`, and within the limit of calls in flight. The response to a message
+/// is sent to the peer, too; usually it is [`Reply::none`](super::Reply::none). If requests and
+/// messages are both waiting, they take turns.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -22,22 +22,12 @@ use tower_service::Service;
 ///
 /// struct Tick;
 ///
-/// // Says "tick" a second after each line, whatever comes in between.
-/// let make = service_fn(|peer: Peer<Bytes, Tick>| async move {
-///     Ok::<_, Infallible>(service_fn(move |event: Event<Bytes, Tick>| {
-///         let peer = peer.clone();
-///         async move {
-///             Ok::<_, BoxError>(match event {
-///                 Event::Request(_line) => {
-///                     let _timer = peer.post_after(Duration::from_secs(1), Tick)?;
-///                     Reply::none()
-///                 }
-///                 Event::Message(Tick) => Reply::from(Bytes::from("tick")),
-///             })
-///         }
-///     }))
-/// });
-/// let pipeline = Pipeline::new(Lines::default).make_event_service(make);
+/// // Sends "tick" a second after each line, even if other lines arrive in between. let make =
+/// service_fn(|peer: Peer<Bytes, Tick>| async move { Ok::<_, Infallible>(service_fn(move |event:
+/// Event<Bytes, Tick>| { let peer = peer.clone(); async move { Ok::<_, BoxError>(match event {
+/// Event::Request(_line) => { let _timer = peer.post_after(Duration::from_secs(1), Tick)?;
+/// Reply::none() } Event::Message(Tick) => Reply::from(Bytes::from("tick")), }) } })) }); let
+/// pipeline = Pipeline::new(Lines::default).make_event_service(make);
 /// # drop(pipeline);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +41,8 @@ pub enum Event<R, M> {
     Message(M),
 }
 
-/// Adapts a service of requests to a service of [`Event`]s without messages: `M` is [`Infallible`].
+/// Adapts a service of requests to a service of [`Event`]s without messages (`M` is
+/// [`Infallible`]).
 #[derive(Clone, Debug)]
 #[expect(
     unnameable_types,

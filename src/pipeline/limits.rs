@@ -1,14 +1,14 @@
 use super::watermarks::Watermarks;
 
-/// The sizes and queues of a pipeline. Its times are [`Deadlines`](crate::deadline::Deadlines).
+/// The sizes and queues of a pipeline. [`Deadlines`](crate::deadline::Deadlines) are its times.
 ///
 /// | limit | default | why | when reached |
 /// | --- | --- | --- | --- |
-/// | [`max_frame`](Self::max_frame) | 64 KiB | longer than a line of any text protocol; bounds the memory that one peer can use | the connection ends with [`FrameTooLarge`] |
-/// | [`high_mark`](Self::high_mark), low mark | 64, 16 KiB | a socket's buffer; refilled before it is empty | no requests are read, and `send` waits |
+/// | [`max_frame`](Self::max_frame) | 64 KiB | more than a line of most text protocols; bounds the memory that one peer can use | the connection ends with [`FrameTooLarge`] |
+/// | [`high_mark`](Self::high_mark), low mark | 64 KiB, 16 KiB | the size of a socket's buffer; output is refilled before it is empty | no requests are taken, and `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs | `send` waits |
-/// | [`messages`](Self::messages) | 16, and as many timers | each takes one call of the service; the sender should notice a longer backlog | `post` waits, `post_after` fails |
-/// | [`read_ahead`](Self::read_ahead) | 8 KiB | read while a request is in progress, to notice that the peer is gone | no more is read |
+/// | [`messages`](Self::messages) | 16, and as many timers | each message takes one call of the service; the sender should notice a longer backlog | `post` waits, `post_after` fails |
+/// | [`read_ahead`](Self::read_ahead) | 8 KiB | only a read notices that the peer has reset the connection | no more is read while requests are in progress |
 ///
 /// [`FrameTooLarge`]: crate::EndReason::FrameTooLarge
 #[derive(Clone, Debug)]
@@ -33,24 +33,25 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Sets the largest frame in bytes, including its framing (length prefix, line ending).
+    /// Sets the maximum size of a frame in bytes, including its framing (length prefix, line
+    /// ending).
     ///
-    /// Default: 64 KiB. Why: longer than a line of any text protocol. When reached: the connection
+    /// Default: 64 KiB. Why: more than a line of most text protocols. When reached: the connection
     /// ends with [`FrameTooLarge`](crate::EndReason::FrameTooLarge).
     ///
-    /// It applies to any codec. A lower limit of the codec itself is reached first, so to allow
-    /// longer frames, raise both.
+    /// The limit applies to any codec. A codec may have a lower limit of its own. To allow larger
+    /// frames, raise both.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
     }
 
-    /// Sets how many bytes of output may wait before no more requests are taken and `send` waits.
+    /// Sets the high mark of the output in bytes. The low mark becomes a quarter of it.
     ///
-    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: requests and `send` wait
-    /// until the output has fallen to the low mark, which becomes a quarter of this. One frame may
-    /// be larger than the mark.
+    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: no more requests are
+    /// taken, and `send` waits, until the output has fallen to the low mark. One frame may be
+    /// larger than the mark.
     #[must_use]
     pub fn high_mark(self, bytes: usize) -> Self {
         self.watermarks(Watermarks::below(bytes))
@@ -64,11 +65,11 @@ impl Limits {
         self
     }
 
-    /// Sets how many frames may be queued for the connection's task. `0` counts as 1. A burst of up
-    /// to 64 frames that is broadcast to a [group](crate::registry::Groups) counts as one, because
-    /// all members share it.
+    /// Sets how many pushed frames may be queued for the connection's task. `0` counts as 1. A
+    /// burst of up to 64 frames that is broadcast to a [group](crate::registry::Groups) counts as
+    /// one frame, because all members share it.
     ///
-    /// Default: 16. Why: they wait only until the task runs. When reached: `send` waits.
+    /// Default: 16. Why: frames wait only until the task runs. When reached: `send` waits.
     #[must_use]
     pub fn push_queue(mut self, frames: usize) -> Self {
         self.push_queue = frames.max(1);
@@ -78,8 +79,8 @@ impl Limits {
     /// Sets how many messages may wait for the connection's service, and how many timers may be
     /// set. `0` counts as 1.
     ///
-    /// Default: 16. Why: each takes one call of the service, and the sender should notice a longer
-    /// backlog. When reached: `post` waits, and `post_after` fails.
+    /// Default: 16. Why: each message takes one call of the service, and the sender should notice a
+    /// longer backlog. When reached: `post` waits, and `post_after` fails.
     #[must_use]
     pub fn messages(mut self, messages: usize) -> Self {
         self.messages = messages.max(1);
@@ -89,10 +90,11 @@ impl Limits {
     /// Sets how many undecoded bytes are buffered while requests are in progress, or while [input
     /// is paused](crate::Peer::pause_input).
     ///
-    /// Default: 8 KiB. Why: only a read notices a reset. When reached: no more is read until a
-    /// request is done or input is resumed, and a reset is noticed only then. Use tower's `Timeout`
-    /// to bound requests that may take long. After the peer has finished sending,
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed) bounds pending requests.
+    /// Default: 8 KiB. Why: only a read notices that the peer has reset the connection. When
+    /// reached: no more is read until a request is done or input is resumed, so a reset is noticed
+    /// only then. Use tower's `Timeout` to limit requests that may take long. After the peer has
+    /// finished sending, [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending
+    /// requests.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

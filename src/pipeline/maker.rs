@@ -1,4 +1,4 @@
-//! Makers of a connection's service, adapted to make services of events.
+//! Adapts the makers of a connection's service, so that they make services of events.
 
 use std::convert::Infallible;
 
@@ -17,7 +17,7 @@ use crate::make::{
 mod sealed {
     use super::*;
 
-    /// A make-service for connections with messages. `Maker` is the type into which it converts.
+    /// A service that makes the service of each connection with messages. It converts into `Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services of events, of `Peer<{T}, {M}>`",
         label = "not a `Service<Peer<{T}, {M}>>`",
@@ -47,7 +47,7 @@ mod sealed {
         type Maker: Maker<Peer<T, Self::Message>>;
         type Service;
 
-        /// Returns the maker. The service that it makes may take requests only, so it is passed to
+        /// Returns the maker of the service. The made service may take only requests, so pass it to
         /// [`events`](Self::events).
         fn maker(&self) -> &Self::Maker;
 
@@ -55,7 +55,7 @@ mod sealed {
         fn events(made: Made<T, Self>) -> Self::Service;
     }
 
-    /// The service that the maker of an [`EventMaker`] makes.
+    /// The service that an [`EventMaker`]'s maker makes.
     pub(super) type Made<T, K> =
         <<K as EventMaker<T>>::Maker as Maker<Peer<T, <K as EventMaker<T>>::Message>>>::Service;
 }

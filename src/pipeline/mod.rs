@@ -1,16 +1,16 @@
 //! Requests and replies over one connection.
 //!
-//! A [`Pipeline`] is the connection service for framed protocols: a codec for each connection, and
-//! a service for its requests. For each connection it makes an engine (stream, codec, buffers,
-//! deadlines) and a service. It runs the service's calls in one of three ways ([`OneAtATime`],
-//! [`InFlight`], [`Multiplexed`]) until no more requests come, and then closes the connection.
+//! A [`Pipeline`] is the connection service for framed protocols. For each connection it makes a
+//! codec, and a service for the requests. It runs the service's calls in one of three ways
+//! ([`OneAtATime`], [`InFlight`], [`Multiplexed`]) until there are no more requests, and then
+//! closes the connection.
 //!
 //! # Order
 //!
-//! Requests reach the service in the order in which they arrived. `poll_ready` is called only when
-//! a request has arrived. Replies are sent in the same order, or, with [`Multiplexed`], as they
-//! finish. A finished reply is never dropped because a later request, frame or service failed.
-//! Calls after a reply that closes the connection are dropped.
+//! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
+//! request has arrived. Replies are sent in the same order, or, with [`Multiplexed`], as they
+//! finish. If a later request, frame or call fails, earlier finished replies are still sent. After
+//! a reply that closes the connection, calls that still run are dropped.
 //!
 //! # Errors
 //!
@@ -22,7 +22,7 @@
 //! in a call. None of these affects other connections.
 //!
 //! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
-//! as the `redis` example does). An error of the decoder means that nothing after it can be read.
+//! as the `redis` example does). If the decoder fails instead, no further input is read.
 //!
 //! To turn a service's error into a reply, use tower's `map_result`, `map_err` and `then` around
 //! the service.
@@ -50,17 +50,17 @@
 //! # More than requests and replies
 //!
 //! A make-service receives the connection's [`Peer`], a handle for the rest of the program. With
-//! this handle the program can send frames at any time, within [`Watermarks`], pause input, and
-//! await the connection's end. It can also send messages and set timers, which reach the service in
-//! turn with requests ([`Event`]). An [`OnConnectLayer`] greets peers or rejects them, and a
-//! [`Pipeline::farewell`] is the last frame of a connection that the server ends. All of this works
-//! with each of the three ways to run calls, over any stream.
+//! this handle the program can send frames at any time (limited by [`Watermarks`]), pause input,
+//! and await the connection's end. It can also send messages to the service and set timers; the
+//! service takes these in turn with requests ([`Event`]). An [`OnConnectLayer`] greets peers or
+//! rejects them, and a [`Pipeline::farewell`] is the last frame of a connection that the server
+//! ends. All of this works with each of the three ways to run calls, over any stream.
 //!
-//! Two features need requests to run one at a time, because only then is it certain what follows a
-//! reply:
+//! Two features need requests to run one at a time, because otherwise later requests may already be
+//! decoded when a reply is sent:
 //!
 //! - A codec can change its mode when it encodes a frame. Buffered input is then decoded in the new
-//!   mode (see `DATA` in the `smtp` example).
+//!   mode (for example after the command `DATA` in the `smtp` example).
 //! - Another service can take over the stream with its buffered input: [`Pipeline::on_upgrade`].
 //!
 //! # Sessions
@@ -72,11 +72,11 @@
 //! # Layers
 //!
 //! [`PipelineBuilder::service`] clones its service for each request, so an idle connection holds no
-//! shared resource. [`PipelineBuilder::make_service`] makes one service for each connection and
-//! keeps it, so that service need not be `Clone`; only the make-service is cloned. If connections
-//! share a part of that service, put [`PerCall`] around the part, so that an idle connection
-//! reserves nothing of it. [`layers`](crate::layers) lists how each of tower's layers behaves in a
-//! pipeline.
+//! shared resource, such as a permit. [`PipelineBuilder::make_service`] makes one service for each
+//! connection and keeps it. That service need not be `Clone`; only the make-service is cloned. If
+//! connections share a part of the service, put [`PerCall`] around that part, so that an idle
+//! connection reserves nothing of it. [`layers`](crate::layers) describes how each of tower's
+//! layers behaves in a pipeline.
 
 mod bounds;
 mod buffer;
@@ -138,10 +138,10 @@ pub use upgrade::{NoUpgrade, OnUpgrade};
 pub use watermarks::{InvalidWatermarks, Watermarks};
 
 /// The connection service for framed protocols. See the [module docs](self), and
-/// [`layers`](crate::layers) for the places of tower's layers.
+/// [`layers`](crate::layers) for the use of tower's layers.
 ///
-/// `F` makes codecs, and `K` makes services. `T` is the type of outgoing frames, `D` the way in
-/// which requests run, and `N` the service that may take over the stream.
+/// `F` makes codecs, and `K` makes services. `T` is the type of outgoing frames, `D` the way to run
+/// requests, and `N` the service that may take over the stream.
 pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
     codec: F,
     maker: K,
@@ -151,9 +151,10 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
 }
 
 impl<F> Pipeline<F, (), (), OneAtATime> {
-    /// Creates a builder for a pipeline. `codec` makes a codec for each connection.
+    /// Creates a builder for a pipeline.
     ///
-    /// It is a function without arguments that returns a [`Decoder`], such as `Lines::default`.
+    /// `codec` is a function without arguments that returns a [`Decoder`], such as
+    /// `Lines::default`. It is called for each connection.
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
@@ -181,14 +182,15 @@ pub struct PipelineBuilder<F> {
 }
 
 impl<F> PipelineBuilder<F> {
-    /// Serves the requests of all connections with one service, a clone of it for each request.
+    /// Serves the requests of all connections with clones of one service, one clone for each
+    /// request.
     ///
     /// `service` is a [`Service`](tower_service::Service) of the codec's items that is `Clone`. Its
     /// response converts into a [`Reply<T>`](Reply), and its error into a
     /// [`BoxError`](crate::BoxError).
     ///
-    /// The clone is made ready when its request has arrived, so idle connections hold no shared
-    /// resource.
+    /// The clone's `poll_ready` is called only when its request has arrived, so idle connections
+    /// hold no shared resource.
     pub fn service<T, K>(
         self,
         service: impl SharedService<Request<F>, Maker = K>, // of requests (`Peer`: `make_service`)
@@ -202,13 +204,13 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of each connection with a service made for it. `make` is a service that
     /// takes the [`Peer`] and returns the connection's service.
     ///
-    /// `make` runs in the connection's task while output is already being written, so it can send a
-    /// greeting of any length. If it fails, the connection closes. By default it must finish
+    /// `make` runs in the connection's task. Output is already written meanwhile, so `make` can
+    /// send a greeting of any length. If it fails, the connection closes. By default it must finish
     /// within [10 s](Deadlines::make_service).
     ///
-    /// The connection's service is kept from request to request. If part of it is shared with other
-    /// connections, such as a limit with `LoadShed` around it, put [`PerCall`] around that part, so
-    /// that an idle connection holds no permit for which others wait.
+    /// The connection's service is kept from one request to the next. Connections may share a part
+    /// of it, such as a limit with `LoadShed` around it. Put [`PerCall`] around such a part, so
+    /// that an idle connection holds no permit for which other connections wait.
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(
@@ -218,8 +220,8 @@ impl<F> PipelineBuilder<F> {
         Pipeline::with(self.codec, make.into_maker())
     }
 
-    /// Like [`make_service`](Self::make_service), with services that also take messages. See
-    /// [`Event`].
+    /// Serves each connection with a service that takes requests and messages. Otherwise this is
+    /// like [`make_service`](Self::make_service). See [`Event`].
     pub fn make_event_service<T, M, K>(
         self,
         make: impl MakeEventService<T, M, Maker = K>, // of a `Peer<T, M>`
@@ -250,14 +252,14 @@ impl<F, K, T> Pipeline<F, K, T> {
 }
 
 impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
-    /// Sets the sizes and queues of each connection. Default: see [`Limits`].
+    /// Sets the sizes and queues of each connection. [`Limits`] states the default of each.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         Arc::make_mut(&mut self.settings).limits = limits;
         self
     }
 
-    /// Sets the deadlines of each connection. Default: see [`Deadlines`].
+    /// Sets the deadlines of each connection. [`Deadlines`] states the default of each.
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
@@ -266,8 +268,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Sets the limits of the graceful close at the end of each connection. Default: see
-    /// [`Linger`].
+    /// Sets the limits of the graceful close at the end of each connection. [`Linger`] states the
+    /// default of each.
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
@@ -277,8 +279,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 
     /// Sets whether a service error ends its connection.
     ///
-    /// Default: `true`. Why: a failed service may have left its connection in an unforeseen state,
-    /// and the close shows a waiting peer that no reply will come.
+    /// Default: `true`. Why: a failed service may have left its connection in an unexpected state,
+    /// and the close tells a waiting peer that there will be no reply.
     #[must_use]
     pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
         Arc::make_mut(&mut self.settings).policy = if shutdown {
@@ -289,11 +291,11 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Sets the last frame to a peer whose connection the server ends without an error, such as 421
-    /// in SMTP or `DISCONNECT` in MQTT.
+    /// Sets the farewell: the last frame to a peer when the server ends the connection without an
+    /// error, such as 421 in SMTP or `DISCONNECT` in MQTT.
     ///
-    /// `make` receives the connection's details and the reason, and returns a frame, or `None` to
-    /// close without one. It is called once for a connection that ends
+    /// `make` takes the connection's facts and the reason, and returns a frame, or `None` to close
+    /// without one. It is called once for a connection that ends
     ///
     /// - in a drain ([`Drained`](EndReason::Drained)),
     /// - at its [maximum age](Deadlines::max_age) ([`MaxAge`](EndReason::MaxAge)),
@@ -306,15 +308,15 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///   ([`ServiceClosed`](EndReason::ServiceClosed)),
     /// - before it is served, by [`reject`](Self::reject).
     ///
-    /// The frame is sent after every reply and after every frame that was pushed before, and
-    /// nothing is sent after it. So no peer mistakes it for the reply to a request that the server
+    /// The farewell is sent after all replies and all frames that were pushed before, and nothing
+    /// is sent after it. So the peer cannot mistake it for the reply to a request that the server
     /// has begun. A peer that does not read it is cut off at the [write
     /// deadline](Deadlines::write).
     ///
-    /// No farewell follows a [closing reply](Reply::close) or [`Peer::close`], because the code
-    /// that closes can send a last frame itself. Nor is one sent if the peer has finished sending,
-    /// after an error of the peer or of the service, or after an upgrade. A panic in `make` ends
-    /// only its own connection.
+    /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
+    /// code that closes can send a last frame itself. There is also none if the peer has finished
+    /// sending, after an error of the peer or of the service, or after an upgrade. A panic in
+    /// `make` ends only its own connection.
     ///
     /// Default: no frame. Why: only the protocol defines such a frame.
     ///
@@ -352,7 +354,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Use it as the `overflow` service of a
     /// [`ConnectionLimit`](crate::admit::ConnectionLimitLayer::overflow), of an
     /// [`AddressFilter`](crate::admit::AddressFilter::overflow), or of `PerClient`. The farewell's
-    /// function then gets the reason of the refusal, such as
+    /// function then gets the reason for the rejection, such as
     /// [`LimitExceeded`](EndReason::LimitExceeded). Elsewhere the reason is
     /// [`Rejected`](EndReason::Rejected), unless [another one](crate::Connection::set_end_reason)
     /// is set.
@@ -388,22 +390,22 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 
 impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// Sets the service that takes over the stream after a [`Reply::upgrade`]. It can be any
-    /// connection service that takes the stream with its buffered input, such as a raw service, or
-    /// another pipeline behind a hook for TLS (STARTTLS).
+    /// service of a `Connection<Rewind<Io>>`, such as a raw service, or another pipeline behind a
+    /// TLS hook (STARTTLS). It reads the input that the pipeline has not decoded first.
     ///
-    /// The connection remains the same, with its permit, its span, its signals and its single end.
-    /// Replies and pushed frames before the upgrade are written first. Messages that wait for the
-    /// service are dropped. The old pipeline's [`Peer`]s can still close the connection and await
-    /// its end, but can no longer send.
+    /// The connection keeps its permit, its span and its signals, and has only one end. Earlier
+    /// replies and pushed frames are written before the upgrade. Messages that wait for the service
+    /// are dropped. The old pipeline's [`Peer`]s can still close the connection and await its end,
+    /// but can no longer send.
     ///
-    /// Requests must run one at a time, because otherwise it is unknown what follows the reply. The
-    /// response of the pipeline's service is an [`Upgrade`], or a type that converts into one: a
-    /// [`Reply`], a frame, an `Option` or a `Vec` of frames. A service whose response is an
-    /// `Upgrade` does not compile in a pipeline without `on_upgrade`.
+    /// Requests must run one at a time, because otherwise later requests may already be decoded
+    /// when the reply is sent. The response of the pipeline's service is an [`Upgrade`], or a type
+    /// that converts into one: a [`Reply`], a frame, an `Option` or a `Vec` of frames. A service
+    /// whose response is an `Upgrade` does not compile in a pipeline without `on_upgrade`.
     ///
-    /// `next` is cloned for each connection, and made ready at the upgrade, within the
-    /// [10 s](Deadlines::make_service) of a make-service. A request that was already decoded and is
-    /// held back by a [pause](Peer::pause_input) is dropped.
+    /// `next` is cloned for each connection at the upgrade. It must be ready within the [10
+    /// s](Deadlines::make_service) of a make-service. If a [pause](Peer::pause_input) holds back a
+    /// request that was already decoded, that request is dropped.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -443,7 +445,8 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     ///     Ok::<Upgrade<Bytes>, BoxError>(Reply::from(line).upgrade())
     /// });
     /// let pipeline = Pipeline::new(Lines::default).service(lines).in_flight(8);
-    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // an `Upgrade` is no `Reply`
+    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // an `Upgrade` is not a
+    /// `Reply`
     /// # Ok(())
     /// # }
     /// ```

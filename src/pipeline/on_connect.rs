@@ -10,13 +10,13 @@ use crate::make::{CloneForConnection, Known};
 
 /// Runs a function for each peer before its service is made.
 ///
-/// The function can greet the peer, reject it by returning an error, add it to a
-/// [`Registry`](crate::registry::Registry), or register a callback for its close
-/// ([`Peer::on_closing`]) or its end ([`Peer::on_end`]).
+/// The function can greet the peer, reject it by returning an error, or add it to a
+/// [`Registry`](crate::registry::Registry). It can also register a callback for the moment when
+/// closing begins ([`Peer::on_closing`]) or for the end ([`Peer::on_end`]).
 ///
-/// The layer wraps a make-service. The function runs in the connection's task, and shares the
-/// make-service's deadline of [10 s](crate::deadline::Deadlines::make_service). For a service that
-/// is not made for each connection, use tower's `tower::make::Shared` as the make-service:
+/// The layer wraps a make-service. The function runs in the connection's task, within the
+/// make-service's deadline of [10 s](crate::deadline::Deadlines::make_service). To serve all
+/// connections with clones of one service, use tower's `tower::make::Shared` as the make-service:
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -82,8 +82,8 @@ where
 {
     type Response = K::Response;
     type Error = BoxError;
-    // Unknown unless `Connected` returns `Result<(), E>`, so that the compiler reports that only
-    // once.
+    // The compiler cannot resolve this type unless `Connected` returns `Result<(), E>`, so it
+    // reports that mistake only once.
     type Future = <E as Known<OnConnectFuture<K::Response>>>::Type;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {

@@ -4,18 +4,18 @@ use tower_service::Service;
 
 use crate::make::CloneForRequest;
 
-/// Calls a clone of a service for each request. The clone is made ready when the request has
-/// arrived, and dropped after the call.
+/// Calls a new clone of a service for each request. The clone is polled for readiness only when the
+/// request has arrived, and is dropped after the call.
 ///
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
 /// `PerCall` for a stack that connections share and that would otherwise be kept from one call to
 /// the next: in the service that a make-service makes, in a `Buffer`, or as a service of
 /// connections.
 ///
-/// A stack that is kept can hold a permit while its connection is idle. For example, after
-/// `LoadShed` has shed a request, the connection's stack is still in the queue of the limit inside.
-/// It gets the next permit, and keeps it until the connection's next request. A clone leaves the
-/// queue when it is dropped.
+/// A stack that is kept can hold a permit while its connection is idle. For example, `LoadShed`
+/// fails a request when the limit inside it is reached, but the connection's stack stays in the
+/// queue of that limit. It gets the next permit, and keeps it until the connection's next request.
+/// A clone leaves the queue when it is dropped.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -54,7 +54,7 @@ impl<S> PerCall<S> {
 
 impl<S: Clone> Clone for PerCall<S> {
     fn clone(&self) -> Self {
-        // Readiness belongs to one instance.
+        // A clone is not ready.
         Self::new(self.service.clone())
     }
 }
@@ -77,7 +77,8 @@ where
     fn call(&mut self, request: R) -> S::Future {
         match self.readied.take() {
             Some(mut service) => service.call(request),
-            // The caller did not make it ready. The service reports that mistake in its own way.
+            // The caller has not called `poll_ready`. The service reports that mistake in its own
+            // way.
             None => self.service.clone().call(request),
         }
     }

@@ -5,10 +5,10 @@ use futures_core::Stream;
 
 use crate::error::BoxError;
 
-/// The answer to a request: no frame, one frame, several, or a stream of them. It can also close
-/// the connection.
+/// The reply to a request: no frame, one frame, several frames, or a stream of frames. It can also
+/// close the connection.
 ///
-/// A service need not name this type. `T`, `Option<T>` and `Vec<T>` convert into replies, and the
+/// A service need not use this type. `T`, `Option<T>` and `Vec<T>` convert into replies, and the
 /// `Response` of a service only has to be `Into<Reply<T>>`.
 ///
 /// ```
@@ -27,12 +27,12 @@ pub struct Reply<T> {
     pub(super) then: AfterReply,
 }
 
-/// The connection's next step after a reply.
+/// The next step of the connection after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AfterReply {
     GoOn,
     Close,
-    /// The stream goes to another service. Only an [`Upgrade`] has this.
+    /// Hand over the stream to another service. Only an [`Upgrade`] contains this.
     Upgrade,
 }
 
@@ -46,7 +46,7 @@ pub(super) enum Frames<T> {
 type FrameStream<T> = Pin<Box<dyn Stream<Item = Result<T, BoxError>> + Send>>;
 
 impl<T> Reply<T> {
-    /// Creates a reply without frames. The request is done, and nothing is sent.
+    /// Creates a reply without frames. Nothing is sent for the request.
     pub fn none() -> Self {
         Self {
             frames: Frames::None,
@@ -54,13 +54,13 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Creates a reply of the frames of `stream`. Each frame is sent as it comes.
+    /// Creates a reply of the frames of `stream`. Each frame is sent when the stream returns it.
     ///
-    /// If the pipeline runs one request at a time, the next one begins when the stream has ended.
-    /// If it runs several, the stream counts as a request in flight, and replies that finish
-    /// meanwhile are sent after it. An error of the stream is a failed request: the frames before
-    /// it are sent, and [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) decides
-    /// whether the connection continues.
+    /// If the pipeline runs one request at a time, the next request begins when the stream has
+    /// ended. If it runs several, the stream counts as a request in flight, and replies that finish
+    /// meanwhile are sent after it. If the stream fails, the earlier frames are sent and the
+    /// request has failed. Then [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error)
+    /// decides whether the connection continues.
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
             frames: Frames::Stream(Box::pin(stream)),
@@ -75,7 +75,7 @@ impl<T> Reply<T> {
         self
     }
 
-    /// Hands over the stream after this reply, to the service given to
+    /// Hands over the stream after this reply to the service of
     /// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
     pub fn upgrade(mut self) -> Upgrade<T> {
         self.then = AfterReply::Upgrade;
@@ -126,9 +126,9 @@ impl<T> fmt::Debug for Reply<T> {
 }
 
 /// A reply after which another service may take over the stream. Created by [`Reply::upgrade`]. A
-/// plain reply converts into one that keeps the stream.
+/// plain [`Reply`] converts into an `Upgrade` that keeps the stream.
 ///
-/// It is the response type of a service whose pipeline has
+/// It is the response type of a service in a pipeline with
 /// [`on_upgrade`](super::Pipeline::on_upgrade). Such a service does not compile in any other
 /// pipeline.
 #[doc(alias = "takeover")]

@@ -16,9 +16,9 @@ use crate::error::BoxError;
 /// Applies a layer to the requests of a service of [`Event`]s. Messages bypass the layer and go
 /// directly to the service.
 ///
-/// Use it for a layer that is meant for the peer, such as a timeout, a rate limit, or a trace of
-/// requests. A layer for all events does not need this, because a service of events is an ordinary
-/// service.
+/// Use it for a layer that should apply only to the peer, such as a timeout, a rate limit, or a
+/// trace of requests. A layer for all events can be used directly, because a service of events is
+/// an ordinary service.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -31,41 +31,35 @@ use crate::error::BoxError;
 /// use tower_tcp::{Peer, Pipeline};
 ///
 /// let make = service_fn(|_: Peer<Bytes, Bytes>| async {
-///     // Ten lines a second from the peer. Messages of the program are not counted.
-///     let rate = RateLimitLayer::new(10, Duration::from_secs(1));
-///     let events = service_fn(|event: Event<Bytes, Bytes>| async move {
-///         match event {
-///             Event::Request(line) => Ok::<_, Infallible>(line),
-///             Event::Message(news) => Ok(news),
-///         }
-///     });
-///     let rate = RequestsOnlyLayer::<_, Bytes>::new(rate); // the messages are `Bytes`
-///     let limited = ServiceBuilder::new().layer(rate).service(events);
-///     Ok::<_, Infallible>(limited)
-/// });
-/// let pipeline = Pipeline::new(Lines::default).make_event_service(make);
+///     // Takes ten lines a second from the peer. Messages of the program do not count. let rate =
+///     RateLimitLayer::new(10, Duration::from_secs(1)); let events = service_fn(|event:
+///     Event<Bytes, Bytes>| async move { match event { Event::Request(line) => Ok::<_,
+///     Infallible>(line), Event::Message(news) => Ok(news), } }); let rate = RequestsOnlyLayer::<_,
+///     Bytes>::new(rate); // `Bytes` is the type of the messages let limited =
+///     ServiceBuilder::new().layer(rate).service(events); Ok::<_, Infallible>(limited) }); let
+///     pipeline = Pipeline::new(Lines::default).make_event_service(make);
 /// # drop(pipeline);
 /// ```
 ///
 /// # Readiness
 ///
-/// The service is ready when both the layer and the service beneath it are. Until then messages
-/// wait, too, because all events share one queue. The call goes to the same service that was made
-/// ready, never to a clone.
+/// The service is ready when both the layered service and the service inside it are ready. Until
+/// then messages wait, too, because all events share one queue. The call goes to the instance that
+/// is ready, never to a clone.
 ///
-/// With a limit that connections share, a connection that gets only messages would hold a permit
-/// until its next request. Put such a limit around all events instead.
+/// If the layer is a limit that connections share, a connection that gets only messages would hold
+/// a permit until its next request. Put such a limit around all events instead.
 ///
-/// Two stock layers cannot be used here. `Buffer` calls its service from a task of its own, where
-/// this layer's readiness is not known; put it around all events instead. `LoadShed` has nothing to
-/// shed, because events wait until the service is ready.
+/// Two layers of tower cannot be used here. `Buffer` calls its service in its own task, and this
+/// layer does not know whether the service is ready there; put `Buffer` around all events instead.
+/// `LoadShed` never rejects a request here, because events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,
 }
 
 impl<L, M> RequestsOnlyLayer<L, M> {
-    /// Creates the layer, which applies `layer` to requests only.
+    /// Creates a layer that applies `layer` only to requests.
     pub fn new(layer: L) -> Self {
         Self {
             layer,
@@ -112,10 +106,10 @@ impl<L: fmt::Debug, M> fmt::Debug for RequestsOnlyLayer<L, M> {
     }
 }
 
-/// The service that [`RequestsOnlyLayer`] makes: requests go to `N`, the layered service, and
-/// messages to `S`.
+/// A service that passes requests to the layered service `N`, and messages to `S`. Created by
+/// [`RequestsOnlyLayer`].
 ///
-/// It is not `Clone`, because its parts share the one service.
+/// It is not `Clone`, because its parts share one service.
 pub struct RequestsOnly<S, N, M> {
     layered: N,
     beneath: Beneath<S, M>,
@@ -132,7 +126,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         ready!(self.layered.poll_ready(cx)).map_err(Into::into)?;
-        // The layer may be ready without having polled the service.
+        // The layered service may be ready without having polled the service inside.
         self.beneath.lock().poll_ready(cx).map_err(Into::into)
     }
 
@@ -152,13 +146,13 @@ impl<S, N: fmt::Debug, M> fmt::Debug for RequestsOnly<S, N, M> {
     }
 }
 
-/// The service of requests around which [`RequestsOnlyLayer`] puts a layer.
+/// The service of requests to which [`RequestsOnlyLayer`] applies its layer.
 pub struct Beneath<S, M> {
     shared: Arc<Mutex<Guarded<S>>>,
     messages: PhantomData<fn(M)>,
 }
 
-/// The shared service, and whether it was made ready since its last call.
+/// The shared service, and whether it has returned ready since its last call.
 struct Guarded<S> {
     service: S,
     ready: bool,
@@ -187,8 +181,8 @@ impl<S> Guarded<S> {
 
 impl<S, M> Beneath<S, M> {
     fn lock(&self) -> MutexGuard<'_, Guarded<S>> {
-        // A service that panicked is called again only if the pipeline continues, as without this
-        // layer.
+        // A panic of the service does not matter here: the pipeline decides whether to call it
+        // again, as without this layer.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -66,7 +66,7 @@ where
     }
 }
 
-/// Makes the connection's service. Frames that are sent meanwhile are written at once.
+/// Makes the connection's service. Meanwhile, pushed frames are written.
 async fn made<Io, C, T, M, K, S, E>(
     engine: &mut Engine<Io, C, T, M>,
     make: impl Future<Output = Result<K, E>>,
@@ -100,7 +100,8 @@ where
     engine.begin_closing();
     let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_flush_all(cx))).await;
     if let Err(panicked) = finished {
-        // For example, a panic of a streamed reply. Complete frames before it are still written.
+        // A streamed reply may have panicked, for example. Complete frames before it are still
+        // written.
         engine.panicked(panicked);
         std::future::poll_fn(|cx| engine.poll_flush_all(cx)).await;
     }
@@ -117,8 +118,8 @@ where
 {
     let life = Arc::clone(conn.life());
     if life.signals.is_raised(Signal::Close) {
-        // This close came too late for the pipeline. The next service notices a drain, but not a
-        // close.
+        // The program closed the connection too late for the pipeline. The next service does not
+        // notice the signal to close, but it notices a drain.
         life.leave();
     }
     let ready = next.readied();

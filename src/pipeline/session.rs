@@ -1,4 +1,4 @@
-//! State of one connection. A session is called with `&mut self`, so it needs no lock.
+//! Sessions: services with the state of one connection, called with `&mut self`.
 
 use std::fmt;
 use std::pin::Pin;
@@ -11,13 +11,12 @@ use tower_service::Service;
 
 /// The state of one connection. It is called with `&mut self`, so it needs no lock.
 ///
-/// [`SessionService`] makes a Tower service of it. `E` is a request, or an [`Event`](super::Event)
-/// if the session also takes messages.
+/// [`SessionService`] makes a Tower service from it. `E` is a request, or an
+/// [`Event`](super::Event) if the session also takes messages.
 ///
 /// Write [`call`](Self::call) as an `async fn`; its future must be `Send`. The session is dropped
-/// when its connection begins to close, so put work for the end of the connection into its `Drop`.
-/// A task spawned there learns the reason from [`Peer::closing`](super::Peer::closing), as the
-/// `chat` example shows.
+/// when its connection begins to close, so put work for that moment into its `Drop`. A task spawned
+/// there gets the reason from [`Peer::closing`](super::Peer::closing), as the `chat` example shows.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -57,7 +56,7 @@ use tower_service::Service;
     note = "a service that takes messages, too, is a `Session<Event<R, M>>`"
 )]
 pub trait Session<E>: Send + 'static {
-    /// The reply to a call. In a pipeline it is any type that is `Into<Reply<T>>`.
+    /// The reply to a request or message. In a pipeline it is any type that is `Into<Reply<T>>`.
     type Reply;
     /// The error of a call that failed.
     type Error;
@@ -67,8 +66,8 @@ pub trait Session<E>: Send + 'static {
     /// # Cancel safety
     ///
     /// A layer may drop the call before it is done, as tower's `Timeout` does. The call then ends
-    /// at its current `.await`, and the next call finds the session in that state. Make changes
-    /// that belong together without an `.await` between them.
+    /// at its current `.await`, and the next call begins with the session in that state. So put no
+    /// `.await` between changes that belong together.
     fn call(&mut self, event: E) -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
 }
 
@@ -97,20 +96,20 @@ pub trait Session<E>: Send + 'static {
 /// # drop(Pipeline::new(Lines::default).make_service(make));
 /// ```
 ///
-/// It is ready when no call runs, so its calls never overlap:
+/// It is ready when no call runs, so its calls never overlap. Even
 /// [`in_flight`](super::Pipeline::in_flight) and [`multiplexed`](super::Pipeline::multiplexed) run
-/// them one after the other, in the order of the requests. It is not `Clone`, so anything that
-/// needs clones does not compile around it: `Retry`, and
+/// them one after the other, in the order of the requests. It is not `Clone`, so code that needs
+/// clones does not compile with it, such as `Retry`, or
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service), which serves all connections.
 ///
-/// If a call is dropped midway, the next one finds the session as that call left it; see
-/// [`Session::call`]. A panic ends the connection. If a layer catches the panic, the next call
-/// finds the session as the panic left it.
+/// If a call is dropped midway, the next call begins with the session as the dropped one left it;
+/// see [`Session::call`]. A panic ends the connection. If a layer catches the panic, the next call
+/// begins with the session as the panic left it.
 ///
-/// The first call allocates, and so does a call after a dropped one. Every other call reuses the
-/// memory of the last and costs about 370 instructions; a `tokio::sync::Mutex` in an `Arc` costs
-/// 290. A service that never waits for anything needs neither: make it a `Service` whose future is
-/// `Ready`.
+/// The first call allocates memory, and so does a call after a dropped one. Every other call reuses
+/// the memory of the previous one and costs about 370 instructions. For comparison, a
+/// `tokio::sync::Mutex` in an `Arc` costs 290. A service that never waits needs neither: implement
+/// `Service` with a `Ready` future.
 pub struct SessionService<S: Session<E>, E> {
     state: Arc<Mutex<State<S, E>>>,
     /// Set from `poll_ready` to `call`.
@@ -127,7 +126,8 @@ struct State<S: Session<E>, E> {
 
 type Guard<S, E> = OwnedMutexGuard<State<S, E>>;
 type Answer<S, E> = Result<<S as Session<E>>::Reply, <S as Session<E>>::Error>;
-/// Returns the guard with the answer, so that the call itself can be stored in the state.
+/// Returns the guard of the state with the reply, so that the memory of the call can be stored in
+/// the state.
 type Call<S, E> = ReusableBoxFuture<'static, (Answer<S, E>, Guard<S, E>)>;
 
 impl<S: Session<E>, E> SessionService<S, E> {
@@ -176,7 +176,7 @@ where
     fn call(&mut self, event: E) -> SessionFuture<S, E> {
         let mut ready = self.ready.take();
         let done = ready.as_mut().and_then(|state| state.done.take());
-        // If the caller did not wait for `poll_ready`, the call waits instead.
+        // If the caller has not called `poll_ready`, the call waits for the session itself.
         let ready = ready.ok_or_else(|| Arc::clone(&self.state));
         let call = async move {
             let mut state = match ready {
@@ -203,7 +203,7 @@ impl<S: Session<E>, E> fmt::Debug for SessionService<S, E> {
     }
 }
 
-/// The future of [`SessionService`]: one call. Dropping it ends the call, and the next call can
+/// The future of [`SessionService`]: one call. Dropping it ends the call, so the next call can
 /// begin.
 #[must_use = "futures do nothing unless polled"]
 pub struct SessionFuture<S: Session<E>, E> {

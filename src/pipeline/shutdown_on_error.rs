@@ -14,7 +14,7 @@ use crate::error::{BoxError, find_cause};
 /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) is off.
 ///
 /// Outer layers get a [`Shutdown`], whose `source()` is the original error. Only errors from
-/// *inside* are marked, so the `Elapsed` of a `Timeout` around this layer is not.
+/// *inside* are marked. For example, the `Elapsed` of a `Timeout` around this layer is not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShutdownOnErrorLayer;
 
@@ -80,7 +80,7 @@ where
     }
 }
 
-/// An error that closes the connection. It wraps the service's own error, as a mark.
+/// An error that is marked to close the connection. It wraps the service's own error.
 #[derive(Debug, Error)]
 #[error("closes the connection")]
 pub struct Shutdown(#[source] BoxError);
@@ -89,7 +89,7 @@ fn marked(err: impl Into<BoxError>) -> BoxError {
     Box::new(Shutdown(err.into()))
 }
 
-/// Returns whether an error carries the mark.
+/// Returns whether an error is marked, here or in its causes.
 pub(super) fn is_shutdown(err: &(dyn std::error::Error + 'static)) -> bool {
     find_cause::<Shutdown>(err).is_some()
 }

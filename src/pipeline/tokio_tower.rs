@@ -1,23 +1,23 @@
 //! Runs several calls of one connection at the same time, with tokio-tower. No other file uses that
 //! crate.
 //!
-//! **tokio-tower keeps the calls** that are in flight, polls them, and returns their results: in
-//! the order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
-//! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*. With
-//! requests as its input, tokio-tower would make its service ready for idle connections, too. So
-//! the service that it calls is [`Identity`], which returns the call itself.
+//! **tokio-tower holds the calls** in flight, polls them, and returns their results, either in the
+//! order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
+//! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*, and the
+//! service that it calls is [`Identity`], which returns the call itself. If its input were
+//! requests, it would call `poll_ready` for idle connections, too.
 //!
-//! **It never waits.** All waiting is in the engine's `poll_event`, which also limits the calls in
-//! flight. The sink is always ready, because a sink that is not would keep calls from being polled.
-//! tokio-tower is stopped in its flush: the error [`Stop`] ends it exactly when the connection
-//! closes without the calls that still run. The engine keeps the reason.
+//! **It never waits for the peer.** All such waits are in the engine's `poll_event`, which also
+//! limits the calls in flight. The sink is always ready, because tokio-tower polls no calls while
+//! it is not. If the connection must close without the calls that still run, tokio-tower's flush
+//! fails with [`Stop`], which ends it. The engine stores the reason.
 //!
-//! **It does not see most calls.** A call that is alone in flight runs here, as the *head*, and
-//! most such calls finish at once. Only calls that begin beside an unfinished one are handed over,
-//! with an allocation for each. If replies keep the order of the requests, the engine holds back
-//! the replies to later requests until the head is done.
+//! **It does not get most calls.** If a call is the only one in flight, it runs here, as the
+//! *head*. Most such calls finish at once. Only calls that begin while another one runs are handed
+//! over, with an allocation for each. If replies keep the order of the requests, the engine holds
+//! back the replies to later requests until the head is done.
 //!
-//! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. By itself
+//! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. On its own,
 //! tokio-tower never closes its transport, loses finished replies after a failure, starts requests
 //! without limit, reserves capacity for idle connections, and does not flush while the service is
 //! not ready.
@@ -38,8 +38,8 @@ use super::event::Event;
 use super::reply::Answer;
 use crate::error::{BoxError, Panicked, caught};
 
-/// Runs calls until there are no more or the connection must close. Replies are sent in the order
-/// of the requests.
+/// Runs calls until there are no more events or the connection must close. Replies are sent in the
+/// order of the requests.
 pub(super) fn run_in_order<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>
@@ -49,11 +49,11 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    // The engine keeps the reason for the end.
+    // The result is dropped, because the engine stores the reason for the end.
     ::tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity).map(drop)
 }
 
-/// Like [`run_in_order`], but replies are sent as they finish.
+/// Runs calls like [`run_in_order`], but sends replies as they finish.
 pub(super) fn run_as_finished<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>
@@ -63,7 +63,7 @@ where
     S: Events<C::Item, M, A>,
     A: Answer<T>,
 {
-    // The engine keeps the reason for the end.
+    // The result is dropped, because the engine stores the reason for the end.
     ::tokio_tower::multiplex::Server::new(Concurrent::new(calls), Identity).map(drop)
 }
 
@@ -71,11 +71,11 @@ where
 #[pin_project]
 struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
-    /// The call that runs here. If replies keep the order of the requests, it is the oldest one,
+    /// The call that runs here. If replies keep the order of the requests, it is the oldest call,
     /// and the results of later calls wait for it.
     #[pin]
     head: Option<S::Future>,
-    /// The head is being begun or polled, so a panic comes from it.
+    /// The head is being started or polled, so a panic belongs to it.
     in_head: bool,
 }
 
@@ -94,8 +94,8 @@ where
         }
     }
 
-    /// Runs calls here as long as each finishes at once. Ready with an event that must run beside
-    /// the head, or with `None` at the end.
+    /// Runs calls here as long as each finishes at once. Returns an event whose call must run
+    /// beside the head, or `None` at the end.
     fn poll_head(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let mut this = self.project();
         loop {
@@ -104,8 +104,8 @@ where
                 *this.in_head = true;
                 let polled = head.poll(cx).map_err(Into::into);
                 if polled.is_ready() {
-                    // Dropped first, so that the call's resources are released before its reply is
-                    // written.
+                    // The call is dropped first, so that its resources are released before its
+                    // reply is written.
                     this.head.set(None);
                 }
                 *this.in_head = false;
@@ -116,9 +116,9 @@ where
             }
             let Some(event) = ready!(this.calls.poll_event(cx)) else {
                 if is_busy {
-                    // Wait for the head here, as tokio-tower waits for its own calls. If the
-                    // connection must end without it, the replies held back behind it are already
-                    // dropped.
+                    // There are no more events, so wait for the head, as tokio-tower waits for its
+                    // own calls. If the connection must end without it, the replies that wait for
+                    // it are already dropped.
                     ready!(this.calls.poll_io_beside_call(cx));
                     this.head.set(None);
                 }
@@ -134,8 +134,8 @@ where
     }
 }
 
-/// Stops tokio-tower at once. The connection closes after the calls that have finished, and a call
-/// that still runs must not keep it open.
+/// An error that stops tokio-tower at once. The connection closes after the calls that have
+/// finished, and a call that still runs must not keep it open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
 struct Stop;
@@ -151,8 +151,8 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = loop {
-            // One `caught` around everything: one around each call would cost a tenth of the
-            // instructions per request.
+            // A single `caught` surrounds all calls, because one around each call would cost a
+            // tenth of the instructions per request.
             let polled = caught(|| self.as_mut().poll_head(cx));
             let mut this = self.as_mut().project();
             match polled {
@@ -183,8 +183,8 @@ where
 {
     type Error = Stop;
 
-    /// Always ready. Results are bounded by the calls in flight, and a sink that is not ready would
-    /// keep calls from being polled.
+    /// Returns ready at once, because tokio-tower polls no calls while the sink is not ready. The
+    /// limit of calls in flight bounds the results.
     fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         Poll::Ready(Ok(()))
     }
@@ -194,9 +194,9 @@ where
         Ok(())
     }
 
-    /// Called in each turn, after all results are taken. This is where a closing connection stops
-    /// tokio-tower. `poll_event` flushes until the stream of calls has ended. After that only this
-    /// method is called.
+    /// Stops tokio-tower if the connection closes. tokio-tower calls this in each turn, after it
+    /// has passed on all results. Until the stream of calls has ended, `poll_event` does the
+    /// flushing; after that, tokio-tower calls only this method.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })
@@ -207,11 +207,11 @@ where
     }
 }
 
-/// A call that runs beside others. A panic becomes its result, and so keeps its place in the order.
+/// A call that runs beside others. A panic becomes its result, so its place in the order is kept.
 #[pin_project(project = CallProjection)]
 enum Call<F> {
     Begun(#[pin] F),
-    /// The call panicked when it was begun, or its result is taken.
+    /// The call panicked when it began, or its result was taken.
     Done(Option<Panicked>),
 }
 
@@ -241,7 +241,7 @@ where
         if matches!(polled, Ok(Poll::Pending)) {
             return Poll::Pending;
         }
-        // Dropped here, where a panic is still known to belong to this call.
+        // The future is dropped here, so that a panic is known to belong to this call.
         let dropped = caught(|| self.set(Self::Done(None)));
         let done = polled.and_then(|done| dropped.map(|()| done));
         done.unwrap_or_else(|panicked| Poll::Ready(Err(panicked.into())))
@@ -249,7 +249,8 @@ where
     }
 }
 
-/// The service that tokio-tower calls. A call that has begun is its own future.
+/// The service that tokio-tower calls. It returns its argument, a call that has begun, as the
+/// future.
 struct Identity;
 
 impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {

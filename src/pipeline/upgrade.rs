@@ -5,12 +5,11 @@ use crate::connection::{Connection, ConnectionService, Rewind};
 use crate::error::BoxError;
 use crate::make::{CloneForConnection, readied};
 
-/// The marker of a pipeline in which no service takes over the stream. Its replies cannot request
-/// an upgrade.
+/// Marks a pipeline without a next service. Its replies cannot request an upgrade.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoUpgrade;
 
-/// The service that takes over the stream. Created by
+/// The service that takes over the stream at an upgrade. Created by
 /// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
 #[derive(Clone, Debug)]
 pub struct OnUpgrade<N>(pub(super) N);
@@ -22,7 +21,7 @@ pub struct OnUpgrade<N>(pub(super) N);
 mod sealed {
     use super::*;
 
-    /// A pipeline without a next service.
+    /// A pipeline that has no next service yet.
     #[diagnostic::on_unimplemented(
         message = "`in_flight` and `multiplexed` do not go with `on_upgrade`",
         label = "this pipeline has `on_upgrade`",

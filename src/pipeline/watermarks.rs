@@ -1,10 +1,11 @@
 use thiserror::Error;
 
-/// The amounts of unwritten output, in bytes, at which a connection pauses and resumes.
+/// The amounts of pending output, in bytes, at which a connection pauses and resumes.
 ///
-/// At the high mark [`Peer::send`](super::Peer::send) begins to wait, and no more requests begin.
-/// At the low mark both resume. Between the marks nothing changes, so a slow peer does not pause
-/// and resume all senders with each frame. One frame may be larger than the high mark.
+/// When the output rises to the high mark, [`Peer::send`](super::Peer::send) waits, and no more
+/// requests begin. When it falls to the low mark, both resume. Because of the distance between the
+/// marks, a slow peer does not pause and resume all senders with each frame. One frame may be
+/// larger than the high mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "high water mark")]
 #[doc(alias = "high_mark")]
@@ -15,7 +16,7 @@ pub struct Watermarks {
     high: usize,
 }
 
-/// The error of a low mark that is not below the high mark.
+/// The error for a low mark that is not below the high mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the low mark, {low}, is not below the high mark, {high}")]
 pub struct InvalidWatermarks {
@@ -24,8 +25,8 @@ pub struct InvalidWatermarks {
 }
 
 impl Watermarks {
-    /// Creates marks from two amounts in bytes. With a low mark of `0`, everything is written
-    /// before sends resume.
+    /// Creates marks from two amounts in bytes. With a low mark of `0`, senders resume only when
+    /// all output is written.
     ///
     /// # Errors
     ///
@@ -38,8 +39,8 @@ impl Watermarks {
         }
     }
 
-    /// Creates marks with the low mark at a quarter of the high mark. While that quarter is
-    /// written, there is time for more output to arrive. A high mark of `0` counts as 1.
+    /// Creates marks with the low mark at a quarter of the high mark. So more output can be
+    /// produced while the last quarter is written. A high mark of `0` counts as 1.
     pub const fn below(high: usize) -> Self {
         let high = if high == 0 { 1 } else { high };
         Self {
@@ -58,8 +59,8 @@ impl Watermarks {
         self.high
     }
 
-    /// Returns whether `bytes` of output are above the marks, given whether the output was above
-    /// before.
+    /// Returns whether an output of `bytes` counts as above the marks. Between the marks, that is
+    /// as it was before (`was_above`).
     pub(in crate::pipeline) fn is_above(self, bytes: usize, was_above: bool) -> bool {
         if was_above {
             bytes > self.low

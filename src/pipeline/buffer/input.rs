@@ -1,4 +1,4 @@
-//! Bytes that are read but not decoded.
+//! Bytes that are read but not yet decoded.
 
 use std::cell::Cell;
 use std::io;
@@ -9,25 +9,26 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// The size of the thread's block. It is large, so that thousands of small frames cost one system
-/// call.
+/// The size of the thread's block. It is large, so that one system call reads thousands of small
+/// frames.
 const BLOCK: usize = 64 * 1024;
 
-/// The least room in the rest of a block, whose beginning may hold frames still in use. With less,
-/// a new block is allocated. Because the rest of a block is used, a service that collects small
-/// frames does not keep a block alive for each of them.
+/// The minimum room in the rest of a block, whose beginning may contain frames that are still in
+/// use. If there is less room, a new block is allocated. Because the rest of a block is used, a
+/// service that collects small frames does not keep a block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
-/// The number of bytes at the start of a block that may be used up before the block is reclaimed
-/// from its start. To find out whether the start is free costs more than a small read.
+/// The number of bytes at the start of a block that may be used up before the code tries to use the
+/// start again. To find out whether the start is free costs more than a small read.
 const USED: usize = 4 * 1024;
 
-/// The memory that an idle buffer may keep beyond twice its content. A larger buffer is copied to
-/// one that fits, because a codec may have reserved as much as a peer merely announced.
+/// The memory that a buffer may keep, beyond twice the size of its content, while the connection
+/// waits. The content of a larger buffer is copied to one that fits, because a codec may have
+/// reserved memory for a size that a peer only announced.
 const SLACK: usize = 1024;
 
-/// The number of frames in a row that a decoder may return without taking input. If the largest
-/// frame has more bytes than this, that number of bytes is the limit instead.
+/// The number of frames in a row that a decoder may return without consuming input. If `max_frame`
+/// is a larger number, that number is the limit instead.
 const FRAMES: u32 = 65_536;
 
 thread_local! {
@@ -41,15 +42,16 @@ pub(in crate::pipeline) struct Input {
     /// `buf` is a part of the thread's block, and keeps the block alive.
     in_block: bool,
     eof: bool,
-    /// The number of bytes split off the allocation of `buf`, which `buf` keeps alive.
+    /// The number of bytes that were split off from the allocation of `buf`. `buf` keeps them
+    /// alive.
     given: usize,
-    /// The number of frames in a row for which the decoder took no bytes.
+    /// The number of frames in a row for which the decoder consumed no bytes.
     gave_nothing: u32,
 }
 
 impl Input {
-    /// Reads once, up to `at_most` bytes. The buffer grows to `max_frame` plus the bytes read, and
-    /// no further. Ready with `0` at the end of the stream.
+    /// Reads once, up to `at_most` bytes. The buffer grows to at most `max_frame` plus the bytes
+    /// read. Returns `0` at the end of the stream.
     pub(in crate::pipeline) fn poll_fill<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
@@ -74,8 +76,8 @@ impl Input {
         Poll::Ready(ready!(read))
     }
 
-    /// Makes room for `more` bytes. Doubles the buffer, up to `max_frame` if that is enough,
-    /// because an almost complete frame does not need room for a second one.
+    /// Makes room for `more` bytes. It doubles the buffer, but not beyond `max_frame` if that is
+    /// enough, because an almost complete frame does not need room for a second one.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {
@@ -100,7 +102,7 @@ impl Input {
         self.eof
     }
 
-    /// Marks the input as ended.
+    /// Records that the peer has finished sending.
     pub(in crate::pipeline) fn set_eof(&mut self) {
         self.eof = true;
     }
@@ -121,16 +123,15 @@ impl Input {
         self.buf.capacity() + self.given
     }
 
-    /// Records that the decoder took `bytes` bytes for a frame.
+    /// Records that the decoder consumed `bytes` bytes for a frame.
     #[inline]
     pub(in crate::pipeline) fn gave(&mut self, bytes: usize) {
         self.gave_nothing = 0;
         self.given += bytes;
     }
 
-    /// Records that the decoder took no bytes for a frame. Returns `false` if it has returned too
-    /// many such frames in a row. A codec may split one frame into [`FRAMES`] frames, or into
-    /// `max_frame` frames if that is more.
+    /// Records that the decoder returned a frame without consuming bytes. Returns `false` if there
+    /// were too many such frames in a row: more than [`FRAMES`], and more than `max_frame`.
     pub(in crate::pipeline) fn gave_nothing(&mut self, max_frame: usize) -> bool {
         self.gave_nothing = self.gave_nothing.saturating_add(1);
         let most = u32::try_from(max_frame).unwrap_or(u32::MAX);
@@ -146,12 +147,12 @@ impl Input {
         };
     }
 
-    /// Releases the memory that the undecoded bytes do not need. Called before each wait.
+    /// Releases memory that the undecoded bytes do not need. Called before each wait.
     pub(in crate::pipeline) fn rest(&mut self) {
         let len = self.buf.len();
         if len == 0 {
-            // Even without capacity, the buffer may keep alive the block from which its last frame
-            // was split off.
+            // Even an empty buffer may keep alive the block from which its last frame was split
+            // off.
             self.clear();
         } else if self.in_block || self.held() > 2 * len + SLACK {
             self.copy_to(len);
@@ -159,9 +160,9 @@ impl Input {
     }
 }
 
-/// Takes the thread's block. It is empty and has room.
+/// Takes the thread's block, or a new one. It is empty and has room.
 fn take_block() -> BytesMut {
-    // A thread that is ending has no block any more, so a new one is used.
+    // A thread that is ending no longer has a block, so a new one is allocated.
     let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();
     if block.capacity() < BLOCK - USED && !block.try_reclaim(BLOCK) && block.capacity() < LEAST_ROOM
     {
@@ -172,6 +173,6 @@ fn take_block() -> BytesMut {
 
 fn give_block(mut block: BytesMut) {
     block.clear();
-    // This fails only if the thread is ending; the block is then freed.
+    // This fails only if the thread is ending. The block is then freed.
     let _ended = THREAD_BLOCK.try_with(|place| place.set(block));
 }

@@ -1,4 +1,4 @@
-//! Bytes that are encoded but not written.
+//! Bytes that are encoded but not yet written.
 
 use std::cell::Cell;
 use std::io;
@@ -11,11 +11,12 @@ use tokio::io::AsyncWrite;
 /// The initial size of the thread's block. It grows as needed.
 const BLOCK: usize = 16 * 1024;
 
-/// The size above which a block is not kept.
+/// The size above which the thread does not keep a block.
 const LARGEST_KEPT: usize = 128 * 1024;
 
-/// The capacity that a buffer of waiting output may have beyond its content. A larger buffer is
-/// copied to one that fits, because it begins as a large block and grows by doubling.
+/// The capacity that a buffer of pending output may have beyond its content. The content of a
+/// larger buffer is copied to one that fits, because the buffer began as a large block or has grown
+/// by doubling.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {
@@ -26,8 +27,8 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct Output {
     buf: BytesMut,
-    /// The number of bytes written, and how many of them are flushed. The stream may still hold the
-    /// others (TLS does).
+    /// The number of bytes written to the stream. The stream may still hold those that are not
+    /// flushed, as a TLS stream does.
     written: u64,
     flushed: u64,
 }
@@ -42,7 +43,7 @@ impl Output {
         self.buf.is_empty() && self.flushed == self.written
     }
 
-    /// Returns the position of the next frame in all output ever written.
+    /// Returns the position of the next frame, counted in bytes from the beginning of all output.
     pub(in crate::pipeline) fn position(&self) -> u64 {
         self.written + self.buf.len() as u64
     }
@@ -70,11 +71,11 @@ impl Output {
         Ok(())
     }
 
-    /// Writes as much as the stream takes, and sets `progress` if it took any bytes. Ready when all
-    /// output is written and flushed.
+    /// Writes as much as the stream takes, and sets `progress` if it took any bytes. Completes when
+    /// all output is written and flushed.
     ///
-    /// If a flush is `awaited`, it flushes first. Otherwise a stream with constant output might
-    /// never be flushed.
+    /// If a flush is `awaited`, this flushes first, because a stream with constant output might
+    /// otherwise never be flushed.
     pub(in crate::pipeline) fn poll_flush<Io: AsyncWrite + Unpin>(
         &mut self,
         io: &mut Io,
@@ -112,8 +113,7 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    /// Releases the memory that the unwritten bytes do not need. Called before each wait for the
-    /// peer.
+    /// Releases memory that the unwritten bytes do not need. Called before each wait for the peer.
     pub(in crate::pipeline) fn rest(&mut self) {
         if self.buf.capacity() > self.buf.len() + SLACK {
             let fitting = BytesMut::from(&self.buf[..]);
@@ -127,7 +127,7 @@ impl Output {
     }
 }
 
-/// Complete frames. Bytes that an encoder leaves behind them when it fails or panics are removed.
+/// Truncates a buffer to its complete frames when it is dropped, even if an encoder panics.
 struct Whole<'a> {
     buf: &'a mut BytesMut,
     len: usize,
@@ -139,7 +139,7 @@ impl Drop for Whole<'_> {
     }
 }
 
-/// Takes the thread's block. It is empty and has room.
+/// Takes the thread's block, or a new one. It is empty and has room.
 fn take_block() -> BytesMut {
     let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();
     block.reserve(BLOCK);

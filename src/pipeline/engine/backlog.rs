@@ -3,13 +3,13 @@ use std::collections::VecDeque;
 use crate::error::BoxError;
 use crate::pipeline::reply::Reply;
 
-/// Replies that wait: behind a streamed reply, for an earlier reply, or above the high mark. There
-/// are at most as many as requests may be in flight. A connection that never had any allocates
-/// nothing for them.
+/// Replies that cannot be encoded yet, because of a streamed reply, an earlier reply, or the high
+/// mark. There are at most as many as requests may be in flight. A connection that never had any
+/// allocates nothing for them.
 pub(super) struct Backlog<T>(Option<Box<Replies<T>>>);
 
 struct Replies<T> {
-    /// The reply of several frames, or of a stream, that is being encoded.
+    /// The reply that is being encoded, if it has several frames or a stream.
     current: Option<Reply<T>>,
     behind: VecDeque<Result<Reply<T>, BoxError>>,
 }
@@ -41,7 +41,7 @@ impl<T> Backlog<T> {
         }
     }
 
-    /// Returns whether any reply waits behind the one that is being encoded.
+    /// Returns whether any reply waits after the one that is being encoded.
     pub(super) fn has_more(&self) -> bool {
         let replies = self.0.as_ref();
         replies.is_some_and(|replies| !replies.behind.is_empty())
@@ -59,7 +59,7 @@ impl<T> Backlog<T> {
         self.0.as_mut()?.behind.pop_front()
     }
 
-    /// Drops the replies that wait behind the one that is being encoded.
+    /// Drops the replies that wait after the one that is being encoded.
     pub(super) fn drop_behind(&mut self) {
         if let Some(replies) = &mut self.0 {
             replies.behind.clear();

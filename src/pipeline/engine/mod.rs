@@ -1,4 +1,5 @@
-//! One connection's stream, codec, buffers and deadlines: everything but the service.
+//! The engine of one connection: its stream, codec, buffers and deadlines; everything but the
+//! service.
 
 mod backlog;
 mod read;
@@ -30,15 +31,16 @@ use state::State;
 
 pub(in crate::pipeline) use state::Leaves;
 
-/// The error policy of the engine.
+/// The policy for errors of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum ErrorPolicy {
     Shutdown,
     Continue,
 }
 
-/// Settings that all connections of a pipeline share. `W` is the type of the [`Farewell`]. With the
-/// type of the frames as the parameter, the derives would require frames to be `Clone` and `Debug`.
+/// The settings that all connections of a pipeline share. `W` is the type of the [`Farewell`]. The
+/// parameter is not the type of the frames, because then the derives would require frames to be
+/// `Clone` and `Debug`.
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) struct Settings<W> {
     pub(in crate::pipeline) limits: Limits,
@@ -53,9 +55,9 @@ pub(in crate::pipeline) struct Settings<W> {
 /// The order of replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum Order {
-    /// In the order of the requests. Nothing is sent after a reply that closes.
+    /// Replies are sent in the order of the requests. None is sent after a reply that closes.
     AsAsked,
-    /// As they finish. Finished replies are sent even if another one closes.
+    /// Replies are sent as they finish. Finished replies are sent even after a reply that closes.
     AsFinished,
 }
 
@@ -64,23 +66,25 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     state: State,
     /// The read side.
     input: Input,
-    /// The buffered input may hold a frame, so the decoder runs before more bytes are read. Set
-    /// when bytes or the end of the stream have arrived, and when a frame was encoded, which can
-    /// change the decoder's mode. Cleared when the decoder returns no frame, and when decoding
+    /// The buffered input may contain a frame, so the decoder runs before more bytes are read. Set
+    /// when bytes or the end of the stream have arrived, and when a frame was encoded, because that
+    /// can change the decoder's mode. Cleared when the decoder returns no frame, and when decoding
     /// stops.
     may_have_frame: bool,
-    /// The error of a stream that has ended after the buffered input, but not properly, as a TLS
-    /// stream without `close_notify`. Taken when the decoder has no more frames.
+    /// The error of a stream that has ended, but not properly, such as a TLS stream without
+    /// `close_notify`. It takes effect after the buffered input, when the decoder has no more
+    /// frames.
     cut_off: Option<io::Error>,
     /// Bytes were read since output was last written.
     unanswered: bool,
     codec: C,
-    /// A request that is held back until the service is ready, and while input is paused.
+    /// A decoded request that waits until the service is ready, or until input is resumed.
     request: Option<C::Item>,
-    /// The service is being made ready for an event, which is held back.
+    /// The service's `poll_ready` was called for an event, which waits until the service is ready.
     reserves: bool,
-    /// If a message and a request are both waiting, the request is next. Set when a message begins.
-    /// Cleared when a request begins, or when there was none to begin.
+    /// The last event was a message, so a waiting request is next, even if there is another
+    /// message. Set when a message begins. Cleared when a request begins, or when there was none to
+    /// begin.
     was_message: bool,
     /// The number of events begun in this turn of the task.
     turn: u16,
@@ -88,16 +92,16 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     backlog: Backlog<T>,
     output: Output,
     marks: Watermarks,
-    /// Output keeps requests from being taken. Set at the high mark and cleared at the low mark,
-    /// both by [`look_at_marks`](Self::look_at_marks).
+    /// Too much output is pending, so no requests are taken. Set at the high mark and cleared at
+    /// the low mark, both by [`look_at_marks`](Self::look_at_marks).
     above_mark: bool,
-    /// Finished replies wait for the earlier reply of the head. Set by
-    /// [`hold_replies`](Self::hold_replies), cleared by [`reply_first`](Self::reply_first) and by a
-    /// reply that ends the connection, after which none is sent.
+    /// Finished replies wait for the reply of the *head*, the oldest call (see `tokio_tower.rs`).
+    /// Set by [`hold_replies`](Self::hold_replies). Cleared by [`reply_first`](Self::reply_first),
+    /// and by a reply that ends the connection, after which none is sent.
     holds_replies: bool,
     /// Deadlines and wakeups.
     clock: Clock,
-    /// The task that the signals and the timer wake.
+    /// The waker that is registered with the signals and the timer.
     waker: Option<Waker>,
     peer: Option<EngineSide<T, M>>,
     pub(in crate::pipeline) settings: Arc<Settings<Farewell<T>>>,
@@ -163,11 +167,11 @@ where
         self.state == State::Upgrading
     }
 
-    /// Returns the stream, with the input that is not decoded.
+    /// Returns the connection. Its stream begins with the input that is not decoded.
     pub(in crate::pipeline) fn into_rewound(mut self) -> Connection<Rewind<Io>> {
         self.input.rest();
         let buffered = self.input.buf().split().freeze();
-        // These bytes are read and counted again.
+        // These bytes will be read and counted again.
         self.conn.life().uncount_read(buffered.len());
         self.conn.map_io(|io| Rewind::new(buffered, io))
     }
@@ -177,8 +181,8 @@ where
         matches!(mail, Some(Mail::Now))
     }
 
-    /// Stops decoding. The first reason wins, unless an error follows an orderly one; `leaves` can
-    /// only grow.
+    /// Stops decoding, and proposes the reason for the end. `leaves` is the work to drop; a later
+    /// call can only add to it.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
         self.input.clear();
         self.may_have_frame = false;
@@ -190,7 +194,8 @@ where
         self.state.end(leaves);
     }
 
-    /// Accepts nothing more from the program, and begins to close unless the stream is handed over.
+    /// Refuses further frames and messages from the program. Begins to close, unless an upgrade
+    /// hands over the stream.
     pub(in crate::pipeline) fn begin_closing(&self) {
         if let Some(peer) = &self.peer {
             peer.refuse();
@@ -202,16 +207,16 @@ where
 
     /// Closes the connection after the output is written, and returns how it ended.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
-        // Dropping the engine's side closes the handles' channel. The rest is dropped so that a
-        // lingering connection keeps no memory that it does not need.
+        // Dropping the engine's side closes the channel of the handles. The other fields are
+        // dropped so that a lingering connection keeps only the memory that it needs.
         self.peer = None;
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.leaves(Leaves::Output) {
             let linger = &self.settings.linger;
             let at_eof = self.input.is_eof();
-            // The reason is settled; it does not matter if the peer disconnects before the close is
-            // done.
+            // The reason of the end is known, so it does not matter if the peer disconnects before
+            // the close is done.
             let _settled = close_by(self.clock.timer(), &mut self.conn, linger, at_eof).await;
         }
         self.output.clear();
@@ -240,12 +245,12 @@ where
         self.state.is_ending()
     }
 
-    /// Returns whether the connection ends and leaves at least this much behind.
+    /// Returns whether the connection ends and drops at least this much work.
     pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
         self.state.leaves(leaves)
     }
 
-    /// Handles a panic in user code beneath the engine. Complete frames are still sent.
+    /// Handles a panic of user code that the engine has called. Complete frames are still sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
         self.fail(ConnectionEnded::new(EndReason::Panic, panicked));
     }

@@ -55,7 +55,8 @@ where
         }
     }
 
-    /// Stops decoding after a frame that arrived during a drain, unless others may follow it.
+    /// Handles a frame that arrived during a drain. Stops decoding, unless the drain allows further
+    /// frames.
     #[cold]
     fn saw_next_frame(&mut self) {
         if !self.awaits_next_frame() {
@@ -63,12 +64,12 @@ where
         }
     }
 
-    /// Records the bytes that the decoder took for a frame. `before` is the length of the input
-    /// before. Returns whether the frame is served. If it is not, decoding stops.
+    /// Records the number of bytes that the decoder consumed for a frame. `before` is the previous
+    /// length of the input. Returns `false`, and stops decoding, if the frame must not be served.
     #[inline]
     fn took_for_frame(&mut self, before: usize) -> bool {
         let len = before.wrapping_sub(self.input.len());
-        // One comparison finds both: the decoder took nothing, or too much.
+        // One comparison finds two cases: the decoder consumed nothing, or too much.
         if len.wrapping_sub(1) >= self.settings.limits.max_frame {
             return self.is_frame_allowed(before);
         }
@@ -90,7 +91,8 @@ where
         is_allowed
     }
 
-    /// Returns whether the input has ended and is empty. The decoder may still hold back a frame.
+    /// Returns whether the input has ended and is empty. The decoder may still return a frame that
+    /// it holds.
     pub(super) fn is_at_end_of_input(&self) -> bool {
         self.input.is_eof() && self.input.is_empty()
     }
@@ -136,7 +138,7 @@ where
         None
     }
 
-    /// Returns the reason for the end of a connection that has nothing left to do.
+    /// Returns the end reason of a connection whose input has ended after a complete frame.
     fn done(&self) -> EndReason {
         if self.conn.is_draining() {
             EndReason::Drained
@@ -145,8 +147,8 @@ where
         }
     }
 
-    /// Returns whether the connection closes for a reason other than the peer's end of input or a
-    /// drain of the server, for which other deadlines apply.
+    /// Returns whether the connection closes, but neither because the peer has finished sending nor
+    /// in a drain of the server. In those two cases other deadlines apply.
     pub(super) fn closes_alone(&self) -> bool {
         let alone = |reason| !matches!(reason, EndReason::PeerClosed | EndReason::Drained);
         let proposed = || self.conn.life().proposed();
@@ -171,8 +173,8 @@ where
                 }
                 self.state.saw_bytes(n);
             }
-            // A stream that has a proper end, as TLS has, ended without it. Earlier requests are
-            // still answered, including those in bytes that are not decoded yet.
+            // The stream ended without the proper end of its protocol, such as `close_notify` of
+            // TLS. Earlier requests are still answered, including those that are not decoded yet.
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.set_eof();
                 self.may_have_frame = true;
@@ -186,8 +188,8 @@ where
         Poll::Ready(())
     }
 
-    /// Handles a close or a drain from outside, and changes the state for it. The service's last
-    /// call may have raised the signal.
+    /// Handles the signals to close and to drain, by changing the state. The service's last call
+    /// may have raised one.
     #[inline]
     pub(super) fn heed_signals(&mut self) {
         if self.conn.life().signals.any() {
@@ -216,8 +218,8 @@ where
         if self.state == State::Open {
             self.state.drain();
             if let Some(peer) = &self.peer {
-                // New messages are refused, because the drain waits until none is left. Messages
-                // sent before are delivered.
+                // New messages are refused, because the drain waits until no message is left.
+                // Earlier messages are delivered.
                 peer.refuse_messages();
             }
         }

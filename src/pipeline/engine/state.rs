@@ -8,12 +8,13 @@
 //!   Upgrading ------------------------------> Ending
 //! ```
 //!
-//! An end has two parts. The *reason* is kept in the connection's `Life`: the first one wins,
-//! unless an error follows an orderly one. *What is left behind* is kept here, in
-//! [`State::Ending`], and only grows: a reset after a closing reply leaves that reply behind, too.
+//! An end has two parts. The *reason* is stored in the connection's `Life`: the first reason wins,
+//! unless an error follows an orderly one. The *work that is dropped* is stored here, in
+//! [`State::Ending`], and can only grow: if a reset follows a closing reply, that reply is dropped,
+//! too.
 
-/// The maximum number of bytes that a drain reads of those that had arrived. It is as much as fits
-/// in a socket's buffer on most systems.
+/// The maximum number of bytes that a drain reads. Most systems do not keep more in a socket's
+/// receive buffer, so these are all bytes that had arrived.
 const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.
@@ -23,19 +24,20 @@ pub(super) enum State {
     ///
     /// The first state.
     Open,
-    /// A drain reads the bytes that had already arrived; their requests are answered. Counts the
-    /// bytes, so that a peer that continues to send cannot keep the connection here.
+    /// A drain reads the bytes that had already arrived; the requests in them are answered. The
+    /// number of bytes is limited, so that a peer that continues to send cannot keep the connection
+    /// in this state.
     ///
     /// Set by [`drain`](Self::drain).
     DrainReading(u32),
-    /// All bytes that had arrived are read. The connection waits for the rest of a frame that has
-    /// begun. Without one it ends, unless
+    /// The drain has read all bytes that had arrived. If a frame is incomplete, the connection
+    /// waits for the rest of it. Otherwise the connection ends, unless
     /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) lets it wait for another frame.
     ///
     /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
     /// [`saw_bytes`](Self::saw_bytes) at the limit.
     DrainRead,
-    /// More bytes have arrived. The next frame is the last, unless
+    /// More bytes have arrived since. The next frame is the last, unless
     /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) allows others.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
@@ -45,37 +47,37 @@ pub(super) enum State {
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,
-    /// Nothing more is decoded. Work in progress is done as far as [`Leaves`] allows, then the
-    /// stream is closed.
+    /// Nothing more is decoded. The work that [`Leaves`] does not drop is done, then the stream is
+    /// closed.
     ///
     /// Set by [`end`](Self::end). Never left.
     Ending(Leaves),
 }
 
-/// The work that an end leaves behind. Each variant includes those above it.
+/// The work that is dropped at an end. Each variant includes those above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::pipeline) enum Leaves {
-    /// Only input that was not decoded. Every pending request is answered.
+    /// Only input that is not decoded. Every pending request is answered.
     Input,
     /// Requests that have not begun.
     Requests,
-    /// Calls in flight. The reply that closes comes before theirs.
+    /// Calls in flight, because the connection ends after an earlier reply or at a deadline.
     Calls,
-    /// Unwritten output. The stream failed, or the peer does not take it.
+    /// Unwritten output, because the stream failed or the peer does not take it.
     Output,
 }
 
 impl State {
-    /// Changes `Open` to `DrainReading` when the drain's signal is handled. Later states do not go
-    /// back.
+    /// Changes `Open` to `DrainReading`. Called when the signal to drain is handled. Does not
+    /// change any other state.
     pub(super) fn drain(&mut self) {
         if *self == Self::Open {
             *self = Self::DrainReading(0);
         }
     }
 
-    /// Changes `DrainReading` to `DrainRead` at the limit, and `DrainRead` to `DrainNextFrame` at
-    /// the next read. Called for each read of `n` bytes; `0` is the end of the stream.
+    /// Records a read of `n` bytes; `0` is the end of the stream. Changes `DrainReading` to
+    /// `DrainRead` at the limit, and `DrainRead` to `DrainNextFrame` at the next read.
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
@@ -91,16 +93,16 @@ impl State {
         };
     }
 
-    /// Changes `DrainReading` to `DrainRead` when the stream has no more bytes for now.
+    /// Changes `DrainReading` to `DrainRead`. Called when the stream has no more bytes for now.
     pub(super) fn drain_has_read(&mut self) {
         if matches!(self, Self::DrainReading(_)) {
             *self = Self::DrainRead;
         }
     }
 
-    /// Changes any state but `Ending` to `Upgrading`, after a reply that requests an upgrade. In
-    /// `Ending` the stream is not handed over, but requests are dropped as well, because nothing of
-    /// this protocol may follow that reply.
+    /// Changes any state but `Ending` to `Upgrading`. Called after a reply that requests an
+    /// upgrade. In `Ending` the stream is not handed over, but later requests are dropped, because
+    /// nothing of this protocol may follow that reply.
     pub(super) fn upgrade(&mut self) {
         *self = match *self {
             Self::Ending(leaves) => Self::Ending(leaves.max(Leaves::Requests)),
@@ -108,8 +110,7 @@ impl State {
         };
     }
 
-    /// Changes any state to `Ending`. Called for each end, including a second one. `leaves` can
-    /// only grow.
+    /// Changes any state to `Ending`. A second call can only add to the work that is dropped.
     pub(super) fn end(&mut self, leaves: Leaves) {
         *self = Self::Ending(match *self {
             Self::Ending(before) => before.max(leaves),
@@ -118,7 +119,7 @@ impl State {
         });
     }
 
-    /// Returns whether the signal to drain has been heeded.
+    /// Returns whether the signal to drain has been handled.
     pub(super) fn is_draining(self) -> bool {
         matches!(
             self,
@@ -136,7 +137,7 @@ impl State {
         matches!(self, Self::Upgrading | Self::Ending(_))
     }
 
-    /// Returns whether the connection ends and leaves at least this much behind.
+    /// Returns whether the connection ends and drops at least this much work.
     pub(super) fn leaves(self, leaves: Leaves) -> bool {
         match self {
             Self::Ending(left) => left >= leaves,

@@ -1,4 +1,4 @@
-//! Takes the events of a connection, requests and messages, for its service.
+//! Takes a connection's events (requests and messages) for its service.
 
 use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
@@ -12,7 +12,8 @@ use crate::pipeline::peer::EngineSide;
 /// does not delay other connections.
 const TURN: u16 = 256;
 
-/// Breaks with an event or the end. Continues if a buffered request may be next.
+/// Breaks with the next event, or with `None` at the end. Continues if the next event may be a
+/// buffered request.
 type Next<R, M> = ControlFlow<Option<Event<R, M>>>;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -20,9 +21,10 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits for the next event, and takes it. Ready with `None` when there will be no more.
+    /// Waits for the next event, and takes it. Returns `None` when there will be no more.
     ///
-    /// All waiting is here. Before this returns pending, everything is written and flushed.
+    /// All waits for events are in here. Before it returns `Pending`, it writes and flushes as much
+    /// as the stream takes.
     #[inline(always)]
     pub(in crate::pipeline) fn poll_event(
         &mut self,
@@ -30,7 +32,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Event<C::Item, M>>> {
         loop {
-            // The common case: nothing but the buffer to check.
+            // In the common case only the buffered input needs checking.
             if !self.is_plain(in_flight)
                 && let ControlFlow::Break(event) = ready!(self.poll_turn(in_flight, cx))
             {
@@ -44,7 +46,7 @@ where
         }
     }
 
-    /// Returns whether nothing needs checking before the next request begins.
+    /// Returns whether a buffered request can begin without further checks.
     #[inline]
     fn is_plain(&self, in_flight: usize) -> bool {
         self.request.is_none()
@@ -58,8 +60,8 @@ where
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
-    /// Waits until a buffered request may begin. Breaks with another event, or with `None` at the
-    /// end.
+    /// Waits until a buffered request may begin. Breaks with another event if that is next, or with
+    /// `None` at the end.
     fn poll_turn(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<Next<C::Item, M>> {
         loop {
             if !ready!(self.poll_may_begin(in_flight, cx)) {
@@ -76,8 +78,8 @@ where
             if self.is_ending() {
                 return Poll::Ready(ControlFlow::Break(None));
             }
-            // If input was resumed after `take_at_hand` saw the pause, a request is still held
-            // back.
+            // If input was resumed after `take_at_hand` saw the pause, a request still waits, so
+            // loop again.
             if self.request.is_none() && !self.above_mark && !self.is_paused() {
                 return Poll::Ready(ControlFlow::Continue(()));
             }
@@ -85,7 +87,7 @@ where
         }
     }
 
-    /// Waits until one more event may begin. Ready with `false` when none may begin any more.
+    /// Waits until one more event may begin. Returns `false` if no event may begin any more.
     fn poll_may_begin(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
             self.heed_signals();
@@ -104,13 +106,13 @@ where
         }
     }
 
-    /// Returns whether the limit of calls in flight is reached, counting those whose replies are
-    /// not encoded yet.
+    /// Returns whether the limit of calls in flight is reached. Calls whose replies are not encoded
+    /// yet count, too.
     fn is_full(&self, in_flight: usize) -> bool {
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }
 
-    /// Takes a message, or a request that was held back.
+    /// Takes a waiting message, or a decoded request that waits.
     fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
         let is_paused = self.is_paused();
         let may_take = self.reserves || !(self.is_ending() || self.look_at_marks());
@@ -133,12 +135,12 @@ where
         None
     }
 
-    /// Holds an event back until the service is ready for it, and drives I/O. Ready with `None`
-    /// when it must not begin any more.
+    /// Stores an event until the service is ready for it, and drives I/O. Returns `None` if the
+    /// event must not begin any more.
     ///
-    /// From now on neither a pause of the input nor unwritten output holds the event back, because
-    /// the service may reserve resources for which other connections wait, and only a call releases
-    /// them.
+    /// After this call the event begins as soon as the service is ready, even if input is paused or
+    /// output is pending. The service may have reserved resources for which other connections wait,
+    /// and only a call releases them.
     pub(in crate::pipeline) fn poll_reserve(
         &mut self,
         event: Event<C::Item, M>,
@@ -161,7 +163,7 @@ where
         Poll::Pending
     }
 
-    /// Records that the call of an event begins. `in_flight` does not include it.
+    /// Records that the call for an event begins. `in_flight` does not include this call.
     #[inline]
     pub(in crate::pipeline) fn begin(&mut self, event: &Event<C::Item, M>, in_flight: usize) {
         match event {
@@ -179,7 +181,7 @@ where
         self.turn += 1;
     }
 
-    /// Returns whether input is paused, so that requests are held back.
+    /// Returns whether the program has paused input.
     #[inline]
     pub(super) fn is_paused(&self) -> bool {
         self.peer.as_ref().is_some_and(EngineSide::is_paused)

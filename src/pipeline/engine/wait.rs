@@ -1,18 +1,17 @@
 //! The waits of a connection.
 //!
 //! Each wait first encodes pending replies and flushes. So replies that are ready together are
-//! written together, and nothing stays unwritten while the connection waits. All but the last
-//! handle signals before they flush. Each enforces the deadlines. They differ in what they wait
-//! for:
+//! written together, and no output is left unwritten while the connection waits. Each wait enforces
+//! the deadlines, and each but the last handles signals first. This table lists the waits:
 //!
-//! | wait | for | reads |
+//! | function | waits for | reads |
 //! | --- | --- | --- |
-//! | `poll_flush_then_read` | the next request | as much as comes |
+//! | `poll_flush_then_read` | the next request | all input |
 //! | `poll_flush_until_resumed` | the program to resume input | a little ahead |
 //! | `poll_flush_to_low_mark` | the peer to take output | nothing |
 //! | `poll_io_beside` | its own service | a little ahead |
 //! | `poll_io_beside_make` | its make-service | a little ahead |
-//! | `poll_flush_all` | the peer to take the rest, at the end | nothing |
+//! | `poll_flush_all` | the peer to take the remaining output, at the end | nothing |
 
 use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
@@ -26,8 +25,8 @@ use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
-/// The number of bytes read at once while the peer does not take output. They may have to be kept
-/// in addition to that output.
+/// The number of bytes read at once while the peer does not take output. It is small, because these
+/// bytes may be kept in addition to the output.
 const READ_UNWRITTEN: usize = 8 * 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -35,10 +34,10 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits for another event: writes first, then reads, unless the peer takes no output or input
-    /// is paused.
+    /// Waits for another event. It writes output, and then reads input unless the output is above
+    /// its mark or input is paused.
     ///
-    /// Ready when anything has changed.
+    /// Completes when anything has changed.
     #[inline]
     pub(super) fn poll_more(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
         let polled = if self.look_at_marks() {
@@ -54,7 +53,7 @@ where
         polled
     }
 
-    /// Waits for input. Ready when anything has changed.
+    /// Waits for input. Completes when anything has changed.
     fn poll_flush_then_read(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
@@ -65,7 +64,8 @@ where
         } else {
             READ_UNWRITTEN
         };
-        // An encoded frame may have changed the decoder's mode.
+        // A frame that was encoded just now may have changed the decoder's mode, so decode before
+        // reading.
         if self.may_have_frame
             || self.poll_read(at_most, cx).is_ready()
             || (self.looks_again() && self.poll_read(at_most, cx).is_ready())
@@ -90,19 +90,19 @@ where
         } else {
             Waiting::Resting
         };
-        // No reply is due, so none will carry the acknowledgement of these bytes.
+        // No reply is due that could carry the acknowledgement of these bytes, so send it now.
         if waiting != Waiting::Busy && std::mem::take(&mut self.unanswered) {
             self.conn.life().probe.acknowledge();
         }
         self.poll_clock(waiting, message, cx)
     }
 
-    /// Returns whether the next read may find bytes although the last one found none.
+    /// Returns whether to read once more although the last read found no bytes, because the runtime
+    /// may not have reported some.
     ///
-    /// Without half a frame, and without a drain, nothing shows that input is missing. A drain
-    /// discards the bytes that it does not find, so it always asks the system. The rest of half a
-    /// frame can be unreported only behind urgent data, so one more read is tried only after a
-    /// short read.
+    /// A drain discards bytes that it does not find, so it always asks the system. Otherwise only
+    /// half a frame shows that input is missing. Its rest can be unreported only after urgent data,
+    /// so one more read is tried only if the last read was short.
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
@@ -111,7 +111,7 @@ where
         }
     }
 
-    /// Waits while input is paused. Ready when anything has changed.
+    /// Waits while input is paused. Completes when anything has changed.
     fn poll_flush_until_resumed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
@@ -140,8 +140,9 @@ where
         self.poll_clock(Waiting::Busy, message, cx)
     }
 
-    /// Flushes before each wait for the peer's input. Continues with the time of the next message.
-    /// Breaks if this turn does not wait for input, with the value that the wait returns.
+    /// Prepares a wait for the peer's input: handles signals and flushes. Continues with the time
+    /// at which the next message is due. Breaks with the result of the wait if this turn must not
+    /// wait for input.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
@@ -158,7 +159,8 @@ where
         if self.above_mark {
             return ControlFlow::Break(self.poll_clock(Waiting::Busy, None, cx));
         }
-        // Checked after the waker is registered, so that a message sent from now on wakes the task.
+        // Messages are checked after the waker is registered, so that a later message wakes the
+        // task.
         match self.peer.as_ref().map_or(Mail::None, EngineSide::mail) {
             Mail::None => ControlFlow::Continue(None),
             Mail::At(due) => ControlFlow::Continue(Some(due)),
@@ -176,8 +178,8 @@ where
     }
 
     /// Drives I/O and deadlines while the connection waits for its own service (a call or
-    /// `poll_ready`). Reads a little ahead, so that a reset is noticed. Ready when the connection
-    /// must end without the service.
+    /// `poll_ready`). Reads a little ahead, to notice a reset. Completes when the connection must
+    /// end without the service.
     pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         self.read_ahead(cx);
@@ -189,7 +191,7 @@ where
         Poll::Ready(())
     }
 
-    /// Ready when the connection must end without the calls that still run.
+    /// Completes when the connection must end without the calls that still run.
     pub(in crate::pipeline) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.leaves(Leaves::Calls) {
             Poll::Ready(())
@@ -200,19 +202,20 @@ where
         }
     }
 
-    /// Drives I/O and deadlines while the service is made. Ready when the connection must end
-    /// without it.
+    /// Drives I/O and deadlines while the service is made. Completes when the connection must end
+    /// without the service.
     pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.heed_and_flush(cx);
         self.read_ahead(cx);
-        // A connection that reaches its maximum age begins to drain, but its service is still made.
+        // Reaching the maximum age only begins a drain, so the service is still made.
         while !self.is_ending() {
             ready!(self.poll_clock(Waiting::Making, None, cx));
         }
         Poll::Ready(())
     }
 
-    /// Waits, at the end, until all output is written or cannot be written. The farewell is last.
+    /// Waits, at the end, until all output is written or the stream has failed. The farewell is
+    /// written last.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.stand_by(cx);
         loop {
@@ -236,8 +239,8 @@ where
     }
 
     /// Reads a little of the input that has arrived, without waiting for more. A drain reads at
-    /// least a byte, because only a read shows whether a request has arrived. When the connection
-    /// ends, input is read only to notice that the peer disconnects, and is not decoded.
+    /// least one byte, because only a read shows whether a request has arrived. When the connection
+    /// is ending, input is read only to notice that the peer disconnects. It is not decoded.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
@@ -252,7 +255,7 @@ where
         }
     }
 
-    /// Registers this task to be woken by signals.
+    /// Registers the task's waker with the signals and the clock.
     pub(super) fn stand_by(&mut self, cx: &mut Context<'_>) {
         let known = self.waker.as_ref();
         if known.is_none_or(|waker| !waker.will_wake(cx.waker())) {
@@ -262,7 +265,7 @@ where
         }
     }
 
-    /// Returns whether the connection holds requests that a pause keeps from beginning.
+    /// Returns whether requests wait for the end of a pause.
     fn holds_back(&self) -> bool {
         (self.request.is_some() || !self.input.is_empty()) && self.is_paused() && !self.is_ending()
     }
@@ -276,8 +279,8 @@ where
         self.input.rest();
         self.output.rest();
         self.stand_by(cx);
-        // Asks the state, not the signal. A signal that was raised after the last check wakes the
-        // task again, which then first reads what has arrived.
+        // This checks the state, not the signal. A signal raised after the last check wakes the
+        // task again, which then first reads the input that has arrived.
         if self.state.is_draining() {
             self.clock.drain();
         }
@@ -301,7 +304,7 @@ where
         match ready!(alarm) {
             Alarm::Message | Alarm::EndOfWindow => {}
             Alarm::MaxAge => {
-                // Drain this connection only.
+                // Only this connection drains.
                 self.clock.drain();
                 self.conn.life().set_reason(EndReason::MaxAge, None);
                 self.conn.life().signals.raise(Signal::Drain);

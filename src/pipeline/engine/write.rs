@@ -21,15 +21,14 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Takes the result of a call, at its place in the order.
+    /// Takes the result of a call. Results must be passed in the order in which replies are sent.
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_done();
         if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
             return;
         }
-        // The reply waits for frames pushed before it, and for earlier replies that are waiting or
-        // still to come.
+        // The reply must wait for frames that were pushed before it, and for earlier replies.
         if self.waiting_replies() > 0 || self.has_pushed() || self.holds_replies {
             self.backlog.push_back(result);
             return;
@@ -44,8 +43,8 @@ where
     }
 
     /// Returns whether the call that was begun last may be the head, the call that `Concurrent`
-    /// polls itself. If replies keep their order, only a call that is alone may be the head, and
-    /// the replies to later requests are held back until it is done.
+    /// polls itself. If replies keep the order of the requests, it may be the head only if it is
+    /// the only call. The replies to later requests are then held back until it is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -69,7 +68,7 @@ where
         self.backlog.push_front(result);
     }
 
-    /// Returns how many replies are waiting to be encoded.
+    /// Returns the number of replies that wait to be encoded.
     #[inline]
     pub(super) fn waiting_replies(&self) -> usize {
         self.backlog.len()
@@ -128,7 +127,8 @@ where
         }
     }
 
-    /// Ends the connection after the replies so far. Replies that wait behind them are dropped.
+    /// Ends the connection after the replies encoded so far. If replies keep the order of the
+    /// requests, waiting ones are dropped.
     pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
         self.backlog.end_current();
@@ -141,17 +141,18 @@ where
         if let Err(err) = output.encode(|buf| codec.encode(frame, buf)) {
             self.fail(ConnectionEnded::new(EndReason::EncodeError, err));
         }
-        // Buffered bytes that were no frame may be one now, because encoding can change the codec's
-        // mode.
+        // Encoding can change the codec's mode, so buffered bytes that were not a frame before may
+        // be one now.
         if !self.may_have_frame && !self.input.is_empty() {
             self.may_have_frame = true;
         }
     }
 
-    /// Encodes the farewell behind everything else. Returns whether the connection gets one.
+    /// Encodes the farewell after all other output. Returns whether the connection gets one.
     ///
-    /// A connection gets one if the server ends it, but not after an error of the peer or the
-    /// service, if a reply or the program closes it, or if the peer has finished sending.
+    /// It gets a farewell only if the server ends it. There is none after an error of the peer or
+    /// the service, if a reply or the program closes the connection, or if the peer has finished
+    /// sending.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();
@@ -161,7 +162,7 @@ where
         // The state changes first, so that the farewell is made only once, even if its function
         // panics.
         self.state.end(Leaves::Requests);
-        // A denial has a cause, too.
+        // A reason of the server may have a cause, too, for example if a filter denied the address.
         let frame = self.conn.life().proposed().and_then(|ended| {
             let is_error = ended.cause.is_some() && ended.reason.initiator() != Initiator::Server;
             (!is_error).then(|| farewell.make(self.conn.info(), ended.reason))?
@@ -186,8 +187,8 @@ where
         }
     }
 
-    /// Encodes pushed frames up to the mark, but no more than the queue holds at once, so that busy
-    /// senders do not delay replies. Returns whether any were encoded.
+    /// Encodes pushed frames up to the mark. It takes at most as many entries as the queue can
+    /// hold, so that busy senders do not delay replies. Returns whether any frames were encoded.
     fn encode_pushed(&mut self, mark: usize) -> bool {
         if !self.has_pushed() {
             return false;
@@ -211,7 +212,7 @@ where
         pushed
     }
 
-    /// Encodes frames up to the mark, and puts the others back.
+    /// Encodes frames up to the mark, and puts the remaining frames back.
     fn encode_run(&mut self, frames: Vec<T>, mark: usize) {
         let mut frames = frames.into_iter();
         while self.output.len() < mark
@@ -226,7 +227,8 @@ where
         }
     }
 
-    /// Encodes one frame of the waiting replies. Returns whether there was one, or a reply ended.
+    /// Encodes one frame of the waiting replies, or finishes a reply without further frames.
+    /// Returns `false` if there was nothing to do.
     fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(current) = self.backlog.current() {
             let next = match &mut current.frames {
@@ -240,8 +242,8 @@ where
             let then = current.then;
             match next {
                 Some(Ok(frame)) => {
-                    // Frames that the stream pushed before it returned this one are encoded first,
-                    // as for any other reply.
+                    // Frames that the stream has pushed before it returned this one are encoded
+                    // first, as before any other reply.
                     self.encode_pushed(usize::MAX);
                     self.encode(frame);
                 }
@@ -265,8 +267,8 @@ where
         true
     }
 
-    /// Updates and returns `above_mark`. Once the output reaches the high mark, no request is taken
-    /// until it falls to the low mark.
+    /// Updates `above_mark` and returns it. It is set when the output reaches the high mark, and
+    /// cleared when it falls to the low mark.
     pub(super) fn look_at_marks(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
@@ -278,7 +280,7 @@ where
         above
     }
 
-    /// Writes encoded output. Ready when all of it is written and flushed.
+    /// Writes encoded output. Completes when all of it is written and flushed.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self {
             conn, output, peer, ..
@@ -294,7 +296,7 @@ where
         written
     }
 
-    /// Encodes pushed frames and pending replies, and writes encoded output. Ready when none is
+    /// Encodes pushed frames and pending replies, and writes encoded output. Completes when none is
     /// left.
     #[inline]
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -322,7 +324,7 @@ where
                         return Poll::Pending;
                     }
                     if !above && !self.has_pushed() {
-                        // Everything that could be encoded was, and anything newer would have woken
+                        // Everything that could be encoded is written, and anything newer wakes
                         // this task.
                         return if self.waiting_replies() == 0 {
                             Poll::Ready(())

@@ -12,20 +12,20 @@ use crate::connection::{ConnectionInfo, Life, Sent};
 use crate::deadline::LOOKS;
 use crate::pipeline::watermarks::Watermarks;
 
-/// The state that a connection's handles and its engine share.
+/// The state that is shared by a connection's handles and its engine.
 pub(super) struct Channel<T, M> {
     pub(super) info: ConnectionInfo,
     most_timers: usize,
-    /// Room in `items`. Above the high mark no more permits are handed out; those handed out before
-    /// remain valid. The semaphore is fair, so one busy sender cannot keep the others waiting
+    /// Permits for entries in `items`. Above the high mark no more permits are handed out; earlier
+    /// ones stay valid. The semaphore is fair, so one busy sender cannot keep the others waiting
     /// forever.
     pub(super) room: Semaphore,
-    /// Room for tasks that wait for a flush, held until the flush is reported.
+    /// Permits for tasks that wait for a flush. Each is held until the flush is reported.
     pub(super) flush_room: Semaphore,
-    /// Room in `messages`.
+    /// Permits for entries in `messages`.
     pub(super) message_room: Semaphore,
     pub(super) flags: Flags,
-    /// The encoded bytes that are not written, as of the engine's last turn.
+    /// The number of encoded bytes that were not written at the end of the engine's last turn.
     pub(super) unwritten: AtomicUsize,
     queues: Mutex<Queues<T, M>>,
     /// Notified when a mark is crossed and when the connection ends.
@@ -34,34 +34,34 @@ pub(super) struct Channel<T, M> {
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// The room of items that were taken, not given back yet. It is given back only while the
-    /// output is below its mark.
+    /// The number of permits of items that were taken, but whose permits are not returned yet. They
+    /// are returned only while the output is below its mark.
     room_held_back: usize,
-    /// Tasks that wait until the output up to a position is written.
+    /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
-    /// A message that was taken, but whose call may not begin yet.
+    /// A message that was taken, but for which the service is not ready yet.
     pub(super) held: Option<M>,
     pub(super) messages: VecDeque<M>,
-    /// The messages with a delay, by due time, then in the order in which they were set.
+    /// The messages with a delay, ordered by due time, then by the order in which they were set.
     pub(super) timers: BTreeMap<(Instant, u64), M>,
     timers_set: u64,
     pub(super) marks: Watermarks,
-    /// The longest time that the connection may be idle.
+    /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// Set while broadcasts find the output above its mark.
+    /// Set while the output is above its mark, when a broadcast has found it so.
     stall: Option<Stall>,
-    /// The number of times that the output crossed a mark: the high one first, then in turn. Odd
-    /// from a crossing of the high mark until the low one is crossed.
+    /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
+    /// high mark first, so the number is odd while the output is above the mark.
     pub(super) crossings: u64,
     gone: bool,
     no_more_messages: bool,
     pub(super) ended: bool,
 }
 
-/// The output that a peer had taken when a broadcast found it slow, and the time since which it
+/// The amount of output that a slow peer had taken at the last check, and the time since when it
 /// has taken nothing.
 struct Stall {
-    /// `None` if the system does not report it. Then the bytes written are compared instead.
+    /// The system's report. If it is `None`, the number of bytes written is compared instead.
     sent: Option<Sent>,
     written: u64,
     looked: Instant,
@@ -89,16 +89,16 @@ impl Stall {
 /// An entry in the queue of output.
 pub(super) enum Item<T> {
     Frame(T),
-    /// Frames of broadcasts. Only the last entry of a queue may be an open one, and only while the
+    /// A run of broadcast frames. It may be open only if it is the last entry, and only while the
     /// output is below its mark.
     Run(Arc<Run<T>>),
-    /// The rest of a run. The output reached its mark before these frames were encoded.
+    /// The rest of a run: frames that were not encoded because the output reached its mark.
     Rest(Vec<T>),
-    /// A request to report that everything before it is written.
+    /// A request to report that all output before it is flushed.
     Flush(oneshot::Sender<()>),
 }
 
-/// The flags that the engine checks in each turn, so that no turn takes the lock.
+/// The flags that the engine checks in each turn, so that it need not take the lock.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Flag {
@@ -128,7 +128,7 @@ impl Flags {
         self.0.load(Ordering::Acquire) != 0
     }
 
-    /// Raises a flag. Returns whether it was not raised before.
+    /// Raises a flag. Returns `false` if it was raised before.
     pub(super) fn raise(&self, flag: Flag) -> bool {
         self.0.fetch_or(flag as u8, Ordering::AcqRel) & flag as u8 == 0
     }
@@ -143,32 +143,32 @@ impl<T, M> Queues<T, M> {
         self.crossings & 1 == 1
     }
 
-    /// Takes an item. Its room is given back later, together with that of others.
+    /// Takes an item. Its permit is returned later, together with those of others.
     pub(super) fn take(&mut self) -> Option<Item<T>> {
         let item = self.items.pop_front()?;
         self.room_held_back += 1;
         if let Item::Run(run) = &item {
-            // Under the lock, so that what is pushed from now on comes behind all of the run.
+            // The run is closed under the lock, so that later items come after all its frames.
             run.close();
         }
         Some(item)
     }
 
-    /// Puts the rest of a run back. Its room is not given back yet.
+    /// Puts the rest of a run back. Its permit is not returned yet.
     pub(super) fn put_back(&mut self, rest: Vec<T>) {
         self.items.push_front(Item::Rest(rest));
         self.room_held_back -= 1;
     }
 
-    /// Closes the run to which broadcasts may still add.
+    /// Closes the last entry, if it is a run to which broadcasts may still add.
     fn close_run(&self) {
         if let Some(Item::Run(run)) = self.items.back() {
             run.close();
         }
     }
 
-    /// Returns the room to give back after the lock is released, because giving it back wakes
-    /// tasks.
+    /// Returns the number of permits to return. The caller returns them after unlocking, because
+    /// that wakes tasks.
     pub(super) fn room_back(&mut self) -> usize {
         if self.is_above_mark() {
             0
@@ -177,9 +177,9 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns whether the output is above its mark, and the peer has taken nothing for `time`. The
-    /// time counts from the call that first finds the output above its mark, and starts again when
-    /// the peer takes something. The system is asked at most 16 times within `time`, and at its
+    /// Returns whether the output is above its high mark and the peer has taken nothing for `time`.
+    /// The time counts from the call that first finds the output above the mark, and restarts when
+    /// the peer takes output. The system is asked at most 16 times within `time`, and once at its
     /// end.
     pub(super) fn has_stalled(&mut self, life: &Life, time: Duration) -> bool {
         if !self.is_above_mark() {
@@ -198,7 +198,7 @@ impl<T, M> Queues<T, M> {
         is_over(stall)
     }
 
-    /// Records that a mark was crossed. Returns the room to give back.
+    /// Records that a mark was crossed. Returns the number of permits to return.
     pub(super) fn cross(&mut self, room: &Semaphore) -> usize {
         self.crossings += 1;
         if self.is_above_mark() {
@@ -261,7 +261,7 @@ impl<T, M> Channel<T, M> {
         self.wake();
     }
 
-    /// Queues an item of output. The caller's permit guarantees room for it.
+    /// Queues an item of output. The caller's permit guarantees that there is room.
     pub(super) fn push(&self, item: Item<T>, room: SemaphorePermit<'_>) -> Result<(), Item<T>> {
         let is_first = {
             let mut state = self.lock();
@@ -272,17 +272,17 @@ impl<T, M> Channel<T, M> {
             state.items.push_back(item);
             self.flags.raise(Flag::Pushed)
         };
-        // The room is given back when the item is taken.
+        // The permit is returned when the item is taken.
         room.forget();
-        // The engine takes all items before it waits, unless the output is above its mark. So the
-        // first of several wakes it for the others, too.
+        // The engine takes all items before it waits, unless the output is above its mark. So only
+        // the first of several items wakes it.
         if is_first {
             self.wake();
         }
         Ok(())
     }
 
-    /// Queues a message. The caller's permit guarantees room for it.
+    /// Queues a message. The caller's permit guarantees that there is room.
     pub(super) fn post(&self, message: M, room: SemaphorePermit<'_>) -> Result<(), M> {
         {
             let mut state = self.lock();
@@ -337,7 +337,7 @@ impl<T, M> Channel<T, M> {
         }
     }
 
-    /// Accepts nothing more. Items and messages sent before are still delivered.
+    /// Refuses further items and messages. Earlier ones are still delivered.
     pub(super) fn refuse(&self) {
         {
             let mut state = self.lock();
@@ -349,14 +349,14 @@ impl<T, M> Channel<T, M> {
         self.refuse_messages();
     }
 
-    /// Accepts no more messages. Messages sent before are still delivered.
+    /// Refuses further messages. Earlier ones are still delivered.
     pub(super) fn refuse_messages(&self) {
         self.lock().no_more_messages = true;
         self.message_room.close();
     }
 
     /// Ends the channel: nothing more will be written or delivered. Counts undelivered messages,
-    /// including timers that are due, and drops everything.
+    /// including those of due timers, and drops everything.
     pub(super) fn end(&self) {
         self.refuse();
         let (items, flushes, held, messages, timers) = {
@@ -375,8 +375,8 @@ impl<T, M> Channel<T, M> {
         let dropped = usize::from(held.is_some()) + messages.len() + due;
         self.info.life.count_dropped_messages(dropped);
         self.changed.notify_waiters();
-        // Dropped last and without the lock, because these are user types, and their `Drop` may do
-        // anything.
+        // These values of user types are dropped last and after unlocking, because their `Drop` may
+        // do anything.
         drop((items, flushes, held, messages, timers));
     }
 }

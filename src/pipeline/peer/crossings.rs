@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 
-/// A crossing of one of a connection's [`Watermarks`](crate::pipeline::Watermarks) by its output.
+/// An event: a connection's output has crossed one of its
+/// [`Watermarks`](crate::pipeline::Watermarks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crossing {
     /// The output has risen to the high mark.
@@ -13,10 +14,10 @@ pub enum Crossing {
     Low,
 }
 
-/// The crossings of a connection's watermarks, each once and in turn: high, low, high.
+/// A sequence of events: each time a connection's output crosses a watermark. The marks take turns:
+/// high, low, high. Created by [`Peer::crossings`](super::Peer::crossings).
 ///
-/// Created by [`Peer::crossings`](super::Peer::crossings). Crossings are counted, not queued, so a
-/// slow reader sees all of them at no cost in memory.
+/// Crossings are counted, not queued. So a slow reader misses none, and no memory is used for them.
 pub struct Crossings<T, M = Infallible> {
     channel: Arc<Channel<T, M>>,
     seen: u64,
@@ -24,7 +25,7 @@ pub struct Crossings<T, M = Infallible> {
 
 impl<T, M> Crossings<T, M> {
     pub(super) fn new(channel: Arc<Channel<T, M>>) -> Self {
-        // Rounded down to the last crossing after which the output was below its mark.
+        // An odd count is rounded down, so that the crossing of the high mark is the first event.
         let seen = channel.lock().crossings & !1;
         Self { channel, seen }
     }
@@ -33,7 +34,7 @@ impl<T, M> Crossings<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses no crossing.
+    /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Option<Crossing> {
         loop {
             let mut changed = std::pin::pin!(self.channel.changed.notified());
@@ -42,7 +43,7 @@ impl<T, M> Crossings<T, M> {
                 let state = self.channel.lock();
                 if self.seen < state.crossings {
                     self.seen += 1;
-                    // After an odd number of crossings the output is above.
+                    // After an odd number of crossings the output is above the mark.
                     return Some(if self.seen & 1 == 1 {
                         Crossing::High
                     } else {

@@ -13,17 +13,17 @@ use crate::pipeline::watermarks::Watermarks;
 
 /// The engine's side of the handles to its connection.
 ///
-/// Dropping it ends the channel. So sends fail however the connection goes away: at its end, by an
+/// Dropping it ends the channel. So sends fail however the connection ends: by a close, by an
 /// abort, or because a layer drops the connection's future.
 pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Channel<T, M>>);
 
-/// Pushed frames: one, or those of a run.
+/// Pushed frames: a single frame, or the frames of a run.
 pub(in crate::pipeline) enum Taken<T> {
     One(T),
     Several(Vec<T>),
 }
 
-/// When the next message is due.
+/// The time at which the next message is due.
 pub(in crate::pipeline) enum Mail {
     None,
     Now,
@@ -51,13 +51,13 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Returns whether the queue of pushed items may hold one.
+    /// Returns whether there may be items in the queue of pushed frames.
     pub(in crate::pipeline) fn has_pushed(&self) -> bool {
         self.0.flags.is_raised(Flag::Pushed)
     }
 
-    /// Takes the next pushed frames. `position` is the position in the output at which they will
-    /// begin. The room of what was taken is given back by [`took`](Self::took).
+    /// Takes the next pushed frames. `position` is their position in the output.
+    /// [`took`](Self::took) returns their permits.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
@@ -77,11 +77,11 @@ impl<T, M> EngineSide<T, M> {
             }
         };
         if state.items.is_empty() {
-            // Lowered under the lock, so that a later push raises it again.
+            // The flag is lowered under the lock, so that a later push raises it again.
             self.0.flags.lower(Flag::Pushed);
         }
         drop(state);
-        // Without the lock, because this clones frames.
+        // Frames are cloned after unlocking, because `Clone` is user code.
         taken.or_else(|| run.map(|run| Taken::Several(run.take())))
     }
 
@@ -91,13 +91,13 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.raise(Flag::Pushed);
     }
 
-    /// Gives back the room of what was taken, once for all of it.
+    /// Returns the permits of all items taken since the last call.
     pub(in crate::pipeline) fn took(&self) {
         let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
     }
 
-    /// Returns whether a task waits for encoded output to be written.
+    /// Returns whether a task waits until encoded output is flushed.
     pub(in crate::pipeline) fn awaits_flush(&self) -> bool {
         self.0.flags.is_raised(Flag::Flush)
     }
@@ -143,7 +143,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.changed.notify_waiters();
     }
 
-    /// Returns whether no handle has requested anything.
+    /// Returns whether the handles have requested nothing.
     #[inline]
     pub(in crate::pipeline) fn is_quiet(&self) -> bool {
         !self.0.flags.any()
@@ -153,7 +153,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Paused)
     }
 
-    /// Returns when the next message is due.
+    /// Returns the time at which the next message is due.
     pub(in crate::pipeline) fn mail(&self) -> Mail {
         if !self.0.flags.is_raised(Flag::Mail) {
             return Mail::None;
@@ -169,8 +169,8 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Takes the next message: one that was held back, a timer that is due, or the message that was
-    /// sent first.
+    /// Takes the next message: one that [`hold`](Self::hold) stored, else that of a due timer, else
+    /// the message that was sent first.
     pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
         if !self.0.flags.is_raised(Flag::Mail) {
             return None;
@@ -196,18 +196,18 @@ impl<T, M> EngineSide<T, M> {
         timer.or(sent)
     }
 
-    /// Holds back a message that was taken, because its call may not begin yet.
+    /// Stores a message that was taken, because the service is not ready for it yet.
     pub(in crate::pipeline) fn hold(&self, message: M) {
         self.0.lock().held = Some(message);
         self.0.flags.raise(Flag::Mail);
     }
 
-    /// Accepts no more messages. Messages sent before are still delivered.
+    /// Refuses further messages. Earlier ones are still delivered.
     pub(in crate::pipeline) fn refuse_messages(&self) {
         self.0.refuse_messages();
     }
 
-    /// Accepts nothing more. Items and messages sent before are still delivered.
+    /// Refuses further items and messages. Earlier ones are still delivered.
     pub(in crate::pipeline) fn refuse(&self) {
         self.0.refuse();
     }

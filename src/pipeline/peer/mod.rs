@@ -1,4 +1,4 @@
-//! The typed handle to one connection, and the state behind it.
+//! The typed handle to one connection, and the state that it shares with the engine.
 
 mod channel;
 mod crossings;
@@ -32,11 +32,11 @@ pub(crate) use run::Run;
 #[doc(alias = "Gone")]
 pub struct Closed;
 
-/// The error of a send that would have to wait, or whose connection is closed. It returns the
-/// value.
+/// The error of a send that would have to wait, or whose connection is closed. It contains the
+/// value that was not sent.
 #[derive(Clone, Copy, PartialEq, Eq, Error)]
 pub enum TrySendError<V> {
-    /// There is no room now.
+    /// The send would have to wait.
     #[error("no room for it now")]
     Full(V),
     /// The connection is closing or has ended.
@@ -62,7 +62,7 @@ impl<V> fmt::Debug for TrySendError<V> {
     }
 }
 
-/// The amount of output that waits to be written to one peer.
+/// The amount of pending output of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffered {
     bytes: usize,
@@ -76,8 +76,8 @@ impl Buffered {
         self.bytes
     }
 
-    /// Returns the number of frames that were sent through a [`Peer`] or by a broadcast, and are
-    /// not encoded yet.
+    /// Returns the number of frames that were sent through a [`Peer`] or by a broadcast but are not
+    /// encoded yet.
     pub fn frames(&self) -> usize {
         self.frames
     }
@@ -100,7 +100,7 @@ pub struct Peer<T, M = Infallible> {
 }
 
 impl<T, M> Peer<T, M> {
-    /// Returns the connection's details.
+    /// Returns the facts about the connection.
     pub fn info(&self) -> &ConnectionInfo {
         &self.channel.info
     }
@@ -112,15 +112,15 @@ impl<T, M> Peer<T, M> {
 
     // Output.
 
-    /// Sends a frame. It is sent before, between or after replies, and also between the frames of a
-    /// streamed reply.
+    /// Sends a frame to the peer. The frame can come before, between or after replies, and also
+    /// between the frames of a streamed reply.
     ///
-    /// Frames are sent whole, in the order of the calls. The call waits while the output is above
-    /// its high mark, until it has fallen to the low mark ([`Watermarks`]), and while [16
-    /// frames](super::Limits::push_queue) are already waiting. The connection's task writes the
-    /// frame.
+    /// Frames are sent whole, in the order of the calls. The connection's task encodes and writes
+    /// them. If the output has risen to its high mark, the call waits until it has fallen to the
+    /// low mark ([`Watermarks`]). It also waits while [16 frames](super::Limits::push_queue) are
+    /// queued.
     ///
-    /// Other frames may follow this one. For a last frame to a connection that the server ends, use
+    /// Other frames may follow this one. For a last frame when the server ends the connection, use
     /// a [farewell](super::Pipeline::farewell).
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl<T, M> Peer<T, M> {
         self.push(Item::Frame(frame)).await
     }
 
-    /// Sends a frame if that is possible without waiting.
+    /// Sends a frame if this is possible without waiting.
     ///
     /// # Errors
     ///
@@ -152,11 +152,11 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark. The output is above the mark if the
-    /// peer is slow, or if more was sent in a burst than the peer could read.
+    /// Sends a frame unless the output is above its high mark. That is so if the peer is slow, or
+    /// if more was sent in a burst than the peer could read.
     ///
-    /// The call may wait for the connection's task, but never for the peer. Use it if one slow peer
-    /// must not delay others. To send to many peers at once, use
+    /// The call may wait for the connection's task, but never for the peer. Use it if a slow peer
+    /// must not delay the caller. To send to many peers at once, use
     /// [`Registry::broadcast`](crate::registry::Registry::broadcast).
     ///
     /// # Errors
@@ -183,8 +183,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends the frames of a run, and those that are added to it, if that is possible without
-    /// waiting.
+    /// Sends the frames of a run, and frames that are added to it later, if this is possible
+    /// without waiting.
     pub(crate) fn try_send_run(&self, run: &Arc<Run<T>>) -> Result<(), TrySendError<()>> {
         let room = match self.channel.room.try_acquire() {
             Ok(room) => room,
@@ -212,9 +212,9 @@ impl<T, M> Peer<T, M> {
         self.channel.push(item, room).map_err(|_item| Closed)
     }
 
-    /// Waits until everything sent before is written, and flushed by the stream.
+    /// Waits until all frames sent before are written and flushed.
     ///
-    /// The output is then in the operating system; the peer may not have read it.
+    /// The operating system then has the output, but the peer may not have read it.
     ///
     /// # Errors
     ///
@@ -230,46 +230,45 @@ impl<T, M> Peer<T, M> {
         let waiting = waiting.map_err(|_closed| Closed)?;
         let (done, flushed) = oneshot::channel();
         self.push(Item::Flush(done)).await?;
-        // Given back when the flush is reported, even if this call is dropped before.
+        // The permit is returned when the flush is reported, even if this call is dropped before.
         waiting.forget();
         flushed.await.map_err(|_dropped| Closed)
     }
 
-    /// Returns the amount of output that waits to be written. It may already have changed.
+    /// Returns the amount of pending output at this moment.
     pub fn buffered(&self) -> Buffered {
         self.channel.buffered()
     }
 
-    /// Returns the amount of written output that the peer has not taken.
+    /// Returns the number of bytes that were written but that the peer has not taken.
     ///
-    /// Over TCP it is the number of bytes that the peer has not acknowledged, including those that
-    /// TLS adds. Over a Unix socket it is the memory of the bytes that the peer has not read, which
-    /// is more than their number. Output that is still [`buffered`](Self::buffered) is not
-    /// included.
+    /// Over TCP these are the bytes that the peer has not acknowledged, including those that TLS
+    /// adds. Over a Unix socket it is the memory of the bytes that the peer has not read, which is
+    /// more than their number. Output that is still [`buffered`](Self::buffered) is not included.
     ///
-    /// Returns `None` if the system does not report it (only Linux does, since 4.12), if the stream
-    /// is closed, or if the connection's listener is not one of this crate. Each call is a system
-    /// call.
+    /// Returns `None` if the system does not report the number (only Linux does, since 4.12), if
+    /// the stream is closed, or if the connection's listener is not one of this crate. Each call is
+    /// a system call.
     #[doc(alias = "SIOCOUTQ")]
     #[doc(alias = "TCP_INFO")]
     pub fn unacknowledged(&self) -> Option<u64> {
         self.channel.info.life.probe.sent().map(|sent| sent.left)
     }
 
-    /// Returns the marks of the output.
+    /// Returns the watermarks of this connection's output.
     pub fn watermarks(&self) -> Watermarks {
         self.channel.lock().marks
     }
 
-    /// Changes the marks of this connection's output. They take effect in the next turn of the
-    /// connection's task, which is woken for it.
+    /// Changes the watermarks of this connection's output. This wakes the connection's task, and
+    /// the new marks take effect in its next turn.
     pub fn set_watermarks(&self, marks: Watermarks) {
         self.channel.lock().marks = marks;
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Returns the crossings of the output's marks from now on. If the output is above its mark
-    /// now, the first one is [`Crossing::High`].
+    /// Returns an event for each time the output crosses one of its marks from now on. If the
+    /// output is above its high mark now, the first event is [`Crossing::High`].
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]
@@ -277,9 +276,9 @@ impl<T, M> Peer<T, M> {
         Crossings::new(Arc::clone(&self.channel))
     }
 
-    /// Returns whether the output is above its mark, and the peer has taken nothing for `time`. The
-    /// time counts from the call that first finds the output above its mark, and starts again when
-    /// the peer takes something.
+    /// Returns whether the output is above its high mark and the peer has taken nothing for `time`.
+    /// The time counts from the call that first finds the output above the mark, and restarts when
+    /// the peer takes output.
     pub(crate) fn has_stalled(&self, time: Duration) -> bool {
         let life = &self.channel.info.life;
         self.channel.lock().has_stalled(life, time)
@@ -287,29 +286,28 @@ impl<T, M> Peer<T, M> {
 
     // Input.
 
-    /// Returns the longest time for which this connection may be idle.
+    /// Returns the current idle deadline of this connection.
     pub fn idle(&self) -> Option<Duration> {
         self.channel.lock().idle
     }
 
-    /// Changes the longest time for which this connection may be idle, in place of
-    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use it for a keepalive that the peer
-    /// has negotiated, such as MQTT's.
+    /// Changes the idle deadline of this connection, which
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle) sets for all. Use it for a keepalive
+    /// that the peer has negotiated, such as MQTT's. `None` waits forever.
     ///
-    /// The time counts from the same moment as that of `Deadlines::idle`, not from this call. The
-    /// change takes effect at once, so a connection that has already been idle for that long ends.
-    /// `None` waits forever. The deadline for the first byte is not changed.
+    /// The time counts from the same moment as before, not from this call. The change takes effect
+    /// at once, so a connection that has already been idle for that long ends. The deadline for the
+    /// first byte does not change.
     ///
     /// ```
     /// use std::time::Duration;
     /// use bytes::Bytes;
     /// use tower_tcp::Peer;
     ///
-    /// /// MQTT: a client is gone after one and a half times its keepalive. Zero turns that off.
-    /// fn connected(peer: &Peer<Bytes>, keepalive: u16) {
-    ///     let time = Duration::from_secs(keepalive.into()).mul_f32(1.5);
-    ///     peer.set_idle((!time.is_zero()).then_some(time));
-    /// }
+    /// /// Sets the idle time of an MQTT client: one and a half times its keepalive. Zero turns it
+    /// off. fn connected(peer: &Peer<Bytes>, keepalive: u16) { let time =
+    /// Duration::from_secs(keepalive.into()).mul_f32(1.5);
+    /// peer.set_idle((!time.is_zero()).then_some(time)); }
     /// ```
     #[doc(alias = "keepalive")]
     #[doc(alias = "keep_alive")]
@@ -319,25 +317,27 @@ impl<T, M> Peer<T, M> {
         self.channel.tell(Flag::Tuned);
     }
 
-    /// Stops taking requests. No request begins after this call, even if it is already read. The
-    /// exception is a request for which the service's `poll_ready` has already been called. It
-    /// begins, because only a call releases what the service may have reserved, such as a permit
-    /// for which other connections wait. Messages are still delivered.
+    /// Stops taking requests until [`resume_input`](Self::resume_input). Messages are still
+    /// delivered.
     ///
-    /// A peer that disconnects is still noticed: an end of input, if no undelivered request is
-    /// before it, and a reset, if fewer bytes than
-    /// [`Limits::read_ahead`](super::Limits::read_ahead) are before it. The deadlines for input do
-    /// not run, and while requests are held back, nor do
+    /// No request begins after this call, even if it is already read, with one exception: a request
+    /// for which the service's `poll_ready` has already been called. It begins, because only a call
+    /// releases the resources that the service may have reserved, such as a permit for which other
+    /// connections wait.
+    ///
+    /// During the pause, the connection notices the end of input only if no request waits before
+    /// it, and a reset only if fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead)
+    /// wait before it. The deadlines for input do not run. While requests are held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
-    /// [`last_calls`](crate::deadline::Deadlines::last_calls).
+    /// [`last_calls`](crate::deadline::Deadlines::last_calls) do not run either.
     #[doc(alias = "shutdown_input")]
     #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
         self.channel.tell(Flag::Paused);
     }
 
-    /// Takes requests again, beginning with the first one that was held back. A pause loses no
-    /// request.
+    /// Takes requests again after a pause, beginning with the first one that was held back. A pause
+    /// loses no request.
     pub fn resume_input(&self) {
         self.channel.flags.lower(Flag::Paused);
         self.channel.wake();
@@ -347,15 +347,15 @@ impl<T, M> Peer<T, M> {
 
     /// Sends a message to the connection's service, which takes messages in turn with requests.
     ///
-    /// Waits while [16 messages](super::Limits::messages) are already waiting. A service that
+    /// The call waits while [16 messages](super::Limits::messages) are queued. A service that
     /// awaits a `post` to its own connection can deadlock, so use [`try_post`](Self::try_post)
     /// there.
     ///
     /// # Errors
     ///
     /// Returns [`Closed`] if the connection is draining, is closing or has ended. Messages sent
-    /// before a drain are still delivered. Messages that were accepted but not delivered before the
-    /// end are counted ([`End::messages_dropped`]).
+    /// before a drain are still delivered. [`End::messages_dropped`] is the number of messages that
+    /// were not delivered before the end.
     ///
     /// # Cancel safety
     ///
@@ -371,7 +371,7 @@ impl<T, M> Peer<T, M> {
         self.channel.post(message, room).map_err(|_message| Closed)
     }
 
-    /// Sends a message if that is possible without waiting.
+    /// Sends a message if this is possible without waiting.
     ///
     /// # Errors
     ///
@@ -390,8 +390,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a message after a delay. The timer ends with the connection, and needs no task.
-    /// Dropping the returned [`Timer`] does not cancel it.
+    /// Sends a message to the service after a delay. The timer ends with the connection, and needs
+    /// no task. Dropping the returned [`Timer`] does not cancel it.
     ///
     /// # Errors
     ///
@@ -404,7 +404,7 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "timer")]
     #[doc(alias = "send_after")]
     pub fn post_after(&self, time: Duration, message: M) -> Result<Timer<T, M>, TrySendError<M>> {
-        // A time beyond the range of the clock is replaced by one in the far future.
+        // A due time beyond the range of the clock is replaced by one in the far future.
         let far = Duration::from_secs(60 * 60 * 24 * 365);
         let now = Instant::now();
         let due = now.checked_add(time).unwrap_or_else(|| now + far);
@@ -418,9 +418,10 @@ impl<T, M> Peer<T, M> {
     // Its end.
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
-    /// are answered, within [`last_calls`](crate::deadline::Deadlines::last_calls). Requests and
-    /// messages that have not begun are dropped. After this call, `send` fails. After an upgrade,
-    /// the service that took over the stream sees a drain
+    /// are answered within [`last_calls`](crate::deadline::Deadlines::last_calls). Requests and
+    /// messages that have not begun are dropped. After this call, `send` fails.
+    ///
+    /// After an upgrade, the service that took over the stream gets the signal to drain
     /// ([`Connection::draining`](crate::Connection::draining)).
     #[doc(alias = "shutdown")]
     #[doc(alias = "disconnect")]
@@ -432,8 +433,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Closes the connection like [`close`](Self::close), with an error that says why. It becomes
-    /// the [`error`](End::error) of the end and is part of the closing event. The reason remains
+    /// Closes the connection like [`close`](Self::close), because of an error. `why` becomes the
+    /// [`error`](End::error) of the end and is part of the closing event. The reason is still
     /// [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::new(EndReason::ServiceClosed, why);
@@ -441,8 +442,8 @@ impl<T, M> Peer<T, M> {
         self.close();
     }
 
-    /// Ends the connection at once. Requests in progress and unwritten output are dropped, and over
-    /// TCP also written output that the peer has not received
+    /// Ends the connection at once. Requests in progress and unwritten output are dropped. Over
+    /// TCP, written output that the peer has not received is dropped, too
     /// ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)).
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
@@ -455,25 +456,25 @@ impl<T, M> Peer<T, M> {
 
     /// Waits for the end of the connection and returns how it ended.
     ///
-    /// A connection ends after its calls, so a call must not await the end of its own connection.
-    /// Such a call never completes. It is dropped when the peer resets the connection, or after
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed) or
-    /// [`last_calls`](crate::deadline::Deadlines::last_calls).
+    /// A call of the connection's own service must not await this, because the connection ends only
+    /// after its calls. Such a call never completes. It is dropped when the peer resets the
+    /// connection, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
+    /// [`last_calls`](crate::deadline::Deadlines::last_calls) deadline.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing, because a later call returns the same end.
+    /// Dropping the future loses nothing: a later call returns the same end.
     #[doc(alias = "gone")]
     pub async fn closed(&self) -> End {
         self.channel.info.life.reached(Moment::End).await
     }
 
-    /// Waits until closing begins, and returns the end as far as it is known, as
-    /// [`ConnectionInfo::closing`] does. From then on no frame can be sent.
+    /// Waits until closing begins, and returns the provisional end, as [`ConnectionInfo::closing`]
+    /// does. After this moment no frame can be sent.
     ///
     /// # Cancel safety
     ///
-    /// Once closing has begun, each later call completes at once.
+    /// Dropping the future loses nothing: once closing has begun, a later call completes at once.
     pub async fn closing(&self) -> End {
         self.channel.info.closing().await
     }
@@ -523,8 +524,8 @@ impl<T, M> fmt::Debug for Peer<T, M> {
     }
 }
 
-/// A callback that was registered too late to run. It is user code, so it is dropped outside of the
-/// lock.
+/// A callback that was registered too late to run. The caller drops it after unlocking, because
+/// dropping it runs user code.
 pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);
 
 /// A message that is sent after a delay. Created by [`Peer::post_after`]. Dropping the `Timer` does
@@ -535,12 +536,12 @@ pub struct Timer<T, M> {
 }
 
 impl<T, M> Timer<T, M> {
-    /// Returns when the message is due.
+    /// Returns the time at which the message is due.
     pub fn due(&self) -> Instant {
         self.key.0
     }
 
-    /// Cancels the timer and returns its message. Returns `None` if the message is already
+    /// Cancels the timer and returns its message. Returns `None` if the message was already
     /// delivered or the connection has ended.
     pub fn cancel(self) -> Option<M> {
         self.peer.channel.cancel_timer(self.key)

@@ -1,16 +1,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The maximum number of frames in a run. A queue holds a run as one entry, so this number bounds
-/// the memory of a queue.
+/// The maximum number of frames in a run. A run is one entry of a queue, so this number bounds the
+/// memory of a queue.
 const MOST: usize = 64;
 
-/// Frames that were broadcast to the same connections, one after the other. The run is held once,
-/// and is an entry in the queue of each connection. Broadcasts add frames to it without a visit to
-/// each connection, until one of the connections takes the run, or gets another entry behind it.
+/// A run: frames that were broadcast to the same connections, one after the other. All connections
+/// share it, as one entry in the queue of each. A broadcast adds a frame only to the run, not to
+/// each queue. The run is closed when one of the connections takes it, or gets another entry after
+/// it.
 pub(crate) struct Run<T> {
     frames: Mutex<Frames<T>>,
-    /// Clones a frame. A function, because the queue also exists for frames that are not `Clone`
-    /// and are never broadcast.
+    /// Clones a frame. This is a function pointer, because the queue also exists for types of
+    /// frames that are not `Clone` and are never broadcast.
     clone: fn(&T) -> T,
 }
 
@@ -44,7 +45,7 @@ impl<T> Run<T> {
         has_room
     }
 
-    /// Accepts no more frames.
+    /// Closes the run, so that no more frames can be added.
     pub(super) fn close(&self) {
         self.lock().is_open = false;
     }
@@ -65,7 +66,7 @@ impl<T> Run<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Frames<T>> {
-        // A frame that panics as it is cloned leaves the list whole.
+        // If cloning a frame panics, the list is still intact.
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
