@@ -1,4 +1,4 @@
-//! Sends many connections the same frame, or a frame for each.
+//! Sends the same frame to many connections, or a different frame to each.
 
 use std::borrow::Borrow;
 use std::sync::{Arc, Weak};
@@ -11,36 +11,35 @@ use super::Registry;
 use crate::end::EndReason;
 use crate::pipeline::{Peer, Run, TrySendError};
 
-/// The treatment of a peer whose output is above its high mark when a broadcast reaches it.
+/// The policy for a peer whose output is above its high mark when a broadcast sends to it.
 ///
 /// A slow peer never delays the others, because they have already been sent the frame. With
-/// [`Wait`](Self::Wait) it delays the return of the broadcast. No treatment queues frames without
-/// limit. Each connection's memory is bounded by its [high mark](crate::pipeline::Watermarks), one
-/// frame above it, and its [queue](crate::pipeline::Limits::push_queue).
+/// [`Wait`](Self::Wait) it delays only the return of the broadcast. No policy queues frames without
+/// limit: a connection holds at most its [high mark](crate::pipeline::Watermarks) and one more
+/// frame, and the frames in its [queue](crate::pipeline::Limits::push_queue).
 ///
-/// Even a peer that reads all the time is above its mark if more is sent in a burst than it can
+/// Even a peer that always reads can be above its mark, if more is sent in a burst than it can
 /// read. A higher mark lets it receive more of the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
     /// Waits for the peer, as [`Peer::send`] does, until its output has fallen to the low mark.
     ///
-    /// A peer that takes no byte for its [write deadline](crate::deadline::Deadlines::write)
-    /// (default: 30 s) is closed. One that takes a few bytes now and then can delay the return for
-    /// longer.
+    /// If a peer takes no byte for its [write deadline](crate::deadline::Deadlines::write)
+    /// (default: 30 s), its connection ends. A peer that takes a few bytes now and then can delay
+    /// the return for longer.
     Wait,
-    /// Skips the peer, so that it misses this frame.
+    /// Skips the peer, which misses this frame.
     Skip,
-    /// Skips the peer, so that it misses this frame, and ends its connection with
+    /// Skips the peer, which misses this frame, and ends its connection with
     /// [`EndReason::SlowReader`] if the peer has taken nothing for this time.
     ///
-    /// The time begins with the first broadcast that finds the peer above its mark. It begins again
-    /// whenever a broadcast finds that the peer has taken something, however little.
-    /// [`Duration::ZERO`] ends the connection at once, so that no connection continues after it has
-    /// missed a frame.
+    /// The time begins with the first broadcast that finds the peer above its mark. It restarts
+    /// when a broadcast finds that the peer has taken any output. [`Duration::ZERO`] ends the
+    /// connection at once, so that no connection continues after it has missed a frame.
     CloseAfter(Duration),
 }
 
-/// The outcome of a broadcast: the number of connections that were sent a frame, skipped or closed.
+/// The result of a broadcast: how many connections were sent a frame, were skipped, or were closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Broadcast {
     sent: usize,
@@ -71,7 +70,7 @@ where
 {
     /// Sends a frame to all connections for which `whom` returns `true`.
     ///
-    /// A slow peer does not delay the others; `slow` sets its treatment. The frames of one task
+    /// A slow peer does not delay the others; `slow` is the policy for it. The frames of one task
     /// arrive in order if the task awaits each broadcast and each send before the next one. The
     /// frame is cloned for each connection, so use a type that is cheap to clone (`Bytes`, `Arc`).
     ///
@@ -97,23 +96,19 @@ where
 
     /// Sends each connection the frame that `pick` returns for it, if any.
     ///
-    /// Use it for a frame in each user's own language or format, or one that depends on the
-    /// connection. Otherwise it is like [`broadcast`](Self::broadcast).
+    /// Use it for frames that depend on the connection, for example in each user's language or
+    /// format. Otherwise it is like [`broadcast`](Self::broadcast).
     ///
     /// ```
     /// use bytes::Bytes;
     /// use tower_tcp::ConnectionId;
     /// use tower_tcp::registry::{Registry, SlowPeer};
     ///
-    /// /// Tells the others that somebody came, and the newcomer who is here.
-    /// async fn welcome(room: &Registry<ConnectionId, Bytes>, newcomer: ConnectionId) {
-    ///     let here = Bytes::from(format!("{} here", room.len()));
-    ///     let pick = |id: &_, _: &_| {
-    ///         let news = || Bytes::from("somebody came");
-    ///         Some(if *id == newcomer { here.clone() } else { news() })
-    ///     };
-    ///     room.broadcast_with(pick, SlowPeer::Skip).await;
-    /// }
+    /// /// Tells a newcomer how many are in the room, and the others that somebody came. async fn
+    /// welcome(room: &Registry<ConnectionId, Bytes>, newcomer: ConnectionId) { let here =
+    /// Bytes::from(format!("{} here", room.len())); let pick = |id: &_, _: &_| { let news = ||
+    /// Bytes::from("somebody came"); Some(if *id == newcomer { here.clone() } else { news() }) };
+    /// room.broadcast_with(pick, SlowPeer::Skip).await; }
     /// ```
     ///
     /// # Cancel safety
@@ -131,7 +126,7 @@ where
     }
 }
 
-/// Sends a frame to each of these peers, such as the members of a room or the result of a search.
+/// Sends a frame to each of the given peers, such as the result of a search.
 ///
 /// Otherwise it is like [`Registry::broadcast`].
 ///
@@ -160,15 +155,16 @@ where
     Sending::to_each(frames).done(slow).await
 }
 
-/// The budget that tokio gives a task for one turn.
+/// The number of budget units that tokio gives a task for one turn.
 const TURN: usize = 128;
-/// The number of sends that cost a unit of it, as one read from a socket does.
+/// The number of sends that are charged as one unit of the budget. A read from a socket costs one
+/// unit.
 const A_UNIT: usize = 16;
 
-/// A broadcast that has been sent to all peers that take it at once.
+/// A broadcast after its first step: the frame has been sent to all peers that had room for it.
 pub(super) struct Sending<T, M> {
     broadcast: Broadcast,
-    /// The number of sends that are not charged to the task's budget.
+    /// The number of sends that are not yet charged to the task's budget.
     uncharged: usize,
     late: Vec<(Peer<T, M>, T)>,
 }
@@ -184,7 +180,7 @@ impl<T, M> Default for Sending<T, M> {
 }
 
 impl<T, M> Sending<T, M> {
-    /// Sends each peer its frame, if it takes it at once.
+    /// Sends each peer its frame, if there is room for it at once.
     pub(super) fn to_each<P>(frames: impl Iterator<Item = (P, T)>) -> Self
     where
         P: Borrow<Peer<T, M>>,
@@ -202,8 +198,8 @@ impl<T, M> Sending<T, M> {
         sending
     }
 
-    /// Sends a frame to all these peers as the beginning of a run. Returns the run, too, to which
-    /// later broadcasts to the same peers may add.
+    /// Sends a frame to all peers as the first frame of a [run](Run). Also returns the run, to
+    /// which later broadcasts to the same peers may add frames.
     pub(super) fn begin_run<'a>(
         frame: &T,
         peers: impl Iterator<Item = &'a Peer<T, M>>,
@@ -229,9 +225,9 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the frames of the peers that had no room at once. They go out one after the other,
-    /// because none of them waits for a peer, only for the task of its connection. Then waits for
-    /// the slow peers, if it must, concurrently.
+    /// Sends the frames to the peers that had no room at first. It does so one after the other,
+    /// because each such send waits only for a connection's task, not for a peer. Then it applies
+    /// the policy for slow peers; if it waits for them, it waits for all concurrently.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,
@@ -266,17 +262,17 @@ impl<T, M> Sending<T, M> {
     }
 }
 
-/// Charges sends to so many peers to the task's budget, so that a task that broadcasts again and
-/// again does not delay other tasks. A broadcast costs at most one turn.
+/// Charges the sends to `peers` peers to the task's budget, so that a task that broadcasts again
+/// and again does not delay other tasks. A broadcast costs at most the budget of one turn.
 ///
-/// A run is charged before it begins, because the members take it when the turn ends.
+/// A run is charged before it begins, because the members take it as soon as the turn ends.
 pub(super) async fn charge(peers: usize) {
     for _ in 0..peers.div_ceil(A_UNIT).min(TURN) {
         consume_budget().await;
     }
 }
 
-/// A run to which broadcasts add until one of its peers takes it.
+/// A run to which broadcasts can add frames, until one of its peers takes it.
 pub(super) struct OpenRun<T, M> {
     run: Weak<Run<T>>,
     /// The number of peers that have the run.
@@ -286,8 +282,8 @@ pub(super) struct OpenRun<T, M> {
 }
 
 impl<T, M> OpenRun<T, M> {
-    /// Sends a frame to the peers of the run by adding to it. The frames of the others are left to
-    /// [`Sending::done`]. Returns `None` if the run takes no more.
+    /// Sends a frame to the peers of the run by adding it to the run. [`Sending::done`] sends it to
+    /// the other peers. Returns `None` if no frame can be added any more.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

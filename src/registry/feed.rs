@@ -9,8 +9,9 @@ use tokio::task::{AbortHandle, Id};
 
 use crate::error::BoxError;
 
-/// The error of joining a group whose feed could not be opened. The cause, if there is one, is its
-/// [`source`](StdError::source). All tasks that waited for the group get the same cause.
+/// The error for a member that joins a group whose feed could not be opened. Its
+/// [`source`](StdError::source) is the error of the function that opens the feed, if there was one.
+/// All tasks that waited for the feed get the same source.
 #[derive(Clone, Debug)]
 pub struct JoinError {
     cause: Option<Arc<dyn StdError + Send + Sync>>,
@@ -30,7 +31,7 @@ impl StdError for JoinError {
 
 type Opened = Result<(), JoinError>;
 
-/// The running task of a group. Dropping it ends the task.
+/// The running task of a group's feed. Dropping the value ends the task.
 pub(super) struct Feed {
     task: AbortHandle,
     opening: Opening,
@@ -68,7 +69,7 @@ impl Drop for Feed {
 pub(super) struct Outcome(watch::Sender<Option<Opened>>);
 
 impl Outcome {
-    /// Tells all that wait that the feed is opened, or why not.
+    /// Reports to all waiting tasks that the feed is open, or the error with which opening failed.
     pub(super) fn tell(&self, opened: Result<(), BoxError>) {
         let opened = opened.map_err(|why| JoinError {
             cause: Some(Arc::from(why)),
@@ -77,12 +78,12 @@ impl Outcome {
     }
 }
 
-/// Tells when a feed is opened, or why it could not be.
+/// Waits for the outcome of opening a feed.
 #[derive(Clone)]
 pub(super) struct Opening(watch::Receiver<Option<Opened>>);
 
 impl Opening {
-    /// Waits until the feed is opened.
+    /// Waits until the feed is open, or opening has failed.
     pub(super) async fn done(mut self) -> Opened {
         match self.0.wait_for(Option::is_some).await {
             Ok(opened) => opened.clone().unwrap_or(Ok(())),

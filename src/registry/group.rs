@@ -20,19 +20,19 @@ pub(super) struct Inner<K, T, M> {
     pub(super) source: Option<Source<K, T>>,
 }
 
-/// The members by their connection, at least one.
+/// The members, by the number of their connection. There is at least one.
 pub(super) struct Group<T, M> {
-    /// A broadcast holds the map while it sends, without the lock. A member that joins or leaves
-    /// meanwhile changes a copy.
+    /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
+    /// joins or leaves meanwhile, the map is copied first.
     pub(super) members: Arc<Members<T, M>>,
-    /// The frames that were sent to all of these members, and that none has taken yet.
+    /// The run of frames that were sent to exactly these members, if none has taken it yet.
     pub(super) open: Option<Arc<OpenRun<T, M>>>,
     pub(super) feed: Option<Feed>,
 }
 
 pub(super) type Members<T, M> = HashMap<ConnectionId, Entered<T, M>>;
 
-/// The feeds of new groups.
+/// Opens the feeds of new groups.
 pub(super) struct Source<K, T> {
     pub(super) open: Box<dyn Fn(K) -> Opened<T> + Send + Sync>,
     pub(super) slow: SlowPeer,
@@ -53,14 +53,15 @@ impl<T, M> Group<T, M> {
     }
 }
 
-/// The members of a group when a broadcast begins.
+/// The members of a group at the beginning of a broadcast.
 pub(super) struct Audience<T, M> {
     pub(super) members: Arc<Members<T, M>>,
     open: Option<Arc<OpenRun<T, M>>>,
 }
 
 impl<T, M> Audience<T, M> {
-    /// Sends a frame to all by adding it to their run. Returns `None` if there is none to add to.
+    /// Sends a frame to all members by adding it to their run. Returns `None` if there is no open
+    /// run.
     pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,
@@ -73,8 +74,8 @@ impl<K, T, M> Inner<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Sends a frame to all members that take it at once, as the beginning of a run, to which later
-    /// broadcasts may add.
+    /// Sends a frame to all members that have room for it, as the first frame of a run. Later
+    /// broadcasts may add frames to the run.
     pub(super) fn begin_run<Q>(
         &self,
         key: &Q,
@@ -89,7 +90,7 @@ where
         let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
         let mut shard = self.groups.of(key);
         let group = shard.get_mut(key);
-        // Not if a member has joined or left, for which the map was copied.
+        // Do not store the run if a member has joined or left meanwhile. The map was then copied.
         let group = group.filter(|group| Arc::ptr_eq(&group.members, members));
         let before = group.and_then(|group| group.open.replace(Arc::new(open)));
         drop(shard);
@@ -98,8 +99,8 @@ where
     }
 }
 
-/// The group of one feed. A later group of the same key has another task, which tells the two
-/// apart. Dropping this ends the group.
+/// The group of one feed. A later group with the same key is recognized by its other task. Dropping
+/// this value ends the group.
 pub(super) struct Fed<K, T, M>
 where
     K: Hash + Eq,

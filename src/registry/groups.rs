@@ -24,9 +24,9 @@ use crate::pipeline::Peer;
 /// subscribe. Clones share the same groups.
 ///
 /// A group begins when its first member [joins](Self::join), and ends when its last member
-/// [leaves](Self::leave) or begins to close. In between it may have a *feed*, a stream whose frames
-/// are sent to all members ([`fed_by`](Self::fed_by)). With a feed, a program is subscribed to a
-/// topic of another server only while one of its own clients wants it:
+/// [leaves](Self::leave) or begins to close. A group may have a *feed*: a stream whose frames are
+/// sent to all members ([`fed_by`](Self::fed_by)). With feeds, a program subscribes to a topic of
+/// another server only while one of its own clients wants that topic:
 ///
 /// ```
 /// use std::io;
@@ -44,7 +44,7 @@ use crate::pipeline::Peer;
 /// # async fn example(peer: Peer<Bytes>) -> Result<(), JoinError> {
 /// let topics = Groups::fed_by(subscribe, SlowPeer::CloseAfter(Duration::from_secs(5)));
 ///
-/// // In the service of each connection. From here on the peer misses nothing.
+/// // In the service of each connection. After this call the peer misses no frame.
 /// topics.join("news".to_owned(), &peer).await?;
 /// # Ok(())
 /// # }
@@ -54,8 +54,8 @@ use crate::pipeline::Peer;
 /// that one connection joins. Each member holds a clone of the key, so limit the length of keys
 /// that clients choose, or use a key whose clones share memory, such as `Bytes` or `Arc<str>`.
 ///
-/// As in a [`Registry`](super::Registry), a part of the groups is locked while a key is hashed,
-/// compared or cloned.
+/// A part of the groups is locked while a key is hashed, compared or cloned, so a `K` that calls
+/// the groups in its `Hash`, `Eq` or `Clone` can deadlock.
 #[doc(alias = "room")]
 #[doc(alias = "topic")]
 #[doc(alias = "ChannelGroup")]
@@ -64,24 +64,24 @@ pub struct Groups<K, T, M = Infallible> {
 }
 
 impl<K, T, M> Groups<K, T, M> {
-    /// Creates groups without a feed, for frames that are sent by [`broadcast`](Self::broadcast).
+    /// Creates groups without feeds. Use [`broadcast`](Self::broadcast) to send frames.
     pub fn new() -> Self {
         Self::with(None)
     }
 
-    /// Creates groups that have a feed each.
+    /// Creates groups that each have a feed.
     ///
-    /// `open` is called in a task for each new group, and returns a stream. The task runs on the
-    /// runtime of the first member that joins. If that runtime is shut down, the group ends. Each
-    /// frame of the stream is sent to all members, as by a [broadcast](super::broadcast) with
-    /// `slow`. The next frame is taken from the stream when that broadcast is done, so nothing is
-    /// queued in between, and with [`SlowPeer::Wait`] a slow member holds the stream back.
+    /// For each new group, `open` is called in a new task, and returns a stream. The task runs on
+    /// the runtime of the first member that joins. If that runtime is shut down, the group ends.
+    /// Each frame of the stream is sent to all members, as by a [broadcast](super::broadcast) with
+    /// `slow`. The next frame is taken from the stream only when that broadcast is done. So no
+    /// frames are queued in between, and with [`SlowPeer::Wait`] a slow member delays the stream.
     ///
-    /// The stream, or the future that opens it, is dropped when the group ends. A key that is
-    /// joined again is a new group with a new stream. Its members get nothing from the previous
-    /// stream, even if that is not dropped yet.
+    /// The stream, or the future that opens it, is dropped when the group ends. If the key is
+    /// joined again, it is a new group with a new stream. Its members get nothing from the previous
+    /// stream, even if that stream is not dropped yet.
     ///
-    /// A stream that ends, cannot be opened, or panics ends its group: all members leave it, and
+    /// If the stream ends, cannot be opened, or panics, its group ends: all members leave it, and
     /// their connections stay open. The last frame of the stream can tell them. To keep the
     /// members, continue the stream with [`pending`](futures_util::stream::pending).
     pub fn fed_by<F, S, E>(open: impl Fn(K) -> F + Send + Sync + 'static, slow: SlowPeer) -> Self
@@ -125,26 +125,26 @@ impl<K, T, M> Groups<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Makes a connection a member of a group, and waits until the group's feed is opened.
+    /// Makes a connection a member of a group, and waits until the group's feed is open.
     ///
-    /// The connection is a member from the first poll on, until it leaves, begins to close, or the
-    /// feed ends. If it is already closing, it does not become a member, which is no error. A
-    /// member that joins again only waits.
+    /// The connection becomes a member at the first poll. It stays one until it leaves, begins to
+    /// close, or the feed ends. If it is already closing, it does not become a member, and no error
+    /// is returned. If it is a member already, this only waits.
     ///
-    /// The wait has no deadline of its own; put one into the function that opens the feed.
+    /// The wait has no deadline of its own. Put a deadline into the function that opens the feed.
     ///
     /// # Errors
     ///
     /// Returns an error if the feed could not be opened, or if the last member left or began to
-    /// close before it was. The connection is no member then.
+    /// close before it was open. The connection is then not a member.
     ///
     /// # Panics
     ///
-    /// Panics if the groups have feeds, and the future is polled outside a tokio runtime.
+    /// Panics if the groups have feeds and the future is polled outside of a tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped after the first poll, the connection stays a member.
+    /// Dropping the future after the first poll only ends the wait: the connection stays a member.
     #[doc(alias = "subscribe")]
     pub async fn join(&self, key: K, peer: &Peer<T, M>) -> Result<(), JoinError>
     where
@@ -158,7 +158,7 @@ where
         }
     }
 
-    /// Inserts a connection. Returns the feed that is being opened, if there is one.
+    /// Inserts a connection. If the group has a feed, returns a value to wait for it with.
     fn enter(&self, key: K, peer: &Peer<T, M>) -> Option<Opening>
     where
         K: Clone + Send + 'static,
@@ -186,7 +186,7 @@ where
             }
         };
         if let Some(group) = shard.get_mut(&key) {
-            // A connection has another handle after an upgrade.
+            // After an upgrade, a connection has a new handle, so replace the old one.
             let open = group.open.take();
             let replaced = Arc::make_mut(&mut group.members).insert(id, entered);
             let opening = group.opening();
@@ -207,7 +207,8 @@ where
         let opening = group.opening();
         shard.insert(key, group);
         drop(shard);
-        // Sent after unlocking, because a runtime that is shut down drops the task at once.
+        // The task is started after unlocking, because a runtime that is shut down drops it at
+        // once.
         drop(task.map(|task| {
             start.send(Fed {
                 groups: Arc::downgrade(&self.inner),
@@ -220,7 +221,7 @@ where
 
     /// Makes a connection leave a group. Returns whether it was a member.
     ///
-    /// A broadcast that has begun may still reach it.
+    /// A broadcast that has begun may still send to the connection.
     #[doc(alias = "unsubscribe")]
     pub fn leave<Q>(&self, key: &Q, peer: &Peer<T, M>) -> bool
     where
@@ -256,7 +257,7 @@ where
 
     /// Returns the members of a group.
     ///
-    /// They are copied, and no lock is held while the caller uses them.
+    /// The members are copied, so no lock is held while the caller uses them.
     pub fn members<Q>(&self, key: &Q) -> Vec<Peer<T, M>>
     where
         K: Borrow<Q>,
@@ -272,10 +273,11 @@ where
     /// Sends a frame to all members of a group for which `whom` returns `true`, like
     /// [`Registry::broadcast`](super::Registry::broadcast).
     ///
-    /// Up to 64 frames for all members that are sent before a member's task runs are stored once
-    /// for all members, and wake each member once. Once a frame is encoded for a member, the member
-    /// has a copy of its own until its peer takes it. A group is locked while such frames are
-    /// cloned, so a `T` that sends to the same group in its `Clone` can deadlock.
+    /// Frames to all members that are sent in a burst, before a member's task runs, share memory:
+    /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
+    /// encoded for a member, that connection holds the encoded copy until its peer takes it. A
+    /// group is locked while such frames are cloned, so a `T` that sends to the same group in its
+    /// `Clone` can deadlock.
     ///
     /// # Cancel safety
     ///
@@ -364,8 +366,8 @@ where
 {
     /// Returns the keys of all groups.
     ///
-    /// They are copied one part of the groups at a time, and no lock is held while the caller uses
-    /// them. A group that begins or ends meanwhile may be included or not.
+    /// The keys are copied, one part of the groups at a time, so no lock is held while the caller
+    /// uses them. A group that begins or ends meanwhile may be included or not.
     pub fn keys(&self) -> impl Iterator<Item = K> + '_ {
         self.inner.groups.iter().flat_map(|shard| {
             let keys: Vec<_> = shard.keys().cloned().collect();

@@ -1,14 +1,14 @@
-//! Finds connections by a key of your own, such as a user, a member of a room, or a subscriber.
+//! Tables of connections by your own keys, such as users, members of a room, or subscribers.
 //!
-//! The server keeps a table of all its connections. A [`Registry`] holds some of them under the
-//! program's keys. The program inserts an entry, most often in the make-service or when the peer
-//! has logged in. The entry is removed when the connection begins to close, for whatever reason
-//! ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free while
-//! the last output is written. A registry made by [`until_end`](Registry::until_end) removes it at
-//! the end instead. No entry outlives its connection.
+//! The server has a table of all its connections. A [`Registry`] holds some of them under the
+//! program's keys. The program inserts an entry, usually in the make-service or when the peer has
+//! logged in. The registry removes the entry when the connection begins to close, for whatever
+//! reason ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free
+//! while the last output is written. A registry created by [`until_end`](Registry::until_end)
+//! removes it at the end instead. No entry outlives its connection.
 //!
 //! A program may have several registries, such as one of users and one of operators. For the rooms
-//! of a chat or the channels of publish and subscribe, there are [`Groups`].
+//! of a chat or the channels of publish and subscribe, use [`Groups`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -18,32 +18,21 @@
 //! use tower_tcp::registry::{Registry, SlowPeer};
 //! use tower_tcp::{BoxError, Peer, Pipeline};
 //!
-//! // Every line goes to all other connections, except those that do not keep up.
-//! let everybody = Registry::new();
-//! let slow = SlowPeer::CloseAfter(Duration::from_secs(5));
-//! let make = service_fn(move |peer: Peer<Bytes>| {
-//!     let everybody = everybody.clone();
-//!     async move {
-//!         let me = peer.info().id();
-//!         everybody.insert(me, &peer)?;
-//!         Ok::<_, BoxError>(service_fn(move |line: Bytes| {
-//!             let everybody = everybody.clone();
-//!             async move {
-//!                 everybody.broadcast(line, |id, _| *id != me, slow).await;
-//!                 Ok::<_, BoxError>(None::<Bytes>)
-//!             }
-//!         }))
-//!     }
-//! });
-//! let pipeline = Pipeline::new(Lines::default).make_service(make);
+//! // Sends every line to all other connections, except slow ones. let everybody = Registry::new();
+//! let slow = SlowPeer::CloseAfter(Duration::from_secs(5)); let make = service_fn(move |peer:
+//! Peer<Bytes>| { let everybody = everybody.clone(); async move { let me = peer.info().id();
+//! everybody.insert(me, &peer)?; Ok::<_, BoxError>(service_fn(move |line: Bytes| { let everybody =
+//! everybody.clone(); async move { everybody.broadcast(line, |id, _| *id != me, slow).await;
+//! Ok::<_, BoxError>(None::<Bytes>) } })) } }); let pipeline =
+//! Pipeline::new(Lines::default).make_service(make);
 //! # drop(pipeline);
 //! ```
 //!
 //! # A second login
 //!
 //! [`insert`](Registry::insert) rejects a key that another connection has.
-//! [`replace`](Registry::replace) takes the key over, and returns the connection that had it. When
-//! that connection closes, the new entry stays:
+//! [`replace`](Registry::replace) gives the key to the new connection, and returns the old one.
+//! When the old connection closes, the new entry stays:
 //!
 //! ```
 //! # use bytes::Bytes;
@@ -57,7 +46,7 @@
 //! ```
 //!
 //! A session that removes its own entry must use [`remove_peer`](Registry::remove_peer), because
-//! [`remove`](Registry::remove) would remove the entry of a login that has replaced it.
+//! [`remove`](Registry::remove) could remove the entry of a later login.
 
 mod broadcast;
 mod feed;
@@ -90,7 +79,7 @@ pub struct KeyTaken;
 ///
 /// `T` and `M` are the types of frames and messages of its [`Peer`]s. A part of the registry is
 /// locked while a key is hashed, compared or cloned, so a `K` that calls the registry in its
-/// `Hash`, `Eq` or `Clone` can deadlock. Its `Drop` runs without a lock.
+/// `Hash`, `Eq` or `Clone` can deadlock. The `Drop` of a key runs without a lock.
 #[doc(alias = "alias")]
 #[doc(alias = "session")]
 pub struct Registry<K, T, M = Infallible> {
@@ -99,21 +88,21 @@ pub struct Registry<K, T, M = Infallible> {
 
 struct Inner<K, T, M> {
     entries: Shards<K, Entered<T, M>>,
-    /// When the entries are removed.
+    /// The moment at which a connection's entries are removed.
     remove_at: Moment,
 }
 
 impl<K, T, M> Registry<K, T, M> {
-    /// Creates an empty registry, whose entries are removed when their connections begin to close.
+    /// Creates an empty registry. Entries are removed when their connections begin to close.
     pub fn new() -> Self {
         Self::removing_at(Moment::Closing)
     }
 
-    /// Creates an empty registry, whose entries are removed at the end of their connections, when
-    /// the stream is closed and the reason settled.
+    /// Creates an empty registry. Entries are removed at the end of their connections, when the
+    /// stream is closed and the reason is final.
     ///
-    /// So a key stays taken while the connection writes its last output and lingers. Use such a
-    /// registry if two connections must not have the same key even then.
+    /// So a connection keeps its key while it writes its last output and lingers. Use such a
+    /// registry if no other connection may have the key during that time.
     pub fn until_end() -> Self {
         Self::removing_at(Moment::End)
     }
@@ -144,10 +133,10 @@ where
 {
     /// Inserts a connection under a key that no other connection has.
     ///
-    /// The entry is removed when the connection begins to close, or at its end if the registry is
-    /// made by [`until_end`](Self::until_end). If that moment is already past, the connection is
-    /// not inserted, which is no error. One connection may have several keys, in one registry or in
-    /// many. Inserting a connection again under its own key changes nothing.
+    /// The entry is removed when the connection begins to close, or at its end if the registry was
+    /// created by [`until_end`](Self::until_end). If that moment is already past, nothing is
+    /// inserted, and no error is returned. One connection may have several keys, in one registry or
+    /// in many. Inserting a connection again under its own key changes nothing.
     ///
     /// # Errors
     ///
@@ -160,7 +149,7 @@ where
         T: Send + 'static,
         M: Send + 'static,
     {
-        // Declared before the lock, so dropped after it.
+        // Declared before the lock guard, so dropped after unlocking.
         let own_key = key.clone();
         let mut shard = self.inner.entries.of(&key);
         match shard.get(&key) {
@@ -180,7 +169,7 @@ where
     /// Inserts a connection under a key, and returns the connection that had the key before.
     ///
     /// The key is never free in between. The returned connection stays open, and its end does not
-    /// remove the new entry. Close it if only one connection may have the key.
+    /// remove the new entry. Close that connection if a user may have only one.
     ///
     /// Returns `None` and changes nothing if `peer` is already closing, or already has the key.
     #[doc(alias = "takeover")]
@@ -191,7 +180,7 @@ where
         T: Send + 'static,
         M: Send + 'static,
     {
-        // Declared before the lock, so dropped after it.
+        // Declared before the lock guard, so dropped after unlocking.
         let own_key = key.clone();
         let mut shard = self.inner.entries.of(&key);
         if shard.get(&key).is_some_and(|has| has.peer.is_same(peer)) {
@@ -199,7 +188,8 @@ where
         }
         let replaced = match self.entered(own_key, peer) {
             Ok(entered) => {
-                // Removed first, because an insert would keep the old key and drop the new one.
+                // The old entry is removed first, because an insert alone would keep the old key
+                // and drop the new one.
                 let replaced = shard.remove_entry(&key);
                 shard.insert(key, entered);
                 drop(shard);
@@ -215,29 +205,29 @@ where
         Some(replaced.into_peer())
     }
 
-    /// Creates an entry that its connection removes.
+    /// Creates an entry, and registers the callback of its connection that removes it.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
         T: Send + 'static,
         M: Send + 'static,
     {
-        // The registry may be dropped before the connection.
+        // A weak reference, because the registry may be dropped before the connection.
         let shared = Arc::downgrade(&self.inner);
         let id = peer.info().id();
         let remove = move || {
             let registry = Self {
                 inner: Weak::upgrade(&shared)?,
             };
-            // Only if the key is still this connection's: `replace` or `remove` may have taken the
-            // entry while this callback was about to run.
+            // Remove the entry only if it still belongs to this connection. `replace` or `remove`
+            // may have taken it while this callback was about to run.
             registry.remove_if(&key, |entered| entered.peer.info().id() == id)
         };
         Entered::new(peer, self.inner.remove_at, move || drop(remove()))
     }
 
-    /// Removes the entry of a key, and returns its connection, which stays open. A broadcast that
-    /// has begun may still reach it.
+    /// Removes the entry of a key, and returns its connection. The connection stays open. A
+    /// broadcast that has begun may still send to it.
     pub fn remove<Q>(&self, key: &Q) -> Option<Peer<T, M>>
     where
         K: Borrow<Q>,
@@ -249,7 +239,7 @@ where
 
     /// Removes the entry of a key if it belongs to this connection. Returns whether it did.
     ///
-    /// Use it where a session removes its own entry, because another connection may have
+    /// Use this method where a session removes its own entry, because another connection may have
     /// [replaced](Self::replace) it.
     pub fn remove_peer<Q>(&self, key: &Q, peer: &Peer<T, M>) -> bool
     where
@@ -260,7 +250,7 @@ where
         removed.map(|(_key, it)| it.into_peer()).is_some()
     }
 
-    /// Removes an entry, and returns it with its key, which the caller drops without the lock.
+    /// Removes an entry, and returns it with its key. The caller drops both after unlocking.
     fn remove_if<Q>(
         &self,
         key: &Q,
@@ -308,8 +298,8 @@ where
 {
     /// Returns all entries.
     ///
-    /// They are copied one part of the registry at a time, and no lock is held while the caller
-    /// uses them. A connection that is inserted or removed meanwhile may be included or not.
+    /// The entries are copied, one part of the registry at a time, so no lock is held while the
+    /// caller uses them. A connection that is inserted or removed meanwhile may be included or not.
     pub fn iter(&self) -> impl Iterator<Item = (K, Peer<T, M>)> + '_ {
         self.inner.entries.iter().flat_map(|shard| {
             let entries: Vec<_> = shard

@@ -1,4 +1,4 @@
-//! The locked parts of a table of keys, and the entries of connections in it.
+//! A table of keys in parts that are locked separately, and its entries.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -8,11 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::connection::{HookId, Moment};
 use crate::pipeline::{Peer, TooLate};
 
-/// The number of locks over which the entries are spread, so that 15,000 connections that begin and
-/// end seldom wait for one lock.
+/// The number of parts, each with its own lock. With this number, 15,000 connections that begin and
+/// end seldom wait for a lock.
 const SHARDS: usize = 16;
 
-/// A map in parts, each with a lock of its own.
+/// A map in parts, each with its own lock.
 pub(super) struct Shards<K, V> {
     shards: [Mutex<HashMap<K, V>>; SHARDS],
     hasher: RandomState,
@@ -28,7 +28,7 @@ impl<K, V> Shards<K, V> {
         }
     }
 
-    /// Locks one part after the other.
+    /// Iterates over the parts, and locks each in turn.
     pub(super) fn iter(&self) -> impl Iterator<Item = Shard<'_, K, V>> {
         self.shards.iter().map(lock)
     }
@@ -41,21 +41,22 @@ impl<K, V> Shards<K, V> {
         self.iter().all(|shard| shard.is_empty())
     }
 
-    /// Locks the part of a key.
+    /// Locks the part to which a key belongs.
     pub(super) fn of<Q>(&self, key: &Q) -> Shard<'_, K, V>
     where
         K: Borrow<Q>,
         Q: Hash + ?Sized,
     {
-        // The high bits, because the low ones choose the bucket within the shard's map.
+        // The high bits choose the part, because the low bits choose the bucket within the part's
+        // map.
         let shard = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
         lock(&self.shards[shard])
     }
 }
 
 fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
-    // The user's `Hash`, `Eq` and `Clone` run under the lock. If one panics, the map is still
-    // whole.
+    // The user's `Hash`, `Eq` and `Clone` run under the lock. If one of them panics, the map is
+    // still intact.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -75,8 +76,9 @@ impl<T, M> Clone for Entered<T, M> {
 }
 
 impl<T, M> Entered<T, M> {
-    /// Creates an entry that its connection removes. If that moment is already past, returns the
-    /// callback, which the caller drops after unlocking, because it contains the key.
+    /// Creates an entry, and registers the callback that removes it. If the moment for that is
+    /// already past, returns the callback. The caller drops it after unlocking, because it contains
+    /// the key.
     pub(super) fn new(
         peer: &Peer<T, M>,
         remove_at: Moment,
@@ -89,8 +91,8 @@ impl<T, M> Entered<T, M> {
         })
     }
 
-    /// Returns the connection, which no longer removes the entry. Called without a lock, because
-    /// the callback contains the key.
+    /// Returns the connection, and cancels the callback that removes the entry. Call this without
+    /// holding a lock, because the callback, which is dropped here, contains the key.
     pub(super) fn into_peer(self) -> Peer<T, M> {
         self.peer.forget(self.removal);
         self.peer

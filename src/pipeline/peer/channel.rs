@@ -34,8 +34,8 @@ pub(super) struct Channel<T, M> {
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// The number of permits of items that were taken, but whose permits are not returned yet. They
-    /// are returned only while the output is below its mark.
+    /// The number of permits to return later: those of items that were taken, and those that were
+    /// withdrawn at the high mark. They are returned only while the output is below its mark.
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
