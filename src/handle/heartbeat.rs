@@ -1,10 +1,10 @@
-//! A sign of life of the server's loop.
+//! Heartbeats, which show that the server's loop still runs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Handle, ServerState};
 
-/// The heartbeats that were asked for, and the number of them that the loop has answered.
+/// The number of heartbeats that were requested, and the number that the loop has answered.
 #[derive(Default)]
 pub(super) struct Heartbeat {
     asked: AtomicU64,
@@ -12,20 +12,20 @@ pub(super) struct Heartbeat {
 }
 
 impl Handle {
-    /// Waits until the server's accept loop takes a turn, which it begins at once unless it is
-    /// stuck. Returns `false` if the server has ended instead.
+    /// Waits until the server's accept loop runs once. It does so at once, unless it is stuck.
+    /// Returns `false` if the server has ended instead.
     ///
-    /// A loop that waits takes turns, too: at the limit, during a pause, for a layer that is not
-    /// ready, and during a drain. A loop is stuck if the connection stack, a layer around it, an
+    /// The loop also runs while it waits: at the limit, during a pause, for a layer that is not
+    /// ready, and during a drain. It is stuck if the connection stack, a layer around it, an
     /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks its thread, or
-    /// if its runtime has no thread left to run it. It takes no turn before the future of
+    /// if no thread of its runtime is free. It does not run before the future of
     /// [`serve`](crate::Server::serve) is polled.
     ///
     /// [`health::is_live`](crate::health::is_live) adds a deadline.
     ///
     /// # Cancel safety
     ///
-    /// A later call waits for a turn of its own.
+    /// Dropping the future has no effect on other calls.
     pub fn heartbeat(&self) -> impl Future<Output = bool> + Send + use<> {
         let handle = self.clone();
         async move {
@@ -43,7 +43,7 @@ impl Handle {
 }
 
 impl ServerState {
-    /// Answers the heartbeats that were asked for. Only the server's loop calls this.
+    /// Answers the requested heartbeats. Only the server's loop calls this.
     pub(super) fn answer_heartbeats(&self) {
         let asked = self.heartbeat.asked.load(Ordering::SeqCst);
         if asked != self.heartbeat.answered.load(Ordering::Relaxed) {

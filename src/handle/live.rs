@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::connection::{Address, ConnectionId, ConnectionPhase, Life, Moment};
 use crate::end::{End, EndReason};
 
-/// A view of an open connection, which does not keep the connection open. Returned by
+/// A view of an open connection. It does not keep the connection open. Returned by
 /// [`Handle::connections`](super::Handle::connections).
 #[derive(Clone)]
 pub struct LiveConnection {
@@ -30,7 +30,7 @@ impl LiveConnection {
         self.life.origin.client_addr()
     }
 
-    /// Returns the fact of type `F`, if a hook has added one, as
+    /// Returns the fact of type `F`, if one was added, as
     /// [`ConnectionInfo::get`](crate::ConnectionInfo::get) does.
     pub fn get<F: Any + Send + Sync>(&self) -> Option<&F> {
         self.life.origin.facts.get()
@@ -68,14 +68,14 @@ impl LiveConnection {
         self.life.bytes_written()
     }
 
-    /// Returns the amount of written output that the peer has not taken, as
+    /// Returns the number of bytes that were written but that the peer has not taken, as
     /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) does.
     pub fn unacknowledged(&self) -> Option<u64> {
         self.life.probe.sent().map(|sent| sent.left)
     }
 
-    /// Closes the connection gracefully, as a drain does: requests in progress are answered. A raw
-    /// service learns of it from [`Connection::draining`](crate::Connection::draining).
+    /// Closes the connection gracefully, as a drain does: requests in progress are answered. For a
+    /// raw service, [`Connection::draining`](crate::Connection::draining) completes.
     pub fn close(&self) {
         self.life.leave();
     }
@@ -90,17 +90,17 @@ impl LiveConnection {
     ///
     /// # Cancel safety
     ///
-    /// The end is kept, so a later call returns it.
+    /// Dropping the future loses nothing: a later call returns the same end.
     pub async fn closed(&self) -> End {
         self.life.reached(Moment::End).await
     }
 
-    /// Waits until closing begins, and returns the end as far as it is known, as
+    /// Waits until closing begins, and returns the provisional end, as
     /// [`ConnectionInfo::closing`](crate::ConnectionInfo::closing) does.
     ///
     /// # Cancel safety
     ///
-    /// Once closing has begun, each later call completes at once.
+    /// Dropping the future loses nothing: once closing has begun, a later call completes at once.
     pub async fn closing(&self) -> End {
         self.life.reached(Moment::Closing).await
     }

@@ -1,4 +1,4 @@
-//! The counters of a server, and the values that a scrape collects from its table.
+//! The counters of a server, and the values that are collected from its table of connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,7 +56,8 @@ impl Counts {
 }
 
 impl Table {
-    /// Adds the totals of the open connections, and returns the number of them in each phase.
+    /// Adds the totals of the open connections to `totals`. Returns the number of open connections
+    /// in each phase.
     fn tally(&self, totals: &mut Totals) -> [usize; ConnectionPhase::ALL.len()] {
         let mut phases = [0; ConnectionPhase::ALL.len()];
         for shard in &self.shards {
@@ -73,17 +74,19 @@ impl Table {
 }
 
 impl Handle {
-    /// Updates the metrics that are read from the server's table: see
-    /// [`observe`](crate::observe#metrics). Call it before each scrape, or every few seconds where
+    /// Updates the metrics that are read from the server's table of connections (see
+    /// [`observe`](crate::observe#metrics)). Call this before each scrape, or every few seconds if
     /// metrics are pushed.
     ///
-    /// It reads the counters of each open connection, which takes about 150 ns, and blocks none of
-    /// them. On Linux it also reads the length of the accept queue, from `/proc/net`.
+    /// It reads the counters of each open connection. That takes about 150 ns for each, and does
+    /// not block the connections. On Linux it also reads the length of the accept queue from
+    /// `/proc/net`.
     pub fn collect_metrics(&self) {
         let server = &*self.0;
         let mut phases = Default::default();
         let moved = server.counts.news(|| {
-            // Closed connections first, so that one that closes meanwhile is not counted twice.
+            // The totals of closed connections are read first, so that a connection that closes
+            // meanwhile is not counted twice.
             let mut totals = server.counts.ended();
             phases = server.table.tally(&mut totals);
             totals

@@ -30,7 +30,8 @@ pub use phase::ServerPhase;
 pub(crate) use plan::{Plan, earliest};
 use table::{Entry, Table};
 
-/// Controls a server from outside: pauses it, changes its limit, shuts it down. Cheap to clone.
+/// A handle to a server. It pauses the server, changes its limit, lists its connections, and shuts
+/// it down. Cheap to clone.
 #[derive(Clone)]
 #[doc(alias = "ServerHandle")]
 #[doc(alias = "GracefulShutdown")]
@@ -48,15 +49,15 @@ pub(crate) struct ServerState {
     watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
-    /// Connections that ended since the drain began.
+    /// The number of connections that have ended since the drain began.
     left: AtomicUsize,
-    /// The connections counted in `left` that a deadline of their own ended.
+    /// The number of connections in `left` that ended at one of their own deadlines.
     timed_out: AtomicUsize,
-    /// Connections that the server has aborted.
+    /// The number of connections that the server has aborted.
     cut_off: AtomicUsize,
     #[cfg(feature = "metrics")]
     counts: metrics::Counts,
-    /// Wakes the server's loop when something here changes.
+    /// The waker of the server's loop, to wake when this state changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
     /// Wakes the tasks that wait for a phase or a heartbeat.
@@ -100,9 +101,9 @@ impl Handle {
         &self.0.addresses
     }
 
-    /// Returns the listening sockets, to hand them on to another process. Empty once the server no
-    /// longer listens, and for a [`Listener`](crate::bind::Listener) of your own that does not
-    /// return its sockets.
+    /// Returns the listening sockets, to pass them to another process. There are none if the server
+    /// no longer listens, or if its [`Listener`](crate::bind::Listener) does not return its
+    /// sockets.
     pub fn listening_sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
         self.0.sockets()
     }
@@ -117,7 +118,7 @@ impl Handle {
         &self.0.limit
     }
 
-    /// Returns the number of open connections: accepted, and not yet ended.
+    /// Returns the number of open connections: those that were accepted and have not ended.
     pub fn live(&self) -> usize {
         self.0.live()
     }
@@ -125,7 +126,7 @@ impl Handle {
     /// Returns the open connections, with their address, age, phase and counters.
     ///
     /// The table is read in parts, so a connection that begins or ends meanwhile may be included or
-    /// not. No request waits for it. To find connections by your own keys, use a
+    /// not. No request is delayed. To find connections by your own keys, use a
     /// [`Registry`](crate::registry::Registry).
     pub fn connections(&self) -> impl Iterator<Item = LiveConnection> + '_ {
         self.0.table.all().map(|life| LiveConnection { life })
@@ -139,37 +140,36 @@ impl Handle {
         })
     }
 
-    /// Pauses accepting. The server keeps listening, so clients wait in the backlog, and a check
-    /// that only connects does not notice it (see [`balancers`](crate::balancers)).
+    /// Pauses accepting. The server keeps listening, so clients wait in the backlog. A health check
+    /// that only connects does not notice a pause (see [`balancers`](crate::balancers)).
     ///
     /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
     /// server is paused.
     ///
-    /// One more client is accepted if, when the pause begins, it waits for a layer around
-    /// connections to become ready, such as a stock `ConcurrencyLimit` at its limit. Such a layer
-    /// may be given a permit during the pause. Only a connection gives this permit back, and other
-    /// servers may wait for it. A client that waits for the server's own limit
-    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)) is not accepted, even if several
-    /// servers share that limit.
+    /// In one case, one more client is accepted: if the server is waiting for a layer of the
+    /// connection stack to become ready when the pause begins, such as tower's `ConcurrencyLimit`
+    /// at its limit. The layer may get a permit during the pause that other servers wait for, and
+    /// only a connection gives it back. This does not apply to the server's own limit
+    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), even if several servers share it.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
     }
 
-    /// Stops listening, so clients are refused, and even a check that only connects notices it.
-    /// Open connections are not affected.
+    /// Stops listening, so clients are refused, and even a health check that only connects notices
+    /// it. Open connections are not affected.
     ///
-    /// The clients in the backlog are accepted first, as far as the limit allows without waiting,
-    /// because for them the connection is established. Then the listening sockets are closed, and
-    /// the paths of Unix sockets removed. A socket that a supervisor keeps stays open, so its
-    /// clients wait as in a [pause](Self::pause), and so do those of a
-    /// [`Listener`](crate::bind::Listener) of your own that has no
+    /// First the clients in the backlog are accepted, as far as the limit allows without waiting,
+    /// because their connections are already established. Then the listening sockets are closed,
+    /// and the paths of Unix sockets removed. A socket that a supervisor keeps open is not closed,
+    /// so its clients wait as in a [pause](Self::pause). The same is true for a custom
+    /// [`Listener`](crate::bind::Listener) that does not implement
     /// [`suspend`](crate::bind::Listener::suspend).
     ///
-    /// [`resume`](Self::resume) listens at the same addresses again, also at a port that the system
-    /// chose. Until then, another program can take the addresses, and a stock limit that several
-    /// servers share may reserve a permit for this one. A pause has neither effect. A suspended
-    /// server that is shut down does not listen again.
+    /// [`resume`](Self::resume) listens at the same addresses again, including a port that the
+    /// system chose. Until then, another program can take the addresses. Also, if several servers
+    /// share a limit of tower, it may reserve a permit for this server meanwhile. A pause has
+    /// neither effect. A suspended server that is shut down does not listen again.
     pub fn suspend(&self) {
         self.0.suspended.store(true, Ordering::Release);
         self.0.server.wake();
@@ -178,8 +178,8 @@ impl Handle {
     /// Resumes accepting after [`pause`](Self::pause), and listening after
     /// [`suspend`](Self::suspend).
     ///
-    /// If a server cannot listen at its addresses again, for example because another program does,
-    /// the error goes to the accept-error policy
+    /// If the server cannot listen at its addresses again, for example because another program
+    /// does, the accept-error policy decides about the error
     /// ([`ServerBuilder::on_accept_error`](crate::ServerBuilder::on_accept_error)). By default, the
     /// server logs the event `accept.stalled` and tries again, at least once a second.
     pub fn resume(&self) {
@@ -198,7 +198,8 @@ impl Handle {
         self.0.is_paused()
     }
 
-    /// Returns the server's phase. A readiness check learns of a shutdown from it.
+    /// Returns the server's phase. A readiness check should report a server as not ready once it
+    /// has left the phase [`Serving`](ServerPhase::Serving).
     pub fn phase(&self) -> ServerPhase {
         match self.0.reported() {
             Some(_report) => ServerPhase::Ended,
@@ -210,7 +211,7 @@ impl Handle {
     ///
     /// # Cancel safety
     ///
-    /// A phase never returns to an earlier one, so a later call does not miss it.
+    /// Dropping the future loses nothing: phases only advance, so a later call does not miss one.
     pub fn reached(&self, phase: ServerPhase) -> impl Future<Output = ServerPhase> + Send + use<> {
         let handle = self.clone();
         async move {
@@ -219,14 +220,14 @@ impl Handle {
         }
     }
 
-    /// Begins the lame-duck phase: nothing changes for connections, but [`phase`](Self::phase)
-    /// shows that the server will shut down. (Only with
-    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener), new
-    /// connections are refused.) The phase lasts until a shutdown begins, and at least
-    /// for [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
+    /// Begins the lame-duck phase: the server serves as before, but [`phase`](Self::phase) shows
+    /// that it will shut down. New connections are refused only with
+    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener). The phase
+    /// lasts until a shutdown begins, and at least for
+    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
     ///
     /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server
-    /// out of rotation first, and to decide on the shutdown later.
+    /// out of a load balancer's rotation now and shut it down later.
     pub fn lame_duck(&self) {
         self.0.lock_plan().begin_lame_duck();
         self.0.advance(Phase::LameDuck);
@@ -234,22 +235,22 @@ impl Handle {
 
     /// Begins a graceful shutdown. A second call does nothing.
     ///
-    /// A shutdown has two phases. In the first, whose length is
+    /// A shutdown has two phases. In the lame-duck phase, whose length is
     /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) (default: zero), the server
-    /// still accepts and serves as before. (With
-    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener), it closes
-    /// the listener first.) Then it drains: connections finish their requests in progress and
-    /// close. Connections in the backlog are still accepted, as far as the limit allows; then the
-    /// listener closes. Connections that are still open at the deadline (default: 30 s, see
-    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
+    /// accepts and serves as before; only with
+    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) does it close
+    /// the listener first. Then the server drains: connections finish their requests in progress
+    /// and close. Connections in the backlog are still accepted, as far as the limit allows; then
+    /// the listener closes. Connections that are still open at the deadline are aborted (default:
+    /// 30 s, see [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)).
     #[doc(alias = "graceful_shutdown")]
     #[doc(alias = "stop")]
     pub fn shutdown(&self) {
         self.0.shutdown(None);
     }
 
-    /// Begins a graceful shutdown with its own deadline. During a shutdown, the deadline can only
-    /// be brought forward.
+    /// Begins a graceful shutdown with another deadline. If a shutdown is in progress, its deadline
+    /// can only become earlier.
     pub fn shutdown_within(&self, deadline: Duration) {
         self.0.shutdown(Some(deadline));
     }
@@ -260,8 +261,8 @@ impl Handle {
         self.0.drain();
     }
 
-    /// Aborts all connections and ends the server. [`signal::install`](crate::signal::install) does
-    /// this at a second signal.
+    /// Aborts all connections and ends the server, as a second signal does after
+    /// [`signal::install`](crate::signal::install).
     pub fn abort(&self) {
         self.0.advance(Phase::Aborting);
     }
@@ -270,7 +271,7 @@ impl Handle {
     ///
     /// # Cancel safety
     ///
-    /// The report is kept, so a later call returns it.
+    /// Dropping the future loses nothing: a later call returns the same report.
     pub async fn closed(&self) -> Report {
         self.0.advanced_until(|| self.0.reported()).await
     }
@@ -312,7 +313,7 @@ impl ServerState {
         *self.lock_plan()
     }
 
-    /// Begins a shutdown, or brings its deadline forward.
+    /// Begins a shutdown, or makes the deadline of the current one earlier.
     pub(crate) fn shutdown(&self, deadline: Option<Duration>) {
         let drains = self.lock_plan().begin_shutdown(deadline);
         let phase = if drains {
@@ -326,7 +327,7 @@ impl ServerState {
         }
     }
 
-    /// Returns whether a shutdown has begun, which a lame-duck phase by itself is not.
+    /// Returns whether a shutdown has begun. A lame-duck phase alone is not a shutdown.
     #[cfg(any(feature = "handover", feature = "systemd"))]
     pub(crate) fn is_shutting_down(&self) -> bool {
         self.plan().begun.is_some() || self.phase() >= Phase::Draining
@@ -351,7 +352,7 @@ impl ServerState {
         *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
     }
 
-    /// Waits until `look` returns `Some`. It is called again for each new phase, and when a
+    /// Waits until `look` returns `Some`. `look` is called again for each new phase, and when a
     /// shutdown begins.
     pub(crate) async fn advanced_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
         loop {
@@ -387,8 +388,8 @@ impl ServerState {
         self.answer_heartbeats();
     }
 
-    /// Waits, in the server's loop, until `holds` returns `true`. It is called again whenever the
-    /// server's state changes.
+    /// Waits, in the server's loop, until `holds` returns `true`. `holds` is called again whenever
+    /// the server's state changes.
     pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
         std::future::poll_fn(|cx| {
             self.register_server(cx.waker());
@@ -401,19 +402,20 @@ impl ServerState {
         .await;
     }
 
-    /// Enters a connection in the table.
+    /// Adds a connection to the table.
     pub(crate) fn enter(&self, life: &Arc<Life>) {
         #[cfg(feature = "metrics")]
         self.count_accept();
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
         self.table.shard(id).insert(Entry(Arc::clone(life)));
-        // Runs after the insert, so that either the caller of `advance` sees the connection, or
-        // this sees the phase.
+        // The phase is read after the insert. So if a phase begins right now, either `advance`
+        // finds the connection in the table, or this call finds the new phase.
         self.tell(life, self.phase());
     }
 
-    /// Removes a connection from the table, after its stream was dropped and as its task ends.
+    /// Removes a connection from the table. Called after its stream was dropped, at the end of its
+    /// task.
     pub(crate) fn leave(&self, life: &Life) {
         let id = life.origin.id;
         let was_in = self.table.shard(id).remove(&id);
@@ -422,8 +424,8 @@ impl ServerState {
             self.count_end(life);
             if self.phase() >= Phase::Draining {
                 self.left.fetch_add(1, Ordering::AcqRel);
-                // An aborted connection counts as aborted, even if it was about to end for another
-                // reason.
+                // A connection that was aborted counts as aborted, even if it was about to end for
+                // another reason.
                 let reason = life.end().map(|end| end.reason());
                 let is_aborted = life.signals.is_raised(Signal::Abort);
                 let timed_out = reason.is_some_and(|reason| {
@@ -431,8 +433,9 @@ impl ServerState {
                 });
                 self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
             }
-            // Sequentially consistent with `watch_ends` and `live`: one of the two sides sees the
-            // other.
+            // This is sequentially consistent with `watch_ends` and `live`, so that the loop cannot
+            // miss the last end: either it sees the new count, or this code sees that the loop
+            // watches.
             self.table.live.fetch_sub(1, Ordering::SeqCst);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
@@ -440,8 +443,9 @@ impl ServerState {
         }
     }
 
-    /// Sets whether the end of a connection wakes the server's loop, which waits for a file
-    /// descriptor or for the last connection to end. Check [`live`](Self::live) after this call.
+    /// Sets whether the end of a connection wakes the server's loop. The loop needs that while it
+    /// waits for a free file descriptor, or for the last connection to end. Check
+    /// [`live`](Self::live) after this call.
     pub(crate) fn watch_ends(&self, watched: bool) {
         self.watched.store(watched, Ordering::SeqCst);
     }
@@ -457,7 +461,7 @@ impl ServerState {
     }
 
     fn abort(&self, life: &Life, reason: EndReason) {
-        // A connection whose end is settled is not aborted, although it may still be in the table.
+        // A connection whose end is final may still be in the table. It is not aborted.
         if life.end().is_none() && life.abort(reason) {
             self.cut_off.fetch_add(1, Ordering::AcqRel);
         }
@@ -468,9 +472,9 @@ impl ServerState {
         self.table.all().for_each(|life| self.abort(&life, reason));
     }
 
-    /// Returns the result of the shutdown. It is computed once; a later call returns the first
-    /// report. The numbers come from the connections themselves, because some have ended before the
-    /// loop looks.
+    /// Returns the result of the shutdown. It is computed once, and later calls return the same
+    /// report. Each connection updates the numbers at its end, because some end before the loop
+    /// runs again.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

@@ -1,14 +1,14 @@
-/// The phase of a server, returned by [`Handle::phase`](super::Handle::phase). It only advances.
+/// The phase of a server, returned by [`Handle::phase`](super::Handle::phase). Phases only advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ServerPhase {
     /// The server accepts connections and serves them.
     Serving,
-    /// The server accepts and serves as before, and will drain soon. A readiness check should now
-    /// tell load balancers to send no more connections.
+    /// The server still accepts and serves, but will drain soon. A readiness check should now tell
+    /// load balancers to send no more connections.
     LameDuck,
-    /// Connections are asked to close. Those in the backlog are still accepted, then the listener
-    /// closes.
+    /// Connections finish their requests in progress and close. Those in the backlog are still
+    /// accepted, then the listener closes.
     Draining,
     /// The server has ended.
     Ended,
@@ -32,14 +32,14 @@ impl std::fmt::Display for ServerPhase {
     }
 }
 
-/// The phase of the server's loop, which does not include the end of the server.
+/// The phase of the server's loop. It has no phase for the end of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
     Serving,
     LameDuck,
     Draining,
-    /// Connections are aborted.
+    /// The server aborts its connections.
     Aborting,
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times of a shutdown: the durations set in the builder, and the moments, each set once it is
+/// The times of a shutdown: the durations set in the builder, and moments, each set once it is
 /// known. `Handle::shutdown_within` replaces the deadline.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
@@ -14,8 +14,8 @@ pub(crate) struct Plan {
     lame_duck_begun: Option<Instant>,
     /// The beginning of the shutdown.
     pub(crate) begun: Option<Instant>,
-    /// The end of the lame-duck phase. `None` before the shutdown begins, or if it lies beyond the
-    /// clock's range.
+    /// The end of the lame-duck phase. `None` before the shutdown begins, or if the end is beyond
+    /// the clock's range.
     pub(crate) drain_at: Option<Instant>,
     /// The time at which open connections are aborted. `None` in the same cases as `drain_at`.
     pub(crate) abort_at: Option<Instant>,
@@ -46,8 +46,8 @@ impl Plan {
         self.lame_duck_begun.get_or_insert_with(Instant::now);
     }
 
-    /// Begins the shutdown, or brings its deadline forward. The deadline counts from the end of the
-    /// lame-duck phase, also if a drain ends that phase early. Returns whether that phase is over.
+    /// Begins the shutdown, or makes its deadline earlier. The deadline counts from the end of the
+    /// lame-duck phase, even if a drain ends that phase early. Returns whether that phase is over.
     pub(super) fn begin_shutdown(&mut self, deadline: Option<Duration>) -> bool {
         let now = Instant::now();
         if self.begun.is_some() {

@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::connection::{ConnectionId, Life};
 
-/// The open connections. The table is sharded, so that many connections that begin and end at once
-/// do not wait for one lock.
+/// The table of open connections. It is sharded, so that many connections that begin and end at
+/// once do not wait for one lock.
 #[derive(Default)]
 pub(super) struct Table {
     pub(super) shards: [Mutex<HashSet<Entry>>; 16],
     pub(super) live: AtomicUsize,
 }
 
-/// A connection, identified by its number.
+/// An entry of the table: a connection, identified by its number.
 pub(super) struct Entry(pub(super) Arc<Life>);
 
 impl Borrow<ConnectionId> for Entry {
@@ -49,8 +49,8 @@ impl Table {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the open connections, copied shard by shard. A signal may wake code that takes the
-    /// lock again, so callers raise signals only without the lock.
+    /// Returns the open connections, copied shard by shard. So callers hold no lock while they
+    /// raise signals, which may wake code that takes the lock again.
     pub(super) fn all(&self) -> impl Iterator<Item = Arc<Life>> + '_ {
         self.shards.iter().flat_map(|shard| {
             let lives: Vec<_> = shard

@@ -17,16 +17,16 @@ use crate::handle::{Phase, ServerState};
 use crate::observe::denied;
 use crate::signals::poll_looked;
 
-/// The maximum number of connections accepted in one turn of the loop's task.
+/// The maximum number of connections accepted before the loop's task yields.
 const TURN: usize = 16;
 
-/// The maximum number of connections accepted from the backlog before the listener is closed: the
-/// size of the default backlog. Clients that connect meanwhile must not delay the end.
+/// The maximum number of connections accepted from the backlog before the listener is closed. It is
+/// the length of the default backlog, so that clients that connect meanwhile do not delay the end.
 const BACKLOG: usize = 1024;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
-/// The user's code that the loop calls to decide.
+/// The user's functions that decide about errors and addresses.
 pub(super) struct Door {
     pub(super) policy: AcceptErrorPolicy,
     pub(super) filters: Vec<AddressFilter>,
@@ -46,10 +46,10 @@ pub(super) struct AcceptLoop<'a, L, S> {
     panicked: Option<Panicked>,
 }
 
-/// The condition at which the loop returns.
+/// The condition under which the loop returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
-    /// The server has left this phase, or is suspended.
+    /// The server is no longer in this phase, or is suspended.
     PhaseEnds(Phase),
     /// No connection can be accepted without waiting, or this many were accepted.
     Empty(usize),
@@ -80,7 +80,7 @@ where
         }
     }
 
-    /// Accepts connections until the phase ends, except while the server is suspended.
+    /// Accepts connections until the phase ends. Suspends and resumes the listener when requested.
     pub(super) async fn run(&mut self, phase: Phase) -> Result<(), Error> {
         let server = Arc::clone(&self.server);
         loop {
@@ -143,10 +143,10 @@ where
             Until::Empty(_) if self.server.phase() == Phase::Aborting => {
                 return Poll::Ready(Ok(Step::Over));
             }
-            // The last accepts ignore a pause: for the clients in the backlog, the connection is
-            // already established. A stack that is not ready may be in a queue, such as that of a
-            // limit which other servers share. Only a call takes it out of the queue, so the pause
-            // begins after that call.
+            // Only `PhaseEnds` respects a pause. With `Empty` the clients in the backlog are
+            // accepted, because their connections are already established. A stack that has
+            // returned `Pending` may be in a queue, such as that of a limit that other servers
+            // share. Only a call removes it from the queue, so the pause begins after that call.
             Until::PhaseEnds(_) if self.server.is_paused() && !self.stack.is_queued() => {
                 return Poll::Pending;
             }
@@ -161,8 +161,8 @@ where
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Step<L::Io>>, Error> {
         loop {
-            // A connection that ended has released a descriptor, so an accept that lacked one may
-            // succeed.
+            // A connection that has ended has released its descriptor, so an accept that failed for
+            // lack of one may now succeed.
             let live = self.server.live();
             if live < self.live && self.stall.is_waiting() {
                 self.stall.hurry();
@@ -202,14 +202,14 @@ where
             }
         }
         let place = self.workers.place().ok_or(Failure::NoWorker)?;
-        // A stream belongs to the runtime on which it is created.
+        // A stream belongs to the runtime in whose context it is created.
         let accepted = {
             let _entered = place.runtime.enter();
             let mut admits = |peer: &Address| {
                 match caught(|| self.door.verdict(peer)) {
                     Ok(Verdict::Allow) => {}
                     Ok(Verdict::Deny) => {
-                        // All that is left of the connection.
+                        // A denied connection leaves only this count and this event.
                         #[cfg(feature = "metrics")]
                         self.server.count_denied();
                         denied(peer);
@@ -222,8 +222,8 @@ where
             self.listener.poll_accept_if(cx, &mut admits)
         };
         if !matches!(accepted, Poll::Ready(Ok(Some(_)))) {
-            // It was denied, or another process has accepted first. Do not keep the permit for the
-            // next one.
+            // The connection was denied, or another process has accepted it. Do not hold the permit
+            // until the next connection.
             self.stack.give_back();
         }
         accepted
@@ -235,7 +235,7 @@ where
     }
 
     fn failed(&mut self, err: io::Error) -> Result<(), Error> {
-        // The user's policy may panic, like all user code. The default policy decides then.
+        // If the user's policy panics, the default policy decides.
         let action = caught(|| (self.door.policy)(&err));
         let action = match action.unwrap_or_else(|_panicked| classify(&err)) {
             AcceptErrorAction::Retry if self.stall.retry() => AcceptErrorAction::BackOff,
@@ -267,7 +267,7 @@ where
         Ok(())
     }
 
-    /// Creates a connection and calls the stack with it. The future runs in a task of its own.
+    /// Creates a connection and calls the stack with it. The future runs in a new task.
     fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
         self.workers.took(&place);
         let Incoming {
@@ -279,19 +279,20 @@ where
         let Seat {
             runtime, counted, ..
         } = place;
-        // Timers and tasks that the call creates belong to the current runtime as well.
+        // Timers and tasks that the call creates belong to the current runtime, too.
         let _entered = runtime.enter();
         let conn = Connection::new(io, peer_addr, local_addr, probe);
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
         if let Some(panicked) = self.panicked.take() {
             drop(conn);
-            // The stack is ready, unless it was the stack that panicked, and is not called.
+            // The stack is not called, so return the permit that it may have reserved.
             self.stack.give_back();
             leaving.settle(Outcome::Panicked(panicked));
             return;
         }
         match caught(|| self.stack.call(conn)) {
-            // The task is in the server's table and ends by the signals of its connection.
+            // The handle of the task is not needed: the server's table contains the connection, and
+            // its signals end the task.
             Ok(service) => drop(runtime.spawn(Task::new(service, leaving, counted))),
             Err(panicked) => leaving.settle(Outcome::Panicked(panicked)),
         }
@@ -315,7 +316,7 @@ enum Step<Io> {
     Accepted(Incoming<Io>, Seat),
     /// A connection from a denied address was accepted, counted and closed.
     Denied,
-    /// The loop returns.
+    /// The loop must return.
     Over,
 }
 

@@ -19,11 +19,11 @@ use crate::handle::{Handle, Plan};
 /// | option | default | why |
 /// | --- | --- | --- |
 /// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
-/// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | Kubernetes' grace period |
+/// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | the default grace period of Kubernetes |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
-/// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | a closed listener refuses what a balancer still sends |
-/// | [`address_filter`](Self::address_filter) | none | |
-/// | [`workers`](Self::workers) | zero | the runtime spreads tasks, which suits most programs |
+/// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | a closed listener refuses connections that a balancer still sends |
+/// | [`address_filter`](Self::address_filter) | none | only the program knows unwelcome addresses |
+/// | [`workers`](Self::workers) | zero | a multi-thread runtime suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
 pub struct ServerBuilder {
@@ -53,9 +53,9 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Sets the server's name, which [`Handle::name`] returns. The server's metrics have it as the
-    /// attribute `server.name`, and the names of its threads ([`workers`](Self::workers)) begin
-    /// with it.
+    /// Sets the server's name, which [`Handle::name`] returns. It is the attribute `server.name` of
+    /// the server's metrics, and the prefix of the names of its threads
+    /// ([`workers`](Self::workers)).
     ///
     /// Default: none.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
@@ -75,7 +75,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets the options of the sockets. Default: see [`SocketOptions`].
+    /// Sets the options of the sockets. [`SocketOptions`] states the default of each.
     #[doc(alias = "backlog")]
     #[doc(alias = "keepalive")]
     #[doc(alias = "nodelay")]
@@ -86,11 +86,11 @@ impl ServerBuilder {
 
     /// Sets the limit of open connections. Keep a clone to change it later.
     ///
-    /// Default: 10,000. Why: it bounds the memory of connections. When reached: the server stops
+    /// Default: 10,000. Why: to bound the memory of connections. When reached: the server stops
     /// accepting, and clients wait in the backlog.
     ///
-    /// A process needs at least as many file descriptors, and up to twice as many for HTTP/1. Many
-    /// systems allow 1,024 unless configured otherwise.
+    /// The process needs at least one file descriptor for each connection, and up to two with
+    /// HTTP/1. Many systems allow only 1,024 unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]
@@ -99,24 +99,26 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets the time that a shutdown waits for connections to finish.
+    /// Sets how long a shutdown waits for connections to finish. The time starts at the end of the
+    /// [`lame_duck`](Self::lame_duck) phase.
     ///
-    /// Default: 30 s. Why: Kubernetes kills a process after that time. When reached: the remaining
-    /// connections are aborted.
-    ///
-    /// The time starts at the end of the [`lame_duck`](Self::lame_duck) time.
+    /// Default: 30 s. Why: by default, Kubernetes kills a process after that time. When reached:
+    /// the remaining connections are aborted.
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
         self.plan.deadline(deadline);
         self
     }
 
-    /// Sets how long a shutdown waits before it drains connections. Until then the server serves as
-    /// before, and [`Handle::phase`] is [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness
-    /// check can tell load balancers to send no more connections.
+    /// Sets how long a shutdown waits before it drains connections: the length of the lame-duck
+    /// phase. During this phase the server serves as before, and [`Handle::phase`] is
+    /// [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness check can tell load balancers to
+    /// send no more connections.
     ///
-    /// Default: zero. Why: only a load balancer that polls needs it. Set it longer than the
-    /// balancer takes to notice, which is the interval of its checks times the number of failed
-    /// checks that it waits for. When reached: connections drain, and the listener closes. The page
+    /// Default: zero. Why: only a load balancer that polls needs the phase. When reached:
+    /// connections drain, and the listener closes.
+    ///
+    /// Choose a longer time than the balancer needs to notice the phase: the interval of its checks
+    /// times the number of failed checks that it waits for. The page
     /// [`balancers`](crate::balancers) shows which checks notice it.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
@@ -127,27 +129,32 @@ impl ServerBuilder {
     /// at its end. Open connections are served as before for the whole phase, and so are those that
     /// wait in the backlog when it begins, as far as the limit allows.
     ///
-    /// Default: the listener stays open. Why: a balancer sends connections until it has noticed the
-    /// phase, and all of them are refused if the listener is closed. Close it for a balancer whose
-    /// checks only connect, such as an AWS NLB with TCP checks, a `tcpSocket` probe, or HAProxy's
-    /// plain `check`: only a refused connection tells them. It should try another server when a
-    /// connection is refused, as HAProxy does with `option redispatch`, and nginx by default.
+    /// Default: off. Why: a balancer sends connections until it has noticed the phase, and a closed
+    /// listener refuses them.
     ///
-    /// The listener also stays open if a supervisor such as systemd keeps one of its sockets, where
-    /// no connection would be refused, but each would wait for the next process.
+    /// Use this for a balancer whose checks only connect, such as an AWS NLB with TCP checks, a
+    /// `tcpSocket` probe, or HAProxy's plain `check`. Such a check fails only if the connection is
+    /// refused. The balancer should try another server when a connection is refused, as HAProxy
+    /// does with `option redispatch`, and nginx by default.
+    ///
+    /// This setting has no effect if a supervisor such as systemd keeps one of the sockets open,
+    /// because connections to that socket would not be refused, but would wait for the next
+    /// process.
     pub fn lame_duck_closes_listener(mut self) -> Self {
         self.plan.closes_listener = true;
         self
     }
 
-    /// Adds a filter of socket addresses, such as a list or bans. If there are several, each must
-    /// allow the address.
+    /// Adds a filter of peer addresses, such as a list or bans. If there are several filters, each
+    /// must allow the address.
     ///
-    /// Default: none. When it denies an address: the connection is reset in the accept loop, before
-    /// a task is spent on it. It is counted in the metrics, with
-    /// [`EndReason::Denied`](crate::EndReason::Denied), and logged at trace level only
-    /// (`connection.denied`). Behind a proxy, the address is the proxy's; there use the filter as a
-    /// pre-connect hook.
+    /// Default: none. Why: only the program knows unwelcome addresses. When a filter denies an
+    /// address: the accept loop resets the connection, without starting a task for it. It is
+    /// counted in the metrics with [`EndReason::Denied`](crate::EndReason::Denied), and logged only
+    /// at trace level (`connection.denied`).
+    ///
+    /// Behind a proxy, the peer's address is that of the proxy. Use the filter as a pre-connect
+    /// hook there.
     #[doc(alias = "allow_hosts")]
     #[doc(alias = "ban")]
     pub fn address_filter(mut self, filter: impl Into<AddressFilter>) -> Self {
@@ -155,8 +162,9 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets the policy for failed accepts. Default: [`classify`](crate::accept::classify), which a
-    /// policy can call.
+    /// Sets the policy for failed accepts.
+    ///
+    /// Default: [`classify`](crate::accept::classify). Another policy can call it.
     pub fn on_accept_error(
         mut self,
         policy: impl Fn(&io::Error) -> AcceptErrorAction + Send + Sync + 'static,
@@ -167,28 +175,30 @@ impl ServerBuilder {
 
     /// Runs the connections on this many threads, each with a current-thread runtime.
     ///
-    /// Default: zero, which runs them on the runtime that [`serve`](Server::serve) is awaited on.
+    /// Default: zero; connections run on the runtime on which [`serve`](Server::serve) is awaited.
+    /// Why: a multi-thread runtime suits most programs.
     ///
     /// There is still one accept loop, with one stack and an exact limit, so the stack need not be
-    /// `Clone`. The loop passes each connection to the thread with the fewest connections, in turn
-    /// among equals. The connection stays there with its stream, its timers, its task, and
-    /// everything that its services spawn.
+    /// `Clone`. The loop passes each connection to the thread with the fewest connections. The
+    /// stream, the timers and the task of a connection stay on its thread, and so do all tasks that
+    /// its services spawn.
     ///
-    /// Workers pay off for long connections with many small requests, of some microseconds each,
-    /// because no request wakes another thread or moves to one. A multi-thread runtime, which
-    /// spreads *tasks*, is better in these cases:
+    /// Workers are an advantage for long connections with many small requests, of some microseconds
+    /// each, because no request wakes another thread or moves to one. A multi-thread runtime, which
+    /// distributes *tasks*, is better in these cases:
     ///
     /// - A request computes for a long time.
     /// - A few connections do most of the work. Connections on one thread wait for each other, even
     ///   if other threads are idle.
-    /// - A connection has only a request or two. Passing it to a thread costs some microseconds.
+    /// - A connection has only one or two requests. Passing a connection to a thread costs some
+    ///   microseconds.
     ///
     /// Use as many threads as there are cores ([`std::thread::available_parallelism`]); the accept
-    /// loop needs none for itself. On these threads `tokio::task::block_in_place` panics.
+    /// loop needs no thread of its own. On these threads `tokio::task::block_in_place` panics.
     ///
     /// The threads are named after the server (`echo-0`, `echo-1`). They start and end with the
-    /// server, and tasks that still run on them at the end are dropped. The server waits for a
-    /// blocked thread for at most 1 s.
+    /// server. Tasks that still run on them at the end are dropped. The server waits at most 1 s
+    /// for a blocked thread.
     #[doc(alias = "worker_threads")]
     #[doc(alias = "reuse_port")]
     pub fn workers(mut self, threads: usize) -> Self {
@@ -197,14 +207,15 @@ impl ServerBuilder {
     }
 
     /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own
-    /// threads. Use it for threads that are pinned to cores, or shared by several servers. An empty
-    /// list means the runtime that [`serve`](Server::serve) is awaited on.
+    /// threads. Use it for threads that are pinned to cores, or shared by several servers.
     ///
-    /// Each runtime needs I/O and time enabled; if one lacks them, tokio panics when the first
-    /// connection arrives. Each must be running as long as the server does: a current-thread
-    /// runtime runs only while a thread blocks on it. If a runtime is shut down, its connections
-    /// are aborted and it gets no more. If all are shut down, the server ends with
-    /// [`Error::Workers`] at the next connection.
+    /// Default: an empty list; connections run on the runtime on which [`serve`](Server::serve) is
+    /// awaited.
+    ///
+    /// Each runtime must have I/O and time enabled, or tokio panics when the first connection
+    /// arrives. Each must run as long as the server does; a current-thread runtime runs only while
+    /// a thread blocks on it. If a runtime is shut down, its connections are aborted and it gets no
+    /// more. If all are shut down, the server ends with [`Error::Workers`] at the next connection.
     ///
     /// ```
     /// use tokio::runtime::Builder;
@@ -226,7 +237,8 @@ impl ServerBuilder {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Bind`], which names the address at fault. No address is left bound then.
+    /// Returns [`Error::Bind`], which names the address that could not be bound. No address is left
+    /// bound.
     ///
     /// # Panics
     ///
@@ -248,7 +260,7 @@ impl ServerBuilder {
     ///
     /// # Panics
     ///
-    /// Panics for a listener of tokio, if called outside a tokio runtime with I/O enabled.
+    /// With a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
     pub fn build<I: IntoListener>(self, listener: I) -> Server<I::Listener> {
         let listener = listener.into_listener();
         let sockets = listener.listening_sockets();

@@ -29,8 +29,8 @@ use crate::signals::Signal;
 
 /// A connection in the server's table.
 ///
-/// Dropping this settles the end and removes the connection from the table. It is the last step of
-/// a connection, however it ends.
+/// Dropping this value makes the end final and removes the connection from the table. That is the
+/// last step of a connection, however it ends.
 pub(super) struct Leaving {
     life: Arc<Life>,
     server: Arc<ServerState>,
@@ -49,7 +49,7 @@ impl Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        // Does nothing if the end is settled. Otherwise the task was dropped, because its runtime
+        // Does nothing if the end is final. If it is not, the task was dropped because its runtime
         // shuts down.
         self.settle(Outcome::Dropped);
         self.server.leave(&self.life);
@@ -65,11 +65,11 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the reason to propose, which holds if no service has proposed another one.
+    /// Returns the end to propose. It applies if no service has proposed another one.
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),
-            // Services of this crate return the end as they report it.
+            // Services of this crate fail with the end itself.
             Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
                 Ok(ended) => *ended,
                 Err(err) => ConnectionEnded::new(EndReason::of_stack(&*err), err),
@@ -83,7 +83,8 @@ impl Outcome {
 /// The task of one connection.
 #[pin_project]
 pub(super) struct Task<F> {
-    // Dropped in this order: the stream and the permit, then the entry in the table.
+    // Fields are dropped in this order: the stream and the permit first, then the entry in the
+    // table.
     #[pin]
     service: Option<F>,
     leaving: Leaving,
@@ -114,7 +115,8 @@ where
         let mut this = self.project();
         let signals = &this.leaving.life.signals;
         if !std::mem::replace(this.registered, true) {
-            // Once is enough: the waker of a spawned task stays valid for the task's whole life.
+            // Setting the waker once is enough, because a spawned task has the same waker all its
+            // life.
             signals.wake_task_with(cx.waker());
         }
         let outcome = if signals.is_raised(Signal::Abort) {
@@ -123,7 +125,7 @@ where
             let Some(service) = this.service.as_mut().as_pin_mut() else {
                 return Poll::Ready(());
             };
-            // `Response` is user code, and so is its `Drop`.
+            // The response is dropped in here, too, because its `Drop` is user code.
             match caught(|| service.poll(cx).map_ok(drop)) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(()))) => Outcome::Done,

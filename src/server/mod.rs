@@ -30,7 +30,7 @@ use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
 
-/// The time that aborted connections have to end. A connection ends in its next turn, unless it
+/// The time that aborted connections have to end. Each ends when its task runs next, unless it
 /// blocks its thread.
 const GONE: Duration = Duration::from_secs(1);
 
@@ -41,7 +41,7 @@ pub struct Server<L = Sockets> {
     policy: AcceptErrorPolicy,
     filters: Vec<AddressFilter>,
     runtimes: Runtimes,
-    // Last, so that waiters learn of the end only after the listener is closed.
+    // The last field, so that tasks that wait for the end wake only after the listener is closed.
     end: CutOff,
 }
 
@@ -65,7 +65,7 @@ impl Server {
         Self::builder().listen(endpoint).bind().await
     }
 
-    /// Creates a builder, for several addresses, a name, or other options.
+    /// Creates a builder for a server with several addresses, a name, or other options.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
@@ -77,7 +77,7 @@ impl<L: Listener> Server<L> {
     ///
     /// # Panics
     ///
-    /// Panics for a listener of tokio, if called outside a tokio runtime with I/O enabled.
+    /// With a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
     #[doc(alias = "from_tcp")]
     pub fn from_listener<I>(listener: I) -> Self
     where
@@ -86,8 +86,8 @@ impl<L: Listener> Server<L> {
         Server::builder().build(listener)
     }
 
-    /// Returns a handle, which controls the running server. It stays valid after the server's end,
-    /// so that [`Handle::closed`] can return the report.
+    /// Returns a handle, which controls the running server. It is still valid after the server's
+    /// end, so that [`Handle::closed`] can return the report.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
@@ -95,10 +95,10 @@ impl<L: Listener> Server<L> {
     /// Serves connections with `stack`, a service that is called with each [`Connection`] and whose
     /// future runs as long as the connection.
     ///
-    /// The loop accepts when `stack` is ready. It calls `stack` itself, so a call must not block.
-    /// Each returned future runs in a task of its own. Its response is ignored. Use
-    /// [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers) lists what
-    /// each of tower's layers does here.
+    /// The accept loop accepts only when `stack` is ready. It calls `stack` itself, so a call must
+    /// not block. Each returned future runs in a new task. Its response is ignored. Use
+    /// [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers) describes
+    /// the effect of each of tower's layers here.
     ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end
@@ -124,7 +124,8 @@ impl<L> fmt::Debug for Server<L> {
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The future of [`Server::serve`]. Resolves to a [`Report`] after a shutdown, or to an [`Error`].
+/// The future of [`Server::serve`]. It resolves to a [`Report`] after a shutdown, or to an
+/// [`Error`].
 ///
 /// # Cancel safety
 ///
@@ -168,8 +169,8 @@ impl Future for Serve {
     }
 }
 
-/// Aborts all connections and reports the shutdown, if the server or its future is dropped before
-/// its end.
+/// A guard that aborts all connections and reports the shutdown if the server or its future is
+/// dropped before the end.
 struct CutOff(Arc<ServerState>);
 
 impl Drop for CutOff {
@@ -184,7 +185,8 @@ where
     L: Listener,
     S: ConnectionService<L::Io>,
 {
-    // Created first and so dropped last: connections are aborted before their runtime stops.
+    // Created first and so dropped last, so that connections are aborted before their runtimes
+    // stop.
     let mut workers = Workers::start(server.runtimes, server.handle.name())
         .await
         .map_err(Error::Workers)?;
@@ -204,7 +206,7 @@ where
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // The process that this one was to replace goes on accepting.
+            // The process that this one should replace continues to accept from these sockets.
             shared.sockets().for_each(|socket| socket.leave());
         }
     }
@@ -212,7 +214,8 @@ where
 
     let mut served = accepting.run(Phase::Serving).await;
     let mut accepting = Some(accepting);
-    // A kept socket cannot be closed. Its clients would wait for the next process.
+    // If a supervisor keeps a socket open, closing it here would not refuse clients. They would
+    // wait for the next process.
     let closes = shared.plan().closes_listener && !shared.sockets().any(|socket| socket.is_kept());
     if served.is_ok() && closes {
         served = close_listener(&shared, &mut accepting).await;
@@ -228,14 +231,14 @@ where
             }
         });
         let over = pin!(lame_duck_over(&shared));
-        // Either the time is over, or accepting failed. Both end the lame-duck phase.
+        // The lame-duck phase ends when its time is over, or when accepting fails.
         served = match select(over, lame_duck).await {
             Either::Left(((), _)) => Ok(()),
             Either::Right((served, _)) => served,
         };
     }
 
-    // From here on the server ends, either by a shutdown or by an error.
+    // From here on the server ends, after a shutdown or an error.
     shared.drain();
     let begun = shared.plan().begun.unwrap_or_else(Instant::now);
     if served.is_ok() {
@@ -252,7 +255,7 @@ where
         };
         shared.cut_off(reason);
         let gone = shared.until(|| shared.live() == 0);
-        // A connection that blocks its thread is left behind, and counted as aborted.
+        // The server does not wait for a connection that blocks its thread. It counts as aborted.
         let _left_behind = timeout(GONE, gone).await;
     }
     workers.stop().await;
@@ -260,8 +263,9 @@ where
     served.map(|()| report)
 }
 
-/// Accepts the connections in the backlog and closes the listener. Connections in the backlog of a
-/// socket that stays open are left to the next process, which can serve them for longer.
+/// Accepts the connections in the backlog and closes the listener. If a socket stays open for
+/// another process, its backlog is left to that process, which can serve those connections for
+/// longer.
 async fn close_listener<L, S>(
     shared: &ServerState,
     accepting: &mut Option<AcceptLoop<'_, L, S>>,
@@ -277,8 +281,8 @@ where
     }
 }
 
-/// Waits until the lame-duck phase is over, or until the shutdown's deadline, which
-/// `shutdown_within` may bring forward.
+/// Waits until the lame-duck phase is over, or until the shutdown's deadline. `shutdown_within` may
+/// make the deadline earlier meanwhile.
 async fn lame_duck_over(state: &ServerState) {
     loop {
         let ends = |plan: Plan| earliest(plan.drain_at, plan.abort_at);
@@ -301,7 +305,7 @@ async fn all_drained(state: &ServerState) -> bool {
     loop {
         let abort_at = state.plan().abort_at;
         let changed = state.until(|| {
-            // `shutdown_within` may bring the deadline forward meanwhile.
+            // `shutdown_within` may make the deadline earlier meanwhile.
             state.live() == 0
                 || state.phase() == Phase::Aborting
                 || state.plan().abort_at != abort_at

@@ -1,7 +1,8 @@
-//! Chooses the runtime of each connection: the server's, or one of several with a thread each.
+//! Chooses the runtime of each connection: the server's own runtime, or one of several worker
+//! runtimes.
 //!
-//! The runtime is chosen before the connection is accepted. So its stream, timers and task all
-//! belong to that runtime, and none of them moves to another one later.
+//! The runtime is chosen before the connection is accepted. So the connection's stream, timers and
+//! task belong to the same runtime, and never move to another one.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,27 +15,28 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The time that the threads have to end. They have no work left; a blocked thread is left behind.
+/// The time that the threads have to end. They have no work left. The server does not wait longer
+/// for a blocked thread.
 const STOPPED: Duration = Duration::from_secs(1);
 
 /// The runtimes for connections, as set in the builder.
 #[derive(Clone, Debug)]
 pub(super) enum Runtimes {
-    /// This many threads, started by the server. Zero means the server's own runtime.
+    /// This many threads, started by the server. Zero means the runtime that runs the server.
     Own(usize),
     /// Runtimes of the user.
     Given(Vec<Handle>),
 }
 
-/// The runtimes over which connections are spread.
+/// The runtimes to which connections are distributed.
 pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// Keeps the entry of the server's own runtime valid, if that is the only runtime. Dropped with
-    /// the server's future.
+    /// Keeps the entry of the runtime that runs the server valid, if that is the only one. Dropped
+    /// with the server's future.
     _serving: Arc<()>,
-    // Dropping it ends the threads.
+    // Dropping this guard stops the threads.
     stop: DropGuard,
     /// Closes when the last thread has ended.
     running: mpsc::Receiver<Infallible>,
@@ -42,15 +44,15 @@ pub(super) struct Workers {
 
 struct Worker {
     runtime: Handle,
-    /// Held once by the runtime itself, and by each connection on it. When the runtime is shut
-    /// down, nothing holds it any more.
+    /// The runtime itself holds one strong reference, and each connection on it another one. So
+    /// their number shows how busy the runtime is, and is zero once the runtime is shut down.
     places: Weak<()>,
 }
 
 /// The place of one connection on a runtime.
 pub(super) struct Seat {
     pub(super) runtime: Handle,
-    /// Held as long as the connection runs.
+    /// Held while the connection runs, to count it on its runtime.
     pub(super) counted: Arc<()>,
     index: usize,
 }
@@ -92,8 +94,8 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Returns a seat on the runtime with the fewest connections, in turn among equals. `None` if
-    /// all runtimes were shut down.
+    /// Returns a seat on the runtime with the fewest connections. Among equals, runtimes take
+    /// turns. Returns `None` if all runtimes were shut down.
     pub(super) fn place(&self) -> Option<Seat> {
         let count = self.all.len();
         let in_turn = (self.next..count).chain(0..self.next);
@@ -107,7 +109,8 @@ impl Workers {
         })
     }
 
-    /// Records that a connection took this seat, so that among equals the next runtime is chosen.
+    /// Records that a connection took this seat, so that the next search begins at the next
+    /// runtime.
     pub(super) fn took(&mut self, place: &Seat) {
         self.next = (place.index + 1) % self.all.len();
     }
@@ -125,7 +128,7 @@ impl Workers {
 }
 
 impl Worker {
-    /// Starts a thread with a runtime of its own, which runs until `stop` is cancelled.
+    /// Starts a thread with its own runtime, which runs until `stop` is cancelled.
     async fn start(
         name: String,
         stop: CancellationToken,
@@ -133,14 +136,15 @@ impl Worker {
     ) -> io::Result<Self> {
         let (started, starting) = oneshot::channel();
         let run = move || {
-            // Held to the end of the thread, a panic included.
+            // Held to the end of the thread, even if it panics.
             let _running = running;
             let counted = Arc::new(());
             let places = Arc::downgrade(&counted);
-            // Created and dropped here, because a thread that runs another runtime may do neither.
+            // The runtime is created and dropped on this thread, because a thread that runs another
+            // runtime may do neither.
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
-                // The error is received, unless the server was dropped.
+                // If the send fails, the server was dropped, and nobody needs the error.
                 Err(err) => return drop(started.send(Err(err))),
             };
             let worker = Self {
@@ -151,14 +155,15 @@ impl Worker {
                 runtime.block_on(stop.cancelled());
             }
         };
-        // The end of the thread is seen on the channel that it holds, because joining it would
-        // block.
+        // The thread is not joined, because that would block. Its end closes the channel that it
+        // holds.
         let _thread = thread::Builder::new().name(name).spawn(run)?;
         let ended = |_gone| io::Error::other("its thread ended");
         starting.await.map_err(ended)?
     }
 
-    /// Registers a runtime of the user, and notices when it is shut down.
+    /// Registers a runtime of the user. A task on it holds the reference that shows that it is not
+    /// shut down.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
         let places = Arc::downgrade(&counted);
