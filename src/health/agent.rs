@@ -12,36 +12,37 @@ use crate::connection::Connection;
 use crate::error::BoxError;
 use crate::handle::Handle;
 
-/// The time for one answer. HAProxy reads an answer at once and closes.
+/// The maximum time for one answer. HAProxy reads it at once and closes.
 const TIME: Duration = Duration::from_secs(5);
 
 /// Answers HAProxy's [`agent-check`], as a connection service for an admin listener.
 ///
-/// HAProxy connects at an interval and reads one line of words. Its other checks see only whether
-/// a server is up; the agent's words also stop new connections while open ones go on.
+/// HAProxy connects at an interval and reads one line of words. Its other checks can only report
+/// that a server is up or down. An agent's answer can also stop new connections while open ones
+/// continue.
 ///
 /// | the server is | answer | HAProxy |
 /// | --- | --- | --- |
 /// | ready | `up ready` | sends connections |
 /// | at its limit | `up drain` | sends no new connections, except those of [persistent] clients |
-/// | lame duck | `up drain` | the same |
+/// | lame duck | `up drain` | as at the limit |
 /// | paused, suspended | `up maint` | sends no connections, and pauses its other checks |
-/// | draining, ended | `stopped # draining`, `stopped # ended` | shows the server as down; open connections go on |
+/// | draining, ended | `stopped # draining`, `stopped # ended` | marks the server as down; open connections continue |
 ///
-/// Each answer of a server that has not begun to drain begins with `up`, and only a ready server
-/// answers `ready`. So a new process that answers in the place of an old one brings the server
-/// back, whatever the old one has answered. HAProxy keeps the last answer while nothing answers.
+/// Until a server drains, its answers begin with `up`, and only a ready server answers `ready`. So
+/// when a new process replaces an old one, its answers bring the server back, whatever the old
+/// process has answered. HAProxy keeps the last answer while the agent does not answer.
 ///
 /// ```text
 /// backend lines
 ///     server a 10.0.0.9:7000 check agent-check agent-port 7001 agent-inter 1s weight 100
 /// ```
 ///
-/// - **`check` as well.** HAProxy does not take a missing agent for a failure. Only `check` notices
-///   a machine that is gone.
-/// - **The operator's own drain.** `ready` also ends the state `DRAIN` or `MAINT` that an operator
-///   has set on HAProxy's command line. To keep such a state, first enter `disable agent lines/a`
-///   there.
+/// - **Use `check`, too.** To HAProxy, an agent that does not answer is not a failure. Only `check`
+///   notices that a machine is gone.
+/// - **Drains by an operator.** The answer `ready` also ends the state `DRAIN` or `MAINT` that an
+///   operator has set on HAProxy's command line. To keep such a state, first enter `disable agent
+///   lines/a` there.
 ///
 /// [`agent-check`]: https://docs.haproxy.org/2.6/configuration.html#5.2-agent-check
 /// [persistent]: https://docs.haproxy.org/2.6/configuration.html#4-cookie
@@ -52,7 +53,7 @@ pub struct AgentCheck {
 }
 
 impl AgentCheck {
-    /// Answers for the server of this handle.
+    /// Creates the service for the server of this handle.
     pub fn new(handle: Handle) -> Self {
         Self {
             handle,
@@ -63,9 +64,9 @@ impl AgentCheck {
     /// Adds the [free part of the limit](Health::free_percent) in percent to the answer of a ready
     /// server, as in `up ready 75%`. HAProxy multiplies the server's weight by it.
     ///
-    /// Default: off. Why: HAProxy's default weight is 1, and any percentage of it below 100 is
+    /// Default: off. Why: HAProxy's default weight is 1, and any percentage below 100 of it is
     /// rounded down to 0, so the first connection would take the server out of rotation. Set
-    /// `weight 100` on the server's line before you turn this on.
+    /// `weight 100` in HAProxy's `server` line before you turn this on.
     #[must_use]
     pub fn weight_by_load(mut self) -> Self {
         self.weighs = true;

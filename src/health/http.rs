@@ -14,25 +14,22 @@ use crate::handle::Handle;
 /// | path | `200` | `503` |
 /// | --- | --- | --- |
 /// | `/ready` | the server is [ready](super::Readiness::Ready) | it is at its limit, paused, suspended, lame duck, draining or ended |
-/// | `/live` | the accept loop takes turns, as [`is_live`] says | it is stuck, or the server has ended |
+/// | `/live` | the accept loop runs ([`is_live`]) | it is stuck, or the server has ended |
 ///
-/// The body is the line of [`Health`], such as `lame_duck: phase lame_duck, 12 connections, limit
-/// 10000 with 12 in use`.
+/// The body is one line, the `Display` output of [`Health`], such as `lame_duck: phase lame_duck,
+/// 12 connections, limit 10000 with 12 in use`.
 ///
-/// It is a service of requests. Serve it with [`Http`](crate::http::Http) on an admin listener, or
-/// add it to a router: in axum, `.route_service("/ready", checks)` or `.nest_service("/health",
-/// checks)`.
+/// `HealthChecks` is a service of HTTP requests. Serve it with [`Http`](crate::http::Http) on an
+/// admin listener, or add it to a router: in axum, `.route_service("/ready", checks)` or
+/// `.nest_service("/health", checks)`.
 ///
 /// ```no_run
 /// use tower_tcp::{Error, Handle, Server, health::HealthChecks, http::Http};
 ///
-/// /// Answers until the server has ended, so also while it drains.
-/// async fn admin(server: Handle) -> Result<(), Error> {
-///     let admin = Server::bind("0.0.0.0:7001").await?;
-///     let checks = Http::new(HealthChecks::new(server.clone()));
-///     let ended = async move { drop(server.closed().await) };
-///     admin.serve(checks).with_graceful_shutdown(ended).await?;
-///     Ok(())
+/// /// Answers until the server has ended, even while it drains. async fn admin(server: Handle) ->
+/// Result<(), Error> { let admin = Server::bind("0.0.0.0:7001").await?; let checks =
+/// Http::new(HealthChecks::new(server.clone())); let ended = async move {
+/// drop(server.closed().await) }; admin.serve(checks).with_graceful_shutdown(ended).await?; Ok(())
 /// }
 /// # let _ = admin;
 /// ```
@@ -42,7 +39,7 @@ pub struct HealthChecks {
 }
 
 impl HealthChecks {
-    /// Answers for the server of this handle.
+    /// Creates the service for the server of this handle.
     pub fn new(handle: Handle) -> Self {
         Self { handle }
     }

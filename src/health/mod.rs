@@ -1,18 +1,18 @@
-//! Answers the checks of load balancers, Kubernetes and systemd: is the server alive, and is it
-//! ready for more connections?
+//! Answers the health checks of load balancers, Kubernetes and systemd: is the server alive, and is
+//! it ready for more connections?
 //!
-//! | asked by | answered by |
+//! | checks | answered by |
 //! | --- | --- |
-//! | HTTP checks: Kubernetes, HAProxy, AWS | `HealthChecks`, a service of HTTP requests (feature `http`) |
+//! | HTTP checks of Kubernetes, HAProxy, AWS | `HealthChecks`, a service of HTTP requests (feature `http`) |
 //! | HAProxy's `agent-check` | [`AgentCheck`], a connection service |
-//! | a router or protocol of your own | [`Health`] and [`is_live`] |
-//! | systemd | `signal::systemd` (feature `systemd`) |
+//! | checks by your own protocol, or in your own HTTP router | your code, with [`Health`] and [`is_live`] |
+//! | the watchdog of systemd | `signal::systemd` (feature `systemd`) |
 //!
-//! Serve the checks on a listener of their own, the *admin listener*. A check on the server's own
-//! port waits in the backlog when the server is paused or at its limit, and finds the listener
-//! closed during a drain. The admin listener has a limit and a shutdown of its own, so it answers
-//! until the server has ended. The page [`balancers`](crate::balancers) has a table of which check
-//! sees which state.
+//! Serve the checks on a separate listener, the *admin listener*. On the server's own port, a check
+//! would wait in the backlog while the server is paused or at its limit, and would be refused
+//! during a drain. The admin listener belongs to another server, with its own limit and shutdown,
+//! so it answers until the main server has ended. The page [`balancers`](crate::balancers) shows
+//! which check notices which state.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -39,13 +39,13 @@
 //! # Ready and live
 //!
 //! *Ready* means that a new connection would be accepted now, and that the server will not shut
-//! down soon. A server that is not ready gets no new connections. [`Readiness`] lists the reasons.
-//! A lack of file descriptors is not among them, because it shows only when a client connects. A
-//! server that gets no new connections could not find out that it is ready again. Watch for the
-//! event `accept.stalled` instead.
+//! down soon. Balancers should send no new connections to a server that is not ready. [`Readiness`]
+//! lists the reasons. A lack of file descriptors is not one of them, because a server notices it
+//! only when a client connects, so without new connections it could not notice the end of the lack
+//! either. Watch for the event `accept.stalled` instead.
 //!
-//! *Live* means that the accept loop is polled and does not block ([`Handle::heartbeat`]). Restart
-//! a process that is not live. A server that is paused, at its limit or draining is live: a restart
+//! *Live* means that the accept loop runs and is not blocked ([`Handle::heartbeat`]). Restart a
+//! process that is not live. A server that is paused, at its limit or draining is live: a restart
 //! would only lose its connections.
 
 mod agent;
@@ -64,21 +64,22 @@ pub use agent::AgentCheck;
 pub use http::HealthChecks;
 pub use readiness::{Health, Readiness};
 
-/// The time that an accept loop has for a heartbeat. A loop that is not blocked takes a turn within
-/// microseconds, and a probe of Kubernetes waits for 1 s by default.
+/// The time that an accept loop has to answer a heartbeat. A loop that is not blocked answers
+/// within microseconds, and a probe of Kubernetes waits for 1 s by default.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// Returns whether the server is live: its accept loop takes a turn within 500 ms.
+/// Returns whether the server is live: its accept loop answers a heartbeat within 500 ms.
 ///
-/// Returns `false` for a server that has ended, or that is not served yet.
+/// Returns `false` for a server that has ended, or whose future of [`serve`](crate::Server::serve)
+/// has not been polled yet.
 ///
 /// The call must run on a runtime with time enabled. If the accept loop blocks the only thread of
-/// the runtime that also runs this call, the call does not return, and a probe fails because it
+/// the runtime on which this call runs, the call does not return. Then a probe fails because it
 /// gets no answer.
 ///
 /// # Cancel safety
 ///
-/// Nothing is lost if the future is dropped.
+/// Dropping the future loses nothing.
 pub async fn is_live(handle: &Handle) -> bool {
     timeout(HEARTBEAT, handle.heartbeat())
         .await

@@ -2,8 +2,8 @@ use std::fmt;
 
 use crate::handle::{Handle, ServerPhase};
 
-/// The readiness of a server for new connections, with the reason if it is not ready. Returned by
-/// [`Health::readiness`].
+/// The readiness of a server for new connections. Each variant but `Ready` is a reason why it is
+/// not ready. Returned by [`Health::readiness`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Readiness {
@@ -15,7 +15,7 @@ pub enum Readiness {
     Paused,
     /// The server is [suspended](Handle::suspend), so new connections are refused.
     Suspended,
-    /// The server still accepts, and will drain soon.
+    /// The server still accepts, but will drain soon.
     LameDuck,
     /// The server drains and closes its listener.
     Draining,
@@ -44,21 +44,15 @@ impl fmt::Display for Readiness {
     }
 }
 
-/// The health of a server at one moment. It prints as one line, such as `ready: phase serving, 12
-/// connections, limit 10000 with 12 in use`.
+/// The health of a server at one moment. Its `Display` output is one line, such as `ready: phase
+/// serving, 12 connections, limit 10000 with 12 in use`.
 ///
 /// ```
 /// use tower_tcp::{Handle, health::{Health, Readiness}};
 ///
-/// /// For a router of your own.
-/// fn ready(server: &Handle) -> (u16, String) {
-///     let health = Health::of(server);
-///     let status = match health.readiness() {
-///         Readiness::Ready => 200,
-///         _ => 503,
-///     };
-///     (status, health.to_string())
-/// }
+/// /// A handler for your own router. fn ready(server: &Handle) -> (u16, String) { let health =
+/// Health::of(server); let status = match health.readiness() { Readiness::Ready => 200, _ => 503,
+/// }; (status, health.to_string()) }
 /// # let _ = ready;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +78,8 @@ impl Health {
         }
     }
 
-    /// Returns whether the server is ready for new connections, with the reason if it is not. If
-    /// there are several reasons, a shutdown comes first, then a suspension, a pause and the limit.
+    /// Returns `Ready`, or the reason why the server is not ready for new connections. Of several
+    /// reasons it returns the first in this order: a shutdown, a suspension, a pause, the limit.
     pub fn readiness(&self) -> Readiness {
         match self.phase {
             ServerPhase::Ended => Readiness::Ended,
@@ -115,8 +109,8 @@ impl Health {
         self.connections
     }
 
-    /// Returns the number of permits of the limit that are in use. Several servers can share the
-    /// limit.
+    /// Returns the number of permits of the limit that are in use. If several servers share the
+    /// limit, it includes their permits.
     pub fn in_use(&self) -> usize {
         self.in_use
     }
@@ -133,7 +127,7 @@ impl Health {
             return if self.limit.is_none() { 100 } else { 0 };
         };
         let free = limit.saturating_sub(self.in_use) as u128 * 100;
-        // The quotient is at most 100, because no more than the limit is free.
+        // The quotient is at most 100, because the free part is at most the limit.
         u8::try_from(free.div_ceil(limit as u128)).unwrap_or(100)
     }
 }

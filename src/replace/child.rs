@@ -1,4 +1,4 @@
-//! The new process, until it is ready.
+//! The new process, until this process leaves the sockets to it.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -13,10 +13,10 @@ use super::error::ReplaceError;
 use crate::bind::ListeningSocket;
 use crate::bind::handover::{self, GO, Said};
 
-/// The maximum number of bytes read from the new process.
+/// The maximum number of bytes that are read from the new process.
 const MOST: u64 = 64 * 1024;
 
-/// A new process. It is killed on drop, unless it was released.
+/// A new process. It is killed on drop, unless [`release`](Self::release) was called.
 #[derive(Debug)]
 pub(super) struct Child {
     process: Process,
@@ -42,8 +42,8 @@ impl Child {
         ours.set_nonblocking(true)?;
         let (lines, reply) = tokio::net::UnixStream::from_std(ours)?.into_split();
         handover::hand_on(&mut command, sockets, theirs)?;
-        // A fork copies the page tables of this process. The command, which owns copies of the
-        // descriptors, ends with the closure.
+        // A fork copies the page tables of this process, so it may block. The closure owns the
+        // command, which owns copies of the descriptors, so that they are closed when it ends.
         let started = spawn_blocking(move || {
             let started = process::Command::from(command).spawn();
             started.map(|child| Process(Some(child)))
@@ -65,19 +65,20 @@ impl Child {
                 ended = self.process.ended() => return Err(ended),
             };
             match line.map(|line| line.as_deref().map(Said::parse)) {
-                // The reply must not wait.
+                // Only if the stream is writable, because `go` does not wait.
                 Ok(Some(Some(Said::Ready(places)))) if self.reply.writable().await.is_ok() => {
                     return Ok(places);
                 }
                 Ok(Some(Some(Said::Has(places)))) => self.has.extend(places),
                 Ok(Some(_)) => {}
-                // The process has ended, or has closed the stream and will never be ready.
+                // The process has ended, or it has closed the stream and so will never be ready.
                 Ok(None) | Err(_) => return Err(self.process.ended().await),
             }
         }
     }
 
-    /// Returns the endpoints that the process does not serve. `None` if it serves none yet, or all.
+    /// Returns the endpoints that the process does not serve. Returns `None` if it serves none yet,
+    /// or all.
     pub(super) fn waits_for(&self, sockets: &[ListeningSocket]) -> Option<String> {
         let sockets = sockets.iter().enumerate();
         let mut endpoints: Vec<_> = sockets
@@ -88,7 +89,8 @@ impl Child {
         (!self.has.is_empty() && !endpoints.is_empty()).then(|| endpoints.join(", "))
     }
 
-    /// Lets the process accept. Returns `false` if it has closed the stream.
+    /// Sends the reply that lets the process accept. Returns `false` if the process has closed the
+    /// stream.
     pub(super) fn go(&self) -> bool {
         matches!(self.reply.try_write(GO), Ok(written) if written == GO.len())
     }
@@ -101,12 +103,12 @@ impl Child {
 
     pub(super) async fn kill(&mut self) {
         if let Some(child) = &mut self.process.0 {
-            // It fails for a process that has ended.
+            // This fails only if the process has ended.
             let _ended = child.kill().await;
         }
     }
 
-    /// Lets the process run after this one. Returns its process ID.
+    /// Lets the process continue when this value is dropped. Returns its process ID.
     pub(super) fn release(mut self) -> u32 {
         let child = self.process.0.take();
         child.and_then(|child| child.id()).unwrap_or_default()
@@ -131,7 +133,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // It fails for a process that has ended.
+            // This fails only if the process has ended.
             let _ended = child.start_kill();
         }
     }

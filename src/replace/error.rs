@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// The error of a failed replacement. The process goes on as before.
+/// The error of a failed replacement. This process continues as before.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReplaceError {
@@ -13,7 +13,7 @@ pub enum ReplaceError {
     Start(#[source] io::Error),
 
     /// The new process ended before it was ready, for example because it could not bind an address.
-    /// Its standard error says why.
+    /// Its standard error contains the reason.
     #[error("the new process ended before it was ready: {0}")]
     Ended(ExitStatus),
 
@@ -30,12 +30,12 @@ pub enum ReplaceError {
     },
 
     /// A server of this process is shutting down, or has ended. The new process was killed, because
-    /// a shutdown is meant for the service, not only for this process.
+    /// a shutdown should end the whole service.
     #[error("the server is shutting down")]
     ShuttingDown,
 
-    /// Another replacement of this process is running, or this process is itself a new one and not
-    /// ready yet.
+    /// Another replacement of this process is in progress, or this process is itself a new process
+    /// that is not ready yet.
     #[error("the process is being replaced already")]
     InProgress,
 }

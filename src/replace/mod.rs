@@ -1,8 +1,8 @@
-//! Replaces this process by a new one, for example of a new version, without losing a request.
+//! Replaces this process by a new one, for example one of a new version, without losing a request.
 //!
-//! [`Replace`] starts the new process with the listening sockets of this one, and waits until it is
-//! ready. Then this one drains. If the new process does not become ready, this one continues to
-//! serve:
+//! [`Replace`] starts the new process with the listening sockets of this process, and waits until
+//! the new process is ready. Then this process drains. If the new process does not become ready,
+//! this process continues to serve:
 //!
 //! ```no_run
 //! use tokio::signal::unix::{SignalKind, signal};
@@ -29,67 +29,67 @@
 //! # }
 //! ```
 //!
-//! It needs the feature `handover`. [`signal::install`](crate::signal::install) leaves SIGHUP to
-//! the program. Register the handler before [`serve`](crate::Server::serve), as here, because
-//! SIGHUP ends a process without a handler. `pkill -HUP NAME` also signals an old process that is
-//! still draining.
+//! This module needs the feature `handover`. [`signal::install`](crate::signal::install) does not
+//! handle SIGHUP, so the program can. Register the handler before [`serve`](crate::Server::serve),
+//! as here, because SIGHUP ends a process without a handler. `pkill -HUP NAME` also signals an old
+//! process that is still draining.
 //!
 //! # The new process
 //!
-//! The new process needs no code for this. An endpoint takes the sockets that the old process had
-//! for an endpoint with the same text. Any other endpoint is bound as usual. So `127.0.0.1:0` has
-//! the same port as before, several sockets on one address (`SO_REUSEPORT`) keep their number and
-//! order, and `systemd:web` is still systemd's socket. The length of the backlog and the other
-//! [`SocketOptions`] are those of the new program. Only the options that must be set before a
-//! socket is bound, and the mode of a Unix socket, remain those of the old one.
+//! The new process needs no special code. When it binds an endpoint, it takes the sockets that the
+//! old process had for an endpoint with the same text. Any other endpoint is bound as usual. So
+//! `127.0.0.1:0` has the same port as before, several sockets on one address (`SO_REUSEPORT`) keep
+//! their number and order, and `systemd:web` is still systemd's socket. The length of the backlog
+//! and the other [`SocketOptions`] are those of the new program. Only the options that must be set
+//! before a socket is bound, and the mode of a Unix socket, are still those of the old program.
 //!
 //! The new process is ready once its servers have begun to serve all sockets of the old one. Bind
-//! any new addresses before that. Until it is ready it accepts nothing, so no connection is lost if
-//! it has to be killed. Clients of a socket that it does not take would wait in vain, so with such
-//! a socket it never becomes ready, and its time runs out. If the new version may listen on fewer
-//! addresses, let it call [`close_unused`].
+//! new addresses before that. Until the new process is ready it accepts nothing, so no connection
+//! is lost if it has to be killed. Clients of a socket that it does not take would wait in vain. So
+//! as long as there is such a socket, the new process is not ready, and its time runs out. If the
+//! new version may listen on fewer addresses, let it call [`close_unused`].
 //!
-//! The sockets are passed as systemd does it (`LISTEN_FDS`), without a `LISTEN_PID`. A script
-//! between the two processes must `exec` the program.
+//! The sockets are passed by systemd's protocol (`LISTEN_FDS`), but without a `LISTEN_PID`. If the
+//! new process is started through a script, the script must `exec` the program.
 //!
 //! # During the change
 //!
-//! Both processes share the listening sockets, so connections in the backlog stay where they are.
-//! The old process stops accepting, skips the [`lame_duck`] phase (a readiness check may be
-//! answered by either process) and drains. The new one has a limit of its own, so for the time of
-//! the drain there may be twice as many connections. A connection of the old process is closed by
-//! its drain as at any shutdown; [`DrainDeadlines::next_frame`] is for clients that send several
-//! requests in a row.
+//! Both processes share the listening sockets, so connections in the backlog are not lost. The old
+//! process stops accepting and drains. It skips the [`lame_duck`] phase, because either process may
+//! answer a readiness check. The new process has its own limit, so during the drain there may be
+//! twice as many connections. The drain closes connections of the old process as in any shutdown.
+//! For clients that send several requests in a row, set [`DrainDeadlines::next_frame`].
 //!
-//! The path of a Unix socket is removed only by the process that serves it. A path that systemd has
-//! created is never removed.
+//! Only the process that serves a Unix socket removes its path. A path that systemd has created is
+//! never removed.
 //!
 //! # How to restart
 //!
-//! | restart by | clients lost | use it if |
+//! | method | clients lost | use it if |
 //! | --- | --- | --- |
 //! | a socket that systemd keeps (`systemd:web`) | none; they wait while no process runs | systemd starts the program, and a start is fast |
-//! | this module | none, and none waits | nothing keeps the socket, a start is slow, or a failed start must cost nothing |
+//! | this module | none, and none waits | no supervisor keeps the socket, a start is slow, or a failed start must cost nothing |
 //! | a balancer, which drains one of several servers | none, if it [checks](crate::balancers) readiness | there are several machines or containers |
-//! | `SO_REUSEPORT`, the new process beside the old one | those in the old backlog beyond the limit | none of these is possible |
+//! | `SO_REUSEPORT`: the new process starts while the old one still listens | those in the old backlog that the limit does not admit | no other method is possible |
 //!
-//! With `SO_REUSEPORT` each process has a backlog of its own. At its drain, the old one accepts
-//! from it as far as its limit allows without waiting, and the kernel resets the rest. (Linux can
-//! move them to the other socket, but `net.ipv4.tcp_migrate_req` is off by default.)
+//! With `SO_REUSEPORT` each process has its own backlog. When the old process drains, it accepts
+//! connections from its backlog as far as its limit allows without waiting, and the kernel resets
+//! the others. (Linux can move these to the other socket, but `net.ipv4.tcp_migrate_req` is off by
+//! default.)
 //!
-//! In one run, 32 clients sent 30,000 requests during 20 restarts, with one and with ten requests
-//! on a connection, to a server with [`DrainDeadlines::next_frame`]. Requests lost, with one and
-//! with ten on a connection:
+//! In one measurement, 32 clients sent 30,000 requests during 20 restarts to a server with
+//! [`DrainDeadlines::next_frame`]. The table shows how many requests were lost, first with one and
+//! then with ten requests on a connection:
 //!
 //! | limit | a kept socket | this module | `SO_REUSEPORT` |
 //! | --- | --- | --- | --- |
 //! | 10,000 | 0, 0 | 0, 0 | 0, 0 |
 //! | 8 | 0, 0 | 0, 0 | 431, 470, and 5 refused |
 //!
-//! The new process is a child of the old one, and its parent ends. So do not use this module in a
-//! process that another program watches by its process ID: the first process of a container, whose
-//! end is the end of the container, or a service of systemd, which would have to be told the new ID
-//! (`MAINPID=`).
+//! The new process is a child of the old one, which then ends. So do not use this module in a
+//! process that another program watches by its process ID. Examples are the first process of a
+//! container, whose end is the end of the container, and a service of systemd, which would need the
+//! new ID (`MAINPID=`).
 //!
 //! [`SocketOptions`]: crate::bind::SocketOptions
 //! [`lame_duck`]: crate::ServerBuilder::lame_duck
@@ -117,7 +117,7 @@ use child::Child;
 
 pub use error::ReplaceError;
 
-/// Replaces this process by a new one. See the [module](self).
+/// Replaces this process by a new one. See the [module docs](self).
 #[derive(Debug)]
 #[must_use = "nothing is replaced before `run`"]
 pub struct Replace {
@@ -127,7 +127,8 @@ pub struct Replace {
 }
 
 impl Replace {
-    /// Creates a replacement that hands on the sockets of the server, and then drains the server.
+    /// Creates a replacement that passes the sockets of the server to the new process, and then
+    /// drains the server.
     pub fn new(handle: &Handle) -> Self {
         Self {
             handles: vec![handle.clone()],
@@ -136,8 +137,8 @@ impl Replace {
         }
     }
 
-    /// Adds another server of this process. Its sockets are handed on, too, and it drains at the
-    /// same time.
+    /// Adds another server of this process. Its sockets are passed, too, and it drains at the same
+    /// time.
     pub fn and(mut self, handle: &Handle) -> Self {
         self.handles.push(handle.clone());
         self
@@ -145,9 +146,10 @@ impl Replace {
 
     /// Sets the command that starts the new process.
     ///
-    /// Default: the file that this process was started from, with the same arguments. Why: the new
-    /// version is usually installed in its place. If the program was started by an absolute path,
-    /// symbolic links in that path are followed again, so they may lead to another file now.
+    /// Default: the file from which this process was started, with the same arguments. Why: a new
+    /// version is usually installed in place of the old file. If the program was started by an
+    /// absolute path, symbolic links in that path are resolved again, so they may now lead to
+    /// another file.
     pub fn command(mut self, command: Command) -> Self {
         self.command = Some(command);
         self
@@ -156,7 +158,7 @@ impl Replace {
     /// Sets how long the new process may take until it is ready.
     ///
     /// Default: 30 s. Why: this process serves meanwhile, so a slow start costs nothing, but a
-    /// start that hangs must be reported. When reached: the new process is killed, and
+    /// hanging start must be reported. When reached: the new process is killed, and
     /// [`run`](Self::run) returns [`ReplaceError::NotReady`].
     pub fn ready_within(mut self, time: Duration) -> Self {
         self.ready_within = time;
@@ -172,8 +174,8 @@ impl Replace {
     ///
     /// Returns a [`ReplaceError`] if the new process could not be started, ended, or was not ready
     /// in time, if a server of this process is shutting down, or if another replacement is in
-    /// progress. A new process that was started is then no longer running, and this process goes on
-    /// as before.
+    /// progress. In all these cases the new process is not running, and this process continues as
+    /// before.
     ///
     /// # Panics
     ///
@@ -219,7 +221,7 @@ impl Replace {
         }
     }
 
-    /// Waits until the new process is ready, and leaves the sockets to it.
+    /// Waits until the new process is ready, and then leaves the sockets to it.
     async fn change_over(
         &self,
         child: &mut Child,
@@ -236,7 +238,7 @@ impl Replace {
                 waits_for: child.waits_for(sockets),
             }),
         };
-        // A shutdown is meant for the service, not only for this process of it.
+        // A shutdown should end the whole service, so the new process must not continue it.
         if self.is_shutting_down() {
             return Err(ReplaceError::ShuttingDown);
         }
@@ -257,16 +259,17 @@ impl Replace {
     }
 }
 
-/// Closes the handed-on sockets that no endpoint of this process has taken.
+/// Closes the sockets that the replaced process has passed but that no endpoint of this process has
+/// taken.
 ///
-/// Call it after the last bind, in a new version that may listen on fewer addresses than the old
-/// one. Clients in the backlog of such a socket are served by the old process, as at a shutdown.
-/// Does nothing in a process that replaces no other one.
+/// Call this after the last bind, in a new version that may listen on fewer addresses than the old
+/// one. The old process serves the clients in the backlog of such a socket, as in a shutdown. In a
+/// process that replaces no other one, this does nothing.
 pub fn close_unused() {
     handover::close_unused();
 }
 
-/// Only one replacement runs at a time in a process.
+/// Marks a replacement as running, because only one may run at a time in a process.
 struct Running;
 
 static IS_RUNNING: AtomicBool = AtomicBool::new(false);
@@ -286,7 +289,7 @@ impl Drop for Running {
     }
 }
 
-/// Returns a command that starts the file that is now at the path of this process's program.
+/// Returns a command that starts the file that is now at the path of this program.
 fn same_command() -> io::Result<Command> {
     let mut args = env::args_os();
     let called = args
@@ -302,7 +305,7 @@ fn same_command() -> io::Result<Command> {
     Ok(command)
 }
 
-/// Removes the mark that Linux adds to the path of a program that was replaced while it runs.
+/// Removes the suffix that Linux adds to the path of a running program whose file was replaced.
 fn without_mark(file: PathBuf) -> PathBuf {
     let path = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
     match path.map(|path| Path::new(OsStr::from_bytes(path))) {

@@ -11,8 +11,8 @@ use crate::handle::Handle;
 
 /// Shuts the server down at the first `SIGTERM` or `SIGINT`, and aborts it at the second.
 ///
-/// Spawns a task that ends with the server. The handlers replace the default action of both signals
-/// for the whole process, and stay installed after the server has ended.
+/// This spawns a task that ends with the server. The handlers replace the default action of both
+/// signals for the whole process, and stay installed after the server has ended.
 ///
 /// # Errors
 ///

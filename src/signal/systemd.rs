@@ -1,26 +1,27 @@
 //! Tells systemd the state of a server, by the protocol of [`sd_notify(3)`].
 //!
-//! | message | when | for the unit |
+//! | message | sent | setting of the unit |
 //! | --- | --- | --- |
 //! | `READY=1` | the accept loop has taken its first turn | `Type=notify` or `notify-reload` |
-//! | `STATUS=` | with `READY=1`, and when the phase changes; other changes of the line of [`Health`] within 5 s | shown by `systemctl status` |
-//! | `WATCHDOG=1` | at half of the unit's time, as long as the accept loop takes turns | `WatchdogSec=` |
+//! | `STATUS=` | with `READY=1`, and when the phase changes; within 5 s of any other change of the line of [`Health`] | none; shown by `systemctl status` |
+//! | `WATCHDOG=1` | twice in the unit's watchdog time, while the accept loop runs | `WatchdogSec=` |
 //! | `RELOADING=1` and `MONOTONIC_USEC=`, then `READY=1` | around a [`reload`] | `Type=notify-reload` |
-//! | `STOPPING=1` | a shutdown begins, also one that systemd has not asked for | |
+//! | `STOPPING=1` | when a shutdown begins, even if systemd has not requested it | none |
 //!
-//! Without `NOTIFY_SOCKET` in the environment, nothing is sent, because systemd then does not wait
-//! for messages of this process. If a message cannot be sent, the event `systemd is not told` is
-//! logged, and the state is sent again within 5 s. This happens if the queue of systemd's socket
-//! has no room for 100 ms, or if the socket is in the abstract namespace (its name begins with
-//! `@`), which is not supported.
+//! If the environment has no `NOTIFY_SOCKET`, nothing is sent, because systemd then expects no
+//! messages from this process. If a message cannot be sent, the event `systemd is not told` is
+//! logged, and the state is sent again within 5 s. A message cannot be sent if the queue of
+//! systemd's socket has no room for 100 ms, or if the socket is in the abstract namespace (its name
+//! begins with `@`), which is not supported.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
 //! loop, the messages stop, and systemd restarts the process. A server that is paused, at its limit
-//! or draining goes on sending them.
+//! or draining continues to send them.
 //!
-//! Set `TimeoutStopSec=` to more than [`lame_duck`](crate::ServerBuilder::lame_duck) and
-//! [`shutdown_deadline`](crate::ServerBuilder::shutdown_deadline) together, or systemd kills the
-//! process while it drains. The folder `contrib/systemd` of the repository has a unit with its
+//! Set the unit's `TimeoutStopSec=` to more than the sum of
+//! [`lame_duck`](crate::ServerBuilder::lame_duck) and
+//! [`shutdown_deadline`](crate::ServerBuilder::shutdown_deadline), or systemd kills the process
+//! while it drains. The folder `contrib/systemd` of the repository has an example of a unit and its
 //! sockets.
 //!
 //! ```no_run
@@ -61,18 +62,19 @@ use tokio::time::sleep;
 use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
-/// The shortest time between two messages of which only the figures differ. systemd handles all
-/// messages of all services in one process.
+/// The shortest time between two messages that differ only in their figures. It saves work for
+/// systemd, which handles the messages of all services in one process.
 const FIGURES: Duration = Duration::from_secs(5);
 
-/// The longest wait for room in the queue of systemd's socket. It blocks a thread of the runtime.
+/// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the
+/// runtime.
 const SEND: Duration = Duration::from_millis(100);
 
 const SOCKET: &str = "NOTIFY_SOCKET";
 
-/// Tells systemd the state of the server from now on, in a task that ends with the server.
+/// Spawns a task that tells systemd the state of the server until the server has ended.
 ///
-/// Does nothing if systemd does not wait for messages of this process.
+/// Does nothing if systemd expects no messages from this process.
 ///
 /// # Panics
 ///
@@ -90,15 +92,16 @@ pub fn install(handle: &Handle) {
     });
 }
 
-/// Tells systemd that the program reloads its configuration while `work` runs, and that it is ready
-/// again when `work` completes or is dropped.
+/// Runs `work`, and tells systemd that the program reloads its configuration meanwhile. When `work`
+/// completes or is dropped, tells systemd that the program is ready again.
 ///
-/// systemd has no message for a reload that has failed, so the caller must report a failure that
-/// `work` returns.
+/// systemd has no message for a failed reload. If `work` returns an error, the caller must report
+/// it.
 ///
 /// # Cancel safety
 ///
-/// That of `work`. systemd is told that the program is ready again, also if the future is dropped.
+/// The same as that of `work`. Even if the future is dropped, systemd is told that the program is
+/// ready again.
 pub async fn reload<F: Future>(work: F) -> F::Output {
     let _ready_again = Reloading::begin();
     work.await
@@ -108,8 +111,8 @@ struct Reloading;
 
 impl Reloading {
     fn begin() -> Self {
-        // Without the time, systemd ignores the message for `Type=notify-reload`, but not for
-        // `Type=notify`.
+        // If the time is not available, the message is sent without it. systemd then ignores it for
+        // `Type=notify-reload`, but not for `Type=notify`.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => send(&[NotifyState::Reloading, now]),
             Err(_no_clock) => send(&[NotifyState::Reloading]),
@@ -124,7 +127,7 @@ impl Drop for Reloading {
     }
 }
 
-/// The state of a server as systemd knows it.
+/// The state of a server that systemd was last told.
 struct Told {
     handle: Handle,
     is_ready: bool,
@@ -142,7 +145,8 @@ impl Told {
         }
     }
 
-    /// Sends what is new. A message that fails is sent again by the next call.
+    /// Sends the changes since the last call. If a message cannot be sent, the next call sends it
+    /// again.
     fn tell(&mut self) {
         let is_stopping = self.handle.0.is_shutting_down();
         let status = Health::of(&self.handle).to_string();
@@ -163,7 +167,8 @@ impl Told {
         }
     }
 
-    /// Tells that the server is ready, then each change of its state, until it has ended.
+    /// Tells systemd that the server is ready, and then each change of its state, until it has
+    /// ended.
     async fn follow(&mut self) {
         let handle = self.handle.clone();
         let now = || (handle.phase(), handle.0.is_shutting_down());
@@ -183,7 +188,7 @@ impl Told {
 }
 
 impl Drop for Told {
-    /// Tells systemd of a shutdown that the task has not seen, because the runtime ended first.
+    /// Tells systemd of a shutdown if the runtime ends before the task has noticed it.
     fn drop(&mut self) {
         if self.handle.0.is_shutting_down() && !self.is_stopping {
             self.tell();
@@ -191,7 +196,7 @@ impl Drop for Told {
     }
 }
 
-/// Feeds the watchdog as long as the accept loop takes turns.
+/// Sends the watchdog's messages while the accept loop answers heartbeats.
 async fn feed_watchdog(handle: &Handle) {
     let time = sd_notify::watchdog_enabled().filter(|time| !time.is_zero());
     let Some(time) = time else {
@@ -206,7 +211,7 @@ async fn feed_watchdog(handle: &Handle) {
     }
 }
 
-/// Returns whether the message was sent.
+/// Sends messages. Returns whether they were sent; a failure is logged.
 fn send(messages: &[NotifyState<'_>]) -> bool {
     let sent = try_send(messages);
     if let Err(err) = &sent {
@@ -215,8 +220,8 @@ fn send(messages: &[NotifyState<'_>]) -> bool {
     sent.is_ok()
 }
 
-/// Sends as `sd_notify::notify` does, but with a limit on the wait. `notify` itself would wait
-/// forever for a systemd that hangs.
+/// Sends messages as `sd_notify::notify` does, but with a limit on the wait. `notify` would wait
+/// forever if systemd hangs.
 fn try_send(messages: &[NotifyState<'_>]) -> io::Result<()> {
     let Some(path) = std::env::var_os(SOCKET) else {
         return Ok(());
