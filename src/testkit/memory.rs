@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Address;
 
-/// The number of connections that wait to be accepted before `connect` waits: the backlog.
+/// The length of the backlog. If so many connections wait to be accepted, `connect` waits.
 const BACKLOG: usize = 1024;
 
 /// The number of bytes that each direction of a connection buffers.
 const BUFFER: usize = 64 * 1024;
 
-/// Creates a listener and the connector whose connections it accepts.
+/// Creates an in-memory listener, and the connector that connects to it.
 ///
 /// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets another size. Up
 /// to 1,024 connections wait to be accepted; after that, [`Connector::connect`] waits.
@@ -25,7 +25,8 @@ pub fn memory() -> (MemoryListener, Connector) {
     memory_with_buffer(BUFFER)
 }
 
-/// Creates a listener and its connector, with connections that buffer `bytes` in each direction.
+/// Creates an in-memory listener and its connector. Connections buffer `bytes` bytes in each
+/// direction.
 ///
 /// With a small buffer every write is short, so a test notices at once if the peer does not read.
 pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
@@ -44,11 +45,11 @@ pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
     )
 }
 
-/// Accepts connections that a [`Connector`] makes.
+/// A listener that accepts the connections of a [`Connector`]. Created by [`memory`].
 #[derive(Debug)]
 pub struct MemoryListener {
     waiting: mpsc::Receiver<Incoming<DuplexStream>>,
-    /// Taken from the queue by `poll_readable`, for the next `poll_accept`.
+    /// A connection that `poll_readable` has taken from the queue, for the next `poll_accept`.
     next: Option<Incoming<DuplexStream>>,
 }
 
@@ -59,7 +60,8 @@ impl Listener for MemoryListener {
         if self.next.is_none() {
             match ready!(self.waiting.poll_recv(cx)) {
                 Some(incoming) => self.next = Some(incoming),
-                // All connectors were dropped. No connection will come, which is no failure.
+                // All connectors were dropped. There will be no connections, but that is not a
+                // failure.
                 None => return Poll::Pending,
             }
         }
@@ -89,9 +91,9 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Connects, and returns the client's side.
+    /// Connects, and returns the client's side of the connection.
     ///
-    /// Like a client of a real socket, this one is connected as soon as it is in the listener's
+    /// As with a real socket, the connection is established as soon as it is in the listener's
     /// backlog, before the server accepts it. If the backlog is full, this method waits.
     ///
     /// # Errors

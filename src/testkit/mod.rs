@@ -1,7 +1,7 @@
 //! A whole server in a test, without sockets and on paused time.
 //!
-//! [`serve`] runs a connection stack in memory. The value it returns makes connections, has the
-//! server's [`Handle`](crate::Handle), and reports how connections end:
+//! [`serve`] runs a connection stack in memory. It returns a [`Served`], which makes connections,
+//! contains the server's [`Handle`](crate::Handle), and reports how connections end:
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -15,9 +15,8 @@
 //! let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
 //! let mut served = testkit::serve(Pipeline::new(Lines::default).service(echo));
 //!
-//! // The server's own codec makes a client of the stream.
-//! let mut client = Framed::new(served.connect().await?, Lines::default());
-//! client.send("hi".into()).await?;
+//! // The client uses the server's codec. let mut client = Framed::new(served.connect().await?,
+//! Lines::default()); client.send("hi".into()).await?;
 //! assert_eq!(client.next().await.ok_or("closed")??, "hi");
 //!
 //! drop(client);
@@ -27,19 +26,19 @@
 //! # }
 //! ```
 //!
-//! Deadlines cost a test no time: under `#[tokio::test(start_paused = true)]` the clock jumps to
-//! the next deadline whenever nothing else can run. So a test that awaits the end of an idle
-//! connection gets it at once, although a minute passes on the clock.
+//! A test need not wait for deadlines: under `#[tokio::test(start_paused = true)]` the clock jumps
+//! to the next deadline whenever nothing else can run. So a test that awaits the end of an idle
+//! connection gets it at once, although more than a minute passes on the clock.
 //!
 //! # Other servers
 //!
-//! [`serve_with`] runs a server with options, with a listener of your own, or on real sockets.
-//! [`memory`] makes the listener and the connector that [`serve`] uses; [`memory_with_buffer`]
-//! makes them with smaller buffers.
+//! [`serve_with`] runs a server with options, with your own listener, or on real sockets.
+//! [`memory`] creates the listener and the connector that [`serve`] uses; [`memory_with_buffer`]
+//! creates them with another buffer size.
 //!
 //! [`faults`] checks a whole server under every fault of a connection.
 //!
-//! To control each reply of the service from the test, serve a `tower_test::mock`.
+//! To control each reply of the service from the test, use the service of `tower_test::mock`.
 
 pub mod faults;
 mod memory;

@@ -22,8 +22,8 @@ use crate::handle::Handle;
 use crate::server::Server;
 use crate::signals::Report;
 
-/// The number of ends that are kept until they are taken. A test with more connections must take
-/// them while it runs.
+/// The maximum number of ends that are kept until the test takes them. A test with more connections
+/// must take ends while it runs.
 const ENDS: usize = 65_536;
 
 /// The time that [`Served::ended`] waits. It is longer than any deadline in a test with a paused
@@ -47,12 +47,12 @@ where
     serve_with(Server::from_listener(listener), connector, stack)
 }
 
-/// Serves a stack with a server of your own, such as one with options, with a listener that fails,
-/// or on real sockets.
+/// Serves a stack with a given server, such as one with options, with a failing listener, or on
+/// real sockets.
 ///
-/// `connector` is a value of any type with which the test connects; [`Served::connector`] returns
-/// it. If it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. Without one,
-/// pass `()`.
+/// `connector` is a value of any type that the test uses to connect; [`Served::connector`] returns
+/// it. If it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. If none is
+/// needed, pass `()`.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -105,12 +105,12 @@ where
 /// A running server in a test. It makes connections, and reports how they end.
 ///
 /// Dropping it aborts the server: the listener is closed, and open connections are aborted. So keep
-/// it as long as the clients. Nothing keeps running after the test.
+/// it as long as the clients.
 #[must_use = "dropping it aborts the server"]
 pub struct Served<C = Connector> {
     connector: C,
     ends: Arc<Ends>,
-    /// Taken when the server has ended.
+    /// The server's task. `None` once the server has ended.
     task: Option<JoinHandle<Result<Report, Error>>>,
     cut_off: CutOff,
 }
@@ -131,7 +131,7 @@ impl Served {
 }
 
 impl<C> Served<C> {
-    /// Returns the connector that was given to [`serve_with`].
+    /// Returns the connector that was passed to [`serve_with`].
     pub fn connector(&self) -> &C {
         &self.connector
     }
@@ -141,8 +141,8 @@ impl<C> Served<C> {
         &self.cut_off.0
     }
 
-    /// Waits for the next connection to end, and takes its end. Ends are taken in the order in
-    /// which they happened.
+    /// Waits until a connection has ended, and returns its end. Each end is returned once, in the
+    /// order in which they happened.
     ///
     /// # Errors
     ///
@@ -156,13 +156,13 @@ impl<C> Served<C> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future takes no end.
+    /// Dropping the future loses no end.
     pub async fn ended(&self) -> io::Result<End> {
         let next = async {
             tokio::select! {
                 biased;
                 end = self.ends.next() => Some(end),
-                // The ends of all connections are reported before the server's.
+                // The ends of all connections are reported before that of the server.
                 _report = self.handle().closed() => self.ends.lock().pop_front(),
             }
         };
@@ -179,10 +179,10 @@ impl<C> Served<C> {
         }
     }
 
-    /// Returns all ends so far that [`ended`](Self::ended) has not taken, oldest first, without
-    /// taking them.
+    /// Returns all ends that [`ended`](Self::ended) has not returned yet, oldest first. `ended`
+    /// still returns them later.
     ///
-    /// At most 65,536 ends are kept. Further ones are dropped until some are taken.
+    /// At most 65,536 ends are kept. Further ends are lost until `ended` takes some.
     pub fn ends(&self) -> Vec<End> {
         self.ends.lock().iter().cloned().collect()
     }
@@ -214,7 +214,7 @@ impl<C> Served<C> {
         self.closed().await
     }
 
-    /// Waits for the server to end, and returns what [`Server::serve`] returned.
+    /// Waits until the server has ended, and returns the result of [`Server::serve`].
     ///
     /// A second call returns the report, even if the server ended with an error.
     ///
@@ -236,7 +236,7 @@ impl<C> Served<C> {
             match joined {
                 Ok(served) => return served,
                 Err(err) if err.is_panic() => panic::resume_unwind(err.into_panic()),
-                // The runtime of the task was shut down, which the handle reports, too.
+                // The runtime of the task was shut down. The handle reports that, too.
                 Err(_cancelled) => {}
             }
         }
@@ -254,8 +254,8 @@ impl<C: fmt::Debug> fmt::Debug for Served<C> {
     }
 }
 
-/// Aborts the server when it is dropped. An abort of the task would do so, too, but with workers it
-/// would block.
+/// Aborts the server when it is dropped. Aborting the task would have the same effect, but with
+/// workers it would block.
 struct CutOff(Handle);
 
 impl Drop for CutOff {
@@ -264,7 +264,7 @@ impl Drop for CutOff {
     }
 }
 
-/// The ends that were not taken yet.
+/// The ends that the test has not taken yet.
 #[derive(Default)]
 struct Ends {
     waiting: Mutex<VecDeque<End>>,
@@ -286,7 +286,7 @@ impl Ends {
             if let Some(end) = self.lock().pop_front() {
                 return end;
             }
-            // `Notify` keeps a permit for an end that is pushed right here.
+            // `Notify` keeps a permit for an end that is pushed just before this wait.
             self.more.notified().await;
         }
     }

@@ -27,19 +27,24 @@ const WITHIN: Duration = Duration::from_secs(15 * 60);
 /// The time of a [`Fault::Delay`]. It is shorter than the deadlines of most protocols.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// Checks a server under faults: await the value that this function returns.
+/// Creates a check of a server under faults. Await the returned value to run it.
 ///
-/// `stack` makes the connection stack, which is served afresh for each run. A client sends `input`,
-/// half-closes, and reads to the end; without faults it must get exactly `output`. See the
-/// [module docs](super) for an example, and [`Promise`] for everything that is checked.
+/// `stack` is called for each run and returns a connection stack, which a new server serves. A
+/// client sends `input`, half-closes, and reads to the end. Without faults it must get exactly
+/// `output`. See the [module docs](super) for an example, and [`Promise`] for everything that is
+/// checked.
 ///
-/// Each run holds the conversation twice with one server: on a connection with faults, and on a
-/// plain one beside it. So the input must get the same replies both times.
+/// In each run there are two connections to the server: one with faults, and a plain one. Both have
+/// the same conversation, so the server must give the same replies each time it gets the input.
 ///
-/// The runs are, in this order: one without faults; one in which accept(2) fails with all of its
-/// errors; one for each [`Fault`] at each byte of the input and of the output, at most
-/// [512 places](Check::places) in each; one in which everything passes byte by byte; and two for
-/// each of 64 seeded plans.
+/// The runs are, in this order:
+///
+/// - one without faults;
+/// - one in which accept(2) fails with all of its errors;
+/// - one for each [`Fault`] at each byte of the input and of the output, at up to
+///   [512 places](Check::places) in each;
+/// - one in which everything passes byte by byte;
+/// - two for each of 64 seeded plans.
 #[doc(alias = "chaos")]
 #[doc(alias = "turmoil")]
 pub fn check<F, S>(stack: F, input: impl AsRef<[u8]>, output: impl AsRef<[u8]>) -> Check<F>
@@ -68,9 +73,9 @@ where
     }
 }
 
-/// A check of a server under faults. Created by [`check`]; awaiting it runs it.
+/// A check of a server under faults. Created by [`check`]. Awaiting it runs it.
 ///
-/// It returns the first [`Broken`] promise as an error.
+/// It fails with the first [`Broken`] promise.
 ///
 /// # Panics
 ///
@@ -86,9 +91,9 @@ pub struct Check<F> {
     seeds: Range<u64>,
     only: Option<Plan>,
     contract: Option<Contract>,
-    /// The replies to a client that sends nothing more after this number of bytes.
+    /// The replies to a client that is silent after a number of bytes. The key is that number.
     answered: BTreeMap<u64, Vec<u8>>,
-    /// The bytes that the server reads and writes without faults.
+    /// The numbers of bytes that the server reads and writes without faults.
     lengths: [usize; 2],
     runs: usize,
 }
@@ -103,8 +108,8 @@ impl<F> Check<F> {
         self
     }
 
-    /// Wraps the client's side of each connection, such as in TLS. The faults are then at each byte
-    /// of the wrapped conversation, which begins with the handshake.
+    /// Wraps the client's side of each connection, for example in TLS. The faults are then at each
+    /// byte of the wrapped conversation, which begins with the handshake.
     ///
     /// ```no_run
     /// # use std::convert::Infallible;
@@ -146,14 +151,14 @@ impl<F> Check<F> {
         self
     }
 
-    /// Allows these bytes after the replies of a connection that a fault ends, such as a pipeline's
-    /// farewell or the reply to half a request. May be called several times.
+    /// Allows these bytes after the replies if a fault ends the connection, such as a pipeline's
+    /// farewell or the reply to half a request. Call it several times to allow several texts.
     pub fn farewell(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.expected.farewells.push(bytes.as_ref().to_vec());
         self
     }
 
-    /// Excludes a promise from the check, for a protocol that does not make it.
+    /// Excludes a promise from the check, for a protocol that does not keep it.
     pub fn except(mut self, promise: Promise) -> Self {
         self.expected.except.push(promise);
         self
@@ -170,20 +175,20 @@ impl<F> Check<F> {
 
     /// Sets the seeds of the random plans.
     ///
-    /// Default: `0..64`. Why: single faults, which come first, find most bugs. When reached: the
-    /// check has passed.
+    /// Default: `0..64`. Why: the runs with single faults, which come first, find most bugs. After
+    /// the last seed the check has passed.
     pub fn seeds(mut self, seeds: Range<u64>) -> Self {
         self.seeds = seeds;
         self
     }
 
-    /// Runs the plain conversation and then this plan alone, to look at one failure.
+    /// Runs only the plain conversation and this plan, to examine one failure.
     pub fn only(mut self, plan: Plan) -> Self {
         self.only = Some(plan);
         self
     }
 
-    /// Looks for breaches of a [`Contract`] in the stack after each run.
+    /// Checks after each run that a [`Contract`] in the stack was not breached.
     pub fn contract(mut self, contract: &Contract) -> Self {
         self.contract = Some(contract.clone());
         self
@@ -287,7 +292,7 @@ where
         Err(broken(Promise::Repeats, plan, detail))
     }
 
-    /// Removes parts of the plan as long as the same promise breaks without them.
+    /// Removes parts of the plan while the same promise is still broken without them.
     async fn shorten(&mut self, mut broken: Broken, seed: u64) -> Broken {
         'shorter: loop {
             for plan in broken.plan.shorter() {
@@ -329,14 +334,14 @@ impl<F> fmt::Debug for Check<F> {
     }
 }
 
-/// A check in which no promise broke.
+/// The result of a check in which no promise was broken.
 #[derive(Clone, Copy, Debug)]
 pub struct Passed {
     runs: usize,
 }
 
 impl Passed {
-    /// Returns the number of servers that were run.
+    /// Returns the number of runs.
     pub fn runs(self) -> usize {
         self.runs
     }
@@ -351,9 +356,9 @@ fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
     }
 }
 
-/// Returns the places that get a fault, at most `most` of `count`.
-fn places(count: usize, most: usize) -> impl Iterator<Item = u64> {
-    let chosen = count.min(most);
+/// Returns the places for faults among `count` bytes.
+fn places(count: usize) -> impl Iterator<Item = u64> {
+    let chosen = count.min(PLACES);
     (0..chosen).map(move |n| (n * count / chosen) as u64)
 }
 

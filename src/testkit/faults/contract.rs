@@ -1,4 +1,4 @@
-//! Tower's contract between a service and its caller, checked by a layer.
+//! A layer that checks Tower's contract between a service and its caller.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,10 @@ use tower_service::Service;
 pub enum Breach {
     /// The service was called without being ready.
     NotReady,
-    /// The service was called without being ready, while another clone of it was.
+    /// The service was called without being ready, while another clone was ready.
     OtherClone,
-    /// Services were made ready that were neither called nor dropped. If readiness is a permit, it
-    /// does not come back.
+    /// A service was ready and was neither called nor dropped. If readiness includes a permit, that
+    /// permit is not returned.
     Held,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Breach {
 
 /// A layer that checks how the layers around it call the service inside.
 ///
-/// Place it right around a service, or between two layers. Clones share their record.
+/// Place it directly around a service, or between two layers. Clones share the record of breaches.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -69,8 +69,8 @@ impl Contract {
         Self::default()
     }
 
-    /// Returns the breaches so far, each kind once. [`Breach::Held`] is among them as long as a
-    /// service is ready, so call this when nothing is in progress.
+    /// Returns the breaches so far, each kind once. They include [`Breach::Held`] while a service
+    /// is ready, so call this when nothing is in progress.
     pub fn breaches(&self) -> Vec<Breach> {
         let record = self.lock();
         let mut breaches = record.breaches.clone();

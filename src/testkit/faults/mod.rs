@@ -1,9 +1,9 @@
 //! Faults of connections, and a check of a whole server under each of them.
 //!
-//! [`check`] holds one conversation with a server: first plainly, then once for each fault at each
-//! byte of it. It reports the first [`Promise`] that breaks, with the shortest [`Plan`] of faults
-//! that breaks it. The plan is reported as Rust code, so that [`Check::only`] can run that one case
-//! again:
+//! [`check`] repeats one conversation with a server: first without faults, then once for each kind
+//! of fault at each of its bytes. It reports the first [`Promise`] that is broken, with the
+//! shortest [`Plan`] of faults that breaks it. The plan is printed as Rust code, to run this case
+//! again with [`Check::only`]:
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -26,9 +26,9 @@
 //! # }
 //! ```
 //!
-//! The parts serve tests of other kinds, too: [`Faulty`] is a stream with the faults of a
-//! [`Plan`], [`FailingListener`] fails as accept(2) does, [`PanicLayer`] panics in a service, and
-//! [`Contract`] checks the callers of a service.
+//! Other tests can use the parts: [`Faulty`] is a stream with the faults of a [`Plan`],
+//! [`FailingListener`] is a listener with the errors of accept(2), [`PanicLayer`] panics in a
+//! service, and [`Contract`] checks the callers of a service.
 
 mod check;
 mod contract;

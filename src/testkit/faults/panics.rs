@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer whose service panics at one call, counted from one over all its clones.
+/// A layer whose service panics at one call. The calls of all clones are counted together.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -37,7 +37,8 @@ pub struct PanicLayer {
 }
 
 impl PanicLayer {
-    /// Creates a layer whose service panics in the call of this number. The first call is 1.
+    /// Creates a layer whose service panics in the call with this number. The first call has the
+    /// number 1.
     #[must_use]
     pub fn at_call(number: u64) -> Self {
         Self {
@@ -83,7 +84,7 @@ where
     fn call(&mut self, request: R) -> S::Future {
         let number = self.layer.calls.fetch_add(1, Ordering::Relaxed) + 1;
         if number == self.layer.at {
-            // Without the panic hook, whose output would bury the test's own.
+            // This does not run the panic hook, whose output would hide that of the test.
             resume_unwind(Box::new("a planted panic"));
         }
         self.inner.call(request)

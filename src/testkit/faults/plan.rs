@@ -3,41 +3,41 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The longest delay of a seeded plan. It is shorter than the deadlines of common protocols.
+/// The longest delay of a seeded plan in milliseconds. It is shorter than the deadlines of most
+/// protocols.
 const LONGEST_DELAY: u64 = 100;
 
 /// A fault of a stream. It happens once the bytes before its place were read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The read or write ends here. The rest goes on in a later turn of the task.
+    /// The read or write ends here. The rest passes in a later turn of the task.
     Cut,
-    /// The rest is delayed by this time.
+    /// The bytes after this place are delayed by this time.
     Delay(Duration),
-    /// No more bytes pass, and there is no error. The peer is silent, or takes no more bytes, so
-    /// that writes find no room.
+    /// No more bytes pass, and there is no error. The peer is silent, or takes no more bytes.
     Stall,
-    /// The peer closes this direction. Reads find the end of the stream, and writes fail with
+    /// The peer closes this direction. Reads return the end of the stream, and writes fail with
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
     End,
-    /// The peer resets the connection. From here on, reads and writes fail with
+    /// The peer resets the connection. After that, reads and writes fail with
     /// [`ConnectionReset`](std::io::ErrorKind::ConnectionReset).
     Reset,
-    /// The stream panics, as a stream of the program's own may.
+    /// The stream panics, as a custom stream may.
     Panic,
 }
 
 impl Fault {
-    /// Returns whether a server must behave as if nothing had happened.
+    /// Returns whether a server must behave as without this fault.
     pub(super) fn is_harmless(self) -> bool {
         matches!(self, Self::Cut | Self::Delay(_))
     }
 }
 
-/// A script of faults for one connection. An empty one is a plain connection.
+/// The faults of one connection. With an empty plan the connection is plain.
 ///
-/// Places are counted as the server sees them, so `read` faults are in the bytes that the client
-/// sends. Its `Display` is the Rust code that makes the plan.
+/// Places are those of the server's reads and writes. So `read` faults are in the bytes that the
+/// client sends. The `Display` output is the Rust code that creates the plan.
 ///
 /// ```
 /// use tower_tcp::testkit::faults::{Fault, Plan};
@@ -78,17 +78,18 @@ impl Plan {
         self
     }
 
-    /// Cuts everything that is read and written into pieces of at most `bytes`.
+    /// Cuts all input and output into pieces of at most `bytes` bytes.
     #[must_use]
     pub fn pieces(mut self, bytes: usize) -> Self {
         self.pieces = Some(bytes.max(1));
         self
     }
 
-    /// Creates a plan of one to six faults from a seed, within `input` bytes that the server reads
-    /// and `output` bytes that it writes. The same seed gives the same plan.
+    /// Creates a plan of one to six faults from a seed. The faults are in the first `input` bytes
+    /// that the server reads and the first `output` bytes that it writes. The same seed gives the
+    /// same plan.
     ///
-    /// Most of its faults are harmless: cuts, and delays of at most 100 ms.
+    /// Most of the faults are harmless: cuts, and delays of at most 100 ms.
     #[must_use]
     pub fn seeded(seed: u64, input: usize, output: usize) -> Self {
         let mut random = Random(seed);
@@ -146,7 +147,7 @@ impl Plan {
     }
 }
 
-/// Keeps the places in order, and the faults of one place in the order in which they were added.
+/// Inserts a fault, ordered by place. Faults of one place keep the order in which they were added.
 fn add(faults: &mut Vec<(u64, Fault)>, at: u64, fault: Fault) {
     let place = faults.partition_point(|(other, _)| *other <= at);
     faults.insert(place, (at, fault));
@@ -173,7 +174,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// `SplitMix64`: the same seed gives the same numbers on every machine.
+/// The random number generator `SplitMix64`. The same seed gives the same numbers on every machine.
 struct Random(u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! The promises of a server under faults, and how a broken one is reported.
+//! The promises of a server under faults, and the report of a broken one.
 
 use std::error::Error;
 use std::fmt;
@@ -8,28 +8,29 @@ use super::plan::{Fault, Plan};
 use super::run::{Seen, Talk};
 use crate::end::EndReason;
 
-/// A promise that any server keeps, of any protocol.
+/// A promise that a server of any protocol should keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Promise {
-    /// Without a fault, the client that half-closes after its input gets the expected bytes, and
-    /// the connection ends in good order.
+    /// Without faults, a client that half-closes after its input gets the expected bytes, and the
+    /// connection ends in good order.
     Plain,
-    /// Cuts and delays change nothing: the same bytes, and the same reason for the end.
+    /// Cuts and delays change nothing: the client gets the same bytes, and the end has the same
+    /// reason.
     Same,
-    /// Whatever happens, the client gets a prefix of the expected bytes; at most a
-    /// [farewell](super::Check::farewell) comes after it.
+    /// Under any fault, the client gets a prefix of the expected bytes, followed at most by a
+    /// [farewell](super::Check::farewell).
     Prefix,
     /// A client that half-closes gets at least the replies that it would get if it kept its sending
     /// side open.
     HalfClose,
     /// The connection ends in time.
     Ends,
-    /// The reason for the end is one that the fault can cause.
+    /// The reason of the end is one that the fault can cause.
     Reason,
     /// The connection's place in the server's limit is released, and the server can be shut down.
     Released,
-    /// Another connection of the same server is served as if nothing had happened.
+    /// Another connection of the same server is not affected.
     Others,
     /// Errors of accept(2) change nothing.
     Accepts,
@@ -79,7 +80,7 @@ impl Broken {
         &self.plan
     }
 
-    /// Returns the seed of the plan that was shortened to this one, if it came from a seed.
+    /// Returns the seed of the original plan, before it was shortened, if it came from a seed.
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }
@@ -104,17 +105,17 @@ impl fmt::Debug for Broken {
 
 impl Error for Broken {}
 
-/// The conversation that is expected.
+/// The expected conversation.
 pub(super) struct Expected {
     pub(super) output: Vec<u8>,
     pub(super) farewells: Vec<Vec<u8>>,
     pub(super) except: Vec<Promise>,
-    /// The reason for the end without faults, once it is known.
+    /// The reason of the end without faults, once it is known.
     pub(super) reason: Option<EndReason>,
 }
 
 impl Expected {
-    /// Returns the replies in the received bytes: those before a farewell.
+    /// Returns the received bytes without a farewell.
     pub(super) fn replies<'a>(&self, got: &'a [u8]) -> &'a [u8] {
         if self.output.starts_with(got) {
             return got;
@@ -127,8 +128,8 @@ impl Expected {
         .unwrap_or(got)
     }
 
-    /// Returns the first promise that a run breaks, and how. `silent` is the reply to a client that
-    /// was silent where this one half-closed.
+    /// Returns the first promise that a run breaks, with a description. `silent` are the replies to
+    /// a client that was silent at the place where this one half-closed.
     pub(super) fn broken(
         &self,
         plan: &Plan,
@@ -187,7 +188,7 @@ impl Expected {
         broken.map(|(promise, _, detail)| (promise, detail))
     }
 
-    /// Returns whether a reason is that of the plain conversation, as far as that is known.
+    /// Returns whether a reason is the same as without faults, or that reason is not known yet.
     fn same_reason(&self, reason: Option<EndReason>) -> bool {
         self.reason.is_none() || reason == self.reason
     }
@@ -200,7 +201,8 @@ impl Expected {
             return reason == EndReason::Panic;
         }
         if plan.has(Fault::Stall) {
-            // The client's half-close bounds the wait for a reply that it does not read.
+            // After the client's half-close, the server may also end the wait for a client that
+            // does not read the reply.
             return reason.is_timeout()
                 || matches!(reason, EndReason::ServiceClosed | EndReason::PeerReset);
         }

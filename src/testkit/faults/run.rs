@@ -1,4 +1,4 @@
-//! One run: a fresh server, a connection with faults, and a plain one next to it or after it.
+//! One run: a new server, a connection with faults, and a plain connection beside it or after it.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -26,7 +26,7 @@ use crate::server::Server;
 pub(super) struct Talk {
     /// The bytes that the client has read.
     pub(super) got: Vec<u8>,
-    /// `None` if the connection has not ended in time.
+    /// The reason of the end, or `None` if the connection has not ended in time.
     pub(super) reason: Option<EndReason>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Seen {
     pub(super) released: bool,
 }
 
-/// A client's stream, in TLS or whatever else the check wraps it in.
+/// A client's stream. The check may have wrapped it, for example in TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Stream for Io {}
@@ -55,8 +55,8 @@ pub(super) struct Client<'a> {
     pub(super) within: Duration,
 }
 
-/// Runs both conversations with a new server, whose accepts fail with `errors` first. Also
-/// returns how many bytes the server has read and written on the connection with faults.
+/// Runs both conversations with a new server, whose first accepts fail with `errors`. Also returns
+/// the numbers of bytes that the server has read and written on the connection with faults.
 pub(super) async fn run<S>(
     stack: S,
     plan: &Plan,
@@ -66,8 +66,9 @@ pub(super) async fn run<S>(
 where
     S: ConnectionService<Faulty>,
 {
-    // A stall passes time, in which a second connection would reach its own deadlines. So there
-    // the plain one comes after it; otherwise it is open before, and must survive.
+    // During a stall, time passes and a second connection would reach its own deadlines. So with a
+    // stall the plain connection is opened after the other one. Otherwise it is opened before, and
+    // must survive.
     let before = !plan.has(Fault::Stall);
     let mut plans = VecDeque::from([plan.clone()]);
     if before {
@@ -135,7 +136,8 @@ impl Client<'_> {
             if let Some(client) = client {
                 let (mut reader, mut writer) = split(client);
                 let send = async {
-                    // The server may have closed already; what it has replied tells.
+                    // If the write fails, the server may have closed already. The received bytes
+                    // are checked in any case.
                     if writer.write_all(self.input).await.is_ok() {
                         drop(writer.shutdown().await);
                     }

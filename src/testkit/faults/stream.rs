@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::plan::{Fault, Plan};
 
-/// The most bytes of a read that a plan shortens.
+/// The maximum number of bytes of a read that a fault shortens.
 const SHORT: usize = 4096;
 
 /// A stream with the faults of a [`Plan`].
@@ -59,7 +59,7 @@ impl<Io> Faulty<Io> {
         }
     }
 
-    /// Returns the counters of the bytes that are read and written.
+    /// Returns the counters of the bytes read and written.
     pub(super) fn passed(&self) -> [Arc<AtomicU64>; 2] {
         [&self.reads, &self.writes].map(|side| Arc::clone(&side.passed))
     }
@@ -73,7 +73,7 @@ impl<Io> Faulty<Io> {
 /// One direction of a stream.
 #[derive(Debug, Default)]
 struct Side {
-    /// The bytes that have passed.
+    /// The number of bytes that have passed.
     passed: Arc<AtomicU64>,
     faults: VecDeque<(u64, Fault)>,
     pieces: Option<usize>,
@@ -129,7 +129,7 @@ impl Side {
                     return Poll::Pending;
                 }
                 Some((_, Fault::Delay(time))) => self.delay = Some(Box::pin(sleep(time))),
-                // Without the panic hook, whose output would bury the test's own.
+                // This does not run the panic hook, whose output would hide that of the test.
                 Some((_, Fault::Panic)) => resume_unwind(Box::new("a planted panic")),
                 Some((_, fault)) => self.last = Some(fault),
                 None => {}
@@ -215,7 +215,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Faulty<Io> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// As with a socket, the end of a stream that is stalled is queued behind its bytes.
+    /// Shuts down writing. If the stream is stalled, the end waits behind the pending bytes, as
+    /// with a socket.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.writes.last {
             Some(Fault::Reset) => return Poll::Ready(Err(reset())),
