@@ -12,7 +12,7 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 13] = [
+const ALL: [&str; 14] = [
     "chat",
     "echo",
     "memcached",
@@ -22,6 +22,7 @@ const ALL: [&str; 13] = [
     "raw",
     "redis",
     "restart",
+    "rpc",
     "smtp",
     "stack",
     "tail",

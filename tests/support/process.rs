@@ -31,14 +31,40 @@ pub(crate) fn installed(program: &str) -> bool {
     let found = std::process::Command::new(program)
         .arg("--version")
         .output();
-    if found.is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{program} is not installed, and CI must not skip what needs it: see .ci/run"
-        );
-        eprintln!("skipped: {program} is not installed");
-    }
-    found.is_ok()
+    found.is_ok() || missing(program)
+}
+
+/// Debian's Python, which has the modules that Debian's packages install. Another Python may come
+/// before it in `PATH`.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Returns whether a module of Python is installed. If `CI` is set, it must be.
+pub(crate) fn python_has(module: &str) -> bool {
+    let mut import = std::process::Command::new(PYTHON);
+    import.args(["-c", &format!("import {module}")]);
+    let found = import.output();
+    found.is_ok_and(|output| output.status.success())
+        || missing(&format!("the Python module {module}"))
+}
+
+/// Runs a program in Python, which must succeed.
+pub(crate) async fn python(program: &str, args: &[&str]) {
+    let mut python = Command::new(PYTHON);
+    python.args(["-B", "-c", program]).args(args);
+    let output = soon("Python", python.kill_on_drop(true).output()).await;
+    let output = output.expect("it is installed");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
+/// Reports that a test is skipped, and returns `false`.
+fn missing(what: &str) -> bool {
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{what} is not installed, and CI must not skip what needs it: see .ci/run"
+    );
+    eprintln!("skipped: {what} is not installed");
+    false
 }
 
 /// Returns the path of an example, as built by a whole `cargo test`. (`cargo test --test x` does
