@@ -12,7 +12,7 @@ use tower_tcp::testkit::{Served, faults, memory_with_buffer, serve, serve_with};
 use tower_tcp::{EndReason, Server};
 
 use memcached::{Codec, stack};
-use process::{Example, installed, soon};
+use process::{Example, installed, python, python_has, soon};
 use support::{Clients, Ends};
 
 #[path = "../examples/memcached.rs"]
@@ -356,3 +356,79 @@ async fn libmemcacheds_tools_store_a_file_and_read_it() {
     assert!(tool("memcrm", key).await.0);
     assert!(!tool("memcexist", key).await.0);
 }
+
+#[tokio::test]
+async fn pymemcache_reads_and_changes_items() {
+    if !python_has("pymemcache") {
+        return;
+    }
+    let server = Example::start("memcached", &[]).await;
+
+    python(PYMEMCACHE, &[&server.addr().port().to_string()]).await;
+    assert!(server.stop().await.status.success());
+}
+
+const PYMEMCACHE: &str = r#"
+import sys
+from pymemcache.client.base import Client
+from pymemcache.exceptions import MemcacheClientError, MemcacheServerError
+from pymemcache.serde import pickle_serde
+
+def raised(kind, call, *args):
+    try:
+        call(*args)
+    except kind as err:
+        return str(err)
+    raise AssertionError(f"{kind} was not raised")
+
+server = ("127.0.0.1", int(sys.argv[1]))
+client = Client(server, timeout=10, default_noreply=False, allow_unicode_keys=True)
+assert client.version() == b"1.4.8"
+assert client.get("a") is None
+assert client.set("a", b"1") and client.get("a") == b"1"
+assert client.set_many({"tëa": "green", "b": b"one\r\ntwo"}) == []
+assert client.get_many(["a", "none", "tëa", "b"]) == {
+    "a": b"1", "tëa": b"green", "b": b"one\r\ntwo"}
+
+value, cas = client.gets("a")
+assert client.cas("a", b"10", cas) is True
+assert client.cas("a", b"11", cas) is False
+assert client.cas("none", b"11", cas) is None
+assert list(client.gets_many(["a", "none"])) == ["a"]
+
+assert client.incr("a", 5) == 15 and client.decr("a", 20) == 0
+assert client.incr("none", 1) is None
+assert "non-numeric" in raised(MemcacheClientError, client.incr, "b", 1)
+
+assert not client.add("a", b"x") and not client.replace("none", b"x")
+assert client.set("a", b"x") and client.append("a", b">") and client.prepend("a", b"<")
+assert client.get("a") == b"<x>"
+assert client.touch("a", 100) and not client.touch("none", 100)
+assert client.set("gone", b"x", expire=-1) and client.get("gone") is None
+
+assert client.delete("a") and not client.delete("a")
+assert client.delete_many(["b", "none"])
+assert client.get_many(["a", "b"]) == {}
+
+# Requests without replies, and then one with a reply.
+client.set_many({str(number): b"x" for number in range(100)}, noreply=True)
+client.delete("7", noreply=True)
+assert len(client.get_many([str(number) for number in range(100)])) == 99
+
+# The longest value, and one that is too long, after which the connection goes on.
+longest = bytes(1024 * 1024)
+assert client.set("long", longest) and client.get("long") == longest
+raised(MemcacheServerError, client.set, "long", longest + b"x")
+assert client.get("long") is None
+
+# The type of a value is in its flags.
+typed = Client(server, timeout=10, serde=pickle_serde)
+typed.set("list", [1, "two"])
+typed.set("number", 3)
+assert typed.get_many(["list", "number"]) == {"list": [1, "two"], "number": 3}
+typed.quit()
+
+assert client.stats()[b"bytes"] > 0
+assert client.flush_all() and client.stats()[b"bytes"] == 0
+client.quit()
+"#;

@@ -15,7 +15,7 @@ use tower_tcp::EndReason;
 use tower_tcp::testkit::{Served, faults, serve};
 
 use mqtt::{Packets, matches, stack};
-use process::{Example, installed, soon};
+use process::{Example, installed, python, python_has, soon};
 use support::{Clients, Ends};
 
 #[path = "../examples/mqtt.rs"]
@@ -268,3 +268,92 @@ async fn mosquittos_clients_publish_and_subscribe() {
     assert_eq!(line().await, "house/will gone");
     reader.kill().await.unwrap();
 }
+
+#[tokio::test]
+async fn pahos_clients_publish_and_subscribe() {
+    if !python_has("paho.mqtt") {
+        return;
+    }
+    let server = Example::start("mqtt", &[]).await;
+
+    python(PAHO, &[&server.addr().port().to_string()]).await;
+    assert!(server.stop().await.status.success());
+}
+
+const PAHO: &str = r#"
+import queue, sys
+from paho.mqtt.client import Client as Paho, MQTT_ERR_SUCCESS
+
+class Client(Paho):
+    def __init__(self, name="", will=None):
+        super().__init__(name)
+        self.heard = queue.Queue()
+        self.on_message = lambda client, data, message: self.heard.put(
+            (message.topic, message.payload, message.qos, message.retain))
+        self.on_connect = lambda client, data, flags, code: self.heard.put(
+            ("connected", flags["session present"], code))
+        self.on_subscribe = lambda client, data, number, granted: self.heard.put(granted)
+        self.on_unsubscribe = lambda client, data, number: self.heard.put("unsubscribed")
+        self.on_disconnect = lambda client, data, code: self.heard.put(("closed", code))
+        if will is not None:
+            self.will_set(*will)
+        self.connect("127.0.0.1", int(sys.argv[1]))
+        self.loop_start()
+        self.hears(("connected", 0, 0))
+
+    def hears(self, expected):
+        heard = self.heard.get(timeout=10)
+        assert heard == expected, f"{heard} is not {expected}"
+
+    def says(self, topic, payload, **options):
+        sent = self.publish(topic, payload, **options)
+        sent.wait_for_publish(timeout=10)
+        assert sent.is_published()
+
+    def closes(self):
+        assert self.disconnect() == MQTT_ERR_SUCCESS
+        self.hears(("closed", 0))
+        self.loop_stop()
+
+reader, writer = Client("reader"), Client()
+# Whatever was asked for, messages are delivered at most once.
+reader.subscribe([("house/+/heat", 0), ("garden/#", 1), ("both", 2)])
+reader.hears((0, 0, 0))
+
+writer.says("house/kitchen/heat", "21")
+reader.hears(("house/kitchen/heat", b"21", 0, False))
+writer.says("house/heat", "no filter matches it")
+writer.says("garden", "rain", qos=1)
+reader.hears(("garden", b"rain", 0, False))
+long = bytes(60_000)
+writer.says("both", long, qos=1)
+reader.hears(("both", long, 0, False))
+
+# The filter that is left gets no more, the others do.
+reader.unsubscribe("both")
+reader.hears("unsubscribed")
+writer.says("both", "not heard", qos=1)
+writer.says("garden/pond", "frogs", qos=1, retain=True)
+reader.hears(("garden/pond", b"frogs", 0, False))
+
+later = Client()
+later.subscribe("garden/+")
+later.hears((0,))
+later.hears(("garden/pond", b"frogs", 0, True))
+writer.says("garden/pond", "", qos=1, retain=True)
+later.hears(("garden/pond", b"", 0, False))
+reader.hears(("garden/pond", b"", 0, False))
+
+# A client that is cut off leaves its will, and one that disconnects does not.
+polite = Client(will=("garden/will", "polite"))
+polite.closes()
+lost = Client(will=("garden/will", "lost"))
+lost.loop_stop()
+lost.socket().close()
+reader.hears(("garden/will", b"lost", 0, False))
+later.hears(("garden/will", b"lost", 0, False))
+
+for client in [reader, writer, later]:
+    client.closes()
+    assert client.heard.empty()
+"#;
