@@ -1,8 +1,8 @@
-//! Reads a little ahead of hyper: the first bytes of a request, before hyper is set up, and a part
-//! of the next request while one is answered, to notice a peer that disconnects.
+//! Reads some input ahead of hyper. These are the first bytes of a request, before hyper is set up,
+//! and a part of the next request while one is answered, to notice a peer that disconnects.
 //!
-//! hyper can detect the end of input itself, but not behind unparsed bytes. It also treats a peer
-//! that has finished sending as one that has disconnected.
+//! hyper's own detection of a disconnect is off (`half_close`). It does not see an end of input
+//! behind unparsed bytes, and it would cancel the request of a peer that has only finished sending.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -17,8 +17,8 @@ use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
-/// The number of bytes to read ahead. The end of input after more bytes than that is noticed only
-/// on a socket, through [`Departing`].
+/// The number of bytes to read ahead. If more bytes precede the end of input, it is noticed only on
+/// a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
 /// The number of bytes to read before hyper is set up. Almost every head is smaller.
@@ -46,8 +46,9 @@ pub(super) struct Ahead {
 
 #[derive(Debug, Default)]
 enum Watch {
+    /// Not begun.
     #[default]
-    Unasked,
+    Unwatched,
     /// Boxed to keep `Watch` small, because an idle connection watches nothing.
     Watching(Box<Departing>),
     /// There is no socket to watch, or no descriptor to watch it with.
@@ -55,7 +56,8 @@ enum Watch {
 }
 
 impl Ahead {
-    /// Returns input that was read ahead, if there is any.
+    /// Copies input that was read ahead into `buf`, or returns its end. Returns `None` if nothing
+    /// is left of it.
     #[inline]
     pub(super) fn read(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
         if self.bytes.is_empty() {
@@ -71,7 +73,7 @@ impl Ahead {
         Some(Ok(()))
     }
 
-    /// Returns whether there is input, or its end.
+    /// Returns whether input, or its end, has been read ahead and waits for hyper.
     pub(super) fn has_input(&self) -> bool {
         !self.bytes.is_empty() || self.end.is_some()
     }
@@ -90,7 +92,7 @@ impl Ahead {
 
     /// Waits for the first bytes of a request, or the end of input, which hyper then reads.
     ///
-    /// The first bytes of a connection also decide about its protocol.
+    /// The first bytes of a connection also select its protocol.
     pub(super) fn poll_first<Io>(
         &mut self,
         conn: &mut Connection<Io>,
@@ -122,16 +124,17 @@ impl Ahead {
         }
     }
 
-    /// Stops watching, because the watch would keep the socket open.
+    /// Stops watching the socket. A watch holds a second descriptor, which would keep the socket
+    /// open.
     pub(super) fn unwatch(&mut self) {
-        self.watch = Watch::Unasked;
+        self.watch = Watch::Unwatched;
     }
 
-    /// Ready with an error once the peer can no longer be reached. Records in the connection's
-    /// `Life` that the peer has finished sending.
+    /// Completes with an error once the peer can no longer be reached. Also records in the
+    /// connection's `Life` that the peer has finished sending.
     ///
-    /// Nothing of a body that the service has not read is read ahead, because hyper would get it in
-    /// small pieces. Only a socket reports a disconnect then.
+    /// While the service holds an unread body, nothing is read ahead, because hyper would get the
+    /// body in small pieces. A disconnect is then noticed only on a socket.
     pub(super) fn poll_gone<Io>(
         &mut self,
         conn: &mut Connection<Io>,
@@ -143,7 +146,7 @@ impl Ahead {
     {
         if self.bytes.is_empty() && self.end.is_none() && !progress.has_unread_bodies() {
             match ready!(self.poll_read_ahead(conn, cx)) {
-                // hyper may be waiting for this input.
+                // hyper may be waiting for this input, so it has to be polled again.
                 Ok(()) => {
                     progress.is_reading.store(false, Ordering::Relaxed);
                     cx.waker().wake_by_ref();
@@ -151,7 +154,7 @@ impl Ahead {
                 Err(err) => return Poll::Ready(err),
             }
         }
-        if matches!(self.watch, Watch::Unasked) {
+        if matches!(self.watch, Watch::Unwatched) {
             let peer = Departing::of(&conn.life().probe).map(Box::new);
             self.watch = peer.map_or(Watch::Blind, Watch::Watching);
         }

@@ -28,13 +28,13 @@ pub enum RequestBodyError {
 
 /// The body of a request: hyper's [`Incoming`], with a deadline for a peer that stops sending it.
 ///
-/// The [deadline](crate::deadline::Deadlines::body) counts only while the service waits for more of
-/// the body, so a slow service never fails its peer. When the deadline passes, reading the body
+/// The [deadline](crate::deadline::Deadlines::body) runs only while the service waits for more of
+/// the body, so a slow service never makes it pass. When the deadline passes, reading the body
 /// fails with [`RequestBodyError::Elapsed`]. In HTTP/1 the connection then closes after the
 /// response, with [`BodyTimeout`](crate::EndReason::BodyTimeout). In HTTP/2 the other streams
 /// continue.
 pub struct RequestBody {
-    /// Dropped at the deadline, so that hyper stops waiting for it.
+    /// `None` once the deadline has passed. Dropping it tells hyper that nobody will read the rest.
     incoming: Option<Incoming>,
     /// `None` if there is no body to wait for.
     progress: Option<Arc<Progress>>,
@@ -47,13 +47,13 @@ pub struct RequestBody {
 struct Wait {
     timer: Timer,
     since: Option<Moment>,
-    /// Ready when the connection begins to drain or close. `None` if that changes no deadline, or
-    /// has happened.
+    /// Completes when the connection begins to drain or close. `None` if it already has, or if a
+    /// drain has no deadline for bodies.
     leaving: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     draining: Option<Moment>,
 }
 
-/// The deadline of a body, with its length.
+/// The length of the deadline that has passed.
 struct Elapsed(Option<Duration>);
 
 impl Due for Elapsed {
@@ -76,7 +76,7 @@ impl RequestBody {
         }
     }
 
-    /// Ready with the deadline's length when no byte has arrived for that long.
+    /// Completes with the deadline's length once no byte has arrived for that long.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(progress) = &self.progress else {
             return Poll::Pending;
@@ -115,21 +115,21 @@ impl RequestBody {
 }
 
 impl RequestBody {
-    /// Records that nothing more of the body waits to be read.
-    fn is_read(&mut self) {
+    /// Records that the service will read nothing more of the body.
+    fn note_read(&mut self) {
         if let Some(progress) = self.progress.as_ref().filter(|_| self.is_unread) {
             self.is_unread = false;
             progress.unread.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Drops the rest of the body, so that hyper stops waiting for the service.
+    /// Drops the rest of the body, so that hyper stops waiting for the service to read it.
     fn abandon(&mut self) {
         self.incoming = None;
         if let Some(progress) = self.progress.as_ref().filter(|_| self.is_unread) {
             progress.abandoned.store(true, Ordering::Relaxed);
         }
-        self.is_read();
+        self.note_read();
     }
 }
 
@@ -165,7 +165,7 @@ impl Body for RequestBody {
                 wait.since = None;
             }
             if is_last {
-                self.is_read();
+                self.note_read();
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Unreadable)));
         }

@@ -1,4 +1,5 @@
-//! Enforces the deadlines of an HTTP connection, which depend on its current wait.
+//! Enforces the deadlines of an HTTP connection. The current wait of the connection determines
+//! which of them apply.
 //!
 //! hyper has a timer for the heads of HTTP/1 requests, which is not used. It counts the idle time
 //! between two requests as part of the next head, and it costs a timer for each request. It does
@@ -17,27 +18,31 @@ use crate::deadline::{
 };
 use crate::end::EndReason;
 
-/// The time for which hyper stays set up at a rest, if the rest before began no longer ago.
+/// The time for which hyper stays set up when a connection becomes idle, if the connection last
+/// became idle less than this time ago.
 ///
-/// Parking costs a quarter of a small request. A connection that asks more often than this does not
-/// pay it, and one that asks less often is parked at once, without a timer.
+/// Parking costs a quarter of a small request. A connection with more frequent requests is not
+/// parked between them. A connection with less frequent requests is parked at once, without a
+/// timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
-    /// For the service, or the body of a request or response. Only `half_closed` bounds this wait.
+    /// For the service, the body of a request or response, or the peer to take output. Only
+    /// `half_closed`, and `write` for pending output, bound this wait.
     Busy,
-    /// HTTP/1 only: for another task to read the rest of an answered request's body.
+    /// HTTP/1 only: for another task to read the rest of the body of a request that is already
+    /// answered.
     Unread,
     FirstByte,
     Head,
     NextRequest,
-    /// HTTP/2 only: for tunnels. All requests are answered.
+    /// HTTP/2 only: for data of tunnels, when all requests are answered.
     Tunnels,
 }
 
-/// A deadline's action when it passes.
+/// The action to take when a deadline passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// Drain the connection, because it has reached its maximum age.
@@ -65,22 +70,22 @@ pub(super) struct Clock {
     timer: Timer,
     /// The state when the timer was armed: the wait, and whether output is pending, data waits for
     /// the peer, the peer has finished sending, the connection drains, a graceful close has begun,
-    /// and hyper is kept at a rest.
+    /// and hyper stays set up although the connection is idle.
     armed: Option<(Waiting, [bool; 6])>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
-    /// HTTP/1 only: the start of the last rest.
+    /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
     rested: Option<Moment>,
-    /// HTTP/1 only: that rest began less than [`KEPT`] after the one before.
+    /// HTTP/1 only: set if this happened less than [`KEPT`] after the time before.
     is_quick: bool,
     /// Bytes written at the last check.
     written: u64,
     blocked: Blocked,
     pace: Pace,
-    /// HTTP/2 only: the bytes of responses that the peer has taken, and the time since which it has
-    /// taken none of those that wait for it.
+    /// HTTP/2 only: the bytes of responses that the peer has taken, and the time of the last
+    /// change. `None` if no more bytes wait for the peer.
     stalled: Option<(u64, Moment)>,
-    /// The time at which the peer was found to have finished sending.
+    /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,
     /// Bytes read and written, and the time of the last change. Used for tunnels, unread bodies,
     /// and peers that have finished sending.
@@ -115,8 +120,8 @@ impl Clock {
         }
     }
 
-    /// Checks the deadlines before each wait. Ready with a deadline that has passed; otherwise
-    /// registers a wakeup for the next one.
+    /// Checks the deadlines before each wait. Completes with the action of a deadline that has
+    /// passed; otherwise registers a wakeup for the next one.
     pub(super) fn poll(
         &mut self,
         progress: &Progress,
@@ -253,13 +258,13 @@ impl Clock {
             idle: _,
             half_closed: _,
             upgraded_idle: _,
-            // Kept in `self`.
+            // Enforced through fields of `self`.
             max_age: _,
             max_age_jitter: _,
             min_rate: _,
-            // Kept by the body.
+            // Enforced by the request's body.
             body: _,
-            // Kept by hooks, pipelines and `serve`.
+            // Enforced by hooks, pipelines and `serve`.
             pre_connect: _,
             last_calls: _,
             make_service: _,
@@ -271,7 +276,7 @@ impl Clock {
                     goodbye: _,
                     last_request: _,
                     body: _,
-                    // Kept by hooks and pipelines.
+                    // Enforced by hooks and pipelines.
                     pre_connect: _,
                     next_frame: _,
                 },

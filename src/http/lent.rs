@@ -1,9 +1,9 @@
 //! Lends the stream to hyper, instead of giving it away.
 //!
-//! hyper drops a stream when it is done with it, even with unread bytes in it, and passes an
-//! upgraded stream to another task. Neither may end a connection of this crate, whose own task
-//! counts it, drains it, aborts it and closes it gracefully. So the stream returns to that task,
-//! and an upgraded stream is kept where the task can take it away.
+//! hyper drops a stream when it is done with it, even if unread bytes are in it, and passes an
+//! upgraded stream to another task. Neither may end a connection of this crate, because the
+//! connection's own task counts it, drains it, aborts it and closes it gracefully. So the stream
+//! returns to that task, and an upgraded stream is kept where the task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,8 +22,8 @@ pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
 /// The borrower's side of the loan. Dropping it returns the stream.
 pub(super) struct Lent<Io> {
-    /// The stream until its upgrade. Until then borrower and owner are the same task, so no lock is
-    /// needed.
+    /// The stream, until it is upgraded. Until then the borrower and the owner are in the same
+    /// task, so no lock is needed.
     conn: Option<Box<Connection<Io>>>,
     ahead: Ahead,
     progress: Arc<Progress>,
@@ -35,7 +35,7 @@ struct Loan<Io>(Mutex<Held<Io>>);
 struct Held<Io> {
     conn: Option<Box<Connection<Io>>>,
     returned: bool,
-    /// Two wakers, because an upgraded stream may be split between two tasks.
+    /// There are two wakers, because an upgraded stream may be split between two tasks.
     reader: Option<Waker>,
     writer: Option<Waker>,
     owner: Option<Waker>,
@@ -63,7 +63,8 @@ pub(super) fn lend<Io>(
 
 impl<Io> Loan<Io> {
     fn lock(&self) -> MutexGuard<'_, Held<Io>> {
-        // A stream that panicked is not used again, because the panic has ended its connection.
+        // If a stream panics while this lock is held, the panic ends its connection, so the stream
+        // is not used again.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -121,8 +122,8 @@ impl<Io> Drop for Lent<Io> {
 }
 
 impl<Io: Unpin> Lent<Io> {
-    /// Polls the stream. `waker` selects the waker that is woken if the stream is taken away
-    /// meanwhile.
+    /// Polls the stream. `waker` selects the waker that is woken if the stream is taken away during
+    /// the wait.
     #[inline]
     fn poll<T>(
         &mut self,
@@ -191,12 +192,13 @@ impl<Io: AsyncRead + Unpin> Lent<Io> {
         }
     }
 
-    /// Ready once the peer of an HTTP/1 request in progress can no longer be reached.
+    /// Completes once the peer of an HTTP/1 request in progress can no longer be reached.
     #[inline]
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match &mut self.conn {
             Some(conn) if self.progress.is_answering_http1() => {
-                // Once the body is read or dropped, hyper may no longer act on its input.
+                // hyper notices the end of input itself while it reads a body. Once the body is
+                // read or dropped, hyper waits for the service and may ignore its input.
                 let is_reading = self.progress.is_reading.load(Ordering::Relaxed);
                 if is_reading && self.progress.has_unread_bodies() {
                     return Poll::Pending;
@@ -273,7 +275,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = self.poll_output(cx, |conn, cx| conn.poll_flush(cx));
-        // hyper flushes at the end of each of its turns.
+        // hyper flushes at the end of each of its polls.
         if let Poll::Ready(gone) = self.poll_gone(cx) {
             return Poll::Ready(Err(gone));
         }

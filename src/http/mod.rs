@@ -1,9 +1,9 @@
-//! HTTP/1 and HTTP/2 by [hyper]: axum, tonic and any other HTTP service on this crate's
-//! connections.
+//! Serves HTTP/1 and HTTP/2 with [hyper], so that axum, tonic and any other HTTP service can run on
+//! this crate's connections.
 //!
 //! [`Http`] is the connection service for HTTP, as [`Pipeline`](crate::Pipeline) is for framed
-//! protocols. Its connections count towards the server's limit, pass through its hooks, run in its
-//! spans and drain with everything else that it serves. [`Http`] takes any service of
+//! protocols. HTTP connections count towards the server's limit, pass through the server's hooks,
+//! run in its spans, and drain with its other connections. [`Http`] takes any service of
 //! `Request<RequestBody>` that is `Clone`: an axum `Router`, tonic's `Routes`, a stack of
 //! tower-http's layers, or a function.
 //!
@@ -30,19 +30,20 @@
 //! # Protocols
 //!
 //! The first bytes of a client show which of the two protocols it speaks, so one port serves both,
-//! encrypted or not. Behind [`Tls`](crate::tls::Tls), offer both by ALPN, or clients will not use
-//! HTTP/2: `.alpn(["h2", "http/1.1"])`. A WebSocket works over both
-//! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441) over HTTP/2).
+//! encrypted or not. Behind [`Tls`](crate::tls::Tls), offer both by ALPN with
+//! `.alpn(["h2", "http/1.1"])`, because clients use HTTP/2 over TLS only if ALPN selects it. A
+//! WebSocket works over both, over HTTP/2 by [RFC 8441](https://www.rfc-editor.org/rfc/rfc8441).
 //!
 //! # Connection details in a request
 //!
 //! Each request carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its
-//! extensions: its number, its addresses, the facts that hooks have added (such as `TlsInfo`, with
-//! the protocol that ALPN selected), and whether it is draining. In axum, extract it with
-//! `Extension(info): Extension<ConnectionInfo>`.
+//! extensions. It has the number and the addresses of the connection, the facts that hooks have
+//! added (such as `TlsInfo`, with the protocol that ALPN selected), and the state of a drain. In
+//! axum, extract it with `Extension(info): Extension<ConnectionInfo>`.
 //!
-//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. Behind a hook
-//! for a proxy's header, `client_addr` is the client's address, otherwise the peer's:
+//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. `client_addr`
+//! is the client's address from a proxy's header if a hook has read one, and otherwise the address
+//! of the peer:
 //!
 //! ```text
 //! Http::make_service(service_fn(move |info: ConnectionInfo| {
@@ -53,10 +54,11 @@
 //!
 //! # Requests and tasks
 //!
-//! The service is cloned for each request, and the clone is made ready when that request has
-//! arrived, so an idle connection holds no permit of a shared limit. HTTP/1 requests run in the
-//! connection's task, one at a time. Each HTTP/2 request runs in a task of its own, so the requests
-//! of one connection can use all processors. These tasks end with the connection, however it ends.
+//! The service is cloned for each request. `poll_ready` of the clone is called only once that
+//! request has arrived, so an idle connection holds no permit of a shared limit. HTTP/1 requests
+//! run in the connection's task, one at a time. Each HTTP/2 request runs in a task of its own, so
+//! the requests of one connection can use all processors. These tasks are aborted when the
+//! connection ends.
 //!
 //! hyper allows 200 concurrent streams per connection, so one client can make the service buffer
 //! 200 bodies: 400 MiB at the 2 MiB that axum's `Json` and `Bytes` accept by default. Limit bodies
@@ -66,9 +68,10 @@
 //!
 //! # Errors
 //!
-//! Return an error only for a request that cannot be answered; everything else is a response. An
-//! error ends an HTTP/1 connection with [`ServiceError`](crate::EndReason::ServiceError). In HTTP/2
-//! it resets its stream and is reported as `request.failed`. A panic ends its connection with
+//! A service should return an error only for a request that it cannot answer, and a response in all
+//! other cases. An error ends an HTTP/1 connection with
+//! [`ServiceError`](crate::EndReason::ServiceError). In HTTP/2 an error resets the stream of its
+//! request, and is reported by the event `request.failed`. A panic ends the connection with
 //! [`Panic`](crate::EndReason::Panic), once the other streams of the connection are done.
 //!
 //! Input that is not HTTP, or that exceeds hyper's limits, is answered (400, 431 or `GOAWAY`) and
@@ -76,60 +79,62 @@
 //! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). If a peer disconnects before its response,
 //! the request is dropped and the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
 //!
-//! A client of HTTP/1 that has finished sending may wait for its response, as `nc -N` does, or be
-//! gone. So a response within [10 s](Deadlines::half_closed) is sent. After that time the client
-//! counts as disconnected. A reset is noticed at once, and so is the close of a Unix socket,
-//! however much unread input is behind the request. In memory, and on a stream of your own, the end
-//! of input is noticed only if at most 512 unread bytes are before it, and none of them is of a
-//! body that the service holds and does not read.
+//! An HTTP/1 client that has finished sending may wait for its response, as `nc -N` does, or be
+//! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the
+//! client takes restarts that time. After it, the client counts as disconnected. A reset and the
+//! close of a Unix socket are noticed at once, however much unread input is behind the request. In
+//! memory, and on streams of other listeners than this crate's, the end of input is noticed only if
+//! at most 512 unread bytes precede it, and none of them belongs to a body that the service holds
+//! unread.
 //!
-//! An HTTP/2 connection on which too many small messages wait for services that do not read them
-//! ends with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that
-//! limit.
+//! If services leave too many small messages of an HTTP/2 connection unread, the connection ends
+//! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.
 //!
-//! Deadlines are set by [`Deadlines`]. A body that stops arriving is an error of [`RequestBody`],
-//! which the service can still answer. Finished responses reach the peer, because the stream is
-//! closed as [`Connection::close`](crate::Connection::close) does, unless the connection is cut off
+//! [`Http::deadlines`] sets the deadlines. If a body stops arriving, [`RequestBody`] returns an
+//! error, and the service can still respond. Finished responses reach the peer, because the stream
+//! is closed gracefully, as by [`Connection::close`](crate::Connection::close), unless the
+//! connection is cut off
 //! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)).
 //!
 //! # Draining
 //!
 //! | state when the drain begins | result |
 //! | --- | --- |
-//! | no byte has arrived | closes at once |
-//! | a request has arrived or is being answered | it is answered, with `connection: close` if its head is not yet sent; a request pipelined after it is not answered ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6): a client must not assume that it was) |
-//! | a request's body is being read | fails if nothing of it arrives for [3 s](DrainDeadlines::body); then answered in the same way |
-//! | a request's head has begun | has [3 s](DrainDeadlines::frame) to arrive, and is answered in the same way |
-//! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then closes |
+//! | no byte has arrived | closes at once, but not before 50 ms after its accept, because a request may have arrived with it |
+//! | HTTP/1, a request has arrived or is being answered | the request is answered, with `connection: close` if the head of the response is not yet sent; a request pipelined after it is not answered, and its client must not assume that it was ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6)) |
+//! | a service waits for the body of a request | reading the body fails if nothing of it arrives for [3 s](DrainDeadlines::body); the request is answered in the same way |
+//! | HTTP/1, the head of a request has begun | the rest of the head has [3 s](DrainDeadlines::frame) to arrive, and the request is answered in the same way |
+//! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then the connection closes |
 //! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [3 s](DrainDeadlines::goodbye) is closed, even if it sends pings |
-//! | upgraded, or streaming without end | its service awaits [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and ends it |
+//! | upgraded, or a response without end | the service has to await [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and end the stream |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
 //!
 //! # Upgrades
 //!
 //! An upgraded stream (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task,
-//! but it remains a connection here: it counts as open until that task drops it, and is then closed
-//! gracefully. At the deadline of a drain, or by an abort, the stream is taken away, and the task's
-//! reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). The
-//! same applies to a tunnel in an HTTP/2 stream until its task has shut down writing.
+//! but remains a connection of the server. It counts as open until that task drops it, and is then
+//! closed gracefully. At the deadline of a drain, or by an abort, the stream is taken away, and the
+//! task's reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
+//! The same applies to a tunnel in an HTTP/2 stream until its task has shut down writing.
 //!
 //! # WebSockets
 //!
-//! A handler that returns as soon as it receives a Close frame does not answer it, so its client
-//! reports an unclean end (1006). tungstenite, which axum uses, prepares the answer, but sends it
-//! with the next read, write or flush. So continue to read until the stream ends, also after the
-//! handler itself has sent a Close. `examples/axum` does both. At a drain,
-//! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) is the time to send a Close.
+//! If a handler returns as soon as it receives a Close frame, it leaves the frame unanswered, and
+//! its client reports an unclean end (1006). tungstenite, which axum uses, prepares the answer, but
+//! sends it only with the next read, write or flush. So a handler should read until the stream
+//! ends, also after it has sent a Close itself. When
+//! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) completes, it should send a Close.
+//! The handler of `examples/axum` does both.
 //!
 //! # Deadlines of upgraded streams
 //!
 //! The connection's own task enforces deadlines for an upgraded stream:
 //! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
-//! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte, but
-//! checks the byte counters four times before a deadline, so a deadline may be late by a quarter.
-//! An HTTP/2 connection with only tunnels has the same deadlines; one that also has requests in
-//! progress counts as busy.
+//! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte. It
+//! checks the byte counters four times per deadline, so the connection may end late by a quarter of
+//! that deadline. The same deadlines apply to an HTTP/2 connection whose streams are all tunnels.
+//! If it also has requests in progress, it counts as busy.
 
 mod ahead;
 mod body;
@@ -159,11 +164,11 @@ pub use hyper;
 pub use serve::HttpFuture;
 pub use streams::Streams;
 
-/// The window of an HTTP/2 connection. h2 counts small data frames that no service has read yet
+/// The window of an HTTP/2 connection. h2 charges small data frames that no service has read yet
 /// against half of it.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
-/// The connection service for HTTP. See the [module docs](self).
+/// Serves HTTP on a connection, with a service of requests. See the [module docs](self).
 #[derive(Clone)]
 pub struct Http<K> {
     maker: K,
@@ -221,7 +226,7 @@ impl Default for HttpSettings {
     }
 }
 
-/// Sets what a program cannot change.
+/// Sets the settings that [`Http::configure`] cannot change.
 fn keep_own(http1: &mut http1::Builder) {
     // `Ahead` notices the peer's end of input, and the clock has a deadline for that.
     http1.half_close(true).header_read_timeout(None);
@@ -239,8 +244,8 @@ impl HttpSettings {
 }
 
 impl<S> Http<ClonePerRequest<S>> {
-    /// Serves requests with clones of `service`, one for each request, made ready once the request
-    /// has arrived.
+    /// Serves each request with a clone of `service`, which is polled for readiness once the
+    /// request has arrived.
     pub fn new(service: S) -> Self {
         Self::with(ClonePerRequest(service))
     }
@@ -291,16 +296,16 @@ impl<K> Http<K> {
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. Several calls add up.
     ///
     /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that a
-    /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB: h2 counts each
-    /// data frame of less than 256 bytes that no service has read yet, and ends the connection when
-    /// these would fill half of the window. So some 33,000 small messages of gRPC may wait for
-    /// their services. A stream's window stays 1 MiB, so one connection can make the server buffer
-    /// 16 MiB only with 16 streams that are not read. Set `initial_connection_window_size` where
-    /// that is too much, or too little.
+    /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB. The reason is
+    /// that h2 charges each unread data frame of less than 256 bytes for the bytes that it lacks,
+    /// and ends the connection when the sum exceeds half of the window. With 16 MiB, about 33,000
+    /// small messages of gRPC may wait for their services. A stream's window stays 1 MiB, so one
+    /// connection can make the server buffer 16 MiB only with 16 streams that are not read. To
+    /// change the window, set `initial_connection_window_size`.
     ///
-    /// hyper's HTTP/1 timer and `header_read_timeout` cannot be changed here. They do not
-    /// distinguish a request's head from the idle time before it; use [`Deadlines::frame`] and
-    /// [`Deadlines::idle`]. Its `half_close` cannot be changed either; use
+    /// hyper's HTTP/1 settings `header_read_timeout` and `half_close` have no effect here. The
+    /// first does not distinguish a request's head from the idle time before it, so use
+    /// [`Deadlines::frame`] and [`Deadlines::idle`] instead. For the second, use
     /// [`Deadlines::half_closed`].
     ///
     /// ```
@@ -314,8 +319,8 @@ impl<K> Http<K> {
     /// });
     /// ```
     ///
-    /// `configure` is called once here, and once for each HTTP/2 connection, because each has its
-    /// own tasks.
+    /// `configure` is called once here, and once for each HTTP/2 connection, because each of these
+    /// has its own [`Streams`].
     ///
     /// # Panics
     ///

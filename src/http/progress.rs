@@ -1,4 +1,4 @@
-//! The progress of one connection, seen from its task and from its requests.
+//! Tracks the progress of one connection, for its task and its requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -44,15 +44,15 @@ pub(super) struct Progress {
     /// are already answered.
     pub(super) streams: AtomicUsize,
     multiplexed: AtomicBool,
-    /// hyper waits for input, and so notices its end.
+    /// hyper's last read is pending, so hyper notices the end of input.
     pub(super) is_reading: AtomicBool,
     /// HTTP/1 only: a service has dropped a body that it had not read to its end.
     pub(super) abandoned: AtomicBool,
     /// HTTP/1 only: the current request asks for the connection to close.
     last_request: AtomicBool,
-    /// HTTP/2 only: the peer was told that too many small data frames are unread.
+    /// HTTP/2 only: a `GOAWAY` has told the peer that too many small data frames are unread.
     refused_data: AtomicBool,
-    /// The stream is about to move to another task.
+    /// The stream is upgraded, and about to move to another task.
     pub(super) upgrades: AtomicBool,
 }
 
@@ -116,8 +116,8 @@ impl Progress {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Returns whether hyper only waits for the next request: the last response is sent, and no
-    /// service holds a body. Not all of it may have been read; see [`take_abandoned`].
+    /// Returns whether hyper only waits for the next request, because the last response is sent and
+    /// no service holds a body. A service may have dropped a body unread; see [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned
     pub(super) fn is_at_rest(&self) -> bool {
@@ -133,8 +133,8 @@ impl Progress {
         (self.life().requests(), self.life().bytes_read())
     }
 
-    /// Returns whether a service has dropped a body that it had not read to its end, since the
-    /// last call. hyper reads the rest in its next turn, or closes the connection.
+    /// Returns whether a service has dropped a body that it had not read to its end, since the last
+    /// call. When hyper is polled next, it reads the rest or closes the connection.
     pub(super) fn take_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed) && self.abandoned.swap(false, Ordering::Relaxed)
     }
@@ -144,8 +144,8 @@ impl Progress {
         self.multiplexed.store(true, Ordering::Relaxed);
     }
 
-    /// Checks output, to find out why h2 ends a connection. Its error does not distinguish unread
-    /// data from a flood of resets, but the text at the end of the `GOAWAY` frame does.
+    /// Checks output, to find out why h2 ends a connection. h2's error does not distinguish unread
+    /// data from a flood of resets, but the text at the end of its `GOAWAY` frame does.
     #[inline]
     pub(super) fn note_write(&self, bytes: &[u8]) {
         if self.multiplexed.load(Ordering::Relaxed) && bytes.ends_with(b"too_many_data_frames") {
@@ -153,14 +153,14 @@ impl Progress {
         }
     }
 
-    /// Records whether an HTTP/1 request asks for the connection to close.
+    /// Records it if an HTTP/1 request asks for the connection to close.
     pub(super) fn begin_http1<B>(&self, request: &Request<B>) {
         if asks_to_close(request) {
             self.last_request.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Returns whether the peer has asked for the close of an HTTP/1 connection.
+    /// Returns whether the peer has asked for this HTTP/1 connection to close.
     pub(super) fn peer_closes(&self) -> bool {
         self.last_request.load(Ordering::Relaxed)
     }
@@ -176,7 +176,7 @@ impl Progress {
         self.life().signals.users_until(look).await;
     }
 
-    /// Ends an HTTP/1 connection after its response, because nothing after a stalled body can be
+    /// Ends an HTTP/1 connection after its response, because no request after a stalled body can be
     /// read.
     #[cold]
     pub(super) fn body_stalled(&self) {

@@ -1,4 +1,4 @@
-//! The body of a response, and the data that waits for the peer to take it.
+//! Wraps the body of a response and its data, to know when the peer has taken the data.
 
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use pin_project::pin_project;
 use super::progress::{Queued, RequestGuard};
 use crate::error::{BoxError, caught};
 
-/// The body of a response. It keeps its request in flight.
+/// The body of a response. Its request counts as in flight until this is dropped.
 #[pin_project]
 pub(super) struct ReplyBody<B> {
     #[pin]
@@ -72,8 +72,8 @@ where
 
 /// Data of a response.
 ///
-/// In HTTP/2 it may wait for the peer to open the stream's window, long after the end of the body.
-/// The connection is busy until the peer has taken the data.
+/// In HTTP/2 the data may wait for the peer to open the stream's window, long after the end of the
+/// body. The connection counts as busy until the peer has taken the data.
 pub(super) struct ReplyData<D> {
     data: D,
     queued: Option<Queued>,

@@ -1,5 +1,5 @@
-//! The service that hyper calls. It wraps the user's service, counts each request, keeps the
-//! request in flight until its response is complete, catches panics, and recognizes upgrades.
+//! Adapts the user's service to hyper. The adapter counts each request as in flight until its
+//! response is complete, catches panics, and recognizes upgrades.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -112,7 +112,7 @@ where
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
-                    // Only that stream is reset; the connection continues.
+                    // hyper resets only that stream; the connection continues.
                     let id = signed(progress.info().id().get());
                     let error = ErrorChain(&*err);
                     tracing::warn!(

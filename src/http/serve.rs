@@ -63,7 +63,7 @@ where
     fn call(&mut self, conn: Connection<Io>) -> HttpFuture {
         let make = self.maker.make(|| conn.info().clone());
         let settings = Arc::clone(&self.settings);
-        // What is boxed here takes no room in the future of a connection at rest.
+        // Boxed values take less room in the future of an idle connection.
         let conn = Box::new(conn);
         let limit = settings.deadlines.make_service;
         let made = Box::pin(async move {
@@ -108,7 +108,7 @@ where
         let mut waker: Option<Waker> = None;
         let is_cut_short = &mut is_cut_short;
         let progress = &progress;
-        // It owns its state, because a reference to each would take more room.
+        // The closure owns its state, because a reference to each variable would take more room.
         std::future::poll_fn(move |cx| {
             let life = progress.life();
             if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
@@ -123,7 +123,7 @@ where
                         ConnectionEnded::new(reason, err)
                     });
                     // During a graceful close with no request in progress, the peer may disconnect
-                    // in any way.
+                    // in any way, so this is no error.
                     let left = clock.has_left() && !progress.is_busy() && !progress.has_streams();
                     return Poll::Ready(
                         ended.filter(|ended| !(left && ended.reason.is_of_stream())),
@@ -145,7 +145,8 @@ where
                     Due::Park => stage.park(),
                     Due::Look => {}
                     Due::End(reason) => {
-                        // Written output had the time of `goodbye` in which to arrive.
+                        // Nothing was written, or it has had the time of the graceful close to
+                        // arrive. So the close of the stream need not wait for the peer.
                         if life.bytes_written() == 0 || clock.has_left() {
                             *is_cut_short = true;
                         }
@@ -158,11 +159,11 @@ where
     };
     let (conn, ended) = match ended {
         Some(ended) => {
-            // The stage is dropped, so the stream is back.
+            // The stage is dropped, so the stream has been returned.
             let conn = std::future::poll_fn(|cx| owner.poll_returned(cx)).await;
             (conn, Some(ended))
         }
-        // An upgraded stream is lent until its task drops it.
+        // An upgraded stream stays lent until its task drops it.
         None => Box::pin(returned(owner, &info, &settings.deadlines)).await,
     };
     let ended = match ended {
@@ -182,7 +183,7 @@ where
             true => settings.linger.time(Duration::ZERO),
             false => settings.linger,
         };
-        // The reason is settled; it does not matter if the peer disconnects before the close is
+        // The reason is settled, so it does not matter if the peer disconnects before the close is
         // done.
         let _settled = Box::pin(conn.close(linger)).await;
     }
@@ -214,7 +215,7 @@ async fn returned<Io>(
     .await
 }
 
-/// The future of [`Http`]: serves one connection. Boxed once per connection.
+/// Serves one connection. The future of [`Http`], boxed once per connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct HttpFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
 

@@ -1,9 +1,10 @@
-//! The two stages of an HTTP connection: parked while it is at rest, and served by hyper.
+//! Switches an HTTP connection between two stages: parked while it is idle, and served by hyper.
 //!
-//! A parked connection holds its stream and its service, and waits for bytes. hyper is set up with
-//! the first of them, and taken apart again when the last response is sent and hyper waits for the
-//! next request. So a connection at rest holds no buffer and no state of hyper. The clock decides
-//! when a rest is long enough, so that a busy connection keeps hyper.
+//! A parked connection holds its stream and its service, and waits for input. The first bytes set
+//! hyper up. hyper is taken apart again when the last response is sent and hyper waits for the next
+//! request, so an idle HTTP/1 connection holds no buffer and no state of hyper. The clock decides
+//! when, so that a busy connection keeps hyper between its requests. An HTTP/2 connection is never
+//! parked again, because its peer relies on hyper's state.
 
 use std::mem;
 use std::pin::Pin;
@@ -31,12 +32,13 @@ use crate::error::BoxError;
 type Http1<Io, S> = http1::UpgradeableConnection<TokioIo<Lent<Io>>, HyperService<S>>;
 type Http2<Io, S> = http2::Connection<TokioIo<Lent<Io>>, HyperService<S>, Streams>;
 
-/// The rest of a connection. At rest, nothing of the next request is known to have arrived.
+/// The idle state of a connection. While a connection is idle, no byte of its next request is known
+/// to have arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     No,
-    /// hyper is still set up. It may have read the begin of the next request with the last one,
-    /// which parking shows.
+    /// Idle, with hyper still set up. hyper may have read the beginning of the next request
+    /// together with the last one, which parking reveals.
     Begun,
     Parked,
 }
@@ -48,7 +50,7 @@ where
     S::Error: Into<BoxError>,
     B: Body<Error: Into<BoxError>>,
 {
-    /// No request is in progress, and all responses are sent.
+    /// hyper is not set up. No request is in progress, and all responses are sent.
     Parked {
         lent: Lent<Io>,
         service: HyperService<S>,
@@ -57,7 +59,7 @@ where
         hyper: Box<Http1<Io, S>>,
         /// The number of requests before hyper was set up.
         before: u64,
-        /// The numbers of requests and of bytes read when the last rest began.
+        /// The numbers of requests and of bytes read when the connection last became idle.
         rest: Option<(u64, u64)>,
     },
     Http2 {
@@ -86,7 +88,7 @@ where
         }
     }
 
-    /// Serves requests. Ready once the protocol has come to its end, or has failed.
+    /// Serves requests. Completes once hyper is done or has failed.
     pub(super) fn poll(
         &mut self,
         settings: &HttpSettings,
@@ -112,7 +114,8 @@ where
                         return Poll::Pending;
                     }
                     if progress.take_abandoned() {
-                        // hyper has yet to see that it is the only one left to read a body.
+                        // The service has dropped a body, so hyper has to be polled again to read
+                        // the rest.
                         continue;
                     }
                     let now = progress.taken_in();
@@ -172,13 +175,13 @@ where
         };
     }
 
-    /// Takes hyper apart. If it has read a part of the next request, the next poll sets it up again
-    /// with that.
+    /// Takes hyper apart. If hyper has read a part of the next request, the next poll sets it up
+    /// again with that part.
     pub(super) fn park(&mut self) {
         let Self::Http1 { hyper, .. } = mem::replace(self, Self::Done) else {
             return;
         };
-        // An upgraded connection is not at rest.
+        // Only an upgraded connection has no parts, and it is not idle.
         let Some(parts) = hyper.into_parts() else {
             return;
         };

@@ -1,5 +1,5 @@
-//! The tasks of an HTTP/2 connection: one for each request, so that one peer can use all
-//! processors.
+//! Runs the requests of an HTTP/2 connection in tasks of their own, so that one connection can use
+//! all processors.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -8,15 +8,15 @@ use hyper::rt::Executor;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-/// The executor on which hyper runs a connection's tasks. They end with the connection, however it
-/// ends.
+/// Spawns the tasks of one HTTP/2 connection for hyper. They are aborted when the connection ends.
 ///
 /// It is public only as the parameter of hyper's builder in
 /// [`Http::configure`](super::Http::configure).
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
-/// Aborts the tasks when dropped. (The tasks hold the set themselves, to spawn more.)
+/// Aborts the tasks when dropped. The set cannot do so by itself, because the tasks hold it to
+/// spawn more.
 pub(super) struct Tasks(Streams);
 
 impl Streams {
@@ -44,7 +44,7 @@ impl Tasks {
     /// number of tasks left.
     pub(super) fn reap(&self, cx: &mut Context<'_>) -> usize {
         let mut set = self.0.lock();
-        // The results carry nothing: a handler's panic was caught inside the task.
+        // The results carry nothing, because a handler's panic was caught inside the task.
         while let Poll::Ready(Some(_)) = set.poll_join_next(cx) {}
         set.len()
     }
