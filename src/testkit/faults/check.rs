@@ -164,10 +164,10 @@ impl<F> Check<F> {
         self
     }
 
-    /// Sets the maximum number of places in each direction that have faults.
+    /// Sets the maximum number of places for faults in each direction.
     ///
-    /// Default: 512. Why: each byte of most conversations is such a place. When reached: the places
-    /// are spread evenly.
+    /// Default: 512. Why: most conversations have no more bytes. When reached: the places are spread
+    /// evenly.
     pub fn places(mut self, places: usize) -> Self {
         self.places = places;
         self
@@ -356,9 +356,9 @@ fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
     }
 }
 
-/// Returns the places for faults among `count` bytes.
-fn places(count: usize) -> impl Iterator<Item = u64> {
-    let chosen = count.min(PLACES);
+/// Returns the places for faults among `count` bytes, at most `most` of them.
+fn places(count: usize, most: usize) -> impl Iterator<Item = u64> {
+    let chosen = count.min(most);
     (0..chosen).map(move |n| (n * count / chosen) as u64)
 }
 
