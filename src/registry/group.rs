@@ -131,14 +131,10 @@ where
     }
 
     /// Returns the members. Returns `None` if the group has ended.
-    pub(super) fn audience(&self) -> Option<(Arc<Inner<K, T, M>>, Audience<T, M>)> {
-        let inner = self.groups.upgrade()?;
-        let audience = {
-            let shard = inner.groups.of(&self.key);
-            let group = shard.get(&self.key).filter(|group| self.is(group));
-            group.map(Group::audience)?
-        };
-        Some((inner, audience))
+    pub(super) fn audience(&self, inner: &Inner<K, T, M>) -> Option<Audience<T, M>> {
+        let shard = inner.groups.of(&self.key);
+        let group = shard.get(&self.key).filter(|group| self.is(group));
+        group.map(Group::audience)
     }
 }
 

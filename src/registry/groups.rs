@@ -337,7 +337,10 @@ where
         };
         outcome.tell(Ok(()));
         while let Some(frame) = frames.next().await {
-            let Some((inner, audience)) = fed.audience() else {
+            let Some(inner) = fed.groups.upgrade() else {
+                return;
+            };
+            let Some(audience) = fed.audience(&inner) else {
                 return;
             };
             let added = audience.add(&frame);
