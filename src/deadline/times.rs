@@ -235,10 +235,11 @@ impl Deadlines {
     /// the whole [`frame`](Self::frame) time. A peer that takes single bytes can hold it for as
     /// long as there is output. A minimum rate ends such a connection after one or two windows.
     ///
-    /// The rate does not apply between frames, while a service works, or to the body of an HTTP
-    /// request. In HTTP/2 it applies to the preface and to output, but not to the head of a
-    /// request: until the head is complete, the connection is idle, and [`idle`](Self::idle) ends
-    /// it.
+    /// The rate of input applies only while a frame is incomplete. It does not apply while a
+    /// service works, or to the body of an HTTP request. The rate of output applies whenever output
+    /// is pending. In HTTP/2 the rate of input applies to the preface, but not to the head of a
+    /// request. Until a head is complete, a connection without other streams is idle, and
+    /// [`idle`](Self::idle) ends it.
     ///
     /// On Linux the peer takes a byte when it acknowledges one. On other systems it takes a byte
     /// when more can be written, so use longer windows there. Over a Unix socket, Linux reports

@@ -46,8 +46,11 @@ impl Plan {
         self.lame_duck_begun.get_or_insert_with(Instant::now);
     }
 
-    /// Begins the shutdown, or makes its deadline earlier. The deadline counts from the end of the
-    /// lame-duck phase, even if a drain ends that phase early. Returns whether that phase is over.
+    /// Begins the shutdown, or makes the deadline of one in progress earlier. Returns whether the
+    /// lame-duck phase is over.
+    ///
+    /// The deadline of the first call counts from the end of the lame-duck phase, even if a drain
+    /// ends that phase early. The deadline of a later call counts from that call.
     pub(super) fn begin_shutdown(&mut self, deadline: Option<Duration>) -> bool {
         let now = Instant::now();
         if self.begun.is_some() {

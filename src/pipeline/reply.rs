@@ -68,7 +68,8 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Closes the connection gracefully after this reply. Later requests are dropped.
+    /// Closes the connection gracefully after this reply. Later requests are dropped. With
+    /// [`multiplexed`](super::Pipeline::multiplexed), so are earlier ones that are still running.
     #[must_use]
     pub fn close(mut self) -> Self {
         self.then = AfterReply::Close;
