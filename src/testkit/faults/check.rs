@@ -166,8 +166,8 @@ impl<F> Check<F> {
 
     /// Sets the maximum number of places for faults in each direction.
     ///
-    /// Default: 512. Why: most conversations have no more bytes. When reached: the places are spread
-    /// evenly.
+    /// Default: 512. Why: most conversations have no more bytes. When reached: the places are
+    /// spread evenly.
     pub fn places(mut self, places: usize) -> Self {
         self.places = places;
         self
