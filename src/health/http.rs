@@ -26,10 +26,13 @@ use crate::handle::Handle;
 /// ```no_run
 /// use tower_tcp::{Error, Handle, Server, health::HealthChecks, http::Http};
 ///
-/// /// Answers until the server has ended, even while it drains. async fn admin(server: Handle) ->
-/// Result<(), Error> { let admin = Server::bind("0.0.0.0:7001").await?; let checks =
-/// Http::new(HealthChecks::new(server.clone())); let ended = async move {
-/// drop(server.closed().await) }; admin.serve(checks).with_graceful_shutdown(ended).await?; Ok(())
+/// /// Answers until the server has ended, even while it drains.
+/// async fn admin(server: Handle) -> Result<(), Error> {
+///     let admin = Server::bind("0.0.0.0:7001").await?;
+///     let checks = Http::new(HealthChecks::new(server.clone()));
+///     let ended = async move { drop(server.closed().await) };
+///     admin.serve(checks).with_graceful_shutdown(ended).await?;
+///     Ok(())
 /// }
 /// # let _ = admin;
 /// ```

@@ -50,9 +50,15 @@ impl fmt::Display for Readiness {
 /// ```
 /// use tower_tcp::{Handle, health::{Health, Readiness}};
 ///
-/// /// A handler for your own router. fn ready(server: &Handle) -> (u16, String) { let health =
-/// Health::of(server); let status = match health.readiness() { Readiness::Ready => 200, _ => 503,
-/// }; (status, health.to_string()) }
+/// /// A handler for your own router.
+/// fn ready(server: &Handle) -> (u16, String) {
+///     let health = Health::of(server);
+///     let status = match health.readiness() {
+///         Readiness::Ready => 200,
+///         _ => 503,
+///     };
+///     (status, health.to_string())
+/// }
 /// # let _ = ready;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

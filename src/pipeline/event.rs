@@ -22,12 +22,22 @@ use tower_service::Service;
 ///
 /// struct Tick;
 ///
-/// // Sends "tick" a second after each line, even if other lines arrive in between. let make =
-/// service_fn(|peer: Peer<Bytes, Tick>| async move { Ok::<_, Infallible>(service_fn(move |event:
-/// Event<Bytes, Tick>| { let peer = peer.clone(); async move { Ok::<_, BoxError>(match event {
-/// Event::Request(_line) => { let _timer = peer.post_after(Duration::from_secs(1), Tick)?;
-/// Reply::none() } Event::Message(Tick) => Reply::from(Bytes::from("tick")), }) } })) }); let
-/// pipeline = Pipeline::new(Lines::default).make_event_service(make);
+/// // Sends "tick" a second after each line, even if other lines arrive in between.
+/// let make = service_fn(|peer: Peer<Bytes, Tick>| async move {
+///     Ok::<_, Infallible>(service_fn(move |event: Event<Bytes, Tick>| {
+///         let peer = peer.clone();
+///         async move {
+///             Ok::<_, BoxError>(match event {
+///                 Event::Request(_line) => {
+///                     let _timer = peer.post_after(Duration::from_secs(1), Tick)?;
+///                     Reply::none()
+///                 }
+///                 Event::Message(Tick) => Reply::from(Bytes::from("tick")),
+///             })
+///         }
+///     }))
+/// });
+/// let pipeline = Pipeline::new(Lines::default).make_event_service(make);
 /// # drop(pipeline);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

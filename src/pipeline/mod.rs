@@ -445,8 +445,7 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     ///     Ok::<Upgrade<Bytes>, BoxError>(Reply::from(line).upgrade())
     /// });
     /// let pipeline = Pipeline::new(Lines::default).service(lines).in_flight(8);
-    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // an `Upgrade` is not a
-    /// `Reply`
+    /// Server::bind("127.0.0.1:7000").await?.serve(pipeline).await?; // not a `Reply`
     /// # Ok(())
     /// # }
     /// ```

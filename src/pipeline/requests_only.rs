@@ -31,13 +31,19 @@ use crate::error::BoxError;
 /// use tower_tcp::{Peer, Pipeline};
 ///
 /// let make = service_fn(|_: Peer<Bytes, Bytes>| async {
-///     // Takes ten lines a second from the peer. Messages of the program do not count. let rate =
-///     RateLimitLayer::new(10, Duration::from_secs(1)); let events = service_fn(|event:
-///     Event<Bytes, Bytes>| async move { match event { Event::Request(line) => Ok::<_,
-///     Infallible>(line), Event::Message(news) => Ok(news), } }); let rate = RequestsOnlyLayer::<_,
-///     Bytes>::new(rate); // `Bytes` is the type of the messages let limited =
-///     ServiceBuilder::new().layer(rate).service(events); Ok::<_, Infallible>(limited) }); let
-///     pipeline = Pipeline::new(Lines::default).make_event_service(make);
+///     // Takes ten lines a second from the peer. Messages of the program do not count.
+///     let rate = RateLimitLayer::new(10, Duration::from_secs(1));
+///     let events = service_fn(|event: Event<Bytes, Bytes>| async move {
+///         match event {
+///             Event::Request(line) => Ok::<_, Infallible>(line),
+///             Event::Message(news) => Ok(news),
+///         }
+///     });
+///     let rate = RequestsOnlyLayer::<_, Bytes>::new(rate); // `Bytes`: the messages
+///     let limited = ServiceBuilder::new().layer(rate).service(events);
+///     Ok::<_, Infallible>(limited)
+/// });
+/// let pipeline = Pipeline::new(Lines::default).make_event_service(make);
 /// # drop(pipeline);
 /// ```
 ///

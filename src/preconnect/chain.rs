@@ -34,12 +34,15 @@ pub trait PreConnectExt: Sized {
     /// # use bytes::Bytes;
     /// # use std::convert::Infallible;
     ///
-    /// /// Serves TLS to clients that begin a handshake, and plain text to others, on one port. fn
-    /// optional(tls: Tls) -> impl ConnectionService<Socket> + Clone { let peek =
-    /// Peek::new(Protocol::detect).unknown(Unknown::Pass); let hooks = peek.chain(tls.when(|info|
-    /// info.get() == Some(&Protocol::Tls))); let echo = tower::service_fn(|line: Bytes| async move
-    /// { Ok::<_, Infallible>(line) }); tower::ServiceBuilder::new()
-    /// .layer(PreConnectLayer::new(hooks)) .service(Pipeline::new(Lines::default).service(echo)) }
+    /// /// Serves TLS to clients that begin a handshake, and plain text to others.
+    /// fn optional(tls: Tls) -> impl ConnectionService<Socket> + Clone {
+    ///     let peek = Peek::new(Protocol::detect).unknown(Unknown::Pass);
+    ///     let hooks = peek.chain(tls.when(|info| info.get() == Some(&Protocol::Tls)));
+    ///     let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+    ///     tower::ServiceBuilder::new()
+    ///         .layer(PreConnectLayer::new(hooks))
+    ///         .service(Pipeline::new(Lines::default).service(echo))
+    /// }
     /// # }
     /// ```
     fn when<P>(self, predicate: P) -> When<Self, P>

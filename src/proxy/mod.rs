@@ -23,13 +23,20 @@
 //! use tower_tcp::proxy::ProxyProtocol;
 //! use tower_tcp::{ConnectionService, Peer, Pipeline};
 //!
-//! /// Sends each client its own address. fn stack(balancers: Networks) -> impl
-//! ConnectionService<Socket> + Clone { let make = service_fn(|peer: Peer<Bytes>| async move { let
-//! client = peer.info().client_addr().clone(); let answer = move |_: Bytes| { let line =
-//! Bytes::from(client.to_string()); async { Ok::<_, Infallible>(line) } }; Ok::<_,
-//! Infallible>(service_fn(answer)) }); ServiceBuilder::new()
-//! .layer(PreConnectLayer::new(ProxyProtocol::trusting(balancers)))
-//! .service(Pipeline::new(Lines::default).make_service(make)) }
+//! /// Sends each client its own address.
+//! fn stack(balancers: Networks) -> impl ConnectionService<Socket> + Clone {
+//!     let make = service_fn(|peer: Peer<Bytes>| async move {
+//!         let client = peer.info().client_addr().clone();
+//!         let answer = move |_: Bytes| {
+//!             let line = Bytes::from(client.to_string());
+//!             async { Ok::<_, Infallible>(line) }
+//!         };
+//!         Ok::<_, Infallible>(service_fn(answer))
+//!     });
+//!     ServiceBuilder::new()
+//!         .layer(PreConnectLayer::new(ProxyProtocol::trusting(balancers)))
+//!         .service(Pipeline::new(Lines::default).make_service(make))
+//! }
 //!
 //! let stack = stack(Networks::parse(["10.0.0.0/8", "unix"])?);
 //! # drop(stack);
@@ -54,10 +61,12 @@
 //! use tower_tcp::preconnect::{PreConnectExt, PreConnectLayer};
 //! use tower_tcp::proxy::{ProxyProtocol, Versions};
 //!
-//! let bans = Bans::new(); // a service uses a clone to ban its client let hooks =
-//! ProxyProtocol::trusting(Networks::parse(["10.0.0.0/8"])?) .versions(Versions::V2)
-//! .chain(AddressFilter::from(bans.clone())) .chain(PerClient::new(32).rate(5,
-//! Duration::from_secs(1))); let layer = PreConnectLayer::new(hooks);
+//! let bans = Bans::new(); // a service uses a clone to ban its client
+//! let hooks = ProxyProtocol::trusting(Networks::parse(["10.0.0.0/8"])?)
+//!     .versions(Versions::V2)
+//!     .chain(AddressFilter::from(bans.clone()))
+//!     .chain(PerClient::new(32).rate(5, Duration::from_secs(1)));
+//! let layer = PreConnectLayer::new(hooks);
 //! # drop(layer);
 //! # }
 //! # Ok::<_, tower_tcp::networks::InvalidNetwork>(())

@@ -104,11 +104,15 @@ where
     /// use tower_tcp::ConnectionId;
     /// use tower_tcp::registry::{Registry, SlowPeer};
     ///
-    /// /// Tells a newcomer how many are in the room, and the others that somebody came. async fn
-    /// welcome(room: &Registry<ConnectionId, Bytes>, newcomer: ConnectionId) { let here =
-    /// Bytes::from(format!("{} here", room.len())); let pick = |id: &_, _: &_| { let news = ||
-    /// Bytes::from("somebody came"); Some(if *id == newcomer { here.clone() } else { news() }) };
-    /// room.broadcast_with(pick, SlowPeer::Skip).await; }
+    /// /// Tells a newcomer how many are here, and the others that somebody came.
+    /// async fn welcome(room: &Registry<ConnectionId, Bytes>, newcomer: ConnectionId) {
+    ///     let here = Bytes::from(format!("{} here", room.len()));
+    ///     let pick = |id: &_, _: &_| {
+    ///         let news = || Bytes::from("somebody came");
+    ///         Some(if *id == newcomer { here.clone() } else { news() })
+    ///     };
+    ///     room.broadcast_with(pick, SlowPeer::Skip).await;
+    /// }
     /// ```
     ///
     /// # Cancel safety

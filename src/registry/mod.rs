@@ -18,13 +18,24 @@
 //! use tower_tcp::registry::{Registry, SlowPeer};
 //! use tower_tcp::{BoxError, Peer, Pipeline};
 //!
-//! // Sends every line to all other connections, except slow ones. let everybody = Registry::new();
-//! let slow = SlowPeer::CloseAfter(Duration::from_secs(5)); let make = service_fn(move |peer:
-//! Peer<Bytes>| { let everybody = everybody.clone(); async move { let me = peer.info().id();
-//! everybody.insert(me, &peer)?; Ok::<_, BoxError>(service_fn(move |line: Bytes| { let everybody =
-//! everybody.clone(); async move { everybody.broadcast(line, |id, _| *id != me, slow).await;
-//! Ok::<_, BoxError>(None::<Bytes>) } })) } }); let pipeline =
-//! Pipeline::new(Lines::default).make_service(make);
+//! // Sends every line to all other connections, except slow ones.
+//! let everybody = Registry::new();
+//! let slow = SlowPeer::CloseAfter(Duration::from_secs(5));
+//! let make = service_fn(move |peer: Peer<Bytes>| {
+//!     let everybody = everybody.clone();
+//!     async move {
+//!         let me = peer.info().id();
+//!         everybody.insert(me, &peer)?;
+//!         Ok::<_, BoxError>(service_fn(move |line: Bytes| {
+//!             let everybody = everybody.clone();
+//!             async move {
+//!                 everybody.broadcast(line, |id, _| *id != me, slow).await;
+//!                 Ok::<_, BoxError>(None::<Bytes>)
+//!             }
+//!         }))
+//!     }
+//! });
+//! let pipeline = Pipeline::new(Lines::default).make_service(make);
 //! # drop(pipeline);
 //! ```
 //!

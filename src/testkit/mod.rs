@@ -15,8 +15,9 @@
 //! let echo = tower::service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
 //! let mut served = testkit::serve(Pipeline::new(Lines::default).service(echo));
 //!
-//! // The client uses the server's codec. let mut client = Framed::new(served.connect().await?,
-//! Lines::default()); client.send("hi".into()).await?;
+//! // The client uses the server's codec.
+//! let mut client = Framed::new(served.connect().await?, Lines::default());
+//! client.send("hi".into()).await?;
 //! assert_eq!(client.next().await.ok_or("closed")??, "hi");
 //!
 //! drop(client);

@@ -84,8 +84,10 @@
 //! let tls = builder.build()?; // a clone goes into the stack
 //!
 //! # std::fs::write(&cert, "broken")?;
-//! // For example at SIGHUP. In async code, use `spawn_blocking`. if let Err(err) =
-//! tls.reload(&builder) { eprintln!("the old certificates stay: {err}"); }
+//! // For example at SIGHUP. In async code, use `spawn_blocking`.
+//! if let Err(err) = tls.reload(&builder) {
+//!     eprintln!("the old certificates stay: {err}");
+//! }
 //! # assert_eq!(
 //! #     tls.reload(&builder).unwrap_err().to_string(),
 //! #     format!("no certificate in {}", cert.display())

@@ -304,10 +304,11 @@ impl<T, M> Peer<T, M> {
     /// use bytes::Bytes;
     /// use tower_tcp::Peer;
     ///
-    /// /// Sets the idle time of an MQTT client: one and a half times its keepalive. Zero turns it
-    /// off. fn connected(peer: &Peer<Bytes>, keepalive: u16) { let time =
-    /// Duration::from_secs(keepalive.into()).mul_f32(1.5);
-    /// peer.set_idle((!time.is_zero()).then_some(time)); }
+    /// /// Sets the idle time of an MQTT client: 1.5 times its keepalive. Zero turns it off.
+    /// fn connected(peer: &Peer<Bytes>, keepalive: u16) {
+    ///     let time = Duration::from_secs(keepalive.into()).mul_f32(1.5);
+    ///     peer.set_idle((!time.is_zero()).then_some(time));
+    /// }
     /// ```
     #[doc(alias = "keepalive")]
     #[doc(alias = "keep_alive")]
