@@ -127,8 +127,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     }
 }
 
-/// [Closes](Connection::close) a connection, with a timer that exists already. With `at_eof`, input
-/// has ended, so this does not read, which would be a needless system call. The future must be
+/// Closes a connection like [`Connection::close`], but with an existing timer. If input has ended
+/// (`at_eof`), it does not read, because that would be a needless system call. The future must be
 /// small, because a closing connection holds little else.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,

@@ -18,8 +18,8 @@ mod sealed {
 
     /// An error that converts into a [`BoxError`].
     ///
-    /// The trait stands for the bound `Into<BoxError>`, so that the compiler's message can say what
-    /// to implement.
+    /// The trait is an alias of the bound `Into<BoxError>`, so that the compiler's message can name
+    /// the trait to implement.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not an error that a service or a codec may fail with",
         label = "`{Self}` does not convert into `BoxError`",

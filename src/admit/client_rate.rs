@@ -133,7 +133,7 @@ pub struct ClientRateLimit<S> {
     layer: ClientRateLayer,
     /// The next request has been taken from the rate.
     has_taken: bool,
-    /// Reused for each wait.
+    /// The timer of a wait. It is reused for the next wait.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 

@@ -16,7 +16,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Returns the socket address of a TCP address.
+    /// Returns the socket address, if this is a TCP address.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(addr) => Some(*addr),

@@ -202,8 +202,8 @@ impl Timer {
     }
 }
 
-/// Returns the time `time` from now, or a time in the far future if that is beyond the end of the
-/// clock.
+/// Returns the instant that is `time` from now, or one in the far future if that is beyond the end
+/// of the clock.
 pub(crate) fn after(time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();

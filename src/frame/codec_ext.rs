@@ -79,7 +79,7 @@ pub trait CodecExt: Decoder + Sized {
         FilterDecode::new(self, keep)
     }
 
-    /// Skips, when encoding, the items for which a function returns `false`.
+    /// Does not encode the items for which a function returns `false`.
     fn filter_encode<T, F>(self, keep: F) -> FilterEncode<Self, F>
     where
         Self: Encoder<T>,

@@ -363,8 +363,8 @@ impl Clock {
         first([rest, left, write, retire])
     }
 
-    /// Records that bytes have arrived. The first bytes of a connection are progress. Later bytes
-    /// are not, until their frame is complete.
+    /// Records that bytes have arrived. The first bytes of a connection count as progress. After
+    /// that, only complete frames do.
     pub(super) fn saw_bytes(&mut self) {
         self.saw_activity |= self.active.is_none();
     }

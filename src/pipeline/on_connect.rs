@@ -92,7 +92,7 @@ where
 
     fn call(&mut self, peer: Peer<T, M>) -> Self::Future {
         let connected = (self.f)(peer.clone());
-        // Calls the service that was made ready, and keeps the clone for the next call.
+        // This calls the instance that is ready, and keeps the clone for the next call.
         let behind = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, behind);
         OnConnectFuture(Box::pin(async move {

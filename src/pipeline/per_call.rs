@@ -43,7 +43,7 @@ pub struct PerCall<S> {
 }
 
 impl<S> PerCall<S> {
-    /// Calls a clone of `service` for each request.
+    /// Creates a service that calls a new clone of `service` for each request.
     pub fn new(service: S) -> Self {
         Self {
             service,

@@ -58,7 +58,7 @@ pub trait PreConnectExt: Sized {
 
 impl<H> PreConnectExt for H {}
 
-/// Two hooks, one after the other. Created by [`PreConnectExt::chain`].
+/// A hook that runs two hooks, one after the other. Created by [`PreConnectExt::chain`].
 #[derive(Clone, Debug)]
 pub struct Chain<F, N> {
     first: F,

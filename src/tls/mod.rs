@@ -158,7 +158,7 @@
 //! client certificates. If the roots or revocation lists are no longer the same, after a reload or
 //! in another process, the ticket is not accepted, and the client is verified again.
 //!
-//! # A configuration of your own
+//! # Your own configuration
 //!
 //! For features that the builder lacks, configure rustls directly. To change such a configuration
 //! at run time, use [`Tls::replace`] instead of [`Tls::reload`].

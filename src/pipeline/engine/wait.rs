@@ -214,8 +214,8 @@ where
         Poll::Ready(())
     }
 
-    /// Waits, at the end, until all output is written or the stream has failed. The farewell is
-    /// written last.
+    /// Waits until all output is written or the stream has failed. Called at the end of a
+    /// connection. The farewell is written last.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.stand_by(cx);
         loop {

@@ -65,8 +65,8 @@ pub struct FailingListener<L> {
 }
 
 impl<L> FailingListener<L> {
-    /// Wraps a listener. Each of the errors is returned once, in this order, and then connections
-    /// are accepted.
+    /// Wraps a listener. The first accepts fail with these errors, each once and in this order.
+    /// After that, connections are accepted.
     pub fn new(listener: L, errors: impl IntoIterator<Item = io::Error>) -> Self {
         Self {
             listener,
