@@ -105,8 +105,8 @@ end_reasons! {
     TlsHandshakeFailed = "tls_handshake_failed" by Peer,
     /// A pre-connect hook or [`Pipeline::reject`](crate::Pipeline::reject) rejected the connection.
     Rejected = "rejected" by Service,
-    /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or a stock
-    /// `LoadShed` layer rejected it.
+    /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or tower's
+    /// `LoadShed` rejected it.
     LimitExceeded = "limit_exceeded" by Server,
     /// An [`AddressFilter`](crate::admit::AddressFilter) denied the address, for example because it
     /// is banned.
@@ -115,7 +115,7 @@ end_reasons! {
     ClientLimitExceeded = "client_limit_exceeded" by Server,
     /// The client connected more often than `PerClient` allows.
     ClientRateExceeded = "client_rate_exceeded" by Server,
-    /// A stock `Timeout` layer around the connection service expired.
+    /// The time of a `Timeout` layer of tower around the connection service passed.
     ServiceTimeout = "service_timeout" by Service,
     /// The program closed the connection gracefully: by a closing reply, by
     /// [`Peer::close`](crate::Peer::close) or
