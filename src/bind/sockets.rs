@@ -1,4 +1,4 @@
-//! Any number of listening sockets, served in turn.
+//! A listener of any number of listening sockets, which are served in turn.
 
 use std::ffi::OsStr;
 use std::io;

@@ -69,8 +69,8 @@ impl ConnectionInfo {
     /// Waits until the connection should finish and close, as [`is_draining`](Self::is_draining)
     /// reports.
     ///
-    /// Then a service whose work has no end of its own (a WebSocket, server-sent events) should
-    /// finish. The future does not borrow or hold the stream.
+    /// When the future completes, a service whose work has no natural end (a WebSocket, server-sent
+    /// events) should finish. The future does not borrow or hold the stream.
     ///
     /// After this moment [`Peer::send`](crate::Peer::send) may fail. To send a last frame, use the
     /// pipeline's [farewell](crate::Pipeline::farewell).

@@ -322,7 +322,8 @@ pub struct RequestMetricsFuture<F> {
     active: Option<Active>,
 }
 
-/// One request in progress. Records its end when dropped, completed or not.
+/// One request in progress. When dropped, it records the end of the request, whether the request
+/// has completed or not.
 struct Active {
     instruments: Arc<Instruments>,
     begun: Instant,

@@ -207,7 +207,7 @@ impl<S: Session<E>, E> fmt::Debug for SessionService<S, E> {
 /// begin.
 #[must_use = "futures do nothing unless polled"]
 pub struct SessionFuture<S: Session<E>, E> {
-    /// Set until the call is done.
+    /// The call, until it is done.
     call: Option<Call<S, E>>,
 }
 

@@ -59,8 +59,8 @@ impl Watermarks {
         self.high
     }
 
-    /// Returns whether an output of `bytes` counts as above the marks. Between the marks, that is
-    /// as it was before (`was_above`).
+    /// Returns whether an output of `bytes` counts as above the marks. Between the marks, the
+    /// answer is the previous one (`was_above`).
     pub(in crate::pipeline) fn is_above(self, bytes: usize, was_above: bool) -> bool {
         if was_above {
             bytes > self.low

@@ -18,7 +18,7 @@ pub enum ProxyHeaderError {
     /// The stream ended within the header.
     #[error("the stream ended within the PROXY header")]
     Truncated,
-    /// The header is longer than the limit of its version, in bytes.
+    /// The header is longer than the limit of its version, which is this number of bytes.
     #[error("the PROXY header is longer than {0} bytes")]
     TooLong(usize),
     /// The header has a version that the hook does not accept.
