@@ -52,7 +52,7 @@ enum Table {
     Layers,
     /// A new connection for each request.
     Churn,
-    /// Memory of connections at rest: lines, HTTP, WebSockets, with and without TLS.
+    /// Memory of connections at rest: lines, HTTP, WebSockets, events, with and without TLS.
     Rest,
     /// Memory of connections that stall within a line, or do not read.
     Memory,

@@ -3,6 +3,7 @@
 
 mod rustls;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use axum::response::sse::{Event, Sse};
 use axum::routing::{any, get};
 use axum::serve::{Listener, ListenerExt};
 use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use clap::{Parser, ValueEnum};
+use futures_util::stream::{self, Stream, StreamExt};
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -54,6 +57,13 @@ fn app() -> Router {
     Router::new()
         .route("/", get(async || "Hello, world!"))
         .route("/echo", any(echo))
+        .route("/events", get(events))
+}
+
+/// Sends one event, and keeps the stream open.
+async fn events() -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let first = stream::iter([Ok(Event::default().data("line"))]);
+    Sse::new(first.chain(stream::pending()))
 }
 
 /// Sends the messages of a WebSocket back.

@@ -56,6 +56,12 @@ const HTTP2: Exchanges = &[
     ),
 ];
 
+/// The head and the first event of a stream that stays open.
+const EVENTS: Exchanges = &[(
+    b"GET /events HTTP/1.1\r\nHost: localhost\r\nUser-Agent: peers\r\nAccept: */*\r\n\r\n",
+    b"data: line\n\n\r\n",
+)];
+
 /// The upgrade, then a text message, whose mask changes nothing.
 const WEBSOCKET: Exchanges = &[
     (
@@ -88,7 +94,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
         ("HTTP/1.1", HTTP1, false, all.http1()?),
         ("HTTP/1.1, TLS", HTTP1, true, all.https1()?),
         ("HTTP/2", HTTP2, false, all.http2()?),
-        ("WebSocket", WEBSOCKET, false, all.websocket()?),
+        ("WebSocket", WEBSOCKET, false, all.axum(&[])?),
+        ("server-sent events", EVENTS, false, all.axum(&[])?),
     ] {
         let samples = bench
             .rounds(&servers, async |server| {

@@ -93,11 +93,7 @@ impl Servers {
         Ok(servers)
     }
 
-    pub(super) fn websocket(&self) -> Result<Vec<Server>> {
-        self.axum(&[])
-    }
-
-    fn axum(&self, files: &[&Path]) -> Result<Vec<Server>> {
+    pub(super) fn axum(&self, files: &[&Path]) -> Result<Vec<Server>> {
         let http = Server::own("http")?;
         let by = |arg, name| {
             let server = http.clone().arg(arg).named(name);
