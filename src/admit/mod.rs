@@ -368,7 +368,7 @@ where
         // This instance has its permit, so the end of another connection need not wake it.
         self.limit.lock().forget(self.instance);
         self.queued = false;
-        // Taken before the call, so that a panic in it returns the permit.
+        // The permit is taken before the call, so that a panic in the call returns it.
         let permit = self.reserved.take();
         LimitedFuture {
             inner: self.inner.call(conn),

@@ -1,4 +1,4 @@
-//! Why and how a connection ended: one reason, shared by callbacks, spans, metrics and events.
+//! The end of a connection: one reason, the same in callbacks, spans, metrics and events.
 
 mod classify;
 mod reason;

@@ -223,7 +223,7 @@ impl Handle {
     /// Begins the lame-duck phase: the server serves as before, but [`phase`](Self::phase) shows
     /// that it will shut down. New connections are refused only with
     /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener). The phase
-    /// lasts until a shutdown begins, and at least for
+    /// lasts until a shutdown begins, but at least for the time of
     /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
     ///
     /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server

@@ -86,8 +86,8 @@ impl TlsBuilder {
     /// Adds a certificate for all DNS names in it (its *subject alternative names*), including
     /// wildcards.
     ///
-    /// [`build`](Self::build) fails if it contains no name, or if one of the names has a
-    /// certificate already.
+    /// [`build`](Self::build) fails if the certificate contains no name, or if one of its names
+    /// already has a certificate.
     pub fn identity_by_san(mut self, identity: Identity) -> Self {
         self.named.push((None, identity));
         self
