@@ -93,6 +93,13 @@ async fn nothing_is_found_in_a_right_server() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_check_has_no_more_places_than_it_is_told() {
+    let passed = check_echo(raw::right).places(4).seeds(0..0).await.unwrap();
+
+    assert_eq!(passed.runs(), 6 * (4 + 4) + 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broken_promise_is_found_again_by_its_script() {
     let broken = check_echo(raw::one_read_is_a_line).await.unwrap_err();
 

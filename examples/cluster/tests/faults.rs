@@ -33,7 +33,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_fault_at_every_byte_leaves_whole_lines_and_no_member_behind() {
+async fn every_fault_at_every_byte_leaves_whole_lines() {
     let rooms = Arc::new(Rooms::open(None).await.unwrap());
     let input = "hi\n/join tea\nhello\n/who\n/join a b\n/join attic\nhi\n/quit\n";
     let output = "* you are in no room; say /join ROOM\n\
