@@ -295,7 +295,7 @@ impl Life {
         self.signals.tell_users();
     }
 
-    /// Waits for a moment, and returns the end as it is known then.
+    /// Waits until `moment` is reached, and returns the end as it is known then.
     pub(crate) async fn reached(&self, moment: Moment) -> End {
         self.signals.users_until(|| self.end_at(moment)).await
     }

@@ -27,8 +27,9 @@ pub struct FrameTooLarge {
 }
 
 impl FrameTooLarge {
-    /// Creates the error for a limit in bytes. A codec that returns it ends the connection with
-    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge).
+    /// Creates the error for a limit in bytes. A decoder that returns it ends the connection with
+    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). From an encoder it counts as
+    /// any other error: [`EndReason::EncodeError`](crate::EndReason::EncodeError).
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }

@@ -15,7 +15,9 @@ pub enum Readiness {
     Paused,
     /// The server is [suspended](Handle::suspend), so new connections are refused.
     Suspended,
-    /// The server still accepts, but will drain soon.
+    /// The server is in its lame-duck phase and will drain later. Until then it accepts as before,
+    /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is
+    /// set.
     LameDuck,
     /// The server drains and closes its listener.
     Draining,
