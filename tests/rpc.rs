@@ -27,6 +27,9 @@ const ONEWAY: u8 = 4;
 const UNKNOWN_METHOD: u8 = 1;
 const PROTOCOL_ERROR: u8 = 7;
 
+/// The longest string.
+const LONGEST: usize = 30 * 1024;
+
 /// Arguments that are the key `a`: field 1, a string, and the end of the struct.
 const KEY: &[u8] = b"\x0b\0\x01\0\0\0\x01a\0";
 
@@ -96,6 +99,49 @@ async fn calls_are_answered_in_order_with_their_numbers() {
     ];
 
     assert_eq!(exchange(&served, &calls.concat()).await, answers.concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_key_and_value_are_stored_and_read() {
+    let served = serve(stack());
+    let string = |len: usize| {
+        let size = u32::try_from(len).expect("it is short").to_be_bytes();
+        [&size, &vec![b'x'; len][..]].concat()
+    };
+    let put = |key, value| {
+        let (key, value) = (string(key), string(value));
+        let entry = [
+            b"\x0c\0\x01\x0b\0\x01",
+            &key[..],
+            b"\x0b\0\x02",
+            &value,
+            b"\0\0",
+        ];
+        message(CALL, "put", 1, &entry.concat())
+    };
+    let get = message(
+        CALL,
+        "get",
+        2,
+        &[b"\x0b\0\x01", &string(LONGEST)[..], b"\0"].concat(),
+    );
+
+    let entry = [
+        b"\x0c\0\0\x0b\0\x01",
+        &string(LONGEST)[..],
+        b"\x0b\0\x02",
+        &string(LONGEST),
+        b"\x0a\0\x03\0\0\0\0\0\0\0\x01\0\0",
+    ];
+
+    let output = exchange(&served, &[put(LONGEST, LONGEST), get].concat()).await;
+    let stored = message(REPLY, "put", 1, b"\x0a\0\0\0\0\0\0\0\0\0\x01\0");
+    let read = message(REPLY, "get", 2, &entry.concat());
+    assert!(output == [stored, read].concat(), "{} bytes", output.len());
+
+    for longer in [put(LONGEST + 1, 1), put(1, LONGEST + 1)] {
+        assert_refused(&exchange(&served, &longer).await, 1, PROTOCOL_ERROR);
+    }
 }
 
 #[tokio::test(start_paused = true)]
