@@ -16,6 +16,7 @@
 
 use std::convert::Infallible;
 use std::future::ready;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -128,6 +129,15 @@ impl Decoder for Codec {
             let data = src.split_to(len).strip_suffix(b"\r\n").map(copy);
             (line, data.ok_or("CLIENT_ERROR bad data chunk"))
         }))
+    }
+
+    fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<Request>, LinesError> {
+        match self.decode(src)? {
+            None if self.block.is_some() || self.skip > 0 => {
+                Err(LinesError::Io(io::ErrorKind::UnexpectedEof.into()))
+            }
+            request => Ok(request),
+        }
     }
 }
 
