@@ -7,7 +7,7 @@
 //! curl -k https://127.0.0.1:7080/
 //! printf 'hi\n' | nc -N 127.0.0.1 7080
 //! printf 'GET / HTTP/1.0\r\n\r\n' | nc -N 127.0.0.1 7080
-//! (echo hi; sleep 1) | openssl s_client -quiet -connect 127.0.0.1:7080
+//! (echo hi; sleep 1) | openssl s_client -quiet -no_ign_eof -connect 127.0.0.1:7080
 //! ```
 //!
 //! If a client is silent for a second, the server assumes that it speaks the line protocol and

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --example tls_echo
-//! printf 'hi\n' | openssl s_client -quiet -connect 127.0.0.1:7443
+//! (echo hi; sleep 1) | openssl s_client -quiet -no_ign_eof -connect 127.0.0.1:7443
 //! ```
 //!
 //! Without `--cert` and `--key` the server makes its own certificate and prints the path. With
@@ -108,7 +108,9 @@ async fn main() -> Result<(), BoxError> {
     signal::install(&server.handle())?;
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
-        println!("try: printf 'hi\\n' | openssl s_client -quiet -connect {address}");
+        println!(
+            "try: (echo hi; sleep 1) | openssl s_client -quiet -no_ign_eof -connect {address}"
+        );
     }
     println!("{}", server.serve(stack).await?);
     Ok(())

@@ -165,9 +165,9 @@ impl<Io> Incoming<Io> {
     /// Creates a connection from a stream and its addresses.
     ///
     /// The library does not know the socket beneath such a stream. So
-    /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) returns `None`, and for
-    /// [`Deadlines::write`](crate::deadline::Deadlines::write) the peer takes output when more can
-    /// be written.
+    /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) returns `None`, and
+    /// [`Deadlines::write`](crate::deadline::Deadlines::write) counts the peer as taking output
+    /// whenever the stream accepts more bytes.
     pub fn new(io: Io, peer_addr: Address, local_addr: Address) -> Self {
         Self {
             io,

@@ -348,8 +348,9 @@ deadlines! {
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this
         /// setting, a client that sends one request after another is served until it is quiet for
-        /// this time, or closes the connection itself. A request whose reply takes longer is the
-        /// last. Use the setting if connections are short and requests must not be lost.
+        /// this time, or closes the connection itself. If a reply takes longer than this time, the
+        /// connection closes after that reply. Use the setting if connections are short and
+        /// requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).

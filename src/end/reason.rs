@@ -89,7 +89,7 @@ end_reasons! {
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
     /// broadcast closed the connection because the peer did not read.
     SlowReader = "slow_reader" by Server,
-    /// The peer sent the rest of a frame more slowly than
+    /// The peer sent the rest of a frame, or of an HTTP head, more slowly than
     /// [`min_rate`](crate::deadline::Deadlines::min_rate).
     SlowSender = "slow_sender" by Server,
     /// The connection reached its maximum age.
@@ -172,7 +172,8 @@ impl EndReason {
 
     /// Returns whether the connection ended at one of its own deadlines, because the peer did not
     /// send or read in time, or the service did not answer in time. The maximum age and the
-    /// deadline of a shutdown do not count.
+    /// deadlines of a drain do not count, nor do those that have another reason: `make_service`
+    /// and `half_closed`.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,

@@ -79,7 +79,7 @@ impl Handle {
     /// metrics are pushed.
     ///
     /// It reads the counters of each open connection. That takes about 150 ns for each, and does
-    /// not block the connections. On Linux it also reads the length of the accept queue from
+    /// not block open connections. On Linux it also reads the length of the accept queue from
     /// `/proc/net`.
     pub fn collect_metrics(&self) {
         let server = &*self.0;

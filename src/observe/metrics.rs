@@ -167,7 +167,7 @@ impl Meter {
     }
 }
 
-/// The values read from a server's table of connections.
+/// The values that one collection of a server's metrics reports.
 pub(crate) struct Collected {
     /// The number of connections in each of [`ConnectionPhase::ALL`].
     pub(crate) phases: [usize; ConnectionPhase::ALL.len()],

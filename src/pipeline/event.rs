@@ -29,7 +29,8 @@ use tower_service::Service;
 ///         async move {
 ///             Ok::<_, BoxError>(match event {
 ///                 Event::Request(_line) => {
-///                     let _timer = peer.post_after(Duration::from_secs(1), Tick)?;
+///                     // It fails while the connection drains. That must not fail the request.
+///                     let _timer = peer.post_after(Duration::from_secs(1), Tick);
 ///                     Reply::none()
 ///                 }
 ///                 Event::Message(Tick) => Reply::from(Bytes::from("tick")),

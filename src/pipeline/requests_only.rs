@@ -56,9 +56,10 @@ use crate::error::BoxError;
 /// If the layer is a limit that connections share, a connection that gets only messages would hold
 /// a permit until its next request. Put such a limit around all events instead.
 ///
-/// Two layers of tower cannot be used here. `Buffer` calls its service in its own task, and this
-/// layer does not know whether the service is ready there; put `Buffer` around all events instead.
-/// `LoadShed` never rejects a request here, because events wait until the service is ready.
+/// Two layers of tower do not work as usual here. `Buffer` calls its service in its own task, and
+/// this layer does not know whether the service is ready there; put `Buffer` around all events
+/// instead. `LoadShed` rejects only for a limit inside this layer. It does not reject a request
+/// because the service is not ready, because events wait for that.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,

@@ -18,7 +18,8 @@ use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
-/// The error for a connection whose first bytes match no protocol of its [`Peek`].
+/// The error for a connection whose first bytes match no protocol of its [`Peek`], or are not
+/// enough to tell.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;

@@ -3,7 +3,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::error::ProxyHeaderError as Error;
 use super::raw::{first, split, text};
 
-/// The type of the TLV that contains these facts.
+/// The type of the TLV that contains an [`Ssl`].
 pub(super) const TYPE: u8 = 0x20;
 
 const VERSION: u8 = 0x21;

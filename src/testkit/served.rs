@@ -144,6 +144,10 @@ impl<C> Served<C> {
     /// Waits until a connection has ended, and returns its end. Each end is returned once, in the
     /// order in which they happened.
     ///
+    /// A connection that is closed gracefully ends when its client has closed, too, or after the
+    /// [linger](crate::close::Linger) of 2 s. So drop the client first, or measure when the client
+    /// reads the end of the stream.
+    ///
     /// # Errors
     ///
     /// Returns [`io::ErrorKind::TimedOut`] if no connection has ended within 24 hours, which pass

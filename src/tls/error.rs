@@ -170,7 +170,7 @@ pub enum TlsError {
         name: String,
     },
 
-    /// rustls rejected the configuration as a whole.
+    /// rustls rejected the combination of cipher suites and TLS versions.
     #[error("rustls refused the configuration")]
     Config(#[source] rustls::Error),
 }

@@ -137,7 +137,8 @@ impl State {
         matches!(self, Self::Upgrading | Self::Ending(_))
     }
 
-    /// Returns whether the connection ends and drops at least this much work.
+    /// Returns whether at least this much work is dropped, by an end or, up to `Requests`, by an
+    /// upgrade.
     pub(super) fn leaves(self, leaves: Leaves) -> bool {
         match self {
             Self::Ending(left) => left >= leaves,

@@ -265,7 +265,7 @@ where
         }
     }
 
-    /// Returns whether requests wait for the end of a pause.
+    /// Returns whether a request, or unread input, waits for the end of a pause.
     fn holds_back(&self) -> bool {
         (self.request.is_some() || !self.input.is_empty()) && self.is_paused() && !self.is_ending()
     }

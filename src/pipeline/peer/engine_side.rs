@@ -102,7 +102,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Flush)
     }
 
-    /// Records the position up to which output is flushed, and the number of unwritten bytes.
+    /// Stores the number of unwritten bytes, and wakes the tasks that wait until output up to
+    /// position `flushed` is flushed.
     pub(in crate::pipeline) fn wrote(&self, flushed: u64, unwritten: usize) {
         self.0.unwritten.store(unwritten, Ordering::Relaxed);
         if !self.awaits_flush() {

@@ -151,8 +151,9 @@ impl<F> Check<F> {
         self
     }
 
-    /// Allows these bytes after the replies if a fault ends the connection, such as a pipeline's
-    /// farewell or the reply to half a request. Call it several times to allow several texts.
+    /// Allows the connection to send these bytes after the replies if a fault ends it. An example
+    /// is a pipeline's farewell, or the reply to half a request. Each further call allows an
+    /// alternative.
     pub fn farewell(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.expected.farewells.push(bytes.as_ref().to_vec());
         self

@@ -1,4 +1,4 @@
-//! The revocation of clients, with and without a session.
+//! Client certificates: revocation, and the resumption of TLS sessions.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
