@@ -94,7 +94,7 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>()
     let codec = || {
         let mut frames = LengthDelimitedCodec::new();
         frames.set_max_frame_length(MAX_FRAME);
-        frames.map_decode(parse)
+        frames.map_decode(|frame: BytesMut| parse(&frame))
     };
     // The type of the replies is named, because this codec also encodes `&[u8]`.
     Pipeline::new(codec).service::<Bytes, _>(service)
@@ -113,11 +113,11 @@ enum Call {
 
 type Input<'a> = TBinaryInputProtocol<&'a [u8]>;
 
-fn parse(frame: BytesMut) -> thrift::Result<Request> {
+fn parse(frame: &[u8]) -> thrift::Result<Request> {
     // `thrift` allocates a string before it reads it, so none may be longer than the frame.
     let longest = MAX_STRING.min(frame.len());
     let limits = TConfiguration::builder().max_string_size(Some(longest));
-    let mut input = TBinaryInputProtocol::with_config(&frame[..], true, limits.build()?);
+    let mut input = TBinaryInputProtocol::with_config(frame, true, limits.build()?);
     let head = input.read_message_begin()?;
     let (TMessageType::Call | TMessageType::OneWay) = head.message_type else {
         return Err("a message that clients must not send".into());
