@@ -1,4 +1,4 @@
-//! `pipeline::peer`, `registry`: pushed frames, beside a channel for each connection.
+//! `pipeline::peer`, `registry`: pushed frames, beside channels to the connections.
 
 use std::io;
 
@@ -7,11 +7,11 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::registry::{Registry, SlowPeer};
+use tower_tcp::registry::{Groups, Registry, SlowPeer};
 use tower_tcp::{BoxError, ConnectionId, Peer, Pipeline};
 
 use crate::support::{WIRE, echo, measured, runtime, serve};
@@ -36,7 +36,7 @@ fn send(bencher: Bencher, to: To) {
     let runtime = runtime();
     match to {
         To::ByHand => {
-            let (mut clients, senders) = runtime.block_on(channels(1));
+            let (mut clients, senders) = runtime.block_on(channels(1, QUEUE));
             time(bencher, &runtime, &mut clients, FRAMES, async || {
                 for _ in 0..FRAMES {
                     senders[0].send(frame.clone()).await.unwrap();
@@ -61,7 +61,7 @@ fn broadcast_to_100(bencher: Bencher, to: To) {
     let runtime = runtime();
     match to {
         To::ByHand => {
-            let (mut clients, senders) = runtime.block_on(channels(100));
+            let (mut clients, senders) = runtime.block_on(channels(100, QUEUE));
             time(bencher, &runtime, &mut clients, 1, async || {
                 for sender in &senders {
                     sender.try_send(frame.clone()).unwrap();
@@ -78,6 +78,71 @@ fn broadcast_to_100(bencher: Bencher, to: To) {
                 everybody
                     .broadcast(frame.clone(), |_, _| true, SlowPeer::Skip)
                     .await;
+            });
+        }
+    }
+}
+
+/// The ways in which a burst reaches all connections.
+#[derive(Clone, Copy, Debug)]
+enum Burst {
+    ByHand,
+    Groups,
+    /// A channel that all connections share.
+    TokioBroadcast,
+}
+
+const BURSTS: [Burst; 3] = [Burst::ByHand, Burst::Groups, Burst::TokioBroadcast];
+
+/// 64 frames to each of 500 connections.
+#[divan::bench(args = BURSTS)]
+fn burst_to_500(bencher: Bencher, by: Burst) {
+    const MEMBERS: usize = 500;
+    const FRAMES: usize = 64;
+    let frame = Bytes::from_static(FRAME);
+    let runtime = runtime();
+    match by {
+        Burst::ByHand => {
+            let (mut clients, senders) = runtime.block_on(channels(MEMBERS, FRAMES));
+            time(bencher, &runtime, &mut clients, FRAMES, async || {
+                for _ in 0..FRAMES {
+                    for sender in &senders {
+                        sender.try_send(frame.clone()).unwrap();
+                    }
+                }
+            });
+        }
+        Burst::Groups => {
+            let (mut clients, peers) = runtime.block_on(peers(MEMBERS));
+            let group = Groups::<(), Bytes>::new();
+            runtime.block_on(async {
+                for peer in &peers {
+                    group.join((), peer).await.unwrap();
+                }
+            });
+            time(bencher, &runtime, &mut clients, FRAMES, async || {
+                for _ in 0..FRAMES {
+                    let sent = group
+                        .broadcast(&(), frame.clone(), |_| true, SlowPeer::Skip)
+                        .await;
+                    assert_eq!(sent.sent(), MEMBERS);
+                }
+            });
+        }
+        Burst::TokioBroadcast => {
+            let sender = broadcast::Sender::new(FRAMES);
+            let mut clients = runtime.block_on(async {
+                let client = |_| {
+                    let (client, stream) = tokio::io::duplex(WIRE);
+                    tokio::spawn(by_broadcast(stream, sender.subscribe()));
+                    client
+                };
+                (0..MEMBERS).map(client).collect::<Vec<_>>()
+            });
+            time(bencher, &runtime, &mut clients, FRAMES, async || {
+                for _ in 0..FRAMES {
+                    sender.send(frame.clone()).unwrap();
+                }
             });
         }
     }
@@ -128,36 +193,70 @@ async fn peers(count: usize) -> (Vec<DuplexStream>, Vec<Peer<Bytes>>) {
     (clients, peers)
 }
 
-/// The baseline: a channel for each connection.
-async fn channels(count: usize) -> (Vec<DuplexStream>, Vec<mpsc::Sender<Bytes>>) {
+/// The baseline: a channel of `queue` frames for each connection.
+async fn channels(count: usize, queue: usize) -> (Vec<DuplexStream>, Vec<mpsc::Sender<Bytes>>) {
     let channel = |_| {
         let (client, stream) = tokio::io::duplex(WIRE);
-        let (sender, frames) = mpsc::channel(QUEUE);
-        tokio::spawn(by_hand(stream, frames));
+        let (sender, frames) = mpsc::channel(queue);
+        tokio::spawn(by_hand(stream, frames, queue));
         (client, sender)
     };
     (0..count).map(channel).unzip()
 }
 
 /// Writes queued frames at once, and watches for the end of the peer.
-async fn by_hand(mut stream: DuplexStream, mut frames: mpsc::Receiver<Bytes>) -> io::Result<()> {
+async fn by_hand(
+    mut stream: DuplexStream,
+    mut frames: mpsc::Receiver<Bytes>,
+    queue: usize,
+) -> io::Result<()> {
     let (mut input, mut output, mut taken) = ([0; 1024], Vec::new(), Vec::new());
     loop {
         tokio::select! {
             read = stream.read(&mut input) => if read? == 0 {
                 return Ok(());
             },
-            count = frames.recv_many(&mut taken, QUEUE) => {
+            count = frames.recv_many(&mut taken, queue) => {
                 if count == 0 {
                     return Ok(());
                 }
                 for frame in taken.drain(..) {
-                    output.extend_from_slice(&frame);
-                    output.push(b'\n');
+                    put(&mut output, &frame);
                 }
                 stream.write_all(&output).await?;
                 output.clear();
             }
         }
     }
+}
+
+/// The same, with a channel that all connections share.
+async fn by_broadcast(
+    mut stream: DuplexStream,
+    mut frames: broadcast::Receiver<Bytes>,
+) -> io::Result<()> {
+    let (mut input, mut output) = ([0; 1024], Vec::new());
+    loop {
+        tokio::select! {
+            read = stream.read(&mut input) => if read? == 0 {
+                return Ok(());
+            },
+            frame = frames.recv() => {
+                let Ok(frame) = frame else {
+                    return Ok(());
+                };
+                put(&mut output, &frame);
+                while let Ok(frame) = frames.try_recv() {
+                    put(&mut output, &frame);
+                }
+                stream.write_all(&output).await?;
+                output.clear();
+            }
+        }
+    }
+}
+
+fn put(output: &mut Vec<u8>, frame: &[u8]) {
+    output.extend_from_slice(frame);
+    output.push(b'\n');
 }
