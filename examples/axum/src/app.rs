@@ -124,7 +124,8 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
                 }
                 // The next read sends the answer to a ping.
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                // So it does to a close, but it would not wait for a peer that takes only a part.
+                // Of the answer to a close, it would send only a part to a slow peer that has
+                // half-closed.
                 Some(Ok(Message::Close(_))) => {
                     _ = socket.flush().await;
                     break;
