@@ -102,6 +102,41 @@ async fn calls_are_answered_in_order_with_their_numbers() {
     assert_eq!(exchange(&served, &calls.concat()).await, answers.concat());
 }
 
+/// A field that is a string.
+fn string(id: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[11, 0, id], &frame(bytes)[..]].concat()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_strings_are_stored_and_the_least_recently_used_entry_is_forgotten() {
+    const LONGEST: usize = 30 * 1024;
+    let served = serve(stack());
+    let put = |key: &[u8], value: &[u8]| {
+        let entry = [string(1, key), string(2, value)].concat();
+        let args = [b"\x0c\0\x01", &entry[..], b"\0\0"].concat();
+        message(CALL, "put", 1, &args)
+    };
+    let get = |key: &[u8]| message(CALL, "get", 1, &[&string(1, key)[..], b"\0"].concat());
+    let (key, value) = ([b'k'; LONGEST], [b'v'; LONGEST]);
+
+    exchange(&served, &put(&key, &value)).await;
+    let too_long = put(&key, &[b'v'; LONGEST + 1]);
+    assert_refused(&exchange(&served, &too_long).await, 1, PROTOCOL_ERROR);
+    let others = (0..1023).flat_map(|number| put(number.to_string().as_bytes(), b""));
+    exchange(&served, &others.collect::<Vec<_>>()).await;
+
+    let long = exchange(&served, &get(&key)).await;
+    let entry = [string(1, &key), string(2, &value)].concat();
+    let version = b"\x0a\0\x03\0\0\0\0\0\0\0\x01\0";
+    let result = [b"\x0c\0\0", &entry[..], version, b"\0"].concat();
+    assert!(long == message(REPLY, "get", 1, &result));
+    exchange(&served, &put(b"one more", b"")).await;
+    for (key, is_kept) in [(&key[..], true), (b"0", false), (b"1", true)] {
+        let result = exchange(&served, &get(key)).await.split_off(19);
+        assert_eq!(result.starts_with(b"\x0c\0\0"), is_kept);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_longest_key_and_value_are_stored_and_read() {
     let served = serve(stack());
@@ -196,6 +231,7 @@ async fn a_frame_that_is_no_call_ends_its_connection() {
             EndReason::ServiceError,
         ),
         (get[..get.len() - 1].to_vec(), EndReason::Truncated),
+        (frame(&[0; 64 * 1024]), EndReason::ServiceError),
         (frame(&[0; 64 * 1024 + 1]), EndReason::FrameTooLarge),
         (b"\xff\xff\xff\xff".to_vec(), EndReason::FrameTooLarge),
     ] {
