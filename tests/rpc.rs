@@ -109,7 +109,6 @@ fn string(id: u8, bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_strings_are_stored_and_the_least_recently_used_entry_is_forgotten() {
-    const LONGEST: usize = 30 * 1024;
     let served = serve(stack());
     let put = |key: &[u8], value: &[u8]| {
         let entry = [string(1, key), string(2, value)].concat();
@@ -134,49 +133,6 @@ async fn the_longest_strings_are_stored_and_the_least_recently_used_entry_is_for
     for (key, is_kept) in [(&key[..], true), (b"0", false), (b"1", true)] {
         let result = exchange(&served, &get(key)).await.split_off(19);
         assert_eq!(result.starts_with(b"\x0c\0\0"), is_kept);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_longest_key_and_value_are_stored_and_read() {
-    let served = serve(stack());
-    let string = |len: usize| {
-        let size = u32::try_from(len).expect("it is short").to_be_bytes();
-        [&size, &vec![b'x'; len][..]].concat()
-    };
-    let put = |key, value| {
-        let (key, value) = (string(key), string(value));
-        let entry = [
-            b"\x0c\0\x01\x0b\0\x01",
-            &key[..],
-            b"\x0b\0\x02",
-            &value,
-            b"\0\0",
-        ];
-        message(CALL, "put", 1, &entry.concat())
-    };
-    let get = message(
-        CALL,
-        "get",
-        2,
-        &[b"\x0b\0\x01", &string(LONGEST)[..], b"\0"].concat(),
-    );
-
-    let entry = [
-        b"\x0c\0\0\x0b\0\x01",
-        &string(LONGEST)[..],
-        b"\x0b\0\x02",
-        &string(LONGEST),
-        b"\x0a\0\x03\0\0\0\0\0\0\0\x01\0\0",
-    ];
-
-    let output = exchange(&served, &[put(LONGEST, LONGEST), get].concat()).await;
-    let stored = message(REPLY, "put", 1, b"\x0a\0\0\0\0\0\0\0\0\0\x01\0");
-    let read = message(REPLY, "get", 2, &entry.concat());
-    assert!(output == [stored, read].concat(), "{} bytes", output.len());
-
-    for longer in [put(LONGEST + 1, 1), put(1, LONGEST + 1)] {
-        assert_refused(&exchange(&served, &longer).await, 1, PROTOCOL_ERROR);
     }
 }
 
