@@ -286,7 +286,7 @@ from paho.mqtt.client import Client as Paho, MQTT_ERR_SUCCESS
 
 class Client(Paho):
     def __init__(self, name="", will=None):
-        super().__init__(name)
+        super().__init__(client_id=name)
         self.heard = queue.Queue()
         self.on_message = lambda client, data, message: self.heard.put(
             (message.topic, message.payload, message.qos, message.retain))
