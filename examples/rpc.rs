@@ -50,8 +50,8 @@ service Settings {
 const MAX_FRAME: usize = 64 * 1024;
 /// The longest string, of which two fit into a frame.
 const MAX_STRING: usize = 30 * 1024;
-/// The entries, which hold at most 60 MiB: two strings each. With one more entry, the least recently
-/// used one is forgotten.
+/// The entries, which hold at most 60 MiB: two strings each. With one more entry, the least
+/// recently used one is forgotten.
 const MAX_ENTRIES: NonZero<usize> = NonZero::new(1024).expect("it is not zero");
 
 /// Stores settings for clients of Apache Thrift.
