@@ -1,13 +1,13 @@
 //! TLS in front of a whole server in memory: whatever happens to a handshake, its permit is
 //! released.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::Resumption;
@@ -113,27 +113,35 @@ async fn b21_a_flood_of_complete_handshakes_leaves_others_their_turns() {
     Arc::make_mut(&mut server.client).resumption = Resumption::disabled();
     server.limit.set(64);
     let mut good = server.connect().await;
-    let (flooders, handshakes) = (8, Cell::new(0));
+    let (flooders, handshakes) = (8, Arc::new(AtomicUsize::new(0)));
+    let server = Arc::new(server);
 
-    let flood = join_all((0..flooders).map(async |_| {
-        for _ in 0..16 {
-            drop(server.connect().await);
-            handshakes.set(handshakes.get() + 1);
-        }
-    }));
-    let mut most = 0;
-    let others = async {
+    // Tasks of one thread, as those of the server are. They take turns.
+    let flood: JoinSet<_> = (0..flooders)
+        .map(|_| {
+            let (server, handshakes) = (Arc::clone(&server), Arc::clone(&handshakes));
+            async move {
+                for _ in 0..16 {
+                    drop(server.connect().await);
+                    handshakes.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+        .collect();
+    let others = tokio::spawn(async move {
+        let mut most = 0;
         loop {
-            let before = handshakes.get();
+            let before = handshakes.load(Ordering::Relaxed);
+            if before == 16 * flooders {
+                return most;
+            }
             good.write_all(b"hello\n").await.unwrap();
             good.read_exact(&mut [0; 6]).await.unwrap();
-            most = most.max(handshakes.get() - before);
+            most = most.max(handshakes.load(Ordering::Relaxed) - before);
         }
-    };
-    tokio::select! {
-        _ = flood => {}
-        () = others => {}
-    }
+    });
+    flood.join_all().await;
+    let most = others.await.unwrap();
 
     // Each has a round trip, as a request has, and another one may be about to end.
     assert!(most <= 2 * flooders, "{most} handshakes before one reply");
