@@ -50,7 +50,8 @@ impl From<Deadlines> for Times {
 }
 
 impl Times {
-    /// Waits until a deadline passes, counted from this call, and returns the connection's end.
+    /// Waits until `deadline` has passed since this call, or `drain` since the connection began to
+    /// drain. Returns the connection's end.
     pub(super) async fn elapsed(self, life: &Life) -> ConnectionEnded {
         let mut timer = Timer::start();
         let mut draining = None;

@@ -276,7 +276,7 @@ pub(super) async fn charge(peers: usize) {
     }
 }
 
-/// A run to which broadcasts can add frames, until one of its peers takes it.
+/// A run to which broadcasts can add frames, until one of its peers takes it or it is full.
 pub(super) struct OpenRun<T, M> {
     run: Weak<Run<T>>,
     /// The number of peers that have the run.

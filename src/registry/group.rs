@@ -20,7 +20,8 @@ pub(super) struct Inner<K, T, M> {
     pub(super) source: Option<Source<K, T>>,
 }
 
-/// The members, by the number of their connection. There is at least one.
+/// The state of one group: its members by their [`ConnectionId`], at least one, and its feed, if it
+/// has one.
 pub(super) struct Group<T, M> {
     /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
     /// joins or leaves meanwhile, the map is copied first.

@@ -230,9 +230,9 @@ pub use stream::TlsStream;
 ///
 /// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. The
 /// `io::Error` contains a [`rustls::Error`] if the peer's messages were at fault, or an
-/// [`UnknownServerName`] if there is no certificate for the name that the peer requested. Otherwise
-/// it is the error of the stream, such as [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the
-/// peer left.
+/// [`UnknownServerName`] if there is no certificate for the requested name, or for a peer that
+/// requests none. Otherwise it is the error of the stream, such as
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
 #[derive(Clone)]
 pub struct Tls {
     current: Current,
