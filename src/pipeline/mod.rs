@@ -191,6 +191,9 @@ impl<F> PipelineBuilder<F> {
     ///
     /// The clone's `poll_ready` is called only when its request has arrived, so idle connections
     /// hold no shared resource.
+    ///
+    /// If the codec encodes several types, as `LengthDelimitedCodec` and `BytesCodec` do, name the
+    /// type of the replies, as in `.service::<Bytes, _>(service)`.
     pub fn service<T, K>(
         self,
         service: impl SharedService<Request<F>, Maker = K>, // of requests (`Peer`: `make_service`)
