@@ -69,13 +69,15 @@ enum Reset {
 async fn d1(when: Reset) {
     let in_hand = Arc::new(AtomicUsize::new(0));
     let held = Arc::clone(&in_hand);
+    let large = Bytes::from(vec![b'x'; 20 * MEGABYTE]);
     let service = service_fn(move |request: Bytes| {
         let guard = InHand::begin(&held);
+        let large = large.clone();
         async move {
             let _guard = guard;
             match &request[..] {
                 b"hang" => pending().await,
-                b"large" => Ok::<_, BoxError>(Bytes::from(vec![b'x'; 20 * MEGABYTE])),
+                b"large" => Ok::<_, BoxError>(large),
                 _ => Ok(request),
             }
         }
