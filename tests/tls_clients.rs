@@ -244,8 +244,12 @@ async fn b16_plain_text_to_the_tls_port_is_one_debug_event() {
     ];
     let mut clients = Vec::new();
 
-    for text in texts {
-        let mut client = Client::connect(tls_echo.addr()).await;
+    // Each has an address of its own, because the system may give one the port of another.
+    for (text, from) in texts
+        .into_iter()
+        .zip(["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"])
+    {
+        let mut client = Client::connect_from(from, tls_echo.addr()).await;
         client.try_send(text).await;
         client.gone().await;
         clients.push(client.addr);
