@@ -65,7 +65,7 @@ mod sealed {
         type EncodeError = <C as Encoder<T>>::Error;
     }
 
-    /// A codec that encodes `T`, and whose errors convert into a `BoxError`.
+    /// A [`TwoWay`] codec whose errors convert into a `BoxError`.
     pub trait Codec<T>: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError> {}
 
     impl<C: TwoWay<T, DecodeError: ServiceError, EncodeError: ServiceError>, T> Codec<T> for C {}
@@ -81,7 +81,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<C: Decoder> Decodes for C {}
 
-    /// A type that converts into `A`: a `Reply` or an `Upgrade`.
+    /// A type that converts into `A`, which is a `Reply` or an `Upgrade`.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not a reply here: it does not convert into `{A}`",
         label = "the service answers with `{Self}`",
@@ -93,7 +93,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<R: Into<A>, A> IntoReply<A> for R {}
 
-    /// A service of a connection's events, which answers with `A`.
+    /// A service of a connection's events whose responses convert into `A`.
     #[diagnostic::on_unimplemented(
         message = "expected a service of `Event<{R}, {M}>`",
         label = "not a `Service<Event<{R}, {M}>>`",

@@ -1,8 +1,8 @@
 //! The calls of a connection's service, and their results.
 //!
 //! [`Calls::poll_event`] takes the next event and waits until the service is ready for it. All
-//! waits are in the engine, so the three ways to run calls differ only in the order of calls and
-//! replies.
+//! waits are in the engine, so the three ways to run calls differ only in how many calls run at the
+//! same time and in the order of replies.
 
 use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
@@ -47,9 +47,9 @@ where
     /// Takes the next event once the service is ready for it. Returns `None` when there will be no
     /// more.
     ///
-    /// All functions from here to the decoder are inlined into the loop of each dispatch. Otherwise
-    /// each function would move the event once more, which costs a tenth of the instructions for a
-    /// request of 16 bytes.
+    /// This function and those that it calls, down to the decoder, are inlined into the loop that
+    /// runs the calls. Otherwise each function would move the event once more, which costs a tenth
+    /// of the instructions for a request of 16 bytes.
     #[inline(always)]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
@@ -63,10 +63,11 @@ where
         Poll::Ready(Some(event))
     }
 
-    /// Returns whether the service is ready. If it failed, the connection ends.
+    /// Polls the service, and returns whether it is ready. If `poll_ready` fails or panics, the
+    /// connection ends.
     #[inline]
     fn is_service_ready(&mut self, cx: &mut Context<'_>) -> bool {
-        // A panic is caught here, because earlier requests may be in flight and are still answered.
+        // A panic is caught here, so that requests already in flight are still answered.
         let polled = caught(|| self.service.poll_ready(cx));
         match polled {
             Ok(Poll::Ready(Ok(()))) => return true,
@@ -99,9 +100,9 @@ where
         self.engine.poll_io_beside(cx)
     }
 
-    /// Makes the call that was begun last the head, if possible. Returns whether it now is the
+    /// Makes the call that was begun last the head, if possible, and returns whether it is the
     /// head. The head is the call that `Concurrent` polls itself. If replies keep the order of the
-    /// requests, later replies wait for that of the head.
+    /// requests, the replies to later requests wait for the reply of the head.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)
     }

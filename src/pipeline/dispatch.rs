@@ -39,7 +39,7 @@ pub struct Multiplexed;
 mod sealed {
     use super::*;
 
-    /// A way to run calls that runs one request at a time.
+    /// A way to run calls in which only one request runs at a time.
     #[diagnostic::on_unimplemented(
         message = "`on_upgrade` needs a pipeline that runs one request at a time",
         label = "several requests run at the same time",
@@ -86,7 +86,7 @@ dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 dispatch!(InFlight, |calls| run_in_order(calls));
 dispatch!(Multiplexed, |calls| run_as_finished(calls));
 
-/// Runs calls in a direct loop, because a single call needs no queue.
+/// Runs one call after the other in a loop, because a single call needs no queue.
 #[pin_project]
 struct Direct<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
@@ -129,8 +129,8 @@ where
     }
 }
 
-/// Catches a panic when the inner future is polled or dropped. After a panic or its end, the inner
-/// future is not polled again.
+/// Catches a panic of the inner future while it is polled, and while it is dropped at its end.
+/// After a panic or its end, the inner future is not polled again.
 #[pin_project]
 pub(super) struct CatchPanic<F>(#[pin] Option<F>);
 

@@ -1,6 +1,7 @@
 use super::watermarks::Watermarks;
 
-/// The sizes and queues of a pipeline. [`Deadlines`](crate::deadline::Deadlines) are its times.
+/// The size and queue limits of a pipeline's connections. For time limits, see
+/// [`Deadlines`](crate::deadline::Deadlines).
 ///
 /// | limit | default | why | when reached |
 /// | --- | --- | --- | --- |
@@ -47,7 +48,8 @@ impl Limits {
         self
     }
 
-    /// Sets the high mark of the output in bytes. The low mark becomes a quarter of it.
+    /// Sets the high mark of the output in bytes, and the low mark to a quarter of it. `0` counts
+    /// as 1.
     ///
     /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: no more requests are
     /// taken, and `send` waits, until the output has fallen to the low mark. One frame may be
@@ -65,9 +67,10 @@ impl Limits {
         self
     }
 
-    /// Sets how many pushed frames may be queued for the connection's task. `0` counts as 1. A
-    /// burst of up to 64 frames that is broadcast to a [group](crate::registry::Groups) counts as
-    /// one frame, because all members share it.
+    /// Sets how many pushed frames (sent through a [`Peer`](crate::Peer) or by a broadcast) may be
+    /// queued for the connection's task. `0` counts as 1. A burst of up to 64 frames that is
+    /// broadcast to a [group](crate::registry::Groups) counts as one frame, because all members
+    /// share the burst.
     ///
     /// Default: 16. Why: frames wait only until the task runs. When reached: `send` waits.
     #[must_use]
@@ -87,8 +90,8 @@ impl Limits {
         self
     }
 
-    /// Sets how many undecoded bytes are buffered while requests are in progress, or while [input
-    /// is paused](crate::Peer::pause_input).
+    /// Sets how many undecoded bytes may be buffered while requests are in progress, or while
+    /// [input is paused](crate::Peer::pause_input).
     ///
     /// Default: 8 KiB. Why: only a read notices that the peer has reset the connection. When
     /// reached: no more is read until a request is done or input is resumed, so a reset is noticed

@@ -17,7 +17,7 @@ use crate::make::{
 mod sealed {
     use super::*;
 
-    /// A service that makes the service of each connection with messages. It converts into `Maker`.
+    /// A make-service whose services take requests and messages. It converts into `Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services of events, of `Peer<{T}, {M}>`",
         label = "not a `Service<Peer<{T}, {M}>>`",
@@ -47,15 +47,16 @@ mod sealed {
         type Maker: Maker<Peer<T, Self::Message>>;
         type Service;
 
-        /// Returns the maker of the service. The made service may take only requests, so pass it to
-        /// [`events`](Self::events).
+        /// Returns the maker of the service. The service that it makes may be one that takes only
+        /// requests, so pass it to [`events`](Self::events).
         fn maker(&self) -> &Self::Maker;
 
         /// Adapts the made service to a service of events.
         fn events(made: Made<T, Self>) -> Self::Service;
     }
 
-    /// The service that an [`EventMaker`]'s maker makes.
+    /// The service that the [`maker`](EventMaker::maker) of `K` makes, before
+    /// [`events`](EventMaker::events) adapts it.
     pub(super) type Made<T, K> =
         <<K as EventMaker<T>>::Maker as Maker<Peer<T, <K as EventMaker<T>>::Message>>>::Service;
 }
