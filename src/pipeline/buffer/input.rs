@@ -13,22 +13,22 @@ use tokio_util::io::poll_read_buf;
 /// frames.
 const BLOCK: usize = 64 * 1024;
 
-/// The minimum room in the rest of a block, whose beginning may contain frames that are still in
-/// use. If there is less room, a new block is allocated. Because the rest of a block is used, a
+/// The minimum room at the end of a block whose beginning contains frames that are still in use.
+/// With less room, a new block is allocated. Otherwise the end of the block is used, so that a
 /// service that collects small frames does not keep a block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
-/// The number of bytes at the start of a block that may be used up before the code tries to use the
-/// start again. To find out whether the start is free costs more than a small read.
+/// The number of bytes that may be used up at the start of a block before `take_block` tries to
+/// reclaim them. Each attempt costs more than a small read.
 const USED: usize = 4 * 1024;
 
 /// The memory that a buffer may keep, beyond twice the size of its content, while the connection
 /// waits. The content of a larger buffer is copied to one that fits, because a codec may have
-/// reserved memory for a size that a peer only announced.
+/// reserved memory for a frame whose size the peer has only announced.
 const SLACK: usize = 1024;
 
 /// The number of frames in a row that a decoder may return without consuming input. If `max_frame`
-/// is a larger number, that number is the limit instead.
+/// is larger, it is the limit instead.
 const FRAMES: u32 = 65_536;
 
 thread_local! {
@@ -42,8 +42,8 @@ pub(in crate::pipeline) struct Input {
     /// `buf` is a part of the thread's block, and keeps the block alive.
     in_block: bool,
     eof: bool,
-    /// The number of bytes that were split off from the allocation of `buf`. `buf` keeps them
-    /// alive.
+    /// The number of bytes of `buf` that the decoder has consumed. `buf` still keeps their memory
+    /// allocated.
     given: usize,
     /// The number of frames in a row for which the decoder consumed no bytes.
     gave_nothing: u32,
@@ -76,8 +76,8 @@ impl Input {
         Poll::Ready(ready!(read))
     }
 
-    /// Makes room for `more` bytes. It doubles the buffer, but not beyond `max_frame` if that is
-    /// enough, because an almost complete frame does not need room for a second one.
+    /// Makes room for `more` bytes. It doubles the buffer, but not beyond `max_frame` if that size
+    /// is enough, because an almost complete frame does not need room for a second one.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {

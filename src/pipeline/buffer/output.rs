@@ -27,7 +27,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct Output {
     buf: BytesMut,
-    /// The number of bytes written to the stream. The stream may still hold those that are not
+    /// The number of bytes written to the stream. The stream may still hold bytes that are not
     /// flushed, as a TLS stream does.
     written: u64,
     flushed: u64,
@@ -74,8 +74,8 @@ impl Output {
     /// Writes as much as the stream takes, and sets `progress` if it took any bytes. Completes when
     /// all output is written and flushed.
     ///
-    /// If a flush is `awaited`, this flushes first, because a stream with constant output might
-    /// otherwise never be flushed.
+    /// If a flush is `awaited`, the bytes written earlier are flushed first, because a stream with
+    /// constant output might otherwise never be flushed.
     pub(in crate::pipeline) fn poll_flush<Io: AsyncWrite + Unpin>(
         &mut self,
         io: &mut Io,
@@ -127,7 +127,8 @@ impl Output {
     }
 }
 
-/// Truncates a buffer to its complete frames when it is dropped, even if an encoder panics.
+/// Truncates a buffer to its complete frames. This happens on drop, so that it also covers an
+/// encoder that fails or panics.
 struct Whole<'a> {
     buf: &'a mut BytesMut,
     len: usize,
