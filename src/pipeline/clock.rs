@@ -1,4 +1,5 @@
-//! Enforces the deadlines of a pipeline's connection. They depend on the connection's current wait.
+//! Enforces the deadlines of a pipeline's connection. Which deadlines apply depends on what the
+//! connection currently waits for.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,21 +13,22 @@ use crate::deadline::{
 };
 use crate::end::EndReason;
 
-/// The current wait of a connection. It determines the deadlines that apply. The connection may
-/// also wait for the peer to take output.
+/// The current wait of a connection. It determines the deadlines that apply. In each of these
+/// waits, the connection may also wait for the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// For its own service, or until more calls may begin, but not for the peer's input.
+    /// Waits for its own service, for room in the output, or for the end of a pause that holds
+    /// nothing back. No deadline for input applies, even if input is read meanwhile.
     Busy,
-    /// For the program, which has paused input while requests wait.
+    /// Waits for the program to resume input, while received input is held back.
     Paused,
-    /// For the make-service.
+    /// Waits for the make-service.
     Making,
-    /// For a frame, with no request in progress.
+    /// Waits for a frame, with no request in progress.
     Resting,
-    /// For the rest of a frame.
+    /// Waits for the rest of a frame.
     InFrame,
-    /// In a drain, for bytes that may have arrived together with the connection.
+    /// Waits, in a drain, for bytes that may have arrived together with the connection.
     Leaving,
 }
 
@@ -38,8 +40,8 @@ impl Waiting {
     }
 }
 
-/// The longest time for which a draining connection waits for next frames, as a multiple of the
-/// time for one.
+/// The longest time for which a draining connection waits for further frames, as a multiple of
+/// [`next_frame`](crate::deadline::DrainDeadlines::next_frame).
 const NEXT_FRAMES: u32 = 10;
 
 /// The action to take: for a deadline that has passed, or for a message that is due.
@@ -51,8 +53,8 @@ pub(super) enum Alarm {
     MaxAge,
     /// Drop the calls that still run. The connection already has a reason to end.
     LastCalls,
-    /// Check the minimum rate, because a window ends. [`poll_timer`](Clock::poll_timer) handles
-    /// this, so its callers never get it.
+    /// Check the minimum rate, because a window has ended. [`poll_timer`](Clock::poll_timer)
+    /// handles this, so its callers never get it.
     EndOfWindow,
     /// End the connection.
     End(EndReason),
@@ -70,27 +72,28 @@ pub(super) struct Clock {
     timer: Timer,
     /// Before a drain, the moment when the connection reaches its maximum age. In a drain, the
     /// moment when the drain began.
-    leaves: Option<Moment>,
-    /// The moment of the last progress: a frame, a finished request or the end of a pause. After
-    /// the end of input, and while the connection closes, written output is progress, too. `None`
-    /// before the first byte.
+    drains_at: Option<Moment>,
+    /// The moment of the last progress: the first byte, a frame, a finished request, the end of a
+    /// pause or of input, or the beginning of a close. After the end of input, and while the
+    /// connection closes, pending or written output is progress, too. `None` before the first
+    /// progress.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,
     pace: Pace,
     /// The idle deadline, stored as a moment because that has half the size of a `Duration`.
     idle: Option<Moment>,
-    /// The set of waits, as bits, for which the timer will fire early enough. Within one wait
+    /// The set of waits, as bits, for which the timer will fire early enough. Within one wait,
     /// deadlines only move to a later time, so they need not be computed again before the timer
     /// fires.
     armed: u16,
     /// This flag and the next one are set during a poll. At the end of the poll they are converted
-    /// to moments, so that the clock is read once per poll.
+    /// to moments, so that the system's clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
     /// The work in progress includes a request of the peer, not only messages from the program.
     /// Messages alone do not keep a connection open.
-    pub(super) asked: bool,
+    pub(super) has_request: bool,
     draining: bool,
     half_closed: bool,
     closes: bool,
@@ -100,7 +103,7 @@ impl Clock {
     pub(super) fn new(accepted_at: Instant, deadlines: &Deadlines) -> Self {
         let timer = Timer::start();
         Self {
-            leaves: timer.age(accepted_at, deadlines.age()),
+            drains_at: timer.age(accepted_at, deadlines.age()),
             timer,
             active: None,
             frame_begun: None,
@@ -110,7 +113,7 @@ impl Clock {
             armed: 0,
             saw_activity: false,
             saw_write: false,
-            asked: false,
+            has_request: false,
             draining: false,
             half_closed: false,
             closes: false,
@@ -118,7 +121,7 @@ impl Clock {
     }
 
     /// Completes if a deadline has passed or a message is due; otherwise registers a wakeup for the
-    /// first of them. Called before each wait.
+    /// earliest of them. Called before each wait.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
@@ -186,12 +189,13 @@ impl Clock {
         self.timer.sleep()
     }
 
-    /// Makes the next poll register the new waker with the timer.
+    /// Makes the next poll register its waker with the timer.
     pub(super) fn disarm(&mut self) {
         self.armed = 0;
     }
 
-    /// Changes the idle deadline. It may be shorter than before.
+    /// Changes the idle deadline. Makes the next poll set the timer again, because the new deadline
+    /// may be earlier.
     pub(super) fn set_idle(&mut self, time: Option<Duration>) {
         self.idle = idle(time);
         self.armed = 0;
@@ -201,7 +205,7 @@ impl Clock {
     pub(super) fn drain(&mut self) {
         if !self.draining {
             self.draining = true;
-            self.leaves = Some(self.timer.now());
+            self.drains_at = Some(self.timer.now());
             self.armed = 0;
         }
     }
@@ -216,7 +220,8 @@ impl Clock {
             })
     }
 
-    /// Returns the moment until which a draining, idle connection waits for another frame.
+    /// Returns the moment until which a draining, idle connection waits for another frame. Returns
+    /// `None` if it is not draining, or waits forever (`time` is `None`).
     fn next_frame_until(&self, time: Option<Duration>) -> Option<Moment> {
         let (drained, time) = (self.drains_since()?, time?);
         let quiet_since = self.active.map_or(drained, |active| active.max(drained));
@@ -226,7 +231,7 @@ impl Clock {
     }
 
     fn drains_since(&self) -> Option<Moment> {
-        self.leaves.filter(|_| self.draining)
+        self.drains_at.filter(|_| self.draining)
     }
 
     /// Records that the peer has finished sending.
@@ -236,15 +241,15 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Records that the connection closes, but not in a drain of the server. This starts the
-    /// deadline of its pending requests, `last_calls`.
+    /// Starts the deadline for pending requests, `last_calls`. Called when the connection closes,
+    /// unless in a drain of the server or because the peer has finished sending.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
         self.armed = 0;
     }
 
-    /// Returns whether the deadline of the pending requests, `last_calls`, has started.
+    /// Returns whether the deadline for pending requests, `last_calls`, has started.
     pub(super) fn closes(&self) -> bool {
         self.closes
     }
@@ -258,22 +263,22 @@ impl Clock {
     /// Records that a call is done, or that a streamed reply has ended.
     #[inline]
     pub(super) fn saw_done(&mut self) {
-        self.saw_activity |= self.asked;
+        self.saw_activity |= self.has_request;
     }
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
         self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
         if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {
-            // After the first progress other deadlines apply.
+            // After the first progress, other deadlines apply.
             self.armed = 0;
         }
-        // During a pause some deadlines do not run. They restart when the pause ends.
+        // During a pause, some deadlines do not run. They restart when the pause ends.
         self.saw_activity = waiting == Waiting::Paused && self.active.is_some();
         match waiting {
             Waiting::InFrame => self.frame_begun = self.frame_begun.or(Some(now)),
             // A message from the program does not give the peer more time for its frame.
-            Waiting::Busy if !self.asked => {}
+            Waiting::Busy if !self.has_request => {}
             _ => self.frame_begun = None,
         }
         self.blocked.note(writing, wrote, now);
@@ -293,7 +298,7 @@ impl Clock {
             half_closed,
             last_calls,
             make_service,
-            // `self` stores these.
+            // `self` stores the idle deadline and the age, and `poll_timer` checks the rate.
             idle: _,
             max_age: _,
             max_age_jitter: _,
@@ -316,7 +321,8 @@ impl Clock {
         } = *deadlines;
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm::End(reason));
         let drained = self.drains_since();
-        // While output is pending, only `write` applies.
+        // While output is pending, `write` applies instead of `last_calls` and `half_closed`.
+        // During a pause, neither of these two runs.
         let is_pending = !self.blocked.is_blocked() && waiting != Waiting::Paused;
         let pending = self.active.filter(|_| is_pending);
         let rest = match waiting {
@@ -358,7 +364,7 @@ impl Clock {
         let left = end(left, half_closed, EndReason::PeerReset);
         let write = self.blocked.next(life, write);
         let write = write.map(|at| (at, Alarm::End(EndReason::WriteTimeout)));
-        let retire = self.leaves.filter(|_| !self.draining);
+        let retire = self.drains_at.filter(|_| !self.draining);
         let retire = retire.map(|at| (at, Alarm::MaxAge));
         first([rest, left, write, retire])
     }
@@ -369,7 +375,7 @@ impl Clock {
         self.saw_activity |= self.active.is_none();
     }
 
-    /// Returns whether any byte has arrived from the peer.
+    /// Returns whether the first byte, or the end of input, has arrived from the peer.
     pub(super) fn has_heard(&self) -> bool {
         self.active.is_some() || self.saw_activity
     }

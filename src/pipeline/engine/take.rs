@@ -169,12 +169,12 @@ where
         match event {
             Event::Request(_) => {
                 self.was_message = false;
-                self.clock.asked = true;
+                self.clock.has_request = true;
                 self.conn.life().count_request();
             }
             Event::Message(_) => {
                 self.was_message = true;
-                self.clock.asked &= in_flight + self.waiting_replies() > 0;
+                self.clock.has_request &= in_flight + self.waiting_replies() > 0;
             }
         }
         self.reserves = false;
