@@ -3,9 +3,10 @@ use std::collections::VecDeque;
 use crate::error::BoxError;
 use crate::pipeline::reply::Reply;
 
-/// Replies that cannot be encoded yet, because of a streamed reply, an earlier reply, or the high
-/// mark. There are at most as many as requests may be in flight. A connection that never had any
-/// allocates nothing for them.
+/// The replies that are not completely encoded: one of several frames or of a stream, and those
+/// that wait for an earlier reply, for pushed frames, or until the output is below its high mark.
+/// There are at most as many as requests may be in flight. A connection that never had such a reply
+/// allocates nothing.
 pub(super) struct Backlog<T>(Option<Box<Replies<T>>>);
 
 struct Replies<T> {

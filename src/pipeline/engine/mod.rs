@@ -1,5 +1,5 @@
-//! The engine of one connection: its stream, codec, buffers and deadlines; everything but the
-//! service.
+//! The engine of one connection. It contains the stream, the codec, the buffers and the deadlines:
+//! everything but the service.
 
 mod backlog;
 mod read;
@@ -55,51 +55,53 @@ pub(in crate::pipeline) struct Settings<W> {
 /// The order of replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum Order {
-    /// Replies are sent in the order of the requests. None is sent after a reply that closes.
+    /// Replies are sent in the order of the requests. None is sent after a reply that closes the
+    /// connection.
     AsAsked,
-    /// Replies are sent as they finish. Finished replies are sent even after a reply that closes.
+    /// Replies are sent as they finish. Finished replies are sent even after one that closes the
+    /// connection.
     AsFinished,
 }
 
 pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     conn: Connection<Io>,
     state: State,
-    /// The read side.
+    // The read side.
     input: Input,
     /// The buffered input may contain a frame, so the decoder runs before more bytes are read. Set
     /// when bytes or the end of the stream have arrived, and when a frame was encoded, because that
     /// can change the decoder's mode. Cleared when the decoder returns no frame, and when decoding
     /// stops.
     may_have_frame: bool,
-    /// The error of a stream that has ended, but not properly, such as a TLS stream without
-    /// `close_notify`. It takes effect after the buffered input, when the decoder has no more
-    /// frames.
+    /// The error of a stream that did not end properly, such as a TLS stream without
+    /// `close_notify`. It takes effect when the decoder has no more frames in the buffered input.
     cut_off: Option<io::Error>,
     /// Bytes were read since output was last written.
     unanswered: bool,
     codec: C,
     /// A decoded request that waits until the service is ready, or until input is resumed.
     request: Option<C::Item>,
-    /// The service's `poll_ready` was called for an event, which waits until the service is ready.
+    /// The service's `poll_ready` was called for the waiting event, but the service is not ready
+    /// yet.
     reserves: bool,
     /// The last event was a message, so a waiting request is next, even if there is another
-    /// message. Set when a message begins. Cleared when a request begins, or when there was none to
-    /// begin.
+    /// message. Set when a message begins. Cleared when a request begins, or when no request is
+    /// waiting.
     was_message: bool,
-    /// The number of events begun in this turn of the task.
+    /// The number of events begun since the connection last waited for another event, or yielded.
     turn: u16,
-    /// The write side.
+    // The write side.
     backlog: Backlog<T>,
     output: Output,
     marks: Watermarks,
     /// Too much output is pending, so no requests are taken. Set at the high mark and cleared at
-    /// the low mark, both by [`look_at_marks`](Self::look_at_marks).
+    /// the low mark, both by [`update_above_mark`](Self::update_above_mark).
     above_mark: bool,
     /// Finished replies wait for the reply of the *head*, the oldest call (see `tokio_tower.rs`).
     /// Set by [`hold_replies`](Self::hold_replies). Cleared by [`reply_first`](Self::reply_first),
-    /// and by a reply that ends the connection, after which none is sent.
+    /// and by a reply that ends the connection, after which no further reply is sent.
     holds_replies: bool,
-    /// Deadlines and wakeups.
+    // Deadlines and wakeups.
     clock: Clock,
     /// The waker that is registered with the signals and the timer.
     waker: Option<Waker>,
@@ -167,7 +169,7 @@ where
         self.state == State::Upgrading
     }
 
-    /// Returns the connection. Its stream begins with the input that is not decoded.
+    /// Returns the connection. Its stream first returns the input that is not decoded.
     pub(in crate::pipeline) fn into_rewound(mut self) -> Connection<Rewind<Io>> {
         self.input.rest();
         let buffered = self.input.buf().split().freeze();
@@ -215,8 +217,8 @@ where
         if !self.leaves(Leaves::Output) {
             let linger = &self.settings.linger;
             let at_eof = self.input.is_eof();
-            // The reason of the end is known, so it does not matter if the peer disconnects before
-            // the close is done.
+            // The result is ignored. `close_by` itself stores a timeout as the reason for the end.
+            // If the peer disconnects before the close is done, the earlier reason still applies.
             let _settled = close_by(self.clock.timer(), &mut self.conn, linger, at_eof).await;
         }
         self.output.clear();
@@ -232,7 +234,7 @@ where
 
     /// Requests the upgrade, unless the connection is already ending.
     fn upgrade(&mut self) {
-        self.heed_close();
+        self.handle_close();
         self.state.upgrade();
     }
 
@@ -245,12 +247,12 @@ where
         self.state.is_ending()
     }
 
-    /// Returns whether the connection ends and drops at least this much work.
+    /// Returns whether at least this much work is dropped.
     pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
         self.state.leaves(leaves)
     }
 
-    /// Handles a panic of user code that the engine has called. Complete frames are still sent.
+    /// Ends the connection after a panic in user code. Complete frames are still sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
         self.fail(ConnectionEnded::new(EndReason::Panic, panicked));
     }

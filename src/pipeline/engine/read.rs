@@ -22,7 +22,7 @@ where
             return None;
         }
         let before = self.input.len();
-        // A panic is caught here, because earlier requests may be in flight and are still answered.
+        // A panic is caught here, so that requests already in flight are still answered.
         let decoded = caught(|| self.codec.decode(self.input.buf()));
         let decoded = match decoded {
             Ok(decoded) => decoded,
@@ -64,8 +64,9 @@ where
         }
     }
 
-    /// Records the number of bytes that the decoder consumed for a frame. `before` is the previous
-    /// length of the input. Returns `false`, and stops decoding, if the frame must not be served.
+    /// Records the number of bytes that the decoder consumed for a frame. `before` is the length of
+    /// the input before decoding. Returns `false`, and stops decoding, if the frame must not be
+    /// served.
     #[inline]
     fn took_for_frame(&mut self, before: usize) -> bool {
         let len = before.wrapping_sub(self.input.len());
@@ -147,9 +148,10 @@ where
         }
     }
 
-    /// Returns whether the connection closes, but neither because the peer has finished sending nor
-    /// in a drain of the server. In those two cases other deadlines apply.
-    pub(super) fn closes_alone(&self) -> bool {
+    /// Returns whether the deadline `last_calls` applies: requests that have not begun are dropped,
+    /// or the connection closes for a reason other than a drain of the server or the end of the
+    /// peer's input. For those two reasons, other deadlines apply.
+    pub(super) fn last_calls_apply(&self) -> bool {
         let alone = |reason| !matches!(reason, EndReason::PeerClosed | EndReason::Drained);
         let proposed = || self.conn.life().proposed();
         self.leaves(Leaves::Requests)
@@ -188,17 +190,17 @@ where
         Poll::Ready(())
     }
 
-    /// Handles the signals to close and to drain, by changing the state. The service's last call
-    /// may have raised one.
+    /// Handles the signals to close and to drain, by changing the state. Even a call that has just
+    /// finished may have raised one.
     #[inline]
-    pub(super) fn heed_signals(&mut self) {
+    pub(super) fn handle_signals(&mut self) {
         if self.conn.life().signals.any() {
-            self.heed_raised();
+            self.handle_raised();
         }
     }
 
     /// Ends the connection if the program has closed it.
-    pub(super) fn heed_close(&mut self) {
+    pub(super) fn handle_close(&mut self) {
         let closed = self.conn.life().signals.is_raised(Signal::Close);
         if closed && !self.leaves(Leaves::Requests) {
             self.end(EndReason::ServiceClosed, Leaves::Requests);
@@ -210,8 +212,8 @@ where
         self.clock.awaits_next_frame(&self.settings.deadlines)
     }
 
-    fn heed_raised(&mut self) {
-        self.heed_close();
+    fn handle_raised(&mut self) {
+        self.handle_close();
         if self.is_ending() || !self.conn.is_draining() {
             return;
         }

@@ -13,8 +13,8 @@
 //! [`State::Ending`], and can only grow: if a reset follows a closing reply, that reply is dropped,
 //! too.
 
-/// The maximum number of bytes that a drain reads. Most systems do not keep more in a socket's
-/// receive buffer, so these are all bytes that had arrived.
+/// The maximum number of bytes that a drain treats as already arrived. Most systems do not keep
+/// more in a socket's receive buffer.
 const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.
@@ -22,11 +22,11 @@ const DRAIN_READ: u32 = 256 * 1024;
 pub(super) enum State {
     /// Requests are read, decoded, begun and answered.
     ///
-    /// The first state.
+    /// The initial state.
     Open,
     /// A drain reads the bytes that had already arrived; the requests in them are answered. The
-    /// number of bytes is limited, so that a peer that continues to send cannot keep the connection
-    /// in this state.
+    /// value is the number of bytes read so far. It is limited, so that a peer that continues to
+    /// send cannot keep the connection in this state.
     ///
     /// Set by [`drain`](Self::drain).
     DrainReading(u32),
@@ -47,10 +47,10 @@ pub(super) enum State {
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,
-    /// Nothing more is decoded. The work that [`Leaves`] does not drop is done, then the stream is
-    /// closed.
+    /// Nothing more is decoded. [`Leaves`] determines the work that is dropped. The other work is
+    /// finished, and then the stream is closed.
     ///
-    /// Set by [`end`](Self::end). Never left.
+    /// Set by [`end`](Self::end). The final state.
     Ending(Leaves),
 }
 
@@ -119,7 +119,7 @@ impl State {
         });
     }
 
-    /// Returns whether the signal to drain has been handled.
+    /// Returns whether a drain has begun, and requests may still be decoded.
     pub(super) fn is_draining(self) -> bool {
         matches!(
             self,
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_end_leaves_behind_only_grows() {
+    fn the_work_that_an_end_drops_only_grows() {
         let mut state = State::Open;
 
         state.end(Leaves::Calls);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_after_an_upgrade_leaves_the_requests_that_the_upgrade_left() {
+    fn an_end_after_an_upgrade_still_drops_requests() {
         let mut state = State::Open;
 
         state.upgrade();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_after_an_end_leaves_requests_as_one_before_does() {
+    fn an_upgrade_after_an_end_drops_requests() {
         let mut state = State::Ending(Leaves::Input);
 
         state.upgrade();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_not_taken_back_by_a_drain() {
+    fn a_drain_does_not_undo_an_end() {
         let mut state = State::Ending(Leaves::Input);
 
         state.drain();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_move_a_drain_on_only_at_its_bound_and_behind_it() {
+    fn bytes_advance_a_drain_only_at_its_limit_and_after_it() {
         let mut state = State::Open;
         state.saw_bytes(1);
         assert_eq!(state, State::Open);

@@ -8,8 +8,8 @@ use super::{Codec, Engine, Stream};
 use crate::pipeline::event::Event;
 use crate::pipeline::peer::EngineSide;
 
-/// The maximum number of events begun in one turn of the connection's task, so that a fast peer
-/// does not delay other connections.
+/// The maximum number of events begun before the connection's task yields, so that a fast peer does
+/// not delay other connections.
 const TURN: u16 = 256;
 
 /// Breaks with the next event, or with `None` at the end. Continues if the next event may be a
@@ -60,8 +60,8 @@ where
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
-    /// Waits until a buffered request may begin. Breaks with another event if that is next, or with
-    /// `None` at the end.
+    /// Waits until a request may be decoded from the buffered input. Breaks with a waiting event
+    /// that comes before it, or with `None` at the end.
     fn poll_turn(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<Next<C::Item, M>> {
         loop {
             if !ready!(self.poll_may_begin(in_flight, cx)) {
@@ -72,14 +72,14 @@ where
                 cx.waker().wake_by_ref();
                 return self.poll_begin_later(cx).map(ControlFlow::Break);
             }
-            if let Some(event) = self.take_at_hand() {
+            if let Some(event) = self.take_waiting() {
                 return Poll::Ready(ControlFlow::Break(Some(event)));
             }
             if self.is_ending() {
                 return Poll::Ready(ControlFlow::Break(None));
             }
-            // If input was resumed after `take_at_hand` saw the pause, a request still waits, so
-            // loop again.
+            // Input may have been resumed after `take_waiting` saw the pause. Then the request that
+            // still waits comes before the buffered input.
             if self.request.is_none() && !self.above_mark && !self.is_paused() {
                 return Poll::Ready(ControlFlow::Continue(()));
             }
@@ -90,7 +90,7 @@ where
     /// Waits until one more event may begin. Returns `false` if no event may begin any more.
     fn poll_may_begin(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
-            self.heed_signals();
+            self.handle_signals();
             if self.leaves(Leaves::Requests) {
                 return Poll::Ready(false);
             }
@@ -113,9 +113,9 @@ where
     }
 
     /// Takes a waiting message, or a decoded request that waits.
-    fn take_at_hand(&mut self) -> Option<Event<C::Item, M>> {
+    fn take_waiting(&mut self) -> Option<Event<C::Item, M>> {
         let is_paused = self.is_paused();
-        let may_take = self.reserves || !(self.is_ending() || self.look_at_marks());
+        let may_take = self.reserves || !(self.is_ending() || self.update_above_mark());
         if may_take
             && !self.was_message
             && let Some(message) = self.peer.as_ref().and_then(EngineSide::take_message)

@@ -1,8 +1,9 @@
 //! The waits of a connection.
 //!
 //! Each wait first encodes pending replies and flushes. So replies that are ready together are
-//! written together, and no output is left unwritten while the connection waits. Each wait enforces
-//! the deadlines, and each but the last handles signals first. This table lists the waits:
+//! written together, and the connection never waits while it has output that the stream would take.
+//! Each wait enforces the deadlines, and each but the last handles signals first. This table lists
+//! the waits:
 //!
 //! | function | waits for | reads |
 //! | --- | --- | --- |
@@ -25,8 +26,8 @@ use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
-/// The number of bytes read at once while the peer does not take output. It is small, because these
-/// bytes may be kept in addition to the output.
+/// The number of bytes read at once while output is pending. It is small, because these bytes may
+/// be kept in addition to the output.
 const READ_UNWRITTEN: usize = 8 * 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -34,13 +35,13 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits for another event. It writes output, and then reads input unless the output is above
-    /// its mark or input is paused.
+    /// Waits for another event. It writes output, and then reads input. It reads only a little
+    /// ahead while input is paused, and nothing while the output is above its mark.
     ///
     /// Completes when anything has changed.
     #[inline]
     pub(super) fn poll_more(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = if self.look_at_marks() {
+        let polled = if self.update_above_mark() {
             self.poll_flush_to_low_mark(cx)
         } else if self.is_paused() {
             self.poll_flush_until_resumed(cx)
@@ -90,7 +91,8 @@ where
         } else {
             Waiting::Resting
         };
-        // No reply is due that could carry the acknowledgement of these bytes, so send it now.
+        // No reply is due that could carry the acknowledgement of the bytes just read, so
+        // acknowledge them now.
         if waiting != Waiting::Busy && std::mem::take(&mut self.unanswered) {
             self.conn.life().probe.acknowledge();
         }
@@ -98,11 +100,12 @@ where
     }
 
     /// Returns whether to read once more although the last read found no bytes, because the runtime
-    /// may not have reported some.
+    /// may not have reported bytes that have arrived. If so, that read asks the system.
     ///
-    /// A drain discards bytes that it does not find, so it always asks the system. Otherwise only
-    /// half a frame shows that input is missing. Its rest can be unreported only after urgent data,
-    /// so one more read is tried only if the last read was short.
+    /// A drain discards bytes that it does not find, so it always reads once more if the socket is
+    /// known. Otherwise, only an incomplete frame shows that input is missing. The runtime can miss
+    /// the rest of a frame only after urgent data, which makes a read short. So the second read is
+    /// tried only after a short read.
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
@@ -141,14 +144,14 @@ where
     }
 
     /// Prepares a wait for the peer's input: handles signals and flushes. Continues with the time
-    /// at which the next message is due. Breaks with the result of the wait if this turn must not
-    /// wait for input.
+    /// at which the next message is due. Breaks with the result of the wait if the connection must
+    /// not wait for input now.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
     ) -> ControlFlow<Poll<()>, Option<Instant>> {
-        self.stand_by(cx);
-        self.heed_signals();
+        self.register_waker(cx);
+        self.handle_signals();
         if self.is_ending() {
             return ControlFlow::Break(Poll::Ready(()));
         }
@@ -170,8 +173,8 @@ where
 
     /// Waits until the output has fallen to its low mark or the connection ends.
     fn poll_flush_to_low_mark(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.heed_and_flush(cx);
-        if self.is_ending() || !self.look_at_marks() {
+        self.handle_signals_and_flush(cx);
+        if self.is_ending() || !self.update_above_mark() {
             return Poll::Ready(());
         }
         self.poll_clock(Waiting::Busy, None, cx)
@@ -181,7 +184,7 @@ where
     /// `poll_ready`). Reads a little ahead, to notice a reset. Completes when the connection must
     /// end without the service.
     pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.heed_and_flush(cx);
+        self.handle_signals_and_flush(cx);
         self.read_ahead(cx);
         while !self.leaves(Leaves::Calls) {
             if self.poll_clock(Waiting::Busy, None, cx).is_pending() {
@@ -191,7 +194,8 @@ where
         Poll::Ready(())
     }
 
-    /// Completes when the connection must end without the calls that still run.
+    /// Completes when the connection must end without the calls that still run. Drives I/O only
+    /// once no more requests are decoded, because until then `poll_event` does so.
     pub(in crate::pipeline) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.leaves(Leaves::Calls) {
             Poll::Ready(())
@@ -205,7 +209,7 @@ where
     /// Drives I/O and deadlines while the service is made. Completes when the connection must end
     /// without the service.
     pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.heed_and_flush(cx);
+        self.handle_signals_and_flush(cx);
         self.read_ahead(cx);
         // Reaching the maximum age only begins a drain, so the service is still made.
         while !self.is_ending() {
@@ -217,7 +221,7 @@ where
     /// Waits until all output is written or the stream has failed. Called at the end of a
     /// connection. The farewell is written last.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stand_by(cx);
+        self.register_waker(cx);
         loop {
             if self.poll_encode_then_flush(cx).is_ready() || self.leaves(Leaves::Output) {
                 if self.encode_farewell() {
@@ -232,9 +236,9 @@ where
         }
     }
 
-    fn heed_and_flush(&mut self, cx: &mut Context<'_>) {
-        self.stand_by(cx);
-        self.heed_signals();
+    fn handle_signals_and_flush(&mut self, cx: &mut Context<'_>) {
+        self.register_waker(cx);
+        self.handle_signals();
         let _waits_or_not = self.poll_encode_then_flush(cx);
     }
 
@@ -256,7 +260,7 @@ where
     }
 
     /// Registers the task's waker with the signals and the clock.
-    pub(super) fn stand_by(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn register_waker(&mut self, cx: &mut Context<'_>) {
         let known = self.waker.as_ref();
         if known.is_none_or(|waker| !waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
@@ -265,7 +269,7 @@ where
         }
     }
 
-    /// Returns whether a request, or unread input, waits for the end of a pause.
+    /// Returns whether a decoded request, or undecoded input, waits for the end of a pause.
     fn holds_back(&self) -> bool {
         (self.request.is_some() || !self.input.is_empty()) && self.is_paused() && !self.is_ending()
     }
@@ -278,7 +282,7 @@ where
     ) -> Poll<()> {
         self.input.rest();
         self.output.rest();
-        self.stand_by(cx);
+        self.register_waker(cx);
         // This checks the state, not the signal. A signal raised after the last check wakes the
         // task again, which then first reads the input that has arrived.
         if self.state.is_draining() {
@@ -288,7 +292,7 @@ where
             if self.holds_back() {
                 waiting = Waiting::Paused;
             }
-            if !self.clock.closes() && self.closes_alone() {
+            if !self.clock.closes() && self.last_calls_apply() {
                 self.clock.close();
             }
         }
@@ -304,7 +308,7 @@ where
         match ready!(alarm) {
             Alarm::Message | Alarm::EndOfWindow => {}
             Alarm::MaxAge => {
-                // Only this connection drains.
+                // Only this connection drains, not the server.
                 self.clock.drain();
                 self.conn.life().set_reason(EndReason::MaxAge, None);
                 self.conn.life().signals.raise(Signal::Drain);

@@ -12,8 +12,8 @@ use crate::pipeline::peer::{EngineSide, Taken};
 use crate::pipeline::reply::{AfterReply, Frames, Reply};
 use crate::pipeline::shutdown_on_error::is_shutdown;
 
-/// The maximum number of reply frames encoded in one turn of the connection's task, so that a
-/// stream that is always ready does not delay other connections.
+/// The maximum number of reply frames encoded before the connection's task yields, so that a
+/// streamed reply that is always ready does not delay other connections.
 const TURN: usize = 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -21,7 +21,8 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Takes the result of a call. Results must be passed in the order in which replies are sent.
+    /// Takes the result of a call, and encodes or queues the reply. Results must be passed in the
+    /// order in which replies are sent.
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_done();
@@ -43,8 +44,9 @@ where
     }
 
     /// Returns whether the call that was begun last may be the head, the call that `Concurrent`
-    /// polls itself. If replies keep the order of the requests, it may be the head only if it is
-    /// the only call. The replies to later requests are then held back until it is done.
+    /// polls itself. If replies keep the order of the requests, it may be the head only if no other
+    /// call is in flight and no reply is waiting. The replies to later requests are then held back
+    /// until the head is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -106,7 +108,7 @@ where
         }
     }
 
-    /// Drops the replies to later requests.
+    /// Drops the waiting replies to later requests, if replies keep the order of the requests.
     fn drop_behind(&mut self) {
         if self.settings.order == Order::AsAsked {
             self.backlog.drop_behind();
@@ -127,8 +129,9 @@ where
         }
     }
 
-    /// Ends the connection after the replies encoded so far. If replies keep the order of the
-    /// requests, waiting ones are dropped.
+    /// Ends the connection. Encoded frames are still sent, but a reply that is only partly encoded
+    /// gets no more frames. Waiting replies are dropped if replies keep the order of the requests,
+    /// and are otherwise sent.
     pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
         self.backlog.end_current();
@@ -150,9 +153,9 @@ where
 
     /// Encodes the farewell after all other output. Returns whether the connection gets one.
     ///
-    /// It gets a farewell only if the server ends it. There is none after an error of the peer or
-    /// the service, if a reply or the program closes the connection, or if the peer has finished
-    /// sending.
+    /// It gets a farewell only if the server ends it, which includes `LiveConnection::close`. There
+    /// is none after an error of the peer or the service, if a reply or `Peer::close` closes the
+    /// connection, or if the peer has finished sending.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();
@@ -162,7 +165,8 @@ where
         // The state changes first, so that the farewell is made only once, even if its function
         // panics.
         self.state.end(Leaves::Requests);
-        // A reason of the server may have a cause, too, for example if a filter denied the address.
+        // A cause is a sign of an error only if the server did not end the connection. A filter
+        // that denies an address, for example, gives a cause, too.
         let frame = self.conn.life().proposed().and_then(|ended| {
             let is_error = ended.cause.is_some() && ended.reason.initiator() != Initiator::Server;
             (!is_error).then(|| farewell.make(self.conn.info(), ended.reason))?
@@ -174,8 +178,8 @@ where
         is_made
     }
 
-    /// Encodes pushed frames and waiting replies up to the high mark, and up to `left` frames in
-    /// this turn.
+    /// Encodes pushed frames and waiting replies, until the output reaches the high mark or `left`
+    /// is zero. Each pass encodes at most one frame of a reply and reduces `left` by one.
     fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
         let mark = self.marks.high();
         while self.output.len() < mark && *left > 0 {
@@ -212,7 +216,7 @@ where
         pushed
     }
 
-    /// Encodes frames up to the mark, and puts the remaining frames back.
+    /// Encodes frames up to the mark, and puts the remaining frames back into the queue.
     fn encode_run(&mut self, frames: Vec<T>, mark: usize) {
         let mut frames = frames.into_iter();
         while self.output.len() < mark
@@ -269,7 +273,7 @@ where
 
     /// Updates `above_mark` and returns it. It is set when the output reaches the high mark, and
     /// cleared when it falls to the low mark.
-    pub(super) fn look_at_marks(&mut self) -> bool {
+    pub(super) fn update_above_mark(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
             self.above_mark = above;
@@ -296,8 +300,8 @@ where
         written
     }
 
-    /// Encodes pushed frames and pending replies, and writes encoded output. Completes when none is
-    /// left.
+    /// Encodes pushed frames and pending replies, and writes encoded output. Completes when nothing
+    /// is left.
     #[inline]
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_quiet = self.peer.as_ref().is_none_or(EngineSide::is_quiet);
@@ -315,10 +319,10 @@ where
         let mut left = TURN;
         while !self.leaves(Leaves::Output) {
             self.encode_waiting(&mut left, cx);
-            let above = self.look_at_marks();
+            let above = self.update_above_mark();
             match self.poll_write(cx) {
                 Poll::Ready(Ok(())) => {
-                    self.look_at_marks();
+                    self.update_above_mark();
                     if left == 0 {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
@@ -338,7 +342,7 @@ where
                     return Poll::Ready(());
                 }
                 Poll::Pending => {
-                    if above && !self.look_at_marks() {
+                    if above && !self.update_above_mark() {
                         continue;
                     }
                     return Poll::Pending;
