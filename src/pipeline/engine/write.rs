@@ -211,7 +211,7 @@ where
             pushed = true;
         }
         if let Some(peer) = &self.peer {
-            peer.took();
+            peer.return_permits();
         }
         pushed
     }

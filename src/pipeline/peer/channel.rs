@@ -25,7 +25,8 @@ pub(super) struct Channel<T, M> {
     /// Permits for entries in `messages`.
     pub(super) message_room: Semaphore,
     pub(super) flags: Flags,
-    /// The number of encoded bytes that were not written at the end of the engine's last turn.
+    /// The number of encoded bytes that were still unwritten after the engine's last attempt to
+    /// write.
     pub(super) unwritten: AtomicUsize,
     queues: Mutex<Queues<T, M>>,
     /// Notified when a mark is crossed and when the connection ends.
@@ -48,7 +49,8 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// Set while the output is above its mark, when a broadcast has found it so.
+    /// Set when a broadcast finds the output above its mark, and cleared when a broadcast finds it
+    /// no longer above.
     stall: Option<Stall>,
     /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
     /// high mark first, so the number is odd while the output is above the mark.
@@ -58,8 +60,8 @@ pub(super) struct Queues<T, M> {
     pub(super) ended: bool,
 }
 
-/// The amount of output that a slow peer had taken at the last check, and the time since when it
-/// has taken nothing.
+/// The amount of output that a slow peer had taken at the last check, and the time since when the
+/// peer has taken nothing.
 struct Stall {
     /// The system's report. If it is `None`, the number of bytes written is compared instead.
     sent: Option<Sent>,
@@ -98,7 +100,7 @@ pub(super) enum Item<T> {
     Flush(oneshot::Sender<()>),
 }
 
-/// The flags that the engine checks in each turn, so that it need not take the lock.
+/// A flag that the engine can check without taking the lock.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Flag {
@@ -143,7 +145,7 @@ impl<T, M> Queues<T, M> {
         self.crossings & 1 == 1
     }
 
-    /// Takes an item. Its permit is returned later, together with those of others.
+    /// Takes an item. Its permit is returned later, together with the permits of other items.
     pub(super) fn take(&mut self) -> Option<Item<T>> {
         let item = self.items.pop_front()?;
         self.room_held_back += 1;
@@ -167,8 +169,8 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Returns the number of permits to return. The caller returns them after unlocking, because
-    /// that wakes tasks.
+    /// Takes the permits that can be returned now, and returns their number. The caller returns the
+    /// permits after unlocking, because that wakes tasks.
     pub(super) fn room_back(&mut self) -> usize {
         if self.is_above_mark() {
             0
@@ -198,7 +200,7 @@ impl<T, M> Queues<T, M> {
         is_over(stall)
     }
 
-    /// Records that a mark was crossed. Returns the number of permits to return.
+    /// Records that a mark was crossed. Returns the number of permits that the caller must return.
     pub(super) fn cross(&mut self, room: &Semaphore) -> usize {
         self.crossings += 1;
         if self.is_above_mark() {
@@ -256,7 +258,7 @@ impl<T, M> Channel<T, M> {
         self.info.life.signals.wake_engine();
     }
 
-    pub(super) fn tell(&self, flag: Flag) {
+    pub(super) fn raise_and_wake(&self, flag: Flag) {
         self.flags.raise(flag);
         self.wake();
     }
@@ -272,7 +274,7 @@ impl<T, M> Channel<T, M> {
             state.items.push_back(item);
             self.flags.raise(Flag::Pushed)
         };
-        // The permit is returned when the item is taken.
+        // The permit is returned after the item is taken.
         room.forget();
         // The engine takes all items before it waits, unless the output is above its mark. So only
         // the first of several items wakes it.
@@ -356,7 +358,7 @@ impl<T, M> Channel<T, M> {
     }
 
     /// Ends the channel: nothing more will be written or delivered. Counts undelivered messages,
-    /// including those of due timers, and drops everything.
+    /// including those of due timers, and drops all queued values.
     pub(super) fn end(&self) {
         self.refuse();
         let (items, flushes, held, messages, timers) = {

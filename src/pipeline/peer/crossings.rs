@@ -14,8 +14,8 @@ pub enum Crossing {
     Low,
 }
 
-/// A sequence of events: each time a connection's output crosses a watermark. The marks take turns:
-/// high, low, high. Created by [`Peer::crossings`](super::Peer::crossings).
+/// A sequence of events, one for each time a connection's output crosses a watermark. The two marks
+/// alternate, beginning with the high mark. Created by [`Peer::crossings`](super::Peer::crossings).
 ///
 /// Crossings are counted, not queued. So a slow reader misses none, and no memory is used for them.
 pub struct Crossings<T, M = Infallible> {

@@ -56,8 +56,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Pushed)
     }
 
-    /// Takes the next pushed frames. `position` is their position in the output.
-    /// [`took`](Self::took) returns their permits.
+    /// Takes the next pushed frames, and the flush requests before them. `position` is their
+    /// position in the output. [`return_permits`](Self::return_permits) returns their permits.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
@@ -91,8 +91,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.raise(Flag::Pushed);
     }
 
-    /// Returns the permits of all items taken since the last call.
-    pub(in crate::pipeline) fn took(&self) {
+    /// Returns the permits of the items taken so far, unless the output is above its mark.
+    pub(in crate::pipeline) fn return_permits(&self) {
         let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
     }
@@ -144,7 +144,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.changed.notify_waiters();
     }
 
-    /// Returns whether the handles have requested nothing.
+    /// Returns whether no flag is raised, so that there is nothing to do for the handles.
     #[inline]
     pub(in crate::pipeline) fn is_quiet(&self) -> bool {
         !self.0.flags.any()

@@ -26,20 +26,21 @@ pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail, Taken};
 pub(crate) use run::Run;
 
-/// The error of a send to a connection that is closing or has ended.
+/// The error of a send to a connection that is closing or has ended. A message to a draining
+/// connection fails with this error, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection is gone")]
 #[doc(alias = "Gone")]
 pub struct Closed;
 
-/// The error of a send that would have to wait, or whose connection is closed. It contains the
+/// The error of a send that cannot be done at once, or whose connection is closed. It contains the
 /// value that was not sent.
 #[derive(Clone, Copy, PartialEq, Eq, Error)]
 pub enum TrySendError<V> {
-    /// The send would have to wait.
+    /// The send would have to wait, or too many timers are set.
     #[error("no room for it now")]
     Full(V),
-    /// The connection is closing or has ended.
+    /// The connection is closing or has ended, or, if the value is a message, is draining.
     #[error("the connection is gone")]
     Closed(V),
 }
@@ -116,9 +117,9 @@ impl<T, M> Peer<T, M> {
     /// between the frames of a streamed reply.
     ///
     /// Frames are sent whole, in the order of the calls. The connection's task encodes and writes
-    /// them. If the output has risen to its high mark, the call waits until it has fallen to the
-    /// low mark ([`Watermarks`]). It also waits while [16 frames](super::Limits::push_queue) are
-    /// queued.
+    /// them. If the output has reached its high mark, the call waits until the output has fallen to
+    /// the low mark ([`Watermarks`]). It also waits while [16 frames](super::Limits::push_queue)
+    /// are queued.
     ///
     /// Other frames may follow this one. For a last frame when the server ends the connection, use
     /// a [farewell](super::Pipeline::farewell).
@@ -152,8 +153,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark. That is so if the peer is slow, or
-    /// if more was sent in a burst than the peer could read.
+    /// Sends a frame unless the output is above its high mark. It is above the mark if the peer is
+    /// slow, or if more was sent in a burst than the peer could read.
     ///
     /// The call may wait for the connection's task, but never for the peer. Use it if a slow peer
     /// must not delay the caller. To send to many peers at once, use
@@ -260,15 +261,15 @@ impl<T, M> Peer<T, M> {
         self.channel.lock().marks
     }
 
-    /// Changes the watermarks of this connection's output. This wakes the connection's task, and
-    /// the new marks take effect in its next turn.
+    /// Changes the watermarks of this connection's output. This wakes the connection's task, which
+    /// then uses the new marks.
     pub fn set_watermarks(&self, marks: Watermarks) {
         self.channel.lock().marks = marks;
-        self.channel.tell(Flag::Tuned);
+        self.channel.raise_and_wake(Flag::Tuned);
     }
 
-    /// Returns an event for each time the output crosses one of its marks from now on. If the
-    /// output is above its high mark now, the first event is [`Crossing::High`].
+    /// Returns a sequence of events: one for each time the output crosses one of its marks from now
+    /// on. If the output is above its high mark now, the first event is [`Crossing::High`].
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]
@@ -286,7 +287,7 @@ impl<T, M> Peer<T, M> {
 
     // Input.
 
-    /// Returns the current idle deadline of this connection.
+    /// Returns the current idle deadline of this connection, or `None` if it has none.
     pub fn idle(&self) -> Option<Duration> {
         self.channel.lock().idle
     }
@@ -315,7 +316,7 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "read_timeout")]
     pub fn set_idle(&self, time: impl Into<Option<Duration>>) {
         self.channel.lock().idle = time.into();
-        self.channel.tell(Flag::Tuned);
+        self.channel.raise_and_wake(Flag::Tuned);
     }
 
     /// Stops taking requests until [`resume_input`](Self::resume_input). Messages are still
@@ -334,7 +335,7 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "shutdown_input")]
     #[doc(alias = "pause_read")]
     pub fn pause_input(&self) {
-        self.channel.tell(Flag::Paused);
+        self.channel.raise_and_wake(Flag::Paused);
     }
 
     /// Takes requests again after a pause, beginning with the first one that was held back. A pause
@@ -416,7 +417,7 @@ impl<T, M> Peer<T, M> {
         })
     }
 
-    // Its end.
+    // The end.
 
     /// Closes the connection gracefully. Frames sent before are written, and requests in progress
     /// are answered within [`last_calls`](crate::deadline::Deadlines::last_calls). Requests and
@@ -458,8 +459,8 @@ impl<T, M> Peer<T, M> {
     /// Waits for the end of the connection and returns how it ended.
     ///
     /// A call of the connection's own service must not await this, because the connection ends only
-    /// after its calls. Such a call never completes. It is dropped when the peer resets the
-    /// connection, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
+    /// after its calls are done. Such a call never completes. It is dropped when the peer resets
+    /// the connection, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) deadline.
     ///
     /// # Cancel safety

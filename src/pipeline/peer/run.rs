@@ -6,8 +6,8 @@ const MOST: usize = 64;
 
 /// A run: frames that were broadcast to the same connections, one after the other. All connections
 /// share it, as one entry in the queue of each. A broadcast adds a frame only to the run, not to
-/// each queue. The run is closed when one of the connections takes it, or gets another entry after
-/// it.
+/// each queue. The run is closed when one of the connections takes it, gets another entry after it,
+/// reaches the high mark of its output, or begins to close.
 pub(crate) struct Run<T> {
     frames: Mutex<Frames<T>>,
     /// Clones a frame. This is a function pointer, because the queue also exists for types of
@@ -54,7 +54,8 @@ impl<T> Run<T> {
         self.lock().list.len()
     }
 
-    /// Returns the frames of a closed run. They are moved if no other connection has them.
+    /// Returns the frames of a closed run. They are moved if no other connection has the run, and
+    /// cloned otherwise.
     pub(super) fn take(self: Arc<Self>) -> Vec<T> {
         match Arc::try_unwrap(self) {
             Ok(run) => {
