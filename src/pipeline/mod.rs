@@ -22,10 +22,9 @@
 //! in a call. None of these affects other connections.
 //!
 //! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
-//! as the `redis` example does). If the decoder fails instead, no further input is read.
+//! as the `redis` example does). If the decoder fails instead, no further input is decoded.
 //!
-//! To turn a service's error into a reply, use tower's `map_result`, `map_err` and `then` around
-//! the service.
+//! To turn a service's error into a reply, put tower's `map_result` or `then` around the service.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -65,9 +64,9 @@
 //!
 //! # Sessions
 //!
-//! A service that keeps state between the requests of a connection is a [`Session`]. Its calls take
-//! `&mut self` and run one after the other, so they need no lock. A make-service returns it as a
-//! [`SessionService`], alone or within layers.
+//! To keep state between the requests of a connection, implement [`Session`]. Its calls take `&mut
+//! self` and run one after the other, so they need no lock. A make-service wraps the session in a
+//! [`SessionService`] and returns that service, alone or within layers.
 //!
 //! # Layers
 //!
@@ -174,7 +173,7 @@ type Request<F> = <<F as MakeCodec>::Codec as Decoder>::Item;
 
 /// A pipeline that has no service yet. Created by [`Pipeline::new`].
 ///
-/// Deadlines, limits and the farewell are methods of [`Pipeline`], so call them after `service`.
+/// Deadlines, limits and the farewell are set by methods of [`Pipeline`], so add a service first.
 #[derive(Clone, Debug)]
 #[must_use = "a pipeline needs a service"]
 pub struct PipelineBuilder<F> {
@@ -207,9 +206,9 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of each connection with a service made for it. `make` is a service that
     /// takes the [`Peer`] and returns the connection's service.
     ///
-    /// `make` runs in the connection's task. Output is already written meanwhile, so `make` can
-    /// send a greeting of any length. If it fails, the connection closes. By default it must finish
-    /// within [10 s](Deadlines::make_service).
+    /// `make` runs in the connection's task. Output is written while `make` runs, so it can send a
+    /// greeting of any length. If `make` fails, the connection closes. By default `make` must
+    /// finish within [10 s](Deadlines::make_service).
     ///
     /// The connection's service is kept from one request to the next. Connections may share a part
     /// of it, such as a limit with `LoadShed` around it. Put [`PerCall`] around such a part, so
@@ -255,14 +254,14 @@ impl<F, K, T> Pipeline<F, K, T> {
 }
 
 impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
-    /// Sets the sizes and queues of each connection. [`Limits`] states the default of each.
+    /// Sets the size limits and queue lengths of each connection. [`Limits`] states the defaults.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         Arc::make_mut(&mut self.settings).limits = limits;
         self
     }
 
-    /// Sets the deadlines of each connection. [`Deadlines`] states the default of each.
+    /// Sets the deadlines of each connection. [`Deadlines`] states the defaults.
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
@@ -272,7 +271,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     }
 
     /// Sets the limits of the graceful close at the end of each connection. [`Linger`] states the
-    /// default of each.
+    /// defaults.
     #[must_use]
     pub fn linger(mut self, linger: Linger) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
@@ -394,21 +393,22 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// Sets the service that takes over the stream after a [`Reply::upgrade`]. It can be any
     /// service of a `Connection<Rewind<Io>>`, such as a raw service, or another pipeline behind a
-    /// TLS hook (STARTTLS). It reads the input that the pipeline has not decoded first.
+    /// TLS hook (STARTTLS). It first reads the input that the pipeline has not decoded.
     ///
-    /// The connection keeps its permit, its span and its signals, and has only one end. Earlier
-    /// replies and pushed frames are written before the upgrade. Messages that wait for the service
-    /// are dropped. The old pipeline's [`Peer`]s can still close the connection and await its end,
-    /// but can no longer send.
+    /// The connection keeps its permit, its span and its signals, and its end is reported only
+    /// once. Earlier replies and pushed frames are written before the upgrade. Messages that wait
+    /// for the service are dropped. The old pipeline's [`Peer`]s can still close the connection and
+    /// await its end, but can no longer send.
     ///
     /// Requests must run one at a time, because otherwise later requests may already be decoded
     /// when the reply is sent. The response of the pipeline's service is an [`Upgrade`], or a type
     /// that converts into one: a [`Reply`], a frame, an `Option` or a `Vec` of frames. A service
     /// whose response is an `Upgrade` does not compile in a pipeline without `on_upgrade`.
     ///
-    /// `next` is cloned for each connection at the upgrade. It must be ready within the [10
-    /// s](Deadlines::make_service) of a make-service. If a [pause](Peer::pause_input) holds back a
-    /// request that was already decoded, that request is dropped.
+    /// `next` is cloned for each connection. The clone is polled for readiness at the upgrade, and
+    /// has as long as a make-service to become ready: [10 s](Deadlines::make_service) by default.
+    /// If a [pause](Peer::pause_input) holds back a request that was already decoded, that request
+    /// is dropped.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -490,7 +490,7 @@ impl<F, K, T, N> Pipeline<F, K, T, OneAtATime, N> {
     }
 
     /// Runs up to `n` requests of a connection at the same time. Replies are sent as they finish,
-    /// so the protocol must tag them. `0` counts as 1.
+    /// so the protocol must tag each reply with its request. `0` counts as 1.
     #[must_use]
     pub fn multiplexed<E>(self, n: usize) -> Pipeline<F, K, T, Multiplexed, E>
     where

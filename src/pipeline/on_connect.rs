@@ -15,8 +15,9 @@ use crate::make::{CloneForConnection, Known};
 /// closing begins ([`Peer::on_closing`]) or for the end ([`Peer::on_end`]).
 ///
 /// The layer wraps a make-service. The function runs in the connection's task, within the
-/// make-service's deadline of [10 s](crate::deadline::Deadlines::make_service). To serve all
-/// connections with clones of one service, use tower's `tower::make::Shared` as the make-service:
+/// make-service's deadline ([10 s](crate::deadline::Deadlines::make_service) by default). To serve
+/// all connections with clones of one service, use tower's `tower::make::Shared` as the
+/// make-service:
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -82,8 +83,8 @@ where
 {
     type Response = K::Response;
     type Error = BoxError;
-    // The compiler cannot resolve this type unless `Connected` returns `Result<(), E>`, so it
-    // reports that mistake only once.
+    // If `Connected` does not return a `Result<(), E>`, the compiler cannot resolve this type. So
+    // it reports no second error where the type is used.
     type Future = <E as Known<OnConnectFuture<K::Response>>>::Type;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -92,7 +93,7 @@ where
 
     fn call(&mut self, peer: Peer<T, M>) -> Self::Future {
         let connected = (self.f)(peer.clone());
-        // This calls the instance that is ready, and keeps the clone for the next call.
+        // The instance that is ready is called. Its clone is kept for the next call.
         let behind = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, behind);
         OnConnectFuture(Box::pin(async move {

@@ -14,8 +14,8 @@ use crate::connection::Connection;
 use crate::end::EndReason;
 use crate::error::BoxError;
 
-/// A connection service that sends each peer a pipeline's farewell, and closes. Created by
-/// [`Pipeline::reject`](super::Pipeline::reject).
+/// A connection service that sends each peer a pipeline's farewell, and closes the connection.
+/// Created by [`Pipeline::reject`](super::Pipeline::reject).
 pub struct Reject<F, T> {
     codec: F,
     settings: Arc<Settings<Farewell<T>>>,

@@ -54,13 +54,14 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Creates a reply of the frames of `stream`. Each frame is sent when the stream returns it.
+    /// Creates a reply from a stream of frames. Each frame is sent when the stream yields it.
     ///
     /// If the pipeline runs one request at a time, the next request begins when the stream has
-    /// ended. If it runs several, the stream counts as a request in flight, and replies that finish
-    /// meanwhile are sent after it. If the stream fails, the earlier frames are sent and the
-    /// request has failed. Then [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error)
-    /// decides whether the connection continues.
+    /// ended. If the pipeline runs several, the stream counts as a request in flight, and replies
+    /// that finish meanwhile are sent after it. If the stream fails, its earlier frames are still
+    /// sent, and the request counts as failed. Then
+    /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) decides whether the
+    /// connection continues.
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
             frames: Frames::Stream(Box::pin(stream)),

@@ -16,9 +16,9 @@ use crate::error::BoxError;
 /// Applies a layer to the requests of a service of [`Event`]s. Messages bypass the layer and go
 /// directly to the service.
 ///
-/// Use it for a layer that should apply only to the peer, such as a timeout, a rate limit, or a
-/// trace of requests. A layer for all events can be used directly, because a service of events is
-/// an ordinary service.
+/// Use it for a layer that should apply only to the peer's requests, such as a timeout, a rate
+/// limit, or a trace of requests. A layer for all events can be used directly, because a service of
+/// events is an ordinary service.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -31,7 +31,7 @@ use crate::error::BoxError;
 /// use tower_tcp::{Peer, Pipeline};
 ///
 /// let make = service_fn(|_: Peer<Bytes, Bytes>| async {
-///     // Takes ten lines a second from the peer. Messages of the program do not count.
+///     // Limits the peer to ten lines a second. Messages of the program do not count.
 ///     let rate = RateLimitLayer::new(10, Duration::from_secs(1));
 ///     let events = service_fn(|event: Event<Bytes, Bytes>| async move {
 ///         match event {
@@ -50,16 +50,17 @@ use crate::error::BoxError;
 /// # Readiness
 ///
 /// The service is ready when both the layered service and the service inside it are ready. Until
-/// then messages wait, too, because all events share one queue. The call goes to the instance that
-/// is ready, never to a clone.
+/// then messages wait, too, because `poll_ready` does not know which kind of event comes next. The
+/// call goes to the instance that is ready, never to a clone.
 ///
 /// If the layer is a limit that connections share, a connection that gets only messages would hold
 /// a permit until its next request. Put such a limit around all events instead.
 ///
 /// Two layers of tower do not work as usual here. `Buffer` calls its service in its own task, and
 /// this layer does not know whether the service is ready there; put `Buffer` around all events
-/// instead. `LoadShed` rejects only for a limit inside this layer. It does not reject a request
-/// because the service is not ready, because events wait for that.
+/// instead. `LoadShed` rejects a request only because of a limit that the same `RequestsOnlyLayer`
+/// applies. It never rejects one because the service is not ready, since all events wait until the
+/// service is.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,
@@ -188,8 +189,8 @@ impl<S> Guarded<S> {
 
 impl<S, M> Beneath<S, M> {
     fn lock(&self) -> MutexGuard<'_, Guarded<S>> {
-        // A panic of the service does not matter here: the pipeline decides whether to call it
-        // again, as without this layer.
+        // A poisoned lock is ignored. After a panic of the service, the pipeline decides whether to
+        // call it again, as without this layer.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -66,7 +66,8 @@ where
     }
 }
 
-/// Makes the connection's service. Meanwhile, pushed frames are written.
+/// Makes the connection's service, and writes pushed frames meanwhile. Returns `None` if this
+/// fails, or if the connection must end first.
 async fn made<Io, C, T, M, K, S, E>(
     engine: &mut Engine<Io, C, T, M>,
     make: impl Future<Output = Result<K, E>>,
@@ -118,7 +119,7 @@ where
 {
     let life = Arc::clone(conn.life());
     if life.signals.is_raised(Signal::Close) {
-        // The program closed the connection too late for the pipeline. The next service does not
+        // The program closed the connection too late for the pipeline. A raw service does not
         // notice the signal to close, but it notices a drain.
         life.leave();
     }

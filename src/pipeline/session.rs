@@ -73,7 +73,7 @@ pub trait Session<E>: Send + 'static {
 
 /// Adapts a [`Session`] to a Tower service of requests, or of [`Event`](super::Event)s.
 ///
-/// A make-service returns it, alone or within layers of requests:
+/// A make-service returns it, alone or within layers for requests:
 ///
 /// ```
 /// # use std::{convert::Infallible, time::Duration};
@@ -98,9 +98,9 @@ pub trait Session<E>: Send + 'static {
 ///
 /// It is ready when no call runs, so its calls never overlap. Even
 /// [`in_flight`](super::Pipeline::in_flight) and [`multiplexed`](super::Pipeline::multiplexed) run
-/// them one after the other, in the order of the requests. It is not `Clone`, so code that needs
-/// clones does not compile with it, such as `Retry`, or
-/// [`PipelineBuilder::service`](super::PipelineBuilder::service), which serves all connections.
+/// them one after the other, in the order of the requests. It is not `Clone`, so it does not
+/// compile with code that clones its service, such as `Retry` or
+/// [`PipelineBuilder::service`](super::PipelineBuilder::service).
 ///
 /// If a call is dropped midway, the next call begins with the session as the dropped one left it;
 /// see [`Session::call`]. A panic ends the connection. If a layer catches the panic, the next call
@@ -126,8 +126,8 @@ struct State<S: Session<E>, E> {
 
 type Guard<S, E> = OwnedMutexGuard<State<S, E>>;
 type Answer<S, E> = Result<<S as Session<E>>::Reply, <S as Session<E>>::Error>;
-/// Returns the guard of the state with the reply, so that the memory of the call can be stored in
-/// the state.
+/// A call. It returns the guard of the state with the reply, so that the call's memory can be
+/// stored in the state.
 type Call<S, E> = ReusableBoxFuture<'static, (Answer<S, E>, Guard<S, E>)>;
 
 impl<S: Session<E>, E> SessionService<S, E> {
@@ -176,7 +176,8 @@ where
     fn call(&mut self, event: E) -> SessionFuture<S, E> {
         let mut ready = self.ready.take();
         let done = ready.as_mut().and_then(|state| state.done.take());
-        // If the caller has not called `poll_ready`, the call waits for the session itself.
+        // If the caller has not called `poll_ready`, the call itself waits until the session is
+        // free.
         let ready = ready.ok_or_else(|| Arc::clone(&self.state));
         let call = async move {
             let mut state = match ready {

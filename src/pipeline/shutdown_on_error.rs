@@ -89,7 +89,7 @@ fn marked(err: impl Into<BoxError>) -> BoxError {
     Box::new(Shutdown(err.into()))
 }
 
-/// Returns whether an error is marked, here or in its causes.
+/// Returns whether an error, or one of its causes, is marked.
 pub(super) fn is_shutdown(err: &(dyn std::error::Error + 'static)) -> bool {
     find_cause::<Shutdown>(err).is_some()
 }

@@ -1,5 +1,5 @@
-//! Runs several calls of one connection at the same time, with tokio-tower. No other file uses that
-//! crate.
+//! Runs several calls of one connection at the same time, with tokio-tower. No other file of the
+//! library uses that crate.
 //!
 //! **tokio-tower holds the calls** in flight, polls them, and returns their results, either in the
 //! order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
@@ -9,8 +9,8 @@
 //!
 //! **It never waits for the peer.** All such waits are in the engine's `poll_event`, which also
 //! limits the calls in flight. The sink is always ready, because tokio-tower polls no calls while
-//! it is not. If the connection must close without the calls that still run, tokio-tower's flush
-//! fails with [`Stop`], which ends it. The engine stores the reason.
+//! the sink is not ready. If the connection must close without the calls that still run, flushing
+//! fails with [`Stop`], which ends tokio-tower's future. The engine stores the reason.
 //!
 //! **It does not get most calls.** If a call is the only one in flight, it runs here, as the
 //! *head*. Most such calls finish at once. Only calls that begin while another one runs are handed
@@ -94,8 +94,8 @@ where
         }
     }
 
-    /// Runs calls here as long as each finishes at once. Returns an event whose call must run
-    /// beside the head, or `None` at the end.
+    /// Runs calls here as long as each finishes at once. Returns an event whose call cannot be the
+    /// head, or `None` when there are no more events.
     fn poll_head(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let mut this = self.project();
         loop {
@@ -134,8 +134,8 @@ where
     }
 }
 
-/// An error that stops tokio-tower at once. The connection closes after the calls that have
-/// finished, and a call that still runs must not keep it open.
+/// An error that stops tokio-tower at once. The connection closes after the replies of finished
+/// calls, and a call that still runs must not keep it open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
 struct Stop;
@@ -194,9 +194,10 @@ where
         Ok(())
     }
 
-    /// Stops tokio-tower if the connection closes. tokio-tower calls this in each turn, after it
-    /// has passed on all results. Until the stream of calls has ended, `poll_event` does the
-    /// flushing; after that, tokio-tower calls only this method.
+    /// Stops tokio-tower if the connection must close without the calls that still run. tokio-tower
+    /// calls this in each turn, after it has passed on all results. Until the stream of calls has
+    /// ended, `poll_event` does the flushing. After that, tokio-tower no longer polls the stream,
+    /// so `poll_over` does it.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })
@@ -241,7 +242,8 @@ where
         if matches!(polled, Ok(Poll::Pending)) {
             return Poll::Pending;
         }
-        // The future is dropped here, so that a panic is known to belong to this call.
+        // The future is dropped here, so that a panic in its `Drop` becomes the result of this
+        // call.
         let dropped = caught(|| self.set(Self::Done(None)));
         let done = polled.and_then(|done| dropped.map(|()| done));
         done.unwrap_or_else(|panicked| Poll::Ready(Err(panicked.into())))
