@@ -12,7 +12,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::FrameTooLarge;
 
-/// The length of the prefix: a big-endian `u32`.
+/// The length of the prefix in bytes. The prefix is a big-endian `u32`.
 const PREFIX: usize = size_of::<u32>();
 
 /// A codec for length-prefixed documents (feature `serde`). It reads values of type `In` and writes
@@ -45,9 +45,9 @@ const PREFIX: usize = size_of::<u32>();
 ///
 /// # Memory and depth
 ///
-/// A value takes more memory than its document has bytes. The factor depends on `In`: an array of
-/// ones read as a `serde_json::Value` takes some sixteen times as much. So use a specific type for
-/// `In`, not `Value`. [`Json`] limits the depth of documents.
+/// A value can take more memory than its document. The factor depends on `In`: an array of ones
+/// read as a `serde_json::Value` takes some sixteen times as much. So use a specific type for `In`,
+/// not `Value`. [`Json`] limits the depth of documents.
 pub struct Serde<In, Out, F = Json> {
     format: F,
     max_frame: usize,
@@ -223,7 +223,7 @@ impl<In, Out: Serialize, F: Format> Encoder<Out> for RecoverableSerde<In, Out, F
     }
 }
 
-/// Returns an error if the stream ended within a document.
+/// Returns `document`, or an error if there is none and the stream ended within one.
 fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeError<E>> {
     if document.is_none() && !src.is_empty() {
         return Err(SerdeError::Io(io::Error::new(
@@ -282,9 +282,9 @@ pub trait Format {
 
 /// JSON, by `serde_json`.
 ///
-/// It rejects documents with 128 or more nested levels, so that no peer can exhaust the stack. This
-/// limit is that of `serde_json`. It also rejects anything but white space after a document. The
-/// depth of values to write is not limited.
+/// It rejects documents with 128 or more nested levels (the limit of `serde_json`), so that no peer
+/// can exhaust the stack. It also rejects anything but white space after a document. The depth of
+/// values to write is not limited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 

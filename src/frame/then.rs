@@ -9,11 +9,12 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::FrameTooLarge;
 use super::within::decode_within;
 
-/// The default maximum size of a frame, the same as the pipeline's.
+/// The default maximum size of an inner frame in bytes, the same as the pipeline's.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// The memory that the codec may keep, beyond twice the size of the content, while it waits for
-/// input. Before the wait, the content of a larger buffer is copied to one that fits.
+/// The number of bytes, beyond twice the size of the content, that the buffer may keep while the
+/// codec waits for input. Before the wait, the content of a larger buffer is copied to one that
+/// fits.
 const SLACK: usize = 1024;
 
 /// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).

@@ -23,7 +23,7 @@ pub(crate) fn decode_within<D: Decoder>(
         let beyond = src.split_off(max);
         let decoded = decoder.decode(src);
         let has_taken = src.len() < max;
-        // This does not copy, unless the decoder has moved its buffer.
+        // This does not copy, unless the decoder has reallocated the buffer.
         src.unsplit(beyond);
         match decoded {
             Ok(None) if has_taken => {}
