@@ -1,5 +1,5 @@
-//! Reads some input ahead of hyper. These are the first bytes of a request, before hyper is set up,
-//! and a part of the next request while one is answered, to notice a peer that disconnects.
+//! Reads some input ahead of hyper: the first bytes of a request, before hyper is set up, and a
+//! part of the next request while one is answered, to notice that the peer disconnects.
 //!
 //! hyper's own detection of a disconnect is off (`half_close`). It does not see an end of input
 //! behind unparsed bytes, and it would cancel the request of a peer that has only finished sending.
@@ -17,11 +17,12 @@ use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
-/// The number of bytes to read ahead. If more bytes precede the end of input, it is noticed only on
-/// a socket, through [`Departing`].
+/// The maximum number of bytes to read ahead while a request is answered. Once any bytes have been
+/// read ahead, the end of input behind them is noticed only on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
-/// The number of bytes to read before hyper is set up. Almost every head is smaller.
+/// The maximum number of bytes to read at once before hyper is set up. Almost every head is
+/// smaller.
 const FIRST: usize = 4096;
 
 /// The first bytes of an HTTP/2 connection ([RFC 9113 section
@@ -51,13 +52,13 @@ enum Watch {
     Unwatched,
     /// Boxed to keep `Watch` small, because an idle connection watches nothing.
     Watching(Box<Departing>),
-    /// There is no socket to watch, or no descriptor to watch it with.
+    /// There is no socket to watch, or no free descriptor to watch it with.
     Blind,
 }
 
 impl Ahead {
-    /// Copies input that was read ahead into `buf`, or returns its end. Returns `None` if nothing
-    /// is left of it.
+    /// Copies input that was read ahead into `buf`, or returns the end of input. Returns `None` if
+    /// neither is left.
     #[inline]
     pub(super) fn read(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
         if self.bytes.is_empty() {
@@ -184,7 +185,8 @@ impl Ahead {
             return Poll::Ready(Ok(()));
         }
         match read {
-            // A request that has arrived whole is answered, even if TLS was not closed properly.
+            // A request that has arrived whole is answered, even if the TLS stream ended without
+            // `close_notify`.
             Err(err) if err.kind() != io::ErrorKind::UnexpectedEof => Poll::Ready(Err(err)),
             end => {
                 conn.life().peer_is_done();

@@ -34,7 +34,8 @@ pub enum RequestBodyError {
 /// response, with [`BodyTimeout`](crate::EndReason::BodyTimeout). In HTTP/2 the other streams
 /// continue.
 pub struct RequestBody {
-    /// `None` once the deadline has passed. Dropping it tells hyper that nobody will read the rest.
+    /// `None` once the deadline has passed. Dropping the `Incoming` tells hyper that nobody will
+    /// read the rest.
     incoming: Option<Incoming>,
     /// `None` if there is no body to wait for.
     progress: Option<Arc<Progress>>,
@@ -47,8 +48,8 @@ pub struct RequestBody {
 struct Wait {
     timer: Timer,
     since: Option<Moment>,
-    /// Completes when the connection begins to drain or close. `None` if it already has, or if a
-    /// drain has no deadline for bodies.
+    /// Completes when the connection begins to drain or close. `None` once that has happened, or if
+    /// a drain has no deadline for bodies.
     leaving: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     draining: Option<Moment>,
 }
@@ -151,7 +152,7 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         };
         if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) {
-            // `is_end_stream` would take a lock in HTTP/2.
+            // This does not call `is_end_stream`, because that takes a lock in HTTP/2.
             let is_last = match &frame {
                 Some(Ok(frame)) => frame.is_trailers() || incoming.size_hint().exact() == Some(0),
                 Some(Err(_)) | None => true,

@@ -18,19 +18,18 @@ use crate::deadline::{
 };
 use crate::end::EndReason;
 
-/// The time for which hyper stays set up when a connection becomes idle, if the connection last
-/// became idle less than this time ago.
+/// The time for which hyper stays set up after an active connection becomes idle. A connection
+/// counts as active if it had also become idle less than this time before.
 ///
-/// Parking costs a quarter of a small request. A connection with more frequent requests is not
-/// parked between them. A connection with less frequent requests is parked at once, without a
-/// timer.
+/// Parking costs a quarter as much as a small request. An active connection is not parked between
+/// its requests. Any other connection is parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
-    /// For the service, the body of a request or response, or the peer to take output. Only
-    /// `half_closed`, and `write` for pending output, bound this wait.
+    /// For the service, the body of a request or response, or the peer to take output. This wait is
+    /// bounded by `half_closed` and, for pending output, by `write` and `min_rate`.
     Busy,
     /// HTTP/1 only: for another task to read the rest of the body of a request that is already
     /// answered.
@@ -49,7 +48,7 @@ pub(super) enum Due {
     Retire,
     /// Close gracefully, by hyper's graceful shutdown.
     Leave(EndReason),
-    /// Park the connection, because it is at rest.
+    /// Park the connection, because it is idle.
     Park,
     /// End at once, without a graceful shutdown.
     End(EndReason),
@@ -76,14 +75,15 @@ pub(super) struct Clock {
     waiting: (Waiting, u64, Moment),
     /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
     rested: Option<Moment>,
-    /// HTTP/1 only: set if this happened less than [`KEPT`] after the time before.
+    /// HTTP/1 only: the connection became idle less than [`KEPT`] after it had become idle before.
     is_quick: bool,
     /// Bytes written at the last check.
     written: u64,
     blocked: Blocked,
     pace: Pace,
     /// HTTP/2 only: the bytes of responses that the peer has taken, and the time of the last
-    /// change. `None` if no more bytes wait for the peer.
+    /// change. `None` if no more bytes wait for the peer, or while `blocked` measures pending
+    /// output.
     stalled: Option<(u64, Moment)>,
     /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,
@@ -360,7 +360,8 @@ impl Clock {
     fn leave(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let draining = self.draining.filter(|_| !self.has_left())?;
         match self.waiting.0 {
-            // A head that has begun is answered, and its response closes the connection.
+            // A request whose head has begun to arrive is answered, and the response closes the
+            // connection.
             Waiting::Head => None,
             Waiting::FirstByte => due(Moment::START, TAKEN_IN, Due::End(EndReason::Drained)),
             _ => {

@@ -1,9 +1,9 @@
 //! Lends the stream to hyper, instead of giving it away.
 //!
-//! hyper drops a stream when it is done with it, even if unread bytes are in it, and passes an
-//! upgraded stream to another task. Neither may end a connection of this crate, because the
-//! connection's own task counts it, drains it, aborts it and closes it gracefully. So the stream
-//! returns to that task, and an upgraded stream is kept where the task can take it away.
+//! When hyper is done with a stream, it drops the stream, even if unread bytes are in it. It passes
+//! an upgraded stream to another task. Neither may end a connection of this crate, because the
+//! connection's own task counts, drains, aborts and gracefully closes it. So a stream that hyper
+//! drops is returned to that task, and an upgraded stream is kept where that task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -275,7 +275,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = self.poll_output(cx, |conn, cx| conn.poll_flush(cx));
-        // hyper flushes at the end of each of its polls.
+        // hyper flushes at the end of each of its polls, so the peer is checked here.
         if let Poll::Ready(gone) = self.poll_gone(cx) {
             return Poll::Ready(Err(gone));
         }

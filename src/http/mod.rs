@@ -31,15 +31,16 @@
 //!
 //! The first bytes of a client show which of the two protocols it speaks, so one port serves both,
 //! encrypted or not. Behind [`Tls`](crate::tls::Tls), offer both by ALPN with
-//! `.alpn(["h2", "http/1.1"])`, because clients use HTTP/2 over TLS only if ALPN selects it. A
-//! WebSocket works over both, over HTTP/2 by [RFC 8441](https://www.rfc-editor.org/rfc/rfc8441).
+//! `.alpn(["h2", "http/1.1"])`, because clients use HTTP/2 over TLS only if ALPN selects it.
+//! WebSockets work over both; over HTTP/2 they use
+//! [RFC 8441](https://www.rfc-editor.org/rfc/rfc8441).
 //!
 //! # Connection details in a request
 //!
 //! Each request carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its
-//! extensions. It has the number and the addresses of the connection, the facts that hooks have
-//! added (such as `TlsInfo`, with the protocol that ALPN selected), and the state of a drain. In
-//! axum, extract it with `Extension(info): Extension<ConnectionInfo>`.
+//! extensions. `ConnectionInfo` has the number and the addresses of the connection, the facts that
+//! hooks have added (such as `TlsInfo`, with the protocol that ALPN selected), and the state of a
+//! drain. In axum, extract it with `Extension(info): Extension<ConnectionInfo>`.
 //!
 //! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. `client_addr`
 //! is the client's address from a proxy's header if a hook has read one, and otherwise the address
@@ -60,9 +61,9 @@
 //! the requests of one connection can use all processors. These tasks are aborted when the
 //! connection ends.
 //!
-//! hyper allows 200 concurrent streams per connection, so one client can make the service buffer
-//! 200 bodies: 400 MiB at the 2 MiB that axum's `Json` and `Bytes` accept by default. Limit bodies
-//! (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`, tower-http's
+//! hyper allows 200 concurrent streams per connection, so one connection can make the service
+//! buffer 200 bodies: 400 MiB at the 2 MiB that axum's `Json` and `Bytes` accept by default. Limit
+//! bodies (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`, tower-http's
 //! `RequestBodyLimitLayer`) to the size that the service needs, or limit streams with
 //! [`Http::configure`].
 //!
@@ -81,11 +82,10 @@
 //!
 //! An HTTP/1 client that has finished sending may wait for its response, as `nc -N` does, or be
 //! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the
-//! client takes restarts that time. After it, the client counts as disconnected. A reset and the
-//! close of a Unix socket are noticed at once, however much unread input is behind the request. In
-//! memory, and on streams of other listeners than this crate's, the end of input is noticed only if
-//! at most 512 unread bytes precede it, and none of them belongs to a body that the service holds
-//! unread.
+//! client takes restarts that time. After that time, the client counts as disconnected. A reset and
+//! the close of a Unix socket are noticed at once, however much unread input follows the request.
+//! On in-memory streams, and on those of custom listeners, the end of input is noticed only if
+//! hyper has read all input before it, and no service leaves a body unread.
 //!
 //! If services leave too many small messages of an HTTP/2 connection unread, the connection ends
 //! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.
@@ -100,7 +100,7 @@
 //!
 //! | state when the drain begins | result |
 //! | --- | --- |
-//! | no byte has arrived | closes at once, but not before 50 ms after its accept, because a request may have arrived with it |
+//! | no byte has arrived | closes at once, or 50 ms after it was accepted if that is later, because a request may have arrived with the connection |
 //! | HTTP/1, a request has arrived or is being answered | the request is answered, with `connection: close` if the head of the response is not yet sent; a request pipelined after it is not answered, and its client must not assume that it was ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6)) |
 //! | a service waits for the body of a request | reading the body fails if nothing of it arrives for [3 s](DrainDeadlines::body); the request is answered in the same way |
 //! | HTTP/1, the head of a request has begun | the rest of the head has [3 s](DrainDeadlines::frame) to arrive, and the request is answered in the same way |
@@ -116,7 +116,9 @@
 //! but remains a connection of the server. It counts as open until that task drops it, and is then
 //! closed gracefully. At the deadline of a drain, or by an abort, the stream is taken away, and the
 //! task's reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
-//! The same applies to a tunnel in an HTTP/2 stream until its task has shut down writing.
+//! A tunnel in an HTTP/2 stream counts as open until its task has shut down writing. If its
+//! connection ends first, the tunnel's reads and writes fail with an error of hyper, such as
+//! [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
 //!
 //! # WebSockets
 //!
@@ -131,10 +133,11 @@
 //!
 //! The connection's own task enforces deadlines for an upgraded stream:
 //! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
-//! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). It does not see each byte. It
-//! checks the byte counters four times per deadline, so the connection may end late by a quarter of
-//! that deadline. The same deadlines apply to an HTTP/2 connection whose streams are all tunnels.
-//! If it also has requests in progress, it counts as busy.
+//! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). The task does not see each
+//! byte. It checks the byte counters four times per deadline, so the connection may end late by a
+//! quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output, too. The same
+//! deadlines apply to an HTTP/2 connection whose streams are all tunnels. If it also has requests
+//! in progress, it counts as busy.
 
 mod ahead;
 mod body;
@@ -164,8 +167,8 @@ pub use hyper;
 pub use serve::HttpFuture;
 pub use streams::Streams;
 
-/// The window of an HTTP/2 connection. h2 charges small data frames that no service has read yet
-/// against half of it.
+/// The flow-control window of an HTTP/2 connection in bytes. h2 charges small data frames that no
+/// service has read yet against half of it.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Serves HTTP on a connection, with a service of requests. See the [module docs](self).
@@ -228,7 +231,8 @@ impl Default for HttpSettings {
 
 /// Sets the settings that [`Http::configure`] cannot change.
 fn keep_own(http1: &mut http1::Builder) {
-    // `Ahead` notices the peer's end of input, and the clock has a deadline for that.
+    // `Ahead` notices the peer's end of input, and `Clock` enforces the deadlines for that and for
+    // request heads.
     http1.half_close(true).header_read_timeout(None);
 }
 
@@ -255,8 +259,8 @@ impl<K> Http<MakePerConnection<K>> {
     /// Serves the requests of each connection with a service made for it.
     ///
     /// `make` is a service that takes a [`ConnectionInfo`](crate::ConnectionInfo) and returns the
-    /// service of that connection. It is cloned for each connection, and called in the connection's
-    /// task.
+    /// service of that connection. `make` is cloned for each connection, and called in the
+    /// connection's task.
     ///
     /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any type `C` of
     /// yours that implements `Connected<ConnectionInfo>`. If `make` fails, or exceeds its
@@ -293,14 +297,15 @@ impl<K> Http<K> {
         self
     }
 
-    /// Changes hyper's own settings: sizes, windows, streams, resets, pings. Several calls add up.
+    /// Changes hyper's own settings: sizes, windows, streams, resets, pings. A later call keeps the
+    /// changes of earlier ones.
     ///
     /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that a
-    /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB. The reason is
-    /// that h2 charges each unread data frame of less than 256 bytes for the bytes that it lacks,
-    /// and ends the connection when the sum exceeds half of the window. With 16 MiB, about 33,000
-    /// small messages of gRPC may wait for their services. A stream's window stays 1 MiB, so one
-    /// connection can make the server buffer 16 MiB only with 16 streams that are not read. To
+    /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB. The reason is a
+    /// limit of h2: for each unread data frame of less than 256 bytes, it counts the difference to
+    /// 256, and it ends the connection when the sum exceeds half of the window. With 16 MiB, about
+    /// 33,000 small messages of gRPC may wait for their services. A stream's window stays 1 MiB, so
+    /// one connection can make the server buffer 16 MiB only with 16 streams that are not read. To
     /// change the window, set `initial_connection_window_size`.
     ///
     /// hyper's HTTP/1 settings `header_read_timeout` and `half_close` have no effect here. The

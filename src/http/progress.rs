@@ -13,7 +13,7 @@ use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::signals::Signal;
 
-/// The longest times without a byte of a request's body.
+/// The maximum times without a byte of a request's body: usually, and during a drain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) usual: Option<Duration>,
@@ -52,7 +52,7 @@ pub(super) struct Progress {
     last_request: AtomicBool,
     /// HTTP/2 only: a `GOAWAY` has told the peer that too many small data frames are unread.
     refused_data: AtomicBool,
-    /// The stream is upgraded, and about to move to another task.
+    /// A response agrees to an upgrade, so the stream is about to move to another task.
     pub(super) upgrades: AtomicBool,
 }
 
@@ -89,7 +89,8 @@ impl Progress {
         self.in_flight.load(Ordering::Acquire) > 0 || self.queued.load(Ordering::Acquire) > 0
     }
 
-    /// Returns the bytes of HTTP/2 responses that the peer has taken, if more of them wait for it.
+    /// Returns the number of bytes of HTTP/2 responses that the peer has taken, if more bytes wait
+    /// for the peer.
     pub(super) fn queued(&self) -> Option<u64> {
         (self.queued.load(Ordering::Acquire) > 0).then(|| self.taken.load(Ordering::Relaxed))
     }
@@ -153,7 +154,7 @@ impl Progress {
         }
     }
 
-    /// Records it if an HTTP/1 request asks for the connection to close.
+    /// Checks whether an HTTP/1 request asks for the connection to close, and records it if so.
     pub(super) fn begin_http1<B>(&self, request: &Request<B>) {
         if asks_to_close(request) {
             self.last_request.store(true, Ordering::Relaxed);
@@ -186,7 +187,7 @@ impl Progress {
         }
     }
 
-    /// Returns the state that classifies a failure.
+    /// Returns the state by which a failure is classified.
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),

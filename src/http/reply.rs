@@ -11,7 +11,7 @@ use pin_project::pin_project;
 use super::progress::{Queued, RequestGuard};
 use crate::error::{BoxError, caught};
 
-/// The body of a response. Its request counts as in flight until this is dropped.
+/// The body of a response. Its request counts as in flight until this body is dropped.
 #[pin_project]
 pub(super) struct ReplyBody<B> {
     #[pin]

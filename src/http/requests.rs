@@ -101,7 +101,7 @@ where
                     {
                         progress.upgrades.store(true, Ordering::Release);
                     } else if progress.is_leaving() {
-                        // hyper closes after this response.
+                        // hyper closes the connection after this response.
                         let close = HeaderValue::from_static("close");
                         response.headers_mut().insert(CONNECTION, close);
                     }
@@ -112,7 +112,7 @@ where
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
-                    // hyper resets only that stream; the connection continues.
+                    // hyper resets only the stream of this request; the connection continues.
                     let id = signed(progress.info().id().get());
                     let error = ErrorChain(&*err);
                     tracing::warn!(

@@ -123,7 +123,7 @@ where
                         ConnectionEnded::new(reason, err)
                     });
                     // During a graceful close with no request in progress, the peer may disconnect
-                    // in any way, so this is no error.
+                    // in any way, so an error of the stream is ignored.
                     let left = clock.has_left() && !progress.is_busy() && !progress.has_streams();
                     return Poll::Ready(
                         ended.filter(|ended| !(left && ended.reason.is_of_stream())),
@@ -145,8 +145,8 @@ where
                     Due::Park => stage.park(),
                     Due::Look => {}
                     Due::End(reason) => {
-                        // Nothing was written, or it has had the time of the graceful close to
-                        // arrive. So the close of the stream need not wait for the peer.
+                        // Nothing was written, or the output has had the time of the graceful close
+                        // to arrive. So the close of the stream need not wait for the peer.
                         if life.bytes_written() == 0 || clock.has_left() {
                             *is_cut_short = true;
                         }
@@ -196,8 +196,8 @@ where
     }
 }
 
-/// Waits until the stream is returned. At its deadline, takes the stream away and ends the
-/// connection.
+/// Waits until the upgraded stream is returned. If a deadline passes first, takes the stream away
+/// and returns the reason to end the connection.
 async fn returned<Io>(
     owner: Owner<Io>,
     info: &ConnectionInfo,
