@@ -208,7 +208,7 @@ where
     }
 }
 
-/// A call that runs beside others. A panic becomes its result, so its place in the order is kept.
+/// A call that runs beside others. A panic becomes its result, so the order of replies is kept.
 #[pin_project(project = CallProjection)]
 enum Call<F> {
     Begun(#[pin] F),

@@ -14,10 +14,7 @@ pub struct NoUpgrade;
 #[derive(Clone, Debug)]
 pub struct OnUpgrade<N>(pub(super) N);
 
-#[expect(
-    unnameable_types,
-    reason = "sealed: nothing comes after it, or a service"
-)]
+#[expect(unnameable_types, reason = "sealed: the next service, or none")]
 mod sealed {
     use super::*;
 
