@@ -264,8 +264,8 @@ pub trait Format {
     /// The error for a document that cannot be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads a whole document. If there is data after it, this must fail, because a peer could hide
-    /// data there.
+    /// Reads a whole document. If there is data after it, the implementation must return an error,
+    /// because a peer could hide data there.
     ///
     /// # Errors
     ///
