@@ -47,7 +47,7 @@ pub(super) struct Ahead {
 
 #[derive(Debug, Default)]
 enum Watch {
-    /// Not begun.
+    /// The socket is not watched.
     #[default]
     Unwatched,
     /// Boxed to keep `Watch` small, because an idle connection watches nothing.

@@ -67,9 +67,9 @@ impl deadline::Due for Due {
 
 pub(super) struct Clock {
     timer: Timer,
-    /// The state when the timer was armed: the wait, and whether output is pending, data waits for
-    /// the peer, the peer has finished sending, the connection drains, a graceful close has begun,
-    /// and hyper stays set up although the connection is idle.
+    /// The state when the timer was armed: the wait, and whether output is pending, HTTP/2 data
+    /// waits for the peer, the peer has finished sending, the connection drains, a graceful close
+    /// has begun, and hyper stays set up although the connection is idle.
     armed: Option<(Waiting, [bool; 6])>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),

@@ -300,13 +300,13 @@ impl<K> Http<K> {
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. A later call keeps the
     /// changes of earlier ones.
     ///
-    /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that a
-    /// WebSocket works. And the window of a connection is 16 MiB instead of 1 MiB. The reason is a
-    /// limit of h2: for each unread data frame of less than 256 bytes, it counts the difference to
-    /// 256, and it ends the connection when the sum exceeds half of the window. With 16 MiB, about
-    /// 33,000 small messages of gRPC may wait for their services. A stream's window stays 1 MiB, so
-    /// one connection can make the server buffer 16 MiB only with 16 streams that are not read. To
-    /// change the window, set `initial_connection_window_size`.
+    /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that
+    /// WebSockets work over HTTP/2. And the window of a connection is 16 MiB instead of 1 MiB. The
+    /// reason is a limit of h2: for each unread data frame of less than 256 bytes, it counts the
+    /// difference to 256, and it ends the connection when the sum exceeds half of the window. With
+    /// 16 MiB, about 33,000 small messages of gRPC may wait for their services. A stream's window
+    /// stays 1 MiB, so one connection can make the server buffer 16 MiB only with 16 streams that
+    /// are not read. To change the window, set `initial_connection_window_size`.
     ///
     /// hyper's HTTP/1 settings `header_read_timeout` and `half_close` have no effect here. The
     /// first does not distinguish a request's head from the idle time before it, so use

@@ -88,7 +88,7 @@ where
             _ => this.in_flight.take(),
         };
         let Some(in_flight) = in_flight else {
-            return Poll::Pending; // It has already completed.
+            return Poll::Pending; // The future has already completed.
         };
         let progress = &in_flight.0;
         Poll::Ready(match polled {

@@ -3,8 +3,8 @@
 //! A parked connection holds its stream and its service, and waits for input. The first bytes set
 //! hyper up. hyper is taken apart again when the last response is sent and hyper waits for the next
 //! request, so an idle HTTP/1 connection holds no buffer and no state of hyper. The clock decides
-//! when, so that a busy connection keeps hyper between its requests. An HTTP/2 connection is never
-//! parked again, because its peer relies on hyper's state.
+//! when, so that an active connection keeps hyper between its requests. An HTTP/2 connection is
+//! never parked again, because its peer relies on hyper's state.
 
 use std::mem;
 use std::pin::Pin;
@@ -181,7 +181,7 @@ where
         let Self::Http1 { hyper, .. } = mem::replace(self, Self::Done) else {
             return;
         };
-        // Only an upgraded connection has no parts, and it is not idle.
+        // Only an upgraded connection has no parts, and such a connection is not idle.
         let Some(parts) = hyper.into_parts() else {
             return;
         };
