@@ -21,8 +21,8 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// A digest of the rules for client certificates. Session tickets depend on it, so that a ticket is
-/// accepted only under the rules under which it was issued.
+/// A digest of the rules for client certificates. The keys of session tickets are derived from it,
+/// so a ticket is accepted only under the rules under which it was issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy(pub(super) [u8; 32]);
 
@@ -30,17 +30,17 @@ pub(super) struct Policy(pub(super) [u8; 32]);
 /// digest of these rules.
 pub(super) fn verifier(
     roots_pem: &Pem,
-    whether: ClientCertificates,
+    requirement: ClientCertificates,
     lists: &[Pem],
     provider: &Arc<CryptoProvider>,
 ) -> Result<(Arc<dyn ClientCertVerifier>, Policy), TlsError> {
     let mut policy = Context::new(&SHA256);
-    policy.update(&[match whether {
+    policy.update(&[match requirement {
         ClientCertificates::Required => 1,
         ClientCertificates::Optional => 0,
     }]);
-    // The kind and the length of each part are hashed, too, so that different rules never have the
-    // same input.
+    // The kind and the length of each part are hashed, too, so that different rules never give the
+    // hash the same input.
     let mut part = |kind: u8, der: &[u8]| {
         policy.update(&[kind]);
         policy.update(&(der.len() as u64).to_be_bytes());
@@ -58,8 +58,8 @@ pub(super) fn verifier(
     }
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    // The roots are checked alone first, then with each list, so that an error names the text at
-    // fault.
+    // The roots are checked alone first, then with each list, so that an error names the file or
+    // text at fault.
     builder
         .clone()
         .build()
@@ -75,7 +75,7 @@ pub(super) fn verifier(
         })?;
         all = all.with_crls(found);
     }
-    let all = match whether {
+    let all = match requirement {
         ClientCertificates::Required => all,
         ClientCertificates::Optional => all.allow_unauthenticated(),
     };

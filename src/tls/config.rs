@@ -1,4 +1,4 @@
-//! Builds a configuration. Each `build` and each reload reads the files again.
+//! Builds a configuration. `build` reads the files, and each reload reads them again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -36,7 +36,8 @@ pub enum TlsVersion {
 #[must_use = "a builder does nothing until `build`"]
 pub struct TlsBuilder {
     default: Option<Identity>,
-    /// The certificates for names. One without a name serves all names in it.
+    /// The certificates for names. If the name is `None`, the certificate is used for all DNS names
+    /// in it.
     named: Vec<(Option<String>, Identity)>,
     clients: Option<(Pem, ClientCertificates)>,
     revocation_lists: Vec<Pem>,
@@ -48,24 +49,25 @@ pub struct TlsBuilder {
 }
 
 impl TlsBuilder {
-    /// Sets the default certificate by files: one with the certificate chain, the server's own
-    /// certificate first, and one with its private key.
+    /// Sets the default certificate, from a PEM file with the certificate chain (the server's own
+    /// certificate first) and one with the private key.
     ///
-    /// Both may be the same file. [`build`](Self::build) reads them. This is a short form of
+    /// Both may be the same file. [`build`](Self::build) reads the files. This is a short form of
     /// [`identity`](Self::identity).
     pub fn pem_files(self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.identity(Identity::pem_files(chain, key))
     }
 
-    /// Sets the default certificate as PEM text: the certificate chain, the server's own
-    /// certificate first, and its private key. This is a short form of
-    /// [`identity`](Self::identity).
+    /// Sets the default certificate, from PEM texts with the certificate chain (the server's own
+    /// certificate first) and with the private key.
+    ///
+    /// This is a short form of [`identity`](Self::identity).
     pub fn certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity(Identity::pem(chain, key))
     }
 
-    /// Sets the default certificate, for clients that request no name, or a name without a
-    /// certificate of its own. Default: none, and such clients are refused.
+    /// Sets the default certificate. It is used for clients that request no name, or a name without
+    /// a certificate of its own. Default: none, and such clients are refused.
     ///
     /// See the section on [names](super#names).
     pub fn identity(mut self, default: Identity) -> Self {
@@ -76,8 +78,8 @@ impl TlsBuilder {
     /// Adds the certificate for a name, or for a wildcard such as `*.example.org`.
     ///
     /// Write an internationalized name as in DNS (`xn--...`). The case of letters does not matter.
-    /// [`build`](Self::build) fails if the name is not valid, has a certificate already, or is not
-    /// in the certificate. A wildcard is not checked against the certificate.
+    /// [`build`](Self::build) fails if the name is not valid, already has a certificate, or is not
+    /// covered by this certificate. A wildcard is not checked against the certificate.
     pub fn identity_for(mut self, name: impl Into<String>, identity: Identity) -> Self {
         self.named.push((Some(name.into()), identity));
         self
@@ -95,7 +97,7 @@ impl TlsBuilder {
 
     /// Sets the protocols for ALPN, most preferred first. Default: none.
     ///
-    /// If there are any, a client that offers only other protocols is refused (RFC 7301, section
+    /// If any are set, a client that offers only other protocols is refused (RFC 7301, section
     /// 3.2). A client without ALPN is always served.
     pub fn alpn(mut self, protocols: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         self.alpn = protocols
@@ -105,17 +107,20 @@ impl TlsBuilder {
         self
     }
 
-    /// Requests from clients a certificate that chains to one of these roots, passed as PEM text.
-    /// Default: no certificate is requested.
+    /// Requests a client certificate that chains to one of these root certificates, which are
+    /// passed as PEM text. Default: no certificate is requested.
     ///
     /// The client's certificates are in
     /// [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates).
     pub fn client_certificates(
         mut self,
         roots: impl Into<Vec<u8>>,
-        whether: ClientCertificates,
+        requirement: ClientCertificates,
     ) -> Self {
-        self.clients = Some((Pem::Memory("the client roots given", roots.into()), whether));
+        self.clients = Some((
+            Pem::Memory("the client roots given", roots.into()),
+            requirement,
+        ));
         self
     }
 
@@ -124,17 +129,18 @@ impl TlsBuilder {
     pub fn client_certificates_file(
         mut self,
         roots: impl Into<PathBuf>,
-        whether: ClientCertificates,
+        requirement: ClientCertificates,
     ) -> Self {
-        self.clients = Some((Pem::File(roots.into()), whether));
+        self.clients = Some((Pem::File(roots.into()), requirement));
         self
     }
 
     /// Adds certificate revocation lists, passed as PEM text. Default: none, and no certificate is
     /// considered revoked.
     ///
-    /// If there is at least one list, a client whose certificates are not all covered by lists is
-    /// refused. See the section on [revocation](super#revocation).
+    /// If there is at least one list, a client is refused if any certificate in its chain, except
+    /// the root, is not covered by a list. See the section on [revocation](super#revocation).
+    /// [`build`](Self::build) fails if there are lists but no client certificates are requested.
     pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
         let pem = Pem::Memory("the revocation lists given", pem.into());
         self.revocation_lists.push(pem);
@@ -154,9 +160,9 @@ impl TlsBuilder {
     ///
     /// A file contains one key: 48 or 80 random bytes, like the files of nginx's
     /// `ssl_session_ticket_key`. nginx uses another cipher, so its tickets are not accepted here.
-    /// With a stolen key, an attacker can decrypt recorded TLS 1.2 sessions whose tickets it
-    /// encrypted, and can pose as their clients. So protect the file like a private key, and rotate
-    /// the key daily. See the section on [tickets](super#tickets).
+    /// An attacker with a stolen key can decrypt recorded TLS 1.2 sessions whose tickets were
+    /// encrypted with that key, and can impersonate their clients. Protect the file like a private
+    /// key, and rotate the key daily. See the section on [tickets](super#tickets).
     pub fn ticket_key_files(mut self, files: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.ticket_keys = files.into_iter().map(Into::into).collect();
         self
@@ -164,9 +170,10 @@ impl TlsBuilder {
 
     /// Sets the cryptographic provider that rustls uses.
     ///
-    /// Default: *ring*. Why: it builds without further tools. For aws-lc-rs, depend on rustls 0.23
-    /// with its feature `aws_lc_rs`, and pass `rustls::crypto::aws_lc_rs::default_provider()`.
-    /// Tickets with keys from files are always encrypted by *ring*.
+    /// Default: *ring*. Why: it needs no build tools besides a C compiler. For aws-lc-rs, depend on
+    /// rustls 0.23 with its feature `aws_lc_rs`, and pass
+    /// `rustls::crypto::aws_lc_rs::default_provider()`. Tickets with keys from files are always
+    /// encrypted by *ring*.
     ///
     /// ```
     /// use tower_tcp::tls::{Tls, rustls::crypto::ring};
@@ -188,11 +195,12 @@ impl TlsBuilder {
         self
     }
 
-    /// Restricts the cipher suites to these, by their registered names.
+    /// Restricts the cipher suites to those with these names, as registered by IANA.
     ///
     /// Default: all suites of the provider. Why: none of them is known to be weak. Each TLS version
     /// has its own suites: the names for TLS 1.3 contain no `WITH`. The server uses the first suite
-    /// in the client's order that is among these.
+    /// in the client's order of preference that is among these. [`build`](Self::build) fails if the
+    /// provider lacks one of them.
     ///
     /// ```
     /// use tower_tcp::tls::Tls;
@@ -208,7 +216,7 @@ impl TlsBuilder {
 
     /// Reads the files and creates the hook.
     ///
-    /// Reading blocks the thread, so call it before serving.
+    /// Reading blocks the thread, so call this method before serving.
     ///
     /// # Errors
     ///
@@ -226,7 +234,7 @@ impl TlsBuilder {
         Ok(Tls { current })
     }
 
-    /// Reads the files and creates a configuration. Its session cache is new, so that no session
+    /// Reads the files and creates a configuration. Its session cache is new, so no cached session
     /// outlives its configuration.
     pub(super) fn configuration(&self) -> Result<Configuration, TlsError> {
         let provider = self.provider()?;
@@ -239,9 +247,9 @@ impl TlsBuilder {
             .with_protocol_versions(versions)
             .map_err(TlsError::Config)?;
         let (builder, policy) = match &self.clients {
-            Some((roots, whether)) => {
+            Some((roots, requirement)) => {
                 let lists = &self.revocation_lists;
-                let (verifier, policy) = clients::verifier(roots, *whether, lists, &provider)?;
+                let (verifier, policy) = clients::verifier(roots, *requirement, lists, &provider)?;
                 (builder.with_client_cert_verifier(verifier), policy)
             }
             None if self.revocation_lists.is_empty() => {

@@ -10,8 +10,9 @@ use super::names::Names;
 #[derive(Clone)]
 pub(super) struct Configuration {
     pub(super) server: Arc<ServerConfig>,
-    /// The certificates by name, if a builder has read them. The hook looks up the name before
-    /// rustls does, because rustls cannot send the right alert for an unknown name.
+    /// The certificates by name, or `None` if the configuration was not created by a builder. The
+    /// hook looks up the name before rustls does, because rustls cannot send the right alert for an
+    /// unknown name.
     pub(super) names: Option<Arc<Names>>,
 }
 

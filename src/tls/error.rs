@@ -16,7 +16,7 @@ use crate::error::BoxError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The builder has no certificate of the server.
+    /// The builder has no server certificate.
     #[error("no certificate was given")]
     NoneGiven,
 
@@ -30,7 +30,7 @@ pub enum TlsError {
         source: io::Error,
     },
 
-    /// A file or text is not PEM.
+    /// A file or text is not valid PEM.
     #[error("malformed PEM in {pem}")]
     Malformed {
         /// The path of the file, or a name for the PEM text.

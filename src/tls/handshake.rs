@@ -98,8 +98,9 @@ where
 ///
 /// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
 /// this write fails if the peer has closed, although the peer's request may already have arrived.
-/// So the handshake does not end at once when a write fails, but discards all further output. It
-/// completes if the peer has already sent its part, and otherwise ends with the error of the write.
+/// So a failed write does not end the handshake at once, and all further output is discarded. The
+/// handshake completes if the peer has already sent its part. Otherwise it ends with the error of
+/// the write.
 async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -126,7 +127,7 @@ where
                 return sent.map(Ok);
             }
             // Input is read even while output is pending, because a peer may send before it reads
-            // the rest.
+            // the rest of the output.
             let Poll::Ready(more) = stream.poll_receive(cx, &mut ReadBuf::new(&mut [])) else {
                 // After a failed write there is no use in waiting for input: the peer cannot answer
                 // messages that it did not get.
@@ -141,14 +142,15 @@ where
         }
     })
     .await;
-    // If a write has failed, its error is returned, because the later error follows from it.
+    // If a write has failed, the error of that write is returned, because the later error is its
+    // consequence.
     completed.map_err(|err| failed_write.unwrap_or(err))
 }
 
 /// Sends the alert for a refused name.
 ///
-/// This crate writes the alert itself, because rustls can only send `access_denied`. At this point
-/// of a handshake, alerts are not encrypted in any version.
+/// This crate writes the alert itself, because rustls would send `access_denied`. At this point of
+/// a handshake, alerts are not encrypted in any version of TLS.
 async fn refuse<Io>(unknown: UnknownServerName, io: &mut Io) -> io::Error
 where
     Io: AsyncWrite + Unpin,
@@ -171,8 +173,8 @@ where
 /// Closes a stream to which an alert was just written.
 ///
 /// Closing a TCP socket with unread input sends a reset, which can destroy the alert before the
-/// peer reads it. A peer that does not speak TLS has often sent more than was read. So this shuts
-/// down writing first and then reads and discards some input.
+/// peer reads it. A peer that does not speak TLS has often sent more than was read. So this
+/// function first shuts down writing, and then reads and discards some input.
 pub(super) async fn deliver_alert<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io) {
     let ending = async {
         io.shutdown().await?;

@@ -34,17 +34,17 @@ impl Identity {
         Self { chain, key, ocsp }
     }
 
-    /// Creates an identity from files: one with the certificate chain, the server's own certificate
-    /// first, and one with its private key.
+    /// Creates an identity from a PEM file with the certificate chain (the server's own certificate
+    /// first) and one with the private key.
     ///
     /// Both may be the same file. Each [`build`](super::TlsBuilder::build) and each
-    /// [`reload`](super::Tls::reload) reads them.
+    /// [`reload`](super::Tls::reload) reads the files.
     pub fn pem_files(chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         Self::new(Pem::File(chain.into()), Pem::File(key.into()))
     }
 
-    /// Creates an identity from PEM text: the certificate chain, the server's own certificate
-    /// first, and its private key.
+    /// Creates an identity from PEM texts with the certificate chain (the server's own certificate
+    /// first) and with the private key.
     pub fn pem(chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         Self::new(
             Pem::Memory("the certificate chain given", chain.into()),
@@ -57,14 +57,15 @@ impl Identity {
     ///
     /// A response expires, usually within days. Fetch a new one with a program such as `openssl
     /// ocsp -respout`, replace the file, and call [`reload`](super::Tls::reload). The library
-    /// checks only the status of the response. The client checks its signature, its time and its
-    /// certificate.
+    /// checks only the status of the response. The client checks the signature, the validity
+    /// period, and whether the response is for this certificate.
     pub fn ocsp_file(mut self, response: impl Into<PathBuf>) -> Self {
         self.ocsp = Some(response.into());
         self
     }
 
-    /// Reads the files.
+    /// Reads the files. Checks that the key belongs to the certificate, and that the OCSP response
+    /// has the status "successful".
     pub(super) fn read(&self, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
         let (chain, key) = (self.chain.certificates()?, self.key.private_key()?);
         let mut certified =
@@ -106,7 +107,8 @@ impl fmt::Debug for Identity {
 /// Returns whether `response` is a single DER sequence that begins with the status "successful"
 /// (RFC 6960, section 4.2.1).
 ///
-/// Clients abort the handshake if a response with another status, such as "try later", is stapled.
+/// Some clients abort the handshake if a response with another status, such as "try later", is
+/// stapled.
 fn is_successful(response: &[u8]) -> bool {
     let (len, body) = match response {
         [0x30, len @ 0..=0x7f, body @ ..] => (usize::from(*len), body),

@@ -53,14 +53,15 @@ impl TlsInfo {
         self.version
     }
 
-    /// Returns the registered name of the cipher suite, such as `TLS_AES_128_GCM_SHA256`.
+    /// Returns the name of the cipher suite as registered by IANA, such as
+    /// `TLS_AES_128_GCM_SHA256`.
     ///
     /// Attribute: `tls.cipher`.
     pub fn cipher_suite(&self) -> &'static str {
         self.cipher_suite
     }
 
-    /// Returns the protocol that was negotiated by ALPN, if both sides offered any.
+    /// Returns the protocol that was negotiated by ALPN, or `None` if either side offered none.
     ///
     /// Attribute: `tls.next_protocol`.
     pub fn alpn(&self) -> Option<&[u8]> {
@@ -97,8 +98,8 @@ impl TlsInfo {
     }
 }
 
-/// Returns the registered name of a cipher suite. It begins with `TLS_` where rustls's own name
-/// begins with `TLS13_`.
+/// Returns the name of a cipher suite as registered by IANA. It begins with `TLS_` where rustls's
+/// own name begins with `TLS13_`.
 pub(super) fn registered_name(suite: CipherSuite) -> Option<&'static str> {
     Some(match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",

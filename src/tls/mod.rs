@@ -1,11 +1,11 @@
 //! TLS as a pre-connect hook. It takes a plain connection and returns an encrypted one.
 //!
 //! [`Tls`] is a service that takes a [`Connection<Io>`] and returns a
-//! [`Connection<TlsStream<Io>>`](TlsStream). It uses [rustls]. It adds the parameters of the
-//! session to the connection as a fact, [`TlsInfo`], which all layers and services behind it can
-//! read.
+//! [`Connection<TlsStream<Io>>`](TlsStream). The hook uses [rustls]. It adds the parameters of the
+//! session to the connection as a fact, [`TlsInfo`], which all layers and services behind the hook
+//! can read.
 //!
-//! [`Tls::builder`] allows TLS 1.2 and 1.3 only. The cryptography is by *ring*, unless
+//! [`Tls::builder`] allows TLS 1.2 and 1.3 only. *ring* provides the cryptography, unless
 //! [`TlsBuilder::crypto_provider`] sets another provider. 0-RTT is off, because early data can be
 //! replayed. Clients can resume sessions from a cache of 256 sessions, rustls' default. The cache
 //! is bounded, so that clients cannot fill memory, and it is lost when the process ends.
@@ -40,9 +40,9 @@
 //!
 //! A client that requests no name or an unknown one gets the default certificate.
 //! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) or
-//! [`identity`](TlsBuilder::identity) sets it. Without a default the client is refused: with the
-//! alert `unrecognized_name` (RFC 6066) if the name is unknown, or `missing_extension` (RFC 8446)
-//! if it requests none. The cause is then an [`UnknownServerName`].
+//! [`identity`](TlsBuilder::identity) sets it. Without a default the client is refused. The alert
+//! is `unrecognized_name` (RFC 6066) for an unknown name, and `missing_extension` (RFC 8446) if the
+//! client requests no name. The cause is then an [`UnknownServerName`].
 //!
 //! ```
 //! use tower_tcp::tls::{Identity, Tls};
@@ -68,9 +68,10 @@
 //! the hook use the new configuration at once, for every handshake whose first message is not
 //! complete yet. Established connections are not affected.
 //!
-//! Each configuration has its own session cache. So a session cannot be resumed under other rules
-//! than it was created under: a client whose certificate was revoked cannot connect with its old
-//! session.
+//! Each configuration has its own session cache, and session tickets are bound to the [rules for
+//! client certificates](#tickets). So a session cannot be resumed under rules other than those
+//! under which it was created. For example, a client whose certificate was revoked cannot connect
+//! with its old session.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -111,9 +112,9 @@
 //! expires, and reload.
 //!
 //! When a session is resumed, the client's certificate is not verified again. So a session can be
-//! resumed even after the certificate or a list has expired. A reload ends this: always for
-//! sessions in the cache, and for session tickets if the rules for client certificates have
-//! changed.
+//! resumed even after the certificate or a list has expired. After a reload, sessions in the cache
+//! can no longer be resumed. Session tickets are no longer accepted if the rules for client
+//! certificates have changed.
 //!
 //! ```no_run
 //! use tower_tcp::tls::{ClientCertificates, Tls};
@@ -129,9 +130,10 @@
 //! # Tickets
 //!
 //! A session ticket is an encrypted copy of a session, which the client keeps and sends to resume
-//! the session. By default only the process that created a session can resume it. With keys from
-//! files, several processes resume each other's sessions, and a restarted process resumes earlier
-//! sessions. [`TlsBuilder::ticket_key_files`] sets the files, with one key each, like nginx's
+//! the session. By default, sessions are kept only in the cache of the process that created them,
+//! so only that process can resume them. With ticket keys from files, several processes can resume
+//! each other's sessions, and a restarted process can resume earlier sessions.
+//! [`TlsBuilder::ticket_key_files`] sets the files, with one key each, like nginx's
 //! `ssl_session_ticket_key`. `openssl rand 80 >ticket.key` creates such a file.
 //!
 //! The first key encrypts new tickets, and all keys decrypt tickets. To rotate keys, put a new key
@@ -154,9 +156,10 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A ticket is accepted for 12 hours, while its key is configured. It also depends on the rules for
-//! client certificates. If the roots or revocation lists are no longer the same, after a reload or
-//! in another process, the ticket is not accepted, and the client is verified again.
+//! A ticket is accepted for 12 hours, as long as its key is configured and the rules for client
+//! certificates are the same. If the roots, the revocation lists or the [`ClientCertificates`]
+//! policy are different, after a reload or in another process, the ticket is not accepted, and the
+//! client is verified again.
 //!
 //! # Your own configuration
 //!
@@ -230,9 +233,9 @@ pub use stream::TlsStream;
 ///
 /// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. The
 /// `io::Error` contains a [`rustls::Error`] if the peer's messages were at fault, or an
-/// [`UnknownServerName`] if there is no certificate for the requested name, or for a peer that
-/// requests none. Otherwise it is the error of the stream, such as
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer left.
+/// [`UnknownServerName`] if there is no certificate for the requested name, or the peer requested
+/// no name and there is no default certificate. Otherwise it is the error of the stream, such as
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer closed the stream.
 #[derive(Clone)]
 pub struct Tls {
     current: Current,
@@ -260,9 +263,9 @@ impl Tls {
 
     /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
-    /// Use it for a configuration that [`TlsBuilder`] cannot create. The next handshake uses the
-    /// new configuration. Earlier sessions can be resumed only if it has the session cache or the
-    /// ticket keys of the old one.
+    /// Use this method for a configuration that [`TlsBuilder`] cannot create. The next handshake
+    /// uses the new configuration. Earlier sessions can be resumed only if the new configuration
+    /// has the session cache or the ticket keys of the old one.
     pub fn replace(&self, new: impl Into<Self>) {
         self.current.set(new.into().current.get());
     }
@@ -315,10 +318,10 @@ where
                 Err((err, io)) => {
                     handshake.failed(&err);
                     // `InvalidData` means that the peer's input was rejected with an alert. Any
-                    // other error is one of the stream.
+                    // other error comes from the stream.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
-                    // The end is proposed before the wait below, because a deadline may drop this
-                    // future while it waits.
+                    // The end is set before the wait below, because a deadline may drop this future
+                    // while it waits.
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
                     if alerted {
@@ -331,7 +334,7 @@ where
     }
 }
 
-/// Makes `.layer(tls)` a compiler error that names `PreConnectLayer`. Nothing implements the bound.
+/// Makes `.layer(tls)` a compiler error that names `PreConnectLayer`. No type implements the bound.
 #[doc(hidden)]
 impl<S: sealed::BehindPreConnectLayer> Layer<S> for Tls {
     type Service = S;

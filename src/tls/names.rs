@@ -108,7 +108,7 @@ impl Names {
         self.default.is_none() && self.exact.is_empty() && self.wildcards.is_empty()
     }
 
-    /// Finds the certificate for a name. rustls has converted the name to lower case.
+    /// Finds the certificate for a name, which rustls has converted to lower case.
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         let named = name.and_then(|name| {
             let name = name.strip_suffix('.').unwrap_or(name);

@@ -14,9 +14,12 @@ use tokio_rustls::rustls::{CommonState, Error};
 /// the record.
 const HEADER: usize = 5;
 
-/// The size of the largest record that rustls accepts. This much incomplete input may be held, and
-/// during the handshake as much as the largest handshake message, which may span several records.
+/// The size of the largest record that rustls accepts. After the handshake, at most this much
+/// incomplete input is kept.
 const LARGEST_RECORD: usize = HEADER + 16 * 1024 + 2048;
+
+/// The size of the largest handshake message that rustls accepts, rounded up. During the handshake,
+/// at most this much incomplete input is kept, because a message may span several records.
 const LARGEST_HANDSHAKE: usize = 64 * 1024;
 
 /// The steps in which the memory for an incomplete record grows.
@@ -31,7 +34,7 @@ pub(super) struct Records {
     plain: BytesMut,
     /// Records that are not written yet.
     output: BytesMut,
-    /// The error that ended the session. After it nothing is decrypted or encrypted.
+    /// The error that ended the session. After an error, nothing is decrypted or encrypted.
     failed: Option<Error>,
     /// The peer has sent `close_notify`.
     is_ended: bool,
@@ -92,14 +95,14 @@ impl Records {
     }
 
     /// Decrypts input in place and copies it to the reader's buffer `to`. Keeps decrypted bytes
-    /// that do not fit, and an incomplete record at the end. An error is kept, too; its alert goes
-    /// to the output.
+    /// that do not fit, and an incomplete record at the end. If the session fails, keeps the error,
+    /// and appends the alert to the output.
     pub(super) fn receive(&mut self, mut input: &mut [u8], to: &mut ReadBuf<'_>) {
         while !self.partial.is_empty() && !input.is_empty() {
             let missing = self.missing();
             let (next, rest) = input.split_at_mut(missing.min(input.len()));
-            // Memory is reserved in small steps, and for no more than the record, because the peer
-            // may send the rest late or never.
+            // Memory is reserved in small steps, and never for more than the record, because the
+            // peer may send the rest late or never.
             let more = next.len().max(missing.min(STEP));
             self.partial.reserve_exact(more);
             self.partial.extend_from_slice(next);
@@ -126,8 +129,8 @@ impl Records {
     }
 
     /// Returns the number of bytes that are missing from the first record of the incomplete input.
-    /// If that record is complete, returns the maximum: then a handshake message is incomplete, and
-    /// all further bytes may belong to it.
+    /// If that record is complete, returns `usize::MAX`, because then a handshake message is
+    /// incomplete, and all further bytes may belong to it.
     fn missing(&self) -> usize {
         let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
             return HEADER - self.partial.len();
@@ -237,7 +240,7 @@ impl Records {
         }
     }
 
-    /// Sets whether sending has ended. After that not even `close_notify` is sent.
+    /// Sets whether sending has ended. If it has, not even `close_notify` is sent.
     pub(super) fn set_closed(&mut self, closed: bool) {
         self.is_closed = closed;
     }
@@ -258,8 +261,8 @@ impl Records {
         // send data.
         let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut self.partial);
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
-            // The buffer is empty, so the session keeps the alert, and `queue` moves it to the
-            // output.
+            // The buffer that is passed here is empty, so the session keeps the alert, and `queue`
+            // moves it to the output.
             _ = traffic.queue_close_notify(&mut []);
         }
         self.queue();
@@ -279,7 +282,7 @@ fn encode(
     output: &mut BytesMut,
 ) -> Result<(), Error> {
     let start = output.len();
-    // Only the error of a call without a buffer contains the size.
+    // A call with an empty buffer fails, and its error contains the required size.
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         output.resize(start + size.required_size, 0);
     }

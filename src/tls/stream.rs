@@ -13,22 +13,23 @@ use tokio_rustls::rustls::{CommonState, Error};
 
 use super::records::Records;
 
-/// The bounds for the number of bytes to read at once. Within them it is the size of the reader's
-/// buffer.
+/// The minimum number of bytes to read at once. Between the minimum and the maximum, the number is
+/// the size of the reader's buffer plus `OVERHEAD`.
 const LEAST_READ: usize = 4 * 1024;
+/// The maximum number of bytes to read at once.
 const LARGEST_READ: usize = 64 * 1024;
 
 /// The maximum number of bytes that a record has besides its content: header, nonce, type and tag.
 const OVERHEAD: usize = 32;
 
-/// The maximum number of bytes to encrypt at once. So at most this many wait for a peer that does
-/// not read.
+/// The maximum number of bytes to encrypt at once. So at most this many bytes are pending while the
+/// peer does not read.
 const LARGEST_WRITE: usize = 64 * 1024;
 
 /// The maximum size of a record's content.
 const RECORD: usize = 16 * 1024;
 
-/// Memory that the connections of a thread share. Each uses it only during one call.
+/// Memory that the connections of a thread share. Each connection uses it only during a call.
 #[derive(Default)]
 struct Scratch {
     records: Vec<u8>,
@@ -43,8 +44,8 @@ impl Scratch {
     /// Runs `f` with the memory of the thread. If `f` uses another stream, that stream gets new
     /// memory.
     fn with<T>(f: impl FnOnce(&mut Self) -> T) -> T {
-        // A thread that is ending no longer has this memory, so new memory is allocated, and freed
-        // afterwards.
+        // A thread that is ending no longer has this memory. Then new memory is allocated, and
+        // freed afterwards.
         let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
         let done = f(&mut scratch);
         let _ended = SCRATCH.try_with(|place| place.set(scratch));
@@ -62,13 +63,14 @@ impl Scratch {
 /// A write encrypts its bytes and returns at once, even if the peer does not take the records yet,
 /// so flush the stream afterwards. Shutting down sends `close_notify`. Reading fails with
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the stream ends without the peer's
-/// `close_notify`, because an attacker may have cut it off. Reading an invalid record fails with
-/// [`InvalidData`](io::ErrorKind::InvalidData), caused by a
+/// `close_notify`, because an attacker may have cut off the data. Reading an invalid record fails
+/// with [`InvalidData`](io::ErrorKind::InvalidData), caused by a
 /// [`rustls::Error`](super::rustls::Error), and the peer gets an alert.
 ///
-/// For such a stream, rustls cannot export keying material. A protocol that binds authentication to
-/// the TLS channel ([RFC 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs another hook, with
-/// the stream of tokio-rustls.
+/// Keying material cannot be exported from this stream, because rustls's unbuffered API, which the
+/// stream uses, does not support it. A protocol that binds authentication to the TLS channel ([RFC
+/// 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs another hook, which returns the stream of
+/// tokio-rustls.
 ///
 /// # Cancel safety
 ///
@@ -130,7 +132,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
             }
             let nobody_writes = self.records.output().is_empty();
             self.records.receive(input, to);
-            // Try to send an alert. If other output is pending, its writer sends the alert, too.
+            // Try to send any answer of the session, such as an alert. If other output is pending,
+            // the task that writes that output sends the answer, too.
             if nobody_writes {
                 _ = self.poll_send(cx);
             }
@@ -163,8 +166,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         }
         let n = self.records.encrypt(bytes, records).map_err(invalid)?;
         let mut left = &records[..n];
-        // After a write that fails or panics nothing more may be sent, because a part would be
-        // missing.
+        // After a write that fails or panics, nothing more may be sent, because a part of the
+        // records would be missing.
         self.records.set_closed(true);
         while !left.is_empty() && self.records.output().is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, left)? {

@@ -111,10 +111,10 @@ impl fmt::Debug for Tickets {
 }
 
 impl Key {
-    /// Derives a key from the content of a file, or returns `None` if it has the wrong size.
+    /// Derives a key from the content of a file. Returns `None` if the content has the wrong size.
     ///
-    /// The file may be shared with nginx, which uses the same bytes for another cipher. So the
-    /// bytes are not used as a key directly.
+    /// The file may be shared with nginx, which uses the same bytes as a key for another cipher. So
+    /// they are not used as a key here, but only as the input of a key derivation.
     fn new(secret: &[u8], Policy(policy): Policy) -> Option<Self> {
         let (name, secret) = match secret.len() {
             48 | 80 => secret.split_first_chunk::<NAME_LEN>()?,
@@ -131,7 +131,7 @@ impl Key {
     }
 }
 
-/// Reads a file, but at most one byte more than the size of a key.
+/// Reads at most 81 bytes of a file, one more than the larger size of a key.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let mut secret = Vec::with_capacity(81);
     let read = File::open(file).and_then(|opened| opened.take(81).read_to_end(&mut secret));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn tls_1_3_is_spoken_and_the_facts_are_there() {
+async fn tls_1_3_is_negotiated_and_its_parameters_are_facts() {
     let me = made("localhost");
 
     let (served, _) = shake(
@@ -27,7 +27,7 @@ async fn tls_1_3_is_spoken_and_the_facts_are_there() {
 }
 
 #[tokio::test]
-async fn tls_1_2_is_spoken() {
+async fn tls_1_2_is_negotiated() {
     let me = made("localhost");
 
     let (served, _) = shake(&server(&me).build().unwrap(), client(&me, &[&TLS12], None)).await;
@@ -38,7 +38,7 @@ async fn tls_1_2_is_spoken() {
 }
 
 #[tokio::test]
-async fn what_is_counted_is_plain_bytes() {
+async fn only_decrypted_bytes_are_counted() {
     let me = made("localhost");
     let (served, caller) = shake(&server(&me).build().unwrap(), client(&me, &[&TLS13], None)).await;
     let (mut conn, mut caller) = (served.unwrap(), caller.unwrap());
@@ -48,12 +48,14 @@ async fn what_is_counted_is_plain_bytes() {
     conn.read_exact(&mut [0; 5]).await.unwrap();
     conn.write_all(b"hi").await.unwrap();
 
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     conn.on_end(move |end| {
-        tell.send((end.bytes_read(), end.bytes_written())).unwrap();
+        sender
+            .send((end.bytes_read(), end.bytes_written()))
+            .unwrap();
     });
     conn.life().finish(|| EndReason::PeerClosed.into());
-    assert_eq!(told.recv().unwrap(), (5, 2));
+    assert_eq!(receiver.recv().unwrap(), (5, 2));
 }
 
 #[tokio::test]

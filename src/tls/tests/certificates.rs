@@ -1,4 +1,4 @@
-//! Certificates of clients: required, optional, and of another root.
+//! Certificates of clients: required, optional, and issued by another root.
 
 use super::*;
 
@@ -37,9 +37,9 @@ async fn b26_a_client_without_the_required_certificate_is_refused() {
 async fn b26_a_certificate_of_another_root_is_refused_even_where_none_is_required() {
     let (me, friend, stranger) = (made("localhost"), made("friend"), made("stranger"));
 
-    for whether in [ClientCertificates::Required, ClientCertificates::Optional] {
+    for requirement in [ClientCertificates::Required, ClientCertificates::Optional] {
         let tls = server(&me)
-            .client_certificates(friend.cert.pem(), whether)
+            .client_certificates(friend.cert.pem(), requirement)
             .build()
             .unwrap();
         let (served, caller) = shake(&tls, client(&me, &[&TLS13], Some(&stranger))).await;

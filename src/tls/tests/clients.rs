@@ -91,7 +91,7 @@ async fn a_revoked_client_does_not_get_in_after_a_reload_with_or_without_a_sessi
 }
 
 #[tokio::test]
-async fn a_revoked_client_is_told_so() {
+async fn a_revoked_client_gets_the_alert_certificate_revoked() {
     let (me, authority) = (made("localhost"), Authority::new("clients"));
     let tls = server(&me)
         .client_certificates(&*authority.pem, ClientCertificates::Required)
@@ -150,9 +150,9 @@ async fn a_session_without_a_certificate_is_not_resumed_once_one_is_required() {
     let dir = tempfile::tempdir().unwrap();
     let key = dir.path().join("ticket.key");
     std::fs::write(&key, [7; 80]).unwrap();
-    let with = |whether| {
+    let with = |requirement| {
         server(&me)
-            .client_certificates(&*authority.pem, whether)
+            .client_certificates(&*authority.pem, requirement)
             .ticket_key_files([&key])
     };
     for before in [

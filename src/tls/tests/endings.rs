@@ -1,10 +1,10 @@
-//! Peers that leave during a handshake or right after it, and proper ends.
+//! Peers that close during a handshake or right after it, and orderly ends.
 
 use super::*;
 
-/// Acts as a client that leaves after sending `limit` bytes. Returns whether the handshake needed
+/// Acts as a client that closes after sending `limit` bytes. Returns whether the handshake needed
 /// more bytes.
-async fn leave_after(limit: usize, config: Arc<ClientConfig>, mut far: DuplexStream) -> bool {
+async fn close_after(limit: usize, config: Arc<ClientConfig>, mut far: DuplexStream) -> bool {
     let mut session = ClientConnection::new(config, localhost()).unwrap();
     let mut left = limit;
     loop {
@@ -41,7 +41,7 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
             let (near, far) = duplex(64 * 1024);
             let (served, left) = tokio::join!(
                 accept(&tls, near),
-                leave_after(limit, Arc::clone(&config), far)
+                close_after(limit, Arc::clone(&config), far)
             );
             if !left {
                 assert!(limit > 200, "the whole handshake was {limit} bytes");
@@ -66,7 +66,7 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
 
 /// Acts as a client that sends its last bytes of the handshake, a request and `close_notify` in one
 /// write, and then closes.
-async fn ask_and_leave<Io>(config: ClientConfig, mut far: Io)
+async fn request_and_close<Io>(config: ClientConfig, mut far: Io)
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
@@ -92,12 +92,13 @@ where
     }
 }
 
-/// Expects that the server reads the request of such a client, and then a proper end of the stream.
-async fn hears<Io>(tls: &Tls, config: ClientConfig, (near, far): (Io, Io))
+/// Checks that the server reads the request of a client that sends and closes as in
+/// `request_and_close`, and then an orderly end of the stream.
+async fn expect_request<Io>(tls: &Tls, config: ClientConfig, (near, far): (Io, Io))
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (served, ()) = tokio::join!(accept(tls, near), ask_and_leave(config, far));
+    let (served, ()) = tokio::join!(accept(tls, near), request_and_close(config, far));
 
     let mut request = String::new();
     served.unwrap().read_to_string(&mut request).await.unwrap();
@@ -105,7 +106,7 @@ where
 }
 
 #[tokio::test]
-async fn a_client_that_asks_with_its_last_write_of_the_handshake_and_closes_is_heard() {
+async fn a_request_in_the_last_write_of_the_handshake_before_closing_is_read() {
     let me = made("localhost");
     let tls = server(&me).build().unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -113,11 +114,11 @@ async fn a_client_that_asks_with_its_last_write_of_the_handshake_and_closes_is_h
     // In TLS 1.2 the server sends the last message of a handshake.
     let config = || client(&me, &[&TLS13], None);
 
-    hears(&tls, config(), duplex(64 * 1024)).await;
-    hears(&tls, config(), UnixStream::pair().unwrap()).await;
+    expect_request(&tls, config(), duplex(64 * 1024)).await;
+    expect_request(&tls, config(), UnixStream::pair().unwrap()).await;
     let far = TcpStream::connect(address).await.unwrap();
     let (near, _) = listener.accept().await.unwrap();
-    hears(&tls, config(), (near, far)).await;
+    expect_request(&tls, config(), (near, far)).await;
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ fn an_error_names_the_file_at_fault() {
 }
 
 #[test]
-fn an_error_says_which_text_in_memory_was_at_fault() {
+fn an_error_names_the_text_in_memory_at_fault() {
     let me = made("localhost");
 
     let err = Tls::builder()

@@ -103,8 +103,9 @@ async fn shake_as(
     tokio::join!(accept(tls, near), connector.connect(name, far))
 }
 
-/// Connects a client. Returns whether it resumed a session, or the error if it was refused. The
-/// client then has the session tickets, and all clones of its configuration use them.
+/// Connects a client. Returns whether it resumed a session, or the server's error if the client was
+/// refused. Afterwards the client's configuration contains the session tickets, and all its clones
+/// use them.
 async fn resumes(tls: &Tls, config: &ClientConfig) -> Result<bool, rustls::Error> {
     let (served, caller) = shake(tls, config.clone()).await;
     let mut conn = match served {
@@ -122,7 +123,8 @@ fn info(conn: &Connection<TlsStream<DuplexStream>>) -> &TlsInfo {
     conn.info().get().unwrap()
 }
 
-/// Returns the cause of a failed handshake, after checking the reason of its end.
+/// Returns the cause of a failed handshake, after checking the reason for which the connection
+/// ended.
 fn failure<Io>(served: Served<Io>) -> io::Error {
     let ended = served.err().unwrap().downcast::<ConnectionEnded>().unwrap();
     assert_eq!(ended.reason(), EndReason::TlsHandshakeFailed);

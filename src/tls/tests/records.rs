@@ -1,4 +1,5 @@
-//! Records, without I/O: cut anywhere, of any size, hostile, and the memory that they hold.
+//! Tests records without I/O: records split at any byte, of any size, and from hostile peers, and
+//! the memory that they use.
 
 use std::io::{Read, Write};
 
@@ -13,11 +14,12 @@ use super::*;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
-/// The maximum size of a record, with and without its encryption.
+/// The maximum size of a record's content.
 const PLAIN: usize = 16 * 1024;
+/// The maximum size of an encrypted record.
 const LARGEST: usize = 5 + PLAIN + 2048;
 
-/// A server's records, and the client.
+/// A server's `Records`, and a client.
 struct Pair {
     server: Records,
     client: ClientConnection,
@@ -313,7 +315,7 @@ fn an_announced_length_that_is_too_long_is_refused_at_once() {
 }
 
 #[test]
-fn a_record_that_was_changed_is_refused_with_an_alert_behind_what_was_good() {
+fn a_changed_record_is_refused_with_an_alert_after_the_good_data() {
     for version in VERSIONS {
         let mut pair = Pair::new(version);
         let mut sent = pair.records(b"good");
@@ -351,7 +353,7 @@ fn too_many_empty_records_are_refused() {
 }
 
 #[test]
-fn behind_the_closing_word_nothing_is_read_but_answers_are_sent() {
+fn after_close_notify_nothing_is_read_but_answers_are_sent() {
     for version in VERSIONS {
         let mut pair = Pair::new(version);
         pair.client.send_close_notify();

@@ -21,7 +21,7 @@ async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
         let (io, _) = listener.accept().await.unwrap();
         peer.write_all(&text).await.unwrap();
 
-        // Nothing is read before the server is done, so a reset would have arrived by now.
+        // The client reads only after the server is done, so a reset would have arrived by now.
         let served = accept(&tls, io).await;
         let mut answer = Vec::new();
         let read = peer.read_to_end(&mut answer).await;
@@ -72,7 +72,8 @@ async fn b16_a_peer_that_goes_on_sending_is_read_from_for_16_kib_at_most() {
     });
 
     rustls_error(served);
-    // The bytes that rustls read, those that were read after it, and those that the pipe holds.
+    // The bytes that rustls read, those that were read and discarded afterwards, and those that the
+    // pipe holds.
     assert!(sent <= 4096 + 16 * 1024 + 4096, "{sent}");
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
@@ -84,8 +85,8 @@ async fn a_deadline_during_the_linger_does_not_change_the_reason() {
     far.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     let conn = connection(near);
     let life = Arc::clone(conn.life());
-    let (tell, told) = std::sync::mpsc::channel();
-    conn.on_end(move |end| tell.send(end.reason()).unwrap());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    conn.on_end(move |end| sender.send(end.reason()).unwrap());
 
     let mut shaking = tokio_test::task::spawn(tls.clone().call(conn));
     tokio_test::assert_pending!(shaking.poll());
@@ -93,5 +94,5 @@ async fn a_deadline_during_the_linger_does_not_change_the_reason() {
     life.set_reason(EndReason::PreConnectTimeout, None);
     life.finish(|| EndReason::Killed.into());
 
-    assert_eq!(told.recv().unwrap(), EndReason::TlsHandshakeFailed);
+    assert_eq!(receiver.recv().unwrap(), EndReason::TlsHandshakeFailed);
 }

@@ -80,7 +80,7 @@ async fn an_error_in_a_reload_changes_nothing() {
         assert_eq!(tls.reload(&broken).unwrap_err().to_string(), what);
     }
 
-    // Old certificate, old session cache.
+    // The old certificate and the old session cache are still used.
     let fresh = client(&old, &[&TLS13], None);
     assert_eq!(resumes(&tls, &fresh).await, Ok(false));
     assert_eq!(resumes(&tls, &config).await, Ok(true));
@@ -134,7 +134,7 @@ async fn hooks_with_one_ticket_key_resume_each_others_sessions_until_it_is_rotat
         assert_eq!(resumes(&here, &config).await, Ok(false));
         assert_eq!(resumes(&there, &config).await, Ok(true), "of the other");
 
-        // Both keys are known before any ticket has the new one.
+        // `here` knows the new key before `there` encrypts tickets with it.
         here.reload(&with(&["one", "two"])).unwrap();
         there.reload(&with(&["two", "one"])).unwrap();
         assert_eq!(resumes(&there, &config).await, Ok(true), "by the old key");

@@ -1,4 +1,4 @@
-//! Names that are refused, versions, cipher suites, and a stapled response.
+//! Names that are refused, TLS versions, cipher suites, and a stapled OCSP response.
 
 use std::sync::Mutex;
 
@@ -106,14 +106,14 @@ async fn only_the_cipher_suites_that_are_named_are_used() {
     assert!(matches!(none, Err(TlsError::Config(_))));
 }
 
-/// A verifier that keeps the stapled response.
+/// Verifies the server's certificate, and records the stapled OCSP response.
 #[derive(Debug)]
-struct Keeps {
+struct RecordingVerifier {
     verifier: Arc<WebPkiServerVerifier>,
     stapled: Mutex<Vec<u8>>,
 }
 
-impl ServerCertVerifier for Keeps {
+impl ServerCertVerifier for RecordingVerifier {
     fn verify_server_cert(
         &self,
         cert: &CertificateDer<'_>,
@@ -163,20 +163,22 @@ async fn the_response_in_the_ocsp_file_is_stapled() {
         let mut roots = RootCertStore::empty();
         roots.add(me.cert.der().clone()).unwrap();
         let provider = Arc::new(ring::default_provider());
-        let keeps = Arc::new(Keeps {
+        let recording = Arc::new(RecordingVerifier {
             verifier: WebPkiServerVerifier::builder_with_provider(roots.into(), provider)
                 .build()
                 .unwrap(),
             stapled: Mutex::default(),
         });
-        config.dangerous().set_certificate_verifier(keeps.clone());
+        config
+            .dangerous()
+            .set_certificate_verifier(recording.clone());
         shake(&tls, config).await.1.unwrap();
-        assert_eq!(*keeps.stapled.lock().unwrap(), response);
+        assert_eq!(*recording.stapled.lock().unwrap(), response);
     }
 
     let cut = &response[..259];
     let longer = [&*response, b"\n"].concat();
-    // "Try later", PEM, nothing, and a length that is not in the shortest form.
+    // In this order: cut off, too long, "try later", PEM, empty, and a length field of four bytes.
     for bad in [
         cut,
         &longer,

@@ -125,7 +125,7 @@ async fn a_half_closed_connection_still_sends() {
 }
 
 #[tokio::test]
-async fn what_arrived_before_a_bad_record_is_read_before_its_error() {
+async fn data_before_a_bad_record_is_read_before_the_error() {
     for version in VERSIONS {
         let (mut conn, mut far) = shaken(version, 1 << 16).await;
         far.write_all(b"good").await.unwrap();
