@@ -282,7 +282,7 @@ fn encode(
     output: &mut BytesMut,
 ) -> Result<(), Error> {
     let start = output.len();
-    // A call with an empty buffer fails, and its error contains the required size.
+    // Only the error of a call with an empty buffer contains the required size.
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         output.resize(start + size.required_size, 0);
     }
