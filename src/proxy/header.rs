@@ -160,8 +160,8 @@ impl ProxyHeader {
         self.checksum
     }
 
-    /// Adds a TLV of any type. [`encode_v2`](Self::encode_v2) fails if it is the type of the
-    /// checksum, or if the value is not valid for the type.
+    /// Adds a TLV of any type. [`encode_v2`](Self::encode_v2) fails if `kind` is the type of the
+    /// checksum, or if the value is not valid for its type.
     #[must_use]
     pub fn with_tlv(mut self, kind: u8, value: impl Into<Bytes>) -> Self {
         self.tlvs.0.push((kind, value.into()));
@@ -218,6 +218,6 @@ pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
 pub(super) enum Parsed {
     /// A complete header, and its length in bytes.
     Complete(ProxyHeader, usize),
-    /// A part of a header, which has at least this many bytes.
+    /// The header is incomplete. The whole header has at least this many bytes.
     Incomplete { at_least: usize },
 }

@@ -16,7 +16,7 @@ use crate::error::BoxError;
 use crate::networks::Networks;
 
 /// The number of bytes to read at first. The specification asks senders to keep headers of both
-/// versions below it: it is the data of the smallest TCP segment that every host must accept.
+/// versions below this size, because every host must accept a TCP segment with this much data.
 const FIRST_READ: usize = 536;
 
 /// The policy of a [`ProxyProtocol`] for peers that are not trusted.
@@ -51,8 +51,8 @@ pub struct ProxyProtocol {
 }
 
 impl ProxyProtocol {
-    /// Creates the hook. Peers in these networks are trusted: they must send a header, and its
-    /// address becomes the client's address.
+    /// Creates the hook. Peers in these networks are trusted: they must send a header, and the
+    /// source address in it becomes the client's address.
     ///
     /// Trust only networks from which no client can connect directly. The hook decides by
     /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the peer's
@@ -69,8 +69,8 @@ impl ProxyProtocol {
 
     /// Sets the policy for peers that are not trusted.
     ///
-    /// Default: [`Untrusted::Refuse`]. Why: only the proxy should be able to connect to a server
-    /// behind it.
+    /// Default: [`Untrusted::Refuse`]. Why: clients should reach a server behind a proxy only
+    /// through the proxy.
     #[must_use]
     pub fn untrusted(mut self, untrusted: Untrusted) -> Self {
         self.untrusted = untrusted;
@@ -90,16 +90,16 @@ impl ProxyProtocol {
     /// Sets the maximum length of a version 2 header, in bytes, including its first 16. The
     /// specification limits a version 1 header to 107 bytes.
     ///
-    /// Default: 4,096. Why: usual headers have less than 536 bytes; this leaves room for a client
-    /// certificate or a proxy's own TLVs, whereas a sender could announce up to 65,551. When
-    /// reached: the connection ends as soon as the length has arrived.
+    /// Default: 4,096. Why: usual headers have less than 536 bytes. The default leaves room for a
+    /// client certificate or a proxy's own TLVs. Without a limit, a sender could announce up to
+    /// 65,551 bytes. When reached: the connection ends as soon as the length has arrived.
     #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.max_len = bytes;
         self
     }
 
-    /// Reads a header, and returns it with the bytes after it that were read along with it.
+    /// Reads a header. Returns it, and the bytes after it that were read along with it.
     async fn read<Io: AsyncRead + Unpin>(
         &self,
         io: &mut Io,
@@ -158,8 +158,9 @@ where
         }
         let hook = self.clone();
         Box::pin(async move {
-            // This reads from the stream directly, past the counter. The bytes of the header are
-            // not the client's, and the bytes after it are counted when they are read again.
+            // This reads from the stream directly, past the counter, because the bytes of the
+            // header are not the client's. The bytes after the header are counted when they are
+            // read again.
             let (header, rest) = hook.read(conn.get_mut()).await?;
             if let (Family::Tcp4 | Family::Tcp6, Some(source)) = (header.family, header.source()) {
                 conn.set_client_addr(source.clone());

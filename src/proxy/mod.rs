@@ -1,12 +1,12 @@
 //! The PROXY protocol, received and sent.
 //!
 //! Behind a load balancer, the peer of every connection is the balancer. With the [PROXY protocol],
-//! the balancer sends a header before the connection's data, which contains the client's address.
-//! [`ProxyProtocol`] is the pre-connect hook that reads this header. After the hook
+//! the balancer sends a header with the client's address before the connection's data.
+//! [`ProxyProtocol`] is the pre-connect hook that reads this header. After this hook has run:
 //!
 //! - [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr) returns the client's
-//!   address to services, layers and limits, and in the table of connections. The span and the
-//!   closing event record it as `client.address` and `client.port`.
+//!   address. Services, layers, limits and the table of connections use this address. The span and
+//!   the closing event record it as `client.address` and `client.port`.
 //! - [`ConnectionInfo::peer_addr`](crate::ConnectionInfo::peer_addr) remains the balancer's.
 //! - [`ConnectionInfo::get::<ProxyHeader>`](crate::ConnectionInfo::get) returns the whole
 //!   [`ProxyHeader`]: the address that the client connected to, and facts such as the host name and
@@ -51,7 +51,7 @@
 //! Limits, lists and bans use [`client_addr`](crate::ConnectionInfo::client_addr), so chain them as
 //! hooks after this one. A filter passed to
 //! [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) sees only the address of
-//! the balancer. With the feature `per-client`:
+//! the balancer. An example with the feature `per-client`:
 //!
 //! ```
 //! # #[cfg(feature = "per-client")] {
@@ -74,21 +74,21 @@
 //!
 //! # Trust
 //!
-//! A peer that may send a header may claim any client address. So the hook reads a header only from
+//! A peer that may send a header can claim any client address. So the hook reads a header only from
 //! peers in the trusted networks, and these peers must send one. The specification forbids guessing
-//! whether there is a header, because then any client could send one. [`Untrusted`] decides about
-//! other peers: they are refused, or served without looking for a header.
+//! whether there is a header, because then any client could send one. [`Untrusted`] is the policy
+//! for other peers: the hook refuses them, or serves them without looking for a header.
 //!
 //! # Verdicts
 //!
 //! | header | verdict |
 //! | --- | --- |
-//! | `PROXY` of TCP | accepted; an IPv4-mapped IPv6 address is the IPv4 address |
+//! | `PROXY` of TCP | accepted; an IPv4-mapped IPv6 address becomes the IPv4 address |
 //! | `LOCAL` | accepted with the socket's own address; the rest of the header is skipped |
 //! | `UNKNOWN`, or an unspecified family or protocol | accepted with the socket's own address |
 //! | of UDP or Unix sockets | accepted with the socket's own address |
 //! | a wrong checksum; malformed TLVs (the header's type-length-value fields) | refused |
-//! | version 1 with leading zeros, signs, other separators, more than 107 bytes | refused |
+//! | version 1 with leading zeros, signs, other separators, or more than 107 bytes | refused |
 //! | version 2 of more bytes than [`max_len`](ProxyProtocol::max_len) | refused |
 //! | anything else | refused |
 //!

@@ -7,7 +7,7 @@ use super::error::ProxyHeaderError as Error;
 /// The number of bytes of a TLV's type and length.
 pub(super) const HEAD: usize = 3;
 
-/// Splits bytes into TLVs. Fails if a part of a TLV is left over.
+/// Splits bytes into TLVs. Fails if the last TLV is incomplete.
 pub(super) fn split(block: &Bytes) -> Result<Vec<(u8, Bytes)>, Error> {
     let mut rest = block.clone();
     let mut tlvs = Vec::new();

@@ -35,8 +35,8 @@ impl Ssl {
         }
     }
 
-    /// Adds the fact that the client presented a certificate with this common name, and that it was
-    /// verified.
+    /// Adds the fact that the client presented a certificate with this common name, and that the
+    /// certificate was verified.
     #[must_use]
     pub fn with_certificate_verified(mut self, common_name: impl Into<String>) -> Self {
         self.client |= CLIENT_CERT_CONN | CLIENT_CERT_SESS;
@@ -147,8 +147,8 @@ impl Ssl {
         })
     }
 
-    /// Returns the value of the TLV that contains these facts. It is invalid if a fact is longer
-    /// than 65,535 bytes, because a length field has 16 bits.
+    /// Returns the value of the TLV that contains these facts. The value is invalid if a fact is
+    /// longer than 65,535 bytes, because a length field has 16 bits.
     pub(super) fn encode(&self) -> Bytes {
         let mut value = BytesMut::new();
         value.put_u8(self.client);

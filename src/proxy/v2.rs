@@ -27,7 +27,7 @@ static CRC_32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// byte of the fixed part is checked as soon as it has arrived.
 pub(super) fn parse(bytes: &[u8], max_len: usize) -> Result<Parsed, Error> {
     let command = match bytes.get(12).map(|byte| (byte >> 4, byte & 0xf)) {
-        None => Command::Proxy, // It has not arrived.
+        None => Command::Proxy, // The byte has not arrived yet.
         Some((2, 0)) => Command::Local,
         Some((2, 1)) => Command::Proxy,
         Some((2, _)) => return Err(Error::Command),
@@ -60,8 +60,8 @@ pub(super) fn parse(bytes: &[u8], max_len: usize) -> Result<Parsed, Error> {
 enum Form {
     /// Addresses of this family, and TLVs.
     Of(Family),
-    /// Bytes to skip. A `LOCAL` header has such bytes. So has a header in which only one of family
-    /// and protocol is specified, because then the length of the addresses is unknown.
+    /// Bytes to skip. A `LOCAL` header has such bytes. So does a header that specifies only the
+    /// family or only the protocol, because then the length of the addresses is unknown.
     Opaque,
 }
 
@@ -152,7 +152,7 @@ fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Addres
 }
 
 /// Returns the address of a path that ends with a zero byte or fills the field. An abstract name
-/// begins with a zero byte, so the result then has no path.
+/// begins with a zero byte, so its address has no path.
 fn unix(room: &[u8]) -> Address {
     let path = room.split(|byte| *byte == 0).next().unwrap_or_default();
     let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)).into());

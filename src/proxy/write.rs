@@ -131,8 +131,8 @@ fn v6(addr: SocketAddr) -> Ipv6Addr {
     }
 }
 
-/// Writes an IPv4-mapped address in hexadecimal only, because the specification mentions no other
-/// form.
+/// Formats an IPv6 address. An IPv4-mapped address is written in hexadecimal only, because the
+/// specification mentions no other form.
 fn hex(ip: Ipv6Addr) -> String {
     match ip.segments() {
         [0, 0, 0, 0, 0, 0xffff, a, b] => format!("::ffff:{a:x}:{b:x}"),
