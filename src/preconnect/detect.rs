@@ -1,7 +1,7 @@
 /// The verdict of a protocol detector on a connection's first bytes.
 ///
 /// A detector gets all bytes received so far, which may end anywhere. More bytes must not change a
-/// `Yes` or `No`. Otherwise the verdict would depend on the way the network splits the bytes.
+/// `Yes` or `No`. Otherwise the verdict would depend on how the network splits the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Detection<F> {
     /// The bytes belong to this protocol. The value becomes a fact of the connection.
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_none_of_them_is_known_at_the_first_byte_that_is_not() {
+    fn no_protocol_is_detected_at_the_first_byte_that_matches_none() {
         let table: [&[u8]; 11] = [
             b"\x16\x02",
             b"\x15",

@@ -9,7 +9,7 @@
 //! Hooks run in the connection's own task, never in the accept loop. [`PreConnectLayer`] sets one
 //! deadline for all of them, and a budget: the number of connections that may be in their hooks at
 //! the same time. If a hook fails with a [`ConnectionEnded`], the connection ends with the reason
-//! in it. After any other error it ends with [`EndReason::Rejected`].
+//! in that error. After any other error it ends with [`EndReason::Rejected`].
 //!
 //! ```
 //! use tower::{ServiceBuilder, service_fn};
@@ -77,8 +77,8 @@ pub use when::When;
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
 
-/// The error for a connection that was evicted because too many connections were in their hooks,
-/// and it was the oldest.
+/// The error for a connection that was evicted. Too many connections were in their hooks, and this
+/// one was the oldest.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pushed out of pre-connect by newer connections")]
 pub struct PreConnectEvicted;
@@ -105,8 +105,8 @@ impl<H> PreConnectLayer<H> {
     /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
     /// and silent peers stay until the budget evicts them.
     ///
-    /// Default: 10 s. Why: several round trips on the slowest networks. When reached: the
-    /// connection is dropped with [`EndReason::PreConnectTimeout`].
+    /// Default: 10 s. Why: enough for several round trips on the slowest networks. When reached:
+    /// the connection is dropped with [`EndReason::PreConnectTimeout`].
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.times.deadline = deadline.into();
@@ -225,7 +225,8 @@ where
     Ok((inner, conn))
 }
 
-/// Converts an error of a hook. The reason is `Rejected`, unless the error contains another one.
+/// Converts an error of a hook. The reason is `Rejected`, unless the error already contains a
+/// [`ConnectionEnded`].
 fn rejected(err: impl Into<BoxError>) -> BoxError {
     let err = err.into();
     if find_cause::<ConnectionEnded>(&*err).is_some() {
@@ -257,8 +258,9 @@ async fn within<T>(
 
 /// The future of [`PreConnect`].
 ///
-/// The hooks' future is boxed, because its type would name all hooks. It is dropped as soon as the
-/// hooks are done, because a handshake takes several times the memory of an idle connection.
+/// The hooks' future is boxed, because its type would otherwise contain the types of all hooks. It
+/// is dropped as soon as the hooks are done, because a handshake takes several times the memory of
+/// an idle connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct PreConnectFuture<F>(#[pin] PreConnectState<F>);

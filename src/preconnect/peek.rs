@@ -19,7 +19,7 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
 /// The error for a connection whose first bytes match no protocol of its [`Peek`], or are not
-/// enough to tell.
+/// enough for a verdict.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;
@@ -31,8 +31,8 @@ pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection to the service without a fact. This includes a peer that waits for the
-    /// server to send first.
+    /// Passes the connection to the service without a fact. This also applies to a peer that waits
+    /// for the server to send first.
     Pass,
 }
 
@@ -207,8 +207,8 @@ fn ended_by(err: io::Error) -> ConnectionEnded {
     ConnectionEnded::new(reason, err)
 }
 
-/// Reads until the detector decides. The inner result is an error if the protocol is unknown; the
-/// error is the end of a connection that is then refused.
+/// Reads until the detector decides. If the protocol is unknown, the inner result is an error: the
+/// end of the connection if the hook refuses unknown protocols.
 async fn find<Io: AsyncRead + Unpin, F>(
     io: &mut Io,
     first: &mut BytesMut,

@@ -37,7 +37,7 @@ impl Pending {
         }))
     }
 
-    /// Admits a connection. If the budget is used up, evicts the oldest one.
+    /// Admits a connection. If the budget is used up, evicts the oldest connection.
     pub(super) fn enter(&self) -> Ticket {
         let claim = Arc::new(Claim::default());
         let mut queue = self.0.lock();
@@ -68,7 +68,7 @@ impl Budget {
     }
 }
 
-/// The place of one connection in the budget. Dropping the ticket frees the place.
+/// The slot of one connection in the budget. Dropping the ticket frees the slot.
 #[derive(Debug)]
 pub(super) struct Ticket {
     number: u64,
