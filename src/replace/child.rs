@@ -1,4 +1,4 @@
-//! The new process, until this process leaves the sockets to it.
+//! The new process, until this process has handed the sockets over to it.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,7 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts a process with these sockets.
+    /// Starts a process that inherits these sockets.
     pub(super) async fn start(
         command: Command,
         sockets: &[ListeningSocket],
@@ -43,7 +43,8 @@ impl Child {
         let (lines, reply) = tokio::net::UnixStream::from_std(ours)?.into_split();
         handover::hand_on(&mut command, sockets, theirs)?;
         // A fork copies the page tables of this process, so it may block. The closure owns the
-        // command, which owns copies of the descriptors, so that they are closed when it ends.
+        // command, which owns copies of the descriptors, so the copies are closed when the closure
+        // ends.
         let started = spawn_blocking(move || {
             let started = process::Command::from(command).spawn();
             started.map(|child| Process(Some(child)))
@@ -65,7 +66,7 @@ impl Child {
                 ended = self.process.ended() => return Err(ended),
             };
             match line.map(|line| line.as_deref().map(Said::parse)) {
-                // Only if the stream is writable, because `go` does not wait.
+                // The stream must be writable, because `go` does not wait.
                 Ok(Some(Some(Said::Ready(places)))) if self.reply.writable().await.is_ok() => {
                     return Ok(places);
                 }
@@ -77,8 +78,8 @@ impl Child {
         }
     }
 
-    /// Returns the endpoints that the process does not serve. Returns `None` if it serves none yet,
-    /// or all.
+    /// Returns the endpoints that the process does not serve. Returns `None` if it serves none of
+    /// them yet, or all.
     pub(super) fn waits_for(&self, sockets: &[ListeningSocket]) -> Option<String> {
         let sockets = sockets.iter().enumerate();
         let mut endpoints: Vec<_> = sockets

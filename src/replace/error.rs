@@ -29,13 +29,13 @@ pub enum ReplaceError {
         waits_for: Option<String>,
     },
 
-    /// A server of this process is shutting down, or has ended. The new process was killed, because
-    /// a shutdown should end the whole service.
+    /// A server of this process is shutting down, or has ended. The new process was not started, or
+    /// was killed, because a shutdown should end the whole service.
     #[error("the server is shutting down")]
     ShuttingDown,
 
-    /// Another replacement of this process is in progress, or this process is itself a new process
-    /// that is not ready yet.
+    /// Another replacement of this process is in progress, or this process itself replaces another
+    /// one and does not accept yet.
     #[error("the process is being replaced already")]
     InProgress,
 }

@@ -1,4 +1,4 @@
-//! Replaces this process by a new one, for example one of a new version, without losing a request.
+//! Replaces this process with a new one, for example of a new version, without losing a request.
 //!
 //! [`Replace`] starts the new process with the listening sockets of this process, and waits until
 //! the new process is ready. Then this process drains. If the new process does not become ready,
@@ -32,7 +32,8 @@
 //! This module needs the feature `handover`. [`signal::install`](crate::signal::install) does not
 //! handle SIGHUP, so the program can. Register the handler before [`serve`](crate::Server::serve),
 //! as here, because SIGHUP ends a process without a handler. `pkill -HUP NAME` also signals an old
-//! process that is still draining.
+//! process that is still draining. There, [`run`](Replace::run) fails with
+//! [`ReplaceError::ShuttingDown`], and the drain continues.
 //!
 //! # The new process
 //!
@@ -44,13 +45,15 @@
 //! before a socket is bound, and the mode of a Unix socket, are still those of the old program.
 //!
 //! The new process is ready once its servers have begun to serve all sockets of the old one. Bind
-//! new addresses before that. Until the new process is ready it accepts nothing, so no connection
-//! is lost if it has to be killed. Clients of a socket that it does not take would wait in vain. So
-//! as long as there is such a socket, the new process is not ready, and its time runs out. If the
+//! additional addresses before that. Until the new process is ready, it accepts nothing, so no
+//! connection is lost if it has to be killed. Clients of a socket that the new process does not
+//! take would wait in vain. So as long as there is such a socket, the new process is not ready, and
+//! the replacement fails when the time of [`ready_within`](Replace::ready_within) has passed. If a
 //! new version may listen on fewer addresses, let it call [`close_unused`].
 //!
 //! The sockets are passed by systemd's protocol (`LISTEN_FDS`), but without a `LISTEN_PID`. If the
-//! new process is started through a script, the script must `exec` the program.
+//! new process is started through a script, the script must `exec` the program, because the new
+//! process must be a child of the old one.
 //!
 //! # During the change
 //!
@@ -117,7 +120,7 @@ use child::Child;
 
 pub use error::ReplaceError;
 
-/// Replaces this process by a new one. See the [module docs](self).
+/// Replaces this process with a new one. See the [module docs](self).
 #[derive(Debug)]
 #[must_use = "nothing is replaced before `run`"]
 pub struct Replace {
@@ -155,7 +158,7 @@ impl Replace {
         self
     }
 
-    /// Sets how long the new process may take until it is ready.
+    /// Sets how long the new process may take to become ready.
     ///
     /// Default: 30 s. Why: this process serves meanwhile, so a slow start costs nothing, but a
     /// hanging start must be reported. When reached: the new process is killed, and
@@ -183,7 +186,7 @@ impl Replace {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future kills the new process, unless this one has begun to drain.
+    /// Dropping the future kills the new process, unless this process has begun to drain.
     pub async fn run(self) -> Result<u32, ReplaceError> {
         let replaced = self.try_run().await;
         match &replaced {
@@ -221,7 +224,8 @@ impl Replace {
         }
     }
 
-    /// Waits until the new process is ready, and then leaves the sockets to it.
+    /// Waits until the new process is ready, hands the sockets over to it, and begins to drain the
+    /// servers of this process.
     async fn change_over(
         &self,
         child: &mut Child,
@@ -264,7 +268,7 @@ impl Replace {
 ///
 /// Call this after the last bind, in a new version that may listen on fewer addresses than the old
 /// one. The old process serves the clients in the backlog of such a socket, as in a shutdown. In a
-/// process that replaces no other one, this does nothing.
+/// process that replaces no other process, this does nothing.
 pub fn close_unused() {
     handover::close_unused();
 }
@@ -289,7 +293,8 @@ impl Drop for Running {
     }
 }
 
-/// Returns a command that starts the file that is now at the path of this program.
+/// Returns a command that starts the file that is now at the path of this program, with the same
+/// arguments.
 fn same_command() -> io::Result<Command> {
     let mut args = env::args_os();
     let called = args
