@@ -1,8 +1,8 @@
-//! Tells systemd the state of a server, by the protocol of [`sd_notify(3)`].
+//! Tells systemd the state of a server, with the protocol of [`sd_notify(3)`].
 //!
 //! | message | sent | setting of the unit |
 //! | --- | --- | --- |
-//! | `READY=1` | the accept loop has taken its first turn | `Type=notify` or `notify-reload` |
+//! | `READY=1` | the accept loop has run once | `Type=notify` or `notify-reload` |
 //! | `STATUS=` | with `READY=1`, and when the phase changes; within 5 s of any other change of the line of [`Health`] | none; shown by `systemctl status` |
 //! | `WATCHDOG=1` | twice in the unit's watchdog time, while the accept loop runs | `WatchdogSec=` |
 //! | `RELOADING=1` and `MONOTONIC_USEC=`, then `READY=1` | around a [`reload`] | `Type=notify-reload` |
@@ -62,9 +62,9 @@ use tokio::time::sleep;
 use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
-/// The shortest time between two messages that differ only in their figures. It saves work for
-/// systemd, which handles the messages of all services in one process.
-const FIGURES: Duration = Duration::from_secs(5);
+/// The shortest time between two status messages that differ only in their numbers. The limit saves
+/// work for systemd, which handles the messages of all services in one process.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the
 /// runtime.
@@ -86,13 +86,13 @@ pub fn install(handle: &Handle) {
     let handle = handle.clone();
     tokio::spawn(async move {
         if handle.heartbeat().await {
-            let mut told = Told::new(handle.clone());
-            tokio::join!(told.follow(), feed_watchdog(&handle));
+            let mut notifier = Notifier::new(handle.clone());
+            tokio::join!(notifier.follow(), feed_watchdog(&handle));
         }
     });
 }
 
-/// Runs `work`, and tells systemd that the program reloads its configuration meanwhile. When `work`
+/// Runs `work`, and tells systemd that the program is reloading its configuration. When `work`
 /// completes or is dropped, tells systemd that the program is ready again.
 ///
 /// systemd has no message for a failed reload. If `work` returns an error, the caller must report
@@ -111,8 +111,8 @@ struct Reloading;
 
 impl Reloading {
     fn begin() -> Self {
-        // If the time is not available, the message is sent without it. systemd then ignores it for
-        // `Type=notify-reload`, but not for `Type=notify`.
+        // If the time is not available, the message is sent without it. systemd ignores such a
+        // message for `Type=notify-reload`, but not for `Type=notify`.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => send(&[NotifyState::Reloading, now]),
             Err(_no_clock) => send(&[NotifyState::Reloading]),
@@ -127,15 +127,15 @@ impl Drop for Reloading {
     }
 }
 
-/// The state of a server that systemd was last told.
-struct Told {
+/// Tells systemd the state of a server. Contains the state that was sent last.
+struct Notifier {
     handle: Handle,
     is_ready: bool,
     is_stopping: bool,
     status: String,
 }
 
-impl Told {
+impl Notifier {
     fn new(handle: Handle) -> Self {
         Self {
             handle,
@@ -147,7 +147,7 @@ impl Told {
 
     /// Sends the changes since the last call. If a message cannot be sent, the next call sends it
     /// again.
-    fn tell(&mut self) {
+    fn send_changes(&mut self) {
         let is_stopping = self.handle.0.is_shutting_down();
         let status = Health::of(&self.handle).to_string();
         let mut news = Vec::new();
@@ -167,31 +167,31 @@ impl Told {
         }
     }
 
-    /// Tells systemd that the server is ready, and then each change of its state, until it has
-    /// ended.
+    /// Tells systemd that the server is ready, and then each change of its state, until the server
+    /// has ended.
     async fn follow(&mut self) {
         let handle = self.handle.clone();
         let now = || (handle.phase(), handle.0.is_shutting_down());
         loop {
             let state = now();
-            self.tell();
+            self.send_changes();
             if state.0 == ServerPhase::Ended {
                 return;
             }
             let changed = handle.0.advanced_until(|| (now() != state).then_some(()));
             tokio::select! {
                 () = changed => {}
-                () = sleep(FIGURES) => {}
+                () = sleep(STATUS_INTERVAL) => {}
             }
         }
     }
 }
 
-impl Drop for Told {
-    /// Tells systemd of a shutdown if the runtime ends before the task has noticed it.
+impl Drop for Notifier {
+    /// Tells systemd of a shutdown if the runtime ends before the task has noticed the shutdown.
     fn drop(&mut self) {
         if self.handle.0.is_shutting_down() && !self.is_stopping {
-            self.tell();
+            self.send_changes();
         }
     }
 }
