@@ -12,7 +12,7 @@ use crate::connection::Connection;
 use crate::error::BoxError;
 use crate::handle::Handle;
 
-/// The maximum time for one answer. HAProxy reads it at once and closes.
+/// The maximum time for one answer. HAProxy reads the answer at once and closes.
 const TIME: Duration = Duration::from_secs(5);
 
 /// Answers HAProxy's [`agent-check`], as a connection service for an admin listener.
@@ -29,17 +29,18 @@ const TIME: Duration = Duration::from_secs(5);
 /// | paused, suspended | `up maint` | sends no connections, and pauses its other checks |
 /// | draining, ended | `stopped # draining`, `stopped # ended` | marks the server as down; open connections continue |
 ///
-/// Until a server drains, its answers begin with `up`, and only a ready server answers `ready`. So
-/// when a new process replaces an old one, its answers bring the server back, whatever the old
-/// process has answered. HAProxy keeps the last answer while the agent does not answer.
+/// Until a server drains, its answers begin with `up`, and the answer of a ready server also
+/// contains `ready`. So when a new process replaces an old one, its answers bring the server back,
+/// whatever the old process has answered. HAProxy keeps the last answer while the agent does not
+/// answer.
 ///
 /// ```text
 /// backend lines
 ///     server a 10.0.0.9:7000 check agent-check agent-port 7001 agent-inter 1s weight 100
 /// ```
 ///
-/// - **Use `check`, too.** To HAProxy, an agent that does not answer is not a failure. Only `check`
-///   notices that a machine is gone.
+/// - **Use `check`, too.** HAProxy does not count a missing answer of an agent as a failure. Only
+///   `check` notices that a machine is gone.
 /// - **Drains by an operator.** The answer `ready` also ends the state `DRAIN` or `MAINT` that an
 ///   operator has set on HAProxy's command line. To keep such a state, first enter `disable agent
 ///   lines/a` there.
@@ -62,11 +63,11 @@ impl AgentCheck {
     }
 
     /// Adds the [free part of the limit](Health::free_percent) in percent to the answer of a ready
-    /// server, as in `up ready 75%`. HAProxy multiplies the server's weight by it.
+    /// server, as in `up ready 75%`. HAProxy multiplies the server's weight by this percentage.
     ///
     /// Default: off. Why: HAProxy's default weight is 1, and any percentage below 100 of it is
-    /// rounded down to 0, so the first connection would take the server out of rotation. Set
-    /// `weight 100` in HAProxy's `server` line before you turn this on.
+    /// rounded down to 0. So the server would be out of rotation as soon as 1 % of its limit is in
+    /// use. Set `weight 100` in HAProxy's `server` line before you turn this on.
     #[must_use]
     pub fn weight_by_load(mut self) -> Self {
         self.weighs = true;

@@ -13,8 +13,8 @@ use crate::handle::Handle;
 ///
 /// | path | `200` | `503` |
 /// | --- | --- | --- |
-/// | `/ready` | the server is [ready](super::Readiness::Ready) | it is at its limit, paused, suspended, lame duck, draining or ended |
-/// | `/live` | the accept loop runs ([`is_live`]) | it is stuck, or the server has ended |
+/// | `/ready` | the server is [ready](super::Readiness::Ready) | it is at its limit, paused, suspended, in its lame-duck phase, draining or ended |
+/// | `/live` | the accept loop runs ([`is_live`]) | it is stuck or has not started yet, or the server has ended |
 ///
 /// The body is one line, the `Display` output of [`Health`], such as `lame_duck: phase lame_duck,
 /// 12 connections, limit 10000 with 12 in use`.

@@ -12,7 +12,7 @@
 //! would wait in the backlog while the server is paused or at its limit, and would be refused
 //! during a drain. The admin listener belongs to another server, with its own limit and shutdown,
 //! so it answers until the main server has ended. The page [`balancers`](crate::balancers) shows
-//! which check notices which state.
+//! which check detects which state.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -40,9 +40,9 @@
 //!
 //! *Ready* means that a new connection would be accepted now, and that the server will not shut
 //! down soon. Balancers should send no new connections to a server that is not ready. [`Readiness`]
-//! lists the reasons. A lack of file descriptors is not one of them, because a server notices it
-//! only when a client connects, so without new connections it could not notice the end of the lack
-//! either. Watch for the event `accept.stalled` instead.
+//! lists the reasons. A lack of file descriptors is not one of them. A server notices such a lack,
+//! and its end, only when a client connects. If the server then counted as not ready, it would get
+//! no new connections, and could not notice the end. Watch for the event `accept.stalled` instead.
 //!
 //! *Live* means that the accept loop runs and is not blocked ([`Handle::heartbeat`]). Restart a
 //! process that is not live. A server that is paused, at its limit or draining is live: a restart

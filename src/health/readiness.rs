@@ -2,8 +2,8 @@ use std::fmt;
 
 use crate::handle::{Handle, ServerPhase};
 
-/// The readiness of a server for new connections. Each variant but `Ready` is a reason why it is
-/// not ready. Returned by [`Health::readiness`].
+/// The readiness of a server for new connections. Each variant except `Ready` is a reason why the
+/// server is not ready. Returned by [`Health::readiness`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Readiness {
