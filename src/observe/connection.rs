@@ -16,8 +16,9 @@ use crate::end::{End, EndReason, Initiator};
 
 /// Puts each connection in a span and emits its closing event. See the [module docs](super).
 ///
-/// Put the layer around all layers and services whose events belong in the span. It emits the
-/// closing event exactly once for each connection that reaches it, whatever the other layers do.
+/// Put the layer around all layers and services whose events belong in the span. The layer emits
+/// the closing event exactly once for each connection that reaches it, whatever the other layers
+/// do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectionTraceLayer;
 
@@ -106,7 +107,7 @@ fn span(info: &ConnectionInfo) -> Span {
 }
 
 /// Records the client's address in the current span, if a hook has set the address. The current
-/// span must be the connection's.
+/// span must be that of the connection.
 pub(crate) fn record_client(origin: &Origin) {
     let Some(client_addr) = origin.vouched_client_addr() else {
         return;

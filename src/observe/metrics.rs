@@ -57,18 +57,18 @@ metrics! {
 }
 
 /// An attribute's key and value.
-type Words = (&'static str, &'static str);
+type Attribute = (&'static str, &'static str);
 
-/// Returns the labels of a metric: `server.name`, if the server has a name, and `words`.
-fn labels<const N: usize>(server: Option<&Arc<str>>, words: [Words; N]) -> Vec<Label> {
+/// Returns the labels of a metric: `server.name`, if the server has a name, and `attributes`.
+fn labels<const N: usize>(server: Option<&Arc<str>>, attributes: [Attribute; N]) -> Vec<Label> {
     let server =
         server.map(|name| Label::new("server.name", SharedString::from_shared(Arc::clone(name))));
-    let words = words.map(|(key, value)| Label::from_static_parts(key, value));
-    server.into_iter().chain(words).collect()
+    let attributes = attributes.map(|(key, value)| Label::from_static_parts(key, value));
+    server.into_iter().chain(attributes).collect()
 }
 
-/// The instruments of a server. Each is looked up in the recorder once, on first use, not for each
-/// connection.
+/// The metrics of a server. The instruments that every connection uses are looked up in the
+/// recorder once, on first use, not for each connection.
 pub(crate) struct Meter {
     server: Option<Arc<str>>,
     connections: OnceLock<Connections>,
@@ -80,7 +80,7 @@ struct Connections {
     duration: Histogram,
 }
 
-/// The counters for connections that end with one reason.
+/// The counters for connections that end with the same reason.
 struct Ended {
     ended: Counter,
     rejected: Option<Counter>,
@@ -95,8 +95,8 @@ impl Meter {
         }
     }
 
-    fn labels<const N: usize>(&self, words: [Words; N]) -> Vec<Label> {
-        labels(self.server.as_ref(), words)
+    fn labels<const N: usize>(&self, attributes: [Attribute; N]) -> Vec<Label> {
+        labels(self.server.as_ref(), attributes)
     }
 
     fn connections(&self) -> &Connections {
@@ -212,8 +212,9 @@ fn as_f64(n: usize) -> f64 {
 /// Measures requests: the number in progress, and the time of each.
 ///
 /// Install the recorder before you create the layer, because the layer uses the recorder that is
-/// then installed. A request costs two clock reads, two updates of a gauge and one histogram entry,
-/// so add the layer only around services that you want to measure. Clones share their instruments.
+/// installed at that time. A request costs two clock reads, two updates of a gauge and one
+/// histogram entry, so add the layer only around services that you want to measure. Clones share
+/// their instruments.
 ///
 /// ```
 /// use bytes::Bytes;

@@ -68,21 +68,22 @@
 //! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client of another version |
 //! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if they are unwelcome |
 //! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request. Connections that `address_filter` denies are not recorded |
-//! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: not completed in time) | slow: too few processors; failing: certificates, old clients |
-//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), add memory |
+//! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: dropped before it completed, usually at its deadline) | slow: too few processors; failing: certificates, old clients |
+//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), or add memory |
 //! | `tower_tcp.requests.active` | gauge, requests | as given to the layer | rising without end: the service waits for an event that never happens |
 //! | `tower_tcp.request.duration` | histogram, seconds | as given to the layer; `error.type` (`service_error`; `canceled`: the call was dropped or panicked) | slower than before: check the service and its backends |
 //! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many in `pre_connect`: slow clients, or a flood |
 //! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | `active_connections` close to the limit: raise the limit, or add servers. Not set without a limit |
 //! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | high for long: the server is at its limit, paused, or stalled. Only for TCP on Linux |
 //! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | close to the network's capacity: add capacity, or shrink replies |
-//! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: plan for it |
+//! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: use it for capacity planning |
 //! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: the remaining connections will be aborted at the deadline |
 //!
-//! The first six are recorded as connections begin and end. A `RequestMetricsLayer` around a
-//! service records `requests.active` and `request.duration`. The rest are recorded when the program
-//! calls `Handle::collect_metrics`, which reads them from the server's table of connections. Call
-//! it before each scrape, or every few seconds.
+//! The first six are recorded when a connection begins or ends, a handshake ends, or an accept
+//! fails. A `RequestMetricsLayer` around a service records `requests.active` and
+//! `request.duration`. The rest are recorded when the program calls `Handle::collect_metrics`,
+//! which reads them from the server's table of connections. Call it before each scrape, or every
+//! few seconds.
 //!
 //! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name); without a
 //! name there is no such attribute. If a process has several servers, each needs a name, or their

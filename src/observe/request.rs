@@ -12,8 +12,8 @@ use tracing::instrument::{Instrument, Instrumented};
 
 /// Creates the span of a request. Implemented for every `Fn(&Request) -> Span`.
 pub trait MakeSpan<R> {
-    /// Creates the span. Within the connection's span, that span is the current one and becomes the
-    /// parent.
+    /// Creates the span. If the connection has a span, that span is current during the call, and
+    /// becomes the parent of the new span.
     fn make_span(&self, request: &R) -> Span;
 }
 
