@@ -1,7 +1,7 @@
 //! Closes a connection in good order: flush, shut down writing, linger, close.
 //!
 //! If a socket is closed while input is unread or still on its way, the system sends a *reset*. The
-//! reset can destroy data that was written before but that the peer has not read. In a test, only
+//! reset can destroy data that was already written but not yet read by the peer. In a test, only
 //! 49,152 bytes of a reply of 1,000,000 bytes arrived. So an orderly close first shuts down
 //! writing, which under TLS sends `close_notify`. Then it reads and discards input until the peer
 //! has closed as well, or until the peer has acknowledged everything and the [time to
@@ -47,16 +47,17 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// Sets how long the peer may take none of the remaining output. The time applies while the
-    /// connection flushes and shuts down writing, and then until the peer has acknowledged all
-    /// output.
+    /// Sets how long the remaining output may be pending without the peer taking a byte of it. The
+    /// time applies while the connection flushes and shuts down writing, and then until the peer
+    /// has acknowledged all output.
     ///
     /// Only Linux reports acknowledgements, and only for sockets of this crate's listeners.
     /// Elsewhere this time limits flushing and shutting down as a whole.
     ///
-    /// Default: 30 s, the same as [`Deadlines::write`](crate::deadline::Deadlines::write), which
-    /// does not change this time. Why: a peer that does not read must not keep its connection open.
-    /// When reached: the connection ends with [`WriteTimeout`](EndReason::WriteTimeout).
+    /// Default: 30 s, as for [`Deadlines::write`](crate::deadline::Deadlines::write). A change of
+    /// that deadline does not change this one. Why: a peer that does not read must not keep its
+    /// connection open. When reached: the connection ends with
+    /// [`WriteTimeout`](EndReason::WriteTimeout).
     #[must_use]
     pub fn write(mut self, time: Duration) -> Self {
         self.write = time;
@@ -75,9 +76,9 @@ impl Linger {
 
     /// Sets the number of bytes to read and discard while waiting for the peer to close.
     ///
-    /// Default: 256 KiB. Why: as much fits in a socket's buffer on most systems, and a peer that
-    /// sends more does not react to the close. When reached: no more is read, and the socket is
-    /// closed once the peer has acknowledged all output.
+    /// Default: 256 KiB. Why: on most systems that much fits into a socket's buffer, and a peer
+    /// that sends more does not react to the close. When reached: no more is read, and the socket
+    /// is closed once the peer has acknowledged all output.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;
@@ -96,8 +97,8 @@ impl Linger {
         self
     }
 
-    /// Takes the minimum rate from the stack's deadlines. It replaces the rate of earlier
-    /// deadlines.
+    /// Sets the minimum rate of the stack's deadlines. It applies if [`min_rate`](Self::min_rate)
+    /// is not set.
     pub(crate) fn with_deadlines(mut self, deadlines: &Deadlines) -> Self {
         self.min_rate_of_deadlines = deadlines.min_rate;
         self
@@ -138,7 +139,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
     let mut step = Step::ShutDown(if at_eof { 0 } else { linger.bytes });
-    // Allocated at the first wait, because most peers close before that.
+    // Allocated only when the close must wait, because most peers close before that.
     let mut wait: Option<Box<Wait>> = None;
     std::future::poll_fn(move |cx| {
         loop {
@@ -219,7 +220,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The shortest time between two checks of the peer's progress.
+/// The time of the first [`Step::Look`]. Each further one takes twice as long, up to
+/// [`Linger::write`] divided by [`LOOKS`].
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.
@@ -229,17 +231,18 @@ enum Step {
     /// Read and discard up to this many bytes of input, so that none is unread when the socket is
     /// closed.
     Discard(usize),
-    /// Check after this time whether the peer has taken all output. It has finished sending, or
-    /// ignores the close. If the socket were closed now, the rest of the output would be lost, or
-    /// left to the system.
+    /// Check after this time whether the peer has taken all output. The peer has finished sending,
+    /// or ignores the close. If the socket were closed now, the rest of the output would be lost,
+    /// or left to the system.
     Look(Duration),
 }
 
-/// The state of a wait for the peer: its progress in taking the output, as far as the system
-/// reports it, and the time of the next check.
+/// The state of a wait for the peer: how much of the output the peer has taken, as far as the
+/// system reports it, and the time of the next check.
 struct Wait {
     sent: Option<Sent>,
-    /// The last time at which the peer was known to take something.
+    /// The time from which the limit counts: the last time at which the peer is known to have taken
+    /// output, or else the time at which the wait began or writing was shut down.
     since: Instant,
     clock: Timer,
     pace: Pace,
@@ -283,7 +286,7 @@ fn poll_read_on<Io: AsyncRead + Unpin>(
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     while *left > 0 {
-        // The buffer is on the stack, so that a lingering connection holds none.
+        // The buffer is on the stack, so that a lingering connection does not hold one.
         let mut block = [MaybeUninit::uninit(); 4096];
         let room = block.len().min(*left);
         let mut buf = ReadBuf::uninit(&mut block[..room]);

@@ -1,5 +1,5 @@
-//! The errors that several modules share: the boxed error at service boundaries, and the server's
-//! own.
+//! The errors that several modules share: the boxed error at service boundaries, the error of a
+//! server, and the error of a caught panic.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -16,7 +16,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 mod sealed {
     use super::BoxError;
 
-    /// An error that converts into a [`BoxError`].
+    /// An error type that converts into a [`BoxError`].
     ///
     /// The trait is an alias of the bound `Into<BoxError>`, so that the compiler's message can name
     /// the trait to implement.
@@ -105,7 +105,7 @@ impl Panicked {
     #[cold]
     #[expect(
         clippy::mem_forget,
-        reason = "a payload that panics as it is dropped is lost, whatever is done with it"
+        reason = "a payload whose drop panics can only be leaked"
     )]
     fn new(payload: Box<dyn Any + Send>) -> Self {
         let message = payload

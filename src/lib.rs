@@ -62,7 +62,7 @@
     )
 )]
 
-// In the order of a connection's path. A module names only modules above it.
+// The modules follow a connection's path. A module names only modules above it.
 pub mod error;
 
 mod end;

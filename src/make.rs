@@ -1,4 +1,5 @@
-//! The source of a connection's service: clones of one service, or a service made for it.
+//! The source of a connection's service: either one service, which is cloned for each request, or a
+//! make-service, which makes a service for each connection.
 //!
 //! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a type parameter. Their
 //! builders create the value. A program names these types only to write out the type of a pipeline.
@@ -33,8 +34,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the maker without the type of messages, because only the argument of the
-    /// make-service depends on that type.
+    /// Returns the inner maker, whose type does not name `M`. Only the argument of the make-service
+    /// depends on `M`.
     pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
         &self.0
     }
@@ -65,8 +66,8 @@ mod sealed {
     /// Resolves to `T` if the compiler can resolve `Self`.
     ///
     /// Builders name their result through this trait, to keep compiler errors short. If a builder
-    /// rejects a service, the compiler cannot resolve the service's future, nor the result. So it
-    /// does not report a second error where the result is used.
+    /// rejects a service, the compiler can resolve neither the service's future nor the result. So
+    /// it does not report a second error where the result is used.
     pub trait Known<T> {
         type Type;
     }
@@ -100,7 +101,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<S: Clone> CloneForConnection for S {}
 
-    /// A service that serves the requests of all connections. It converts into `Maker`.
+    /// A service that serves the requests of all connections. It converts into `Self::Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service of what the codec decodes, `{R}`",
         label = "not a `Service<{R}>`",
@@ -124,7 +125,7 @@ mod sealed {
         }
     }
 
-    /// A service that makes the service of each connection. It converts into `Maker`.
+    /// A service that makes the service of each connection. It converts into `Self::Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services, of `{Target}`",
         label = "not a `Service<{Target}>`",

@@ -1,4 +1,5 @@
-//! The signals that reach a connection from outside: drain, close, abort.
+//! The signals that other tasks send to a connection (drain, close, abort), and the report of a
+//! shutdown.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::coop::has_budget_remaining;
 
-/// A signal to one connection, weakest first. Each is raised once and stays raised.
+/// A signal to one connection. The variants begin with the weakest. A raised signal stays raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Signal {
@@ -18,7 +19,8 @@ pub(crate) enum Signal {
     Drain = 1,
     /// Write pending output, then close. Raised by `Peer::close`, for example.
     Close = 2,
-    /// Drop the connection's future at once.
+    /// Drop the connection's future at once. Raised by `Peer::abort` and at the shutdown deadline,
+    /// for example.
     Abort = 4,
 }
 
@@ -33,7 +35,7 @@ pub(crate) struct Signals {
     wakers: Mutex<Wakers>,
 }
 
-/// The wakers of one connection. Waking one does not remove it, because each is set once, not
+/// The wakers of one connection. A waker stays after it was woken, because each is set once, not
 /// before every wait.
 #[derive(Debug, Default)]
 struct Wakers {
@@ -67,7 +69,7 @@ impl Signals {
                 self.wake(|wakers| wakers.task.clone());
             }
             self.wake_engine();
-            self.tell_users();
+            self.wake_users();
         }
         new
     }
@@ -93,7 +95,7 @@ impl Signals {
     }
 
     /// Wakes the user's futures, so that each checks its condition again.
-    pub(crate) fn tell_users(&self) {
+    pub(crate) fn wake_users(&self) {
         let users = self.lock().users.clone();
         if let Some(users) = users {
             users.notify_waiters();
@@ -104,12 +106,12 @@ impl Signals {
     pub(crate) async fn users_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
         let users = Arc::clone(self.lock().users.get_or_insert_default());
         loop {
-            let mut told = std::pin::pin!(users.notified());
-            told.as_mut().enable();
+            let mut notified = std::pin::pin!(users.notified());
+            notified.as_mut().enable();
             if let Some(found) = look() {
                 return found;
             }
-            told.await;
+            notified.await;
         }
     }
 
@@ -128,8 +130,9 @@ impl Signals {
 }
 
 /// Completes if the `Pending` of the previous poll means that no more data has arrived. Once the
-/// task's budget is spent, tokio returns `Pending` for every poll, so that `Pending` means nothing.
-/// Then this function wakes the task for another turn and returns `Pending`.
+/// task's budget is spent, tokio returns `Pending` from every poll, so `Pending` no longer has that
+/// meaning. In that case this function wakes the task, so that it polls again, and returns
+/// `Pending`.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());
@@ -138,10 +141,10 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-/// The result of a shutdown. It counts the connections that were open when the drain began or were
-/// accepted during it, by the way they ended.
+/// The result of a shutdown. It counts, by the way they ended, the connections that were open when
+/// the drain began or were accepted during it.
 ///
-/// Its `Display` output is `2 connections drained, 1 timed out, 0 cut off`.
+/// Its `Display` output looks like `2 connections drained, 1 timed out, 0 cut off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {

@@ -250,7 +250,7 @@ impl Life {
         if let Some((end, hooks)) = told {
             self.run_all(hooks, &end);
         }
-        self.signals.tell_users();
+        self.signals.wake_users();
     }
 
     /// Returns the provisional end of a connection that is still open.
@@ -292,7 +292,7 @@ impl Life {
         for hooks in hooks {
             self.run_all(hooks, &end);
         }
-        self.signals.tell_users();
+        self.signals.wake_users();
     }
 
     /// Waits until `moment` is reached, and returns the end as it is known then.
