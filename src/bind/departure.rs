@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::connection::Probe;
 
-/// Watches whether the peer of a socket disconnects, without reading its input.
+/// Watches whether the peer of a socket disconnects, without reading the peer's input.
 ///
 /// While input is unread, the runtime does not wake a reader when the peer disconnects. So this
 /// type registers a second descriptor of the socket, which keeps the socket open. The value exists

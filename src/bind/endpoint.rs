@@ -29,8 +29,8 @@ use thiserror::Error;
 /// The last three forms need the feature `handover`. They take sockets that systemd, or another
 /// supervisor, has passed with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`. A
 /// passed socket belongs to the first endpoint that takes it, so it can be bound only once in a
-/// process. These sockets keep the options that they have, and the paths of Unix sockets are not
-/// removed at the end. When the server drains, it leaves the clients in the backlog to the next
+/// process. These sockets keep the options that they have, and the server does not remove the paths
+/// of Unix sockets. When the server drains, it leaves the clients in the backlog to the next
 /// process that gets the sockets.
 ///
 /// In a process that [replaces](crate::replace) another one, each endpoint takes the sockets that
@@ -102,7 +102,8 @@ impl Endpoint {
     }
 
     /// Returns the name under which the endpoint's sockets are passed to another process. Returns
-    /// `None` for a listener that the program created, whose socket is passed under its address.
+    /// `None` for a listener that the program created, because its socket is passed under its
+    /// address.
     pub(super) fn name(&self) -> Option<Arc<str>> {
         match self.place {
             Target::Tcp(_) | Target::Unix(_) => None,
@@ -210,8 +211,8 @@ impl From<TcpListener> for Endpoint {
     }
 }
 
-/// Uses a socket that is already listening, such as one inherited from a supervisor. Its path is
-/// not removed at the end.
+/// Uses a socket that is already listening, such as one inherited from a supervisor. The server
+/// does not remove the socket's path.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         Self {
@@ -221,7 +222,8 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// Writes the endpoint as it was passed to the conversion.
+/// Writes the endpoint in the form in which it is parsed. For a converted listener, which has no
+/// such form, it writes a short description.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

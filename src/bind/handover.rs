@@ -3,8 +3,8 @@
 //! The old process passes its listening sockets as systemd does. After them it passes one more
 //! descriptor, a stream between the two processes. Environment variables describe each socket. When
 //! the new process is ready to accept, it writes `ready` to the stream, and it accepts only after
-//! the reply. So if the old process kills it because it was not ready in time, it has no
-//! connections yet.
+//! the reply. So if the old process kills the new one because it was not ready in time, the new one
+//! has no connections yet.
 
 use std::env;
 use std::ffi::OsString;
@@ -28,14 +28,15 @@ use super::options::SocketOptions;
 use super::passed::{self, PassedError};
 use super::unix::OwnPath;
 
-/// The process number of the old process. Children of the new process inherit the variable, too.
-/// They ignore it, because their parent has another number.
+/// The variable that contains the process ID of the old process. Children of the new process
+/// inherit the variable, too. They ignore it, because their parent has another ID.
 const REPLACES: &str = "TOWER_TCP_REPLACES";
-/// One variable for each socket. Its value is the number of the endpoint, whether a supervisor
-/// keeps the socket open (0 or 1), and the endpoint.
+/// The prefix of the variables that describe the passed sockets. The socket's index follows. The
+/// value is the number of the endpoint, then `1` if a supervisor keeps the socket open (else `0`),
+/// then the endpoint.
 const SOCKET: &str = "TOWER_TCP_SOCKET_";
-/// One variable for each Unix socket whose path is removed at the end. Its value is the file's
-/// device and inode number, and the path.
+/// The prefix of the variables for those Unix sockets whose paths the server removes. The socket's
+/// index follows. The value is the file's device number, its inode number, and the path.
 const PATH: &str = "TOWER_TCP_PATH_";
 
 /// The number of the first passed descriptor, as in systemd's protocol.
@@ -95,10 +96,10 @@ pub(crate) fn hand_on(
 /// A line from the new process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// The new process is ready to serve the sockets at these places, or has closed them.
+    /// The new process is ready to serve the sockets with these indexes, or has closed them.
     Has(Vec<usize>),
-    /// The new process is ready to serve the sockets at these places, and has closed the others. It
-    /// waits for the reply.
+    /// The new process is ready to serve the sockets with these indexes, and has closed the others.
+    /// It waits for the reply.
     Ready(Vec<usize>),
 }
 
@@ -128,7 +129,8 @@ impl Said {
 pub(crate) const GO: &[u8] = b"go\n";
 
 impl ListeningSocket {
-    /// Sets whether this process removes the path of its Unix socket at the end.
+    /// Sets whether this process removes the socket's path when it closes the socket. Does nothing
+    /// for a TCP socket.
     pub(crate) fn own_path(&self, owned: bool) {
         if let Some(path) = &self.0.path {
             path.own(owned);
@@ -143,14 +145,14 @@ struct Replacing {
     state: Mutex<State>,
     /// A counter that changes whenever the state does.
     changes: watch::Sender<u64>,
-    /// The servers of this process may accept, because the old process has replied to `ready`, or
-    /// the wait for its reply has ended otherwise.
+    /// The servers of this process may accept: the old process has replied to `ready`, or the wait
+    /// for its reply has ended in another way.
     over: AtomicBool,
 }
 
 struct State {
     sockets: Vec<HandedOn>,
-    /// The stream to the old process, until this one is ready.
+    /// The stream to the old process, until this process is ready.
     stream: Option<UnixStream>,
 }
 
@@ -230,8 +232,8 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
     };
     let mut state = replacing.lock();
     let is_waiting = |one: &HandedOn| matches!(one.stage, Stage::Waiting);
-    // Several servers of the old process may have listened on one address. Each call takes the
-    // sockets of one server.
+    // Several endpoints of the old process may have had the same text. Each call takes the sockets
+    // of one of them.
     let mut found = state.sockets.iter();
     let Some(first) = found.find(|one| one.endpoint == endpoint && is_waiting(one)) else {
         return Ok(None);
@@ -302,7 +304,7 @@ pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
 }
 
 impl State {
-    /// Tells the old process which sockets this one serves or has closed.
+    /// Tells the old process which sockets this process serves or has closed.
     fn has(&mut self, places: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
             // A failed write is ignored, because the old process uses this line only to describe a
@@ -321,7 +323,7 @@ impl State {
     }
 }
 
-/// Lets all servers of this process accept when it is dropped.
+/// When dropped, lets all servers of this process accept.
 struct Over<'a>(&'a Replacing);
 
 impl Drop for Over<'_> {
@@ -352,7 +354,8 @@ impl Replacing {
             let settled = self.lock().settled();
             if let Some(stream) = settled {
                 // If this server ends before the reply arrives, the other servers must not wait for
-                // it. The old process either kills this process or has already sent its reply.
+                // the reply. The old process either kills this process or has already sent its
+                // reply.
                 let _over = Over(self);
                 // If the stream ends without a reply, the old process has ended, and only this
                 // process can serve.
@@ -363,7 +366,7 @@ impl Replacing {
         }
     }
 
-    /// Reports to the old process that this one is ready, and waits for the reply.
+    /// Reports to the old process that this process is ready, and waits for the reply.
     async fn ready(&self, stream: UnixStream) -> io::Result<()> {
         let served: Vec<_> = {
             let state = self.lock();

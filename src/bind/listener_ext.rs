@@ -14,8 +14,8 @@ use crate::error::{Panicked, caught};
 /// connection will run. They must not block. Work that takes time, or may reject a connection,
 /// belongs in a [pre-connect hook](crate::preconnect).
 ///
-/// The new listener has the same addresses. Like the original listener, it reports a waiting
-/// connection before it accepts it.
+/// The new listener has the same addresses. If the original listener reports a waiting connection
+/// before accepting it, so does the new one.
 ///
 /// If a closure panics, only its connection ends. The accept fails with
 /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted), as if the peer had disconnected.

@@ -37,21 +37,21 @@ pub struct ListeningSocket(pub(super) Arc<Listening>);
 #[derive(Debug)]
 pub(crate) struct WeakSocket(Weak<Listening>);
 
-/// A listening socket, and the facts that its server needs.
+/// A listening socket, with the facts that the server needs about it.
 #[derive(Debug)]
 pub(super) struct Listening {
     // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
     pub(super) local: Address,
-    /// The endpoint's text, and its number in this process. By the number, the sockets of one
-    /// endpoint stay together when they are passed to another process.
+    /// The endpoint's text, and its number in this process. The number keeps the sockets of one
+    /// endpoint together when they are passed to another process.
     pub(super) endpoint: (Arc<str>, usize),
     /// A supervisor keeps the socket open, so another process accepts the clients in the backlog.
     pub(super) kept: bool,
-    /// Another process now accepts from the socket, so this one does not.
+    /// Another process now accepts from the socket, so this process does not.
     pub(super) left: AtomicBool,
-    /// The socket's place among those that the replaced process passed, if it is one of them.
+    /// The socket's index among those that the replaced process passed, if it is one of them.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
     pub(super) handed_on: Option<usize>,
 }
@@ -66,7 +66,7 @@ pub(super) struct Opened {
     pub(super) prepared: bool,
     /// A supervisor keeps the socket open.
     pub(super) kept: bool,
-    /// The socket's place among those that the replaced process passed, if it is one of them.
+    /// The socket's index among those that the replaced process passed, if it is one of them.
     pub(super) handed_on: Option<usize>,
 }
 

@@ -48,8 +48,8 @@ pub use tokio_listeners::IntoListener;
 /// A source of connections.
 ///
 /// For each connection the accept loop calls [`poll_readable`](Self::poll_readable), then waits
-/// until the connection stack is ready, and then calls [`poll_accept`](Self::poll_accept). So it
-/// takes a permit of a shared limit only when a connection is waiting.
+/// until the connection stack is ready, and then calls [`poll_accept_if`](Self::poll_accept_if). So
+/// the stack takes a permit of a shared limit only when a connection is waiting.
 pub trait Listener: Send + 'static {
     /// The stream of a connection.
     type Io: Send + 'static;
@@ -58,7 +58,7 @@ pub trait Listener: Send + 'static {
     ///
     /// The default implementation always completes at once. It is for listeners that notice a
     /// connection only by accepting it. With such a listener, the stack becomes ready before a
-    /// connection is waiting, and holds its permits until one arrives.
+    /// connection is waiting, and its layers hold their permits until a connection arrives.
     ///
     /// # Errors
     ///
@@ -70,8 +70,9 @@ pub trait Listener: Send + 'static {
 
     /// Accepts a connection. Returns `Pending` if there is none.
     ///
-    /// The accept loop calls this method in the context of the runtime on which the connection will
-    /// run, so that the stream is registered there. It may be another runtime than the listener's.
+    /// The accept loop calls this method through [`poll_accept_if`](Self::poll_accept_if), in the
+    /// context of the runtime on which the connection will run, so that the stream is registered
+    /// there. That runtime may differ from the listener's.
     ///
     /// # Cancel safety
     ///
@@ -81,16 +82,16 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server's accept-error policy decides about each error. By default, [`ListenerClosed`]
-    /// ends the server.
+    /// The server's accept-error policy decides how the accept loop reacts to each error. By
+    /// default, [`ListenerClosed`] ends the server.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>>;
 
     /// Accepts a connection, and returns it if `admits` returns `true` for its peer's address.
-    /// Otherwise it closes the connection and returns `None`.
+    /// Otherwise closes the connection and returns `None`.
     ///
     /// The accept loop calls this method, not `poll_accept`. `admits` applies the server's
     /// [filters](crate::ServerBuilder::address_filter) and counts the connections that they deny,
-    /// so call it once for each connection.
+    /// so call it exactly once for each connection.
     ///
     /// The default implementation calls `admits` after [`poll_accept`](Self::poll_accept).
     /// [`Sockets`] calls it before the socket is registered with the runtime, so a denied
@@ -162,9 +163,9 @@ pub struct Incoming<Io> {
 }
 
 impl<Io> Incoming<Io> {
-    /// Creates a connection from a stream and its addresses.
+    /// Creates a connection from a stream and the addresses of its two ends.
     ///
-    /// The library does not know the socket beneath such a stream. So
+    /// The library has no access to the socket beneath such a stream. So
     /// [`Peer::unacknowledged`](crate::Peer::unacknowledged) returns `None`, and
     /// [`Deadlines::write`](crate::deadline::Deadlines::write) counts the peer as taking output
     /// whenever the stream accepts more bytes.
@@ -177,8 +178,8 @@ impl<Io> Incoming<Io> {
         }
     }
 
-    /// Replaces the stream, as [`ListenerExt::map_io`] does. The library still knows the socket if
-    /// it knew it before.
+    /// Replaces the stream, as [`ListenerExt::map_io`] does. The library keeps its access to the
+    /// socket beneath the original stream, if it had any.
     pub fn map_io<B>(self, f: impl FnOnce(Io) -> B) -> Incoming<B> {
         Incoming {
             io: f(self.io),
@@ -199,8 +200,8 @@ impl Incoming<Socket> {
     }
 }
 
-/// The error of a listener that will never accept another connection. It is wrapped in an
-/// [`io::Error`].
+/// The error of a listener that will never accept another connection. A listener returns it wrapped
+/// in an [`io::Error`].
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerClosed;
 

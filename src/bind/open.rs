@@ -56,10 +56,11 @@ pub(super) async fn open(endpoint: Endpoint, options: &SocketOptions) -> io::Res
 }
 
 /// The number of ports to try for a name with several addresses. The port that the system chose for
-/// the first address may be in use on another.
+/// the first address may be in use on another address.
 const CHOICES: usize = 16;
 
-/// Opens all addresses of one name. If the system chooses the port, all of them get the same one.
+/// Opens a socket for each address of one name. If the system chooses the port, all of them get the
+/// same port.
 fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Opened>> {
     let mut choices = CHOICES;
     loop {
@@ -101,8 +102,8 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// Returns the place of a listening socket, with the port that the system chose. Returns `None`
-    /// if a supervisor keeps the socket open, or if no [`Endpoint`] can express its address.
+    /// Returns the place at which a socket listens, with the port that the system chose. Returns
+    /// `None` if a supervisor keeps the socket open, or if no [`Endpoint`] can express its address.
     pub(super) fn of(listening: &Listening) -> Option<Self> {
         let bound = listening.socket.local_addr().ok()?;
         match &listening.path {

@@ -73,8 +73,8 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether an address can be bound while connections of an earlier server at this address
-    /// are still closing (`SO_REUSEADDR`).
+    /// Sets whether an address can be bound while connections of an earlier server at the same
+    /// address are still closing (`SO_REUSEADDR`).
     ///
     /// Default: on. Why: so that a server can be restarted at once.
     #[doc(alias = "SO_REUSEADDR")]
@@ -92,8 +92,8 @@ impl SocketOptions {
     /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs
     /// only one loop. With several loops, the kernel distributes connections by their addresses,
     /// not by load, and resets connections in the backlog of a loop that ends. Use several loops
-    /// only if one cannot accept connections fast enough; the stack must be `Clone`. Give each loop
-    /// a clone of one limit to limit all of them together, exactly:
+    /// only if one cannot accept connections fast enough. They need a stack that is `Clone`. To
+    /// limit the connections of all loops together, exactly, give each loop a clone of one limit:
     ///
     /// ```
     /// use tower::service_fn;
@@ -216,7 +216,7 @@ impl SocketOptions {
     /// a connection
     ///
     /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline, or the deadline of
-    ///   a shutdown;
+    ///   a shutdown before it has begun to close;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
     /// - that is aborted.
@@ -265,8 +265,8 @@ impl SocketOptions {
         if domain == Domain::IPV6 {
             socket.set_only_v6(self.only_v6)?;
         }
-        // The buffer's size must be known before accept, because it determines the window scale,
-        // which the TCP handshake negotiates.
+        // The size of the receive buffer must be set before a connection arrives, because it
+        // determines the window scale, which the TCP handshake negotiates.
         if let Some(bytes) = self.recv_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
@@ -289,8 +289,8 @@ impl SocketOptions {
         socket.listen(self.queue())
     }
 
-    /// Sets the options of an accepted TCP socket, as far as the system allows. If its listener was
-    /// [prepared](Self::prepare), the socket has inherited most of them.
+    /// Sets the options of an accepted TCP socket, as far as the system allows. On Linux, the
+    /// socket has inherited most of them if its listener was [prepared](Self::prepare).
     pub(super) fn apply(&self, socket: &Socket, prepared: bool) {
         if !(INHERITED && prepared) {
             self.inherit(socket);

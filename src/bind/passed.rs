@@ -25,7 +25,7 @@ pub enum PassedError {
     )]
     NonePassed,
 
-    /// The variable `LISTEN_PID` contains the number of another process.
+    /// The variable `LISTEN_PID` contains the ID of another process.
     #[error(
         "the sockets were passed to process {pid}, and this is {}: a script that starts this \
          program must `exec` it",
@@ -85,14 +85,16 @@ impl From<PassedError> for io::Error {
     }
 }
 
-/// The environment is read only once, because each descriptor must have one owner, and because
-/// `ListenFd` removes the variables.
+/// The sockets that were passed to this process, or the error if there are none. The environment is
+/// read only once, because each descriptor must have one owner, and because `ListenFd` removes the
+/// variables.
 static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
     LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
 
 struct Descriptors {
-    /// All passed descriptors. They are taken at once, even those that no endpoint will take, so
-    /// that child processes do not inherit them.
+    /// All passed descriptors. Every socket among them is taken from `ListenFd` at once, even if no
+    /// endpoint takes it later. `ListenFd` then marks it close-on-exec, so that child processes do
+    /// not inherit it.
     slots: Vec<Slot>,
     first: RawFd,
     names: String,
@@ -125,7 +127,7 @@ impl Descriptors {
         }
         let pid = variable("LISTEN_PID");
         // Without `LISTEN_PID` the sockets are for this process, because most parents cannot know
-        // the number of a child before they start it.
+        // the ID of a child process before they start it.
         if !pid.is_empty() && pid.parse() != Ok(process::id()) {
             return Err(PassedError::OtherProcess { pid });
         }
@@ -216,13 +218,13 @@ pub(super) fn take(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     lock()?.take(which)
 }
 
-/// Takes the socket at a place in the list.
+/// Takes the socket with this index in the list.
 pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
     lock()?.take_at(at)
 }
 
 /// Takes the last descriptor, which the caller expects to be a connected Unix socket, and returns
-/// it with its place. Returns `None` if it is not a stream socket.
+/// it with its index. Returns `None` if it is not a stream socket.
 pub(super) fn take_last_unix() -> Option<(usize, OwnedFd)> {
     let mut passed = lock().ok()?;
     let at = passed.slots.len().checked_sub(1)?;

@@ -58,7 +58,7 @@ fn listener(row: &str) -> Option<(SocketAddr, usize)> {
     Some((address, usize::from_str_radix(waiting, 16).ok()?))
 }
 
-/// Parses an address, which is written as 32-bit words in memory order.
+/// Parses an address, which is written as 32-bit words in the machine's byte order.
 fn ip_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(hex.get(8 * at..8 * at + 8)?, 16).ok()?;

@@ -63,9 +63,9 @@ impl AsFd for Socket {
     }
 }
 
-/// After a short read there is no more input, and after a short write no more room. So the stream's
-/// readiness can be cleared, and the next change will wake the task. This is true with epoll and
-/// kqueue.
+/// True on systems with epoll or kqueue. There, a short read means that there is no more input, and
+/// a short write means that there is no more room. So the stream's readiness can be cleared, and
+/// the next change will wake the task.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",

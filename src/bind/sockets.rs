@@ -67,7 +67,7 @@ pub struct Sockets {
     suspended: Vec<Suspended>,
 }
 
-/// A place to listen on again, with its endpoint as in [`Listening`].
+/// A place to listen on when the listener resumes, with the value of [`Listening::endpoint`].
 #[derive(Debug)]
 struct Suspended {
     place: Place,
@@ -249,8 +249,8 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// If the runtime reports readiness, the report is new: the previous one was cleared, and no
-    /// accept has been tried since.
+    /// The previous readiness report was cleared, and no accept has been tried since. So a
+    /// readiness report of the runtime is new.
     is_news: bool,
     /// The options that accepted sockets inherit were set on this socket.
     prepared: bool,
@@ -261,8 +261,8 @@ impl Source {
     #[allow(
         clippy::allow_attributes,
         deprecated,
-        reason = "new tokio deprecates this for an unsafe one, since some types change their \
-                  descriptor; a socket does not, and old tokio has only this"
+        reason = "newer tokio deprecates this constructor for an unsafe one, because some types \
+                  change their descriptor; a socket does not, and older tokio has only this one"
     )]
     fn new(opened: Opened, endpoint: Option<Arc<str>>, number: usize) -> io::Result<Self> {
         let Opened {
@@ -404,8 +404,8 @@ fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)>
     Ok((socket, peer))
 }
 
-/// Returns whether an accept would return at once. If this query fails, it returns `true`, so that
-/// the accept reports the error.
+/// Returns whether an accept would return at once. If the query fails, returns `true`, so that the
+/// accept reports the error.
 fn has_event(socket: &socket2::Socket) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
@@ -426,7 +426,7 @@ fn listens(listener: &socket2::Socket) -> bool {
 }
 
 /// Returns `false`, because this system does not tell whether a socket listens. accept(2) fails
-/// with `InvalidInput` only if it does not.
+/// with `EINVAL` only for a socket that does not listen.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false

@@ -16,8 +16,8 @@ use crate::make::Known;
 /// `UnixListener`.
 ///
 /// tokio's listeners become [`Sockets`]. Accepted sockets get the default
-/// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. The path of a Unix socket is
-/// not removed. For other options, pass the listener to
+/// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. The server does not remove the
+/// path of a Unix socket. For other options, pass the listener to
 /// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a listener",
@@ -33,7 +33,7 @@ pub trait IntoListener: Sized {
     ///
     /// # Panics
     ///
-    /// tokio's listeners panic outside of a tokio runtime with I/O enabled.
+    /// Panics for a listener of tokio, if called outside of a tokio runtime with I/O enabled.
     fn into_listener(self) -> Self::Listener;
 }
 
@@ -76,7 +76,7 @@ impl From<TcpListener> for Endpoint {
     }
 }
 
-/// Takes over a listener of tokio. Its path is not removed at the end.
+/// Takes over a listener of tokio. The server does not remove the socket's path.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         match listener.into_std() {

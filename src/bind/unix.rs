@@ -1,5 +1,5 @@
 //! The path of a Unix socket. A server replaces the file of a stale socket, but never that of a
-//! live one. At the end it removes only the file that it created.
+//! live one. When it closes its socket, it removes only the file that it created.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -11,7 +11,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::options::SocketOptions;
 
-/// A bound path. On drop it is removed if the file there is still the one that was created.
+/// A bound path. Dropping this value removes the path, if this process owns it and the file there
+/// is still the one that was created.
 ///
 /// This value must be dropped before its socket, because the system may give the file's inode
 /// number to another file once the socket is closed.
@@ -20,8 +21,8 @@ pub(super) struct OwnPath {
     pub(super) path: PathBuf,
     /// The device and the inode number of the file.
     pub(super) file: (u64, u64),
-    /// This process removes the path. `false` while another process with the same socket removes
-    /// it.
+    /// Set if this process removes the path. Not set while another process with the same socket
+    /// removes it.
     owned: AtomicBool,
 }
 
@@ -65,7 +66,7 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // This also rejects a path with a NUL byte, at which the bind would silently cut the path.
+    // This also rejects a path with a NUL byte. The bind would silently cut the path there.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
