@@ -20,7 +20,8 @@ pub enum AcceptErrorAction {
     /// as long, up to 1 s. A wait ends early when one of the server's own connections ends. The
     /// stall is logged once, not at each attempt.
     BackOff,
-    /// Drains the server, which then returns the error, because the listener will not accept again.
+    /// Drains the server, because the listener will not accept again. The server then returns the
+    /// error.
     Stop,
 }
 
@@ -71,9 +72,9 @@ pub(crate) fn error_type(err: &io::Error) -> &'static str {
 /// Decides how to react to a failed accept. This is the default policy.
 ///
 /// It retries if the error belongs to the *new* connection, such as a network error that was
-/// pending on it; [accept(2)] lists these errors for Linux. It stops if the listener is closed. It
-/// backs off if a resource is exhausted. It also backs off after any other error, so that an
-/// unknown error neither ends a server nor makes it spin.
+/// pending on that connection. [accept(2)] lists these errors for Linux. It stops if the listener
+/// is closed. It backs off if a resource is exhausted. It also backs off after any other error, so
+/// that an unknown error neither ends a server nor makes it spin.
 ///
 /// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
 pub fn classify(err: &io::Error) -> AcceptErrorAction {

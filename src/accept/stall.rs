@@ -12,13 +12,13 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// The number of failures in a row that are retried at once.
 const RETRIES: u32 = 16;
 
-/// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. Also remembers
+/// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. Also records
 /// whether the stall was logged.
 #[derive(Debug)]
 pub(crate) struct Stall {
     delay: Duration,
     retries: u32,
-    said: bool,
+    logged: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -27,7 +27,7 @@ impl Default for Stall {
         Self {
             delay: FIRST,
             retries: 0,
-            said: false,
+            logged: false,
             sleep: None,
         }
     }
@@ -43,7 +43,7 @@ impl Stall {
             Some(sleep) => sleep.as_mut().reset(until),
             none => *none = Some(Box::pin(tokio::time::sleep_until(until))),
         }
-        !std::mem::replace(&mut self.said, true)
+        !std::mem::replace(&mut self.logged, true)
     }
 
     /// Counts a failure that is retried at once. Returns whether there were too many in a row.
@@ -61,7 +61,8 @@ impl Stall {
         Poll::Ready(())
     }
 
-    /// Ends the wait early. Called when a resource was released, so the next accept may succeed.
+    /// Ends the wait early. Called when a connection has ended and so released a resource, because
+    /// the next accept may then succeed.
     pub(crate) fn hurry(&mut self) {
         self.sleep = None;
     }
@@ -70,11 +71,12 @@ impl Stall {
         self.sleep.is_some()
     }
 
-    /// Resets the back-off after a successful accept. Returns whether a logged stall ends thereby.
+    /// Resets the back-off after a successful accept. Returns whether this ends a stall that was
+    /// logged.
     pub(crate) fn clear(&mut self) -> bool {
         self.retries = 0;
         self.delay = FIRST;
         self.sleep = None;
-        std::mem::take(&mut self.said)
+        std::mem::take(&mut self.logged)
     }
 }
