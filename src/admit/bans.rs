@@ -12,7 +12,7 @@ use super::client::{V6_PREFIX, client_network};
 use super::{AddressFilter, Verdict};
 use crate::connection::Address;
 
-/// The default maximum number of bans. So many bans take some 10 MB.
+/// The default maximum number of bans. This many bans take about 10 MB.
 const MOST: usize = 65_536;
 
 /// The longest ban. A longer one could overflow the clock.
@@ -126,7 +126,7 @@ impl Bans {
 
     /// Sets the number of bans that are kept. `0` counts as 1.
     ///
-    /// Default: 65,536. Why: to bound memory, to some 10 MB. When reached: the ban that would end
+    /// Default: 65,536. Why: to bound memory to about 10 MB. When reached: the ban that would end
     /// first is dropped.
     #[must_use]
     pub fn capacity(mut self, bans: usize) -> Self {

@@ -1,4 +1,5 @@
-//! The clients of a limit in a bounded map. A client is one IPv4 address or one IPv6 network.
+//! A bounded map of the clients to which a limit applies. A client is one IPv4 address or one IPv6
+//! network.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -43,7 +44,7 @@ pub(super) fn client_network(address: &Address, v6_prefix: u8) -> Option<IpAddr>
     }
 }
 
-/// The clients of one limit, and its settings.
+/// The clients to which one limit applies, and the settings of the limit.
 #[derive(Clone)]
 pub(super) struct Clients {
     pub(super) v6_prefix: u8,
@@ -230,8 +231,8 @@ impl Rate {
         }
     }
 
-    /// Takes one from the rate. If there is none left, fails with the time at which there may be
-    /// one.
+    /// Takes one connection or request from the rate. If there is none left, fails with the time at
+    /// which there may be one.
     pub(super) fn take(&self) -> Result<(), Instant> {
         self.limiter.check().map_err(|not_until| {
             let Time(begun) = self.limiter.clock();

@@ -13,7 +13,7 @@ use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo};
 use crate::end::{ConnectionEnded, EndReason};
 
-/// The decision whether an address may connect.
+/// The decision about an address: whether it may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The address may connect.
@@ -22,15 +22,14 @@ pub enum Verdict {
     Deny,
 }
 
-/// The error with which a connection ends whose address is denied. Its reason is
-/// [`EndReason::Denied`].
+/// The error of a connection from a denied address. The connection ends with [`EndReason::Denied`].
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the address is denied")]
 pub struct AddressDenied;
 
 /// Denies connections by address, for example by the rules of an `AccessList` or by `Bans`.
 ///
-/// It can be applied in two places, or in both:
+/// A filter can be applied in two places, or in both:
 ///
 /// - To the peer's address, by
 ///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). The accept loop

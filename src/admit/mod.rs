@@ -9,9 +9,11 @@
 //! | `PerClient` | the open connections of each client, and the rate at which it connects |
 //! | `ClientRate` | the rate of each client's requests |
 //!
-//! The last four need the feature `per-client`. They identify a client by
-//! [`ConnectionInfo::client_addr`]. This is the peer's address, unless a hook in front of them has
-//! read a proxy's header. The module `proxy` shows how to combine them with that hook.
+//! The last four need the feature `per-client`. `PerClient` and `ClientRate` identify a client by
+//! [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` do the same as a pre-connect hook or a
+//! layer. As a server's [`address_filter`](crate::ServerBuilder::address_filter) they use the
+//! peer's address. The two addresses are the same unless a hook has read a proxy's header. The
+//! module `proxy` shows how to combine these types with that hook.
 //!
 //! The metric `tower_tcp.rejected_connections` counts the connections that were not admitted, by
 //! reason. See [`observe`](crate::observe).
@@ -20,8 +22,7 @@
 //!
 //! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task.
 //! It can be changed while the server runs. Every [`Server`](crate::Server) has one, which
-//! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any other connection
-//! service.
+//! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any connection service.
 //!
 //! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. `ConnectionLimit` wakes
 //! all waiters, and the first one that polls takes the permit. So an accept loop without a
@@ -92,8 +93,8 @@ struct LimitState {
     limit: usize,
     used: usize,
     /// The waiters to wake when the limit or the count changes, with the number of their service
-    /// instance. There is one for each accept loop, so a linear search is fast enough. The vector
-    /// keeps its allocation, because every connection uses it.
+    /// instance. There is one waiter for each accept loop, so a linear search is fast enough. The
+    /// vector keeps its allocation, because every connection uses it.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
 }
@@ -156,16 +157,16 @@ impl ConnectionLimit {
         Some(self.lock().limit).filter(|&limit| limit != UNLIMITED)
     }
 
-    /// Returns the number of permits in use, including one that is reserved for a pending
-    /// connection.
+    /// Returns the number of permits in use, including those that are reserved for pending
+    /// connections.
     pub fn in_use(&self) -> usize {
         self.lock().used
     }
 
     /// Returns a layer that applies this limit to the service it wraps.
     ///
-    /// Do not use it for a server's own limit, which the server already applies. Each connection
-    /// would take two permits, and a limit of 1 would admit none.
+    /// Do not use this layer for a server's own limit, because the server already applies it. Each
+    /// connection would take two permits, and a limit of 1 would admit none.
     pub fn layer(&self) -> ConnectionLimitLayer {
         ConnectionLimitLayer {
             limit: self.clone(),
@@ -248,7 +249,7 @@ pub struct ConnectionLimitLayer {
 impl ConnectionLimitLayer {
     /// Passes connections over the limit to `service`, instead of leaving them in the backlog.
     ///
-    /// `service` can tell the peer why it is rejected, as
+    /// `service` can tell the peer why the connection is rejected, as
     /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
     /// at most 64 connections at a time. Further connections over the limit are closed at once. All
     /// of them end with [`EndReason::LimitExceeded`].
@@ -297,7 +298,7 @@ impl<S> Limited<S> {
 
     /// Returns whether the inner service returned `Pending` from `poll_ready` and has not been
     /// called since. It may then have a place in a queue, such as that of tower's
-    /// `ConcurrencyLimit`, which only a call gives up.
+    /// `ConcurrencyLimit`. Only a call gives up that place.
     pub(crate) fn is_queued(&self) -> bool {
         self.queued
     }
@@ -353,7 +354,7 @@ where
             // At the limit the inner service is not polled, so it does not reserve anything.
             None => return Poll::Pending,
         }
-        // If the inner service panics, it no longer counts as waiting.
+        // If the inner service panics, it no longer counts as queued.
         let was_queued = std::mem::take(&mut self.queued);
         let polled = self.inner.poll_ready(cx);
         self.queued = was_queued || polled.is_pending();

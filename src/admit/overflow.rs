@@ -48,7 +48,7 @@ impl<S, O: Clone, L: Clone> Layer<S> for OverflowLayer<O, L> {
             is_inner_ready: false,
             limit,
             overflow,
-            telling: Arc::default(),
+            serving: Arc::default(),
         }
     }
 }
@@ -60,7 +60,8 @@ pub struct Overflow<S, O, L = ConnectionLimit> {
     is_inner_ready: bool,
     limit: L,
     overflow: O,
-    telling: Arc<AtomicUsize>,
+    /// The number of connections that `overflow` serves now.
+    serving: Arc<AtomicUsize>,
 }
 
 impl<S: Clone, O: Clone, L: Clone> Clone for Overflow<S, O, L> {
@@ -71,22 +72,22 @@ impl<S: Clone, O: Clone, L: Clone> Clone for Overflow<S, O, L> {
             is_inner_ready: false,
             limit: self.limit.clone(),
             overflow: self.overflow.clone(),
-            telling: Arc::clone(&self.telling),
+            serving: Arc::clone(&self.serving),
         }
     }
 }
 
 /// Counts one connection that the overflow service serves, until it is dropped.
-struct Telling(Arc<AtomicUsize>);
+struct Serving(Arc<AtomicUsize>);
 
-impl Telling {
+impl Serving {
     fn begin(count: &Arc<AtomicUsize>) -> Option<Self> {
         let begun = Self(Arc::clone(count));
         (count.fetch_add(1, Ordering::AcqRel) < MOST).then_some(begun)
     }
 }
 
-impl Drop for Telling {
+impl Drop for Serving {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -132,11 +133,11 @@ where
             Err(ended) => drop(conn.ended(ended)),
         }
         let overflow = self.overflow.clone();
-        let telling = Telling::begin(&self.telling);
+        let serving = Serving::begin(&self.serving);
         let over = Box::pin(async move {
-            if telling.is_some() {
+            if serving.is_some() {
                 // The connection has its end reason, so an error or a timeout here is ignored.
-                let _told_or_not = tokio::time::timeout(TIME, oneshot(overflow, conn)).await;
+                let _ignored = tokio::time::timeout(TIME, oneshot(overflow, conn)).await;
             }
         });
         OverflowFuture(Either::Over(over))

@@ -18,9 +18,9 @@ use crate::end::{ConnectionEnded, EndReason};
 
 /// Limits the connections of each client. Clones share the counts.
 ///
-/// It is a pre-connect hook, and counts by [`ConnectionInfo::client_addr`]. Behind a proxy, put it
-/// after the hook that reads the proxy's header. Put it before the TLS handshake, so that a
-/// connection over the limit costs no handshake:
+/// `PerClient` is a pre-connect hook, and counts connections by [`ConnectionInfo::client_addr`].
+/// Behind a proxy, put it after the hook that reads the proxy's header. Put it before the TLS
+/// handshake, so that a connection over the limit costs no handshake:
 ///
 /// ```
 /// use std::time::Duration;
@@ -55,7 +55,7 @@ pub struct PerClient {
     waiting: usize,
 }
 
-/// The error with which a connection over its client's limit ends. Its reason is
+/// The error of a connection over its client's limit. The connection ends with
 /// [`EndReason::ClientLimitExceeded`] or [`EndReason::ClientRateExceeded`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -102,8 +102,8 @@ impl PerClient {
     /// Sets the number of leading bits of an IPv6 address that identify a client.
     ///
     /// Default: 64. Why: a host usually has a network of this size and can use any address in it,
-    /// so a longer prefix would not limit it. A customer often has a whole network of 56 or 48
-    /// bits.
+    /// so a longer prefix would not limit the host. A customer often has a larger network, with a
+    /// prefix of 56 or 48 bits.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
         self.clients.v6_prefix = bits;
@@ -111,7 +111,7 @@ impl PerClient {
     }
 
     /// Lets connections over a limit wait for their turn, up to `connections` of each client, in
-    /// order of arrival. They wait in the hook, so at most until the deadline of the hooks.
+    /// order of arrival. They wait in the hook, and so at most until the deadline of the hooks.
     ///
     /// Default: 0. Why: connections that wait take room in the budget of the hooks
     /// ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When reached:
@@ -124,7 +124,7 @@ impl PerClient {
 
     /// Sets the number of clients whose rates are remembered while they have no connection.
     ///
-    /// Default: 65,536. Why: to bound memory, to some 18 MB, in a flood from random addresses. When
+    /// Default: 65,536. Why: to bound memory to about 18 MB in a flood from random addresses. When
     /// reached: clients that have used nothing of their rate are forgotten first, then any others.
     /// A client with an open connection is never forgotten; the [server's
     /// limit](crate::ServerBuilder::limit) bounds the number of those.
@@ -163,7 +163,8 @@ impl PerClient {
         })
     }
 
-    /// Admits a connection if it is below the limits and no other connection of the client waits.
+    /// Admits a connection if its client is below the limits and no other connection of the client
+    /// waits.
     fn try_enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
         let others_wait = place.client.waiting.load(Ordering::Acquire) > 0;
         let many = OverClientLimit::Connections(self.clients.connections);
@@ -173,7 +174,7 @@ impl PerClient {
         if !others_wait && place.client.take_rate().is_ok() {
             return Ok(());
         }
-        // A connection that waits already may need the place.
+        // A connection that already waits may need the place.
         place.give_back();
         let is_by_rate = self.clients.quota.is_some();
         Err(if is_by_rate {
@@ -183,8 +184,8 @@ impl PerClient {
         })
     }
 
-    /// Admits a connection below the limits. Otherwise waits until it is below them, if it may
-    /// wait.
+    /// Admits a connection if its client is below the limits. Otherwise waits until it is, if the
+    /// connection may wait.
     async fn enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
         let Err(over) = self.try_enter(place) else {
             return Ok(());
