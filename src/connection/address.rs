@@ -7,7 +7,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// An IP address and port. An IPv4-mapped IPv6 address is shown as IPv4.
+    /// An IP address and port. `From<SocketAddr>` converts an IPv4-mapped IPv6 address to IPv4.
     Tcp(SocketAddr),
     /// The path of a Unix socket, if it has one. A client's socket usually has none.
     Unix(Option<Arc<Path>>),

@@ -87,14 +87,14 @@ impl ConnectionInfo {
     /// Registers a callback for the moment when closing begins.
     ///
     /// Closing begins when the connection's service is done, and no more requests, messages or
-    /// frames are taken. The connection then writes its remaining output, shuts down writing, and
-    /// lingers until the peer has closed as well. So the callback runs up to 2 s before the end if
-    /// the peer is slow to close, and earlier if the peer is slow to read. Use the callback to free
-    /// a name, or to tell others that a member has left.
+    /// frames are accepted. The connection then writes its remaining output, shuts down writing,
+    /// and lingers until the peer has closed as well. So the callback runs up to 2 s (by default)
+    /// before the end if the peer is slow to close, and earlier if the peer is slow to read. Use
+    /// the callback to free a name, or to tell others that a member has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If the connection ends without
-    /// closing, the callback runs immediately before those for the end. That is so if the
+    /// closing, the callback runs immediately before those for the end. This happens if the
     /// connection is aborted, its future is dropped, its service panics, or a raw service returns
     /// without [`Connection::close`](super::Connection::close). After an upgrade, the callback runs
     /// when the upgraded stream closes. It runs in the connection's task and must not block.
@@ -110,11 +110,11 @@ impl ConnectionInfo {
         self.life.on(Moment::Closing, |_, end| f(end));
     }
 
-    /// Waits until closing begins, and returns the provisional end, as
-    /// [`on_closing`](Self::on_closing) does.
+    /// Waits until closing begins, and returns the provisional end, like the one that
+    /// [`on_closing`](Self::on_closing) passes to its callback.
     ///
-    /// The connection's own service must not wait for this in a call, because closing begins only
-    /// once all calls are done. Use [`draining`](Self::draining) there.
+    /// The connection's own service must not await this future in a call, because closing begins
+    /// only once all calls are done. Use [`draining`](Self::draining) there.
     ///
     /// # Cancel safety
     ///

@@ -53,7 +53,7 @@ pub(crate) struct Life {
     /// The peer has finished sending. If so, a raw service ends with `PeerClosed`, not
     /// `ServiceClosed`.
     peer_done: AtomicBool,
-    /// Output is pending until the peer takes some of it.
+    /// The last write, flush or shutdown waits for the peer to take output.
     write_pending: AtomicBool,
     phase: AtomicU8,
     end: Mutex<EndCell>,
@@ -147,8 +147,8 @@ impl Life {
         self.peer_done.load(Ordering::Relaxed)
     }
 
-    /// Records whether the last write, flush or shutdown waits for the peer. The value rarely
-    /// changes, so it is stored only when it does.
+    /// Records whether the last write, flush or shutdown waits for the peer to take output. The
+    /// value rarely changes, so it is stored only when it does.
     #[inline]
     pub(super) fn note_write_pending(&self, pending: bool) {
         if self.write_pending.load(Ordering::Relaxed) != pending {
@@ -156,7 +156,7 @@ impl Life {
         }
     }
 
-    /// Returns whether output is pending until the peer takes some of it.
+    /// Returns whether the last write, flush or shutdown waits for the peer to take output.
     pub(crate) fn is_write_pending(&self) -> bool {
         self.write_pending.load(Ordering::Relaxed)
     }
@@ -180,7 +180,7 @@ impl Life {
         holds
     }
 
-    /// Proposes a reason for which the stream ends now. Returns the reason that now applies.
+    /// Proposes a reason because the stream ends now. Returns the reason that then applies.
     ///
     /// If the proposed reason cuts the peer off, closing the socket sends a reset, even if an
     /// earlier reason applies. So the system frees the socket's memory as soon as the connection's
@@ -239,7 +239,7 @@ impl Life {
     /// Runs the callbacks for that moment. A second call does nothing.
     pub(crate) fn begin_closing(&self) {
         self.enter(ConnectionPhase::Closing);
-        let told = match &mut *self.cell() {
+        let due = match &mut *self.cell() {
             EndCell::Open(open) if !open.hooks.is_past(Moment::Closing) => {
                 let hooks = open.hooks.take_all(Moment::Closing);
                 // Most connections have no callbacks.
@@ -247,7 +247,7 @@ impl Life {
             }
             _ => return,
         };
-        if let Some((end, hooks)) = told {
+        if let Some((end, hooks)) = due {
             self.run_all(hooks, &end);
         }
         self.signals.wake_users();

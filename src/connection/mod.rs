@@ -1,4 +1,4 @@
-//! A connection as the modules pass it on: its stream, the facts about it, and its end.
+//! A connection: its stream, the facts known about it, and its end.
 
 mod address;
 mod facts;
@@ -33,7 +33,7 @@ pub use rewind::Rewind;
 pub use service::ConnectionService;
 pub(crate) use wire::{Family, Probe, Sent, Wire};
 
-/// A connection on its way through the stack: the stream, and the facts about it, such as the
+/// A connection on its way through the stack: its stream, and the facts known about it, such as the
 /// peer's address.
 ///
 /// It implements [`AsyncRead`] and [`AsyncWrite`], so a raw service (one that reads and writes
@@ -76,12 +76,13 @@ impl<Io> Connection<Io> {
         self.life().origin.facts.insert(fact);
     }
 
-    /// Sets the address of the client that a trusted hop in front of this server (a proxy or load
-    /// balancer) has reported. The hook that reads the hop's header calls this method.
+    /// Sets the client's address, as reported by a trusted hop in front of this server (a proxy or
+    /// load balancer). The hook that reads the hop's header calls this method.
     ///
     /// After this call, [`ConnectionInfo::client_addr`] returns the address. The connection's span
-    /// and closing event record it as `client.address` and `client.port`. If several hooks set it,
-    /// the last one wins, because it has read the header of the hop that is nearest to the client.
+    /// and closing event record it as `client.address` and `client.port`. If several hooks set the
+    /// address, the last one wins, because it has read the header of the hop that is nearest to the
+    /// client.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};
@@ -163,14 +164,14 @@ impl<Io> Connection<Io> {
         self.life().on(Moment::End, |_, end| f(end));
     }
 
-    /// Returns whether this connection should finish and close, as [`ConnectionInfo::is_draining`]
-    /// does.
+    /// Returns whether this connection should finish and close. See
+    /// [`ConnectionInfo::is_draining`].
     pub fn is_draining(&self) -> bool {
         self.info.is_draining()
     }
 
-    /// Waits until this connection should finish and close, as [`ConnectionInfo::draining`] does.
-    /// The future does not borrow or hold the stream.
+    /// Waits until this connection should finish and close. See [`ConnectionInfo::draining`]. The
+    /// future does not borrow or hold the stream.
     ///
     /// # Cancel safety
     ///

@@ -7,12 +7,12 @@ use std::fmt;
 pub enum ConnectionPhase {
     /// Pre-connect hooks run, for example a TLS handshake.
     PreConnect,
-    /// Its service runs.
+    /// The connection's service runs.
     Serving,
-    /// Its service runs but should finish: the server drains, the connection has reached its
+    /// The service runs but should finish: the server drains, the connection has reached its
     /// maximum age, or the program closed it.
     Draining,
-    /// Its service is done. The connection writes the remaining output, shuts down writing, and
+    /// The service is done. The connection writes the remaining output, shuts down writing, and
     /// lingers.
     Closing,
 }

@@ -3,7 +3,7 @@ use tower_service::Service;
 use super::Connection;
 use crate::error::ServiceError;
 
-/// A service of connections, as [`Server::serve`](crate::Server::serve) takes it.
+/// A service of connections: the argument of [`Server::serve`](crate::Server::serve).
 ///
 /// Every [`Service`] of a [`Connection<Io>`](Connection) implements it, if its error converts into
 /// a [`BoxError`](crate::BoxError), and if the service and its futures are `Send + 'static`:

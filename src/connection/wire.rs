@@ -80,7 +80,7 @@ impl Wire {
     }
 
     /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if the
-    /// system does not report it.
+    /// system does not report that number.
     fn sent(&self) -> Option<Sent> {
         let written = self.written.load(Ordering::Relaxed);
         let left = match &self.family {
@@ -116,8 +116,8 @@ pub(crate) struct Sent {
     /// The number of bytes written to the socket.
     written: u64,
     /// The number of bytes that the peer has not taken yet. Over TCP these are the bytes that it
-    /// has not acknowledged. Over a Unix socket it is the memory of the bytes that it has not read.
-    /// Zero if the connection is closed, so that no more bytes can arrive.
+    /// has not acknowledged. Over a Unix socket this is the memory, in bytes, of the data that it
+    /// has not read. Zero if the connection is closed, because then no more bytes can arrive.
     pub(crate) left: u64,
 }
 
@@ -138,8 +138,8 @@ impl Sent {
 
 /// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
-/// It does not keep the socket open, and returns nothing once the socket is closed. Each query is a
-/// system call, so there is none on the path of a request.
+/// It does not keep the socket open, and no query succeeds once the socket is closed. Each query is
+/// a system call, so none is made on the path of a request.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 
@@ -154,7 +154,7 @@ impl Probe {
     }
 
     /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if the
-    /// system does not report it, or the socket is closed.
+    /// system does not report that number, or if the socket is closed.
     pub(crate) fn sent(&self) -> Option<Sent> {
         self.wire()?.sent()
     }
@@ -260,7 +260,7 @@ mod system {
 
     pub(super) fn tcp(stream: &TcpStream, written: u64) -> Option<u64> {
         // Linux has had `SO_MEMINFO` since 4.12. On a system without it, `tcp_info` may be
-        // incomplete, or shorter than this type, at which nix would panic.
+        // incomplete, or shorter than this type, and then nix would panic.
         static KNOWN: OnceLock<bool> = OnceLock::new();
         if !KNOWN.get_or_init(|| MemoryOption.get(stream).is_ok()) {
             return None;
