@@ -2,7 +2,7 @@
 //!
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
 //! again only once a third of the buffer is free, and a slow reader may need longer than the
-//! deadline to read so much. So this code asks the system several times before a deadline which
+//! deadline to read so much. So this code asks the system several times before a deadline how many
 //! bytes the peer has taken. It never asks while output flows.
 
 use std::time::Duration;
@@ -10,13 +10,14 @@ use std::time::Duration;
 use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
-/// The number of checks per write deadline. Each asks the system which bytes the peer has taken. So
-/// a connection ends at most a sixteenth of the deadline late.
+/// The number of checks per write deadline. Each check asks the system how many bytes the peer has
+/// taken. So a connection ends late by at most a sixteenth of the deadline.
 pub(crate) const LOOKS: u32 = 16;
 
-/// Pending output, and the time since when the peer has taken nothing.
+/// Records since when output is pending, and since when the peer has taken none of it.
 ///
-/// The state is boxed, because most connections never wait for their peer.
+/// It is empty while no output is pending. The state is boxed, because most connections never wait
+/// for their peer.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked(Option<Box<Wait>>);
 
@@ -78,7 +79,8 @@ impl Blocked {
         end.into_iter().chain(look).min()
     }
 
-    /// Returns whether the peer has taken nothing for `time`. Asks the system.
+    /// Asks the system whether the peer has taken bytes. Returns whether it has taken none for
+    /// `time`.
     pub(crate) fn is_over(&mut self, life: &Life, time: Option<Duration>, now: Moment) -> bool {
         let (Some(wait), Some(time)) = (&mut self.0, time) else {
             return false;

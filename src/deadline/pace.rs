@@ -85,8 +85,8 @@ impl Pace {
     }
 }
 
-/// Returns the current window, if there is anything to measure. Returns `None` if a window has
-/// ended in which too few bytes have moved.
+/// Returns the current window, which is `Some(None)` if there is nothing to measure. Returns `None`
+/// if too few bytes have moved in a window that has ended.
 fn next(
     window: Option<Window>,
     rate: MinRate,
@@ -119,7 +119,8 @@ fn next(
 }
 
 /// Returns a number that grows with the bytes that the peer takes. On Linux these are the bytes
-/// that it acknowledges. Elsewhere they are the bytes that the socket accepts.
+/// that the peer has acknowledged, or read from a Unix socket. Elsewhere, and with a custom
+/// listener, they are the bytes that the stream has accepted.
 fn taken(life: &Life) -> u64 {
     let sent = life.probe.sent();
     sent.map_or_else(|| life.bytes_written(), |sent| sent.taken())

@@ -1,6 +1,6 @@
 //! One lazy timer for all the deadlines of a connection.
 //!
-//! To move a deadline to a later time costs nothing: the timer stays armed as it is, and when it
+//! Moving a deadline to a later time costs nothing: the timer stays armed as it is, and when it
 //! fires, its owner computes the first deadline again. The owner knows which deadlines apply,
 //! because it knows what the connection waits for.
 
@@ -122,8 +122,8 @@ impl Timer {
             .unwrap_or(Moment(NonZeroU64::MAX))
     }
 
-    /// Returns whether the timer's time has come. If not, the timer will wake the task that polled
-    /// it last.
+    /// Returns whether the time for which the timer is armed has come. If not, an armed timer will
+    /// wake the task that polled it last.
     #[inline]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.fires_at().is_some_and(|at| at <= now)
@@ -135,7 +135,7 @@ impl Timer {
         self.alarm.as_ref().map(|alarm| alarm.sleep.deadline())
     }
 
-    /// Completes if the deadline `next` has passed; otherwise registers a wakeup for it. The owner
+    /// Completes if the deadline `next` has passed. Otherwise registers a wakeup for it. The owner
     /// calls this before each wait, with its first deadline.
     pub(crate) fn poll<D: Due>(
         &mut self,

@@ -80,7 +80,7 @@ impl Watch {
         }
     }
 
-    /// Completes with the end reason if a deadline has passed; otherwise registers a wakeup. Called
+    /// Completes with the end reason if a deadline has passed. Otherwise registers a wakeup. Called
     /// before each wait.
     pub(crate) fn poll(
         &mut self,
