@@ -121,10 +121,10 @@ impl EndReason {
             return ended.reason();
         }
         let of_io = || {
-            let told = Self::of_io(find_cause::<io::Error>(err)?);
+            let reason = Self::of_io(find_cause::<io::Error>(err)?);
             // The stream did not fail: hyper reached the end of input within an HTTP/2 frame.
             let cut_off = || progress.is_peer_done.then_some(Self::Truncated);
-            Some(told.or_else(cut_off).unwrap_or(Self::IoError))
+            Some(reason.or_else(cut_off).unwrap_or(Self::IoError))
         };
         let Some(hyper) = find_cause::<hyper::Error>(err) else {
             // The first bytes of a connection are read without hyper, so an error there is not a

@@ -105,9 +105,9 @@ impl ConnectionEnded {
     /// cause, convert the reason: `ConnectionEnded::from(EndReason::Rejected)`.
     ///
     /// If a hook, a layer or a connection service fails with this error, the connection ends with
-    /// this reason. So it does if a predicate of tower's `Filter` around a connection service
-    /// returns this error. If it returns any other error, the connection ends with
-    /// [`ServiceError`](EndReason::ServiceError):
+    /// this reason. The same holds for the predicate of tower's `Filter` around a connection
+    /// service, if it returns this error. If it returns an error of your own type, the connection
+    /// ends with [`ServiceError`](EndReason::ServiceError):
     ///
     /// ```
     /// use tower::ServiceBuilder;

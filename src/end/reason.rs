@@ -89,7 +89,7 @@ end_reasons! {
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
     /// broadcast closed the connection because the peer did not read.
     SlowReader = "slow_reader" by Server,
-    /// The peer sent the rest of a frame, or of an HTTP head, more slowly than
+    /// The peer sent the rest of a frame, an HTTP/1 head or an HTTP/2 preface more slowly than
     /// [`min_rate`](crate::deadline::Deadlines::min_rate).
     SlowSender = "slow_sender" by Server,
     /// The connection reached its maximum age.
@@ -115,7 +115,7 @@ end_reasons! {
     ClientLimitExceeded = "client_limit_exceeded" by Server,
     /// The client connected more often than `PerClient` allows.
     ClientRateExceeded = "client_rate_exceeded" by Server,
-    /// The time of a `Timeout` layer of tower around the connection service passed.
+    /// The time of tower's `Timeout` layer around the connection service passed.
     ServiceTimeout = "service_timeout" by Service,
     /// The program closed the connection gracefully: by a closing reply, by
     /// [`Peer::close`](crate::Peer::close) or
@@ -123,8 +123,8 @@ end_reasons! {
     ServiceClosed = "service_closed" by Service,
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
-    /// A connection service failed. In a pipeline with
-    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error), also: a request failed.
+    /// A connection service failed, or a request failed in a pipeline with
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error).
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,
@@ -172,8 +172,8 @@ impl EndReason {
 
     /// Returns whether the connection ended at one of its own deadlines, because the peer did not
     /// send or read in time, or the service did not answer in time. The maximum age and the
-    /// deadlines of a drain do not count, nor do those that have another reason: `make_service`
-    /// and `half_closed`.
+    /// deadline of a shutdown do not count. Nor do deadlines without an end reason of their own,
+    /// such as `make_service` and `half_closed`.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,
