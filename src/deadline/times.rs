@@ -104,18 +104,18 @@ deadlines! {
 
         /// Sets the time from the first byte of a frame to its last. `None` waits forever.
         ///
-        /// Later bytes do not restart the time. In HTTP/1 it applies to a request's head, and in
-        /// HTTP/2 to the preface at the beginning of a connection.
+        /// Later bytes do not restart the time. In HTTP/1 the deadline applies to a request's head,
+        /// and in HTTP/2 to the preface at the beginning of a connection.
         ///
         /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When
         /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
         frame = secs(30),
 
-        /// Sets the longest time without a byte of an HTTP request's body while the service waits
-        /// for one. `None` waits forever.
+        /// Sets how long a service may wait for the next byte of an HTTP request's body. `None`
+        /// waits forever.
         ///
-        /// It does not bound the body as a whole, because only the service knows how large and how
-        /// slow bodies may be.
+        /// The deadline does not bound the body as a whole, because only the service knows how
+        /// large and how slow bodies may be.
         ///
         /// HTTP/2 streams share their connection's flow-control window. The unread body of another
         /// request can fill this window, and then the body that the service waits for cannot
@@ -131,10 +131,10 @@ deadlines! {
         /// is in progress. `None` waits forever.
         ///
         /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
-        /// from the end of the reply to it if that is later. Frames and messages of the program do
-        /// not restart it, so they do not keep open a connection whose peer is gone. An HTTP/2
-        /// connection is idle while it has no stream; pings do not restart the time. For a raw
-        /// service, bytes read and bytes written both restart the time.
+        /// from the end of the reply to it if that is later. Frames and messages that the program
+        /// sends do not restart the time, so they do not keep open a connection whose peer is gone.
+        /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. For
+        /// a raw service, bytes read and bytes written both restart the time.
         ///
         /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The
         /// balancer then closes first, and it knows that no request is in transit. When reached:
@@ -145,15 +145,16 @@ deadlines! {
         /// forever.
         ///
         /// In HTTP/2 the deadline also applies to responses that wait for the peer to open a
-        /// flow-control window. It ends the connection if the peer takes no byte of any response.
-        /// This is checked four times per deadline, so the connection may end late by a quarter of
-        /// it. A stream whose window stays closed does not end while the peer takes bytes of other
-        /// streams.
+        /// flow-control window. The connection ends if the peer takes no byte of any response. This
+        /// is checked four times per deadline, so the connection may end late by a quarter of the
+        /// deadline. A stream whose window stays closed does not end while the peer takes bytes of
+        /// other streams.
         ///
-        /// On Linux the peer takes a byte when it acknowledges one, or reads from a Unix socket.
-        /// This is checked 16 times per deadline, so a connection may end late by a sixteenth of
-        /// it. On other systems, and with a custom listener, the peer takes a byte when more can be
-        /// written. With a slow reader that happens only rarely, so set a longer time there.
+        /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
+        /// socket. This is checked 16 times per deadline, so a connection may end late by a
+        /// sixteenth of the deadline. On other systems, and with a custom listener, bytes count as
+        /// taken when more can be written. With a slow reader that happens only rarely, so set a
+        /// longer time there.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -166,21 +167,22 @@ deadlines! {
         /// gone. TCP does not distinguish the two, so replies within this time are sent. Each
         /// finished reply, and each byte that the peer takes, restarts the time. So a request gets
         /// its reply even if many others arrived before it. The time does not run while
-        /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back; it starts when the
-        /// pause ends. This deadline applies to pipelines and to HTTP/1, but not to HTTP/2, which
-        /// has no half-closed connections. A reset ends a request at once.
+        /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back; it starts again
+        /// when the pause ends. This deadline applies to pipelines and to HTTP/1, but not to
+        /// HTTP/2, which has no half-closed connections. A reset ends a request at once.
         ///
-        /// Default: 10 s. Why: most replies take less, and the work for an abandoned request ends
-        /// then. When reached: the calls for pending requests are dropped, and the connection ends
-        /// with [`PeerReset`](crate::EndReason::PeerReset).
+        /// Default: 10 s. Why: most replies take less, and an abandoned request should not cause
+        /// work for longer. When reached: the calls for pending requests are dropped, and the
+        /// connection ends with [`PeerReset`](crate::EndReason::PeerReset).
         half_closed = secs(10),
 
-        /// Sets how long pending requests of a pipeline may take once their connection closes: by
-        /// the program, after an error, or at its [`max_age`](Self::max_age). `None` waits forever.
+        /// Sets how long the pending requests of a pipeline may take once the program, an error or
+        /// [`max_age`](Self::max_age) closes their connection. `None` waits forever.
         ///
         /// As with [`half_closed`](Self::half_closed), each finished reply and each byte that the
-        /// peer takes restarts the time, and it does not run while a pause holds requests back. A
-        /// drain of the server does not start it, because a shutdown has its own deadline.
+        /// peer takes restarts the time, and the time does not run while a pause holds requests
+        /// back. A drain of the server does not start the time, because a shutdown has its own
+        /// deadline.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls for these
         /// requests are dropped, and the connection ends with the reason for which it closes.
@@ -218,8 +220,8 @@ deadlines! {
 }
 
 impl Deadlines {
-    /// Sets the largest random time that is added to [`max_age`](Self::max_age), anew for each
-    /// connection. So clients that connected together do not reconnect together.
+    /// Sets the largest random time that is added to [`max_age`](Self::max_age). Each connection
+    /// gets a new random time, so clients that connected together do not reconnect together.
     ///
     /// Default: zero. Why: it has no effect without `max_age`.
     #[must_use]
@@ -241,10 +243,10 @@ impl Deadlines {
     /// request. Until a head is complete, a connection without other streams is idle, and
     /// [`idle`](Self::idle) ends it.
     ///
-    /// On Linux the peer takes a byte when it acknowledges one. On other systems it takes a byte
-    /// when more can be written, so use longer windows there. Over a Unix socket, Linux reports
-    /// taken bytes in blocks of up to 36 KiB, so choose a window in which even a slow peer reads
-    /// that much.
+    /// On Linux a byte counts as taken when the peer acknowledges it. On other systems, bytes count
+    /// as taken when more can be written, so use longer windows there. Over a Unix socket, Linux
+    /// reports taken bytes in blocks of up to 36 KiB, so choose a window in which even a slow peer
+    /// reads that much.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow they may be. When
     /// the peer is slower: the connection ends with [`SlowSender`](crate::EndReason::SlowSender) or
@@ -284,8 +286,8 @@ deadlines! {
     /// [`max_age`](Deadlines::max_age), or by
     /// [`LiveConnection::close`](crate::LiveConnection::close).
     ///
-    /// Each counts from the beginning of the drain, unless its method says otherwise. With `None`
-    /// the drain does not shorten a deadline.
+    /// Each deadline counts from the beginning of the drain, unless its method says otherwise. With
+    /// `None`, the drain does not shorten that deadline.
     ///
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
@@ -319,10 +321,9 @@ deadlines! {
         /// to pending requests.
         frame = secs(3),
 
-        /// Sets the longest time without a byte of an HTTP request's body while the service waits
-        /// for one, as [`Deadlines::body`] does. For a body that stops during the drain, the time
-        /// counts from its last byte. This is checked four times per deadline, so a connection may
-        /// end late by a quarter of it.
+        /// Sets how long a service may wait for the next byte of an HTTP request's body, as
+        /// [`Deadlines::body`] does. If such a wait begins during the drain, the time counts from
+        /// the beginning of the wait.
         ///
         /// Default: 3 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
         body = secs(3),
@@ -347,17 +348,18 @@ deadlines! {
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this
-        /// setting, a client that sends one request after another is served until it is quiet for
+        /// deadline, a client that sends one request after another is served until it is quiet for
         /// this time, or closes the connection itself. If a reply takes longer than this time, the
-        /// connection closes after that reply. Use the setting if connections are short and
+        /// connection closes after that reply. Use the deadline if connections are short and
         /// requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
         next_frame = secs(0),
 
-        /// Sets how long an idle HTTP/2 connection has to acknowledge its `GOAWAY`, even if it
-        /// sends pings. The time counts from the end of the last response, if that is later.
+        /// Sets how long the peer of an idle HTTP/2 connection has to acknowledge the `GOAWAY`,
+        /// even if the peer sends pings. The time counts from the end of the last response, if that
+        /// is later.
         ///
         /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When
         /// reached: the connection closes with the reason for which the `GOAWAY` was sent.
