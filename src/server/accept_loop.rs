@@ -20,13 +20,14 @@ use crate::signals::poll_looked;
 /// The maximum number of connections accepted before the loop's task yields.
 const TURN: usize = 16;
 
-/// The maximum number of connections accepted from the backlog before the listener is closed. It is
-/// the length of the default backlog, so that clients that connect meanwhile do not delay the end.
+/// The maximum number of connections accepted from the backlog before the listener is closed or
+/// suspended. It equals the default length of the backlog. Without a maximum, clients that connect
+/// meanwhile could delay the close forever.
 const BACKLOG: usize = 1024;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
-/// The user's functions that decide about errors and addresses.
+/// The user's accept-error policy and address filters.
 pub(super) struct Door {
     pub(super) policy: AcceptErrorPolicy,
     pub(super) filters: Vec<AddressFilter>,
@@ -42,7 +43,8 @@ pub(super) struct AcceptLoop<'a, L, S> {
     live: usize,
     /// The listener is suspended.
     suspended: bool,
-    /// `poll_ready` panicked. The next connection ends with this panic.
+    /// A panic in the stack's `poll_ready` or in an address filter. The next accepted connection
+    /// ends with it.
     panicked: Option<Panicked>,
 }
 
@@ -51,7 +53,8 @@ pub(super) struct AcceptLoop<'a, L, S> {
 enum Until {
     /// The server is no longer in this phase, or is suspended.
     PhaseEnds(Phase),
-    /// No connection can be accepted without waiting, or this many were accepted.
+    /// No connection can be accepted without waiting, this many were accepted, or the server
+    /// aborts.
     Empty(usize),
 }
 
@@ -145,8 +148,9 @@ where
             }
             // Only `PhaseEnds` respects a pause. With `Empty` the clients in the backlog are
             // accepted, because their connections are already established. A stack that has
-            // returned `Pending` may be in a queue, such as that of a limit that other servers
-            // share. Only a call removes it from the queue, so the pause begins after that call.
+            // returned `Pending` may be in a queue, such as the queue of a limit that several
+            // servers share. Only a call removes it from the queue, so the pause begins after that
+            // call.
             Until::PhaseEnds(_) if self.server.is_paused() && !self.stack.is_queued() => {
                 return Poll::Pending;
             }
@@ -162,7 +166,7 @@ where
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<Poll<Step<L::Io>>, Error> {
         loop {
             // A connection that has ended has released its descriptor, so an accept that failed for
-            // lack of one may now succeed.
+            // lack of descriptors may now succeed.
             let live = self.server.live();
             if live < self.live && self.stall.is_waiting() {
                 self.stall.hurry();
@@ -209,7 +213,7 @@ where
                 match caught(|| self.door.verdict(peer)) {
                     Ok(Verdict::Allow) => {}
                     Ok(Verdict::Deny) => {
-                        // A denied connection leaves only this count and this event.
+                        // A denied connection appears only in this count and this event.
                         #[cfg(feature = "metrics")]
                         self.server.count_denied();
                         denied(peer);
@@ -222,8 +226,8 @@ where
             self.listener.poll_accept_if(cx, &mut admits)
         };
         if !matches!(accepted, Poll::Ready(Ok(Some(_)))) {
-            // The connection was denied, or another process has accepted it. Do not hold the permit
-            // until the next connection.
+            // No connection was accepted: it was denied, another process has accepted it, or the
+            // accept failed. Do not hold the permit until the next connection.
             self.stack.give_back();
         }
         accepted

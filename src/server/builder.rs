@@ -22,7 +22,7 @@ use crate::handle::{Handle, Plan};
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | the default grace period of Kubernetes |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
 /// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | a closed listener refuses connections that a balancer still sends |
-/// | [`address_filter`](Self::address_filter) | none | only the program knows unwelcome addresses |
+/// | [`address_filter`](Self::address_filter) | none | only the program knows which addresses are unwelcome |
 /// | [`workers`](Self::workers) | zero | a multi-thread runtime suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
@@ -53,11 +53,11 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Sets the server's name, which [`Handle::name`] returns. It is the attribute `server.name` of
-    /// the server's metrics, and the prefix of the names of its threads
+    /// Sets the server's name, which [`Handle::name`] returns. It is the value of the attribute
+    /// `server.name` in the server's metrics, and the prefix of its threads' names
     /// ([`workers`](Self::workers)).
     ///
-    /// Default: none.
+    /// Default: none. The threads are then named `tower-tcp-0`, `tower-tcp-1` and so on.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
@@ -84,7 +84,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets the limit of open connections. Keep a clone to change it later.
+    /// Sets the limit on open connections. To change it later, keep a clone, or use
+    /// [`Handle::limit`].
     ///
     /// Default: 10,000. Why: to bound the memory of connections. When reached: the server stops
     /// accepting, and clients wait in the backlog.
@@ -111,8 +112,8 @@ impl ServerBuilder {
 
     /// Sets how long a shutdown waits before it drains connections: the length of the lame-duck
     /// phase. During this phase the server serves as before, and [`Handle::phase`] is
-    /// [`LameDuck`](crate::ServerPhase::LameDuck), so a readiness check can tell load balancers to
-    /// send no more connections.
+    /// [`LameDuck`](crate::ServerPhase::LameDuck), so that a readiness check can tell load
+    /// balancers to send no more connections.
     ///
     /// Default: zero. Why: only a load balancer that polls needs the phase. When reached:
     /// connections drain, and the listener closes.
@@ -126,8 +127,9 @@ impl ServerBuilder {
     }
 
     /// Closes the listener at the beginning of the [`lame_duck`](Self::lame_duck) phase, instead of
-    /// at its end. Open connections are served as before for the whole phase, and so are those that
-    /// wait in the backlog when it begins, as far as the limit allows.
+    /// at its end. Open connections are served as before for the whole phase. Connections that wait
+    /// in the backlog when the phase begins are accepted and served, too, as far as the limit
+    /// allows.
     ///
     /// Default: off. Why: a balancer sends connections until it has noticed the phase, and a closed
     /// listener refuses them.
@@ -138,23 +140,23 @@ impl ServerBuilder {
     /// does with `option redispatch`, and nginx by default.
     ///
     /// This setting has no effect if a supervisor such as systemd keeps one of the sockets open,
-    /// because connections to that socket would not be refused, but would wait for the next
-    /// process.
+    /// because clients of that socket would not be refused. They would wait for the next process.
     pub fn lame_duck_closes_listener(mut self) -> Self {
         self.plan.closes_listener = true;
         self
     }
 
-    /// Adds a filter of peer addresses, such as a list or bans. If there are several filters, each
-    /// must allow the address.
+    /// Adds a filter of peer addresses, such as an [`AccessList`](crate::admit::AccessList) or
+    /// [`Bans`](crate::admit::Bans). If there are several filters, each must allow the address.
     ///
-    /// Default: none. Why: only the program knows unwelcome addresses. When a filter denies an
-    /// address: the accept loop resets the connection, without starting a task for it. It is
-    /// counted in the metrics with [`EndReason::Denied`](crate::EndReason::Denied), and logged only
-    /// at trace level (`connection.denied`).
+    /// Default: none. Why: only the program knows which addresses are unwelcome. When a filter
+    /// denies an address: the accept loop closes the connection without starting a task for it,
+    /// over TCP with a reset ([`SocketOptions::reset_cut_off`]). The connection is counted in the
+    /// metrics with [`EndReason::Denied`](crate::EndReason::Denied), and logged only at trace level
+    /// (`connection.denied`).
     ///
-    /// Behind a proxy, the peer's address is that of the proxy. Use the filter as a pre-connect
-    /// hook there.
+    /// Behind a proxy, the peer's address is that of the proxy. In that case, use the filter as a
+    /// pre-connect hook instead.
     #[doc(alias = "allow_hosts")]
     #[doc(alias = "ban")]
     pub fn address_filter(mut self, filter: impl Into<AddressFilter>) -> Self {
@@ -164,7 +166,8 @@ impl ServerBuilder {
 
     /// Sets the policy for failed accepts.
     ///
-    /// Default: [`classify`](crate::accept::classify). Another policy can call it.
+    /// Default: [`classify`](crate::accept::classify). A custom policy can call it for errors that
+    /// it does not handle itself.
     pub fn on_accept_error(
         mut self,
         policy: impl Fn(&io::Error) -> AcceptErrorAction + Send + Sync + 'static,
@@ -183,14 +186,14 @@ impl ServerBuilder {
     /// stream, the timers and the task of a connection stay on its thread, and so do all tasks that
     /// its services spawn.
     ///
-    /// Workers are an advantage for long connections with many small requests, of some microseconds
-    /// each, because no request wakes another thread or moves to one. A multi-thread runtime, which
+    /// Workers suit long connections with many small requests of a few microseconds each, because a
+    /// request never wakes another thread or moves to one. A multi-thread runtime, which
     /// distributes *tasks*, is better in these cases:
     ///
     /// - A request computes for a long time.
     /// - A few connections do most of the work. Connections on one thread wait for each other, even
     ///   if other threads are idle.
-    /// - A connection has only one or two requests. Passing a connection to a thread costs some
+    /// - A connection has only one or two requests. Passing a connection to a thread costs a few
     ///   microseconds.
     ///
     /// Use as many threads as there are cores ([`std::thread::available_parallelism`]); the accept
@@ -214,8 +217,9 @@ impl ServerBuilder {
     ///
     /// Each runtime must have I/O and time enabled, or tokio panics when the first connection
     /// arrives. Each must run as long as the server does; a current-thread runtime runs only while
-    /// a thread blocks on it. If a runtime is shut down, its connections are aborted and it gets no
-    /// more. If all are shut down, the server ends with [`Error::Workers`] at the next connection.
+    /// a thread blocks on it. If a runtime is shut down, its connections are aborted, and it gets
+    /// no new ones. If all runtimes are shut down, the server ends with [`Error::Workers`] at the
+    /// next connection.
     ///
     /// ```
     /// use tokio::runtime::Builder;
@@ -260,7 +264,7 @@ impl ServerBuilder {
     ///
     /// # Panics
     ///
-    /// With a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
+    /// With a listener of tokio, panics if called outside a tokio runtime with I/O enabled.
     pub fn build<I: IntoListener>(self, listener: I) -> Server<I::Listener> {
         let listener = listener.into_listener();
         let sockets = listener.listening_sockets();

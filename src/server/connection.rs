@@ -4,7 +4,7 @@
 //!  workers            the runtime it lives on         chosen before it is accepted
 //!  bind::Listener     poll_readable, poll_accept      a stream and two addresses
 //!  accept_loop        readable -> ready -> accept     Connection::new, entered in the table
-//!  ── call ──         the user's stack, in the loop   a panic here costs this connection
+//!  ── call ──         the user's stack, in the loop   a panic here ends this connection
 //!  Task (this file)   spawned on that runtime         everything below runs in it
 //!    admit            ConnectionLimit                 holds its permit as long as the future
 //!    observe          ConnectionTraceLayer            the span; the closing event by `on_end`
@@ -49,8 +49,8 @@ impl Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        // Does nothing if the end is final. If it is not, the task was dropped because its runtime
-        // shuts down.
+        // `settle` does nothing if the end is already final. Otherwise, the task was dropped
+        // because its runtime is shutting down.
         self.settle(Outcome::Dropped);
         self.server.leave(&self.life);
     }
@@ -65,11 +65,12 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the end to propose. It applies if no service has proposed another one.
+    /// Returns the end to propose. It applies if no end was proposed before, or if it is an error
+    /// and the earlier end is orderly.
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),
-            // Services of this crate fail with the end itself.
+            // The services of this crate return the end itself as their error.
             Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
                 Ok(ended) => *ended,
                 Err(err) => ConnectionEnded::new(EndReason::of_stack(&*err), err),
@@ -115,8 +116,7 @@ where
         let mut this = self.project();
         let signals = &this.leaving.life.signals;
         if !std::mem::replace(this.registered, true) {
-            // Setting the waker once is enough, because a spawned task has the same waker all its
-            // life.
+            // Setting the waker once is enough, because the waker of a spawned task never changes.
             signals.wake_task_with(cx.waker());
         }
         let outcome = if signals.is_raised(Signal::Abort) {
@@ -125,7 +125,7 @@ where
             let Some(service) = this.service.as_mut().as_pin_mut() else {
                 return Poll::Ready(());
             };
-            // The response is dropped in here, too, because its `Drop` is user code.
+            // The response is dropped inside `caught`, too, because its `Drop` is user code.
             match caught(|| service.poll(cx).map_ok(drop)) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(()))) => Outcome::Done,

@@ -46,12 +46,12 @@ pub struct Server<L = Sockets> {
 }
 
 impl Server {
-    /// Binds a server to one address: `127.0.0.1:7000`, `[::]:0`, `localhost:7000`,
+    /// Binds a server to one endpoint: `127.0.0.1:7000`, `[::]:0`, `localhost:7000`,
     /// `unix:/run/my.sock`, or a listener of `std`.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Bind`], which names the address.
+    /// Returns [`Error::Bind`], which names the endpoint.
     ///
     /// # Panics
     ///
@@ -77,7 +77,7 @@ impl<L: Listener> Server<L> {
     ///
     /// # Panics
     ///
-    /// With a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
+    /// With a listener of tokio, panics if called outside a tokio runtime with I/O enabled.
     #[doc(alias = "from_tcp")]
     pub fn from_listener<I>(listener: I) -> Self
     where
@@ -185,8 +185,8 @@ where
     L: Listener,
     S: ConnectionService<L::Io>,
 {
-    // Created first and so dropped last, so that connections are aborted before their runtimes
-    // stop.
+    // The workers are created first, and therefore dropped last: connections must be aborted before
+    // their runtimes stop.
     let mut workers = Workers::start(server.runtimes, server.handle.name())
         .await
         .map_err(Error::Workers)?;
@@ -206,7 +206,8 @@ where
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // The process that this one should replace continues to accept from these sockets.
+            // This server ends before it has taken over. The process that it should replace
+            // continues to accept from these sockets.
             shared.sockets().for_each(|socket| socket.leave());
         }
     }
@@ -238,7 +239,8 @@ where
         };
     }
 
-    // From here on the server ends, after a shutdown or an error.
+    // From here on the server shuts down, because a shutdown was requested or because accepting
+    // failed.
     shared.drain();
     let begun = shared.plan().begun.unwrap_or_else(Instant::now);
     if served.is_ok() {
@@ -255,7 +257,8 @@ where
         };
         shared.cut_off(reason);
         let gone = shared.until(|| shared.live() == 0);
-        // The server does not wait for a connection that blocks its thread. It counts as aborted.
+        // The server does not wait longer for a connection that blocks its thread. Such a
+        // connection counts as aborted.
         let _left_behind = timeout(GONE, gone).await;
     }
     workers.stop().await;
@@ -300,7 +303,8 @@ async fn lame_duck_over(state: &ServerState) {
     }
 }
 
-/// Waits until no connection is left. Returns `false` if one is left at the deadline or an abort.
+/// Waits until no connection is left. Returns `false` if any is left at the deadline, or when the
+/// server aborts.
 async fn all_drained(state: &ServerState) -> bool {
     loop {
         let abort_at = state.plan().abort_at;

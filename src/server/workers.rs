@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The time that the threads have to end. They have no work left. The server does not wait longer
-/// for a blocked thread.
+/// The maximum time to wait for the threads to end. They have no work left, so only a blocked
+/// thread takes longer.
 const STOPPED: Duration = Duration::from_secs(1);
 
 /// The runtimes for connections, as set in the builder.
@@ -33,8 +33,8 @@ pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// Keeps the entry of the runtime that runs the server valid, if that is the only one. Dropped
-    /// with the server's future.
+    /// The strong reference of the server's own runtime, used if there are no other runtimes. It is
+    /// dropped with the server's future.
     _serving: Arc<()>,
     // Dropping this guard stops the threads.
     stop: DropGuard,
@@ -140,8 +140,8 @@ impl Worker {
             let _running = running;
             let counted = Arc::new(());
             let places = Arc::downgrade(&counted);
-            // The runtime is created and dropped on this thread, because a thread that runs another
-            // runtime may do neither.
+            // The runtime is created and dropped on this thread, because tokio panics if a runtime
+            // is dropped in asynchronous code, such as the server's.
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 // If the send fails, the server was dropped, and nobody needs the error.
@@ -155,15 +155,15 @@ impl Worker {
                 runtime.block_on(stop.cancelled());
             }
         };
-        // The thread is not joined, because that would block. Its end closes the channel that it
-        // holds.
+        // The thread is not joined, because joining blocks. When the thread ends, it drops its
+        // sender of the channel `running`.
         let _thread = thread::Builder::new().name(name).spawn(run)?;
         let ended = |_gone| io::Error::other("its thread ended");
         starting.await.map_err(ended)?
     }
 
-    /// Registers a runtime of the user. A task on it holds the reference that shows that it is not
-    /// shut down.
+    /// Registers a runtime of the user. A task on the runtime holds the strong reference, which is
+    /// dropped when the runtime shuts down.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
         let places = Arc::downgrade(&counted);
