@@ -12,11 +12,11 @@ pub(super) struct Heartbeat {
 }
 
 impl Handle {
-    /// Waits until the server's accept loop runs once. It does so at once, unless it is stuck.
-    /// Returns `false` if the server has ended instead.
+    /// Waits until the server's accept loop has run once. The loop is woken for this, so it runs at
+    /// once, unless it is stuck. Returns `false` if the server has ended instead.
     ///
-    /// The loop also runs while it waits: at the limit, during a pause, for a layer that is not
-    /// ready, and during a drain. It is stuck if the connection stack, a layer around it, an
+    /// A waiting loop is not stuck: it also runs at the limit, during a pause, during a drain, and
+    /// while a layer is not ready. The loop is stuck if the connection stack, a layer around it, an
     /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks its thread, or
     /// if no thread of its runtime is free. It does not run before the future of
     /// [`serve`](crate::Server::serve) is polled.

@@ -15,7 +15,7 @@ pub(super) struct Counts {
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     requests: AtomicU64,
-    told: Mutex<Totals>,
+    reported: Mutex<Totals>,
 }
 
 impl Counts {
@@ -25,7 +25,7 @@ impl Counts {
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             requests: AtomicU64::new(0),
-            told: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
@@ -39,18 +39,18 @@ impl Counts {
 
     /// Returns the difference since the last collection. A connection closing at that moment is
     /// reported one collection late, never twice.
-    fn news(&self, now: impl FnOnce() -> Totals) -> Totals {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+    fn unreported(&self, now: impl FnOnce() -> Totals) -> Totals {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
-        let since = |told: &mut u64, now: u64| {
-            let news = now.saturating_sub(*told);
-            *told += news;
-            news
+        let since = |reported: &mut u64, now: u64| {
+            let new = now.saturating_sub(*reported);
+            *reported += new;
+            new
         };
         Totals {
-            bytes_read: since(&mut told.bytes_read, now.bytes_read),
-            bytes_written: since(&mut told.bytes_written, now.bytes_written),
-            requests: since(&mut told.requests, now.requests),
+            bytes_read: since(&mut reported.bytes_read, now.bytes_read),
+            bytes_written: since(&mut reported.bytes_written, now.bytes_written),
+            requests: since(&mut reported.requests, now.requests),
         }
     }
 }
@@ -74,17 +74,17 @@ impl Table {
 }
 
 impl Handle {
-    /// Updates the metrics that are read from the server's table of connections (see
+    /// Updates the metrics that are computed from the server's table of connections (see
     /// [`observe`](crate::observe#metrics)). Call this before each scrape, or every few seconds if
     /// metrics are pushed.
     ///
-    /// It reads the counters of each open connection. That takes about 150 ns for each, and does
-    /// not block open connections. On Linux it also reads the length of the accept queue from
-    /// `/proc/net`.
+    /// This method reads the counters of each open connection, which takes about 150 ns per
+    /// connection and does not block open connections. On Linux, it also reads the length of the
+    /// accept queue from `/proc/net`.
     pub fn collect_metrics(&self) {
         let server = &*self.0;
         let mut phases = Default::default();
-        let moved = server.counts.news(|| {
+        let moved = server.counts.unreported(|| {
             // The totals of closed connections are read first, so that a connection that closes
             // meanwhile is not counted twice.
             let mut totals = server.counts.ended();

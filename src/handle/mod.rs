@@ -30,8 +30,8 @@ pub use phase::ServerPhase;
 pub(crate) use plan::{Plan, earliest};
 use table::{Entry, Table};
 
-/// A handle to a server. It pauses the server, changes its limit, lists its connections, and shuts
-/// it down. Cheap to clone.
+/// A handle to a server, to pause it, change its limit, list its connections, and shut it down.
+/// Cheap to clone.
 #[derive(Clone)]
 #[doc(alias = "ServerHandle")]
 #[doc(alias = "GracefulShutdown")]
@@ -60,7 +60,7 @@ pub(crate) struct ServerState {
     /// The waker of the server's loop, to wake when this state changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
-    /// Wakes the tasks that wait for a phase or a heartbeat.
+    /// Wakes the tasks that wait for a phase, a heartbeat or the report.
     advanced: Notify,
     heartbeat: Heartbeat,
 }
@@ -132,7 +132,7 @@ impl Handle {
         self.0.table.all().map(|life| LiveConnection { life })
     }
 
-    /// Returns the open connection with this number.
+    /// Returns the open connection with this number, if there is one.
     pub fn connection(&self, id: ConnectionId) -> Option<LiveConnection> {
         let shard = self.0.table.shard(id);
         shard.get(&id).map(|entry| LiveConnection {
@@ -146,18 +146,18 @@ impl Handle {
     /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
     /// server is paused.
     ///
-    /// In one case, one more client is accepted: if the server is waiting for a layer of the
-    /// connection stack to become ready when the pause begins, such as tower's `ConcurrencyLimit`
-    /// at its limit. The layer may get a permit during the pause that other servers wait for, and
-    /// only a connection gives it back. This does not apply to the server's own limit
+    /// There is one exception. If the server is waiting for a layer of the connection stack when
+    /// the pause begins, such as tower's `ConcurrencyLimit` at its limit, one more client is
+    /// accepted. During the pause, the layer may get a permit for which other servers wait, and
+    /// only a connection returns it. This exception does not apply to the server's own limit
     /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), even if several servers share it.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
     }
 
-    /// Stops listening, so clients are refused, and even a health check that only connects notices
-    /// it. Open connections are not affected.
+    /// Stops listening, so that clients are refused. Even a health check that only connects notices
+    /// this. Open connections are not affected.
     ///
     /// First the clients in the backlog are accepted, as far as the limit allows without waiting,
     /// because their connections are already established. Then the listening sockets are closed,
@@ -168,8 +168,8 @@ impl Handle {
     ///
     /// [`resume`](Self::resume) listens at the same addresses again, including a port that the
     /// system chose. Until then, another program can take the addresses. Also, if several servers
-    /// share a limit of tower, it may reserve a permit for this server meanwhile. A pause has
-    /// neither effect. A suspended server that is shut down does not listen again.
+    /// share one of tower's limits, that limit may reserve a permit for this server meanwhile. A
+    /// pause has neither effect. A suspended server that is shut down does not listen again.
     pub fn suspend(&self) {
         self.0.suspended.store(true, Ordering::Release);
         self.0.server.wake();
@@ -178,8 +178,8 @@ impl Handle {
     /// Resumes accepting after [`pause`](Self::pause), and listening after
     /// [`suspend`](Self::suspend).
     ///
-    /// If the server cannot listen at its addresses again, for example because another program
-    /// does, the accept-error policy decides about the error
+    /// If the server cannot listen at its addresses again, for example because another program has
+    /// taken one, the accept-error policy decides what happens
     /// ([`ServerBuilder::on_accept_error`](crate::ServerBuilder::on_accept_error)). By default, the
     /// server logs the event `accept.stalled` and tries again, at least once a second.
     pub fn resume(&self) {
@@ -207,7 +207,7 @@ impl Handle {
         }
     }
 
-    /// Waits until the server is in `phase`, or in a later one. Returns the phase.
+    /// Waits until the server is in `phase`, or in a later one. Returns the phase that it is in.
     ///
     /// # Cancel safety
     ///
@@ -339,21 +339,21 @@ impl ServerState {
         self.advance(Phase::Draining);
     }
 
-    /// Returns the listening sockets, unless they were closed.
+    /// Returns the listening sockets that are still open.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = ListeningSocket> + use<> {
         let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         let open: Vec<_> = sockets.iter().filter_map(WeakSocket::upgrade).collect();
         open.into_iter()
     }
 
-    /// Sets the listening sockets, after they were opened again.
+    /// Replaces the listening sockets, after they were opened again.
     pub(crate) fn listens_on(&self, sockets: &[ListeningSocket]) {
         let sockets = sockets.iter().map(ListeningSocket::downgrade).collect();
         *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
     }
 
-    /// Waits until `look` returns `Some`. `look` is called again for each new phase, and when a
-    /// shutdown begins.
+    /// Waits until `look` returns `Some`. `look` is called again when the phase or the shutdown's
+    /// deadline changes, when heartbeats are answered, and when the report is ready.
     pub(crate) async fn advanced_until<R>(&self, look: impl Fn() -> Option<R>) -> R {
         loop {
             let mut advanced = std::pin::pin!(self.advanced.notified());
@@ -424,8 +424,9 @@ impl ServerState {
             self.count_end(life);
             if self.phase() >= Phase::Draining {
                 self.left.fetch_add(1, Ordering::AcqRel);
-                // A connection that was aborted counts as aborted, even if it was about to end for
-                // another reason.
+                // An aborted connection does not count as timed out, even if it was about to end at
+                // a deadline. `SlowReader` is an exception, because that timeout itself aborts the
+                // connection.
                 let reason = life.end().map(|end| end.reason());
                 let is_aborted = life.signals.is_raised(Signal::Abort);
                 let timed_out = reason.is_some_and(|reason| {
@@ -433,9 +434,9 @@ impl ServerState {
                 });
                 self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
             }
-            // This is sequentially consistent with `watch_ends` and `live`, so that the loop cannot
-            // miss the last end: either it sees the new count, or this code sees that the loop
-            // watches.
+            // These accesses are sequentially consistent with those of `watch_ends` and `live`, so
+            // the loop cannot miss the last end: either it sees the new count, or this code sees
+            // that the loop watches.
             self.table.live.fetch_sub(1, Ordering::SeqCst);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
@@ -473,8 +474,8 @@ impl ServerState {
     }
 
     /// Returns the result of the shutdown. It is computed once, and later calls return the same
-    /// report. Each connection updates the numbers at its end, because some end before the loop
-    /// runs again.
+    /// report. Each connection updates the counters at its end, because some connections end before
+    /// the loop runs again.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

@@ -7,8 +7,8 @@ pub enum ServerPhase {
     /// The server still accepts and serves, but will drain soon. A readiness check should now tell
     /// load balancers to send no more connections.
     LameDuck,
-    /// Connections finish their requests in progress and close. Those in the backlog are still
-    /// accepted, then the listener closes.
+    /// Connections finish their requests in progress and close. Connections in the backlog are
+    /// still accepted, then the listener closes.
     Draining,
     /// The server has ended.
     Ended,
@@ -32,7 +32,8 @@ impl std::fmt::Display for ServerPhase {
     }
 }
 
-/// The phase of the server's loop. It has no phase for the end of the server.
+/// The phase of the server's loop. Unlike [`ServerPhase`], it has a variant for an abort, and none
+/// for the end of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::connection::{ConnectionId, Life};
 
-/// The table of open connections. It is sharded, so that many connections that begin and end at
-/// once do not wait for one lock.
+/// The table of open connections. It is sharded, so that connections that begin or end at the same
+/// time seldom wait for the same lock.
 #[derive(Default)]
 pub(super) struct Table {
     pub(super) shards: [Mutex<HashSet<Entry>>; 16],

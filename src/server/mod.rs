@@ -206,7 +206,7 @@ where
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // This server ends before it has taken over. The process that it should replace
+            // This server shuts down before it has taken over. The process that it should replace
             // continues to accept from these sockets.
             shared.sockets().for_each(|socket| socket.leave());
         }
