@@ -15,11 +15,11 @@ use crate::pipeline::{Peer, Run, TrySendError};
 ///
 /// A slow peer never delays the others, because they have already been sent the frame. With
 /// [`Wait`](Self::Wait) it delays only the return of the broadcast. No policy queues frames without
-/// limit: a connection holds at most its [high mark](crate::pipeline::Watermarks) and one more
+/// limit: a connection holds output up to its [high mark](crate::pipeline::Watermarks), one more
 /// frame, and the frames in its [queue](crate::pipeline::Limits::push_queue).
 ///
-/// Even a peer that always reads can be above its mark, if more is sent in a burst than it can
-/// read. A higher mark lets it receive more of the burst.
+/// Even a peer that always reads can be above its high mark, if more is sent in a burst than it can
+/// read. A higher mark lets the peer receive more of the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPeer {
     /// Waits for the peer, as [`Peer::send`] does, until its output has fallen to the low mark.
@@ -96,8 +96,8 @@ where
 
     /// Sends each connection the frame that `pick` returns for it, if any.
     ///
-    /// Use it for frames that depend on the connection, for example in each user's language or
-    /// format. Otherwise it is like [`broadcast`](Self::broadcast).
+    /// Use this method for frames that depend on the connection, for example frames in each user's
+    /// language or format. Otherwise it is like [`broadcast`](Self::broadcast).
     ///
     /// ```
     /// use bytes::Bytes;
@@ -229,9 +229,10 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the frames to the peers that had no room at first. It does so one after the other,
-    /// because each such send waits only for a connection's task, not for a peer. Then it applies
-    /// the policy for slow peers; if it waits for them, it waits for all concurrently.
+    /// Sends the frames to the peers that had no room at first. These sends run one after the
+    /// other, because each waits only for a connection's task, not for a peer. Applies the policy
+    /// to peers above their high mark. With [`SlowPeer::Wait`], it then waits for all of them
+    /// concurrently.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,
@@ -269,7 +270,8 @@ impl<T, M> Sending<T, M> {
 /// Charges the sends to `peers` peers to the task's budget, so that a task that broadcasts again
 /// and again does not delay other tasks. A broadcast costs at most the budget of one turn.
 ///
-/// A run is charged before it begins, because the members take it as soon as the turn ends.
+/// A run is charged before it begins, because charging may yield, and the members could then take
+/// the run before more frames are added.
 pub(super) async fn charge(peers: usize) {
     for _ in 0..peers.div_ceil(A_UNIT).min(TURN) {
         consume_budget().await;
@@ -279,7 +281,7 @@ pub(super) async fn charge(peers: usize) {
 /// A run to which broadcasts can add frames, until one of its peers takes it or it is full.
 pub(super) struct OpenRun<T, M> {
     run: Weak<Run<T>>,
-    /// The number of peers that have the run.
+    /// The number of peers whose queue got the run.
     sent: usize,
     /// The peers that had no room for the run.
     others: Vec<Peer<T, M>>,

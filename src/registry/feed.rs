@@ -9,9 +9,9 @@ use tokio::task::{AbortHandle, Id};
 
 use crate::error::BoxError;
 
-/// The error for a member that joins a group whose feed could not be opened. Its
-/// [`source`](StdError::source) is the error of the function that opens the feed, if there was one.
-/// All tasks that waited for the feed get the same source.
+/// The error of [`Groups::join`](super::Groups::join) if the group's feed could not be opened. Its
+/// [`source`](StdError::source) is the error of the function that opens the feed, if that function
+/// returned one. All tasks that waited for the feed get the same source.
 #[derive(Clone, Debug)]
 pub struct JoinError {
     cause: Option<Arc<dyn StdError + Send + Sync>>,
@@ -65,7 +65,7 @@ impl Drop for Feed {
     }
 }
 
-/// The task's side of a feed that is being opened.
+/// Reports the outcome of opening a feed. Owned by the feed's task.
 pub(super) struct Outcome(watch::Sender<Option<Opened>>);
 
 impl Outcome {
@@ -87,7 +87,7 @@ impl Opening {
     pub(super) async fn done(mut self) -> Opened {
         match self.0.wait_for(Option::is_some).await {
             Ok(opened) => opened.clone().unwrap_or(Ok(())),
-            // The task panicked, or has ended with the group.
+            // The task panicked, or was aborted because the group has ended.
             Err(_dropped) => Err(JoinError { cause: None }),
         }
     }

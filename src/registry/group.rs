@@ -1,4 +1,4 @@
-//! The state that all handles of the groups share.
+//! The state that all clones of a [`Groups`](super::Groups) share.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -26,7 +26,8 @@ pub(super) struct Group<T, M> {
     /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
     /// joins or leaves meanwhile, the map is copied first.
     pub(super) members: Arc<Members<T, M>>,
-    /// The run of frames that were sent to exactly these members, if none has taken it yet.
+    /// The latest run that was sent to exactly these members, if any. Frames can be added to it
+    /// until a member takes it.
     pub(super) open: Option<Arc<OpenRun<T, M>>>,
     pub(super) feed: Option<Feed>,
 }
@@ -91,7 +92,8 @@ where
         let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
         let mut shard = self.groups.of(key);
         let group = shard.get_mut(key);
-        // Do not store the run if a member has joined or left meanwhile. The map was then copied.
+        // Do not store the run if a member has joined or left meanwhile. In that case, the map was
+        // copied.
         let group = group.filter(|group| Arc::ptr_eq(&group.members, members));
         let before = group.and_then(|group| group.open.replace(Arc::new(open)));
         drop(shard);
@@ -100,8 +102,8 @@ where
     }
 }
 
-/// The group of one feed. A later group with the same key is recognized by its other task. Dropping
-/// this value ends the group.
+/// The group of one feed. A later group with the same key has another task, so `task` tells them
+/// apart. Dropping this value ends the group.
 pub(super) struct Fed<K, T, M>
 where
     K: Hash + Eq,

@@ -82,8 +82,8 @@ impl<K, T, M> Groups<K, T, M> {
     /// stream, even if that stream is not dropped yet.
     ///
     /// If the stream ends, cannot be opened, or panics, its group ends: all members leave it, and
-    /// their connections stay open. The last frame of the stream can tell them. To keep the
-    /// members, continue the stream with [`pending`](futures_util::stream::pending).
+    /// their connections stay open. The last frame of the stream can announce this to them. To keep
+    /// the members, continue the stream with [`pending`](futures_util::stream::pending).
     pub fn fed_by<F, S, E>(open: impl Fn(K) -> F + Send + Sync + 'static, slow: SlowPeer) -> Self
     where
         F: Future<Output = Result<S, E>> + Send + 'static,
@@ -129,14 +129,14 @@ where
     ///
     /// The connection becomes a member at the first poll. It stays one until it leaves, begins to
     /// close, or the feed ends. If it is already closing, it does not become a member, and no error
-    /// is returned. If it is a member already, this only waits.
+    /// is returned. If it is a member already, the call only waits.
     ///
     /// The wait has no deadline of its own. Put a deadline into the function that opens the feed.
     ///
     /// # Errors
     ///
     /// Returns an error if the feed could not be opened, or if the last member left or began to
-    /// close before it was open. The connection is then not a member.
+    /// close before the feed was open. The connection is then not a member.
     ///
     /// # Panics
     ///
@@ -158,7 +158,8 @@ where
         }
     }
 
-    /// Inserts a connection. If the group has a feed, returns a value to wait for it with.
+    /// Inserts a connection. If the group has a feed, returns a value that waits until the feed is
+    /// open.
     fn enter(&self, key: K, peer: &Peer<T, M>) -> Option<Opening>
     where
         K: Clone + Send + 'static,
@@ -166,7 +167,7 @@ where
         M: Send + 'static,
     {
         let id = peer.info().id();
-        // Declared before the lock, so dropped after it.
+        // Declared before the lock guard, so dropped after unlocking.
         let (own_key, fed_key) = (key.clone(), key.clone());
         let mut shard = self.inner.groups.of(&key);
         if let Some(group) = shard.get(&key)
@@ -207,8 +208,8 @@ where
         let opening = group.opening();
         shard.insert(key, group);
         drop(shard);
-        // The task is started after unlocking, because a runtime that is shut down drops it at
-        // once.
+        // The value is sent to the task after unlocking. If the runtime is shut down, the task is
+        // already dropped, so the value is dropped here, and its `Drop` locks the shard.
         drop(task.map(|task| {
             start.send(Fed {
                 groups: Arc::downgrade(&self.inner),
@@ -232,7 +233,7 @@ where
         removed.map(Entered::into_peer).is_some()
     }
 
-    /// Removes a member, and its group if it was the last.
+    /// Removes a member, and also the group if that was its last member.
     fn remove<Q>(&self, key: &Q, id: ConnectionId) -> Option<Entered<T, M>>
     where
         K: Borrow<Q>,
@@ -273,7 +274,7 @@ where
     /// Sends a frame to all members of a group for which `whom` returns `true`, like
     /// [`Registry::broadcast`](super::Registry::broadcast).
     ///
-    /// Frames to all members that are sent in a burst, before a member's task runs, share memory:
+    /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
     /// encoded for a member, that connection holds the encoded copy until its peer takes it. A
     /// group is locked while such frames are cloned, so a `T` that sends to the same group in its
@@ -352,7 +353,7 @@ where
             // A slow member must not keep the groups alive.
             drop(inner);
             sending.done(slow).await;
-            // A stream that is always ready must not keep other tasks, or an abort, from running.
+            // A stream that is always ready must not starve other tasks or delay an abort.
             consume_budget().await;
         }
     }

@@ -5,7 +5,7 @@
 //! logged in. The registry removes the entry when the connection begins to close, for whatever
 //! reason ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free
 //! while the last output is written. A registry created by [`until_end`](Registry::until_end)
-//! removes it at the end instead. No entry outlives its connection.
+//! removes the entry at the connection's end instead. No entry outlives its connection.
 //!
 //! A program may have several registries, such as one of users and one of operators. For the rooms
 //! of a chat or the channels of publish and subscribe, use [`Groups`].
@@ -180,7 +180,7 @@ where
     /// Inserts a connection under a key, and returns the connection that had the key before.
     ///
     /// The key is never free in between. The returned connection stays open, and its end does not
-    /// remove the new entry. Close that connection if a user may have only one.
+    /// remove the new entry. Close it if a user may have only one connection.
     ///
     /// Returns `None` and changes nothing if `peer` is already closing, or already has the key.
     #[doc(alias = "takeover")]
@@ -216,7 +216,7 @@ where
         Some(replaced.into_peer())
     }
 
-    /// Creates an entry, and registers the callback of its connection that removes it.
+    /// Creates an entry, and registers the callback that removes it when its connection closes.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
@@ -279,7 +279,8 @@ where
         }
     }
 
-    /// Returns the connection that has the key. As in a map, a `str` finds a `String`.
+    /// Returns the connection that has the key. As with `HashMap::get`, a `str` finds the entry of
+    /// a `String` key.
     #[doc(alias = "alias_resolve")]
     pub fn get<Q>(&self, key: &Q) -> Option<Peer<T, M>>
     where

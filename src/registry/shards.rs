@@ -1,4 +1,4 @@
-//! A table of keys in parts that are locked separately, and its entries.
+//! A map in parts that are locked separately, and the entry of a connection.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -47,8 +47,8 @@ impl<K, V> Shards<K, V> {
         K: Borrow<Q>,
         Q: Hash + ?Sized,
     {
-        // The high bits choose the part, because the low bits choose the bucket within the part's
-        // map.
+        // Any bits would do, because the map of each part has a hasher of its own. The high 32
+        // bits fit into a `usize` on every target.
         let shard = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
         lock(&self.shards[shard])
     }
@@ -77,8 +77,8 @@ impl<T, M> Clone for Entered<T, M> {
 
 impl<T, M> Entered<T, M> {
     /// Creates an entry, and registers the callback that removes it. If the moment for that is
-    /// already past, returns the callback. The caller drops it after unlocking, because it contains
-    /// the key.
+    /// already past, returns the callback. The caller drops the callback after unlocking, because
+    /// it contains the key.
     pub(super) fn new(
         peer: &Peer<T, M>,
         remove_at: Moment,
