@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Address;
 
-/// The length of the backlog. If so many connections wait to be accepted, `connect` waits.
+/// The length of the backlog. If this many connections wait to be accepted, `connect` waits.
 const BACKLOG: usize = 1024;
 
 /// The number of bytes that each direction of a connection buffers.
@@ -28,7 +28,8 @@ pub fn memory() -> (MemoryListener, Connector) {
 /// Creates an in-memory listener and its connector. Connections buffer `bytes` bytes in each
 /// direction.
 ///
-/// With a small buffer every write is short, so a test notices at once if the peer does not read.
+/// With a small buffer, writes are partial and soon wait for the peer, so a test notices a peer
+/// that does not read.
 pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
     let (queue, waiting) = mpsc::channel(BACKLOG);
     let listener = MemoryListener {
@@ -60,7 +61,7 @@ impl Listener for MemoryListener {
         if self.next.is_none() {
             match ready!(self.waiting.poll_recv(cx)) {
                 Some(incoming) => self.next = Some(incoming),
-                // All connectors were dropped. There will be no connections, but that is not a
+                // All connectors were dropped. No more connections will arrive, but that is not a
                 // failure.
                 None => return Poll::Pending,
             }

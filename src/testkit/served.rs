@@ -26,8 +26,8 @@ use crate::signals::Report;
 /// must take ends while it runs.
 const ENDS: usize = 65_536;
 
-/// The time that [`Served::ended`] waits. It is longer than any deadline in a test with a paused
-/// clock.
+/// The maximum time that [`Served::ended`] waits. It is longer than any deadline in a test with a
+/// paused clock.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Serves a connection stack in memory, on the current runtime, with the server's default options.
@@ -145,8 +145,8 @@ impl<C> Served<C> {
     /// order in which they happened.
     ///
     /// A connection that is closed gracefully ends when its client has closed, too, or after the
-    /// [linger](crate::close::Linger) of 2 s. So drop the client first, or measure when the client
-    /// reads the end of the stream.
+    /// [linger](crate::close::Linger) of 2 s. So drop the client before this call. To test when the
+    /// server closes, await the end of the stream in the client instead.
     ///
     /// # Errors
     ///

@@ -91,7 +91,8 @@ pub struct Check<F> {
     seeds: Range<u64>,
     only: Option<Plan>,
     contract: Option<Contract>,
-    /// The replies to a client that is silent after a number of bytes. The key is that number.
+    /// The replies to a client that stops sending but does not half-close, by the number of bytes
+    /// that it has sent.
     answered: BTreeMap<u64, Vec<u8>>,
     /// The numbers of bytes that the server reads and writes without faults.
     lengths: [usize; 2],
@@ -176,8 +177,7 @@ impl<F> Check<F> {
 
     /// Sets the seeds of the random plans.
     ///
-    /// Default: `0..64`. Why: the runs with single faults, which come first, find most bugs. After
-    /// the last seed the check has passed.
+    /// Default: `0..64`. Why: the runs with single faults, which come first, find most bugs.
     pub fn seeds(mut self, seeds: Range<u64>) -> Self {
         self.seeds = seeds;
         self

@@ -1,4 +1,4 @@
-//! Panics in a service, at chosen calls.
+//! Panics in a service, at a chosen call.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -84,7 +84,8 @@ where
     fn call(&mut self, request: R) -> S::Future {
         let number = self.layer.calls.fetch_add(1, Ordering::Relaxed) + 1;
         if number == self.layer.at {
-            // This does not run the panic hook, whose output would hide that of the test.
+            // `resume_unwind` does not run the panic hook, whose output would hide that of the
+            // test.
             resume_unwind(Box::new("a planted panic"));
         }
         self.inner.call(request)

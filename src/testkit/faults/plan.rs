@@ -28,7 +28,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Returns whether a server must behave as without this fault.
+    /// Returns whether a server must behave as if this fault did not happen.
     pub(super) fn is_harmless(self) -> bool {
         matches!(self, Self::Cut | Self::Delay(_))
     }
@@ -36,8 +36,9 @@ impl Fault {
 
 /// The faults of one connection. With an empty plan the connection is plain.
 ///
-/// Places are those of the server's reads and writes. So `read` faults are in the bytes that the
-/// client sends. The `Display` output is the Rust code that creates the plan.
+/// The place of a fault is a number of bytes that the server has read or written. So `read` faults
+/// are in the bytes that the client sends. The `Display` output is the Rust code that creates the
+/// plan.
 ///
 /// ```
 /// use tower_tcp::testkit::faults::{Fault, Plan};

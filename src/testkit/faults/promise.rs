@@ -60,7 +60,8 @@ impl fmt::Display for Promise {
 
 /// A broken promise, with the shortest plan that breaks it. Returned by [`Check`](super::Check).
 ///
-/// Its `Debug` is its `Display`, so that an `unwrap` in a test is readable.
+/// Its `Debug` output equals its `Display` output, so that the panic message of an `unwrap` in a
+/// test is readable.
 #[derive(Clone)]
 pub struct Broken {
     pub(super) promise: Promise,
@@ -201,7 +202,7 @@ impl Expected {
             return reason == EndReason::Panic;
         }
         if plan.has(Fault::Stall) {
-            // After the client's half-close, the server may also end the wait for a client that
+            // After the client's half-close, the server may also stop waiting for a client that
             // does not read the reply.
             return reason.is_timeout()
                 || matches!(reason, EndReason::ServiceClosed | EndReason::PeerReset);

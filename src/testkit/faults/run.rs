@@ -36,7 +36,8 @@ pub(super) struct Seen {
     pub(super) faulty: Talk,
     /// The plain conversation with the same server.
     pub(super) next: Talk,
-    /// `true` if both places of the limit were released, and the server has shut down.
+    /// `true` if both connections have released their places in the limit, and the server has shut
+    /// down.
     pub(super) released: bool,
 }
 
@@ -51,7 +52,7 @@ pub(super) type Wrapped = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>
 pub(super) struct Client<'a> {
     pub(super) wrap: &'a dyn Fn(DuplexStream) -> Wrapped,
     pub(super) input: &'a [u8],
-    /// The time that each conversation has.
+    /// The maximum duration of each conversation.
     pub(super) within: Duration,
 }
 
@@ -67,8 +68,8 @@ where
     S: ConnectionService<Faulty>,
 {
     // During a stall, time passes and a second connection would reach its own deadlines. So with a
-    // stall the plain connection is opened after the other one. Otherwise it is opened before, and
-    // must survive.
+    // stall, the plain connection is opened after the one with faults. Otherwise, it is opened
+    // before that one, and must survive.
     let before = !plan.has(Fault::Stall);
     let mut plans = VecDeque::from([plan.clone()]);
     if before {

@@ -129,7 +129,8 @@ impl Side {
                     return Poll::Pending;
                 }
                 Some((_, Fault::Delay(time))) => self.delay = Some(Box::pin(sleep(time))),
-                // This does not run the panic hook, whose output would hide that of the test.
+                // `resume_unwind` does not run the panic hook, whose output would hide that of the
+                // test.
                 Some((_, Fault::Panic)) => resume_unwind(Box::new("a planted panic")),
                 Some((_, fault)) => self.last = Some(fault),
                 None => {}
