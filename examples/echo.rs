@@ -1,12 +1,12 @@
-//! Sends lines back, with the default stack on.
+//! Sends lines back, with the usual limits, deadlines and layers.
 //!
 //! ```sh
 //! cargo run --example echo
 //! printf 'hi\n' | nc -N 127.0.0.1 7000
 //! ```
 //!
-//! With `--workers 2` connections are spread over two threads, and each stays on its thread: `ps -T
-//! -C echo` shows them.
+//! With `--workers 2` connections are spread over two threads, and each stays on its thread. `ps -T
+//! -C echo` shows the threads.
 //!
 //! Ctrl-c drains the server; a second ctrl-c ends it at once. `RUST_LOG=tower_tcp=debug` logs the
 //! end of each connection.
@@ -39,7 +39,7 @@ struct Args {
     #[arg(long, default_value_t = 65_536)]
     max_connections: usize,
 
-    /// Longest line in bytes, its ending included.
+    /// Maximum length of a line in bytes, including its ending.
     #[arg(long, default_value_t = 65_536)]
     max_line: usize,
 
@@ -47,8 +47,8 @@ struct Args {
     #[arg(long, default_value_t = 60)]
     idle: u64,
 
-    /// Worker threads, each of which keeps its connections; 0 runs them on tokio's own threads,
-    /// which share the work.
+    /// Number of worker threads. A connection stays on its thread. With 0, connections run on
+    /// tokio's own threads, which share the work.
     #[arg(long, default_value_t = 0)]
     workers: usize,
 
@@ -60,7 +60,7 @@ struct Args {
 async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_unset| "warn,tower_tcp=warn".into()),

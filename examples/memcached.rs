@@ -6,13 +6,14 @@
 //! memcstat --servers=127.0.0.1
 //! ```
 //!
-//! Keys, values and 100 bytes for each of them stay below `--memory`, because the least recently
-//! used items are evicted. A `get` looks each value up when the client has room for it. So each
-//! connection adds at most one request and one value, however slowly its client reads.
+//! The keys, the values and 100 bytes of overhead for each item stay below `--memory`, because the
+//! least recently used items are evicted. A `get` looks up each value only when the client has room
+//! for it. So each connection holds at most one more request and one more value, however slowly its
+//! client reads.
 //!
-//! It differs from memcached in three ways. The block of a bad command is skipped, so that data
-//! never runs as commands. An `exptime` is in seconds from now, never a date. `flush_all` takes no
-//! delay.
+//! It differs from memcached in three ways. The data block of a bad command is skipped, so that
+//! data is never run as commands. An `exptime` is always a number of seconds from now, never a
+//! date. `flush_all` takes no delay.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -33,12 +34,13 @@ use tower_tcp::frame::{Lines, LinesError};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, ConnectionService, Pipeline, Reply, Server, signal};
 
-/// The longest value.
+/// The maximum length of a value, in bytes.
 const MAX_VALUE: usize = 1024 * 1024;
 /// The time for which a client may be silent. It is long, because clients keep connections for
-/// later use. Without a limit, those of a machine that has vanished would stay for ever.
+/// later use. Without a limit, the connections of a machine that has vanished would stay open
+/// forever.
 const IDLE: Duration = Duration::from_secs(60 * 60);
-/// The commands with a block of data, whose length is the fifth word.
+/// The commands that are followed by a block of data. Its length is the fifth word of the command.
 const STORE: [&[u8]; 6] = [b"set", b"add", b"replace", b"append", b"prepend", b"cas"];
 
 const FORMAT: &str = "CLIENT_ERROR bad command line format";
@@ -51,7 +53,7 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:11211")]
     listen: Vec<String>,
 
-    /// Memory of all items, in MiB.
+    /// Maximum memory of all items, in MiB.
     #[arg(long, default_value_t = 64)]
     memory: u32,
 }
@@ -73,33 +75,35 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     memory: u32,
 ) -> impl ConnectionService<Io> + Clone {
     let cache = Arc::new(Mutex::new(Cache {
-        items: LruCache::unbounded(), // of any number, because their bytes are limited
+        items: LruCache::unbounded(), // any number of items, because `max` limits their bytes
         bytes: 0,
         max: (memory as usize) << 20,
         changes: 0,
     }));
-    // It never waits, so its futures are ready.
+    // The service never waits, so its futures are ready at once.
     let service = service_fn(move |request| ready(Ok::<_, Infallible>(reply(&cache, request))));
     Pipeline::new(Codec::default)
         .service(service)
-        // A line and its data may arrive together.
+        // A frame may consist of a line and a data block.
         .limits(Limits::default().max_frame(64 * 1024 + MAX_VALUE))
         .deadlines(Deadlines::default().first_byte(IDLE).idle(IDLE))
 }
 
 // The codec.
 
-/// A command's line and its data, which is empty for most, or the answer to a bad block.
+/// The line of a command, and its data, which is empty for most commands, or the answer to a bad
+/// data block.
 type Request = (Bytes, Answer);
 
-/// Decodes a line, and then a block of data, if the line announces one. Encodes replies as lines,
-/// values too.
+/// Decodes a line, and then a block of data, if the line announces one. Encodes all replies,
+/// including values, as lines.
 #[derive(Default)]
 pub(crate) struct Codec {
     lines: Lines,
-    /// The line whose block is to come, and the length of that block with its line end.
+    /// A line whose data block has not arrived yet, and the length of the block, including its line
+    /// ending.
     block: Option<(Bytes, usize)>,
-    /// The rest of a block that is too large, in bytes.
+    /// The number of bytes left to skip of a data block that is too large.
     skip: usize,
 }
 
@@ -165,14 +169,14 @@ fn number<T: std::str::FromStr>(word: &[u8]) -> Option<T> {
     str::from_utf8(word).ok()?.parse().ok()
 }
 
-/// Copies bytes to keep, because a slice would keep the connection's whole buffer in memory.
+/// Copies bytes that are kept, because a slice would keep the connection's whole buffer in memory.
 fn copy(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
 
 // The answers.
 
-/// An answer, or one that is an error.
+/// An answer, or the text of an error.
 type Answer<T = Bytes> = Result<T, &'static str>;
 
 fn reply(cache: &Arc<Mutex<Cache>>, (line, data): Request) -> Reply<Bytes> {
@@ -189,7 +193,8 @@ fn reply(cache: &Arc<Mutex<Cache>>, (line, data): Request) -> Reply<Bytes> {
     (!noreply).then_some(answer).into()
 }
 
-/// Looks each value up when the client has room for it, so a connection holds at most one.
+/// Returns the values as a stream. Each value is looked up only when the client has room for it, so
+/// a connection holds at most one.
 fn values(cache: Arc<Mutex<Cache>>, words: &[&[u8]]) -> Reply<Bytes> {
     let gets = words[0] == b"gets";
     let keys: Vec<_> = words[1..].iter().copied().map(copy).collect();
@@ -210,9 +215,9 @@ fn answer(cache: &mut Cache, words: &[&[u8]], data: Answer) -> Answer {
     match *words {
         [verb, key, flags, exptime, len, ref cas @ ..] if STORE.contains(&verb) => {
             if data.is_err() {
-                cache.remove(key); // nobody must read the value that this one was to replace
+                cache.remove(key); // nobody may read the outdated value
             }
-            number::<u32>(len).ok_or(FORMAT)?; // then the codec has taken no data
+            number::<u32>(len).ok_or(FORMAT)?; // if not, the codec has taken no data
             let cas = number(cas.first().unwrap_or(&&b"0"[..])).ok_or(FORMAT)?;
             let new = Item {
                 value: data?,
@@ -250,7 +255,7 @@ fn answer(cache: &mut Cache, words: &[&[u8]], data: Answer) -> Answer {
             Ok("OK".into())
         }
         [b"stats"] => Ok(format!("STAT bytes {}\r\nEND", cache.bytes).into()),
-        // Clients conclude from it what they may ask for.
+        // Clients conclude from the version which commands they may use.
         [b"version"] => Ok("VERSION 1.4.8".into()),
         [b"verbosity", _] => Ok("OK".into()),
         _ => Err("ERROR"),
@@ -267,7 +272,7 @@ fn count(cache: &mut Cache, key: &[u8], by: &[u8], count: fn(u64, u64) -> u64) -
     })
 }
 
-/// Reads in how many seconds an item expires. Zero is never.
+/// Parses the time until an item expires, in seconds. Zero means never, a negative number at once.
 fn expires(exptime: &[u8]) -> Option<Option<Instant>> {
     let exptime: i64 = number(exptime)?;
     let life = Duration::from_secs(exptime.try_into().unwrap_or(0));
@@ -280,7 +285,7 @@ struct Item {
     value: Bytes,
     flags: u32,
     expires: Option<Instant>,
-    /// Its number. Each change gives it a new one.
+    /// The number of its last change. No two changes have the same number.
     cas: u64,
 }
 
@@ -291,7 +296,7 @@ impl Item {
 }
 
 struct Cache {
-    /// In the order of use.
+    /// The items, in the order of use.
     items: LruCache<Bytes, Item>,
     bytes: usize,
     max: usize,
@@ -310,8 +315,8 @@ impl Cache {
         self.bytes -= self.items.pop_entry(key).as_ref().map_or(0, size);
     }
 
-    /// Replaces an item, if there is one, and returns the new value. Evicts the least recently used
-    /// items while there is no room for it.
+    /// Inserts or replaces an item, and returns the new value. Then evicts the least recently used
+    /// items until the rest fits.
     fn replace(&mut self, key: &[u8], new: impl FnOnce(Option<&Item>) -> Answer<Item>) -> Answer {
         let mut item = new(self.find(key).as_deref())?;
         let value = item.value.clone();

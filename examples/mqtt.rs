@@ -1,4 +1,4 @@
-//! A broker of MQTT 3.1.1, for any client that has clean sessions.
+//! An MQTT 3.1.1 broker, for clients with clean sessions.
 //!
 //! ```sh
 //! cargo run --example mqtt &
@@ -6,13 +6,13 @@
 //! mosquitto_pub -t house/kitchen/heat -m 21 -q 1
 //! ```
 //!
-//! Messages are delivered at most once, as each SUBACK says, and acknowledged if asked. A slow
-//! subscriber misses messages, and is closed if it takes nothing for a while. There are retained
-//! messages, wildcards, last wills and the keepalive. A session ends with its connection, also if
-//! its client asks for a longer one: `session present` is never set.
+//! Messages are delivered at most once, as each SUBACK states, and a message that is published with
+//! QoS 1 is acknowledged. A slow subscriber misses messages, and is closed if it takes nothing for
+//! 30 s. Retained messages, wildcards, last wills and keepalives are supported. A session ends with
+//! its connection, even if its client requests a longer one: `session present` is never set.
 //!
-//! A filter is a group, so a message that matches several filters of a client reaches it once for
-//! each, as the standard allows.
+//! Each topic filter is a group, so a message that matches several filters of a client is sent to
+//! it once for each filter, as the standard allows.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -35,20 +35,21 @@ use tower_tcp::pipeline::{Limits, Session, SessionService};
 use tower_tcp::registry::{Groups, Registry, SlowPeer};
 use tower_tcp::{BoxError, ConnectionService, Peer, Pipeline, Reply, Server, signal};
 
-/// The largest packet, so each retained message is smaller.
+/// The maximum size of a packet in bytes. It also bounds the size of each retained message.
 const MAX_PACKET: usize = 64 * 1024;
-/// The retained messages. With one more, the one that was set first is forgotten.
+/// The maximum number of retained messages. One more evicts the message that was retained least
+/// recently.
 const MAX_RETAINED: NonZero<usize> = NonZero::new(1024).expect("it is not zero");
-/// The filters of a client.
+/// The maximum number of filters of a client.
 const MAX_FILTERS: usize = 64;
-/// The bytes of a filter or of a client's name.
+/// The maximum length of a filter or of a client's name, in bytes.
 const MAX_NAME: usize = 256;
-/// The time for which a client without a keepalive may be silent. Without a limit, those of a
-/// machine that has vanished would stay for ever.
+/// The time for which a client without a keepalive may be silent. Without a limit, the connections
+/// of a machine that has vanished would stay open forever.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 const SLOW: SlowPeer = SlowPeer::CloseAfter(Duration::from_secs(30));
 
-/// Brokers messages by MQTT 3.1.1.
+/// A message broker for MQTT 3.1.1.
 #[derive(Parser)]
 struct Args {
     /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
@@ -95,7 +96,7 @@ where
         .limits(Limits::default().max_frame(MAX_PACKET))
 }
 
-/// The codec. Packets are read by `mqtt-proto`, once they are whole.
+/// The codec. `mqtt-proto` decodes each packet once it has arrived completely.
 pub(crate) struct Packets;
 
 impl Decoder for Packets {
@@ -103,7 +104,7 @@ impl Decoder for Packets {
     type Error = io::Error;
 
     fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Packet>> {
-        // Behind the first byte, up to four have seven bits of the length each.
+        // The first byte is followed by up to four bytes with the length, seven bits in each.
         let mut len = 0;
         for (at, &byte) in src.iter().skip(1).take(4).enumerate() {
             len |= usize::from(byte & 0x7f) << (7 * at);
@@ -136,7 +137,7 @@ impl Encoder<Packet> for Packets {
 struct Broker {
     /// The subscribers of each filter.
     filters: Groups<Arc<str>, Packet>,
-    /// The clients by their names. A name belongs to the newest.
+    /// The clients by their names. A name belongs to the newest client that has connected with it.
     clients: Registry<Arc<str>, Packet>,
     retained: Mutex<LruCache<TopicName, Publish>>,
 }
@@ -172,7 +173,8 @@ impl Broker {
     }
 }
 
-/// Returns whether a filter matches a topic. A wildcard at its begin matches no `$SYS`.
+/// Returns whether a filter matches a topic. A wildcard at the start of a filter does not match a
+/// topic that begins with `$`, such as `$SYS`.
 pub(crate) fn matches(filter: &str, topic: &str) -> bool {
     let hidden = topic.starts_with('$') && filter.starts_with(['#', '+']);
     let (mut filter, mut topic) = (filter.split('/'), topic.split('/'));
@@ -259,7 +261,7 @@ impl Client {
         for (filter, _) in subscribe.topics {
             let filter: Arc<str> = (*filter).into();
             let full = self.filters.len() == MAX_FILTERS && !self.filters.contains(&filter);
-            // `mqtt-proto` has no right code for a refused filter.
+            // `mqtt-proto` has no correct return code for a refused filter.
             if full || joined.len() == MAX_FILTERS || filter.len() > MAX_NAME {
                 return Err("too many filters, or one that is too long".into());
             }

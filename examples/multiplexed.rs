@@ -1,4 +1,4 @@
-//! Tagged requests, answered as they finish, and a client for them.
+//! A server that answers tagged requests in the order in which they finish, and a client for it.
 //!
 //! ```sh
 //! cargo run --example multiplexed &
@@ -43,13 +43,13 @@ struct Tagged {
     payload: Bytes,
 }
 
-/// On the wire: four bytes of length, four of tag, the payload.
+/// The codec. A frame is four bytes of length, four bytes of tag, and the payload.
 struct Tags(LengthDelimitedCodec);
 
 impl Tags {
     fn new() -> Self {
-        // `LengthDelimitedCodec` reserves as much as a length announces, so this also limits what a
-        // peer can make the server reserve.
+        // `LengthDelimitedCodec` reserves the announced length, so this limit also bounds the
+        // memory that a peer can make the server reserve.
         Self(
             LengthDelimitedCodec::builder()
                 .max_frame_length(16 * 1024)
@@ -92,7 +92,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -124,7 +124,7 @@ async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The service. It returns the tag of its request; the pipeline knows nothing of tags.
+/// The service. It gives the reply the tag of the request. The pipeline does not know about tags.
 async fn later(Tagged { tag, mut payload }: Tagged) -> Result<Tagged, BoxError> {
     let space = payload
         .iter()
@@ -136,7 +136,7 @@ async fn later(Tagged { tag, mut payload }: Tagged) -> Result<Tagged, BoxError> 
     Ok(Tagged { tag, payload })
 }
 
-/// Lets tokio-tower's client find the request of an answer.
+/// Assigns tags, by which tokio-tower's client finds the request of an answer.
 #[derive(Default)]
 struct Counter(u32);
 

@@ -10,8 +10,8 @@
 //! (echo hi; sleep 1) | openssl s_client -quiet -no_ign_eof -connect 127.0.0.1:7080
 //! ```
 //!
-//! If a client is silent for a second, the server assumes that it speaks the line protocol and
-//! waits for a greeting. Try `nc 127.0.0.1 7080`.
+//! If a client is silent for a second, the server assumes that the client speaks the line protocol
+//! and is waiting for the greeting. Try `nc 127.0.0.1 7080`.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -90,7 +90,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Serves both protocols. A client that is silent for as long as `silence` is greeted in lines.
+/// Serves both protocols. A client that is silent for as long as `silence` is greeted in the line
+/// protocol.
 pub(crate) fn stack<Io>(tls: Tls, silence: Duration) -> impl ConnectionService<Io> + Clone
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -125,8 +126,8 @@ where
         })
 }
 
-/// Returns whether the connection speaks HTTP. A protocol agreed by ALPN is certain; otherwise the
-/// first bytes decide.
+/// Returns whether the connection speaks HTTP. ALPN can only agree on a version of HTTP. Without
+/// ALPN, the first bytes decide.
 fn speaks_http(info: &ConnectionInfo) -> bool {
     match info.get().and_then(TlsInfo::alpn) {
         Some(_h2_or_http_1_1) => true,

@@ -1,4 +1,4 @@
-//! Sends bytes back, without frames: the connection service is your own function.
+//! Sends bytes back, without frames: the connection service is a plain function.
 //!
 //! ```sh
 //! cargo run --example raw
@@ -37,7 +37,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -63,22 +63,22 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Serves one connection. Without a pipeline this function has to apply the deadlines, obey the
-/// drain and close the connection.
+/// Serves one connection. There is no pipeline, so this function has to apply the deadlines, obey
+/// the drain and close the connection.
 async fn echo(mut conn: Connection<Socket>, idle: Duration) -> Result<(), BoxError> {
     let draining = conn.draining();
     tokio::pin!(draining);
     let mut block = vec![0; 8 * 1024];
     loop {
         let n = tokio::select! {
-            biased; // what came before the shutdown goes back
+            biased; // bytes that arrived before the drain are sent back
             read = timeout(idle, conn.read(&mut block)) => read??,
             () = &mut draining => 0,
         };
         if n == 0 {
             break;
         }
-        // Outside the `select!`, so that a write that has begun is completed.
+        // The write is outside the `select!`, so that the drain does not interrupt it.
         timeout(idle, conn.write_all(&block[..n])).await??;
     }
     conn.close(Linger::default()).await?;

@@ -1,4 +1,4 @@
-//! Sends lines back, and replaces itself by a new process without losing a line.
+//! Sends lines back, and replaces itself with a new process without losing a line.
 //!
 //! ```sh
 //! cargo run --example restart
@@ -6,9 +6,9 @@
 //! pkill -HUP -x restart                                    # in a third
 //! ```
 //!
-//! Install a new version at the same path before the signal. If it does not start, the old process
-//! serves on, and logs why. With systemd, or `systemd-socket-activate --listen=7006`, use
-//! `--listen 'systemd:*'`; then a stop and a start lose nothing either.
+//! Install a new version at the same path before the signal. If the new version does not start, the
+//! old process continues to serve, and logs why. With systemd, or `systemd-socket-activate
+//! --listen=7006`, use `--listen 'systemd:*'`. Then a stop and a start lose no line either.
 
 use std::convert::Infallible;
 use std::io;
@@ -26,10 +26,10 @@ use tower_tcp::replace::Replace;
 use tower_tcp::{BoxError, Handle, Pipeline, Server};
 use tracing_subscriber::EnvFilter;
 
-/// Sends lines back, and replaces itself at SIGHUP.
+/// Sends lines back, and replaces itself on SIGHUP.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port`, `unix:/path`, `fd:3` or `systemd:name`; can be repeated.
+    /// Address to listen on: `host:port`, `unix:/path`, `fd:3` or `systemd:name`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7006")]
     listen: Vec<String>,
 
@@ -41,11 +41,11 @@ struct Args {
     #[arg(long, default_value_t = 30.0)]
     ready_within: f64,
 
-    /// Milliseconds that a drained connection waits for its next line.
+    /// Milliseconds for which a draining connection waits for the next line.
     #[arg(long, default_value_t = 1000)]
     next_line: u64,
 
-    /// Lets several processes listen on one address, each with a backlog of its own.
+    /// Let several processes listen on one address, each with a backlog of its own.
     #[arg(long)]
     reuse_port: bool,
 }
@@ -55,12 +55,12 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "info".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .init();
 
-    // A client that sends lines in a row may have one on its way when its connection drains.
+    // A client that keeps sending may have a line in transit when its connection drains.
     let drain = DrainDeadlines::default().next_frame(Duration::from_millis(args.next_line));
     let echo = Pipeline::new(Lines::default)
         .service(service_fn(|line: Bytes| async move {
@@ -88,7 +88,7 @@ fn replace_on_hangup(handle: Handle, ready_within: Duration) -> io::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            // A failure is logged, and the server serves on.
+            // `run` logs a failure, and this server continues to serve.
             let _failed = Replace::new(&handle).ready_within(ready_within).run().await;
         }
     });

@@ -1,4 +1,4 @@
-//! A store of settings that speaks Apache Thrift's binary protocol in frames.
+//! A store of settings that speaks Apache Thrift's framed binary protocol.
 //!
 //! ```sh
 //! cargo run --example rpc -- --idl >settings.thrift && thrift --gen py settings.thrift
@@ -7,8 +7,8 @@
 //! call put "Entry('tea', b'green')" && call get tea
 //! ```
 //!
-//! A call with bad arguments, or of an unknown method, is answered by a `TApplicationException`. A
-//! frame that is no call ends its connection, because there is nothing to answer.
+//! A call with bad arguments, or of an unknown method, is answered with a `TApplicationException`.
+//! A frame that is not a call ends its connection, because there is nothing to answer.
 
 use std::future::ready;
 use std::num::NonZero;
@@ -46,12 +46,12 @@ service Settings {
 }
 ";
 
-/// The largest frame.
+/// The maximum length of a frame, in bytes.
 const MAX_FRAME: usize = 64 * 1024;
-/// The longest string, of which two fit into a frame.
+/// The maximum length of a string, in bytes. Two strings fit into a frame.
 const MAX_STRING: usize = 30 * 1024;
-/// The entries, which hold at most 60 MiB: two strings each. With one more entry, the least
-/// recently used one is forgotten.
+/// The maximum number of entries. Each has two strings, so together they take at most 60 MiB. One
+/// more entry evicts the least recently used one.
 const MAX_ENTRIES: NonZero<usize> = NonZero::new(1024).expect("it is not zero");
 
 /// Stores settings for clients of Apache Thrift.
@@ -61,7 +61,7 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:9090")]
     listen: Vec<String>,
 
-    /// Print the interface, and exit.
+    /// Print the interface definition and exit.
     #[arg(long)]
     idl: bool,
 }
@@ -87,7 +87,7 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>()
 -> impl ConnectionService<Io> + Clone {
     let (entries, changes) = (LruCache::new(MAX_ENTRIES), 0);
     let store = Arc::new(Mutex::new(Store { entries, changes }));
-    // It never waits, so its futures are ready.
+    // The service never waits, so its futures are ready at once.
     let service = service_fn(move |request: thrift::Result<Request>| {
         let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
         ready(request.and_then(|request| store.reply(request)))
@@ -103,7 +103,8 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>()
 
 // The requests.
 
-/// A call's method, number and kind, and the call itself, or the error to answer.
+/// The method, number and kind of a call, and the call itself, or the error with which it is
+/// answered.
 type Request = (TMessageIdentifier, Result<Call, ApplicationError>);
 
 enum Call {
@@ -115,7 +116,8 @@ enum Call {
 type Input<'a> = TBinaryInputProtocol<&'a [u8]>;
 
 fn parse(frame: &[u8]) -> thrift::Result<Request> {
-    // `thrift` allocates a string before it reads it, so none may be longer than the frame.
+    // `thrift` allocates the announced length of a string before it reads the string, so no string
+    // may be longer than the frame.
     let longest = MAX_STRING.min(frame.len());
     let limits = TConfiguration::builder().max_string_size(Some(longest));
     let mut input = TBinaryInputProtocol::with_config(frame, true, limits.build()?);
@@ -134,7 +136,7 @@ fn parse(frame: &[u8]) -> thrift::Result<Request> {
     Ok((head, call.map_err(bad)))
 }
 
-/// Reads a struct, of which `read` reads or skips each field.
+/// Reads a struct. `read` reads or skips each of its fields.
 fn read_struct<'a>(
     input: &mut Input<'a>,
     mut read: impl FnMut(&mut Input<'a>, i16, TType) -> thrift::Result<()>,
@@ -149,7 +151,7 @@ fn read_struct<'a>(
     }
 }
 
-/// Reads arguments that are one key.
+/// Reads the arguments of a call that takes a key.
 fn read_key(input: &mut Input) -> thrift::Result<String> {
     let mut key = None;
     read_struct(input, |input, id, kind| match (id, kind) {
@@ -159,7 +161,7 @@ fn read_key(input: &mut Input) -> thrift::Result<String> {
     key.ok_or_else(|| "no key".into())
 }
 
-/// Reads arguments that are one entry.
+/// Reads the arguments of a call that takes an entry.
 fn read_entry(input: &mut Input) -> thrift::Result<Call> {
     let (mut key, mut value, mut version) = (None, None, None);
     read_struct(input, |input, id, kind| match (id, kind) {
@@ -182,7 +184,7 @@ fn read_entry(input: &mut Input) -> thrift::Result<Call> {
 type Output<'a> = TBinaryOutputProtocol<&'a mut Vec<u8>>;
 
 struct Store {
-    /// Values and versions, in the order of use.
+    /// The values and versions by key, in the order of use.
     entries: LruCache<String, (Bytes, i64)>,
     changes: i64,
 }
@@ -204,7 +206,7 @@ impl Store {
         Ok((!oneway).then_some(Bytes::from(frame)).into())
     }
 
-    /// Writes the result. Its field 0 is the success, and each exception has a field of its own.
+    /// Writes the result. Field 0 is the return value, and each exception has a field of its own.
     fn answer(&mut self, call: Call, out: &mut Output) -> thrift::Result<()> {
         match call {
             Call::Get(key) => {

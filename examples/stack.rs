@@ -40,7 +40,7 @@ struct Args {
     #[arg(long, default_value_t = 10_000)]
     max_connections: usize,
 
-    /// Maximum number of connections accepted in a second.
+    /// Maximum number of connections accepted per second.
     #[arg(long, default_value_t = 1_000)]
     accepts: u64,
 
@@ -48,15 +48,15 @@ struct Args {
     #[arg(long)]
     shed: bool,
 
-    /// Address to turn away before its first byte; can be repeated.
+    /// Address whose connections are refused before their first byte is read; can be repeated.
     #[arg(long)]
     deny: Vec<IpAddr>,
 
-    /// Address that gets no session: its make-service fails.
+    /// Address for which the make-service fails.
     #[arg(long)]
     fail_make_from: Option<IpAddr>,
 
-    /// Maximum number of requests of a connection in a second.
+    /// Maximum number of requests of a connection per second.
     #[arg(long, default_value_t = 100)]
     requests: u64,
 
@@ -74,12 +74,12 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
 
-    // Before the first frame: your own check. TLS would be `.chain(..)`ed to it.
+    // Your own check, before the first frame. TLS would be added to it with `.chain(..)`.
     let deny: Arc<[IpAddr]> = args.deny.into();
     let check = service_fn(move |conn: Connection<Socket>| {
         let denied = conn
@@ -94,8 +94,8 @@ async fn main() -> Result<(), BoxError> {
         })
     });
 
-    // The request stack. It is built once for each connection, so every layer belongs to that
-    // connection, except what is cloned in.
+    // The request stack. It is built once for each connection, so its layers belong to that
+    // connection, except for `in_hand`, which all connections share.
     let second = Duration::from_secs(1);
     let in_hand = GlobalConcurrencyLimitLayer::new(256);
     let make = service_fn(move |peer: Peer<Bytes>| {
@@ -113,12 +113,13 @@ async fn main() -> Result<(), BoxError> {
                     // `load_shed` outside this layer. A shed request would keep its place in the
                     // queue, and the next permit would go to a connection that may be idle.
                     .layer(in_hand)
-                    // A connection over its own rate is told so at once.
+                    // A request that exceeds the connection's rate fails at once, and gets a reply
+                    // from `apologise`.
                     .load_shed()
                     .rate_limit(args.requests, second)
                     .timeout(Duration::from_millis(args.timeout))
-                    // Only errors from inside this layer end the connection, because the policy
-                    // below is off.
+                    // Only errors from inside this layer end the connection, because
+                    // `shutdown_on_error` is off below.
                     .layer(ShutdownOnErrorLayer::new())
                     .service(session),
             )
@@ -132,7 +133,7 @@ async fn main() -> Result<(), BoxError> {
     // accepted; the rest runs in the connection's own task.
     let limit = ConnectionLimit::new(args.max_connections); // a clone of it changes it at run time
     let stack = ServiceBuilder::new()
-        .layer(ConnectionTraceLayer::new()) // outside of all that it should see
+        .layer(ConnectionTraceLayer::new()) // outside all layers that it should observe
         .option_layer(args.shed.then(LoadShedLayer::new))
         .rate_limit(args.accepts, second)
         .layer(limit.layer())
@@ -141,7 +142,7 @@ async fn main() -> Result<(), BoxError> {
 
     let server = Server::builder()
         .name("stack")
-        .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
+        .limit(ConnectionLimit::unlimited()) // the limit in the stack is enough
         .shutdown_deadline(Duration::from_secs(args.shutdown_deadline))
         .listen_all(args.listen)
         .bind()
@@ -186,7 +187,7 @@ async fn command(peer: Peer<Bytes>, line: Bytes) -> Result<Reply<Bytes>, BoxErro
     Ok(reply.into())
 }
 
-/// Turns the errors of the layers into replies.
+/// Turns errors of the load-shed and timeout layers into replies.
 fn apologise(result: Result<Reply<Bytes>, BoxError>) -> Result<Reply<Bytes>, BoxError> {
     result.or_else(|err| {
         if find_cause::<Overloaded>(&*err).is_some() {

@@ -5,11 +5,11 @@
 //! nc 127.0.0.1 7005
 //! ```
 //!
-//! Each client reads the file at its own pace. A slow client delays nobody, and later reads from
-//! the file what it missed. A truncated file is read again from its start. If another file takes
-//! the name, it is read after the rest of the old one. The file is polled, not watched. So a file
-//! that is truncated and grows back to its old length between two polls is not noticed, and of two
-//! replacements only the second is seen.
+//! Each client reads the file at its own pace. A slow client delays nobody, and catches up later. A
+//! truncated file is read again from its start. If the file is replaced by another one, the new
+//! file is read after the rest of the old one. The file is polled, not watched. So the server does
+//! not notice that a file is truncated and grows back to its old length between two polls. Of two
+//! replacements between two polls, it sees only the second.
 
 use std::convert::Infallible;
 use std::fs::{File, Metadata};
@@ -35,7 +35,7 @@ use tower_tcp::{BoxError, Peer, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
 
 /// The number of bytes that are read from the file at a time. For a client that does not read, the
-/// server buffers this many bytes and those up to the high mark.
+/// server buffers this many bytes in addition to the output up to the high mark.
 const CHUNK: usize = 16 * 1024;
 
 /// Streams a growing file to every client.
@@ -71,7 +71,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -95,7 +95,7 @@ async fn main() -> Result<(), BoxError> {
         .service(
             Pipeline::new(BytesCodec::new)
                 .make_service(connected.layer(Shared::new(ignore)))
-                // A client has nothing to send.
+                // Clients send nothing, so their silence must not end the connection.
                 .deadlines(Deadlines::default().first_byte(None).idle(None)),
         );
 

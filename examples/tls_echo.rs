@@ -6,12 +6,13 @@
 //! ```
 //!
 //! Without `--cert` and `--key` the server makes its own certificate and prints the path. With
-//! several, the first is the default, and each of the others is for the names in it. SIGHUP reloads
-//! all files; if one of them is broken, the server says so and keeps the old ones.
+//! several certificates, the first is the default, and each of the others serves the host names in
+//! it. SIGHUP reloads all files. If one of them is broken, the server reports that and keeps the
+//! old ones.
 //!
-//! A handshake may take ten seconds, and 512 connections may be in theirs; one more evicts the
-//! oldest. Try it: run `nc 127.0.0.1 7443` and type nothing, with `RUST_LOG=tower_tcp=debug` set
-//! for the server.
+//! A handshake may take ten seconds, and 512 handshakes may be in progress. One more evicts the
+//! oldest. To see the deadline, start the server with `RUST_LOG=tower_tcp=debug`, run `nc 127.0.0.1
+//! 7443` and type nothing.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -47,11 +48,12 @@ struct Args {
     #[arg(long)]
     key: Vec<PathBuf>,
 
-    /// Refuse clients that request no name or an unknown one.
+    /// Refuse clients that request no host name or an unknown one.
     #[arg(long)]
     strict_sni: bool,
 
-    /// Roots for client certificates, in PEM. Without them, none are requested.
+    /// Root certificates of client certificates, in PEM. Without this option, the server requests
+    /// no client certificates.
     #[arg(long)]
     client_roots: Option<PathBuf>,
 
@@ -59,7 +61,8 @@ struct Args {
     #[arg(long)]
     crl: Vec<PathBuf>,
 
-    /// File with 80 random bytes, for sessions that several servers share; can be repeated.
+    /// File with 80 random bytes: a key for session tickets, which several servers can share; can
+    /// be repeated.
     #[arg(long)]
     ticket_key: Vec<PathBuf>,
 
@@ -67,7 +70,7 @@ struct Args {
     #[arg(long, default_value_t = 10)]
     handshake_deadline: u64,
 
-    /// Maximum number of connections in their handshake.
+    /// Maximum number of handshakes in progress.
     #[arg(long, default_value_t = 512)]
     handshakes: usize,
 }
@@ -77,7 +80,7 @@ async fn main() -> Result<(), BoxError> {
     let mut args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();

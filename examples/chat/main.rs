@@ -4,7 +4,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `session.rs` | the session of one connection: its member's commands, and messages to it |
-//! | `rooms.rs` | the registries: one of all names, one for each room |
+//! | `rooms.rs` | the registries: one of all names, and one for each room |
 //! | `service.rs` | the service of one connection, its limits and their reasons |
 //! | `main.rs` | the stack, and the server |
 //!
@@ -13,9 +13,9 @@
 //! nc 127.0.0.1 7004        # and again in another terminal
 //! ```
 //!
-//! Give a name, `/join` a room, and talk; `/help` lists the rest. When a member leaves, the room is
-//! told why. Suspend one `nc`, and have another send much: the first is closed as a `slow_reader`,
-//! and has delayed nobody.
+//! Give a name, `/join` a room, and talk; `/help` lists the rest. When a member leaves, the others
+//! in the room are told why. Suspend one `nc`, and send much text from another one. The server
+//! closes the suspended one as a `slow_reader`, and nobody else is delayed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,27 +33,27 @@ mod rooms;
 mod service;
 mod session;
 
-/// The kernel's send buffer for a member that does not read, in bytes. Its default grows to
-/// megabytes.
+/// The size of the kernel's send buffer of each connection, in bytes. By default, the buffer of a
+/// member that does not read grows to megabytes.
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// A chat of lines: names, rooms, private messages.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7004")]
     listen: Vec<String>,
 
-    /// Seconds after which a silent member is sent away.
+    /// Seconds after which a silent member is disconnected.
     #[arg(long, default_value_t = 600)]
     idle: u64,
 
-    /// Seconds after which a member is sent away that reads nothing of what the others say.
+    /// Seconds after which a member that reads nothing is disconnected.
     #[arg(long, default_value_t = 5)]
     patience: u64,
 
-    /// A name that may kick anybody; may be given several times. There are no passwords: the first
-    /// to give the name has it.
+    /// Name of a member who may kick anybody; can be repeated. There are no passwords, so the name
+    /// belongs to whoever enters it first.
     #[arg(long, value_parser = Name::new)]
     admin: Vec<Name>,
 }
@@ -63,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();

@@ -10,10 +10,10 @@ use tower_tcp::registry::{Registry, SlowPeer};
 
 use crate::session::{Message, Peer};
 
-/// The longest name of a member or a room: two of them leave room for words on a line of a
-/// terminal.
+/// The maximum length of the name of a member or a room. A terminal line with two such names still
+/// has room for text.
 const MAX_NAME: usize = 20;
-/// The most rooms: the list that `/rooms` prints can still be read.
+/// The maximum number of rooms. The list that `/rooms` prints stays readable.
 const MAX_ROOMS: usize = 100;
 
 /// The name of a member or a room. Few characters are allowed, so that no name can be mistaken for
@@ -48,17 +48,18 @@ pub(crate) struct Chat {
     patience: Duration,
 }
 
-/// The members in a room. The room exists as long as one is in it.
+/// The members of a room. The room exists as long as it has a member.
 #[derive(Clone)]
 pub(crate) struct Room {
     members: Registry<Seat, Bytes, Message>,
-    /// The time after which a member that reads nothing is closed.
+    /// The time after which a member that reads nothing is disconnected.
     patience: Duration,
     /// The number of the next seat.
     next: u64,
 }
 
-/// A place in a room. Seats are numbered as they are taken, so the lowest has been there longest.
+/// A place in a room. Seats are numbered as they are taken, so the member with the lowest number
+/// has been there longest.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Seat {
     number: u64,
@@ -81,8 +82,8 @@ impl Room {
         seats
     }
 
-    /// Sends a line to all but one, and waits for nobody. A member that reads too slowly misses it,
-    /// and one that reads nothing is closed.
+    /// Sends a line to all members but one, and waits for none of them. A member that reads too
+    /// slowly misses the line, and a member that reads nothing is disconnected.
     pub(crate) async fn say(&self, line: String, but: &Seat) {
         let others = |seat: &Seat, _: &Peer| seat != but;
         self.members
@@ -91,7 +92,7 @@ impl Room {
     }
 }
 
-/// The room a member is in, and its seat there.
+/// The room that a member is in, and the member's seat there.
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) name: Name,
@@ -126,7 +127,7 @@ impl Chat {
         format!("* rooms:{}", rooms.collect::<String>())
     }
 
-    /// Gives a member a seat in a room, and opens the room if there is none of that name.
+    /// Gives a member a seat in a room, and creates the room if it does not exist.
     pub(crate) fn seat(&self, name: Name, member: Name, peer: &Peer) -> Result<Place, String> {
         let mut rooms = self.rooms();
         if rooms.len() == MAX_ROOMS && !rooms.contains_key(&name) {
@@ -148,10 +149,11 @@ impl Chat {
         Ok(Place { name, room, seat })
     }
 
-    /// Gives up a seat, and the room if it was the last; the others are told how.
+    /// Gives up a seat, and removes the room if that was the last seat. Tells the other members how
+    /// the member left.
     pub(crate) async fn leave(&self, Place { name, room, seat }: Place, how: &str) {
         {
-            // Under the lock, so that nobody takes a seat in a room that is given up.
+            // Under the lock, so that nobody takes a seat in a room that is being removed.
             let mut rooms = self.rooms();
             room.members.remove(&seat);
             if room.members.is_empty() {

@@ -14,10 +14,10 @@ use tower_tcp::{ConnectionService, Pipeline};
 use crate::rooms::Chat;
 use crate::session::{Member, farewell};
 
-/// The longest line in bytes, its ending included: more than anyone types.
+/// The maximum length of a line in bytes, including its ending: more than anyone types.
 const MAX_LINE: usize = 1024;
 
-/// Serves a member. One that is silent for as long as `idle` is closed.
+/// Serves members. A member that is silent for as long as `idle` is disconnected.
 pub(crate) fn chat<Io>(chat: Arc<Chat>, idle: Duration) -> impl ConnectionService<Io> + Clone
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,

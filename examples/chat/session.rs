@@ -13,13 +13,13 @@ const HELP: &str = "* /join ROOM, /rooms, /who, /msg NAME TEXT, /kick NAME, /qui
 
 /// A message to a session, besides the lines of its member.
 pub(crate) enum Message {
-    /// Another member sends this one away.
+    /// Another member kicks this one.
     Kicked { by: Name },
 }
 
 pub(crate) type Peer = tower_tcp::Peer<Bytes, Message>;
 
-/// One connection, a member of the chat once it has given its name.
+/// The session of one connection, which is a member of the chat once it has entered a name.
 pub(crate) struct Member {
     chat: Arc<Chat>,
     peer: Peer,
@@ -42,8 +42,8 @@ impl Session<Event<Bytes, Message>> for Member {
     }
 }
 
-/// The connection closes: the room is told why, whatever the reason. The registries let the name
-/// and the seat go by themselves.
+/// Tells the room why the connection closes, whatever the reason. The registries remove the name
+/// and the seat by themselves.
 impl Drop for Member {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
@@ -71,7 +71,7 @@ impl Member {
         })
     }
 
-    /// Does what a line says; an error is for its sender.
+    /// Runs a command, or says a line in the room. An error is a reply to the member.
     async fn line(&mut self, line: &str) -> Result<Reply<Bytes>, String> {
         let Some(me) = self.name.clone() else {
             return self.enter(line).map(answer);
@@ -142,14 +142,14 @@ impl Member {
                 ));
             }
         }
-        // If the queue is full, another kick is on its way.
+        // If the queue is full, it already contains another kick.
         let _told_or_going = peer.try_post(Message::Kicked { by: me });
         Ok(format!("* you have kicked {whom}"))
     }
 
     fn close(&self, why: String) -> Reply<Bytes> {
         let bye = answer(format!("* bye: {why}"));
-        // The reason reaches the room, and the log.
+        // `why` also reaches the room and the log.
         self.peer.close_because(why);
         bye
     }
@@ -177,8 +177,8 @@ fn answer(line: String) -> Reply<Bytes> {
     Bytes::from(line).into()
 }
 
-/// Returns a line as text that does nothing to the terminals of others: without control characters
-/// and characters that turn its direction.
+/// Returns a line as text that is harmless to the terminals of others. Control characters, and
+/// characters that change the direction of text, are replaced.
 fn printable(line: &[u8]) -> String {
     let harmful = |c: char| {
         let turns = matches!(

@@ -1,4 +1,4 @@
-//! The flags `--proxy-from`, `--per-client` and `--deny`, which several examples have.
+//! The flags `--proxy-from`, `--per-client` and `--deny`, which several examples share.
 
 use std::path::{Path, PathBuf};
 
@@ -9,31 +9,32 @@ use tower_tcp::networks::Networks;
 use tower_tcp::preconnect::{Chain, PreConnectExt, PreConnectLayer};
 use tower_tcp::proxy::{ProxyProtocol, Untrusted};
 
-/// The limits and networks of clients.
+/// Limits on clients: which may connect, and how many connections each may have.
 #[derive(clap::Args)]
 pub(crate) struct Door {
-    /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. All other
-    /// peers are refused then.
+    /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. If set, all
+    /// other peers are refused.
     #[arg(long)]
     proxy_from: Option<Networks>,
 
-    /// Maximum number of open connections of each client: of an IPv4 address, or of the first 64
+    /// Maximum number of open connections per client. A client is an IPv4 address, or the first 64
     /// bits of an IPv6 address.
     #[arg(long)]
     per_client: Option<usize>,
 
-    /// File with the networks that may not connect, such as `203.0.113.0/24`, one a line. SIGHUP
-    /// loads it again.
+    /// File with the networks that may not connect, such as `203.0.113.0/24`, one per line. SIGHUP
+    /// reloads it.
     #[arg(long)]
     deny: Option<PathBuf>,
 }
 
-/// The proxy's header first, because the others ask for the address of the client.
+/// The pre-connect hooks. The PROXY header is read first, because the other hooks use the address
+/// of the client.
 pub(crate) type Hooks = Chain<Chain<ProxyProtocol, AddressFilter>, PerClient>;
 
 impl Door {
-    /// Returns the filter of the sockets' addresses, and the hooks for the clients', if a flag asks
-    /// for them.
+    /// Returns the filter for peer addresses, and the hooks for client addresses if any flag is
+    /// set.
     pub(crate) fn open(self) -> Result<(AddressFilter, Option<PreConnectLayer<Hooks>>), BoxError> {
         let list = AccessList::default();
         let asks = self.proxy_from.is_some() || self.deny.is_some() || self.per_client.is_some();
@@ -43,12 +44,12 @@ impl Door {
             tokio::spawn(async move {
                 while hangups.recv().await.is_some() {
                     let file = path.clone();
-                    // A long list takes a while, in which the connections go on.
+                    // Loading a long list takes a while. Connections are served meanwhile.
                     let loading = tokio::task::spawn_blocking(move || load(&file));
                     let loaded = loading.await.map_err(BoxError::from).and_then(|it| it);
                     match loaded.map(|rules| list.replace(rules)) {
                         Ok(()) => eprintln!("{}: loaded again", path.display()),
-                        // The list before stays.
+                        // The previous list stays in effect.
                         Err(err) => eprintln!("{}: {err}", path.display()),
                     }
                 }

@@ -14,9 +14,8 @@ use super::resp::{Confirmation, Frame, Message};
 /// The channels that have a listener.
 pub(crate) struct Channels {
     listeners: Groups<Bytes, Frame>,
-    /// The marks of a subscriber's unwritten messages. A subscriber above the high mark is closed
-    /// at once, as by the hard limit of Redis, so that it neither delays publishers nor fills
-    /// memory.
+    /// The watermarks of a subscriber's output. A subscriber above the high mark is closed at once,
+    /// as at the hard limit of Redis, so that it neither delays publishers nor fills memory.
     marks: Watermarks,
 }
 
@@ -28,7 +27,7 @@ impl Channels {
         }
     }
 
-    /// Sends a message to all listeners. Returns how many received it.
+    /// Sends a message to all listeners. Returns how many it was sent to.
     pub(crate) async fn publish(&self, channel: Bytes, payload: Bytes) -> usize {
         let message = Frame::Message(Arc::new(Message::new(channel.clone(), payload)));
         let slow = SlowPeer::CloseAfter(Duration::ZERO);
@@ -36,17 +35,18 @@ impl Channels {
         sent.await.sent()
     }
 
-    /// Returns how many channels there are.
+    /// Returns the number of channels.
     pub(crate) fn len(&self) -> usize {
         self.listeners.len()
     }
 }
 
-/// A listening connection. It leaves its channels by itself when it begins to close.
+/// A connection that listens to channels. The groups remove it when it begins to close.
 pub(crate) struct Subscriber {
     all: Arc<Channels>,
     peer: Peer<Frame>,
-    /// The marks of the connection before its first subscription, restored after its last.
+    /// The watermarks of the connection before its first subscription. They are restored when the
+    /// last subscription ends.
     usual_marks: Watermarks,
     mine: Mutex<HashSet<Bytes>>,
 }
@@ -61,7 +61,7 @@ impl Subscriber {
         }
     }
 
-    /// Returns how many channels the connection listens to.
+    /// Returns the number of channels that the connection listens to.
     pub(crate) fn count(&self) -> usize {
         self.mine().len()
     }
@@ -70,8 +70,8 @@ impl Subscriber {
         self.mine().iter().cloned().collect()
     }
 
-    /// Confirms the subscription, then listens. The confirmation is pushed like the messages, so it
-    /// precedes the first of them.
+    /// Confirms the subscription, then joins the channel. The confirmation is sent through the same
+    /// queue as messages, so it arrives before the first message.
     pub(crate) async fn subscribe(&self, channel: Bytes) -> Result<(), BoxError> {
         self.mine().insert(channel.clone());
         self.peer.set_watermarks(self.all.marks);
@@ -82,7 +82,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Leaves a channel. Returns how many are left.
+    /// Leaves a channel. Returns how many channels the connection still listens to.
     pub(crate) fn unsubscribe(&self, channel: &Bytes) -> usize {
         self.all.listeners.leave(channel, &self.peer);
         self.mine().remove(channel);

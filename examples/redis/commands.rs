@@ -20,18 +20,19 @@ use super::store::{Condition, Store, StoreError, Text};
 /// The length of the longest command name, `unsubscribe`.
 const LONGEST_NAME: usize = 11;
 
-/// The most channels of one connection. A channel without another listener costs a hundred times
-/// the bytes of its name: 13 MiB for this many.
+/// The maximum number of channels of one connection. A channel that has no other listener takes a
+/// hundred times the memory of its name: 13 MiB for this many channels.
 const MOST_CHANNELS: usize = 10_000;
 
-/// The release of redis whose commands these are. Programs read it to learn what a server supports.
+/// The Redis release whose commands this server has. Clients read it to learn what a server
+/// supports.
 const REDIS_VERSION: &str = "2.0.0";
 
-/// Shared by all connections.
+/// The state shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) channels: Arc<Channels>,
-    /// The answers of CONFIG GET.
+    /// The parameters that CONFIG GET returns.
     pub(crate) config: Vec<(&'static str, String)>,
     pub(crate) handle: Handle,
     pub(crate) started: Instant,
@@ -46,7 +47,7 @@ pub(crate) struct Session {
     subscriber: Option<Arc<Subscriber>>,
 }
 
-/// The reason that a command was not run, as its reply words it.
+/// The reason why a command was not run. The `Display` output is the text of the reply.
 #[derive(Debug, Error)]
 enum Refused {
     #[error("ERR unknown command '{0}'")]
@@ -76,8 +77,8 @@ enum Refused {
     Store(#[from] StoreError),
 }
 
-/// Defines the commands, as redis' COMMAND lists them: the name, the number of words with the name
-/// (at least so many if negative), and which of the words are keys (first, last, step).
+/// Defines the commands, as Redis' COMMAND lists them: the name, the number of words including the
+/// name (a minimum if negative), and the positions of the keys (first, last, step).
 macro_rules! commands {
     ($($name:literal $command:ident $words:literal $keys:expr;)*) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +178,8 @@ impl Session {
         }
     }
 
-    /// Returns whether a reply could be taken for a message: in RESP3 the two differ.
+    /// Returns whether the connection has subscriptions and speaks RESP2. Most commands are refused
+    /// then, because the client could take a reply for a message. RESP3 distinguishes the two.
     fn is_subscribed(&self) -> bool {
         let subscriber = self.subscriber.as_ref();
         self.version == Version::Resp2 && subscriber.is_some_and(|it| it.count() > 0)
@@ -269,8 +271,8 @@ impl Session {
         Ok(Frame::Hello(version, Box::new(Frame::Map(told))))
     }
 
-    /// CLIENT ID | SETNAME name | SETINFO attribute value. A client's name is accepted, and not
-    /// kept.
+    /// CLIENT ID | SETNAME name | SETINFO attribute value. A client's name is accepted but not
+    /// stored.
     fn client(&self, args: Words<'_>) -> Result<Frame, Refused> {
         let args: Vec<_> = args.take(4).collect();
         match args.as_slice() {
@@ -306,7 +308,7 @@ impl Session {
         if subscriber.count() + request.len() - 1 > MOST_CHANNELS {
             return Err(Refused::Channels);
         }
-        // Copied, because they live as long as the subscription.
+        // The names are copied, because they live as long as the subscription.
         let names: Vec<_> = request
             .words()
             .skip(1)
@@ -321,7 +323,7 @@ impl Session {
         Ok(Either::Right(subscribed.boxed()))
     }
 
-    /// Leaves the named channels, or all of them.
+    /// Leaves the named channels, or all channels if none is named.
     fn unsubscribe(&self, request: &Request) -> Reply<Frame> {
         let named = request.words().skip(1).map(Bytes::copy_from_slice);
         let mut names: Vec<_> = named.collect();
@@ -347,7 +349,8 @@ impl Session {
     }
 }
 
-/// An immediate answer needs no allocation; one that waits for other connections is boxed.
+/// The future of a reply. An immediate reply needs no allocation. A reply that waits for other
+/// connections is boxed.
 type Answer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
 type Answered = Result<Reply<Frame>, BoxError>;
 
@@ -378,7 +381,7 @@ fn at_once(reply: Reply<Frame>) -> Answer {
     Either::Left(ready(Ok(reply)))
 }
 
-/// Answers with an array, item by item.
+/// Returns an array as a reply of many frames, one for each item.
 fn items(items: impl ExactSizeIterator<Item = Frame>) -> Answer {
     let beginning = std::iter::once(Frame::Items(items.len()));
     at_once(beginning.chain(items).collect::<Vec<_>>().into())
@@ -388,7 +391,7 @@ fn optional(value: Option<Text>) -> Frame {
     value.map_or(Frame::Null, Frame::Value)
 }
 
-/// Returns a word of a request as an error repeats it.
+/// Returns a word of a request for an error message: escaped, and at most 128 bytes of it.
 fn shown(word: &[u8]) -> String {
     word[..word.len().min(128)].escape_ascii().to_string()
 }
@@ -428,7 +431,7 @@ fn set(store: &Store, mut args: Words<'_>) -> Result<Frame, Refused> {
     Ok(if done { Frame::OK } else { Frame::Null })
 }
 
-/// Parses a time, which must be greater than zero.
+/// Parses a time. Returns `None` if it is not greater than zero.
 fn time(word: Option<&[u8]>) -> Result<Option<u64>, Refused> {
     let n = integer(word.ok_or(Refused::Syntax)?)?;
     Ok(u64::try_from(n).ok().filter(|&n| n > 0))

@@ -1,4 +1,4 @@
-//! Requests as people type them: the words of a line, with quotes.
+//! Inline requests, as people type them: the words of a line, which may be quoted.
 
 use bytes::BytesMut;
 
@@ -16,7 +16,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Request, ProtocolError> {
     Ok(Request::of_bulks(bulks.freeze(), len))
 }
 
-/// Takes a word from the front of a line. Returns the rest.
+/// Takes a word from the front of a line, and appends it to `bulks`. Returns the rest of the line.
 fn word<'a>(line: &'a [u8], bulks: &mut BytesMut) -> Result<&'a [u8], ProtocolError> {
     let plain = |byte: &u8| !byte.is_ascii_whitespace() && !matches!(byte, b'"' | b'\'');
     let end = line.iter().position(|byte| !plain(byte));
@@ -27,7 +27,7 @@ fn word<'a>(line: &'a [u8], bulks: &mut BytesMut) -> Result<&'a [u8], ProtocolEr
     };
     let mut text = plain.to_vec();
     let rest = unquote(quote, quoted, &mut text)?;
-    // As in redis, a closing quote ends the word.
+    // As in Redis, a closing quote ends the word.
     if !rest.first().is_none_or(u8::is_ascii_whitespace) {
         return Err(ProtocolError::Quotes);
     }
@@ -35,7 +35,7 @@ fn word<'a>(line: &'a [u8], bulks: &mut BytesMut) -> Result<&'a [u8], ProtocolEr
     Ok(rest)
 }
 
-/// Takes the text up to the closing quote. Returns the rest.
+/// Appends the text up to the closing quote to `text`, unescaped. Returns the rest of the line.
 fn unquote<'a>(
     quote: u8,
     mut quoted: &'a [u8],

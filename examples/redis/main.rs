@@ -1,12 +1,12 @@
-//! A server that speaks the redis protocol. It shows how to write a server with this library, a
-//! file for each idea.
+//! A server that speaks the Redis protocol. It shows how to write a server with this library, with
+//! one file for each idea.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `resp.rs`, `inline.rs` | the codec: requests, replies, and every bound on what a peer may send |
 //! | `commands.rs` | the request service of one connection |
 //! | `channels.rs` | publish and subscribe: frames that are not replies |
-//! | `store.rs` | the keys; knows nothing of connections |
+//! | `store.rs` | the keys and values; independent of connections |
 //! | `main.rs` | the stack, the limits and their reasons |
 //!
 //! ```sh
@@ -17,8 +17,8 @@
 //! redis-benchmark -p 6380 -q -P 32 -t get,set
 //! ```
 //!
-//! Nothing is kept on disk, and there is no PSUBSCRIBE: it is an example. `benches/README.md`
-//! compares the cost of its requests with that of redis.
+//! This is only an example: nothing is stored on disk, and there is no PSUBSCRIBE.
+//! `benches/README.md` compares the cost of requests with that of Redis.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -50,14 +50,14 @@ mod inline;
 mod resp;
 mod store;
 
-/// Speaks the redis protocol: strings, lists, publish and subscribe, in memory.
+/// Speaks the Redis protocol: strings, lists, publish and subscribe, in memory.
 #[derive(Parser)]
 struct Args {
     /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:6380")]
     listen: Vec<String>,
 
-    /// Threads that serve. Redis has one.
+    /// Number of threads that serve connections. Redis uses one.
     #[arg(
         long,
         default_value_t = 1,
@@ -65,21 +65,22 @@ struct Args {
     )]
     threads: usize,
 
-    /// Maximum number of open connections; those over it get an error and are closed.
+    /// Maximum number of open connections. Further ones get an error and are closed.
     #[arg(long, default_value_t = 10_000)]
     max_connections: usize,
 
-    /// Largest request in bytes, which is also the most that one connection can make the server
-    /// hold. Redis allows 1 GiB; a larger value than this default belongs in a file.
+    /// Maximum size of a request in bytes. It also bounds the input that the server buffers for
+    /// each connection. Redis allows 1 GiB. Values larger than the default are better stored in
+    /// files.
     #[arg(long, default_value_t = 1024 * 1024)]
     max_request: usize,
 
-    /// Maximum bytes of unread messages of a subscriber; above this it is closed. Redis has the
-    /// same default.
+    /// Maximum number of bytes of unread messages of a subscriber. A subscriber with more is
+    /// closed. Redis has the same default.
     #[arg(long, default_value_t = 32 * 1024 * 1024)]
     max_unread: usize,
 
-    /// Seconds until a silent connection is closed; 0, redis' default, for never.
+    /// Seconds until a silent connection is closed. 0, the default of Redis, means never.
     #[arg(long, default_value_t = 0)]
     timeout: u64,
 
@@ -91,7 +92,7 @@ fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -111,7 +112,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
     let server = Server::builder()
         .name("redis")
         .address_filter(filter)
-        .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
+        .limit(ConnectionLimit::unlimited()) // the limit in the stack is enough
         .listen_all(args.listen)
         .bind()
         .await?;
@@ -164,8 +165,9 @@ async fn serve(args: Args) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Returns the last words to a client that the server closes, as redis does: at a shutdown and for
-/// silence there are none, because some clients fail at an error that follows no command.
+/// Returns the last frame for a client whose connection the server closes. As in Redis, there is
+/// none at a shutdown or for a silent client, because some clients fail on an error that follows no
+/// command.
 fn farewell(reason: EndReason) -> Option<Frame> {
     let error = "ERR max number of clients reached";
     (reason == EndReason::LimitExceeded).then(|| Frame::Error(error.into()))

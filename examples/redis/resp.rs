@@ -1,12 +1,12 @@
-//! The codec: requests from bytes, replies to bytes. RESP2, and RESP3 once HELLO has asked for it,
-//! after the page "Redis serialization protocol specification".
+//! The codec. It decodes requests and encodes replies, in RESP2, or in RESP3 once the client has
+//! requested it by HELLO. It follows the page "Redis serialization protocol specification".
 //!
-//! A request is an array of bulk strings, or a line of words. It is taken out of the input as one
-//! slice. Nothing is reserved for an announced length, neither for the number of arguments nor for
-//! the bytes of one. Arrays do not nest in requests.
+//! A request is an array of bulk strings, or a line of words. An array is taken out of the input as
+//! one slice. No memory is reserved for an announced length, neither for the number of arguments
+//! nor for the bytes of an argument. Arrays in requests are not nested.
 //!
 //! Only the codec knows which replies are already encoded for the peer. So it decides which
-//! messages of channels the peer still gets, and in which version of the protocol.
+//! messages of channels the peer still gets, and in which protocol version.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,20 +19,21 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::inline;
 
-/// The most arguments of a request, as in redis. They cost nothing before they arrive.
+/// The maximum number of arguments of a request, as in Redis. Arguments take no memory before they
+/// arrive.
 const MOST_ARGS: usize = 1024 * 1024;
 
-/// The longest inline request, as in redis.
+/// The maximum length of an inline request in bytes, as in Redis.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// The most digits of a length. No limit needs more, and it stops the search for the end of a long
-/// line of digits.
+/// The maximum number of digits of a length. No limit needs more digits. The maximum also stops the
+/// search for the end of a long line of digits.
 const DIGITS: usize = 9;
 
-/// A request: a name and its arguments, in the form in which they arrived.
+/// A request: the name of a command and its arguments, encoded as bulk strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// The bulk strings, one after the other, well formed.
+    /// The well-formed bulk strings, one after the other.
     bulks: Bytes,
     len: usize,
 }
@@ -43,7 +44,8 @@ impl Request {
         Self { bulks, len }
     }
 
-    /// Returns the number of words, the name included. Never zero.
+    /// Returns the number of words, including the name. It is not zero, because the codec ignores
+    /// empty requests.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -53,8 +55,8 @@ impl Request {
         Words(&self.bulks)
     }
 
-    /// Shares a word without copying. The word keeps the input block alive, so use this for what is
-    /// soon written out.
+    /// Returns a word without copying it. The word keeps the input block in memory, so use this
+    /// method only for data that is written out soon.
     pub(crate) fn share(&self, word: &[u8]) -> Bytes {
         self.bulks.slice_ref(word)
     }
@@ -76,7 +78,7 @@ impl<'a> Iterator for Words<'a> {
     }
 }
 
-/// The fault of a request. The connection ends after it.
+/// The error of a malformed request. It is reported to the client, and then the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum ProtocolError {
     #[error("invalid multibulk length")]
@@ -100,15 +102,15 @@ pub(crate) enum ProtocolError {
 pub(crate) struct Resp {
     max_request: usize,
     begun: Begun,
-    /// The version of replies. A reply to HELLO changes it as it is encoded, so the replies before
-    /// it are still in the old version.
+    /// The protocol version of replies. It changes when the reply to HELLO is encoded, so earlier
+    /// replies are still encoded in the old version.
     version: Version,
-    /// The channels that the peer has been told it listens to. Most listen to few, which a tree
-    /// finds sooner than a hash.
+    /// The channels that the peer listens to, according to the confirmations encoded so far. Most
+    /// peers listen to few channels, and a small tree is searched faster than a hash table.
     channels: BTreeSet<Bytes>,
 }
 
-/// The version of the protocol. Requests are the same in both.
+/// The version of the protocol. Requests are the same in both versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Version {
     #[default]
@@ -116,13 +118,13 @@ pub(crate) enum Version {
     Resp3,
 }
 
-/// The part of the request at the front of the input that has been parsed. A request in many pieces
-/// thus takes linear time.
+/// The progress in parsing the request at the front of the input. Because of it, parsing a request
+/// that arrives in many pieces takes linear time.
 #[derive(Clone, Copy, Debug, Default)]
 enum Begun {
     #[default]
     Nothing,
-    /// This many bytes contain no LF.
+    /// The first `searched` bytes contain no LF.
     Line { searched: usize },
     Array {
         len: usize,
@@ -135,7 +137,7 @@ enum Begun {
 }
 
 impl Resp {
-    /// Creates a codec for requests of at most `max_request` bytes, their framing included.
+    /// Creates a codec for requests of at most `max_request` bytes, including their framing.
     pub(crate) fn new(max_request: usize) -> Self {
         Self {
             max_request,
@@ -197,7 +199,7 @@ impl Resp {
                 return Ok(None);
             };
             self.begun = Begun::Nothing;
-            // An empty request is ignored, as in redis.
+            // An empty request is ignored, as in Redis.
             if request.len > 0 {
                 return Ok(Some(request));
             }
@@ -280,7 +282,8 @@ impl Resp {
 
 struct NotLength;
 
-/// Parses a length and its CRLF. Returns the length, and where the rest begins.
+/// Parses a length and its CRLF. Returns the length, and the index after the CRLF. Returns `None`
+/// if they have not arrived completely.
 #[inline]
 fn length(src: &[u8], start: usize) -> Result<Option<(usize, usize)>, NotLength> {
     let mut length = 0;
@@ -304,7 +307,7 @@ fn length(src: &[u8], start: usize) -> Result<Option<(usize, usize)>, NotLength>
 }
 
 impl Decoder for Resp {
-    /// A malformed request is an item, not a codec error, so it is answered in its turn.
+    /// A malformed request is an item, not a codec error, so that it is answered in order.
     type Item = Result<Request, ProtocolError>;
     type Error = io::Error;
 
@@ -326,9 +329,9 @@ impl Decoder for Resp {
 /// A reply, or a frame pushed to a subscriber.
 #[derive(Clone, Debug)]
 pub(crate) enum Frame {
-    /// The bytes on the wire.
+    /// An encoded frame.
     Static(&'static [u8]),
-    /// The text must contain no line break.
+    /// An error. Its text must contain no line break.
     Error(String),
     Integer(i64),
     Bulk(Bytes),
@@ -336,9 +339,9 @@ pub(crate) enum Frame {
     Value(Arc<[u8]>),
     Null,
     Array(Vec<Self>),
-    /// In RESP2 an array of keys and values.
+    /// A map. In RESP2 it is encoded as an array of keys and values.
     Map(Vec<(Self, Self)>),
-    /// The reply to HELLO, which is the first in this version.
+    /// The reply to HELLO, which is the first reply in this version.
     Hello(Version, Box<Self>),
     /// The start of an array. Its items follow, each as a frame of its own, so an array of many
     /// large values is never in memory as a whole.
@@ -350,18 +353,19 @@ pub(crate) enum Frame {
 /// Confirms a subscription or its end.
 #[derive(Clone, Debug)]
 pub(crate) enum Confirmation {
-    /// The channel, and how many the connection now listens to.
+    /// The channel, and the number of channels that the connection now listens to.
     Subscribed(Bytes, usize),
-    /// The channel, or none if there was none, and how many are left.
+    /// The channel, or `None` if there was no subscription, and the number of channels that are
+    /// left.
     Unsubscribed(Option<Bytes>, usize),
 }
 
-/// A published message. Its bytes on the wire are the same for all subscribers, except for the type
-/// at their front.
+/// A published message. Its encoding is the same for all subscribers, except for the type in the
+/// first byte.
 #[derive(Debug)]
 pub(crate) struct Message {
     channel: Bytes,
-    /// Without the type.
+    /// The encoded frame without its first byte.
     encoded: Bytes,
 }
 
@@ -385,7 +389,7 @@ impl Frame {
     pub(crate) const OK: Self = Self::Static(b"+OK\r\n");
     pub(crate) const PONG: Self = Self::Static(b"+PONG\r\n");
 
-    /// Creates a bulk string of a text that is part of the program.
+    /// Creates a bulk string from a constant.
     pub(crate) fn text(text: &'static str) -> Self {
         Self::Bulk(Bytes::from_static(text.as_bytes()))
     }
@@ -438,7 +442,7 @@ impl Frame {
 }
 
 impl Version {
-    /// Returns the type of frames that are not replies.
+    /// Returns the first byte of frames that are not replies.
     fn push(self) -> u8 {
         match self {
             Self::Resp2 => b'*',
@@ -475,8 +479,8 @@ fn put_length(dst: &mut BytesMut, kind: u8, length: usize) {
     put_number(dst, kind, i64::try_from(length).unwrap_or(i64::MAX));
 }
 
-/// Encodes a frame that begins with a number. Written by hand, because every reply has one, and
-/// `write!` would be a third of the cost.
+/// Encodes a type, a number and CRLF. The digits are written by hand, because most replies contain
+/// a number, and `write!` would be a third of their cost.
 #[inline]
 fn put_number(dst: &mut BytesMut, kind: u8, n: i64) {
     // The type, a sign, 19 digits, CRLF.

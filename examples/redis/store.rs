@@ -1,8 +1,8 @@
 //! The keys and their values, in memory.
 //!
-//! One lock guards all keys, so MSET is atomic. The lock is held for a small part of a request:
-//! with two threads a request takes as much CPU time as with one. Stored bytes are copied out of
-//! the input, because a few bytes would keep a whole input block alive.
+//! One lock guards all keys, so MSET is atomic. The lock is held only for a small part of a
+//! request, so a request takes no more CPU time with two threads than with one. Stored bytes are
+//! copied, because even a few bytes of the input would keep a whole input block in memory.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-/// All keys. As in redis' default configuration, their number has no limit.
+/// All keys. As in Redis' default configuration, their number has no limit.
 #[derive(Default)]
 pub(crate) struct Store(Mutex<Keys>);
 
@@ -25,7 +25,7 @@ struct Keys {
     expiries: BTreeSet<(Instant, Box<[u8]>)>,
 }
 
-/// With its key it fits in a cache line.
+/// A value with its expiry time. Together with its key, it fits into a cache line.
 struct Entry {
     value: Value,
     expires: Option<Instant>,
@@ -33,7 +33,7 @@ struct Entry {
 
 enum Value {
     String(Text),
-    /// A counter. It reads as the string of its digits.
+    /// A counter. Reading it returns its decimal digits.
     Number(i64),
     #[expect(clippy::box_collection, reason = "so that an entry is small")]
     List(Box<VecDeque<Text>>),
@@ -47,7 +47,7 @@ pub(crate) enum Condition {
     IfPresent,
 }
 
-/// The reason that an operation was not done.
+/// The reason why an operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum StoreError {
     #[error("WRONGTYPE Operation against a key holding the wrong kind of value")]
@@ -84,7 +84,7 @@ impl Store {
             Condition::IfPresent => keys.entries.contains_key(key),
         };
         if met {
-            // A time too far off for the clock is no expiry time.
+            // If the time is beyond the clock's range, the key does not expire.
             let expires = expires.and_then(|after| Instant::now().checked_add(after));
             keys.set(key, Value::string(value), expires);
         }
@@ -99,7 +99,7 @@ impl Store {
         }
     }
 
-    /// Removes keys. Returns how many there were.
+    /// Removes keys. Returns how many of them existed.
     pub(crate) fn remove<'a>(&self, removed: impl Iterator<Item = &'a [u8]>) -> usize {
         let mut keys = self.lock();
         removed.filter(|key| keys.remove(key)).count()
@@ -186,7 +186,7 @@ impl Store {
         Ok(list.iter().skip(start).take(taken).cloned().collect())
     }
 
-    /// Returns how many keys there are, and how many of them expire.
+    /// Returns the number of keys, and how many of them expire.
     pub(crate) fn len(&self) -> (usize, usize) {
         let keys = self.lock();
         (keys.entries.len(), keys.expiries.len())

@@ -1,4 +1,4 @@
-//! Reloads certificates at a SIGHUP. Several examples use it.
+//! Reloads certificates on SIGHUP. Several examples use this module.
 
 use std::error::Error;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use tokio::signal::unix::{SignalKind, signal};
 use tower_tcp::tls::{Tls, TlsBuilder};
 
-/// Reads all files again at each SIGHUP.
+/// Starts a task that reads all files again at each SIGHUP.
 pub(crate) fn reload_on_hangup(tls: Tls, files: TlsBuilder) -> io::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     tokio::spawn(async move {

@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-/// The code of the answer behind which the client sends its mail (RFC 5321, section 4.3.2).
+/// The code of the answer after which the client sends its mail (RFC 5321, section 4.3.2).
 pub(crate) const GO_AHEAD: u16 = 354;
 
 /// A reply in the sense of RFC 5321, section 4.2.
 ///
-/// Its lines have no line breaks: a command that holds one is refused before any part of it is
-/// repeated.
+/// Its lines contain no line breaks, because a command that contains one is refused before any part
+/// of it is repeated in an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) code: u16,

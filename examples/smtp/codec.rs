@@ -13,33 +13,34 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::answer::{Answer, GO_AHEAD};
 use super::command::Command;
 
-/// The longest command, in octets with its ending: 512 (RFC 5321, section 4.5.3.1.4), plus the
-/// parameters of SIZE (26) and 8BITMIME (17).
+/// The maximum length of a command in octets, including its ending: 512 (RFC 5321, section
+/// 4.5.3.1.4), plus the parameters of SIZE (26) and 8BITMIME (17).
 pub(crate) const MAX_COMMAND: usize = 512 + 26 + 17;
 
-/// The longest line of text, in octets with its ending and without the dot of transparency (RFC
-/// 5321, section 4.5.3.1.6).
+/// The maximum length of a line of text in octets, including its ending but not the dot that is
+/// added for transparency (RFC 5321, section 4.5.3.1.6).
 pub(crate) const MAX_TEXT_LINE: usize = 1_000;
 
-/// The largest piece of text in one frame: well below the limit that a pipeline has for frames.
+/// The maximum size of a piece of text in one frame, in bytes. It is well below a pipeline's limit
+/// for frames.
 const PIECE: usize = 16 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// A command, or the answer to a line that is none.
+    /// A command, or the answer to a line that is not a command.
     Command(Result<Command, Answer>),
-    /// A piece of a mail's text, without the dots of transparency.
+    /// A piece of a mail's text, without the dots that are added for transparency.
     Text(Bytes),
-    /// The end of a mail, with the flaw that keeps it from being accepted.
+    /// The end of a mail, with the flaw for which it is rejected, if there is one.
     EndOfText(Result<(), Flaw>),
 }
 
-/// A reason not to accept a text.
+/// A reason to reject a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flaw {
     /// A CR without LF, or an LF without CR. The next server may take it for the end of a line, and
-    /// with a dot for the end of the mail. It would then run the rest of the text as commands (SMTP
-    /// smuggling, CVE-2023-51764).
+    /// together with a dot for the end of the mail. That server would then run the rest of the text
+    /// as commands (SMTP smuggling, CVE-2023-51764).
     BareLineBreak,
     LongLine,
 }
@@ -52,7 +53,8 @@ pub(crate) struct Smtp {
 
 #[derive(Debug)]
 enum Mode {
-    /// Holds how much of the buffer has no LF, so that no byte is searched twice.
+    /// Holds the number of bytes at the front of the buffer that contain no LF, so that no byte is
+    /// searched twice.
     Commands(usize),
     /// A command was too long; the rest of it is skipped.
     Skipping,
@@ -119,7 +121,8 @@ impl Decoder for Smtp {
     }
 }
 
-/// A bare LF is no ending, but it is answered: the client that sent it would wait forever.
+/// Parses a line. A bare LF is not a valid ending, but it is answered, because the client would
+/// otherwise wait forever.
 fn command(line: &[u8]) -> Result<Command, Answer> {
     match line.strip_suffix(b"\r\n") {
         Some(line) => Command::parse(line),
@@ -152,7 +155,8 @@ struct Text {
     flaw: Option<Flaw>,
 }
 
-/// The bytes that were read last. A dot and its CR are held back: they may be the end.
+/// The position after the last byte read. A dot at the start of a line, and a CR after it, are held
+/// back, because they may belong to the end of the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum At {
     #[default]

@@ -33,10 +33,10 @@ impl Command {
     ///
     /// # Errors
     ///
-    /// The answer to the line.
+    /// Returns the answer to a line that is not a valid command.
     pub(crate) fn parse(line: &[u8]) -> Result<Self, Answer> {
-        // SMTPUTF8 is not offered, so a command is ASCII. Printable characters can be repeated in
-        // an answer, and written into a header.
+        // SMTPUTF8 is not offered, so a command is ASCII. Only printable characters are accepted,
+        // so parts of a command can be repeated in an answer and written into a header.
         let line = std::str::from_utf8(line)
             .ok()
             .filter(|line| line.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
@@ -82,9 +82,10 @@ fn mail(rest: &str) -> Result<Command, Answer> {
     for parameter in parameters.split_ascii_whitespace() {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match name.to_ascii_uppercase().as_str() {
-            // RFC 1870 allows 20 digits. A number that does not fit is too large in any case.
+            // RFC 1870 allows 20 digits. A number that does not fit into a `u64` is too large in
+            // any case.
             "SIZE" if is_number(value) => size = Some(value.parse().unwrap_or(u64::MAX)),
-            // Bytes are kept as they are, so both mean the same.
+            // Bytes are stored unchanged, so both values mean the same.
             "BODY"
                 if value.eq_ignore_ascii_case("7BIT") || value.eq_ignore_ascii_case("8BITMIME") => {
             }
@@ -116,7 +117,7 @@ fn syntax(right: &str) -> Answer {
 
 /// Splits `keyword<address> parameters` into the address and the parameters.
 ///
-/// A space behind the colon is wrong, but too common to be refused.
+/// A space after the colon is wrong, but too common to be refused.
 fn path<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     let (found, text) = text.split_at_checked(keyword.len())?;
     if !found.eq_ignore_ascii_case(keyword) {
@@ -128,7 +129,7 @@ fn path<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     if !rest.is_empty() && !rest.starts_with(' ') {
         return None;
     }
-    // A route by way of other servers is accepted and ignored (RFC 5321, appendix C).
+    // A route through other servers is accepted and ignored (RFC 5321, appendix C).
     let address = match address.strip_prefix('@') {
         Some(routed) => routed.split_once(':')?.1,
         None => address,
@@ -136,7 +137,7 @@ fn path<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     is_address(address).then(|| (address.to_owned(), rest))
 }
 
-/// Finds the first `>` outside of quotes.
+/// Returns the index of the first `>` outside quotes.
 fn end_of_path(text: &str) -> Option<usize> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in text.bytes().enumerate() {
@@ -151,7 +152,7 @@ fn end_of_path(text: &str) -> Option<usize> {
     None
 }
 
-/// Returns whether it is empty, the local postmaster, or `local-part@domain`.
+/// Returns whether `address` is empty, the local postmaster, or `local-part@domain`.
 fn is_address(address: &str) -> bool {
     if address.is_empty() || address.eq_ignore_ascii_case("postmaster") {
         return true;

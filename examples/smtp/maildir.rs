@@ -1,5 +1,5 @@
-//! A maildir: each mail is a file, written in `tmp`, and moved to `new` when it is whole. So a
-//! reader of `new` sees whole mails only, without a lock.
+//! A maildir: each mail is a file that is written in `tmp` and moved to `new` when it is complete.
+//! So a reader of `new` needs no lock, and sees only complete mails.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 pub(crate) struct Maildir {
     dir: PathBuf,
-    /// Part of the file names, where `/` and `:` have meanings of their own.
+    /// Part of the file names. `/` and `:` are escaped, because they have a special meaning there.
     hostname: String,
     delivered: AtomicU64,
 }
@@ -45,8 +45,8 @@ impl Maildir {
         })
     }
 
-    /// Returns a new name of the time, the process and a counter: unique among all programs that
-    /// deliver here.
+    /// Returns a new file name, made from the time, the process ID, a counter and the host name. It
+    /// is unique among all programs that deliver to this maildir.
     fn unique_name(&self) -> String {
         let now = OffsetDateTime::now_utc();
         format!(
@@ -62,7 +62,7 @@ impl Maildir {
 
 pub(crate) struct Draft {
     file: File,
-    /// The file in `tmp`, removed when this is dropped.
+    /// The file in `tmp`, removed when this value is dropped.
     tmp: TempPath,
     new: Arc<Path>,
     name: String,
@@ -73,8 +73,8 @@ impl Draft {
         self.file.write_all(text).await
     }
 
-    /// Syncs the file, and then its name, to the disk. The client forgets its mail at the 250, so
-    /// the mail must not be lost from then on (RFC 5321, section 6.1).
+    /// Syncs the file to disk, moves it to `new`, and syncs that directory. The client deletes its
+    /// mail when it gets the 250, so the mail must not be lost after that (RFC 5321, section 6.1).
     pub(crate) async fn keep(mut self) -> io::Result<()> {
         self.file.flush().await?;
         self.file.sync_all().await?;

@@ -1,12 +1,13 @@
-//! Receives mail. Shows how to write a stateful protocol with this library: one file for each idea.
+//! Receives mail. Shows how to write a stateful protocol with this library, with one file for each
+//! idea.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `command.rs`, `answer.rs` | the commands of a client, and the answers of the server |
-//! | `codec.rs` | both as lines, and the text of a mail between them: a codec with modes |
+//! | `codec.rs` | a codec with two modes: commands and answers as lines, and the text of a mail |
 //! | `session.rs` | the session of one client: which command is allowed when |
 //! | `service.rs` | two pipelines, and STARTTLS between them |
-//! | `store.rs`, `memory.rs`, `maildir.rs` | the mails; know nothing of connections |
+//! | `store.rs`, `memory.rs`, `maildir.rs` | the stored mails; independent of connections |
 //! | `main.rs` | the stack, and the shutdown |
 //!
 //! ```sh
@@ -15,7 +16,7 @@
 //! openssl s_client -quiet -starttls smtp -crlf -connect 127.0.0.1:2525
 //! ```
 //!
-//! It accepts mail for everybody, and forwards none: it is an example.
+//! This is only an example: it accepts mail for everybody, and forwards none.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,8 +51,8 @@ mod service;
 mod session;
 mod store;
 
-/// The number of mails of the largest size that fit into memory, incoming ones included. New mails
-/// evict the oldest.
+/// The number of mails of the maximum size for which there is room in memory, including incoming
+/// mails. New mails evict the oldest.
 const LARGEST_IN_MEMORY: usize = 4;
 
 /// The deadline for incoming mails at a shutdown.
@@ -60,32 +61,32 @@ const LEAVING: Duration = Duration::from_secs(30);
 /// Receives mail, into memory or a maildir.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:2525")]
     listen: Vec<String>,
 
-    /// A maildir to deliver to; it is created if there is none. Without it, the last mails are kept
-    /// in memory.
+    /// Maildir to deliver to. It is created if it does not exist. Without this option, the last
+    /// mails are kept in memory.
     #[arg(long)]
     maildir: Option<PathBuf>,
 
-    /// The largest mail, in octets.
+    /// Maximum size of a mail, in octets.
     #[arg(long, default_value_t = 25_000_000)]
     max_size: u32,
 
-    /// The name of the server in its replies.
+    /// Name of the server in its replies.
     #[arg(long, default_value = "localhost")]
     hostname: String,
 
-    /// The certificate chain, in PEM. Without it, a self-signed certificate is made.
+    /// Certificate chain, in PEM. Without it, a self-signed certificate is made.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM.
+    /// Private key of the certificate, in PEM.
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// The most connections that may be open at the same time; more of them get a 421.
+    /// Maximum number of open connections. Further ones get a 421.
     #[arg(long, default_value_t = 1_000)]
     max_connections: usize,
 
@@ -98,7 +99,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -133,7 +134,7 @@ async fn main() -> Result<(), BoxError> {
     let server = Server::builder()
         .name("smtp")
         .address_filter(filter)
-        .limit(ConnectionLimit::unlimited()) // the one in the stack is enough
+        .limit(ConnectionLimit::unlimited()) // the limit in the stack is enough
         .listen_all(args.listen)
         .bind()
         .await?;
@@ -161,10 +162,11 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Shuts down at the first signal: accepts no more connections and no more mails, completes the
-/// incoming ones, and sends every client a 421. At the second signal, cuts off the rest.
+/// Shuts down at the first signal: accepts no more connections and no more mails, completes
+/// incoming mails, and sends every client a 421. At the second signal, aborts all connections.
 ///
-/// A drain waits for a frame that has begun. A mail is many frames, so this waits for the mails.
+/// A drain waits only for a frame that has begun. A mail consists of many frames, so this function
+/// waits for incoming mails before the drain.
 async fn shut_down(
     (mut terminate, mut interrupt): (Signal, Signal),
     handle: Handle,

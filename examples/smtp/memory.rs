@@ -12,8 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) struct Memory(Arc<Shared>);
 
 struct Shared {
-    /// One permit for each octet. Mails that are coming in count, too, so that many clients at once
-    /// stay within the bound. (A growing buffer may take up to twice as much.)
+    /// One permit for each octet. Incoming mails count, too, so the bound holds for many clients at
+    /// once. (A growing buffer may take up to twice as much.)
     room: Arc<Semaphore>,
     mails: Mutex<VecDeque<Mail>>,
 }
@@ -24,7 +24,7 @@ struct Mail {
 }
 
 impl Memory {
-    /// Makes a memory with room for so many octets.
+    /// Creates a store with room for `room` octets.
     pub(crate) fn new(room: usize) -> Self {
         Self(Arc::new(Shared {
             room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
@@ -45,7 +45,7 @@ impl Memory {
         self.lock().iter().map(|mail| mail.text.clone()).collect()
     }
 
-    /// Reserves room for `octets`, and evicts the oldest mails if there is none.
+    /// Reserves room for `octets` octets. Evicts the oldest mails if there is not enough.
     fn room(&self, octets: usize) -> io::Result<OwnedSemaphorePermit> {
         let octets = u32::try_from(octets).map_err(|_too_many| io::ErrorKind::StorageFull)?;
         loop {

@@ -1,9 +1,9 @@
-//! The service of a connection: a pipeline in the clear, and behind STARTTLS (RFC 3207) a second
-//! one within TLS.
+//! The service of a connection: a pipeline without TLS, and after STARTTLS (RFC 3207) a second
+//! pipeline within TLS.
 //!
-//! The second pipeline has a codec, a session and a peer of its own, and so keeps nothing of the
-//! first. Bytes that the client, or an attacker on the way, has sent in the clear behind STARTTLS
-//! never reach the second pipeline.
+//! The second pipeline has a codec, a session and a peer of its own, and so shares no state with
+//! the first. Bytes that the client, or an attacker on the path, has sent unencrypted after
+//! STARTTLS never reach the second pipeline.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -77,7 +77,7 @@ where
         .service(smtp)
 }
 
-/// A session that TLS may take over.
+/// The session before TLS. STARTTLS replaces it with a session within TLS.
 struct InTheClear(SmtpSession);
 
 impl Session<Input> for InTheClear {
@@ -92,8 +92,8 @@ impl Session<Input> for InTheClear {
     }
 }
 
-/// Rejects a client that did not wait for the handshake: bytes behind STARTTLS came in the clear,
-/// from whomever (CVE-2011-0411).
+/// Rejects a client that did not wait for the handshake. Bytes after STARTTLS arrived unencrypted,
+/// so they may come from an attacker (CVE-2011-0411).
 async fn nothing_injected<Io>(
     conn: Connection<Rewind<Io>>,
 ) -> Result<Connection<Rewind<Io>>, BoxError> {

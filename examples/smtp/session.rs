@@ -16,23 +16,25 @@ use super::codec::{Flaw, Input};
 use super::command::Command;
 use super::store::{Draft, Store};
 
-/// The most recipients of a mail: as many as must be allowed (RFC 5321, section 4.5.3.1.8).
+/// The maximum number of recipients of a mail: the smallest that RFC 5321 allows (section
+/// 4.5.3.1.8).
 pub(crate) const MAX_RECIPIENTS: usize = 100;
 
-/// The most mistakes of a client: more than a confused one makes, and few for an attacker.
+/// The number of mistakes after which the connection is closed: more than a confused client makes,
+/// and few for an attacker.
 pub(crate) const MAX_MISTAKES: usize = 10;
 
-/// The code of the answer behind which the server closes the connection on its own (RFC 5321,
+/// The code of the answer after which the server closes the connection without a QUIT (RFC 5321,
 /// section 3.8).
 const LEAVES: u16 = 421;
 
 /// The state that all sessions share.
 pub(crate) struct Shared {
     pub(crate) hostname: String,
-    /// The largest mail, in octets.
+    /// The maximum size of a mail, in octets.
     pub(crate) max_size: u64,
     pub(crate) store: Store,
-    /// Held for reading by each mail that is coming in.
+    /// Each incoming mail holds a read lock.
     mails: Arc<RwLock<()>>,
 }
 
@@ -46,8 +48,8 @@ impl Shared {
         }
     }
 
-    /// Waits until no mail is coming in. From this call on none is let in, until what it returns is
-    /// dropped.
+    /// Waits until no mail is being received. From this call on, no new mail is accepted until the
+    /// returned guard is dropped.
     pub(crate) async fn finish_mails(&self) -> RwLockWriteGuard<'_, ()> {
         self.mails.write().await
     }
@@ -78,7 +80,7 @@ enum Transaction {
         from: String,
         to: Vec<String>,
     },
-    /// The mail is coming in. If it cannot be kept, the answer at its end says why.
+    /// The mail is being received. If it cannot be stored, `draft` is the answer to its end.
     Text {
         draft: Result<Draft, Answer>,
         size: u64,
@@ -147,7 +149,7 @@ impl SmtpSession {
             Command::Verify => Answer::new(252, "Send a mail, and see"),
             Command::Help => Answer::new(214, "RFC 5321"),
             Command::Noop => Answer::new(250, "OK"),
-            // In the clear, `InTheClear` answers it.
+            // Before TLS, `InTheClear` handles this command.
             Command::StartTls => out_of_order("TLS is on"),
             Command::Quit => Answer::new(221, "Bye"),
         }
@@ -276,8 +278,8 @@ impl SmtpSession {
 }
 
 impl Client {
-    /// Returns the lines that a server puts in front of a mail (RFC 5321, section 4.4), and one for
-    /// each recipient.
+    /// Returns the lines that a server adds to the front of a mail (RFC 5321, section 4.4),
+    /// including one for each recipient.
     fn header(&self, from: &str, to: &[String], hostname: &str) -> String {
         let (name, extended) = match &self.hello {
             Some(hello) => (hello.name.as_str(), hello.extended),

@@ -1,4 +1,4 @@
-//! The store of mails: memory, or a maildir. It knows nothing of connections.
+//! The store of mails: memory, or a maildir. It does not depend on connections.
 
 use std::io;
 
@@ -32,7 +32,7 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// [`StorageFull`](io::ErrorKind::StorageFull) when there is no room for it now.
+    /// Returns [`StorageFull`](io::ErrorKind::StorageFull) if there is no room for the text now.
     pub(crate) async fn write(&mut self, text: Bytes) -> io::Result<()> {
         match self {
             Self::Memory(draft) => draft.write(&text),
@@ -40,7 +40,7 @@ impl Draft {
         }
     }
 
-    /// Keeps the mail. It is safe when this returns.
+    /// Stores the mail. In a maildir, the mail is on disk when this method returns.
     pub(crate) async fn keep(self) -> io::Result<()> {
         match self {
             Self::Memory(draft) => draft.keep(),

@@ -19,18 +19,19 @@ use tower_http::trace::TraceLayer;
 use tower_tcp::ConnectionInfo;
 use tower_tcp::tls::TlsInfo;
 
-/// The largest request body, in bytes. An HTTP/2 connection may have 200 requests at once (hyper's
-/// default), and so 200 bodies in memory: 400 MiB with axum's default of 2 MiB.
+/// The largest request body, in bytes. An HTTP/2 connection may have 200 concurrent requests
+/// (hyper's default), each with a body in memory: 400 MiB with axum's default of 2 MiB.
 const LARGEST_BODY: usize = 16 * 1024;
 
 /// The largest WebSocket message, in bytes. A message is buffered until it is complete. The default
-/// would be 64 MiB.
+/// is 64 MiB.
 const LARGEST_MESSAGE: usize = 64 * 1024;
 
-/// The size of a WebSocket's read buffer. An idle WebSocket keeps it. The default would be 128 KiB.
+/// The size of a WebSocket's read buffer, in bytes. An idle WebSocket keeps its buffer. The default
+/// is 128 KiB.
 const READ_BUFFER: usize = 4 * 1024;
 
-/// The time in which a peer answers a WebSocket's close.
+/// The maximum wait for a peer's answer to the close frame of a WebSocket.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 pub(crate) fn app() -> Router {
@@ -84,7 +85,7 @@ async fn whoami(
     })
 }
 
-/// Answers after a second, so that a shutdown can be seen to wait for it.
+/// Answers after a second, to show that a shutdown waits for the answer.
 async fn slow() -> &'static str {
     tokio::time::sleep(Duration::from_secs(1)).await;
     "slow\n"
@@ -124,8 +125,8 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
                 }
                 // The next read sends the answer to a ping.
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                // Of the answer to a close, it would send only a part to a slow peer that has
-                // half-closed.
+                // The next read would also send the answer to a close. But to a slow peer that has
+                // half-closed, it would send only a part of the answer.
                 Some(Ok(Message::Close(_))) => {
                     _ = socket.flush().await;
                     break;
@@ -143,7 +144,7 @@ async fn echo(Extension(info): Extension<ConnectionInfo>, upgrade: WebSocketUpgr
     })
 }
 
-/// Says goodbye, and reads on until the peer has answered.
+/// Sends a close frame, and reads on until the peer has answered.
 async fn leave(mut socket: WebSocket, frame: Option<CloseFrame>) {
     // The peer may be gone already. The connection ends either way.
     _ = socket.send(Message::Close(frame)).await;

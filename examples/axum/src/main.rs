@@ -1,4 +1,5 @@
-//! An axum app behind TLS: JSON, a WebSocket, server-sent events; limited, traced, drained.
+//! An axum app behind TLS: JSON, a WebSocket, server-sent events; with limits, tracing and a
+//! graceful shutdown.
 //!
 //! ```sh
 //! cd examples/axum
@@ -9,8 +10,8 @@
 //! ```
 //!
 //! Without `--cert` and `--key` the server makes its own certificate and prints the path. With
-//! several, the first is the default, and each of the others is for the names in it. SIGHUP reloads
-//! them. `--plain` turns TLS off.
+//! several certificates, the first is the default, and each of the others serves the host names in
+//! it. SIGHUP reloads the files. `--plain` turns TLS off.
 //!
 //! Every address serves both HTTP/2 and HTTP/1.1, and the client chooses. On ctrl-c, pending
 //! requests are answered, event streams end, and WebSockets get a close frame.
@@ -75,7 +76,7 @@ async fn main() -> Result<(), BoxError> {
     let mut args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -92,7 +93,8 @@ async fn main() -> Result<(), BoxError> {
 
     let app = app::app();
     let http = Http::make_service(service_fn(move |info: ConnectionInfo| {
-        // The same as axum's `into_make_service_with_connect_info`, which needs a listener of axum.
+        // This does the same as axum's `into_make_service_with_connect_info`, which works only with
+        // a listener of axum.
         let client = info
             .client_addr()
             .tcp()

@@ -1,8 +1,8 @@
-//! A chat on several machines. Its rooms span them over [NATS](https://nats.io).
+//! A chat on several machines. Its rooms span all of them by means of [NATS](https://nats.io).
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `rooms.rs` | the rooms: the members here, and the lines from everywhere |
+//! | `rooms.rs` | the rooms: the members on this node, and the lines from all nodes |
 //! | `member.rs` | the session of one connection |
 //! | `service.rs` | the service of one connection: its codec, limits and deadlines |
 //! | `main.rs` | the node: its options, NATS, the stack |
@@ -19,24 +19,24 @@
 //!
 //! # What is lost
 //!
-//! NATS passes a line on to the nodes that it reaches, and stores none. So a node gets a line once
-//! or not at all, and a line that it did not get is not sent again. `tests/cluster.rs` counted lost
-//! lines with 3 nodes, 300 members and 10,000 lines (2026-11-28):
+//! NATS passes a line on to the nodes that it can reach, and stores no lines. So a node gets a line
+//! once or not at all, and a line that it has missed is not sent again. `tests/cluster.rs` counted
+//! lost lines with 3 nodes, 300 members and 10,000 lines (2026-11-28):
 //!
 //! | event | lost | reason |
 //! | --- | --- | --- |
-//! | a member does not read | that member gets only 27 lines; the other members lose 0 of 3,000,000 | it misses the lines for which its buffers have no room, and is closed after 5 s |
-//! | `kill -9` of a node | those lines of its members that it had not read; the members of the other nodes lose 0 of 2,000,000 | a member gets its own line, too, once it is passed on, so it knows which of its lines are lost |
-//! | NATS hangs or restarts | of 30 lines sent in that moment 4 to 30, in seven runs; a sender that does not get its own line is told "not said, or late" after 2 s | they were on the way when the connection was given up |
-//! | the same, 3 s later | none, because new lines are refused | the nodes have noticed it and told all members, and tell them again when NATS is back |
-//! | a node is replaced | no line for a member that joins another node when it is told to, and stays on the old one until that says bye | it is a member on both meanwhile |
-//! | the same | for a member that reconnects, the lines until then: 14,694 of 213,000 while all three nodes were replaced | nothing is stored for it |
+//! | a member does not read | that member gets only 27 lines; the other members lose 0 of 3,000,000 | the member misses the lines for which its buffers have no room, and is closed after 5 s |
+//! | `kill -9` of a node | the lines of its members that it had not read; the members of the other nodes lose 0 of 2,000,000 | a member also gets its own lines once NATS has passed them on, so it knows which of them are lost |
+//! | NATS hangs or restarts | of 30 lines sent at that moment, 4 to 30 in seven runs; a sender that does not get its own line is told "not said, or late" after 2 s | the lines were in transit when the connection was given up |
+//! | the same, 3 s later | none, because new lines are refused | the nodes have noticed the failure and told all members, and they tell them when NATS is back |
+//! | a node is replaced | no line for a member that joins another node when it is told to, and stays on the old node until that node says bye | meanwhile, it is a member on both nodes |
+//! | the same | for a member that reconnects to the new node, the lines until then: 14,694 of 213,000 while all three nodes were replaced | no lines are stored for it |
 //!
-//! If the sender of a line has got it, other members miss it only on nodes that NATS could not
-//! reach at that moment. Those members are told that they may have missed lines.
+//! If the sender of a line has got the line back, other members miss it only on nodes that NATS
+//! could not reach at that moment. Those members are told that they may have missed lines.
 //!
-//! At most 4,096 lines of a room wait for a node that cannot keep up. The node misses further ones,
-//! and its members are told.
+//! At most 4,096 lines of a room wait for a node that cannot keep up. The node misses further
+//! lines, and its members are told so.
 use std::io;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -61,28 +61,28 @@ mod member;
 mod rooms;
 mod service;
 
-/// The kernel's send buffer for a member that does not read, in bytes. Its default grows to
-/// megabytes.
+/// The size of the kernel's send buffer of each connection, in bytes. By default, the buffer of a
+/// member that does not read grows to megabytes.
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// A chat whose rooms span several machines.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen: `host:port` or `unix:/path`; may be given several times.
+    /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7006")]
     listen: Vec<String>,
 
-    /// The NATS server of all nodes, such as `nats://10.0.0.1:4222`. Without one, this node starts
-    /// `nats-server`, or runs alone if that is not installed.
+    /// Address of the NATS server of all nodes, such as `nats://10.0.0.1:4222`. Without it, this
+    /// node starts `nats-server`, or runs alone if that is not installed.
     #[arg(long)]
     nats: Option<String>,
 
-    /// The name of this node, which is part of its members' names.
+    /// Name of this node, which is part of its members' names.
     #[arg(long, default_value = "node")]
     name: String,
 
-    /// Seconds from the first SIGTERM or ctrl-c to the drain. Members are told at once, so that
-    /// they join another node before they leave this one.
+    /// Seconds from the first SIGTERM or ctrl-c to the drain. Members are told at the signal, so
+    /// that they can join another node before they leave this one.
     #[arg(long, default_value_t = 5)]
     leave: u64,
 
@@ -90,8 +90,8 @@ struct Args {
     #[arg(long)]
     agent: Option<String>,
 
-    /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. All other
-    /// peers are refused then.
+    /// Networks of the proxies that send a PROXY header, such as `10.0.0.0/8,unix`. If set, all
+    /// other peers are refused.
     #[arg(long)]
     proxy_from: Option<Networks>,
 }
@@ -101,12 +101,12 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .init();
 
-    // Killed when it is dropped at the end.
+    // A NATS server that this node has started is killed when it is dropped at the end.
     let (_started, url) = match args.nats {
         Some(url) => (None, Some(url)),
         None => start_nats()?.unzip(),
@@ -141,7 +141,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Tells the members at the first signal that this node will leave.
+/// Returns a future that waits for the first signal, and then tells the members that this node will
+/// leave.
 fn leave(rooms: Arc<Rooms>) -> io::Result<impl Future<Output = ()>> {
     let mut terminate = unix::signal(SignalKind::terminate())?;
     let mut interrupt = unix::signal(SignalKind::interrupt())?;
@@ -161,7 +162,7 @@ fn start_nats() -> io::Result<Option<(Child, String)>> {
     let started = Command::new("nats-server")
         .args(["--addr", "127.0.0.1", "--port", &free.port().to_string()])
         .stderr(Stdio::null())
-        // Out of the reach of ctrl-c, so that it is there until the node is drained.
+        // In a process group of its own, so that ctrl-c does not end it before the node is drained.
         .process_group(0)
         .kill_on_drop(true)
         .spawn();

@@ -10,7 +10,7 @@ use tower_tcp::{EndReason, Peer, Reply};
 
 use crate::rooms::Rooms;
 
-/// The longest name of a room.
+/// The maximum length of the name of a room.
 const MAX_NAME: usize = 20;
 
 pub(crate) struct Member {
@@ -25,7 +25,7 @@ impl Session<Bytes> for Member {
     type Error = Infallible;
 
     async fn call(&mut self, line: Bytes) -> Result<Reply<Bytes>, Infallible> {
-        // Control characters would reach the terminals of others.
+        // Control characters could affect the terminals of others.
         let line = String::from_utf8_lossy(&line).replace(char::is_control, "\u{fffd}");
         Ok(match line.split_once(' ') {
             Some(("/join", room)) => self.join(room).await,
@@ -53,7 +53,7 @@ impl Member {
     }
 
     async fn join(&mut self, room: &str) -> Reply<Bytes> {
-        // Other characters have a meaning in a subject of NATS.
+        // Other characters have a special meaning in a subject of NATS.
         let plain = room.chars().all(|c| c.is_ascii_alphanumeric());
         if !plain || room.is_empty() || room.len() > MAX_NAME {
             return answer(format!(
@@ -96,7 +96,7 @@ fn answer(line: impl Into<Bytes>) -> Reply<Bytes> {
     line.into().into()
 }
 
-/// An error with its causes, in one line.
+/// Returns an error with its causes, in one line.
 fn causes(err: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(Some(err), |&err| err.source());
     causes

@@ -1,4 +1,4 @@
-//! The rooms: the members here, and the lines from all nodes.
+//! The rooms: the members on this node, and the lines from all nodes.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,21 +12,22 @@ use tokio::time::{sleep, timeout};
 use tower_tcp::registry::{Groups, JoinError, Registry, SlowPeer};
 use tower_tcp::{BoxError, ConnectionId, Peer};
 
-/// A member that takes nothing for this time is closed. Until then it misses what it is too slow
-/// for. It holds nobody up.
+/// A member that is too slow misses lines, and delays nobody. A member that takes nothing for this
+/// time is closed.
 const SLOW: SlowPeer = SlowPeer::CloseAfter(Duration::from_secs(5));
-/// NATS is asked for a sign of life this often, if it sends nothing else. It is out of reach when
-/// the third time comes without an answer to the first two.
+/// The interval of pings to NATS while it sends nothing else. The connection counts as lost when
+/// the third ping is due and the first two are not answered.
 const PING: Duration = Duration::from_secs(1);
-/// The longest wait for NATS while a member waits for an answer.
+/// The maximum wait for NATS while a member waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The most lines that wait for NATS to take them.
+/// The maximum number of lines that wait for NATS to take them.
 const UNSENT: usize = 128;
-/// The most lines of a room that wait for this node to take them.
+/// The maximum number of lines of a room that wait for this node to take them.
 const UNREAD: usize = 4096;
 
 pub(crate) struct Rooms {
-    /// The members here that are in a room. A room is subscribed to as long as there is one.
+    /// The members on this node, by room. The node is subscribed to a room as long as it has a
+    /// member there.
     members: Groups<String, Bytes>,
     /// All connections to this node.
     everybody: Registry<ConnectionId, Bytes>,
@@ -34,7 +35,8 @@ pub(crate) struct Rooms {
 }
 
 impl Rooms {
-    /// Opens rooms that span all nodes which use this NATS server, or only this one.
+    /// Opens rooms that span all nodes that use the NATS server at `url`. Without a URL, the rooms
+    /// are only on this node.
     pub(crate) async fn open(url: Option<String>) -> Result<Self, BoxError> {
         let everybody = Registry::new();
         let Some(url) = url else {
@@ -81,7 +83,8 @@ impl Rooms {
         entered.expect("the number of a connection is its own");
     }
 
-    /// Takes a member into a room. From then on it misses no line that NATS brings.
+    /// Adds a member to a room. After that, the member is sent every line that NATS delivers to
+    /// this node.
     pub(crate) async fn join(&self, room: &str, peer: &Peer<Bytes>) -> Result<(), JoinError> {
         self.members.join(room.to_owned(), peer).await
     }
@@ -90,8 +93,8 @@ impl Rooms {
         self.members.leave(room, peer);
     }
 
-    /// Says a line to all in a room, also to the member that says it. An error is for that member:
-    /// nothing is said silently into the void.
+    /// Sends a line to all members of a room, including its sender. An error is a notice for the
+    /// sender, so that no line is lost silently.
     pub(crate) async fn say(&self, room: &str, line: String) -> Result<(), &'static str> {
         let Some(nats) = &self.nats else {
             let said = self.members.broadcast(room, line.into(), |_| true, SLOW);
@@ -108,13 +111,14 @@ impl Rooms {
             taken(nats).await
         };
         match timeout(PATIENCE, said).await {
-            // Another connection knows nothing of the line.
+            // If the connection was replaced meanwhile, the line may have been lost with the old
+            // one.
             Ok(Ok(())) if connects() == connected => Ok(()),
             _ => Err("* not said, or late: NATS has not taken it in time"),
         }
     }
 
-    /// Tells everybody here, in whichever room.
+    /// Sends a line to all connections of this node, whichever room they are in.
     pub(crate) async fn announce(&self, line: &'static str) {
         self.everybody
             .broadcast(line.into(), |_, _| true, SLOW)
@@ -122,18 +126,19 @@ impl Rooms {
     }
 }
 
-/// Waits until NATS has passed on all that was published before, to all nodes that it reaches. It
-/// does not say so, but takes everything in turn, so an own line that comes back shows it.
+/// Waits until NATS has passed on everything that was published before, to all nodes that it can
+/// reach. NATS does not confirm this. But it handles everything in order, so a message of this node
+/// that comes back shows it.
 async fn taken(nats: &Client) -> Result<(), BoxError> {
     let _unsubscribed = subscribe(nats.clone(), nats.new_inbox()).await?;
     Ok(())
 }
 
-/// The lines of a room, from all nodes. Dropping them unsubscribes.
+/// Returns the lines of a room, from all nodes. Dropping the stream unsubscribes.
 async fn subscribe(nats: Client, subject: String) -> Result<impl Stream<Item = Bytes>, BoxError> {
     let opened = async {
         let mut lines = nats.subscribe(subject.clone()).await?;
-        // Once this comes back, or any other line comes, the subscription counts.
+        // The subscription is active once this empty line, or any other line, arrives.
         nats.publish(subject, Bytes::new()).await?;
         let first = lines.next().await;
         Ok::<_, BoxError>(stream::iter(first).chain(lines))
@@ -146,7 +151,7 @@ fn subject(room: &str) -> String {
     format!("room.{room}")
 }
 
-/// The notice to all members about NATS.
+/// Returns the notice to all members about an event of the NATS client, if there is one.
 fn headline(event: &Event) -> Option<&'static str> {
     Some(match event {
         Event::Disconnected => "* the other nodes are out of reach: nothing can be said",
@@ -156,7 +161,7 @@ fn headline(event: &Event) -> Option<&'static str> {
     })
 }
 
-/// Tells everybody here the latest news, once a second at most.
+/// Sends the latest notice to all connections of this node, at most once a second.
 async fn tell(everybody: Registry<ConnectionId, Bytes>, mut latest: watch::Receiver<&'static str>) {
     while latest.changed().await.is_ok() {
         let line = *latest.borrow_and_update();

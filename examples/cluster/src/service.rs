@@ -14,7 +14,7 @@ use tower_tcp::{ConnectionService, Pipeline};
 use crate::member::{Member, farewell};
 use crate::rooms::Rooms;
 
-/// The longest line in bytes, its ending included: more than anyone types.
+/// The maximum length of a line in bytes, including its ending: more than anyone types.
 const MAX_LINE: usize = 1024;
 
 /// Serves the members of a node.

@@ -1,8 +1,8 @@
-//! Three nodes as processes, with a real NATS: what is lost when a member does not read, when a
-//! node is killed, when NATS stands still, and when each node is replaced. With a real HAProxy in
-//! front, new members are served all the while.
+//! Tests three nodes as processes, with a real NATS: which lines are lost when a member does not
+//! read, when a node is killed, when NATS hangs, and when each node is replaced. Also tests, with a
+//! real HAProxy in front, that new members are served while the nodes are replaced.
 //!
-//! `CLUSTER_SIZE=300,10000 cargo test -- --nocapture` runs it with so many members and lines.
+//! `CLUSTER_SIZE=300,10000 cargo test -- --nocapture` runs it with 300 members and 10,000 lines.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,9 +22,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// The limit of every wait, far longer than any of them takes.
+/// The time limit of each wait, far longer than any wait takes.
 const NET: Duration = Duration::from_secs(120);
-/// The most lines that are said and not yet heard by their member.
+/// The maximum number of lines that are said and not yet heard by their speaker.
 const AHEAD: usize = 32;
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -40,7 +40,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(pid.expect("a process"), signal).expect("it is ours");
 }
 
-/// Starts a NATS server, unless it is not installed.
+/// Starts a NATS server. Returns `None` if it is not installed.
 async fn start_nats() -> Option<(Child, String)> {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let at = free.local_addr().expect("it has an address");
@@ -131,7 +131,7 @@ struct Heap {
     said: HashMap<usize, usize>,
     /// The last number of each member that has said one.
     last: HashMap<String, usize>,
-    /// The other lines, and the end.
+    /// All other lines, and `END`.
     told: Vec<String>,
 }
 
@@ -150,12 +150,12 @@ impl Heap {
     }
 }
 
-/// A line of some length, so that a member that reads none is slow.
+/// Returns a numbered line. It is long, so that a member that reads nothing soon counts as slow.
 fn numbered(line: usize) -> String {
     format!("#{line} {:200}\n", "")
 }
 
-/// The speaker and the number of a numbered line.
+/// Returns the speaker and the number of a numbered line.
 fn said(line: &str) -> Option<(&str, usize)> {
     let (who, rest) = line.split_once("> #")?;
     let (number, _rest) = rest.split_once(' ')?;
@@ -181,7 +181,7 @@ impl Heard {
         }
     }
 
-    /// Waits until what was heard says something.
+    /// Waits until `look` returns `Some`.
     async fn until<T>(&self, what: &str, mut look: impl FnMut(&Heap) -> Option<T>) -> T {
         let found = async {
             loop {
@@ -263,7 +263,7 @@ impl Member {
         self.heard.heap().said.contains_key(&line)
     }
 
-    /// The number of these lines that were not heard. None may be heard twice.
+    /// Returns how many of these lines were not heard. Panics if any line was heard twice.
     fn missing(&self, lines: &[usize]) -> usize {
         let heap = self.heard.heap();
         assert!(
@@ -281,7 +281,8 @@ impl Member {
     }
 }
 
-/// Has members say numbered lines, in turn. At most so many are said and not yet heard.
+/// Makes the members say numbered lines in turn. At most `AHEAD` lines are said and not yet heard
+/// by their speaker.
 async fn say(members: &mut [Member], lines: std::ops::Range<usize>) -> Vec<usize> {
     let all: Vec<_> = lines.collect();
     let many = members.len();
@@ -297,7 +298,8 @@ async fn say(members: &mut [Member], lines: std::ops::Range<usize>) -> Vec<usize
     all
 }
 
-/// Waits until all have heard a line that is said now, so have been sent everything before.
+/// Says one more line, and waits until all members have heard it. By then, they have been sent
+/// everything before it.
 async fn settle(members: &mut [Member], mark: usize) {
     members[0].send(&numbered(mark)).await;
     for member in members {
@@ -305,7 +307,7 @@ async fn settle(members: &mut [Member], mark: usize) {
     }
 }
 
-/// The number of lines that were to be heard, and of those that were not.
+/// The number of lines that should have been heard, and the number that were not.
 #[derive(Clone, Copy, Default)]
 struct Lost {
     of: usize,
@@ -358,7 +360,7 @@ async fn what_is_lost_is_what_the_page_says() {
         }
     }
 
-    // A member that does not read holds nobody up.
+    // A member that does not read delays nobody.
     let socket = TcpSocket::new_v4().expect("a socket can be had");
     socket.set_recv_buffer_size(4096).expect("it is small");
     let mut slow = socket.connect(nodes[0].addr).await.expect("it listens");
@@ -418,7 +420,7 @@ async fn what_is_lost_is_what_the_page_says() {
         all.push(Member::join(nodes[2].addr).await);
     }
 
-    // NATS stands still.
+    // NATS hangs.
     signal(&nats, Signal::STOP);
     let stopped = Instant::now();
     let limbo: Vec<_> = numbers(30).collect();
@@ -466,7 +468,7 @@ async fn what_is_lost_is_what_the_page_says() {
         .sum::<usize>();
     assert_eq!(heard, 0, "what is refused is not said");
 
-    // The member that does not read is closed, and has missed most.
+    // The member that does not read is closed, and has missed most lines.
     sleep_until(begun + Duration::from_secs(6)).await;
     settle(&mut all, numbers(1).start).await;
     let mut rest = Vec::new();
@@ -475,8 +477,9 @@ async fn what_is_lost_is_what_the_page_says() {
     println!("the member that does not read is closed, with {heard} lines in buffers");
     assert!(heard < lines);
 
-    // Each node is replaced while a member of the others talks. Of its members, the first half
-    // joins another node when it is told, and the others come back once the new node listens.
+    // Each node is replaced while a member of another node talks. The first half of the node's
+    // members joins another node when told to, and the second half comes back once the new node
+    // listens.
     let [mut stayed, mut moved, mut back] = [Lost::default(); 3];
     for at in 0..3 {
         let node = nodes.remove(at);
@@ -567,10 +570,11 @@ async fn without_nats_a_node_runs_alone_and_says_how_to_get_it() {
 
 /// The names of the nodes in `haproxy.cfg`.
 const NAMES: [&str; 3] = ["one", "two", "three"];
-/// The ports there: HAProxy's own, those of the nodes, and those of their agents.
+/// The ports in `haproxy.cfg`: HAProxy's own, those of the nodes, and those of their agent checks.
 const PORTS: [u16; 7] = [7006, 7011, 7012, 7013, 7021, 7022, 7023];
 
-/// Starts HAProxy with the file of the example, at these ports, unless it is not installed.
+/// Starts HAProxy with the example's configuration, at these ports. Returns `None` if it is not
+/// installed.
 fn start_haproxy(dir: &Path, ports: &[u16]) -> Option<Child> {
     let mut config = include_str!("../haproxy.cfg").to_owned();
     for (before, port) in PORTS.iter().zip(ports) {
@@ -606,11 +610,11 @@ impl Member {
     }
 }
 
-/// Joins until a member comes to the node with this name, and returns it.
+/// Joins through HAProxy until a member gets to the node with this name, and returns that member.
 async fn comes_to(front: SocketAddr, name: &str) -> Member {
     let comes = async {
         loop {
-            // HAProxy may not listen yet, or know no node yet.
+            // HAProxy may not listen yet, or may not have found a node yet.
             if let Ok(member) = Member::try_join(front).await
                 && member.node_name() == name
             {
@@ -650,7 +654,7 @@ async fn behind_haproxy_nodes_are_replaced_in_turn_and_every_new_member_is_serve
     for name in NAMES {
         members.push(comes_to(front, name).await);
     }
-    // A node takes nobody who comes past HAProxy.
+    // A node refuses clients that bypass HAProxy.
     assert!(Member::try_join(nodes[0].addr).await.is_err());
 
     let over = Arc::new(AtomicBool::new(false));

@@ -1,4 +1,4 @@
-//! A node without NATS, under every fault of a connection of a member.
+//! Tests a node without NATS under every fault of a member's connection.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ mod rooms;
 #[path = "../src/service.rs"]
 mod service;
 
-/// Drops the digits from all that is read. A member's name ends with the number of its connection.
+/// Removes the digits from everything that is read, because a member's name ends with the number of
+/// its connection.
 fn nameless<Io>(io: Io) -> impl AsyncRead + AsyncWrite + Unpin
 where
     Io: AsyncRead + AsyncWrite + Unpin + 'static,

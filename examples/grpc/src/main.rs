@@ -1,4 +1,5 @@
-//! gRPC: tonic's health service, and a service with a call of each kind.
+//! Serves gRPC: tonic's health service, and a service with a method of each kind (unary, and with
+//! streams in one or both directions).
 //!
 //! ```sh
 //! cd examples/grpc
@@ -9,18 +10,18 @@
 //!     --data-binary @- http://127.0.0.1:7050/tally.Tally/Add | xxd
 //! ```
 //!
-//! The last command sends the same request as the first, byte by byte: no compression, a message of
-//! two bytes, whose first field is 2.
+//! The last command sends the same request as the first `grpcurl`, byte by byte: an uncompressed
+//! message of two bytes, which sets the first field to 2.
 //!
 //! `build.rs` compiles `proto/tally.proto` without protoc. With `--cert` and `--key` everything is
 //! behind TLS. On ctrl-c the health service reports `NOT_SERVING` at once, also to its watchers.
 //! For the time of `--lame-duck`, the server still accepts and serves, so that a load balancer can
-//! notice. Then clients are told to leave (`GOAWAY`). Calls in progress complete, and endless
-//! streams are ended.
+//! notice. Then clients get a `GOAWAY`. Calls in progress complete, and the server ends streams
+//! that have no end of their own.
 //!
-//! A client may stream many small messages to a service that reads late. Some 33,000 of less than
-//! 256 bytes may wait on a connection; h2 ends it if there are more. For those, raise
-//! `initial_connection_window_size` with `Http::configure`.
+//! A client may stream many small messages to a service that reads slowly. About 33,000 messages of
+//! less than 256 bytes may wait on a connection. If there are more, h2 ends the connection. To
+//! allow more, raise `initial_connection_window_size` with `Http::configure`.
 
 mod pb {
     #![allow(
@@ -55,8 +56,8 @@ use tracing_subscriber::EnvFilter;
 use pb::tally_server::TallyServer;
 use tally::Counter;
 
-/// The largest message, in bytes. A connection may have 200 calls at once (hyper's default), and so
-/// 200 messages in memory: 800 MiB with tonic's default of 4 MiB.
+/// The largest message, in bytes. A connection may have 200 concurrent calls (hyper's default),
+/// each with a message in memory: 800 MiB with tonic's default of 4 MiB.
 const LARGEST_MESSAGE: usize = 4096;
 
 /// Serves gRPC.
@@ -74,7 +75,7 @@ struct Args {
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
 
-    /// Seconds for which the server serves as before, after it was told to stop.
+    /// Seconds for which the server still accepts and serves after a signal.
     #[arg(long, default_value_t = 0)]
     lame_duck: u64,
 }
@@ -84,7 +85,7 @@ async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "warn".into());
     tracing_subscriber::fmt()
-        .log_internal_errors(false) // they would panic where stderr fails
+        .log_internal_errors(false) // printing them panics if stderr fails
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -119,7 +120,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Tells the health checks that a shutdown has begun.
+/// Reports `NOT_SERVING` once a shutdown has begun, and ends the health watches when the drain
+/// begins.
 async fn say_not_serving(mut health: HealthReporter, handle: Handle) {
     let services = ["", TallyServer::<Counter>::NAME];
     handle.reached(ServerPhase::LameDuck).await;
@@ -129,8 +131,8 @@ async fn say_not_serving(mut health: HealthReporter, handle: Handle) {
     }
     handle.reached(ServerPhase::Draining).await;
     for service in services {
-        // Ends the watchers' streams after their last status. They would otherwise last until the
-        // drain's deadline.
+        // Ends the watchers' streams after their last status. Otherwise they would last until the
+        // shutdown deadline.
         health.clear_service_status(service).await;
     }
 }

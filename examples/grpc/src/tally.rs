@@ -57,7 +57,7 @@ impl Tally for Counter {
         let info = info.ok_or_else(|| Status::internal("served by something else"))?;
         let totals = WatchStream::new(self.sum.subscribe())
             .map(|value| Ok(Total { value }))
-            .take_until(info.draining()); // else it would last to the drain's deadline
+            .take_until(info.draining()); // otherwise it would last until the shutdown deadline
         Ok(Response::new(totals.boxed()))
     }
 

@@ -1,5 +1,5 @@
-//! The example, driven by tonic's client: calls of each kind, health, and how each ends at a
-//! signal.
+//! Tests the example with tonic's client: calls of each kind, the health service, and how each ends
+//! at a signal.
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -34,7 +34,7 @@ mod pb {
     tonic::include_proto!("tally");
 }
 
-/// The limit of every wait, far longer than any of them takes.
+/// The time limit of each wait, far longer than any wait takes.
 const NET: Duration = Duration::from_secs(20);
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -278,7 +278,7 @@ async fn a_call_in_flight_goes_on_through_a_drain_to_its_end() {
     send.send(Amount { value: 1 }).await.unwrap();
     let mut sums = soon("a stream", call).await.unwrap().into_inner();
     assert_eq!(next(&mut sums).await, Some(Total { value: 1 }));
-    // This stream ends when the drain begins. So the drain has begun when it has ended.
+    // This stream ends when the drain begins, so its end shows that the drain has begun.
     let mut watching = client.watch(WatchRequest {}).await.unwrap().into_inner();
     next(&mut watching).await;
 

@@ -11,23 +11,24 @@ use tower_tcp::http::hyper::StatusCode;
 use tower_tcp::replace::Replace;
 use tower_tcp::{Address, BoxError, Handle, LiveConnection};
 
-/// The reason why an action was not done, with the status of the answer.
+/// The status of the answer to a failed action, and the reason why it failed.
 type Refusal = (StatusCode, String);
 
 #[derive(Clone)]
 pub(crate) struct Actions {
     pub(crate) server: Handle,
-    /// The handles of the admin pages' own server, and of the agent check's.
+    /// The handles of the other two servers: the admin pages and the agent check.
     pub(crate) admin: Handle,
     pub(crate) agent: Handle,
     pub(crate) bans: Bans,
     pub(crate) denied: AccessList,
-    /// The file of the list.
+    /// The file from which `denied` is read, if there is one.
     pub(crate) deny: Option<PathBuf>,
 }
 
 impl Actions {
-    /// Does what the segments of a path say. Returns the health of the server afterwards.
+    /// Performs the action that the segments of a path name. Returns the text of the answer, for
+    /// most actions the health of the server afterwards.
     pub(crate) async fn act(&self, path: &[&str]) -> Result<String, Refusal> {
         let server = &self.server;
         match *path {
@@ -60,12 +61,12 @@ impl Actions {
         self.abort_if(|address| self.bans.is_banned(address));
     }
 
-    /// Reads the list of denied networks again. If that fails, the list before stays.
+    /// Reads the list of denied networks again. If that fails, the previous list stays in effect.
     async fn reload(&self) -> Result<(), Refusal> {
         let Some(file) = self.deny.clone() else {
             return Err((StatusCode::NOT_FOUND, "there is no --deny file".to_owned()));
         };
-        // A long list takes a while, in which the connections go on.
+        // Loading a long list takes a while. Connections are served meanwhile.
         let loaded = spawn_blocking(move || load(&file)).await;
         let rules = loaded.map_err(BoxError::from).and_then(|rules| rules);
         let rules = rules.map_err(|err| {
@@ -77,7 +78,8 @@ impl Actions {
         Ok(())
     }
 
-    /// Aborts the open connections of some clients. A ban or a list denies only new ones.
+    /// Aborts the open connections of clients for which `is_denied` returns `true`. A ban or a list
+    /// itself denies only new connections.
     fn abort_if(&self, is_denied: impl Fn(&Address) -> bool) {
         self.server
             .connections()
@@ -85,19 +87,19 @@ impl Actions {
             .for_each(|live| live.abort());
     }
 
-    /// Replaces this process. The new one gets the sockets of all servers, so the admin pages are
-    /// those of the new process from then on.
+    /// Replaces this process. The new process gets the sockets of all three servers, so from then
+    /// on the admin pages are those of the new process.
     async fn replace(&self) -> Result<String, Refusal> {
         let replace = Replace::new(&self.server).and(&self.admin).and(&self.agent);
         match replace.run().await {
             Ok(pid) => Ok(format!("replaced by process {pid}")),
-            // The log has its causes.
+            // The causes of the error are in the log.
             Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
         }
     }
 }
 
-/// Reads a file with one network a line.
+/// Returns rules that deny the networks in a file, which has one network per line.
 pub(crate) fn load(file: &Path) -> Result<AccessRules, BoxError> {
     let networks = std::fs::read_to_string(file)?.parse()?;
     Ok(AccessRules::new().deny(networks))

@@ -81,8 +81,8 @@ impl Admin {
         Ok(answer.expect("constants make good headers"))
     }
 
-    /// Acts, unless a page of another site has made the operator's browser ask for it. Browsers
-    /// name the site of each such request, other programs do not.
+    /// Performs an action, unless the request may come from a web page in the operator's browser.
+    /// Browsers send an `Origin` header with such requests, other programs do not.
     async fn act(&self, request: &Request<RequestBody>, action: &[&str]) -> (StatusCode, String) {
         if request.headers().contains_key(ORIGIN) {
             return (StatusCode::FORBIDDEN, "not from a browser".to_owned());

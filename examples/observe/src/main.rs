@@ -1,4 +1,5 @@
-//! An echo server to operate: metrics, spans, its connections, and actions while it runs.
+//! An echo server with everything that its operators need: metrics, spans, a list of connections,
+//! and actions on the running server.
 //!
 //! ```sh
 //! cd examples/observe
@@ -12,14 +13,14 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `admin.rs` | the pages, and which path leads where |
+//! | `admin.rs` | the pages and their paths |
 //! | `table.rs` | the list of connections |
 //! | `actions.rs` | pause, limit, drain, close, ban, reload, replace |
 //! | `telemetry.rs` | metrics in Prometheus' format, spans in OpenTelemetry's |
 //! | `main.rs` | the options, and the three servers |
 //!
-//! The admin pages are a server of their own, and so is the agent check for HAProxy. So both answer
-//! while the echo server is paused, at its limit or draining, and end when it has ended. For
+//! The admin pages have a server of their own, and so has the agent check for HAProxy. So both
+//! answer while the echo server is paused, at its limit or draining, and end when it has ended. For
 //! HAProxy:
 //!
 //! ```text
@@ -28,21 +29,22 @@
 //!     server a 127.0.0.1:7000 check port 7001 agent-check agent-port 7002 weight 100
 //! ```
 //!
-//! `--deny FILE` names networks that may not connect, one a line, and `/reload` reads it again.
-//! Spans go to standard output; `--sample 0.01` exports those of one connection in a hundred. In a
-//! browser the list of connections reloads by itself.
+//! `--deny FILE` reads networks that may not connect from a file, one per line. `/reload` reads the
+//! file again. Spans go to standard output; `--sample 0.01` exports the spans of one connection in
+//! a hundred. In a browser, the list of connections reloads by itself.
 //!
 //! # The admin address must not be public
 //!
 //! There is no password: whoever reaches the address can shut the server down, and sees the
-//! addresses of all clients. By default it is on loopback, where every user of the machine reaches
-//! it. To keep other users out, use a Unix socket in a folder of mode 0700:
-//! `--admin unix:/run/observe/admin`. Reach it from elsewhere through `ssh -L`. For Prometheus or
-//! probes on other machines, add a listener that serves `/metrics`, `/live` and `/ready` alone.
+//! addresses of all clients. By default, the address is on loopback, where every user of the
+//! machine can reach it. To keep other users out, use a Unix socket in a folder of mode 0700:
+//! `--admin unix:/run/observe/admin`. From elsewhere, reach the socket through `ssh -L`. For
+//! Prometheus or probes on other machines, add a server that serves only `/metrics`, `/live` and
+//! `/ready`.
 //!
-//! A web page in an operator's browser cannot call the actions, because each request with an
-//! `Origin` is refused. Bans do not apply to the admin address, so that operators cannot lock
-//! themselves out.
+//! A web page in an operator's browser cannot call the actions, because every action request with
+//! an `Origin` header is refused. Bans do not apply to the admin address, so that operators cannot
+//! lock themselves out.
 
 mod actions;
 mod admin;
@@ -66,17 +68,18 @@ use tower_tcp::{BoxError, Pipeline, Server, signal};
 use actions::Actions;
 use admin::Admin;
 
-/// The time that the admin pages have for their last answers, once the server has ended.
+/// The time that the admin pages have for their last answers after the echo server has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// An echo server to operate.
+/// An echo server with admin pages.
 #[derive(Parser)]
 struct Args {
     /// Address to listen on for lines: `host:port` or `unix:/path`; can be repeated.
     #[arg(long, default_value = "127.0.0.1:7000")]
     listen: Vec<String>,
 
-    /// Address of the admin pages, such as `unix:/path`. Not a public one: there is no password.
+    /// Address of the admin pages, such as `unix:/path`. It must not be public, because there is no
+    /// password.
     #[arg(long, default_value = "127.0.0.1:7001")]
     admin: String,
 
@@ -84,7 +87,7 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:7002")]
     agent: String,
 
-    /// File with the networks that may not connect, such as `203.0.113.0/24`, one a line.
+    /// File with the networks that may not connect, such as `203.0.113.0/24`, one per line.
     #[arg(long)]
     deny: Option<PathBuf>,
 

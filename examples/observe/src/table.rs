@@ -11,7 +11,7 @@ pub(crate) fn text(server: &Handle) -> String {
         "id", "phase", "seconds", "requests", "read", "written", "unacknowledged"
     );
     for live in server.connections() {
-        // Unknown for a connection that is just closing.
+        // `None` if the socket is already closed, or if the system does not report the number.
         let unacknowledged = live.unacknowledged().map(|bytes| bytes.to_string());
         let written = writeln!(
             table,

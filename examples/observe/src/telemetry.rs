@@ -1,4 +1,4 @@
-//! Where spans and metrics go.
+//! The export of spans and metrics.
 
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The interval at which histograms are tidied. They would grow if nobody scraped the server.
+/// The interval of the exporter's upkeep. Without it, histograms would grow while nobody scrapes
+/// the server.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Buckets in seconds for a request or a handshake, as OpenTelemetry advises for HTTP.
+/// Buckets in seconds for a request or a handshake, as OpenTelemetry recommends for HTTP.
 const SHORT: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];

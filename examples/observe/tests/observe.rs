@@ -1,4 +1,4 @@
-//! The example, as its operator sees it: metrics agree with the load and are in a format that
+//! Tests the example as its operator sees it: metrics agree with the load and are in a format that
 //! Prometheus reads, connections are listed, spans are exported, and each action works.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// The limit of every wait, far longer than any of them takes.
+/// The time limit of each wait, far longer than any wait takes.
 const NET: Duration = Duration::from_secs(20);
 
 const LINE: &[u8] = b"fifteen letters\n";
@@ -77,7 +77,7 @@ impl Example {
         get(self.admin, path).await
     }
 
-    /// Asks for an action that is done. Returns the answer.
+    /// Requests an action, which must succeed. Returns the answer.
     async fn post(&self, path: &str) -> String {
         let answer = request(self.admin, "POST", path, "").await;
         assert!(
@@ -88,7 +88,8 @@ impl Example {
         answer.body
     }
 
-    /// Ends the process by a signal. Returns all that it printed since it listened.
+    /// Terminates the process by a signal. Returns its exit status, and everything that it printed
+    /// after its addresses.
     async fn terminated(self) -> (ExitStatus, String) {
         let pid = self.child.id().expect("it was not waited for");
         kill(pid, Signal::TERM);
@@ -260,7 +261,7 @@ async fn what_is_scraped_agrees_with_the_load_to_the_unit() {
             for _ in 0..LINES {
                 echo(&mut stream).await;
             }
-            // Every second connection stays.
+            // Every second connection stays open.
             (n % 2 == 0).then_some(stream)
         });
     }
@@ -396,7 +397,7 @@ async fn agent(example: &Example) -> String {
     answer
 }
 
-/// Sends a line on a connection that is not accepted.
+/// Opens a connection that is not accepted yet, and sends a line on it.
 async fn waits(example: &Example) -> TcpStream {
     let mut client = example.connect().await;
     client.write_all(LINE).await.expect("it is open");
@@ -415,7 +416,7 @@ async fn is_denied(example: &Example) {
 }
 
 async fn is_closed(stream: &mut TcpStream) {
-    // A reset closes it, too.
+    // A reset counts as closed, too.
     let read = soon("the end", stream.read(&mut [0; 16])).await;
     assert_eq!(read.unwrap_or(0), 0);
 }
@@ -574,7 +575,7 @@ async fn a_list_is_reloaded_and_one_that_cannot_be_read_changes_nothing() {
     echo(&mut example.connect().await).await;
 }
 
-/// Kills a process that is no child of this one.
+/// Kills a process that is not a child of this one, when it is dropped.
 struct Killed(u32);
 
 impl Drop for Killed {

@@ -1,4 +1,4 @@
-//! The app, as curl, a WebSocket client and a client written by hand see it.
+//! Tests the app with curl, a WebSocket client and a hand-written client.
 
 use std::sync::Arc;
 
@@ -273,7 +273,7 @@ async fn who_comes_beyond_the_limit_waits_for_room() {
     let mut second = connect(&example).await;
 
     ask(&mut second, "/").await;
-    // Enough time for another answer.
+    // This takes a second, enough time for an early answer to the second client.
     ask(&mut first, "/slow").await;
     until(&mut first, "slow").await;
 

@@ -1,4 +1,4 @@
-//! The app under every fault of a connection.
+//! Tests the app under every fault of a connection.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tower_tcp::testkit::faults::{self, Faulty};
 
 use crate::app::app;
 
-/// The app with a fixed date, because hyper would add another one in each run.
+/// Serves the app with a fixed `Date` header, because hyper would add a different one in each run.
 fn dated() -> impl ConnectionService<Faulty> {
     Http::new(app().layer(MapResponseLayer::new(|mut response: Response| {
         let headers = response.headers_mut();

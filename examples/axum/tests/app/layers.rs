@@ -1,4 +1,4 @@
-//! Layers of other crates around the requests of one server.
+//! Tests layers of other crates around the requests of one server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,10 +24,11 @@ use tower_tcp::http::Http;
 use tower_tcp::testkit::{Connector, memory};
 use tower_tcp::{ConnectionInfo, Server};
 
-/// The most requests that a connection may send at once before it has to wait for a minute.
+/// The maximum number of requests that a connection may send at once before it has to wait for a
+/// minute.
 const BURST: u32 = 4;
 
-/// Limits each connection on its own.
+/// The key of the rate limit: each connection has its own limit.
 #[derive(Clone)]
 struct ByConnection;
 
@@ -46,8 +47,8 @@ async fn second() -> String {
     "x".repeat(1000)
 }
 
-/// Serves with all of these layers at once. Returns the number of requests that were traced to
-/// their answer.
+/// Serves with all of these layers at once. Also returns the counter of requests that were traced
+/// until their answer.
 fn serve() -> (Connector, Arc<AtomicUsize>) {
     let traced = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&traced);
@@ -106,7 +107,7 @@ async fn trace_cors_compression_rate_concurrency_and_timeout_all_do_their_work()
 
     let (first, second) = tokio::join!(ask(&mut one, "/second"), ask(&mut other, "/second"));
 
-    // One after the other, though they arrived together.
+    // The requests ran one after the other, although they arrived together.
     assert_eq!(begun.elapsed().as_secs(), 2);
     for answer in [&first, &second] {
         assert_eq!(answer.status(), 200);

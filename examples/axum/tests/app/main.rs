@@ -1,4 +1,4 @@
-//! The example, driven by clients of other projects, by restarts under load, with layers of other
+//! Tests the example with clients of other projects, with restarts under load, with layers of other
 //! crates around its requests, and under every fault of a connection.
 
 #[path = "../../src/app.rs"]
@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
-/// The limit of every wait, far longer than any of them takes.
+/// The time limit of each wait, far longer than any wait takes.
 const NET: Duration = Duration::from_secs(60);
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {

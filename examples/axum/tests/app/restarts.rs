@@ -1,4 +1,4 @@
-//! Restarts under load: a drain, then a start on the same port, again and again.
+//! Tests restarts under load: a drain, then a start on the same port, again and again.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ enum Sender {
     Http2(h2::client::SendRequest<Bytes>),
 }
 
-/// The reason that a request has no answer.
+/// The reason why a request has no answer.
 enum Unanswered {
     /// The connection ended before the request was sent, or a `GOAWAY` said that the server will
     /// not process it (RFC 9113 section 6.8).
@@ -89,8 +89,8 @@ impl Sender {
 /// The number of starts so far, or `None` once the server will not start again.
 type Starts = watch::Receiver<Option<u32>>;
 
-/// Sends requests as long as there is a server. Returns the reasons that completely sent requests
-/// have no answer.
+/// Sends requests as long as there is a server. Returns the reasons why requests that were sent
+/// completely have no answer.
 async fn client(
     address: Arc<str>,
     http2: bool,
