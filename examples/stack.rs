@@ -29,7 +29,7 @@ use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::{BoxError, Connection, Peer, Pipeline, Reply, Server, signal};
 use tracing_subscriber::EnvFilter;
 
-/// A line protocol behind a whole stack: echo X, big N, push N, sleep MS, fail, panic, quit.
+/// A line protocol behind a complete stack: echo X, big N, push N, sleep MS, fail, panic, quit.
 #[derive(Parser)]
 struct Args {
     /// Address to listen on: `host:port` or `unix:/path`; can be repeated.
@@ -162,7 +162,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The service: one command in, any number of frames out.
+/// The service. It takes one command, and sends any number of frames.
 async fn command(peer: Peer<Bytes>, line: Bytes) -> Result<Reply<Bytes>, BoxError> {
     let line = String::from_utf8_lossy(&line);
     let (verb, rest) = line.split_once(' ').unwrap_or((&line, ""));

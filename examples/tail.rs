@@ -126,7 +126,7 @@ async fn look(path: PathBuf, every: Duration, seen: watch::Sender<Seen>) {
         // The last state stays in place until there is a new one.
         match spawn_blocking(move || news(&path, &before)).await {
             Ok(Ok(Some(now))) => drop(seen.send_replace(now)),
-            // During a rotation the file is missing for a moment.
+            // During a log rotation, the file is missing for a moment.
             Ok(Err(err)) if err.kind() != io::ErrorKind::NotFound => {
                 let err = err.to_string();
                 if trouble.as_ref() != Some(&err) {

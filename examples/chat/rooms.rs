@@ -82,7 +82,7 @@ impl Room {
         seats
     }
 
-    /// Sends a line to all members but one, and waits for none of them. A member that reads too
+    /// Sends a line to all members but one, and waits for no slow reader. A member that reads too
     /// slowly misses the line, and a member that reads nothing is disconnected.
     pub(crate) async fn say(&self, line: String, but: &Seat) {
         let others = |seat: &Seat, _: &Peer| seat != but;

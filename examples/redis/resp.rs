@@ -344,7 +344,7 @@ pub(crate) enum Frame {
     /// The reply to HELLO, which is the first reply in this version.
     Hello(Version, Box<Self>),
     /// The start of an array. Its items follow, each as a frame of its own, so an array of many
-    /// large values is never in memory as a whole.
+    /// large values is never in the output buffer as a whole.
     Items(usize),
     Confirmation(Box<Confirmation>),
     Message(Arc<Message>),

@@ -3,7 +3,8 @@
 
 use super::answer::Answer;
 
-/// The longest local part and domain of an address, in octets (RFC 5321, section 4.5.3.1).
+/// The maximum lengths of the local part and the domain of an address, in octets (RFC 5321, section
+/// 4.5.3.1).
 const MAX_LOCAL_PART: usize = 64;
 const MAX_DOMAIN: usize = 255;
 

@@ -7,7 +7,7 @@ use super::{Handle, ServerState};
 /// The number of heartbeats that were requested, and the number that the loop has answered.
 #[derive(Default)]
 pub(super) struct Heartbeat {
-    asked: AtomicU64,
+    requested: AtomicU64,
     answered: AtomicU64,
 }
 
@@ -30,10 +30,10 @@ impl Handle {
         let handle = self.clone();
         async move {
             let state = &*handle.0;
-            let asked = state.heartbeat.asked.fetch_add(1, Ordering::SeqCst) + 1;
+            let requested = state.heartbeat.requested.fetch_add(1, Ordering::SeqCst) + 1;
             state.server.wake();
             let answered = || {
-                let answered = state.heartbeat.answered.load(Ordering::SeqCst) >= asked;
+                let answered = state.heartbeat.answered.load(Ordering::SeqCst) >= requested;
                 let has_ended = state.reported().is_some();
                 (answered || has_ended).then_some(!has_ended)
             };
@@ -45,9 +45,9 @@ impl Handle {
 impl ServerState {
     /// Answers the requested heartbeats. Only the server's loop calls this.
     pub(super) fn answer_heartbeats(&self) {
-        let asked = self.heartbeat.asked.load(Ordering::SeqCst);
-        if asked != self.heartbeat.answered.load(Ordering::Relaxed) {
-            self.heartbeat.answered.store(asked, Ordering::SeqCst);
+        let requested = self.heartbeat.requested.load(Ordering::SeqCst);
+        if requested != self.heartbeat.answered.load(Ordering::Relaxed) {
+            self.heartbeat.answered.store(requested, Ordering::SeqCst);
             self.advanced.notify_waiters();
         }
     }

@@ -304,7 +304,9 @@ impl ServerState {
         if advanced {
             self.server.wake();
             self.advanced.notify_waiters();
-            self.table.all().for_each(|life| self.tell(&life, phase));
+            self.table
+                .all()
+                .for_each(|life| self.signal_phase(&life, phase));
         }
         advanced
     }
@@ -411,7 +413,7 @@ impl ServerState {
         self.table.shard(id).insert(Entry(Arc::clone(life)));
         // The phase is read after the insert. So if a phase begins right now, either `advance`
         // finds the connection in the table, or this call finds the new phase.
-        self.tell(life, self.phase());
+        self.signal_phase(life, self.phase());
     }
 
     /// Removes a connection from the table. Called after its stream was dropped, at the end of its
@@ -451,7 +453,7 @@ impl ServerState {
         self.watched.store(watched, Ordering::SeqCst);
     }
 
-    fn tell(&self, life: &Life, phase: Phase) {
+    fn signal_phase(&self, life: &Life, phase: Phase) {
         match phase {
             Phase::Serving | Phase::LameDuck => {}
             Phase::Draining => {

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times of a shutdown: the durations set in the builder, and the moments computed from them
-/// when the shutdown begins. `Handle::shutdown_within` replaces the deadline, or makes it earlier
-/// if a shutdown has begun.
+/// The times of a shutdown: the durations set in the builder, and the moments computed from them,
+/// each of which is set once it is known. `Handle::shutdown_within` replaces the deadline, or makes
+/// it earlier if a shutdown has begun.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     lame_duck: Duration,

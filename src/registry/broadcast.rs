@@ -229,9 +229,9 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the frames to the peers that had no room at first. These sends run one after the
-    /// other, because each waits only for a connection's task, not for a peer. Applies the policy
-    /// to peers above their high mark. With [`SlowPeer::Wait`], it then waits for all of them
+    /// Sends the frames to the peers that had no room at first, one after the other: each send
+    /// waits only for a connection's task, not for a peer. Applies the policy to peers that are
+    /// above their high mark. With [`SlowPeer::Wait`], waits at the end for all of them
     /// concurrently.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {

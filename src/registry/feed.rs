@@ -70,7 +70,7 @@ pub(super) struct Outcome(watch::Sender<Option<Opened>>);
 
 impl Outcome {
     /// Reports to all waiting tasks that the feed is open, or the error with which opening failed.
-    pub(super) fn tell(&self, opened: Result<(), BoxError>) {
+    pub(super) fn report(&self, opened: Result<(), BoxError>) {
         let opened = opened.map_err(|why| JoinError {
             cause: Some(Arc::from(why)),
         });

@@ -77,9 +77,9 @@ impl<K, T, M> Groups<K, T, M> {
     /// `slow`. The next frame is taken from the stream only when that broadcast is done. So no
     /// frames are queued in between, and with [`SlowPeer::Wait`] a slow member delays the stream.
     ///
-    /// The stream, or the future that opens it, is dropped when the group ends. If the key is
-    /// joined again, it is a new group with a new stream. Its members get nothing from the previous
-    /// stream, even if that stream is not dropped yet.
+    /// The stream, or the future that opens it, is dropped when the group ends. If a connection
+    /// joins the key again, that begins a new group with a new stream. Its members get nothing from
+    /// the previous stream, even if that stream is not dropped yet.
     ///
     /// If the stream ends, cannot be opened, or panics, its group ends: all members leave it, and
     /// their connections stay open. The last frame of the stream can announce this to them. To keep
@@ -127,9 +127,9 @@ where
 {
     /// Makes a connection a member of a group, and waits until the group's feed is open.
     ///
-    /// The connection becomes a member at the first poll. It stays one until it leaves, begins to
-    /// close, or the feed ends. If it is already closing, it does not become a member, and no error
-    /// is returned. If it is a member already, the call only waits.
+    /// The connection becomes a member at the first poll. It stays a member until it leaves or
+    /// begins to close, or until the feed ends. If it is already closing, it does not become a
+    /// member, and no error is returned. If it is a member already, the call only waits.
     ///
     /// The wait has no deadline of its own. Put a deadline into the function that opens the feed.
     ///
@@ -140,7 +140,7 @@ where
     ///
     /// # Panics
     ///
-    /// Panics if the groups have feeds and the future is polled outside of a tokio runtime.
+    /// Panics if the groups have feeds and the future is polled outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -332,11 +332,11 @@ where
             Ok(frames) => frames,
             Err(why) => {
                 drop(fed);
-                outcome.tell(Err(why));
+                outcome.report(Err(why));
                 return;
             }
         };
-        outcome.tell(Ok(()));
+        outcome.report(Ok(()));
         while let Some(frame) = frames.next().await {
             let Some(inner) = fed.groups.upgrade() else {
                 return;

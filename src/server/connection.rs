@@ -1,7 +1,7 @@
 //! The life of one connection, from accept to its end.
 //!
 //! ```text
-//!  workers            the runtime it lives on         chosen before it is accepted
+//!  workers            the connection's runtime        chosen before the accept
 //!  bind::Listener     poll_readable, poll_accept      a stream and two addresses
 //!  accept_loop        readable -> ready -> accept     Connection::new, entered in the table
 //!  ── call ──         the user's stack, in the loop   a panic here ends this connection

@@ -1,4 +1,4 @@
-//! The server: binds, accepts, and shuts down in good order.
+//! The server: binds, accepts, and shuts down gracefully.
 
 mod accept_loop;
 mod builder;
@@ -30,8 +30,8 @@ use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
 
-/// The time that aborted connections have to end. Each ends when its task runs next, unless it
-/// blocks its thread.
+/// The maximum time to wait for aborted connections to end. Each ends when its task runs next,
+/// unless it blocks its thread.
 const GONE: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.

@@ -105,7 +105,7 @@ where
 /// A running server in a test. It makes connections, and reports how they end.
 ///
 /// Dropping it aborts the server: the listener is closed, and open connections are aborted. So keep
-/// it as long as the clients.
+/// the value as long as the clients are used.
 #[must_use = "dropping it aborts the server"]
 pub struct Served<C = Connector> {
     connector: C,
@@ -228,7 +228,7 @@ impl<C> Served<C> {
     ///
     /// # Panics
     ///
-    /// Resumes the panic of a listener or a stack that panicked outside of a connection.
+    /// Resumes the panic of a listener or a stack that panicked outside a connection.
     ///
     /// # Cancel safety
     ///

@@ -103,7 +103,7 @@ impl Node {
         Self::start(&args, None).await
     }
 
-    /// Waits until the node has ended in good order, and returns the report that it prints.
+    /// Waits until the node has exited successfully, and returns the report that it prints.
     async fn ended(mut self) -> String {
         let mut report = String::new();
         while let Some(line) = soon("its end", self.stdout.next_line())

@@ -575,7 +575,7 @@ async fn a_list_is_reloaded_and_one_that_cannot_be_read_changes_nothing() {
     echo(&mut example.connect().await).await;
 }
 
-/// Kills a process that is not a child of this one, when it is dropped.
+/// A process that is not a child of this one. It is killed when this value is dropped.
 struct Killed(u32);
 
 impl Drop for Killed {

@@ -58,7 +58,8 @@ impl fmt::Display for Promise {
     }
 }
 
-/// A broken promise, with the shortest plan that breaks it. Returned by [`Check`](super::Check).
+/// A broken promise, with a plan that has only the faults needed to break it. Returned by
+/// [`Check`](super::Check).
 ///
 /// Its `Debug` output equals its `Display` output, so that the panic message of an `unwrap` in a
 /// test is readable.

@@ -120,7 +120,8 @@ async fn client(
 }
 
 async fn no_request_is_lost(http2: bool) {
-    // An address of its own, so that no outgoing connection takes the port between two starts.
+    // The server has an address of its own, so that no outgoing connection takes the port between
+    // two starts.
     let mut example = Example::start_at("127.0.0.2:0", &["--plain"]).await;
     let address: Arc<str> = example.address.as_str().into();
     let (started, starts) = watch::channel(Some(0));
