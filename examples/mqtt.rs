@@ -6,10 +6,10 @@
 //! mosquitto_pub -t house/kitchen/heat -m 21 -q 1
 //! ```
 //!
-//! Messages are delivered at most once, as each SUBACK states, and a message that is published with
-//! QoS 1 is acknowledged. A slow subscriber misses messages, and is closed if it takes nothing for
-//! 30 s. Retained messages, wildcards, last wills and keepalives are supported. A session ends with
-//! its connection, even if its client requests a longer one: `session present` is never set.
+//! Messages are delivered at most once, as each SUBACK states, and a PUBLISH that asks for an
+//! acknowledgement gets one. A slow subscriber misses messages, and is closed if it takes nothing
+//! for 30 s. Retained messages, wildcards, last wills and keepalives are supported. A session ends
+//! with its connection, even if its client requests a longer one: `session present` is never set.
 //!
 //! Each topic filter is a group, so a message that matches several filters of a client is sent to
 //! it once for each filter, as the standard allows.

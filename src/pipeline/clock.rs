@@ -189,6 +189,10 @@ impl Clock {
         self.timer.sleep()
     }
 
+    pub(super) fn now(&self) -> Moment {
+        self.timer.now()
+    }
+
     /// Makes the next poll register its waker with the timer.
     pub(super) fn disarm(&mut self) {
         self.armed = 0;

@@ -5,6 +5,7 @@ mod backlog;
 mod read;
 mod state;
 mod take;
+mod turn;
 mod wait;
 mod write;
 
@@ -28,6 +29,7 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked};
 use backlog::Backlog;
 use state::State;
+use turn::Turn;
 
 pub(in crate::pipeline) use state::Leaves;
 
@@ -88,8 +90,7 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// message. Set when a message begins. Cleared when a request begins, or when no request is
     /// waiting.
     was_message: bool,
-    /// The number of events begun since the connection last waited for another event, or yielded.
-    turn: u16,
+    turn: Turn,
     // The write side.
     backlog: Backlog<T>,
     output: Output,
@@ -134,7 +135,7 @@ where
             request: None,
             reserves: false,
             was_message: false,
-            turn: 0,
+            turn: Turn::new(),
             backlog: Backlog::new(),
             output: Output::default(),
             marks,

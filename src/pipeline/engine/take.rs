@@ -8,10 +8,6 @@ use super::{Codec, Engine, Stream};
 use crate::pipeline::event::Event;
 use crate::pipeline::peer::EngineSide;
 
-/// The maximum number of events begun before the connection's task yields, so that a fast peer does
-/// not delay other connections.
-const TURN: u16 = 256;
-
 /// Breaks with the next event, or with `None` at the end. Continues if the next event may be a
 /// buffered request.
 type Next<R, M> = ControlFlow<Option<Event<R, M>>>;
@@ -50,7 +46,7 @@ where
     #[inline]
     fn is_plain(&self, in_flight: usize) -> bool {
         self.request.is_none()
-            && self.turn < TURN
+            && !self.turn.is_spent()
             && in_flight < self.settings.in_flight
             && self.state == State::Open
             && !self.conn.life().signals.any()
@@ -67,8 +63,7 @@ where
             if !ready!(self.poll_may_begin(in_flight, cx)) {
                 return Poll::Ready(ControlFlow::Break(None));
             }
-            if self.turn >= TURN {
-                self.turn = 0;
+            if self.turn.is_spent() && !self.turn.renew(self.clock.now()) {
                 cx.waker().wake_by_ref();
                 return self.poll_begin_later(cx).map(ControlFlow::Break);
             }
@@ -178,7 +173,7 @@ where
             }
         }
         self.reserves = false;
-        self.turn += 1;
+        self.turn.begin();
     }
 
     /// Returns whether the program has paused input.

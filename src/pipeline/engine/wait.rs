@@ -49,7 +49,7 @@ where
             self.poll_flush_then_read(in_flight, cx)
         };
         if polled.is_pending() {
-            self.turn = 0;
+            self.turn.wait();
         }
         polled
     }

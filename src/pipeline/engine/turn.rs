@@ -1,0 +1,125 @@
+//! Limits the events that begin before a connection's task yields.
+
+use std::time::Duration;
+
+use crate::deadline::Moment;
+
+/// The maximum number of events in a turn.
+const MOST: u16 = 256;
+
+/// The maximum number of events in a turn while many connections are busy. If it were lower, the
+/// system calls of a turn would cost more than its events.
+const FEWEST: u16 = 64;
+
+/// If the task has waited this long for its next turn, that turn has half as many events. The delay
+/// of an idle connection's first request is about as long, and should stay below 100 ms.
+const LONG_WAIT: Duration = Duration::from_millis(60);
+
+/// If the task has waited less than this, its next turn has twice as many events.
+const SHORT_WAIT: Duration = Duration::from_millis(15);
+
+/// A turn: the time from when the connection waits for an event, or its task has yielded, until the
+/// next time that one of these happens.
+///
+/// The limit of a turn keeps one fast peer from delaying the other connections. A thousand fast
+/// peers delay them by the sum of their turns, so turns are shorter while the task is rarely
+/// polled.
+#[derive(Debug)]
+pub(super) struct Turn {
+    begun: u16,
+    most: u16,
+    /// The moment at which the task yielded, until it is polled again.
+    yielded: Option<Moment>,
+}
+
+impl Turn {
+    pub(super) const fn new() -> Self {
+        Self {
+            begun: 0,
+            most: MOST,
+            yielded: None,
+        }
+    }
+
+    /// Counts an event that begins.
+    #[inline]
+    pub(super) fn begin(&mut self) {
+        self.begun += 1;
+    }
+
+    /// Returns whether the task must yield before another event begins.
+    #[inline]
+    pub(super) fn is_spent(&self) -> bool {
+        self.begun >= self.most
+    }
+
+    /// Starts the next turn of a spent one. Returns `false` if the task must yield first; the next
+    /// call then returns `true`.
+    pub(super) fn renew(&mut self, now: Moment) -> bool {
+        let Some(yielded) = self.yielded.take() else {
+            self.yielded = Some(now);
+            return false;
+        };
+        let waited = now.since_start().saturating_sub(yielded.since_start());
+        if waited >= LONG_WAIT {
+            self.most = (self.most / 2).max(FEWEST);
+        } else if waited < SHORT_WAIT {
+            self.most = (self.most * 2).min(MOST);
+        }
+        self.begun = 0;
+        true
+    }
+
+    /// Ends the turn because the connection waits for an event.
+    #[inline]
+    pub(super) fn wait(&mut self) {
+        self.begun = 0;
+        self.yielded = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spends a turn, yields for `waited`, and returns the number of events in that turn.
+    fn spend(turn: &mut Turn, waited: Duration) -> u16 {
+        let mut begun = 0;
+        while !turn.is_spent() {
+            turn.begin();
+            begun += 1;
+        }
+        assert!(!turn.renew(Moment::START), "it yields");
+        let later = Moment::START.checked_add(waited).expect("a moment");
+        assert!(turn.renew(later), "it has yielded");
+        begun
+    }
+
+    #[test]
+    fn turns_are_shorter_while_the_task_is_rarely_polled() {
+        let mut turn = Turn::new();
+        let rarely = [LONG_WAIT; 4].map(|waited| spend(&mut turn, waited));
+        assert_eq!(rarely, [256, 128, 64, 64]);
+        let often = [SHORT_WAIT / 2; 4].map(|waited| spend(&mut turn, waited));
+        assert_eq!(often, [64, 128, 256, 256]);
+    }
+
+    #[test]
+    fn a_wait_of_medium_length_leaves_the_turn_as_it_is() {
+        let mut turn = Turn::new();
+        spend(&mut turn, LONG_WAIT);
+        for waited in [SHORT_WAIT, LONG_WAIT - Duration::from_nanos(1)] {
+            assert_eq!(spend(&mut turn, waited), 128);
+        }
+    }
+
+    #[test]
+    fn a_wait_for_an_event_ends_the_turn() {
+        let mut turn = Turn::new();
+        for _ in 0..255 {
+            turn.begin();
+        }
+        turn.wait();
+        assert_eq!(spend(&mut turn, SHORT_WAIT), 256);
+    }
+}
