@@ -17,8 +17,8 @@ use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
-/// The maximum number of bytes to read ahead while a request is answered. Once any bytes have been
-/// read ahead, the end of input behind them is noticed only on a socket, through [`Departing`].
+/// The maximum number of bytes to read ahead while a request is answered. Behind that many bytes,
+/// the end of input is noticed only on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
 /// The maximum number of bytes to read at once before hyper is set up. Almost every head is
@@ -91,6 +91,14 @@ impl Ahead {
         }
     }
 
+    fn append(&mut self, read: &[u8]) {
+        self.bytes = if self.bytes.is_empty() {
+            Bytes::copy_from_slice(read)
+        } else {
+            Bytes::from([&self.bytes[..], read].concat())
+        };
+    }
+
     /// Waits for the first bytes of a request, or the end of input, which hyper then reads.
     ///
     /// The first bytes of a connection also select its protocol.
@@ -117,10 +125,8 @@ impl Ahead {
             let read = ready!(Pin::new(&mut *conn).poll_read(cx, &mut buf));
             if buf.filled().is_empty() {
                 self.end = Some(read);
-            } else if self.bytes.is_empty() {
-                self.bytes = Bytes::copy_from_slice(buf.filled());
             } else {
-                self.bytes = Bytes::from([&self.bytes[..], buf.filled()].concat());
+                self.append(buf.filled());
             }
         }
     }
@@ -145,7 +151,7 @@ impl Ahead {
     where
         Io: AsyncRead + Unpin,
     {
-        if self.bytes.is_empty() && self.end.is_none() && !progress.has_unread_bodies() {
+        if self.may_read_ahead() && !progress.has_unread_bodies() {
             match ready!(self.poll_read_ahead(conn, cx)) {
                 // hyper may be waiting for this input, so it has to be polled again.
                 Ok(()) => {
@@ -169,6 +175,17 @@ impl Ahead {
         Poll::Ready(io::ErrorKind::ConnectionReset.into())
     }
 
+    /// Returns whether reading ahead can find out that the peer disconnects. Once input is there
+    /// that hyper has not read, a socket's state says it, and reading on costs memory.
+    fn may_read_ahead(&self) -> bool {
+        let max = if matches!(self.watch, Watch::Blind) {
+            AHEAD
+        } else {
+            1
+        };
+        self.end.is_none() && self.bytes.len() < max
+    }
+
     fn poll_read_ahead<Io>(
         &mut self,
         conn: &mut Connection<Io>,
@@ -178,10 +195,10 @@ impl Ahead {
         Io: AsyncRead + Unpin,
     {
         let mut block = [MaybeUninit::uninit(); AHEAD];
-        let mut buf = ReadBuf::uninit(&mut block);
+        let mut buf = ReadBuf::uninit(&mut block[self.bytes.len()..]);
         let read = ready!(Pin::new(&mut *conn).poll_read(cx, &mut buf));
         if !buf.filled().is_empty() {
-            self.bytes = Bytes::copy_from_slice(buf.filled());
+            self.append(buf.filled());
             return Poll::Ready(Ok(()));
         }
         match read {

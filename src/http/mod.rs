@@ -85,7 +85,7 @@
 //! client takes restarts that time. After that time, the client counts as disconnected. A reset and
 //! the close of a Unix socket are noticed at once, however much unread input follows the request.
 //! On in-memory streams, and on those of custom listeners, the end of input is noticed only if
-//! hyper has read all input before it, and no service leaves a body unread.
+//! fewer than 512 bytes before it are unread, and no service leaves a body unread.
 //!
 //! If services leave too many small messages of an HTTP/2 connection unread, the connection ends
 //! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.

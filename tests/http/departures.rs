@@ -314,6 +314,27 @@ async fn a_response_that_goes_on_keeps_a_peer_that_has_finished() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_memory_a_peer_that_has_finished_is_noticed_behind_511_unread_bytes() {
+    for (unread, noticed) in [(511, true), (512, false)] {
+        let served = serve(http());
+        let mut client = served.client().await;
+        client.send(NEVER).await;
+        settled().await;
+        // hyper reads none of these: it has begun to answer.
+        for byte in "G".repeat(unread).chars() {
+            client.send(byte.to_string()).await;
+            settled().await;
+        }
+
+        client.finish().await;
+
+        let ended = timeout(NET, served.reason()).await;
+        let expected = noticed.then_some(EndReason::PeerReset);
+        assert_eq!(ended.ok(), expected, "{unread} bytes unread");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_finishes_within_a_body_fails_the_body_at_once() {
     let service = service_fn(|request: Request<RequestBody>| async {
         let read = request.into_body().collect().await;
