@@ -183,7 +183,7 @@ impl fmt::Debug for Networks {
 
 /// The error for a text that is not a network. Its message names the text.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{}` is no network: {problem}", text.escape_debug())]
+#[error("`{}` is not a network: {problem}", text.escape_debug())]
 pub struct InvalidNetwork {
     text: String,
     problem: Problem,
@@ -193,7 +193,7 @@ pub struct InvalidNetwork {
 enum Problem {
     #[error("neither `address/bits`, an IP address, nor `unix`")]
     Syntax,
-    #[error("it has bits behind its prefix; the network is {0}")]
+    #[error("it has bits set after its prefix; the network is {0}")]
     HostBits(IpNet),
 }
 

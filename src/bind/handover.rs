@@ -95,7 +95,7 @@ pub(crate) fn hand_on(
 
 /// A line from the new process.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum FromChild {
     /// The new process is ready to serve the sockets with these indexes, or has closed them.
     Has(Vec<usize>),
     /// The new process is ready to serve the sockets with these indexes, and has closed the others.
@@ -103,7 +103,7 @@ pub(crate) enum Said {
     Ready(Vec<usize>),
 }
 
-impl Said {
+impl FromChild {
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
         let word = words.next()?;
@@ -309,7 +309,7 @@ impl State {
         if let Some(stream) = &mut self.stream {
             // A failed write is ignored, because the old process uses this line only to describe a
             // failure.
-            let _ended = stream.write_all(Said::Has(places).line().as_bytes());
+            let _ended = stream.write_all(FromChild::Has(places).line().as_bytes());
         }
     }
 
@@ -381,7 +381,7 @@ impl Replacing {
         };
         let replied = async {
             let mut stream = tokio::net::UnixStream::from_std(stream)?;
-            let ready = Said::Ready(served.iter().map(|(at, _)| *at).collect());
+            let ready = FromChild::Ready(served.iter().map(|(at, _)| *at).collect());
             stream.write_all(ready.line().as_bytes()).await?;
             stream.read_exact(&mut [0; GO.len()]).await.map(drop)
         }

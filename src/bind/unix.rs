@@ -53,7 +53,7 @@ impl Drop for OwnPath {
                 target: "tower_tcp",
                 path = %self.path.display(),
                 %error,
-                "a socket's path is left behind",
+                "a socket file was not removed",
             );
         }
     }

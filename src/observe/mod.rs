@@ -34,11 +34,11 @@
 //! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, the second aborts it; `live` is the number of open connections |
 //! | `process.replaced` | info | `pid` | nothing: the new process serves, and this one drains |
 //! | `process.not_replaced` | error | `error` | read the standard error of the new process; this process continues to serve |
-//! | `systemd is not told` | warn | `error` | check that `NOTIFY_SOCKET` names a socket that this process may use |
-//! | `a worker's thread is left behind` | warn | | the thread is blocked: find the service that blocks or never stops computing |
+//! | `systemd was not notified` | warn | `error` | check that `NOTIFY_SOCKET` names a socket that this process may use |
+//! | `a worker thread did not stop` | warn | | the thread is blocked: find the service that blocks or never stops computing |
 //! | `a connection's callback panicked` | error | | fix the callback; other callbacks are not affected |
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: the connection is served without it |
-//! | `a socket's path is left behind` | debug | `path`, `error` | nothing: the next server replaces it |
+//! | `a socket file was not removed` | debug | `path`, `error` | nothing: the next server replaces it |
 //!
 //! All spans and events have the target `tower_tcp`. The level of `connection.closed` is:
 //!

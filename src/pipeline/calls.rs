@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio_util::codec::Decoder;
 
 use super::bounds::{Codec, Events, Stream};
-use super::engine::{Engine, Leaves};
+use super::engine::{Dropped, Engine};
 use super::event::Event;
 use super::reply::Answer;
 use crate::end::{ConnectionEnded, EndReason};
@@ -81,7 +81,7 @@ where
     #[cold]
     fn not_ready(&mut self, reason: EndReason, err: BoxError) {
         let ended = ConnectionEnded::new(reason, err);
-        self.engine.end(ended, Leaves::Requests);
+        self.engine.end(ended, Dropped::Requests);
     }
 
     /// Calls the service.

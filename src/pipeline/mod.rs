@@ -240,7 +240,7 @@ impl<F, K, T> Pipeline<F, K, T> {
             linger: Linger::default(),
             policy: ErrorPolicy::Shutdown,
             in_flight: 1,
-            order: Order::AsAsked,
+            order: Order::AsRequested,
             farewell: Farewell::none(),
         };
         Self {
@@ -486,7 +486,7 @@ impl<F, K, T, N> Pipeline<F, K, T, OneAtATime, N> {
     where
         N: WithoutUpgrade<Next = E>,
     {
-        self.dispatched(n, Order::AsAsked)
+        self.dispatched(n, Order::AsRequested)
     }
 
     /// Runs up to `n` requests of a connection at the same time. Replies are sent as they finish,

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
 use super::bounds::Codec;
-use super::engine::{Engine, Leaves, Settings};
+use super::engine::{Dropped, Engine, Settings};
 use super::farewell::Farewell;
 use super::serve::{PipelineFuture, finish};
 use crate::connection::Connection;
@@ -46,7 +46,7 @@ where
         let settings = Arc::clone(&self.settings);
         let mut engine = Engine::<Io, C, T, Infallible>::new(conn, (self.codec)(), settings);
         PipelineFuture::new(async move {
-            engine.end(EndReason::Rejected, Leaves::Input);
+            engine.end(EndReason::Rejected, Dropped::Input);
             finish(&mut engine).await;
             engine.close().await
         })

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::error::ReplaceError;
 use crate::bind::ListeningSocket;
-use crate::bind::handover::{self, GO, Said};
+use crate::bind::handover::{self, FromChild, GO};
 
 /// The maximum number of bytes that are read from the new process.
 const MOST: u64 = 64 * 1024;
@@ -65,12 +65,12 @@ impl Child {
                 line = self.lines.next_line() => line,
                 ended = self.process.ended() => return Err(ended),
             };
-            match line.map(|line| line.as_deref().map(Said::parse)) {
+            match line.map(|line| line.as_deref().map(FromChild::parse)) {
                 // The stream must be writable, because `go` does not wait.
-                Ok(Some(Some(Said::Ready(places)))) if self.reply.writable().await.is_ok() => {
+                Ok(Some(Some(FromChild::Ready(places)))) if self.reply.writable().await.is_ok() => {
                     return Ok(places);
                 }
-                Ok(Some(Some(Said::Has(places)))) => self.has.extend(places),
+                Ok(Some(Some(FromChild::Has(places)))) => self.has.extend(places),
                 Ok(Some(_)) => {}
                 // The process has ended, or it has closed the stream and so will never be ready.
                 Ok(None) | Err(_) => return Err(self.process.ended().await),

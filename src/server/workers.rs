@@ -122,7 +122,7 @@ impl Workers {
         } = self;
         drop(stop);
         if timeout(STOPPED, running.recv()).await.is_err() {
-            tracing::warn!(target: "tower_tcp", "a worker's thread is left behind");
+            tracing::warn!(target: "tower_tcp", "a worker thread did not stop");
         }
     }
 }

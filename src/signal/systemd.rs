@@ -9,7 +9,7 @@
 //! | `STOPPING=1` | when a shutdown begins, even if systemd has not requested it | none |
 //!
 //! If the environment has no `NOTIFY_SOCKET`, nothing is sent, because systemd then expects no
-//! messages from this process. If a message cannot be sent, the event `systemd is not told` is
+//! messages from this process. If a message cannot be sent, the event `systemd was not notified` is
 //! logged, and the state is sent again within 5 s. A message cannot be sent if the queue of
 //! systemd's socket has no room for 100 ms, or if the socket is in the abstract namespace (its name
 //! begins with `@`), which is not supported.
@@ -215,7 +215,7 @@ async fn feed_watchdog(handle: &Handle) {
 fn send(messages: &[NotifyState<'_>]) -> bool {
     let sent = try_send(messages);
     if let Err(err) = &sent {
-        tracing::warn!(target: "tower_tcp", { error = %err }, "systemd is not told");
+        tracing::warn!(target: "tower_tcp", { error = %err }, "systemd was not notified");
     }
     sent.is_ok()
 }

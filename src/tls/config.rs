@@ -118,7 +118,7 @@ impl TlsBuilder {
         requirement: ClientCertificates,
     ) -> Self {
         self.clients = Some((
-            Pem::Memory("the client roots given", roots.into()),
+            Pem::Memory("the passed client roots", roots.into()),
             requirement,
         ));
         self
@@ -142,7 +142,7 @@ impl TlsBuilder {
     /// the root, is not covered by a list. See the section on [revocation](super#revocation).
     /// [`build`](Self::build) fails if there are lists but no client certificates are requested.
     pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        let pem = Pem::Memory("the revocation lists given", pem.into());
+        let pem = Pem::Memory("the passed revocation lists", pem.into());
         self.revocation_lists.push(pem);
         self
     }
@@ -299,7 +299,7 @@ impl TlsBuilder {
             }
         }
         if names.is_empty() {
-            return Err(TlsError::NoneGiven);
+            return Err(TlsError::NoIdentity);
         }
         Ok(names)
     }

@@ -17,8 +17,8 @@ use crate::error::BoxError;
 #[non_exhaustive]
 pub enum TlsError {
     /// The builder has no server certificate.
-    #[error("no certificate was given")]
-    NoneGiven,
+    #[error("no certificate is configured")]
+    NoIdentity,
 
     /// A file could not be read.
     #[error("cannot read {pem}")]
@@ -151,7 +151,7 @@ pub enum TlsError {
     },
 
     /// There are revocation lists, but no certificates are requested from clients.
-    #[error("revocation lists were given, but no client certificates are requested")]
+    #[error("revocation lists are configured, but client certificates are not requested")]
     RevocationWithoutClients,
 
     /// A ticket key's file has the wrong size.

@@ -21,7 +21,7 @@ use super::pem::{self, Pem};
 /// # _ = builder;
 /// ```
 #[derive(Clone)]
-#[must_use = "an identity does nothing until a builder has it"]
+#[must_use = "an identity does nothing until it is added to a builder"]
 pub struct Identity {
     pub(super) chain: Pem,
     key: Pem,
@@ -47,8 +47,8 @@ impl Identity {
     /// first) and with the private key.
     pub fn pem(chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         Self::new(
-            Pem::Memory("the certificate chain given", chain.into()),
-            Pem::Memory("the private key given", key.into()),
+            Pem::Memory("the passed certificate chain", chain.into()),
+            Pem::Memory("the passed private key", key.into()),
         )
     }
 

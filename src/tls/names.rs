@@ -274,11 +274,11 @@ mod tests {
 
         assert_eq!(
             wrong.unwrap_err().to_string(),
-            "the certificate in the certificate chain given is not valid for the name b.test"
+            "the certificate in the passed certificate chain is not valid for the name b.test"
         );
         assert_eq!(
             nameless.unwrap_err().to_string(),
-            "no DNS name in the certificate in the certificate chain given"
+            "no DNS name in the certificate in the passed certificate chain"
         );
     }
 }

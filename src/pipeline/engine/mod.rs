@@ -31,7 +31,7 @@ use backlog::Backlog;
 use state::State;
 use turn::Turn;
 
-pub(in crate::pipeline) use state::Leaves;
+pub(in crate::pipeline) use state::Dropped;
 
 /// The policy for errors of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(in crate::pipeline) struct Settings<W> {
 pub(in crate::pipeline) enum Order {
     /// Replies are sent in the order of the requests. None is sent after a reply that closes the
     /// connection.
-    AsAsked,
+    AsRequested,
     /// Replies are sent as they finish. Finished replies are sent even after one that closes the
     /// connection.
     AsFinished,
@@ -184,17 +184,17 @@ where
         matches!(mail, Some(Mail::Now))
     }
 
-    /// Stops decoding, and proposes the reason for the end. `leaves` is the work to drop; a later
+    /// Stops decoding, and proposes the reason for the end. `dropped` is the work to drop; a later
     /// call can only add to it.
-    pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, leaves: Leaves) {
+    pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, dropped: Dropped) {
         self.input.clear();
         self.may_have_frame = false;
         self.cut_off = None;
-        if leaves == Leaves::Output {
+        if dropped == Dropped::Output {
             self.output.clear();
         }
         self.conn.ended(ended.into());
-        self.state.end(leaves);
+        self.state.end(dropped);
     }
 
     /// Refuses further frames and messages from the program. Begins to close, unless an upgrade
@@ -215,7 +215,7 @@ where
         self.peer = None;
         self.backlog = Backlog::new();
         self.input.clear();
-        if !self.leaves(Leaves::Output) {
+        if !self.drops(Dropped::Output) {
             let linger = &self.settings.linger;
             let at_eof = self.input.is_eof();
             // The result is ignored. `close_by` itself stores a timeout as the reason for the end.
@@ -241,7 +241,7 @@ where
 
     fn io_failed(&mut self, err: io::Error) {
         let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
-        self.end(ConnectionEnded::new(reason, err), Leaves::Output);
+        self.end(ConnectionEnded::new(reason, err), Dropped::Output);
     }
 
     pub(in crate::pipeline) fn is_ending(&self) -> bool {
@@ -249,8 +249,8 @@ where
     }
 
     /// Returns whether at least this much work is dropped.
-    pub(in crate::pipeline) fn leaves(&self, leaves: Leaves) -> bool {
-        self.state.leaves(leaves)
+    pub(in crate::pipeline) fn drops(&self, dropped: Dropped) -> bool {
+        self.state.drops(dropped)
     }
 
     /// Ends the connection after a panic in user code. Complete frames are still sent.

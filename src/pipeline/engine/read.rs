@@ -3,7 +3,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use super::state::{Leaves, State};
+use super::state::{Dropped, State};
 use super::{Codec, Engine, Stream};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, caught};
@@ -60,7 +60,7 @@ where
     #[cold]
     fn saw_next_frame(&mut self) {
         if !self.awaits_next_frame() {
-            self.end(EndReason::Drained, Leaves::Input);
+            self.end(EndReason::Drained, Dropped::Input);
         }
     }
 
@@ -102,7 +102,7 @@ where
         self.may_have_frame = true;
         if let Some(err) = self.cut_off.take() {
             let ended = ConnectionEnded::new(EndReason::Truncated, err);
-            self.end(ended, Leaves::Input);
+            self.end(ended, Dropped::Input);
             return None;
         }
         let before = self.input.len();
@@ -118,12 +118,12 @@ where
                     return Some(frame);
                 }
             }
-            Ok(None) if self.input.is_empty() => self.end(self.done(), Leaves::Input),
-            Ok(None) => self.end(EndReason::Truncated, Leaves::Input),
+            Ok(None) if self.input.is_empty() => self.end(self.done(), Dropped::Input),
+            Ok(None) => self.end(EndReason::Truncated, Dropped::Input),
             Err(err) => {
                 self.end(
                     ConnectionEnded::new(EndReason::Truncated, err),
-                    Leaves::Input,
+                    Dropped::Input,
                 );
             }
         }
@@ -134,7 +134,7 @@ where
     fn decoder_panicked(&mut self, panicked: Panicked) -> Option<C::Item> {
         self.end(
             ConnectionEnded::new(EndReason::Panic, panicked),
-            Leaves::Input,
+            Dropped::Input,
         );
         None
     }
@@ -154,13 +154,13 @@ where
     pub(super) fn last_calls_apply(&self) -> bool {
         let alone = |reason| !matches!(reason, EndReason::PeerClosed | EndReason::Drained);
         let proposed = || self.conn.life().proposed();
-        self.leaves(Leaves::Requests)
+        self.drops(Dropped::Requests)
             || (self.state != State::Open && proposed().is_some_and(|why| alone(why.reason)))
     }
 
     fn end_of_frames(&mut self, err: BoxError) {
         let reason = EndReason::of_decoder(&*err);
-        self.end(ConnectionEnded::new(reason, err), Leaves::Input);
+        self.end(ConnectionEnded::new(reason, err), Dropped::Input);
     }
 
     pub(super) fn poll_read(&mut self, at_most: usize, cx: &mut Context<'_>) -> Poll<()> {
@@ -202,8 +202,8 @@ where
     /// Ends the connection if the program has closed it.
     pub(super) fn handle_close(&mut self) {
         let closed = self.conn.life().signals.is_raised(Signal::Close);
-        if closed && !self.leaves(Leaves::Requests) {
-            self.end(EndReason::ServiceClosed, Leaves::Requests);
+        if closed && !self.drops(Dropped::Requests) {
+            self.end(EndReason::ServiceClosed, Dropped::Requests);
         }
     }
 
@@ -230,7 +230,7 @@ where
             && !self.has_mail()
             && !self.awaits_next_frame()
         {
-            self.end(EndReason::Drained, Leaves::Input);
+            self.end(EndReason::Drained, Dropped::Input);
         }
     }
 }

@@ -47,16 +47,16 @@ pub(super) enum State {
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,
-    /// Nothing more is decoded. [`Leaves`] determines the work that is dropped. The other work is
+    /// Nothing more is decoded. [`Dropped`] determines the work that is dropped. The other work is
     /// finished, and then the stream is closed.
     ///
     /// Set by [`end`](Self::end). The final state.
-    Ending(Leaves),
+    Ending(Dropped),
 }
 
 /// The work that is dropped at an end. Each variant includes those above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::pipeline) enum Leaves {
+pub(in crate::pipeline) enum Dropped {
     /// Only input that is not decoded. Every pending request is answered.
     Input,
     /// Requests that have not begun.
@@ -105,17 +105,17 @@ impl State {
     /// nothing of this protocol may follow that reply.
     pub(super) fn upgrade(&mut self) {
         *self = match *self {
-            Self::Ending(leaves) => Self::Ending(leaves.max(Leaves::Requests)),
+            Self::Ending(dropped) => Self::Ending(dropped.max(Dropped::Requests)),
             _ => Self::Upgrading,
         };
     }
 
     /// Changes any state to `Ending`. A second call can only add to the work that is dropped.
-    pub(super) fn end(&mut self, leaves: Leaves) {
+    pub(super) fn end(&mut self, dropped: Dropped) {
         *self = Self::Ending(match *self {
-            Self::Ending(before) => before.max(leaves),
-            Self::Upgrading => leaves.max(Leaves::Requests),
-            _ => leaves,
+            Self::Ending(before) => before.max(dropped),
+            Self::Upgrading => dropped.max(Dropped::Requests),
+            _ => dropped,
         });
     }
 
@@ -139,10 +139,10 @@ impl State {
 
     /// Returns whether at least this much work is dropped, by an end or, up to `Requests`, by an
     /// upgrade.
-    pub(super) fn leaves(self, leaves: Leaves) -> bool {
+    pub(super) fn drops(self, dropped: Dropped) -> bool {
         match self {
-            Self::Ending(left) => left >= leaves,
-            Self::Upgrading => leaves <= Leaves::Requests,
+            Self::Ending(so_far) => so_far >= dropped,
+            Self::Upgrading => dropped <= Dropped::Requests,
             _ => false,
         }
     }
@@ -156,10 +156,10 @@ mod tests {
     fn the_work_that_an_end_drops_only_grows() {
         let mut state = State::Open;
 
-        state.end(Leaves::Calls);
-        state.end(Leaves::Input);
+        state.end(Dropped::Calls);
+        state.end(Dropped::Input);
 
-        assert_eq!(state, State::Ending(Leaves::Calls));
+        assert_eq!(state, State::Ending(Dropped::Calls));
     }
 
     #[test]
@@ -167,29 +167,29 @@ mod tests {
         let mut state = State::Open;
 
         state.upgrade();
-        state.end(Leaves::Input);
+        state.end(Dropped::Input);
 
-        assert_eq!(state, State::Ending(Leaves::Requests));
+        assert_eq!(state, State::Ending(Dropped::Requests));
     }
 
     #[test]
     fn an_upgrade_after_an_end_drops_requests() {
-        let mut state = State::Ending(Leaves::Input);
+        let mut state = State::Ending(Dropped::Input);
 
         state.upgrade();
 
-        assert_eq!(state, State::Ending(Leaves::Requests));
+        assert_eq!(state, State::Ending(Dropped::Requests));
     }
 
     #[test]
     fn a_drain_does_not_undo_an_end() {
-        let mut state = State::Ending(Leaves::Input);
+        let mut state = State::Ending(Dropped::Input);
 
         state.drain();
         state.saw_bytes(1);
         state.drain_has_read();
 
-        assert_eq!(state, State::Ending(Leaves::Input));
+        assert_eq!(state, State::Ending(Dropped::Input));
     }
 
     #[test]

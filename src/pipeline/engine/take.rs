@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
 
-use super::state::{Leaves, State};
+use super::state::{Dropped, State};
 use super::{Codec, Engine, Stream};
 use crate::pipeline::event::Event;
 use crate::pipeline::peer::EngineSide;
@@ -86,7 +86,7 @@ where
     fn poll_may_begin(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
             self.handle_signals();
-            if self.leaves(Leaves::Requests) {
+            if self.drops(Dropped::Requests) {
                 return Poll::Ready(false);
             }
             if !self.is_full(in_flight) {
@@ -152,7 +152,7 @@ where
 
     fn poll_begin_later<E>(&mut self, cx: &mut Context<'_>) -> Poll<Option<E>> {
         let cut_off = self.poll_io_beside(cx).is_ready();
-        if cut_off || self.leaves(Leaves::Requests) {
+        if cut_off || self.drops(Dropped::Requests) {
             return Poll::Ready(None);
         }
         Poll::Pending

@@ -19,7 +19,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::Instant;
 
-use super::state::{Leaves, State};
+use super::state::{Dropped, State};
 use super::{Codec, Engine, Stream};
 use crate::end::EndReason;
 use crate::pipeline::clock::{Alarm, Waiting};
@@ -80,7 +80,7 @@ where
             }
             self.state.drain_has_read();
             if self.input.is_empty() && !self.awaits_next_frame() {
-                self.end(EndReason::Drained, Leaves::Input);
+                self.end(EndReason::Drained, Dropped::Input);
                 return Poll::Ready(());
             }
         }
@@ -136,7 +136,7 @@ where
                 if !self.clock.has_heard() {
                     return self.poll_clock(Waiting::Leaving, message, cx);
                 }
-                self.end(EndReason::Drained, Leaves::Input);
+                self.end(EndReason::Drained, Dropped::Input);
                 return Poll::Ready(());
             }
         }
@@ -186,7 +186,7 @@ where
     pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.handle_signals_and_flush(cx);
         self.read_ahead(cx);
-        while !self.leaves(Leaves::Calls) {
+        while !self.drops(Dropped::Calls) {
             if self.poll_clock(Waiting::Busy, None, cx).is_pending() {
                 return Poll::Pending;
             }
@@ -197,7 +197,7 @@ where
     /// Completes when the connection must end without the calls that still run. Drives I/O only
     /// once no more requests are decoded, because until then `poll_event` does so.
     pub(in crate::pipeline) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.leaves(Leaves::Calls) {
+        if self.drops(Dropped::Calls) {
             Poll::Ready(())
         } else if self.is_ending() {
             self.poll_io_beside(cx)
@@ -223,14 +223,14 @@ where
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.register_waker(cx);
         loop {
-            if self.poll_encode_then_flush(cx).is_ready() || self.leaves(Leaves::Output) {
+            if self.poll_encode_then_flush(cx).is_ready() || self.drops(Dropped::Output) {
                 if self.encode_farewell() {
                     continue;
                 }
                 return Poll::Ready(());
             }
             ready!(self.poll_clock(Waiting::Busy, None, cx));
-            if self.leaves(Leaves::Output) {
+            if self.drops(Dropped::Output) {
                 return Poll::Ready(());
             }
         }
@@ -248,7 +248,7 @@ where
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
-        while !self.is_upgraded() && !self.leaves(Leaves::Calls) && !self.input.is_eof() {
+        while !self.is_upgraded() && !self.drops(Dropped::Calls) && !self.input.is_eof() {
             let room = limit.saturating_sub(self.input.len());
             if room == 0
                 || (self.poll_read(room, cx).is_pending()
@@ -315,9 +315,9 @@ where
             }
             Alarm::LastCalls => self.fail(self.conn.life().done().into()),
             Alarm::End(reason) if reason.is_cut_off() || reason == EndReason::PeerReset => {
-                self.end(reason, Leaves::Output);
+                self.end(reason, Dropped::Output);
             }
-            Alarm::End(reason) => self.end(reason, Leaves::Input),
+            Alarm::End(reason) => self.end(reason, Dropped::Input),
         }
         Poll::Ready(())
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use super::state::State;
-use super::{Codec, Engine, ErrorPolicy, Leaves, Order, Stream};
+use super::{Codec, Dropped, Engine, ErrorPolicy, Order, Stream};
 use crate::end::{ConnectionEnded, EndReason, Initiator};
 use crate::error::{BoxError, Panicked, find_cause};
 use crate::observe::{ErrorChain, signed};
@@ -26,7 +26,7 @@ where
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_done();
-        if self.leaves(Leaves::Calls) && self.settings.order == Order::AsAsked {
+        if self.drops(Dropped::Calls) && self.settings.order == Order::AsRequested {
             return;
         }
         // The reply must wait for frames that were pushed before it, and for earlier replies.
@@ -51,7 +51,7 @@ where
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
             Order::AsFinished => true,
-            Order::AsAsked => {
+            Order::AsRequested => {
                 let is_only = in_flight == 1 && self.waiting_replies() == 0;
                 self.holds_replies |= is_only;
                 is_only
@@ -102,7 +102,7 @@ where
             AfterReply::GoOn => {}
             AfterReply::Close => {
                 self.drop_behind();
-                self.end(EndReason::ServiceClosed, Leaves::Calls);
+                self.end(EndReason::ServiceClosed, Dropped::Calls);
             }
             AfterReply::Upgrade => self.upgrade(),
         }
@@ -110,7 +110,7 @@ where
 
     /// Drops the waiting replies to later requests, if replies keep the order of the requests.
     fn drop_behind(&mut self) {
-        if self.settings.order == Order::AsAsked {
+        if self.settings.order == Order::AsRequested {
             self.backlog.drop_behind();
             self.holds_replies = false;
         }
@@ -135,7 +135,7 @@ where
     pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
         self.backlog.end_current();
-        self.end(ended, Leaves::Calls);
+        self.end(ended, Dropped::Calls);
     }
 
     #[inline]
@@ -158,13 +158,13 @@ where
     /// connection, or if the peer has finished sending.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
-        let by_server = self.state == State::Ending(Leaves::Input) && !self.input.is_eof();
+        let by_server = self.state == State::Ending(Dropped::Input) && !self.input.is_eof();
         if !farewell.is_set() || !by_server {
             return false;
         }
         // The state changes first, so that the farewell is made only once, even if its function
         // panics.
-        self.state.end(Leaves::Requests);
+        self.state.end(Dropped::Requests);
         // A cause is a sign of an error only if the server did not end the connection. A filter
         // that denies an address, for example, gives a cause, too.
         let frame = self.conn.life().proposed().and_then(|ended| {
@@ -317,7 +317,7 @@ where
             self.clock.set_idle(idle);
         }
         let mut left = TURN;
-        while !self.leaves(Leaves::Output) {
+        while !self.drops(Dropped::Output) {
             self.encode_waiting(&mut left, cx);
             let above = self.update_above_mark();
             match self.poll_write(cx) {

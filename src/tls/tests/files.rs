@@ -83,7 +83,7 @@ fn an_error_names_the_text_in_memory_at_fault() {
 
     assert_eq!(
         err.to_string(),
-        "no unencrypted private key in the private key given"
+        "no unencrypted private key in the passed private key"
     );
-    assert!(matches!(Tls::builder().build(), Err(TlsError::NoneGiven)));
+    assert!(matches!(Tls::builder().build(), Err(TlsError::NoIdentity)));
 }

@@ -66,7 +66,7 @@ async fn an_error_in_a_reload_changes_nothing() {
             builder
                 .clone()
                 .client_certificates("", ClientCertificates::Required),
-            "no certificate in the client roots given",
+            "no certificate in the passed client roots",
         ),
         (
             builder.clone().cipher_suites(["TLS_NULL"]),
@@ -74,7 +74,7 @@ async fn an_error_in_a_reload_changes_nothing() {
         ),
         (
             builder.clone().identity_for("a..b", Identity::pem("", "")),
-            "no certificate in the certificate chain given",
+            "no certificate in the passed certificate chain",
         ),
     ] {
         assert_eq!(tls.reload(&broken).unwrap_err().to_string(), what);
