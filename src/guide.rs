@@ -7,7 +7,7 @@
 //! | [3. The state of a connection](ch03_state) | sessions, greetings, facts about the peer |
 //! | [4. Pushing and messages](ch04_push) | sending at any time, timers, slow peers |
 //! | [5. One to many](ch05_many) | registries, groups and broadcasts |
-//! | [6. Which layer goes where](ch06_layers) | the four places of stock layers |
+//! | [6. Which layer goes where](ch06_layers) | the four places for stock layers |
 //! | [7. Limits and overload](ch07_limits) | where clients wait, and how to refuse them |
 //! | [8. TLS, and where clients come from](ch08_tls) | hooks, the PROXY protocol |
 //! | [9. Stopping and replacing](ch09_drain) | drains, farewells, a new version |

@@ -1,5 +1,5 @@
-// The targets of the README's links in these docs. The first definition of a name counts; the
-// README's own definitions lead to files in the repository.
+// These are the link targets of the README in these docs. If a name is defined twice, the first
+// definition counts, so these override the README's own, which lead to files in the repository.
 //! [`bind`]: crate::bind
 //! [`accept`]: crate::accept
 //! [`admit`]: crate::admit
@@ -62,7 +62,7 @@
     )
 )]
 
-// The modules follow a connection's path. A module names only modules above it.
+// The modules follow a connection's path. A module uses only modules above it.
 pub mod error;
 
 mod end;
