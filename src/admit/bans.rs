@@ -20,12 +20,12 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A set of addresses that are denied, each for a time. Clones share the set.
 ///
-/// A service bans its client by the address that [`ConnectionInfo::client_addr`] returns. The ban
-/// denies new connections. To close the current connection, send a [closing
-/// reply](crate::Reply::close). A ban of an IPv4 address applies to this address alone. A ban of an
-/// IPv6 address applies to all addresses with the same first [`v6_prefix`](Self::v6_prefix) bits.
-/// Clients of Unix sockets and of in-memory connections have no address of their own, so they
-/// cannot be banned.
+/// To ban its client, a service passes the address that [`ConnectionInfo::client_addr`] returns to
+/// [`ban`](Self::ban). A ban denies only new connections. To close the current connection, send a
+/// [closing reply](crate::Reply::close). A ban of an IPv4 address applies to this address alone. A
+/// ban of an IPv6 address applies to all addresses with the same first
+/// [`v6_prefix`](Self::v6_prefix) bits. Clients of Unix sockets and of in-memory connections have
+/// no address of their own, so they cannot be banned.
 ///
 /// [`AddressFilter::from`] converts the set into a filter:
 ///
@@ -37,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 ///
 /// let bans = Bans::new();
 /// let server = Server::builder().address_filter(bans.clone());
-/// // Three bad passwords: 10 minutes.
+/// // A client that sends three wrong passwords is banned for 10 minutes.
 /// let make = service_fn(move |peer: Peer<Bytes>| {
 ///     let (bans, mut failures) = (bans.clone(), 0);
 ///     let login = service_fn(move |password: Bytes| {
@@ -55,7 +55,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// # drop((server, Pipeline::new(Lines::default).make_service::<Bytes, _>(make)));
 /// ```
 ///
-/// The failures are counted for each connection, so a client that connects again has three more
+/// This example counts failures for each connection, so a client that connects again has three more
 /// attempts. Use [`PerClient::rate`](super::PerClient::rate) to limit how often it can connect.
 ///
 /// Behind a proxy, `address_filter` sees the address of the proxy, so bans have no effect there.
@@ -124,18 +124,18 @@ impl Bans {
         self
     }
 
-    /// Sets the number of bans that are kept. `0` counts as 1.
+    /// Sets the maximum number of bans. `0` counts as 1.
     ///
-    /// Default: 65,536. Why: to bound memory to about 10 MB. When reached: the ban that would end
-    /// first is dropped.
+    /// Default: 65,536. Why: to bound memory to about 10 MB. When reached: each new ban replaces
+    /// the one that would end first.
     #[must_use]
     pub fn capacity(mut self, bans: usize) -> Self {
         self.most = bans.max(1);
         self
     }
 
-    /// Bans an address for `time`, at most for 10 years. Of two bans of one address, the one that
-    /// ends later applies.
+    /// Bans an address for `time`, at most for 10 years. If the address is already banned, the ban
+    /// that ends later applies.
     pub fn ban(&self, address: &Address, time: Duration) {
         let Some(network) = client_network(address, self.v6_prefix) else {
             return;
@@ -176,7 +176,7 @@ impl Bans {
     }
 
     /// Returns the banned addresses, each with its remaining time, ordered by the time at which the
-    /// bans end. An IPv6 address stands for its network.
+    /// bans end. For IPv6, the address is that of the banned network.
     pub fn list(&self) -> Vec<(IpAddr, Duration)> {
         let now = Instant::now();
         let mut banned = self.lock();
@@ -193,7 +193,7 @@ impl Bans {
         banned.until.len()
     }
 
-    /// Returns whether no address is banned.
+    /// Returns whether no address is banned now.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

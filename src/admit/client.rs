@@ -33,7 +33,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 const FEW: usize = 1024;
 
 /// Returns the key of a client in the map: its IPv4 address, or the first `v6_prefix` bits of its
-/// IPv6 address.
+/// IPv6 address. Returns `None` if the address is not an IP address.
 pub(super) fn client_network(address: &Address, v6_prefix: u8) -> Option<IpAddr> {
     match address.tcp()?.ip().to_canonical() {
         v4 @ IpAddr::V4(_) => Some(v4),
@@ -70,8 +70,9 @@ struct Known {
 }
 
 impl Known {
-    /// Returns whether the client can be forgotten without losing its state. If it returns `true`,
-    /// the client must be forgotten, because the check uses up all of its rate.
+    /// Returns whether the client can be forgotten without losing its state. If this returns
+    /// `true`, the caller must forget the client, because the check has used up the client's whole
+    /// rate.
     fn is_fresh(&self) -> bool {
         self.holders == 0 && self.client.rate.as_ref().is_none_or(Rate::is_fresh)
     }
@@ -79,17 +80,18 @@ impl Known {
 
 /// The counts of one client.
 pub(super) struct Client {
-    pub(super) places: Semaphore,
-    /// The number of connections that wait for their turn.
+    pub(super) slots: Semaphore,
+    /// The number of connections that wait for a slot or for the rate.
     pub(super) waiting: AtomicUsize,
-    /// Locked by the first waiting connection.
+    /// Locked by the first waiting connection, so that connections are admitted in order of
+    /// arrival.
     pub(super) turn: tokio::sync::Mutex<()>,
     pub(super) rate: Option<Rate>,
 }
 
 impl Client {
-    /// Takes one connection or request from the rate. If there is none left, fails with the time at
-    /// which there may be one.
+    /// Uses the rate for one connection or request. If the rate is exceeded, fails with the
+    /// earliest time at which to try again.
     pub(super) fn take_rate(&self) -> Result<(), Instant> {
         self.rate.as_ref().map_or(Ok(()), Rate::take)
     }
@@ -130,7 +132,7 @@ impl Clients {
 
     fn new_client(&self) -> Client {
         Client {
-            places: Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS)),
+            slots: Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS)),
             waiting: AtomicUsize::new(0),
             turn: tokio::sync::Mutex::default(),
             rate: self.quota.map(Rate::new),
@@ -143,7 +145,7 @@ impl Clients {
         let map = lock(&self.map);
         let client = network.and_then(|network| map.clients.get(&network));
         let most = self.connections.min(Semaphore::MAX_PERMITS);
-        client.map_or(0, |entry| most - entry.client.places.available_permits())
+        client.map_or(0, |entry| most - entry.client.slots.available_permits())
     }
 
     /// Returns the number of clients in the map.
@@ -160,15 +162,16 @@ impl Map {
     /// Forgets clients before another one is added, so that at most `remembered` clients without a
     /// holder are kept.
     ///
-    /// Each search leaves room for at least an eighth of `remembered` clients before the next
-    /// search. So in a flood each new client costs only a few steps.
+    /// After a search, at least `remembered / 8` clients are added before the next one. So in a
+    /// flood, a search costs only a few steps for each new client.
     fn make_room(&mut self, remembered: usize) {
         if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
             return;
         }
         self.clients.retain(|_, entry| !entry.is_fresh());
-        // The remaining clients have used some of their rate. They are forgotten last, in no
-        // particular order. Such a client only gets back the rate that it had used.
+        // The remaining clients are in use or have used some of their rate. As many as necessary of
+        // those that are not in use are forgotten, in no particular order. A forgotten client only
+        // gets back the rate that it had used.
         let most = remembered - remembered / 8;
         let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
         self.clients.retain(|_, entry| {
@@ -208,7 +211,7 @@ impl Drop for Held {
     }
 }
 
-/// Returns a quota that allows `n` at once, and then `n` in each `period`.
+/// Returns a quota that allows `n` at once, and then `n` in each `period`, evenly spread.
 pub(super) fn quota(n: u32, period: Duration) -> Quota {
     let n = NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
     let each = (period.min(LONGEST) / n.get()).max(Duration::from_nanos(1));
@@ -231,8 +234,8 @@ impl Rate {
         }
     }
 
-    /// Takes one connection or request from the rate. If there is none left, fails with the time at
-    /// which there may be one.
+    /// Uses the rate for one connection or request. If the rate is exceeded, fails with the
+    /// earliest time at which to try again.
     pub(super) fn take(&self) -> Result<(), Instant> {
         self.limiter.check().map_err(|not_until| {
             let Time(begun) = self.limiter.clock();
@@ -240,15 +243,15 @@ impl Rate {
         })
     }
 
-    /// Returns whether the rate is as full as a new one. If it returns `true`, the rate must not be
-    /// used again, because this check has used up all of it.
+    /// Returns whether the rate is as full as a new one. If this returns `true`, the rate must not
+    /// be used again, because the check has used up all of it.
     fn is_fresh(&self) -> bool {
         matches!(self.limiter.check_n(self.burst), Ok(Ok(())))
     }
 }
 
-/// A clock that counts from the creation of the rate. It uses tokio's clock, so that tests can
-/// pause it.
+/// A clock that counts from the creation of the rate limiter. It is based on tokio's clock, so that
+/// tests can pause it.
 struct Time(Instant);
 
 impl Clock for Time {
@@ -317,7 +320,7 @@ mod tests {
         for client in held.into_iter().flatten() {
             assert!(lock(&clients.map).clients.contains_key(&client.network));
         }
-        // After an hour, the rates of all clients would be full again.
+        // After an hour all rates are full again, so the next search forgets all clients.
         tokio::time::advance(Duration::from_secs(3600)).await;
         lock(&clients.map).sweep_at = 0;
         drop(clients.of(&address(0)));

@@ -14,7 +14,8 @@ use tower_service::Service;
 use super::client::{Clients, Held, quota};
 use crate::connection::ConnectionInfo;
 
-/// Limits the rate of each client's requests, over all of its connections. Clones share the rates.
+/// Limits the rate of each client's requests, across all of its connections. Clones share the
+/// rates.
 ///
 /// tower's `RateLimit` limits one connection, or all connections together. This type creates a
 /// layer for each connection. Add the layer where the connection's service is made:
@@ -37,9 +38,9 @@ use crate::connection::ConnectionInfo;
 /// ```
 ///
 /// A request over the rate waits, because the service is not ready until the rate allows the
-/// request. tower's `LoadShed` outside of the layer makes such a request fail instead, and a
-/// `MapResult` outside of that can turn the failure into a reply. A request costs an atomic
-/// operation and one reading of the clock.
+/// request. If tower's `LoadShed` is around this layer, such a request fails instead. A `MapResult`
+/// around both can turn the failure into a reply. The layer costs an atomic operation and a reading
+/// of the clock for each request.
 ///
 /// Clients are identified in the same way as by [`PerClient`](super::PerClient), which limits
 /// connections.
@@ -53,7 +54,7 @@ pub struct ClientRate {
 
 impl ClientRate {
     /// Creates a rate that allows `requests` at once, and then as many in each `period`, evenly
-    /// spread. `0` counts as 1.
+    /// spread. `0` counts as 1, and a period of more than 10 years as 10 years.
     pub fn new(requests: u32, period: Duration) -> Self {
         let quota = quota(requests, period);
         Self {
@@ -69,8 +70,8 @@ impl ClientRate {
         self
     }
 
-    /// Sets the number of clients whose rates are remembered while they have no connection, as
-    /// [`PerClient::remembered`](super::PerClient::remembered) does. Default: 65,536.
+    /// Sets the maximum number of clients whose rates are remembered while they have no connection,
+    /// as [`PerClient::remembered`](super::PerClient::remembered) does. Default: 65,536.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;
@@ -131,7 +132,7 @@ impl<S> Layer<S> for ClientRateLayer {
 pub struct ClientRateLimit<S> {
     inner: S,
     layer: ClientRateLayer,
-    /// The next request has been taken from the rate.
+    /// The rate has already been used for the next request.
     has_taken: bool,
     /// The timer of a wait. It is reused for the next wait.
     sleep: Option<Pin<Box<Sleep>>>,

@@ -1,4 +1,4 @@
-//! Allows or denies connections by their address alone.
+//! Allows or denies connections by their address.
 
 use std::fmt;
 use std::future::{Ready, ready};
@@ -13,12 +13,12 @@ use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo};
 use crate::end::{ConnectionEnded, EndReason};
 
-/// The decision about an address: whether it may connect.
+/// The decision whether an address may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The address may connect.
     Allow,
-    /// Connections from the address are closed, with [`EndReason::Denied`].
+    /// Connections from the address are closed. They end with [`EndReason::Denied`].
     Deny,
 }
 
@@ -33,8 +33,9 @@ pub struct AddressDenied;
 ///
 /// - To the peer's address, by
 ///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). The accept loop
-///   resets a denied connection at once, without a task, an entry in the table or a span. It is
-///   counted in the metrics, and logged only at trace level.
+///   closes a denied connection at once, over TCP with a reset. The connection gets no task, no
+///   entry in the table of connections and no span. It is counted in the metrics, and logged only
+///   at trace level.
 /// - To [`ConnectionInfo::client_addr`], as a pre-connect hook after the hook that reads a proxy's
 ///   header. A denied connection ends with [`EndReason::Denied`], and is logged at debug level.
 ///
@@ -63,7 +64,7 @@ pub struct AddressFilter(Arc<Decide>);
 type Decide = dyn Fn(&Address) -> Verdict + Send + Sync;
 
 impl AddressFilter {
-    /// Creates a filter from a function. `verdict` may run in the accept loop, so it must not
+    /// Creates a filter from a function. The function may run in the accept loop, so it must not
     /// block.
     pub fn new(verdict: impl Fn(&Address) -> Verdict + Send + Sync + 'static) -> Self {
         Self(Arc::new(verdict))

@@ -1,4 +1,4 @@
-//! Lists of networks that may or may not connect.
+//! Lists of allowed and denied networks.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -9,8 +9,8 @@ use crate::networks::Networks;
 /// The rules of an [`AccessList`].
 ///
 /// Of all networks that contain an address, the one with the longest prefix decides, as in a
-/// routing table. A network in both lists is denied. The rule for [`others`](Self::others) applies
-/// to an address in none of the networks.
+/// routing table. A network in both lists is denied. [`others`](Self::others) sets the decision
+/// about addresses in none of the networks.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -110,12 +110,12 @@ impl AccessList {
         Self(Arc::new(RwLock::new(rules)))
     }
 
-    /// Replaces the rules, all at once. Open connections are not affected.
+    /// Replaces all rules at once. Open connections are not affected.
     pub fn replace(&self, rules: AccessRules) {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let replaced = std::mem::replace(&mut *current, rules);
         drop(current);
-        // Dropped after unlocking, because dropping a long list takes time.
+        // The old rules are dropped after unlocking, because dropping a long list takes time.
         drop(replaced);
     }
 

@@ -1,19 +1,20 @@
-//! Limits which connections are admitted, how many, and how fast.
+//! Limits connections by number, address and rate, and the rate of each client's requests.
 //!
 //! | type | limits |
 //! | --- | --- |
-//! | [`ConnectionLimit`] | the open connections of a server, or of several |
+//! | [`ConnectionLimit`] | the number of open connections of one or more servers |
 //! | [`AddressFilter`] | the addresses that may connect, by your own function |
 //! | `AccessList` | the networks that may connect; can be replaced while the server runs |
-//! | `Bans` | the addresses that may connect; denies some for a time |
-//! | `PerClient` | the open connections of each client, and the rate at which it connects |
+//! | `Bans` | the addresses that may connect; each ban ends after a time |
+//! | `PerClient` | the number of open connections of each client, and the rate at which it connects |
 //! | `ClientRate` | the rate of each client's requests |
 //!
 //! The last four need the feature `per-client`. `PerClient` and `ClientRate` identify a client by
-//! [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` do the same as a pre-connect hook or a
-//! layer. As a server's [`address_filter`](crate::ServerBuilder::address_filter) they use the
-//! peer's address. The two addresses are the same unless a hook has read a proxy's header. The
-//! module `proxy` shows how to combine these types with that hook.
+//! [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` also use this address if they are a
+//! pre-connect hook or a layer. As a server's
+//! [`address_filter`](crate::ServerBuilder::address_filter) they use the peer's address instead.
+//! The two addresses are the same unless a hook has read a proxy's header. The module `proxy` shows
+//! how to combine these types with that hook.
 //!
 //! The metric `tower_tcp.rejected_connections` counts the connections that were not admitted, by
 //! reason. See [`observe`](crate::observe).
@@ -92,9 +93,9 @@ pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 struct LimitState {
     limit: usize,
     used: usize,
-    /// The waiters to wake when the limit or the count changes, with the number of their service
-    /// instance. There is one waiter for each accept loop, so a linear search is fast enough. The
-    /// vector keeps its allocation, because every connection uses it.
+    /// The waiters to wake when the limit or the count changes, each with the number of its service
+    /// instance. There is one waiter for each accept loop, so a linear search is fast enough. Every
+    /// connection uses this vector, so its allocation is kept.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
 }
@@ -136,8 +137,8 @@ impl ConnectionLimit {
 
     /// Changes the limit to `n`, at once.
     ///
-    /// A higher limit admits waiting connections. A lower limit revokes permits that are reserved
-    /// but not in use. Open connections stay open.
+    /// A higher limit admits waiting connections. A lower limit revokes permits that ready services
+    /// have reserved but not used yet. Open connections stay open.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();
@@ -157,8 +158,8 @@ impl ConnectionLimit {
         Some(self.lock().limit).filter(|&limit| limit != UNLIMITED)
     }
 
-    /// Returns the number of permits in use, including those that are reserved for pending
-    /// connections.
+    /// Returns the number of permits in use. A permit that a ready service has reserved for its
+    /// next connection counts as in use.
     pub fn in_use(&self) -> usize {
         self.lock().used
     }
@@ -247,12 +248,13 @@ pub struct ConnectionLimitLayer {
 }
 
 impl ConnectionLimitLayer {
-    /// Passes connections over the limit to `service`, instead of leaving them in the backlog.
+    /// Returns a layer that passes connections over the limit to `service`, instead of leaving them
+    /// in the backlog.
     ///
     /// `service` can tell the peer why the connection is rejected, as
     /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
     /// at most 64 connections at a time. Further connections over the limit are closed at once. All
-    /// of them end with [`EndReason::LimitExceeded`].
+    /// connections over the limit end with [`EndReason::LimitExceeded`].
     ///
     /// The server's own limit must be higher than this one. When the server reaches its own limit,
     /// it accepts nothing, so `service` gets no connections.
@@ -276,7 +278,7 @@ pub struct Limited<S> {
     limit: ConnectionLimit,
     instance: u64,
     reserved: Option<Permit>,
-    /// The inner service returned `Pending` from `poll_ready` and has not been called since.
+    /// `true` from when the inner service returns `Pending` from `poll_ready` until its next call.
     queued: bool,
 }
 
@@ -297,16 +299,17 @@ impl<S> Limited<S> {
     }
 
     /// Returns whether the inner service returned `Pending` from `poll_ready` and has not been
-    /// called since. It may then have a place in a queue, such as that of tower's
-    /// `ConcurrencyLimit`. Only a call gives up that place.
+    /// called since. The inner service may then be in a queue, such as that of tower's
+    /// `ConcurrencyLimit`. Only a call removes it from the queue.
     pub(crate) fn is_queued(&self) -> bool {
         self.queued
     }
 
-    /// Returns a permit that was reserved for a connection that could not be accepted.
+    /// Gives the reserved permit back to the limit, if there is one. The service is no longer
+    /// ready.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
-            // Returning the permit wakes the other instances that wait. This one does not wait.
+            // Dropping the permit wakes all waiting instances. This one need not be woken.
             self.limit.lock().forget(self.instance);
             drop(permit);
         }
@@ -366,7 +369,8 @@ where
     }
 
     fn call(&mut self, conn: C) -> Self::Future {
-        // This instance has its permit, so the end of another connection need not wake it.
+        // This instance has its permit and no longer waits, so the end of another connection need
+        // not wake it.
         self.limit.lock().forget(self.instance);
         self.queued = false;
         // The permit is taken before the call, so that a panic in the call returns it.
@@ -378,12 +382,13 @@ where
     }
 }
 
-/// The future of [`Limited`]. Holds the permit until it is dropped, not only until it completes.
+/// The future of [`Limited`]. The permit is returned when this future is dropped, not when it
+/// completes.
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct LimitedFuture<F> {
-    // Dropped in this order: the connection first, then its permit.
+    // The fields are dropped in this order: first the future with the connection, then the permit.
     #[pin]
     inner: F,
     permit: Option<Permit>,

@@ -1,4 +1,4 @@
-//! Answers connections over the limit before they are closed.
+//! Answers rejected connections before they are closed.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::make::{CloneForConnection, oneshot};
 const TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of connections that the overflow service serves at the same time. Further
-/// connections over the limit are closed at once, to bound the cost of a flood.
+/// rejected connections are closed at once, to bound the cost of a flood.
 const MOST: usize = 64;
 
 /// Applies a limit or a filter, and passes the connections that it rejects to another service.
@@ -53,7 +53,7 @@ impl<S, O: Clone, L: Clone> Layer<S> for OverflowLayer<O, L> {
     }
 }
 
-/// A connection service that also accepts connections over the limit. See [`OverflowLayer`].
+/// A connection service that passes rejected connections to another service. See [`OverflowLayer`].
 #[derive(Debug)]
 pub struct Overflow<S, O, L = ConnectionLimit> {
     inner: S,
@@ -77,7 +77,7 @@ impl<S: Clone, O: Clone, L: Clone> Clone for Overflow<S, O, L> {
     }
 }
 
-/// Counts one connection that the overflow service serves, until it is dropped.
+/// A connection that the overflow service serves. It is counted until this value is dropped.
 struct Serving(Arc<AtomicUsize>);
 
 impl Serving {
@@ -117,7 +117,8 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // The permit is taken only now that there is a connection, so none is reserved without use.
+        // The permit is taken only here, when there is a connection, so that none is reserved
+        // without use.
         let admitted = if self.is_inner_ready {
             self.limit.admit(conn.info())
         } else {
@@ -136,7 +137,8 @@ where
         let serving = Serving::begin(&self.serving);
         let over = Box::pin(async move {
             if serving.is_some() {
-                // The connection has its end reason, so an error or a timeout here is ignored.
+                // The connection already has its end reason, so an error or a timeout here is
+                // ignored.
                 let _ignored = tokio::time::timeout(TIME, oneshot(overflow, conn)).await;
             }
         });
@@ -144,7 +146,7 @@ where
     }
 }
 
-/// The future of [`Overflow`]. Returns `None` for a connection that was over the limit.
+/// The future of [`Overflow`]. Its output is `None` for a rejected connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct OverflowFuture<F>(#[pin] Either<F>);

@@ -63,7 +63,7 @@ pub enum OverClientLimit {
     /// The client has this number of open connections, which is the maximum.
     #[error("the client has {0} connections open")]
     Connections(usize),
-    /// The client has connected as often as its rate allows.
+    /// The client connects faster than its rate allows.
     #[error("the client connects too often")]
     Rate,
 }
@@ -110,24 +110,24 @@ impl PerClient {
         self
     }
 
-    /// Lets connections over a limit wait for their turn, up to `connections` of each client, in
-    /// order of arrival. They wait in the hook, and so at most until the deadline of the hooks.
+    /// Sets how many connections over a limit may wait, for each client. They are admitted in order
+    /// of arrival. They wait in the hook, so at most until the deadline of the hooks.
     ///
-    /// Default: 0. Why: connections that wait take room in the budget of the hooks
-    /// ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When reached:
-    /// further connections over the limit end at once.
+    /// Default: 0. Why: a waiting connection counts towards the maximum number of connections in
+    /// the hooks ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When
+    /// reached: further connections over the limit end at once.
     #[must_use]
     pub fn wait(mut self, connections: usize) -> Self {
         self.waiting = connections;
         self
     }
 
-    /// Sets the number of clients whose rates are remembered while they have no connection.
+    /// Sets the maximum number of clients whose rates are remembered while they have no connection.
     ///
     /// Default: 65,536. Why: to bound memory to about 18 MB in a flood from random addresses. When
-    /// reached: clients that have used nothing of their rate are forgotten first, then any others.
-    /// A client with an open connection is never forgotten; the [server's
-    /// limit](crate::ServerBuilder::limit) bounds the number of those.
+    /// reached: clients whose rate is full again are forgotten first, then any others without an
+    /// open connection. A client with an open connection is never forgotten, so only the [server's
+    /// limit](crate::ServerBuilder::limit) bounds the number of such clients.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;
@@ -154,9 +154,9 @@ impl PerClient {
         overflow::layer(self, service)
     }
 
-    fn place(&self, conn: &ConnectionInfo) -> Option<Place> {
+    fn slot(&self, conn: &ConnectionInfo) -> Option<Slot> {
         let client = self.clients.of(conn.client_addr())?;
-        Some(Place {
+        Some(Slot {
             client,
             is_taken: false,
             is_waiting: false,
@@ -165,17 +165,17 @@ impl PerClient {
 
     /// Admits a connection if its client is below the limits and no other connection of the client
     /// waits.
-    fn try_enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
-        let others_wait = place.client.waiting.load(Ordering::Acquire) > 0;
+    fn try_enter(&self, slot: &mut Slot) -> Result<(), OverClientLimit> {
+        let others_wait = slot.client.waiting.load(Ordering::Acquire) > 0;
         let many = OverClientLimit::Connections(self.clients.connections);
-        if !place.try_take() {
+        if !slot.try_take() {
             return Err(many);
         }
-        if !others_wait && place.client.take_rate().is_ok() {
+        if !others_wait && slot.client.take_rate().is_ok() {
             return Ok(());
         }
-        // A connection that already waits may need the place.
-        place.give_back();
+        // A connection that already waits may need the slot.
+        slot.free();
         let is_by_rate = self.clients.quota.is_some();
         Err(if is_by_rate {
             OverClientLimit::Rate
@@ -184,31 +184,31 @@ impl PerClient {
         })
     }
 
-    /// Admits a connection if its client is below the limits. Otherwise waits until it is, if the
-    /// connection may wait.
-    async fn enter(&self, place: &mut Place) -> Result<(), OverClientLimit> {
-        let Err(over) = self.try_enter(place) else {
+    /// Admits a connection if its client is below the limits. Otherwise, if the connection may
+    /// wait, waits until the client is below the limits.
+    async fn enter(&self, slot: &mut Slot) -> Result<(), OverClientLimit> {
+        let Err(over) = self.try_enter(slot) else {
             return Ok(());
         };
-        if !place.begin_to_wait(self.waiting) {
+        if !slot.start_waiting(self.waiting) {
             return Err(over);
         }
-        place.take_in_turn().await;
-        place.end_to_wait();
+        slot.take_in_turn().await;
+        slot.stop_waiting();
         Ok(())
     }
 }
 
-/// A connection's place under the limit of its client. Dropping it gives the place back.
-struct Place {
+/// A connection's slot under the limit of its client. Dropping this value frees the slot.
+struct Slot {
     client: Held,
     is_taken: bool,
     is_waiting: bool,
 }
 
-impl Place {
+impl Slot {
     fn try_take(&mut self) -> bool {
-        let permit = self.client.places.try_acquire();
+        let permit = self.client.slots.try_acquire();
         self.is_taken = permit.map(|permit| permit.forget()).is_ok();
         self.is_taken
     }
@@ -217,7 +217,7 @@ impl Place {
         let client = &*self.client;
         let _turn = client.turn.lock().await;
         // `acquire` fails only on a closed semaphore, and nothing closes this one.
-        if let Ok(permit) = client.places.acquire().await {
+        if let Ok(permit) = client.slots.acquire().await {
             permit.forget();
             self.is_taken = true;
         }
@@ -226,13 +226,13 @@ impl Place {
         }
     }
 
-    fn give_back(&mut self) {
+    fn free(&mut self) {
         if std::mem::take(&mut self.is_taken) {
-            self.client.places.add_permits(1);
+            self.client.slots.add_permits(1);
         }
     }
 
-    fn begin_to_wait(&mut self, most: usize) -> bool {
+    fn start_waiting(&mut self, most: usize) -> bool {
         // A connection that may not wait is not counted, because new connections wait behind
         // counted ones.
         let more = |waiting| (waiting < most).then_some(waiting + 1);
@@ -242,33 +242,33 @@ impl Place {
         self.is_waiting
     }
 
-    fn end_to_wait(&mut self) {
+    fn stop_waiting(&mut self) {
         if std::mem::take(&mut self.is_waiting) {
             self.client.waiting.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.end_to_wait();
-        self.give_back();
+        self.stop_waiting();
+        self.free();
     }
 }
 
 impl Admission for PerClient {
     fn admit(&self, conn: &ConnectionInfo) -> Result<Option<Permit>, ConnectionEnded> {
-        if let Some(mut place) = self.place(conn) {
-            self.try_enter(&mut place)?;
-            give_back_at_end(conn, place);
+        if let Some(mut slot) = self.slot(conn) {
+            self.try_enter(&mut slot)?;
+            free_at_end(conn, slot);
         }
         Ok(None)
     }
 }
 
-/// Holds a place until the connection has ended, however it ends.
-fn give_back_at_end(conn: &ConnectionInfo, place: Place) {
-    conn.life.on(Moment::End, |_, _| drop(place));
+/// Holds a slot until the connection has ended, however it ends.
+fn free_at_end(conn: &ConnectionInfo, slot: Slot) {
+    conn.life.on(Moment::End, |_, _| drop(slot));
 }
 
 /// The limit as a pre-connect hook.
@@ -284,9 +284,9 @@ impl<Io: Send + 'static> Service<Connection<Io>> for PerClient {
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            if let Some(mut place) = this.place(conn.info()) {
-                this.enter(&mut place).await?;
-                give_back_at_end(conn.info(), place);
+            if let Some(mut slot) = this.slot(conn.info()) {
+                this.enter(&mut slot).await?;
+                free_at_end(conn.info(), slot);
             }
             Ok(conn)
         })
