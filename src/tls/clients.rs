@@ -26,8 +26,8 @@ pub enum ClientCertificates {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy(pub(super) [u8; 32]);
 
-/// Builds the verifier of client certificates from the roots and the revocation lists, and the
-/// digest of these rules.
+/// Builds the verifier of client certificates from the roots and the revocation lists. Also returns
+/// the digest of these rules.
 pub(super) fn verifier(
     roots_pem: &Pem,
     requirement: ClientCertificates,

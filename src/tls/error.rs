@@ -77,9 +77,9 @@ pub enum TlsError {
     /// The private key does not belong to the certificate.
     #[error("the private key in {key} does not match the certificate in {certificate}")]
     KeyMismatch {
-        /// The path or name of the certificate's file or text.
+        /// The path of the certificate's file, or a name for its PEM text.
         certificate: String,
-        /// The path or name of the key's file or text.
+        /// The path of the key's file, or a name for its PEM text.
         key: String,
     },
 
@@ -109,7 +109,7 @@ pub enum TlsError {
     WrongName {
         /// The name.
         name: String,
-        /// The path or name of the certificate's file or text.
+        /// The path of the certificate's file, or a name for its PEM text.
         pem: String,
         /// The reason.
         #[source]
@@ -175,8 +175,8 @@ pub enum TlsError {
     Config(#[source] rustls::Error),
 }
 
-/// The error for a connection whose client requested a server name without a certificate, or
-/// requested no name.
+/// The error for a connection whose client requested no server name, or a name without a
+/// certificate, if there is no default certificate.
 ///
 /// See the section on [names](super#names).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -1,4 +1,5 @@
-//! Performs a handshake: reads the client's hello, chooses the configuration, and completes it.
+//! Performs a handshake: reads the client's hello, takes the current configuration, and completes
+//! the handshake.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,8 +17,8 @@ use super::info::TlsInfo;
 use super::records::Records;
 use super::stream::{TlsStream, invalid};
 
-/// The maximum number of bytes to read at once while the hello is incomplete. A hello usually has
-/// less than 2 KiB.
+/// The maximum number of bytes to read at once while the hello is incomplete. A hello is usually
+/// smaller than 2 KiB.
 const HELLO: usize = 4 * 1024;
 
 /// The time for which input is read and discarded after a failed handshake, so that the peer
@@ -170,7 +171,7 @@ where
     }
 }
 
-/// Closes a stream to which an alert was just written.
+/// Closes a stream to which an alert was written.
 ///
 /// Closing a TCP socket with unread input sends a reset, which can destroy the alert before the
 /// peer reads it. A peer that does not speak TLS has often sent more than was read. So this

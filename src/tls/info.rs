@@ -3,7 +3,8 @@
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
 
-/// The parameters of a TLS session, and the peer's name and certificates.
+/// The parameters of a TLS session, the server name that the peer requested, and the peer's
+/// certificates.
 ///
 /// The description of each method names the OpenTelemetry attribute for its value, for use in your
 /// own spans.
@@ -61,7 +62,8 @@ impl TlsInfo {
         self.cipher_suite
     }
 
-    /// Returns the protocol that was negotiated by ALPN, or `None` if either side offered none.
+    /// Returns the protocol that was negotiated by ALPN, or `None` if either side does not use
+    /// ALPN.
     ///
     /// Attribute: `tls.next_protocol`.
     pub fn alpn(&self) -> Option<&[u8]> {

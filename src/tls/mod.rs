@@ -7,16 +7,18 @@
 //!
 //! [`Tls::builder`] allows TLS 1.2 and 1.3 only. *ring* provides the cryptography, unless
 //! [`TlsBuilder::crypto_provider`] sets another provider. 0-RTT is off, because early data can be
-//! replayed. Clients can resume sessions from a cache of 256 sessions, rustls' default. The cache
-//! is bounded, so that clients cannot fill memory, and it is lost when the process ends.
+//! replayed. Clients can resume sessions. The server keeps up to 256 sessions in a cache in memory,
+//! which is rustls's default, so clients cannot exhaust memory. The cache is lost when the process
+//! ends.
 //!
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which limits the time and the number of
 //! handshakes in progress. A proxy sends its PROXY header before the handshake, so chain
 //! `ProxyProtocol` (feature `proxy-protocol`) in front of this hook.
 //!
-//! If the handshake fails, the connection ends with [`EndReason::TlsHandshakeFailed`]. The peer
-//! gets a TLS alert, and the [cause](crate::ConnectionEnded) contains the error.
+//! If the handshake fails, the connection ends with [`EndReason::TlsHandshakeFailed`], and the
+//! [cause](crate::ConnectionEnded) contains the error. The peer gets a TLS alert, unless the stream
+//! has ended or failed.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -35,14 +37,15 @@
 //!
 //! One server can have several certificates. It chooses one by the name that the client requests
 //! (SNI): the certificate for exactly this name, else that of a matching wildcard, else the default
-//! certificate. A `*` stands for exactly one label, so `*.example.org` matches neither
-//! `example.org` nor `a.b.example.org`.
+//! certificate. A `*` matches exactly one label, so `*.example.org` matches neither `example.org`
+//! nor `a.b.example.org`.
 //!
 //! A client that requests no name or an unknown one gets the default certificate.
-//! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) or
-//! [`identity`](TlsBuilder::identity) sets it. Without a default the client is refused. The alert
-//! is `unrecognized_name` (RFC 6066) for an unknown name, and `missing_extension` (RFC 8446) if the
-//! client requests no name. The cause is then an [`UnknownServerName`].
+//! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) and
+//! [`identity`](TlsBuilder::identity) set the default certificate. Without one, such a client is
+//! refused. The alert is `unrecognized_name` (RFC 6066) for an unknown name, and
+//! `missing_extension` (RFC 8446) if the client requests no name. The cause is then an
+//! [`UnknownServerName`].
 //!
 //! ```
 //! use tower_tcp::tls::{Identity, Tls};
@@ -62,11 +65,11 @@
 //!
 //! # Reload
 //!
-//! [`Tls::reload`] reads all files of a builder again while the server runs: the certificates and
-//! keys, the roots and revocation lists for clients, and the ticket keys. If any file is wrong, it
-//! returns an error that names the file, and the old configuration stays. Otherwise all clones of
-//! the hook use the new configuration at once, for every handshake whose first message is not
-//! complete yet. Established connections are not affected.
+//! [`Tls::reload`] reads all files of a builder again while the server runs: the certificates, keys
+//! and OCSP responses, the roots and revocation lists for clients, and the ticket keys. If a file
+//! is unusable, `reload` returns an error that names the file, and the old configuration stays in
+//! use. Otherwise all clones of the hook use the new configuration at once, for every handshake
+//! whose `ClientHello` has not arrived completely. Established connections are not affected.
 //!
 //! Each configuration has its own session cache, and session tickets are bound to the [rules for
 //! client certificates](#tickets). So a session cannot be resumed under rules other than those
@@ -99,8 +102,8 @@
 //! # Revocation
 //!
 //! [`TlsBuilder::revocation_lists_file`] adds certificate revocation lists (CRLs) to the
-//! verification of clients. If there is at least one list, the status of every certificate in a
-//! client's chain must be known, except that of the root:
+//! verification of clients. If there is at least one list, the revocation status of every
+//! certificate in a client's chain, except the root, must be known:
 //!
 //! | a certificate in the client's chain | the client is |
 //! | --- | --- |
@@ -133,7 +136,7 @@
 //! the session. By default, sessions are kept only in the cache of the process that created them,
 //! so only that process can resume them. With ticket keys from files, several processes can resume
 //! each other's sessions, and a restarted process can resume earlier sessions.
-//! [`TlsBuilder::ticket_key_files`] sets the files, with one key each, like nginx's
+//! [`TlsBuilder::ticket_key_files`] sets the files. Each contains one key, in the format of nginx's
 //! `ssl_session_ticket_key`. `openssl rand 80 >ticket.key` creates such a file.
 //!
 //! The first key encrypts new tickets, and all keys decrypt tickets. To rotate keys, put a new key
@@ -231,11 +234,14 @@ pub use stream::TlsStream;
 /// As a service it is always ready, because the handshake runs in the future of a call. See the
 /// [module docs](self).
 ///
-/// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. The
-/// `io::Error` contains a [`rustls::Error`] if the peer's messages were at fault, or an
-/// [`UnknownServerName`] if there is no certificate for the requested name, or the peer requested
-/// no name and there is no default certificate. Otherwise it is the error of the stream, such as
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer closed the stream.
+/// The service fails with a boxed [`ConnectionEnded`]. Its cause is an [`io::Error`] of one of
+/// three kinds:
+///
+/// - It contains a [`rustls::Error`] if rustls rejected the peer's messages.
+/// - It contains an [`UnknownServerName`] if there is no default certificate, and the peer
+///   requested no name or a name without a certificate.
+/// - Otherwise it is the error of the stream, such as
+///   [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer closed the stream.
 #[derive(Clone)]
 pub struct Tls {
     current: Current,
@@ -255,7 +261,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// Returns the error of [`TlsBuilder::build`]. The old configuration stays.
+    /// Returns the error of [`TlsBuilder::build`]. The old configuration stays in use.
     pub fn reload(&self, builder: &TlsBuilder) -> Result<(), TlsError> {
         self.current.set(builder.configuration()?);
         Ok(())
@@ -263,9 +269,10 @@ impl Tls {
 
     /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
-    /// Use this method for a configuration that [`TlsBuilder`] cannot create. The next handshake
-    /// uses the new configuration. Earlier sessions can be resumed only if the new configuration
-    /// has the session cache or the ticket keys of the old one.
+    /// Use this method for a configuration that [`TlsBuilder`] cannot create. Handshakes whose
+    /// `ClientHello` has not arrived completely use the new configuration. Earlier sessions can be
+    /// resumed only if the new configuration has the session cache or the ticket keys of the old
+    /// one.
     pub fn replace(&self, new: impl Into<Self>) {
         self.current.set(new.into().current.get());
     }
@@ -320,8 +327,8 @@ where
                     // `InvalidData` means that the peer's input was rejected with an alert. Any
                     // other error comes from the stream.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
-                    // The end is set before the wait below, because a deadline may drop this future
-                    // while it waits.
+                    // The end reason is set before the wait below, because a deadline may drop this
+                    // future while it waits.
                     let ended =
                         conn.ended(ConnectionEnded::new(EndReason::TlsHandshakeFailed, err));
                     if alerted {

@@ -39,7 +39,7 @@ impl Names {
     }
 
     /// Adds a certificate for a name or a wildcard. Fails if the certificate is not valid for the
-    /// name; a wildcard is not checked.
+    /// name. A wildcard is not checked.
     pub(super) fn add(
         &mut self,
         name: &str,

@@ -22,10 +22,10 @@ const LARGEST_RECORD: usize = HEADER + 16 * 1024 + 2048;
 /// at most this much incomplete input is kept, because a message may span several records.
 const LARGEST_HANDSHAKE: usize = 64 * 1024;
 
-/// The steps in which the memory for an incomplete record grows.
+/// The step, in bytes, in which the memory for an incomplete record grows.
 const STEP: usize = 4 * 1024;
 
-/// A TLS session. While the connection is idle, it holds no buffers.
+/// A TLS session. It holds no buffers while the connection is idle.
 pub(super) struct Records {
     session: UnbufferedServerConnection,
     /// Incomplete input: a part of a record, or records with a part of a handshake message.
@@ -59,12 +59,12 @@ impl Records {
         &self.session
     }
 
-    /// Returns the error that ended the session.
+    /// Returns the error that ended the session, if any.
     pub(super) fn failed(&self) -> Option<Error> {
         self.failed.clone()
     }
 
-    /// Returns whether the peer has finished sending, by `close_notify`.
+    /// Returns whether the peer has sent `close_notify`.
     pub(super) fn is_ended(&self) -> bool {
         self.is_ended
     }
@@ -152,7 +152,7 @@ impl Records {
                 Err(err) => self.fail(err),
             }
         }
-        // Bytes after the end, or after an error, are ignored.
+        // Bytes after `close_notify`, or after an error, are ignored.
         input.len()
     }
 

@@ -13,8 +13,8 @@ use tokio_rustls::rustls::{CommonState, Error};
 
 use super::records::Records;
 
-/// The minimum number of bytes to read at once. Between the minimum and the maximum, the number is
-/// the size of the reader's buffer plus `OVERHEAD`.
+/// The minimum number of bytes to read at once. A read asks for the size of the reader's buffer
+/// plus `OVERHEAD`, but not for less than the minimum or more than the maximum.
 const LEAST_READ: usize = 4 * 1024;
 /// The maximum number of bytes to read at once.
 const LARGEST_READ: usize = 64 * 1024;
@@ -44,8 +44,8 @@ impl Scratch {
     /// Runs `f` with the memory of the thread. If `f` uses another stream, that stream gets new
     /// memory.
     fn with<T>(f: impl FnOnce(&mut Self) -> T) -> T {
-        // A thread that is ending no longer has this memory. Then new memory is allocated, and
-        // freed afterwards.
+        // A thread that is ending no longer has this memory. In that case, new memory is allocated,
+        // and freed afterwards.
         let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
         let done = f(&mut scratch);
         let _ended = SCRATCH.try_with(|place| place.set(scratch));
@@ -60,12 +60,12 @@ impl Scratch {
 /// that has arrived (at most 18 KiB), decrypted bytes that did not fit into the reader's buffer (at
 /// most 22 KiB), and pending records (at most 64 KiB of content).
 ///
-/// A write encrypts its bytes and returns at once, even if the peer does not take the records yet,
-/// so flush the stream afterwards. Shutting down sends `close_notify`. Reading fails with
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the stream ends without the peer's
-/// `close_notify`, because an attacker may have cut off the data. Reading an invalid record fails
-/// with [`InvalidData`](io::ErrorKind::InvalidData), caused by a
-/// [`rustls::Error`](super::rustls::Error), and the peer gets an alert.
+/// A write waits until all earlier records are written. It then encrypts up to 64 KiB and returns,
+/// even if the peer does not take the new records yet. So flush the stream afterwards. Shutting
+/// down sends `close_notify`. Reading fails with [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if
+/// the stream ends without the peer's `close_notify`, because an attacker may have cut off the
+/// data. Reading an invalid record fails with [`InvalidData`](io::ErrorKind::InvalidData), caused
+/// by a [`rustls::Error`](super::rustls::Error), and the peer gets an alert.
 ///
 /// Keying material cannot be exported from this stream, because rustls's unbuffered API, which the
 /// stream uses, does not support it. A protocol that binds authentication to the TLS channel ([RFC
@@ -95,7 +95,7 @@ impl<Io> TlsStream<Io> {
         self.io
     }
 
-    /// Returns the error that ended the session.
+    /// Returns the error that ended the session, if any.
     pub(super) fn failed(&self) -> Option<io::Error> {
         self.records.failed().map(invalid)
     }
@@ -106,7 +106,7 @@ impl<Io> TlsStream<Io> {
         self.records.wrote(n);
     }
 
-    /// Decrypts bytes that were read already.
+    /// Decrypts bytes that the caller has already read.
     pub(super) fn receive(&mut self, input: &mut [u8]) {
         self.records.receive(input, &mut ReadBuf::new(&mut []));
     }
@@ -130,11 +130,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
             if input.is_empty() {
                 return Poll::Ready(Ok(false));
             }
-            let nobody_writes = self.records.output().is_empty();
+            let had_no_output = self.records.output().is_empty();
             self.records.receive(input, to);
             // Try to send any answer of the session, such as an alert. If other output is pending,
             // the task that writes that output sends the answer, too.
-            if nobody_writes {
+            if had_no_output {
                 _ = self.poll_send(cx);
             }
             Poll::Ready(Ok(true))

@@ -48,8 +48,8 @@ async fn b26_a_certificate_of_another_root_is_refused_even_where_none_is_require
             rustls_error(served),
             rustls::Error::InvalidCertificate(_)
         ));
-        // In TLS 1.3 the client completes before the server has seen its certificate, so the alert
-        // arrives with the next read.
+        // In TLS 1.3 the client completes the handshake before the server has seen the client's
+        // certificate, so the alert arrives with the next read.
         let err = caller.unwrap().read_u8().await.unwrap_err();
         let alert = find_cause(&err);
         assert!(
@@ -60,7 +60,7 @@ async fn b26_a_certificate_of_another_root_is_refused_even_where_none_is_require
 }
 
 #[tokio::test]
-async fn a_client_may_come_without_an_optional_certificate() {
+async fn a_client_may_connect_without_an_optional_certificate() {
     let (me, friend) = (made("localhost"), made("friend"));
     let tls = server(&me)
         .client_certificates(friend.cert.pem(), ClientCertificates::Optional)

@@ -24,9 +24,9 @@ async fn close_after(limit: usize, config: Arc<ClientConfig>, mut far: DuplexStr
         if left == 0 {
             return true;
         }
-        let mut came = [0; 4096];
-        let n = far.read(&mut came).await.unwrap();
-        session.read_tls(&mut &came[..n]).unwrap();
+        let mut received = [0; 4096];
+        let n = far.read(&mut received).await.unwrap();
+        session.read_tls(&mut &received[..n]).unwrap();
         session.process_new_packets().unwrap();
     }
 }
@@ -48,8 +48,8 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
                 break;
             }
             let kind = match served {
-                // In TLS 1.2 the server sends the last message, so the client has sent its whole
-                // part before.
+                // In TLS 1.2 the server sends the last message, so its handshake succeeds if the
+                // client closes after its own last message.
                 Ok(mut conn) if info(&conn).version() == "1.2" => {
                     conn.read_u8().await.unwrap_err().kind()
                 }
@@ -85,15 +85,15 @@ where
         if done {
             return;
         }
-        let mut came = [0; 4096];
-        let n = far.read(&mut came).await.unwrap();
-        session.read_tls(&mut &came[..n]).unwrap();
+        let mut received = [0; 4096];
+        let n = far.read(&mut received).await.unwrap();
+        session.read_tls(&mut &received[..n]).unwrap();
         session.process_new_packets().unwrap();
     }
 }
 
-/// Checks that the server reads the request of a client that sends and closes as in
-/// `request_and_close`, and then an orderly end of the stream.
+/// Checks that the server reads the request of the client `request_and_close`, and then an orderly
+/// end of the stream.
 async fn expect_request<Io>(tls: &Tls, config: ClientConfig, (near, far): (Io, Io))
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -111,7 +111,7 @@ async fn a_request_in_the_last_write_of_the_handshake_before_closing_is_read() {
     let tls = server(&me).build().unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    // In TLS 1.2 the server sends the last message of a handshake.
+    // TLS 1.3 only, because in TLS 1.2 the server sends the last message of a handshake.
     let config = || client(&me, &[&TLS13], None);
 
     expect_request(&tls, config(), duplex(64 * 1024)).await;
@@ -132,7 +132,7 @@ async fn b23_a_closing_word_in_place_of_a_hello_is_a_failure() {
 }
 
 #[tokio::test]
-async fn b25_shutting_down_says_the_closing_word() {
+async fn b25_shutting_down_sends_close_notify() {
     let me = made("localhost");
     let tls = server(&me).build().unwrap();
     for version in [&TLS13, &TLS12] {
@@ -145,7 +145,7 @@ async fn b25_shutting_down_says_the_closing_word() {
 
         let mut text = [0; 4];
         assert_eq!(caller.read(&mut text).await.unwrap(), 3);
-        // Without `close_notify` this is `UnexpectedEof`.
+        // Without `close_notify`, this would be `UnexpectedEof`.
         assert_eq!(caller.read(&mut text).await.unwrap(), 0);
     }
 }

@@ -70,7 +70,7 @@ fn connection<Io>(io: Io) -> Connection<Io> {
     Connection::new(io, Address::Memory(1), Address::Memory(2), Probe::default())
 }
 
-/// Runs the hook on one end of a connection.
+/// Runs the hook on the server's end of a connection.
 async fn accept<Io>(tls: &Tls, io: Io) -> Served<Io>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -112,7 +112,7 @@ async fn resumes(tls: &Tls, config: &ClientConfig) -> Result<bool, rustls::Error
         Ok(conn) => conn,
         Err(err) => return Err(rustls_error::<DuplexStream>(Err(err))),
     };
-    // The tickets are read along with the first data.
+    // The client reads the tickets along with the first data.
     conn.write_all(b"x").await.unwrap();
     conn.flush().await.unwrap();
     caller.unwrap().read_u8().await.unwrap();

@@ -1,5 +1,5 @@
-//! Tests records without I/O: records split at any byte, of any size, and from hostile peers, and
-//! the memory that they use.
+//! Tests records without I/O: records that are split at any byte, of any size, or from hostile
+//! peers. Also tests how much memory they use.
 
 use std::io::{Read, Write};
 
@@ -101,7 +101,7 @@ struct Forger {
 }
 
 impl Forger {
-    /// Takes the keys of the client.
+    /// Takes the client's keys. Also returns the server.
     fn new(pair: Pair) -> (Records, Self) {
         let secrets = pair.client.dangerous_extract_secrets().unwrap();
         let (sequence, secrets) = secrets.tx;
@@ -170,7 +170,7 @@ fn records_may_be_cut_at_every_byte() {
 }
 
 #[test]
-fn a_record_may_arrive_byte_by_byte_and_holds_what_has_arrived() {
+fn a_record_that_arrives_byte_by_byte_holds_little_more_memory_than_its_bytes() {
     for version in VERSIONS {
         let mut pair = Pair::new(version);
         for size in [1, 100, 5_000, PLAIN] {
@@ -240,7 +240,7 @@ fn empty_and_padded_records_are_read() {
 fn both_sides_change_their_keys() {
     let mut pair = Pair::new(&TLS13);
     for _ in 0..3 {
-        // This requests a key update from the server, too.
+        // This also requests a key update from the server.
         pair.client.refresh_traffic_keys().unwrap();
         let mut sent = pair.records(b"question");
 
@@ -270,7 +270,7 @@ fn a_write_between_the_parts_of_a_handshake_message_succeeds() {
         server.close();
 
         assert!(server.failed().is_none(), "{:?}", server.failed());
-        assert!(!server.output().is_empty(), "it has said the closing word");
+        assert!(!server.output().is_empty(), "close_notify was not sent");
     }
 }
 

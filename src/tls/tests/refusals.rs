@@ -38,7 +38,7 @@ async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b16_a_peer_that_stays_after_the_alert_sees_the_end_at_once_and_is_left_after_200_ms() {
+async fn b16_a_peer_that_stays_after_the_alert_sees_the_end_at_once_and_is_dropped_after_200_ms() {
     let tls = server(&made("localhost")).build().unwrap();
     let (near, mut far) = duplex(64 * 1024);
     far.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();

@@ -103,7 +103,7 @@ async fn a_session_is_not_resumed_after_a_reload() {
 }
 
 #[tokio::test]
-async fn a_configuration_of_ones_own_replaces_one_of_the_builder() {
+async fn a_custom_configuration_replaces_one_of_the_builder() {
     let (old, new) = (made("localhost"), made("localhost"));
     let tls = server(&old).build().unwrap();
     let other = server(&new).build().unwrap().current.get().server;
