@@ -1,6 +1,6 @@
-//! A whole server in a test, without sockets and on paused time.
+//! Runs a whole server in a test, without sockets and on a paused clock.
 //!
-//! [`serve`] runs a connection stack in memory. It returns a [`Served`], which makes connections,
+//! [`serve`] runs a connection stack in memory. It returns a [`Served`], which connects clients,
 //! contains the server's [`Handle`](crate::Handle), and reports how connections end:
 //!
 //! ```
@@ -27,9 +27,9 @@
 //! # }
 //! ```
 //!
-//! A test need not wait for deadlines: under `#[tokio::test(start_paused = true)]` the clock jumps
-//! to the next deadline whenever nothing else can run. So a test that awaits the end of an idle
-//! connection gets it at once, although more than a minute passes on the clock.
+//! A test need not wait for deadlines in real time. Under `#[tokio::test(start_paused = true)]`,
+//! the clock jumps to the next deadline whenever nothing else can run. So a test that awaits the
+//! end of an idle connection is done at once, although more than a minute passes on the clock.
 //!
 //! # Other servers
 //!
@@ -37,7 +37,7 @@
 //! [`memory`] creates the listener and the connector that [`serve`] uses; [`memory_with_buffer`]
 //! creates them with another buffer size.
 //!
-//! [`faults`] checks a whole server under every fault of a connection.
+//! [`faults`] checks a whole server under every kind of fault of a connection.
 //!
 //! To control each reply of the service from the test, use the service of `tower_test::mock`.
 

@@ -22,12 +22,12 @@ use crate::handle::Handle;
 use crate::server::Server;
 use crate::signals::Report;
 
-/// The maximum number of ends that are kept until the test takes them. A test with more connections
-/// must take ends while it runs.
+/// The maximum number of `End`s that are kept until the test takes them. A test with more
+/// connections must take some while it runs.
 const ENDS: usize = 65_536;
 
-/// The maximum time that [`Served::ended`] waits. It is longer than any deadline in a test with a
-/// paused clock.
+/// The maximum time that [`Served::ended`] waits. It is longer than the deadlines in tests, and
+/// passes at once on a paused clock.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Serves a connection stack in memory, on the current runtime, with the server's default options.
@@ -47,8 +47,8 @@ where
     serve_with(Server::from_listener(listener), connector, stack)
 }
 
-/// Serves a stack with a given server, such as one with options, with a failing listener, or on
-/// real sockets.
+/// Serves a connection stack with a given server, such as one with options, with a failing
+/// listener, or on real sockets.
 ///
 /// `connector` is a value of any type that the test uses to connect; [`Served::connector`] returns
 /// it. If it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. If none is
@@ -102,10 +102,10 @@ where
     }
 }
 
-/// A running server in a test. It makes connections, and reports how they end.
+/// A running server in a test. It connects clients, and reports how connections end.
 ///
-/// Dropping it aborts the server: the listener is closed, and open connections are aborted. So keep
-/// the value as long as the clients are used.
+/// Dropping this value aborts the server: the listener is closed, and open connections are aborted.
+/// So keep the value for as long as the clients are used.
 #[must_use = "dropping it aborts the server"]
 pub struct Served<C = Connector> {
     connector: C,
@@ -141,8 +141,8 @@ impl<C> Served<C> {
         &self.cut_off.0
     }
 
-    /// Waits until a connection has ended, and returns its end. Each end is returned once, in the
-    /// order in which they happened.
+    /// Waits until a connection has ended, and returns its end. Each end is returned once. Ends are
+    /// returned in the order in which they happened.
     ///
     /// A connection that is closed gracefully ends when its client has closed, too, or after the
     /// [linger](crate::close::Linger) of 2 s. So drop the client before this call. To test when the
@@ -151,8 +151,8 @@ impl<C> Served<C> {
     /// # Errors
     ///
     /// Returns [`io::ErrorKind::TimedOut`] if no connection has ended within 24 hours, which pass
-    /// at once on a paused clock if no other task or timer is left to run. Returns
-    /// [`io::ErrorKind::UnexpectedEof`] if the server has ended and all ends were taken.
+    /// at once on a paused clock if nothing else can run. Returns [`io::ErrorKind::UnexpectedEof`]
+    /// if the server has ended and all ends were taken.
     ///
     /// # Panics
     ///
@@ -191,7 +191,8 @@ impl<C> Served<C> {
         self.ends.lock().iter().cloned().collect()
     }
 
-    /// Returns the reasons of all [`ends`](Self::ends) so far, for comparison in one line.
+    /// Returns the reasons of all [`ends`](Self::ends) so far, so that a test can compare them in
+    /// one line.
     ///
     /// ```
     /// # use std::convert::Infallible;
@@ -208,7 +209,7 @@ impl<C> Served<C> {
         self.ends.lock().iter().map(End::reason).collect()
     }
 
-    /// Shuts the server down, and waits for its end as [`closed`](Self::closed) does.
+    /// Shuts the server down, and waits until it has ended, as [`closed`](Self::closed) does.
     ///
     /// # Errors
     ///
@@ -228,7 +229,7 @@ impl<C> Served<C> {
     ///
     /// # Panics
     ///
-    /// Resumes the panic of a listener or a stack that panicked outside a connection.
+    /// Resumes the panic if a listener or a stack has panicked outside a connection.
     ///
     /// # Cancel safety
     ///
@@ -258,8 +259,8 @@ impl<C: fmt::Debug> fmt::Debug for Served<C> {
     }
 }
 
-/// Aborts the server when it is dropped. Aborting the task would have the same effect, but with
-/// workers it would block.
+/// Aborts the server when this value is dropped. Aborting the server's task would have the same
+/// effect, but would block if the server has workers.
 struct CutOff(Handle);
 
 impl Drop for CutOff {
@@ -290,7 +291,8 @@ impl Ends {
             if let Some(end) = self.lock().pop_front() {
                 return end;
             }
-            // `Notify` keeps a permit for an end that is pushed just before this wait.
+            // If an end is pushed just before this wait, `Notify` has stored a permit, so the wait
+            // returns.
             self.more.notified().await;
         }
     }

@@ -1,4 +1,4 @@
-//! The check of a whole server: one conversation under each fault.
+//! Checks a whole server: repeats one conversation under each fault.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ const PLACES: usize = 512;
 /// The time within which a connection must end. It is longer than the deadlines of most protocols.
 const WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// The time of a [`Fault::Delay`]. It is shorter than the deadlines of most protocols.
+/// The duration of each [`Fault::Delay`]. It is shorter than the deadlines of most protocols.
 const DELAY: Duration = Duration::from_millis(100);
 
 /// Creates a check of a server under faults. Await the returned value to run it.
@@ -152,8 +152,8 @@ impl<F> Check<F> {
         self
     }
 
-    /// Allows the connection to send these bytes after the replies if a fault ends it. An example
-    /// is a pipeline's farewell, or the reply to half a request. Each further call allows an
+    /// Allows the connection to send these bytes after the replies if a fault ends it. Examples are
+    /// a pipeline's farewell, and the reply to half a request. Each further call allows an
     /// alternative.
     pub fn farewell(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.expected.farewells.push(bytes.as_ref().to_vec());
@@ -189,7 +189,7 @@ impl<F> Check<F> {
         self
     }
 
-    /// Checks after each run that a [`Contract`] in the stack was not breached.
+    /// Checks after each run that nothing has breached a [`Contract`] in the stack.
     pub fn contract(mut self, contract: &Contract) -> Self {
         self.contract = Some(contract.clone());
         self
@@ -293,7 +293,7 @@ where
         Err(broken(Promise::Repeats, plan, detail))
     }
 
-    /// Removes parts of the plan while the same promise is still broken without them.
+    /// Removes parts of the plan as long as the rest still breaks the same promise.
     async fn shorten(&mut self, mut broken: Broken, seed: u64) -> Broken {
         'shorter: loop {
             for plan in broken.plan.shorter() {
@@ -363,6 +363,8 @@ fn places(count: usize, most: usize) -> impl Iterator<Item = u64> {
     (0..chosen).map(move |n| (n * count / chosen) as u64)
 }
 
+/// Checks that tokio's clock is paused.
+///
 /// # Panics
 ///
 /// Panics if the clock is not paused.

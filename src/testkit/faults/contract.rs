@@ -30,7 +30,7 @@ impl fmt::Display for Breach {
     }
 }
 
-/// A layer that checks how the layers around it call the service inside.
+/// A layer that checks whether the layers around it call the inner service correctly.
 ///
 /// Place it directly around a service, or between two layers. Clones share the record of breaches.
 ///
@@ -70,7 +70,7 @@ impl Contract {
     }
 
     /// Returns the breaches so far, each kind once. They include [`Breach::Held`] while a service
-    /// is ready, so call this when nothing is in progress.
+    /// is ready, so call this method when nothing is in progress.
     pub fn breaches(&self) -> Vec<Breach> {
         let record = self.lock();
         let mut breaches = record.breaches.clone();

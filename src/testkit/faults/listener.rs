@@ -27,7 +27,8 @@ const ERRORS: [Errno; 13] = [
 ];
 
 /// Returns every error with which accept(2) can fail although the listening socket works. For
-/// example, the peer is gone, the process has no free descriptors, or the network is down.
+/// example, accept(2) fails if the peer is gone, the process has no free descriptors, or the
+/// network is down.
 pub fn accept_errors() -> Vec<io::Error> {
     ERRORS.into_iter().map(io::Error::from).collect()
 }

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The longest delay of a seeded plan in milliseconds. It is shorter than the deadlines of most
+/// The longest delay of a seeded plan, in milliseconds. It is shorter than the deadlines of most
 /// protocols.
 const LONGEST_DELAY: u64 = 100;
 
-/// A fault of a stream. It happens once the bytes before its place were read or written.
+/// A fault of a stream. It happens after all bytes before its place have been read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The read or write ends here. The rest passes in a later turn of the task.
+    /// The read or write ends here. The rest passes when the task is polled again.
     Cut,
     /// The bytes after this place are delayed by this time.
     Delay(Duration),
@@ -34,11 +34,11 @@ impl Fault {
     }
 }
 
-/// The faults of one connection. With an empty plan the connection is plain.
+/// The faults of one connection. With an empty plan, the connection has no faults.
 ///
-/// The place of a fault is a number of bytes that the server has read or written. So `read` faults
-/// are in the bytes that the client sends. The `Display` output is the Rust code that creates the
-/// plan.
+/// The place of a fault is the number of bytes that the server reads or writes before it. So `read`
+/// faults are in the bytes that the client sends. The `Display` output is the Rust code that
+/// creates the plan.
 ///
 /// ```
 /// use tower_tcp::testkit::faults::{Fault, Plan};
@@ -59,7 +59,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Creates an empty plan: a plain connection.
+    /// Creates a plan without faults.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -90,7 +90,8 @@ impl Plan {
     /// that the server reads and the first `output` bytes that it writes. The same seed gives the
     /// same plan.
     ///
-    /// Most of the faults are harmless: cuts, and delays of at most 100 ms.
+    /// Most of the faults are harmless: cuts, and delays of at most 100 ms. About a quarter of the
+    /// plans also cut all input and output into pieces of at most 8 bytes.
     #[must_use]
     pub fn seeded(seed: u64, input: usize, output: usize) -> Self {
         let mut random = Random(seed);

@@ -13,7 +13,7 @@ use crate::end::EndReason;
 #[non_exhaustive]
 pub enum Promise {
     /// Without faults, a client that half-closes after its input gets the expected bytes, and the
-    /// connection ends in good order.
+    /// connection ends in good order ([`EndReason::is_orderly`]).
     Plain,
     /// Cuts and delays change nothing: the client gets the same bytes, and the end has the same
     /// reason.
@@ -24,11 +24,11 @@ pub enum Promise {
     /// A client that half-closes gets at least the replies that it would get if it kept its sending
     /// side open.
     HalfClose,
-    /// The connection ends in time.
+    /// The connection ends within the time that [`Check::within`](super::Check::within) sets.
     Ends,
     /// The reason of the end is one that the fault can cause.
     Reason,
-    /// The connection's place in the server's limit is released, and the server can be shut down.
+    /// The connection's permit is returned to the server's limit, and the server can be shut down.
     Released,
     /// Another connection of the same server is not affected.
     Others,
@@ -72,17 +72,18 @@ pub struct Broken {
 }
 
 impl Broken {
-    /// Returns the promise.
+    /// Returns the promise that was broken.
     pub fn promise(&self) -> Promise {
         self.promise
     }
 
-    /// Returns the plan, for [`Check::only`](super::Check::only).
+    /// Returns the plan that breaks the promise, for [`Check::only`](super::Check::only).
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Returns the seed of the original plan, before it was shortened, if it came from a seed.
+    /// Returns the seed of the original plan, if that plan came from a seed. The plan that
+    /// [`plan`](Self::plan) returns may have fewer faults.
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }
@@ -117,7 +118,7 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Returns the received bytes without a farewell.
+    /// Returns the received bytes without the farewell at their end, if there is one.
     pub(super) fn replies<'a>(&self, got: &'a [u8]) -> &'a [u8] {
         if self.output.starts_with(got) {
             return got;
@@ -130,8 +131,8 @@ impl Expected {
         .unwrap_or(got)
     }
 
-    /// Returns the first promise that a run breaks, with a description. `silent` are the replies to
-    /// a client that was silent at the place where this one half-closed.
+    /// Returns the first promise that a run breaks, with a description. `silent` contains the
+    /// replies to a client that stopped sending where this one half-closed.
     pub(super) fn broken(
         &self,
         plan: &Plan,
@@ -190,7 +191,8 @@ impl Expected {
         broken.map(|(promise, _, detail)| (promise, detail))
     }
 
-    /// Returns whether a reason is the same as without faults, or that reason is not known yet.
+    /// Returns whether `reason` is the same as without faults. Returns `true` if the latter is not
+    /// known yet.
     fn same_reason(&self, reason: Option<EndReason>) -> bool {
         self.reason.is_none() || reason == self.reason
     }

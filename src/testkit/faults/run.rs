@@ -26,7 +26,7 @@ use crate::server::Server;
 pub(super) struct Talk {
     /// The bytes that the client has read.
     pub(super) got: Vec<u8>,
-    /// The reason of the end, or `None` if the connection has not ended in time.
+    /// The reason of the end, or `None` if the connection did not end in time.
     pub(super) reason: Option<EndReason>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Seen {
     pub(super) faulty: Talk,
     /// The plain conversation with the same server.
     pub(super) next: Talk,
-    /// `true` if both connections have released their places in the limit, and the server has shut
+    /// `true` if both connections have returned their permits to the limit, and the server has shut
     /// down.
     pub(super) released: bool,
 }

@@ -14,12 +14,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::plan::{Fault, Plan};
 
-/// The maximum number of bytes of a read that a fault shortens.
+/// The maximum size of a read that a fault shortens, in bytes.
 const SHORT: usize = 4096;
 
 /// A stream with the faults of a [`Plan`].
 ///
-/// It wraps the server's side of a connection: in memory by default, or any other stream.
+/// It wraps the server's side of a connection, which is an in-memory stream by default.
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -77,7 +77,7 @@ struct Side {
     passed: Arc<AtomicU64>,
     faults: VecDeque<(u64, Fault)>,
     pieces: Option<usize>,
-    /// A piece has passed in this turn of the task.
+    /// A piece has passed, so the next step yields once.
     full: bool,
     delay: Option<Pin<Box<Sleep>>>,
     last: Option<Fault>,
@@ -216,8 +216,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Faulty<Io> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Shuts down writing. If the stream is stalled, the end waits behind the pending bytes, as
-    /// with a socket.
+    /// Shuts down writing. If writes are stalled, this succeeds, but the peer does not see the end,
+    /// as with a socket whose pending bytes the peer does not take.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.writes.last {
             Some(Fault::Reset) => return Poll::Ready(Err(reset())),
