@@ -27,10 +27,10 @@ use futures_util::stream;
 use lru::LruCache;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tokio_util::codec::{Decoder, Encoder};
+use tokio_util::codec::Decoder;
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
-use tower_tcp::frame::{Lines, LinesError};
+use tower_tcp::frame::{InOut, Lines, LinesError};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, ConnectionService, Pipeline, Reply, Server, signal};
 
@@ -82,23 +82,23 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }));
     // The service never waits, so its futures are ready at once.
     let service = service_fn(move |request| ready(Ok::<_, Infallible>(reply(&cache, request))));
-    Pipeline::new(Codec::default)
+    // All replies, including values, are lines.
+    Pipeline::new(|| InOut::new(Requests::default(), Lines::crlf()))
         .service(service)
         // A frame may consist of a line and a data block.
         .limits(Limits::default().max_frame(64 * 1024 + MAX_VALUE))
         .deadlines(Deadlines::default().first_byte(IDLE).idle(IDLE))
 }
 
-// The codec.
+// The requests.
 
 /// The line of a command, and its data, which is empty for most commands, or the answer to a bad
 /// data block.
 type Request = (Bytes, Answer);
 
-/// Decodes a line, and then a block of data, if the line announces one. Encodes all replies,
-/// including values, as lines.
+/// Decodes a line, and then a block of data, if the line announces one.
 #[derive(Default)]
-pub(crate) struct Codec {
+pub(crate) struct Requests {
     lines: Lines,
     /// A line whose data block has not arrived yet, and the length of the block, including its line
     /// ending.
@@ -107,7 +107,7 @@ pub(crate) struct Codec {
     skip: usize,
 }
 
-impl Decoder for Codec {
+impl Decoder for Requests {
     type Item = Request;
     type Error = LinesError;
 
@@ -136,20 +136,11 @@ impl Decoder for Codec {
     }
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<Request>, LinesError> {
-        match self.decode(src)? {
-            None if self.block.is_some() || self.skip > 0 => {
-                Err(LinesError::Io(io::ErrorKind::UnexpectedEof.into()))
-            }
-            request => Ok(request),
+        let request = self.decode(src)?;
+        if request.is_none() && (self.block.is_some() || self.skip > 0) {
+            return Err(LinesError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
-    }
-}
-
-impl Encoder<Bytes> for Codec {
-    type Error = LinesError;
-
-    fn encode(&mut self, line: Bytes, dst: &mut BytesMut) -> Result<(), LinesError> {
-        Lines::crlf().encode(line, dst)
+        Ok(request)
     }
 }
 
@@ -306,9 +297,8 @@ struct Cache {
 impl Cache {
     /// Finds an item that has not expired, and makes it the most recently used.
     fn find(&mut self, key: &[u8]) -> Option<&mut Item> {
-        let item = self.items.get_mut(key)?;
-        let expired = item.expires.is_some_and(|at| at <= Instant::now());
-        (!expired).then_some(item)
+        let item = self.items.get_mut(key);
+        item.filter(|item| item.expires.is_none_or(|at| at > Instant::now()))
     }
 
     fn remove(&mut self, key: &[u8]) {

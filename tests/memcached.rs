@@ -11,7 +11,7 @@ use tokio_util::codec::Decoder;
 use tower_tcp::testkit::{Served, faults, memory_with_buffer, serve, serve_with};
 use tower_tcp::{EndReason, Server};
 
-use memcached::{Codec, stack};
+use memcached::{Requests, stack};
 use process::{Example, installed, python, python_has, soon};
 use support::{Clients, Ends};
 
@@ -142,7 +142,7 @@ async fn answers_are_the_same_in_pieces_of_many_sizes() {
 fn a_cut_at_any_byte_changes_no_request() {
     let (requests, _) = talk();
     let count = |pieces: [&[u8]; 2]| {
-        let (mut codec, mut input, mut count) = (Codec::default(), BytesMut::new(), 0);
+        let (mut codec, mut input, mut count) = (Requests::default(), BytesMut::new(), 0);
         for piece in pieces {
             input.extend_from_slice(piece);
             while codec.decode(&mut input).unwrap().is_some() {
@@ -181,6 +181,11 @@ async fn a_client_that_half_closes_within_a_block_gets_the_answers_before_it() {
         assert_eq!(served.exchange(&requests).await, "VERSION 1.4.8\r\n");
         assert_eq!(served.reason().await, EndReason::Truncated, "{block:?}");
     }
+    // A block that is too large is skipped.
+    let requests = format!("set a 0 0 {}\r\nabc", MIB + 1);
+    let refused = "SERVER_ERROR object too large for cache\r\n";
+    assert_eq!(served.exchange(&requests).await, refused);
+    assert_eq!(served.reason().await, EndReason::Truncated);
     assert_eq!(served.exchange("get a\r\n").await, "END\r\n");
 }
 
