@@ -14,7 +14,7 @@ use std::future::ready;
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use clap::Parser;
 use lru::LruCache;
 use thrift::ApplicationErrorKind::{ProtocolError, UnknownMethod};
@@ -22,9 +22,10 @@ use thrift::protocol::{TBinaryInputProtocol, TBinaryOutputProtocol, TFieldIdenti
 use thrift::protocol::{TInputProtocol, TMessageIdentifier, TMessageType, TOutputProtocol, TType};
 use thrift::{ApplicationError, TConfiguration};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::LengthDelimitedCodec;
+use tokio_util::codec::{Decoder, LengthDelimitedCodec};
 use tower::service_fn;
-use tower_tcp::frame::CodecExt;
+use tower_tcp::frame::{FrameTooLarge, InOut};
+use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, ConnectionService, Pipeline, Reply, Server, signal};
 
 pub(crate) const IDL: &str = "\
@@ -46,7 +47,7 @@ service Settings {
 }
 ";
 
-/// The maximum length of a frame, in bytes.
+/// The maximum length of a frame, in bytes, without the four bytes of its length.
 const MAX_FRAME: usize = 64 * 1024;
 /// The maximum length of a string, in bytes. Two strings fit into a frame.
 const MAX_STRING: usize = 30 * 1024;
@@ -88,17 +89,14 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>()
     let (entries, changes) = (LruCache::new(MAX_ENTRIES), 0);
     let store = Arc::new(Mutex::new(Store { entries, changes }));
     // The service never waits, so its futures are ready at once.
-    let service = service_fn(move |request: thrift::Result<Request>| {
+    let service = service_fn(move |request| {
         let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-        ready(request.and_then(|request| store.reply(request)))
+        ready(store.reply(request))
     });
-    let codec = || {
-        let mut frames = LengthDelimitedCodec::new();
-        frames.set_max_frame_length(MAX_FRAME);
-        frames.map_decode(|frame: BytesMut| parse(&frame))
-    };
-    // The type of the replies is named, because this codec also encodes `&[u8]`.
-    Pipeline::new(codec).service::<Bytes, _>(service)
+    // The type of the replies is named, because `LengthDelimitedCodec` also encodes `&[u8]`.
+    Pipeline::new(|| InOut::new(Calls, LengthDelimitedCodec::new()))
+        .service::<Bytes, _>(service)
+        .limits(Limits::default().max_frame(4 + MAX_FRAME))
 }
 
 // The requests.
@@ -111,6 +109,33 @@ enum Call {
     Get(String),
     Put(String, Bytes, Option<i64>),
     Forget(String),
+}
+
+/// Decodes frames of requests. An error of a decoder is the peer's fault, so it is logged at debug
+/// level, unlike an error of the service.
+///
+/// The length stays in the buffer until its frame is complete. `LengthDelimitedCodec` removes it
+/// before, and could not tell a client that leaves right after it from one between two frames.
+struct Calls;
+
+impl Decoder for Calls {
+    type Item = Request;
+    type Error = BoxError;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Request>, BoxError> {
+        let Some((len, rest)) = src.split_first_chunk() else {
+            return Ok(None);
+        };
+        let len = u32::from_be_bytes(*len) as usize;
+        if len > MAX_FRAME {
+            return Err(FrameTooLarge::new(MAX_FRAME).into());
+        }
+        let request = rest.get(..len).map(parse).transpose()?;
+        if request.is_some() {
+            src.advance(4 + len);
+        }
+        Ok(request)
+    }
 }
 
 type Input<'a> = TBinaryInputProtocol<&'a [u8]>;

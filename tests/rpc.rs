@@ -169,25 +169,44 @@ async fn bad_arguments_and_unknown_methods_are_answered_and_the_connection_goes_
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_longest_frame_is_served_however_it_arrives() {
+    let served = serve(stack());
+    let short = message(CALL, "get", 3, KEY);
+    // After the end of the arguments, the rest of a frame is not read.
+    let padding = vec![0; 64 * 1024 + 4 - short.len()];
+    let longest = frame(&[&short[4..], &padding[..]].concat());
+    let answer = message(REPLY, "get", 3, b"\x0c\0\x01\x0b\0\x01\0\0\0\x01a\0\0");
+
+    for pieces in [longest.chunks(longest.len()), longest.chunks(4)] {
+        let mut client = served.stream().await;
+        for piece in pieces {
+            client.write_all(piece).await.expect("the server reads");
+        }
+        client.shutdown().await.expect("the server reads");
+        let mut output = Vec::new();
+        client.read_to_end(&mut output).await.expect("it ends");
+        assert_eq!(output, answer);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_frame_that_is_no_call_ends_its_connection() {
     let served = serve(stack());
     let get = message(CALL, "get", 1, KEY);
     for (input, reason) in [
-        (frame(b""), EndReason::ServiceError),
-        (message(REPLY, "get", 1, KEY), EndReason::ServiceError),
-        (message(9, "get", 1, KEY), EndReason::ServiceError),
+        (frame(b""), EndReason::CodecError),
+        (message(REPLY, "get", 1, KEY), EndReason::CodecError),
+        (message(9, "get", 1, KEY), EndReason::CodecError),
         // Another version, none, and a name longer than the frame.
-        (frame(b"\x80\x02\0\x01\0\0\0\x01a"), EndReason::ServiceError),
-        (
-            frame(b"\0\0\0\x03get\x01\0\0\0\0\0"),
-            EndReason::ServiceError,
-        ),
+        (frame(b"\x80\x02\0\x01\0\0\0\x01a"), EndReason::CodecError),
+        (frame(b"\0\0\0\x03get\x01\0\0\0\0\0"), EndReason::CodecError),
         (
             frame(b"\x80\x01\0\x01\x7f\xff\xff\xffget"),
-            EndReason::ServiceError,
+            EndReason::CodecError,
         ),
+        (get[..4].to_vec(), EndReason::Truncated),
         (get[..get.len() - 1].to_vec(), EndReason::Truncated),
-        (frame(&[0; 64 * 1024]), EndReason::ServiceError),
+        (frame(&[0; 64 * 1024]), EndReason::CodecError),
         (frame(&[0; 64 * 1024 + 1]), EndReason::FrameTooLarge),
         (b"\xff\xff\xff\xff".to_vec(), EndReason::FrameTooLarge),
     ] {
