@@ -534,6 +534,23 @@ async fn a_mail_that_is_cut_off_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_command_that_is_cut_off_is_reported_as_such() {
+    let smtpd = Smtpd::start();
+
+    // From the third one on, the command is too long and is skipped.
+    for length in [1, MAX_COMMAND - 1, MAX_COMMAND, 100_000] {
+        let codes = smtpd.codes("x".repeat(length)).await;
+
+        assert_eq!(codes, [220]);
+        assert_eq!(
+            smtpd.served.reason().await,
+            EndReason::Truncated,
+            "{length}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_server_has_to_write_into_a_mail_stands_in_front() {
     let smtpd = Smtpd::start();
     let mut client = smtpd.connect().await;

@@ -111,10 +111,11 @@ impl Decoder for Smtp {
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> io::Result<Option<Input>> {
         let input = self.decode(src)?;
-        if input.is_none() && matches!(self.mode, Mode::Text(_)) {
+        // An incomplete command is still in the buffer. In the other modes the buffer is empty.
+        if input.is_none() && !matches!(self.mode, Mode::Commands(_)) {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "the stream ended within a mail",
+                "the stream ended within a long line or a mail",
             ));
         }
         Ok(input)
