@@ -76,14 +76,14 @@ pub enum Error {
     /// The listener failed permanently, or the accept-error policy returned
     /// [`Stop`](crate::accept::AcceptErrorAction::Stop).
     ///
-    /// Open connections were drained first, and aborted at the shutdown deadline.
+    /// Open connections were drained first. Those still open at the shutdown deadline were aborted.
     #[error("the listener failed")]
     Accept(#[source] io::Error),
 
     /// The `poll_ready` of the connection stack failed. After that, Tower does not allow further
     /// calls.
     ///
-    /// Open connections were drained first, and aborted at the shutdown deadline.
+    /// Open connections were drained first. Those still open at the shutdown deadline were aborted.
     #[error("the connection service failed")]
     Service(#[source] BoxError),
 
@@ -113,8 +113,8 @@ impl Panicked {
             .map(|text| (*text).to_owned())
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "something that is not text".to_owned());
-        // The payload belongs to user code, too, and may panic as it is dropped. The payload of
-        // that second panic could panic in turn, without end, so it is never dropped.
+        // The payload is a value of user code, so dropping it may panic, too. Dropping the payload
+        // of that second panic could cause a third one, and so on. So the second payload is leaked.
         if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(again);
         }
@@ -122,8 +122,8 @@ impl Panicked {
     }
 }
 
-/// Runs user code and catches a panic in it. If dropping the panic's payload panics, that is
-/// caught, too.
+/// Runs user code and catches a panic in it. If dropping the panic's payload panics, that second
+/// panic is caught, too.
 ///
 /// If the code panics, it may leave values half changed. Such a value must not be used again,
 /// except to drop it.
@@ -136,7 +136,7 @@ pub(crate) fn caught<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
 mod tests {
     use super::*;
 
-    /// A panic payload whose drop panics with another `Again`, as many times as its number says.
+    /// A panic payload. Dropping it panics with `Again(n - 1)`, unless its number `n` is zero.
     struct Again(u32);
 
     impl Drop for Again {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_panics_as_it_is_dropped_is_no_second_panic() {
+    fn a_panic_while_a_payload_is_dropped_is_caught() {
         for times in 0..3 {
             let panicked = caught(|| std::panic::panic_any(Again(times))).expect_err("it panics");
 

@@ -34,8 +34,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the inner maker, whose type does not name `M`. Only the argument of the make-service
-    /// depends on `M`.
+    /// Returns the inner maker. Its type does not name `M`, because only the argument of the
+    /// make-service depends on `M`.
     pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
         &self.0
     }
@@ -157,7 +157,8 @@ mod sealed {
         type Error: ServiceError;
         type Future: Future<Output = Result<Self::Service, Self::Error>> + Send + 'static;
 
-        /// Makes the service of one connection. Calls `target` only if the maker needs it.
+        /// Makes the service of one connection. Calls `target` only if the maker needs the
+        /// argument.
         fn make(&self, target: impl FnOnce() -> Target) -> Self::Future;
     }
 }
@@ -202,7 +203,7 @@ pub(crate) fn oneshot<S: Service<R>, R>(service: S, request: R) -> Oneshot<S, R>
     Oneshot(State::NotReady(service, Some(request)))
 }
 
-/// The future of `oneshot`. It takes the place of tower's `Oneshot`, which would make tower a
+/// The future of `oneshot`. tower has the same future, but using that one here would make tower a
 /// public dependency.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
