@@ -32,7 +32,7 @@ pub struct Chunks<C: Decoder> {
     failed: Option<Failed<C::Error>>,
 }
 
-/// An error of the codec, kept until the held items, which precede it, are delivered.
+/// An error of the codec. It is kept until the items decoded before it are delivered.
 #[derive(Debug)]
 enum Failed<E> {
     Reading(E),
@@ -70,8 +70,8 @@ impl<C: Decoder> Decoder for Chunks<C> {
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Vec<C::Item>>, C::Error> {
         match self.failed.take() {
             Some(Failed::Reading(err)) => return Err(err),
-            // The error is kept for `decode_eof`, because callers distinguish its errors from those
-            // of `decode`.
+            // An error at the end is kept for the next `decode_eof`, because callers distinguish
+            // the errors of `decode_eof` from those of `decode`.
             at_end => self.failed = at_end,
         }
         loop {

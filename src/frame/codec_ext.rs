@@ -11,7 +11,8 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 /// Each method takes a codec and returns another one. A method that changes decoding does not
 /// change encoding, and the other way around, unless its description says so. Items are moved,
 /// never cloned. If the codec encodes a single type, so does the new one. The new codec has the
-/// error type of the original one, except [`Then`], which combines two codecs.
+/// error type of the original one. Only [`Then`] has an error type of its own, because it combines
+/// two codecs.
 ///
 /// ```no_run
 /// use std::convert::Infallible;

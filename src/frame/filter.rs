@@ -33,7 +33,8 @@ impl<C: Decoder, F: FnMut(&C::Item) -> bool> Decoder for FilterDecode<C, F> {
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
-        // `None` means that nothing more can be decoded, so a dropped item must not return it.
+        // `None` means that nothing more can be decoded. So it is not returned for a dropped item;
+        // the next item is decoded instead.
         while let Some(item) = self.codec.decode(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));

@@ -20,8 +20,8 @@ use super::FrameTooLarge;
 /// Each item is written with an ending: LF, or CRLF for [`Lines::crlf`]. The item itself is written
 /// unchanged, so the peer reads an item with line breaks as several lines. A reply of several lines
 /// can be written this way. The codec does not check for line breaks, because a check would search
-/// every reply. So a service that puts a peer's data into a reply must remove line breaks from it.
-/// (A line decoded here contains no LF, but may contain a CR.)
+/// every reply. So a service that puts a peer's data into a reply must remove line breaks from the
+/// data. (A line decoded here contains no LF, but may contain a CR.)
 ///
 /// # Examples
 ///
@@ -143,8 +143,8 @@ impl Decoder for Lines {
     }
 }
 
-/// Removes a line of `len` bytes and its LF of `lf` bytes from the buffer, and returns the line
-/// without a final CR.
+/// Removes a line of `len` bytes, and the LF after it, from the buffer. Returns the line without a
+/// final CR. `lf` is the length of the LF: 1, or 0 for an unterminated line.
 #[inline]
 fn take_line(src: &mut BytesMut, len: usize, lf: usize) -> Bytes {
     let mut line = src.split_to(len + lf);

@@ -92,8 +92,8 @@ impl<In, Out, F> Serde<In, Out, F> {
     /// bytes of the prefix.
     ///
     /// Default: 64 KiB. Why: it is the default of the pipeline. When reached: decoding fails as
-    /// soon as the length is read, and encoding writes nothing. Every later call to decode fails,
-    /// too, because the rest of the frame is still to arrive.
+    /// soon as the length is read, and encoding fails and writes nothing. Every later call to
+    /// decode fails, too, because the codec does not skip the frame.
     ///
     /// To allow larger frames in a pipeline, raise
     /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame), too.
@@ -264,15 +264,15 @@ pub trait Format {
     /// The error for a document that cannot be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads a whole document. If there is data after it, the implementation must return an error,
-    /// because a peer could hide data there.
+    /// Reads a whole document. If `document` contains other data after the value, the
+    /// implementation must return an error, because a peer could hide data there.
     ///
     /// # Errors
     ///
     /// Returns an error if the document is malformed, or is not a `T`.
     fn read<T: DeserializeOwned>(&self, document: &[u8]) -> Result<T, Self::Error>;
 
-    /// Writes a document. Writing to `to` never fails.
+    /// Writes a value as a document. The writer `to` never returns an error.
     ///
     /// # Errors
     ///

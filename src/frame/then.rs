@@ -12,7 +12,7 @@ use super::within::decode_within;
 /// The default maximum size of an inner frame in bytes, the same as the pipeline's.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// The number of bytes, beyond twice the size of the content, that the buffer may keep while the
+/// The number of bytes that the buffer may keep, beyond twice the size of its content, while the
 /// codec waits for input. Before the wait, the content of a larger buffer is copied to one that
 /// fits.
 const SLACK: usize = 1024;
@@ -62,7 +62,7 @@ impl<O, I> Then<O, I> {
     }
 
     /// Releases memory that the undecoded bytes do not need. Called before each wait for the peer.
-    fn rest(&mut self) {
+    fn shrink(&mut self) {
         let len = self.held.len();
         if len == 0 || self.held.capacity() > 2 * len + SLACK {
             self.held = BytesMut::from(&self.held[..]);
@@ -91,7 +91,7 @@ where
                 None => break,
             }
         }
-        self.rest();
+        self.shrink();
         Ok(None)
     }
 
@@ -108,8 +108,8 @@ where
         }
         let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
-            // The end within an inner frame is detected here, because the caller knows only the
-            // outer frames, and none of these is incomplete.
+            // An end of the stream within an inner frame is detected here. The caller knows only
+            // the outer frames, and none of these is incomplete.
             None if !self.held.is_empty() => {
                 let cut = io::Error::new(
                     io::ErrorKind::UnexpectedEof,
