@@ -25,11 +25,11 @@ pub(super) enum Waiting {
     /// Waits for the make-service.
     Making,
     /// Waits for a frame, with no request in progress.
-    Resting,
+    Idle,
     /// Waits for the rest of a frame.
     InFrame,
     /// Waits, in a drain, for bytes that may have arrived together with the connection.
-    Leaving,
+    DrainSilent,
 }
 
 impl Waiting {
@@ -340,7 +340,7 @@ impl Clock {
                 let started = Some(Moment::START);
                 end(started, make_service, EndReason::MakeServiceError)
             }
-            Waiting::Leaving => end(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
+            Waiting::DrainSilent => end(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
             Waiting::InFrame => {
                 let from = self.frame_begun;
                 // For a frame that begins during the drain, the time counts from its first byte.
@@ -350,11 +350,11 @@ impl Clock {
                     end(late, drain_frame, EndReason::FrameTimeout),
                 ])
             }
-            Waiting::Resting if self.active.is_none() => {
+            Waiting::Idle if self.active.is_none() => {
                 let started = Some(Moment::START);
                 end(started, first_byte, EndReason::FirstByteTimeout)
             }
-            Waiting::Resting => first([
+            Waiting::Idle => first([
                 end(
                     self.active,
                     self.idle.map(Moment::since_start),

@@ -44,9 +44,9 @@ pub(in crate::pipeline) struct Input {
     eof: bool,
     /// The number of bytes of `buf` that the decoder has consumed. `buf` still keeps their memory
     /// allocated.
-    given: usize,
+    consumed: usize,
     /// The number of frames in a row for which the decoder consumed no bytes.
-    gave_nothing: u32,
+    empty_frames: u32,
 }
 
 impl Input {
@@ -92,7 +92,7 @@ impl Input {
         *self = Self {
             buf: copy,
             eof: self.eof,
-            gave_nothing: self.gave_nothing,
+            empty_frames: self.empty_frames,
             ..Self::default()
         };
     }
@@ -120,35 +120,35 @@ impl Input {
     }
 
     fn held(&self) -> usize {
-        self.buf.capacity() + self.given
+        self.buf.capacity() + self.consumed
     }
 
     /// Records that the decoder consumed `bytes` bytes for a frame.
     #[inline]
-    pub(in crate::pipeline) fn gave(&mut self, bytes: usize) {
-        self.gave_nothing = 0;
-        self.given += bytes;
+    pub(in crate::pipeline) fn count_consumed(&mut self, bytes: usize) {
+        self.empty_frames = 0;
+        self.consumed += bytes;
     }
 
     /// Records that the decoder returned a frame without consuming bytes. Returns `false` if there
     /// were too many such frames in a row: more than [`FRAMES`], and more than `max_frame`.
-    pub(in crate::pipeline) fn gave_nothing(&mut self, max_frame: usize) -> bool {
-        self.gave_nothing = self.gave_nothing.saturating_add(1);
+    pub(in crate::pipeline) fn count_empty_frame(&mut self, max_frame: usize) -> bool {
+        self.empty_frames = self.empty_frames.saturating_add(1);
         let most = u32::try_from(max_frame).unwrap_or(u32::MAX);
-        self.gave_nothing <= most.clamp(FRAMES, u32::MAX - 1)
+        self.empty_frames <= most.clamp(FRAMES, u32::MAX - 1)
     }
 
     /// Drops the undecoded bytes.
     pub(in crate::pipeline) fn clear(&mut self) {
         *self = Self {
             eof: self.eof,
-            gave_nothing: self.gave_nothing,
+            empty_frames: self.empty_frames,
             ..Self::default()
         };
     }
 
     /// Releases memory that the undecoded bytes do not need. Called before each wait.
-    pub(in crate::pipeline) fn rest(&mut self) {
+    pub(in crate::pipeline) fn shrink(&mut self) {
         let len = self.buf.len();
         if len == 0 {
             // Even an empty buffer may keep alive the block from which its last frame was split

@@ -114,7 +114,7 @@ impl Output {
     }
 
     /// Releases memory that the unwritten bytes do not need. Called before each wait for the peer.
-    pub(in crate::pipeline) fn rest(&mut self) {
+    pub(in crate::pipeline) fn shrink(&mut self) {
         if self.buf.capacity() > self.buf.len() + SLACK {
             let fitting = BytesMut::from(&self.buf[..]);
             give_block(std::mem::replace(&mut self.buf, fitting));

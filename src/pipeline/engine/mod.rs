@@ -172,7 +172,7 @@ where
 
     /// Returns the connection. Its stream first returns the input that is not decoded.
     pub(in crate::pipeline) fn into_rewound(mut self) -> Connection<Rewind<Io>> {
-        self.input.rest();
+        self.input.shrink();
         let buffered = self.input.buf().split().freeze();
         // These bytes will be read and counted again.
         self.conn.life().uncount_read(buffered.len());

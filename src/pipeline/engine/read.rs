@@ -30,7 +30,7 @@ where
         };
         match decoded {
             Ok(Some(frame)) => {
-                if !self.took_for_frame(before) {
+                if !self.accept_frame(before) {
                     return None;
                 }
                 self.clock.saw_frame();
@@ -68,13 +68,13 @@ where
     /// the input before decoding. Returns `false`, and stops decoding, if the frame must not be
     /// served.
     #[inline]
-    fn took_for_frame(&mut self, before: usize) -> bool {
+    fn accept_frame(&mut self, before: usize) -> bool {
         let len = before.wrapping_sub(self.input.len());
         // One comparison finds two cases: the decoder consumed nothing, or too much.
         if len.wrapping_sub(1) >= self.settings.limits.max_frame {
             return self.is_frame_allowed(before);
         }
-        self.input.gave(len);
+        self.input.count_consumed(len);
         true
     }
 
@@ -85,7 +85,7 @@ where
             self.end_of_frames(FrameTooLarge::new(max).into());
             return false;
         }
-        let is_allowed = self.input.gave_nothing(max);
+        let is_allowed = self.input.count_empty_frame(max);
         if !is_allowed {
             self.end_of_frames(DecoderStalled.into());
         }
@@ -113,7 +113,7 @@ where
         };
         match decoded {
             Ok(Some(frame)) => {
-                if self.took_for_frame(before) {
+                if self.accept_frame(before) {
                     self.clock.saw_frame();
                     return Some(frame);
                 }

@@ -76,7 +76,7 @@ where
         if matches!(self.state, State::DrainReading(_)) {
             ready!(poll_looked(cx));
             if !self.clock.has_heard() {
-                return self.poll_clock(Waiting::Leaving, message, cx);
+                return self.poll_clock(Waiting::DrainSilent, message, cx);
             }
             self.state.drain_has_read();
             if self.input.is_empty() && !self.awaits_next_frame() {
@@ -89,7 +89,7 @@ where
         } else if in_flight > 0 || self.waiting_replies() > 0 {
             Waiting::Busy
         } else {
-            Waiting::Resting
+            Waiting::Idle
         };
         // No reply is due that could carry the acknowledgement of the bytes just read, so
         // acknowledge them now.
@@ -134,7 +134,7 @@ where
             if self.state.is_draining() && self.input.is_empty() {
                 ready!(poll_looked(cx));
                 if !self.clock.has_heard() {
-                    return self.poll_clock(Waiting::Leaving, message, cx);
+                    return self.poll_clock(Waiting::DrainSilent, message, cx);
                 }
                 self.end(EndReason::Drained, Dropped::Input);
                 return Poll::Ready(());
@@ -280,8 +280,8 @@ where
         message: Option<Instant>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        self.input.rest();
-        self.output.rest();
+        self.input.shrink();
+        self.output.shrink();
         self.register_waker(cx);
         // This checks the state, not the signal. A signal raised after the last check wakes the
         // task again, which then first reads the input that has arrived.

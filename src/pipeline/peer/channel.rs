@@ -55,7 +55,7 @@ pub(super) struct Queues<T, M> {
     /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
     /// high mark first, so the number is odd while the output is above the mark.
     pub(super) crossings: u64,
-    gone: bool,
+    no_more_items: bool,
     no_more_messages: bool,
     pub(super) ended: bool,
 }
@@ -231,7 +231,7 @@ impl<T, M> Channel<T, M> {
             idle,
             stall: None,
             crossings: 0,
-            gone: false,
+            no_more_items: false,
             no_more_messages: false,
             ended: false,
         };
@@ -267,7 +267,7 @@ impl<T, M> Channel<T, M> {
     pub(super) fn push(&self, item: Item<T>, room: SemaphorePermit<'_>) -> Result<(), Item<T>> {
         let is_first = {
             let mut state = self.lock();
-            if state.gone {
+            if state.no_more_items {
                 return Err(item);
             }
             state.close_run();
@@ -343,7 +343,7 @@ impl<T, M> Channel<T, M> {
     pub(super) fn refuse(&self) {
         {
             let mut state = self.lock();
-            state.gone = true;
+            state.no_more_items = true;
             state.close_run();
         }
         self.room.close();
