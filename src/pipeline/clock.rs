@@ -264,7 +264,8 @@ impl Clock {
         self.frame_begun = None;
     }
 
-    /// Records that a call is done, or that a streamed reply has ended.
+    /// Records that a call is done, or that a reply of several frames, or of a stream, is
+    /// completely encoded.
     #[inline]
     pub(super) fn saw_done(&mut self) {
         self.saw_activity |= self.has_request;

@@ -22,12 +22,12 @@ use crate::error::{Panicked, caught};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneAtATime;
 
-/// Runs several requests at the same time. Replies are sent in the order of the requests. Created
+/// Runs several requests at the same time. Replies are sent in the order of the requests. Selected
 /// by [`Pipeline::in_flight`](super::Pipeline::in_flight).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight;
 
-/// Runs several requests at the same time. Replies are sent as they finish. Created by
+/// Runs several requests at the same time. Replies are sent as they finish. Selected by
 /// [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Multiplexed;

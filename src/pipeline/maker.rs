@@ -17,7 +17,7 @@ use crate::make::{
 mod sealed {
     use super::*;
 
-    /// A make-service whose services take requests and messages. It converts into `Maker`.
+    /// A make-service whose services take requests and messages. It converts into `Self::Maker`.
     #[diagnostic::on_unimplemented(
         message = "expected a service that makes services of events, of `Peer<{T}, {M}>`",
         label = "not a `Service<Peer<{T}, {M}>>`",
@@ -47,8 +47,8 @@ mod sealed {
         type Maker: Maker<Peer<T, Self::Message>>;
         type Service;
 
-        /// Returns the maker of the service. The service that it makes may be one that takes only
-        /// requests, so pass it to [`events`](Self::events).
+        /// Returns the maker of the service. The made service may take only requests, so pass it to
+        /// [`events`](Self::events).
         fn maker(&self) -> &Self::Maker;
 
         /// Adapts the made service to a service of events.

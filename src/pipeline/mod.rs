@@ -1,25 +1,26 @@
 //! Requests and replies over one connection.
 //!
 //! A [`Pipeline`] is the connection service for framed protocols. For each connection it makes a
-//! codec, and a service for the requests. It runs the service's calls in one of three ways
+//! codec and a service for requests. It runs the service's calls in one of three ways
 //! ([`OneAtATime`], [`InFlight`], [`Multiplexed`]) until there are no more requests, and then
 //! closes the connection.
 //!
 //! # Order
 //!
 //! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
-//! request has arrived. Replies are sent in the same order, or, with [`Multiplexed`], as they
-//! finish. If a later request, frame or call fails, replies that have already finished are still
-//! sent. After a reply that closes the connection, calls that still run are dropped.
+//! request or a message has arrived. Replies are sent in the same order, or, with [`Multiplexed`],
+//! as they finish. If a later request, frame or call fails, replies that have already finished are
+//! still sent. After a reply that closes the connection, calls that still run are dropped.
 //!
 //! # Errors
 //!
-//! An error of the service closes the connection gracefully, after the replies before it, with
-//! [`ServiceError`](crate::EndReason::ServiceError). If [`Pipeline::shutdown_on_error`] is off, the
-//! error is logged instead, its request gets no reply, and the connection continues. An error from
-//! inside a [`ShutdownOnErrorLayer`] still closes the connection. An error of `poll_ready`, of the
-//! codec or of the make-service always ends the connection, and so does a panic in one of these or
-//! in a call. None of these affects other connections.
+//! An error of the service closes the connection gracefully, with the reason
+//! [`ServiceError`](crate::EndReason::ServiceError). Earlier replies are still sent. If
+//! [`Pipeline::shutdown_on_error`] is off, the error is logged instead, its request gets no reply,
+//! and the connection continues. An error from inside a [`ShutdownOnErrorLayer`] still closes the
+//! connection. An error of `poll_ready`, of the codec or of the make-service always ends the
+//! connection, and so does a panic in one of these or in a call. None of these failures affects
+//! other connections.
 //!
 //! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
 //! as the `redis` example does). If the decoder fails instead, no further input is decoded.
@@ -64,9 +65,9 @@
 //!
 //! # Sessions
 //!
-//! To keep state between the requests of a connection, implement [`Session`]. Its calls take `&mut
-//! self` and run one after the other, so they need no lock. A make-service wraps the session in a
-//! [`SessionService`] and returns that service, alone or within layers.
+//! To keep state between the requests of a connection, implement [`Session`]. Its calls run one
+//! after the other and take `&mut self`, so the state needs no lock. A make-service wraps the
+//! session in a [`SessionService`] and returns that service, alone or within layers.
 //!
 //! # Layers
 //!
@@ -296,8 +297,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Sets the farewell: the last frame to a peer when the server ends the connection without an
     /// error, such as 421 in SMTP or `DISCONNECT` in MQTT.
     ///
-    /// `make` takes the connection's facts and the reason, and returns a frame, or `None` to close
-    /// without one. It is called once for a connection that ends
+    /// `make` takes information about the connection and the reason for its end. It returns a
+    /// frame, or `None` to close without a frame. It is called once for a connection that ends
     ///
     /// - in a drain ([`Drained`](EndReason::Drained)),
     /// - at its [maximum age](Deadlines::max_age) ([`MaxAge`](EndReason::MaxAge)),
@@ -312,7 +313,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// The farewell is sent after all replies and all frames that were pushed before, and nothing
     /// is sent after it. So the peer cannot mistake it for the reply to a request that the server
-    /// has begun. A peer that does not read it is cut off at the [write
+    /// has begun. A peer that does not read the farewell is cut off at the [write
     /// deadline](Deadlines::write).
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
@@ -393,7 +394,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// Sets the service that takes over the stream after a [`Reply::upgrade`]. It can be any
     /// service of a `Connection<Rewind<Io>>`, such as a raw service, or another pipeline behind a
-    /// TLS hook (STARTTLS). It first reads the input that the pipeline has not decoded.
+    /// TLS hook (STARTTLS). The stream first yields the input that the pipeline has not decoded.
     ///
     /// The connection keeps its permit, its span and its signals, and its end is reported only
     /// once. Earlier replies and pushed frames are written before the upgrade. Messages that wait

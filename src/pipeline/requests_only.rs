@@ -59,8 +59,8 @@ use crate::error::BoxError;
 /// Two layers of tower do not work as usual here. `Buffer` calls its service in its own task, and
 /// this layer does not know whether the service is ready there; put `Buffer` around all events
 /// instead. `LoadShed` rejects a request only because of a limit that the same `RequestsOnlyLayer`
-/// applies. It never rejects one because the service is not ready, since all events wait until the
-/// service is.
+/// applies. It never rejects a request because the service is not ready, since all events wait
+/// until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,

@@ -119,8 +119,8 @@ where
 {
     let life = Arc::clone(conn.life());
     if life.signals.is_raised(Signal::Close) {
-        // The program closed the connection too late for the pipeline. A raw service does not
-        // notice the signal to close, but it notices a drain.
+        // The program closed the connection too late for the pipeline to handle the signal. A raw
+        // service does not notice the signal to close, but it notices a drain.
         life.leave();
     }
     let ready = next.readied();

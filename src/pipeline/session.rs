@@ -9,7 +9,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::ReusableBoxFuture;
 use tower_service::Service;
 
-/// The state of one connection. It is called with `&mut self`, so it needs no lock.
+/// The state of one connection, with a method that answers requests. The method takes `&mut self`,
+/// so the state needs no lock.
 ///
 /// [`SessionService`] makes a Tower service from it. `E` is a request, or an
 /// [`Event`](super::Event) if the session also takes messages.
@@ -102,9 +103,9 @@ pub trait Session<E>: Send + 'static {
 /// compile with code that clones its service, such as `Retry` or
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service).
 ///
-/// If a call is dropped midway, the next call begins with the session as the dropped one left it;
-/// see [`Session::call`]. A panic ends the connection. If a layer catches the panic, the next call
-/// begins with the session as the panic left it.
+/// If a call is dropped midway, the next call begins with the session in its state at that point
+/// (see [`Session::call`]). A panic ends the connection. If a layer catches the panic, the next
+/// call begins with the session in its state at the panic.
 ///
 /// The first call allocates memory, and so does a call after a dropped one. Every other call reuses
 /// the memory of the previous one and costs about 370 instructions. For comparison, a

@@ -7,15 +7,16 @@
 //! service that it calls is [`Identity`], which returns the call itself. If its input were
 //! requests, it would call `poll_ready` for idle connections, too.
 //!
-//! **It never waits for the peer.** All such waits are in the engine's `poll_event`, which also
+//! **It never waits for the peer.** All such waits are in the engine, whose `poll_event` also
 //! limits the calls in flight. The sink is always ready, because tokio-tower polls no calls while
 //! the sink is not ready. If the connection must close without the calls that still run, flushing
 //! fails with [`Stop`], which ends tokio-tower's future. The engine stores the reason.
 //!
-//! **It does not get most calls.** If a call is the only one in flight, it runs here, as the
-//! *head*. Most such calls finish at once. Only calls that begin while another one runs are handed
-//! over, with an allocation for each. If replies keep the order of the requests, the engine holds
-//! back the replies to later requests until the head is done.
+//! **It does not get most calls.** One call at a time runs here, as the *head*. Most heads finish
+//! at once. Every call that begins while the head runs is handed over, with an allocation for each.
+//! If replies keep the order of the requests, a call is also handed over if any other call runs or
+//! a reply is waiting, and the engine holds back the replies to later requests until the head is
+//! done.
 //!
 //! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. On its own,
 //! tokio-tower never closes its transport, loses finished replies after a failure, starts requests
@@ -117,8 +118,8 @@ where
             let Some(event) = ready!(this.calls.poll_event(cx)) else {
                 if is_busy {
                     // There are no more events, so wait for the head, as tokio-tower waits for its
-                    // own calls. If the connection must end without it, the replies that wait for
-                    // it are already dropped.
+                    // own calls. If the connection must end without the head, no reply that waits
+                    // for it is sent.
                     ready!(this.calls.poll_io_beside_call(cx));
                     this.head.set(None);
                 }

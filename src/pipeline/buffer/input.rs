@@ -14,8 +14,8 @@ use tokio_util::io::poll_read_buf;
 const BLOCK: usize = 64 * 1024;
 
 /// The minimum room at the end of a block whose beginning contains frames that are still in use.
-/// With less room, a new block is allocated. Otherwise the end of the block is used, so that a
-/// service that collects small frames does not keep a block alive for each of them.
+/// With less room, a new block is allocated. With this room or more, the end of the block is used.
+/// So a service that collects small frames does not keep a whole block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
 /// The number of bytes that may be used up at the start of a block before `take_block` tries to
@@ -42,7 +42,7 @@ pub(in crate::pipeline) struct Input {
     /// `buf` is a part of the thread's block, and keeps the block alive.
     in_block: bool,
     eof: bool,
-    /// The number of bytes of `buf` that the decoder has consumed. `buf` still keeps their memory
+    /// The number of bytes that the decoder has consumed from `buf`. `buf` still keeps their memory
     /// allocated.
     consumed: usize,
     /// The number of frames in a row for which the decoder consumed no bytes.

@@ -78,7 +78,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// The error of a stream that did not end properly, such as a TLS stream without
     /// `close_notify`. It takes effect when the decoder has no more frames in the buffered input.
     cut_off: Option<io::Error>,
-    /// Bytes were read since output was last written.
+    /// The bytes read last may not be acknowledged yet: no output was written since, and no
+    /// acknowledgement was requested.
     unanswered: bool,
     codec: C,
     /// A decoded request that waits until the service is ready, or until input is resumed.
@@ -87,8 +88,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// yet.
     reserves: bool,
     /// The last event was a message, so a waiting request is next, even if there is another
-    /// message. Set when a message begins. Cleared when a request begins, or when no request is
-    /// waiting.
+    /// message. Set when a message begins. Cleared when a request begins, and when none can begin
+    /// now.
     was_message: bool,
     turn: Turn,
     // The write side.
@@ -100,7 +101,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     above_mark: bool,
     /// Finished replies wait for the reply of the *head*, the oldest call (see `tokio_tower.rs`).
     /// Set by [`hold_replies`](Self::hold_replies). Cleared by [`reply_first`](Self::reply_first),
-    /// and by a reply that ends the connection, after which no further reply is sent.
+    /// and when a closing reply or a failure ends the connection, because no further reply is sent
+    /// then.
     holds_replies: bool,
     // Deadlines and wakeups.
     clock: Clock,

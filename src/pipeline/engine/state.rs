@@ -37,8 +37,8 @@ pub(super) enum State {
     /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
     /// [`saw_bytes`](Self::saw_bytes) at the limit.
     DrainRead,
-    /// More bytes have arrived since. The next frame is the last, unless
-    /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) allows others.
+    /// More bytes have arrived after those that the drain had read. The next frame is the last,
+    /// unless [`next_frame`](crate::deadline::DrainDeadlines::next_frame) allows others.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
     DrainNextFrame,
@@ -61,7 +61,8 @@ pub(in crate::pipeline) enum Dropped {
     Input,
     /// Requests that have not begun.
     Requests,
-    /// Calls in flight, because the connection ends after an earlier reply or at a deadline.
+    /// Calls in flight, because the connection ends after an earlier reply, after a failure, or at
+    /// a deadline.
     Calls,
     /// Unwritten output, because the stream failed or the peer does not take it.
     Output,

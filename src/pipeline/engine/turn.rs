@@ -19,8 +19,8 @@ const LONG_WAIT: Duration = Duration::from_millis(60);
 /// If the task has waited less than this, its next turn has twice as many events.
 const SHORT_WAIT: Duration = Duration::from_millis(15);
 
-/// A turn: the time from when the connection waits for an event, or its task has yielded, until the
-/// next time that one of these happens.
+/// A turn: the period between two interruptions of the connection's task. An interruption is a wait
+/// for an event, or a yield.
 ///
 /// The limit of a turn keeps one fast peer from delaying the other connections. A thousand fast
 /// peers delay them by the sum of their turns, so turns are shorter while the task is rarely
@@ -54,8 +54,8 @@ impl Turn {
         self.begun >= self.most
     }
 
-    /// Starts the next turn of a spent one. Returns `false` if the task must yield first; the next
-    /// call then returns `true`.
+    /// Starts the next turn after a spent one. Returns `false` if the task must yield first; the
+    /// next call then returns `true`.
     pub(super) fn renew(&mut self, now: Moment) -> bool {
         let now = millis(now);
         let Some(yielded) = self.yielded.take() else {

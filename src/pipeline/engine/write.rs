@@ -301,7 +301,7 @@ where
     }
 
     /// Encodes pushed frames and pending replies, and writes encoded output. Completes when nothing
-    /// is left.
+    /// is left, or when the stream has failed.
     #[inline]
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_quiet = self.peer.as_ref().is_none_or(EngineSide::is_quiet);

@@ -49,8 +49,8 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// Set when a broadcast finds the output above its mark, and cleared when a broadcast finds it
-    /// no longer above.
+    /// Set when a broadcast finds the output above its mark. Cleared when a broadcast finds the
+    /// output no longer above it.
     stall: Option<Stall>,
     /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
     /// high mark first, so the number is odd while the output is above the mark.
@@ -60,8 +60,8 @@ pub(super) struct Queues<T, M> {
     pub(super) ended: bool,
 }
 
-/// The amount of output that a slow peer had taken at the last check, and the time since when the
-/// peer has taken nothing.
+/// The amount of output that a slow peer had taken at the last check, and the moment from which its
+/// time without progress counts.
 struct Stall {
     /// The system's report. If it is `None`, the number of bytes written is compared instead.
     sent: Option<Sent>,

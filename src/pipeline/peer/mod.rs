@@ -86,9 +86,9 @@ impl Buffered {
 
 /// A handle to one connection, for use from anywhere in the program.
 ///
-/// A make-service receives it as its argument. It can be cloned and sent to any task. `T` is the
-/// type of outgoing frames. `M` is the type of messages that the connection's service takes besides
-/// requests; by default there are none (see [`Event`](super::Event)).
+/// A make-service receives the handle as its argument. A handle can be cloned and sent to any task.
+/// `T` is the type of outgoing frames. `M` is the type of messages that the connection's service
+/// takes besides requests; by default there are none (see [`Event`](super::Event)).
 ///
 /// A handle does not keep the connection open. After the connection's end, sends to the peer or the
 /// service fail with [`Closed`].
@@ -101,12 +101,12 @@ pub struct Peer<T, M = Infallible> {
 }
 
 impl<T, M> Peer<T, M> {
-    /// Returns the facts about the connection.
+    /// Returns information about the connection and its peer.
     pub fn info(&self) -> &ConnectionInfo {
         &self.channel.info
     }
 
-    /// Returns whether both are handles to the same connection.
+    /// Returns whether both handles belong to the same connection.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.channel, &other.channel)
     }
@@ -153,8 +153,9 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark. It is above the mark if the peer is
-    /// slow, or if more was sent in a burst than the peer could read.
+    /// Sends a frame unless the output is above its high mark. The output rises above the mark if
+    /// the peer is slow, or if more was sent in a burst than the peer could read. It then counts as
+    /// above the mark until it has fallen to the low mark.
     ///
     /// The call may wait for the connection's task, but never for the peer. Use it if a slow peer
     /// must not delay the caller. To send to many peers at once, use
@@ -231,7 +232,8 @@ impl<T, M> Peer<T, M> {
         let waiting = waiting.map_err(|_closed| Closed)?;
         let (done, flushed) = oneshot::channel();
         self.push(Item::Flush(done)).await?;
-        // The permit is returned when the flush is reported, even if this call is dropped before.
+        // The permit is returned when the flush is reported, even if this call is dropped before
+        // that.
         waiting.forget();
         flushed.await.map_err(|_dropped| Closed)
     }
@@ -244,8 +246,9 @@ impl<T, M> Peer<T, M> {
     /// Returns the number of bytes that were written but that the peer has not taken.
     ///
     /// Over TCP these are the bytes that the peer has not acknowledged, including those that TLS
-    /// adds. Over a Unix socket it is the memory of the bytes that the peer has not read, which is
-    /// more than their number. Output that is still [`buffered`](Self::buffered) is not included.
+    /// adds. Over a Unix socket the number is the size of the memory that the unread bytes occupy,
+    /// which is more than their count. Output that is still [`buffered`](Self::buffered) is not
+    /// included.
     ///
     /// Returns `None` if the system does not report the number (only Linux does, since 4.12), if
     /// the stream is closed, or if the connection's listener is not one of this crate. Each call is
