@@ -80,6 +80,7 @@
 
 mod bounds;
 mod buffer;
+mod builder;
 mod calls;
 mod clock;
 mod dispatch;
@@ -105,20 +106,17 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use tokio_util::codec::Decoder;
-
 use crate::close::Linger;
 use crate::connection::ConnectionInfo;
 use crate::deadline::Deadlines;
 use crate::end::EndReason;
-use crate::make::{MakeService, SharedService};
 use bounds::MakeCodec;
 use dispatch::OneRequest;
 use engine::{ErrorPolicy, Order, Settings};
 use farewell::Farewell;
-use maker::MakeEventService;
 use upgrade::WithoutUpgrade;
 
+pub use builder::PipelineBuilder;
 pub use dispatch::{InFlight, Multiplexed, OneAtATime};
 pub use event::Event;
 pub use limits::Limits;
@@ -153,8 +151,9 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
 impl<F> Pipeline<F, (), (), OneAtATime> {
     /// Creates a builder for a pipeline.
     ///
-    /// `codec` is a function without arguments that returns a [`Decoder`], such as
-    /// `Lines::default`. It is called for each connection.
+    /// `codec` is a function without arguments that returns a
+    /// [`Decoder`](tokio_util::codec::Decoder), such as `Lines::default`. It is called for each
+    /// connection.
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
@@ -163,94 +162,7 @@ impl<F> Pipeline<F, (), (), OneAtATime> {
     where
         M: MakeCodec<Make = F>, // a function: `Fn() -> C`, of a codec `C`
     {
-        PipelineBuilder {
-            codec: codec.into_make(),
-        }
-    }
-}
-
-/// The items of the codecs that `F` makes.
-type Request<F> = <<F as MakeCodec>::Codec as Decoder>::Item;
-
-/// A pipeline that has no service yet. Created by [`Pipeline::new`].
-///
-/// Deadlines, limits and the farewell are set by methods of [`Pipeline`], so add a service first.
-#[derive(Clone, Debug)]
-#[must_use = "a pipeline needs a service"]
-pub struct PipelineBuilder<F> {
-    codec: F,
-}
-
-impl<F> PipelineBuilder<F> {
-    /// Serves the requests of all connections with clones of one service, one clone for each
-    /// request.
-    ///
-    /// `service` is a [`Service`](tower_service::Service) of the codec's items that is `Clone`. Its
-    /// response converts into a [`Reply<T>`](Reply), and its error into a
-    /// [`BoxError`](crate::BoxError).
-    ///
-    /// The clone's `poll_ready` is called only when its request has arrived, so idle connections
-    /// hold no shared resource.
-    ///
-    /// If the codec encodes several types, as `LengthDelimitedCodec` and `BytesCodec` do, name the
-    /// type of the replies, as in `.service::<Bytes, _>(service)`.
-    pub fn service<T, K>(
-        self,
-        service: impl SharedService<Request<F>, Maker = K>, // of requests (`Peer`: `make_service`)
-    ) -> Pipeline<F, K, T>
-    where
-        F: MakeCodec,
-    {
-        Pipeline::with(self.codec, service.into_maker())
-    }
-
-    /// Serves the requests of each connection with a service made for it. `make` is a service that
-    /// takes the [`Peer`] and returns the connection's service.
-    ///
-    /// `make` runs in the connection's task. Output is written while `make` runs, so it can send a
-    /// greeting of any length. If `make` fails, the connection closes. By default `make` must
-    /// finish within [10 s](Deadlines::make_service).
-    ///
-    /// The connection's service is kept from one request to the next. Connections may share a part
-    /// of it, such as a limit with `LoadShed` around it. Put [`PerCall`] around such a part, so
-    /// that an idle connection holds no permit for which other connections wait.
-    #[doc(alias = "into_make_service")]
-    #[doc(alias = "make_service_fn")]
-    pub fn make_service<T, K>(
-        self,
-        make: impl MakeService<Peer<T>, Maker = K>, // of a `Peer`; or `service`, or events
-    ) -> Pipeline<F, K, T> {
-        Pipeline::with(self.codec, make.into_maker())
-    }
-
-    /// Serves each connection with a service that takes requests and messages. Otherwise this is
-    /// like [`make_service`](Self::make_service). See [`Event`].
-    pub fn make_event_service<T, M, K>(
-        self,
-        make: impl MakeEventService<T, M, Maker = K>, // of a `Peer<T, M>`
-    ) -> Pipeline<F, K, T> {
-        Pipeline::with(self.codec, make.into_maker())
-    }
-}
-
-impl<F, K, T> Pipeline<F, K, T> {
-    fn with(codec: F, maker: K) -> Self {
-        let settings = Settings {
-            limits: Limits::default(),
-            deadlines: Deadlines::default(),
-            linger: Linger::default(),
-            policy: ErrorPolicy::Shutdown,
-            in_flight: 1,
-            order: Order::AsRequested,
-            farewell: Farewell::none(),
-        };
-        Self {
-            codec,
-            maker,
-            next: NoUpgrade,
-            settings: Arc::new(settings),
-            types: PhantomData,
-        }
+        PipelineBuilder::new(codec.into_make())
     }
 }
 

@@ -1,9 +1,12 @@
 //! The typed handle to one connection, and the state that it shares with the engine.
 
+mod buffered;
 mod channel;
 mod crossings;
 mod engine_side;
+mod errors;
 mod run;
+mod timer;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -11,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use thiserror::Error;
 use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
 use tokio::time::Instant;
 
@@ -22,67 +24,12 @@ use crate::error::BoxError;
 use crate::signals::Signal;
 use channel::{Channel, Flag, Item};
 
+pub use buffered::Buffered;
 pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail, Taken};
+pub use errors::{Closed, TrySendError};
 pub(crate) use run::Run;
-
-/// The error of a send to a connection that is closing or has ended. A message to a draining
-/// connection fails with this error, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the connection is gone")]
-#[doc(alias = "Gone")]
-pub struct Closed;
-
-/// The error of a send that cannot be done at once, or whose connection is closed. It contains the
-/// value that was not sent.
-#[derive(Clone, Copy, PartialEq, Eq, Error)]
-pub enum TrySendError<V> {
-    /// The send would have to wait, or too many timers are set.
-    #[error("no room for it now")]
-    Full(V),
-    /// The connection is closing or has ended, or, if the value is a message, is draining.
-    #[error("the connection is gone")]
-    Closed(V),
-}
-
-impl<V> TrySendError<V> {
-    /// Returns the value that was not sent.
-    pub fn into_inner(self) -> V {
-        match self {
-            Self::Full(it) | Self::Closed(it) => it,
-        }
-    }
-}
-
-impl<V> fmt::Debug for TrySendError<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full(_) => "Full(..)",
-            Self::Closed(_) => "Closed(..)",
-        })
-    }
-}
-
-/// The amount of pending output of one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffered {
-    bytes: usize,
-    frames: usize,
-}
-
-impl Buffered {
-    /// Returns the number of bytes that are encoded but not written. Bytes held by the operating
-    /// system or by a TLS stream are not included.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Returns the number of frames that were sent through a [`Peer`] or by a broadcast but are not
-    /// encoded yet.
-    pub fn frames(&self) -> usize {
-        self.frames
-    }
-}
+pub use timer::Timer;
 
 /// A handle to one connection, for use from anywhere in the program.
 ///
@@ -414,10 +361,7 @@ impl<T, M> Peer<T, M> {
         let now = Instant::now();
         let due = now.checked_add(time).unwrap_or_else(|| now + far);
         let key = self.channel.set_timer(due, message)?;
-        Ok(Timer {
-            peer: self.clone(),
-            key,
-        })
+        Ok(Timer::new(self.clone(), key))
     }
 
     // The end.
@@ -532,31 +476,3 @@ impl<T, M> fmt::Debug for Peer<T, M> {
 /// A callback that was registered too late to run. The caller drops it after unlocking, because
 /// dropping it runs user code.
 pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);
-
-/// A message that is sent after a delay. Created by [`Peer::post_after`]. Dropping the `Timer` does
-/// not cancel the message.
-pub struct Timer<T, M> {
-    peer: Peer<T, M>,
-    key: (Instant, u64),
-}
-
-impl<T, M> Timer<T, M> {
-    /// Returns the time at which the message is due.
-    pub fn due(&self) -> Instant {
-        self.key.0
-    }
-
-    /// Cancels the timer and returns its message. Returns `None` if the message was already
-    /// delivered or the connection has ended.
-    pub fn cancel(self) -> Option<M> {
-        self.peer.channel.cancel_timer(self.key)
-    }
-}
-
-impl<T, M> fmt::Debug for Timer<T, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timer")
-            .field("due", &self.due())
-            .finish_non_exhaustive()
-    }
-}
