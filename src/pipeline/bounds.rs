@@ -1,5 +1,5 @@
-//! The bounds of a pipeline on user types, with the messages that the compiler prints for a type
-//! that does not meet them.
+//! The bounds that a pipeline puts on user types, with the messages that the compiler prints for a
+//! type that does not meet them.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};

@@ -115,7 +115,7 @@ where
         self.engine.reply_first(result);
     }
 
-    /// Reports a panic in user code outside of a call.
+    /// Ends the connection after a panic in user code outside of a call.
     pub(super) fn panicked(&mut self, panicked: Panicked) {
         self.engine.panicked(panicked);
     }

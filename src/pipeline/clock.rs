@@ -28,7 +28,8 @@ pub(super) enum Waiting {
     Idle,
     /// Waits for the rest of a frame.
     InFrame,
-    /// Waits, in a drain, for bytes that may have arrived together with the connection.
+    /// Waits, in a drain, for bytes that may have arrived together with the connection. The peer
+    /// has sent nothing yet.
     DrainSilent,
 }
 
@@ -44,7 +45,7 @@ impl Waiting {
 /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame).
 const NEXT_FRAMES: u32 = 10;
 
-/// The action to take: for a deadline that has passed, or for a message that is due.
+/// The action to take when a deadline has passed or a message is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Alarm {
     /// Deliver a message that is due.
@@ -245,8 +246,8 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Starts the deadline for pending requests, `last_calls`. Called when the connection closes,
-    /// unless in a drain of the server or because the peer has finished sending.
+    /// Starts the deadline for pending requests, `last_calls`. Called when the connection closes
+    /// for a reason other than a drain of the server or the end of the peer's input.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
@@ -374,8 +375,8 @@ impl Clock {
         first([rest, left, write, retire])
     }
 
-    /// Records that bytes have arrived. The first bytes of a connection count as progress. After
-    /// that, only complete frames do.
+    /// Records that bytes have arrived. The first bytes of a connection count as progress. Later
+    /// bytes count only when they complete a frame.
     pub(super) fn saw_bytes(&mut self) {
         self.saw_activity |= self.active.is_none();
     }

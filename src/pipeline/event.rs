@@ -3,7 +3,7 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-/// A request from the peer, or a message from the rest of the program.
+/// A request from the peer, or a message from another part of the program.
 ///
 /// A service that takes messages in addition to requests is a service of `Event`.
 /// [`Peer::post`](super::Peer::post) sends a message. The service is called for a message as for a

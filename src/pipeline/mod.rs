@@ -9,8 +9,9 @@
 //!
 //! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
 //! request or a message has arrived. Replies are sent in the same order, or, with [`Multiplexed`],
-//! as they finish. If a later request, frame or call fails, replies that have already finished are
-//! still sent. After a reply that closes the connection, calls that still run are dropped.
+//! as they finish. If decoding, a call or encoding fails for a later request, the finished replies
+//! to earlier requests are still sent. After a reply that closes the connection, calls that still
+//! run are dropped.
 //!
 //! # Errors
 //!
@@ -49,12 +50,13 @@
 //!
 //! # More than requests and replies
 //!
-//! A make-service receives a [`Peer`], the handle to the connection for the rest of the program.
-//! With this handle the program can send frames at any time (limited by [`Watermarks`]), pause
-//! input, and await the connection's end. It can also send messages to the service and set timers.
-//! Messages and requests take turns ([`Event`]). An [`OnConnectLayer`] greets peers or rejects
-//! them, and a [`Pipeline::farewell`] is the last frame of a connection that the server ends. All
-//! of this works with each of the three ways to run calls, over any stream.
+//! A make-service receives a [`Peer`], a handle through which any part of the program can use the
+//! connection. With this handle the program can send frames at any time (limited by
+//! [`Watermarks`]), pause input, and await the connection's end. It can also send messages to the
+//! service and set timers. Messages and requests take turns ([`Event`]). An [`OnConnectLayer`]
+//! greets peers or rejects them, and a [`Pipeline::farewell`] is the last frame of a connection
+//! that the server ends. All of this works with each of the three ways to run calls, over any
+//! stream.
 //!
 //! Two features need requests to run one at a time, because otherwise later requests may already be
 //! decoded when a reply is sent:

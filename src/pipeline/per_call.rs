@@ -5,7 +5,7 @@ use tower_service::Service;
 use crate::make::CloneForRequest;
 
 /// Calls a new clone of a service for each request. The clone is polled for readiness only when the
-/// request has arrived, and is dropped after the call.
+/// request has arrived, and is dropped when `call` returns.
 ///
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
 /// `PerCall` for a stack that connections share and that would otherwise be kept from one call to

@@ -77,8 +77,8 @@ impl<T> Reply<T> {
         self
     }
 
-    /// Hands over the stream after this reply to the service of
-    /// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade).
+    /// Hands over the stream, after this reply is written, to the service that
+    /// [`Pipeline::on_upgrade`](super::Pipeline::on_upgrade) sets.
     pub fn upgrade(mut self) -> Upgrade<T> {
         self.then = AfterReply::Upgrade;
         Upgrade::from(self)
@@ -128,7 +128,7 @@ impl<T> fmt::Debug for Reply<T> {
 }
 
 /// A reply after which another service may take over the stream. Created by [`Reply::upgrade`]. A
-/// plain [`Reply`] converts into an `Upgrade` that keeps the stream.
+/// plain [`Reply`] converts into an `Upgrade` that does not hand over the stream.
 ///
 /// It is the response type of a service in a pipeline with
 /// [`on_upgrade`](super::Pipeline::on_upgrade). Such a service does not compile in any other

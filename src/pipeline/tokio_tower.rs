@@ -196,9 +196,9 @@ where
     }
 
     /// Stops tokio-tower if the connection must close without the calls that still run. tokio-tower
-    /// calls this in each turn, after it has passed on all results. Until the stream of calls has
-    /// ended, `poll_event` does the flushing. After that, tokio-tower no longer polls the stream,
-    /// so `poll_over` does it.
+    /// calls this in each iteration of its loop, after it has passed on all results. Until the
+    /// stream of calls has ended, `poll_event` does the flushing. After that, tokio-tower no longer
+    /// polls the stream, so `poll_over` does it.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })

@@ -1,6 +1,7 @@
 use thiserror::Error;
 
-/// The amounts of pending output, in bytes, at which a connection pauses and resumes.
+/// The amounts of pending output, in bytes, at which a connection stops and resumes producing
+/// output.
 ///
 /// When the output rises to the high mark, [`Peer::send`](super::Peer::send) waits, and no more
 /// requests begin. When it falls to the low mark, both resume. Because of the distance between the

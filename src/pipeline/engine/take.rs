@@ -19,8 +19,8 @@ where
 {
     /// Waits for the next event, and takes it. Returns `None` when there will be no more.
     ///
-    /// All waits for events are in here. Before it returns `Pending`, it writes and flushes as much
-    /// as the stream takes.
+    /// Every wait for an event is part of this function. Before it returns `Pending`, it writes and
+    /// flushes as much as the stream takes.
     #[inline(always)]
     pub(in crate::pipeline) fn poll_event(
         &mut self,
@@ -57,7 +57,7 @@ where
     }
 
     /// Waits until a request may be decoded from the buffered input. Breaks with a waiting event
-    /// that comes before it, or with `None` at the end.
+    /// that comes before that request, or with `None` at the end.
     fn poll_turn(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<Next<C::Item, M>> {
         loop {
             if !ready!(self.poll_may_begin(in_flight, cx)) {

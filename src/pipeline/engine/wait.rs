@@ -99,8 +99,8 @@ where
         self.poll_clock(waiting, message, cx)
     }
 
-    /// Returns whether to read once more although the last read found no bytes, because the runtime
-    /// may not have reported bytes that have arrived. If so, that read asks the system.
+    /// Returns whether to read once more although the last read found no bytes. The runtime may not
+    /// have reported bytes that have arrived, so the additional read asks the system.
     ///
     /// A drain discards bytes that it does not find, so it always reads once more if the socket is
     /// known. Otherwise, only an incomplete frame shows that input is missing. The runtime can miss

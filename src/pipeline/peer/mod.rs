@@ -242,9 +242,9 @@ impl<T, M> Peer<T, M> {
         self.channel.lock().idle
     }
 
-    /// Changes the idle deadline of this connection, which
-    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle) sets for all. Use it for a keepalive
-    /// that the peer has negotiated, such as MQTT's. `None` waits forever.
+    /// Changes the idle deadline of this connection. Initially it is that of the pipeline,
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use it for a keepalive that the peer
+    /// has negotiated, such as MQTT's. `None` waits forever.
     ///
     /// The time counts from the same moment as before, not from this call. The change takes effect
     /// at once, so a connection that has already been idle for that long ends. The deadline for the
