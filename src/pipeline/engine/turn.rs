@@ -29,7 +29,8 @@ const SHORT_WAIT: Duration = Duration::from_millis(15);
 pub(super) struct Turn {
     begun: u16,
     most: u16,
-    /// The moment at which the task yielded, by [`millis`], until the task is polled again.
+    /// The time at which the task yielded, as returned by [`millis`]. `None` once the task is
+    /// polled again.
     yielded: Option<NonZeroU32>,
 }
 
@@ -80,8 +81,9 @@ impl Turn {
     }
 }
 
-/// Returns a moment in milliseconds. They wrap around after 49 days, which only makes one turn
-/// shorter, but have half the size of a `Moment`, and an idle connection holds one.
+/// Returns a moment in milliseconds since the start of the clock. The result has half the size of a
+/// `Moment`, which matters because an idle connection holds one. It wraps around after 49 days, but
+/// only differences are used.
 fn millis(moment: Moment) -> NonZeroU32 {
     let millis = moment.since_start().as_millis() as u32;
     NonZeroU32::new(millis).unwrap_or(NonZeroU32::MIN)
