@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Entry, Handle, Phase, ServerState, Table};
+use super::table::{Entry, Table};
+use super::{Handle, Phase, ServerState};
 use crate::accept::AcceptErrorAction;
 use crate::bind::accept_queue;
 use crate::connection::{ConnectionPhase, Life};

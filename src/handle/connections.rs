@@ -1,0 +1,110 @@
+//! The table of open connections as part of the server's state: adds, removes, signals and aborts
+//! connections, and reports how they ended.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::table::Entry;
+use super::{Phase, ServerState};
+use crate::connection::Life;
+use crate::end::EndReason;
+use crate::signals::{Report, Signal};
+
+impl ServerState {
+    /// Adds a connection to the table.
+    pub(crate) fn enter(&self, life: &Arc<Life>) {
+        #[cfg(feature = "metrics")]
+        self.count_accept();
+        self.table.live.fetch_add(1, Ordering::AcqRel);
+        let id = life.origin.id;
+        self.table.shard(id).insert(Entry(Arc::clone(life)));
+        // The phase is read after the insert. So if a phase begins right now, either `advance`
+        // finds the connection in the table, or this call finds the new phase.
+        self.signal_phase(life, self.phase());
+    }
+
+    /// Removes a connection from the table. Called after its stream was dropped, at the end of its
+    /// task.
+    pub(crate) fn leave(&self, life: &Life) {
+        let id = life.origin.id;
+        let was_in = self.table.shard(id).remove(&id);
+        if was_in {
+            #[cfg(feature = "metrics")]
+            self.count_end(life);
+            if self.phase() >= Phase::Draining {
+                self.left.fetch_add(1, Ordering::AcqRel);
+                // An aborted connection does not count as timed out, even if it was about to end at
+                // a deadline. `SlowReader` is an exception, because that timeout itself aborts the
+                // connection.
+                let reason = life.end().map(|end| end.reason());
+                let is_aborted = life.signals.is_raised(Signal::Abort);
+                let timed_out = reason.is_some_and(|reason| {
+                    reason == EndReason::SlowReader || (reason.is_timeout() && !is_aborted)
+                });
+                self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
+            }
+            // These accesses are sequentially consistent with those of `watch_ends` and `live`, so
+            // the loop cannot miss the last end: either it sees the new count, or this code sees
+            // that the loop watches.
+            self.table.live.fetch_sub(1, Ordering::SeqCst);
+            if self.watched.load(Ordering::SeqCst) {
+                self.server.wake();
+            }
+        }
+    }
+
+    /// Sets whether the end of a connection wakes the server's loop. The loop needs that while it
+    /// waits for a free file descriptor, or for the last connection to end. Check
+    /// [`live`](Self::live) after this call.
+    pub(crate) fn watch_ends(&self, watched: bool) {
+        self.watched.store(watched, Ordering::SeqCst);
+    }
+
+    pub(super) fn signal_phase(&self, life: &Life, phase: Phase) {
+        match phase {
+            Phase::Serving | Phase::LameDuck => {}
+            Phase::Draining => {
+                life.signals.raise(Signal::Drain);
+            }
+            Phase::Aborting => self.abort(life, EndReason::Killed),
+        }
+    }
+
+    fn abort(&self, life: &Life, reason: EndReason) {
+        // A connection whose end is final may still be in the table. It is not aborted.
+        if life.end().is_none() && life.abort(reason) {
+            self.cut_off.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Aborts every open connection.
+    pub(crate) fn cut_off(&self, reason: EndReason) {
+        self.table.all().for_each(|life| self.abort(&life, reason));
+    }
+
+    /// Returns the result of the shutdown. It is computed once, and later calls return the same
+    /// report. Each connection updates the counters at its end, because some connections end before
+    /// the loop runs again.
+    pub(crate) fn report(&self, duration: Duration) -> Report {
+        let seen = self.live() + self.left.load(Ordering::Acquire);
+        let timed_out = self.timed_out.load(Ordering::Acquire);
+        let aborted = self.cut_off.load(Ordering::Acquire);
+        let report = *self
+            .report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(Report {
+                drained: seen.saturating_sub(aborted + timed_out),
+                timed_out,
+                aborted,
+                duration,
+            });
+        self.advanced.notify_waiters();
+        report
+    }
+
+    pub(super) fn reported(&self) -> Option<Report> {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
