@@ -19,8 +19,8 @@ impl ServerState {
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
         self.table.shard(id).insert(Entry(Arc::clone(life)));
-        // The phase is read after the insert. So if a phase begins right now, either `advance`
-        // finds the connection in the table, or this call finds the new phase.
+        // The phase is read after the insert. So if a phase begins at the same time, either
+        // `advance` finds the connection in the table, or this call finds the new phase.
         self.signal_phase(life, self.phase());
     }
 
@@ -44,9 +44,9 @@ impl ServerState {
                 });
                 self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
             }
-            // These accesses are sequentially consistent with those of `watch_ends` and `live`, so
-            // the loop cannot miss the last end: either it sees the new count, or this code sees
-            // that the loop watches.
+            // These accesses and those of `watch_ends` and `live` are sequentially consistent, so
+            // the loop cannot miss the end of the last connection: either the loop sees the new
+            // count, or this code sees that the loop watches.
             self.table.live.fetch_sub(1, Ordering::SeqCst);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
@@ -84,8 +84,8 @@ impl ServerState {
     }
 
     /// Returns the result of the shutdown. It is computed once, and later calls return the same
-    /// report. Each connection updates the counters at its end, because some connections end before
-    /// the loop runs again.
+    /// report. Each connection updates the counters when it ends. The loop could not, because some
+    /// connections end before it runs again.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

@@ -38,8 +38,8 @@ impl Counts {
         }
     }
 
-    /// Returns the difference since the last collection. A connection closing at that moment is
-    /// reported one collection late, never twice.
+    /// Returns the growth of the totals since the last collection. A connection that closes during
+    /// a collection may be reported one collection late, but never twice.
     fn unreported(&self, now: impl FnOnce() -> Totals) -> Totals {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();

@@ -30,8 +30,8 @@ pub use phase::ServerPhase;
 pub(crate) use plan::{Plan, earliest};
 use table::Table;
 
-/// A handle to a server, to pause it, change its limit, list its connections, and shut it down.
-/// Cheap to clone.
+/// A handle that pauses a server, changes its limit, lists its connections and shuts it down. Cheap
+/// to clone.
 #[derive(Clone)]
 #[doc(alias = "ServerHandle")]
 #[doc(alias = "GracefulShutdown")]
@@ -101,9 +101,9 @@ impl Handle {
         &self.0.addresses
     }
 
-    /// Returns the listening sockets, to pass them to another process. There are none if the server
-    /// no longer listens, or if its [`Listener`](crate::bind::Listener) does not return its
-    /// sockets.
+    /// Returns the listening sockets, for example to pass them to another process. There are none
+    /// if the server no longer listens, or if its [`Listener`](crate::bind::Listener) does not
+    /// return its sockets.
     pub fn listening_sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
         self.0.sockets()
     }
@@ -126,7 +126,7 @@ impl Handle {
     /// Returns the open connections, with their address, age, phase and counters.
     ///
     /// The table is read in parts, so a connection that begins or ends meanwhile may be included or
-    /// not. No request is delayed. To find connections by your own keys, use a
+    /// not. Reading the table delays no request. To find connections by your own keys, use a
     /// [`Registry`](crate::registry::Registry).
     pub fn connections(&self) -> impl Iterator<Item = LiveConnection> + '_ {
         self.0.table.all().map(|life| LiveConnection { life })
@@ -148,8 +148,9 @@ impl Handle {
     ///
     /// There is one exception. If the server is waiting for a layer of the connection stack when
     /// the pause begins, such as tower's `ConcurrencyLimit` at its limit, one more client is
-    /// accepted. During the pause, the layer may get a permit for which other servers wait, and
-    /// only a connection returns it. This exception does not apply to the server's own limit
+    /// accepted. Otherwise, the layer could get a permit during the pause and keep it while other
+    /// servers wait for one, because it releases a permit only when a connection ends. This
+    /// exception does not apply to the server's own limit
     /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), even if several servers share it.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
@@ -169,7 +170,8 @@ impl Handle {
     /// [`resume`](Self::resume) listens at the same addresses again, including a port that the
     /// system chose. Until then, another program can take the addresses. Also, if several servers
     /// share one of tower's limits, that limit may reserve a permit for this server meanwhile. A
-    /// pause has neither effect. A suspended server that is shut down does not listen again.
+    /// pause has neither of these effects. A suspended server that is shut down does not listen
+    /// again.
     pub fn suspend(&self) {
         self.0.suspended.store(true, Ordering::Release);
         self.0.server.wake();
@@ -198,8 +200,8 @@ impl Handle {
         self.0.is_paused()
     }
 
-    /// Returns the server's phase. A readiness check should report a server as not ready once it
-    /// has left the phase [`Serving`](ServerPhase::Serving).
+    /// Returns the server's phase. A readiness check should report the server as not ready in any
+    /// phase other than [`Serving`](ServerPhase::Serving).
     pub fn phase(&self) -> ServerPhase {
         match self.0.reported() {
             Some(_report) => ServerPhase::Ended,
@@ -224,7 +226,8 @@ impl Handle {
     /// that it will shut down. New connections are refused only with
     /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener). The phase
     /// lasts until a shutdown begins, but at least for the time of
-    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck).
+    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck). [`drain`](Self::drain) and
+    /// [`abort`](Self::abort) end it earlier.
     ///
     /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server
     /// out of a load balancer's rotation now and shut it down later.

@@ -4,8 +4,9 @@
 pub enum ServerPhase {
     /// The server accepts connections and serves them.
     Serving,
-    /// The server still accepts and serves, but will drain soon. A readiness check should now tell
-    /// load balancers to send no more connections.
+    /// The server serves open connections as before, but will shut down. It also accepts new ones,
+    /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is
+    /// set. A readiness check should now tell load balancers to send no more connections.
     LameDuck,
     /// Connections finish their requests in progress and close. Connections in the backlog are
     /// still accepted, then the listener closes.

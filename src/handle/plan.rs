@@ -2,9 +2,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times of a shutdown: the durations set in the builder, and the moments computed from them,
-/// each of which is set once it is known. `Handle::shutdown_within` replaces the deadline, or makes
-/// it earlier if a shutdown has begun.
+/// The times of a shutdown: the durations set in the builder, and the instants computed from them.
+/// `Handle::shutdown_within` replaces the deadline, or makes it earlier if a shutdown has begun.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     lame_duck: Duration,
@@ -18,7 +17,8 @@ pub(crate) struct Plan {
     /// The end of the lame-duck phase. `None` before the shutdown begins, or if the end is beyond
     /// the clock's range.
     pub(crate) drain_at: Option<Instant>,
-    /// The time at which open connections are aborted. `None` in the same cases as `drain_at`.
+    /// The time at which open connections are aborted. `None` before the shutdown begins, or if
+    /// that time is beyond the clock's range.
     pub(crate) abort_at: Option<Instant>,
 }
 
