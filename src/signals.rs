@@ -35,7 +35,7 @@ pub(crate) struct Signals {
     wakers: Mutex<Wakers>,
 }
 
-/// The wakers of one connection. A waker stays after it was woken, because each is set once, not
+/// The wakers of one connection. Waking one does not remove it, because each is set once, not
 /// before every wait.
 #[derive(Debug, Default)]
 struct Wakers {
@@ -129,10 +129,9 @@ impl Signals {
     }
 }
 
-/// Completes if the `Pending` of the previous poll means that no more data has arrived. Once the
-/// task's budget is spent, tokio returns `Pending` from every poll, so `Pending` no longer has that
-/// meaning. In that case this function wakes the task, so that it polls again, and returns
-/// `Pending`.
+/// Completes if the `Pending` of the previous poll means that no input was ready. Once the task's
+/// budget is spent, tokio returns `Pending` even if input is ready. In that case this function
+/// wakes the task, so that it polls again, and returns `Pending`.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());
@@ -141,25 +140,26 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-/// The result of a shutdown. It counts, by the way they ended, the connections that were open when
-/// the drain began or were accepted during it.
+/// The result of a shutdown. It counts the connections that were open when the drain began or were
+/// accepted during it, by how they ended.
 ///
 /// Its `Display` output looks like `2 connections drained, 1 timed out, 0 cut off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The connections that closed in good order, or ended because the peer left or the service
-    /// failed.
+    /// The number of connections that neither timed out nor were aborted by the server. They closed
+    /// in good order, or ended because the peer disconnected, the service failed, or the program
+    /// aborted them individually ([`Peer::abort`](crate::Peer::abort)).
     pub drained: usize,
-    /// The connections that ended at one of their own deadlines
+    /// The number of connections that ended at one of their own deadlines
     /// ([`EndReason::is_timeout`](crate::EndReason::is_timeout)), for example because the peer did
     /// not read its replies.
     pub timed_out: usize,
-    /// The connections that were aborted, at the shutdown deadline or by
-    /// [`Handle::abort`](crate::Handle::abort).
+    /// The number of connections that the server aborted: at the shutdown deadline, by
+    /// [`Handle::abort`](crate::Handle::abort), or because the future of `serve` was dropped.
     pub aborted: usize,
-    /// The time from the beginning of the shutdown to its end. It is zero if the future of `serve`
-    /// was dropped.
+    /// The time from the beginning of the shutdown to its end, or zero if the future of `serve` was
+    /// dropped.
     pub duration: Duration,
 }
 
