@@ -14,9 +14,10 @@ use crate::pipeline::{Peer, Run, TrySendError};
 /// The policy for a peer whose output is above its high mark when a broadcast sends to it.
 ///
 /// A slow peer never delays the others, because they have already been sent the frame. With
-/// [`Wait`](Self::Wait) it delays only the return of the broadcast. No policy queues frames without
-/// limit: a connection holds output up to its [high mark](crate::pipeline::Watermarks), one more
-/// frame, and the frames in its [queue](crate::pipeline::Limits::push_queue).
+/// [`Wait`](Self::Wait), a slow peer delays only the return of the broadcast. No policy queues
+/// frames without limit: a connection holds output up to its [high
+/// mark](crate::pipeline::Watermarks), one more frame, and the frames in its
+/// [queue](crate::pipeline::Limits::push_queue).
 ///
 /// Even a peer that always reads can be above its high mark, if more is sent in a burst than it can
 /// read. A higher mark lets the peer receive more of the burst.
@@ -30,7 +31,7 @@ pub enum SlowPeer {
     Wait,
     /// Skips the peer, which misses this frame.
     Skip,
-    /// Skips the peer, which misses this frame, and ends its connection with
+    /// Skips the peer, which misses this frame. Also ends its connection with
     /// [`EndReason::SlowReader`] if the peer has taken nothing for this time.
     ///
     /// The time begins with the first broadcast that finds the peer above its mark. It restarts
@@ -270,18 +271,18 @@ impl<T, M> Sending<T, M> {
 /// Charges the sends to `peers` peers to the task's budget, so that a task that broadcasts again
 /// and again does not delay other tasks. A broadcast costs at most the budget of one turn.
 ///
-/// A run is charged before it begins, because charging may yield, and the members could then take
-/// the run before more frames are added.
+/// A run is charged before it begins. Charging may yield, so if it came later, the members could
+/// take the run before more frames are added.
 pub(super) async fn charge(peers: usize) {
     for _ in 0..peers.div_ceil(A_UNIT).min(TURN) {
         consume_budget().await;
     }
 }
 
-/// A run to which broadcasts can add frames, until one of its peers takes it or it is full.
+/// A [run](Run) to which broadcasts can add frames until it is closed or full.
 pub(super) struct OpenRun<T, M> {
     run: Weak<Run<T>>,
-    /// The number of peers whose queue got the run.
+    /// The number of peers whose queues received the run.
     sent: usize,
     /// The peers that had no room for the run.
     others: Vec<Peer<T, M>>,
@@ -289,7 +290,7 @@ pub(super) struct OpenRun<T, M> {
 
 impl<T, M> OpenRun<T, M> {
     /// Sends a frame to the peers of the run by adding it to the run. [`Sending::done`] sends it to
-    /// the other peers. Returns `None` if no frame can be added any more.
+    /// the other peers. Returns `None` if the run is closed or full.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

@@ -26,8 +26,8 @@ pub(super) struct Group<T, M> {
     /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
     /// joins or leaves meanwhile, the map is copied first.
     pub(super) members: Arc<Members<T, M>>,
-    /// The latest run that was sent to exactly these members, if any. Frames can be added to it
-    /// until a member takes it.
+    /// The latest run that was sent to exactly these members, if any. Broadcasts add frames to it
+    /// until it is closed or full.
     pub(super) open: Option<Arc<OpenRun<T, M>>>,
     pub(super) feed: Option<Feed>,
 }
@@ -55,7 +55,7 @@ impl<T, M> Group<T, M> {
     }
 }
 
-/// The members of a group at the beginning of a broadcast.
+/// The members of a group, and its open run, at the beginning of a broadcast.
 pub(super) struct Audience<T, M> {
     pub(super) members: Arc<Members<T, M>>,
     open: Option<Arc<OpenRun<T, M>>>,

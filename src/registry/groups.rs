@@ -78,8 +78,8 @@ impl<K, T, M> Groups<K, T, M> {
     /// frames are queued in between, and with [`SlowPeer::Wait`] a slow member delays the stream.
     ///
     /// The stream, or the future that opens it, is dropped when the group ends. If a connection
-    /// joins the key again, that begins a new group with a new stream. Its members get nothing from
-    /// the previous stream, even if that stream is not dropped yet.
+    /// joins under the same key later, a new group with a new stream begins. The new group's
+    /// members get nothing from the previous stream, even if that stream is not dropped yet.
     ///
     /// If the stream ends, cannot be opened, or panics, its group ends: all members leave it, and
     /// their connections stay open. The last frame of the stream can announce this to them. To keep
@@ -131,7 +131,8 @@ where
     /// begins to close, or until the feed ends. If it is already closing, it does not become a
     /// member, and no error is returned. If it is a member already, the call only waits.
     ///
-    /// The wait has no deadline of its own. Put a deadline into the function that opens the feed.
+    /// The wait has no deadline of its own. The function that opens the feed should have a
+    /// deadline.
     ///
     /// # Errors
     ///
@@ -187,7 +188,7 @@ where
             }
         };
         if let Some(group) = shard.get_mut(&key) {
-            // After an upgrade, a connection has a new handle, so replace the old one.
+            // After an upgrade, a connection has a new `Peer`, so replace the old one.
             let open = group.open.take();
             let replaced = Arc::make_mut(&mut group.members).insert(id, entered);
             let opening = group.opening();
@@ -220,7 +221,7 @@ where
         opening
     }
 
-    /// Makes a connection leave a group. Returns whether it was a member.
+    /// Removes a connection from a group. Returns whether it was a member.
     ///
     /// A broadcast that has begun may still send to the connection.
     #[doc(alias = "unsubscribe")]
@@ -276,9 +277,9 @@ where
     ///
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
-    /// encoded for a member, that connection holds the encoded copy until its peer takes it. A
-    /// group is locked while such frames are cloned, so a `T` that sends to the same group in its
-    /// `Clone` can deadlock.
+    /// encoded for a member, that connection holds the encoded copy until its peer takes it. The
+    /// shared frames are locked while a member's task clones them, so a `T` that sends to the same
+    /// group in its `Clone` can deadlock.
     ///
     /// # Cancel safety
     ///

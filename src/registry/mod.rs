@@ -1,4 +1,5 @@
-//! Tables of connections by your own keys, such as users, members of a room, or subscribers.
+//! Tables of connections by your own keys, such as user names, and groups of connections, such as
+//! the rooms of a chat.
 //!
 //! The server has a table of all its connections. A [`Registry`] holds some of them under the
 //! program's keys. The program inserts an entry, usually in the make-service or when the peer has
@@ -182,7 +183,9 @@ where
     /// The key is never free in between. The returned connection stays open, and its end does not
     /// remove the new entry. Close it if a user may have only one connection.
     ///
-    /// Returns `None` and changes nothing if `peer` is already closing, or already has the key.
+    /// Returns `None` and changes nothing if `peer` already has the key, or is already closing. In
+    /// a registry created by [`until_end`](Self::until_end), a closing connection can still be
+    /// inserted until its end.
     #[doc(alias = "takeover")]
     #[doc(alias = "kick")]
     pub fn replace(&self, key: K, peer: &Peer<T, M>) -> Option<Peer<T, M>>
@@ -250,8 +253,8 @@ where
 
     /// Removes the entry of a key if it belongs to this connection. Returns whether it did.
     ///
-    /// Use this method where a session removes its own entry, because another connection may have
-    /// [replaced](Self::replace) it.
+    /// Use this method to remove a session's own entry, because another connection may have
+    /// [replaced](Self::replace) that entry.
     pub fn remove_peer<Q>(&self, key: &Q, peer: &Peer<T, M>) -> bool
     where
         K: Borrow<Q>,
