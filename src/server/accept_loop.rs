@@ -1,4 +1,5 @@
-//! The server's one accept loop: readable -> ready -> accept -> call. It never waits for a peer.
+//! The server's only accept loop. For each connection it waits until a listener is readable and the
+//! stack is ready, accepts the connection, and calls the stack with it. It never waits for a peer.
 
 use std::io;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub(super) struct AcceptLoop<'a, L, S> {
     /// The listener is suspended.
     suspended: bool,
     /// A panic in the stack's `poll_ready` or in an address filter. The next accepted connection
-    /// ends with it.
+    /// ends because of it.
     panicked: Option<Panicked>,
 }
 
@@ -102,7 +103,7 @@ where
     }
 
     /// Accepts the connections in the backlog, as far as the limit allows without waiting, because
-    /// for their clients the connection is already established.
+    /// these connections are already established for their clients.
     pub(super) async fn empty(&mut self) -> Result<(), Error> {
         // While the listener is suspended, there is no backlog.
         if self.suspended {
@@ -120,7 +121,7 @@ where
                 _ => {}
             }
             match std::future::poll_fn(|cx| self.poll_step(until, cx)).await? {
-                Step::Accepted(incoming, place) => self.serve(incoming, place),
+                Step::Accepted(incoming, seat) => self.serve(incoming, seat),
                 Step::Denied => {}
                 Step::Over => return Ok(()),
             }
@@ -205,10 +206,10 @@ where
                 Err(panicked) => self.panicked = Some(panicked),
             }
         }
-        let place = self.workers.place().ok_or(Failure::NoWorker)?;
+        let seat = self.workers.seat().ok_or(Failure::NoWorker)?;
         // A stream belongs to the runtime in whose context it is created.
         let accepted = {
-            let _entered = place.runtime.enter();
+            let _entered = seat.runtime.enter();
             let mut admits = |peer: &Address| {
                 match caught(|| self.door.verdict(peer)) {
                     Ok(Verdict::Allow) => {}
@@ -227,12 +228,13 @@ where
         };
         if !matches!(accepted, Poll::Ready(Ok(Some(_)))) {
             // No connection was accepted: it was denied, another process has accepted it, or the
-            // accept failed. Do not hold the permit until the next connection.
+            // accept failed. The permit of the server's limit must not be held until the next
+            // connection.
             self.stack.give_back();
         }
         accepted
             .map_ok(|incoming| match incoming {
-                Some(incoming) => Step::Accepted(incoming, place),
+                Some(incoming) => Step::Accepted(incoming, seat),
                 None => Step::Denied,
             })
             .map_err(Failure::Accept)
@@ -272,8 +274,8 @@ where
     }
 
     /// Creates a connection and calls the stack with it. The future runs in a new task.
-    fn serve(&mut self, incoming: Incoming<L::Io>, place: Seat) {
-        self.workers.took(&place);
+    fn serve(&mut self, incoming: Incoming<L::Io>, seat: Seat) {
+        self.workers.took(&seat);
         let Incoming {
             io,
             peer_addr,
@@ -282,7 +284,7 @@ where
         } = incoming;
         let Seat {
             runtime, counted, ..
-        } = place;
+        } = seat;
         // Timers and tasks that the call creates belong to the current runtime, too.
         let _entered = runtime.enter();
         let conn = Connection::new(io, peer_addr, local_addr, probe);

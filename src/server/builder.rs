@@ -210,7 +210,8 @@ impl ServerBuilder {
     }
 
     /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own
-    /// threads. Use it for threads that are pinned to cores, or shared by several servers.
+    /// threads. Use this method for threads that are pinned to cores, or for runtimes that several
+    /// servers share.
     ///
     /// Default: an empty list; connections run on the runtime on which [`serve`](Server::serve) is
     /// awaited.

@@ -91,16 +91,16 @@ pub(super) struct Task<F> {
     leaving: Leaving,
     registered: bool,
     /// Counts the connection on its runtime.
-    _place: Arc<()>,
+    _counted: Arc<()>,
 }
 
 impl<F> Task<F> {
-    pub(super) fn new(service: F, leaving: Leaving, place: Arc<()>) -> Self {
+    pub(super) fn new(service: F, leaving: Leaving, counted: Arc<()>) -> Self {
         Self {
             service: Some(service),
             leaving,
             registered: false,
-            _place: place,
+            _counted: counted,
         }
     }
 }

@@ -41,7 +41,8 @@ pub struct Server<L = Sockets> {
     policy: AcceptErrorPolicy,
     filters: Vec<AddressFilter>,
     runtimes: Runtimes,
-    // The last field, so that tasks that wait for the end wake only after the listener is closed.
+    // This is the last field, so that tasks that wait for the server's end wake only after the
+    // listener is closed.
     end: CutOff,
 }
 
@@ -232,7 +233,8 @@ where
             }
         });
         let over = pin!(lame_duck_over(&shared));
-        // The lame-duck phase ends when its time is over, or when accepting fails.
+        // The lame-duck phase ends when its time is over, when a drain or an abort begins, or when
+        // accepting fails.
         served = match select(over, lame_duck).await {
             Either::Left(((), _)) => Ok(()),
             Either::Right((served, _)) => served,
@@ -284,8 +286,8 @@ where
     }
 }
 
-/// Waits until the lame-duck phase is over, or until the shutdown's deadline. `shutdown_within` may
-/// make the deadline earlier meanwhile.
+/// Waits until the time of the lame-duck phase is over, or until the shutdown's deadline.
+/// `shutdown_within` may make the deadline earlier meanwhile.
 async fn lame_duck_over(state: &ServerState) {
     loop {
         let ends = |plan: Plan| earliest(plan.drain_at, plan.abort_at);

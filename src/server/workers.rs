@@ -33,8 +33,8 @@ pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// The strong reference of the server's own runtime, used if there are no other runtimes. It is
-    /// dropped with the server's future.
+    /// The strong reference of the runtime that runs the server (see [`Worker::seats`]). It is used
+    /// if there are no other runtimes, and is dropped with the server's future.
     _serving: Arc<()>,
     // Dropping this guard stops the threads.
     stop: DropGuard,
@@ -44,15 +44,15 @@ pub(super) struct Workers {
 
 struct Worker {
     runtime: Handle,
-    /// The runtime itself holds one strong reference, and each connection on it another one. So
-    /// their number shows how busy the runtime is, and is zero once the runtime is shut down.
-    places: Weak<()>,
+    /// The strong count shows how many connections the runtime has: each of them holds a reference,
+    /// and the runtime itself holds one more. The count is zero once the runtime is shut down.
+    seats: Weak<()>,
 }
 
-/// The place of one connection on a runtime.
+/// A seat for one connection on a runtime.
 pub(super) struct Seat {
     pub(super) runtime: Handle,
-    /// Held while the connection runs, to count it on its runtime.
+    /// Held while the connection runs, so that it is counted on its runtime.
     pub(super) counted: Arc<()>,
     index: usize,
 }
@@ -88,7 +88,7 @@ impl Workers {
         if workers.all.is_empty() {
             workers.all.push(Worker {
                 runtime: Handle::current(),
-                places: Arc::downgrade(&serving),
+                seats: Arc::downgrade(&serving),
             });
         }
         Ok(workers)
@@ -96,11 +96,11 @@ impl Workers {
 
     /// Returns a seat on the runtime with the fewest connections. Among equals, runtimes take
     /// turns. Returns `None` if all runtimes were shut down.
-    pub(super) fn place(&self) -> Option<Seat> {
+    pub(super) fn seat(&self) -> Option<Seat> {
         let count = self.all.len();
         let in_turn = (self.next..count).chain(0..self.next);
         let (index, counted) = in_turn
-            .filter_map(|index| Some((index, self.all[index].places.upgrade()?)))
+            .filter_map(|index| Some((index, self.all[index].seats.upgrade()?)))
             .min_by_key(|(_, counted)| Arc::strong_count(counted))?;
         Some(Seat {
             runtime: self.all[index].runtime.clone(),
@@ -111,8 +111,8 @@ impl Workers {
 
     /// Records that a connection took this seat, so that the next search begins at the next
     /// runtime.
-    pub(super) fn took(&mut self, place: &Seat) {
-        self.next = (place.index + 1) % self.all.len();
+    pub(super) fn took(&mut self, seat: &Seat) {
+        self.next = (seat.index + 1) % self.all.len();
     }
 
     /// Stops the threads and waits for them.
@@ -139,7 +139,7 @@ impl Worker {
             // Held to the end of the thread, even if it panics.
             let _running = running;
             let counted = Arc::new(());
-            let places = Arc::downgrade(&counted);
+            let seats = Arc::downgrade(&counted);
             // The runtime is created and dropped on this thread, because tokio panics if a runtime
             // is dropped in asynchronous code, such as the server's.
             let runtime = match Builder::new_current_thread().enable_all().build() {
@@ -149,7 +149,7 @@ impl Worker {
             };
             let worker = Self {
                 runtime: runtime.handle().clone(),
-                places,
+                seats,
             };
             if started.send(Ok(worker)).is_ok() {
                 runtime.block_on(stop.cancelled());
@@ -162,15 +162,15 @@ impl Worker {
         starting.await.map_err(ended)?
     }
 
-    /// Registers a runtime of the user. A task on the runtime holds the strong reference, which is
-    /// dropped when the runtime shuts down.
+    /// Registers a runtime of the user. A task on the runtime holds the runtime's strong reference,
+    /// which is dropped when the runtime shuts down.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
-        let places = Arc::downgrade(&counted);
+        let seats = Arc::downgrade(&counted);
         runtime.spawn(async move {
             stop.cancelled().await;
             drop(counted);
         });
-        Self { runtime, places }
+        Self { runtime, seats }
     }
 }
