@@ -1,4 +1,4 @@
-//! Shuts a server down on signals of the operating system, and tells systemd its state.
+//! Shuts a server down on signals from the operating system, and reports its state to systemd.
 
 #[cfg(feature = "systemd")]
 pub mod systemd;
@@ -11,12 +11,13 @@ use crate::handle::Handle;
 
 /// Shuts the server down at the first `SIGTERM` or `SIGINT`, and aborts it at the second.
 ///
-/// This spawns a task that ends with the server. The handlers replace the default action of both
-/// signals for the whole process, and stay installed after the server has ended.
+/// Spawns a task that ends at the second signal, or when the server has ended. The handlers replace
+/// the default action of both signals for the whole process, and stay installed after the server
+/// has ended.
 ///
 /// # Errors
 ///
-/// Returns an error if the system refuses a handler.
+/// Returns an error if a signal handler cannot be installed.
 ///
 /// # Panics
 ///

@@ -1,10 +1,10 @@
-//! Tells systemd the state of a server, with the protocol of [`sd_notify(3)`].
+//! Reports the state of a server to systemd, with the protocol of [`sd_notify(3)`].
 //!
 //! | message | sent | setting of the unit |
 //! | --- | --- | --- |
-//! | `READY=1` | the accept loop has run once | `Type=notify` or `notify-reload` |
-//! | `STATUS=` | with `READY=1`, and when the phase changes; within 5 s of any other change of the line of [`Health`] | none; shown by `systemctl status` |
-//! | `WATCHDOG=1` | twice in the unit's watchdog time, while the accept loop runs | `WatchdogSec=` |
+//! | `READY=1` | when the accept loop has run once | `Type=notify` or `notify-reload` |
+//! | `STATUS=` | with `READY=1`, and when the phase changes; within 5 s of any other change of the text of [`Health`] | none; shown by `systemctl status` |
+//! | `WATCHDOG=1` | twice per watchdog interval of the unit, while the accept loop runs | `WatchdogSec=` |
 //! | `RELOADING=1` and `MONOTONIC_USEC=`, then `READY=1` | around a [`reload`] | `Type=notify-reload` |
 //! | `STOPPING=1` | when a shutdown begins, even if systemd has not requested it | none |
 //!
@@ -62,8 +62,8 @@ use tokio::time::sleep;
 use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
-/// The shortest time between two status messages that differ only in their numbers. The limit saves
-/// work for systemd, which handles the messages of all services in one process.
+/// The interval at which changes of the status are sent if the phase has not changed. It saves work
+/// for systemd, which handles the messages of all services in one process.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the
@@ -72,7 +72,7 @@ const SEND: Duration = Duration::from_millis(100);
 
 const SOCKET: &str = "NOTIFY_SOCKET";
 
-/// Spawns a task that tells systemd the state of the server until the server has ended.
+/// Spawns a task that reports the state of the server to systemd until the server has ended.
 ///
 /// Does nothing if systemd expects no messages from this process.
 ///
@@ -92,16 +92,16 @@ pub fn install(handle: &Handle) {
     });
 }
 
-/// Runs `work`, and tells systemd that the program is reloading its configuration. When `work`
-/// completes or is dropped, tells systemd that the program is ready again.
+/// Runs `work`, and reports to systemd that the program is reloading its configuration. When `work`
+/// completes or is dropped, reports that the program is ready again.
 ///
 /// systemd has no message for a failed reload. If `work` returns an error, the caller must report
 /// it.
 ///
 /// # Cancel safety
 ///
-/// The same as that of `work`. Even if the future is dropped, systemd is told that the program is
-/// ready again.
+/// This function is cancel safe if `work` is. Even if the future is dropped, systemd gets the
+/// message that the program is ready again.
 pub async fn reload<F: Future>(work: F) -> F::Output {
     let _ready_again = Reloading::begin();
     work.await
@@ -127,7 +127,7 @@ impl Drop for Reloading {
     }
 }
 
-/// Tells systemd the state of a server. Contains the state that was sent last.
+/// Reports the state of a server to systemd. Contains the state that was sent last.
 struct Notifier {
     handle: Handle,
     is_ready: bool,
@@ -167,8 +167,8 @@ impl Notifier {
         }
     }
 
-    /// Tells systemd that the server is ready, and then each change of its state, until the server
-    /// has ended.
+    /// Reports to systemd that the server is ready, and then each change of its state, until the
+    /// server has ended.
     async fn follow(&mut self) {
         let handle = self.handle.clone();
         let now = || (handle.phase(), handle.0.is_shutting_down());
@@ -188,7 +188,7 @@ impl Notifier {
 }
 
 impl Drop for Notifier {
-    /// Tells systemd of a shutdown if the runtime ends before the task has noticed the shutdown.
+    /// Reports a shutdown to systemd if the runtime ends before the task has noticed the shutdown.
     fn drop(&mut self) {
         if self.handle.0.is_shutting_down() && !self.is_stopping {
             self.send_changes();
