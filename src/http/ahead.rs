@@ -1,5 +1,5 @@
-//! Reads some input ahead of hyper: the first bytes of a request, before hyper is set up, and a
-//! part of the next request while one is answered, to notice that the peer disconnects.
+//! Reads some input ahead of hyper: the first bytes of a request before hyper is set up, and, to
+//! notice that the peer disconnects, input that arrives while a request is answered.
 //!
 //! hyper's own detection of a disconnect is off (`half_close`). It does not see an end of input
 //! behind unparsed bytes, and it would cancel the request of a peer that has only finished sending.
@@ -175,8 +175,10 @@ impl Ahead {
         Poll::Ready(io::ErrorKind::ConnectionReset.into())
     }
 
-    /// Returns whether reading ahead can find out that the peer disconnects. Once input is there
-    /// that hyper has not read, a socket's state says it, and reading on costs memory.
+    /// Returns whether to read ahead in order to notice that the peer disconnects. On a socket,
+    /// reading ahead stops once bytes are buffered: from then on, [`Departing`] notices a
+    /// disconnect, and more bytes would only cost memory. Without a socket to watch, up to
+    /// [`AHEAD`] bytes are read.
     fn may_read_ahead(&self) -> bool {
         let max = if matches!(self.watch, Watch::Blind) {
             AHEAD

@@ -29,7 +29,7 @@ pub enum RequestBodyError {
 /// The body of a request: hyper's [`Incoming`], with a deadline for a peer that stops sending it.
 ///
 /// The [deadline](crate::deadline::Deadlines::body) runs only while the service waits for more of
-/// the body, so a slow service never makes it pass. When the deadline passes, reading the body
+/// the body, so a slow service cannot cause a timeout. When the deadline passes, reading the body
 /// fails with [`RequestBodyError::Elapsed`]. In HTTP/1 the connection then closes after the
 /// response, with [`BodyTimeout`](crate::EndReason::BodyTimeout). In HTTP/2 the other streams
 /// continue.

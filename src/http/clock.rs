@@ -19,10 +19,10 @@ use crate::deadline::{
 use crate::end::EndReason;
 
 /// The time for which hyper stays set up after an active connection becomes idle. A connection
-/// counts as active if it had also become idle less than this time before.
+/// counts as active if the last two times at which it became idle are less than this apart.
 ///
-/// Parking costs a quarter as much as a small request. An active connection is not parked between
-/// its requests. Any other connection is parked at once, without a timer.
+/// Parking costs a quarter as much as a small request, so an active connection is not parked
+/// between its requests. Any other connection is parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.
@@ -75,7 +75,8 @@ pub(super) struct Clock {
     waiting: (Waiting, u64, Moment),
     /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
     rested: Option<Moment>,
-    /// HTTP/1 only: the connection became idle less than [`KEPT`] after it had become idle before.
+    /// HTTP/1 only: the last two times at which the connection became idle are less than [`KEPT`]
+    /// apart.
     is_quick: bool,
     /// Bytes written at the last check.
     written: u64,

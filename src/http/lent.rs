@@ -173,7 +173,7 @@ impl<Io: Unpin> Lent<Io> {
 }
 
 impl<Io: AsyncRead + Unpin> Lent<Io> {
-    /// Returns whether there is input for hyper that was read ahead, or its end.
+    /// Returns whether input, or its end, has been read ahead and waits for hyper.
     pub(super) fn has_input(&self) -> bool {
         self.ahead.has_input()
     }

@@ -42,9 +42,9 @@
 //! hooks have added (such as `TlsInfo`, with the protocol that ALPN selected), and the state of a
 //! drain. In axum, extract it with `Extension(info): Extension<ConnectionInfo>`.
 //!
-//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. `client_addr`
-//! is the client's address from a proxy's header if a hook has read one, and otherwise the address
-//! of the peer:
+//! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. In this
+//! example, `client_addr` returns the client's address from a proxy's header if a hook has read
+//! one, and otherwise the address of the peer:
 //!
 //! ```text
 //! Http::make_service(service_fn(move |info: ConnectionInfo| {
@@ -84,8 +84,9 @@
 //! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the
 //! client takes restarts that time. After that time, the client counts as disconnected. A reset and
 //! the close of a Unix socket are noticed at once, however much unread input follows the request.
-//! On in-memory streams, and on those of custom listeners, the end of input is noticed only if
-//! fewer than 512 bytes before it are unread, and no service leaves a body unread.
+//! On in-memory streams, on those of custom listeners, and if the process has no free file
+//! descriptor, the end of input is noticed only if fewer than 512 bytes before it are unread, and
+//! no service leaves a body unread.
 //!
 //! If services leave too many small messages of an HTTP/2 connection unread, the connection ends
 //! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.
@@ -135,7 +136,7 @@
 //! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
 //! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). The task does not see each
 //! byte. It checks the byte counters four times per deadline, so the connection may end late by a
-//! quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output, too. The same
+//! quarter of that deadline. [`min_rate`](Deadlines::min_rate) also applies, to output. The same
 //! deadlines apply to an HTTP/2 connection whose streams are all tunnels. If it also has requests
 //! in progress, it counts as busy.
 
@@ -231,8 +232,8 @@ impl Default for HttpSettings {
 
 /// Sets the settings that [`Http::configure`] cannot change.
 fn keep_own(http1: &mut http1::Builder) {
-    // `Ahead` notices the peer's end of input, and `Clock` enforces the deadlines for that and for
-    // request heads.
+    // `Ahead` notices the peer's end of input, and `Clock` enforces the deadlines for half-closed
+    // peers and for request heads.
     http1.half_close(true).header_read_timeout(None);
 }
 
@@ -301,7 +302,7 @@ impl<K> Http<K> {
     /// changes of earlier ones.
     ///
     /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that
-    /// WebSockets work over HTTP/2. And the window of a connection is 16 MiB instead of 1 MiB. The
+    /// WebSockets work over HTTP/2. The window of a connection is 16 MiB instead of 1 MiB. The
     /// reason is a limit of h2: for each unread data frame of less than 256 bytes, it counts the
     /// difference to 256, and it ends the connection when the sum exceeds half of the window. With
     /// 16 MiB, about 33,000 small messages of gRPC may wait for their services. A stream's window

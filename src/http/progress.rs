@@ -13,7 +13,7 @@ use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::signals::Signal;
 
-/// The maximum times without a byte of a request's body: usually, and during a drain.
+/// The maximum time for which no byte of a request's body may arrive: usually, and during a drain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) usual: Option<Duration>,

@@ -10,13 +10,13 @@ use tracing::Instrument;
 
 /// Spawns the tasks of one HTTP/2 connection for hyper. They are aborted when the connection ends.
 ///
-/// It is public only as the parameter of hyper's builder in
+/// It is public only as the type parameter of hyper's builder in
 /// [`Http::configure`](super::Http::configure).
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
-/// Aborts the tasks when dropped. The set cannot do so by itself, because the tasks hold it to
-/// spawn more.
+/// Aborts the tasks when dropped. The set does not do so by itself, because the tasks keep it alive
+/// to spawn more.
 pub(super) struct Tasks(Streams);
 
 impl Streams {
