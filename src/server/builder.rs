@@ -84,7 +84,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets the limit on open connections. To change it later, keep a clone, or use
+    /// Sets the limit on open connections. To change it later, keep a clone of it, or use
     /// [`Handle::limit`].
     ///
     /// Default: 10,000. Why: to bound the memory of connections. When reached: the server stops
