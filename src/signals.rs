@@ -17,7 +17,8 @@ pub(crate) enum Signal {
     /// Finish requests in progress, then close. Raised by a drain of the server, at the maximum
     /// age, and by `LiveConnection::close`.
     Drain = 1,
-    /// Write pending output, then close. Raised by `Peer::close`, for example.
+    /// Finish calls in progress but begin no more, write pending output, then close. Raised by
+    /// `Peer::close`, for example.
     Close = 2,
     /// Drop the connection's future at once. Raised by `Peer::abort` and at the shutdown deadline,
     /// for example.
@@ -26,9 +27,9 @@ pub(crate) enum Signal {
 
 /// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
-/// There is one waker for the connection's task, and one for its pipeline, because a layer may have
-/// moved the pipeline to another task. Both stay registered, so an idle connection does not
-/// register them again for each wait. Futures that the user holds wait on a `Notify`.
+/// There is one waker for the connection's task, and one for its pipeline or HTTP service, because
+/// a layer may have moved that service to another task. Both stay registered, so an idle connection
+/// does not register them again for each wait. Futures that the user holds wait on a `Notify`.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
@@ -52,8 +53,8 @@ impl Signals {
         self.lock().task = Some(waker.clone());
     }
 
-    /// Sets the waker of the connection's pipeline. As with `wake_task_with`, check the signals
-    /// *after* this call.
+    /// Sets the waker of the connection's pipeline or HTTP service. As with `wake_task_with`, check
+    /// the signals *after* this call.
     pub(crate) fn wake_engine_with(&self, waker: &Waker) {
         let before = self.lock().engine.replace(waker.clone());
         drop(before);
@@ -83,7 +84,7 @@ impl Signals {
         self.raised.load(Ordering::Acquire) != 0
     }
 
-    /// Wakes the pipeline, so that it checks its signals and queues.
+    /// Wakes the pipeline or HTTP service, so that it checks its signals and queues.
     pub(crate) fn wake_engine(&self) {
         self.wake(|wakers| wakers.engine.clone());
     }
