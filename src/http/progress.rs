@@ -134,8 +134,8 @@ impl Progress {
         (self.life().requests(), self.life().bytes_read())
     }
 
-    /// Returns whether a service has dropped a body that it had not read to its end, since the last
-    /// call. When hyper is polled next, it reads the rest or closes the connection.
+    /// Returns whether, since the last call, a service has dropped a body that it had not read to
+    /// its end. When hyper is polled next, it reads the rest or closes the connection.
     pub(super) fn take_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed) && self.abandoned.swap(false, Ordering::Relaxed)
     }

@@ -215,7 +215,7 @@ async fn returned<Io>(
     .await
 }
 
-/// Serves one connection. The future of [`Http`], boxed once per connection.
+/// The future of [`Http`], which serves one connection. It is boxed once per connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct HttpFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
 

@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 /// Spawns the tasks of one HTTP/2 connection for hyper. They are aborted when the connection ends.
 ///
-/// It is public only as the type parameter of hyper's builder in
+/// This type is public only because it is a type parameter of hyper's builder in
 /// [`Http::configure`](super::Http::configure).
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
