@@ -231,9 +231,9 @@ enum Step {
     /// Read and discard up to this many bytes of input, so that none is unread when the socket is
     /// closed.
     Discard(usize),
-    /// Check after this time whether the peer has taken all output. The peer has finished sending,
-    /// or ignores the close. If the socket were closed now, the rest of the output would be lost,
-    /// or left to the system.
+    /// Check after this time whether the peer has taken all output. By this step, the peer has
+    /// finished sending, or ignores the close. If the socket were closed now, the rest of the
+    /// output would be lost, or left to the system.
     Look(Duration),
 }
 

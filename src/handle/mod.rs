@@ -252,8 +252,9 @@ impl Handle {
         self.0.shutdown(None);
     }
 
-    /// Begins a graceful shutdown with another deadline. If a shutdown is in progress, its deadline
-    /// can only become earlier.
+    /// Begins a graceful shutdown with this deadline instead of the one set by
+    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline). If a shutdown
+    /// is in progress, its deadline can only become earlier.
     pub fn shutdown_within(&self, deadline: Duration) {
         self.0.shutdown(Some(deadline));
     }

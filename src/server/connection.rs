@@ -7,7 +7,7 @@
 //!  ── call ──         the user's stack, in the loop   a panic here ends this connection
 //!  Task (this file)   spawned on that runtime         everything below runs in it
 //!    admit            ConnectionLimit                 holds its permit as long as the future
-//!    observe          ConnectionTraceLayer            the span; the closing event by `on_end`
+//!    observe          ConnectionTraceLayer            the span; `on_end` logs `connection.closed`
 //!    preconnect       hooks: deadline, budget         TLS, your checks; may replace the stream
 //!    pipeline         engine, make-service, calls     frames in, requests, replies, frames out
 //!    close            flush, shut down, linger        ends in good order
