@@ -352,7 +352,7 @@ impl ServerState {
         open.into_iter()
     }
 
-    /// Replaces the listening sockets, after they were opened again.
+    /// Records the listening sockets that a resume has opened, in place of the closed ones.
     pub(crate) fn listens_on(&self, sockets: &[ListeningSocket]) {
         let sockets = sockets.iter().map(ListeningSocket::downgrade).collect();
         *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;

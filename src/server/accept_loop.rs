@@ -49,13 +49,13 @@ pub(super) struct AcceptLoop<'a, L, S> {
     panicked: Option<Panicked>,
 }
 
-/// The condition under which the loop returns.
+/// When the loop returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
-    /// The server is no longer in this phase, or is suspended.
+    /// As soon as the server is no longer in this phase, or is suspended.
     PhaseEnds(Phase),
-    /// No connection can be accepted without waiting, this many were accepted, or the server
-    /// aborts.
+    /// As soon as no connection is waiting to be accepted, this many have been accepted, or the
+    /// server aborts.
     Empty(usize),
 }
 

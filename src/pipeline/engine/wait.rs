@@ -194,8 +194,8 @@ where
         Poll::Ready(())
     }
 
-    /// Completes when the connection must end without the calls that still run. Drives I/O only
-    /// once no more requests are decoded, because until then `poll_event` does so.
+    /// Completes when the connection must end without waiting for the calls that still run. While
+    /// requests are decoded, `poll_event` drives I/O. After that, this function does.
     pub(in crate::pipeline) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drops(Dropped::Calls) {
             Poll::Ready(())
