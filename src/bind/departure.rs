@@ -14,8 +14,8 @@ use crate::connection::Probe;
 /// Watches whether the peer of a socket disconnects, without reading the peer's input.
 ///
 /// While input is unread, the runtime does not wake a reader when the peer disconnects. So this
-/// type registers a second descriptor of the socket, which keeps the socket open. The value exists
-/// only during a request whose peer has sent more input or has finished sending.
+/// type registers a second descriptor of the socket, which keeps the socket open. A value exists
+/// only during a request, and only if the peer has sent more input or has finished sending.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 

@@ -42,8 +42,8 @@ const PATH: &str = "TOWER_TCP_PATH_";
 /// The number of the first passed descriptor, as in systemd's protocol.
 const FIRST: RawFd = 3;
 
-/// Makes a command pass `sockets`, and the new process's end of the stream, to the process it
-/// starts.
+/// Makes `command` pass `sockets`, and the end of the stream for the new process, to the process
+/// that it starts.
 pub(crate) fn hand_on(
     command: &mut Command,
     sockets: &[ListeningSocket],

@@ -14,8 +14,8 @@ use crate::error::{Panicked, caught};
 /// connection will run. They must not block. Work that takes time, or may reject a connection,
 /// belongs in a [pre-connect hook](crate::preconnect).
 ///
-/// The new listener has the same addresses. If the original listener reports a waiting connection
-/// before accepting it, so does the new one.
+/// The new listener has the same addresses, and its [`poll_readable`](Listener::poll_readable) is
+/// that of the original listener.
 ///
 /// If a closure panics, only its connection ends. The accept fails with
 /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted), as if the peer had disconnected.
@@ -214,7 +214,7 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
     }
 }
 
-/// Converts a panic of the user's function to the error of a peer that disconnected before the
+/// Converts a panic of the user's function into the error of a peer that disconnected before the
 /// accept, so that only this connection ends.
 fn aborted(panicked: Panicked) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, panicked)

@@ -47,9 +47,11 @@ pub(super) struct Listening {
     /// The endpoint's text, and its number in this process. The number keeps the sockets of one
     /// endpoint together when they are passed to another process.
     pub(super) endpoint: (Arc<str>, usize),
-    /// A supervisor keeps the socket open, so another process accepts the clients in the backlog.
+    /// A supervisor also keeps the socket open, so the clients in its backlog can wait for another
+    /// process.
     pub(super) kept: bool,
-    /// Another process now accepts from the socket, so this process does not.
+    /// This process has stopped accepting from the socket, and leaves its clients to another
+    /// process.
     pub(super) left: AtomicBool,
     /// The socket's index among those that the replaced process passed, if it is one of them.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
@@ -64,7 +66,7 @@ pub(super) struct Opened {
     pub(super) socket: Socket,
     /// The options that accepted sockets inherit were set on this socket.
     pub(super) prepared: bool,
-    /// A supervisor keeps the socket open.
+    /// A supervisor also keeps the socket open.
     pub(super) kept: bool,
     /// The socket's index among those that the replaced process passed, if it is one of them.
     pub(super) handed_on: Option<usize>,
@@ -98,23 +100,24 @@ impl ListeningSocket {
         WeakSocket(Arc::downgrade(&self.0))
     }
 
-    /// Stops accepting, because another process accepts from the same socket.
+    /// Stops accepting from the socket, and leaves its clients to another process.
     pub(crate) fn leave(&self) {
         self.0.left.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether another process accepts from the socket.
+    /// Returns whether this process has stopped accepting from the socket, and leaves its clients
+    /// to another process.
     #[cfg(feature = "handover")]
     pub(super) fn is_left(&self) -> bool {
         self.0.left.load(Ordering::Relaxed)
     }
 
-    /// Returns whether a supervisor keeps the socket open for the next process.
+    /// Returns whether a supervisor also keeps the socket open for the next process.
     pub(crate) fn is_kept(&self) -> bool {
         self.0.kept
     }
 
-    /// Stops accepting if a supervisor keeps the socket open for the next process.
+    /// Stops accepting from the socket, if a supervisor also keeps it open for the next process.
     pub(crate) fn leave_if_kept(&self) {
         if self.is_kept() {
             self.leave();

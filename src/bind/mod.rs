@@ -142,8 +142,8 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server treats an error like one of [`poll_accept`](Self::poll_accept): by default, it
-    /// calls this method again after a while.
+    /// The server treats an error like one of [`poll_accept`](Self::poll_accept). By default, it
+    /// calls this method again after a back-off.
     fn resume(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -93,7 +93,8 @@ impl SocketOptions {
     /// only one loop. With several loops, the kernel distributes connections by their addresses,
     /// not by load, and resets connections in the backlog of a loop that ends. Use several loops
     /// only if one cannot accept connections fast enough. They need a stack that is `Clone`. To
-    /// limit the connections of all loops together, exactly, give each loop a clone of one limit:
+    /// enforce one exact limit on the connections of all loops together, give each loop a clone of
+    /// it:
     ///
     /// ```
     /// use tower::service_fn;
@@ -221,9 +222,9 @@ impl SocketOptions {
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
     /// - that is aborted.
     ///
-    /// Default: on. Why: otherwise the system would keep up to some megabytes that such a peer has
-    /// not read, for minutes, while the connection no longer counts against the limit. A reset
-    /// discards these bytes. With `false`, a peer that still reads receives them.
+    /// Default: on. Why: otherwise the system would keep the bytes that such a peer has not read,
+    /// up to several megabytes, for minutes, while the connection no longer counts against the
+    /// limit. A reset discards these bytes. With `false`, a peer that still reads receives them.
     #[doc(alias = "reset_timedout_connection")]
     #[doc(alias = "set_zero_linger")]
     pub fn reset_cut_off(mut self, reset_cut_off: bool) -> Self {

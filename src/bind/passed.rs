@@ -18,7 +18,7 @@ use super::listening::{Opened, accepts};
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PassedError {
-    /// The variable `LISTEN_FDS` is not set, or zero.
+    /// The variable `LISTEN_FDS` is not set, or is zero.
     #[error(
         "no socket was passed to this process, as `LISTEN_FDS` is not set: start it by a socket \
          unit of systemd, or by `systemd-socket-activate --listen=PORT PROGRAM`"
@@ -104,7 +104,7 @@ struct Descriptors {
 enum Slot {
     Socket(Socket),
     Taken,
-    /// Not a stream socket. It is left alone.
+    /// Not a stream socket. It is not touched.
     Other,
 }
 
@@ -213,12 +213,12 @@ fn lock() -> Result<MutexGuard<'static, Descriptors>, PassedError> {
     Ok(passed.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Takes the sockets of an endpoint.
+/// Takes the sockets that `which` selects.
 pub(super) fn take(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     lock()?.take(which)
 }
 
-/// Takes the socket with this index in the list.
+/// Takes the socket with this index among the passed descriptors.
 pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
     lock()?.take_at(at)
 }

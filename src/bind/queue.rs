@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::connection::Address;
 
-/// Returns the number of connections that wait to be accepted at all TCP addresses together. If
-/// another process listens on the same addresses, its waiting connections are included. Returns
-/// `None` if there is no TCP address, or if the system does not provide the number.
+/// Returns the total number of connections that wait to be accepted at the TCP addresses among
+/// `addresses`. If another process listens on the same addresses, its waiting connections are
+/// included. Returns `None` if there is no TCP address, or if the system does not provide the
+/// number.
 pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     let ours: Vec<_> = addresses.iter().filter_map(Address::tcp).collect();
     if ours.is_empty() {

@@ -117,12 +117,12 @@ macro_rules! on_stream {
     };
 }
 
-/// The maximum number of bytes to read at once if the runtime reports none. It is small, because
-/// there are seldom any bytes, and the buffer must be initialized for each such read.
+/// The maximum size of a read that is tried although the runtime has reported no input. It is
+/// small, because such a read seldom finds bytes, and the buffer must be initialized for each one.
 const LOOK: usize = 4 * 1024;
 
 impl Socket {
-    /// Reads bytes that the runtime does not report, after [`Probe::look`].
+    /// Reads bytes that the runtime has not reported. [`Probe::look`] requests such a read.
     fn poll_look(&self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = buf.remaining().min(LOOK);
         let read = (&*SockRef::from(self)).read(buf.initialize_unfilled_to(room));

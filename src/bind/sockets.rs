@@ -1,4 +1,4 @@
-//! A listener of any number of listening sockets, which are served in turn.
+//! A listener that combines any number of listening sockets, and serves them in turn.
 
 use std::ffi::OsStr;
 use std::io;
@@ -35,8 +35,8 @@ use crate::error::Error;
 /// TCP's urgent data stays in the stream, as [RFC 6093] recommends. A read ends where urgent data
 /// begins, and the runtime reports the bytes after that point only when more bytes arrive. So a
 /// [`Pipeline`](crate::Pipeline) that has read half a frame asks the system for the rest, and a
-/// drain asks for more frames. HTTP, TLS and services that read the stream themselves do not ask,
-/// because that would cost a system call for each request.
+/// pipeline that drains asks for all bytes that have arrived. HTTP, TLS and services that read the
+/// stream themselves do not ask, because that would cost a system call for each request.
 ///
 /// [RFC 6093]: https://www.rfc-editor.org/rfc/rfc6093
 ///
@@ -216,8 +216,8 @@ impl Listener for Sockets {
                     place,
                     endpoint: listening.endpoint.clone(),
                 }),
-                // Closing this descriptor would not stop a socket that a supervisor also keeps open
-                // from listening.
+                // The socket stays open: either a supervisor would keep it listening anyway, or it
+                // could not be opened again at the same address.
                 None => self.sources.push(source),
             }
         }
@@ -299,7 +299,8 @@ impl Source {
         })
     }
 
-    /// Returns whether another process accepts the connections of this socket.
+    /// Returns whether this process has stopped accepting from the socket, and leaves its clients
+    /// to another process.
     fn is_left(&self) -> bool {
         self.socket.get_ref().left.load(Ordering::Relaxed)
     }
@@ -425,7 +426,7 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Returns `false`, because this system does not tell whether a socket listens. accept(2) fails
+/// Returns `false`, because this system does not report whether a socket listens. accept(2) fails
 /// with `EINVAL` only for a socket that does not listen.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
