@@ -34,8 +34,8 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Starts a wait, twice as long as the previous one. Returns whether it is the first wait since
-    /// the last successful accept. Only the first is logged.
+    /// Starts a wait, twice as long as the previous one, up to 1 s. Returns whether it is the first
+    /// wait since the last successful accept. Only the first is logged.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(LONGEST);
@@ -46,7 +46,8 @@ impl Stall {
         !std::mem::replace(&mut self.logged, true)
     }
 
-    /// Counts a failure that is retried at once. Returns whether there were too many in a row.
+    /// Counts a failure that would be retried at once. Returns whether there were too many in a
+    /// row, so that the caller must back off.
     pub(crate) fn retry(&mut self) -> bool {
         self.retries += 1;
         self.retries > RETRIES

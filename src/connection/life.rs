@@ -22,8 +22,8 @@ struct Open {
 }
 
 impl Open {
-    /// Proposes a reason. Returns the reason that now applies, and the one it replaces. The caller
-    /// drops the replaced one after unlocking, because dropping its cause runs user code.
+    /// Proposes a reason. Returns the reason that now applies, and the reason that was replaced, if
+    /// any. The caller drops the latter after unlocking, because dropping its cause runs user code.
     fn propose(
         &mut self,
         proposed: &ConnectionEnded,

@@ -63,7 +63,7 @@ impl<Io> Connection<Io> {
         &self.info
     }
 
-    /// Adds a fact: a value of any type, found by its type. Services and layers read it with
+    /// Adds a fact: a value that is found by its type. Services and layers read it with
     /// [`ConnectionInfo::get`], and the rest of the program with
     /// [`LiveConnection::get`](crate::LiveConnection::get).
     ///

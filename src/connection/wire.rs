@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) family: Family,
-    /// Closing the socket sends a reset if its peer is cut off.
+    /// Set if closing the socket sends a reset to a peer that is cut off.
     resets: bool,
     /// The number of bytes written to the socket. Only the stream changes it.
     written: AtomicU64,
@@ -169,8 +169,8 @@ impl Probe {
     /// Makes the next read ask the system for bytes that the runtime does not report yet. Returns
     /// `false` if no socket is known.
     ///
-    /// The runtime learns of new bytes only when it polls its driver. Asking costs a system call,
-    /// so only a reader that would otherwise discard unread bytes should do it.
+    /// The runtime learns of new bytes only when it polls its driver. Asking the system costs a
+    /// system call, so only a reader that would otherwise discard unread bytes should call this.
     pub(crate) fn look(&self) -> bool {
         let wire = self.wire();
         if let Some(wire) = &wire {

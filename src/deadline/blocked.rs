@@ -14,7 +14,7 @@ use crate::connection::{Life, Sent};
 /// taken. So a connection ends late by at most a sixteenth of the deadline.
 pub(crate) const LOOKS: u32 = 16;
 
-/// Records since when output is pending, and since when the peer has taken none of it.
+/// Records when output became pending, and since when the peer has taken none of it.
 ///
 /// It is empty while no output is pending. The state is boxed, because most connections never wait
 /// for their peer.
@@ -35,8 +35,8 @@ impl Blocked {
         self.0.is_some()
     }
 
-    /// Returns the moment since when output is pending. It stays the same when the peer takes a
-    /// part of the output, unlike the moment from which the deadline counts.
+    /// Returns the moment at which output became pending. Unlike the moment from which the deadline
+    /// counts, it stays the same when the peer takes a part of the output.
     pub(crate) fn begun(&self) -> Option<Moment> {
         self.0.as_ref().map(|wait| wait.begun)
     }

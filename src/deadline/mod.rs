@@ -10,7 +10,7 @@
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `min_rate` of output, and `stream` of `drain` |
 //!
-//! A deadline for the peer that passes while the process is stopped or starved of CPU time is
+//! If a deadline for the peer passes while the process is stopped or starved of CPU time, it is
 //! extended once, by 50 ms, because the peer may have acted in time.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines

@@ -53,9 +53,9 @@ impl Pace {
     /// Returns the end of the window that ends first. Fails with an end reason if the peer was too
     /// slow in a window that has ended.
     ///
-    /// `frame` is the moment when an incomplete frame began, and `sending` the moment since when
-    /// output is pending. The first window begins with the call that first passes such a moment,
-    /// which may be later than the moment itself.
+    /// `frame` is the moment when an incomplete frame began, and `sending` the moment when output
+    /// became pending. The first window begins with the call that first passes such a moment, which
+    /// may be later than the moment itself.
     pub(crate) fn check(
         &mut self,
         rate: Option<MinRate>,

@@ -136,7 +136,7 @@ impl Timer {
     }
 
     /// Completes if the deadline `next` has passed. Otherwise registers a wakeup for it. The owner
-    /// calls this before each wait, with its first deadline.
+    /// calls this before each wait, with its earliest deadline.
     pub(crate) fn poll<D: Due>(
         &mut self,
         next: Option<(Moment, D)>,

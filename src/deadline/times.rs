@@ -3,9 +3,9 @@ use std::time::Duration;
 use super::pace::MinRate;
 use super::timer::jitter;
 
-/// Declares a struct of deadlines. Each deadline has the docs of its setter, and its default. The
-/// macro generates the setters, and the link targets for the table in the struct's docs. A field in
-/// the `besides` part has a setter written by hand.
+/// Declares a struct of deadlines. Each entry consists of the docs of a deadline's setter, its
+/// name, and its default. The macro generates the setters, and the link targets for the table in
+/// the struct's docs. A field in the `besides` part has a setter written by hand.
 macro_rules! deadlines {
     (
         $(#[$doc:meta])*
@@ -343,8 +343,8 @@ deadlines! {
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
-        /// and each reply restarts the time. In all, the connection waits for frames for at most
-        /// ten times as long.
+        /// and each reply restarts the time. In all, a connection waits for other frames for at
+        /// most ten times this time.
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this
@@ -357,9 +357,9 @@ deadlines! {
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
         next_frame = secs(0),
 
-        /// Sets how long the peer of an idle HTTP/2 connection has to acknowledge the `GOAWAY`,
-        /// even if the peer sends pings. The time counts from the end of the last response, if that
-        /// is later.
+        /// Sets how long the peer of an idle HTTP/2 connection has to acknowledge the `GOAWAY`.
+        /// Pings from the peer do not extend the time. It counts from the end of the last response,
+        /// if that is later.
         ///
         /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When
         /// reached: the connection closes with the reason for which the `GOAWAY` was sent.

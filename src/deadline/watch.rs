@@ -15,10 +15,11 @@ use crate::signals::Signal;
 /// The current user of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Borrower {
-    /// A raw service. Most run in the connection's own task, where every byte wakes the watch, too.
+    /// A raw service. It usually runs in the connection's own task, so whatever wakes the service
+    /// also polls the watch.
     Service,
-    /// The task that received an upgraded stream. The counters are checked several times before a
-    /// deadline.
+    /// The task that received an upgraded stream. Its reads and writes do not wake the watch, so
+    /// the byte counters are checked [`LOOKS`] times per deadline.
     Upgraded,
 }
 

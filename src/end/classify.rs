@@ -154,7 +154,7 @@ impl EndReason {
         }
     }
 
-    /// Returns whether this is a reason for a stream that failed.
+    /// Returns whether the reason is a failure of the stream.
     pub(crate) fn is_of_stream(self) -> bool {
         matches!(self, Self::PeerReset | Self::Truncated | Self::IoError)
     }

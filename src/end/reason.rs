@@ -115,7 +115,7 @@ end_reasons! {
     ClientLimitExceeded = "client_limit_exceeded" by Server,
     /// The client connected more often than `PerClient` allows.
     ClientRateExceeded = "client_rate_exceeded" by Server,
-    /// The time of tower's `Timeout` layer around the connection service passed.
+    /// The timeout of tower's `Timeout` layer around the connection service elapsed.
     ServiceTimeout = "service_timeout" by Service,
     /// The program closed the connection gracefully: by a closing reply, by
     /// [`Peer::close`](crate::Peer::close) or

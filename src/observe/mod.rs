@@ -1,8 +1,8 @@
 //! Spans, events and metrics of a server, under [OpenTelemetry names] where they exist.
 //!
-//! A server logs little by default. Actions of peers, including probes and scans, are counted and
-//! logged at debug level. Faults of the program or the system are logged at higher levels. Requests
-//! are neither logged nor measured unless a layer is added around their service.
+//! A server logs little by default. Actions of peers, including probes and scans, are counted, and
+//! logged at debug or trace level. Faults of the program or the system are logged at higher levels.
+//! Requests are neither logged nor measured unless a layer is added around their service.
 //!
 //! Each connection ends with one reason, [`EndReason`]. [`EndReason::as_str`] is its name
 //! everywhere: in [`Connection::on_end`], the span, the event and the metrics. Peer addresses are

@@ -7,9 +7,9 @@
 //! runs one hook after another.
 //!
 //! Hooks run in the connection's own task, never in the accept loop. [`PreConnectLayer`] sets one
-//! deadline for all of them, and a budget: the number of connections that may be in their hooks at
-//! the same time. If a hook fails with a [`ConnectionEnded`], the connection ends with the reason
-//! in that error. After any other error it ends with [`EndReason::Rejected`].
+//! deadline for all of them, and a budget: the maximum number of connections that may be in their
+//! hooks at the same time. If a hook fails with a [`ConnectionEnded`], the connection ends with the
+//! reason in that error. After any other error it ends with [`EndReason::Rejected`].
 //!
 //! ```
 //! use tower::{ServiceBuilder, service_fn};
@@ -122,7 +122,7 @@ impl<H> PreConnectLayer<H> {
         self
     }
 
-    /// Sets the number of connections that may be in their hooks at the same time. `0` counts as 1.
+    /// Sets the maximum number of connections in their hooks at the same time. `0` counts as 1.
     ///
     /// Default: 512. Why: to bound the memory of unfinished handshakes. When reached: the next
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].

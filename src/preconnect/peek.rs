@@ -181,8 +181,8 @@ where
                     deadline,
                     drain: None,
                 };
-                // This reads from the stream directly, past the counter, because the bytes are
-                // counted when they are read again.
+                // This reads from the stream directly and bypasses the counter, because the bytes
+                // are counted when they are read again.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
                 let elapsed = times.elapsed(&life);
                 // The read is polled first, so that a verdict in time counts even if the task was

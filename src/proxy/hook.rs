@@ -33,8 +33,8 @@ pub enum Untrusted {
 
 /// A pre-connect hook that reads the PROXY header of a trusted peer. See the [module docs](super).
 ///
-/// As a service it is always ready, because the future of a call reads the header. It fails with a
-/// boxed [`ConnectionEnded`]:
+/// As a service it is always ready. The future of a call reads the header, and fails with a boxed
+/// [`ConnectionEnded`]:
 ///
 /// | reason | when |
 /// | --- | --- |
@@ -90,7 +90,7 @@ impl ProxyProtocol {
     /// Sets the maximum length of a version 2 header, in bytes, including its first 16. The
     /// specification limits a version 1 header to 107 bytes.
     ///
-    /// Default: 4,096. Why: usual headers have less than 536 bytes. The default leaves room for a
+    /// Default: 4,096. Why: usual headers have fewer than 536 bytes. The default leaves room for a
     /// client certificate or a proxy's own TLVs. Without a limit, a sender could announce up to
     /// 65,551 bytes. When reached: the connection ends as soon as the length has arrived.
     #[must_use]
@@ -99,7 +99,7 @@ impl ProxyProtocol {
         self
     }
 
-    /// Reads a header. Returns it, and the bytes after it that were read along with it.
+    /// Reads a header. Returns the header, and the bytes after it that were read with it.
     async fn read<Io: AsyncRead + Unpin>(
         &self,
         io: &mut Io,
@@ -158,8 +158,8 @@ where
         }
         let hook = self.clone();
         Box::pin(async move {
-            // This reads from the stream directly, past the counter, because the bytes of the
-            // header are not the client's. The bytes after the header are counted when they are
+            // This reads from the stream directly and bypasses the counter, because the bytes of
+            // the header are not the client's. The bytes after the header are counted when they are
             // read again.
             let (header, rest) = hook.read(conn.get_mut()).await?;
             if let (Family::Tcp4 | Family::Tcp6, Some(source)) = (header.family, header.source()) {

@@ -42,9 +42,8 @@ impl Child {
         ours.set_nonblocking(true)?;
         let (lines, reply) = tokio::net::UnixStream::from_std(ours)?.into_split();
         handover::hand_on(&mut command, sockets, theirs)?;
-        // A fork copies the page tables of this process, so it may block. The closure owns the
-        // command, which owns copies of the descriptors, so the copies are closed when the closure
-        // ends.
+        // A fork copies the page tables of this process, so it may block. The command owns copies
+        // of the descriptors. They are closed when the closure, which owns the command, ends.
         let started = spawn_blocking(move || {
             let started = process::Command::from(command).spawn();
             started.map(|child| Process(Some(child)))
@@ -78,8 +77,9 @@ impl Child {
         }
     }
 
-    /// Returns the endpoints that the process does not serve. Returns `None` if it serves none of
-    /// them yet, or all.
+    /// Returns the endpoints of those `sockets` that the new process neither serves nor has closed
+    /// yet. Returns `None` if there are no such sockets, or if the new process has reported no
+    /// socket so far.
     pub(super) fn waits_for(&self, sockets: &[ListeningSocket]) -> Option<String> {
         let sockets = sockets.iter().enumerate();
         let mut endpoints: Vec<_> = sockets

@@ -25,7 +25,8 @@ pub enum ReplaceError {
     NotReady {
         /// The time that the new process had.
         after: Duration,
-        /// The endpoints that the new process did not serve. `None` if it served none at all.
+        /// The endpoints that the new process did not serve and whose sockets it had not closed.
+        /// `None` if it served none at all.
         waits_for: Option<String>,
     },
 
