@@ -198,8 +198,8 @@ impl SocketOptions {
         self
     }
 
-    /// Sets how many unsent bytes the system holds for a TCP socket (`TCP_NOTSENT_LOWAT`, only on
-    /// Linux).
+    /// Sets the maximum number of unsent bytes that the system holds for a TCP socket
+    /// (`TCP_NOTSENT_LOWAT`, only on Linux).
     ///
     /// Default: not set. Why: the system's send buffer already bounds them, and bulk transfers take
     /// the least CPU time without this option. When reached: the connection's writes wait.
@@ -216,8 +216,8 @@ impl SocketOptions {
     /// Sets whether the server resets a TCP connection when it cuts the connection off. It cuts off
     /// a connection
     ///
-    /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline, or the deadline of
-    ///   a shutdown before it has begun to close;
+    /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline;
+    /// - that has not begun to close at the deadline of a shutdown;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
     /// - that is aborted.

@@ -77,9 +77,10 @@ struct Suspended {
 impl Sockets {
     /// Listens on all endpoints, or on none.
     ///
-    /// If the path of a Unix socket exists, it is replaced only if it is a socket that refuses
-    /// connections, such as one left behind by a crashed server. Two servers that start at the same
-    /// moment can still take the path from each other. If that may happen, lock another file first.
+    /// If a file exists at the path of a Unix socket, it is replaced only if it is a socket that
+    /// refuses connections, such as one left behind by a crashed server. Two servers that start at
+    /// the same moment can still take the path from each other. If that may happen, lock another
+    /// file first.
     ///
     /// # Errors
     ///

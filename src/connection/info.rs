@@ -60,8 +60,9 @@ impl ConnectionInfo {
     /// has reached its [maximum age](crate::deadline::Deadlines::max_age), or the program has
     /// called [`LiveConnection::close`](crate::LiveConnection::close).
     ///
-    /// [`Peer::close`](crate::Peer::close) does not count, because the pipeline then closes the
-    /// connection itself. After an upgrade there is no pipeline, so it counts.
+    /// [`Peer::close`](crate::Peer::close) does not make this `true`, because the pipeline then
+    /// closes the connection itself. After an upgrade there is no pipeline, and `Peer::close` makes
+    /// this `true`.
     pub fn is_draining(&self) -> bool {
         self.life.signals.is_raised(Signal::Drain)
     }

@@ -1,7 +1,7 @@
 //! One lazy timer for all the deadlines of a connection.
 //!
 //! Moving a deadline to a later time costs nothing: the timer stays armed as it is, and when it
-//! fires, its owner computes the first deadline again. The owner knows which deadlines apply,
+//! fires, its owner computes the earliest deadline again. The owner knows which deadlines apply,
 //! because it knows what the connection waits for.
 
 use std::hash::{BuildHasher, RandomState};

@@ -106,8 +106,8 @@ impl ConnectionEnded {
     ///
     /// If a hook, a layer or a connection service fails with this error, the connection ends with
     /// this reason. The same holds for the predicate of tower's `Filter` around a connection
-    /// service, if it returns this error. If it returns an error of your own type, the connection
-    /// ends with [`ServiceError`](EndReason::ServiceError):
+    /// service, as in this example. If the predicate returns an error of your own type instead, the
+    /// connection ends with [`ServiceError`](EndReason::ServiceError).
     ///
     /// ```
     /// use tower::ServiceBuilder;

@@ -123,7 +123,7 @@ fn level(reason: EndReason) -> Level {
     match reason {
         EndReason::Panic => Level::ERROR,
         EndReason::DrainDeadline => Level::WARN,
-        // A hook or a limit that rejects a peer works as intended.
+        // The program intends these ends.
         EndReason::Rejected | EndReason::Aborted | EndReason::ServiceClosed => Level::DEBUG,
         other if other.initiator() == Initiator::Service => Level::WARN,
         _ => Level::DEBUG,

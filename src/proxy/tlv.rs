@@ -1,4 +1,4 @@
-//! TLVs (type, length, value): the further facts in a version 2 header.
+//! TLVs (type, length, value): the additional facts in a version 2 header.
 
 use bytes::{Buf, Bytes};
 
