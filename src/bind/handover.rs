@@ -107,20 +107,20 @@ impl FromChild {
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
         let word = words.next()?;
-        let places = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+        let indexes = words.map(str::parse).collect::<Result<_, _>>().ok()?;
         match word {
-            "has" => Some(Self::Has(places)),
-            "ready" => Some(Self::Ready(places)),
+            "has" => Some(Self::Has(indexes)),
+            "ready" => Some(Self::Ready(indexes)),
             _ => None,
         }
     }
 
     fn line(&self) -> String {
-        let (word, places) = match self {
-            Self::Has(places) => ("has", places),
-            Self::Ready(places) => ("ready", places),
+        let (word, indexes) = match self {
+            Self::Has(indexes) => ("has", indexes),
+            Self::Ready(indexes) => ("ready", indexes),
         };
-        let words = places.iter().map(|at| format!(" {at}"));
+        let words = indexes.iter().map(|at| format!(" {at}"));
         format!("{word}{}\n", words.collect::<String>())
     }
 }
@@ -305,11 +305,11 @@ pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
 
 impl State {
     /// Tells the old process which sockets this process serves or has closed.
-    fn has(&mut self, places: Vec<usize>) {
+    fn has(&mut self, indexes: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
             // A failed write is ignored, because the old process uses this line only to describe a
             // failure.
-            let _ended = stream.write_all(FromChild::Has(places).line().as_bytes());
+            let _ended = stream.write_all(FromChild::Has(indexes).line().as_bytes());
         }
     }
 

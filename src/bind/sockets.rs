@@ -307,12 +307,12 @@ impl Source {
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut asked = false;
+        let mut queried = false;
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
                 // The system may have a connection that tokio has not noticed yet. At a shutdown
                 // this check may be the last.
-                return if !asked && has_event(self.socket.get_ref()) {
+                return if !queried && has_event(self.socket.get_ref()) {
                     Poll::Ready(Ok(()))
                 } else {
                     Poll::Pending
@@ -326,7 +326,7 @@ impl Source {
             }
             guard.clear_ready();
             self.is_news = true;
-            asked = true;
+            queried = true;
         }
     }
 

@@ -222,12 +222,12 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Connection<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let asked = buf.remaining();
+        let room = buf.remaining();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let n = buf.filled().len() - before;
         if n > 0 {
             self.life().count_read(n);
-        } else if asked > 0 {
+        } else if room > 0 {
             self.life().peer_is_done();
         }
         Poll::Ready(Ok(()))

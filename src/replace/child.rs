@@ -66,10 +66,12 @@ impl Child {
             };
             match line.map(|line| line.as_deref().map(FromChild::parse)) {
                 // The stream must be writable, because `go` does not wait.
-                Ok(Some(Some(FromChild::Ready(places)))) if self.reply.writable().await.is_ok() => {
-                    return Ok(places);
+                Ok(Some(Some(FromChild::Ready(indexes))))
+                    if self.reply.writable().await.is_ok() =>
+                {
+                    return Ok(indexes);
                 }
-                Ok(Some(Some(FromChild::Has(places)))) => self.has.extend(places),
+                Ok(Some(Some(FromChild::Has(indexes)))) => self.has.extend(indexes),
                 Ok(Some(_)) => {}
                 // The process has ended, or it has closed the stream and so will never be ready.
                 Ok(None) | Err(_) => return Err(self.process.ended().await),

@@ -232,7 +232,7 @@ impl Replace {
         sockets: &[ListeningSocket],
     ) -> Result<(), ReplaceError> {
         let drains = |handle: &Handle| Box::pin(handle.reached(ServerPhase::Draining));
-        let places = tokio::select! {
+        let indexes = tokio::select! {
             ready = child.ready() => ready?,
             _ = select_all(self.handles.iter().map(drains)) => {
                 return Err(ReplaceError::ShuttingDown);
@@ -246,7 +246,7 @@ impl Replace {
         if self.is_shutting_down() {
             return Err(ReplaceError::ShuttingDown);
         }
-        let served = || places.iter().filter_map(|place| sockets.get(*place));
+        let served = || indexes.iter().filter_map(|index| sockets.get(*index));
         served().for_each(|socket| socket.own_path(false));
         if !child.go() {
             served().for_each(|socket| socket.own_path(true));
