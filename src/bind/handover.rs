@@ -376,7 +376,7 @@ impl Replacing {
                     Stage::Serving(socket) => Some((at, socket.upgrade()?)),
                     _ => None,
                 })
-                .filter(|(_, socket)| !socket.is_left())
+                .filter(|(_, socket)| !socket.is_released())
                 .collect()
         };
         let replied = async {

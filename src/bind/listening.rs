@@ -52,7 +52,7 @@ pub(super) struct Listening {
     pub(super) kept: bool,
     /// This process has stopped accepting from the socket, and leaves its clients to another
     /// process.
-    pub(super) left: AtomicBool,
+    pub(super) released: AtomicBool,
     /// The socket's index among those that the replaced process passed, if it is one of them.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
     pub(super) handed_on: Option<usize>,
@@ -101,15 +101,15 @@ impl ListeningSocket {
     }
 
     /// Stops accepting from the socket, and leaves its clients to another process.
-    pub(crate) fn leave(&self) {
-        self.0.left.store(true, Ordering::Relaxed);
+    pub(crate) fn release(&self) {
+        self.0.released.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether this process has stopped accepting from the socket, and leaves its clients
     /// to another process.
     #[cfg(feature = "handover")]
-    pub(super) fn is_left(&self) -> bool {
-        self.0.left.load(Ordering::Relaxed)
+    pub(super) fn is_released(&self) -> bool {
+        self.0.released.load(Ordering::Relaxed)
     }
 
     /// Returns whether a supervisor also keeps the socket open for the next process.
@@ -118,9 +118,9 @@ impl ListeningSocket {
     }
 
     /// Stops accepting from the socket, if a supervisor also keeps it open for the next process.
-    pub(crate) fn leave_if_kept(&self) {
+    pub(crate) fn release_if_kept(&self) {
         if self.is_kept() {
-            self.leave();
+            self.release();
         }
     }
 }

@@ -153,7 +153,9 @@ impl Listener for Sockets {
         }
         self.readable = None;
         for index in (self.next..count).chain(0..self.next) {
-            if !self.sources[index].is_left() && self.sources[index].poll_readable(cx)?.is_ready() {
+            if !self.sources[index].is_released()
+                && self.sources[index].poll_readable(cx)?.is_ready()
+            {
                 self.readable = Some(index);
                 return Poll::Ready(Ok(()));
             }
@@ -228,7 +230,11 @@ impl Listener for Sockets {
 
     fn resume(&mut self) -> io::Result<()> {
         for source in &self.sources {
-            source.socket.get_ref().left.store(false, Ordering::Relaxed);
+            source
+                .socket
+                .get_ref()
+                .released
+                .store(false, Ordering::Relaxed);
         }
         while let Some(Suspended { place, endpoint }) = self.suspended.first() {
             let (name, number) = endpoint.clone();
@@ -289,7 +295,7 @@ impl Source {
             local: local.clone(),
             endpoint: (endpoint.unwrap_or_else(|| local.to_string().into()), number),
             kept,
-            left: AtomicBool::new(false),
+            released: AtomicBool::new(false),
             handed_on,
         });
         Ok(Self {
@@ -302,8 +308,8 @@ impl Source {
 
     /// Returns whether this process has stopped accepting from the socket, and leaves its clients
     /// to another process.
-    fn is_left(&self) -> bool {
-        self.socket.get_ref().left.load(Ordering::Relaxed)
+    fn is_released(&self) -> bool {
+        self.socket.get_ref().released.load(Ordering::Relaxed)
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -224,7 +224,7 @@ impl Life {
 
     /// Closes the connection gracefully, as a drain does, with `ServiceClosed` as the reason. It
     /// raises `Signal::Drain`, because raw services do not notice `Signal::Close`.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn close_gracefully(&self) {
         self.set_reason(EndReason::ServiceClosed, None);
         self.signals.raise(Signal::Drain);
     }

@@ -77,7 +77,7 @@ impl LiveConnection {
     /// Closes the connection gracefully, as a drain does: requests in progress are answered. For a
     /// raw service, [`Connection::draining`](crate::Connection::draining) completes.
     pub fn close(&self) {
-        self.life.leave();
+        self.life.close_gracefully();
     }
 
     /// Aborts the connection, as [`Peer::abort`](crate::Peer::abort) does. Requests in progress and

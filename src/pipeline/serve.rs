@@ -121,7 +121,7 @@ where
     if life.signals.is_raised(Signal::Close) {
         // The program closed the connection too late for the pipeline to handle the signal. A raw
         // service does not notice the signal to close, but it notices a drain.
-        life.leave();
+        life.close_gracefully();
     }
     let ready = next.readied();
     match limit {

@@ -252,7 +252,7 @@ impl Replace {
             served().for_each(|socket| socket.own_path(true));
             return Err(child.killed().await);
         }
-        served().for_each(ListeningSocket::leave);
+        served().for_each(ListeningSocket::release);
         self.handles.iter().for_each(Handle::drain);
         Ok(())
     }

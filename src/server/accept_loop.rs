@@ -92,7 +92,7 @@ where
             if server.phase() != phase {
                 return Ok(());
             }
-            server.sockets().for_each(|socket| socket.leave_if_kept());
+            server.sockets().for_each(|socket| socket.release_if_kept());
             self.empty().await?;
             self.listener.suspend();
             self.suspended = true;

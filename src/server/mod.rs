@@ -209,7 +209,7 @@ where
         if let Either::Right(_) = select(may_accept, ends).await {
             // This server shuts down before it has taken over. The process that it should replace
             // continues to accept from these sockets.
-            shared.sockets().for_each(|socket| socket.leave());
+            shared.sockets().for_each(|socket| socket.release());
         }
     }
     let mut accepting = AcceptLoop::new(listener, stack, Arc::clone(&shared), door, &mut workers);
@@ -279,7 +279,7 @@ where
     L: Listener,
     S: ConnectionService<L::Io>,
 {
-    shared.sockets().for_each(|socket| socket.leave_if_kept());
+    shared.sockets().for_each(|socket| socket.release_if_kept());
     match accepting.take() {
         Some(mut accepting) => accepting.empty().await,
         None => Ok(()),

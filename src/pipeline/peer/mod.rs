@@ -378,7 +378,7 @@ impl<T, M> Peer<T, M> {
         self.channel.refuse();
         self.channel.info.life.signals.raise(Signal::Close);
         if self.channel.lock().ended {
-            self.channel.info.life.leave();
+            self.channel.info.life.close_gracefully();
         }
     }
 
