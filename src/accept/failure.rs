@@ -12,13 +12,15 @@ pub enum AcceptErrorAction {
     /// Accepts the next connection at once, because the error concerns only the connection that
     /// failed.
     ///
-    /// After 16 retries in a row the loop backs off anyway, so that no error makes it spin.
+    /// At most 16 failures since the last successful accept are retried at once. After every
+    /// further one the loop backs off, so that no error makes it spin.
     Retry,
     /// Waits before the next accept, because a resource is exhausted or the error is unknown.
     ///
-    /// New connections stay in the backlog. The first wait is 5 ms, and each further wait is twice
-    /// as long, up to 1 s. A wait ends early when one of the server's own connections ends. The
-    /// stall is logged once, not at each attempt.
+    /// Meanwhile, new connections stay in the backlog. The first wait is 5 ms, and each further
+    /// wait is twice as long as the previous one, up to 1 s. A wait ends early when one of the
+    /// server's own connections ends. Only the first wait since the last successful accept is
+    /// logged.
     BackOff,
     /// Drains the server, because the listener will not accept again. The server then returns the
     /// error.
@@ -26,7 +28,7 @@ pub enum AcceptErrorAction {
 }
 
 impl AcceptErrorAction {
-    /// Returns the word used in metrics. It does not change between releases.
+    /// Returns the value of the metric attribute `action`. It does not change between releases.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Retry => "retry",
@@ -36,8 +38,8 @@ impl AcceptErrorAction {
     }
 }
 
-/// Returns the name of an error for OpenTelemetry's `error.type`: its errno symbol in lower case,
-/// or `_OTHER`. The set of names is small and fixed.
+/// Returns the name of an error for OpenTelemetry's `error.type`: the errno symbol in lower case,
+/// or `_OTHER` for an error that is not listed here.
 pub(crate) fn error_type(err: &io::Error) -> &'static str {
     let Some(errno) = Errno::from_io_error(err) else {
         return "_OTHER";
@@ -71,10 +73,11 @@ pub(crate) fn error_type(err: &io::Error) -> &'static str {
 
 /// Decides how to react to a failed accept. This is the default policy.
 ///
-/// It retries if the error belongs to the *new* connection, such as a network error that was
-/// pending on that connection. [accept(2)] lists these errors for Linux. It stops if the listener
-/// is closed. It backs off if a resource is exhausted. It also backs off after any other error, so
-/// that an unknown error neither ends a server nor makes it spin.
+/// It retries if the error concerns only the *new* connection, such as a network error that was
+/// pending on that connection ([accept(2)] describes such errors for Linux), or if a signal
+/// interrupted the accept. It stops if the listener is closed ([`ListenerClosed`], `EBADF` or
+/// `ENOTSOCK`). It backs off if a resource is exhausted, and after every other error, so that an
+/// unknown error neither ends a server nor makes it spin.
 ///
 /// [accept(2)]: https://man7.org/linux/man-pages/man2/accept.2.html
 pub fn classify(err: &io::Error) -> AcceptErrorAction {
@@ -109,7 +112,7 @@ pub fn classify(err: &io::Error) -> AcceptErrorAction {
         Errno::NONET => AcceptErrorAction::Retry,
         Errno::BADF | Errno::NOTSOCK => AcceptErrorAction::Stop,
         // MFILE, NFILE, NOBUFS, NOMEM, and every other error. INVAL does not mean a closed listener
-        // here, because this crate's listener returns `ListenerClosed` for that.
+        // here, because `Sockets` returns `ListenerClosed` for a socket that no longer listens.
         _ => AcceptErrorAction::BackOff,
     }
 }

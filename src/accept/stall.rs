@@ -9,11 +9,11 @@ use tokio::time::{Instant, Sleep};
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// The number of failures in a row that are retried at once.
+/// The number of failures since the last successful accept that are retried at once.
 const RETRIES: u32 = 16;
 
-/// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. Also records
-/// whether the stall was logged.
+/// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. A stall lasts
+/// from the first of these waits to the next successful accept, and is logged once.
 #[derive(Debug)]
 pub(crate) struct Stall {
     delay: Duration,
@@ -34,8 +34,8 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Starts a wait, twice as long as the previous one, up to 1 s. Returns whether it is the first
-    /// wait since the last successful accept. Only the first is logged.
+    /// Starts a wait, twice as long as the previous one, up to 1 s. Returns whether this is the
+    /// first wait since the last successful accept. Only that wait is logged.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(LONGEST);
@@ -46,8 +46,8 @@ impl Stall {
         !std::mem::replace(&mut self.logged, true)
     }
 
-    /// Counts a failure that would be retried at once. Returns whether there were too many in a
-    /// row, so that the caller must back off.
+    /// Counts a failure that can be retried at once. Returns `true` if there were more than 16 of
+    /// them since the last successful accept, so that the caller must back off.
     pub(crate) fn retry(&mut self) -> bool {
         self.retries += 1;
         self.retries > RETRIES
@@ -62,8 +62,8 @@ impl Stall {
         Poll::Ready(())
     }
 
-    /// Ends the wait early. Called when a connection has ended and so released a resource, because
-    /// the next accept may then succeed.
+    /// Ends the wait early. Called when a connection has ended: it has released resources, such as
+    /// its file descriptor, so the next accept may succeed.
     pub(crate) fn hurry(&mut self) {
         self.sleep = None;
     }
@@ -72,8 +72,7 @@ impl Stall {
         self.sleep.is_some()
     }
 
-    /// Resets the back-off after a successful accept. Returns whether this ends a stall that was
-    /// logged.
+    /// Resets the back-off after a successful accept. Returns whether this ends a stall.
     pub(crate) fn clear(&mut self) -> bool {
         self.retries = 0;
         self.delay = FIRST;
