@@ -1,7 +1,7 @@
 //! Detects that a peer has disconnected while its input is unread.
 //!
 //! A read reports the end of input, or a reset, only after all earlier input has been read. The
-//! kernel's readiness events report it at once.
+//! kernel's readiness events report both at once.
 
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
@@ -14,14 +14,15 @@ use crate::connection::Probe;
 /// Watches whether the peer of a socket disconnects, without reading the peer's input.
 ///
 /// While input is unread, the runtime does not wake a reader when the peer disconnects. So this
-/// type registers a second descriptor of the socket, which keeps the socket open. A value exists
-/// only during a request, and only if the peer has sent more input or has finished sending.
+/// type registers a second descriptor of the socket. That descriptor keeps the socket open, so a
+/// value exists only during a request, and only if the peer has sent more input or has finished
+/// sending.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 
 impl Departing {
-    /// Begins to watch the socket of `probe`. Returns `None` if there is no socket, or if the
-    /// process has no free descriptor.
+    /// Begins to watch the socket of `probe`. Returns `None` if there is no socket, or if no second
+    /// descriptor can be opened and registered.
     #[allow(
         clippy::allow_attributes,
         deprecated,

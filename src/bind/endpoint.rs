@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-/// A place to listen on: an address, a name, a Unix path, or a socket that is already listening.
+/// An address, a name or a Unix path to listen on, or a socket that is already listening.
 ///
 /// | written as | means |
 /// | --- | --- |
@@ -23,18 +23,19 @@ use thiserror::Error;
 /// | `systemd:web` | the sockets that systemd has passed under this name (`FileDescriptorName=`) |
 /// | `systemd:*` | every passed socket that no earlier endpoint has taken |
 ///
-/// With port 0 the operating system chooses the port; [`local_addrs`] returns it. A name with
-/// several addresses gets the same port on all of them.
+/// With port 0 the operating system chooses the port; [`local_addrs`] returns it. If a name with
+/// port 0 has several addresses, all of them get the same port.
 ///
 /// The last three forms need the feature `handover`. They take sockets that systemd, or another
 /// supervisor, has passed with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`. A
 /// passed socket belongs to the first endpoint that takes it, so it can be bound only once in a
-/// process. These sockets keep the options that they have, and the server does not remove the paths
-/// of Unix sockets. When the server drains, it leaves the clients in the backlog to the next
-/// process that gets the sockets.
+/// process. The listening sockets keep their options, and the server does not remove the paths of
+/// Unix sockets. When the server drains, the clients in the backlog wait for the next process that
+/// gets the sockets.
 ///
-/// In a process that [replaces](crate::replace) another one, each endpoint takes the sockets that
-/// the old process had for an endpoint with the same text. This includes endpoints with port 0.
+/// In a process that [replaces](crate::replace) another one, an endpoint takes the sockets that the
+/// old process had for an endpoint with the same text, if there are any. This includes endpoints
+/// with port 0.
 ///
 /// Converting a string never fails, so a list of strings needs no error handling. For an invalid
 /// string, [`Sockets::bind`] returns an error that contains the string. For command lines, use
@@ -102,8 +103,8 @@ impl Endpoint {
     }
 
     /// Returns the name under which the endpoint's sockets are passed to another process. Returns
-    /// `None` for a listener that the program created, because its socket is passed under its
-    /// address.
+    /// `None` for an endpoint that was converted from a listener, because the listener's socket is
+    /// passed under its local address.
     pub(super) fn name(&self) -> Option<Arc<str>> {
         match self.place {
             Target::Tcp(_) | Target::Unix(_) => None,
@@ -222,8 +223,8 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// Writes the endpoint in the form in which it is parsed. For a converted listener, which has no
-/// such form, it writes a short description.
+/// Writes the endpoint in the form in which it is parsed. An endpoint that was converted from a
+/// listener has no such form, so a short description is written instead.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

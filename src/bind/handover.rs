@@ -2,9 +2,9 @@
 //!
 //! The old process passes its listening sockets as systemd does. After them it passes one more
 //! descriptor, a stream between the two processes. Environment variables describe each socket. When
-//! the new process is ready to accept, it writes `ready` to the stream, and it accepts only after
-//! the reply. So if the old process kills the new one because it was not ready in time, the new one
-//! has no connections yet.
+//! the new process is ready to accept, it writes `ready` to the stream. It accepts only after the
+//! old process has replied or has ended. So if the new process is not ready in time, and the old
+//! process kills it, the new process has no connections yet.
 
 use std::env;
 use std::ffi::OsString;
@@ -29,7 +29,8 @@ use super::passed::{self, PassedError};
 use super::unix::OwnPath;
 
 /// The variable that contains the process ID of the old process. Children of the new process
-/// inherit the variable, too. They ignore it, because their parent has another ID.
+/// inherit the variable, too. They ignore it, because it does not contain the ID of their own
+/// parent.
 const REPLACES: &str = "TOWER_TCP_REPLACES";
 /// The prefix of the variables that describe the passed sockets. The socket's index follows. The
 /// value is the number of the endpoint, then `1` if a supervisor keeps the socket open (else `0`),
@@ -42,8 +43,8 @@ const PATH: &str = "TOWER_TCP_PATH_";
 /// The number of the first passed descriptor, as in systemd's protocol.
 const FIRST: RawFd = 3;
 
-/// Makes `command` pass `sockets`, and the end of the stream for the new process, to the process
-/// that it starts.
+/// Makes `command` pass `sockets` and `stream` to the process that it starts. `stream` is the new
+/// process's end of the stream between the two processes.
 pub(crate) fn hand_on(
     command: &mut Command,
     sockets: &[ListeningSocket],
@@ -98,8 +99,8 @@ pub(crate) fn hand_on(
 pub(crate) enum FromChild {
     /// The new process is ready to serve the sockets with these indexes, or has closed them.
     Has(Vec<usize>),
-    /// The new process is ready to serve the sockets with these indexes, and has closed the others.
-    /// It waits for the reply.
+    /// The new process is ready to serve the sockets with these indexes, and will not serve the
+    /// others. It waits for the reply.
     Ready(Vec<usize>),
 }
 
@@ -130,7 +131,7 @@ pub(crate) const GO: &[u8] = b"go\n";
 
 impl ListeningSocket {
     /// Sets whether this process removes the socket's path when it closes the socket. Does nothing
-    /// for a TCP socket.
+    /// for a socket without such a path, such as a TCP socket.
     pub(crate) fn own_path(&self, owned: bool) {
         if let Some(path) = &self.0.path {
             path.own(owned);
@@ -138,15 +139,17 @@ impl ListeningSocket {
     }
 }
 
-/// The sockets that the replaced process has passed. `None` if this process replaces no other.
+/// The sockets that the replaced process has passed. `None` if this process replaces no other
+/// process.
 static REPLACING: LazyLock<Option<Replacing>> = LazyLock::new(Replacing::from_env);
 
 struct Replacing {
     state: Mutex<State>,
-    /// A counter that changes whenever the state does.
+    /// A counter that is incremented when the servers that wait in `may_accept` must check `state`
+    /// and `over` again.
     changes: watch::Sender<u64>,
-    /// The servers of this process may accept: the old process has replied to `ready`, or the wait
-    /// for its reply has ended in another way.
+    /// Set when the servers of this process may accept: the old process has replied to `ready`, or
+    /// the wait for its reply has ended in another way.
     over: AtomicBool,
 }
 
@@ -225,7 +228,7 @@ impl HandedOn {
 }
 
 /// Takes the sockets that the replaced process had for this endpoint. Returns `None` if there are
-/// none, or if this process replaces no other.
+/// none, or if this process replaces no other process.
 pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option<Vec<Opened>>> {
     let Some(replacing) = &*REPLACING else {
         return Ok(None);
@@ -261,7 +264,8 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
     Ok(Some(taken))
 }
 
-/// Takes sockets that a supervisor has passed.
+/// Takes sockets that a supervisor has passed. Fails in a process that replaces another one: there,
+/// [`take`] has found no such socket among those that the old process passed.
 pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     if REPLACING.is_some() {
         return Err(PassedError::NotHandedOn);
@@ -288,15 +292,15 @@ pub(crate) fn close_unused() {
     replacing.changed();
 }
 
-/// Returns whether this process replaces another one and does not accept yet.
+/// Returns whether this process replaces another one and may not accept yet.
 pub(crate) fn is_waiting() -> bool {
     let replacing = REPLACING.as_ref();
     replacing.is_some_and(|replacing| !replacing.over.load(Ordering::Acquire))
 }
 
 /// Waits until a server with these sockets may accept. A process that replaces another one may
-/// accept once all passed sockets are served or closed and the old process has replied. Any other
-/// process may accept at once.
+/// accept once all passed sockets are served or closed, and the old process has then replied or
+/// ended. Any other process may accept at once.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
     if let Some(replacing) = &*REPLACING {
         replacing.may_accept(sockets).await;
@@ -304,7 +308,7 @@ pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
 }
 
 impl State {
-    /// Tells the old process which sockets this process serves or has closed.
+    /// Reports to the old process the sockets that this process now serves or has closed.
     fn has(&mut self, indexes: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
             // A failed write is ignored, because the old process uses this line only to describe a
@@ -313,7 +317,8 @@ impl State {
         }
     }
 
-    /// Takes the stream to the old process if all sockets are served or closed.
+    /// Takes the stream to the old process if all sockets are served or closed. Returns `None` if
+    /// some are not, or if the stream was already taken.
     fn settled(&mut self) -> Option<UnixStream> {
         let waits = |one: &HandedOn| matches!(one.stage, Stage::Waiting | Stage::Bound);
         if self.sockets.iter().any(waits) {
@@ -353,9 +358,10 @@ impl Replacing {
         while !self.over.load(Ordering::Acquire) {
             let settled = self.lock().settled();
             if let Some(stream) = settled {
-                // If this server ends before the reply arrives, the other servers must not wait for
-                // the reply. The old process either kills this process or has already sent its
-                // reply.
+                // If this server ends before the reply arrives, the stream is closed, so the other
+                // servers must stop waiting for the reply. They may accept, because the old process
+                // has either already replied, or kills this process when it notices the closed
+                // stream.
                 let _over = Over(self);
                 // If the stream ends without a reply, the old process has ended, and only this
                 // process can serve.
@@ -366,7 +372,8 @@ impl Replacing {
         }
     }
 
-    /// Reports to the old process that this process is ready, and waits for the reply.
+    /// Reports to the old process that this process is ready, and waits for the reply. After that,
+    /// this process removes the paths of the sockets that it serves.
     async fn ready(&self, stream: UnixStream) -> io::Result<()> {
         let served: Vec<_> = {
             let state = self.lock();

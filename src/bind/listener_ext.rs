@@ -17,7 +17,7 @@ use crate::error::{Panicked, caught};
 /// The new listener has the same addresses, and its [`poll_readable`](Listener::poll_readable) is
 /// that of the original listener.
 ///
-/// If a closure panics, only its connection ends. The accept fails with
+/// If a closure panics, only the connection that was passed to it ends. The accept fails with
 /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted), as if the peer had disconnected.
 #[doc(alias = "tap")]
 pub trait ListenerExt: IntoListener {
@@ -50,7 +50,7 @@ pub trait ListenerExt: IntoListener {
         }
     }
 
-    /// Replaces the stream of each accepted connection by the result of `f`.
+    /// Replaces the stream of each accepted connection with the result of `f`.
     ///
     /// ```
     /// use tokio::io::BufStream;

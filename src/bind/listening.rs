@@ -1,4 +1,4 @@
-//! A listening socket, owned by its accept loop and lent to code that passes it to another process.
+//! A listening socket, which its accept loop shares with code that passes it to another process.
 
 use std::io;
 use std::ops::Deref;
@@ -13,8 +13,9 @@ use crate::connection::Address;
 
 /// A listening socket of a server, to pass to another process or to read its options.
 ///
-/// This value keeps the socket open, so hold it only for a moment. Clients can still connect to an
-/// open socket, but if no server accepts from it, they wait until they give up.
+/// This value keeps the socket open, so hold it only for a moment. As long as the socket is open,
+/// clients can connect. If no server accepts from the socket any more, these clients wait until
+/// they give up.
 ///
 /// ```
 /// use socket2::SockRef;
@@ -44,11 +45,11 @@ pub(super) struct Listening {
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
     pub(super) local: Address,
-    /// The endpoint's text, and its number in this process. The number keeps the sockets of one
-    /// endpoint together when they are passed to another process.
+    /// The endpoint's text, and the endpoint's number in this process. The number keeps the sockets
+    /// of one endpoint together when they are passed to another process.
     pub(super) endpoint: (Arc<str>, usize),
-    /// A supervisor also keeps the socket open, so the clients in its backlog can wait for another
-    /// process.
+    /// Set if a supervisor also keeps the socket open. The clients in the socket's backlog can then
+    /// wait for another process.
     pub(super) kept: bool,
     /// This process has stopped accepting from the socket, and leaves its clients to another
     /// process.
@@ -64,9 +65,9 @@ pub(super) struct Opened {
     // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
-    /// The options that accepted sockets inherit were set on this socket.
+    /// Set if the options that accepted sockets inherit were set on this socket.
     pub(super) prepared: bool,
-    /// A supervisor also keeps the socket open.
+    /// Set if a supervisor also keeps the socket open.
     pub(super) kept: bool,
     /// The socket's index among those that the replaced process passed, if it is one of them.
     pub(super) handed_on: Option<usize>,
@@ -85,8 +86,8 @@ impl From<Socket> for Opened {
 }
 
 impl ListeningSocket {
-    /// Returns the text of the endpoint for which this socket was opened. For a listener that the
-    /// program created, this is its address.
+    /// Returns the text of the endpoint for which this socket was opened. For a socket that was
+    /// passed to this library as a listener, returns the socket's local address.
     pub fn endpoint(&self) -> &str {
         &self.0.endpoint.0
     }
@@ -100,13 +101,13 @@ impl ListeningSocket {
         WeakSocket(Arc::downgrade(&self.0))
     }
 
-    /// Stops accepting from the socket, and leaves its clients to another process.
+    /// Stops accepting from the socket, so that its clients wait for another process.
     pub(crate) fn release(&self) {
         self.0.released.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether this process has stopped accepting from the socket, and leaves its clients
-    /// to another process.
+    /// Returns whether this process has stopped accepting from the socket, so that its clients wait
+    /// for another process.
     #[cfg(feature = "handover")]
     pub(super) fn is_released(&self) -> bool {
         self.0.released.load(Ordering::Relaxed)

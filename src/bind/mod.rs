@@ -1,8 +1,9 @@
 //! Listening sockets and other sources of connections.
 //!
-//! An [`Endpoint`] is a place to listen on, and [`SocketOptions`] are the options of its sockets.
-//! [`Sockets`] combines any number of TCP and Unix sockets into one [`Listener`]. Your own listener
-//! can take the place of `Sockets`.
+//! An [`Endpoint`] is an address, a name or a path to listen on, or a socket that is already
+//! listening. [`SocketOptions`] are the options of the sockets. [`Sockets`] combines any number of
+//! TCP and Unix sockets into one [`Listener`]. To get connections from another source, implement
+//! `Listener` and call [`Server::from_listener`](crate::Server::from_listener).
 
 #[cfg(feature = "http")]
 mod departure;
@@ -68,7 +69,7 @@ pub trait Listener: Send + 'static {
         Poll::Ready(Ok(()))
     }
 
-    /// Accepts a connection. Returns `Pending` if there is none.
+    /// Accepts a connection. Returns `Pending` if none is waiting.
     ///
     /// The accept loop calls this method through [`poll_accept_if`](Self::poll_accept_if), in the
     /// context of the runtime on which the connection will run, so that the stream is registered
@@ -94,7 +95,7 @@ pub trait Listener: Send + 'static {
     /// so call it exactly once for each connection.
     ///
     /// The default implementation calls `admits` after [`poll_accept`](Self::poll_accept).
-    /// [`Sockets`] calls it before the socket is registered with the runtime, so a denied
+    /// [`Sockets`] calls `admits` before it registers the socket with the runtime, so a denied
     /// connection costs less. A listener that wraps another one should forward this method.
     ///
     /// # Cancel safety
@@ -142,8 +143,8 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server treats an error like one of [`poll_accept`](Self::poll_accept). By default, it
-    /// calls this method again after a back-off.
+    /// The server treats an error like one of [`poll_accept`](Self::poll_accept). By default, the
+    /// server calls this method again, usually after a back-off.
     fn resume(&mut self) -> io::Result<()> {
         Ok(())
     }

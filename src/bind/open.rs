@@ -93,7 +93,8 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Op
     }
 }
 
-/// An address or path where one socket can be opened, and opened again after it was closed.
+/// An address, a path or an abstract name at which a socket can listen, and can listen again after
+/// a suspension has closed it.
 #[derive(Debug)]
 pub(super) enum Place {
     Tcp(SocketAddr),
@@ -102,8 +103,9 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// Returns the place at which a socket listens, with the port that the system chose. Returns
-    /// `None` if a supervisor keeps the socket open, or if no [`Endpoint`] can express its address.
+    /// Returns the address, path or abstract name at which a socket listens, with the port that the
+    /// system chose. Returns `None` if a supervisor keeps the socket open, or if no [`Endpoint`]
+    /// can express the socket's address.
     pub(super) fn of(listening: &Listening) -> Option<Self> {
         let bound = listening.socket.local_addr().ok()?;
         match &listening.path {

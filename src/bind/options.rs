@@ -59,7 +59,8 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// Sets the length of the accept queue: the number of connections that may wait to be accepted.
+    /// Sets the maximum length of the accept queue: the number of connections that may wait to be
+    /// accepted.
     ///
     /// Default: 1024. Why: clients of a server at its connection limit wait in this queue, so it is
     /// longer than the 128 of tokio's own `TcpListener::bind`. When reached: a TCP client's system
@@ -92,9 +93,9 @@ impl SocketOptions {
     /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs
     /// only one loop. With several loops, the kernel distributes connections by their addresses,
     /// not by load, and resets connections in the backlog of a loop that ends. Use several loops
-    /// only if one cannot accept connections fast enough. They need a stack that is `Clone`. To
-    /// enforce one exact limit on the connections of all loops together, give each loop a clone of
-    /// it:
+    /// only if one cannot accept connections fast enough. Each loop needs its own stack, for
+    /// example a clone. To enforce one exact limit on the connections of all loops together, give
+    /// each loop a clone of the limit:
     ///
     /// ```
     /// use tower::service_fn;
@@ -154,7 +155,7 @@ impl SocketOptions {
     }
 
     /// Sets the time without traffic after which TCP checks that the peer is still there, in whole
-    /// seconds. A fraction is dropped, and a time below 1 s cannot be set.
+    /// seconds. A fraction is dropped, so a time below 1 s becomes zero, which the system rejects.
     ///
     /// Default: never. Why: pipelines and HTTP enforce deadlines themselves. When reached: TCP
     /// sends probes, and if the peer answers none of them, the connection ends with
@@ -201,8 +202,9 @@ impl SocketOptions {
     /// Sets the maximum number of unsent bytes that the system holds for a TCP socket
     /// (`TCP_NOTSENT_LOWAT`, only on Linux).
     ///
-    /// Default: not set. Why: the system's send buffer already bounds them, and bulk transfers take
-    /// the least CPU time without this option. When reached: the connection's writes wait.
+    /// Default: not set. Why: the size of the send buffer already bounds these bytes, and bulk
+    /// transfers take the least CPU time without this option. When reached: the connection's writes
+    /// wait.
     ///
     /// Set this, for example to 128 KiB, if many peers read slowly. The system then holds that many
     /// unsent bytes for each peer, instead of megabytes. Bytes in transit to the peer are not
@@ -217,10 +219,10 @@ impl SocketOptions {
     /// a connection
     ///
     /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline;
-    /// - that has not begun to close at the deadline of a shutdown;
+    /// - that has not begun to close at the deadline of a shutdown, or when the server is aborted;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
-    /// - that is aborted.
+    /// - that is aborted by itself, for example by [`Peer::abort`](crate::Peer::abort).
     ///
     /// Default: on. Why: otherwise the system would keep the bytes that such a peer has not read,
     /// up to several megabytes, for minutes, while the connection no longer counts against the
@@ -257,7 +259,8 @@ impl SocketOptions {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
     }
 
-    /// Sets the options that must be set before a TCP socket is bound.
+    /// Sets the options of a TCP socket before it is bound, including, on Linux, those that
+    /// accepted sockets will inherit.
     pub(super) fn prepare(&self, socket: &Socket, domain: Domain) -> io::Result<()> {
         socket.set_reuse_address(self.reuse_address)?;
         if self.reuse_port {
@@ -281,7 +284,7 @@ impl SocketOptions {
     }
 
     /// Sets the options of a listening socket that the replaced process has opened, except those
-    /// that must be set before the bind.
+    /// that must be set before the bind. Then sets the backlog of this process.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {
@@ -301,7 +304,8 @@ impl SocketOptions {
         }
     }
 
-    /// Sets the options that accepted sockets inherit from their listening socket.
+    /// Sets the options that accepted sockets inherit from their listening socket on Linux. On
+    /// other systems, `socket` is an accepted socket.
     fn inherit(&self, socket: &Socket) {
         if self.nodelay {
             note("nodelay", socket.set_tcp_nodelay(true));

@@ -13,12 +13,13 @@ use thiserror::Error;
 use super::endpoint::Passed;
 use super::listening::{Opened, accepts};
 
-/// The error for an endpoint `fd:3`, `systemd:name` or `systemd:*` whose sockets were not passed to
-/// this process. It is wrapped in the [`io::Error`] of [`Error::Bind`](crate::Error::Bind).
+/// The error for an endpoint such as `fd:3`, `systemd:name` or `systemd:*` whose sockets were not
+/// passed to this process, or cannot be used. It is wrapped in the [`io::Error`] of
+/// [`Error::Bind`](crate::Error::Bind).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PassedError {
-    /// The variable `LISTEN_FDS` is not set, or is zero.
+    /// The variable `LISTEN_FDS` is not set, or is not a positive number.
     #[error(
         "no socket was passed to this process, as `LISTEN_FDS` is not set: start it by a socket \
          unit of systemd, or by `systemd-socket-activate --listen=PORT PROGRAM`"
@@ -85,16 +86,16 @@ impl From<PassedError> for io::Error {
     }
 }
 
-/// The sockets that were passed to this process, or the error if there are none. The environment is
-/// read only once, because each descriptor must have one owner, and because `ListenFd` removes the
-/// variables.
+/// The sockets that were passed to this process, or the reason why there are none. The environment
+/// is read only once, because each descriptor must have one owner, and because `ListenFd` removes
+/// the variables.
 static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
     LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
 
 struct Descriptors {
-    /// All passed descriptors. Every socket among them is taken from `ListenFd` at once, even if no
-    /// endpoint takes it later. `ListenFd` then marks it close-on-exec, so that child processes do
-    /// not inherit it.
+    /// All passed descriptors. Every stream socket among them is taken from `ListenFd` at once,
+    /// even if no endpoint takes it later. `ListenFd` then marks it close-on-exec, so that child
+    /// processes do not inherit it.
     slots: Vec<Slot>,
     first: RawFd,
     names: String,
@@ -104,7 +105,7 @@ struct Descriptors {
 enum Slot {
     Socket(Socket),
     Taken,
-    /// Not a stream socket. It is not touched.
+    /// Not a TCP or Unix stream socket. The descriptor stays open and is not used.
     Other,
 }
 
@@ -126,8 +127,8 @@ impl Descriptors {
             return Err(PassedError::NonePassed);
         }
         let pid = variable("LISTEN_PID");
-        // Without `LISTEN_PID` the sockets are for this process, because most parents cannot know
-        // the ID of a child process before they start it.
+        // If `LISTEN_PID` is not set, the sockets are assumed to be for this process. Most parents
+        // cannot set it, because they do not know the ID of a child process before they start it.
         if !pid.is_empty() && pid.parse() != Ok(process::id()) {
             return Err(PassedError::OtherProcess { pid });
         }
@@ -224,7 +225,7 @@ pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
 }
 
 /// Takes the last descriptor, which the caller expects to be a connected Unix socket, and returns
-/// it with its index. Returns `None` if it is not a stream socket.
+/// it with its index. Returns `None` if there is none, or if it is not a stream socket.
 pub(super) fn take_last_unix() -> Option<(usize, OwnedFd)> {
     let mut passed = lock().ok()?;
     let at = passed.slots.len().checked_sub(1)?;

@@ -1,7 +1,7 @@
 //! The number of connections in the backlog.
 //!
-//! It is read from `/proc`. `TCP_INFO` of the listener contains this number, too, but reading it
-//! takes a descriptor of the listener, which would keep the listener open.
+//! The number is read from `/proc`. The listener's `TCP_INFO` contains this number, too, but
+//! reading it needs a descriptor of the listener. That descriptor would keep the listener open.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -31,8 +31,8 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     waiting.reduce(|sum, one| sum + one)
 }
 
-/// Reads the listening sockets and the number of connections that wait at each. The table lists
-/// listening sockets first, so only its beginning is read.
+/// Reads the addresses of the listening sockets, and the number of connections that wait at each.
+/// The table lists listening sockets first, so only its beginning is read.
 fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
     table
         .lines()
@@ -59,7 +59,7 @@ fn listener(row: &str) -> Option<(SocketAddr, usize)> {
     Some((address, usize::from_str_radix(waiting, 16).ok()?))
 }
 
-/// Parses an address, which is written as 32-bit words in the machine's byte order.
+/// Parses an address, which is written as hexadecimal 32-bit words in the machine's byte order.
 fn ip_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(hex.get(8 * at..8 * at + 8)?, 16).ok()?;

@@ -63,9 +63,9 @@ impl AsFd for Socket {
     }
 }
 
-/// True on systems with epoll or kqueue. There, a short read means that there is no more input, and
-/// a short write means that there is no more room. So the stream's readiness can be cleared, and
-/// the next change will wake the task.
+/// True on systems with epoll or kqueue. There, a short read means that there is no more input,
+/// except at urgent data (see [`Probe::look_again`]), and a short write means that there is no more
+/// room. So the stream's readiness can be cleared, and the next change will wake the task.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",
@@ -78,7 +78,7 @@ const SHORT_IS_DONE: bool = cfg!(any(
 
 /// Reads or writes like tokio's own `poll_read` and `poll_write`, which cannot be used here because
 /// they need `&mut` access. Waits until the stream is ready, calls `done`, and clears the readiness
-/// if `done` moves fewer than `len` bytes.
+/// if `done` would block, or moves some bytes but fewer than `len`.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {
@@ -86,8 +86,8 @@ macro_rules! poll_io {
                 break Poll::Pending;
             }
             let mut moved = None;
-            // This clears only the readiness from before the call, not a readiness reported during
-            // it.
+            // `try_io` clears only the readiness from before the call, not a readiness reported
+            // during the call.
             let tried = $stream.try_io($interest, || {
                 let n = $done?;
                 moved = Some(n);
@@ -117,8 +117,9 @@ macro_rules! on_stream {
     };
 }
 
-/// The maximum size of a read that is tried although the runtime has reported no input. It is
-/// small, because such a read seldom finds bytes, and the buffer must be initialized for each one.
+/// The maximum size, in bytes, of a read that is tried although the runtime has reported no input.
+/// It is small, because such a read seldom finds bytes, and the buffer must be initialized for each
+/// such read.
 const LOOK: usize = 4 * 1024;
 
 impl Socket {

@@ -34,9 +34,9 @@ use crate::error::Error;
 ///
 /// TCP's urgent data stays in the stream, as [RFC 6093] recommends. A read ends where urgent data
 /// begins, and the runtime reports the bytes after that point only when more bytes arrive. So a
-/// [`Pipeline`](crate::Pipeline) that has read half a frame asks the system for the rest, and a
+/// [`Pipeline`](crate::Pipeline) that has read part of a frame asks the system for the rest, and a
 /// pipeline that drains asks for all bytes that have arrived. HTTP, TLS and services that read the
-/// stream themselves do not ask, because that would cost a system call for each request.
+/// stream themselves do not ask, because asking would cost a system call for each request.
 ///
 /// [RFC 6093]: https://www.rfc-editor.org/rfc/rfc6093
 ///
@@ -67,7 +67,8 @@ pub struct Sockets {
     suspended: Vec<Suspended>,
 }
 
-/// A place to listen on when the listener resumes, with the value of [`Listening::endpoint`].
+/// The address, path or name at which a suspended socket listens again when the listener resumes,
+/// with the value of its [`Listening::endpoint`].
 #[derive(Debug)]
 struct Suspended {
     place: Place,
@@ -79,8 +80,8 @@ impl Sockets {
     ///
     /// If a file exists at the path of a Unix socket, it is replaced only if it is a socket that
     /// refuses connections, such as one left behind by a crashed server. Two servers that start at
-    /// the same moment can still take the path from each other. If that may happen, lock another
-    /// file first.
+    /// the same moment can still take the path from each other. If that may happen, hold a lock on
+    /// another file during the bind.
     ///
     /// # Errors
     ///
@@ -219,8 +220,8 @@ impl Listener for Sockets {
                     place,
                     endpoint: listening.endpoint.clone(),
                 }),
-                // The socket stays open: either a supervisor would keep it listening anyway, or it
-                // could not be opened again at the same address.
+                // This socket stays open: either a supervisor would keep it listening anyway, or no
+                // new socket could be opened at its address later.
                 None => self.sources.push(source),
             }
         }
@@ -256,10 +257,10 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// The previous readiness report was cleared, and no accept has been tried since. So a
-    /// readiness report of the runtime is new.
+    /// Set if no accept has been tried since the last readiness report was cleared. A readiness
+    /// report of the runtime is then new.
     is_news: bool,
-    /// The options that accepted sockets inherit were set on this socket.
+    /// Set if the options that accepted sockets inherit were set on this socket.
     prepared: bool,
     local: Address,
 }
@@ -306,8 +307,8 @@ impl Source {
         })
     }
 
-    /// Returns whether this process has stopped accepting from the socket, and leaves its clients
-    /// to another process.
+    /// Returns whether this process has stopped accepting from the socket, so that its clients wait
+    /// for another process.
     fn is_released(&self) -> bool {
         self.socket.get_ref().released.load(Ordering::Relaxed)
     }
@@ -316,8 +317,8 @@ impl Source {
         let mut queried = false;
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
-                // The system may have a connection that tokio has not noticed yet. At a shutdown
-                // this check may be the last.
+                // The system may have a connection that tokio has not noticed yet. In a shutdown,
+                // the accept loop may not check again.
                 return if !queried && has_event(self.socket.get_ref()) {
                     Poll::Ready(Ok(()))
                 } else {
@@ -336,7 +337,7 @@ impl Source {
         }
     }
 
-    /// Accepts a connection, and closes it at once if its peer is not admitted.
+    /// Accepts a connection. If its peer is not admitted, closes it at once and returns `None`.
     fn accept(
         &mut self,
         options: &SocketOptions,
@@ -350,7 +351,7 @@ impl Source {
             return self.open(socket, peer, options).map(Some);
         }
         if options.resets_cut_off() && self.local.tcp().is_some() {
-            // If the system rejects the option, the socket is closed like any other.
+            // If the system rejects the option, the socket is closed without a reset.
             let _rejected = socket.set_linger(Some(Duration::ZERO));
         }
         Ok(None)
@@ -368,7 +369,7 @@ impl Source {
         }
     }
 
-    /// Registers an accepted socket with the runtime.
+    /// Sets the options of an accepted socket, and registers it with the runtime.
     fn open(
         &self,
         socket: socket2::Socket,
@@ -419,7 +420,7 @@ fn has_event(socket: &socket2::Socket) -> bool {
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
-/// Replaces the error of a socket that no longer listens, for example after a `shutdown`, by
+/// Replaces the error of a socket that no longer listens, for example after a `shutdown`, with
 /// [`ListenerClosed`]. Returns any other error unchanged.
 fn closed_or(err: io::Error, listener: &socket2::Socket) -> io::Error {
     if err.kind() == io::ErrorKind::InvalidInput && !listens(listener) {
@@ -433,8 +434,8 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Returns `false`, because this system does not report whether a socket listens. accept(2) fails
-/// with `EINVAL` only for a socket that does not listen.
+/// Returns `false`, because this system does not report whether a socket listens. Here, accept(2)
+/// fails with `EINVAL` only for a socket that does not listen.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false

@@ -12,7 +12,7 @@ use super::endpoint::Endpoint;
 use super::{Listener, ListenerClosed, Sockets};
 use crate::make::Known;
 
-/// A type that converts into a listener: every [`Listener`], and tokio's `TcpListener` and
+/// A type that can be converted into a listener: every [`Listener`], and tokio's `TcpListener` and
 /// `UnixListener`.
 ///
 /// tokio's listeners become [`Sockets`]. Accepted sockets get the default
@@ -29,7 +29,7 @@ pub trait IntoListener: Sized {
     /// The resulting listener.
     type Listener: Listener;
 
-    /// Converts this into a listener.
+    /// Converts this value into a listener.
     ///
     /// # Panics
     ///
@@ -92,7 +92,8 @@ impl From<UnixListener> for Endpoint {
 #[error("a listener of tokio could not be taken over")]
 struct NotTakenOver(#[source] Refused);
 
-/// The error of the runtime. Its source is [`ListenerClosed`], which ends the server.
+/// The error of the runtime. Its source is [`ListenerClosed`], which the default accept-error
+/// policy answers by stopping the server.
 #[derive(Debug, Error)]
 #[error("{error}")]
 struct Refused {

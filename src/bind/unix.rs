@@ -11,8 +11,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::options::SocketOptions;
 
-/// A bound path. Dropping this value removes the path, if this process owns it and the file there
-/// is still the one that was created.
+/// A bound path. Dropping this value removes the path, if `owned` is set and the file there is
+/// still the one that was created for the socket.
 ///
 /// This value must be dropped before its socket, because the system may give the file's inode
 /// number to another file once the socket is closed.
@@ -21,8 +21,8 @@ pub(super) struct OwnPath {
     pub(super) path: PathBuf,
     /// The device and the inode number of the file.
     pub(super) file: (u64, u64),
-    /// Set if this process removes the path. Not set while another process with the same socket
-    /// removes it.
+    /// Set if this process must remove the path. Not set while another process with the same socket
+    /// must remove it.
     owned: AtomicBool,
 }
 
@@ -66,7 +66,7 @@ fn id(metadata: &Metadata) -> (u64, u64) {
 /// Listens at a path.
 pub(super) fn listen(path: &Path, options: &SocketOptions) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
-    // This also rejects a path with a NUL byte. The bind would silently cut the path there.
+    // This call also rejects a path with a NUL byte, at which the bind would silently cut the path.
     remove_stale(path, &address)?;
 
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -103,7 +103,8 @@ pub(super) fn listen_abstract(_name: &str, _options: &SocketOptions) -> io::Resu
 
 /// Removes the file of a socket on which no process listens any more.
 ///
-/// Anything else at the path (a plain file, a link) is kept, and makes the bind fail.
+/// Anything else at the path (a live socket, a plain file, a link) is kept, and makes the bind
+/// fail.
 fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
     let Some(found) = socket_at(path)? else {
         return Ok(());
