@@ -21,8 +21,8 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// A digest of the rules for client certificates. The keys of session tickets are derived from it,
-/// so a ticket is accepted only under the rules under which it was issued.
+/// A digest of the rules for client certificates. The keys of session tickets are derived from this
+/// digest, too, so a ticket is accepted only under the rules under which it was issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy(pub(super) [u8; 32]);
 

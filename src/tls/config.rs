@@ -50,7 +50,7 @@ pub struct TlsBuilder {
 
 impl TlsBuilder {
     /// Sets the default certificate, from a PEM file with the certificate chain (the server's own
-    /// certificate first) and one with the private key.
+    /// certificate first) and a PEM file with the private key.
     ///
     /// Both may be the same file. [`build`](Self::build) reads the files. This is a short form of
     /// [`identity`](Self::identity).
@@ -58,8 +58,8 @@ impl TlsBuilder {
         self.identity(Identity::pem_files(chain, key))
     }
 
-    /// Sets the default certificate, from PEM texts with the certificate chain (the server's own
-    /// certificate first) and with the private key.
+    /// Sets the default certificate, from a PEM text with the certificate chain (the server's own
+    /// certificate first) and a PEM text with the private key.
     ///
     /// This is a short form of [`identity`](Self::identity).
     pub fn certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
@@ -139,8 +139,9 @@ impl TlsBuilder {
     /// considered revoked.
     ///
     /// If there is at least one list, a client is refused if any certificate in its chain, except
-    /// the root, is not covered by a list. See the section on [revocation](super#revocation).
-    /// [`build`](Self::build) fails if there are lists but no client certificates are requested.
+    /// the root, is revoked, or is not covered by an unexpired list. See the section on
+    /// [revocation](super#revocation). [`build`](Self::build) fails if there are lists but no
+    /// client certificates are requested.
     pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
         let pem = Pem::Memory("the passed revocation lists", pem.into());
         self.revocation_lists.push(pem);
@@ -161,8 +162,9 @@ impl TlsBuilder {
     /// A file contains one key: 48 or 80 random bytes, like the files of nginx's
     /// `ssl_session_ticket_key`. nginx uses another cipher, so its tickets are not accepted here.
     /// An attacker with a stolen key can decrypt recorded TLS 1.2 sessions whose tickets were
-    /// encrypted with that key, and can impersonate their clients. Protect the file like a private
-    /// key, and rotate the key daily. See the section on [tickets](super#tickets).
+    /// encrypted with that key, and can impersonate the clients of all sessions with such tickets.
+    /// Protect the file like a private key, and rotate the key daily. See the section on
+    /// [tickets](super#tickets).
     pub fn ticket_key_files(mut self, files: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.ticket_keys = files.into_iter().map(Into::into).collect();
         self
@@ -199,8 +201,8 @@ impl TlsBuilder {
     ///
     /// Default: all suites of the provider. Why: none of them is known to be weak. Each TLS version
     /// has its own suites: the names for TLS 1.3 contain no `WITH`. The server uses the first suite
-    /// in the client's order of preference that is among these. [`build`](Self::build) fails if the
-    /// provider lacks one of them.
+    /// in the client's order of preference that has one of these names. [`build`](Self::build)
+    /// fails unless the provider has a suite for each of these names.
     ///
     /// ```
     /// use tower_tcp::tls::Tls;
@@ -234,8 +236,8 @@ impl TlsBuilder {
         Ok(Tls { current })
     }
 
-    /// Reads the files and creates a configuration. Its session cache is new, so no cached session
-    /// outlives its configuration.
+    /// Reads the files and creates a configuration with a new session cache, so no cached session
+    /// outlives the configuration under which it was created.
     pub(super) fn configuration(&self) -> Result<Configuration, TlsError> {
         let provider = self.provider()?;
         let names = Arc::new(self.names(&provider)?);

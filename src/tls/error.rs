@@ -11,8 +11,8 @@ use crate::error::BoxError;
 /// The error of [`TlsBuilder::build`](super::TlsBuilder::build) and of
 /// [`Tls::reload`](super::Tls::reload).
 ///
-/// The field `pem` is the path of the file at fault, or a name for the text that was passed in
-/// memory.
+/// A field `pem` contains the path of the file at fault, or a name for the PEM text that was passed
+/// in memory.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -159,7 +159,7 @@ pub enum TlsError {
     BadTicketKey {
         /// The path of the file.
         file: String,
-        /// The size of the file in bytes, or 81 if it is larger than a key.
+        /// The size of the file in bytes, or 81 if the file is larger than 80 bytes.
         bytes: usize,
     },
 
@@ -181,11 +181,11 @@ pub enum TlsError {
 /// See the section on [names](super#names).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnknownServerName {
-    /// No certificate is configured for the name. The alert is `unrecognized_name`.
+    /// No certificate is configured for the name. The client gets the alert `unrecognized_name`.
     #[error("no certificate for the server name {0}")]
     Unknown(Box<str>),
 
-    /// The client requested no name. The alert is `missing_extension`.
+    /// The client requested no name. It gets the alert `missing_extension`.
     #[error("no server name was requested, and there is no default certificate")]
     Absent,
 }

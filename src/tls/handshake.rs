@@ -29,7 +29,8 @@ const ALERT_LINGER_BYTES: u64 = 16 * 1024;
 
 /// Performs the handshake with the configuration that is current when the hello is complete.
 ///
-/// An error is returned together with the stream, so that the peer can receive an alert.
+/// An error is returned together with the stream, so that the caller can make sure that the peer
+/// receives the alert.
 pub(super) async fn accept<Io>(
     current: &Current,
     mut io: Io,
@@ -56,8 +57,8 @@ where
         Err(err) => return Err((invalid(err), io)),
     };
     let mut stream = TlsStream::new(io, Records::new(session));
-    // The session parses the hello again, because rustls cannot create a session from a parsed
-    // hello.
+    // The session parses the hello again, because rustls cannot create an unbuffered session from a
+    // parsed hello.
     stream.receive(&mut input);
     drop(input);
     match complete(&mut stream).await {
@@ -99,9 +100,9 @@ where
 ///
 /// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
 /// this write fails if the peer has closed, although the peer's request may already have arrived.
-/// So a failed write does not end the handshake at once, and all further output is discarded. The
-/// handshake completes if the peer has already sent its part. Otherwise it ends with the error of
-/// the write.
+/// So a failed write does not end the handshake at once, but from then on all output is discarded.
+/// The handshake completes if the peer has already sent its part. Otherwise the handshake ends with
+/// the error of the write.
 async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -143,12 +144,12 @@ where
         }
     })
     .await;
-    // If a write has failed, the error of that write is returned, because the later error is its
-    // consequence.
+    // If a write has failed, the error of that write is returned, because any later error is a
+    // consequence of the failed write.
     completed.map_err(|err| failed_write.unwrap_or(err))
 }
 
-/// Sends the alert for a refused name.
+/// Sends the alert for an unknown or absent server name. Returns the error of the handshake.
 ///
 /// This crate writes the alert itself, because rustls would send `access_denied`. At this point of
 /// a handshake, alerts are not encrypted in any version of TLS.

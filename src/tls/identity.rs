@@ -35,7 +35,7 @@ impl Identity {
     }
 
     /// Creates an identity from a PEM file with the certificate chain (the server's own certificate
-    /// first) and one with the private key.
+    /// first) and a PEM file with the private key.
     ///
     /// Both may be the same file. Each [`build`](super::TlsBuilder::build) and each
     /// [`reload`](super::Tls::reload) reads the files.
@@ -43,8 +43,8 @@ impl Identity {
         Self::new(Pem::File(chain.into()), Pem::File(key.into()))
     }
 
-    /// Creates an identity from PEM texts with the certificate chain (the server's own certificate
-    /// first) and with the private key.
+    /// Creates an identity from a PEM text with the certificate chain (the server's own certificate
+    /// first) and a PEM text with the private key.
     pub fn pem(chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         Self::new(
             Pem::Memory("the passed certificate chain", chain.into()),
@@ -52,7 +52,7 @@ impl Identity {
         )
     }
 
-    /// Staples an OCSP response to the certificate. The file contains the response in DER. Default:
+    /// Sets the file with the OCSP response, in DER, that is stapled to the certificate. Default:
     /// none.
     ///
     /// A response expires, usually within days. Fetch a new one with a program such as `openssl

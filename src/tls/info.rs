@@ -6,8 +6,8 @@ use tokio_rustls::rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVers
 /// The parameters of a TLS session, the server name that the peer requested, and the peer's
 /// certificates.
 ///
-/// The description of each method names the OpenTelemetry attribute for its value, for use in your
-/// own spans.
+/// The description of each method names the OpenTelemetry attribute for the value that the method
+/// returns, for use in your own spans.
 ///
 /// ```
 /// use tower_tcp::{Connection, tls::TlsInfo};
@@ -70,7 +70,8 @@ impl TlsInfo {
         self.alpn.as_deref()
     }
 
-    /// Returns the server name that the peer requested (SNI), in lower case.
+    /// Returns the server name that the peer requested (SNI), in lower case, or `None` if the peer
+    /// requested none.
     ///
     /// The peer may request any name, so the name proves nothing about the peer.
     ///
@@ -92,7 +93,8 @@ impl TlsInfo {
 
     /// Returns whether the handshake resumed an earlier session.
     ///
-    /// If so, the peer's certificates are those of the earlier handshake.
+    /// If so, [`peer_certificates`](Self::peer_certificates) returns the certificates that the peer
+    /// sent when that session was created.
     ///
     /// Attribute: `tls.resumed`.
     pub fn is_resumed(&self) -> bool {

@@ -1,15 +1,15 @@
-//! TLS as a pre-connect hook. It takes a plain connection and returns an encrypted one.
+//! TLS as a pre-connect hook. The hook takes a plain connection and returns an encrypted one.
 //!
 //! [`Tls`] is a service that takes a [`Connection<Io>`] and returns a
-//! [`Connection<TlsStream<Io>>`](TlsStream). The hook uses [rustls]. It adds the parameters of the
-//! session to the connection as a fact, [`TlsInfo`], which all layers and services behind the hook
-//! can read.
+//! [`Connection<TlsStream<Io>>`](TlsStream). The hook uses [rustls]. It adds a [`TlsInfo`], which
+//! contains the parameters of the session, to the facts of the connection. All layers and services
+//! behind the hook can read the `TlsInfo`.
 //!
 //! [`Tls::builder`] allows TLS 1.2 and 1.3 only. *ring* provides the cryptography, unless
 //! [`TlsBuilder::crypto_provider`] sets another provider. 0-RTT is off, because early data can be
-//! replayed. Clients can resume sessions. The server keeps up to 256 sessions in a cache in memory,
-//! which is rustls's default, so clients cannot exhaust memory. The cache is lost when the process
-//! ends.
+//! replayed. Clients can resume sessions. The server keeps sessions in a cache in memory. The cache
+//! has room for 256 sessions (rustls's default), so clients cannot exhaust memory. The cache is
+//! lost when the process ends.
 //!
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which limits the time and the number of
@@ -42,9 +42,9 @@
 //!
 //! A client that requests no name or an unknown one gets the default certificate.
 //! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) and
-//! [`identity`](TlsBuilder::identity) set the default certificate. Without one, such a client is
-//! refused. The alert is `unrecognized_name` (RFC 6066) for an unknown name, and
-//! `missing_extension` (RFC 8446) if the client requests no name. The cause is then an
+//! [`identity`](TlsBuilder::identity) set the default certificate. Without a default certificate,
+//! such a client is refused. The alert is `unrecognized_name` (RFC 6066) for an unknown name, and
+//! `missing_extension` (RFC 8446) if the client requests no name. The cause then contains an
 //! [`UnknownServerName`].
 //!
 //! ```
@@ -68,8 +68,9 @@
 //! [`Tls::reload`] reads all files of a builder again while the server runs: the certificates, keys
 //! and OCSP responses, the roots and revocation lists for clients, and the ticket keys. If a file
 //! is unusable, `reload` returns an error that names the file, and the old configuration stays in
-//! use. Otherwise all clones of the hook use the new configuration at once, for every handshake
-//! whose `ClientHello` has not arrived completely. Established connections are not affected.
+//! use. Otherwise, from then on all clones of the hook use the new configuration, for every
+//! handshake whose `ClientHello` has not yet arrived completely. Established connections are not
+//! affected.
 //!
 //! Each configuration has its own session cache, and session tickets are bound to the [rules for
 //! client certificates](#tickets). So a session cannot be resumed under rules other than those
@@ -133,9 +134,9 @@
 //! # Tickets
 //!
 //! A session ticket is an encrypted copy of a session, which the client keeps and sends to resume
-//! the session. By default, sessions are kept only in the cache of the process that created them,
-//! so only that process can resume them. With ticket keys from files, several processes can resume
-//! each other's sessions, and a restarted process can resume earlier sessions.
+//! the session. By default, a session is kept only in the cache of the process that created it, so
+//! only that process can resume the session. With ticket keys from files, several processes can
+//! resume each other's sessions, and a restarted process can resume earlier sessions.
 //! [`TlsBuilder::ticket_key_files`] sets the files. Each contains one key, in the format of nginx's
 //! `ssl_session_ticket_key`. `openssl rand 80 >ticket.key` creates such a file.
 //!
@@ -161,7 +162,7 @@
 //!
 //! A ticket is accepted for 12 hours, as long as its key is configured and the rules for client
 //! certificates are the same. If the roots, the revocation lists or the [`ClientCertificates`]
-//! policy are different, after a reload or in another process, the ticket is not accepted, and the
+//! policy have changed, or are different in another process, the ticket is not accepted, and the
 //! client is verified again.
 //!
 //! # Your own configuration
@@ -270,8 +271,8 @@ impl Tls {
     /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
     /// Use this method for a configuration that [`TlsBuilder`] cannot create. Handshakes whose
-    /// `ClientHello` has not arrived completely use the new configuration. Earlier sessions can be
-    /// resumed only if the new configuration has the session cache or the ticket keys of the old
+    /// `ClientHello` has not yet arrived completely use the new configuration. Earlier sessions can
+    /// be resumed only if the new configuration has the session cache or the ticket keys of the old
     /// one.
     pub fn replace(&self, new: impl Into<Self>) {
         self.current.set(new.into().current.get());

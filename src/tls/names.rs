@@ -39,7 +39,7 @@ impl Names {
     }
 
     /// Adds a certificate for a name or a wildcard. Fails if the certificate is not valid for the
-    /// name. A wildcard is not checked.
+    /// name. For a wildcard, this is not checked.
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -108,7 +108,8 @@ impl Names {
         self.default.is_none() && self.exact.is_empty() && self.wildcards.is_empty()
     }
 
-    /// Finds the certificate for a name, which rustls has converted to lower case.
+    /// Finds the certificate for a name, or the default certificate. rustls has converted the name
+    /// to lower case.
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         let named = name.and_then(|name| {
             let name = name.strip_suffix('.').unwrap_or(name);

@@ -1,4 +1,4 @@
-//! Reads PEM from files and from memory, with errors that name the file at fault.
+//! Reads PEM from files and from memory, with errors that name the file or text at fault.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};

@@ -18,8 +18,9 @@ const HEADER: usize = 5;
 /// incomplete input is kept.
 const LARGEST_RECORD: usize = HEADER + 16 * 1024 + 2048;
 
-/// The size of the largest handshake message that rustls accepts, rounded up. During the handshake,
-/// at most this much incomplete input is kept, because a message may span several records.
+/// The size of the largest handshake message that rustls accepts (65,535 bytes), rounded up. During
+/// the handshake, at most this much incomplete input is kept, because a message may span several
+/// records.
 const LARGEST_HANDSHAKE: usize = 64 * 1024;
 
 /// The step, in bytes, in which the memory for an incomplete record grows.
@@ -36,9 +37,10 @@ pub(super) struct Records {
     output: BytesMut,
     /// The error that ended the session. After an error, nothing is decrypted or encrypted.
     failed: Option<Error>,
-    /// The peer has sent `close_notify`.
+    /// Set once the peer has sent `close_notify`.
     is_ended: bool,
-    /// No more data can be sent: `close_notify` is in the output or was sent, or a write failed.
+    /// Set once no more data can be sent, because [`close`](Self::close) was called or a write
+    /// failed.
     is_closed: bool,
 }
 
@@ -94,15 +96,15 @@ impl Records {
         }
     }
 
-    /// Decrypts input in place and copies it to the reader's buffer `to`. Keeps decrypted bytes
-    /// that do not fit, and an incomplete record at the end. If the session fails, keeps the error,
-    /// and appends the alert to the output.
+    /// Decrypts input in place, and copies the decrypted bytes to the reader's buffer `to`. Keeps
+    /// decrypted bytes that do not fit, and incomplete input at the end. If the session fails,
+    /// keeps the error, and appends the alert to the output.
     pub(super) fn receive(&mut self, mut input: &mut [u8], to: &mut ReadBuf<'_>) {
         while !self.partial.is_empty() && !input.is_empty() {
             let missing = self.missing();
             let (next, rest) = input.split_at_mut(missing.min(input.len()));
-            // Memory is reserved in small steps, and never for more than the record, because the
-            // peer may send the rest late or never.
+            // Memory is reserved in small steps, because the peer may send the rest late or never.
+            // For an incomplete record, no more is reserved than the record needs.
             let more = next.len().max(missing.min(STEP));
             self.partial.reserve_exact(more);
             self.partial.extend_from_slice(next);
@@ -128,9 +130,10 @@ impl Records {
         }
     }
 
-    /// Returns the number of bytes that are missing from the first record of the incomplete input.
-    /// If that record is complete, returns `usize::MAX`, because then a handshake message is
-    /// incomplete, and all further bytes may belong to it.
+    /// Returns the number of bytes that are missing from the first record of the incomplete input,
+    /// or from its header if that is incomplete. If the record is complete, returns `usize::MAX`,
+    /// because then a handshake message is incomplete, and all further bytes may belong to that
+    /// message.
     fn missing(&self) -> usize {
         let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
             return HEADER - self.partial.len();
@@ -156,7 +159,8 @@ impl Records {
         input.len()
     }
 
-    /// Lets the session decrypt or encode a record. Returns `false` if it needs more input.
+    /// Lets the session decrypt records or encode one record. Returns `false` if the session needs
+    /// more input.
     fn step(
         &mut self,
         input: &mut [u8],
@@ -212,7 +216,7 @@ impl Records {
     }
 
     /// Encrypts bytes into `records`, which grows as needed. Returns the number of bytes written to
-    /// `records`. They must be sent after the output.
+    /// `records`. The caller must send these bytes after the pending output.
     pub(super) fn encrypt(&mut self, bytes: &[u8], records: &mut Vec<u8>) -> Result<usize, Error> {
         loop {
             if let Some(err) = self.failed() {
@@ -240,7 +244,7 @@ impl Records {
         }
     }
 
-    /// Sets whether sending has ended. If it has, not even `close_notify` is sent.
+    /// Sets whether sending has ended. Once it has ended, not even `close_notify` is sent.
     pub(super) fn set_closed(&mut self, closed: bool) {
         self.is_closed = closed;
     }
@@ -252,7 +256,7 @@ impl Records {
     }
 
     /// Appends `close_notify` to the output, unless sending has ended or the session has failed. A
-    /// failed session has sent an alert instead.
+    /// failed session sends an alert instead.
     pub(super) fn close(&mut self) {
         if mem::replace(&mut self.is_closed, true) || self.failed.is_some() {
             return;

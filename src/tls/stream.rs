@@ -13,17 +13,19 @@ use tokio_rustls::rustls::{CommonState, Error};
 
 use super::records::Records;
 
-/// The minimum number of bytes to read at once. A read asks for the size of the reader's buffer
-/// plus `OVERHEAD`, but not for less than the minimum or more than the maximum.
+/// The minimum number of bytes to read at once. A read asks for as many bytes as the reader's
+/// buffer has room for, plus `OVERHEAD`, but for at least `LEAST_READ` and at most `LARGEST_READ`
+/// bytes.
 const LEAST_READ: usize = 4 * 1024;
 /// The maximum number of bytes to read at once.
 const LARGEST_READ: usize = 64 * 1024;
 
-/// The maximum number of bytes that a record has besides its content: header, nonce, type and tag.
+/// The maximum number of bytes that a record without padding has besides its content: header,
+/// nonce, type and tag.
 const OVERHEAD: usize = 32;
 
-/// The maximum number of bytes to encrypt at once. So at most this many bytes are pending while the
-/// peer does not read.
+/// The maximum number of bytes to encrypt at once. So while the peer does not read, at most this
+/// many bytes of content are pending.
 const LARGEST_WRITE: usize = 64 * 1024;
 
 /// The maximum size of a record's content.
@@ -56,9 +58,9 @@ impl Scratch {
 /// The server's side of a TLS connection over a stream. Created by [`Tls`](super::Tls).
 ///
 /// An idle connection holds no buffers. Records are decrypted and encrypted in memory that the
-/// connections of a thread share. Besides its keys, a connection holds only the part of a record
-/// that has arrived (at most 18 KiB), decrypted bytes that did not fit into the reader's buffer (at
-/// most 22 KiB), and pending records (at most 64 KiB of content).
+/// connections of a thread share. Besides its keys, a connection holds only an incomplete record
+/// (at most 18 KiB), decrypted bytes that did not fit into the reader's buffer (at most 22 KiB),
+/// and pending records (at most 64 KiB of content).
 ///
 /// A write waits until all earlier records are written. It then encrypts up to 64 KiB and returns,
 /// even if the peer does not take the new records yet. So flush the stream afterwards. Shutting
@@ -74,7 +76,8 @@ impl Scratch {
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of a read or a write loses nothing, because all state is in the stream.
+/// Dropping the future of a single `read` or `write` loses no data, because all state is in the
+/// stream.
 pub struct TlsStream<Io> {
     io: Io,
     records: Records,
@@ -153,7 +156,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         Poll::Ready(Ok(()))
     }
 
-    /// Encrypts bytes, and writes as much as the stream takes. The rest becomes pending output.
+    /// Encrypts at most `LARGEST_WRITE` bytes, and writes as much as the stream takes. The rest
+    /// becomes pending output. Returns the number of bytes that were encrypted.
     fn encrypt(
         &mut self,
         bytes: &[u8],
@@ -262,7 +266,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<Io> {
         self.records.close();
         ready!(self.poll_send(cx))?;
         match ready!(Pin::new(&mut self.io).poll_shutdown(cx)) {
-            // The peer has ended the connection already.
+            // The peer has already ended the connection.
             Err(err) if err.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             done => Poll::Ready(done),
         }

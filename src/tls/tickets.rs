@@ -18,13 +18,12 @@ use tokio_rustls::rustls::server::ProducesTickets;
 use super::clients::Policy;
 use super::error::TlsError;
 
-/// The time for which a ticket is accepted: 12 hours, as for rustls's own tickets.
+/// The time in seconds for which a ticket is accepted: 12 hours, as for rustls's own tickets.
 pub(super) const LIFETIME: u32 = 12 * 60 * 60;
 const NAME_LEN: usize = 16;
 const TIME_LEN: usize = size_of::<u64>();
 
-/// The ticket keys of a configuration. The first one encrypts tickets, and all of them decrypt
-/// tickets.
+/// The ticket keys of a configuration. The first key encrypts tickets, and all keys decrypt them.
 pub(super) struct Tickets {
     keys: Box<[Key]>,
     random: SystemRandom,
@@ -78,8 +77,8 @@ impl Tickets {
             let age = now.saturating_sub(u64::from_be_bytes(*issued));
             (age <= u64::from(LIFETIME)).then(|| session.to_vec())
         };
-        // The name of a key is not secret, because each ticket begins with it, so a plain
-        // comparison is safe.
+        // The name of a key is not secret, because each ticket begins with it. So the comparison
+        // need not take constant time.
         let mut keys = self.keys.iter().filter(|key| key.name == *name);
         keys.find_map(open)
     }
@@ -111,10 +110,11 @@ impl fmt::Debug for Tickets {
 }
 
 impl Key {
-    /// Derives a key from the content of a file. Returns `None` if the content has the wrong size.
+    /// Derives a key from the content of a file and the rules for client certificates. Returns
+    /// `None` if the content has the wrong size.
     ///
     /// The file may be shared with nginx, which uses the same bytes as a key for another cipher. So
-    /// they are not used as a key here, but only as the input of a key derivation.
+    /// the bytes are not used as a key here, but only as the input of a key derivation.
     fn new(secret: &[u8], Policy(policy): Policy) -> Option<Self> {
         let (name, secret) = match secret.len() {
             48 | 80 => secret.split_first_chunk::<NAME_LEN>()?,

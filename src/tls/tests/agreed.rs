@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn tls_1_3_is_negotiated_and_its_parameters_are_facts() {
+async fn tls_1_3_is_negotiated_and_its_parameters_are_reported() {
     let me = made("localhost");
 
     let (served, _) = shake(
@@ -102,7 +102,8 @@ async fn b19_a_client_with_no_protocol_in_common_is_refused_with_an_alert() {
 #[tokio::test]
 async fn b19_a_client_that_knows_only_tls_1_0_is_refused_with_an_alert() {
     let tls = server(&made("localhost")).build().unwrap();
-    // A record of a ClientHello: version 3.1, a random, no session, one suite, no compression.
+    // A record with a ClientHello: version 3.1 (TLS 1.0), 32 random bytes, no session ID, one
+    // cipher suite, and no compression.
     let mut hello = vec![0x16, 3, 1, 0, 45, 1, 0, 0, 41, 3, 1];
     hello.extend([7; 32]);
     hello.extend([0, 0, 2, 0xc0, 0x13, 1, 0]);
@@ -119,6 +120,6 @@ async fn b19_a_client_that_knows_only_tls_1_0_is_refused_with_an_alert() {
         rustls_error(served),
         rustls::Error::PeerIncompatible(_)
     ));
-    // One alert record, fatal.
+    // The answer is one record, with a fatal alert.
     assert_eq!((answer.len(), answer[0], answer[5]), (7, 0x15, 2));
 }

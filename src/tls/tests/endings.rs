@@ -39,17 +39,18 @@ async fn b18_a_client_that_leaves_anywhere_in_the_handshake_is_one_failure() {
         let config = Arc::new(client(&me, &[version], None));
         for limit in 0.. {
             let (near, far) = duplex(64 * 1024);
-            let (served, left) = tokio::join!(
+            let (served, unfinished) = tokio::join!(
                 accept(&tls, near),
                 close_after(limit, Arc::clone(&config), far)
             );
-            if !left {
+            if !unfinished {
                 assert!(limit > 200, "the whole handshake was {limit} bytes");
                 break;
             }
             let kind = match served {
-                // In TLS 1.2 the server sends the last message, so its handshake succeeds if the
-                // client closes after its own last message.
+                // In TLS 1.2 the server sends the last message of the handshake. So if the client
+                // closes after the client's last message, the server's handshake succeeds, and the
+                // first read fails.
                 Ok(mut conn) if info(&conn).version() == "1.2" => {
                     conn.read_u8().await.unwrap_err().kind()
                 }
@@ -111,7 +112,8 @@ async fn a_request_in_the_last_write_of_the_handshake_before_closing_is_read() {
     let tls = server(&me).build().unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    // TLS 1.3 only, because in TLS 1.2 the server sends the last message of a handshake.
+    // TLS 1.3 only: in TLS 1.2 the server sends the last message of a handshake, so the client
+    // cannot send a request together with its own last message.
     let config = || client(&me, &[&TLS13], None);
 
     expect_request(&tls, config(), duplex(64 * 1024)).await;

@@ -103,9 +103,9 @@ async fn shake_as(
     tokio::join!(accept(tls, near), connector.connect(name, far))
 }
 
-/// Connects a client. Returns whether it resumed a session, or the server's error if the client was
-/// refused. Afterwards the client's configuration contains the session tickets, and all its clones
-/// use them.
+/// Connects a client. Returns whether the client resumed a session, or the server's error if the
+/// client was refused. Afterwards `config` contains the new session tickets, and all clones of
+/// `config` use them.
 async fn resumes(tls: &Tls, config: &ClientConfig) -> Result<bool, rustls::Error> {
     let (served, caller) = shake(tls, config.clone()).await;
     let mut conn = match served {

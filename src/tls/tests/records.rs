@@ -1,5 +1,5 @@
-//! Tests records without I/O: records that are split at any byte, of any size, or from hostile
-//! peers. Also tests how much memory they use.
+//! Tests `Records` without I/O: with records that are split at any byte, of any size, or from
+//! hostile peers. Also tests how much memory `Records` uses.
 
 use std::io::{Read, Write};
 
@@ -57,7 +57,8 @@ impl Pair {
         self.flight()
     }
 
-    /// Makes the server read, with a buffer that is always large enough.
+    /// Makes the server decrypt `input` into a buffer that is always large enough. Returns the
+    /// decrypted bytes.
     fn receive(&mut self, input: &mut [u8]) -> Vec<u8> {
         let mut room = vec![0; input.len() + LARGEST];
         let mut read = ReadBuf::new(&mut room);
@@ -65,7 +66,7 @@ impl Pair {
         read.filled().to_vec()
     }
 
-    /// Makes the client read the server's output. Returns the text.
+    /// Makes the client read the server's output. Returns the decrypted text.
     fn answer(&mut self) -> Result<Vec<u8>, rustls::Error> {
         let mut output = std::mem::take(self.server.output());
         let mut text = Vec::new();
@@ -101,7 +102,7 @@ struct Forger {
 }
 
 impl Forger {
-    /// Takes the client's keys. Also returns the server.
+    /// Creates a forger with the client's keys. Also returns the server's `Records`.
     fn new(pair: Pair) -> (Records, Self) {
         let secrets = pair.client.dangerous_extract_secrets().unwrap();
         let (sequence, secrets) = secrets.tx;
@@ -119,7 +120,8 @@ impl Forger {
         (pair.server, forger)
     }
 
-    /// Returns a record of a content type, with `padding` zeros after its content.
+    /// Returns an encrypted record with this content type, content, and number of zero bytes as
+    /// padding.
     fn record(&mut self, typ: u8, content: &[u8], padding: usize) -> Vec<u8> {
         let mut body = [content, &[typ], &vec![0; padding]].concat();
         let len = u16::try_from(body.len() + 16).unwrap().to_be_bytes();
@@ -139,7 +141,7 @@ impl Forger {
 
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
-/// A `KeyUpdate` that does not request one from the peer.
+/// A `KeyUpdate` message that does not request a key update from the peer.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
 fn receive(server: &mut Records, input: &mut [u8]) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Uses real sockets, because only they send a reset if input is unread.
+/// Uses real sockets, because only they send a reset when they are closed with unread input.
 #[tokio::test]
 async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
     let tls = server(&made("localhost")).build().unwrap();
@@ -10,7 +10,7 @@ async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
     let texts = [
         b"GET / HTTP/1.0\r\n\r\n".to_vec(),
         b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
-        // More than rustls takes in one read.
+        // More than rustls reads at once.
         vec![b'G'; 12 * 1024],
         vec![0; 12 * 1024],
     ];
@@ -28,7 +28,7 @@ async fn b16_plain_text_is_answered_by_an_alert_and_the_end() {
 
         rustls_error(served);
         assert!(read.is_ok(), "{read:?} after {answer:?}");
-        // One alert record, fatal.
+        // The answer is one record, with a fatal alert.
         assert_eq!(
             (answer.len(), answer[0], answer[5]),
             (7, 0x15, 2),
@@ -72,8 +72,8 @@ async fn b16_a_peer_that_goes_on_sending_is_read_from_for_16_kib_at_most() {
     });
 
     rustls_error(served);
-    // The bytes that rustls read, those that were read and discarded afterwards, and those that the
-    // pipe holds.
+    // In this order: the bytes that rustls read, the bytes that were read and discarded afterwards,
+    // and the bytes that the pipe holds.
     assert!(sent <= 4096 + 16 * 1024 + 4096, "{sent}");
     assert_eq!(start.elapsed(), Duration::ZERO);
 }

@@ -1,4 +1,4 @@
-//! A new configuration during handshakes, and sessions that several hooks share.
+//! Replacement of the configuration during handshakes, and sessions that several hooks share.
 
 use std::path::Path;
 
