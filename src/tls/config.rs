@@ -98,7 +98,7 @@ impl TlsBuilder {
     /// Sets the protocols for ALPN, most preferred first. Default: none.
     ///
     /// If any are set, a client that offers only other protocols is refused (RFC 7301, section
-    /// 3.2). A client that does not use ALPN is always served.
+    /// 3.2). A client that does not use ALPN is not refused.
     pub fn alpn(mut self, protocols: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         self.alpn = protocols
             .into_iter()

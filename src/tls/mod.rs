@@ -35,12 +35,12 @@
 //!
 //! # Names
 //!
-//! One server can have several certificates. It chooses one by the name that the client requests
-//! (SNI): the certificate for exactly this name, else that of a matching wildcard, else the default
-//! certificate. A `*` matches exactly one label, so `*.example.org` matches neither `example.org`
-//! nor `a.b.example.org`.
+//! One server can have several certificates. The name that the client requests (SNI) selects the
+//! certificate: the one for exactly this name, else the one for a matching wildcard, else the
+//! default certificate. A `*` matches exactly one label, so `*.example.org` matches neither
+//! `example.org` nor `a.b.example.org`.
 //!
-//! A client that requests no name or an unknown one gets the default certificate.
+//! A client that requests no name, or an unknown name, gets the default certificate.
 //! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) and
 //! [`identity`](TlsBuilder::identity) set the default certificate. Without a default certificate,
 //! such a client is refused. The alert is `unrecognized_name` (RFC 6066) for an unknown name, and
@@ -68,7 +68,7 @@
 //! [`Tls::reload`] reads all files of a builder again while the server runs: the certificates, keys
 //! and OCSP responses, the roots and revocation lists for clients, and the ticket keys. If a file
 //! is unusable, `reload` returns an error that names the file, and the old configuration stays in
-//! use. Otherwise, from then on all clones of the hook use the new configuration, for every
+//! use. Otherwise all clones of the hook use the new configuration from then on, for every
 //! handshake whose `ClientHello` has not yet arrived completely. Established connections are not
 //! affected.
 //!
