@@ -34,7 +34,8 @@ impl Departing {
         AsyncFd::with_interest(watched, both).ok().map(Self)
     }
 
-    /// Completes once the peer has finished sending, or can no longer be reached.
+    /// Completes once the peer has finished sending or can no longer be reached, or the runtime
+    /// shuts down.
     pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(guard) = self.0.poll_read_ready(cx) {
             match guard {
@@ -48,7 +49,7 @@ impl Departing {
     }
 
     /// Completes once the peer can no longer be reached, because it has reset the connection or
-    /// closed a Unix socket.
+    /// closed a Unix socket, or once the runtime shuts down.
     pub(crate) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(guard) = self.0.poll_write_ready(cx) {
             match guard {

@@ -32,12 +32,13 @@ use super::unix::OwnPath;
 /// inherit the variable, too. They ignore it, because it does not contain the ID of their own
 /// parent.
 const REPLACES: &str = "TOWER_TCP_REPLACES";
-/// The prefix of the variables that describe the passed sockets. The socket's index follows. The
-/// value is the number of the endpoint, then `1` if a supervisor keeps the socket open (else `0`),
-/// then the endpoint.
+/// The prefix of the variables that describe the passed sockets. The socket's index follows the
+/// prefix. The value has three parts: the number of the endpoint, `1` if a supervisor keeps the
+/// socket open or else `0`, and the text of the endpoint.
 const SOCKET: &str = "TOWER_TCP_SOCKET_";
 /// The prefix of the variables for those Unix sockets whose paths the server removes. The socket's
-/// index follows. The value is the file's device number, its inode number, and the path.
+/// index follows the prefix. The value has three parts: the device number of the socket's file, the
+/// file's inode number, and the path.
 const PATH: &str = "TOWER_TCP_PATH_";
 
 /// The number of the first passed descriptor, as in systemd's protocol.

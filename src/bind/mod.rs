@@ -59,7 +59,7 @@ pub trait Listener: Send + 'static {
     ///
     /// The default implementation always completes at once. It is for listeners that notice a
     /// connection only by accepting it. With such a listener, the stack becomes ready before a
-    /// connection is waiting, and its layers hold their permits until a connection arrives.
+    /// connection is waiting, and the stack's layers hold their permits until a connection arrives.
     ///
     /// # Errors
     ///
@@ -132,9 +132,10 @@ pub trait Listener: Send + 'static {
     /// Closes the listening sockets, so that clients are refused until [`resume`](Self::resume).
     ///
     /// The accept loop calls this method after [`Handle::suspend`](crate::Handle::suspend). Until
-    /// `resume` it calls no other method. The default implementation does nothing, so clients wait
-    /// in the backlog, as in a [pause](crate::Handle::pause). A listener that wraps another one
-    /// should forward `suspend` and `resume`.
+    /// the loop calls `resume`, it calls no other method, but it may call `suspend` again. The
+    /// default implementation does nothing, so clients wait in the backlog, as in a
+    /// [pause](crate::Handle::pause). A listener that wraps another one should forward `suspend`
+    /// and `resume`.
     fn suspend(&mut self) {}
 
     /// Listens again after [`suspend`](Self::suspend).
@@ -159,7 +160,7 @@ pub struct Incoming<Io> {
     pub peer_addr: Address,
     /// The local address.
     pub local_addr: Address,
-    /// The socket beneath the stream.
+    /// The access to the socket beneath the stream.
     pub(crate) probe: Probe,
 }
 

@@ -174,7 +174,8 @@ impl SocketOptions {
     ///
     /// Zero makes every close a reset, which discards the bytes that the peer has not received.
     /// With any other time, the close blocks the runtime's thread until these bytes are
-    /// acknowledged, for at most that time. The [graceful close](crate::close) needs neither.
+    /// acknowledged, for at most that time. The [graceful close](crate::close) does not need this
+    /// option.
     #[doc(alias = "SO_LINGER")]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = Some(linger);

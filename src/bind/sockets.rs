@@ -441,7 +441,7 @@ fn listens(_listener: &socket2::Socket) -> bool {
     false
 }
 
-/// Converts an address. An abstract name begins with `@`, as in an [`Endpoint`].
+/// Converts a socket address. An abstract name gets the prefix `@`, as in an [`Endpoint`].
 fn to_address(addr: &SockAddr) -> Address {
     if let Some(addr) = addr.as_socket() {
         return addr.into();

@@ -33,7 +33,7 @@ pub trait IntoListener: Sized {
     ///
     /// # Panics
     ///
-    /// Panics for a listener of tokio, if called outside of a tokio runtime with I/O enabled.
+    /// For a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
     fn into_listener(self) -> Self::Listener;
 }
 
