@@ -1,8 +1,9 @@
-//! Reads some input ahead of hyper: the first bytes of a request before hyper is set up, and, to
-//! notice that the peer disconnects, input that arrives while a request is answered.
+//! Reads some input ahead of hyper: the first bytes of a request, before hyper is set up, and input
+//! that arrives while a request is answered, to notice that the peer disconnects.
 //!
-//! hyper's own detection of a disconnect is off (`half_close`). It does not see an end of input
-//! behind unparsed bytes, and it would cancel the request of a peer that has only finished sending.
+//! hyper's own detection of a disconnect is off, because its setting `half_close` is on. That
+//! detection does not see an end of input behind unparsed bytes, and it would cancel the request of
+//! a peer that has only finished sending.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -17,12 +18,12 @@ use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
-/// The maximum number of bytes to read ahead while a request is answered. Behind that many bytes,
-/// the end of input is noticed only on a socket, through [`Departing`].
+/// The maximum number of bytes to read ahead while a request is answered. If that many bytes
+/// precede the end of input, it is noticed only on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
-/// The maximum number of bytes to read at once before hyper is set up. Almost every head is
-/// smaller.
+/// The maximum number of bytes to read at once before hyper is set up. The head of almost every
+/// request is smaller.
 const FIRST: usize = 4096;
 
 /// The first bytes of an HTTP/2 connection ([RFC 9113 section
@@ -99,9 +100,10 @@ impl Ahead {
         };
     }
 
-    /// Waits for the first bytes of a request, or the end of input, which hyper then reads.
+    /// Waits for the first bytes of a request or for the end of input, and completes with the
+    /// protocol. hyper reads these bytes later.
     ///
-    /// The first bytes of a connection also select its protocol.
+    /// Only the first bytes of a connection can select HTTP/2.
     pub(super) fn poll_first<Io>(
         &mut self,
         conn: &mut Connection<Io>,
@@ -132,13 +134,13 @@ impl Ahead {
     }
 
     /// Stops watching the socket. A watch holds a second descriptor, which would keep the socket
-    /// open.
+    /// open after the stream is dropped.
     pub(super) fn unwatch(&mut self) {
         self.watch = Watch::Unwatched;
     }
 
-    /// Completes with an error once the peer can no longer be reached. Also records in the
-    /// connection's `Life` that the peer has finished sending.
+    /// Completes with an error once the peer can no longer be reached. If the peer has finished
+    /// sending, also records that in the connection's `Life`.
     ///
     /// While the service holds an unread body, nothing is read ahead, because hyper would get the
     /// body in small pieces. A disconnect is then noticed only on a socket.

@@ -39,7 +39,7 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     /// `None` if there is no body to wait for.
     progress: Option<Arc<Progress>>,
-    /// The body is counted in `progress.unread`.
+    /// `true` while the body is counted in `progress.unread`.
     is_unread: bool,
     /// Allocated when the service first waits for the body.
     wait: Option<Box<Wait>>,

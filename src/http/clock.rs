@@ -1,9 +1,9 @@
 //! Enforces the deadlines of an HTTP connection. The current wait of the connection determines
-//! which of them apply.
+//! which deadlines apply.
 //!
-//! hyper has a timer for the heads of HTTP/1 requests, which is not used. It counts the idle time
-//! between two requests as part of the next head, and it costs a timer for each request. It does
-//! not cover HTTP/2 or a peer that reads nothing.
+//! hyper's own timer for the heads of HTTP/1 requests is not used. It counts the idle time between
+//! two requests as part of the next head, it is created anew for each request, and it covers
+//! neither HTTP/2 nor a peer that reads nothing.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -21,23 +21,25 @@ use crate::end::EndReason;
 /// The time for which hyper stays set up after an active connection becomes idle. A connection
 /// counts as active if the last two times at which it became idle are less than this apart.
 ///
-/// Parking costs a quarter as much as a small request, so an active connection is not parked
-/// between its requests. Any other connection is parked at once, without a timer.
+/// Parking a connection and setting hyper up again costs a quarter of the instructions of a small
+/// request, so an active connection is not parked between its requests. Any other connection is
+/// parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
-    /// For the service, the body of a request or response, or the peer to take output. This wait is
-    /// bounded by `half_closed` and, for pending output, by `write` and `min_rate`.
+    /// The connection waits for the service, for the body of a request or response, or for the peer
+    /// to take output. Once the peer has finished sending, `half_closed` bounds this wait. While
+    /// output is pending, `write` and `min_rate` bound it instead.
     Busy,
-    /// HTTP/1 only: for another task to read the rest of the body of a request that is already
-    /// answered.
+    /// HTTP/1 only: the connection waits for another task to read the rest of the body of a request
+    /// that is already answered.
     Unread,
     FirstByte,
     Head,
     NextRequest,
-    /// HTTP/2 only: for data of tunnels, when all requests are answered.
+    /// HTTP/2 only: all requests are answered, and the connection waits for data of tunnels.
     Tunnels,
 }
 
@@ -52,7 +54,8 @@ pub(super) enum Due {
     Park,
     /// End at once, without a graceful shutdown.
     End(EndReason),
-    /// Compute the deadlines again, because other tasks change the counters that they depend on.
+    /// Compute the deadlines again, because a window of `min_rate` has ended, or because other
+    /// tasks may have changed the counters on which the deadlines depend.
     Look,
 }
 
@@ -75,8 +78,8 @@ pub(super) struct Clock {
     waiting: (Waiting, u64, Moment),
     /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
     rested: Option<Moment>,
-    /// HTTP/1 only: the last two times at which the connection became idle are less than [`KEPT`]
-    /// apart.
+    /// HTTP/1 only: `true` if the last two times at which the connection became idle are less than
+    /// [`KEPT`] apart.
     is_quick: bool,
     /// Bytes written at the last check.
     written: u64,
@@ -122,7 +125,7 @@ impl Clock {
     }
 
     /// Checks the deadlines before each wait. Completes with the action of a deadline that has
-    /// passed; otherwise registers a wakeup for the next one.
+    /// passed. Otherwise registers a wakeup for the next deadline.
     pub(super) fn poll(
         &mut self,
         progress: &Progress,
@@ -349,7 +352,7 @@ impl Clock {
                 due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
             }
             // A peer that does not acknowledge the `GOAWAY` may continue to send requests, which
-            // hyper accepts. So `idle` bounds this time as a whole.
+            // hyper accepts. So `idle` bounds the whole time since the `GOAWAY`.
             (Waiting::NextRequest, Some(left)) => first([
                 due(since.max(left), deadlines.drain.goodbye, idle),
                 due(left, deadlines.idle, idle),
@@ -357,7 +360,7 @@ impl Clock {
         }
     }
 
-    /// Returns the time at which a draining connection closes.
+    /// Returns the deadline at which a draining connection closes.
     fn leave(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let draining = self.draining.filter(|_| !self.has_left())?;
         match self.waiting.0 {

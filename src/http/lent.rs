@@ -3,7 +3,8 @@
 //! When hyper is done with a stream, it drops the stream, even if unread bytes are in it. It passes
 //! an upgraded stream to another task. Neither may end a connection of this crate, because the
 //! connection's own task counts, drains, aborts and gracefully closes it. So a stream that hyper
-//! drops is returned to that task, and an upgraded stream is kept where that task can take it away.
+//! drops is returned to the connection's task, and an upgraded stream is kept where the
+//! connection's task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -35,7 +36,8 @@ struct Loan<Io>(Mutex<Held<Io>>);
 struct Held<Io> {
     conn: Option<Box<Connection<Io>>>,
     returned: bool,
-    /// There are two wakers, because an upgraded stream may be split between two tasks.
+    /// The reader and the writer have separate wakers, because an upgraded stream may be split
+    /// between two tasks.
     reader: Option<Waker>,
     writer: Option<Waker>,
     owner: Option<Waker>,

@@ -2,10 +2,10 @@
 //! this crate's connections.
 //!
 //! [`Http`] is the connection service for HTTP, as [`Pipeline`](crate::Pipeline) is for framed
-//! protocols. HTTP connections count towards the server's limit, pass through the server's hooks,
-//! run in its spans, and drain with its other connections. [`Http`] takes any service of
-//! `Request<RequestBody>` that is `Clone`: an axum `Router`, tonic's `Routes`, a stack of
-//! tower-http's layers, or a function.
+//! protocols. An HTTP connection counts towards the server's limit, passes through the pre-connect
+//! hooks, runs in a span of its own, and drains with the server's other connections. [`Http`] takes
+//! any service of `Request<RequestBody>` that is `Clone`: an axum `Router`, tonic's `Routes`, a
+//! stack of tower-http's layers, or a function.
 //!
 //! ```no_run
 //! use std::convert::Infallible;
@@ -38,9 +38,9 @@
 //! # Connection details in a request
 //!
 //! Each request carries the [`ConnectionInfo`](crate::ConnectionInfo) of its connection in its
-//! extensions. `ConnectionInfo` has the number and the addresses of the connection, the facts that
-//! hooks have added (such as `TlsInfo`, with the protocol that ALPN selected), and the state of a
-//! drain. In axum, extract it with `Extension(info): Extension<ConnectionInfo>`.
+//! extensions. `ConnectionInfo` has the ID and the addresses of the connection, the values that
+//! hooks have added (such as `TlsInfo`, with the protocol that ALPN selected), and whether the
+//! connection drains. In axum, extract it with `Extension(info): Extension<ConnectionInfo>`.
 //!
 //! To provide axum's `ConnectInfo<SocketAddr>`, make a service for each connection. In this
 //! example, `client_addr` returns the client's address from a proxy's header if a hook has read
@@ -55,16 +55,16 @@
 //!
 //! # Requests and tasks
 //!
-//! The service is cloned for each request. `poll_ready` of the clone is called only once that
-//! request has arrived, so an idle connection holds no permit of a shared limit. HTTP/1 requests
-//! run in the connection's task, one at a time. Each HTTP/2 request runs in a task of its own, so
-//! the requests of one connection can use all processors. These tasks are aborted when the
+//! The service is cloned for each request. `poll_ready` of the clone is not called before the head
+//! of that request has arrived, so an idle connection holds no permit of a shared limit. HTTP/1
+//! requests run in the connection's task, one at a time. Each HTTP/2 request runs in a task of its
+//! own, so the requests of one connection can use all processors. These tasks are aborted when the
 //! connection ends.
 //!
-//! hyper allows 200 concurrent streams per connection, so one connection can make the service
-//! buffer 200 bodies: 400 MiB at the 2 MiB that axum's `Json` and `Bytes` accept by default. Limit
-//! bodies (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`, tower-http's
-//! `RequestBodyLimitLayer`) to the size that the service needs, or limit streams with
+//! By default hyper allows 200 concurrent streams per connection, so one connection can make the
+//! service buffer 200 bodies: 400 MiB at the 2 MiB that axum's `Json` and `Bytes` accept by
+//! default. Limit bodies (axum's `DefaultBodyLimit`, tonic's `max_decoding_message_size`,
+//! tower-http's `RequestBodyLimitLayer`) to the size that the service needs, or limit streams with
 //! [`Http::configure`].
 //!
 //! # Errors
@@ -73,41 +73,43 @@
 //! other cases. An error ends an HTTP/1 connection with
 //! [`ServiceError`](crate::EndReason::ServiceError). In HTTP/2 an error resets the stream of its
 //! request, and is reported by the event `request.failed`. A panic ends the connection with
-//! [`Panic`](crate::EndReason::Panic), once the other streams of the connection are done.
+//! [`Panic`](crate::EndReason::Panic), in HTTP/2 after its other streams are done.
 //!
-//! Input that is not HTTP, or that exceeds hyper's limits, is answered (400, 431 or `GOAWAY`) and
-//! ends the connection with [`CodecError`](crate::EndReason::CodecError) or
-//! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). If a peer disconnects before its response,
-//! the request is dropped and the connection ends with [`PeerReset`](crate::EndReason::PeerReset).
+//! Input that is not HTTP, or that exceeds hyper's limits, is answered (400, 414, 431 or `GOAWAY`)
+//! and ends the connection with [`CodecError`](crate::EndReason::CodecError) or
+//! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). In HTTP/2 an error of a single stream, such
+//! as a head that is too large (431), ends only that stream. If a peer disconnects before it has
+//! its response, the request is dropped and the connection ends with
+//! [`PeerReset`](crate::EndReason::PeerReset).
 //!
 //! An HTTP/1 client that has finished sending may wait for its response, as `nc -N` does, or be
 //! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the
 //! client takes restarts that time. After that time, the client counts as disconnected. A reset and
 //! the close of a Unix socket are noticed at once, however much unread input follows the request.
-//! On in-memory streams, on those of custom listeners, and if the process has no free file
-//! descriptor, the end of input is noticed only if fewer than 512 bytes before it are unread, and
-//! no service leaves a body unread.
+//! There are three exceptions: in-memory streams, the streams of custom listeners, and a process
+//! without a free file descriptor. In these cases, the end of input is noticed only if fewer than
+//! 512 unread bytes precede it, and only while no service leaves a body unread.
 //!
 //! If services leave too many small messages of an HTTP/2 connection unread, the connection ends
 //! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.
 //!
 //! [`Http::deadlines`] sets the deadlines. If a body stops arriving, [`RequestBody`] returns an
-//! error, and the service can still respond. Finished responses reach the peer, because the stream
-//! is closed gracefully, as by [`Connection::close`](crate::Connection::close), unless the
-//! connection is cut off
-//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)).
+//! error, and the service can still respond. Unless the connection is cut off
+//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)), its stream is
+//! closed gracefully, as by [`Connection::close`](crate::Connection::close), so finished responses
+//! reach the peer.
 //!
 //! # Draining
 //!
 //! | state when the drain begins | result |
 //! | --- | --- |
-//! | no byte has arrived | closes at once, or 50 ms after it was accepted if that is later, because a request may have arrived with the connection |
-//! | HTTP/1, a request has arrived or is being answered | the request is answered, with `connection: close` if the head of the response is not yet sent; a request pipelined after it is not answered, and its client must not assume that it was ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6)) |
-//! | a service waits for the body of a request | reading the body fails if nothing of it arrives for [3 s](DrainDeadlines::body); the request is answered in the same way |
+//! | no byte has arrived | closes at once, or 50 ms after `Http` began to serve it if that is later, because a request may have arrived with the connection |
+//! | HTTP/1, a request has arrived or is being answered | the request is answered, with `connection: close` if the head of the response is not yet sent; a request pipelined after it is not answered, and the client should not assume that it was processed ([RFC 9112 section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6)) |
+//! | a service waits for the body of a request | reading the body fails if no byte of it arrives for [3 s](DrainDeadlines::body); the request is answered in the same way |
 //! | HTTP/1, the head of a request has begun | the rest of the head has [3 s](DrainDeadlines::frame) to arrive, and the request is answered in the same way |
 //! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then the connection closes |
-//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection that does not acknowledge it within [3 s](DrainDeadlines::goodbye) is closed, even if it sends pings |
-//! | upgraded, or a response without end | the service has to await [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and end the stream |
+//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection whose peer does not acknowledge it within [3 s](DrainDeadlines::goodbye) is closed, even if the peer sends pings |
+//! | upgraded, or a response without end | the service, or the task that has the upgraded stream, has to await [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and end the stream |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
 //!
@@ -115,9 +117,10 @@
 //!
 //! An upgraded stream (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task,
 //! but remains a connection of the server. It counts as open until that task drops it, and is then
-//! closed gracefully. At the deadline of a drain, or by an abort, the stream is taken away, and the
-//! task's reads and writes fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
-//! A tunnel in an HTTP/2 stream counts as open until its task has shut down writing. If its
+//! closed gracefully. At the deadline of a drain, or in an abort, the server takes the stream away,
+//! and the task's reads and writes fail with
+//! [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). A tunnel in an HTTP/2 stream
+//! counts as open until its task shuts down writing or drops it, or the peer resets it. If its
 //! connection ends first, the tunnel's reads and writes fail with an error of hyper, such as
 //! [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
 //!
@@ -127,18 +130,18 @@
 //! its client reports an unclean end (1006). tungstenite, which axum uses, prepares the answer, but
 //! sends it only with the next read, write or flush. Only a flush sends all of it to a slow peer
 //! that has half-closed. So a handler should flush when it receives a Close. When
-//! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) completes, it should send a Close,
-//! and then read until the stream ends. The handler of `examples/axum` does all of this.
+//! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) completes, the handler should send
+//! a Close, and then read until the stream ends. The handler of `examples/axum` does all of this.
 //!
 //! # Deadlines of upgraded streams
 //!
 //! The connection's own task enforces deadlines for an upgraded stream:
 //! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
 //! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). The task does not see each
-//! byte. It checks the byte counters four times per deadline, so the connection may end late by a
-//! quarter of that deadline. [`min_rate`](Deadlines::min_rate) also applies, to output. The same
-//! deadlines apply to an HTTP/2 connection whose streams are all tunnels. If it also has requests
-//! in progress, it counts as busy.
+//! byte. It checks the byte counters four times per deadline, so the connection may end late by up
+//! to a quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output only. The
+//! same deadlines apply to an HTTP/2 connection whose streams are all tunnels. A connection that
+//! also has requests in progress counts as busy.
 
 mod ahead;
 mod body;
@@ -168,8 +171,8 @@ pub use hyper;
 pub use serve::HttpFuture;
 pub use streams::Streams;
 
-/// The flow-control window of an HTTP/2 connection in bytes. h2 charges small data frames that no
-/// service has read yet against half of it.
+/// The flow-control window of an HTTP/2 connection in bytes. It also sets h2's limit of unread
+/// small data frames, as [`Http::configure`] explains.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Serves HTTP on a connection, with a service of requests. See the [module docs](self).
@@ -238,7 +241,7 @@ fn keep_own(http1: &mut http1::Builder) {
 }
 
 impl HttpSettings {
-    /// Returns the settings of one HTTP/2 connection, which runs its requests in `streams`.
+    /// Returns the settings of one HTTP/2 connection. Its requests run in `streams`.
     fn http2(&self, streams: Streams) -> http2::Builder<Streams> {
         let mut hyper = Hyper::new(http1::Builder::new(), streams);
         for configure in &self.configure {
@@ -249,8 +252,8 @@ impl HttpSettings {
 }
 
 impl<S> Http<ClonePerRequest<S>> {
-    /// Serves each request with a clone of `service`, which is polled for readiness once the
-    /// request has arrived.
+    /// Serves each request with a clone of `service`. The clone is not polled for readiness before
+    /// the head of the request has arrived.
     pub fn new(service: S) -> Self {
         Self::with(ClonePerRequest(service))
     }
@@ -325,8 +328,8 @@ impl<K> Http<K> {
     /// });
     /// ```
     ///
-    /// `configure` is called once here, and once for each HTTP/2 connection, because each of these
-    /// has its own [`Streams`].
+    /// `configure` is called once by this method, and again for each HTTP/2 connection, because
+    /// each of those has its own [`Streams`].
     ///
     /// # Panics
     ///

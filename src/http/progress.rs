@@ -13,7 +13,8 @@ use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::signals::Signal;
 
-/// The maximum time for which no byte of a request's body may arrive: usually, and during a drain.
+/// The maximum time for which a service waits for the next byte of a request's body: usually, and
+/// during a drain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) usual: Option<Duration>,
@@ -44,15 +45,16 @@ pub(super) struct Progress {
     /// are already answered.
     pub(super) streams: AtomicUsize,
     multiplexed: AtomicBool,
-    /// hyper's last read is pending, so hyper notices the end of input.
+    /// `true` if hyper's last read is pending, so hyper waits for input or for its end.
     pub(super) is_reading: AtomicBool,
-    /// HTTP/1 only: a service has dropped a body that it had not read to its end.
+    /// HTTP/1 only: `true` if a service has dropped a body that it had not read to its end.
     pub(super) abandoned: AtomicBool,
-    /// HTTP/1 only: the current request asks for the connection to close.
+    /// HTTP/1 only: `true` if a request has asked for the connection to close.
     last_request: AtomicBool,
-    /// HTTP/2 only: a `GOAWAY` has told the peer that too many small data frames are unread.
+    /// HTTP/2 only: `true` if a `GOAWAY` has told the peer that too many small data frames are
+    /// unread.
     refused_data: AtomicBool,
-    /// A response agrees to an upgrade, so the stream is about to move to another task.
+    /// `true` if a response agrees to an upgrade, so the stream is about to move to another task.
     pub(super) upgrades: AtomicBool,
 }
 
@@ -118,7 +120,8 @@ impl Progress {
     }
 
     /// Returns whether hyper only waits for the next request, because the last response is sent and
-    /// no service holds a body. A service may have dropped a body unread; see [`take_abandoned`].
+    /// no service holds a body. If a service has dropped a body that it had not read to its end,
+    /// hyper still has to deal with the rest; see [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned
     pub(super) fn is_at_rest(&self) -> bool {
@@ -146,7 +149,7 @@ impl Progress {
     }
 
     /// Checks output, to find out why h2 ends a connection. h2's error does not distinguish unread
-    /// data from a flood of resets, but the text at the end of its `GOAWAY` frame does.
+    /// data from a flood of resets, but the text at the end of h2's `GOAWAY` frame does.
     #[inline]
     pub(super) fn note_write(&self, bytes: &[u8]) {
         if self.multiplexed.load(Ordering::Relaxed) && bytes.ends_with(b"too_many_data_frames") {

@@ -29,7 +29,7 @@ use crate::signals::Signal;
 mod sealed {
     use super::*;
 
-    /// A body that can be sent from any thread.
+    /// A type that can be the body of an HTTP response.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not the body of an HTTP response",
         label = "the service answers with a `Response<{Self}>`",
@@ -145,8 +145,9 @@ where
                     Due::Park => stage.park(),
                     Due::Look => {}
                     Due::End(reason) => {
-                        // Nothing was written, or the output has had the time of the graceful close
-                        // to arrive. So the close of the stream need not wait for the peer.
+                        // If nothing was written, or if a graceful close has already given the
+                        // output time to arrive, the close of the stream need not wait for the
+                        // peer.
                         if life.bytes_written() == 0 || clock.has_left() {
                             *is_cut_short = true;
                         }
@@ -183,8 +184,8 @@ where
             true => settings.linger.time(Duration::ZERO),
             false => settings.linger,
         };
-        // The reason is settled, so it does not matter if the peer disconnects before the close is
-        // done.
+        // The end reason is already recorded, so it does not matter if the peer disconnects before
+        // the close is done.
         let _settled = Box::pin(conn.close(linger)).await;
     }
     match ended {
@@ -196,8 +197,8 @@ where
     }
 }
 
-/// Waits until the upgraded stream is returned. If a deadline passes first, takes the stream away
-/// and returns the reason to end the connection.
+/// Waits until the upgraded stream is returned. If a deadline passes before that, takes the stream
+/// away and returns the reason to end the connection.
 async fn returned<Io>(
     owner: Owner<Io>,
     info: &ConnectionInfo,

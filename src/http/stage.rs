@@ -1,10 +1,11 @@
 //! Switches an HTTP connection between two stages: parked while it is idle, and served by hyper.
 //!
-//! A parked connection holds its stream and its service, and waits for input. Its first bytes cause
-//! hyper to be set up. Once the last response is sent and hyper waits for the next request, hyper
-//! is taken apart again, so an idle HTTP/1 connection holds no buffer and no state of hyper. The
-//! clock decides how soon, so that an active connection keeps hyper between its requests. An HTTP/2
-//! connection is never parked again, because its peer relies on hyper's state.
+//! A parked connection holds its stream and its service, and waits for input. The first bytes of a
+//! request cause hyper to be set up. Once the last response is sent and hyper waits for the next
+//! request, hyper is taken apart again (`into_parts`), so an idle HTTP/1 connection holds no buffer
+//! and no state of hyper. The clock decides how soon that happens, so that an active connection
+//! keeps hyper between its requests. An HTTP/2 connection is never parked again, because its peer
+//! relies on hyper's state.
 
 use std::mem;
 use std::pin::Pin;
@@ -38,7 +39,7 @@ type Http2<Io, S> = http2::Connection<TokioIo<Lent<Io>>, HyperService<S>, Stream
 pub(super) enum Rest {
     No,
     /// Idle, with hyper still set up. hyper may have read the beginning of the next request
-    /// together with the last one. Only parking shows whether it has.
+    /// together with the previous one. Only parking shows whether it has.
     Begun,
     Parked,
 }

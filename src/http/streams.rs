@@ -15,8 +15,8 @@ use tracing::Instrument;
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
-/// Aborts the tasks when dropped. The set does not do so by itself, because the tasks keep it alive
-/// to spawn more.
+/// Aborts the tasks when dropped. Dropping the last [`Streams`] would do the same, but each running
+/// request holds one, to spawn the task of a tunnel.
 pub(super) struct Tasks(Streams);
 
 impl Streams {
@@ -44,7 +44,7 @@ impl Tasks {
     /// number of tasks left.
     pub(super) fn reap(&self, cx: &mut Context<'_>) -> usize {
         let mut set = self.0.lock();
-        // The results carry nothing, because a handler's panic was caught inside the task.
+        // The results are ignored, because a handler's panic was already caught inside its task.
         while let Poll::Ready(Some(_)) = set.poll_join_next(cx) {}
         set.len()
     }
