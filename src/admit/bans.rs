@@ -20,12 +20,12 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A set of addresses that are denied, each for a time. Clones share the set.
 ///
-/// To ban its client, a service passes the address that [`ConnectionInfo::client_addr`] returns to
-/// [`ban`](Self::ban). A ban denies only new connections. To close the current connection, send a
-/// [closing reply](crate::Reply::close). A ban of an IPv4 address applies to this address alone. A
-/// ban of an IPv6 address applies to all addresses with the same first
+/// To ban its client, a service calls [`ban`](Self::ban) with the address that
+/// [`ConnectionInfo::client_addr`] returns. A ban denies only new connections. To close the current
+/// connection, send a [closing reply](crate::Reply::close). A ban of an IPv4 address applies to
+/// this address alone. A ban of an IPv6 address applies to all addresses with the same first
 /// [`v6_prefix`](Self::v6_prefix) bits. Clients of Unix sockets and of in-memory connections have
-/// no address of their own, so they cannot be banned.
+/// no IP address, so they cannot be banned.
 ///
 /// [`AddressFilter::from`] converts the set into a filter:
 ///
@@ -56,7 +56,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// ```
 ///
 /// This example counts failures for each connection, so a client that connects again has three more
-/// attempts. Use [`PerClient::rate`](super::PerClient::rate) to limit how often it can connect.
+/// attempts. Use [`PerClient::rate`](super::PerClient::rate) to limit how often a client can
+/// connect.
 ///
 /// Behind a proxy, `address_filter` sees the address of the proxy, so bans have no effect there.
 /// Instead, use `AddressFilter::from(bans)` as a pre-connect hook, after the hook that reads the

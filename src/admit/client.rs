@@ -26,10 +26,12 @@ pub(super) const V6_PREFIX: u8 = 64;
 /// The default maximum number of clients that are remembered while they have no open connection.
 pub(super) const REMEMBERED: usize = 65_536;
 
-/// The longest period of a rate. governor counts nanoseconds, and panics beyond its range.
+/// The longest period of a rate. governor counts nanoseconds in a `u64`, and panics if they
+/// overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The number of clients below which the map is not searched for clients to forget.
+/// The number of clients below which the map is not searched for clients to forget. A smaller
+/// `remembered` replaces it.
 const FEW: usize = 1024;
 
 /// Returns the key of a client in the map: its IPv4 address, or the first `v6_prefix` bits of its
@@ -90,7 +92,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Uses the rate for one connection or request. If the rate is exceeded, fails with the
+    /// Counts one connection or request against the rate. If the rate is exceeded, fails with the
     /// earliest time at which to try again.
     pub(super) fn take_rate(&self) -> Result<(), Instant> {
         self.rate.as_ref().map_or(Ok(()), Rate::take)
@@ -162,16 +164,16 @@ impl Map {
     /// Forgets clients before another one is added, so that at most `remembered` clients without a
     /// holder are kept.
     ///
-    /// After a search, at least `remembered / 8` clients are added before the next one. So in a
+    /// After a search, at least `remembered / 8` clients are added before the next search. So in a
     /// flood, a search costs only a few steps for each new client.
     fn make_room(&mut self, remembered: usize) {
         if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
             return;
         }
         self.clients.retain(|_, entry| !entry.is_fresh());
-        // The remaining clients are in use or have used some of their rate. As many as necessary of
-        // those that are not in use are forgotten, in no particular order. A forgotten client only
-        // gets back the rate that it had used.
+        // The remaining clients are in use or have used some of their rate. Of those that are not
+        // in use, as many as necessary are forgotten, in no particular order. The only effect is
+        // that a forgotten client gets back the rate that it had used.
         let most = remembered - remembered / 8;
         let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
         self.clients.retain(|_, entry| {
@@ -234,7 +236,7 @@ impl Rate {
         }
     }
 
-    /// Uses the rate for one connection or request. If the rate is exceeded, fails with the
+    /// Counts one connection or request against the rate. If the rate is exceeded, fails with the
     /// earliest time at which to try again.
     pub(super) fn take(&self) -> Result<(), Instant> {
         self.limiter.check().map_err(|not_until| {
@@ -243,8 +245,8 @@ impl Rate {
         })
     }
 
-    /// Returns whether the rate is as full as a new one. If this returns `true`, the rate must not
-    /// be used again, because the check has used up all of it.
+    /// Returns whether the whole burst is available, as in a new limiter. If this returns `true`,
+    /// the limiter must not be used again, because the check has used up the burst.
     fn is_fresh(&self) -> bool {
         matches!(self.limiter.check_n(self.burst), Ok(Ok(())))
     }

@@ -17,8 +17,9 @@ use crate::connection::ConnectionInfo;
 /// Limits the rate of each client's requests, across all of its connections. Clones share the
 /// rates.
 ///
-/// tower's `RateLimit` limits one connection, or all connections together. This type creates a
-/// layer for each connection. Add the layer where the connection's service is made:
+/// tower's `RateLimit` limits the requests of one connection, or of all connections together.
+/// `ClientRate` creates a layer for each connection, and all layers of one client share its rate.
+/// Add the layer where the connection's service is made:
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,7 +55,7 @@ pub struct ClientRate {
 
 impl ClientRate {
     /// Creates a rate that allows `requests` at once, and then as many in each `period`, evenly
-    /// spread. `0` counts as 1, and a period of more than 10 years as 10 years.
+    /// spread. `0` requests count as 1, and a period of more than 10 years as 10 years.
     pub fn new(requests: u32, period: Duration) -> Self {
         let quota = quota(requests, period);
         Self {
@@ -132,7 +133,7 @@ impl<S> Layer<S> for ClientRateLayer {
 pub struct ClientRateLimit<S> {
     inner: S,
     layer: ClientRateLayer,
-    /// The rate has already been used for the next request.
+    /// `true` if the next request has already been counted against the rate.
     has_taken: bool,
     /// The timer of a wait. It is reused for the next wait.
     sleep: Option<Pin<Box<Sleep>>>,

@@ -13,7 +13,7 @@ use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo};
 use crate::end::{ConnectionEnded, EndReason};
 
-/// The decision whether an address may connect.
+/// A decision about an address: whether it may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The address may connect.
@@ -33,11 +33,13 @@ pub struct AddressDenied;
 ///
 /// - To the peer's address, by
 ///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). The accept loop
-///   closes a denied connection at once, over TCP with a reset. The connection gets no task, no
-///   entry in the table of connections and no span. It is counted in the metrics, and logged only
-///   at trace level.
+///   closes a denied connection at once, over TCP with a reset
+///   ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)). The connection
+///   gets no task, no entry in the table of connections and no span. It is counted in the metrics,
+///   and logged only at trace level.
 /// - To [`ConnectionInfo::client_addr`], as a pre-connect hook after the hook that reads a proxy's
-///   header. A denied connection ends with [`EndReason::Denied`], and is logged at debug level.
+///   header, or as the layer that [`overflow`](Self::overflow) returns. A denied connection ends
+///   with [`EndReason::Denied`], and is logged at debug level.
 ///
 /// ```
 /// use tower::ServiceBuilder;
@@ -91,7 +93,7 @@ impl Admission for AddressFilter {
     }
 }
 
-/// A filter as a pre-connect hook.
+/// Applies the filter as a pre-connect hook.
 impl<Io> Service<Connection<Io>> for AddressFilter {
     type Response = Connection<Io>;
     type Error = ConnectionEnded;

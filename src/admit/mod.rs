@@ -9,12 +9,12 @@
 //! | `PerClient` | the number of open connections of each client, and the rate at which it connects |
 //! | `ClientRate` | the rate of each client's requests |
 //!
-//! The last four need the feature `per-client`. `PerClient` and `ClientRate` identify a client by
-//! [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` also use this address if they are a
-//! pre-connect hook or a layer. As a server's
+//! The last four types need the feature `per-client`. `PerClient` and `ClientRate` identify a
+//! client by [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` also use this address if they
+//! are a pre-connect hook or a layer. As a server's
 //! [`address_filter`](crate::ServerBuilder::address_filter) they use the peer's address instead.
 //! The two addresses are the same unless a hook has read a proxy's header. The module `proxy` shows
-//! how to combine these types with that hook.
+//! how to combine such a hook with these types.
 //!
 //! The metric `tower_tcp.rejected_connections` counts the connections that were not admitted, by
 //! reason. See [`observe`](crate::observe).
@@ -22,7 +22,7 @@
 //! # The limit of a server
 //!
 //! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task.
-//! It can be changed while the server runs. Every [`Server`](crate::Server) has one, which
+//! The limit can be changed while the server runs. Every [`Server`](crate::Server) has one, which
 //! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any connection service.
 //!
 //! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. `ConnectionLimit` wakes
@@ -252,11 +252,11 @@ impl ConnectionLimitLayer {
     /// in the backlog.
     ///
     /// `service` can tell the peer why the connection is rejected, as
-    /// [`Pipeline::reject`](crate::Pipeline::reject) does. It has 1 s for each connection and gets
-    /// at most 64 connections at a time. Further connections over the limit are closed at once. All
-    /// connections over the limit end with [`EndReason::LimitExceeded`].
+    /// [`Pipeline::reject`](crate::Pipeline::reject) does. `service` has 1 s for each connection,
+    /// and gets at most 64 connections at a time. Further connections over the limit are closed at
+    /// once. All connections over the limit end with [`EndReason::LimitExceeded`].
     ///
-    /// The server's own limit must be higher than this one. When the server reaches its own limit,
+    /// The server's own limit must be higher than this one. While the server is at its own limit,
     /// it accepts nothing, so `service` gets no connections.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
         overflow::layer(self.limit, service)
@@ -309,7 +309,7 @@ impl<S> Limited<S> {
     /// ready.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
-            // Dropping the permit wakes all waiting instances. This one need not be woken.
+            // Dropping the permit wakes all waiting instances. `self` need not be woken.
             self.limit.lock().forget(self.instance);
             drop(permit);
         }
@@ -357,7 +357,7 @@ where
             // At the limit the inner service is not polled, so it does not reserve anything.
             None => return Poll::Pending,
         }
-        // If the inner service panics, it no longer counts as queued.
+        // Cleared before the poll, so that an inner service that panics no longer counts as queued.
         let was_queued = std::mem::take(&mut self.queued);
         let polled = self.inner.poll_ready(cx);
         self.queued = was_queued || polled.is_pending();

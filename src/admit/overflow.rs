@@ -108,7 +108,7 @@ where
     type Future = OverflowFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Over the limit, the inner service will not be called, so it must not reserve anything.
+        // At the limit the inner service is not polled, so it does not reserve anything.
         if !self.is_inner_ready && self.limit.has_room() {
             ready!(self.inner.poll_ready(cx)).map_err(Into::into)?;
             self.is_inner_ready = true;
@@ -117,12 +117,12 @@ where
     }
 
     fn call(&mut self, conn: Connection<Io>) -> Self::Future {
-        // The permit is taken only here, when there is a connection, so that none is reserved
-        // without use.
+        // The permit is not taken in `poll_ready` but here, so that no permit is reserved without a
+        // connection.
         let admitted = if self.is_inner_ready {
             self.limit.admit(conn.info())
         } else {
-            // There was no room in `poll_ready`, so the inner service was not polled.
+            // `poll_ready` found the limit reached, so the inner service was not polled.
             Err(EndReason::LimitExceeded.into())
         };
         match admitted {

@@ -40,8 +40,8 @@ use crate::end::{ConnectionEnded, EndReason};
 ///
 /// The count is exact. A connection is counted until it has ended, however it ends. A client is
 /// identified by its IPv4 address, or by the first [`v6_prefix`](Self::v6_prefix) bits of its IPv6
-/// address. Clients of Unix sockets and of in-memory connections have no address of their own, so
-/// they are not limited.
+/// address. Clients of Unix sockets and of in-memory connections have no IP address, so they are
+/// not limited.
 ///
 /// A connection over a limit ends with [`EndReason::ClientLimitExceeded`] or
 /// [`EndReason::ClientRateExceeded`]. Its end is logged at debug level, and counted by reason in
@@ -88,7 +88,8 @@ impl PerClient {
     }
 
     /// Limits how fast each client connects: `connections` at once, and then as many in each
-    /// `period`, evenly spread. `0` counts as 1, and a period of more than 10 years as 10 years.
+    /// `period`, evenly spread. `0` connections count as 1, and a period of more than 10 years as
+    /// 10 years.
     ///
     /// Default: no limit. Why: the limit of open connections already bounds the cost of a client.
     /// When reached: the connection ends with [`EndReason::ClientRateExceeded`], or
@@ -111,7 +112,8 @@ impl PerClient {
     }
 
     /// Sets how many connections over a limit may wait, for each client. They are admitted in order
-    /// of arrival. They wait in the hook, so at most until the deadline of the hooks.
+    /// of arrival. They wait in the hook, so the
+    /// [deadline](crate::deadline::Deadlines::pre_connect) of the hooks also ends their wait.
     ///
     /// Default: 0. Why: a waiting connection counts towards the maximum number of connections in
     /// the hooks ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When
@@ -233,8 +235,8 @@ impl Slot {
     }
 
     fn start_waiting(&mut self, most: usize) -> bool {
-        // A connection that may not wait is not counted, because new connections wait behind
-        // counted ones.
+        // A connection that may not wait is not counted, because no new connection is admitted at
+        // once while the count is above zero.
         let more = |waiting| (waiting < most).then_some(waiting + 1);
         let waiting = &self.client.waiting;
         let begun = waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
@@ -271,7 +273,7 @@ fn free_at_end(conn: &ConnectionInfo, slot: Slot) {
     conn.life.on(Moment::End, |_, _| drop(slot));
 }
 
-/// The limit as a pre-connect hook.
+/// Applies the limit as a pre-connect hook.
 impl<Io: Send + 'static> Service<Connection<Io>> for PerClient {
     type Response = Connection<Io>;
     type Error = ConnectionEnded;
