@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Address;
 
-/// The length of the backlog. If this many connections wait to be accepted, `connect` waits.
+/// The length of the backlog. While this many connections wait to be accepted, `connect` waits.
 const BACKLOG: usize = 1024;
 
 /// The number of bytes that each direction of a connection buffers.
@@ -19,8 +19,9 @@ const BUFFER: usize = 64 * 1024;
 
 /// Creates an in-memory listener, and the connector that connects to it.
 ///
-/// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets another size. Up
-/// to 1,024 connections wait to be accepted; after that, [`Connector::connect`] waits.
+/// Each connection buffers 64 KiB in each direction; [`memory_with_buffer`] sets another size. The
+/// backlog holds up to 1,024 connections that wait to be accepted. While it is full,
+/// [`Connector::connect`] waits.
 pub fn memory() -> (MemoryListener, Connector) {
     memory_with_buffer(BUFFER)
 }

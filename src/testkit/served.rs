@@ -27,7 +27,7 @@ use crate::signals::Report;
 const ENDS: usize = 65_536;
 
 /// The maximum time that [`Served::ended`] waits. It is longer than the deadlines in tests, and
-/// passes at once on a paused clock.
+/// passes at once on a paused clock if nothing else can run.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Serves a connection stack in memory, on the current runtime, with the server's default options.
@@ -144,9 +144,9 @@ impl<C> Served<C> {
     /// Waits until a connection has ended, and returns its end. Each end is returned once. Ends are
     /// returned in the order in which they happened.
     ///
-    /// A connection that is closed gracefully ends when its client has closed, too, or after the
-    /// [linger](crate::close::Linger) of 2 s. So drop the client before this call. To test when the
-    /// server closes, await the end of the stream in the client instead.
+    /// A connection that is closed gracefully ends when its client has closed as well, or after the
+    /// [linger](crate::close::Linger) of 2 s. So drop the client before this call. To test the time
+    /// at which the server closes, await the end of the stream in the client instead.
     ///
     /// # Errors
     ///
@@ -214,6 +214,15 @@ impl<C> Served<C> {
     /// # Errors
     ///
     /// Returns the error with which [`Server::serve`] ended.
+    ///
+    /// # Panics
+    ///
+    /// Resumes the panic if a listener or a stack has panicked outside a connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the shutdown continues, and [`closed`](Self::closed) returns its
+    /// result.
     pub async fn shutdown(&mut self) -> Result<Report, Error> {
         self.handle().shutdown();
         self.closed().await
@@ -233,7 +242,7 @@ impl<C> Served<C> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses nothing. A later call returns the result.
     pub async fn closed(&mut self) -> Result<Report, Error> {
         if let Some(task) = &mut self.task {
             let joined = task.await;
@@ -241,7 +250,7 @@ impl<C> Served<C> {
             match joined {
                 Ok(served) => return served,
                 Err(err) if err.is_panic() => panic::resume_unwind(err.into_panic()),
-                // The runtime of the task was shut down. The handle reports that, too.
+                // The runtime of the task was shut down. The handle also completes then.
                 Err(_cancelled) => {}
             }
         }

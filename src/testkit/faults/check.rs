@@ -21,13 +21,14 @@ use crate::connection::ConnectionService;
 /// The default of [`Check::places`].
 const PLACES: usize = 512;
 
-/// The time within which a connection must end. It is longer than the deadlines of most protocols.
+/// The default of [`Check::within`]. It is longer than the deadlines of most protocols.
 const WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// The duration of each [`Fault::Delay`]. It is shorter than the deadlines of most protocols.
+/// The duration of [`Fault::Delay`] in the runs with a single fault. It is shorter than the
+/// deadlines of most protocols.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// Creates a check of a server under faults. Await the returned value to run it.
+/// Creates a check of a server under faults. Await the returned value to run the check.
 ///
 /// `stack` is called for each run and returns a connection stack, which a new server serves. A
 /// client sends `input`, half-closes, and reads to the end. Without faults it must get exactly
@@ -40,10 +41,10 @@ const DELAY: Duration = Duration::from_millis(100);
 /// The runs are, in this order:
 ///
 /// - one without faults;
-/// - one in which accept(2) fails with all of its errors;
-/// - one for each [`Fault`] at each byte of the input and of the output, at up to
-///   [512 places](Check::places) in each;
-/// - one in which everything passes byte by byte;
+/// - one in which accept(2) fails with each of [`accept_errors`] in turn;
+/// - one for each [`Fault`] at each byte of the input and of the output, at up to [512
+///   places](Check::places) in each direction;
+/// - one in which all input and output pass byte by byte;
 /// - two for each of 64 seeded plans.
 #[doc(alias = "chaos")]
 #[doc(alias = "turmoil")]
@@ -73,13 +74,14 @@ where
     }
 }
 
-/// A check of a server under faults. Created by [`check`]. Awaiting it runs it.
+/// A check of a server under faults. Created by [`check`]. Awaiting this value runs the check.
 ///
-/// It fails with the first [`Broken`] promise.
+/// The check fails with the first promise that is [`Broken`].
 ///
 /// # Panics
 ///
-/// The future panics if tokio's clock is not paused, because the deadlines would take hours.
+/// The future panics if tokio's clock is not paused, because waiting for the deadlines in real time
+/// would take hours.
 #[must_use = "a check runs when it is awaited"]
 pub struct Check<F> {
     stack: F,

@@ -30,7 +30,8 @@ impl fmt::Display for Breach {
     }
 }
 
-/// A layer that checks whether the layers around it call the inner service correctly.
+/// A layer that checks whether the layers around it call its inner service as Tower's contract
+/// requires.
 ///
 /// Place it directly around a service, or between two layers. Clones share the record of breaches.
 ///

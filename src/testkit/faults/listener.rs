@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::bind::{Incoming, Listener, ListeningSocket};
 use crate::connection::Address;
 
-/// The errors with which accept(2) can fail on Linux although the listening socket works.
+/// Errors with which accept(2) can fail on Linux although the listening socket works.
 const ERRORS: [Errno; 13] = [
     Errno::CONNABORTED,
     Errno::INTR,
@@ -26,8 +26,8 @@ const ERRORS: [Errno; 13] = [
     Errno::NETUNREACH,
 ];
 
-/// Returns every error with which accept(2) can fail although the listening socket works. For
-/// example, accept(2) fails if the peer is gone, the process has no free descriptors, or the
+/// Returns 13 errors with which accept(2) can fail on Linux although the listening socket works.
+/// For example, accept(2) fails if the peer is gone, the process has no free descriptors, or the
 /// network is down.
 pub fn accept_errors() -> Vec<io::Error> {
     ERRORS.into_iter().map(io::Error::from).collect()

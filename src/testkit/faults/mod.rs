@@ -1,9 +1,10 @@
 //! Faults of connections, and a check of a whole server under each of them.
 //!
 //! [`check`] repeats one conversation with a server: first without faults, then once for each kind
-//! of fault at each byte of the conversation, or at 512 bytes in each direction if there are more.
-//! It reports the first [`Promise`] that is broken, with a [`Plan`] that has only the faults needed
-//! to break it. The plan is printed as Rust code, to run this case again with [`Check::only`]:
+//! of fault at each byte of the conversation. If a direction has more than 512 bytes, the faults
+//! are at 512 of them. The check reports the first [`Promise`] that is broken, with a [`Plan`] that
+//! has only the faults needed to break it. The plan is printed as Rust code. To run this case
+//! again, pass the plan to [`Check::only`]:
 //!
 //! ```
 //! use std::convert::Infallible;

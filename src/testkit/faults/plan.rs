@@ -7,11 +7,12 @@ use std::time::Duration;
 /// protocols.
 const LONGEST_DELAY: u64 = 100;
 
-/// A fault of a stream. It happens after all bytes before its place have been read or written.
+/// A fault of a stream. It happens once the bytes before its place in a [`Plan`] have been read or
+/// written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The read or write ends here. The rest passes when the task is polled again.
+    /// The read or write ends here. The remaining bytes pass when the task is polled again.
     Cut,
     /// The bytes after this place are delayed by this time.
     Delay(Duration),
@@ -117,7 +118,7 @@ impl Plan {
         plan
     }
 
-    /// Returns copies of this plan, each without one of its parts.
+    /// Returns copies of this plan, each with one fault fewer, or without the limit of `pieces`.
     pub(super) fn shorter(&self) -> Vec<Self> {
         let mut plans = Vec::new();
         for n in 0..self.reads.len() {
@@ -149,7 +150,8 @@ impl Plan {
     }
 }
 
-/// Inserts a fault, ordered by place. Faults of one place keep the order in which they were added.
+/// Inserts a fault, ordered by place. Faults at the same place keep the order in which they were
+/// added.
 fn add(faults: &mut Vec<(u64, Fault)>, at: u64, fault: Fault) {
     let place = faults.partition_point(|(other, _)| *other <= at);
     faults.insert(place, (at, fault));

@@ -132,7 +132,8 @@ impl Expected {
     }
 
     /// Returns the first promise that a run breaks, with a description. `silent` contains the
-    /// replies to a client that stopped sending where this one half-closed.
+    /// replies to a client that stopped sending at the byte at which the client of this run
+    /// half-closed.
     pub(super) fn broken(
         &self,
         plan: &Plan,
@@ -191,8 +192,8 @@ impl Expected {
         broken.map(|(promise, _, detail)| (promise, detail))
     }
 
-    /// Returns whether `reason` is the same as without faults. Returns `true` if the latter is not
-    /// known yet.
+    /// Returns whether `reason` is the same as without faults. Also returns `true` if the reason
+    /// without faults is not known yet.
     fn same_reason(&self, reason: Option<EndReason>) -> bool {
         self.reason.is_none() || reason == self.reason
     }

@@ -1,4 +1,5 @@
-//! One run: a new server, a connection with faults, and a plain connection beside it or after it.
+//! One run: a new server, a connection with faults, and a plain connection (one without faults)
+//! beside it or after it.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -21,7 +22,7 @@ use crate::connection::ConnectionService;
 use crate::end::EndReason;
 use crate::server::Server;
 
-/// The result of one conversation.
+/// The result of one conversation with the server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Talk {
     /// The bytes that the client has read.
@@ -68,8 +69,8 @@ where
     S: ConnectionService<Faulty>,
 {
     // During a stall, time passes and a second connection would reach its own deadlines. So with a
-    // stall, the plain connection is opened after the one with faults. Otherwise, it is opened
-    // before that one, and must survive.
+    // stall, the plain connection is opened after the connection with faults. Otherwise the plain
+    // connection is opened before it, and the faults must not affect the plain connection.
     let before = !plan.has(Fault::Stall);
     let mut plans = VecDeque::from([plan.clone()]);
     if before {
@@ -137,8 +138,8 @@ impl Client<'_> {
             if let Some(client) = client {
                 let (mut reader, mut writer) = split(client);
                 let send = async {
-                    // If the write fails, the server may have closed already. The received bytes
-                    // are checked in any case.
+                    // A failed write is ignored, because the server may have closed already. The
+                    // received bytes are checked in any case.
                     if writer.write_all(self.input).await.is_ok() {
                         drop(writer.shutdown().await);
                     }

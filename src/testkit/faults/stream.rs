@@ -64,7 +64,7 @@ impl<Io> Faulty<Io> {
         [&self.reads, &self.writes].map(|side| Arc::clone(&side.passed))
     }
 
-    /// Returns the stream.
+    /// Returns the wrapped stream.
     pub fn get_ref(&self) -> &Io {
         &self.io
     }
@@ -77,7 +77,7 @@ struct Side {
     passed: Arc<AtomicU64>,
     faults: VecDeque<(u64, Fault)>,
     pieces: Option<usize>,
-    /// A piece has passed, so the next step yields once.
+    /// `true` if a piece has just passed. The next step then yields once.
     full: bool,
     delay: Option<Pin<Box<Sleep>>>,
     last: Option<Fault>,
@@ -216,8 +216,9 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Faulty<Io> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Shuts down writing. If writes are stalled, this succeeds, but the peer does not see the end,
-    /// as with a socket whose pending bytes the peer does not take.
+    /// Shuts down writing. After [`Fault::Stall`] or [`Fault::End`], this succeeds without an
+    /// effect. In the case of a stall, it is as with a socket whose pending bytes the peer does not
+    /// take: the peer does not see the end.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.writes.last {
             Some(Fault::Reset) => return Poll::Ready(Err(reset())),
