@@ -76,14 +76,16 @@ pub enum Error {
     /// The listener failed permanently, or the accept-error policy returned
     /// [`Stop`](crate::accept::AcceptErrorAction::Stop).
     ///
-    /// Open connections were drained first. Those still open at the shutdown deadline were aborted.
+    /// Before the server returned this error, it drained the open connections, and aborted those
+    /// still open at the shutdown deadline.
     #[error("the listener failed")]
     Accept(#[source] io::Error),
 
     /// The `poll_ready` of the connection stack failed. After that, Tower does not allow further
     /// calls.
     ///
-    /// Open connections were drained first. Those still open at the shutdown deadline were aborted.
+    /// Before the server returned this error, it drained the open connections, and aborted those
+    /// still open at the shutdown deadline.
     #[error("the connection service failed")]
     Service(#[source] BoxError),
 
@@ -101,7 +103,7 @@ pub struct Panicked {
 }
 
 impl Panicked {
-    /// Extracts the message from a caught payload, and drops the payload.
+    /// Extracts the message from the payload of a caught panic, and drops the payload.
     #[cold]
     #[expect(
         clippy::mem_forget,
@@ -123,7 +125,7 @@ impl Panicked {
 }
 
 /// Runs user code and catches a panic in it. If dropping the panic's payload panics, that second
-/// panic is caught, too.
+/// panic is caught as well.
 ///
 /// If the code panics, it may leave values half changed. Such a value must not be used again,
 /// except to drop it.

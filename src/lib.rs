@@ -1,5 +1,6 @@
-// These are the link targets of the README in these docs. If a name is defined twice, the first
-// definition counts, so these override the README's own, which lead to files in the repository.
+// In these docs, the links of the README lead to the targets below. If a name is defined twice, the
+// first definition counts. So the definitions here override the README's own, which lead to files
+// in the repository.
 //! [`bind`]: crate::bind
 //! [`accept`]: crate::accept
 //! [`admit`]: crate::admit

@@ -2,7 +2,8 @@
 //! make-service, which makes a service for each connection.
 //!
 //! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a type parameter. Their
-//! builders create the value. A program names these types only to write out the type of a pipeline.
+//! builders create the value. A program names these types only to write out the type of a
+//! `Pipeline` or an `Http`.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,7 +17,7 @@ use tower_service::Service;
 
 use crate::error::ServiceError;
 
-/// Serves all connections with clones of one service, one clone for each request.
+/// Serves all connections with clones of one service. Each request is served by a new clone.
 #[derive(Clone, Debug)]
 pub struct ClonePerRequest<S>(pub(crate) S);
 

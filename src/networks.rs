@@ -30,7 +30,7 @@ use crate::connection::Address;
 /// A network whose address has bits set after its prefix, such as `10.0.0.1/8`, is an error,
 /// because it is unclear whether the single address or the whole network is meant.
 ///
-/// A single text, such as the contents of a file, may list several networks. They are separated by
+/// One text, such as the contents of a file, may list any number of networks. They are separated by
 /// white space or commas, and `#` begins a comment:
 ///
 /// ```
@@ -147,7 +147,7 @@ fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
     Ok(canonical(prefix))
 }
 
-/// Converts an IPv4-mapped network to its IPv4 network, and returns any other unchanged.
+/// Converts an IPv4-mapped network to the IPv4 network. Returns any other network unchanged.
 fn canonical(prefix: IpNet) -> IpNet {
     /// The number of bits before the IPv4 address in an IPv4-mapped address.
     const MAPPED: u8 = 96;
