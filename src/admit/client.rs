@@ -80,7 +80,7 @@ impl Known {
     }
 }
 
-/// The counts of one client.
+/// The state of one client: its slots, its waiting connections and its rate.
 pub(super) struct Client {
     pub(super) slots: Semaphore,
     /// The number of connections that wait for a slot or for the rate.

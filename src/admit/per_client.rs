@@ -103,8 +103,8 @@ impl PerClient {
     /// Sets the number of leading bits of an IPv6 address that identify a client.
     ///
     /// Default: 64. Why: a host usually has a network of this size and can use any address in it,
-    /// so a longer prefix would not limit the host. A customer often has a larger network, with a
-    /// prefix of 56 or 48 bits.
+    /// so a longer prefix would not limit the host. A customer of an internet provider often has a
+    /// larger network, with a prefix of 56 or 48 bits.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
         self.clients.v6_prefix = bits;
@@ -127,9 +127,10 @@ impl PerClient {
     /// Sets the maximum number of clients whose rates are remembered while they have no connection.
     ///
     /// Default: 65,536. Why: to bound memory to about 18 MB in a flood from random addresses. When
-    /// reached: clients whose rate is full again are forgotten first, then any others without an
-    /// open connection. A client with an open connection is never forgotten, so only the [server's
-    /// limit](crate::ServerBuilder::limit) bounds the number of such clients.
+    /// reached: clients whose whole rate is available again are forgotten first, then as many
+    /// others without an open connection as necessary. A client with an open connection is never
+    /// forgotten, so only the [server's limit](crate::ServerBuilder::limit) bounds the number of
+    /// such clients.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;

@@ -18,7 +18,7 @@ use super::progress::Progress;
 use crate::bind::Departing;
 use crate::connection::Connection;
 
-/// The maximum number of bytes to read ahead while a request is answered. If that many bytes
+/// The maximum number of bytes to read ahead while a request is answered. If that many unread bytes
 /// precede the end of input, it is noticed only on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
@@ -82,7 +82,7 @@ impl Ahead {
 
     /// Puts back bytes that hyper has read and not used.
     pub(super) fn put_back(&mut self, bytes: &[u8]) {
-        // hyper ignores empty lines before a request.
+        // hyper ignores empty lines before a request, so they are not put back.
         let skip = bytes
             .iter()
             .take_while(|byte| matches!(byte, b'\r' | b'\n'));
@@ -206,8 +206,8 @@ impl Ahead {
             return Poll::Ready(Ok(()));
         }
         match read {
-            // A request that has arrived whole is answered, even if the TLS stream ended without
-            // `close_notify`.
+            // `UnexpectedEof` counts as the end of input, so a request that has arrived whole is
+            // answered even if the TLS stream ended without `close_notify`.
             Err(err) if err.kind() != io::ErrorKind::UnexpectedEof => Poll::Ready(Err(err)),
             end => {
                 conn.life().peer_is_done();

@@ -19,7 +19,7 @@ use crate::deadline::{
 use crate::end::EndReason;
 
 /// The time for which hyper stays set up after an active connection becomes idle. A connection
-/// counts as active if the last two times at which it became idle are less than this apart.
+/// counts as active if the last two times at which it became idle are less than this time apart.
 ///
 /// Parking a connection and setting hyper up again costs a quarter of the instructions of a small
 /// request, so an active connection is not parked between its requests. Any other connection is
@@ -307,7 +307,7 @@ impl Clock {
                 stream,
                 Due::End(EndReason::MaxAge),
             ),
-            // A head that begins during the drain has the full time from its first byte.
+            // For a head that begins during the drain, the time counts from its first byte.
             due(
                 self.draining
                     .filter(|_| waiting == Waiting::Head)

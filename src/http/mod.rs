@@ -260,7 +260,7 @@ impl<S> Http<ClonePerRequest<S>> {
 }
 
 impl<K> Http<MakePerConnection<K>> {
-    /// Serves the requests of each connection with a service made for it.
+    /// Serves the requests of each connection with a service that `make` makes for that connection.
     ///
     /// `make` is a service that takes a [`ConnectionInfo`](crate::ConnectionInfo) and returns the
     /// service of that connection. `make` is cloned for each connection, and called in the

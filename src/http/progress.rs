@@ -109,7 +109,8 @@ impl Progress {
         self.unread.load(Ordering::Acquire) > 0
     }
 
-    /// Returns whether an HTTP/2 stream is open. Without a request in progress it is a tunnel.
+    /// Returns whether an HTTP/2 stream is open. If no request is in progress, the open streams are
+    /// tunnels.
     pub(super) fn has_streams(&self) -> bool {
         self.streams.load(Ordering::Relaxed) > 0
     }

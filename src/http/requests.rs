@@ -101,7 +101,7 @@ where
                     {
                         progress.upgrades.store(true, Ordering::Release);
                     } else if progress.is_leaving() {
-                        // hyper closes the connection after this response.
+                        // With this header, hyper closes the connection after the response.
                         let close = HeaderValue::from_static("close");
                         response.headers_mut().insert(CONNECTION, close);
                     }
