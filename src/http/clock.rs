@@ -49,7 +49,7 @@ pub(super) enum Due {
     /// Drain the connection, because it has reached its maximum age.
     Retire,
     /// Close gracefully, by hyper's graceful shutdown.
-    Leave(EndReason),
+    Close(EndReason),
     /// Park the connection, because it is idle.
     Park,
     /// End at once, without a graceful shutdown.
@@ -63,7 +63,7 @@ impl deadline::Due for Due {
     fn is_kept_by_peer(&self) -> bool {
         match self {
             Self::Retire | Self::Park | Self::Look => false,
-            Self::Leave(reason) | Self::End(reason) => reason.is_kept_by_peer(),
+            Self::Close(reason) | Self::End(reason) => reason.is_kept_by_peer(),
         }
     }
 }
@@ -99,7 +99,7 @@ pub(super) struct Clock {
     retired: Option<Moment>,
     draining: Option<Moment>,
     /// The time at which a graceful close began.
-    left: Option<Moment>,
+    closing: Option<Moment>,
 }
 
 impl Clock {
@@ -120,7 +120,7 @@ impl Clock {
             timer,
             retired: None,
             draining: None,
-            left: None,
+            closing: None,
         }
     }
 
@@ -146,7 +146,7 @@ impl Clock {
                 self.stalled.is_some(),
                 self.finished.is_some(),
                 self.draining.is_some(),
-                self.has_left(),
+                self.is_closing(),
                 is_kept,
             ];
             let waits = (self.waiting.0, facts);
@@ -182,8 +182,8 @@ impl Clock {
                 self.retire = None;
                 self.retired = (!progress.is_leaving()).then_some(now);
             }
-            Due::Leave(_) => {
-                self.left = Some(now);
+            Due::Close(_) => {
+                self.closing = Some(now);
             }
             Due::End(_) | Due::Park | Due::Look => {}
         }
@@ -196,8 +196,8 @@ impl Clock {
     }
 
     /// Returns whether a graceful close has begun.
-    pub(super) fn has_left(&self) -> bool {
-        self.left.is_some()
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_some()
     }
 
     fn note(&mut self, progress: &Progress, rest: Rest, now: Moment) {
@@ -276,7 +276,7 @@ impl Clock {
                 DrainDeadlines {
                     frame: drain_frame,
                     stream,
-                    // Used by `rest` and `leave`.
+                    // Used by `rest` and `close`.
                     goodbye: _,
                     last_request: _,
                     body: _,
@@ -300,7 +300,7 @@ impl Clock {
             self.blocked
                 .next(progress.life(), write)
                 .map(|at| (at, Due::End(EndReason::WriteTimeout))),
-            self.leave(progress, deadlines),
+            self.close(progress, deadlines),
             retire.map(|at| (at, Due::Retire)),
             due(
                 self.retired.filter(|_| waiting == Waiting::Tunnels),
@@ -322,7 +322,7 @@ impl Clock {
     fn rest(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
         let (waiting, _, since) = self.waiting;
         let idle = Due::End(EndReason::IdleTimeout);
-        match (waiting, self.left) {
+        match (waiting, self.closing) {
             (Waiting::Busy, _) => {
                 // Output that is pending has its own deadline.
                 let finished = self.finished.filter(|_| !self.blocked.is_blocked());
@@ -339,8 +339,8 @@ impl Clock {
             }
             (Waiting::Head, _) => due(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
             (Waiting::Unread, None) => due(since.max(self.moved.1), deadlines.idle, idle),
-            (Waiting::Unread, Some(left)) => due(
-                since.max(self.moved.1).max(left),
+            (Waiting::Unread, Some(closing)) => due(
+                since.max(self.moved.1).max(closing),
                 deadlines.drain.body,
                 idle,
             ),
@@ -349,20 +349,20 @@ impl Clock {
                 due(since, deadlines.idle, idle)
             }
             (Waiting::NextRequest, None) => {
-                due(since, deadlines.idle, Due::Leave(EndReason::IdleTimeout))
+                due(since, deadlines.idle, Due::Close(EndReason::IdleTimeout))
             }
             // A peer that does not acknowledge the `GOAWAY` may continue to send requests, which
             // hyper accepts. So `idle` bounds the whole time since the `GOAWAY`.
-            (Waiting::NextRequest, Some(left)) => first([
-                due(since.max(left), deadlines.drain.goodbye, idle),
-                due(left, deadlines.idle, idle),
+            (Waiting::NextRequest, Some(closing)) => first([
+                due(since.max(closing), deadlines.drain.goodbye, idle),
+                due(closing, deadlines.idle, idle),
             ]),
         }
     }
 
     /// Returns the deadline at which a draining connection closes.
-    fn leave(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
-        let draining = self.draining.filter(|_| !self.has_left())?;
+    fn close(&self, progress: &Progress, deadlines: &Deadlines) -> Option<(Moment, Due)> {
+        let draining = self.draining.filter(|_| !self.is_closing())?;
         match self.waiting.0 {
             // A request whose head has begun to arrive is answered, and the response closes the
             // connection.
@@ -375,7 +375,7 @@ impl Clock {
                 } else {
                     Some(Duration::ZERO)
                 };
-                due(draining, time, Due::Leave(EndReason::Drained))
+                due(draining, time, Due::Close(EndReason::Drained))
             }
         }
     }

@@ -124,9 +124,10 @@ where
                     });
                     // During a graceful close with no request in progress, the peer may disconnect
                     // in any way, so an error of the stream is ignored.
-                    let left = clock.has_left() && !progress.is_busy() && !progress.has_streams();
+                    let is_idle_close =
+                        clock.is_closing() && !progress.is_busy() && !progress.has_streams();
                     return Poll::Ready(
-                        ended.filter(|ended| !(left && ended.reason.is_of_stream())),
+                        ended.filter(|ended| !(is_idle_close && ended.reason.is_of_stream())),
                     );
                 }
                 let rest = stage.rest(progress);
@@ -136,7 +137,7 @@ where
                         life.set_reason(EndReason::MaxAge, None);
                         life.signals.raise(Signal::Drain);
                     }
-                    Due::Leave(reason) => {
+                    Due::Close(reason) => {
                         life.set_reason(reason, None);
                         if !stage.graceful_shutdown() {
                             return Poll::Ready(None);
@@ -148,7 +149,7 @@ where
                         // If nothing was written, or if a graceful close has already given the
                         // output time to arrive, the close of the stream need not wait for the
                         // peer.
-                        if life.bytes_written() == 0 || clock.has_left() {
+                        if life.bytes_written() == 0 || clock.is_closing() {
                             *is_cut_short = true;
                         }
                         return Poll::Ready(Some(reason.into()));
