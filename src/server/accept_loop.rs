@@ -49,13 +49,13 @@ pub(super) struct AcceptLoop<'a, L, S> {
     panicked: Option<Panicked>,
 }
 
-/// When the loop returns.
+/// The condition under which the loop returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
     /// As soon as the server is no longer in this phase, or is suspended.
     PhaseEnds(Phase),
-    /// As soon as no connection is waiting to be accepted, this many have been accepted, or the
-    /// server aborts.
+    /// As soon as the next accept would have to wait (for a client, the limit, the stack or the
+    /// back-off), this many connections have been accepted, or the server aborts.
     Empty(usize),
 }
 
@@ -102,8 +102,8 @@ where
         }
     }
 
-    /// Accepts the connections in the backlog, as far as the limit allows without waiting, because
-    /// these connections are already established for their clients.
+    /// Accepts the connections in the backlog, as far as the limit and the stack allow without
+    /// waiting, because these connections are already established for their clients.
     pub(super) async fn empty(&mut self) -> Result<(), Error> {
         // While the listener is suspended, there is no backlog.
         if self.suspended {
@@ -227,9 +227,9 @@ where
             self.listener.poll_accept_if(cx, &mut admits)
         };
         if !matches!(accepted, Poll::Ready(Ok(Some(_)))) {
-            // No connection was accepted: it was denied, another process has accepted it, or the
-            // accept failed. The permit of the server's limit must not be held until the next
-            // connection.
+            // There is no connection to serve: the client was denied, another process has accepted
+            // the connection, or the accept failed. Return the permit of the server's limit,
+            // instead of holding it until the next connection.
             self.stack.give_back();
         }
         accepted
@@ -285,7 +285,8 @@ where
         let Seat {
             runtime, counted, ..
         } = seat;
-        // Timers and tasks that the call creates belong to the current runtime, too.
+        // Timers and tasks that the call creates belong to the runtime whose context is entered
+        // here, as the stream does.
         let _entered = runtime.enter();
         let conn = Connection::new(io, peer_addr, local_addr, probe);
         let leaving = Leaving::enter(Arc::clone(conn.life()), Arc::clone(&self.server));
@@ -298,7 +299,7 @@ where
         }
         match caught(|| self.stack.call(conn)) {
             // The handle of the task is not needed: the server's table contains the connection, and
-            // its signals end the task.
+            // the connection's signals end the task.
             Ok(service) => drop(runtime.spawn(Task::new(service, leaving, counted))),
             Err(panicked) => leaving.settle(Outcome::Panicked(panicked)),
         }

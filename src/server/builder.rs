@@ -111,7 +111,7 @@ impl ServerBuilder {
     }
 
     /// Sets how long a shutdown waits before it drains connections: the length of the lame-duck
-    /// phase. During this phase the server serves as before, and [`Handle::phase`] is
+    /// phase. During this phase the server serves as before, and [`Handle::phase`] returns
     /// [`LameDuck`](crate::ServerPhase::LameDuck), so that a readiness check can tell load
     /// balancers to send no more connections.
     ///
@@ -128,16 +128,16 @@ impl ServerBuilder {
 
     /// Closes the listener at the beginning of the [`lame_duck`](Self::lame_duck) phase, instead of
     /// at its end. Open connections are served as before for the whole phase. Connections that wait
-    /// in the backlog when the phase begins are accepted and served, too, as far as the limit
+    /// in the backlog when the phase begins are still accepted and served, as far as the limit
     /// allows.
     ///
     /// Default: off. Why: a balancer sends connections until it has noticed the phase, and a closed
     /// listener refuses them.
     ///
-    /// Use this for a balancer whose checks only connect, such as an AWS NLB with TCP checks, a
-    /// `tcpSocket` probe, or HAProxy's plain `check`. Such a check fails only if the connection is
-    /// refused. The balancer should try another server when a connection is refused, as HAProxy
-    /// does with `option redispatch`, and nginx by default.
+    /// Use this for a balancer whose checks only connect, as TCP checks of an AWS NLB, `tcpSocket`
+    /// probes of Kubernetes, and HAProxy's plain `check` do. Such a check fails only if the
+    /// connection is refused. The balancer should try another server when a connection is refused,
+    /// as HAProxy does with `option redispatch`, and nginx by default.
     ///
     /// This setting has no effect if a supervisor such as systemd keeps one of the sockets open,
     /// because clients of that socket would not be refused. They would wait for the next process.
@@ -150,10 +150,10 @@ impl ServerBuilder {
     /// [`Bans`](crate::admit::Bans). If there are several filters, each must allow the address.
     ///
     /// Default: none. Why: only the program knows which addresses are unwelcome. When a filter
-    /// denies an address: the accept loop closes the connection without starting a task for it,
-    /// over TCP with a reset ([`SocketOptions::reset_cut_off`]). The connection is counted in the
-    /// metrics with [`EndReason::Denied`](crate::EndReason::Denied), and logged only at trace level
-    /// (`connection.denied`).
+    /// denies an address: the accept loop closes the connection without starting a task for it. A
+    /// TCP connection is reset (see [`SocketOptions::reset_cut_off`]). The connection is counted in
+    /// the metrics with [`EndReason::Denied`](crate::EndReason::Denied), and logged only at trace
+    /// level (`connection.denied`).
     ///
     /// Behind a proxy, the peer's address is that of the proxy. In that case, use the filter as a
     /// pre-connect hook instead.
@@ -186,9 +186,9 @@ impl ServerBuilder {
     /// stream, the timers and the task of a connection stay on its thread, and so do all tasks that
     /// its services spawn.
     ///
-    /// Workers suit long connections with many small requests of a few microseconds each, because a
-    /// request never wakes another thread or moves to one. A multi-thread runtime, which
-    /// distributes *tasks*, is better in these cases:
+    /// Workers suit long-lived connections with many small requests of a few microseconds each,
+    /// because a request never wakes another thread, and never moves to one. A multi-thread
+    /// runtime, which distributes *tasks*, is better in these cases:
     ///
     /// - A request computes for a long time.
     /// - A few connections do most of the work. Connections on one thread wait for each other, even
@@ -242,8 +242,8 @@ impl ServerBuilder {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Bind`], which names the address that could not be bound. No address is left
-    /// bound.
+    /// Returns [`Error::Bind`], which names the address that could not be bound, or states that
+    /// there is no address to bind. No address is left bound.
     ///
     /// # Panics
     ///

@@ -6,7 +6,7 @@
 //!  accept_loop        readable -> ready -> accept     Connection::new, entered in the table
 //!  ── call ──         the user's stack, in the loop   a panic here ends this connection
 //!  Task (this file)   spawned on that runtime         everything below runs in it
-//!    admit            ConnectionLimit                 holds its permit as long as the future
+//!    admit            ConnectionLimit                 holds a permit until its future is dropped
 //!    observe          ConnectionTraceLayer            the span; `on_end` logs `connection.closed`
 //!    preconnect       hooks: deadline, budget         TLS, your checks; may replace the stream
 //!    pipeline         engine, make-service, calls     frames in, requests, replies, frames out
@@ -84,8 +84,8 @@ impl Outcome {
 /// The task of one connection.
 #[pin_project]
 pub(super) struct Task<F> {
-    // Fields are dropped in this order: the stream and the permit first, then the entry in the
-    // table.
+    // Fields are dropped in the order of their declaration: the stream and the permit first, then
+    // the entry in the table.
     #[pin]
     service: Option<F>,
     leaving: Leaving,

@@ -30,8 +30,8 @@ use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
 
-/// The maximum time to wait for aborted connections to end. Each ends when its task runs next,
-/// unless it blocks its thread.
+/// The maximum time to wait for aborted connections to end. A connection ends when its task runs
+/// next, so only a task that blocks its thread takes longer.
 const GONE: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.
@@ -41,14 +41,14 @@ pub struct Server<L = Sockets> {
     policy: AcceptErrorPolicy,
     filters: Vec<AddressFilter>,
     runtimes: Runtimes,
-    // This is the last field, so that tasks that wait for the server's end wake only after the
-    // listener is closed.
+    // This is the last field, so it is dropped last: tasks that wait for the server's end wake only
+    // after the listener is closed.
     end: CutOff,
 }
 
 impl Server {
-    /// Binds a server to one endpoint: `127.0.0.1:7000`, `[::]:0`, `localhost:7000`,
-    /// `unix:/run/my.sock`, or a listener of `std`.
+    /// Binds a server to one endpoint, such as `127.0.0.1:7000`, `[::]:0`, `localhost:7000`,
+    /// `unix:/run/my.sock`, or a listener of `std` or tokio.
     ///
     /// # Errors
     ///
@@ -170,8 +170,8 @@ impl Future for Serve {
     }
 }
 
-/// A guard that aborts all connections and reports the shutdown if the server or its future is
-/// dropped before the end.
+/// A guard that aborts all connections and creates the report of the shutdown if the server or its
+/// future is dropped before the end.
 struct CutOff(Arc<ServerState>);
 
 impl Drop for CutOff {
@@ -268,9 +268,9 @@ where
     served.map(|()| report)
 }
 
-/// Accepts the connections in the backlog and closes the listener. If a socket stays open for
-/// another process, its backlog is left to that process, which can serve those connections for
-/// longer.
+/// Accepts the connections in the backlog and closes the listener. If a supervisor keeps a socket
+/// open for the next process, the connections in the backlog of that socket are left to the next
+/// process, which can serve them for longer.
 async fn close_listener<L, S>(
     shared: &ServerState,
     accepting: &mut Option<AcceptLoop<'_, L, S>>,
@@ -305,8 +305,8 @@ async fn lame_duck_over(state: &ServerState) {
     }
 }
 
-/// Waits until no connection is left. Returns `false` if any is left at the deadline, or when the
-/// server aborts.
+/// Waits until no connection is left. Returns `false` if a connection is still open at the
+/// deadline, or when the server aborts.
 async fn all_drained(state: &ServerState) -> bool {
     loop {
         let abort_at = state.plan().abort_at;

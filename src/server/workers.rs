@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The maximum time to wait for the threads to end. They have no work left, so only a blocked
-/// thread takes longer.
+/// The maximum time to wait for the threads to end. They only drop the tasks that are left, so only
+/// a blocked thread takes longer.
 const STOPPED: Duration = Duration::from_secs(1);
 
 /// The runtimes for connections, as set in the builder.
@@ -155,8 +155,8 @@ impl Worker {
                 runtime.block_on(stop.cancelled());
             }
         };
-        // The thread is not joined, because joining blocks. When the thread ends, it drops its
-        // sender of the channel `running`.
+        // The thread is not joined, because joining blocks. Instead, `Workers::stop` waits until
+        // each thread has dropped its sender of the channel, `running`.
         let _thread = thread::Builder::new().name(name).spawn(run)?;
         let ended = |_gone| io::Error::other("its thread ended");
         starting.await.map_err(ended)?
