@@ -35,8 +35,8 @@ impl ServerState {
             if self.phase() >= Phase::Draining {
                 self.left.fetch_add(1, Ordering::AcqRel);
                 // An aborted connection does not count as timed out, even if it was about to end at
-                // a deadline. `SlowReader` is an exception, because that timeout itself aborts the
-                // connection.
+                // a deadline. `SlowReader` is an exception, because a broadcast that finds such a
+                // peer aborts the connection for that reason.
                 let reason = life.end().map(|end| end.reason());
                 let is_aborted = life.signals.is_raised(Signal::Abort);
                 let timed_out = reason.is_some_and(|reason| {
@@ -84,8 +84,8 @@ impl ServerState {
     }
 
     /// Returns the result of the shutdown. It is computed once, and later calls return the same
-    /// report. Each connection updates the counters when it ends. The loop could not, because some
-    /// connections end before it runs again.
+    /// report. The counters are updated when a connection is aborted or ends. The loop could not
+    /// count the connections, because some end before the loop runs again.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

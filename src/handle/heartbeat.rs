@@ -17,9 +17,10 @@ impl Handle {
     ///
     /// A waiting loop is not stuck: it also runs at the limit, during a pause, during a drain, and
     /// while a layer is not ready. The loop is stuck if the connection stack, a layer around it, an
-    /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks its thread, or
-    /// if no thread of its runtime is free. It does not run before the future of
-    /// [`serve`](crate::Server::serve) is polled.
+    /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks the loop's
+    /// thread, or if no thread of the loop's runtime is free. Before the future of
+    /// [`serve`](crate::Server::serve) is first polled, the loop does not run, so this method
+    /// waits.
     ///
     /// [`health::is_live`](crate::health::is_live) adds a deadline.
     ///

@@ -75,9 +75,10 @@ impl Table {
 }
 
 impl Handle {
-    /// Updates the metrics that are computed from the server's table of connections (see
-    /// [`observe`](crate::observe#metrics)). Call this before each scrape, or every few seconds if
-    /// metrics are pushed.
+    /// Records the server's current values: the open connections in each phase, the bytes and
+    /// requests of all connections, the limit, the length of the accept queue, and the connections
+    /// that a drain still waits for. The other [metrics](crate::observe#metrics) are recorded as
+    /// events happen. Call this before each scrape, or every few seconds if metrics are pushed.
     ///
     /// This method reads the counters of each open connection, which takes about 150 ns per
     /// connection and does not block open connections. On Linux, it also reads the length of the

@@ -162,8 +162,8 @@ impl Handle {
     ///
     /// First the clients in the backlog are accepted, as far as the limit allows without waiting,
     /// because their connections are already established. Then the listening sockets are closed,
-    /// and the paths of Unix sockets removed. A socket that a supervisor keeps open is not closed,
-    /// so its clients wait as in a [pause](Self::pause). The same is true for a custom
+    /// and the paths of Unix sockets are removed. A socket that a supervisor keeps open is not
+    /// closed, so its clients wait as in a [pause](Self::pause). The same is true for a custom
     /// [`Listener`](crate::bind::Listener) that does not implement
     /// [`suspend`](crate::bind::Listener::suspend).
     ///
@@ -209,7 +209,8 @@ impl Handle {
         }
     }
 
-    /// Waits until the server is in `phase`, or in a later one. Returns the phase that it is in.
+    /// Waits until the server has reached `phase` or a later one. Returns the phase that the server
+    /// is then in.
     ///
     /// # Cancel safety
     ///
@@ -253,14 +254,15 @@ impl Handle {
     }
 
     /// Begins a graceful shutdown with this deadline instead of the one set by
-    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline). If a shutdown
-    /// is in progress, its deadline can only become earlier.
+    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline). The deadline
+    /// counts from the end of the lame-duck phase. If a shutdown is in progress, the deadline
+    /// counts from this call instead, and applies only if it is earlier than the current one.
     pub fn shutdown_within(&self, deadline: Duration) {
         self.0.shutdown(Some(deadline));
     }
 
-    /// Begins a graceful shutdown without a lame-duck phase, or ends that phase early. Otherwise it
-    /// is like [`shutdown`](Self::shutdown).
+    /// Begins a graceful shutdown without a lame-duck phase, or ends that phase early if it has
+    /// begun. In all other respects, it is like [`shutdown`](Self::shutdown).
     pub fn drain(&self) {
         self.0.drain();
     }
@@ -388,7 +390,7 @@ impl ServerState {
     }
 
     /// Registers the waker of the server's loop, and answers pending heartbeats. Check the state
-    /// after this call.
+    /// *after* this call, or a change in between is missed.
     pub(crate) fn register_server(&self, waker: &std::task::Waker) {
         self.server.register(waker);
         self.answer_heartbeats();
