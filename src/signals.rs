@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::coop::has_budget_remaining;
 
-/// A signal to one connection. The variants begin with the weakest. A raised signal stays raised.
+/// A signal to one connection. The variants are listed from the weakest to the strongest. A raised
+/// signal stays raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Signal {
@@ -116,7 +117,7 @@ impl Signals {
         }
     }
 
-    /// Wakes the waker that `whom` selects. The lock is released first, because a waker is user
+    /// Wakes the waker that `whom` selects. The lock is released first, because waking may run user
     /// code.
     fn wake(&self, whom: impl FnOnce(&Wakers) -> Option<Waker>) {
         let waker = whom(&self.lock());
