@@ -73,8 +73,8 @@ impl ConnectionInfo {
     /// When the future completes, a service whose work has no natural end (a WebSocket, server-sent
     /// events) should finish. The future does not borrow or hold the stream.
     ///
-    /// After this moment [`Peer::send`](crate::Peer::send) may fail. To send a last frame, use the
-    /// pipeline's [farewell](crate::Pipeline::farewell).
+    /// Once the future has completed, [`Peer::send`](crate::Peer::send) may fail. To send a last
+    /// frame, use the pipeline's [farewell](crate::Pipeline::farewell).
     ///
     /// # Cancel safety
     ///
@@ -96,11 +96,11 @@ impl ConnectionInfo {
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If the connection ends without
     /// closing, the callback runs immediately before those for the end. This happens if the
-    /// connection is aborted, its future is dropped, its service panics, or a raw service returns
-    /// without [`Connection::close`](super::Connection::close). After an upgrade, the callback runs
-    /// when the upgraded stream closes. It runs in the connection's task and must not block.
-    /// Callbacks run in registration order; one that is registered after closing has begun runs at
-    /// once.
+    /// connection is aborted, its future is dropped, a pre-connect hook fails, the connection
+    /// service panics, or a raw service returns without calling
+    /// [`Connection::close`](super::Connection::close). After an upgrade, the callback runs when
+    /// the upgraded stream closes. It runs in the connection's task and must not block. Callbacks
+    /// run in registration order; one that is registered after closing has begun runs at once.
     ///
     /// The [`End`] passed to the callback is provisional. More bytes may still be written, and an
     /// error may replace an orderly reason, for example if the peer does not read the remaining

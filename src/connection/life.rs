@@ -50,8 +50,8 @@ pub(crate) struct Life {
     bytes_written: AtomicU64,
     requests: AtomicU64,
     messages_dropped: AtomicU32,
-    /// The peer has finished sending. If so, a raw service ends with `PeerClosed`, not
-    /// `ServiceClosed`.
+    /// The peer has finished sending. If so, a raw service that returns without a reason ends the
+    /// connection with `PeerClosed`, not `ServiceClosed`.
     peer_done: AtomicBool,
     /// The last write, flush or shutdown waits for the peer to take output.
     write_pending: AtomicBool,
@@ -183,11 +183,11 @@ impl Life {
     /// Proposes a reason because the stream ends now. Returns the reason that then applies.
     ///
     /// If the proposed reason cuts the peer off, closing the socket sends a reset, even if an
-    /// earlier reason applies. So the system frees the socket's memory as soon as the connection's
-    /// permit is returned.
+    /// earlier reason applies. So the system has freed the socket's memory by the time the
+    /// connection's permit is returned.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
-        // At a shutdown's deadline, a closing connection is not reset, so that a peer that reads
-        // still gets the output already written.
+        // At a shutdown's deadline, or if the server is aborted, a connection that is already
+        // closing is not reset, so that a peer that reads still gets the output already written.
         let spared = matches!(ended.reason, EndReason::DrainDeadline | EndReason::Killed)
             && self.phase() == ConnectionPhase::Closing;
         if ended.reason.is_cut_off() && !spared {
@@ -235,8 +235,8 @@ impl Life {
         self.signals.raise(Signal::Abort)
     }
 
-    /// Records that closing begins: the service is done, and its output is still to be written.
-    /// Runs the callbacks for that moment. A second call does nothing.
+    /// Records that closing begins: the service is done, and its remaining output is still to be
+    /// written. Runs the callbacks for that moment. A second call does nothing.
     pub(crate) fn begin_closing(&self) {
         self.enter(ConnectionPhase::Closing);
         let due = match &mut *self.cell() {
@@ -273,7 +273,8 @@ impl Life {
     }
 
     /// Makes the end final and runs its callbacks. If closing has not begun, runs the callbacks for
-    /// that moment first. Only the connection's task calls this; a second call does nothing.
+    /// that moment first. Called by the connection's task, or by the accept loop if a panic leaves
+    /// the connection without a task. A second call does nothing.
     ///
     /// `outcome` returns the last reason to propose.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
@@ -305,7 +306,7 @@ impl Life {
         self.end_at(Moment::End)
     }
 
-    /// Returns the end as it is known now, if the moment has come.
+    /// Returns the end as it is known now, if `moment` has been reached.
     fn end_at(&self, moment: Moment) -> Option<End> {
         match &*self.cell() {
             EndCell::Ended(end) => Some(end.clone()),

@@ -123,7 +123,8 @@ pub(crate) struct Sent {
 
 impl Sent {
     /// Returns the number of bytes that the peer has taken, plus a constant. The constant keeps the
-    /// number positive, because buffered bytes can occupy more memory than their number.
+    /// difference positive: over a Unix socket, `left` is memory, which can exceed the number of
+    /// bytes written.
     pub(crate) fn taken(self) -> u64 {
         const LARGEST_MEMORY: u64 = u32::MAX as u64;
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)
@@ -183,8 +184,8 @@ impl Probe {
     /// and returns `false`.
     ///
     /// The system ends a read where urgent data begins. The runtime concludes from such a short
-    /// read that the socket is empty, and reports no bytes until others arrive. Only a reader that
-    /// needs more input should call this.
+    /// read that the socket is empty, and reports the bytes that remain only after more have
+    /// arrived. Only a reader that needs more input should call this.
     pub(crate) fn look_again(&self) -> bool {
         self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()
     }
@@ -231,7 +232,7 @@ mod system {
 
     use super::{TcpStream, UnixStream};
 
-    /// The first 16 words of `tcp_info`, in Linux since 4.1.
+    /// The first 16 words of 64 bits of `tcp_info`. Linux has had all of them since 4.1.
     type TcpInfo = [u64; 16];
     /// The index of `bytes_acked`, the last of these words.
     const ACKNOWLEDGED: usize = 15;
