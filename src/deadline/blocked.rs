@@ -2,8 +2,8 @@
 //!
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
 //! again only once a third of the buffer is free, and a slow reader may need longer than the
-//! deadline to read so much. So this code asks the system several times before a deadline how many
-//! bytes the peer has taken. It never asks while output flows.
+//! deadline to read so much. So this code asks the system [`LOOKS`] times per deadline how many
+//! bytes the peer has taken. It never asks while no output is pending.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ impl Blocked {
         let sent = life.probe.sent();
         let before = std::mem::replace(&mut wait.sent, sent);
         wait.looked = now;
-        // The peer may have taken something before the first check.
+        // The first check restarts the time, because the peer may have taken something before it.
         if sent.is_some_and(|sent| before.is_none_or(|before| sent.is_beyond(before))) {
             wait.since = now;
         }

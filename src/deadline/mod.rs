@@ -10,8 +10,9 @@
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `min_rate` of output, and `stream` of `drain` |
 //!
-//! If a deadline for the peer passes while the process is stopped or starved of CPU time, it is
-//! extended once, by 50 ms, because the peer may have acted in time.
+//! If a deadline for the peer passes while the process is stopped or starved of CPU time, the
+//! deadline is extended once, to 50 ms after the process notices that it has passed, because the
+//! peer may have acted in time.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
 //! [`Pipeline::deadlines`]: crate::Pipeline::deadlines

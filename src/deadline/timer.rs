@@ -18,7 +18,7 @@ use crate::end::EndReason;
 
 /// The delay that shows that the process was stopped, suspended or starved. If a deadline is
 /// noticed later than this, the peer may have acted in time, because the runtime may fire timers
-/// before it reads the socket. So the deadline is extended once, by the same time.
+/// before it reads the socket. So the deadline is extended once, to this long after it was noticed.
 pub(super) const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// A moment on one connection's clock: nanoseconds since the clock's start, plus one.
@@ -42,7 +42,8 @@ impl Moment {
     }
 }
 
-/// Returns the deadline `time` after `from`, or `None` if one of the two is `None`.
+/// Returns the deadline `time` after `from`, paired with `what`. Returns `None` if `from` or `time`
+/// is `None`, or if the deadline is beyond the end of the clock.
 pub(crate) fn due<D>(
     from: impl Into<Option<Moment>>,
     time: impl Into<Option<Duration>>,

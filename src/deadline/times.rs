@@ -52,8 +52,10 @@ const fn secs(secs: u64) -> Option<Duration> {
 deadlines! {
     /// The deadlines of a connection, for every protocol.
     ///
-    /// A [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service's
-    /// [`DeadlineLayer`](super::DeadlineLayer) each enforce the deadlines that apply to them.
+    /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer::deadlines), a
+    /// [`Pipeline`](crate::Pipeline::deadlines), HTTP and a raw service's
+    /// [`DeadlineLayer`](super::DeadlineLayer) each enforce the deadlines that apply to them (see
+    /// the [module docs](super)).
     ///
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
@@ -122,9 +124,9 @@ deadlines! {
         /// arrive. hyper's `initial_connection_window_size` enlarges the window.
         ///
         /// Default: 30 s. Why: an active peer sends something within a few round trips. When
-        /// reached: the service reads `http::RequestBodyError::Elapsed`. In HTTP/1 the connection
-        /// closes after the response, with [`BodyTimeout`](crate::EndReason::BodyTimeout); in
-        /// HTTP/2 the other streams continue.
+        /// reached: the service's read of the body fails with `http::RequestBodyError::Elapsed`. In
+        /// HTTP/1 the connection closes after the response, with
+        /// [`BodyTimeout`](crate::EndReason::BodyTimeout); in HTTP/2 the other streams continue.
         body = secs(30),
 
         /// Sets how long a connection may be idle. It is idle while nothing arrives and no request
@@ -146,12 +148,12 @@ deadlines! {
         ///
         /// In HTTP/2 the deadline also applies to responses that wait for the peer to open a
         /// flow-control window. The connection ends if the peer takes no byte of any response. This
-        /// is checked four times per deadline, so the connection may end late by a quarter of the
-        /// deadline. A stream whose window stays closed does not end while the peer takes bytes of
-        /// other streams.
+        /// is checked four times per deadline, so the connection may end late by up to a quarter of
+        /// the deadline. A stream whose window stays closed does not end while the peer takes bytes
+        /// of other streams.
         ///
         /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
-        /// socket. This is checked 16 times per deadline, so a connection may end late by a
+        /// socket. This is checked 16 times per deadline, so a connection may end late by up to a
         /// sixteenth of the deadline. On other systems, and with a custom listener, bytes count as
         /// taken when more can be written. With a slow reader that happens only rarely, so set a
         /// longer time there.
@@ -204,8 +206,8 @@ deadlines! {
         /// [`MaxAge`](crate::EndReason::MaxAge).
         max_age = None,
 
-        /// Sets the time for the make-service, and for the service of an upgrade to become ready.
-        /// `None` waits forever.
+        /// Sets the time that the make-service may take, and the time that the service of an
+        /// upgrade may take to become ready. `None` waits forever.
         ///
         /// Default: 10 s. Why: as long as the pre-connect hooks, because the peer waits for both.
         /// When reached: the connection ends with
@@ -283,7 +285,7 @@ impl Deadlines {
 
 deadlines! {
     /// The deadlines of a connection that drains: in a shutdown, at its
-    /// [`max_age`](Deadlines::max_age), or by
+    /// [`max_age`](Deadlines::max_age), or after
     /// [`LiveConnection::close`](crate::LiveConnection::close).
     ///
     /// Each deadline counts from the beginning of the drain, unless its method says otherwise. With
@@ -292,10 +294,10 @@ deadlines! {
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
-    /// | [`frame`] | 3 s | TCP has sent a lost packet twice again by then | [`FrameTimeout`] |
+    /// | [`frame`] | 3 s | TCP has retransmitted a lost packet twice by then | [`FrameTimeout`] |
     /// | [`body`] | 3 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
-    /// | [`next_frame`] | zero | only the protocol knows of a next frame | [`Drained`] |
+    /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | [`Drained`] |
     /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for which it closes |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
@@ -304,7 +306,7 @@ deadlines! {
     /// [`Drained`]: crate::EndReason::Drained
     /// [`MaxAge`]: crate::EndReason::MaxAge
     DrainDeadlines {
-        /// Sets the time that pre-connect hooks have left when a drain begins.
+        /// Sets how long pre-connect hooks may still take once a drain has begun.
         ///
         /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has
         /// arrived yet. When reached: the connection is dropped with
@@ -315,10 +317,10 @@ deadlines! {
         /// head that begins during the drain, the time counts from its first byte.
         ///
         /// Default: 3 s. Why: an active peer finishes its frame within a few round trips, and TCP
-        /// sends a lost packet again after 1 s and after 2 s more ([RFC 6298
-        /// section 2.1](https://www.rfc-editor.org/rfc/rfc6298#section-2.1)). When reached: the
-        /// connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies
-        /// to pending requests.
+        /// retransmits a lost packet after 1 s, and again 2 s later ([RFC 6298 section
+        /// 2.1](https://www.rfc-editor.org/rfc/rfc6298#section-2.1)). When reached: the connection
+        /// ends with [`FrameTimeout`](crate::EndReason::FrameTimeout), after the replies to pending
+        /// requests.
         frame = secs(3),
 
         /// Sets how long a service may wait for the next byte of an HTTP request's body, as
@@ -343,8 +345,8 @@ deadlines! {
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
-        /// and each reply restarts the time. In all, a connection waits for other frames for at
-        /// most ten times this time.
+        /// and each reply restarts the time. In all, a connection waits for further frames for at
+        /// most ten times as long.
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this
@@ -358,8 +360,8 @@ deadlines! {
         next_frame = secs(0),
 
         /// Sets how long the peer of an idle HTTP/2 connection has to acknowledge the `GOAWAY`.
-        /// Pings from the peer do not extend the time. It counts from the end of the last response,
-        /// if that is later.
+        /// Pings from the peer do not extend the time. The time counts from the `GOAWAY`, or from
+        /// the end of the last response if that is later.
         ///
         /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When
         /// reached: the connection closes with the reason for which the `GOAWAY` was sent.

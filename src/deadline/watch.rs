@@ -142,7 +142,7 @@ impl Watch {
             min_rate: _,
             // Hooks enforce this.
             pre_connect: _,
-            // The service knows its frames and its calls.
+            // Only the service knows its frames and its calls.
             frame: _,
             body: _,
             half_closed: _,
@@ -153,7 +153,7 @@ impl Watch {
                     stream,
                     // Hooks enforce this.
                     pre_connect: _,
-                    // The service knows its frames.
+                    // Only the service knows its frames.
                     frame: _,
                     body: _,
                     last_request: _,
