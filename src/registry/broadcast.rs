@@ -232,8 +232,8 @@ impl<T, M> Sending<T, M> {
 
     /// Sends the frames to the peers that had no room at first, one after the other: each send
     /// waits only for a connection's task, not for a peer. Applies the policy to peers that are
-    /// above their high mark. With [`SlowPeer::Wait`], waits at the end for all of them
-    /// concurrently.
+    /// above their high mark. With [`SlowPeer::Wait`], waits at the end for all peers that are
+    /// above their mark, concurrently.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,

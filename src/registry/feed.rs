@@ -9,9 +9,10 @@ use tokio::task::{AbortHandle, Id};
 
 use crate::error::BoxError;
 
-/// The error of [`Groups::join`](super::Groups::join) if the group's feed could not be opened. Its
-/// [`source`](StdError::source) is the error of the function that opens the feed, if that function
-/// returned one. All tasks that waited for the feed get the same source.
+/// The error of [`Groups::join`](super::Groups::join): the group's feed could not be opened, or the
+/// group ended before its feed was open. The [`source`](StdError::source) of this error is the
+/// error of the function that opens the feed, if that function returned one. All tasks that waited
+/// for the feed get the same source.
 #[derive(Clone, Debug)]
 pub struct JoinError {
     cause: Option<Arc<dyn StdError + Send + Sync>>,

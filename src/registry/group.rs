@@ -92,8 +92,8 @@ where
         let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
         let mut shard = self.groups.of(key);
         let group = shard.get_mut(key);
-        // Do not store the run if a member has joined or left meanwhile. In that case, the map was
-        // copied.
+        // Do not store the run if a member has joined or left meanwhile. In that case, a copy has
+        // replaced the map of members.
         let group = group.filter(|group| Arc::ptr_eq(&group.members, members));
         let before = group.and_then(|group| group.open.replace(Arc::new(open)));
         drop(shard);
@@ -102,8 +102,8 @@ where
     }
 }
 
-/// The group of one feed. A later group with the same key has another task, so `task` tells them
-/// apart. Dropping this value ends the group.
+/// The group of one feed. A later group with the same key has another task, so `task` distinguishes
+/// the two groups. Dropping this value ends the group.
 pub(super) struct Fed<K, T, M>
 where
     K: Hash + Eq,

@@ -25,8 +25,9 @@ use crate::pipeline::Peer;
 ///
 /// A group begins when its first member [joins](Self::join), and ends when its last member
 /// [leaves](Self::leave) or begins to close. A group may have a *feed*: a stream whose frames are
-/// sent to all members ([`fed_by`](Self::fed_by)). With feeds, a program subscribes to a topic of
-/// another server only while one of its own clients wants that topic:
+/// sent to all members ([`fed_by`](Self::fed_by)). Such a group also ends when its feed ends. With
+/// feeds, a program subscribes to a topic of another server only while one of its own clients wants
+/// that topic:
 ///
 /// ```
 /// use std::io;
@@ -71,11 +72,12 @@ impl<K, T, M> Groups<K, T, M> {
 
     /// Creates groups that each have a feed.
     ///
-    /// For each new group, `open` is called in a new task, and returns a stream. The task runs on
-    /// the runtime of the first member that joins. If that runtime is shut down, the group ends.
-    /// Each frame of the stream is sent to all members, as by a [broadcast](super::broadcast) with
-    /// `slow`. The next frame is taken from the stream only when that broadcast is done. So no
-    /// frames are queued in between, and with [`SlowPeer::Wait`] a slow member delays the stream.
+    /// For each new group, `open` is called in a new task with the group's key, and its future
+    /// returns a stream. The task runs on the runtime on which the first member's
+    /// [`join`](Self::join) is polled. If that runtime is shut down, the group ends. Each frame of
+    /// the stream is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The
+    /// next frame is taken from the stream only when that broadcast is done. So no frames are
+    /// queued in between, and with [`SlowPeer::Wait`] a slow member delays the stream.
     ///
     /// The stream, or the future that opens it, is dropped when the group ends. If a connection
     /// joins under the same key later, a new group with a new stream begins. The new group's

@@ -183,9 +183,9 @@ where
     /// The key is never free in between. The returned connection stays open, and its end does not
     /// remove the new entry. Close it if a user may have only one connection.
     ///
-    /// Returns `None` and changes nothing if `peer` already has the key, or is already closing. In
-    /// a registry created by [`until_end`](Self::until_end), a closing connection can still be
-    /// inserted until its end.
+    /// Returns `None` if the key was free. Also returns `None`, and changes nothing, if `peer`
+    /// already has the key or is already closing. In a registry created by
+    /// [`until_end`](Self::until_end), a closing connection can still be inserted until its end.
     #[doc(alias = "takeover")]
     #[doc(alias = "kick")]
     pub fn replace(&self, key: K, peer: &Peer<T, M>) -> Option<Peer<T, M>>
@@ -219,7 +219,8 @@ where
         Some(replaced.into_peer())
     }
 
-    /// Creates an entry, and registers the callback that removes it when its connection closes.
+    /// Creates an entry, and registers the callback that removes it when its connection begins to
+    /// close, or at the connection's end.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
@@ -251,7 +252,8 @@ where
         Some(removed.into_peer())
     }
 
-    /// Removes the entry of a key if it belongs to this connection. Returns whether it did.
+    /// Removes the entry of a key if the entry belongs to this connection. Returns whether an entry
+    /// was removed.
     ///
     /// Use this method to remove a session's own entry, because another connection may have
     /// [replaced](Self::replace) that entry.
@@ -264,7 +266,8 @@ where
         removed.map(|(_key, it)| it.into_peer()).is_some()
     }
 
-    /// Removes an entry, and returns it with its key. The caller drops both after unlocking.
+    /// Removes the entry of a key if `condition` returns `true` for it, and returns the entry with
+    /// its key. The caller drops both after unlocking.
     fn remove_if<Q>(
         &self,
         key: &Q,
