@@ -10,12 +10,13 @@
 //!
 //! If the environment has no `NOTIFY_SOCKET`, nothing is sent, because systemd then expects no
 //! messages from this process. If a message cannot be sent, the event `systemd was not notified` is
-//! logged, and the state is sent again within 5 s. A message cannot be sent if the queue of
-//! systemd's socket has no room for 100 ms, or if the socket is in the abstract namespace (its name
-//! begins with `@`), which is not supported.
+//! logged, and the state is sent again within 5 s. For example, a message cannot be sent if the
+//! queue of systemd's socket stays full for 100 ms. Nor can it be sent if the socket is in the
+//! abstract namespace (its name begins with `@`), which is not supported.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
-//! loop, the messages stop, and systemd restarts the process. A server that is paused, at its limit
+//! loop, the messages stop, and systemd kills the process. It then starts the process again if the
+//! unit's `Restart=` says so, for example with `on-failure`. A server that is paused, at its limit
 //! or draining continues to send them.
 //!
 //! Set the unit's `TimeoutStopSec=` to more than the sum of
@@ -62,8 +63,8 @@ use tokio::time::sleep;
 use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
-/// The interval at which changes of the status are sent if the phase has not changed. It saves work
-/// for systemd, which handles the messages of all services in one process.
+/// The interval at which changes of the status are sent if the phase has not changed. Sending them
+/// less often saves work for systemd, which handles the messages of all services in one process.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the
