@@ -28,8 +28,8 @@ pub struct FrameTooLarge {
 
 impl FrameTooLarge {
     /// Creates the error for a limit in bytes. A decoder that returns it ends the connection with
-    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). From an encoder it counts as
-    /// any other error: [`EndReason::EncodeError`](crate::EndReason::EncodeError).
+    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). From an encoder it counts
+    /// like any other error: [`EndReason::EncodeError`](crate::EndReason::EncodeError).
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }
@@ -106,7 +106,7 @@ pub(crate) struct HttpProgress {
 
 /// Returns whether h2 ended the connection with `ENHANCE_YOUR_CALM`. It does so if too many small
 /// data frames are unread, or in a flood, for example of resets. Only the text of h2's error shows
-/// it.
+/// this.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);

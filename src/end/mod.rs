@@ -93,8 +93,8 @@ impl fmt::Display for ConnectionEnded {
 }
 
 impl StdError for ConnectionEnded {
-    /// Written by hand, because thiserror would return the `Arc` as the source, and no downcast
-    /// would find the error inside the `Arc`.
+    // Written by hand, because thiserror would return the `Arc` as the source, and no downcast
+    // would find the error inside the `Arc`.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }

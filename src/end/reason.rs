@@ -10,7 +10,7 @@ pub enum Initiator {
     Peer,
     /// The program: one of its services, layers or hooks.
     Service,
-    /// The library: a limit, a deadline or a shutdown.
+    /// The library: a limit, an address filter, a deadline or a shutdown.
     Server,
 }
 
@@ -71,7 +71,7 @@ end_reasons! {
     /// The decoder could not decode the peer's data, or kept returning frames without consuming
     /// input.
     CodecError = "codec_error" by Peer,
-    /// No data arrived after the connection was accepted.
+    /// No data arrived in time after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,
     /// A frame began to arrive but was not complete in time.
     FrameTimeout = "frame_timeout" by Server,
