@@ -139,7 +139,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 ) -> impl Future<Output = io::Result<()>> {
     conn.life().begin_closing();
     let mut step = Step::ShutDown(if at_eof { 0 } else { linger.bytes });
-    // Allocated only when the close must wait, because most peers close before that.
+    // Allocated only when the close must wait. Most closes need not wait, because the peer has
+    // closed already.
     let mut wait: Option<Box<Wait>> = None;
     std::future::poll_fn(move |cx| {
         loop {
@@ -220,8 +221,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The time of the first [`Step::Look`]. Each further one takes twice as long, up to
-/// [`Linger::write`] divided by [`LOOKS`].
+/// The time of the first [`Step::Look`]. Each further one takes twice as long as the one before, up
+/// to [`Linger::write`] divided by [`LOOKS`].
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.
