@@ -23,7 +23,7 @@ const TURN: usize = 16;
 
 /// The maximum number of connections accepted from the backlog before the listener is closed or
 /// suspended. It equals the default length of the backlog. Without a maximum, clients that connect
-/// meanwhile could delay the close forever.
+/// meanwhile could delay the close or the suspension forever.
 const BACKLOG: usize = 1024;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
@@ -45,11 +45,11 @@ pub(super) struct AcceptLoop<'a, L, S> {
     /// The listener is suspended.
     suspended: bool,
     /// A panic in the stack's `poll_ready` or in an address filter. The next accepted connection
-    /// ends because of it.
+    /// ends with this panic.
     panicked: Option<Panicked>,
 }
 
-/// The condition under which the loop returns.
+/// Determines when the loop returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
     /// As soon as the server is no longer in this phase, or is suspended.
@@ -273,7 +273,7 @@ where
         Ok(())
     }
 
-    /// Creates a connection and calls the stack with it. The future runs in a new task.
+    /// Creates a connection, calls the stack with it, and spawns a task for the returned future.
     fn serve(&mut self, incoming: Incoming<L::Io>, seat: Seat) {
         self.workers.took(&seat);
         let Incoming {

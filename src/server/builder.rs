@@ -53,9 +53,9 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Sets the server's name, which [`Handle::name`] returns. It is the value of the attribute
-    /// `server.name` in the server's metrics, and the prefix of its threads' names
-    /// ([`workers`](Self::workers)).
+    /// Sets the server's name, which [`Handle::name`] returns. The name is the value of the
+    /// attribute `server.name` in the server's metrics, and the prefix of the names of the threads
+    /// that the server starts ([`workers`](Self::workers)).
     ///
     /// Default: none. The threads are then named `tower-tcp-0`, `tower-tcp-1` and so on.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
@@ -166,8 +166,8 @@ impl ServerBuilder {
 
     /// Sets the policy for failed accepts.
     ///
-    /// Default: [`classify`](crate::accept::classify). A custom policy can call it for errors that
-    /// it does not handle itself.
+    /// Default: [`classify`](crate::accept::classify). A custom policy can call that function for
+    /// errors that the policy does not handle itself.
     pub fn on_accept_error(
         mut self,
         policy: impl Fn(&io::Error) -> AcceptErrorAction + Send + Sync + 'static,

@@ -97,9 +97,9 @@ impl<L: Listener> Server<L> {
     /// future runs as long as the connection.
     ///
     /// The accept loop accepts only when `stack` is ready. It calls `stack` itself, so a call must
-    /// not block. Each returned future runs in a new task. Its response is ignored. Use
-    /// [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers) describes
-    /// the effect of each of tower's layers here.
+    /// not block. The future that a call returns runs in a new task, and its response is ignored.
+    /// Use [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers)
+    /// describes the effect of each of tower's layers here.
     ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end
