@@ -44,9 +44,9 @@ impl ServerState {
                 });
                 self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
             }
-            // These accesses and those of `watch_ends` and `live` are sequentially consistent, so
-            // the loop cannot miss the end of the last connection: either the loop sees the new
-            // count, or this code sees that the loop watches.
+            // These two accesses, and those in `watch_ends` and `live`, are sequentially
+            // consistent, so the loop cannot miss the end of the last connection: either the loop
+            // sees the new count, or this code sees that the loop watches.
             self.table.live.fetch_sub(1, Ordering::SeqCst);
             if self.watched.load(Ordering::SeqCst) {
                 self.server.wake();
@@ -56,7 +56,7 @@ impl ServerState {
 
     /// Sets whether the end of a connection wakes the server's loop. The loop needs that while it
     /// waits for a free file descriptor, or for the last connection to end. Check
-    /// [`live`](Self::live) after this call.
+    /// [`live`](Self::live) *after* this call, or an end in between is missed.
     pub(crate) fn watch_ends(&self, watched: bool) {
         self.watched.store(watched, Ordering::SeqCst);
     }

@@ -113,7 +113,7 @@ impl Handle {
         self.0.name.as_deref()
     }
 
-    /// Returns the server's limit, to read or change it.
+    /// Returns the server's limit on open connections, which can be read and changed.
     pub fn limit(&self) -> &ConnectionLimit {
         &self.0.limit
     }
@@ -146,12 +146,12 @@ impl Handle {
     /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
     /// server is paused.
     ///
-    /// There is one exception. If the server is waiting for a layer of the connection stack when
-    /// the pause begins, such as tower's `ConcurrencyLimit` at its limit, one more client is
-    /// accepted. Otherwise, the layer could get a permit during the pause and keep it while other
-    /// servers wait for one, because it releases a permit only when a connection ends. This
-    /// exception does not apply to the server's own limit
-    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), even if several servers share it.
+    /// In one case, one more client is accepted after this call: if the server is already waiting
+    /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit.
+    /// Otherwise, the layer could get a permit during the pause and keep it while other servers
+    /// wait for one, because the layer releases a permit only when a connection ends. If the server
+    /// is waiting only for its own limit ([`ServerBuilder::limit`](crate::ServerBuilder::limit)),
+    /// no more client is accepted, even if several servers share that limit.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
@@ -245,8 +245,8 @@ impl Handle {
     /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) does it close
     /// the listener first. Then the server drains: connections finish their requests in progress
     /// and close. Connections in the backlog are still accepted, as far as the limit allows; then
-    /// the listener closes. Connections that are still open at the deadline are aborted (default:
-    /// 30 s, see [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)).
+    /// the listener closes. Connections that are still open at the deadline (default: 30 s, see
+    /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
     #[doc(alias = "graceful_shutdown")]
     #[doc(alias = "stop")]
     pub fn shutdown(&self) {
