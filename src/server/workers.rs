@@ -44,8 +44,9 @@ pub(super) struct Workers {
 
 struct Worker {
     runtime: Handle,
-    /// The strong count shows how many connections the runtime has: each of them holds a reference,
-    /// and the runtime itself holds one more. The count is zero once the runtime is shut down.
+    /// The strong count shows how many connections the runtime has: each connection holds a
+    /// reference, and the runtime itself holds one more. The count is zero once the runtime is shut
+    /// down.
     seats: Weak<()>,
 }
 
@@ -94,8 +95,8 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Returns a seat on the runtime with the fewest connections. Among equals, runtimes take
-    /// turns. Returns `None` if all runtimes were shut down.
+    /// Returns a seat on the runtime with the fewest connections. Runtimes with equally few
+    /// connections take turns. Returns `None` if all runtimes were shut down.
     pub(super) fn seat(&self) -> Option<Seat> {
         let count = self.all.len();
         let in_turn = (self.next..count).chain(0..self.next);
@@ -136,7 +137,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let (started, starting) = oneshot::channel();
         let run = move || {
-            // Held to the end of the thread, even if it panics.
+            // Held to the end of the thread, even if the thread panics.
             let _running = running;
             let counted = Arc::new(());
             let seats = Arc::downgrade(&counted);
