@@ -129,8 +129,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 }
 
 /// Closes a connection like [`Connection::close`], but with an existing timer. If input has ended
-/// (`at_eof`), it does not read, because that would be a needless system call. The future must be
-/// small, because a closing connection holds little else.
+/// (`at_eof`), this function does not read, because a read would be a needless system call. The
+/// future must be small, because a closing connection holds little else.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,

@@ -50,8 +50,8 @@ pub(crate) struct Life {
     bytes_written: AtomicU64,
     requests: AtomicU64,
     messages_dropped: AtomicU32,
-    /// The peer has finished sending. If so, a raw service that returns without a reason ends the
-    /// connection with `PeerClosed`, not `ServiceClosed`.
+    /// The peer has finished sending. If so, a raw service that returns without setting a reason
+    /// ends the connection with `PeerClosed`, not `ServiceClosed`.
     peer_done: AtomicBool,
     /// The last write, flush or shutdown waits for the peer to take output.
     write_pending: AtomicBool,

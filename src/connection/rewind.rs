@@ -22,7 +22,7 @@ impl<Io> Rewind<Io> {
         Self { buffered, io }
     }
 
-    /// Returns the bytes that were read ahead and not yet read again.
+    /// Returns the bytes that were read ahead and that no reader has taken yet.
     ///
     /// There must be no such bytes when a TLS handshake begins on a connection that has carried
     /// plain text (STARTTLS). `Tls` reads them as a part of the handshake, which then fails. To

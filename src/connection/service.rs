@@ -5,10 +5,10 @@ use crate::error::ServiceError;
 
 /// A service of connections: the argument of [`Server::serve`](crate::Server::serve).
 ///
-/// Every [`Service`] of a [`Connection<Io>`](Connection) implements it, if its error converts into
-/// a [`BoxError`](crate::BoxError), its response is `'static`, and the service and its futures are
-/// `Send + 'static`. Examples are [`Pipeline`](crate::Pipeline), `Http`, a function in tower's
-/// `service_fn`, and any layer around these.
+/// Every [`Service`] of a [`Connection<Io>`](Connection) implements this trait, if its error
+/// converts into a [`BoxError`](crate::BoxError), its response is `'static`, and the service and
+/// its futures are `Send + 'static`. Examples are [`Pipeline`](crate::Pipeline), `Http`, a function
+/// in tower's `service_fn`, and any layer around these.
 ///
 /// ```
 /// use std::convert::Infallible;
