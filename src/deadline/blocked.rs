@@ -36,7 +36,7 @@ impl Blocked {
     }
 
     /// Returns the moment at which output became pending. Unlike the moment from which the deadline
-    /// counts, it stays the same when the peer takes a part of the output.
+    /// counts, this moment stays the same when the peer takes a part of the output.
     pub(crate) fn begun(&self) -> Option<Moment> {
         self.0.as_ref().map(|wait| wait.begun)
     }

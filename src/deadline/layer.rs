@@ -14,7 +14,7 @@ use crate::connection::{Connection, Life};
 use crate::end::ConnectionEnded;
 use crate::error::BoxError;
 
-/// Enforces deadlines on a raw connection service, by the connection's byte counters.
+/// Enforces deadlines on a raw connection service, by watching the byte counters of its connection.
 ///
 /// A [`Pipeline`](crate::Pipeline) and HTTP enforce their deadlines themselves. Use this layer for
 /// a service that reads and writes the stream itself, and for a service that takes over a stream by

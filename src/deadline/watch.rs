@@ -1,5 +1,5 @@
-//! Enforces, by the connection's byte counters, the deadlines of a stream that a raw service or
-//! another task uses.
+//! Enforces the deadlines of a stream that a raw service or another task uses, by watching the
+//! connection's byte counters.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
