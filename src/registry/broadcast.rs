@@ -71,9 +71,10 @@ where
 {
     /// Sends a frame to all connections for which `whom` returns `true`.
     ///
-    /// A slow peer does not delay the others; `slow` is the policy for it. The frames of one task
-    /// arrive in order if the task awaits each broadcast and each send before the next one. The
-    /// frame is cloned for each connection, so use a type that is cheap to clone (`Bytes`, `Arc`).
+    /// A slow peer does not delay the others; `slow` is the policy for slow peers. The frames of
+    /// one task arrive in order if the task awaits each broadcast and each send before the next
+    /// one. The frame is cloned for each connection, so use a type that is cheap to clone (`Bytes`,
+    /// `Arc`).
     ///
     /// # Cancel safety
     ///
@@ -98,7 +99,7 @@ where
     /// Sends each connection the frame that `pick` returns for it, if any.
     ///
     /// Use this method for frames that depend on the connection, for example frames in each user's
-    /// language or format. Otherwise it is like [`broadcast`](Self::broadcast).
+    /// language or format. In all other respects, it is like [`broadcast`](Self::broadcast).
     ///
     /// ```
     /// use bytes::Bytes;
@@ -133,7 +134,7 @@ where
 
 /// Sends a frame to each of the given peers, such as the result of a search.
 ///
-/// Otherwise it is like [`Registry::broadcast`].
+/// In all other respects, it is like [`Registry::broadcast`].
 ///
 /// ```
 /// use bytes::Bytes;

@@ -353,7 +353,7 @@ where
             }
             let begin = || inner.begin_run(&fed.key, &audience.members, &frame);
             let sending = added.unwrap_or_else(begin);
-            // A slow member must not keep the groups alive.
+            // The wait for a slow member must not keep the groups alive.
             drop(inner);
             sending.done(slow).await;
             // A stream that is always ready must not starve other tasks or delay an abort.

@@ -181,7 +181,7 @@ where
     /// Inserts a connection under a key, and returns the connection that had the key before.
     ///
     /// The key is never free in between. The returned connection stays open, and its end does not
-    /// remove the new entry. Close it if a user may have only one connection.
+    /// remove the new entry. Close the returned connection if a user may have only one.
     ///
     /// Returns `None` if the key was free. Also returns `None`, and changes nothing, if `peer`
     /// already has the key or is already closing. In a registry created by
