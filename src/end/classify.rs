@@ -92,7 +92,7 @@ impl EndReason {
     }
 }
 
-/// The state of an HTTP connection when it failed. hyper's error does not contain it.
+/// The state of an HTTP connection when it failed. hyper's error does not contain this state.
 #[cfg(feature = "http")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HttpProgress {

@@ -6,7 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Initiator {
-    /// The peer. It closed the connection, or sent data that cannot be served.
+    /// The peer. It closed or reset the connection, stopped acknowledging data, or sent data that
+    /// cannot be served.
     Peer,
     /// The program: one of its services, layers or hooks.
     Service,
@@ -96,7 +97,8 @@ end_reasons! {
     MaxAge = "max_age" by Server,
     /// The pre-connect hooks did not complete in time.
     PreConnectTimeout = "pre_connect_timeout" by Server,
-    /// Too many connections were in their pre-connect hooks, and this was the oldest.
+    /// Too many connections were in their pre-connect hooks, and this connection was the oldest of
+    /// them.
     PreConnectEvicted = "pre_connect_evicted" by Server,
     /// The PROXY protocol header, which a proxy in front of the server sends, was malformed or
     /// missing.
@@ -108,8 +110,8 @@ end_reasons! {
     /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or tower's
     /// `LoadShed` rejected it.
     LimitExceeded = "limit_exceeded" by Server,
-    /// An [`AddressFilter`](crate::admit::AddressFilter) denied the address, for example because it
-    /// is banned.
+    /// An [`AddressFilter`](crate::admit::AddressFilter) denied the connection's address, for
+    /// example because that address is banned.
     Denied = "denied" by Server,
     /// The client already had as many open connections as `PerClient` allows.
     ClientLimitExceeded = "client_limit_exceeded" by Server,
@@ -140,7 +142,8 @@ end_reasons! {
     Drained = "drained" by Server,
     /// The shutdown's deadline passed before the connection finished.
     DrainDeadline = "drain_deadline" by Server,
-    /// The server was aborted, its future was dropped, or the connection's runtime was shut down.
+    /// The server was aborted, the server's future was dropped, or the connection's runtime was
+    /// shut down.
     Killed = "killed" by Server,
 }
 
