@@ -345,8 +345,8 @@ deadlines! {
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
-        /// and each reply restarts the time. In all, a connection waits for further frames for at
-        /// most ten times as long.
+        /// and each reply restarts the time. The wait for further frames ends at the latest when
+        /// ten times this time has passed since the beginning of the drain.
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this

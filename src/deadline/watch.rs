@@ -58,7 +58,7 @@ pub(crate) struct Watch {
     before: u64,
     /// The sum of bytes read and written, and the moment of its last change.
     moved: (u64, Moment),
-    /// Bytes written at the last check.
+    /// The number of bytes that had been written at the last check.
     written: u64,
     blocked: Blocked,
     pace: Pace,
