@@ -15,9 +15,9 @@
 //! abstract namespace (its name begins with `@`), which is not supported.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
-//! loop, the messages stop, and systemd kills the process. It then starts the process again if the
-//! unit's `Restart=` says so, for example with `on-failure`. A server that is paused, at its limit
-//! or draining continues to send them.
+//! loop, the messages stop, and systemd kills the process, and starts it again if the unit's
+//! `Restart=` allows that (`on-failure`, for example). A server that is paused, at its limit or
+//! draining continues to send the messages.
 //!
 //! Set the unit's `TimeoutStopSec=` to more than the sum of
 //! [`lame_duck`](crate::ServerBuilder::lame_duck) and
