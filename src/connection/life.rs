@@ -29,13 +29,13 @@ impl Open {
         proposed: &ConnectionEnded,
     ) -> (ConnectionEnded, Option<ConnectionEnded>) {
         let first = self.reason.take();
-        let (holds, replaced) = match first {
+        let (applies, replaced) = match first {
             Some(first) if proposed.reason.is_orderly() || !first.reason.is_orderly() => {
                 (first, None)
             }
             first => (proposed.clone(), first),
         };
-        (self.reason.insert(holds).clone(), replaced)
+        (self.reason.insert(applies).clone(), replaced)
     }
 }
 
@@ -172,12 +172,12 @@ impl Life {
     /// orderly reason, because then data was lost.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let proposed = ConnectionEnded { reason, cause };
-        let (holds, replaced) = match &mut *self.cell() {
+        let (applies, replaced) = match &mut *self.cell() {
             EndCell::Open(open) => open.propose(&proposed),
             EndCell::Ended(end) => (end.why(), None),
         };
         drop(replaced);
-        holds
+        applies
     }
 
     /// Proposes a reason because the stream ends now. Returns the reason that then applies.

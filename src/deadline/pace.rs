@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::timer::{Moment, STOOD_STILL};
+use super::timer::{Moment, STALL};
 use crate::connection::Life;
 use crate::end::EndReason;
 
@@ -106,7 +106,7 @@ fn next(
     let is_slow = before.is_some_and(|window| bytes.saturating_sub(window.bytes) < rate.bytes);
     // If the check is late, the process may have been stopped while the peer's bytes waited unread.
     // Then the peer gets another window.
-    let late = end.and_then(|end| end.checked_add(STOOD_STILL));
+    let late = end.and_then(|end| end.checked_add(STALL));
     if is_slow && late.is_none_or(|late| now <= late) {
         return None;
     }

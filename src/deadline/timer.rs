@@ -19,7 +19,7 @@ use crate::end::EndReason;
 /// The delay that shows that the process was stopped, suspended or starved. If a deadline is
 /// noticed later than this, the peer may have acted in time, because the runtime may fire timers
 /// before it reads the socket. So the deadline is extended once, to this long after it was noticed.
-pub(super) const STOOD_STILL: Duration = Duration::from_millis(50);
+pub(super) const STALL: Duration = Duration::from_millis(50);
 
 /// A moment on one connection's clock: nanoseconds since the clock's start, plus one.
 ///
@@ -94,7 +94,7 @@ struct Alarm {
     #[pin]
     sleep: Sleep,
     /// The moment to which the peer's deadlines were last extended.
-    put_off: Option<Moment>,
+    extended_to: Option<Moment>,
 }
 
 impl Timer {
@@ -147,7 +147,7 @@ impl Timer {
         let Some((at, due)) = next else {
             return Poll::Pending;
         };
-        let at = self.forgive(at, &due, now);
+        let at = self.extend(at, &due, now);
         if at <= now {
             return Poll::Ready(due);
         }
@@ -180,7 +180,7 @@ impl Timer {
         let alarm = self.alarm.get_or_insert_with(|| {
             Box::pin(Alarm {
                 sleep: sleep_until(at),
-                put_off: None,
+                extended_to: None,
             })
         });
         alarm.as_mut()
@@ -188,18 +188,18 @@ impl Timer {
 
     /// Extends a deadline once, if the peer may have met it while the process was stopped. Returns
     /// the deadline to use.
-    fn forgive(&mut self, at: Moment, due: &impl Due, now: Moment) -> Moment {
+    fn extend(&mut self, at: Moment, due: &impl Due, now: Moment) -> Moment {
         if !due.is_kept_by_peer() {
             return at;
         }
-        let put_off = self.alarm.as_ref().and_then(|alarm| alarm.put_off);
-        let late = at.checked_add(STOOD_STILL).is_some_and(|late| late < now);
-        if late && put_off.is_none_or(|until| until <= at) {
-            let until = now.checked_add(STOOD_STILL);
-            *self.alarm(self.started).project().put_off = until;
+        let extended_to = self.alarm.as_ref().and_then(|alarm| alarm.extended_to);
+        let late = at.checked_add(STALL).is_some_and(|late| late < now);
+        if late && extended_to.is_none_or(|until| until <= at) {
+            let until = now.checked_add(STALL);
+            *self.alarm(self.started).project().extended_to = until;
             return until.map_or(at, |until| at.max(until));
         }
-        put_off.map_or(at, |until| at.max(until))
+        extended_to.map_or(at, |until| at.max(until))
     }
 }
 

@@ -68,7 +68,7 @@ deadlines! {
     /// | [`half_closed`] | 10 s | most replies take less; the work for an abandoned request ends then | [`PeerReset`] |
     /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for which it closes |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
-    /// | [`max_age`] | none | for rebalancing only | drains, [`MaxAge`] |
+    /// | [`max_age`] | none | for rebalancing only | drains, then [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
     /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
     /// | [`min_rate`] | none | slow peers exist; only the program knows how slow | [`SlowSender`], [`SlowReader`] |
@@ -298,7 +298,7 @@ deadlines! {
     /// | [`body`] | 3 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | [`Drained`] |
-    /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for which it closes |
+    /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for the `GOAWAY` |
     /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout

@@ -165,7 +165,7 @@ where
 const TURN: usize = 128;
 /// The number of sends that are charged as one unit of the budget. A read from a socket costs one
 /// unit.
-const A_UNIT: usize = 16;
+const SENDS_PER_UNIT: usize = 16;
 
 /// A broadcast after its first step: the frame has been sent to all peers that had room for it.
 pub(super) struct Sending<T, M> {
@@ -275,7 +275,7 @@ impl<T, M> Sending<T, M> {
 /// A run is charged before it begins. Charging may yield, so if it came later, the members could
 /// take the run before more frames are added.
 pub(super) async fn charge(peers: usize) {
-    for _ in 0..peers.div_ceil(A_UNIT).min(TURN) {
+    for _ in 0..peers.div_ceil(SENDS_PER_UNIT).min(TURN) {
         consume_budget().await;
     }
 }

@@ -32,7 +32,7 @@ pub use builder::ServerBuilder;
 
 /// The maximum time to wait for aborted connections to end. A connection ends when its task runs
 /// next, so only a task that blocks its thread takes longer.
-const GONE: Duration = Duration::from_secs(1);
+const ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.
 pub struct Server<L = Sockets> {
@@ -261,7 +261,7 @@ where
         let gone = shared.until(|| shared.live() == 0);
         // The server does not wait longer for a connection that blocks its thread. Such a
         // connection counts as aborted.
-        let _left_behind = timeout(GONE, gone).await;
+        let _left_behind = timeout(ABORT_WAIT, gone).await;
     }
     workers.stop().await;
     let report = shared.report(begun.elapsed());

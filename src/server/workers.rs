@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The maximum time to wait for the threads to end. They only drop the tasks that are left, so only
 /// a blocked thread takes longer.
-const STOPPED: Duration = Duration::from_secs(1);
+const STOP_WAIT: Duration = Duration::from_secs(1);
 
 /// The runtimes for connections, as set in the builder.
 #[derive(Clone, Debug)]
@@ -122,7 +122,7 @@ impl Workers {
             stop, mut running, ..
         } = self;
         drop(stop);
-        if timeout(STOPPED, running.recv()).await.is_err() {
+        if timeout(STOP_WAIT, running.recv()).await.is_err() {
             tracing::warn!(target: "tower_tcp", "a worker thread did not stop");
         }
     }
