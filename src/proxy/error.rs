@@ -1,15 +1,17 @@
 use thiserror::Error;
 
-/// The error of a connection that did not begin with an acceptable PROXY header.
+/// The error for bytes that are not an acceptable PROXY header, or for a peer that may not send
+/// one.
 ///
-/// It is the cause of a [`ConnectionEnded`](crate::ConnectionEnded). The reason is
-/// [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader), except for
-/// [`Untrusted`](Self::Untrusted).
+/// [`ProxyProtocol`](super::ProxyProtocol) fails with a [`ConnectionEnded`](crate::ConnectionEnded)
+/// whose cause is this error. The end reason is
+/// [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader). For [`Untrusted`](Self::Untrusted) it
+/// is [`EndReason::Rejected`](crate::EndReason::Rejected).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum ProxyHeaderError {
-    /// The peer is in none of the trusted networks, and [`Untrusted::Refuse`](super::Untrusted)
-    /// refuses such peers. The reason is [`EndReason::Rejected`](crate::EndReason::Rejected).
+    /// The peer is in none of the trusted networks, and the policy for such peers is
+    /// [`Untrusted::Refuse`](super::Untrusted::Refuse).
     #[error("the peer is not trusted to send a PROXY header")]
     Untrusted,
     /// The first bytes are not a PROXY header.
@@ -21,7 +23,7 @@ pub enum ProxyHeaderError {
     /// The header is longer than the limit of its version, which is this number of bytes.
     #[error("the PROXY header is longer than {0} bytes")]
     TooLong(usize),
-    /// The header has a version that the hook does not accept.
+    /// The version of the header is unknown, or the hook does not accept it.
     #[error("the version of the PROXY header is not accepted")]
     Version,
     /// The line of a version 1 header has the wrong number of fields, a wrong separator, or no CRLF
@@ -40,7 +42,7 @@ pub enum ProxyHeaderError {
     /// A port in a version 1 header is not a decimal number up to 65535 without leading zeros.
     #[error("the PROXY header has a malformed port")]
     Port,
-    /// The length of a version 2 header is too small for its addresses.
+    /// The length field of a version 2 header is too small for the addresses.
     #[error("the PROXY header is too short for its addresses")]
     Length,
     /// The TLV of this type is malformed, or occurs twice although only one is allowed.
@@ -51,7 +53,7 @@ pub enum ProxyHeaderError {
     Checksum,
 }
 
-/// The error for a [`ProxyHeader`](super::ProxyHeader) that cannot be written.
+/// The error for a [`ProxyHeader`](super::ProxyHeader) that cannot be encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum ProxyEncodeError {
@@ -65,14 +67,14 @@ pub enum ProxyEncodeError {
     #[error("version 1 of the PROXY protocol has no TLVs")]
     TlvsInV1,
     /// The header was received for a datagram socket. Its addresses were not kept, so they cannot
-    /// be written.
+    /// be encoded.
     #[error("the PROXY header is of a datagram socket")]
     Datagram,
     /// The path of a Unix socket is longer than 108 bytes, or contains a zero byte.
     #[error("the path of the Unix socket does not fit into a PROXY header")]
     Path,
-    /// A TLV of this type has an invalid value, or is a checksum. The library itself adds the
-    /// checksum.
+    /// The TLV of this type has an invalid value, or is a checksum. Only
+    /// [`with_checksum`](super::ProxyHeader::with_checksum) can add a checksum.
     #[error("the TLV of type {0:#04x} is not valid")]
     Tlv(u8),
     /// The header is longer than 65,551 bytes.

@@ -21,7 +21,7 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Family {
-    /// Unknown to the sender, or unsupported by the protocol.
+    /// Unknown to the sender, or unsupported by the PROXY protocol.
     Unspecified,
     /// TCP over IPv4.
     Tcp4,
@@ -45,7 +45,7 @@ pub enum Versions {
     V1,
     /// Only version 2, a binary header.
     V2,
-    /// Both; the first byte distinguishes them.
+    /// Both versions. The first byte of a header distinguishes them.
     #[default]
     Both,
 }
@@ -93,7 +93,7 @@ impl ProxyHeader {
     }
 
     /// Creates the header for a client's connection. `source` is the client's address, and
-    /// `destination` the address that it connected to.
+    /// `destination` is the address that the client connected to.
     ///
     /// The header contains the two addresses if both are TCP or both are Unix addresses. Otherwise
     /// its family is [`Unspecified`](Family::Unspecified), without addresses.
@@ -139,23 +139,26 @@ impl ProxyHeader {
         self.family
     }
 
-    /// Returns the address of the client, if it is a TCP address or that of a Unix stream socket.
+    /// Returns the client's address, or `None` if the header contains no addresses of stream
+    /// sockets (TCP or Unix).
     pub fn source(&self) -> Option<&Address> {
         self.addresses.as_ref().map(|(source, _)| source)
     }
 
-    /// Returns the address that the client connected to, if it is a TCP address or that of a Unix
-    /// stream socket.
+    /// Returns the address that the client connected to, or `None` if the header contains no
+    /// addresses of stream sockets (TCP or Unix).
     pub fn destination(&self) -> Option<&Address> {
         self.addresses.as_ref().map(|(_, destination)| destination)
     }
 
-    /// Returns the TLVs, which contain further facts from the sender. A version 1 header has none.
+    /// Returns the TLVs (type-length-value fields), which contain further facts from the sender. A
+    /// version 1 header has none.
     pub fn tlvs(&self) -> &Tlvs {
         &self.tlvs
     }
 
-    /// Returns whether the header has a checksum. In a received header it has been verified.
+    /// Returns whether the header has a checksum. The checksum of a received header has been
+    /// verified.
     pub fn has_checksum(&self) -> bool {
         self.checksum
     }
@@ -193,7 +196,7 @@ impl ProxyHeader {
         self.with_tlv(ssl::TYPE, value)
     }
 
-    /// Adds the name of the network namespace, in ASCII.
+    /// Adds the name of the network namespace, which must be ASCII.
     #[must_use]
     pub fn with_netns(self, name: impl Into<String>) -> Self {
         self.with_tlv(tlv::NETNS, name.into())

@@ -15,8 +15,9 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::networks::Networks;
 
-/// The number of bytes to read at first. The specification asks senders to keep headers of both
-/// versions below this size, because every host must accept a TCP segment with this much data.
+/// The maximum number of bytes to read, including data after the header. For a longer header, the
+/// maximum is the header's length. Headers of both versions are designed to fit into this size,
+/// because every host must accept a TCP segment with this much data.
 const FIRST_READ: usize = 536;
 
 /// The policy of a [`ProxyProtocol`] for peers that are not trusted.
@@ -26,15 +27,15 @@ pub enum Untrusted {
     /// Ends the connection with [`EndReason::Rejected`], without reading from it.
     #[default]
     Refuse,
-    /// Serves the peer as a client that connected directly. All its bytes are data, even if they
-    /// look like a header.
+    /// Serves the peer as a client that connected directly. All bytes from the peer are data, even
+    /// if they look like a header.
     Direct,
 }
 
 /// A pre-connect hook that reads the PROXY header of a trusted peer. See the [module docs](super).
 ///
-/// As a service it is always ready. The future of a call reads the header, and fails with a boxed
-/// [`ConnectionEnded`]:
+/// As a service, the hook is always ready. The future of a call reads the header. Its error is a
+/// boxed [`ConnectionEnded`] with one of these reasons:
 ///
 /// | reason | when |
 /// | --- | --- |
@@ -56,8 +57,8 @@ impl ProxyProtocol {
     ///
     /// Trust only networks from which no client can connect directly. The hook decides by
     /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the peer's
-    /// address unless an earlier hook has set another. So in a chain of two `ProxyProtocol` hooks,
-    /// the second one decides by the address in the first header.
+    /// address unless an earlier hook has set another address. So in a chain of two `ProxyProtocol`
+    /// hooks, the second one decides by the address in the first header.
     pub fn trusting(networks: Networks) -> Self {
         Self {
             trusted: Arc::new(networks),
@@ -87,19 +88,20 @@ impl ProxyProtocol {
         self
     }
 
-    /// Sets the maximum length of a version 2 header, in bytes, including its first 16. The
-    /// specification limits a version 1 header to 107 bytes.
+    /// Sets the maximum length of a version 2 header, in bytes, including its fixed part of 16
+    /// bytes. The specification limits a version 1 header to 107 bytes.
     ///
     /// Default: 4,096. Why: usual headers have fewer than 536 bytes. The default leaves room for a
     /// client certificate or a proxy's own TLVs. Without a limit, a sender could announce up to
-    /// 65,551 bytes. When reached: the connection ends as soon as the length has arrived.
+    /// 65,551 bytes. When reached: the connection ends as soon as the header's length field has
+    /// arrived.
     #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.max_len = bytes;
         self
     }
 
-    /// Reads a header. Returns the header, and the bytes after it that were read with it.
+    /// Reads a header. Returns the header, and the bytes that were read past its end.
     async fn read<Io: AsyncRead + Unpin>(
         &self,
         io: &mut Io,
@@ -158,9 +160,9 @@ where
         }
         let hook = self.clone();
         Box::pin(async move {
-            // This reads from the stream directly and bypasses the counter, because the bytes of
-            // the header are not the client's. The bytes after the header are counted when they are
-            // read again.
+            // This reads from the stream directly and bypasses the connection's byte counter,
+            // because the bytes of the header are not the client's. The bytes after the header are
+            // counted when the service reads them.
             let (header, rest) = hook.read(conn.get_mut()).await?;
             if let (Family::Tcp4 | Family::Tcp6, Some(source)) = (header.family, header.source()) {
                 conn.set_client_addr(source.clone());

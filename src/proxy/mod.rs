@@ -1,4 +1,4 @@
-//! The PROXY protocol, received and sent.
+//! Reads and encodes headers of the PROXY protocol.
 //!
 //! Behind a load balancer, the peer of every connection is the balancer. With the [PROXY protocol],
 //! the balancer sends a header with the client's address before the connection's data.
@@ -9,8 +9,9 @@
 //!   the closing event record it as `client.address` and `client.port`.
 //! - [`ConnectionInfo::peer_addr`](crate::ConnectionInfo::peer_addr) remains the balancer's.
 //! - [`ConnectionInfo::get::<ProxyHeader>`](crate::ConnectionInfo::get) returns the whole
-//!   [`ProxyHeader`]: the address that the client connected to, and facts such as the host name and
-//!   the certificate of its TLS session with the balancer.
+//!   [`ProxyHeader`]. It contains the address that the client connected to, and facts about the
+//!   client's TLS session with the balancer, such as the host name and the common name of the
+//!   client's certificate.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -46,10 +47,10 @@
 //! The header comes before TLS, so use `ProxyProtocol::trusting(balancers).chain(tls)`. The hook
 //! works on any stream. The next hook or service reads the bytes after the header.
 //!
-//! # Limits, lists and bans of clients
+//! # Limits, address lists and bans of clients
 //!
-//! Limits, lists and bans use [`client_addr`](crate::ConnectionInfo::client_addr), so chain them as
-//! hooks after this one. A filter passed to
+//! Limits, address lists and bans use [`client_addr`](crate::ConnectionInfo::client_addr), so chain
+//! them as hooks after this one. A filter passed to
 //! [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) sees only the address of
 //! the balancer. An example with the feature `per-client`:
 //!
@@ -93,14 +94,15 @@
 //! | anything else | refused |
 //!
 //! A refused connection ends with [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader) and a
-//! [`ProxyHeaderError`], as soon as the received bytes cannot be the beginning of a valid header.
-//! The deadline of the [`PreConnectLayer`](crate::preconnect::PreConnectLayer) ends the connection
-//! of a silent peer.
+//! [`ProxyHeaderError`]. A version 1 line up to `TCP4`, `TCP6` or `UNKNOWN`, and the fixed part of
+//! a version 2 header, are checked as their bytes arrive. The rest is checked when the whole header
+//! has arrived. The deadline of the [`PreConnectLayer`](crate::preconnect::PreConnectLayer) ends
+//! the connection of a silent peer.
 //!
-//! Health checks send `LOCAL`. HAProxy also sends it for clients of its Unix sockets. In the rows
-//! with "the socket's own address", the client's address is that of the proxy. So a limit for each
-//! client counts all such connections as one client, and a ban of one of them bans the proxy. Do
-//! not ban a client whose [`ProxyHeader`] has no TCP address as its
+//! Health checks usually send `LOCAL`. HAProxy also sends `LOCAL` for clients of its Unix sockets.
+//! In the rows with "the socket's own address", the client's address is that of the proxy. So a
+//! limit for each client counts all such connections of a proxy as one client, and a ban of such a
+//! client bans the proxy. Do not ban a client whose [`ProxyHeader`] has no TCP address as its
 //! [`source`](ProxyHeader::source).
 //!
 //! The page on [balancers](crate::balancers) shows the configuration of several balancers.

@@ -5,8 +5,8 @@ use super::header::{Parsed, ProxyHeader, Versions};
 use super::{v1, v2};
 
 impl ProxyHeader {
-    /// Parses a header at the beginning of `bytes`. Returns it with its length, or `None` if more
-    /// bytes are needed.
+    /// Parses a header at the beginning of `bytes`. Returns the header and its length in bytes, or
+    /// `None` if more bytes are needed.
     ///
     /// Further bytes never change an error or a header. So call this with all bytes received so
     /// far, each time more have arrived. A version 1 header has at most 107 bytes, and a version 2
@@ -14,7 +14,8 @@ impl ProxyHeader {
     ///
     /// # Errors
     ///
-    /// Returns a [`ProxyHeaderError`] if the bytes are not the beginning of a valid header.
+    /// Returns a [`ProxyHeaderError`] if the bytes are not the beginning of a valid header. Some
+    /// errors are found only when the whole header has arrived.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, ProxyHeaderError> {
         match parse(bytes, Versions::Both, v2::LONGEST)? {
             Parsed::Complete(header, len) => Ok(Some((header, len))),

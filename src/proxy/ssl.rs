@@ -56,7 +56,7 @@ impl Ssl {
         self.with_fact(CIPHER, cipher.into())
     }
 
-    /// Adds a fact of any type.
+    /// Adds a fact of any type, as a sub-TLV of the TLV `PP2_TYPE_SSL`.
     #[must_use]
     pub fn with_fact(mut self, kind: u8, value: impl Into<Bytes>) -> Self {
         self.facts.push((kind, value.into()));
@@ -74,13 +74,13 @@ impl Ssl {
     }
 
     /// Returns whether the client presented a certificate at least once in this TLS session, which
-    /// it may have resumed.
+    /// the client may have resumed.
     pub fn has_session_certificate(&self) -> bool {
         self.client & CLIENT_CERT_SESS != 0
     }
 
-    /// Returns whether the client presented a certificate, in this connection or in the session
-    /// that it resumed, and the sender verified it.
+    /// Returns whether the client presented a certificate, on this connection or earlier in its TLS
+    /// session, and the sender verified the certificate.
     ///
     /// Do not use [`verify_result`](Self::verify_result) alone for this: HAProxy sends `0` for
     /// clients without a certificate, too.

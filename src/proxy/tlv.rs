@@ -17,7 +17,8 @@ const AZURE: u8 = 0xee;
 
 const LONGEST_UNIQUE_ID: usize = 128;
 
-/// The TLVs of a [`ProxyHeader`](super::ProxyHeader), in order, without checksum and padding.
+/// The TLVs of a [`ProxyHeader`](super::ProxyHeader), in the header's order, without checksum and
+/// padding.
 ///
 /// If a type occurs several times, a method that returns one value returns the first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +50,8 @@ impl Tlvs {
         self.get(ALPN)
     }
 
-    /// Returns the host name that the client requested. If it connected over TLS, this is the name
-    /// in its handshake (SNI).
+    /// Returns the host name that the client requested. If the client connected over TLS, this is
+    /// the name in the handshake (SNI).
     #[doc(alias = "sni")]
     pub fn authority(&self) -> Option<&str> {
         text(&self.0, AUTHORITY)
@@ -76,7 +77,7 @@ impl Tlvs {
     /// AWS send it in type `0xEA`, subtype 1.
     ///
     /// The specification leaves this type to applications, so a value of another form is not an
-    /// error.
+    /// error, and the method returns `None`.
     pub fn aws_vpc_endpoint_id(&self) -> Option<&str> {
         match self.get(AWS) {
             Some([1, id @ ..]) => str::from_utf8(id).ok(),
@@ -88,7 +89,7 @@ impl Tlvs {
     /// Private Link sends it in type `0xEE`, subtype 1.
     ///
     /// The specification leaves this type to applications, so a value of another form is not an
-    /// error.
+    /// error, and the method returns `None`.
     pub fn azure_link_id(&self) -> Option<u32> {
         match *self.get(AZURE)? {
             [1, a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
@@ -113,8 +114,8 @@ pub(super) fn parse(block: &Bytes) -> Result<(Tlvs, Option<Checksum>), Error> {
                 .clone()
                 .try_get_u32()
                 .map_err(|_| Error::Tlv(CRC32C))?;
-            // The checksum's own bytes count as zero when it is computed. With two checksums it
-            // would be unclear which bytes those are.
+            // When the checksum is computed, its own bytes count as zero. With two checksums it
+            // would be unclear which bytes count as zero.
             if checksum.replace((at - value.len(), expected)).is_some() {
                 return Err(Error::Tlv(CRC32C));
             }

@@ -14,11 +14,11 @@ use super::tlv;
 use crate::connection::Address;
 
 pub(super) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The length of the part that every header has.
+/// The length of the fixed part, which every header has.
 pub(super) const FIXED: usize = 16;
 /// The length of the longest header that the length field allows.
 pub(super) const LONGEST: usize = FIXED + u16::MAX as usize;
-/// The size of the field for the path of a Unix socket.
+/// The size, in bytes, of the field for the path of a Unix socket.
 pub(super) const UNIX_PATH: usize = 108;
 
 static CRC_32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
@@ -126,8 +126,8 @@ pub(super) fn crc_32c<const N: usize>(parts: [&[u8]; N]) -> u32 {
     digest.finalize()
 }
 
-/// Decodes the addresses of a stream socket. Returns `None` for a datagram socket, whose addresses
-/// cannot be those of this connection's client.
+/// Decodes the addresses of stream sockets. Returns `None` for an unspecified family, and for
+/// datagram sockets, because their addresses cannot be those of this connection's client.
 fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Address)> {
     let (source, destination) = match family {
         Family::Tcp4 => {
@@ -151,10 +151,10 @@ fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Addres
     Some((source.into(), destination.into()))
 }
 
-/// Returns the address of a path that ends with a zero byte or fills the field. An abstract name
-/// begins with a zero byte, so its address has no path.
-fn unix(room: &[u8]) -> Address {
-    let path = room.split(|byte| *byte == 0).next().unwrap_or_default();
+/// Decodes the field for the path of a Unix socket. The path ends with a zero byte or fills the
+/// field. An abstract name begins with a zero byte, so its address has no path.
+fn unix(field: &[u8]) -> Address {
+    let path = field.split(|byte| *byte == 0).next().unwrap_or_default();
     let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)).into());
     Address::Unix(path)
 }

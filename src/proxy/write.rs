@@ -13,7 +13,8 @@ use crate::connection::Address;
 impl ProxyHeader {
     /// Encodes the header in version 1, a line of text.
     ///
-    /// If the client's address is unknown or unsupported, the line contains `UNKNOWN`.
+    /// If the family is [`Unspecified`](Family::Unspecified), the line contains `UNKNOWN` instead
+    /// of addresses.
     ///
     /// # Errors
     ///
@@ -49,9 +50,9 @@ impl ProxyHeader {
     ///
     /// # Errors
     ///
-    /// Returns a [`ProxyEncodeError`](Error) if a path or the whole header is too long, if a TLV is
-    /// not valid, or if the header was received for a datagram socket, because then its addresses
-    /// were not kept.
+    /// Returns a [`ProxyEncodeError`](Error) if the path of a Unix socket is too long or contains a
+    /// zero byte, if the whole header is too long, if a TLV is not valid, or if the header was
+    /// received for a datagram socket, because then its addresses were not kept.
     pub fn encode_v2(&self) -> Result<Bytes, Error> {
         let mut header = BytesMut::with_capacity(v2::FIXED + 36);
         header.put_slice(v2::SIGNATURE);
