@@ -85,8 +85,8 @@ where
 
     fn call(&mut self, conn: Connection<A>) -> Self::Future {
         let first = self.first.call(conn);
-        // `next` is polled for readiness only after `first`, so it reserves nothing while `first`
-        // waits for the peer.
+        // `next` is polled for readiness only after `first` has completed. So `next` reserves
+        // nothing while `first` waits for the peer.
         let next = self.next.clone();
         Box::pin(async move {
             let conn = first.await.map_err(Into::into)?;

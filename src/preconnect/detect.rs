@@ -4,16 +4,17 @@
 /// `Yes` or `No`. Otherwise the verdict would depend on how the network splits the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Detection<F> {
-    /// The bytes belong to this protocol. The value becomes a fact of the connection.
+    /// The bytes belong to a protocol that the detector knows. The value becomes a fact of the
+    /// connection.
     Yes(F),
-    /// The bytes may belong to this protocol. More bytes are needed.
+    /// The bytes may belong to a protocol that the detector knows. More bytes are needed.
     NotYet,
-    /// The bytes do not belong to this protocol, whatever follows them.
+    /// The bytes belong to no protocol that the detector knows, whatever follows them.
     No,
 }
 
 impl Detection<()> {
-    /// Detects whether the bytes begin with `prefix`.
+    /// Detects whether the bytes in `first` begin with `prefix`.
     pub fn starts_with(first: &[u8], prefix: &[u8]) -> Self {
         if first.starts_with(prefix) {
             Self::Yes(())
@@ -35,8 +36,8 @@ impl<F> Detection<F> {
         }
     }
 
-    /// Calls another detector if this verdict is `No`. The first detector has precedence: the other
-    /// is not called after a `NotYet`.
+    /// Calls another detector if this verdict is `No`. This verdict has precedence: `other` is not
+    /// called after a `NotYet`.
     #[must_use]
     pub fn or_else(self, other: impl FnOnce() -> Self) -> Self {
         match self {
@@ -80,8 +81,9 @@ impl Protocol {
     /// Detects TLS, HTTP/2 and HTTP/1 by the first bytes. Pass this function to
     /// [`Peek::new`](super::Peek::new), or call it in your own detector.
     ///
-    /// To detect more protocols, check for them first. The order matters for a protocol that looks
-    /// like HTTP/1 to this function, such as a line protocol with a command `GET`:
+    /// To detect other protocols, too, check for them before you call this function. The order
+    /// matters for a protocol that looks like HTTP/1 to this function, such as a line protocol with
+    /// a command `GET`:
     ///
     /// ```
     /// use tower_tcp::preconnect::{Detection, Protocol};
@@ -134,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_protocol_is_known_by_its_first_bytes_and_by_no_fewer() {
+    fn each_protocol_is_detected_by_its_first_bytes_and_by_no_fewer() {
         let table: [(&[u8], Protocol); 12] = [
             (b"\x16\x03\x01\x02\x00\x01", Protocol::Tls),
             (b"\x16\x03\x03\x00\x01\x01", Protocol::Tls),

@@ -78,7 +78,7 @@ pub use when::When;
 pub struct PreConnectElapsed(Duration);
 
 /// The error for a connection that was evicted. Too many connections were in their hooks, and this
-/// one was the oldest.
+/// one was the oldest of them.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pushed out of pre-connect by newer connections")]
 pub struct PreConnectEvicted;
@@ -103,7 +103,7 @@ impl<H> PreConnectLayer<H> {
 
     /// Sets the time for everything before the service is called: the wait until the hook is ready,
     /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
-    /// and silent peers stay until the budget evicts them.
+    /// and silent peers stay until newer connections evict them.
     ///
     /// Default: 10 s. Why: enough for several round trips on the slowest networks. When reached:
     /// the connection is dropped with [`EndReason::PreConnectTimeout`].
@@ -258,9 +258,9 @@ async fn within<T>(
 
 /// The future of [`PreConnect`].
 ///
-/// The hooks' future is boxed, because its type would otherwise contain the types of all hooks. It
-/// is dropped as soon as the hooks are done, because a handshake takes several times the memory of
-/// an idle connection.
+/// The hooks' future is boxed, because the type of `PreConnectFuture` would otherwise contain the
+/// types of all hooks. The box is dropped as soon as the hooks are done, because a handshake takes
+/// several times the memory of an idle connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct PreConnectFuture<F>(#[pin] PreConnectState<F>);

@@ -18,8 +18,8 @@ use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
-/// The error for a connection whose first bytes match no protocol of its [`Peek`], or are not
-/// enough for a verdict.
+/// The error for a connection whose first bytes match no protocol that the detector of its [`Peek`]
+/// knows, or are not enough for a verdict.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;
@@ -31,8 +31,8 @@ pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection to the service without a fact. This also applies to a peer that waits
-    /// for the server to send first.
+    /// Passes the connection to the service without a fact. A peer that waits for the server to
+    /// send first is passed on when the hook's deadline is over.
     Pass,
 }
 
@@ -57,10 +57,11 @@ pub enum Unknown {
 /// - [`PeerClosed`](EndReason::PeerClosed) if the peer closed before its first byte;
 /// - [`Truncated`](EndReason::Truncated) if the peer closed later, before a verdict.
 ///
-/// With [`Unknown::Pass`], the connection continues in all four cases. An I/O error always ends it.
+/// With [`Unknown::Pass`], the connection continues in all four cases. An I/O error always ends the
+/// connection.
 ///
-/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) compares this with other ways to serve several
-/// protocols.
+/// `PROTOCOLS.md` ([`protocols`](crate::protocols)) compares this hook with other ways to serve
+/// several protocols.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -98,8 +99,8 @@ pub struct Peek<D> {
 }
 
 impl<D> Peek<D> {
-    /// Creates the hook with a detector. It refuses unknown protocols, unless
-    /// [`unknown`](Self::unknown) changes that.
+    /// Creates the hook with a detector. The hook refuses connections whose protocol is unknown,
+    /// unless [`unknown`](Self::unknown) changes that.
     pub fn new(detect: D) -> Self {
         Self {
             detect,
@@ -111,23 +112,24 @@ impl<D> Peek<D> {
 
     /// Sets the maximum number of bytes to read before a verdict. `0` counts as 1.
     ///
-    /// Default: 24. Why: `Protocol::detect` never needs more. When reached: the protocol is
-    /// unknown.
+    /// Default: 24. Why: `Protocol::detect` never needs more. When reached without a verdict: the
+    /// protocol is unknown.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes.max(1);
         self
     }
 
-    /// Sets the time until a verdict. With `None` only the [layer's
-    /// deadline](super::PreConnectLayer::deadline) applies, which always ends the connection.
+    /// Sets the maximum time until a verdict. With `None` only the [layer's
+    /// deadline](super::PreConnectLayer::deadline) applies, which ends the connection even with
+    /// [`Unknown::Pass`].
     ///
     /// Default: 5 s. Why: it leaves half of the layer's deadline for TLS. When reached: the
     /// protocol is unknown.
     ///
     /// With [`Unknown::Pass`], a peer that expects the server to send first gets its greeting only
-    /// after this time. One second is already long for such a peer, but on a slow network it may be
-    /// too short for the first bytes of other peers.
+    /// after this time. For such a peer one second is already a long wait, but on a slow network
+    /// the first bytes of other peers may take longer than that.
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();
@@ -181,8 +183,8 @@ where
                     deadline,
                     drain: None,
                 };
-                // This reads from the stream directly and bypasses the counter, because the bytes
-                // are counted when they are read again.
+                // This reads from the stream directly and bypasses the connection's byte counter,
+                // because the bytes are counted when the service reads them.
                 let reading = find(conn.get_mut(), &mut first, bytes, detect);
                 let elapsed = times.elapsed(&life);
                 // The read is polled first, so that a verdict in time counts even if the task was
@@ -207,8 +209,9 @@ fn ended_by(err: io::Error) -> ConnectionEnded {
     ConnectionEnded::new(reason, err)
 }
 
-/// Reads until the detector decides. If the protocol is unknown, the inner result is an error: the
-/// end of the connection if the hook refuses unknown protocols.
+/// Reads until the detector decides, `bytes` bytes have arrived, or the stream ends. If the
+/// protocol is unknown, the inner result is an error. A hook that refuses unknown protocols ends
+/// the connection with this error.
 async fn find<Io: AsyncRead + Unpin, F>(
     io: &mut Io,
     first: &mut BytesMut,

@@ -13,7 +13,7 @@ pub(super) struct Pending(Arc<Budget>);
 
 #[derive(Debug)]
 struct Budget {
-    most: usize,
+    max: usize,
     queue: Mutex<Queue>,
 }
 
@@ -30,9 +30,9 @@ struct Claim {
 }
 
 impl Pending {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         Self(Arc::new(Budget {
-            most,
+            max,
             queue: Mutex::default(),
         }))
     }
@@ -41,7 +41,7 @@ impl Pending {
     pub(super) fn enter(&self) -> Ticket {
         let claim = Arc::new(Claim::default());
         let mut queue = self.0.lock();
-        let oldest = if queue.inside.len() >= self.0.most {
+        let oldest = if queue.inside.len() >= self.0.max {
             queue.inside.pop_first()
         } else {
             None

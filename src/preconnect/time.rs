@@ -10,7 +10,7 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
 
-/// The deadline of the hooks, and the shorter deadline for a draining connection.
+/// The deadline of the hooks, and their deadline in a drain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     pub(super) deadline: Option<Duration>,
@@ -50,8 +50,8 @@ impl From<Deadlines> for Times {
 }
 
 impl Times {
-    /// Waits until `deadline` has passed since this call, or `drain` since the connection began to
-    /// drain. Returns the connection's end.
+    /// Waits until `deadline` has passed since the first poll, or `drain` since the connection
+    /// began to drain. Returns the error with which the connection ends.
     pub(super) async fn elapsed(self, life: &Life) -> ConnectionEnded {
         let mut timer = Timer::start();
         let mut draining = None;
