@@ -1,4 +1,4 @@
-//! The new process, until this process has handed the sockets over to it.
+//! Starts and watches the new process, until this process has handed the sockets over to it.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use crate::bind::ListeningSocket;
 use crate::bind::handover::{self, FromChild, GO};
 
 /// The maximum number of bytes that are read from the new process.
-const MOST: u64 = 64 * 1024;
+const MAX_INPUT: u64 = 64 * 1024;
 
 /// A new process. It is killed on drop, unless [`release`](Self::release) was called.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Child {
     process: Process,
     lines: Lines<BufReader<Take<OwnedReadHalf>>>,
     reply: OwnedWriteHalf,
-    /// The indexes of the sockets that the new process serves or has closed.
+    /// The indexes of the sockets that the new process has reported as served or closed.
     has: Vec<usize>,
 }
 
@@ -50,13 +50,13 @@ impl Child {
         });
         Ok(Self {
             process: started.await.map_err(io::Error::other)??,
-            lines: BufReader::new(lines.take(MOST)).lines(),
+            lines: BufReader::new(lines.take(MAX_INPUT)).lines(),
             reply,
             has: Vec::new(),
         })
     }
 
-    /// Waits until the process is ready. Returns the indexes of the sockets that it serves.
+    /// Waits until the new process is ready. Returns the indexes of the sockets that it serves.
     pub(super) async fn ready(&mut self) -> Result<Vec<usize>, ReplaceError> {
         loop {
             let line = tokio::select! {
@@ -92,8 +92,8 @@ impl Child {
         (!self.has.is_empty() && !endpoints.is_empty()).then(|| endpoints.join(", "))
     }
 
-    /// Sends the reply that lets the process accept. Returns `false` if the process has closed the
-    /// stream.
+    /// Sends the reply that lets the new process accept. Returns `false` if the new process has
+    /// closed the stream.
     pub(super) fn go(&self) -> bool {
         matches!(self.reply.try_write(GO), Ok(written) if written == GO.len())
     }
@@ -111,7 +111,7 @@ impl Child {
         }
     }
 
-    /// Lets the process continue when this value is dropped. Returns its process ID.
+    /// Drops this value without killing the process. Returns the process ID.
     pub(super) fn release(mut self) -> u32 {
         let child = self.process.0.take();
         child.and_then(|child| child.id()).unwrap_or_default()

@@ -23,10 +23,10 @@ pub enum ReplaceError {
         reason(.waits_for.as_deref())
     )]
     NotReady {
-        /// The time that the new process had.
+        /// The time that the new process had to become ready.
         after: Duration,
-        /// The endpoints that the new process did not serve and whose sockets it had not closed.
-        /// `None` if it served none at all.
+        /// The endpoints of the sockets that the new process had neither begun to serve nor closed.
+        /// `None` if it had begun to serve or closed none of the sockets, or all of them.
         waits_for: Option<String>,
     },
 

@@ -30,10 +30,10 @@
 //! ```
 //!
 //! This module needs the feature `handover`. [`signal::install`](crate::signal::install) does not
-//! handle SIGHUP, so the program can. Register the handler before [`serve`](crate::Server::serve),
-//! as here, because SIGHUP ends a process without a handler. `pkill -HUP NAME` also signals an old
-//! process that is still draining. There, [`run`](Replace::run) fails with
-//! [`ReplaceError::ShuttingDown`], and the drain continues.
+//! handle SIGHUP, so the program can handle it. Register the handler before
+//! [`serve`](crate::Server::serve), as here, because SIGHUP ends a process without a handler.
+//! `pkill -HUP NAME` also signals an old process that is still draining. There,
+//! [`run`](Replace::run) fails with [`ReplaceError::ShuttingDown`], and the drain continues.
 //!
 //! # The new process
 //!
@@ -60,8 +60,9 @@
 //! Both processes share the listening sockets, so connections in the backlog are not lost. The old
 //! process stops accepting and drains. It skips the [`lame_duck`] phase, because either process may
 //! answer a readiness check. The new process has its own limit, so during the drain there may be
-//! twice as many connections. The drain closes connections of the old process as in any shutdown.
-//! For clients that send several requests in a row, set [`DrainDeadlines::next_frame`].
+//! twice as many connections as the limit allows. The drain closes connections of the old process
+//! as in any shutdown. If clients send several requests in a row, set
+//! [`DrainDeadlines::next_frame`], so that the drain waits for a connection's next request.
 //!
 //! Only the process that serves a Unix socket removes its path. A path that systemd has created is
 //! never removed.
@@ -80,19 +81,20 @@
 //! the others. (Linux can move these to the other socket, but `net.ipv4.tcp_migrate_req` is off by
 //! default.)
 //!
-//! In one measurement, 32 clients sent 30,000 requests during 20 restarts to a server with
-//! [`DrainDeadlines::next_frame`]. The table shows how many requests were lost, first with one and
-//! then with ten requests on a connection:
+//! In each run of a measurement, 32 clients sent 30,000 requests in all to a server with
+//! [`DrainDeadlines::next_frame`], which was restarted 20 times. The table shows how many requests
+//! were lost: the first number is from a run with one request on each connection, and the second
+//! from a run with ten:
 //!
 //! | limit | a kept socket | this module | `SO_REUSEPORT` |
 //! | --- | --- | --- | --- |
 //! | 10,000 | 0, 0 | 0, 0 | 0, 0 |
-//! | 8 | 0, 0 | 0, 0 | 431, 470, and 5 refused |
+//! | 8 | 0, 0 | 0, 0 | 431, 470; also, 5 connections were refused |
 //!
-//! The new process is a child of the old one, which then ends. So do not use this module in a
-//! process that another program watches by its process ID. Examples are the first process of a
-//! container, whose end is the end of the container, and a service of systemd, which would need the
-//! new ID (`MAINPID=`).
+//! The new process is a child of the old one, and the old one ends after its drain. So do not use
+//! this module in a process that another program watches by its process ID. Examples are the first
+//! process of a container, whose end is the end of the container, and a service of systemd, which
+//! would need the new ID (`MAINPID=`).
 //!
 //! [`SocketOptions`]: crate::bind::SocketOptions
 //! [`lame_duck`]: crate::ServerBuilder::lame_duck
@@ -141,7 +143,7 @@ impl Replace {
     }
 
     /// Adds another server of this process. Its sockets are passed, too, and it drains at the same
-    /// time.
+    /// time as the first server.
     pub fn and(mut self, handle: &Handle) -> Self {
         self.handles.push(handle.clone());
         self
@@ -175,10 +177,10 @@ impl Replace {
     ///
     /// # Errors
     ///
-    /// Returns a [`ReplaceError`] if the new process could not be started, ended, or was not ready
-    /// in time, if a server of this process is shutting down, or if another replacement is in
-    /// progress. In all these cases the new process is not running, and this process continues as
-    /// before.
+    /// Returns a [`ReplaceError`] if the new process could not be started, if it ended or was not
+    /// ready in time, if a server of this process is shutting down, or if another replacement is in
+    /// progress. In all these cases no new process of this call is running, and this process
+    /// continues as before.
     ///
     /// # Panics
     ///
@@ -263,8 +265,8 @@ impl Replace {
     }
 }
 
-/// Closes the sockets that the replaced process has passed but that no endpoint of this process has
-/// taken.
+/// Closes the sockets that the old process has passed to this process but that no endpoint of this
+/// process has taken.
 ///
 /// Call this after the last bind, in a new version that may listen on fewer addresses than the old
 /// one. The old process serves the clients in the backlog of such a socket, as in a shutdown. In a
