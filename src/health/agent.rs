@@ -30,9 +30,9 @@ const TIME: Duration = Duration::from_secs(5);
 /// | draining, ended | `stopped # draining`, `stopped # ended` | marks the server as down; open connections continue |
 ///
 /// Until a server drains, its answers begin with `up`, and the answer of a ready server also
-/// contains `ready`. So when a new process replaces an old one, its answers bring the server back
-/// into rotation, whatever the old process has answered. HAProxy keeps the last answer while the
-/// agent does not answer.
+/// contains `ready`. So when a new process replaces an old one, the new one's answers bring the
+/// server back into rotation, whatever the old one has answered. HAProxy keeps the last answer
+/// while the agent does not answer.
 ///
 /// ```text
 /// backend lines

@@ -14,10 +14,12 @@ use crate::handle::Handle;
 /// | path | `200` | `503` |
 /// | --- | --- | --- |
 /// | `/ready` | the server is [ready](super::Readiness::Ready) | it is at its limit, paused, suspended, in its lame-duck phase, draining or ended |
-/// | `/live` | the accept loop runs ([`is_live`]) | it is stuck or has not started yet, or the server has ended |
+/// | `/live` | the accept loop runs ([`is_live`]) | the accept loop is blocked or has not started yet, or the server has ended |
 ///
-/// The body is one line, the `Display` output of [`Health`], such as `lame_duck: phase lame_duck,
-/// 12 connections, limit 10000 with 12 in use`.
+/// Other methods get `405`, and other paths `404`.
+///
+/// The body of a `200` or `503` is one line, the `Display` output of [`Health`], such as
+/// `lame_duck: phase lame_duck, 12 connections, limit 10000 with 12 in use`.
 ///
 /// `HealthChecks` is a service of HTTP requests. Serve it with [`Http`](crate::http::Http) on an
 /// admin listener, or add it to a router: in axum, `.route_service("/ready", checks)` or

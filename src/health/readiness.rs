@@ -26,7 +26,7 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// Returns the lower-case word for status pages and logs.
+    /// Returns the name in lower case for status pages and logs, such as `at_limit`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -118,7 +118,7 @@ impl Health {
     }
 
     /// Returns the number of permits of the limit that are in use. If several servers share the
-    /// limit, it includes their permits.
+    /// limit, the number includes the permits of all of them.
     pub fn in_use(&self) -> usize {
         self.in_use
     }
