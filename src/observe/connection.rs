@@ -166,7 +166,7 @@ fn closed(origin: &Origin, end: &End) {
             )
         };
     }
-    // The level is part of an event's static metadata.
+    // The level is part of an event's static metadata, so each level needs a call of the macro.
     match level(end.reason()) {
         Level::ERROR => closed!(Level::ERROR),
         Level::WARN => closed!(Level::WARN),

@@ -209,7 +209,7 @@ fn as_f64(n: usize) -> f64 {
     n as f64
 }
 
-/// Measures requests: the number in progress, and the time of each.
+/// Measures requests: the number in progress, and the duration of each.
 ///
 /// Install the recorder before you create the layer, because the layer uses the recorder that is
 /// installed at that time. A request costs two clock reads, two updates of a gauge and one

@@ -2,12 +2,15 @@
 //!
 //! A server logs little by default. Actions of peers, including probes and scans, are counted, and
 //! logged at debug or trace level. Faults of the program or the system are logged at higher levels.
-//! Requests are neither logged nor measured unless a layer is added around their service.
+//! A request has no span and its duration is not measured, unless a layer is added around the
+//! service. A failed request is logged at warn level even without a layer, if the connection
+//! continues.
 //!
-//! Each connection ends with one reason, [`EndReason`]. [`EndReason::as_str`] is its name
-//! everywhere: in [`Connection::on_end`], the span, the event and the metrics. Peer addresses are
-//! in spans and events, but never in metrics, where each address would create a new time series.
-//! Data from peers appears only in the texts of errors, with control characters escaped.
+//! Each connection ends with one [`EndReason`], which is passed to [`Connection::on_end`]. The
+//! connection's span, its closing event and the metrics contain the reason's name,
+//! [`EndReason::as_str`]. Peer addresses are in spans and events, but never in metrics, where each
+//! address would create a new time series. Data from peers appears only in the texts of errors,
+//! with control characters escaped.
 //!
 //! # Spans
 //!
@@ -29,7 +32,7 @@
 //! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. There is no other event for this connection |
 //! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. It did not end the connection, because `shutdown_on_error` is off, or because it belongs to one HTTP/2 stream |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the client disconnected before it was accepted |
-//! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; logged once, until `accept.resumed` |
+//! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; not logged again before `accept.resumed` |
 //! | `accept.resumed` | info | | nothing: the server accepts again |
 //! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, the second aborts it; `live` is the number of open connections |
 //! | `process.replaced` | info | `pid` | nothing: the new process serves, and this one drains |
@@ -48,11 +51,12 @@
 //!   intended), and for connections aborted at a shutdown's deadline;
 //! - debug for everything else.
 //!
-//! Dependencies log under their own targets. rustls logs only if a crate of the program enables its
-//! default feature `logging`. It then warns of malformed input from peers. The HTTP/2 library h2
-//! warns when a peer resets streams in rapid succession. hyper warns when a service fails an HTTP/2
-//! request, for which this crate emits `request.failed`. In a filter of `tracing-subscriber`, the
-//! directives `rustls=error,h2=error,hyper=error` silence these warnings.
+//! Dependencies log under their own targets. rustls logs only if a crate of the program enables the
+//! feature `logging` of rustls, which is a default feature. Then rustls warns of malformed input
+//! from peers. The HTTP/2 library h2 warns when a peer resets streams in rapid succession. hyper
+//! warns when a service fails an HTTP/2 request, for which this crate emits `request.failed`. In a
+//! filter of `tracing-subscriber`, the directives `rustls=error,h2=error,hyper=error` silence these
+//! warnings.
 //!
 //! # Metrics
 //!
@@ -79,11 +83,11 @@
 //! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: use it for capacity planning |
 //! | `tower_tcp.drain.remaining` | gauge, connections | `server.name` | not falling during a shutdown: the remaining connections will be aborted at the deadline |
 //!
-//! The first six are recorded when a connection begins or ends, a handshake ends, or an accept
-//! fails. A `RequestMetricsLayer` around a service records `requests.active` and
-//! `request.duration`. The rest are recorded when the program calls `Handle::collect_metrics`,
-//! which reads them from the server's table of connections. Call it before each scrape, or every
-//! few seconds.
+//! The first six metrics are recorded when a connection begins or ends, a handshake ends, or an
+//! accept fails. A `RequestMetricsLayer` around a service records `requests.active` and
+//! `request.duration`. The last six are recorded when the program calls `Handle::collect_metrics`,
+//! which reads the counters of all open connections. Call it before each scrape, or every few
+//! seconds.
 //!
 //! `server.name` is the name set by [`ServerBuilder::name`](crate::ServerBuilder::name); without a
 //! name there is no such attribute. If a process has several servers, each needs a name, or their
