@@ -72,7 +72,7 @@ use time::Times;
 pub use tokio_util::either::Either;
 pub use when::When;
 
-/// The error for a connection whose hooks did not complete in time.
+/// The error for a connection whose hooks, and the wait for its service, did not complete in time.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);

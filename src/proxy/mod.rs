@@ -7,7 +7,8 @@
 //! - [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr) returns the client's
 //!   address. Services, layers, limits and the table of connections use this address. The span and
 //!   the closing event record it as `client.address` and `client.port`.
-//! - [`ConnectionInfo::peer_addr`](crate::ConnectionInfo::peer_addr) remains the balancer's.
+//! - [`ConnectionInfo::peer_addr`](crate::ConnectionInfo::peer_addr) still returns the balancer's
+//!   address.
 //! - [`ConnectionInfo::get::<ProxyHeader>`](crate::ConnectionInfo::get) returns the whole
 //!   [`ProxyHeader`]. It contains the address that the client connected to, and facts about the
 //!   client's TLS session with the balancer, such as the host name and the common name of the
