@@ -36,8 +36,9 @@ impl Handshake {
             ),
             #[cfg(feature = "metrics")]
             begun: Instant::now(),
-            // This outcome remains if the handshake is dropped before it completes, because its
-            // deadline passed, the connection was evicted or aborted, or the server was dropped.
+            // This outcome remains if the handshake is dropped before it completes. That happens if
+            // its deadline passes, if the connection is evicted or aborted, or if the server is
+            // dropped.
             outcome: HandshakeOutcome::Failed("canceled"),
         }
     }

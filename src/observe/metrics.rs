@@ -17,8 +17,8 @@ macro_rules! metrics {
     ($($describe:ident $name:ident = $text:literal, $unit:ident, $help:literal;)*) => {
         $(const $name: &str = $text;)*
 
-        /// Registers the unit and description of every metric with the installed recorder. Call it
-        /// once, after the recorder is installed.
+        /// Registers the unit and description of every metric with the installed recorder. Call
+        /// this function once, after the recorder is installed.
         pub fn describe_metrics() {
             $(metrics::$describe!($name, Unit::$unit, $help);)*
         }

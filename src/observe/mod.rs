@@ -34,7 +34,7 @@
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the client disconnected before it was accepted |
 //! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; not logged again before `accept.resumed` |
 //! | `accept.resumed` | info | | nothing: the server accepts again |
-//! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, the second aborts it; `live` is the number of open connections |
+//! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, and the second aborts all connections; `live` is the number of open connections |
 //! | `process.replaced` | info | `pid` | nothing: the new process serves, and this one drains |
 //! | `process.not_replaced` | error | `error` | read the standard error of the new process; this process continues to serve |
 //! | `systemd was not notified` | warn | `error` | check that `NOTIFY_SOCKET` names a socket that this process may use |

@@ -72,7 +72,8 @@ use time::Times;
 pub use tokio_util::either::Either;
 pub use when::When;
 
-/// The error for a connection whose hooks, and the wait for its service, did not complete in time.
+/// The error for a connection that reached the deadline before its hooks had completed and its
+/// service was ready.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
@@ -103,7 +104,7 @@ impl<H> PreConnectLayer<H> {
 
     /// Sets the time for everything before the service is called: the wait until the hook is ready,
     /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
-    /// and silent peers stay until newer connections evict them.
+    /// and a silent peer's connection stays open until newer connections evict it.
     ///
     /// Default: 10 s. Why: enough for several round trips on the slowest networks. When reached:
     /// the connection is dropped with [`EndReason::PreConnectTimeout`].

@@ -40,9 +40,10 @@ pub enum Unknown {
 ///
 /// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
 /// received so far, until the detector returns `Yes` or `No`. A `Yes` contains a fact, such as the
-/// [`Protocol`](super::Protocol), which is added to the connection under its type
-/// ([`ConnectionInfo::get`](crate::ConnectionInfo::get)). The connection counts the bytes when the
-/// service reads them. The hook works on any stream: TCP, Unix sockets, inside TLS, in memory.
+/// [`Protocol`](super::Protocol). The hook adds this fact to the connection, and
+/// [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it by its type. The connection
+/// counts the bytes when the service reads them. The hook works on any stream: TCP, Unix sockets,
+/// inside TLS, in memory.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |

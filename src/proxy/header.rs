@@ -52,10 +52,10 @@ pub enum Versions {
 
 /// A PROXY header.
 ///
-/// [`ProxyProtocol`](super::ProxyProtocol) adds it to the facts of a connection, and
-/// [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it. To send a header, create it with
-/// [`proxied`](Self::proxied) or [`local`](Self::local), and write the bytes of
-/// [`encode_v1`](Self::encode_v1) or [`encode_v2`](Self::encode_v2) before any other data.
+/// [`ProxyProtocol`](super::ProxyProtocol) adds the header that it has read to the facts of the
+/// connection, and [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns this header. To send
+/// a header, create it with [`proxied`](Self::proxied) or [`local`](Self::local), and write the
+/// bytes of [`encode_v1`](Self::encode_v1) or [`encode_v2`](Self::encode_v2) before any other data.
 ///
 /// ```
 /// use std::net::SocketAddr;
