@@ -33,7 +33,7 @@ impl<C: Decoder, F: FnMut(&C::Item) -> bool> Decoder for FilterDecode<C, F> {
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
-        // `None` means that nothing more can be decoded. So it is not returned for a dropped item;
+        // `None` means that nothing more can be decoded. So a dropped item does not yield `None`;
         // the next item is decoded instead.
         while let Some(item) = self.codec.decode(src)? {
             if (self.keep)(&item) {

@@ -1,9 +1,10 @@
 //! Codecs, which convert bytes to frames and back.
 //!
 //! A codec is a [`Decoder`](tokio_util::codec::Decoder) of requests and an
-//! [`Encoder`](tokio_util::codec::Encoder) of replies. Each connection gets its own. This module
-//! contains the codecs [`Lines`] and [`Block`], and [`InOut`], which joins a decoder and an
-//! encoder. For length-prefixed frames and raw bytes, use the codecs of [`tokio_util::codec`].
+//! [`Encoder`](tokio_util::codec::Encoder) of replies. Each connection gets a codec of its own.
+//! This module contains the codecs [`Lines`] and [`Block`], and [`InOut`], which joins a decoder
+//! and an encoder. For length-prefixed frames and raw bytes, use the codecs of
+//! [`tokio_util::codec`].
 //!
 //! [`CodecExt`] adapts any codec: it maps and filters items, groups frames, and nests one codec in
 //! the frames of another. With the feature `serde`, the codec `Serde` reads and writes

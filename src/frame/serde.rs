@@ -1,4 +1,4 @@
-//! A codec for documents in any format of serde.
+//! A codec for documents in any format that serde supports.
 
 use std::fmt;
 use std::io;
@@ -45,9 +45,9 @@ const PREFIX: usize = size_of::<u32>();
 ///
 /// # Memory and depth
 ///
-/// A value can take more memory than its document. The factor depends on `In`: an array of ones
-/// read as a `serde_json::Value` takes some sixteen times as much. So use a specific type for `In`,
-/// not `Value`. [`Json`] limits the depth of documents.
+/// A value can take more memory than its document. The factor depends on `In`: a JSON array of
+/// ones, read as a `serde_json::Value`, takes about sixteen times as much memory as its text. So
+/// use a specific type for `In`, not `Value`. [`Json`] limits the depth of documents.
 pub struct Serde<In, Out, F = Json> {
     format: F,
     max_frame: usize,
