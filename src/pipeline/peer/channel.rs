@@ -36,7 +36,8 @@ pub(super) struct Channel<T, M> {
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
     /// The number of permits to return later: those of items that were taken, and those that were
-    /// withdrawn at the high mark. They are returned only while the output is below its mark.
+    /// withdrawn at the high mark. They are returned only while the output is not above its high
+    /// mark.
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
@@ -91,8 +92,8 @@ impl Stall {
 /// An entry in the queue of output.
 pub(super) enum Item<T> {
     Frame(T),
-    /// A run of broadcast frames. It may be open only if it is the last entry, and only while the
-    /// output is below its mark.
+    /// A run of broadcast frames. Broadcasts may add frames to it (it is *open*) only if it is the
+    /// last entry, and only while the output is not above its high mark.
     Run(Arc<Run<T>>),
     /// The rest of a run: frames that were not encoded because the output reached its mark.
     Rest(Vec<T>),
@@ -181,8 +182,8 @@ impl<T, M> Queues<T, M> {
 
     /// Returns whether the output is above its high mark and the peer has taken nothing for `time`.
     /// The time counts from the call that first finds the output above the mark, and restarts when
-    /// the peer takes output. The system is asked at most 16 times within `time`, and once at its
-    /// end.
+    /// the peer takes output. The system is asked for the peer's progress at most 16 times within
+    /// `time`, and once at its end.
     pub(super) fn has_stalled(&mut self, life: &Life, time: Duration) -> bool {
         if !self.is_above_mark() {
             self.stall = None;

@@ -17,7 +17,8 @@ pub enum Crossing {
 /// A sequence of events, one for each time a connection's output crosses a watermark. The two marks
 /// alternate, beginning with the high mark. Created by [`Peer::crossings`](super::Peer::crossings).
 ///
-/// Crossings are counted, not queued. So a slow reader misses none, and no memory is used for them.
+/// Crossings are counted, not queued. So a program that calls [`next`](Self::next) late misses
+/// none, and events take no memory while they wait.
 pub struct Crossings<T, M = Infallible> {
     channel: Arc<Channel<T, M>>,
     seen: u64,
@@ -30,7 +31,8 @@ impl<T, M> Crossings<T, M> {
         Self { channel, seen }
     }
 
-    /// Waits for the next crossing. Returns `None` once the connection has ended.
+    /// Waits for the next crossing. Returns `None` once there is no more output to watch, because
+    /// the connection closes or was upgraded.
     ///
     /// # Cancel safety
     ///

@@ -37,8 +37,8 @@ pub use timer::Timer;
 /// `T` is the type of outgoing frames. `M` is the type of messages that the connection's service
 /// takes besides requests; by default there are none (see [`Event`](super::Event)).
 ///
-/// A handle does not keep the connection open. After the connection's end, sends to the peer or the
-/// service fail with [`Closed`].
+/// A handle does not keep the connection open. Once the connection begins to close, sends to the
+/// peer and to the service fail with [`Closed`].
 #[doc(alias = "wheel")]
 #[doc(alias = "session")]
 #[doc(alias = "sender")]
@@ -161,7 +161,7 @@ impl<T, M> Peer<T, M> {
         self.channel.push(item, room).map_err(|_item| Closed)
     }
 
-    /// Waits until all frames sent before are written and flushed.
+    /// Waits until all frames sent before this call are written and flushed.
     ///
     /// The operating system then has the output, but the peer may not have read it.
     ///
@@ -198,8 +198,8 @@ impl<T, M> Peer<T, M> {
     /// included.
     ///
     /// Returns `None` if the system does not report the number (only Linux does, since 4.12), if
-    /// the stream is closed, or if the connection's listener is not one of this crate. Each call is
-    /// a system call.
+    /// the stream is closed, or if the connection's listener is not one of this crate. Each call
+    /// makes a system call.
     #[doc(alias = "SIOCOUTQ")]
     #[doc(alias = "TCP_INFO")]
     pub fn unacknowledged(&self) -> Option<u64> {
@@ -243,12 +243,12 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Changes the idle deadline of this connection. Initially it is that of the pipeline,
-    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use it for a keepalive that the peer
-    /// has negotiated, such as MQTT's. `None` waits forever.
+    /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use this method for a keepalive that
+    /// the peer has negotiated, such as MQTT's. `None` waits forever.
     ///
-    /// The time counts from the same moment as before, not from this call. The change takes effect
-    /// at once, so a connection that has already been idle for that long ends. The deadline for the
-    /// first byte does not change.
+    /// This call does not restart the time: it still counts from the peer's last frame, or from the
+    /// end of the reply to that frame. The change takes effect at once, so a connection that has
+    /// already been idle for that long ends. The deadline for the first byte does not change.
     ///
     /// ```
     /// use std::time::Duration;
@@ -272,14 +272,14 @@ impl<T, M> Peer<T, M> {
     /// Stops taking requests until [`resume_input`](Self::resume_input). Messages are still
     /// delivered.
     ///
-    /// No request begins after this call, even if it is already read, with one exception: a request
-    /// for which the service's `poll_ready` has already been called. It begins, because only a call
-    /// releases the resources that the service may have reserved, such as a permit for which other
-    /// connections wait.
+    /// No request begins after this call, not even one that was already received. There is one
+    /// exception: a request for which the service's `poll_ready` has already been called still
+    /// begins, because only a call releases the resources that the service may have reserved, such
+    /// as a permit for which other connections wait.
     ///
-    /// During the pause, the connection notices the end of input only if no request waits before
-    /// it, and a reset only if fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead)
-    /// wait before it. The deadlines for input do not run. While requests are held back,
+    /// During the pause, the connection notices the end of input only if no received input is held
+    /// back, and a reset only if fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead)
+    /// are held back. The deadlines for input do not run. While requests are held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) do not run either.
     #[doc(alias = "shutdown_input")]
@@ -288,8 +288,8 @@ impl<T, M> Peer<T, M> {
         self.channel.raise_and_wake(Flag::Paused);
     }
 
-    /// Takes requests again after a pause, beginning with the first one that was held back. A pause
-    /// loses no request.
+    /// Takes requests again after a pause, beginning with the first one that was held back. No
+    /// request is lost, unless the connection closes or is upgraded during the pause.
     pub fn resume_input(&self) {
         self.channel.flags.lower(Flag::Paused);
         self.channel.wake();
@@ -356,7 +356,7 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "timer")]
     #[doc(alias = "send_after")]
     pub fn post_after(&self, time: Duration, message: M) -> Result<Timer<T, M>, TrySendError<M>> {
-        // A due time beyond the range of the clock is replaced by one in the far future.
+        // A due time beyond the range of the clock is replaced by one a year from now.
         let far = Duration::from_secs(60 * 60 * 24 * 365);
         let now = Instant::now();
         let due = now.checked_add(time).unwrap_or_else(|| now + far);
@@ -366,9 +366,10 @@ impl<T, M> Peer<T, M> {
 
     // The end.
 
-    /// Closes the connection gracefully. Frames sent before are written, and requests in progress
-    /// are answered within [`last_calls`](crate::deadline::Deadlines::last_calls). Requests and
-    /// messages that have not begun are dropped. After this call, `send` fails.
+    /// Closes the connection gracefully. Frames sent before this call are written, and requests in
+    /// progress are answered within [`last_calls`](crate::deadline::Deadlines::last_calls).
+    /// Requests that have not begun, and messages that still wait for the service, are dropped.
+    /// After this call, `send` fails.
     ///
     /// After an upgrade, the service that took over the stream gets the signal to drain
     /// ([`Connection::draining`](crate::Connection::draining)).
@@ -383,8 +384,8 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Closes the connection like [`close`](Self::close), because of an error. `why` becomes the
-    /// [`error`](End::error) of the end and is part of the closing event. The reason is still
-    /// [`ServiceClosed`](EndReason::ServiceClosed).
+    /// [`error`](End::error) of the end and is part of the [closing event](crate::observe). The
+    /// reason is still [`ServiceClosed`](EndReason::ServiceClosed).
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::new(EndReason::ServiceClosed, why);
         self.channel.info.life.set_reason(why.reason, why.cause);
@@ -405,9 +406,9 @@ impl<T, M> Peer<T, M> {
 
     /// Waits for the end of the connection and returns how it ended.
     ///
-    /// A call of the connection's own service must not await this, because the connection ends only
-    /// after its calls are done. Such a call never completes. It is dropped when the peer resets
-    /// the connection, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
+    /// A call of the connection's own service must not await this future, because the connection
+    /// ends only after its calls are done. Such a call never completes. It is dropped when the peer
+    /// resets the connection, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) deadline.
     ///
     /// # Cancel safety
@@ -419,7 +420,7 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Waits until closing begins, and returns the provisional end, as [`ConnectionInfo::closing`]
-    /// does. After this moment no frame can be sent.
+    /// does. Once closing has begun, no frame can be sent.
     ///
     /// # Cancel safety
     ///
@@ -450,8 +451,8 @@ impl<T, M> Peer<T, M> {
         self.channel.info.life.forget(hook);
     }
 
-    /// Registers a callback for the end of the connection, after those already registered, as
-    /// [`Connection::on_end`](crate::Connection::on_end) does.
+    /// Registers a callback for the end of the connection, as
+    /// [`Connection::on_end`](crate::Connection::on_end) does. Callbacks run in registration order.
     pub fn on_end(&self, f: impl FnOnce(&End) + Send + 'static) {
         self.channel.info.life.on(Moment::End, |_, end| f(end));
     }
@@ -473,6 +474,6 @@ impl<T, M> fmt::Debug for Peer<T, M> {
     }
 }
 
-/// A callback that was registered too late to run. The caller drops it after unlocking, because
-/// dropping it runs user code.
+/// A callback that was registered too late to run. The caller drops the callback after releasing
+/// its own lock, because the drop runs user code.
 pub(crate) struct TooLate(#[expect(dead_code, reason = "only dropped")] Hook);

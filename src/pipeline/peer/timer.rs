@@ -22,7 +22,7 @@ impl<T, M> Timer<T, M> {
     }
 
     /// Cancels the timer and returns its message. Returns `None` if the message was already
-    /// delivered or the connection has ended.
+    /// delivered, or was dropped because the connection closed or was upgraded.
     pub fn cancel(self) -> Option<M> {
         self.peer.channel.cancel_timer(self.key)
     }
