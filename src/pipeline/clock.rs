@@ -17,7 +17,7 @@ use crate::end::EndReason;
 /// waits, the connection may also wait for the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// Waits for its own service, for room in the output, or for the end of a pause that holds
+    /// Waits for its own service, for the peer to take output, or for the end of a pause that holds
     /// nothing back. No deadline for input applies, even if input is read meanwhile.
     Busy,
     /// Waits for the program to resume input, while received input is held back.
@@ -28,8 +28,8 @@ pub(super) enum Waiting {
     Idle,
     /// Waits for the rest of a frame.
     InFrame,
-    /// Waits, in a drain, for bytes that may have arrived together with the connection. The peer
-    /// has sent nothing yet.
+    /// Waits briefly, in a drain, for a connection's first bytes. They may have arrived together
+    /// with the connection, although no read has returned any yet.
     DrainSilent,
 }
 
@@ -55,7 +55,7 @@ pub(super) enum Alarm {
     /// Drop the calls that still run. The connection already has a reason to end.
     LastCalls,
     /// Check the minimum rate, because a window has ended. [`poll_timer`](Clock::poll_timer)
-    /// handles this, so its callers never get it.
+    /// handles this alarm and does not return it.
     EndOfWindow,
     /// End the connection.
     End(EndReason),
@@ -121,8 +121,8 @@ impl Clock {
         }
     }
 
-    /// Completes if a deadline has passed or a message is due; otherwise registers a wakeup for the
-    /// earliest of them. Called before each wait.
+    /// Completes if a deadline has passed or a message is due. Otherwise registers a wakeup for the
+    /// next deadline or message, whichever comes first. Called before each wait.
     pub(super) fn poll(
         &mut self,
         waiting: Waiting,
@@ -142,8 +142,8 @@ impl Clock {
         self.poll_timer((waiting, writing), message, life, deadlines, now, cx)
     }
 
-    /// Computes the deadlines again. This is a separate function because [`poll`](Self::poll)
-    /// rarely needs it.
+    /// Computes the deadlines again, and polls the timer. This is a separate function because
+    /// [`poll`](Self::poll) rarely needs it.
     #[inline(never)]
     fn poll_timer(
         &mut self,
@@ -246,15 +246,16 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Starts the deadline for pending requests, `last_calls`. Called when the connection closes
-    /// for a reason other than a drain of the server or the end of the peer's input.
+    /// Starts the deadline `last_calls`, which applies to pending requests. Called when the
+    /// connection closes for a reason other than a drain of the server or the end of the peer's
+    /// input.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
         self.armed = 0;
     }
 
-    /// Returns whether the deadline for pending requests, `last_calls`, has started.
+    /// Returns whether the deadline `last_calls` has started.
     pub(super) fn closes(&self) -> bool {
         self.closes
     }
@@ -328,7 +329,7 @@ impl Clock {
         let end = |from: Option<Moment>, time, reason| due(from, time, Alarm::End(reason));
         let drained = self.drains_since();
         // While output is pending, `write` applies instead of `last_calls` and `half_closed`.
-        // During a pause, neither of these two runs.
+        // During a pause, `last_calls` and `half_closed` do not run.
         let is_pending = !self.blocked.is_blocked() && waiting != Waiting::Paused;
         let pending = self.active.filter(|_| is_pending);
         let rest = match waiting {

@@ -129,8 +129,9 @@ where
     }
 }
 
-/// Catches a panic of the inner future while it is polled, and while it is dropped at its end.
-/// After a panic or its end, the inner future is not polled again.
+/// Catches a panic of the inner future while that future is polled. Once the inner future has
+/// completed or panicked, it is dropped, and a panic while it is dropped is caught, too. It is not
+/// polled again.
 #[pin_project]
 pub(super) struct CatchPanic<F>(#[pin] Option<F>);
 

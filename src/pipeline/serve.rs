@@ -66,8 +66,8 @@ where
     }
 }
 
-/// Makes the connection's service, and writes pushed frames meanwhile. Returns `None` if this
-/// fails, or if the connection must end first.
+/// Makes the connection's service, and writes pushed frames meanwhile. Returns `None` if the
+/// make-service fails, or if the connection must end before the service is made.
 async fn made<Io, C, T, M, K, S, E>(
     engine: &mut Engine<Io, C, T, M>,
     make: impl Future<Output = Result<K, E>>,

@@ -9,14 +9,15 @@
 //!
 //! **It never waits for the peer.** All such waits are in the engine, whose `poll_event` also
 //! limits the calls in flight. The sink is always ready, because tokio-tower polls no calls while
-//! the sink is not ready. If the connection must close without the calls that still run, flushing
-//! fails with [`Stop`], which ends tokio-tower's future. The engine stores the reason.
+//! the sink is not ready. If the connection must close without waiting for the calls that still
+//! run, flushing fails with [`Stop`], which ends tokio-tower's future. The engine stores the
+//! reason.
 //!
-//! **It does not get most calls.** One call at a time runs here, as the *head*. Most heads finish
-//! at once. Every call that begins while the head runs is handed over, with an allocation for each.
-//! If replies keep the order of the requests, a call is also handed over if any other call runs or
-//! a reply is waiting, and the engine holds back the replies to later requests until the head is
-//! done.
+//! **It does not get most calls.** One call at a time runs in this file, as the *head*. Most heads
+//! finish at once. Every call that begins while the head runs is handed over to tokio-tower, which
+//! allocates memory for each. If replies keep the order of the requests, a call is also handed over
+//! while any other call runs or a reply is waiting. With this order, the engine holds back the
+//! replies to later requests until the head is done.
 //!
 //! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. On its own,
 //! tokio-tower never closes its transport, loses finished replies after a failure, starts requests
@@ -72,11 +73,11 @@ where
 #[pin_project]
 struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
-    /// The call that runs here. If replies keep the order of the requests, it is the oldest call,
-    /// and the results of later calls wait for it.
+    /// The head: the call that this file polls itself. If replies keep the order of the requests,
+    /// it is the oldest call, and the results of later calls wait for it.
     #[pin]
     head: Option<S::Future>,
-    /// The head is being started or polled, so a panic belongs to it.
+    /// The head is being started or polled, so a panic becomes the result of the head.
     in_head: bool,
 }
 
@@ -95,8 +96,8 @@ where
         }
     }
 
-    /// Runs calls here as long as each finishes at once. Returns an event whose call cannot be the
-    /// head, or `None` when there are no more events.
+    /// Runs calls as the head, one after the other, as long as each finishes at once. Returns an
+    /// event whose call cannot be the head, or `None` when there are no more events.
     fn poll_head(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let mut this = self.project();
         loop {
@@ -118,8 +119,8 @@ where
             let Some(event) = ready!(this.calls.poll_event(cx)) else {
                 if is_busy {
                     // There are no more events, so wait for the head, as tokio-tower waits for its
-                    // own calls. If the connection must end without the head, no reply that waits
-                    // for it is sent.
+                    // own calls. If the connection must end before the head is done, the replies
+                    // that wait for the head are not sent.
                     ready!(this.calls.poll_io_beside_call(cx));
                     this.head.set(None);
                 }
@@ -195,10 +196,10 @@ where
         Ok(())
     }
 
-    /// Stops tokio-tower if the connection must close without the calls that still run. tokio-tower
-    /// calls this in each iteration of its loop, after it has passed on all results. Until the
-    /// stream of calls has ended, `poll_event` does the flushing. After that, tokio-tower no longer
-    /// polls the stream, so `poll_over` does it.
+    /// Stops tokio-tower if the connection must close without waiting for the calls that still run.
+    /// tokio-tower calls this in each iteration of its loop, after it has passed on all results.
+    /// Until the stream of calls has ended, `poll_event` does the flushing. After that, tokio-tower
+    /// no longer polls the stream, so `poll_over` does it.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })

@@ -22,9 +22,9 @@ const LEAST_ROOM: usize = 4 * 1024;
 /// reclaim them. Each attempt costs more than a small read.
 const USED: usize = 4 * 1024;
 
-/// The memory that a buffer may keep, beyond twice the size of its content, while the connection
-/// waits. The content of a larger buffer is copied to one that fits, because a codec may have
-/// reserved memory for a frame whose size the peer has only announced.
+/// The number of bytes that a buffer may keep, beyond twice the size of its content, while the
+/// connection waits. The content of a larger buffer is copied to one that fits, because a codec may
+/// have reserved memory for a frame whose size the peer has only announced.
 const SLACK: usize = 1024;
 
 /// The number of frames in a row that a decoder may return without consuming input. If `max_frame`

@@ -60,8 +60,8 @@ pub(in crate::pipeline) enum Order {
     /// Replies are sent in the order of the requests. None is sent after a reply that closes the
     /// connection.
     AsRequested,
-    /// Replies are sent as they finish. Finished replies are sent even after one that closes the
-    /// connection.
+    /// Replies are sent as they finish. Finished replies are sent even after a reply that closes
+    /// the connection.
     AsFinished,
 }
 
@@ -76,7 +76,7 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// stops.
     may_have_frame: bool,
     /// The error of a stream that did not end properly, such as a TLS stream without
-    /// `close_notify`. It takes effect when the decoder has no more frames in the buffered input.
+    /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
     cut_off: Option<io::Error>,
     /// The bytes read last may not be acknowledged yet: no output was written since, and no
     /// acknowledgement was requested.
@@ -88,8 +88,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// yet.
     reserves: bool,
     /// The last event was a message, so a waiting request is next, even if there is another
-    /// message. Set when a message begins. Cleared when a request begins, and when none can begin
-    /// now.
+    /// message. Set when a message begins. Cleared when a request begins, and when no request can
+    /// begin now.
     was_message: bool,
     turn: Turn,
     // The write side.
@@ -187,7 +187,7 @@ where
     }
 
     /// Stops decoding, and proposes the reason for the end. `dropped` is the work to drop; a later
-    /// call can only add to it.
+    /// call can only add to that work.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, dropped: Dropped) {
         self.input.clear();
         self.may_have_frame = false;

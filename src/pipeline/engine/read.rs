@@ -148,9 +148,9 @@ where
         }
     }
 
-    /// Returns whether the deadline `last_calls` applies: requests that have not begun are dropped,
-    /// or the connection closes for a reason other than a drain of the server or the end of the
-    /// peer's input. For those two reasons, other deadlines apply.
+    /// Returns whether the deadline `last_calls` applies. It applies if requests that have not
+    /// begun are dropped, and also if the connection closes for any reason except a drain of the
+    /// server or the end of the peer's input. For those two reasons, other deadlines apply.
     pub(super) fn last_calls_apply(&self) -> bool {
         let alone = |reason| !matches!(reason, EndReason::PeerClosed | EndReason::Drained);
         let proposed = || self.conn.life().proposed();

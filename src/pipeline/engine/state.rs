@@ -24,21 +24,22 @@ pub(super) enum State {
     ///
     /// The initial state.
     Open,
-    /// A drain reads the bytes that had already arrived; the requests in them are answered. The
-    /// value is the number of bytes read so far. It is limited, so that a peer that continues to
-    /// send cannot keep the connection in this state.
+    /// A drain reads the bytes that arrived before it began; the requests in them are answered. The
+    /// value is the number of bytes that the drain has read so far. It is limited, so that a peer
+    /// that continues to send cannot keep the connection in this state.
     ///
     /// Set by [`drain`](Self::drain).
     DrainReading(u32),
-    /// The drain has read all bytes that had arrived. If a frame is incomplete, the connection
-    /// waits for the rest of it. Otherwise the connection ends, unless
+    /// The drain has read the bytes that arrived before it began. If a frame is incomplete, the
+    /// connection waits for the rest of it. Otherwise the connection ends, unless
     /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) lets it wait for another frame.
     ///
     /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
     /// [`saw_bytes`](Self::saw_bytes) at the limit.
     DrainRead,
-    /// More bytes have arrived after those that the drain had read. The next frame is the last,
-    /// unless [`next_frame`](crate::deadline::DrainDeadlines::next_frame) allows others.
+    /// More bytes, or the end of the stream, have arrived in `DrainRead`. The next frame is the
+    /// last one that is served, unless [`next_frame`](crate::deadline::DrainDeadlines::next_frame)
+    /// allows others.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
     DrainNextFrame,
@@ -54,15 +55,15 @@ pub(super) enum State {
     Ending(Dropped),
 }
 
-/// The work that is dropped at an end. Each variant includes those above it.
+/// The work that is dropped at an end. Each variant includes the work of the variants above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::pipeline) enum Dropped {
     /// Only input that is not decoded. Every pending request is answered.
     Input,
     /// Requests that have not begun.
     Requests,
-    /// Calls in flight, because the connection ends after an earlier reply, after a failure, or at
-    /// a deadline.
+    /// Calls in flight, because the connection ends after a closing reply, after a failure, or at a
+    /// deadline.
     Calls,
     /// Unwritten output, because the stream failed or the peer does not take it.
     Output,
@@ -128,7 +129,7 @@ impl State {
         )
     }
 
-    /// Returns whether a drain has read the bytes that had arrived.
+    /// Returns whether a drain has read the bytes that arrived before it began.
     pub(super) fn drain_was_read(self) -> bool {
         matches!(self, Self::DrainRead | Self::DrainNextFrame)
     }
@@ -138,8 +139,9 @@ impl State {
         matches!(self, Self::Upgrading | Self::Ending(_))
     }
 
-    /// Returns whether at least this much work is dropped, by an end or, up to `Requests`, by an
-    /// upgrade.
+    /// Returns whether at least this much work is dropped. An upgrade counts as
+    /// `Dropped::Requests`: it drops the requests that have not begun, and leaves undecoded input
+    /// to the next service.
     pub(super) fn drops(self, dropped: Dropped) -> bool {
         match self {
             Self::Ending(so_far) => so_far >= dropped,

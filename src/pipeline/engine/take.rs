@@ -82,7 +82,7 @@ where
         }
     }
 
-    /// Waits until one more event may begin. Returns `false` if no event may begin any more.
+    /// Waits until the next event may begin. Returns `false` if no further event may begin.
     fn poll_may_begin(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
             self.handle_signals();
@@ -101,8 +101,8 @@ where
         }
     }
 
-    /// Returns whether the limit of calls in flight is reached. Calls whose replies are not encoded
-    /// yet count, too.
+    /// Returns whether the limit of calls in flight is reached. Finished calls whose replies are
+    /// not encoded yet count, too.
     fn is_full(&self, in_flight: usize) -> bool {
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }

@@ -1,30 +1,32 @@
-//! Limits the events that begin before a connection's task yields.
+//! Limits the number of events that begin before a connection's task yields.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::deadline::Moment;
 
-/// The maximum number of events in a turn.
+/// The maximum number of events in a turn, unless many connections are busy.
 const MOST: u16 = 256;
 
-/// The maximum number of events in a turn while many connections are busy. If it were lower, the
-/// system calls of a turn would cost more than its events.
+/// The lowest value to which the maximum falls while many connections are busy. With a lower value,
+/// the system calls of a turn would cost more than its events.
 const FEWEST: u16 = 64;
 
-/// If the task has waited this long for its next turn, that turn has half as many events. The delay
-/// of an idle connection's first request is about as long, and should stay below 100 ms.
+/// If the task has waited at least this long for its next turn, the maximum is halved, but not
+/// below [`FEWEST`]. The first request of an idle connection is delayed for about as long as the
+/// task has waited, and this delay should stay below 100 ms.
 const LONG_WAIT: Duration = Duration::from_millis(60);
 
-/// If the task has waited less than this, its next turn has twice as many events.
+/// If the task has waited less than this for its next turn, the maximum is doubled, but not beyond
+/// [`MOST`].
 const SHORT_WAIT: Duration = Duration::from_millis(15);
 
 /// A turn: the period between two interruptions of the connection's task. An interruption is a wait
 /// for an event, or a yield.
 ///
-/// The limit of a turn keeps one fast peer from delaying the other connections. A thousand fast
-/// peers delay them by the sum of their turns, so turns are shorter while the task is rarely
-/// polled.
+/// The limit of a turn keeps one fast peer from delaying the other connections. With a thousand
+/// fast peers, a connection waits for the turns of all of them. So turns become shorter while the
+/// task waits long from one turn to the next.
 #[derive(Debug)]
 pub(super) struct Turn {
     begun: u16,

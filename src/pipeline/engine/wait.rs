@@ -2,8 +2,8 @@
 //!
 //! Each wait first encodes pending replies and flushes. So replies that are ready together are
 //! written together, and the connection never waits while it has output that the stream would take.
-//! Each wait enforces the deadlines, and each but the last handles signals first. This table lists
-//! the waits:
+//! Each wait enforces the deadlines, and each except `poll_flush_all` handles signals first. This
+//! table lists the waits:
 //!
 //! | function | waits for | reads |
 //! | --- | --- | --- |
@@ -26,8 +26,8 @@ use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
-/// The number of bytes read at once while output is pending. It is small, because these bytes may
-/// be kept in addition to the output.
+/// The maximum number of bytes to read at once while output is pending. It is small, because these
+/// bytes may take memory in addition to the output.
 const READ_UNWRITTEN: usize = 8 * 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -102,10 +102,11 @@ where
     /// Returns whether to read once more although the last read found no bytes. The runtime may not
     /// have reported bytes that have arrived, so the additional read asks the system.
     ///
-    /// A drain discards bytes that it does not find, so it always reads once more if the socket is
-    /// known. Otherwise, only an incomplete frame shows that input is missing. The runtime can miss
-    /// the rest of a frame only after urgent data, which makes a read short. So the second read is
-    /// tried only after a short read.
+    /// A drain loses bytes that it does not find, because the connection then closes. So a drain
+    /// always reads once more, if the listener has provided the socket. Otherwise, only an
+    /// incomplete frame shows that input is missing. The runtime can miss the rest of a frame only
+    /// after urgent data, which makes a read short. So the second read is tried only after a short
+    /// read.
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
@@ -144,8 +145,8 @@ where
     }
 
     /// Prepares a wait for the peer's input: handles signals and flushes. Continues with the time
-    /// at which the next message is due. Breaks with the result of the wait if the connection must
-    /// not wait for input now.
+    /// at which the next timer is due, if one is set. Breaks with the result of the wait if the
+    /// connection must not wait for input now.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
@@ -182,7 +183,7 @@ where
 
     /// Drives I/O and deadlines while the connection waits for its own service (a call or
     /// `poll_ready`). Reads a little ahead, to notice a reset. Completes when the connection must
-    /// end without the service.
+    /// end without waiting for the service.
     pub(in crate::pipeline) fn poll_io_beside(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.handle_signals_and_flush(cx);
         self.read_ahead(cx);
@@ -207,7 +208,7 @@ where
     }
 
     /// Drives I/O and deadlines while the service is made. Completes when the connection must end
-    /// without the service.
+    /// without waiting for the make-service.
     pub(in crate::pipeline) fn poll_io_beside_make(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.handle_signals_and_flush(cx);
         self.read_ahead(cx);
@@ -242,9 +243,10 @@ where
         let _waits_or_not = self.poll_encode_then_flush(cx);
     }
 
-    /// Reads a little of the input that has arrived, without waiting for more. A drain reads at
-    /// least one byte, because only a read shows whether a request has arrived. When the connection
-    /// is ending, input is read only to notice that the peer disconnects. It is not decoded.
+    /// Reads a little of the input that has arrived, without waiting for more. During a drain the
+    /// limit is at least one byte, because only a read shows whether a request has arrived. When
+    /// the connection is ending, input is read only to notice that the peer disconnects. It is not
+    /// decoded.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
