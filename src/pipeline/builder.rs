@@ -54,16 +54,17 @@ impl<F> PipelineBuilder<F> {
         Pipeline::with(self.codec, service.into_maker())
     }
 
-    /// Serves the requests of each connection with a service made for it. `make` is a service that
-    /// takes the [`Peer`] and returns the connection's service.
+    /// Serves the requests of each connection with a service made for that connection. `make` is a
+    /// service that takes the [`Peer`] and returns the connection's service.
     ///
     /// `make` runs in the connection's task. Output is written while `make` runs, so `make` can
     /// send a greeting of any length. If `make` fails, the connection closes. By default `make`
     /// must finish within [10 s](Deadlines::make_service).
     ///
     /// The connection's service is kept from one request to the next. Connections may share a part
-    /// of it, such as a limit with `LoadShed` around it. Put [`PerCall`](super::PerCall) around
-    /// such a part, so that an idle connection holds no permit for which other connections wait.
+    /// of this service, such as a concurrency limit inside `LoadShed`. Put
+    /// [`PerCall`](super::PerCall) around such a part, so that an idle connection holds no permit
+    /// for which other connections wait.
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(

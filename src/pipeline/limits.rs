@@ -9,7 +9,7 @@ use super::watermarks::Watermarks;
 /// | [`high_mark`](Self::high_mark), low mark | 64 KiB, 16 KiB | the size of a socket's buffer; output is refilled before it is empty | no requests are taken, and `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs | `send` waits |
 /// | [`messages`](Self::messages) | 16, and as many timers | each message takes one call of the service; the sender should notice a longer backlog | `post` waits, `post_after` fails |
-/// | [`read_ahead`](Self::read_ahead) | 8 KiB | only a read notices that the peer has reset the connection | no more is read while requests are in progress |
+/// | [`read_ahead`](Self::read_ahead) | 8 KiB | only a read notices that the peer has reset the connection | no more is read until a request can begin |
 ///
 /// [`FrameTooLarge`]: crate::EndReason::FrameTooLarge
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Limits {
     /// as 1.
     ///
     /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: no more requests are
-    /// taken, and `send` waits, until the output has fallen to the low mark. One frame may be
+    /// taken, and `send` waits, until the output has fallen to the low mark. A single frame may be
     /// larger than the mark.
     #[must_use]
     pub fn high_mark(self, bytes: usize) -> Self {
@@ -60,7 +60,7 @@ impl Limits {
     }
 
     /// Sets both marks of the output. [`Peer::set_watermarks`](crate::Peer::set_watermarks) changes
-    /// them for one connection while it runs.
+    /// them for one open connection.
     #[must_use]
     pub fn watermarks(mut self, marks: Watermarks) -> Self {
         self.watermarks = marks;
@@ -69,8 +69,8 @@ impl Limits {
 
     /// Sets how many pushed frames (sent through a [`Peer`](crate::Peer) or by a broadcast) may be
     /// queued for the connection's task. `0` counts as 1. A burst of up to 64 frames that is
-    /// broadcast to a [group](crate::registry::Groups) counts as one frame, because all members
-    /// share the burst.
+    /// broadcast to a [group](crate::registry::Groups) counts as one frame, because it takes one
+    /// entry in the queue of each member.
     ///
     /// Default: 16. Why: frames wait only until the task runs. When reached: `send` waits.
     #[must_use]
@@ -90,14 +90,15 @@ impl Limits {
         self
     }
 
-    /// Sets how many undecoded bytes may be buffered while requests are in progress, or while
-    /// [input is paused](crate::Peer::pause_input).
+    /// Sets how many undecoded bytes may be buffered while no request can begin. No request can
+    /// begin while the connection has as many requests in progress as the pipeline runs at the same
+    /// time, while the service is not ready or not made yet, or while [input is
+    /// paused](crate::Peer::pause_input).
     ///
     /// Default: 8 KiB. Why: only a read notices that the peer has reset the connection. When
-    /// reached: no more is read until a request is done or input is resumed, so a reset is noticed
-    /// only then. Use tower's `Timeout` to limit requests that may take long. After the peer has
-    /// finished sending, [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending
-    /// requests.
+    /// reached: no more is read until a request can begin, so a reset is noticed only then. Use
+    /// tower's `Timeout` to limit requests that may take long. After the peer has finished sending,
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending requests.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

@@ -8,19 +8,20 @@
 //! # Order
 //!
 //! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
-//! request or a message has arrived. Replies are sent in the same order, or, with [`Multiplexed`],
-//! as they finish. If decoding, a call or encoding fails for a later request, the finished replies
-//! to earlier requests are still sent. After a reply that closes the connection, calls that still
-//! run are dropped.
+//! request or a message has arrived. Replies are sent in the order of the requests, or, with
+//! [`Multiplexed`], as they finish. If decoding fails, all requests decoded before are still
+//! answered. If a failed call or a failed encoding closes the connection, finished replies to
+//! earlier requests are still sent, and calls that still run are dropped. The same holds for a
+//! reply that closes the connection.
 //!
 //! # Errors
 //!
-//! An error of the service closes the connection gracefully, with the reason
+//! If a call of the service fails, the connection closes gracefully, with the reason
 //! [`ServiceError`](crate::EndReason::ServiceError). Earlier replies are still sent. If
-//! [`Pipeline::shutdown_on_error`] is off, the error is logged instead, its request gets no reply,
-//! and the connection continues. An error from inside a [`ShutdownOnErrorLayer`] still closes the
-//! connection. An error of `poll_ready`, of the codec or of the make-service always ends the
-//! connection, and so does a panic in one of these or in a call. None of these failures affects
+//! [`Pipeline::shutdown_on_error`] is off, the error is logged instead, the failed request gets no
+//! reply, and the connection continues. Even then, an error from inside a [`ShutdownOnErrorLayer`]
+//! closes the connection. An error of `poll_ready`, of the codec or of the make-service always ends
+//! the connection, and so does a panic in one of these or in a call. None of these failures affects
 //! other connections.
 //!
 //! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
@@ -63,7 +64,8 @@
 //!
 //! - A codec can change its mode when it encodes a frame. Buffered input is then decoded in the new
 //!   mode (for example after the command `DATA` in the `smtp` example).
-//! - Another service can take over the stream with its buffered input: [`Pipeline::on_upgrade`].
+//! - Another service can take over the stream, together with the input that is already buffered:
+//!   [`Pipeline::on_upgrade`].
 //!
 //! # Sessions
 //!
@@ -77,8 +79,8 @@
 //! shared resource, such as a permit. [`PipelineBuilder::make_service`] makes one service for each
 //! connection and keeps it. That service need not be `Clone`; only the make-service is cloned. If
 //! connections share a part of the service, put [`PerCall`] around that part, so that an idle
-//! connection reserves nothing of it. [`layers`](crate::layers) describes how each of tower's
-//! layers behaves in a pipeline.
+//! connection reserves none of its capacity. [`layers`](crate::layers) describes how each of
+//! tower's layers behaves in a pipeline.
 
 mod bounds;
 mod buffer;
@@ -154,8 +156,8 @@ impl<F> Pipeline<F, (), (), OneAtATime> {
     /// Creates a builder for a pipeline.
     ///
     /// `codec` is a function without arguments that returns a
-    /// [`Decoder`](tokio_util::codec::Decoder), such as `Lines::default`. It is called for each
-    /// connection.
+    /// [`Decoder`](tokio_util::codec::Decoder), such as `Lines::default`. It is called once for
+    /// each connection.
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
@@ -194,7 +196,7 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Sets whether a service error ends its connection.
+    /// Sets whether a failed call of the service ends the connection.
     ///
     /// Default: `true`. Why: a failed service may have left its connection in an unexpected state,
     /// and the close tells a waiting peer that there will be no reply.
@@ -225,9 +227,9 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///   ([`ServiceClosed`](EndReason::ServiceClosed)),
     /// - before it is served, by [`reject`](Self::reject).
     ///
-    /// The farewell is sent after all replies and all frames that were pushed before, and nothing
-    /// is sent after it. So the peer cannot mistake it for the reply to a request that the server
-    /// has begun. A peer that does not read the farewell is cut off at the [write
+    /// The farewell is sent after all replies and all pushed frames, and nothing is sent after it.
+    /// So the peer cannot mistake the farewell for the reply to a request that the service has
+    /// begun to handle. A peer that does not read the farewell is cut off at the [write
     /// deadline](Deadlines::write).
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
@@ -310,20 +312,20 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// service of a `Connection<Rewind<Io>>`, such as a raw service, or another pipeline behind a
     /// TLS hook (STARTTLS). The stream first yields the input that the pipeline has not decoded.
     ///
-    /// The connection keeps its permit, its span and its signals, and its end is reported only
-    /// once. Earlier replies and pushed frames are written before the upgrade. Messages that wait
-    /// for the service are dropped. The old pipeline's [`Peer`]s can still close the connection and
-    /// await its end, but can no longer send.
+    /// The connection keeps its permit, its span and its signals. Its end is reported once, when
+    /// the next service is done. Earlier replies and pushed frames are written before the upgrade.
+    /// Messages that wait for the service are dropped. The pipeline's [`Peer`] handles can still
+    /// close the connection and await its end, but can no longer send.
     ///
     /// Requests must run one at a time, because otherwise later requests may already be decoded
     /// when the reply is sent. The response of the pipeline's service is an [`Upgrade`], or a type
     /// that converts into one: a [`Reply`], a frame, an `Option` or a `Vec` of frames. A service
     /// whose response is an `Upgrade` does not compile in a pipeline without `on_upgrade`.
     ///
-    /// `next` is cloned for each connection. The clone is polled for readiness at the upgrade, and
-    /// has as long as a make-service to become ready: [10 s](Deadlines::make_service) by default.
-    /// If a [pause](Peer::pause_input) holds back a request that was already decoded, that request
-    /// is dropped.
+    /// `next` is cloned for each connection. The clone is polled for readiness at the upgrade. The
+    /// deadline of a make-service, [10 s](Deadlines::make_service) by default, applies to this
+    /// wait, too. If a [pause](Peer::pause_input) holds back a request that was already decoded,
+    /// that request is dropped.
     ///
     /// ```
     /// use bytes::Bytes;

@@ -8,7 +8,7 @@ use super::peer::Peer;
 use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, Known};
 
-/// Runs a function for each peer before its service is made.
+/// Runs a function for each connection before the connection's service is made.
 ///
 /// The function can greet the peer, reject it by returning an error, or add it to a
 /// [`Registry`](crate::registry::Registry). It can also register a callback for the moment when

@@ -4,8 +4,8 @@ use tower_service::Service;
 
 use crate::make::CloneForRequest;
 
-/// Calls a new clone of a service for each request. The clone is polled for readiness only when the
-/// request has arrived, and is dropped when `call` returns.
+/// Calls a new clone of a service for each request. `poll_ready` makes the clone, and a pipeline
+/// calls `poll_ready` only when a request has arrived. The clone is dropped when `call` returns.
 ///
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
 /// `PerCall` for a stack that connections share and that would otherwise be kept from one call to
@@ -13,8 +13,9 @@ use crate::make::CloneForRequest;
 ///
 /// A stack that is kept can hold a permit while its connection is idle. For example, `LoadShed`
 /// fails a request when the limit inside it is reached, but the connection's stack stays in the
-/// queue of that limit. It gets the next permit, and keeps it until the connection's next request.
-/// A clone leaves the queue when it is dropped.
+/// queue of that limit. That stack gets the next free permit, and keeps the permit until the
+/// connection's next request. With `PerCall`, the clone of the stack is dropped when `call`
+/// returns, and so leaves the queue.
 ///
 /// ```
 /// use bytes::Bytes;

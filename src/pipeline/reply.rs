@@ -32,7 +32,8 @@ pub struct Reply<T> {
 pub(super) enum AfterReply {
     GoOn,
     Close,
-    /// Hand over the stream to another service. Only an [`Upgrade`] contains this.
+    /// Hand over the stream to another service. Only the reply inside an [`Upgrade`] has this
+    /// value.
     Upgrade,
 }
 
@@ -58,8 +59,8 @@ impl<T> Reply<T> {
     ///
     /// If the pipeline runs one request at a time, the next request begins when the stream has
     /// ended. If the pipeline runs several, the stream counts as a request in flight, and replies
-    /// that finish meanwhile are sent after it. If the stream fails, its earlier frames are still
-    /// sent, and the request counts as failed. Then
+    /// that finish meanwhile are sent after the stream has ended. If the stream fails, its earlier
+    /// frames are still sent, and the request counts as failed. Then
     /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) decides whether the
     /// connection continues.
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
@@ -70,7 +71,8 @@ impl<T> Reply<T> {
     }
 
     /// Closes the connection gracefully after this reply. Later requests are dropped. With
-    /// [`multiplexed`](super::Pipeline::multiplexed), so are earlier ones that are still running.
+    /// [`multiplexed`](super::Pipeline::multiplexed), earlier requests that are still in progress
+    /// are dropped, too.
     #[must_use]
     pub fn close(mut self) -> Self {
         self.then = AfterReply::Close;
@@ -130,9 +132,9 @@ impl<T> fmt::Debug for Reply<T> {
 /// A reply after which another service may take over the stream. Created by [`Reply::upgrade`]. A
 /// plain [`Reply`] converts into an `Upgrade` that does not hand over the stream.
 ///
-/// It is the response type of a service in a pipeline with
-/// [`on_upgrade`](super::Pipeline::on_upgrade). Such a service does not compile in any other
-/// pipeline.
+/// Use it as the response type of the service in a pipeline with
+/// [`on_upgrade`](super::Pipeline::on_upgrade). A service with this response type does not compile
+/// in any other pipeline.
 #[doc(alias = "takeover")]
 #[doc(alias = "Takeover")]
 #[doc(alias = "connect_protocol")]

@@ -5,15 +5,17 @@ use thiserror::Error;
 ///
 /// When the output rises to the high mark, [`Peer::send`](super::Peer::send) waits, and no more
 /// requests begin. When it falls to the low mark, both resume. Because of the distance between the
-/// marks, a slow peer does not pause and resume all senders with each frame. One frame may be
-/// larger than the high mark. A mark is at most 4 GiB. A larger amount counts as 4 GiB.
+/// marks, a slow peer does not pause and resume all senders with each frame. A single frame may be
+/// larger than the high mark. The high mark is at most `u32::MAX` bytes (almost 4 GiB), and the low
+/// mark at most one byte less. Larger amounts are reduced to these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "high water mark")]
 #[doc(alias = "high_mark")]
 #[doc(alias = "low_mark")]
 #[doc(alias = "backpressure")]
 pub struct Watermarks {
-    // `u32` has half the size of `usize`. That matters because each connection holds its marks.
+    // On 64-bit systems, `u32` has half the size of `usize`. That matters because each connection
+    // holds its marks.
     low: u32,
     high: u32,
 }
