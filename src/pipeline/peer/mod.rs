@@ -393,8 +393,8 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Ends the connection at once. Requests in progress and unwritten output are dropped. Over
-    /// TCP, written output that the peer has not received is dropped, too
-    /// ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)).
+    /// TCP, written output that the peer has not received is dropped, too, unless
+    /// [`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) is off.
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
     }
@@ -408,7 +408,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// A call of the connection's own service must not await this future, because the connection
     /// ends only after its calls are done. Such a call never completes. It is dropped when the peer
-    /// resets the connection, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
+    /// resets the connection, when the connection is aborted, or at the
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) or
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) deadline.
     ///
     /// # Cancel safety
