@@ -16,41 +16,64 @@
 //! | [12. Watching it](ch12_watching) | spans, metrics, the table of connections |
 //! | [13. If you come from elsewhere](ch13_elsewhere) | tokio, axum, POE, Ranch, ThousandIsland |
 
+// The targets of the links between chapters. The first definition of a name counts; the chapters'
+// own definitions lead to files in the repository.
+
+#[doc = "[next]: crate::guide::ch02_protocol"]
+#[doc = "[chapter 2]: crate::guide::ch02_protocol"]
+#[doc = "[chapter 7]: crate::guide::ch07_limits#setting-them"]
 #[doc = include_str!("../docs/01-ten-lines.md")]
 pub mod ch01_ten_lines {}
 
+#[doc = "[next]: crate::guide::ch03_state"]
+#[doc = "[chapter 12]: crate::guide::ch12_watching"]
 #[doc = include_str!("../docs/02-protocol.md")]
 pub mod ch02_protocol {}
 
+#[doc = "[next]: crate::guide::ch04_push"]
+#[doc = "[chapter 8]: crate::guide::ch08_tls"]
 #[doc = include_str!("../docs/03-state.md")]
 pub mod ch03_state {}
 
+#[doc = "[next]: crate::guide::ch05_many"]
+#[doc = "[chapter 9]: crate::guide::ch09_drain"]
 #[doc = include_str!("../docs/04-push.md")]
 pub mod ch04_push {}
 
+#[doc = "[next]: crate::guide::ch06_layers"]
 #[doc = include_str!("../docs/05-many.md")]
 pub mod ch05_many {}
 
+#[doc = "[next]: crate::guide::ch07_limits"]
+#[doc = "[chapter 8]: crate::guide::ch08_tls"]
 #[doc = include_str!("../docs/06-layers.md")]
 pub mod ch06_layers {}
 
+#[doc = "[next]: crate::guide::ch08_tls"]
+#[doc = "[chapter 8]: crate::guide::ch08_tls"]
 #[doc = include_str!("../docs/07-limits.md")]
 pub mod ch07_limits {}
 
+#[doc = "[next]: crate::guide::ch09_drain"]
 #[doc = include_str!("../docs/08-tls.md")]
 pub mod ch08_tls {}
 
+#[doc = "[next]: crate::guide::ch10_http"]
 #[doc = include_str!("../docs/09-drain.md")]
 pub mod ch09_drain {}
 
+#[doc = "[next]: crate::guide::ch11_testing"]
 #[doc = include_str!("../docs/10-http.md")]
 pub mod ch10_http {}
 
+#[doc = "[next]: crate::guide::ch12_watching"]
 #[doc = include_str!("../docs/11-testing.md")]
 pub mod ch11_testing {}
 
+#[doc = "[next]: crate::guide::ch13_elsewhere"]
 #[doc = include_str!("../docs/12-watching.md")]
 pub mod ch12_watching {}
 
+#[doc = "[chapter 10]: crate::guide::ch10_http"]
 #[doc = include_str!("../docs/13-elsewhere.md")]
 pub mod ch13_elsewhere {}
