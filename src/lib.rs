@@ -39,6 +39,7 @@
 //! [workers]: crate::ServerBuilder::workers
 //! [`BALANCERS.md`]: crate::balancers
 //! [guide]: crate::guide
+//! [Chapter 11]: crate::guide::ch11_testing#a-whole-server
 //! [`LAYERS.md`]: crate::layers
 //! [`MIGRATION.md`]: crate::migration
 //! [`PROTOCOLS.md`]: crate::protocols
