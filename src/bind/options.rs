@@ -157,9 +157,14 @@ impl SocketOptions {
     /// Sets the time without traffic after which TCP checks that the peer is still there, in whole
     /// seconds. A fraction is dropped, so a time below 1 s becomes zero, which the system rejects.
     ///
-    /// Default: never. Why: pipelines and HTTP enforce deadlines themselves. When reached: TCP
-    /// sends probes, and if the peer answers none of them, the connection ends with
-    /// [`PeerReset`](crate::EndReason::PeerReset).
+    /// Default: never. Why: the deadlines of pipelines and HTTP already end silent connections.
+    /// When reached: TCP sends probes, and if the peer answers none of them, the connection ends
+    /// with [`PeerReset`](crate::EndReason::PeerReset).
+    ///
+    /// Set it if the deadlines [`first_byte`](crate::deadline::Deadlines::first_byte) and
+    /// [`idle`](crate::deadline::Deadlines::idle) are off, as for clients that only listen.
+    /// Otherwise, if such a client vanishes without closing the connection, the server does not
+    /// notice that while it sends nothing.
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
     pub fn keepalive(mut self, silence: Duration) -> Self {

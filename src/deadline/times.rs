@@ -106,8 +106,11 @@ deadlines! {
 
         /// Sets the time from the first byte of a frame to its last. `None` waits forever.
         ///
-        /// Later bytes do not restart the time. In HTTP/1 the deadline applies to a request's head,
-        /// and in HTTP/2 to the preface at the beginning of a connection.
+        /// Later bytes do not restart the time. The deadline applies while the buffer has a part of
+        /// a frame. A codec may take such a part out at once, as `LengthDelimitedCodec` takes a
+        /// length. Until more bytes arrive, [`idle`](Self::idle) then applies instead. In HTTP/1
+        /// the deadline applies to a request's head, and in HTTP/2 to the preface at the beginning
+        /// of a connection.
         ///
         /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When
         /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
@@ -131,6 +134,11 @@ deadlines! {
 
         /// Sets how long a connection may be idle. It is idle while nothing arrives and no request
         /// is in progress. `None` waits forever.
+        ///
+        /// This deadline does not apply before the first byte, where
+        /// [`first_byte`](Self::first_byte) applies, nor within a frame, where
+        /// [`frame`](Self::frame) applies. So to close every client that is silent for 10 s, set
+        /// all three to 10 s.
         ///
         /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
         /// from the end of the reply to it if that is later. Frames and messages that the program
@@ -165,6 +173,9 @@ deadlines! {
         /// Sets how long pending requests may take after the peer has finished sending. `None`
         /// waits forever.
         ///
+        /// This deadline applies when the *peer* has finished. When the server closes the
+        /// connection, [`last_calls`](Self::last_calls) applies.
+        ///
         /// A peer that has finished sending may still wait for its replies, as `nc -N` does, or be
         /// gone. TCP does not distinguish the two, so replies within this time are sent. Each
         /// finished reply, and each byte that the peer takes, restarts the time. So a request gets
@@ -178,13 +189,14 @@ deadlines! {
         /// connection ends with [`PeerReset`](crate::EndReason::PeerReset).
         half_closed = secs(10),
 
-        /// Sets how long the pending requests of a pipeline may take once the program, an error or
-        /// [`max_age`](Self::max_age) closes their connection. `None` waits forever.
+        /// Sets how long pending requests of a pipeline may take after the server has begun to
+        /// close their connection. `None` waits forever.
         ///
-        /// As with [`half_closed`](Self::half_closed), each finished reply and each byte that the
-        /// peer takes restarts the time, and the time does not run while a pause holds requests
-        /// back. A drain of the server does not start the time, because a shutdown has its own
-        /// deadline.
+        /// The server closes a connection at its [`max_age`](Self::max_age), after an error, and
+        /// when the program calls for it. As with [`half_closed`](Self::half_closed), each finished
+        /// reply and each byte that the peer takes restarts the time, and the time does not run
+        /// while a pause holds requests back. A drain of the server does not start the time,
+        /// because a shutdown has its own deadline.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls for these
         /// requests are dropped, and the connection ends with the reason for which it closes.
