@@ -44,10 +44,10 @@ use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
 /// not filter out a peer's heartbeats. Pass them to the service, which can answer them with
 /// `Reply::none`.
 ///
-/// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) applies to all bytes that one call of
-/// the decoder consumes for an item. These include all frames of a chunk, and the filtered frames
-/// before an item, if they arrived together. Set `max_frame` large enough for all of these, and
-/// limit single frames in the codec itself.
+/// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) is compared with the bytes that one
+/// call of `decode` consumes before it returns an item. One call can consume all frames of a chunk,
+/// and filtered frames before the item, if they arrived together. So set `max_frame` large enough
+/// for all of these, and limit a single frame in the codec itself.
 pub trait CodecExt: Decoder + Sized {
     /// Converts each decoded item with a function.
     ///
