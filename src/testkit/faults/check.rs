@@ -163,6 +163,10 @@ impl<F> Check<F> {
     }
 
     /// Excludes a promise from the check, for a protocol that does not keep it.
+    ///
+    /// A server without an idle deadline keeps the connection of a silent client forever. Exclude
+    /// both [`Promise::Ends`] and [`Promise::Released`] for such a server, because a connection
+    /// that does not end keeps its place in the limit, too.
     pub fn except(mut self, promise: Promise) -> Self {
         self.expected.except.push(promise);
         self
