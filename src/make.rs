@@ -82,8 +82,9 @@ mod sealed {
         message = "`{Self}` is not `Clone`, and one service for all connections is cloned for \
             each request",
         label = "not `Clone`",
-        note = "make a service for each connection (`make_service`), or put \
-            `tower::buffer::BufferLayer` around the one; `RateLimit` needs either"
+        note = "if each connection needs its own, as with a `SessionService`, use `make_service`; \
+            if all connections share one, such as a `RateLimit`, put `tower::buffer::BufferLayer` \
+            around it"
     )]
     pub trait CloneForRequest: Clone {}
 
