@@ -192,11 +192,12 @@ where
         .await
         .map_err(Error::Workers)?;
     let Server {
+        // Bound first, and therefore dropped after the listener, as in `Server`.
+        end: _cut_off,
         listener,
         handle,
         policy,
         filters,
-        end: _cut_off,
         ..
     } = server;
     let shared = handle.0;
