@@ -13,7 +13,7 @@ use one_port::stack;
 use openssl::Openssl;
 use process::{Client, Example, soon};
 use socket2::SockRef;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio_rustls::TlsConnector;
@@ -238,11 +238,20 @@ async fn every_fault_at_every_byte_leaves_whole_lines() {
 
     let check = faults::check(
         move || stack(tls.clone(), SILENCE),
-        "hello\n\nGET / HTTP/1.1\n",
-        "220 ready\nhello\n\nGET / HTTP/1.1\n",
+        "PRIVATE\n\nGET / HTTP/1.1\n", // HTTP/2 begins with `PRI`
+        "220 ready\nPRIVATE\n\nGET / HTTP/1.1\n",
     );
 
     check.await.unwrap();
+}
+
+/// Reads as the last bytes of a TLS stream that ends with `close_notify`.
+const CLOSED: &str = "(close_notify)";
+
+/// Appends [`CLOSED`] to what is read, unless the stream ends with an error.
+fn said_closed<Io: AsyncRead + AsyncWrite>(io: Io) -> impl AsyncRead + AsyncWrite + Unpin {
+    let (reader, writer) = tokio::io::split(io);
+    tokio::io::join(reader.chain(CLOSED.as_bytes()), writer)
 }
 
 const TWICE: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -279,13 +288,14 @@ async fn every_fault_leaves_whole_responses_inside_of_tls() {
     let check = faults::check(
         move || stack(tls.clone(), SILENCE),
         TWICE,
-        hello("over TLS 1.3").repeat(2),
+        hello("over TLS 1.3").repeat(2) + CLOSED,
     );
 
     let check = check.client(move |io| {
         let connected = connector.connect("localhost".try_into().expect("a host name"), io);
-        async { connected.await.map(undated) }
+        async { Ok(said_closed(undated(connected.await?))) }
     });
-    let check = check.farewell("220 ready\n").places(8).seeds(0..4);
-    check.await.unwrap();
+    let check = check.farewell("220 ready\n").farewell(CLOSED);
+    let check = check.farewell(format!("220 ready\n{CLOSED}"));
+    check.places(8).seeds(0..4).await.unwrap();
 }
