@@ -35,9 +35,9 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the inner maker. Its type does not name `M`, because only the argument of the
-    /// make-service depends on `M`.
-    pub(crate) fn of_any_target(&self) -> &MakePerConnection<K> {
+    /// Returns the maker without the message type. A `MakePerConnection<K>` makes a service from
+    /// whatever argument `K` accepts, and only that argument, a `Peer<T, M>`, names `M`.
+    pub(crate) fn without_messages(&self) -> &MakePerConnection<K> {
         &self.0
     }
 }

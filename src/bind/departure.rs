@@ -48,8 +48,9 @@ impl Departing {
         Poll::Pending
     }
 
-    /// Completes once the peer can no longer be reached, because it has reset the connection or
-    /// closed a Unix socket, or once the runtime shuts down.
+    /// Completes once the peer can no longer be reached: it has reset the connection, or closed its
+    /// end of a Unix socket, or the system has given up the connection. Also completes when the
+    /// runtime shuts down.
     pub(crate) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(guard) = self.0.poll_write_ready(cx) {
             match guard {

@@ -154,8 +154,8 @@ impl Probe {
         self.0.is_some()
     }
 
-    /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if the
-    /// system does not report that number, or if the socket is closed.
+    /// Asks the system how many of the written bytes the peer has not taken. Returns `None` if no
+    /// socket is known, if it is closed, or if the system does not report the number.
     pub(crate) fn sent(&self) -> Option<Sent> {
         self.wire()?.sent()
     }

@@ -107,13 +107,15 @@ deadlines! {
         /// Sets the time from the first byte of a frame to its last. `None` waits forever.
         ///
         /// Later bytes do not restart the time. The deadline applies while the buffer has a part of
-        /// a frame. A codec may take such a part out at once, as `LengthDelimitedCodec` takes a
-        /// length. Until more bytes arrive, [`idle`](Self::idle) then applies instead. In HTTP/1
-        /// the deadline applies to a request's head, and in HTTP/2 to the preface at the beginning
-        /// of a connection.
+        /// a frame. A codec may remove the beginning of a frame from the buffer before the rest
+        /// arrives, as `LengthDelimitedCodec` does with the length. If the buffer is then empty, no
+        /// frame seems to have begun, and [`idle`](Self::idle) applies until more bytes arrive. In
+        /// HTTP/1 the deadline applies to a request's head, and in HTTP/2 to the preface at the
+        /// beginning of a connection.
         ///
-        /// Default: 30 s. Why: 64 KiB in 30 s is 17 kbit/s, slower than any link in use. When
-        /// reached: the connection ends with [`FrameTimeout`](crate::EndReason::FrameTimeout).
+        /// Default: 30 s. Why: a frame of the default maximum, 64 KiB, then needs 17 kbit/s, which
+        /// all but the slowest links reach. When reached: the connection ends with
+        /// [`FrameTimeout`](crate::EndReason::FrameTimeout).
         frame = secs(30),
 
         /// Sets how long a service may wait for the next byte of an HTTP request's body. `None`

@@ -3,9 +3,9 @@
 //! A parked connection holds its stream and its service, and waits for input. The first bytes of a
 //! request cause hyper to be set up. Once the last response is sent and hyper waits for the next
 //! request, hyper is taken apart again (`into_parts`), so an idle HTTP/1 connection holds no buffer
-//! and no state of hyper. The clock decides how soon that happens, so that an active connection
-//! keeps hyper between its requests. An HTTP/2 connection is never parked again, because its peer
-//! relies on hyper's state.
+//! and no state of hyper. [`Clock`](super::clock::Clock) decides how soon that happens: at once, or
+//! later if the connection is active, so that an active connection keeps hyper between its
+//! requests. An HTTP/2 connection is never parked again, because its peer relies on hyper's state.
 
 use std::mem;
 use std::pin::Pin;

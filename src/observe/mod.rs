@@ -121,8 +121,8 @@ pub(crate) use handshake::Handshake;
 pub use metrics::{RequestMetrics, RequestMetricsFuture, RequestMetricsLayer, describe_metrics};
 pub use request::{MakeSpan, RequestSpan, RequestTrace, RequestTraceFuture, RequestTraceLayer};
 
-/// Converts a count to a signed integer, because OpenTelemetry's exporters record an unsigned one
-/// as text.
+/// Converts a count to a signed integer, because `tracing-opentelemetry` records an unsigned one as
+/// text.
 pub(crate) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

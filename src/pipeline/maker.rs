@@ -112,7 +112,7 @@ where
     type Service = K::Response;
 
     fn maker(&self) -> &MakePerConnection<K> {
-        self.of_any_target()
+        self.without_messages()
     }
 
     fn events(made: K::Response) -> Self::Service {

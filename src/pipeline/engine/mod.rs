@@ -40,9 +40,9 @@ pub(in crate::pipeline) enum ErrorPolicy {
     Continue,
 }
 
-/// The settings that all connections of a pipeline share. `W` is the type of the [`Farewell`]. The
-/// parameter is not the type of the frames, because then the derives would require frames to be
-/// `Clone` and `Debug`.
+/// The settings that all connections of a pipeline share. `W` is `Farewell<T>`, for frames of type
+/// `T`. The struct is generic over `W` instead of `T`, because the derives would otherwise require
+/// `T` to be `Clone` and `Debug`.
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) struct Settings<W> {
     pub(in crate::pipeline) limits: Limits,

@@ -191,8 +191,9 @@ where
         }
     }
 
-    /// Encodes pushed frames up to the mark. It takes at most as many entries as the queue can
-    /// hold, so that busy senders do not delay replies. Returns whether any frames were encoded.
+    /// Encodes pushed frames until the output has reached `mark` bytes. It takes at most as many
+    /// entries as the queue can hold, so that busy senders do not delay replies. Returns whether
+    /// any frames were encoded.
     fn encode_pushed(&mut self, mark: usize) -> bool {
         if !self.has_pushed() {
             return false;
@@ -216,7 +217,8 @@ where
         pushed
     }
 
-    /// Encodes frames up to the mark, and puts the remaining frames back into the queue.
+    /// Encodes frames until the output has reached `mark` bytes, and puts the remaining frames back
+    /// into the queue.
     fn encode_run(&mut self, frames: Vec<T>, mark: usize) {
         let mut frames = frames.into_iter();
         while self.output.len() < mark

@@ -347,9 +347,10 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Full`](TrySendError::Full) if [16](super::Limits::messages) timers are already
-    /// set, and [`Closed`](TrySendError::Closed) if the connection is draining, is closing or has
-    /// ended.
+    /// Returns [`Full`](TrySendError::Full) if as many timers are set as
+    /// [`Limits::messages`](super::Limits::messages) allows (16 by default; queued messages do not
+    /// count), and [`Closed`](TrySendError::Closed) if the connection is draining, is closing or
+    /// has ended.
     #[doc(alias = "message_after")]
     #[doc(alias = "delay")]
     #[doc(alias = "alarm")]

@@ -49,7 +49,7 @@ impl fmt::Display for Promise {
             Self::HalfClose => "a half-closed client gets the replies that a silent one gets",
             Self::Ends => "the connection ends in time",
             Self::Reason => "the connection ends for a reason of the fault",
-            Self::Released => "the connection's place is released, and the server shuts down",
+            Self::Released => "the connection's permit is returned, and the server shuts down",
             Self::Others => "other connections are served as before",
             Self::Accepts => "errors of accept change nothing",
             Self::Repeats => "the same plan gives the same result",
