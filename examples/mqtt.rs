@@ -33,7 +33,8 @@ use tokio_util::codec::{Decoder, Encoder};
 use tower::service_fn;
 use tower_tcp::pipeline::{Limits, Session, SessionService};
 use tower_tcp::registry::{Groups, Registry, SlowPeer};
-use tower_tcp::{BoxError, ConnectionService, Peer, Pipeline, Reply, Server, signal};
+use tower_tcp::{BoxError, ConnectionEnded, ConnectionService, EndReason};
+use tower_tcp::{Peer, Pipeline, Reply, Server, signal};
 
 /// The maximum size of a packet in bytes. It also bounds the size of each retained message.
 const MAX_PACKET: usize = 64 * 1024;
@@ -202,12 +203,12 @@ impl Session<Packet> for Client {
     async fn call(&mut self, packet: Packet) -> Result<Reply<Packet>, BoxError> {
         Ok(match packet {
             Packet::Connect(connect) if !self.connected => self.connect(connect),
-            _ if !self.connected => return Err("a packet before CONNECT".into()),
+            _ if !self.connected => return Err(broken("a packet before CONNECT")),
             Packet::Publish(message) => {
                 let ack = match message.qos_pid {
                     QosPid::Level0 => None,
                     QosPid::Level1(pid) => Some(Packet::Puback(pid)),
-                    QosPid::Level2(_) => return Err("QoS 2 is not supported".into()),
+                    QosPid::Level2(_) => return Err(broken("QoS 2 is not supported")),
                 };
                 self.broker.publish(message).await;
                 ack.into()
@@ -225,9 +226,14 @@ impl Session<Packet> for Client {
                 self.will = None;
                 Reply::none().close()
             }
-            _ => return Err("a packet that clients must not send".into()),
+            _ => return Err(broken("a packet that clients must not send")),
         })
     }
+}
+
+/// Ends the connection because of its client, so this is not logged as a fault of the service.
+fn broken(rule: &'static str) -> BoxError {
+    ConnectionEnded::new(EndReason::CodecError, rule).into()
 }
 
 impl Client {
@@ -263,7 +269,7 @@ impl Client {
             let full = self.filters.len() == MAX_FILTERS && !self.filters.contains(&filter);
             // `mqtt-proto` has no correct return code for a refused filter.
             if full || joined.len() == MAX_FILTERS || filter.len() > MAX_NAME {
-                return Err("too many filters, or one that is too long".into());
+                return Err(broken("too many filters, or one that is too long"));
             }
             self.broker.filters.join(filter.clone(), &self.peer).await?;
             self.filters.insert(filter.clone());

@@ -11,8 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexS
 use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_util::codec::Framed;
-use tower_tcp::EndReason;
 use tower_tcp::testkit::{Served, faults, serve};
+use tower_tcp::{EndReason, Initiator};
 
 use mqtt::{Packets, matches, stack};
 use process::{Example, installed, python, python_has, soon};
@@ -170,7 +170,8 @@ async fn a_will_is_published_unless_its_client_says_goodbye() {
 #[tokio::test(start_paused = true)]
 async fn what_a_client_may_not_send_ends_its_connection() {
     for (packets, reason) in [
-        (&b"\xc0\x00"[..], EndReason::ServiceError),
+        // A PINGREQ before CONNECT.
+        (&b"\xc0\x00"[..], EndReason::CodecError),
         (b"\x10\xff\xff\xff\xff", EndReason::CodecError),
         (b"\x10\x80\x80\x08", EndReason::FrameTooLarge),
         // A PUBLISH whose topic is longer than the packet.
@@ -203,8 +204,26 @@ async fn filters_over_the_limits_end_their_connection() {
     for filters in [&names[64..], &[&long]] {
         client.send(subscribe(filters)).await.unwrap();
         assert!(client.next().await.is_none());
-        assert_eq!(served.reason().await, EndReason::ServiceError);
+        assert_eq!(served.reason().await, EndReason::CodecError);
         client = connect(&served, Connect::new("".into(), 0)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_supported_ends_the_connection_as_the_clients_fault() {
+    for packet in [
+        message(QosPid::Level2(pid()), "a", "1", false),
+        Packet::Pingresp,
+        Packet::Connect(Connect::new("".into(), 0)),
+    ] {
+        let served = serve(stack());
+        let mut client = connect(&served, Connect::new("".into(), 0)).await;
+        client.send(packet.clone()).await.unwrap();
+
+        assert!(client.next().await.is_none(), "{packet:?}");
+        let end = served.end().await;
+        assert_eq!(end.reason().initiator(), Initiator::Peer, "{packet:?}");
+        assert!(end.error().is_some(), "{packet:?}");
     }
 }
 

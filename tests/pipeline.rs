@@ -17,11 +17,14 @@ use futures_util::stream::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
+use tower::make::Shared;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::{CodecExt as _, Lines, LinesError};
-use tower_tcp::pipeline::{Closed, Limits, ShutdownOnErrorLayer};
+use tower_tcp::pipeline::{
+    Closed, Limits, OnConnectLayer, Session, SessionService, ShutdownOnErrorLayer,
+};
 use tower_tcp::testkit::serve;
-use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply};
+use tower_tcp::{BoxError, ConnectionEnded, EndReason, Peer, Pipeline, Reply};
 
 use support::{Clients, Ends, each_way, panic_if, serve_stream};
 
@@ -671,6 +674,182 @@ async fn with_the_policy_off_a_marked_error_closes_all_the_same() {
         assert_eq!(client.rest().await, ["1"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::ServiceError);
+    }
+}
+
+// Errors that choose the reason of the end.
+
+/// An error with another one as its cause, such as that of a layer.
+#[derive(Debug, thiserror::Error)]
+#[error("wrapped")]
+struct Wrapped(#[source] BoxError);
+
+fn bad() -> BoxError {
+    ConnectionEnded::new(EndReason::CodecError, "bad").into()
+}
+
+/// Fails in the way that the request names, or answers it after its time.
+async fn strict(request: Bytes) -> Result<Reply<Bytes>, BoxError> {
+    let request = delayed(request).await?;
+    match request.split(|byte| *byte == b' ').next() {
+        Some(b"bad") => Err(bad()),
+        Some(b"wrapped") => Err(Wrapped(bad()).into()),
+        Some(b"stream") => Ok(Reply::stream(stream::iter([Err(bad())]))),
+        Some(b"closed") => Err(ConnectionEnded::from(EndReason::ServiceClosed).into()),
+        Some(b"limit") => Err(ConnectionEnded::from(EndReason::LimitExceeded).into()),
+        _ => Ok(request.into()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_service_chooses_the_reason_whatever_the_policy() {
+    for shutdown in [true, false] {
+        let pipeline = Pipeline::new(Lines::default)
+            .service(service_fn(strict))
+            .farewell(|_, _| Bytes::from("bye"))
+            .shutdown_on_error(shutdown);
+        for served in each_way(pipeline) {
+            for (request, reason, error) in [
+                ("bad", EndReason::CodecError, Some("bad")),
+                ("wrapped", EndReason::CodecError, Some("wrapped")),
+                ("stream", EndReason::CodecError, Some("bad")),
+                ("closed", EndReason::ServiceClosed, None),
+                ("limit", EndReason::LimitExceeded, None),
+            ] {
+                let context = format!("{request}, {shutdown}, {}", served.way());
+                let mut client = served.client().await;
+                client.send(format!("1\n{request} 2\n3\n")).await;
+
+                assert_eq!(client.rest().await, ["1"], "{context}");
+                drop(client);
+                let end = served.end().await;
+                assert_eq!(end.reason(), reason, "{context}");
+                let cause = end.error().map(ToString::to_string);
+                assert_eq!(cause.as_deref(), error, "{context}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reason_chosen_behind_the_end_of_input_replaces_only_an_orderly_one() {
+    for served in each_way(Pipeline::new(Lines::default).service(service_fn(strict))) {
+        // One at a time, input behind a request is not decoded before the request has failed.
+        for (input, alone, among_several) in [
+            ("1\nbad 10\n", EndReason::CodecError, EndReason::CodecError),
+            (
+                "1\nclosed 10\n",
+                EndReason::ServiceClosed,
+                EndReason::PeerClosed,
+            ),
+            (
+                "1\nbad 10\ncut",
+                EndReason::CodecError,
+                EndReason::Truncated,
+            ),
+        ] {
+            let mut client = served.client().await;
+            client.send(input).await;
+            client.finish().await;
+
+            assert_eq!(client.rest().await, ["1"], "{}", served.way());
+            drop(client);
+            let expected = match served.way() {
+                "one at a time" => alone,
+                _ => among_several,
+            };
+            assert_eq!(served.reason().await, expected, "{}: {input}", served.way());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reason_that_cuts_the_peer_off_does_not_wait_for_the_peer_to_read() {
+    let flood = service_fn(|request: Bytes| async move {
+        match &request[..] {
+            b"flood" => Ok(vec![Bytes::from(vec![b'x'; 16 * 1024]); 16]),
+            _ => Err(ConnectionEnded::from(EndReason::Aborted)),
+        }
+    });
+    let limits = Limits::default().high_mark(1 << 20);
+
+    for served in each_way(Pipeline::new(Lines::default).service(flood).limits(limits)) {
+        // It reads nothing.
+        let mut client = served.client().await;
+        client.send("flood\nabort\n").await;
+        let begun = Instant::now();
+
+        assert_eq!(served.reason().await, EndReason::Aborted);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "{}", served.way());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_poll_ready_and_of_the_make_service_choose_the_reason_too() {
+    /// Is never ready.
+    #[derive(Clone)]
+    struct Busy;
+
+    impl Service<Bytes> for Busy {
+        type Response = Bytes;
+        type Error = Wrapped;
+        type Future = std::future::Ready<Result<Bytes, Wrapped>>;
+
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Wrapped>> {
+            Poll::Ready(Err(Wrapped(bad())))
+        }
+
+        fn call(&mut self, request: Bytes) -> Self::Future {
+            ready(Ok(request))
+        }
+    }
+
+    let turned_away = OnConnectLayer::new(|peer: Peer<Bytes>| async move {
+        peer.send("421 no".into()).await?;
+        Err::<(), _>(bad())
+    });
+    let make = ServiceBuilder::new()
+        .layer(turned_away)
+        .service(Shared::new(Busy));
+    let busy = each_way(Pipeline::new(Lines::default).service(Busy));
+    let turning_away = each_way(Pipeline::new(Lines::default).make_service(make));
+
+    for (served, said) in [(busy, &[][..]), (turning_away, &["421 no"])] {
+        for served in served {
+            let mut client = served.client().await;
+            client.send("1\n").await;
+
+            assert_eq!(client.rest().await, said, "{}", served.way());
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::CodecError);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_chooses_the_reason_too() {
+    struct Strict;
+
+    impl Session<Bytes> for Strict {
+        type Reply = Bytes;
+        type Error = ConnectionEnded;
+
+        async fn call(&mut self, request: Bytes) -> Result<Bytes, ConnectionEnded> {
+            match &request[..] {
+                b"bad" => Err(EndReason::Rejected.into()),
+                _ => Ok(request),
+            }
+        }
+    }
+
+    let make = service_fn(|_: Peer<Bytes>| ready(Ok::<_, Infallible>(SessionService::new(Strict))));
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.client().await;
+        client.send("1\nbad\n2\n").await;
+
+        assert_eq!(client.rest().await, ["1"], "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Rejected);
     }
 }
 

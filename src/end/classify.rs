@@ -7,6 +7,9 @@
 //! | a pipeline's decoder | [`EndReason::of_decoder`] |
 //! | hyper | `EndReason::of_hyper` |
 //! | a connection's stack | [`EndReason::of_stack`] |
+//!
+//! An error of a service, a layer, a hook or a make-service may contain a [`ConnectionEnded`]. Then
+//! [`ConnectionEnded::of`] takes the reason from it.
 
 use std::error::Error as StdError;
 use std::io;
@@ -17,7 +20,7 @@ use tower::load_shed::error::Overloaded;
 use tower::timeout::error::Elapsed;
 
 use super::{ConnectionEnded, EndReason};
-use crate::error::find_cause;
+use crate::error::{BoxError, find_cause};
 
 /// The error for a frame larger than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -75,11 +78,8 @@ impl EndReason {
         }
     }
 
-    /// Classifies an error of a connection's stack for which no service has proposed a reason.
+    /// Classifies an error of a connection's stack that does not contain a [`ConnectionEnded`].
     pub(crate) fn of_stack(err: &(dyn StdError + 'static)) -> Self {
-        if let Some(ended) = find_cause::<ConnectionEnded>(err) {
-            return ended.reason();
-        }
         if find_cause::<Elapsed>(err).is_some() {
             return Self::ServiceTimeout;
         }
@@ -89,6 +89,21 @@ impl EndReason {
         find_cause::<io::Error>(err)
             .and_then(Self::of_io)
             .unwrap_or(Self::ServiceError)
+    }
+}
+
+impl ConnectionEnded {
+    /// Converts an error. The reason is that of the first `ConnectionEnded` in the chain of causes,
+    /// or `otherwise` if there is none.
+    #[cold]
+    pub(crate) fn of(err: BoxError, otherwise: EndReason) -> Self {
+        match err.downcast::<Self>() {
+            Ok(ended) => *ended,
+            Err(err) => {
+                let reason = find_cause::<Self>(&*err).map_or(otherwise, Self::reason);
+                Self::new(reason, err)
+            }
+        }
     }
 }
 

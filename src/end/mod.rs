@@ -79,7 +79,8 @@ impl End {
 }
 
 /// The reason a connection ended, with its cause. This is the error of the crate's own connection
-/// services.
+/// services. An error of your own code can choose a connection's end reason with it (see
+/// [`new`](Self::new)).
 #[derive(Clone, Debug)]
 pub struct ConnectionEnded {
     pub(crate) reason: EndReason,
@@ -104,10 +105,24 @@ impl ConnectionEnded {
     /// Creates the error from a reason and the error that caused the end. For an end without a
     /// cause, convert the reason: `ConnectionEnded::from(EndReason::Rejected)`.
     ///
-    /// If a hook, a layer or a connection service fails with this error, the connection ends with
-    /// this reason. The same holds for the predicate of tower's `Filter` around a connection
-    /// service, as in this example. If the predicate returns an error of your own type instead, the
-    /// connection ends with [`ServiceError`](EndReason::ServiceError).
+    /// If a hook, a layer, a connection service or a make-service fails with this error, or with
+    /// one that has it among its causes, the connection ends with this reason. So does the
+    /// connection of a request service in a [`Pipeline`](crate::Pipeline), even if
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) is off. Errors of a codec do not
+    /// choose their reason.
+    ///
+    /// Any reason is allowed. Sensible ones are those for a peer that breaks the rules
+    /// ([`CodecError`](EndReason::CodecError), [`Rejected`](EndReason::Rejected),
+    /// [`LimitExceeded`](EndReason::LimitExceeded)), and
+    /// [`ServiceClosed`](EndReason::ServiceClosed) for an orderly end. The reason is reported in
+    /// events and metrics, and its [initiator](EndReason::initiator) determines whether the event
+    /// is a warning. In a pipeline, replies to earlier requests are still sent, but there is no
+    /// [farewell](crate::Pipeline::farewell). A reason for a peer that was cut off, such as
+    /// [`Aborted`](EndReason::Aborted), also drops the unwritten output.
+    ///
+    /// The predicate of tower's `Filter` around a connection service may return this error, too, as
+    /// in this example. If the predicate returns an error of your own type instead, the connection
+    /// ends with [`ServiceError`](EndReason::ServiceError).
     ///
     /// ```
     /// use tower::ServiceBuilder;

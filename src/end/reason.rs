@@ -70,7 +70,8 @@ end_reasons! {
     /// A frame was larger than the limit.
     FrameTooLarge = "frame_too_large" by Peer,
     /// The decoder could not decode the peer's data, or kept returning frames without consuming
-    /// input.
+    /// input. A service can [choose](crate::ConnectionEnded::new) this reason for a request that
+    /// breaks the protocol.
     CodecError = "codec_error" by Peer,
     /// No data arrived in time after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,
@@ -126,7 +127,8 @@ end_reasons! {
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
     /// A connection service failed, or a request failed in a pipeline with
-    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error).
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error). The error did not [choose another
+    /// reason](crate::ConnectionEnded::new).
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,

@@ -269,7 +269,8 @@ impl<K> Http<MakePerConnection<K>> {
     /// axum's `into_make_service_with_connect_info::<C>()` is such a `make` for any type `C` of
     /// yours that implements `Connected<ConnectionInfo>`. If `make` fails, or exceeds its
     /// [deadline](Deadlines::make_service), the connection ends with
-    /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
+    /// [`MakeServiceError`](crate::EndReason::MakeServiceError), or with the reason of a
+    /// [`ConnectionEnded`](crate::ConnectionEnded) in the error.
     pub fn make_service(make: K) -> Self {
         Self::with(MakePerConnection(make))
     }

@@ -72,7 +72,7 @@ where
                 Some(limit) => tokio::time::timeout(limit, make).await.map_err(failed)?,
                 None => make.await,
             };
-            made.map_err(|err| ConnectionEnded::new(EndReason::MakeServiceError, err))
+            made.map_err(|err| ConnectionEnded::of(err.into(), EndReason::MakeServiceError))
         });
         HttpFuture(Box::pin(async move {
             let service = made.await?;

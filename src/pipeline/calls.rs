@@ -80,7 +80,7 @@ where
 
     #[cold]
     fn not_ready(&mut self, reason: EndReason, err: BoxError) {
-        let ended = ConnectionEnded::new(reason, err);
+        let ended = ConnectionEnded::of(err, reason);
         self.engine.end(ended, Dropped::Requests);
     }
 

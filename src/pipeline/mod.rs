@@ -24,6 +24,30 @@
 //! the connection, and so does a panic in one of these or in a call. None of these failures affects
 //! other connections.
 //!
+//! An error of the service, of `poll_ready` or of the make-service chooses another reason if it is
+//! a [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. It ends the
+//! connection even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
+//! [`CodecError`](crate::EndReason::CodecError) is counted as the peer's fault, and is not logged
+//! as a warning, which any client could cause.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use tower::service_fn;
+//! use tower_tcp::frame::Lines;
+//! use tower_tcp::{BoxError, ConnectionEnded, EndReason, Pipeline};
+//!
+//! let greeted = service_fn(|line: Bytes| async move {
+//!     if !line.starts_with(b"HELO ") {
+//!         let ended = ConnectionEnded::new(EndReason::CodecError, "a line before HELO");
+//!         return Err(BoxError::from(ended));
+//!     }
+//!     Ok(line)
+//! });
+//! let pipeline = Pipeline::new(Lines::default).service(greeted);
+//! # fn infer<F, K>(_: Pipeline<F, K, Bytes>) {}
+//! # infer(pipeline);
+//! ```
+//!
 //! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
 //! as the `redis` example does). If the decoder fails instead, no further input is decoded.
 //!
@@ -200,6 +224,9 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// Default: `true`. Why: a failed service may have left its connection in an unexpected state,
     /// and the close tells a waiting peer that there will be no reply.
+    ///
+    /// A [`ConnectionEnded`](crate::ConnectionEnded), and an error from inside a
+    /// [`ShutdownOnErrorLayer`], end the connection in any case.
     #[must_use]
     pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
         Arc::make_mut(&mut self.settings).policy = if shutdown {

@@ -86,7 +86,9 @@ where
     };
     match made {
         Ok(Ok(made)) => return Some(events(made)),
-        Ok(Err(err)) => engine.fail(ConnectionEnded::new(EndReason::MakeServiceError, err)),
+        Ok(Err(err)) => {
+            engine.fail(ConnectionEnded::of(err.into(), EndReason::MakeServiceError));
+        }
         Err(panicked) => engine.panicked(panicked),
     }
     None

@@ -70,11 +70,10 @@ impl Outcome {
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),
-            // The services of this crate return the end itself as their error.
-            Self::Failed(err) => match err.downcast::<ConnectionEnded>() {
-                Ok(ended) => *ended,
-                Err(err) => ConnectionEnded::new(EndReason::of_stack(&*err), err),
-            },
+            Self::Failed(err) => {
+                let otherwise = EndReason::of_stack(&*err);
+                ConnectionEnded::of(err, otherwise)
+            }
             Self::Panicked(panicked) => ConnectionEnded::new(EndReason::Panic, panicked),
             Self::Dropped => EndReason::Killed.into(),
         }

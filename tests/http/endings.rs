@@ -1,6 +1,7 @@
 //! Each HTTP connection ends once, for one reason, and answers that were sent arrive.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::{Panicked, find_cause};
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::serve;
-use tower_tcp::{BoxError, ConnectionInfo, EndReason};
+use tower_tcp::{BoxError, ConnectionEnded, ConnectionInfo, EndReason};
 
 use crate::support::{Clients, Ends, panic_if, settled};
 use crate::{GET, Reply, answer, connect, get, http, http2, reply, text};
@@ -315,6 +316,20 @@ async fn a_make_service_that_fails_ends_the_connection() {
     let _client = served.client().await;
 
     assert_eq!(served.reason().await, EndReason::MakeServiceError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_make_service_that_fails_may_choose_the_reason() {
+    type Made = tower::util::BoxCloneService<Request<RequestBody>, Response<String>, Infallible>;
+    let ended = || ConnectionEnded::new(EndReason::Rejected, "no");
+    let make = service_fn(move |_: ConnectionInfo| ready(Err::<Made, _>(ended())));
+    let served = serve(Http::make_service(make));
+
+    let _client = served.client().await;
+
+    let end = served.end().await;
+    assert_eq!(end.reason(), EndReason::Rejected);
+    assert_eq!(end.error().map(ToString::to_string).as_deref(), Some("no"));
 }
 
 #[tokio::test(start_paused = true)]

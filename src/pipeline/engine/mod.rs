@@ -187,15 +187,22 @@ where
     }
 
     /// Stops decoding, and proposes the reason for the end. `dropped` is the work to drop; a later
-    /// call can only add to that work.
+    /// call can only add to that work. A reason that cuts the peer off drops the output, whether a
+    /// deadline or an error of the service has chosen that reason.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, dropped: Dropped) {
+        let ended = ended.into();
+        let dropped = if ended.reason.is_cut_off() {
+            Dropped::Output
+        } else {
+            dropped
+        };
         self.input.clear();
         self.may_have_frame = false;
         self.cut_off = None;
         if dropped == Dropped::Output {
             self.output.clear();
         }
-        self.conn.ended(ended.into());
+        self.conn.ended(ended);
         self.state.end(dropped);
     }
 

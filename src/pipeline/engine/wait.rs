@@ -316,9 +316,7 @@ where
                 self.conn.life().signals.raise(Signal::Drain);
             }
             Alarm::LastCalls => self.fail(self.conn.life().done().into()),
-            Alarm::End(reason) if reason.is_cut_off() || reason == EndReason::PeerReset => {
-                self.end(reason, Dropped::Output);
-            }
+            Alarm::End(EndReason::PeerReset) => self.end(EndReason::PeerReset, Dropped::Output),
             Alarm::End(reason) => self.end(reason, Dropped::Input),
         }
         Poll::Ready(())

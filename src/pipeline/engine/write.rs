@@ -116,12 +116,20 @@ where
         }
     }
 
+    #[cold]
     fn failed(&mut self, err: BoxError) {
-        let panicked = find_cause::<Panicked>(&*err).is_some();
-        if panicked {
-            self.fail(ConnectionEnded::new(EndReason::Panic, err));
-        } else if self.settings.policy == ErrorPolicy::Shutdown || is_shutdown(&*err) {
-            self.fail(ConnectionEnded::new(EndReason::ServiceError, err));
+        let is_panic = find_cause::<Panicked>(&*err).is_some();
+        let ends = is_panic
+            || self.settings.policy == ErrorPolicy::Shutdown
+            || is_shutdown(&*err)
+            || find_cause::<ConnectionEnded>(&*err).is_some();
+        if ends {
+            let otherwise = if is_panic {
+                EndReason::Panic
+            } else {
+                EndReason::ServiceError
+            };
+            self.fail(ConnectionEnded::of(err, otherwise));
         } else {
             let id = signed(self.conn.info().id().get());
             let error = ErrorChain(&*err);
