@@ -32,6 +32,7 @@ use tower_tcp::error::Panicked;
 use tower_tcp::frame::{
     Block, BlockError, Chunks, FilterDecode, FilterEncode, FrameTooLarge, InOut, Json, Lines,
     LinesError, MapDecode, MapEncode, RecoverableSerde, Serde, SerdeError, Then, ThenError,
+    TryMapDecode,
 };
 use tower_tcp::make::{ClonePerRequest, MakeEventsPerConnection, MakePerConnection};
 use tower_tcp::networks::{InvalidNetwork, Networks};
@@ -149,6 +150,7 @@ fn options_and_codecs_go_anywhere() {
     goes_anywhere::<Block>();
     goes_anywhere::<InOut<Lines, Block>>();
     goes_anywhere::<(MapDecode<Lines, fn()>, MapEncode<Lines, fn()>)>();
+    goes_anywhere::<TryMapDecode<Lines, fn()>>();
     goes_anywhere::<(FilterDecode<Lines, fn()>, FilterEncode<Lines, fn()>)>();
     goes_anywhere::<(Chunks<Lines>, Then<Lines, Block>)>();
     // The document types are only named, so they need not be `Sync`.

@@ -25,7 +25,7 @@ use tower_tcp::frame::{
 };
 use tower_tcp::pipeline::Limits;
 use tower_tcp::testkit::serve;
-use tower_tcp::{EndReason, Pipeline};
+use tower_tcp::{BoxError, EndReason, Pipeline};
 
 use decoding::decode;
 use support::{Clients, Ends, each_way};
@@ -82,6 +82,39 @@ fn decoded_items_are_mapped_to_the_last() {
         ["one", "two", "last"].map(|word| Word(Bytes::from(word)))
     );
     assert!(err.is_none());
+}
+
+/// Parses a number, or fails.
+#[expect(clippy::needless_pass_by_value, reason = "codecs give items away")]
+fn number(line: Bytes) -> Result<u64, BoxError> {
+    Ok(str::from_utf8(&line)?.parse()?)
+}
+
+#[test]
+fn decoded_items_are_mapped_up_to_one_that_is_invalid() {
+    let codec = || lines().deliver_unterminated().try_map_decode(number);
+
+    let (numbers, err) = decode(codec(), b"1\n2\n3", &[2]);
+    assert_eq!(numbers, [1, 2, 3]);
+    assert!(err.is_none());
+
+    for input in [&b"1\nx\n2\n"[..], b"1\nx"] {
+        let (numbers, err) = decode(codec(), input, &[2]);
+        assert_eq!(numbers, [1]);
+        let err = err.expect("`x` is no number");
+        assert!(find_cause::<std::num::ParseIntError>(&*err).is_some());
+    }
+}
+
+#[test]
+fn errors_of_the_codec_are_found_in_those_of_a_function_that_can_fail() {
+    let (_, err) = decode(lines().max_line(3).try_map_decode(number), b"1000\n", &[9]);
+    let err = err.expect("the line is too long");
+    assert!(find_cause::<LinesError>(&*err).is_some());
+
+    let (numbers, err) = decode(lines().try_map_decode(number), b"1\n2", &[9]);
+    assert_eq!(numbers, [1]);
+    assert!(is_cut(&*err.expect("the last line has no end")));
 }
 
 #[test]
@@ -393,6 +426,7 @@ fn the_type_that_is_written_follows_from_the_codec() {
     }
 
     assert!(only(&lines().map_decode(Word)).is_none());
+    assert!(only(&lines().try_map_decode(number)).is_none());
     assert!(only(&lines().map_encode(|Word(word)| word)).is_none());
     assert!(only(&lines().filter_decode(Bytes::is_empty)).is_none());
     assert!(only(&lines().filter_encode(Bytes::is_empty)).is_none());
@@ -421,6 +455,36 @@ async fn maps_and_filters_serve_in_a_pipeline() {
         let expected = ["2", "18446744073709551615", "4"];
         assert_eq!(client.rest().await, expected, "{}", served.way());
         assert_eq!(served.reason().await, EndReason::PeerClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_a_function_rejects_ends_the_connection_behind_the_replies_before_it() {
+    let codec = || {
+        lines()
+            .deliver_unterminated()
+            .try_map_decode(|line| match &line[..] {
+                b"large" => Err(BoxError::from(FrameTooLarge::new(3))),
+                b"bad" => Err("bad".into()),
+                _ => Ok(line),
+            })
+    };
+    let echo = service_fn(|line: Bytes| async move { Ok::<_, Infallible>(line) });
+
+    for served in each_way(Pipeline::new(codec).service(echo)) {
+        for (input, reason) in [
+            ("1\n2\nbad\n3\n", EndReason::CodecError),
+            ("1\n2\nlarge\n3\n", EndReason::FrameTooLarge),
+            ("1\n2\nbad", EndReason::Truncated),
+            ("1\n2", EndReason::PeerClosed),
+        ] {
+            let mut client = served.client().await;
+            client.send(input).await;
+            client.finish().await;
+
+            assert_eq!(client.rest().await, ["1", "2"], "{}", served.way());
+            assert_eq!(served.reason().await, reason, "{}", served.way());
+        }
     }
 }
 

@@ -4,15 +4,17 @@ use std::num::NonZeroUsize;
 
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then};
+use super::{Chunks, FilterDecode, FilterEncode, MapDecode, MapEncode, Then, TryMapDecode};
+use crate::error::ServiceError;
 
 /// Combinators for codecs.
 ///
 /// Each method takes a codec and returns another one. A method that changes decoding does not
 /// change encoding, and the other way around, unless its description says so. Items are moved,
 /// never cloned. If the codec encodes a single type, so does the new one. The new codec has the
-/// error type of the original one. Only [`Then`] has an error type of its own, because it combines
-/// two codecs.
+/// error type of the original one, with two exceptions: [`Then`] has an error type of its own,
+/// because it combines two codecs, and [`TryMapDecode`] decodes with a
+/// [`BoxError`](crate::BoxError).
 ///
 /// ```no_run
 /// use std::convert::Infallible;
@@ -52,12 +54,33 @@ pub trait CodecExt: Decoder + Sized {
     /// Converts each decoded item with a function.
     ///
     /// If the function can fail, let it return a `Result`, which becomes the item. Then the service
-    /// can answer an invalid request, whereas an error of the codec would end the connection.
+    /// can answer an invalid request. If an invalid request is to end the connection instead, use
+    /// [`try_map_decode`](Self::try_map_decode).
     fn map_decode<U, F>(self, f: F) -> MapDecode<Self, F>
     where
         F: FnMut(Self::Item) -> U,
     {
         MapDecode::new(self, f)
+    }
+
+    /// Converts each decoded item with a function that can fail. Its error becomes an error of the
+    /// codec.
+    ///
+    /// So in a pipeline, the connection ends with [`CodecError`](crate::EndReason::CodecError), or
+    /// with [`FrameTooLarge`](crate::EndReason::FrameTooLarge) if the error has a
+    /// [`FrameTooLarge`](super::FrameTooLarge) among its causes. Requests before the invalid one
+    /// are still answered. If the invalid item was completed only by the end of the stream, the
+    /// reason is [`Truncated`](crate::EndReason::Truncated), as for any error there.
+    ///
+    /// If the function is a closure that uses `?`, state its error type, such as
+    /// [`BoxError`](crate::BoxError).
+    fn try_map_decode<U, E, F>(self, f: F) -> TryMapDecode<Self, F>
+    where
+        Self::Error: ServiceError,
+        F: FnMut(Self::Item) -> Result<U, E>,
+        E: ServiceError,
+    {
+        TryMapDecode::new(self, f)
     }
 
     /// Converts each item with a function before encoding it.

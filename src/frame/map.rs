@@ -3,6 +3,8 @@
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
+use crate::error::{BoxError, ServiceError};
+
 /// A codec that converts decoded items with a function. See
 /// [`CodecExt::map_decode`](super::CodecExt::map_decode).
 ///
@@ -43,6 +45,72 @@ impl<C: Decoder, F: FnMut(C::Item) -> U, U> Decoder for MapDecode<C, F> {
 }
 
 impl<C: Encoder<T>, F, T> Encoder<T> for MapDecode<C, F> {
+    type Error = C::Error;
+
+    #[inline]
+    fn encode(&mut self, item: T, dst: &mut BytesMut) -> Result<(), C::Error> {
+        self.codec.encode(item, dst)
+    }
+}
+
+/// A codec that converts decoded items with a function that can fail. See
+/// [`CodecExt::try_map_decode`](super::CodecExt::try_map_decode).
+///
+/// ```
+/// use bytes::{Bytes, BytesMut};
+/// use tokio_util::codec::Decoder;
+/// use tower_tcp::BoxError;
+/// use tower_tcp::frame::{CodecExt, Lines};
+///
+/// fn number(line: Bytes) -> Result<u64, BoxError> {
+///     Ok(str::from_utf8(&line)?.parse()?)
+/// }
+///
+/// let mut numbers = Lines::default().try_map_decode(number);
+/// let mut input = BytesMut::from("4\nfour\n");
+/// assert_eq!(numbers.decode(&mut input)?, Some(4));
+/// assert!(numbers.decode(&mut input).is_err());
+/// # Ok::<_, BoxError>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct TryMapDecode<C, F> {
+    codec: C,
+    f: F,
+}
+
+impl<C, F> TryMapDecode<C, F> {
+    pub(super) fn new(codec: C, f: F) -> Self {
+        Self { codec, f }
+    }
+}
+
+impl<C, F, U, E> Decoder for TryMapDecode<C, F>
+where
+    C: Decoder<Error: ServiceError>,
+    F: FnMut(C::Item) -> Result<U, E>,
+    E: ServiceError,
+{
+    type Item = U;
+    type Error = BoxError;
+
+    #[inline]
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<U>, BoxError> {
+        match self.codec.decode(src).map_err(Into::into)? {
+            Some(item) => (self.f)(item).map(Some).map_err(Into::into),
+            None => Ok(None),
+        }
+    }
+
+    #[inline]
+    fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<U>, BoxError> {
+        match self.codec.decode_eof(src).map_err(Into::into)? {
+            Some(item) => (self.f)(item).map(Some).map_err(Into::into),
+            None => Ok(None),
+        }
+    }
+}
+
+impl<C: Encoder<T>, F, T> Encoder<T> for TryMapDecode<C, F> {
     type Error = C::Error;
 
     #[inline]

@@ -28,7 +28,7 @@ pub use codec_ext::CodecExt;
 pub use filter::{FilterDecode, FilterEncode};
 pub use in_out::InOut;
 pub use lines::{Lines, LinesError};
-pub use map::{MapDecode, MapEncode};
+pub use map::{MapDecode, MapEncode, TryMapDecode};
 #[cfg(feature = "serde")]
 pub use serde::{Format, Json, RecoverableSerde, Serde, SerdeError};
 pub use then::{Then, ThenError};
