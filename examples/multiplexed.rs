@@ -13,13 +13,14 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use clap::Parser;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use tokio::net::TcpStream;
 use tokio_tower::multiplex::{Client, MultiplexTransport, TagStore};
 use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_tcp::frame::{CodecExt, InOut};
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::{BoxError, Pipeline, Server, signal};
 use tracing_subscriber::EnvFilter;
@@ -43,48 +44,30 @@ struct Tagged {
     payload: Bytes,
 }
 
-/// The codec. A frame is four bytes of length, four bytes of tag, and the payload.
-struct Tags(LengthDelimitedCodec);
-
-impl Tags {
-    fn new() -> Self {
-        // `LengthDelimitedCodec` reserves the announced length, so this limit also bounds the
-        // memory that a peer can make the server reserve.
-        Self(
-            LengthDelimitedCodec::builder()
-                .max_frame_length(16 * 1024)
-                .new_codec(),
-        )
-    }
-}
-
-impl Decoder for Tags {
-    type Item = Tagged;
-    type Error = io::Error;
-
-    fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Tagged>> {
-        let Some(mut frame) = self.0.decode(src)? else {
-            return Ok(None);
-        };
-        let tag = frame
-            .try_get_u32()
-            .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))?;
-        Ok(Some(Tagged {
-            tag,
-            payload: frame.freeze(),
-        }))
-    }
-}
-
-impl Encoder<Tagged> for Tags {
-    type Error = io::Error;
-
-    fn encode(&mut self, Tagged { tag, payload }: Tagged, dst: &mut BytesMut) -> io::Result<()> {
-        let mut frame = BytesMut::with_capacity(4 + payload.len());
-        frame.put_u32(tag);
-        frame.put(payload);
-        self.0.encode(frame.freeze(), dst)
-    }
+/// Makes a codec. A frame is four bytes of length, four bytes of tag, and the payload.
+fn codec() -> impl Decoder<Item = Tagged, Error = BoxError> + Encoder<Tagged, Error = io::Error> {
+    // `LengthDelimitedCodec` reserves the announced length, so this limit also bounds the memory
+    // that a peer can make the server reserve.
+    let mut frames = LengthDelimitedCodec::builder();
+    frames.max_frame_length(16 * 1024);
+    let encoder = frames.new_codec();
+    // The decoder keeps the length in front of the frame. By default it takes the length out of the
+    // buffer before the frame is complete. Then a peer that leaves right after the length would
+    // count as one that leaves between two frames.
+    let decoder = frames.num_skip(0).length_adjustment(4).new_codec();
+    InOut::new(decoder, encoder)
+        .try_map_decode(|mut frame| {
+            frame.advance(4);
+            let tag = frame.try_get_u32()?;
+            let payload = frame.freeze();
+            Ok::<_, TryGetError>(Tagged { tag, payload })
+        })
+        .map_encode(|Tagged { tag, payload }| {
+            let mut frame = BytesMut::with_capacity(4 + payload.len());
+            frame.put_u32(tag);
+            frame.put(payload);
+            frame.freeze()
+        })
 }
 
 #[tokio::main]
@@ -106,7 +89,7 @@ async fn serve(listen: Vec<String>) -> Result<(), BoxError> {
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())
         .service(
-            Pipeline::new(Tags::new)
+            Pipeline::new(codec)
                 .service(service_fn(later))
                 .multiplexed(64),
         );
@@ -156,7 +139,9 @@ impl TagStore<Tagged, Tagged> for Counter {
 
 async fn ask(addr: SocketAddr) -> Result<(), BoxError> {
     let stream = TcpStream::connect(addr).await?;
-    let transport = MultiplexTransport::new(Framed::new(stream, Tags::new()), Counter::default());
+    // tokio-tower requires an error type that implements `Error`.
+    let framed = Framed::new(stream, codec()).map_err(io::Error::other);
+    let transport = MultiplexTransport::new(framed, Counter::default());
     let mut client = Client::<_, BoxError, _>::new(transport);
     let mut answers = FuturesUnordered::new();
     for text in ["600 slow", "300 medium", "0 fast"] {

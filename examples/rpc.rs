@@ -14,7 +14,7 @@ use std::future::ready;
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use clap::Parser;
 use lru::LruCache;
 use thrift::ApplicationErrorKind::{ProtocolError, UnknownMethod};
@@ -24,7 +24,7 @@ use thrift::{ApplicationError, TConfiguration};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, LengthDelimitedCodec};
 use tower::service_fn;
-use tower_tcp::frame::{FrameTooLarge, InOut};
+use tower_tcp::frame::{CodecExt, InOut};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, ConnectionService, Pipeline, Reply, Server, signal};
 
@@ -94,7 +94,7 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>()
         ready(store.reply(request))
     });
     // The type of the replies is named, because `LengthDelimitedCodec` also encodes `&[u8]`.
-    Pipeline::new(|| InOut::new(Calls, LengthDelimitedCodec::new()))
+    Pipeline::new(|| InOut::new(calls(), LengthDelimitedCodec::new()))
         .service::<Bytes, _>(service)
         .limits(Limits::default().max_frame(4 + MAX_FRAME))
 }
@@ -114,28 +114,16 @@ enum Call {
 /// Decodes frames of requests. An error of a decoder is the peer's fault, so it is logged at debug
 /// level, unlike an error of the service.
 ///
-/// The length stays in the buffer until its frame is complete. `LengthDelimitedCodec` removes it
-/// before, and could not tell a client that leaves right after it from one between two frames.
-struct Calls;
-
-impl Decoder for Calls {
-    type Item = Request;
-    type Error = BoxError;
-
-    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Request>, BoxError> {
-        let Some((len, rest)) = src.split_first_chunk() else {
-            return Ok(None);
-        };
-        let len = u32::from_be_bytes(*len) as usize;
-        if len > MAX_FRAME {
-            return Err(FrameTooLarge::new(MAX_FRAME).into());
-        }
-        let request = rest.get(..len).map(parse).transpose()?;
-        if request.is_some() {
-            src.advance(4 + len);
-        }
-        Ok(request)
-    }
+/// The length stays in the buffer until its frame is complete, and is then part of the frame. If
+/// the codec skipped it earlier, as it does by default, a client that leaves right after the length
+/// would count as one that leaves between two frames.
+fn calls() -> impl Decoder<Item = Request, Error = BoxError> {
+    LengthDelimitedCodec::builder()
+        .max_frame_length(MAX_FRAME)
+        .num_skip(0)
+        .length_adjustment(4)
+        .new_codec()
+        .try_map_decode(|frame| parse(&frame[4..]))
 }
 
 type Input<'a> = TBinaryInputProtocol<&'a [u8]>;
