@@ -24,7 +24,9 @@ use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Served, serve, serve_with};
 use tower_tcp::tls::Tls;
-use tower_tcp::{Address, BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
+use tower_tcp::{
+    Address, BoxError, Connection, ConnectionEnded, EndReason, Peer, Pipeline, Reply, Server,
+};
 use tracing::field::{Field, Visit};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Subscriber, span};
@@ -174,6 +176,7 @@ async fn act(peer: Peer<Bytes>, request: Bytes) -> Result<Reply<Bytes>, BoxError
             pending().await
         }
         b"fail" => Err("line one\r\nline two \x1b[2J\u{202e}".into()),
+        b"bad" => Err(ConnectionEnded::new(EndReason::CodecError, "the peer's fault").into()),
         b"panic" => panic!("as asked\r\n\x1b[2J"),
         b"hang" => pending().await,
         _ => Ok(request.into()),
@@ -199,7 +202,7 @@ fn traced() -> Served {
 }
 
 /// The ends that a line can cause, with the reason and the level of each.
-const ENDS: [(&str, EndReason, Level); 11] = [
+const ENDS: [(&str, EndReason, Level); 12] = [
     ("", EndReason::PeerClosed, Level::DEBUG),
     ("a\n", EndReason::PeerClosed, Level::DEBUG),
     ("half", EndReason::Truncated, Level::DEBUG),
@@ -207,6 +210,7 @@ const ENDS: [(&str, EndReason, Level); 11] = [
     ("close\n", EndReason::ServiceClosed, Level::DEBUG),
     ("abort\n", EndReason::Aborted, Level::DEBUG),
     ("fail\n", EndReason::ServiceError, Level::WARN),
+    ("bad\n", EndReason::CodecError, Level::DEBUG),
     ("panic\n", EndReason::Panic, Level::ERROR),
     ("silence", EndReason::FrameTimeout, Level::DEBUG),
     ("hang\n", EndReason::DrainDeadline, Level::WARN),
