@@ -25,7 +25,7 @@ use tower_tcp::frame::{
 };
 use tower_tcp::pipeline::Limits;
 use tower_tcp::testkit::serve;
-use tower_tcp::{BoxError, EndReason, Pipeline};
+use tower_tcp::{BoxError, ConnectionEnded, EndReason, Pipeline};
 
 use decoding::decode;
 use support::{Clients, Ends, each_way};
@@ -466,6 +466,8 @@ async fn an_item_that_a_function_rejects_ends_the_connection_behind_the_replies_
             .try_map_decode(|line| match &line[..] {
                 b"large" => Err(BoxError::from(FrameTooLarge::new(3))),
                 b"bad" => Err("bad".into()),
+                // An error of a codec does not choose its reason.
+                b"chosen" => Err(ConnectionEnded::from(EndReason::Rejected).into()),
                 _ => Ok(line),
             })
     };
@@ -475,6 +477,7 @@ async fn an_item_that_a_function_rejects_ends_the_connection_behind_the_replies_
         for (input, reason) in [
             ("1\n2\nbad\n3\n", EndReason::CodecError),
             ("1\n2\nlarge\n3\n", EndReason::FrameTooLarge),
+            ("1\n2\nchosen\n3\n", EndReason::CodecError),
             ("1\n2\nbad", EndReason::Truncated),
             ("1\n2", EndReason::PeerClosed),
         ] {

@@ -785,8 +785,8 @@ async fn a_reason_that_cuts_the_peer_off_does_not_wait_for_the_peer_to_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_poll_ready_and_of_the_make_service_choose_the_reason_too() {
-    /// Is never ready.
+async fn an_error_of_the_make_service_chooses_the_reason_too_and_one_of_poll_ready_does_not() {
+    /// Fails before it is ready.
     #[derive(Clone)]
     struct Busy;
 
@@ -814,14 +814,17 @@ async fn errors_of_poll_ready_and_of_the_make_service_choose_the_reason_too() {
     let busy = each_way(Pipeline::new(Lines::default).service(Busy));
     let turning_away = each_way(Pipeline::new(Lines::default).make_service(make));
 
-    for (served, said) in [(busy, &[][..]), (turning_away, &["421 no"])] {
+    for (served, replies, reason) in [
+        (busy, &[][..], EndReason::ServiceNotReady),
+        (turning_away, &["421 no"], EndReason::CodecError),
+    ] {
         for served in served {
             let mut client = served.client().await;
             client.send("1\n").await;
 
-            assert_eq!(client.rest().await, said, "{}", served.way());
+            assert_eq!(client.rest().await, replies, "{}", served.way());
             drop(client);
-            assert_eq!(served.reason().await, EndReason::CodecError);
+            assert_eq!(served.reason().await, reason, "{}", served.way());
         }
     }
 }

@@ -108,17 +108,18 @@ impl ConnectionEnded {
     /// If a hook, a layer, a connection service or a make-service fails with this error, or with
     /// one that has it among its causes, the connection ends with this reason. So does the
     /// connection of a request service in a [`Pipeline`](crate::Pipeline), even if
-    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) is off. Errors of a codec do not
-    /// choose their reason.
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) is off. Errors of a codec or of
+    /// `poll_ready` do not choose their reason. In [`Http`](crate::http::Http), the error of a
+    /// request service chooses it over HTTP/1; over HTTP/2 that error ends only its stream.
     ///
     /// Any reason is allowed. Sensible ones are those for a peer that breaks the rules
     /// ([`CodecError`](EndReason::CodecError), [`Rejected`](EndReason::Rejected),
     /// [`LimitExceeded`](EndReason::LimitExceeded)), and
     /// [`ServiceClosed`](EndReason::ServiceClosed) for an orderly end. The reason is reported in
-    /// events and metrics, and its [initiator](EndReason::initiator) determines whether the event
-    /// is a warning. In a pipeline, replies to earlier requests are still sent, but there is no
-    /// [farewell](crate::Pipeline::farewell). A reason for a peer that was cut off, such as
-    /// [`Aborted`](EndReason::Aborted), also drops the unwritten output.
+    /// events and metrics, and determines the event's level. In a pipeline, replies to earlier
+    /// requests are still sent, but there is no [farewell](crate::Pipeline::farewell). A reason for
+    /// a peer that was cut off, such as [`Aborted`](EndReason::Aborted), also drops the unwritten
+    /// output.
     ///
     /// The predicate of tower's `Filter` around a connection service may return this error, too, as
     /// in this example. If the predicate returns an error of your own type instead, the connection

@@ -78,9 +78,11 @@ where
         false
     }
 
+    /// A `ConnectionEnded` in the error does not choose the reason: `poll_ready` knows nothing of
+    /// the peer, and a shared `Buffer` gives the same error to all connections.
     #[cold]
     fn not_ready(&mut self, reason: EndReason, err: BoxError) {
-        let ended = ConnectionEnded::of(err, reason);
+        let ended = ConnectionEnded::new(reason, err);
         self.engine.end(ended, Dropped::Requests);
     }
 

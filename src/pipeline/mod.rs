@@ -24,9 +24,9 @@
 //! the connection, and so does a panic in one of these or in a call. None of these failures affects
 //! other connections.
 //!
-//! An error of the service, of `poll_ready` or of the make-service chooses another reason if it is
-//! a [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. It ends the
-//! connection even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
+//! An error of a call or of the make-service chooses another reason if it is a
+//! [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. It ends the connection
+//! even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
 //! [`CodecError`](crate::EndReason::CodecError) is counted as the peer's fault, and is not logged
 //! as a warning, which any client could cause.
 //!

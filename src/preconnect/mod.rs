@@ -60,7 +60,7 @@ use tracing::Instrument;
 use crate::connection::{Connection, ConnectionPhase, Life};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, ServiceError, find_cause};
+use crate::error::{BoxError, ServiceError};
 use crate::make::{CloneForConnection, oneshot, readied};
 use crate::observe::record_client;
 
@@ -229,11 +229,7 @@ where
 /// Converts an error of a hook. The reason is `Rejected`, unless the error already contains a
 /// [`ConnectionEnded`].
 fn rejected(err: impl Into<BoxError>) -> BoxError {
-    let err = err.into();
-    if find_cause::<ConnectionEnded>(&*err).is_some() {
-        return err;
-    }
-    ConnectionEnded::new(EndReason::Rejected, err).into()
+    ConnectionEnded::of(err.into(), EndReason::Rejected).into()
 }
 
 async fn within<T>(

@@ -97,13 +97,19 @@ mod tests {
 
     /// Spends a turn, yields for `waited`, and returns the number of events in that turn.
     fn spend(turn: &mut Turn, waited: Duration) -> u16 {
+        // In milliseconds, a time that begins with the clock's start would be off by one.
+        spend_from(turn, Duration::from_secs(1), waited)
+    }
+
+    fn spend_from(turn: &mut Turn, start: Duration, waited: Duration) -> u16 {
         let mut begun = 0;
         while !turn.is_spent() {
             turn.begin();
             begun += 1;
         }
-        assert!(!turn.renew(Moment::START), "it yields");
-        let later = Moment::START.checked_add(waited).expect("a moment");
+        let at = |since| Moment::START.checked_add(since).expect("a moment");
+        assert!(!turn.renew(at(start)), "it yields");
+        let later = at(start + waited);
         assert!(turn.renew(later), "it has yielded");
         begun
     }
@@ -111,18 +117,29 @@ mod tests {
     #[test]
     fn turns_are_shorter_while_the_task_is_rarely_polled() {
         let mut turn = Turn::new();
-        let rarely = [LONG_WAIT * 2; 4].map(|waited| spend(&mut turn, waited));
+        let rarely = [LONG_WAIT; 4].map(|waited| spend(&mut turn, waited));
         assert_eq!(rarely, [256, 128, 64, 64]);
-        let often = [SHORT_WAIT / 2; 4].map(|waited| spend(&mut turn, waited));
+        let often =
+            [SHORT_WAIT - Duration::from_millis(1); 4].map(|waited| spend(&mut turn, waited));
         assert_eq!(often, [64, 128, 256, 256]);
     }
 
     #[test]
     fn a_wait_of_medium_length_leaves_the_turn_as_it_is() {
         let mut turn = Turn::new();
-        spend(&mut turn, LONG_WAIT * 2);
-        for waited in [SHORT_WAIT * 2, LONG_WAIT / 2] {
+        spend(&mut turn, LONG_WAIT);
+        for waited in [SHORT_WAIT, LONG_WAIT - Duration::from_millis(1)] {
             assert_eq!(spend(&mut turn, waited), 128);
+        }
+    }
+
+    #[test]
+    fn a_wait_across_the_end_of_the_milliseconds_is_a_wait_like_others() {
+        let mut turn = Turn::new();
+        let end = Duration::from_millis(u32::MAX.into());
+        for (waited, next) in [(LONG_WAIT, 128), (SHORT_WAIT, 128)] {
+            spend_from(&mut turn, end - Duration::from_millis(5), waited);
+            assert_eq!(turn.most, next);
         }
     }
 
