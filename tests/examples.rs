@@ -171,7 +171,7 @@ async fn echo_limits_each_client_and_loads_its_list_of_denied_networks_again() {
 
     std::fs::write(&list, "nonsense\n").unwrap();
     echo.signal(Signal::HUP);
-    echo.logged(1, &["`nonsense` is no network"]).await;
+    echo.logged(1, &["`nonsense` is not a network"]).await;
     assert!(is_denied("127.0.0.2", echo.addr()).await);
 
     let over = over.addr;
