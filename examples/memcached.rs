@@ -198,8 +198,7 @@ fn values(cache: Arc<Mutex<Cache>>, words: &[&[u8]]) -> Reply<Bytes> {
         let head = [b"VALUE ", &key[..], facts.as_bytes()].concat();
         Some([head.into(), item.value.clone()])
     });
-    let lines = values.flatten().chain(["END".into()]);
-    Reply::stream(stream::iter(lines.map(Ok)))
+    Reply::stream(stream::iter(values.flatten().chain(["END".into()]).map(Ok)))
 }
 
 fn answer(cache: &mut Cache, words: &[&[u8]], data: Answer) -> Answer {

@@ -95,18 +95,14 @@ where
 
     #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<U>, BoxError> {
-        match self.codec.decode(src).map_err(Into::into)? {
-            Some(item) => (self.f)(item).map(Some).map_err(Into::into),
-            None => Ok(None),
-        }
+        let item = self.codec.decode(src).map_err(Into::into)?;
+        item.map(&mut self.f).transpose().map_err(Into::into)
     }
 
     #[inline]
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<U>, BoxError> {
-        match self.codec.decode_eof(src).map_err(Into::into)? {
-            Some(item) => (self.f)(item).map(Some).map_err(Into::into),
-            None => Ok(None),
-        }
+        let item = self.codec.decode_eof(src).map_err(Into::into)?;
+        item.map(&mut self.f).transpose().map_err(Into::into)
     }
 }
 
