@@ -66,7 +66,8 @@ impl IntoListener for UnixListener {
     }
 }
 
-/// Takes over a listener of tokio. The socket keeps its options.
+/// Takes over a listener of tokio. The server sets `SO_OOBINLINE`, which keeps urgent data in the
+/// stream. The socket's other options stay as they are.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         match listener.into_std() {

@@ -102,9 +102,9 @@ where
         self.engine.poll_io_beside(cx)
     }
 
-    /// Makes the call that was begun last the head, if possible, and returns whether it is the
-    /// head. The head is the call that `Concurrent` polls itself. If replies keep the order of the
-    /// requests, the replies to later requests wait for the reply of the head.
+    /// Tries to make the most recently begun call the *head*, the one call that `Concurrent` polls
+    /// itself. Returns whether it became the head. If replies keep the order of the requests, the
+    /// replies to later requests wait for the reply of the head.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)
     }

@@ -204,8 +204,9 @@ impl<T, M> Sending<T, M> {
         sending
     }
 
-    /// Sends a frame to all peers as the first frame of a [run](Run). Also returns the run, to
-    /// which later broadcasts to the same peers may add frames.
+    /// Sends a frame, as the first frame of a [run](Run), to all peers that have room for it.
+    /// [`done`](Self::done) sends it to the other peers, outside of the run. Also returns the run,
+    /// to which later broadcasts to the same peers may add frames.
     pub(super) fn begin_run<'a>(
         frame: &T,
         peers: impl Iterator<Item = &'a Peer<T, M>>,

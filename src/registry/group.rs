@@ -62,8 +62,9 @@ pub(super) struct Audience<T, M> {
 }
 
 impl<T, M> Audience<T, M> {
-    /// Sends a frame to all members by adding it to their run. Returns `None` if there is no run,
-    /// or if the run is closed or full.
+    /// Sends a frame to the members that have the open run, by adding it to the run.
+    /// [`Sending::done`] sends it to the other members. Returns `None` if there is no run, or if
+    /// the run is closed or full.
     pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

@@ -60,7 +60,7 @@ fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An entry: a connection, and the callback that removes the entry.
+/// An entry: a connection, and the id of the callback that removes the entry.
 pub(super) struct Entered<T, M> {
     pub(super) peer: Peer<T, M>,
     removal: HookId,

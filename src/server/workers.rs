@@ -33,8 +33,9 @@ pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// The strong reference of the runtime that runs the server (see [`Worker::seats`]). It is used
-    /// if there are no other runtimes, and is dropped with the server's future.
+    /// The strong reference that stands for the runtime that runs the server (see
+    /// [`Worker::seats`]). It is used if there are no other runtimes, and is dropped with the
+    /// server's future.
     _serving: Arc<()>,
     // Dropping this guard stops the threads.
     stop: DropGuard,
@@ -163,8 +164,9 @@ impl Worker {
         starting.await.map_err(ended)?
     }
 
-    /// Registers a runtime of the user. A task on the runtime holds the runtime's strong reference,
-    /// which is dropped when the runtime shuts down.
+    /// Registers a runtime of the user. A task on the runtime holds the strong reference that
+    /// stands for the runtime (see [`Worker::seats`]). The reference is dropped when that runtime
+    /// shuts down or the server stops.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
         let seats = Arc::downgrade(&counted);

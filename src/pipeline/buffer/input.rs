@@ -13,9 +13,10 @@ use tokio_util::io::poll_read_buf;
 /// frames.
 const BLOCK: usize = 64 * 1024;
 
-/// The minimum room at the end of a block whose beginning contains frames that are still in use.
-/// With less room, a new block is allocated. With this room or more, the end of the block is used.
-/// So a service that collects small frames does not keep a whole block alive for each of them.
+/// The minimum room in the rest of a block. While frames still hold the front of the block, the
+/// rest is used for the next read if it has at least this much room. Otherwise, a new block is
+/// allocated. Because frames share the rest, a service that collects small frames does not keep a
+/// whole block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
 /// The number of bytes that may be used up at the start of a block before `take_block` tries to

@@ -35,10 +35,10 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Waits for another event. It writes output, and then reads input. It reads only a little
-    /// ahead while input is paused, and nothing while the output is above its mark.
+    /// Makes one step of the wait for an event: writes output, and then reads input. It reads only
+    /// a little ahead while input is paused, and nothing while the output is above its mark.
     ///
-    /// Completes when anything has changed.
+    /// Completes when anything has changed, so the caller must check again for an event.
     #[inline]
     pub(super) fn poll_more(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
         let polled = if self.update_above_mark() {
@@ -219,8 +219,8 @@ where
         Poll::Ready(())
     }
 
-    /// Waits until all output is written or the stream has failed. Called at the end of a
-    /// connection. The farewell is written last.
+    /// Waits until all output is written, or is dropped, for example because the stream failed or a
+    /// deadline passed. Called at the end of a connection. The farewell is written last.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.register_waker(cx);
         loop {

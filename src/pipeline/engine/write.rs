@@ -43,10 +43,10 @@ where
         }
     }
 
-    /// Returns whether the call that was begun last may be the head, the call that `Concurrent`
-    /// polls itself. If replies keep the order of the requests, it may be the head only if no other
-    /// call is in flight and no reply is waiting. The replies to later requests are then held back
-    /// until the head is done.
+    /// Returns whether the most recently begun call may be the *head*, the one call that
+    /// `Concurrent` polls itself. If replies keep the order of the requests, it may be the head
+    /// only if no other call is in flight and no reply is waiting. The replies to later requests
+    /// are then held back until the head is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -108,7 +108,8 @@ where
         }
     }
 
-    /// Drops the waiting replies to later requests, if replies keep the order of the requests.
+    /// Drops the replies that wait behind the one that is being encoded, if replies keep the order
+    /// of the requests. Called when a closing reply or a failure ends the connection.
     fn drop_behind(&mut self) {
         if self.settings.order == Order::AsRequested {
             self.backlog.drop_behind();
