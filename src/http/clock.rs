@@ -68,12 +68,15 @@ impl deadline::Due for Due {
     }
 }
 
+/// The wait, and whether output is pending, HTTP/2 data waits for the peer, the peer has finished
+/// sending, the connection drains, a graceful close has begun, and hyper stays set up although the
+/// connection is idle.
+type Waits = (Waiting, [bool; 6]);
+
 pub(super) struct Clock {
     timer: Timer,
-    /// The state when the timer was armed: the wait, and whether output is pending, HTTP/2 data
-    /// waits for the peer, the peer has finished sending, the connection drains, a graceful close
-    /// has begun, and hyper stays set up although the connection is idle.
-    armed: Option<(Waiting, [bool; 6])>,
+    /// The state when the timer was armed.
+    armed: Option<Waits>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
     /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
@@ -133,13 +136,13 @@ impl Clock {
         deadlines: &Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<Due> {
-        let (due, now) = loop {
+        loop {
             let at = Instant::now();
             let now = self.timer.moment(at);
             self.note(progress, rest, now);
             let is_kept = rest == Rest::Begun;
             if is_kept && (!self.is_quick || self.draining.is_some()) {
-                break (Due::Park, now);
+                return Poll::Ready(Due::Park);
             }
             let facts = [
                 self.blocked.is_blocked(),
@@ -153,31 +156,47 @@ impl Clock {
             if self.armed == Some(waits) && !self.timer.is_due(at) {
                 return Poll::Pending;
             }
-            let (waiting, _, since) = self.waiting;
-            let head = (waiting == Waiting::Head).then_some(since);
-            let sending = self.blocked.begun();
-            let rate = deadlines.min_rate;
-            let window = match self.pace.check(rate, head, sending, progress.life(), now) {
-                Ok(end) => end.map(|end| (end, Due::Look)),
-                Err(reason) => break (Due::End(reason), now),
-            };
-            let park = due(since, is_kept.then_some(KEPT), Due::Park);
-            let next = first([park, self.next(now, progress, deadlines), window]);
-            self.armed = next.map(|_| waits);
-            let due = ready!(self.timer.poll(next, now, cx));
-            self.armed = None;
-            let later = self.timer.now();
-            if due == Due::End(EndReason::WriteTimeout)
-                && self.blocked.is_blocked()
-                && !self
-                    .blocked
-                    .is_over(progress.life(), deadlines.write, later)
-            {
-                continue;
+            if let Some(due) = ready!(self.poll_next(waits, progress, deadlines, now, cx)) {
+                return Poll::Ready(due);
             }
-            break (due, now);
+        }
+    }
+
+    /// Registers a wakeup for the next deadline. Completes with the action of a deadline that has
+    /// passed, or with `None` if the deadlines have to be computed again.
+    #[inline(never)] // Most polls of a busy connection return before this.
+    fn poll_next(
+        &mut self,
+        waits: Waits,
+        progress: &Progress,
+        deadlines: &Deadlines,
+        now: Moment,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Due>> {
+        let (waiting, _, since) = self.waiting;
+        let head = (waiting == Waiting::Head).then_some(since);
+        let sending = self.blocked.begun();
+        let rate = deadlines.min_rate;
+        let window = match self.pace.check(rate, head, sending, progress.life(), now) {
+            Ok(end) => end.map(|end| (end, Due::Look)),
+            Err(reason) => return Poll::Ready(Some(Due::End(reason))),
         };
+        let (_, [.., is_kept]) = waits;
+        let park = due(since, is_kept.then_some(KEPT), Due::Park);
+        let next = first([park, self.next(now, progress, deadlines), window]);
+        self.armed = next.map(|_| waits);
+        let due = ready!(self.timer.poll(next, now, cx));
+        self.armed = None;
+        let later = self.timer.now();
         match due {
+            Due::End(EndReason::WriteTimeout)
+                if self.blocked.is_blocked()
+                    && !self
+                        .blocked
+                        .is_over(progress.life(), deadlines.write, later) =>
+            {
+                return Poll::Ready(None);
+            }
             Due::Retire => {
                 self.retire = None;
                 self.retired = (!progress.is_leaving()).then_some(now);
@@ -187,7 +206,7 @@ impl Clock {
             }
             Due::End(_) | Due::Park | Due::Look => {}
         }
-        Poll::Ready(due)
+        Poll::Ready(Some(due))
     }
 
     /// Makes the next poll register the new waker with the timer.

@@ -118,17 +118,7 @@ where
             }
             loop {
                 if let Poll::Ready(served) = stage.poll(settings, progress, cx) {
-                    let ended = served.err().map(|err| {
-                        let reason = EndReason::of_hyper(&*err, progress.as_failed());
-                        ConnectionEnded::new(reason, err)
-                    });
-                    // During a graceful close with no request in progress, the peer may disconnect
-                    // in any way, so an error of the stream is ignored.
-                    let is_idle_close =
-                        clock.is_closing() && !progress.is_busy() && !progress.has_streams();
-                    return Poll::Ready(
-                        ended.filter(|ended| !(is_idle_close && ended.reason.is_of_stream())),
-                    );
+                    return Poll::Ready(failed(served, progress, clock.is_closing()));
                 }
                 let rest = stage.rest(progress);
                 match ready!(clock.poll(progress, rest, &settings.deadlines, cx)) {
@@ -196,6 +186,22 @@ where
         } => Ok(reason),
         ended => Err(ended.into()),
     }
+}
+
+/// Returns the error that ends the connection, with its reason.
+#[cold]
+fn failed(
+    served: Result<(), BoxError>,
+    progress: &Progress,
+    is_closing: bool,
+) -> Option<ConnectionEnded> {
+    let err = served.err()?;
+    let reason = EndReason::of_hyper(&*err, progress.as_failed());
+    // During a graceful close with no request in progress, the peer may disconnect in any way, so
+    // an error of the stream is ignored.
+    let is_idle_close = is_closing && !progress.is_busy() && !progress.has_streams();
+    let is_ignored = is_idle_close && reason.is_of_stream();
+    (!is_ignored).then(|| ConnectionEnded::new(reason, err))
 }
 
 /// Waits until the upgraded stream is returned. If a deadline passes before that, takes the stream
