@@ -2,12 +2,13 @@
 //! response is complete, catches panics, and recognizes upgrades.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
+use hyper::http::Extensions;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use pin_project::pin_project;
@@ -18,6 +19,19 @@ use super::progress::{Progress, RequestGuard};
 use super::reply::ReplyBody;
 use crate::error::{BoxError, caught};
 use crate::observe::{ErrorChain, signed};
+
+/// An empty map with room for a few extensions, which its clones have, too. A map that grows with
+/// each insertion first has room for three. axum inserts three, so together with `ConnectionInfo`
+/// that map would be allocated twice for each request.
+static ROOM: LazyLock<Extensions> = LazyLock::new(|| {
+    let mut extensions = Extensions::new();
+    extensions.insert([(); 1]);
+    extensions.insert([(); 2]);
+    extensions.insert([(); 3]);
+    extensions.insert([(); 4]);
+    extensions.clear();
+    extensions
+});
 
 /// Adapts the user's service to hyper.
 pub(super) struct HyperService<S> {
@@ -50,7 +64,11 @@ where
         if !multiplexed {
             progress.begin_http1(&request);
         }
-        request.extensions_mut().insert(progress.info().clone());
+        let extensions = request.extensions_mut();
+        if extensions.is_empty() {
+            extensions.clone_from(&ROOM);
+        }
+        extensions.insert(progress.info().clone());
         RequestFuture {
             in_flight: Some(RequestGuard::enter(progress)),
             multiplexed,
