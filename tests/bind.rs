@@ -782,6 +782,30 @@ async fn a_socket_carries_bytes_both_ways_over_either_family() {
     }
 }
 
+#[tokio::test]
+async fn several_buffers_arrive_in_order_whatever_their_size() {
+    let (client, mut server) = UnixStream::pair().unwrap();
+    let mut client = Socket::from(client);
+    for (head, body) in [
+        (0, 0),
+        (0, 7),
+        (3, 0),
+        (130, 13),
+        (511, 1),
+        (512, 1),
+        (9, 4096),
+    ] {
+        let (head, body) = (vec![b'h'; head], vec![b'b'; body]);
+        let bufs = [&head[..], b"", &body].map(io::IoSlice::new);
+        let written = client.write_vectored(&bufs).await.unwrap();
+        let sent = [head, body].concat();
+        assert_eq!(written, sent.len());
+        let mut arrived = vec![0; written];
+        soon(server.read_exact(&mut arrived)).await.unwrap();
+        assert_eq!(arrived, sent);
+    }
+}
+
 // Listeners of tokio, and small changes to listeners
 
 #[tokio::test]
