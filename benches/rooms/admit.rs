@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -18,26 +18,36 @@ enum Lookup {
     /// The baseline, which can only hold networks of one length.
     ByHash,
     Networks,
+    /// Networks of IPv6, which share their first 32 bits.
+    Networks6,
 }
 
-#[divan::bench(args = [Lookup::ByHash, Lookup::Networks])]
+#[divan::bench(args = [Lookup::ByHash, Lookup::Networks, Lookup::Networks6])]
 fn lookup(bencher: Bencher, lookup: Lookup) {
-    let addresses: Vec<_> = (0..2 * NETWORKS).map(scattered).collect();
-    let inside = addresses.iter().step_by(2);
-    let (hash, networks) = match lookup {
-        Lookup::ByHash => (
-            inside.map(|ip| ip.to_bits() >> 8).collect(),
-            Networks::new(),
-        ),
+    let addresses = (0..2 * NETWORKS).map(scattered);
+    let inside = addresses.clone().step_by(2);
+    let mut hash = HashSet::new();
+    let mut networks = Networks::new();
+    let addresses: Vec<IpAddr> = match lookup {
+        Lookup::ByHash => {
+            hash = inside.map(|ip| ip.to_bits() >> 8).collect();
+            addresses.map(IpAddr::V4).collect()
+        }
         Lookup::Networks => {
-            let networks = inside.map(|ip| Ipv4Addr::from_bits(ip.to_bits() & !0xff));
-            let networks = networks.map(|ip| format!("{ip}/24"));
-            (HashSet::new(), Networks::parse(networks).unwrap())
+            let texts =
+                inside.map(|ip| format!("{}/24", Ipv4Addr::from_bits(ip.to_bits() & !0xff)));
+            networks = Networks::parse(texts).unwrap();
+            addresses.map(IpAddr::V4).collect()
+        }
+        Lookup::Networks6 => {
+            let texts = inside.map(|ip| format!("{}/64", v6(ip)));
+            networks = Networks::parse(texts).unwrap();
+            addresses.map(|ip| IpAddr::V6(v6(ip))).collect()
         }
     };
-    let found = |ip: &&Ipv4Addr| match lookup {
-        Lookup::ByHash => hash.contains(&(ip.to_bits() >> 8)),
-        Lookup::Networks => networks.contains_ip(IpAddr::V4(**ip)),
+    let found = |ip: &&IpAddr| match (lookup, ip) {
+        (Lookup::ByHash, IpAddr::V4(v4)) => hash.contains(&(v4.to_bits() >> 8)),
+        _ => networks.contains_ip(**ip),
     };
     bencher
         .counter(ItemsCount::new(addresses.len()))
@@ -52,4 +62,9 @@ fn lookup(bencher: Bencher, lookup: Lookup) {
 /// Returns the `n`th address of a sequence without order.
 fn scattered(n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(n.wrapping_mul(2_654_435_761))
+}
+
+/// Returns a network of 64 bits, with the IPv4 address as the last 32 of them.
+fn v6(ip: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(ip.to_bits()) << 64)
 }

@@ -1,18 +1,20 @@
 //! Sets of IP networks, such as those of denied clients or of trusted proxies.
 //!
-//! [`Networks::contains`] returns whether an address is in one of the networks. A lookup follows
-//! the bits of the address through a trie, so its time hardly depends on the number of networks,
-//! even if there are 100,000.
+//! [`Networks::contains`] returns whether an address is in one of the networks. The time of a lookup
+//! hardly depends on the number of networks, even if there are 100,000.
 
+mod ranges;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
-use prefix_trie::joint::JointPrefixSet;
 use thiserror::Error;
 
 use crate::connection::Address;
+use ranges::Ranges;
 
 /// A set of networks, parsed from text.
 ///
@@ -50,8 +52,11 @@ use crate::connection::Address;
 #[doc(alias = "subnet")]
 #[doc(alias = "IpNet")]
 pub struct Networks {
-    prefixes: JointPrefixSet<IpNet>,
+    /// In order, and each only once.
+    networks: Vec<IpNet>,
     unix: bool,
+    v4: Ranges,
+    v6: Ranges,
 }
 
 impl Networks {
@@ -68,20 +73,22 @@ impl Networks {
     pub fn parse<T: AsRef<str>>(
         networks: impl IntoIterator<Item = T>,
     ) -> Result<Self, InvalidNetwork> {
-        let mut set = Self::new();
+        let mut unique = BTreeSet::new();
+        let mut unix = false;
         for text in networks {
-            set.add(text.as_ref())?;
+            match text.as_ref() {
+                "unix" => unix = true,
+                text => _ = unique.insert(network(text)?),
+            }
         }
-        Ok(set)
-    }
-
-    fn add(&mut self, text: &str) -> Result<(), InvalidNetwork> {
-        if text == "unix" {
-            self.unix = true;
-        } else {
-            self.prefixes.insert(network(text)?);
-        }
-        Ok(())
+        let networks: Vec<_> = unique.into_iter().collect();
+        let (v4, v6) = networks.split_at(networks.partition_point(|it| matches!(it, IpNet::V4(_))));
+        Ok(Self {
+            unix,
+            v4: Ranges::new(v4),
+            v6: Ranges::new(v6),
+            networks,
+        })
     }
 
     /// Returns whether the address is in one of the networks.
@@ -95,7 +102,15 @@ impl Networks {
 
     /// Returns whether the IP address is in one of the networks.
     pub fn contains_ip(&self, ip: IpAddr) -> bool {
-        self.prefixes.is_covered(&ip.to_canonical().into())
+        self.smallest(ip).is_some()
+    }
+
+    /// Returns the prefix length of the smallest network that contains the IP address, if any does.
+    fn smallest(&self, ip: IpAddr) -> Option<u8> {
+        match ip.to_canonical() {
+            IpAddr::V4(v4) => self.v4.smallest(v4.to_bits().into()),
+            IpAddr::V6(v6) => self.v6.smallest(v6.to_bits()),
+        }
     }
 
     /// Returns the prefix length of the smallest network that contains the address, if there is
@@ -103,10 +118,7 @@ impl Networks {
     #[cfg(feature = "per-client")]
     pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
         match address {
-            Address::Tcp(addr) => {
-                let host = addr.ip().to_canonical().into();
-                self.prefixes.get_lpm(&host).map(|it| it.prefix_len())
-            }
+            Address::Tcp(addr) => self.smallest(addr.ip()),
             Address::Unix(_) if self.unix => Some(0),
             _ => None,
         }
@@ -114,7 +126,7 @@ impl Networks {
 
     /// Returns the number of networks. `unix` counts as one.
     pub fn len(&self) -> usize {
-        self.prefixes.len() + usize::from(self.unix)
+        self.networks.len() + usize::from(self.unix)
     }
 
     /// Returns whether the set is empty. An empty set contains no address.
@@ -124,10 +136,7 @@ impl Networks {
 
     fn texts(&self) -> impl Iterator<Item = String> {
         let unix = self.unix.then(|| "unix".to_owned());
-        self.prefixes
-            .iter()
-            .map(|prefix| prefix.to_string())
-            .chain(unix)
+        self.networks.iter().map(IpNet::to_string).chain(unix)
     }
 }
 
