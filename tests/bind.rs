@@ -76,6 +76,12 @@ fn v6() -> bool {
     there
 }
 
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+    (client.unwrap(), listener.accept().await.unwrap().0)
+}
+
 fn assert_bind_error(result: Result<Sockets, Error>, named: &str, kind: io::ErrorKind) {
     let err = result.unwrap_err();
     assert!(err.to_string().contains(named), "{err} names {named}");
@@ -804,6 +810,48 @@ async fn several_buffers_arrive_in_order_whatever_their_size() {
         soon(server.read_exact(&mut arrived)).await.unwrap();
         assert_eq!(arrived, sent);
     }
+}
+
+#[tokio::test]
+async fn more_buffers_than_the_system_takes_at_once_are_no_short_write() {
+    let (client, mut server) = tcp_pair().await;
+    let mut client = Socket::from(client);
+    let bufs = [io::IoSlice::new(b"x"); 1500];
+
+    let first = soon(client.write_vectored(&bufs)).await.unwrap();
+    let second = soon(client.write_vectored(&bufs)).await.unwrap();
+
+    assert!(first > 512 && second > 512, "{first} and {second}");
+    soon(server.read_exact(&mut vec![0; first + second]))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn small_vectored_writes_to_a_full_socket_lose_nothing() {
+    let (client, mut server) = tcp_pair().await;
+    SockRef::from(&client).set_send_buffer_size(4096).unwrap();
+    SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
+    let mut client = Socket::from(client);
+    let sent: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+    let writing = async {
+        let mut at = 0;
+        while at < sent.len() {
+            let [head, body] = [at + 100, at + 399].map(|end| end.min(sent.len()));
+            let bufs = [&sent[at..head], &sent[head..body]].map(io::IoSlice::new);
+            at += client.write_vectored(&bufs).await.unwrap();
+        }
+        client.shutdown().await.unwrap();
+    };
+    let mut arrived = Vec::new();
+    let reading = server.read_to_end(&mut arrived);
+
+    // The reader is polled first when the socket is full.
+    let (_, read) = soon(async { tokio::join!(biased; writing, reading) }).await;
+
+    read.unwrap();
+
+    assert!(arrived == sent);
 }
 
 // Listeners of tokio, and small changes to listeners

@@ -128,6 +128,10 @@ const LOOK: usize = 4 * 1024;
 /// response are such a write.
 const JOINED: usize = 512;
 
+/// The maximum number of buffers that `writev` takes (`IOV_MAX`). The standard library passes no
+/// more, so a write of more would seem to be a short one, after which there is no more room.
+const BUFFERS: usize = 1024;
+
 impl Socket {
     /// Reads bytes that the runtime has not reported. [`Probe::look`] requests such a read.
     fn poll_look(&self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -194,6 +198,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [buf] = bufs {
+            return self.poll_write(cx, buf);
+        }
+        let bufs = &bufs[..bufs.len().min(BUFFERS)];
         let len: usize = bufs.iter().map(|buf| buf.len()).sum();
         if len <= JOINED {
             let mut joined = [0; JOINED];
