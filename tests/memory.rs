@@ -593,6 +593,30 @@ fn an_http1_connection_at_rest_holds_no_buffers_after_any_number_of_requests() {
 }
 
 #[test]
+fn a_router_can_add_three_extensions_to_a_request_without_another_allocation() {
+    #[derive(Clone)]
+    struct Path;
+    #[derive(Clone)]
+    struct Parameters;
+    #[derive(Clone)]
+    struct Uri;
+
+    async fn route(mut request: Request<RequestBody>) -> Result<Response<String>, BoxError> {
+        let before = ALLOCATOR.stats().bytes_allocated;
+        request.extensions_mut().insert(Path);
+        request.extensions_mut().insert(Parameters);
+        request.extensions_mut().insert(Uri);
+        assert_eq!(ALLOCATOR.stats().bytes_allocated, before);
+        hello(request).await
+    }
+
+    alone(async || {
+        let served = serve(Http::new(service_fn(route)));
+        get(&mut served.client().await.0.into_inner()).await;
+    });
+}
+
+#[test]
 fn a_busy_http1_connection_keeps_its_buffers_between_requests() {
     alone(async || {
         let served = serve(Http::new(service_fn(hello)));

@@ -21,7 +21,7 @@ use crate::end::EndReason;
 /// The time for which hyper stays set up after an active connection becomes idle. A connection
 /// counts as active if the last two times at which it became idle are less than this time apart.
 ///
-/// Parking a connection and setting hyper up again costs a quarter of the instructions of a small
+/// Parking a connection and setting hyper up again costs more than a quarter of the instructions of a small
 /// request, so an active connection is not parked between its requests. Any other connection is
 /// parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
@@ -156,18 +156,21 @@ impl Clock {
             if self.armed == Some(waits) && !self.timer.is_due(at) {
                 return Poll::Pending;
             }
-            if let Some(due) = ready!(self.poll_next(waits, progress, deadlines, now, cx)) {
+            if let Some(due) = ready!(self.poll_next(waits, is_kept, progress, deadlines, now, cx))
+            {
                 return Poll::Ready(due);
             }
         }
     }
 
     /// Registers a wakeup for the next deadline. Completes with the action of a deadline that has
-    /// passed, or with `None` if the deadlines have to be computed again.
+    /// passed, or with `None` if the peer has taken output just before the deadline for that, so
+    /// that the deadlines have to be computed again.
     #[inline(never)] // Most polls of a busy connection return before this.
     fn poll_next(
         &mut self,
         waits: Waits,
+        is_kept: bool,
         progress: &Progress,
         deadlines: &Deadlines,
         now: Moment,
@@ -181,7 +184,6 @@ impl Clock {
             Ok(end) => end.map(|end| (end, Due::Look)),
             Err(reason) => return Poll::Ready(Some(Due::End(reason))),
         };
-        let (_, [.., is_kept]) = waits;
         let park = due(since, is_kept.then_some(KEPT), Due::Park);
         let next = first([park, self.next(now, progress, deadlines), window]);
         self.armed = next.map(|_| waits);

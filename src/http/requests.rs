@@ -20,10 +20,10 @@ use super::reply::ReplyBody;
 use crate::error::{BoxError, caught};
 use crate::observe::{ErrorChain, signed};
 
-/// An empty map with room for a few extensions, which its clones have, too. A map that grows with
-/// each insertion first has room for three. axum inserts three, so together with `ConnectionInfo`
-/// that map would be allocated twice for each request.
-static ROOM: LazyLock<Extensions> = LazyLock::new(|| {
+/// An empty map with space for seven extensions, which its clones have as well. `Extensions` has no
+/// `with_capacity`, and what a new map first allocates has space for three. axum inserts up to
+/// three, so with `ConnectionInfo` a new map would be allocated twice for each request.
+static EMPTY_WITH_SPACE: LazyLock<Extensions> = LazyLock::new(|| {
     let mut extensions = Extensions::new();
     extensions.insert([(); 1]);
     extensions.insert([(); 2]);
@@ -66,7 +66,7 @@ where
         }
         let extensions = request.extensions_mut();
         if extensions.is_empty() {
-            extensions.clone_from(&ROOM);
+            extensions.clone_from(&EMPTY_WITH_SPACE);
         }
         extensions.insert(progress.info().clone());
         RequestFuture {

@@ -118,7 +118,7 @@ where
             }
             loop {
                 if let Poll::Ready(served) = stage.poll(settings, progress, cx) {
-                    return Poll::Ready(failed(served, progress, clock.is_closing()));
+                    return Poll::Ready(hyper_error(served, progress, clock.is_closing()));
                 }
                 let rest = stage.rest(progress);
                 match ready!(clock.poll(progress, rest, &settings.deadlines, cx)) {
@@ -188,9 +188,10 @@ where
     }
 }
 
-/// Returns the error that ends the connection, with its reason.
+/// Returns hyper's error, with its reason. Returns `None` if hyper has not failed, or if the error
+/// does not matter.
 #[cold]
-fn failed(
+fn hyper_error(
     served: Result<(), BoxError>,
     progress: &Progress,
     is_closing: bool,
