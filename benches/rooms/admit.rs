@@ -64,7 +64,8 @@ fn scattered(n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(n.wrapping_mul(2_654_435_761))
 }
 
-/// Returns a network of 64 bits, with the IPv4 address as the last 32 of them.
+/// Returns the first address of a `/64` network in `2001:db8::/32`, with the IPv4 address as the
+/// other 32 bits.
 fn v6(ip: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(ip.to_bits()) << 64)
 }

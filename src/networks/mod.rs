@@ -1,7 +1,7 @@
 //! Sets of IP networks, such as those of denied clients or of trusted proxies.
 //!
-//! [`Networks::contains`] returns whether an address is in one of the networks. The time of a lookup
-//! hardly depends on the number of networks, even if there are 100,000.
+//! [`Networks::contains`] returns whether an address is in one of the networks. A lookup takes well
+//! under a microsecond, even if there are 100,000 networks.
 
 mod ranges;
 
@@ -81,6 +81,7 @@ impl Networks {
                 text => _ = unique.insert(network(text)?),
             }
         }
+        // In this order, IPv4 comes first, and a network comes before the smaller ones in it.
         let networks: Vec<_> = unique.into_iter().collect();
         let (v4, v6) = networks.split_at(networks.partition_point(|it| matches!(it, IpNet::V4(_))));
         Ok(Self {
@@ -102,14 +103,14 @@ impl Networks {
 
     /// Returns whether the IP address is in one of the networks.
     pub fn contains_ip(&self, ip: IpAddr) -> bool {
-        self.smallest(ip).is_some()
+        self.length_around(ip).is_some()
     }
 
     /// Returns the prefix length of the smallest network that contains the IP address, if any does.
-    fn smallest(&self, ip: IpAddr) -> Option<u8> {
+    fn length_around(&self, ip: IpAddr) -> Option<u8> {
         match ip.to_canonical() {
-            IpAddr::V4(v4) => self.v4.smallest(v4.to_bits().into()),
-            IpAddr::V6(v6) => self.v6.smallest(v6.to_bits()),
+            IpAddr::V4(v4) => self.v4.length_around(v4.to_bits().into()),
+            IpAddr::V6(v6) => self.v6.length_around(v6.to_bits()),
         }
     }
 
@@ -118,7 +119,7 @@ impl Networks {
     #[cfg(feature = "per-client")]
     pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
         match address {
-            Address::Tcp(addr) => self.smallest(addr.ip()),
+            Address::Tcp(addr) => self.length_around(addr.ip()),
             Address::Unix(_) if self.unix => Some(0),
             _ => None,
         }
