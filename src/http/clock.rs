@@ -21,9 +21,9 @@ use crate::end::EndReason;
 /// The time for which hyper stays set up after an active connection becomes idle. A connection
 /// counts as active if the last two times at which it became idle are less than this time apart.
 ///
-/// Parking a connection and setting hyper up again costs more than a quarter of the instructions of a small
-/// request, so an active connection is not parked between its requests. Any other connection is
-/// parked at once, without a timer.
+/// Parking a connection and setting hyper up again costs more than a quarter of the instructions of
+/// a small request, so an active connection is not parked between its requests. Any other
+/// connection is parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.
