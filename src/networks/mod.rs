@@ -14,6 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use crate::connection::Address;
+
 use ranges::Ranges;
 
 /// A set of networks, parsed from text.
@@ -94,34 +95,27 @@ impl Networks {
 
     /// Returns whether the address is in one of the networks.
     pub fn contains(&self, address: &Address) -> bool {
-        match address {
-            Address::Tcp(addr) => self.contains_ip(addr.ip()),
-            Address::Unix(_) => self.unix,
-            _ => false,
-        }
+        self.longest(address).is_some()
     }
 
     /// Returns whether the IP address is in one of the networks.
     pub fn contains_ip(&self, ip: IpAddr) -> bool {
-        self.length_around(ip).is_some()
+        self.longest_ip(ip).is_some()
     }
 
-    /// Returns the prefix length of the smallest network that contains the IP address, if any does.
-    fn length_around(&self, ip: IpAddr) -> Option<u8> {
-        match ip.to_canonical() {
-            IpAddr::V4(v4) => self.v4.length_around(v4.to_bits().into()),
-            IpAddr::V6(v6) => self.v6.length_around(v6.to_bits()),
+    /// Returns the longest prefix length of the networks that contain the address, if any does.
+    pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
+        match address {
+            Address::Tcp(addr) => self.longest_ip(addr.ip()),
+            Address::Unix(_) if self.unix => Some(0),
+            _ => None,
         }
     }
 
-    /// Returns the prefix length of the smallest network that contains the address, if there is
-    /// one.
-    #[cfg(feature = "per-client")]
-    pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
-        match address {
-            Address::Tcp(addr) => self.length_around(addr.ip()),
-            Address::Unix(_) if self.unix => Some(0),
-            _ => None,
+    fn longest_ip(&self, ip: IpAddr) -> Option<u8> {
+        match ip.to_canonical() {
+            IpAddr::V4(v4) => self.v4.longest(v4.to_bits().into()),
+            IpAddr::V6(v6) => self.v6.longest(v6.to_bits()),
         }
     }
 

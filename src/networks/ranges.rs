@@ -15,7 +15,7 @@ use ipnet::IpNet;
 pub(super) struct Ranges {
     /// The first address of each range. A range ends where the next one begins.
     starts: Vec<u128>,
-    /// The prefix length of the smallest network that contains the range, or `None` if the range is
+    /// The longest prefix length of the networks that contain the range, or `None` if the range is
     /// in no network.
     lengths: Vec<Option<u8>>,
     /// The number of ranges that begin before each bucket, and at the end the number of all ranges.
@@ -89,8 +89,8 @@ impl Ranges {
         ((address << self.skip) >> (u128::BITS - self.bits)) as usize
     }
 
-    /// Returns the prefix length of the smallest network that contains the address, if any does.
-    pub(super) fn length_around(&self, address: u128) -> Option<u8> {
+    /// Returns the longest prefix length of the networks that contain the address, if any does.
+    pub(super) fn longest(&self, address: u128) -> Option<u8> {
         let range = self.begun(address).checked_sub(1)?;
         self.lengths[range]
     }
@@ -120,7 +120,7 @@ fn address_bits(address: IpAddr) -> u128 {
 mod tests {
     use super::*;
 
-    fn smallest(networks: &[IpNet], address: IpAddr) -> Option<u8> {
+    fn by_search(networks: &[IpNet], address: IpAddr) -> Option<u8> {
         let around = networks.iter().filter(|network| network.contains(&address));
         around.map(IpNet::prefix_len).max()
     }
@@ -130,8 +130,8 @@ mod tests {
         let ranges = Ranges::new(networks);
         for address in addresses {
             assert_eq!(
-                ranges.length_around(address_bits(*address)),
-                smallest(networks, *address),
+                ranges.longest(address_bits(*address)),
+                by_search(networks, *address),
                 "{address} in {networks:?}"
             );
         }
