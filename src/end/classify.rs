@@ -130,11 +130,8 @@ fn is_excessive_load(err: &hyper::Error) -> bool {
 
 #[cfg(feature = "http")]
 impl EndReason {
-    /// Classifies an error of hyper's connection.
+    /// Classifies an error of hyper's connection that does not contain a [`ConnectionEnded`].
     pub(crate) fn of_hyper(err: &(dyn StdError + 'static), progress: HttpProgress) -> Self {
-        if let Some(ended) = find_cause::<ConnectionEnded>(err) {
-            return ended.reason();
-        }
         let of_io = || {
             let reason = Self::of_io(find_cause::<io::Error>(err)?);
             // The stream did not fail: hyper reached the end of input within an HTTP/2 frame.

@@ -197,12 +197,13 @@ fn hyper_error(
     is_closing: bool,
 ) -> Option<ConnectionEnded> {
     let err = served.err()?;
-    let reason = EndReason::of_hyper(&*err, progress.as_failed());
+    let otherwise = EndReason::of_hyper(&*err, progress.as_failed());
+    let ended = ConnectionEnded::of(err, otherwise);
     // During a graceful close with no request in progress, the peer may disconnect in any way, so
     // an error of the stream is ignored.
     let is_idle_close = is_closing && !progress.is_busy() && !progress.has_streams();
-    let is_ignored = is_idle_close && reason.is_of_stream();
-    (!is_ignored).then(|| ConnectionEnded::new(reason, err))
+    let is_ignored = is_idle_close && ended.reason.is_of_stream();
+    (!is_ignored).then_some(ended)
 }
 
 /// Waits until the upgraded stream is returned. If a deadline passes before that, takes the stream
