@@ -78,8 +78,8 @@ const SHORT_IS_DONE: bool = cfg!(any(
 ));
 
 /// Reads or writes like tokio's own `poll_read` and `poll_write`, which cannot be used here because
-/// they need `&mut` access. Waits until the stream is ready, calls `done`, and clears the readiness
-/// if `done` would block, or moves some bytes but fewer than `len`.
+/// they need `&mut` access. Waits until the stream is ready, and calls `done`. Clears the readiness
+/// if `done` would block and, where [`SHORT_IS_DONE`], if it moves some bytes but fewer than `len`.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {

@@ -184,7 +184,7 @@ impl Probe {
     /// and returns `false`.
     ///
     /// The system ends a read where urgent data begins. The runtime concludes from such a short
-    /// read that the socket is empty, and reports the bytes that remain only after more have
+    /// read that the socket is empty. It does not report the remaining bytes until more bytes have
     /// arrived. Only a reader that needs more input should call this.
     pub(crate) fn look_again(&self) -> bool {
         self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()

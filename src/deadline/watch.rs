@@ -52,7 +52,8 @@ pub(crate) struct Watch {
     timer: Timer,
     borrower: Borrower,
     retire: Option<Moment>,
-    /// The moment when the connection began to drain because of its age.
+    /// The moment when the connection began to drain because of its age, or when the watch began,
+    /// if that was later.
     retired: Option<Moment>,
     /// The sum of bytes read and written when the watch began.
     before: u64,

@@ -78,8 +78,10 @@ where
         false
     }
 
-    /// A `ConnectionEnded` in the error does not choose the reason: `poll_ready` knows nothing of
-    /// the peer, and a shared `Buffer` gives the same error to all connections.
+    /// Ends the connection with `reason`, after `poll_ready` has failed or panicked. A
+    /// `ConnectionEnded` in `err` is not used, although it is in the error of a call: `poll_ready`
+    /// is not called for a particular peer, and a shared `Buffer` returns the same error to all
+    /// connections.
     #[cold]
     fn not_ready(&mut self, reason: EndReason, err: BoxError) {
         let ended = ConnectionEnded::new(reason, err);
