@@ -236,8 +236,8 @@ impl Slot {
     }
 
     fn start_waiting(&mut self, most: usize) -> bool {
-        // A connection that may not wait is not counted, because no new connection is admitted at
-        // once while the count is above zero.
+        // A connection that is not allowed to wait is not counted, because while the count is above
+        // zero, no new connection is admitted at once.
         let more = |waiting| (waiting < most).then_some(waiting + 1);
         let waiting = &self.client.waiting;
         let begun = waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);

@@ -1,7 +1,7 @@
 //! Detects that a peer has disconnected while its input is unread.
 //!
 //! A read reports the end of input, or a reset, only after all earlier input has been read. The
-//! kernel's readiness events report both at once.
+//! kernel's readiness events report either of them immediately.
 
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
@@ -15,8 +15,8 @@ use crate::connection::Probe;
 ///
 /// While input is unread, the runtime does not wake a reader when the peer disconnects. So this
 /// type registers a second descriptor of the socket. That descriptor keeps the socket open, so a
-/// value exists only during a request, and only if the peer has sent more input or has finished
-/// sending.
+/// value of this type exists only during a request, and only if the peer has sent more input or has
+/// finished sending, or if the service has not read the request's body to its end.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 

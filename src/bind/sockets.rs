@@ -29,8 +29,9 @@ use crate::error::Error;
 /// Any number of TCP and Unix sockets as one listener.
 ///
 /// The sockets are served in turn, so a busy one does not starve the others. When the listener is
-/// dropped, it removes the path of a Unix socket if the file there is still the one that it
-/// created.
+/// dropped, it removes the path of each Unix socket that it has bound, if the file there is still
+/// the one that it created. If a new process has taken over the socket (see the module `replace`),
+/// that process removes the path instead.
 ///
 /// TCP's urgent data stays in the stream, as [RFC 6093] recommends. A read ends where urgent data
 /// begins, and the runtime reports the bytes after that point only when more bytes arrive. So a
@@ -318,7 +319,7 @@ impl Source {
         loop {
             let Poll::Ready(guard) = self.socket.poll_read_ready(cx) else {
                 // The system may have a connection that tokio has not noticed yet. In a shutdown,
-                // the accept loop may not check again.
+                // the accept loop might not check again.
                 return if !queried && has_event(self.socket.get_ref()) {
                     Poll::Ready(Ok(()))
                 } else {
