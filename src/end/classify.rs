@@ -9,7 +9,8 @@
 //! | a connection's stack | [`EndReason::of_stack`] |
 //!
 //! An error of a service, a layer, a hook or a make-service may contain a [`ConnectionEnded`]. Then
-//! [`ConnectionEnded::of`] takes the reason from it.
+//! [`ConnectionEnded::of`] takes the reason from it. A pipeline does not do this for an error of its
+//! service's `poll_ready`.
 
 use std::error::Error as StdError;
 use std::io;

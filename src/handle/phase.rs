@@ -8,15 +8,16 @@ pub enum ServerPhase {
     /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is
     /// set. A readiness check should now tell load balancers to send no more connections.
     LameDuck,
-    /// Connections finish their requests in progress and close. Connections in the backlog are
-    /// still accepted, then the listener closes.
+    /// Connections finish their requests in progress and close. If the listener is still open,
+    /// connections in its backlog are accepted as far as the limit allows, and then it closes. A
+    /// backlog that another process shares is left to that process.
     Draining,
     /// The server has ended.
     Ended,
 }
 
 impl ServerPhase {
-    /// Returns the lower-case word for events, metrics and status pages.
+    /// Returns the phase as a lower-case word, for events, metrics and status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Serving => "serving",

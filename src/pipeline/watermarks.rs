@@ -53,7 +53,7 @@ impl Watermarks {
         Self::capped(high / 4, high)
     }
 
-    /// Creates marks of at most the maximum. `low` must be below `high`.
+    /// Creates marks, and reduces them to the maximum. `low` must be below `high`.
     const fn capped(low: usize, high: usize) -> Self {
         let high = if high < MAX { high } else { MAX };
         let low = if low < high { low } else { high - 1 };
