@@ -104,7 +104,8 @@ impl<H> PreConnectLayer<H> {
 
     /// Sets the time for everything before the service is called: the wait until the hook is ready,
     /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
-    /// and a silent peer's connection stays open until newer connections evict it.
+    /// and a silent peer's connection stays open until newer connections evict it or a drain ends
+    /// it.
     ///
     /// Default: 10 s. Why: enough for several round trips on the slowest networks. When reached:
     /// the connection is dropped with [`EndReason::PreConnectTimeout`].

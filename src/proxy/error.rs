@@ -1,7 +1,7 @@
 use thiserror::Error;
 
-/// The error for bytes that are not an acceptable PROXY header, or for a peer that may not send
-/// one.
+/// The error for bytes that are not an acceptable PROXY header, or for a peer that is not allowed
+/// to send one.
 ///
 /// [`ProxyProtocol`](super::ProxyProtocol) fails with a [`ConnectionEnded`](crate::ConnectionEnded)
 /// whose cause is this error. The end reason is

@@ -11,8 +11,8 @@
 //!   address.
 //! - [`ConnectionInfo::get::<ProxyHeader>`](crate::ConnectionInfo::get) returns the whole
 //!   [`ProxyHeader`]. It contains the address that the client connected to, and facts about the
-//!   client's TLS session with the balancer, such as the host name and the common name of the
-//!   client's certificate.
+//!   client's TLS session with the balancer, such as the host name that the client requested, and
+//!   the common name of the client's certificate.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -88,7 +88,7 @@
 //! | `PROXY` of TCP | accepted; an IPv4-mapped IPv6 address becomes the IPv4 address |
 //! | `LOCAL` | accepted with the socket's own address; the rest of the header is skipped |
 //! | `UNKNOWN`, or an unspecified family or protocol | accepted with the socket's own address |
-//! | of UDP or Unix sockets | accepted with the socket's own address |
+//! | `PROXY` of UDP or Unix sockets | accepted with the socket's own address |
 //! | a wrong checksum; malformed TLVs (the header's type-length-value fields) | refused |
 //! | version 1 with leading zeros, signs, other separators, or more than 107 bytes | refused |
 //! | version 2 of more bytes than [`max_len`](ProxyProtocol::max_len) | refused |

@@ -1,4 +1,4 @@
-//! Runs a whole server in a test, without sockets and on a paused clock.
+//! Runs a whole server in a test: in memory or on sockets, in real time or on a paused clock.
 //!
 //! [`serve`] runs a connection stack in memory. It returns a [`Served`], which connects clients,
 //! contains the server's [`Handle`](crate::Handle), and reports how connections end:
