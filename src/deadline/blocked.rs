@@ -1,4 +1,4 @@
-//! Measures for how long a peer has taken none of its pending output.
+//! Measures for how long a peer has taken none of the output that is pending for it.
 //!
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
 //! again only once a third of the buffer is free, and a slow reader may need longer than the

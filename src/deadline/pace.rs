@@ -17,10 +17,10 @@ pub struct MinRate {
 impl MinRate {
     /// Creates a rate of at least `bytes` in each `window`.
     ///
-    /// Choose a window of several seconds, because TCP may send a lost packet again only after a
-    /// second or more. Choose a small number of bytes, because a slow peer need not be malicious.
-    /// For example, 500 bytes in 5 s is less than a tenth of the speed of a modem with 9,600 bits
-    /// per second. A window shorter than 1 ms counts as 1 ms.
+    /// Choose a window of several seconds, because TCP can wait a second or more before it sends a
+    /// lost packet again. Choose a small number of bytes, because a slow peer need not be
+    /// malicious. For example, 500 bytes in 5 s is less than a tenth of the speed of a modem with
+    /// 9,600 bits per second. A window shorter than 1 ms counts as 1 ms.
     #[must_use]
     pub fn new(bytes: u64, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(1));

@@ -66,7 +66,7 @@ deadlines! {
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
     /// | [`half_closed`] | 10 s | most replies take less; the work for an abandoned request ends then | [`PeerReset`] |
-    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for which it closes |
+    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for which the connection closes |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, then [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
@@ -89,7 +89,8 @@ deadlines! {
     /// [`SlowSender`]: crate::EndReason::SlowSender
     /// [`SlowReader`]: crate::EndReason::SlowReader
     Deadlines {
-        /// Sets the time for pre-connect hooks, including TLS handshakes. `None` waits forever.
+        /// Sets the time for pre-connect hooks, including TLS handshakes, and for the wait until
+        /// the service behind the hooks is ready. `None` waits forever.
         ///
         /// A [`PreConnectLayer`](crate::preconnect::PreConnectLayer) enforces it.
         ///
@@ -195,7 +196,7 @@ deadlines! {
         /// close their connection. `None` waits forever.
         ///
         /// The server closes a connection at its [`max_age`](Self::max_age), after an error, and
-        /// when the program calls for it. As with [`half_closed`](Self::half_closed), each finished
+        /// when the program requests it. As with [`half_closed`](Self::half_closed), each finished
         /// reply and each byte that the peer takes restarts the time, and the time does not run
         /// while a pause holds requests back. A drain of the server does not start the time,
         /// because a shutdown has its own deadline.
@@ -255,14 +256,14 @@ impl Deadlines {
     ///
     /// The rate of input applies only while a frame is incomplete. It does not apply while a
     /// service works, or to the body of an HTTP request. The rate of output applies whenever output
-    /// is pending. In HTTP/2 the rate of input applies to the preface, but not to the head of a
-    /// request. Until a head is complete, a connection without other streams is idle, and
-    /// [`idle`](Self::idle) ends it.
+    /// is pending. In HTTP/1 a request's head counts as a frame. In HTTP/2 the rate of input
+    /// applies to the preface, but not to the head of a request. Until that head is complete, a
+    /// connection without other streams is idle, and [`idle`](Self::idle) ends it.
     ///
-    /// On Linux a byte counts as taken when the peer acknowledges it. On other systems, bytes count
-    /// as taken when more can be written, so use longer windows there. Over a Unix socket, Linux
-    /// reports taken bytes in blocks of up to 36 KiB, so choose a window in which even a slow peer
-    /// reads that much.
+    /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
+    /// socket. On other systems, and with a custom listener, bytes count as taken when more can be
+    /// written, so use longer windows there. Over a Unix socket, Linux reports taken bytes in
+    /// blocks of up to 36 KiB, so choose a window in which even a slow peer reads that much.
     ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow they may be. When
     /// the peer is slower: the connection ends with [`SlowSender`](crate::EndReason::SlowSender) or
@@ -366,8 +367,8 @@ deadlines! {
         /// request that the client sends while the server closes the connection is lost. With this
         /// deadline, a client that sends one request after another is served until it is quiet for
         /// this time, or closes the connection itself. If a reply takes longer than this time, the
-        /// connection closes after that reply. Use the deadline if connections are short and
-        /// requests must not be lost.
+        /// connection can close directly after that reply. Use the deadline if connections are
+        /// short and requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).

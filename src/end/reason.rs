@@ -82,7 +82,7 @@ end_reasons! {
     /// The connection was idle for longer than [`idle`](crate::deadline::Deadlines::idle) or
     /// [`upgraded_idle`](crate::deadline::Deadlines::upgraded_idle).
     IdleTimeout = "idle_timeout" by Server,
-    /// The peer took no byte of its pending output within the [write
+    /// The peer took no byte of the pending output within the [write
     /// deadline](crate::deadline::Deadlines::write).
     WriteTimeout = "write_timeout" by Server,
     /// The service left more small HTTP/2 data frames unread than h2, the HTTP/2 library of hyper,
@@ -96,7 +96,8 @@ end_reasons! {
     SlowSender = "slow_sender" by Server,
     /// The connection reached its maximum age.
     MaxAge = "max_age" by Server,
-    /// The pre-connect hooks did not complete in time.
+    /// The pre-connect hooks did not complete in time, or the service behind them was not ready in
+    /// time.
     PreConnectTimeout = "pre_connect_timeout" by Server,
     /// Too many connections were in their pre-connect hooks, and this connection was the oldest of
     /// them.
@@ -126,13 +127,14 @@ end_reasons! {
     ServiceClosed = "service_closed" by Service,
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
-    /// A connection service failed, or a request failed in a pipeline with
+    /// A connection service failed, or a request failed over HTTP/1 or in a pipeline with
     /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error). The error did not [choose another
     /// reason](crate::ConnectionEnded::new).
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,
-    /// The make-service failed, or did not complete in time.
+    /// The make-service failed, or did not complete in time. This is also the reason if the service
+    /// of an upgrade was not ready in time.
     MakeServiceError = "make_service_error" by Service,
     /// The encoder rejected a reply.
     EncodeError = "encode_error" by Service,
