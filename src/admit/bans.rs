@@ -59,9 +59,9 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// attempts. Use [`PerClient::rate`](super::PerClient::rate) to limit how often a client can
 /// connect.
 ///
-/// Behind a proxy, `address_filter` sees the address of the proxy, so bans have no effect there.
-/// Instead, use `AddressFilter::from(bans)` as a pre-connect hook, after the hook that reads the
-/// proxy's header.
+/// Behind a proxy, `address_filter` sees the address of the proxy, so it cannot apply the bans of
+/// clients. Instead, use `AddressFilter::from(bans)` as a pre-connect hook, after the hook that
+/// reads the proxy's header.
 ///
 /// [`ConnectionInfo::client_addr`]: crate::ConnectionInfo::client_addr
 #[derive(Clone)]
@@ -116,7 +116,8 @@ impl Bans {
         }
     }
 
-    /// Sets the number of leading bits of an IPv6 address that are banned together.
+    /// Sets the length of the prefix that a ban of an IPv6 address covers: all addresses with the
+    /// same first `bits` bits are banned together.
     ///
     /// Default: 64. Why: a host usually has a network of this size, and can use any address in it.
     #[must_use]

@@ -36,9 +36,9 @@ const REPLACES: &str = "TOWER_TCP_REPLACES";
 /// prefix. The value has three parts: the number of the endpoint, `1` if a supervisor keeps the
 /// socket open or else `0`, and the text of the endpoint.
 const SOCKET: &str = "TOWER_TCP_SOCKET_";
-/// The prefix of the variables for those Unix sockets whose paths the server removes. The socket's
-/// index follows the prefix. The value has three parts: the device number of the socket's file, the
-/// file's inode number, and the path.
+/// The prefix of the variables for those Unix sockets whose paths the server removes when it closes
+/// the sockets. The socket's index follows the prefix. The value has three parts: the device number
+/// of the socket's file, the file's inode number, and the path.
 const PATH: &str = "TOWER_TCP_PATH_";
 
 /// The number of the first passed descriptor, as in systemd's protocol.
@@ -374,7 +374,8 @@ impl Replacing {
     }
 
     /// Reports to the old process that this process is ready, and waits for the reply. After that,
-    /// this process removes the paths of the sockets that it serves.
+    /// this process owns the paths of the sockets that it serves: it removes a path when it closes
+    /// the socket.
     async fn ready(&self, stream: UnixStream) -> io::Result<()> {
         let served: Vec<_> = {
             let state = self.lock();

@@ -192,7 +192,7 @@ where
         .await
         .map_err(Error::Workers)?;
     let Server {
-        // Bound first, and therefore dropped after the listener, as in `Server`.
+        // Declared before the listener, and therefore dropped after it, as in `Server`.
         end: _cut_off,
         listener,
         handle,
@@ -208,7 +208,7 @@ where
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // This server shuts down before it has taken over. The process that it should replace
+            // This server shuts down before it has taken over. The process that it was to replace
             // continues to accept from these sockets.
             shared.sockets().for_each(|socket| socket.release());
         }
