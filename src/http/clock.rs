@@ -88,9 +88,9 @@ pub(super) struct Clock {
     written: u64,
     blocked: Blocked,
     pace: Pace,
-    /// HTTP/2 only: the bytes of responses that the peer has taken, and the time of the last
-    /// change. `None` if no more bytes wait for the peer, or while `blocked` measures pending
-    /// output.
+    /// HTTP/2 only: the number of bytes of responses that the peer has taken, and the time of the
+    /// last change. `None` while no further bytes of responses wait for the peer, or while
+    /// `blocked` measures pending output.
     stalled: Option<(u64, Moment)>,
     /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,
@@ -164,8 +164,8 @@ impl Clock {
     }
 
     /// Registers a wakeup for the next deadline. Completes with the action of a deadline that has
-    /// passed, or with `None` if the peer has taken output just before the deadline for that, so
-    /// that the deadlines have to be computed again.
+    /// passed, or with `None` if this deadline is `write` and the peer has taken output shortly
+    /// before it. Then the deadlines have to be computed again.
     #[inline(never)] // Most polls of a busy connection return before this.
     fn poll_next(
         &mut self,

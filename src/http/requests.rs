@@ -21,8 +21,8 @@ use crate::error::{BoxError, caught};
 use crate::observe::{ErrorChain, signed};
 
 /// An empty map with space for seven extensions, which its clones have as well. `Extensions` has no
-/// `with_capacity`, and what a new map first allocates has space for three. axum inserts up to
-/// three, so with `ConnectionInfo` a new map would be allocated twice for each request.
+/// `with_capacity`, and the first allocation of a new map has space for three. axum inserts up to
+/// three, so with `ConnectionInfo` a new map would allocate twice for each request.
 static EMPTY_WITH_SPACE: LazyLock<Extensions> = LazyLock::new(|| {
     let mut extensions = Extensions::new();
     extensions.insert([(); 1]);

@@ -270,7 +270,7 @@ impl<T, M> Sending<T, M> {
     }
 }
 
-/// Charges the sends to `peers` peers to the task's budget, so that a task that broadcasts again
+/// Charges the task's budget for the sends to `peers` peers, so that a task that broadcasts again
 /// and again does not delay other tasks. A broadcast costs at most the budget of one turn.
 ///
 /// A run is charged before it begins. Charging may yield, so if it came later, the members could

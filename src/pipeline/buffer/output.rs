@@ -14,9 +14,9 @@ const BLOCK: usize = 16 * 1024;
 /// The size above which the thread does not keep a block.
 const LARGEST_KEPT: usize = 128 * 1024;
 
-/// The number of bytes of capacity that a buffer of pending output may have beyond its content. The
-/// content of a larger buffer is copied to one that fits, because the buffer began as a large block
-/// or has grown by doubling.
+/// The number of bytes of capacity that a buffer of pending output may have beyond its content. A
+/// buffer has more if it began as a large block or has grown by doubling. Then its content is
+/// copied to a buffer that fits.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {

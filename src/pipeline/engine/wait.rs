@@ -103,7 +103,7 @@ where
     /// have reported bytes that have arrived, so the additional read asks the system.
     ///
     /// A drain loses bytes that it does not find, because the connection then closes. So a drain
-    /// always reads once more, if the listener has provided the socket. Otherwise, only an
+    /// always reads once more, if the listener has provided the socket. Outside of a drain, only an
     /// incomplete frame shows that input is missing. The runtime can miss the rest of a frame only
     /// after urgent data, which makes a read short. So the second read is tried only after a short
     /// read.

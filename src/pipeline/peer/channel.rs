@@ -36,8 +36,8 @@ pub(super) struct Channel<T, M> {
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
     /// The number of permits to return later: those of items that were taken, and those that were
-    /// withdrawn at the high mark. They are returned only while the output is not above its high
-    /// mark.
+    /// withdrawn at the high mark. They are returned only while the output does not count as above
+    /// its mark (see `crossings`).
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
@@ -54,7 +54,8 @@ pub(super) struct Queues<T, M> {
     /// output no longer above it.
     stall: Option<Stall>,
     /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
-    /// high mark first, so the number is odd while the output is above the mark.
+    /// high mark first, so the number is odd while the output counts as *above its mark*: after it
+    /// has risen to the high mark, until it has fallen to the low mark.
     pub(super) crossings: u64,
     no_more_items: bool,
     no_more_messages: bool,
@@ -92,8 +93,8 @@ impl Stall {
 /// An entry in the queue of output.
 pub(super) enum Item<T> {
     Frame(T),
-    /// A run of broadcast frames. Broadcasts may add frames to it (it is *open*) only if it is the
-    /// last entry, and only while the output is not above its high mark.
+    /// A run of broadcast frames. While it is *open*, broadcasts may add frames to it. It is open
+    /// only while it is the last entry and the output is not above its mark.
     Run(Arc<Run<T>>),
     /// The rest of a run: frames that were not encoded because the output reached its mark.
     Rest(Vec<T>),
