@@ -29,8 +29,8 @@ pub fn memory() -> (MemoryListener, Connector) {
 /// Creates an in-memory listener and its connector. Connections buffer `bytes` bytes in each
 /// direction.
 ///
-/// With a small buffer, writes are partial and soon wait for the peer, so a test notices a peer
-/// that does not read.
+/// With a small buffer, writes are partial and soon wait for the peer, so a test can show what
+/// happens if a peer does not read.
 pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
     let (queue, waiting) = mpsc::channel(BACKLOG);
     let listener = MemoryListener {

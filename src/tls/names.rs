@@ -62,7 +62,7 @@ impl Names {
         self.insert(name, certified)
     }
 
-    /// Adds a certificate for each DNS name in it.
+    /// Adds a certificate under each DNS name that it contains.
     pub(super) fn add_by_san(
         &mut self,
         identity: &Identity,

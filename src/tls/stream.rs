@@ -71,8 +71,8 @@ impl Scratch {
 ///
 /// Keying material cannot be exported from this stream, because rustls's unbuffered API, which the
 /// stream uses, does not support it. A protocol that binds authentication to the TLS channel ([RFC
-/// 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs another hook, which returns the stream of
-/// tokio-rustls.
+/// 9266](https://www.rfc-editor.org/rfc/rfc9266)) needs a hook of your own, which returns the
+/// stream of tokio-rustls.
 ///
 /// # Cancel safety
 ///

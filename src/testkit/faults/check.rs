@@ -195,7 +195,7 @@ impl<F> Check<F> {
         self
     }
 
-    /// Checks after each run that nothing has breached a [`Contract`] in the stack.
+    /// Checks after each run that `contract`, a layer in the stack, has found no breach.
     pub fn contract(mut self, contract: &Contract) -> Self {
         self.contract = Some(contract.clone());
         self
