@@ -63,12 +63,15 @@ pub fn find_cause<'a, E: StdError + 'static>(err: &'a (dyn StdError + 'static)) 
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An address could not be resolved, bound or listened on. No other address is left bound.
+    /// An address is invalid, or could not be resolved, bound or listened on, or no address was
+    /// given. No address is left bound.
     #[error("cannot listen on {address}")]
     Bind {
-        /// The address as it was given.
+        /// The address as it was given, or `no address`.
         address: String,
-        /// The error of the system or the resolver.
+        /// The cause: an error of the system or the resolver, or, for example, a wrapped
+        /// [`InvalidEndpoint`](crate::bind::InvalidEndpoint) or
+        /// [`PassedError`](crate::bind::PassedError).
         #[source]
         source: io::Error,
     },

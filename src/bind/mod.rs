@@ -63,7 +63,7 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server treats an error like one of [`poll_accept`](Self::poll_accept).
+    /// The server treats an error like an error of [`poll_accept`](Self::poll_accept).
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let _unused = cx;
         Poll::Ready(Ok(()))
@@ -144,8 +144,8 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server treats an error like one of [`poll_accept`](Self::poll_accept). By default, the
-    /// server calls this method again, usually after a back-off.
+    /// The server treats an error like an error of [`poll_accept`](Self::poll_accept). By default,
+    /// the server calls this method again, usually after a back-off.
     fn resume(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -33,8 +33,8 @@ use ranges::Ranges;
 /// A network whose address has bits set after its prefix, such as `10.0.0.1/8`, is an error,
 /// because it is unclear whether the single address or the whole network is meant.
 ///
-/// One text, such as the contents of a file, may list any number of networks. They are separated by
-/// white space or commas, and `#` begins a comment:
+/// [`str::parse`] reads a text that lists any number of networks, such as the contents of a file.
+/// They are separated by white space or commas, and `#` begins a comment:
 ///
 /// ```
 /// use tower_tcp::networks::Networks;
@@ -66,7 +66,7 @@ impl Networks {
         Self::default()
     }
 
-    /// Parses a list of networks.
+    /// Parses a list of texts with one network each.
     ///
     /// # Errors
     ///
