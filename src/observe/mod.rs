@@ -1,10 +1,10 @@
 //! Spans, events and metrics of a server, under [OpenTelemetry names] where they exist.
 //!
 //! A server logs little by default. Actions of peers, including probes and scans, are counted, and
-//! logged at debug or trace level. Faults of the program or the system are logged at higher levels.
-//! A request has no span and its duration is not measured, unless a layer is added around the
-//! service. A failed request is logged at warn level even without a layer, if the connection
-//! continues.
+//! logged at debug or trace level. Faults of the program or the system that need action are logged
+//! at higher levels. A request has no span and its duration is not measured, unless a layer is
+//! added around the service. A failed request is logged at warn level even without a layer, if the
+//! connection continues.
 //!
 //! Each connection ends with one [`EndReason`], which is passed to [`Connection::on_end`]. The
 //! connection's span, its closing event and the metrics contain the reason's name,
@@ -16,10 +16,10 @@
 //!
 //! | span | level | fields | made by |
 //! | --- | --- | --- | --- |
-//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; after the hooks `client.address`, `client.port`, if a trusted hop has reported them; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
+//! | `tcp.connection` | info | `otel.kind` = `server`, `connection.id`, `network.transport`, `network.peer.address`, `network.peer.port`, `network.local.address`, `network.local.port`; after the hooks `client.address`, `client.port`, if a hook, such as `ProxyProtocol`, has set them; at the end `close.reason`, `close.initiator`, and `otel.status_code` = `ERROR` if the closing event is a warning or error | [`ConnectionTraceLayer`] |
 //! | `pre_connect` | debug | `otel.kind` = `internal` | [`PreConnectLayer`](crate::preconnect::PreConnectLayer), around its hooks |
 //! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as in the metric | the hook `Tls` |
-//! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], by default |
+//! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], unless `make_span_with` sets another span |
 //!
 //! The spans of hooks, handshakes and requests are children of the connection's span. A filter at
 //! info level disables `pre_connect` and `TLS server handshake`.
@@ -31,7 +31,7 @@
 //! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | at level warn or error, with an `error`: check the service |
 //! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. There is no other event for this connection |
 //! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. It did not end the connection, because `shutdown_on_error` is off, or because it belongs to one HTTP/2 stream |
-//! | `accept.error` | debug | `error`, `error.type` | nothing: the client disconnected before it was accepted |
+//! | `accept.error` | debug | `error`, `error.type` | nothing: the next accept is tried at once. Usually the error concerns only one connection, for example one whose client has disconnected |
 //! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; not logged again before `accept.resumed` |
 //! | `accept.resumed` | info | | nothing: the server accepts again |
 //! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, and the second aborts all connections; `live` is the number of open connections |
@@ -61,10 +61,11 @@
 //! # Metrics
 //!
 //! With the feature `metrics`, the library records metrics through the `metrics` facade. The
-//! program chooses the recorder, for example one for Prometheus, and installs it before the first
-//! connection arrives. Without a recorder nothing is recorded. `describe_metrics` registers the
-//! units and descriptions. The example `observe` serves the metrics to Prometheus at `/metrics`.
-//! The repository's folder `contrib` has alert rules for Prometheus and a dashboard for Grafana.
+//! program chooses the recorder, for example one for Prometheus, and installs it before it creates
+//! a `RequestMetricsLayer` and before the first connection arrives. Without a recorder nothing is
+//! recorded. `describe_metrics` registers the units and descriptions. The example `observe` serves
+//! the metrics to Prometheus at `/metrics`. The repository's folder `contrib` has alert rules for
+//! Prometheus and a dashboard for Grafana.
 //!
 //! | metric | kind, unit | attributes | what to do |
 //! | --- | --- | --- | --- |
