@@ -304,8 +304,8 @@ impl Format for Json {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SerdeError<E> {
-    /// A document to read or to write was larger than [`max_frame`](Serde::max_frame). Nothing was
-    /// written.
+    /// A document to read or to write was, with its prefix, larger than
+    /// [`max_frame`](Serde::max_frame). Nothing was written.
     #[error("document too large")]
     TooLarge(#[from] FrameTooLarge),
     /// A document could not be read, or a value could not be written. Nothing was written.

@@ -341,8 +341,8 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     ///
     /// The connection keeps its permit, its span and its signals. Its end is reported once, when
     /// the next service is done. Earlier replies and pushed frames are written before the upgrade.
-    /// Messages that wait for the service are dropped. The pipeline's [`Peer`] handles can still
-    /// close the connection and await its end, but can no longer send.
+    /// Messages that wait for the pipeline's service are dropped. The pipeline's [`Peer`] handles
+    /// can still close the connection and await its end, but can no longer send.
     ///
     /// Requests must run one at a time, because otherwise later requests may already be decoded
     /// when the reply is sent. The response of the pipeline's service is an [`Upgrade`], or a type
@@ -352,7 +352,7 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// `next` is cloned for each connection. The clone is polled for readiness at the upgrade. The
     /// deadline of a make-service, [10 s](Deadlines::make_service) by default, applies to this
     /// wait, too. If a [pause](Peer::pause_input) holds back a request that was already decoded,
-    /// that request is dropped.
+    /// the upgrade drops that request.
     ///
     /// ```
     /// use bytes::Bytes;
