@@ -83,7 +83,7 @@ impl Protocol {
     ///
     /// To detect other protocols, too, check for them before you call this function. The order
     /// matters for a protocol that looks like HTTP/1 to this function, such as a line protocol with
-    /// a command `GET`:
+    /// a command `GET`. This example also detects SSH:
     ///
     /// ```
     /// use tower_tcp::preconnect::{Detection, Protocol};

@@ -45,7 +45,8 @@ impl Tlvs {
         self.0.is_empty()
     }
 
-    /// Returns the protocol that the client and the sender have negotiated by ALPN, such as `h2`.
+    /// Returns the protocol that the client and the sender of the header have negotiated by ALPN,
+    /// such as `h2`.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.get(ALPN)
     }
@@ -57,7 +58,8 @@ impl Tlvs {
         text(&self.0, AUTHORITY)
     }
 
-    /// Returns the sender's identifier of the connection, of at most 128 bytes.
+    /// Returns the identifier, of at most 128 bytes, that the sender of the header gave the
+    /// connection.
     pub fn unique_id(&self) -> Option<&[u8]> {
         self.get(UNIQUE_ID)
     }

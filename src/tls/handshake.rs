@@ -21,8 +21,8 @@ use super::stream::{TlsStream, invalid};
 /// smaller than 2 KiB.
 const HELLO: usize = 4 * 1024;
 
-/// The time for which input is read and discarded after a failed handshake, so that the peer
-/// receives the alert.
+/// The maximum time for which input is read and discarded after a failed handshake, so that the
+/// peer receives the alert.
 const ALERT_LINGER: Duration = Duration::from_millis(200);
 /// The maximum number of bytes to read and discard after a failed handshake.
 const ALERT_LINGER_BYTES: u64 = 16 * 1024;
