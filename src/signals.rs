@@ -28,9 +28,10 @@ pub(crate) enum Signal {
 
 /// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
-/// There is one waker for the connection's task, and one for its pipeline or HTTP service, because
-/// a layer may have moved that service to another task. Both stay registered, so an idle connection
-/// does not register them again for each wait. Futures that the user holds wait on a `Notify`.
+/// There is one waker for the connection's task, and one for its hooks, pipeline or HTTP service,
+/// because a layer may have moved these to another task. Both stay registered, so an idle
+/// connection does not register them again for each wait. Futures that the user holds wait on a
+/// `Notify`.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     raised: AtomicU8,
@@ -54,8 +55,8 @@ impl Signals {
         self.lock().task = Some(waker.clone());
     }
 
-    /// Sets the waker of the connection's pipeline or HTTP service. As with `wake_task_with`, check
-    /// the signals *after* this call.
+    /// Sets the waker of the connection's hooks, pipeline or HTTP service. As with
+    /// `wake_task_with`, check the signals *after* this call.
     pub(crate) fn wake_engine_with(&self, waker: &Waker) {
         let before = self.lock().engine.replace(waker.clone());
         drop(before);

@@ -13,7 +13,8 @@ use tokio::net::{TcpStream, UnixStream};
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) family: Family,
-    /// Set if closing the socket sends a reset to a peer that is cut off.
+    /// Set if the server resets the connection when it cuts the connection off (see
+    /// `SocketOptions::reset_cut_off`).
     resets: bool,
     /// The number of bytes written to the socket. Only the stream changes it.
     written: AtomicU64,
@@ -90,7 +91,8 @@ impl Wire {
         left.map(|left| Sent { written, left })
     }
 
-    /// Makes closing the socket send a reset, so that the system frees the socket's memory at once.
+    /// Makes closing a TCP socket send a reset if `resets` is set, so that the system frees the
+    /// socket's memory at once.
     fn reset_at_close(&self) {
         if self.resets
             && let Family::Tcp(stream) = &self.family
@@ -160,7 +162,8 @@ impl Probe {
         self.wire()?.sent()
     }
 
-    /// Makes closing the socket send a reset, if the socket is still open.
+    /// Makes closing a TCP socket send a reset, if the socket is still open and its options allow
+    /// that.
     pub(crate) fn reset_at_close(&self) {
         if let Some(wire) = self.wire() {
             wire.reset_at_close();
