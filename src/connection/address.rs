@@ -9,7 +9,8 @@ use std::sync::Arc;
 pub enum Address {
     /// An IP address and port. `From<SocketAddr>` converts an IPv4-mapped IPv6 address to IPv4.
     Tcp(SocketAddr),
-    /// The path of a Unix socket, if it has one. A client's socket usually has none.
+    /// The path of a Unix socket, or `@` and its abstract name. `None` if the socket has neither,
+    /// as is usual for a client's socket.
     Unix(Option<Arc<Path>>),
     /// The number of one end of an in-memory connection.
     Memory(u64),
@@ -45,7 +46,8 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
-            // A peer chooses its own path, and could forge a log line with a line break in it.
+            // A peer chooses its socket's path, and could forge a log line by a line break in the
+            // path.
             Self::Unix(Some(path)) => {
                 write!(f, "unix:{}", path.to_string_lossy().escape_debug())
             }

@@ -59,7 +59,8 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
-    /// Returns whether the callbacks for a moment have been taken.
+    /// Returns whether the callbacks for a moment have been taken. Always `false` for the end,
+    /// because this value is dropped when those callbacks are taken.
     pub(super) fn is_past(&self, moment: Moment) -> bool {
         self.closing && moment == Moment::Closing
     }
