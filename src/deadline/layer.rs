@@ -24,8 +24,8 @@ use crate::error::BoxError;
 /// - [`idle`](Deadlines::idle), while nothing is read or written;
 /// - [`write`](Deadlines::write), while a write is pending and the peer takes nothing;
 /// - [`min_rate`](Deadlines::min_rate), while a write is pending;
-/// - [`max_age`](Deadlines::max_age), at which the connection
-///   [drains](crate::Connection::draining); by default, it ends after another
+/// - [`max_age`](Deadlines::max_age) with [`max_age_jitter`](Deadlines::max_age_jitter), at which
+///   the connection [drains](crate::Connection::draining); by default, it ends after another
 ///   [30 s](super::DrainDeadlines::stream).
 ///
 /// When a deadline passes, the layer drops the service's future, and the stream with it. So keep

@@ -5,10 +5,10 @@
 //!
 //! | part | set by | enforces |
 //! | --- | --- | --- |
-//! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect` |
-//! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle` |
-//! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls` |
-//! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `min_rate` of output, and `stream` of `drain` |
+//! | pre-connect hooks | [`PreConnectLayer::deadlines`] | `pre_connect`, and `pre_connect` of `drain` |
+//! | pipelines | [`Pipeline::deadlines`] | all but `pre_connect`, `body` and `upgraded_idle`; of `drain`, only `frame` and `next_frame` |
+//! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls`; of `drain`, all but `pre_connect` and `next_frame` |
+//! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `max_age_jitter`, `min_rate` of output, and `stream` of `drain` |
 //!
 //! If a deadline for the peer passes while the process is stopped or starved of CPU time, the
 //! deadline is extended once, to 50 ms after the process notices that it has passed, because the
@@ -35,7 +35,7 @@ pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
 pub(crate) use watch::{Borrower, Watch, between_looks};
 
-/// The time after its accept for which a draining connection stays open if no byte has been read
-/// from it. The peer's first bytes may have arrived together with the connection, but the runtime
-/// reports them only after it has polled its driver once more.
+/// The time for which a draining connection stays open after it was accepted, even if no byte has
+/// been read from it. The peer's first bytes may have arrived together with the connection, but the
+/// runtime reports them only after it has polled its driver once more.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);
