@@ -79,7 +79,7 @@ impl End {
 }
 
 /// The reason a connection ended, with its cause. This is the error of the crate's own connection
-/// services. An error of your own code can choose a connection's end reason with it (see
+/// services. Your own code can fail with this error to choose a connection's end reason (see
 /// [`new`](Self::new)).
 #[derive(Clone, Debug)]
 pub struct ConnectionEnded {
@@ -106,11 +106,12 @@ impl ConnectionEnded {
     /// cause, convert the reason: `ConnectionEnded::from(EndReason::Rejected)`.
     ///
     /// If a hook, a layer, a connection service or a make-service fails with this error, or with
-    /// one that has it among its causes, the connection ends with this reason. So does the
-    /// connection of a request service in a [`Pipeline`](crate::Pipeline), even if
-    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) is off. Errors of a codec or of
-    /// `poll_ready` do not choose their reason. In [`Http`](crate::http::Http), the error of a
-    /// request service chooses it over HTTP/1; over HTTP/2 that error ends only its stream.
+    /// one that has it among its causes, the connection ends with this reason. The same applies to
+    /// a call of the request service in a [`Pipeline`](crate::Pipeline), even if
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) is off. Errors of a codec, or of
+    /// the request service's `poll_ready`, do not choose the reason. In
+    /// [`Http`](crate::http::Http), the error of a request service chooses the reason over HTTP/1;
+    /// over HTTP/2 such an error ends only its stream.
     ///
     /// Any reason is allowed. Sensible ones are those for a peer that breaks the rules
     /// ([`CodecError`](EndReason::CodecError), [`Rejected`](EndReason::Rejected),

@@ -19,7 +19,7 @@ use crate::bind::Departing;
 use crate::connection::Connection;
 
 /// The maximum number of bytes to read ahead while a request is answered. If that many unread bytes
-/// precede the end of input, it is noticed only on a socket, through [`Departing`].
+/// precede the end of input, the end is noticed only on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
 /// The maximum number of bytes to read at once before hyper is set up. The head of almost every
