@@ -20,8 +20,8 @@ pub(super) struct Inner<K, T, M> {
     pub(super) source: Option<Source<K, T>>,
 }
 
-/// The state of one group: its members (at least one) by their [`ConnectionId`], its latest run,
-/// and its feed, if it has one.
+/// The state of one group: its members (at least one) by their [`ConnectionId`], its latest
+/// [run](crate::pipeline::Run) of frames, and its feed, if it has one.
 pub(super) struct Group<T, M> {
     /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
     /// joins or leaves meanwhile, the map is copied first.
@@ -63,8 +63,8 @@ pub(super) struct Audience<T, M> {
 
 impl<T, M> Audience<T, M> {
     /// Sends a frame to the members that have the open run, by adding it to the run.
-    /// [`Sending::done`] sends it to the other members. Returns `None` if there is no run, or if
-    /// the run is closed or full.
+    /// [`Sending::done`] sends the frame to the other members. Returns `None` if there is no run, or
+    /// if the run is closed or full.
     pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

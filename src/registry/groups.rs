@@ -274,7 +274,7 @@ where
         members.values().map(|it| it.peer.clone()).collect()
     }
 
-    /// Sends a frame to all members of a group for which `whom` returns `true`, like
+    /// Sends a frame to those members of a group for which `whom` returns `true`, like
     /// [`Registry::broadcast`](super::Registry::broadcast).
     ///
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:

@@ -78,8 +78,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// The error of a stream that did not end properly, such as a TLS stream without
     /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
     cut_off: Option<io::Error>,
-    /// The bytes read last may not be acknowledged yet: no output was written since, and no
-    /// acknowledgement was requested.
+    /// The system has possibly not acknowledged the bytes read last: no output was written since,
+    /// and no acknowledgement was requested.
     unanswered: bool,
     codec: C,
     /// A decoded request that waits until the service is ready, or until input is resumed.

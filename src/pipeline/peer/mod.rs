@@ -61,7 +61,7 @@ impl<T, M> Peer<T, M> {
     // Output.
 
     /// Sends a frame to the peer. The frame can come before, between or after replies, and also
-    /// between the frames of a streamed reply.
+    /// between the frames of a reply that has several.
     ///
     /// Frames are sent whole, in the order of the calls. The connection's task encodes and writes
     /// them. If the output has reached its high mark, the call waits until the output has fallen to
@@ -198,8 +198,8 @@ impl<T, M> Peer<T, M> {
     /// included.
     ///
     /// Returns `None` if the system does not report the number (only Linux does, since 4.12), if
-    /// the stream is closed, or if the connection's listener is not one of this crate. Each call
-    /// makes a system call.
+    /// the stream is closed, or if the connection has no socket of this crate, as with a custom
+    /// listener or in memory. Each call makes a system call.
     #[doc(alias = "SIOCOUTQ")]
     #[doc(alias = "TCP_INFO")]
     pub fn unacknowledged(&self) -> Option<u64> {
