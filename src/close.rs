@@ -243,7 +243,8 @@ enum Step {
 struct Wait {
     sent: Option<Sent>,
     /// The time from which the limit counts: the last time at which the peer is known to have taken
-    /// output, or else the time at which the wait began or writing was shut down.
+    /// output, or else the time at which writing was shut down, if that was during the wait, or
+    /// else the time at which the wait began.
     since: Instant,
     clock: Timer,
     pace: Pace,

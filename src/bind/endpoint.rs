@@ -18,7 +18,7 @@ use thiserror::Error;
 /// | `127.0.0.1:7000`, `[::]:7000` | this address; `[::]` includes IPv4, unless [`only_v6`] is on |
 /// | `localhost:7000` | every address to which the name resolves; if one of them cannot be bound, the bind fails |
 /// | `unix:/run/app.sock` | a Unix socket at this path |
-/// | `unix:@app` | a Unix socket with an abstract name (Linux) |
+/// | `unix:@app` | a Unix socket with an abstract name (Linux, Android) |
 /// | `fd:3` | the socket that was passed to this process as descriptor 3 |
 /// | `systemd:web` | the sockets that systemd has passed under this name (`FileDescriptorName=`) |
 /// | `systemd:*` | every passed socket that no earlier endpoint has taken |

@@ -64,9 +64,9 @@ impl SocketOptions {
     ///
     /// Default: 1024. Why: clients of a server at its connection limit wait in this queue, so it is
     /// longer than the 128 of tokio's own `TcpListener::bind`. When reached: a TCP client's system
-    /// tries again by itself. A Unix client waits, or gets the error `WouldBlock` if its socket is
-    /// non-blocking, as tokio's are. The system limits the length, too (`net.core.somaxconn` on
-    /// Linux).
+    /// tries again by itself. On Linux, a Unix client waits, or gets the error `WouldBlock` if its
+    /// socket is non-blocking, as tokio's are. On macOS and the BSDs, a Unix client is refused. The
+    /// system limits the length, too (`net.core.somaxconn` on Linux).
     #[doc(alias = "ListenQueue")]
     #[doc(alias = "somaxconn")]
     pub fn backlog(mut self, connections: u32) -> Self {
@@ -164,7 +164,7 @@ impl SocketOptions {
     /// Set it if the deadlines [`first_byte`](crate::deadline::Deadlines::first_byte) and
     /// [`idle`](crate::deadline::Deadlines::idle) are off, as for clients that only listen.
     /// Otherwise, if such a client vanishes without closing the connection, the server does not
-    /// notice that while it sends nothing.
+    /// notice this until it sends something.
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
     pub fn keepalive(mut self, silence: Duration) -> Self {
@@ -224,11 +224,12 @@ impl SocketOptions {
     /// Sets whether the server resets a TCP connection when it cuts the connection off. It cuts off
     /// a connection
     ///
-    /// - that reaches its [`write`](crate::deadline::Deadlines::write) deadline;
+    /// - that reaches its deadline [`write`](crate::deadline::Deadlines::write), or
+    ///   [`Linger::write`](crate::close::Linger::write);
     /// - that has not begun to close at the deadline of a shutdown, or when the server is aborted;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
-    /// - that is aborted by itself, for example by [`Peer::abort`](crate::Peer::abort).
+    /// - that is aborted individually, for example by [`Peer::abort`](crate::Peer::abort).
     ///
     /// Default: on. Why: otherwise the system would keep the bytes that such a peer has not read,
     /// up to several megabytes, for minutes, while the connection no longer counts against the
@@ -289,8 +290,9 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets the options of a listening socket that the replaced process has opened, except those
-    /// that must be set before the bind. Then sets the backlog of this process.
+    /// Sets the backlog of this process on a listening socket that the replaced process has opened,
+    /// and on Linux also the options that accepted sockets inherit. Options that must be set before
+    /// the bind stay as they are.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {
@@ -310,8 +312,8 @@ impl SocketOptions {
         }
     }
 
-    /// Sets the options that accepted sockets inherit from their listening socket on Linux. On
-    /// other systems, `socket` is an accepted socket.
+    /// Sets the options that accepted sockets inherit from their listening socket on Linux.
+    /// `socket` is such a listening socket, or an accepted socket that has not inherited them.
     fn inherit(&self, socket: &Socket) {
         if self.nodelay {
             note("nodelay", socket.set_tcp_nodelay(true));
