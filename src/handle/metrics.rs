@@ -76,13 +76,14 @@ impl Table {
 
 impl Handle {
     /// Records the server's current values: the open connections in each phase, the bytes and
-    /// requests of all connections, the limit, the length of the accept queue, and the connections
-    /// that a drain still waits for. The other [metrics](crate::observe#metrics) are recorded as
-    /// events happen. Call this before each scrape, or every few seconds if metrics are pushed.
+    /// requests of all connections, the limit, the length of the accept queue (only for TCP on
+    /// Linux), and the connections that a drain still waits for. The other
+    /// [metrics](crate::observe#metrics) are recorded as events happen. Call this before each
+    /// scrape, or every few seconds if metrics are pushed.
     ///
     /// This method reads the counters of each open connection, which takes about 150 ns per
-    /// connection and does not block open connections. On Linux, it also reads the length of the
-    /// accept queue from `/proc/net`.
+    /// connection and does not block open connections. It reads the length of the accept queue from
+    /// `/proc/net/tcp` and `/proc/net/tcp6`.
     pub fn collect_metrics(&self) {
         let server = &*self.0;
         let mut phases = Default::default();

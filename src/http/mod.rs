@@ -94,10 +94,12 @@
 //! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.
 //!
 //! [`Http::deadlines`] sets the deadlines. If a body stops arriving, [`RequestBody`] returns an
-//! error, and the service can still respond. Unless the connection is cut off
-//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)), its stream is
-//! closed gracefully, as by [`Connection::close`](crate::Connection::close), so finished responses
-//! reach the peer.
+//! error, and the service can still respond.
+//!
+//! At the end of a connection, its stream is closed gracefully, as by
+//! [`Connection::close`](crate::Connection::close), so finished responses reach the peer. The
+//! exception is a connection that is cut off
+//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) lists when).
 //!
 //! # Draining
 //!
@@ -108,7 +110,7 @@
 //! | a service waits for the body of a request | reading the body fails if no byte of it arrives for [3 s](DrainDeadlines::body); the request is answered in the same way |
 //! | HTTP/1, the head of a request has begun | the rest of the head has [3 s](DrainDeadlines::frame) to arrive, and the request is answered in the same way |
 //! | HTTP/1, idle between two requests | one more request may arrive within [1 s](DrainDeadlines::last_request), and is answered in the same way; then the connection closes |
-//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection whose peer does not acknowledge it within [3 s](DrainDeadlines::goodbye) is closed, even if the peer sends pings |
+//! | HTTP/2 | `GOAWAY` is sent; open streams are answered; an idle connection whose peer does not acknowledge the `GOAWAY` within [3 s](DrainDeadlines::goodbye) is closed, even if the peer sends pings |
 //! | upgraded, or a response without end | the service, or the task that has the upgraded stream, has to await [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) and end the stream |
 //!
 //! A connection drains in the same way when it reaches its [`max_age`](Deadlines::max_age).
