@@ -1,9 +1,9 @@
 //! The source of a connection's service: either one service, which is cloned for each request, or a
 //! make-service, which makes a service for each connection.
 //!
-//! [`Pipeline`](crate::Pipeline) and `Http` have one of these types as a type parameter. Their
-//! builders create the value. A program names these types only to write out the type of a
-//! `Pipeline` or an `Http`.
+//! [`Pipeline`](crate::Pipeline) and `Http` have one of this module's types as a type parameter.
+//! [`PipelineBuilder`](crate::pipeline::PipelineBuilder) and the constructors of `Http` create the
+//! value. A program names these types only to write out the type of a `Pipeline` or an `Http`.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -35,8 +35,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the maker without the message type. A `MakePerConnection<K>` makes a service from
-    /// whatever argument `K` accepts, and only that argument, a `Peer<T, M>`, names `M`.
+    /// Returns the maker without the message type. A `MakePerConnection<K>` does not need `M`: it
+    /// accepts whatever argument `K` accepts, and that argument, a `Peer<T, M>`, names `M`.
     pub(crate) fn without_messages(&self) -> &MakePerConnection<K> {
         &self.0
     }

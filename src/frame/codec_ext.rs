@@ -70,7 +70,8 @@ pub trait CodecExt: Decoder + Sized {
     /// with [`FrameTooLarge`](crate::EndReason::FrameTooLarge) if the error has a
     /// [`FrameTooLarge`](super::FrameTooLarge) among its causes. Requests before the invalid one
     /// are still answered. If the invalid item was completed only by the end of the stream, the
-    /// reason is [`Truncated`](crate::EndReason::Truncated), as for any error there.
+    /// reason is [`Truncated`](crate::EndReason::Truncated), as for any error of a codec at the end
+    /// of the stream.
     ///
     /// If the function is a closure that uses `?`, state its error type, such as
     /// [`BoxError`](crate::BoxError).

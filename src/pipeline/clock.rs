@@ -34,8 +34,8 @@ pub(super) enum Waiting {
 }
 
 impl Waiting {
-    /// Returns the bit of this wait in a set of waits. Waits with pending output (`writing`) have
-    /// other bits.
+    /// Returns the bit of this wait in a set of waits. The same wait with pending output
+    /// (`writing`) has another bit.
     fn bit(self, writing: bool) -> u16 {
         1 << (2 * self as u16 + u16::from(writing))
     }
