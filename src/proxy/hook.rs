@@ -40,7 +40,7 @@ pub enum Untrusted {
 /// | reason | when |
 /// | --- | --- |
 /// | [`ProxyHeader`](EndReason::ProxyHeader) | the trusted peer sent no valid header; the cause is a [`ProxyHeaderError`] |
-/// | [`Rejected`](EndReason::Rejected) | the peer is not trusted; the cause is [`ProxyHeaderError::Untrusted`] |
+/// | [`Rejected`](EndReason::Rejected) | the peer is not trusted, and the policy is [`Untrusted::Refuse`]; the cause is [`ProxyHeaderError::Untrusted`] |
 /// | [`PeerClosed`](EndReason::PeerClosed) | the peer closed before the first byte, as some health checks do |
 /// | [`PeerReset`](EndReason::PeerReset) or another | the stream failed |
 #[derive(Clone, Debug)]
@@ -52,8 +52,8 @@ pub struct ProxyProtocol {
 }
 
 impl ProxyProtocol {
-    /// Creates the hook. Peers in these networks are trusted: they must send a header, and the
-    /// source address in it becomes the client's address.
+    /// Creates the hook. Peers in these networks are trusted: they must send a header. If the
+    /// header is one of TCP, its source address becomes the client's address.
     ///
     /// Trust only networks from which no client can connect directly. The hook decides by
     /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the peer's

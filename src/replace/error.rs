@@ -26,7 +26,7 @@ pub enum ReplaceError {
         /// The time that the new process had to become ready.
         after: Duration,
         /// The endpoints of the sockets that the new process had neither begun to serve nor closed.
-        /// `None` if it had begun to serve or closed none of the sockets, or all of them.
+        /// `None` if these are all of the sockets, or if there are none.
         waits_for: Option<String>,
     },
 
