@@ -15,8 +15,8 @@ pub enum Promise {
     /// Without faults, a client that half-closes after its input gets the expected bytes, and the
     /// connection ends in good order ([`EndReason::is_orderly`]).
     Plain,
-    /// Cuts and delays change nothing: the client gets the same bytes, and the end has the same
-    /// reason.
+    /// [Cuts](super::Fault::Cut) and [delays](super::Fault::Delay) change nothing: the client gets
+    /// the same bytes, and the end has the same reason.
     Same,
     /// Under any fault, the client gets a prefix of the expected bytes, followed at most by a
     /// [farewell](super::Check::farewell).
@@ -133,7 +133,7 @@ impl Expected {
 
     /// Returns the first promise that a run breaks, with a description. `silent` contains the
     /// replies to a client that stopped sending at the byte at which the client of this run
-    /// half-closed.
+    /// half-closed, but kept its sending side open.
     pub(super) fn broken(
         &self,
         plan: &Plan,

@@ -1,4 +1,4 @@
-//! Names that are refused, TLS versions, cipher suites, and a stapled OCSP response.
+//! Server names that are refused, TLS versions, cipher suites, and a stapled OCSP response.
 
 use std::sync::Mutex;
 
