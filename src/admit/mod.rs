@@ -10,11 +10,12 @@
 //! | `ClientRate` | the rate of each client's requests |
 //!
 //! The last four types need the feature `per-client`. `PerClient` and `ClientRate` identify a
-//! client by [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` also use this address if they
-//! are a pre-connect hook or a layer. As a server's
-//! [`address_filter`](crate::ServerBuilder::address_filter) they use the peer's address instead.
-//! The two addresses are the same unless a hook has read a proxy's header. The module `proxy` shows
-//! how to combine such a hook with these types.
+//! client by [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` can be converted into an
+//! [`AddressFilter`]. A filter also uses this address if it is a pre-connect hook, or the layer
+//! that [`AddressFilter::overflow`] returns. As a server's
+//! [`address_filter`](crate::ServerBuilder::address_filter) it uses the peer's address instead. The
+//! two addresses are the same unless a hook has read a proxy's header. The module `proxy` shows how
+//! to combine such a hook with these types.
 //!
 //! The metric `tower_tcp.rejected_connections` counts the connections that were not admitted, by
 //! reason. See [`observe`](crate::observe).

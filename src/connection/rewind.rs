@@ -25,9 +25,9 @@ impl<Io> Rewind<Io> {
     /// Returns the bytes that were read ahead and that no reader has taken yet.
     ///
     /// There must be no such bytes when a TLS handshake begins on a connection that has carried
-    /// plain text (STARTTLS). `Tls` reads them as a part of the handshake, which then fails. To
-    /// close with a clear reason, check for them before the handshake. Other TLS implementations
-    /// may treat them as data received under TLS
+    /// plain text (STARTTLS). `Tls` reads them as a part of the handshake, which fails if they are
+    /// plain text. To close with a clear reason, check for them before the handshake. Other TLS
+    /// implementations may treat them as data received under TLS
     /// ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)).
     pub fn buffered(&self) -> &[u8] {
         &self.buffered

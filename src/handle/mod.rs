@@ -102,7 +102,7 @@ impl Handle {
     }
 
     /// Returns the listening sockets, for example to pass them to another process. There are none
-    /// if the server no longer listens, or if its [`Listener`](crate::bind::Listener) does not
+    /// while the server does not listen, or if its [`Listener`](crate::bind::Listener) does not
     /// return its sockets.
     pub fn listening_sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
         self.0.sockets()
@@ -147,11 +147,12 @@ impl Handle {
     /// server is paused.
     ///
     /// In one case, one more client is accepted after this call: if the server is already waiting
-    /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit.
-    /// Otherwise, the layer could get a permit during the pause and keep it while other servers
-    /// wait for one, because the layer releases a permit only when a connection ends. If the server
-    /// is waiting only for its own limit ([`ServerBuilder::limit`](crate::ServerBuilder::limit)),
-    /// no more client is accepted, even if several servers share that limit.
+    /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit. If
+    /// this client were not accepted, the layer could get a permit during the pause and keep it
+    /// while other servers wait for one, because the layer releases a permit only when a connection
+    /// ends. If the server is waiting only for its own limit
+    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no more client is accepted, even if
+    /// several servers share that limit.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
