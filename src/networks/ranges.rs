@@ -27,7 +27,8 @@ pub(super) struct Ranges {
 }
 
 impl Ranges {
-    /// Each network must come after those that contain it, and the networks be ordered by address.
+    /// Creates the ranges of `networks`. These must be ordered by address, and each must come after
+    /// those that contain it.
     pub(super) fn new<'a>(networks: impl IntoIterator<Item = &'a IpNet>) -> Self {
         let mut ranges = Self::default();
         // The last address and the length of each network that contains the current address. The
@@ -50,7 +51,8 @@ impl Ranges {
         ranges
     }
 
-    /// Begins a range. It replaces a range with the same start, which would be empty.
+    /// Begins a range. If the previous range has the same start, it would be empty, so the new
+    /// range replaces it.
     fn begin(&mut self, start: u128, length: Option<u8>) {
         if self.starts.last() == Some(&start) {
             self.lengths.pop();
@@ -76,8 +78,8 @@ impl Ranges {
         self.bits = self.starts.len().ilog2();
         for (index, start) in self.starts.iter().enumerate() {
             let bucket = self.bucket(*start);
-            // These buckets are the one of this start, and those between it and the one of the
-            // previous start.
+            // Adds the entries of this start's bucket, and of the buckets between the previous
+            // start's and this one.
             self.before.resize(self.before.len().max(bucket + 1), index);
         }
         self.before.resize((1 << self.bits) + 1, self.starts.len());

@@ -93,7 +93,8 @@ impl Limits {
     /// Sets how many undecoded bytes may be buffered while no request can begin. No request can
     /// begin while the connection has as many requests in progress as the pipeline runs at the same
     /// time, while the service is not ready or not made yet, or while [input is
-    /// paused](crate::Peer::pause_input).
+    /// paused](crate::Peer::pause_input). While only the [high mark](Self::high_mark) keeps a
+    /// request from beginning, nothing is read.
     ///
     /// Default: 8 KiB. Why: only a read notices that the peer has reset the connection. When
     /// reached: no more is read until a request can begin, so a reset is noticed only then. Use

@@ -31,8 +31,8 @@ pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection to the service without a fact. A peer that waits for the server to
-    /// send first is passed on when the hook's deadline is over.
+    /// Passes the connection to the service, without a fact about its protocol. The connection of a
+    /// peer that waits for the server to send first is passed on when the hook's deadline is over.
     Pass,
 }
 

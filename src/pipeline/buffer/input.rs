@@ -9,8 +9,8 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// The size of the thread's block. It is large, so that one system call reads thousands of small
-/// frames.
+/// The size of a thread's block, into which all connections on that thread read. It is large, so
+/// that one system call reads thousands of small frames.
 const BLOCK: usize = 64 * 1024;
 
 /// The minimum room in the rest of a block. While frames still hold the front of the block, the

@@ -84,8 +84,8 @@ impl Turn {
 }
 
 /// Returns a moment in milliseconds since the start of the clock. The result has half the size of a
-/// `Moment`, which matters because an idle connection holds one. It wraps around after 49 days, but
-/// only differences are used.
+/// `Moment`, which matters because every idle connection holds room for a result. It wraps around
+/// after 49 days, but only differences are used.
 fn millis(moment: Moment) -> NonZeroU32 {
     let millis = moment.since_start().as_millis() as u32;
     NonZeroU32::new(millis).unwrap_or(NonZeroU32::MIN)
@@ -97,7 +97,7 @@ mod tests {
 
     /// Spends a turn, yields for `waited`, and returns the number of events in that turn.
     fn spend(turn: &mut Turn, waited: Duration) -> u16 {
-        // In milliseconds, a time that begins with the clock's start would be off by one.
+        // At the clock's start `millis` returns 1, not 0, so a wait from then would be off by one.
         spend_from(turn, Duration::from_secs(1), waited)
     }
 
