@@ -10,9 +10,10 @@
 //!
 //! If the environment has no `NOTIFY_SOCKET`, nothing is sent, because systemd then expects no
 //! messages from this process. If a message cannot be sent, the event `systemd was not notified` is
-//! logged, and the state is sent again within 5 s. For example, a message cannot be sent if the
-//! queue of systemd's socket stays full for 100 ms. Nor can it be sent if the socket is in the
-//! abstract namespace (its name begins with `@`), which is not supported.
+//! logged. The server's state (`READY=1`, `STATUS=`, `STOPPING=1`) is sent again within 5 s, but
+//! the messages of a [`reload`] are not. For example, a message cannot be sent if the queue of
+//! systemd's socket stays full for 100 ms. Nor can it be sent if the socket is in the abstract
+//! namespace (its name begins with `@`), which is not supported.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
 //! loop, the messages stop, and systemd kills the process, and starts it again if the unit's
