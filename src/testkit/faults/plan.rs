@@ -80,7 +80,7 @@ impl Plan {
         self
     }
 
-    /// Cuts all input and output into pieces of at most `bytes` bytes.
+    /// Cuts all input and output into pieces of at most `bytes` bytes. `0` counts as 1.
     #[must_use]
     pub fn pieces(mut self, bytes: usize) -> Self {
         self.pieces = Some(bytes.max(1));

@@ -217,7 +217,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Faulty<Io> {
     }
 
     /// Shuts down writing. After [`Fault::Stall`] or [`Fault::End`], this succeeds without an
-    /// effect. In the case of a stall, it is as with a socket whose pending bytes the peer does not
+    /// effect. After a stall, the stream is like a socket whose pending bytes the peer does not
     /// take: the peer does not see the end.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.writes.last {
