@@ -1,5 +1,6 @@
 //! The session of one connection: the commands of its member, and the messages to it.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -179,7 +180,7 @@ fn answer(line: String) -> Reply<Bytes> {
 
 /// Returns a line as text that is harmless to the terminals of others. Control characters, and
 /// characters that change the direction of text, are replaced.
-fn printable(line: &[u8]) -> String {
+fn printable(line: &[u8]) -> Cow<'_, str> {
     let harmful = |c: char| {
         let turns = matches!(
             c,
@@ -187,5 +188,9 @@ fn printable(line: &[u8]) -> String {
         );
         c.is_control() || turns
     };
-    String::from_utf8_lossy(line).replace(harmful, "\u{fffd}")
+    let text = String::from_utf8_lossy(line);
+    match text.contains(harmful) {
+        true => text.replace(harmful, "\u{fffd}").into(),
+        false => text,
+    }
 }

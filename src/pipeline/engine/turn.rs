@@ -8,9 +8,11 @@ use crate::deadline::Moment;
 /// The maximum number of events in a turn, unless many connections are busy.
 const MOST: u16 = 256;
 
-/// The lowest value to which the maximum falls while many connections are busy. With a lower value,
-/// the system calls of a turn would cost more than its events.
-const FEWEST: u16 = 64;
+/// The maximum in the first turn of a connection, and the lowest value to which it falls while many
+/// connections are busy. If a thousand connections begin at once, the first requests of all of them
+/// wait only for turns of this length. With a lower value, the system calls of a turn would cost
+/// more than its events.
+const FEWEST: u16 = 32;
 
 /// If the task has waited at least this long for its next turn, the maximum is halved, but not
 /// below [`FEWEST`]. The first request of an idle connection is delayed for about as long as the
@@ -25,8 +27,8 @@ const SHORT_WAIT: Duration = Duration::from_millis(15);
 /// for an event, or a yield.
 ///
 /// The limit of a turn keeps one fast peer from delaying the other connections. With a thousand
-/// fast peers, a connection waits for the turns of all of them. So turns become shorter while the
-/// task waits long from one turn to the next.
+/// fast peers, a connection waits for the turns of all of them. So turns are short at first, become
+/// longer while the task is polled again soon, and shorter while it waits long.
 #[derive(Debug)]
 pub(super) struct Turn {
     begun: u16,
@@ -40,7 +42,7 @@ impl Turn {
     pub(super) const fn new() -> Self {
         Self {
             begun: 0,
-            most: MOST,
+            most: FEWEST,
             yielded: None,
         }
     }
@@ -114,22 +116,23 @@ mod tests {
         begun
     }
 
+    const LESS_THAN_SHORT: Duration = SHORT_WAIT.saturating_sub(Duration::from_millis(1));
+
     #[test]
-    fn turns_are_shorter_while_the_task_is_rarely_polled() {
+    fn turns_are_longer_while_the_task_is_polled_often_and_shorter_while_rarely() {
         let mut turn = Turn::new();
+        let often = [LESS_THAN_SHORT; 4].map(|waited| spend(&mut turn, waited));
+        assert_eq!(often, [32, 64, 128, 256]);
         let rarely = [LONG_WAIT; 4].map(|waited| spend(&mut turn, waited));
-        assert_eq!(rarely, [256, 128, 64, 64]);
-        let often =
-            [SHORT_WAIT - Duration::from_millis(1); 4].map(|waited| spend(&mut turn, waited));
-        assert_eq!(often, [64, 128, 256, 256]);
+        assert_eq!(rarely, [256, 128, 64, 32]);
     }
 
     #[test]
     fn a_wait_of_medium_length_leaves_the_turn_as_it_is() {
         let mut turn = Turn::new();
-        spend(&mut turn, LONG_WAIT);
+        spend(&mut turn, LESS_THAN_SHORT);
         for waited in [SHORT_WAIT, LONG_WAIT - Duration::from_millis(1)] {
-            assert_eq!(spend(&mut turn, waited), 128);
+            assert_eq!(spend(&mut turn, waited), 64);
         }
     }
 
@@ -137,7 +140,7 @@ mod tests {
     fn a_wait_across_the_end_of_the_milliseconds_is_a_wait_like_others() {
         let mut turn = Turn::new();
         let end = Duration::from_millis(u32::MAX.into());
-        for (waited, next) in [(LONG_WAIT, 128), (SHORT_WAIT, 128)] {
+        for (waited, next) in [(LESS_THAN_SHORT, 64), (LONG_WAIT, 32), (SHORT_WAIT, 32)] {
             spend_from(&mut turn, end - Duration::from_millis(5), waited);
             assert_eq!(turn.most, next);
         }
@@ -146,10 +149,10 @@ mod tests {
     #[test]
     fn a_wait_for_an_event_ends_the_turn() {
         let mut turn = Turn::new();
-        for _ in 0..255 {
+        for _ in 0..31 {
             turn.begin();
         }
         turn.wait();
-        assert_eq!(spend(&mut turn, SHORT_WAIT), 256);
+        assert_eq!(spend(&mut turn, SHORT_WAIT), 32);
     }
 }
