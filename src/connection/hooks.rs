@@ -39,6 +39,8 @@ impl HookId {
     }
 }
 
+type Slots = SmallVec<[Slot; 1]>;
+
 struct Slot {
     id: HookId,
     hook: Option<Hook>,
@@ -51,7 +53,7 @@ struct Slot {
 /// number.
 #[derive(Default)]
 pub(super) struct Hooks {
-    slots: SmallVec<[Slot; 1]>,
+    slots: Slots,
     added: u64,
     empty: u32,
     /// Closing has begun, so the callbacks for that moment have been taken.
@@ -84,22 +86,45 @@ impl Hooks {
         hook
     }
 
-    /// Takes the callbacks for a moment, in registration order.
-    #[inline]
-    pub(super) fn take_all(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
+    /// Takes the callbacks for the moment when closing begins, in registration order.
+    pub(super) fn take_closing(&mut self) -> Due {
         self.closing = true;
         // Many connections never have a callback.
         if self.slots.is_empty() {
-            return SmallVec::new();
+            return Due::default();
         }
-        self.take_some(at)
+        let (due, rest) = std::mem::take(&mut self.slots)
+            .into_iter()
+            .filter(|slot| slot.hook.is_some())
+            .partition(|slot| slot.id.at() == Moment::Closing);
+        (self.slots, self.empty) = (rest, 0);
+        Due(due)
     }
 
-    fn take_some(&mut self, at: Moment) -> SmallVec<[Hook; 1]> {
-        let due = self.slots.iter_mut().filter(|slot| slot.id.at() == at);
-        let due = due.filter_map(|slot| slot.hook.take()).collect();
-        self.slots.retain(|slot| slot.hook.is_some());
-        self.empty = 0;
-        due
+    /// Takes all callbacks: first those for the moment when closing begins, then those for the end,
+    /// both in registration order.
+    pub(super) fn take_all(&mut self) -> Due {
+        self.closing = true;
+        let mut due = std::mem::take(&mut self.slots);
+        if due.len() > 1 {
+            // The sort is stable.
+            due.sort_by_key(|slot| slot.id.at() == Moment::End);
+        }
+        Due(due)
+    }
+}
+
+/// Callbacks that are due, in the order in which they run.
+#[derive(Default)]
+pub(super) struct Due(Slots);
+
+impl Due {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn run(self, mut run: impl FnMut(Hook)) {
+        let hooks = self.0.into_iter().filter_map(|slot| slot.hook);
+        hooks.for_each(&mut run);
     }
 }

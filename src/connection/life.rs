@@ -241,14 +241,14 @@ impl Life {
         self.enter(ConnectionPhase::Closing);
         let due = match &mut *self.cell() {
             EndCell::Open(open) if !open.hooks.is_past(Moment::Closing) => {
-                let hooks = open.hooks.take_all(Moment::Closing);
+                let due = open.hooks.take_closing();
                 // Most connections have no callbacks.
-                (!hooks.is_empty()).then(|| (self.so_far(open), hooks))
+                (!due.is_empty()).then(|| (self.so_far(open), due))
             }
             _ => return,
         };
-        if let Some((end, hooks)) = due {
-            self.run_all(hooks, &end);
+        if let Some((end, due)) = due {
+            due.run(|hook| self.run(hook, &end));
         }
         self.signals.wake_users();
     }
@@ -279,19 +279,19 @@ impl Life {
     /// `outcome` returns the last reason to propose.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
         let outcome = outcome();
-        let (end, hooks, _replaced) = {
+        let (end, due, _replaced) = {
             let mut cell = self.cell();
             let EndCell::Open(open) = &mut *cell else {
                 return;
             };
-            let hooks = [Moment::Closing, Moment::End].map(|moment| open.hooks.take_all(moment));
+            let due = open.hooks.take_all();
             let (ended, replaced) = open.propose(&outcome);
             let end = self.totals(ended);
             *cell = EndCell::Ended(end.clone());
-            (end, hooks, replaced)
+            (end, due, replaced)
         };
-        for hooks in hooks {
-            self.run_all(hooks, &end);
+        if !due.is_empty() {
+            due.run(|hook| self.run(hook, &end));
         }
         self.signals.wake_users();
     }
@@ -339,10 +339,6 @@ impl Life {
         };
         // Dropped after unlocking, because dropping it runs user code.
         drop(hook);
-    }
-
-    fn run_all(&self, hooks: impl IntoIterator<Item = Hook>, end: &End) {
-        hooks.into_iter().for_each(|hook| self.run(hook, end));
     }
 
     /// Runs one callback, and catches a panic in it, so that the other callbacks still run and the
