@@ -47,7 +47,8 @@ where
     fn is_plain(&self, in_flight: usize) -> bool {
         self.request.is_none()
             && !self.turn.is_spent()
-            && in_flight < self.settings.in_flight
+            // If no call is in flight, the limit is not reached, so its value need not be loaded.
+            && (in_flight == 0 || in_flight < self.settings.in_flight)
             && self.state == State::Open
             && !self.conn.life().signals.any()
             && self.waiting_replies() == 0

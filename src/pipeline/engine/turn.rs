@@ -6,13 +6,13 @@ use std::time::Duration;
 use crate::deadline::Moment;
 
 /// The maximum number of events in a turn, unless many connections are busy.
-const MOST: u16 = 256;
+const MOST: i16 = 256;
 
 /// The maximum in the first turn of a connection, and the lowest value to which it falls while many
 /// connections are busy. If a thousand connections begin at once, the first requests of all of them
 /// wait only for turns of this length. With a lower value, the system calls of a turn would cost
 /// more than its events.
-const FEWEST: u16 = 32;
+const FEWEST: i16 = 32;
 
 /// If the task has waited at least this long for its next turn, the maximum is halved, but not
 /// below [`FEWEST`]. The first request of an idle connection is delayed for about as long as the
@@ -31,8 +31,10 @@ const SHORT_WAIT: Duration = Duration::from_millis(15);
 /// longer while the task is polled again soon, and shorter while it waits long.
 #[derive(Debug)]
 pub(super) struct Turn {
-    begun: u16,
-    most: u16,
+    /// The number of events that may still begin.
+    left: i16,
+    /// The number of events that may begin in a whole turn.
+    most: i16,
     /// The time at which the task yielded, as returned by [`millis`]. `None` once the task is
     /// polled again.
     yielded: Option<NonZeroU32>,
@@ -41,7 +43,7 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) const fn new() -> Self {
         Self {
-            begun: 0,
+            left: FEWEST,
             most: FEWEST,
             yielded: None,
         }
@@ -50,13 +52,13 @@ impl Turn {
     /// Counts an event that begins.
     #[inline]
     pub(super) fn begin(&mut self) {
-        self.begun += 1;
+        self.left -= 1;
     }
 
     /// Returns whether the task must yield before another event begins.
     #[inline]
     pub(super) fn is_spent(&self) -> bool {
-        self.begun >= self.most
+        self.left <= 0
     }
 
     /// Starts the next turn after a spent one. Returns `false` if the task must yield first; the
@@ -73,14 +75,14 @@ impl Turn {
         } else if waited < SHORT_WAIT {
             self.most = (self.most * 2).min(MOST);
         }
-        self.begun = 0;
+        self.left = self.most;
         true
     }
 
     /// Ends the turn because the connection waits for an event.
     #[inline]
     pub(super) fn wait(&mut self) {
-        self.begun = 0;
+        self.left = self.most;
         self.yielded = None;
     }
 }
@@ -98,12 +100,12 @@ mod tests {
     use super::*;
 
     /// Spends a turn, yields for `waited`, and returns the number of events in that turn.
-    fn spend(turn: &mut Turn, waited: Duration) -> u16 {
+    fn spend(turn: &mut Turn, waited: Duration) -> i32 {
         // At the clock's start `millis` returns 1, not 0, so a wait from then would be off by one.
         spend_from(turn, Duration::from_secs(1), waited)
     }
 
-    fn spend_from(turn: &mut Turn, start: Duration, waited: Duration) -> u16 {
+    fn spend_from(turn: &mut Turn, start: Duration, waited: Duration) -> i32 {
         let mut begun = 0;
         while !turn.is_spent() {
             turn.begin();

@@ -220,7 +220,9 @@ where
             }
             pushed = true;
         }
-        if let Some(peer) = &self.peer {
+        if self.has_pushed()
+            && let Some(peer) = &self.peer
+        {
             peer.return_permits();
         }
         pushed
@@ -235,10 +237,11 @@ where
         {
             self.encode(frame);
         }
-        if frames.len() > 0
-            && let Some(peer) = &self.peer
-        {
-            peer.put_back(frames.collect());
+        if let Some(peer) = &self.peer {
+            if frames.len() > 0 {
+                peer.put_back(frames.collect());
+            }
+            peer.return_permits();
         }
     }
 

@@ -57,7 +57,9 @@ impl<T, M> EngineSide<T, M> {
     }
 
     /// Takes the next pushed frames, and the flush requests before them. `position` is their
-    /// position in the output. [`return_permits`](Self::return_permits) returns their permits.
+    /// position in the output. If the queue is then empty, returns the permits of all items taken
+    /// so far, unless these are several frames, which may be [put back](Self::put_back). Otherwise
+    /// [`return_permits`](Self::return_permits) returns them.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
@@ -76,11 +78,16 @@ impl<T, M> EngineSide<T, M> {
                 }
             }
         };
+        let mut room = 0;
         if state.items.is_empty() {
             // The flag is lowered under the lock, so that a later push raises it again.
             self.0.flags.lower(Flag::Pushed);
+            if run.is_none() && !matches!(taken, Some(Taken::Several(_))) {
+                room = state.room_back();
+            }
         }
         drop(state);
+        self.0.room.add_permits(room);
         // Frames are cloned after unlocking, because `Clone` is user code.
         taken.or_else(|| run.map(|run| Taken::Several(run.take())))
     }
