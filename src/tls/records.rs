@@ -255,8 +255,9 @@ impl Records {
         self.is_closed
     }
 
-    /// Appends `close_notify` to the output, unless sending has ended or the session has failed. A
-    /// failed session sends an alert instead.
+    /// Ends sending. Appends `close_notify` to the output, unless sending had already ended or the
+    /// session has failed. If rustls sends an alert for a failure, the alert is already part of the
+    /// output.
     pub(super) fn close(&mut self) {
         if mem::replace(&mut self.is_closed, true) || self.failed.is_some() {
             return;
