@@ -937,6 +937,38 @@ async fn a_resting_pipeline_may_be_given_time_for_other_frames() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_slow_call_a_draining_pipeline_still_waits_for_another_frame() {
+    /// Is polled every second, and with it its connection.
+    async fn step_by_step(line: Bytes) -> Result<Bytes, BoxError> {
+        let seconds = String::from_utf8_lossy(&line).parse().unwrap_or(0);
+        for _ in 0..seconds {
+            sleep(SECOND).await;
+        }
+        Ok(line)
+    }
+    let drain = DrainDeadlines::default().next_frame(2 * SECOND);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(step_by_step))
+        .deadlines(Deadlines::default().drain(drain));
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        client.send("5\n").await;
+        sleep(SECOND / 2).await;
+
+        served.handle().shutdown();
+        assert_eq!(client.line().await, "5", "{}", served.way());
+        sleep(SECOND).await;
+        client.send("0\n").await;
+        let begun = Instant::now();
+
+        assert_eq!(client.rest().await, ["0"], "{}", served.way());
+        assert_eq!(begun.elapsed(), 2 * SECOND, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Drained);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_draining_pipeline_serves_no_longer_than_ten_times_the_time_for_a_frame() {
     let drain = DrainDeadlines::default().next_frame(SECOND);
     let pipeline = Pipeline::new(Lines::default)

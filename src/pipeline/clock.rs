@@ -225,14 +225,27 @@ impl Clock {
             })
     }
 
+    /// Returns whether a draining connection may wait for another frame, now or when the requests
+    /// in progress are answered.
+    pub(super) fn allows_next_frame(&self, deadlines: &Deadlines) -> bool {
+        let until = self.next_frames_until(deadlines.drain.next_frame);
+        until.is_none_or(|until| self.timer.now() < until)
+    }
+
     /// Returns the moment until which a draining, idle connection waits for another frame. Returns
     /// `None` if it is not draining, or waits forever (`time` is `None`).
     fn next_frame_until(&self, time: Option<Duration>) -> Option<Moment> {
-        let (drained, time) = (self.drains_since()?, time?);
+        let drained = self.drains_since()?;
         let quiet_since = self.active.map_or(drained, |active| active.max(drained));
-        let most = time.saturating_mul(NEXT_FRAMES);
-        let ends = [quiet_since.checked_add(time), drained.checked_add(most)];
+        let ends = [quiet_since.checked_add(time?), self.next_frames_until(time)];
         ends.into_iter().flatten().min()
+    }
+
+    /// Returns the moment after which a draining connection waits for no other frame, however many
+    /// have arrived. Returns `None` as [`next_frame_until`](Self::next_frame_until) does.
+    fn next_frames_until(&self, time: Option<Duration>) -> Option<Moment> {
+        let most = time?.saturating_mul(NEXT_FRAMES);
+        self.drains_since()?.checked_add(most)
     }
 
     fn drains_since(&self) -> Option<Moment> {

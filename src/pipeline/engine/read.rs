@@ -228,7 +228,7 @@ where
         if self.state.drain_was_read()
             && self.input.is_empty()
             && !self.has_mail()
-            && !self.awaits_next_frame()
+            && !self.clock.allows_next_frame(&self.settings.deadlines)
         {
             self.end(EndReason::Drained, Dropped::Input);
         }
