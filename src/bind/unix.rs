@@ -1,5 +1,5 @@
 //! The path of a Unix socket. A server replaces the file of a stale socket, but never that of a
-//! live one. When it closes its socket, it removes only the file that it created.
+//! live one. When it closes its socket, it removes only the file that was created for this socket.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;

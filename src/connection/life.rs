@@ -182,9 +182,9 @@ impl Life {
 
     /// Proposes a reason because the stream ends now. Returns the reason that then applies.
     ///
-    /// If the proposed reason cuts the peer off, closing the socket sends a reset, even if an
-    /// earlier reason applies. So the system has freed the socket's memory by the time the
-    /// connection's permit is returned.
+    /// If the proposed reason cuts the peer off, closing a TCP socket sends a reset (unless
+    /// `SocketOptions::reset_cut_off` is off), even if an earlier reason applies. With a reset, the
+    /// system frees the socket's memory at once, before the connection's permit is returned.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         // At a shutdown's deadline, or if the server is aborted, a connection that is already
         // closing is not reset, so that a peer that reads still gets the output already written.
