@@ -28,11 +28,11 @@ use crate::error::BoxError;
 ///   the connection [drains](crate::Connection::draining); by default, it ends after another
 ///   [30 s](super::DrainDeadlines::stream).
 ///
-/// When a deadline passes, the layer drops the service's future, and the stream with it. So keep
-/// the stream in the service's future. If the service moves the stream to another task, that task
-/// still has it after the deadline. Such a connection may also end late, after up to twice the
-/// deadline, because the other task's reads and writes do not wake this layer. The layer then reads
-/// the counters only when a deadline may have passed.
+/// To end a connection at a deadline, the layer drops the service's future, and the stream with it.
+/// So keep the stream in the service's future. If the service moves the stream to another task,
+/// that task still has it after the deadline. Such a connection may also end late, after up to
+/// twice the deadline, because the other task's reads and writes do not wake this layer. The layer
+/// then reads the counters only when a deadline may have passed.
 ///
 /// If the service abandons a write, for example at a timeout of its own, the write counts as
 /// pending until the next write succeeds. The layer cannot distinguish it from a write that still

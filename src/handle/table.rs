@@ -35,8 +35,9 @@ impl Hasher for NumberHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The set uses the lowest bits and the highest ones. The multiplication spreads the low
-        // bits of a number upwards, and the numbers of a shard have their lowest bits in common.
+        // The set uses the lowest bits and the highest ones. The numbers of a shard have their
+        // lowest bits in common, and so do their products, because the multiplication spreads bits
+        // only upwards. The rotation makes the upper half of the product the lower one.
         self.0.rotate_left(32)
     }
 }

@@ -121,8 +121,9 @@ impl Progress {
     }
 
     /// Returns whether hyper only waits for the next request, because the last response is sent and
-    /// no service holds a body. Also returns `true` if a service has dropped a body that it had not
-    /// read to its end. Then hyper still has to deal with the rest; see [`take_abandoned`].
+    /// no service holds a body. A body that a service has dropped does not count as held, even if
+    /// the service had not read it to its end. Then hyper still has to deal with the rest; see
+    /// [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned
     pub(super) fn is_at_rest(&self) -> bool {
