@@ -56,10 +56,13 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Pushed)
     }
 
-    /// Takes the next pushed frames, and the flush requests before them. `position` is their
-    /// position in the output. If the queue is then empty, returns the permits of all items taken
-    /// so far, unless these are several frames, which may be [put back](Self::put_back). Otherwise
-    /// [`return_permits`](Self::return_permits) returns them.
+    /// Takes the next pushed frames, and the flush requests before them. These requests are done
+    /// once the output up to `position` is flushed.
+    ///
+    /// If the queue is then empty, also gives the permits of all items taken so far back to the
+    /// senders, as [`return_permits`](Self::return_permits) does. If the queue is not empty, or the
+    /// result is [`Taken::Several`], whose frames may be [put back](Self::put_back), the caller
+    /// calls `return_permits` later.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
@@ -98,7 +101,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.raise(Flag::Pushed);
     }
 
-    /// Returns the permits of the items taken so far, unless the output is above its mark.
+    /// Gives the permits of the items taken so far back to the senders, unless the output is above
+    /// its mark.
     pub(in crate::pipeline) fn return_permits(&self) {
         let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
@@ -215,7 +219,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.refuse_messages();
     }
 
-    /// Refuses further items and messages. Earlier ones are still delivered.
+    /// Refuses further items and messages. Earlier ones stay in their queues.
     pub(in crate::pipeline) fn refuse(&self) {
         self.0.refuse();
     }
