@@ -36,7 +36,7 @@
 //!
 //! The hook and the service behind it are cloned for each connection. The connection's task waits
 //! until each clone is ready. A layer whose service is not `Clone`, such as tower's `RateLimit`,
-//! must be outside of this layer, or behind tower's `Buffer`.
+//! must be outside of the [`PreConnectLayer`], or behind tower's `Buffer`.
 
 mod chain;
 mod detect;
@@ -130,7 +130,7 @@ impl<H> PreConnectLayer<H> {
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
     ///
     /// If the next connection waited instead, 512 silent peers could lock out all others until the
-    /// deadline, again and again. With eviction, a client loses its connection only if 512 newer
+    /// deadline, again and again. Instead, a client's connection is evicted, but only if 512 newer
     /// connections arrive before its hooks are done.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {

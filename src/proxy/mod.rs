@@ -90,7 +90,7 @@
 //! | `UNKNOWN`, or an unspecified family or protocol | accepted with the socket's own address |
 //! | `PROXY` of UDP or Unix sockets | accepted with the socket's own address |
 //! | a wrong checksum; malformed TLVs (the header's type-length-value fields) | refused |
-//! | version 1 with leading zeros, signs, other separators, or more than 107 bytes | refused |
+//! | version 1 with leading zeros in a port or an IPv4 address, signs, separators other than one space, or more than 107 bytes | refused |
 //! | version 2 of more bytes than [`max_len`](ProxyProtocol::max_len) | refused |
 //! | anything else | refused |
 //!

@@ -35,8 +35,8 @@ pub enum ReplaceError {
     #[error("the server is shutting down")]
     ShuttingDown,
 
-    /// Another replacement of this process is in progress, or this process itself replaces another
-    /// one and does not accept yet.
+    /// Another replacement of this process is in progress, or this process itself replaces an older
+    /// process and does not accept yet.
     #[error("the process is being replaced already")]
     InProgress,
 }
