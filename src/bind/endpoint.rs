@@ -38,7 +38,7 @@ use thiserror::Error;
 /// old process had for an endpoint with the same text, if there are any. This includes endpoints
 /// with port 0.
 ///
-/// Converting a string never fails, so a list of strings needs no error handling. For an invalid
+/// `From` accepts every string, so a list of strings needs no error handling. For an invalid
 /// string, [`Sockets::bind`] returns an error that contains the string. For command lines, use
 /// [`FromStr`], which returns the error at once.
 ///

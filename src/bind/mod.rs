@@ -50,7 +50,8 @@ pub use tokio_listeners::IntoListener;
 ///
 /// For each connection the accept loop calls [`poll_readable`](Self::poll_readable), then waits
 /// until the connection stack is ready, and then calls [`poll_accept_if`](Self::poll_accept_if). So
-/// the stack takes a permit of a shared limit only when a connection is waiting.
+/// the stack takes a permit of a shared limit only when a connection is waiting, unless the
+/// listener uses the default `poll_readable`.
 pub trait Listener: Send + 'static {
     /// The stream of a connection.
     type Io: Send + 'static;

@@ -143,8 +143,8 @@ impl Handle {
     /// Pauses accepting. The server keeps listening, so clients wait in the backlog. A health check
     /// that only connects does not notice a pause (see [`balancers`](crate::balancers)).
     ///
-    /// Open connections are not affected. A shutdown accepts the clients in the backlog even if the
-    /// server is paused.
+    /// Open connections are not affected. A [shutdown](Self::shutdown) accepts the clients in the
+    /// backlog as usual, even if the server is paused.
     ///
     /// In one case, one more client is accepted after this call: if the server is already waiting
     /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit. If
@@ -246,7 +246,8 @@ impl Handle {
     /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) does it close
     /// the listener first. Then the server drains: connections finish their requests in progress
     /// and close. Connections in the backlog are still accepted, as far as the limit allows; then
-    /// the listener closes. Connections that are still open at the deadline (default: 30 s, see
+    /// the listener closes. If a supervisor keeps a socket open, the backlog of that socket is left
+    /// to the next process. Connections that are still open at the deadline (default: 30 s, see
     /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
     #[doc(alias = "graceful_shutdown")]
     #[doc(alias = "stop")]

@@ -105,7 +105,7 @@ where
     /// Accepts the connections in the backlog, as far as the limit and the stack allow without
     /// waiting, because these connections are already established for their clients.
     pub(super) async fn empty(&mut self) -> Result<(), Error> {
-        // While the listener is suspended, there is no backlog.
+        // A suspended listener must not be polled, and usually has no backlog.
         if self.suspended {
             return Ok(());
         }
