@@ -35,7 +35,7 @@ pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
 pub(crate) use watch::{Borrower, Watch, between_looks};
 
-/// The time for which a draining connection stays open after it was accepted, even if no byte has
-/// been read from it. The peer's first bytes may have arrived together with the connection, but the
-/// runtime reports them only after it has polled its driver once more.
+/// The time for which a draining connection stays open after the pipeline or HTTP began to serve
+/// it, even if no byte has been read from it. The peer's first bytes may have arrived together with
+/// the connection, but the runtime reports them only after it has polled its driver once more.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);

@@ -223,7 +223,7 @@ impl<In, Out: Serialize, F: Format> Encoder<Out> for RecoverableSerde<In, Out, F
     }
 }
 
-/// Returns `document`, or an error if there is none and the stream ended within one.
+/// Returns `document`, or an error if it is `None` because the stream ended within a document.
 fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeError<E>> {
     if document.is_none() && !src.is_empty() {
         return Err(SerdeError::Io(io::Error::new(

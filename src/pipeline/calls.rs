@@ -1,8 +1,8 @@
 //! The calls of a connection's service, and their results.
 //!
-//! [`Calls::poll_event`] takes the next event and waits until the service is ready for it. All
-//! waits are in the engine, so the three ways to run calls differ only in how many calls run at the
-//! same time and in the order of replies.
+//! [`Calls::poll_event`] takes the next event and waits until the service is ready for it. The
+//! engine drives I/O during every wait, so the three ways to run calls differ only in how many
+//! calls run at the same time and in the order of replies.
 
 use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
@@ -78,10 +78,10 @@ where
         false
     }
 
-    /// Ends the connection with `reason`, after `poll_ready` has failed or panicked. A
-    /// `ConnectionEnded` in `err` is not used, although it is in the error of a call: `poll_ready`
-    /// is not called for a particular peer, and a shared `Buffer` returns the same error to all
-    /// connections.
+    /// Ends the connection with `reason`, after `poll_ready` has failed or panicked. Unlike a
+    /// `ConnectionEnded` in the error of a call, one in `err` does not set the reason, because
+    /// `poll_ready` is not called for a particular peer, and a shared `Buffer` returns the same
+    /// error to all connections.
     #[cold]
     fn not_ready(&mut self, reason: EndReason, err: BoxError) {
         let ended = ConnectionEnded::new(reason, err);

@@ -59,7 +59,8 @@ where
         }
     }
 
-    /// Takes the result of the head, for which other replies were held back.
+    /// Takes the result of the head, for which the replies to later requests may have been held
+    /// back.
     #[inline]
     pub(in crate::pipeline) fn reply_first(&mut self, result: Result<Reply<T>, BoxError>) {
         let held = std::mem::take(&mut self.holds_replies) && self.backlog.has_more();
@@ -286,7 +287,7 @@ where
     }
 
     /// Updates `above_mark` and returns it. It is set when the output reaches the high mark, and
-    /// cleared when it falls to the low mark.
+    /// cleared when the output falls to the low mark.
     pub(super) fn update_above_mark(&mut self) -> bool {
         let above = self.marks.is_above(self.output.len(), self.above_mark);
         if above != self.above_mark {
@@ -315,7 +316,7 @@ where
     }
 
     /// Encodes pushed frames and pending replies, and writes encoded output. Completes when nothing
-    /// is left, or when the stream has failed.
+    /// is left, or when output is dropped, for example because the stream has failed.
     #[inline]
     pub(super) fn poll_encode_then_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_quiet = self.peer.as_ref().is_none_or(EngineSide::is_quiet);
