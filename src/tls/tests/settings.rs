@@ -94,7 +94,8 @@ async fn only_the_cipher_suites_that_are_named_are_used() {
         assert_eq!(info(&served.unwrap()).cipher_suite(), suite);
     }
 
-    // The first is rustls's own name, which is not registered. The second is not supported.
+    // The first is rustls's own name of a suite, not the registered name. The second suite is not
+    // supported.
     for unknown in ["TLS13_AES_128_GCM_SHA256", "TLS_RSA_WITH_RC4_128_MD5"] {
         let err = server(&me).cipher_suites([unknown]).build().unwrap_err();
         assert_eq!(
