@@ -59,23 +59,25 @@ macro_rules! end_reasons {
 }
 
 end_reasons! {
-    /// The peer finished sending after a complete frame, and all replies were written.
+    /// The peer finished sending after a complete frame or before its first byte, and all replies
+    /// were written.
     PeerClosed = "peer_closed" by Peer,
     /// The peer reset the connection, left before a reply was written, or stopped acknowledging
     /// data. This is also the reason if the peer finished sending and a reply then took longer than
     /// [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
-    /// The stream ended within a frame, or a TLS stream ended without `close_notify`.
+    /// The stream ended within a frame or an HTTP/1 head, or a TLS stream ended without
+    /// `close_notify`.
     Truncated = "truncated" by Peer,
-    /// A frame was larger than the limit.
+    /// A frame or an HTTP/1 head was larger than the limit.
     FrameTooLarge = "frame_too_large" by Peer,
-    /// The decoder could not decode the peer's data, or kept returning frames without consuming
+    /// The peer's data could not be decoded, or the decoder kept returning frames without consuming
     /// input. A service can [choose](crate::ConnectionEnded::new) this reason for a request that
     /// breaks the protocol.
     CodecError = "codec_error" by Peer,
     /// No data arrived in time after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,
-    /// A frame began to arrive but was not complete in time.
+    /// A frame, an HTTP/1 head or an HTTP/2 preface began to arrive but was not complete in time.
     FrameTimeout = "frame_timeout" by Server,
     /// A request's body stopped arriving.
     BodyTimeout = "body_timeout" by Server,
@@ -128,15 +130,16 @@ end_reasons! {
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
     /// A connection service failed, or a request failed over HTTP/1 or in a pipeline with
-    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error). The error did not [choose another
-    /// reason](crate::ConnectionEnded::new).
+    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) or
+    /// [`ShutdownOnErrorLayer`](crate::pipeline::ShutdownOnErrorLayer). The error did not [choose
+    /// another reason](crate::ConnectionEnded::new).
     ServiceError = "service_error" by Service,
     /// The request service's `poll_ready` failed.
     ServiceNotReady = "service_not_ready" by Service,
     /// The make-service failed, or did not complete in time. This is also the reason if the service
     /// of an upgrade was not ready in time.
     MakeServiceError = "make_service_error" by Service,
-    /// The encoder rejected a reply.
+    /// The encoder rejected a reply, a pushed frame or a farewell.
     EncodeError = "encode_error" by Service,
     /// User code panicked.
     Panic = "panic" by Service,
