@@ -129,7 +129,8 @@ const LOOK: usize = 4 * 1024;
 const JOINED: usize = 512;
 
 /// The maximum number of buffers that `writev` takes (`IOV_MAX`). The standard library passes no
-/// more, so a write of more would seem to be a short one, after which there is no more room.
+/// more. So if a write had more buffers, it would seem to be a short write, which would wrongly
+/// mean that the socket has no more room.
 const BUFFERS: usize = 1024;
 
 impl Socket {

@@ -17,8 +17,8 @@ pub(super) struct Channel<T, M> {
     pub(super) info: ConnectionInfo,
     most_timers: usize,
     /// Permits for entries in `items`. Above the high mark no more permits are handed out; earlier
-    /// ones stay valid. The semaphore is fair, so one busy sender cannot keep the others waiting
-    /// forever.
+    /// permits stay valid. The semaphore is fair, so one busy sender cannot keep other senders
+    /// waiting forever.
     pub(super) room: Semaphore,
     /// Permits for tasks that wait for a flush. Each is held until the flush is reported.
     pub(super) flush_room: Semaphore,
