@@ -11,8 +11,8 @@
 //!
 //! The last four types need the feature `per-client`. `PerClient` and `ClientRate` identify a
 //! client by [`ConnectionInfo::client_addr`]. `AccessList` and `Bans` can be converted into an
-//! [`AddressFilter`]. A filter also uses this address if it is a pre-connect hook, or the layer
-//! that [`AddressFilter::overflow`] returns. As a server's
+//! [`AddressFilter`]. As a pre-connect hook, or as the layer that [`AddressFilter::overflow`]
+//! returns, a filter uses the client's address. As a server's
 //! [`address_filter`](crate::ServerBuilder::address_filter) it uses the peer's address instead. The
 //! two addresses are the same unless a hook has read a proxy's header. The module `proxy` shows how
 //! to combine such a hook with these types.

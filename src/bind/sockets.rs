@@ -281,9 +281,9 @@ impl Source {
             kept,
             handed_on,
         } = opened;
-        // A socket from the program or from its parent process may not be listening, even if its
-        // Rust type is a listener. Such a socket would never be readable, or each accept would
-        // fail.
+        // A socket from the program or from its parent process is not always listening, even if its
+        // Rust type is a listener. A socket that does not listen would never be readable, or each
+        // accept would fail.
         if !accepts(&socket)? {
             let err = "the socket does not listen for connections";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, err));

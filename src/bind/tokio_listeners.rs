@@ -16,9 +16,9 @@ use crate::make::Known;
 /// `UnixListener`.
 ///
 /// tokio's listeners become [`Sockets`]. Accepted sockets get the default
-/// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. The server does not remove the
-/// path of a Unix socket. For other options, pass the listener to
-/// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
+/// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. To set other options, pass the
+/// listener to [`ServerBuilder::listen`](crate::ServerBuilder::listen). The server does not remove
+/// the path of a Unix socket.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a listener",
     label = "does not implement `tower_tcp::bind::Listener`",
