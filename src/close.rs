@@ -66,6 +66,9 @@ impl Linger {
 
     /// Sets how long to wait for the peer to close, once it has acknowledged all output.
     ///
+    /// Where acknowledgements are not reported (see [`write`](Self::write)), all output counts as
+    /// acknowledged once writing is shut down.
+    ///
     /// Default: 2 s. Why: in that time a peer can receive a reply, read it and close. When reached:
     /// the socket is closed.
     #[must_use]
@@ -74,7 +77,7 @@ impl Linger {
         self
     }
 
-    /// Sets the number of bytes to read and discard while waiting for the peer to close.
+    /// Sets the maximum number of bytes to read and discard while waiting for the peer to close.
     ///
     /// Default: 256 KiB. Why: on most systems that much fits into a socket's buffer, and a peer
     /// that sends more does not react to the close. When reached: no more is read, and the socket
@@ -114,10 +117,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     ///
     /// # Errors
     ///
-    /// Returns an error if flushing or shutting down fails, if the peer takes nothing for
-    /// [`Linger::write`], or if it takes less than [`Linger::min_rate`]
-    /// ([`TimedOut`](io::ErrorKind::TimedOut) in both cases). Once the peer has taken everything,
-    /// the close succeeds, even if the peer sends more, resets, or does not close.
+    /// Returns an error if flushing or shutting down fails, and a
+    /// [`TimedOut`](io::ErrorKind::TimedOut) error if the peer takes nothing for [`Linger::write`]
+    /// or takes less than [`Linger::min_rate`]. Once the peer has taken everything, the close
+    /// succeeds, even if the peer sends more, resets, or does not close.
     ///
     /// # Cancel safety
     ///
@@ -221,8 +224,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The time of the first [`Step::Look`]. Each further one takes twice as long as the one before, up
-/// to [`Linger::write`] divided by [`LOOKS`].
+/// The time of the first [`Step::Look`]. Each further look takes twice as long as the look before
+/// it, up to [`Linger::write`] divided by [`LOOKS`].
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.
@@ -242,9 +245,9 @@ enum Step {
 /// system reports it, and the time of the next check.
 struct Wait {
     sent: Option<Sent>,
-    /// The time from which the limit counts: the last time at which the peer is known to have taken
-    /// output, or else the time at which writing was shut down, if that was during the wait, or
-    /// else the time at which the wait began.
+    /// The time from which the limit counts, which is the latest of these: the beginning of the
+    /// wait; the shutdown of writing, if it was completed during the wait; and the last check that
+    /// found that the peer had taken output.
     since: Instant,
     clock: Timer,
     pace: Pace,

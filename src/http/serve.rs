@@ -155,7 +155,8 @@ where
             let conn = std::future::poll_fn(|cx| owner.poll_returned(cx)).await;
             (conn, Some(ended))
         }
-        // An upgraded stream stays lent until its task drops it.
+        // Without an upgrade, the stream has already been returned. An upgraded stream stays lent
+        // until its task drops it.
         None => Box::pin(returned(owner, &info, &settings.deadlines)).await,
     };
     let ended = match ended {
