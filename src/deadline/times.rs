@@ -366,8 +366,8 @@ deadlines! {
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this
         /// deadline, a client that sends one request after another is served until it is quiet for
-        /// this time, or closes the connection itself. Use the deadline if connections are short
-        /// and requests must not be lost.
+        /// this time or closes the connection itself, but for no more than ten times this time. Use
+        /// the deadline if connections are short and requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
         /// the connection closes with [`Drained`](crate::EndReason::Drained).

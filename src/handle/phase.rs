@@ -11,6 +11,8 @@ pub enum ServerPhase {
     /// Connections finish their requests in progress and close. If the listener is still open,
     /// connections in its backlog are accepted as far as the limit allows, and then it closes. A
     /// backlog that another process shares is left to that process.
+    ///
+    /// This is also the phase of a server that aborts its connections.
     Draining,
     /// The server has ended.
     Ended,

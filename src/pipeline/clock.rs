@@ -261,7 +261,7 @@ impl Clock {
 
     /// Starts the deadline `last_calls`, which applies to pending requests. Called when the
     /// connection closes for a reason other than a drain of the server or the end of the peer's
-    /// input.
+    /// input, and when it drops requests that have not begun.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
@@ -279,8 +279,8 @@ impl Clock {
         self.frame_begun = None;
     }
 
-    /// Records that a call is done, or that a reply of several frames, or of a stream, is
-    /// completely encoded.
+    /// Records that a call is done, or that a reply of several frames or of a stream is completely
+    /// encoded.
     #[inline]
     pub(super) fn saw_done(&mut self) {
         self.saw_activity |= self.has_request;

@@ -99,8 +99,8 @@ where
         self.poll_clock(waiting, message, cx)
     }
 
-    /// Returns whether to read once more although the last read found no bytes. The runtime may not
-    /// have reported bytes that have arrived, so the additional read asks the system.
+    /// Returns whether to read once more although the last read found no bytes. Bytes may have
+    /// arrived that the runtime has not reported, so the additional read asks the system.
     ///
     /// A drain loses bytes that it does not find, because the connection then closes. So a drain
     /// always reads once more, if the listener has provided the socket. Outside of a drain, only an
