@@ -2,9 +2,10 @@
 //!
 //! [`check`] repeats one conversation with a server: first without faults, then once for each kind
 //! of fault at each byte of the conversation. If a direction has more than 512 bytes, the faults
-//! are at 512 of them. The check reports the first [`Promise`] that is broken, with a [`Plan`] that
-//! has only the faults needed to break it. The plan is printed as Rust code. To run this case
-//! again, pass the plan to [`Check::only`]:
+//! are at 512 of them by default. The docs of [`check`] list all runs, also those with failed
+//! accepts and with several faults. The check reports the first [`Promise`] that is broken, with a
+//! [`Plan`] that has only the faults needed to break it. The plan is printed as Rust code. To run
+//! this case again, pass the plan to [`Check::only`]:
 //!
 //! ```
 //! use std::convert::Infallible;
