@@ -91,11 +91,11 @@ impl SocketOptions {
     ///
     /// With this option a program can run an accept loop on each of several runtimes. Most programs
     /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs
-    /// only one loop. With several loops, the kernel distributes connections by their addresses,
-    /// not by load, and resets connections in the backlog of a loop that ends. Use several loops
-    /// only if one cannot accept connections fast enough. Each loop needs its own stack, for
-    /// example a clone. To enforce one exact limit on the connections of all loops together, give
-    /// each loop a clone of the limit:
+    /// only one loop. With several loops, Linux distributes connections by their addresses, not by
+    /// load, and resets connections in the backlog of a loop that ends. Other systems may give all
+    /// connections to one loop. Use several loops only if one cannot accept connections fast
+    /// enough. Each loop needs its own stack, for example a clone. To enforce one exact limit on
+    /// the connections of all loops together, give each loop a clone of the limit:
     ///
     /// ```
     /// use tower::service_fn;
@@ -226,7 +226,8 @@ impl SocketOptions {
     ///
     /// - that reaches its deadline [`write`](crate::deadline::Deadlines::write), or
     ///   [`Linger::write`](crate::close::Linger::write);
-    /// - that has not begun to close at the deadline of a shutdown, or when the server is aborted;
+    /// - that has not begun to close at the deadline of a shutdown, when the server is aborted, or
+    ///   when the future of `serve` is dropped;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
     /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
     /// - that is aborted individually, for example by [`Peer::abort`](crate::Peer::abort).

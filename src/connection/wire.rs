@@ -142,7 +142,7 @@ impl Sent {
 /// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
 /// It does not keep the socket open, and no query succeeds once the socket is closed. Each query is
-/// a system call, so none is made on the path of a request.
+/// a system call, so none is made on the common path of a request.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 
