@@ -156,7 +156,8 @@ pub struct Report {
     pub drained: usize,
     /// The number of connections that ended at one of their own deadlines
     /// ([`EndReason::is_timeout`](crate::EndReason::is_timeout)), for example because the peer did
-    /// not read its replies.
+    /// not read its replies. Connections that a broadcast closed because the peer did not read are
+    /// counted here, too.
     pub timed_out: usize,
     /// The number of connections that the server aborted: at the shutdown deadline, by
     /// [`Handle::abort`](crate::Handle::abort), or because the future of `serve` was dropped.

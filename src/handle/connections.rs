@@ -84,8 +84,8 @@ impl ServerState {
     }
 
     /// Returns the result of the shutdown. It is computed once, and later calls return the same
-    /// report. The counters are updated when a connection is aborted or ends. The loop could not
-    /// count the connections, because some end before the loop runs again.
+    /// report. The counters that it is computed from are updated where a connection is aborted or
+    /// ends, and not by the server's loop, because some connections end before the loop runs again.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

@@ -7,13 +7,15 @@ use crate::handle::{Handle, ServerPhase};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Readiness {
-    /// A new connection would be accepted now.
+    /// A new connection would be accepted now, unless the process lacks file descriptors, or the
+    /// connection stack is not ready.
     Ready,
     /// The [limit](Handle::limit) is reached, so new connections wait in the backlog.
     AtLimit,
     /// Accepting is [paused](Handle::pause), so new connections wait in the backlog.
     Paused,
-    /// The server is [suspended](Handle::suspend), so new connections are refused.
+    /// The server is [suspended](Handle::suspend), so new connections are refused, or wait if a
+    /// supervisor keeps the socket open.
     Suspended,
     /// The server is in its lame-duck phase and will drain later. Until then it accepts as before,
     /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is
