@@ -82,8 +82,8 @@ impl Watch {
         }
     }
 
-    /// Completes with the end reason if a deadline has passed. Otherwise registers a wakeup. Called
-    /// before each wait.
+    /// Completes with the end reason if a deadline has passed. Otherwise registers a wakeup. At the
+    /// maximum age it only begins to drain the connection. Called before each wait.
     pub(crate) fn poll(
         &mut self,
         life: &Life,

@@ -18,9 +18,9 @@ impl ProxyHeader {
     ///
     /// # Errors
     ///
-    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header, because it has
-    /// a `LOCAL` command, addresses of Unix sockets or of UDP, TLVs, or a checksum. For a health
-    /// check in version 1, the specification recommends a header with the addresses of the
+    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header, because the
+    /// header has a `LOCAL` command, addresses of Unix sockets or of UDP, TLVs, or a checksum. For
+    /// a health check in version 1, the specification recommends a header with the addresses of the
     /// connection itself.
     pub fn encode_v1(&self) -> Result<Bytes, Error> {
         if self.command == Command::Local {

@@ -4,8 +4,8 @@
 //! encode into. A connection *takes* a block when it reads or encodes. Before it waits, it copies
 //! undecoded input and unwritten output to buffers that fit, and returns the block to the thread.
 //! Output is not copied if it nearly fills its block. The connection then keeps that block, and the
-//! thread allocates another one. If the poll of one connection polls another one, the inner
-//! connection may find no block on the thread. It then allocates its own.
+//! thread allocates another block. If the poll of one connection polls another connection, the
+//! inner connection may find no block on the thread. It then allocates its own.
 
 mod input;
 mod output;

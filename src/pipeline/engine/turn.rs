@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::deadline::Moment;
 
-/// The maximum number of events in a turn, unless many connections are busy.
+/// The maximum number of events in a turn begins at [`FEWEST`], and rises to at most this number.
 const MOST: i16 = 256;
 
 /// The maximum in the first turn of a connection, and the lowest value to which it falls while many
