@@ -187,8 +187,8 @@ impl PerClient {
         })
     }
 
-    /// Admits a connection if its client is below the limits. Otherwise, if the connection may
-    /// wait, waits until the client is below the limits.
+    /// Admits a connection if its client is below the limits and no other connection of the client
+    /// waits. Otherwise, if the connection may wait, waits for its turn.
     async fn enter(&self, slot: &mut Slot) -> Result<(), OverClientLimit> {
         let Err(over) = self.try_enter(slot) else {
             return Ok(());

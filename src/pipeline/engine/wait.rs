@@ -243,10 +243,10 @@ where
         let _waits_or_not = self.poll_encode_then_flush(cx);
     }
 
-    /// Reads a little of the input that has arrived, without waiting for more. During a drain the
-    /// limit is at least one byte, because only a read shows whether a request has arrived. When
-    /// the connection is ending, input is read only to notice that the peer disconnects. It is not
-    /// decoded.
+    /// Reads input that has arrived, up to the limit `read_ahead`, without waiting for more. During
+    /// a drain the limit is at least one byte, because only a read shows whether a request has
+    /// arrived. When the connection is ending, input is read only to notice that the peer
+    /// disconnects. It is not decoded.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
