@@ -9,7 +9,7 @@ test:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 
-# What each room costs, beside a baseline: `just bench dispatch` for one.
+# What the main modules cost, beside a baseline: `just bench dispatch` for one.
 bench *filter:
     cargo bench --bench rooms -- {{filter}}
 

@@ -98,7 +98,7 @@ pub(super) enum Item<T> {
     Run(Arc<Run<T>>),
     /// The rest of a run: frames that were not encoded because the output reached its mark.
     Rest(Vec<T>),
-    /// A request to report that all output before it is flushed.
+    /// A request to report when all earlier output is flushed.
     Flush(oneshot::Sender<()>),
 }
 
@@ -341,7 +341,7 @@ impl<T, M> Channel<T, M> {
         }
     }
 
-    /// Refuses further items and messages. Earlier ones are still delivered.
+    /// Refuses further items and messages. Earlier ones stay in their queues.
     pub(super) fn refuse(&self) {
         {
             let mut state = self.lock();

@@ -21,8 +21,8 @@ impl<T, M> Timer<T, M> {
         self.key.0
     }
 
-    /// Cancels the timer and returns its message. Returns `None` if the message was already
-    /// delivered, or was dropped because the connection closed or was upgraded.
+    /// Cancels the timer and returns its message. Returns `None` if the message was already taken
+    /// for delivery, or was dropped because the connection closed or was upgraded.
     pub fn cancel(self) -> Option<M> {
         self.peer.channel.cancel_timer(self.key)
     }
