@@ -11,9 +11,9 @@
 //! | [7. Limits and overload](ch07_limits) | where clients wait, and how to refuse them |
 //! | [8. TLS, and where clients come from](ch08_tls) | hooks, the PROXY protocol |
 //! | [9. Stopping and replacing](ch09_drain) | drains, farewells, a new version |
-//! | [10. HTTP beside it](ch10_http) | HTTP in the same program: an admin port, axum, gRPC |
+//! | [10. HTTP beside your protocol](ch10_http) | HTTP in the same program: an admin port, axum, gRPC |
 //! | [11. Testing](ch11_testing) | a whole server in a test, without sockets or waiting, and under faults |
-//! | [12. Watching it](ch12_watching) | spans, metrics, the table of connections |
+//! | [12. Watching a server](ch12_watching) | spans, metrics, the table of connections |
 //! | [13. If you come from elsewhere](ch13_elsewhere) | tokio, axum, POE, Ranch, ThousandIsland |
 
 // The targets of the links between chapters. The first definition of a name counts; the chapters'

@@ -18,12 +18,14 @@ use crate::handle::{Handle, Plan};
 ///
 /// | option | default | why |
 /// | --- | --- | --- |
+/// | [`name`](Self::name) | none | a process with one server needs none |
 /// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | the default grace period of Kubernetes |
 /// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
 /// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | a closed listener refuses connections that a balancer still sends |
 /// | [`address_filter`](Self::address_filter) | none | only the program knows which addresses are unwelcome |
-/// | [`workers`](Self::workers) | zero | a multi-thread runtime suits most programs |
+/// | [`on_accept_error`](Self::on_accept_error) | [`classify`](crate::accept::classify) | it knows the errors of accept(2) that pass by themselves |
+/// | [`workers`](Self::workers), [`runtimes`](Self::runtimes) | zero, none | a multi-thread runtime suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
 pub struct ServerBuilder {
