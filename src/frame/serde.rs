@@ -305,7 +305,8 @@ impl Format for Json {
 #[non_exhaustive]
 pub enum SerdeError<E> {
     /// A document to read or to write was, with its prefix, larger than
-    /// [`max_frame`](Serde::max_frame). Nothing was written.
+    /// [`max_frame`](Serde::max_frame), or a document to write was longer than a prefix can state.
+    /// Nothing was written.
     #[error("document too large")]
     TooLarge(#[from] FrameTooLarge),
     /// A document could not be read, or a value could not be written. Nothing was written.

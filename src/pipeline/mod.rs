@@ -11,8 +11,8 @@
 //! request or a message has arrived. Replies are sent in the order of the requests, or, with
 //! [`Multiplexed`], as they finish. If decoding fails, all requests decoded before are still
 //! answered. If a failed call or a failed encoding closes the connection, finished replies to
-//! earlier requests are still sent, and calls that still run are dropped. The same holds for a
-//! reply that closes the connection.
+//! earlier requests (with [`Multiplexed`], all finished replies) are still sent, and calls that
+//! still run are dropped. The same holds for a reply that closes the connection.
 //!
 //! # Errors
 //!
@@ -28,7 +28,7 @@
 //! [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. It ends the connection
 //! even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
 //! [`CodecError`](crate::EndReason::CodecError) is counted as the peer's fault, and is not logged
-//! as a warning, which any client could cause.
+//! as a warning, because any client could cause one.
 //!
 //! ```
 //! use bytes::Bytes;

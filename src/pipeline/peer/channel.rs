@@ -50,8 +50,9 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// Set when a broadcast finds the output above its mark. Cleared when a broadcast finds the
-    /// output no longer above it.
+    /// Set by [`has_stalled`](Self::has_stalled) if the output is above its mark, and cleared by it
+    /// if the output is not. A broadcast calls that method only for a slow peer, so the value can
+    /// remain after the output has fallen.
     stall: Option<Stall>,
     /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
     /// high mark first, so the number is odd while the output counts as *above its mark*: after it

@@ -65,8 +65,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// Frames are sent whole, in the order of the calls. The connection's task encodes and writes
     /// them. If the output has reached its high mark, the call waits until the output has fallen to
-    /// the low mark ([`Watermarks`]). It also waits while [16 frames](super::Limits::push_queue)
-    /// are queued.
+    /// the low mark ([`Watermarks`]). It also waits while as many frames are queued as
+    /// [`Limits::push_queue`](super::Limits::push_queue) allows (16 by default).
     ///
     /// Other frames may follow this one. For a last frame when the server ends the connection, use
     /// a [farewell](super::Pipeline::farewell).
@@ -299,9 +299,9 @@ impl<T, M> Peer<T, M> {
 
     /// Sends a message to the connection's service, which takes messages in turn with requests.
     ///
-    /// The call waits while [16 messages](super::Limits::messages) are queued. A service that
-    /// awaits a `post` to its own connection can deadlock, so use [`try_post`](Self::try_post)
-    /// there.
+    /// The call waits while as many messages are queued as
+    /// [`Limits::messages`](super::Limits::messages) allows (16 by default). A service that awaits
+    /// a `post` to its own connection can deadlock, so use [`try_post`](Self::try_post) there.
     ///
     /// # Errors
     ///
