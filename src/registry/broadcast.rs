@@ -34,9 +34,10 @@ pub enum SlowPeer {
     /// Skips the peer, which misses this frame. Also ends its connection with
     /// [`EndReason::SlowReader`] if the peer has taken nothing for this time.
     ///
-    /// The time begins with the first broadcast that finds the peer above its mark. It restarts
-    /// when a broadcast finds that the peer has taken any output. [`Duration::ZERO`] ends the
-    /// connection at once, so that no connection continues after it has missed a frame.
+    /// The time begins with the first broadcast with this policy that finds the peer above its
+    /// mark. It restarts when such a broadcast finds that the peer has taken any output.
+    /// [`Duration::ZERO`] ends the connection at once, so that no connection continues after it has
+    /// missed a frame.
     CloseAfter(Duration),
 }
 

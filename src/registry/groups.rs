@@ -45,7 +45,8 @@ use crate::pipeline::Peer;
 /// # async fn example(peer: Peer<Bytes>) -> Result<(), JoinError> {
 /// let topics = Groups::fed_by(subscribe, SlowPeer::CloseAfter(Duration::from_secs(5)));
 ///
-/// // In the service of each connection. After this call the peer misses no frame.
+/// // In the service of each connection. After this call the peer gets every frame, unless it is
+/// // slow.
 /// topics.join("news".to_owned(), &peer).await?;
 /// # Ok(())
 /// # }
