@@ -224,8 +224,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The time of the first [`Step::Look`]. Each further look takes twice as long as the look before
-/// it, up to [`Linger::write`] divided by [`LOOKS`].
+/// The wait before the first check of [`Step::Look`]. Each later wait is twice as long as the one
+/// before it, up to [`Linger::write`] divided by [`LOOKS`].
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.

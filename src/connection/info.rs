@@ -90,14 +90,14 @@ impl ConnectionInfo {
     /// Closing begins when the connection's service is done, and no more requests, messages or
     /// frames are accepted. The connection then writes its remaining output, shuts down writing,
     /// and lingers until the peer has closed as well. So the callback runs up to 2 s (by default)
-    /// before the end if the peer is slow to close, and longer before it if the peer is slow to
-    /// read. Use the callback to free a name, or to tell others that a member has left.
+    /// before the end if the peer is slow to close, and even earlier if the peer is slow to read.
+    /// Use the callback to free a name, or to tell others that a member has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If the connection ends without
     /// closing, the callback runs immediately before those for the end. This happens if the
-    /// connection is aborted, its future is dropped, a pre-connect hook fails, the connection
-    /// service panics, or a raw service returns without calling
+    /// connection is aborted, its future is dropped, a pre-connect hook fails, a layer rejects the
+    /// connection, the connection service panics, or a raw service returns without calling
     /// [`Connection::close`](super::Connection::close). After an upgrade, the callback runs when
     /// the upgraded stream closes. It runs in the connection's task and must not block. Callbacks
     /// run in registration order; one that is registered after closing has begun runs at once.

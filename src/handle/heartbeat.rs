@@ -17,7 +17,8 @@ impl Handle {
     ///
     /// A waiting loop is not stuck: it also runs at the limit, during a pause, during a drain, and
     /// while a layer is not ready. The loop is stuck if the connection stack, a layer around it, an
-    /// [`address_filter`](crate::ServerBuilder::address_filter) or a listener blocks the loop's
+    /// [`address_filter`](crate::ServerBuilder::address_filter), the policy of
+    /// [`on_accept_error`](crate::ServerBuilder::on_accept_error) or a listener blocks the loop's
     /// thread, or if no thread of the loop's runtime is free. Before the future of
     /// [`serve`](crate::Server::serve) is first polled, the loop does not run, so this method
     /// waits.

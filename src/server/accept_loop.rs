@@ -321,7 +321,7 @@ impl Door {
 enum Step<Io> {
     /// A connection was accepted. It has a seat on a runtime.
     Accepted(Incoming<Io>, Seat),
-    /// A connection from a denied address was accepted, counted and closed.
+    /// A connection from a denied address was accepted, reported and closed.
     Denied,
     /// The loop must return.
     Over,

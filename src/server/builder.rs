@@ -92,8 +92,9 @@ impl ServerBuilder {
     /// Default: 10,000. Why: to bound the memory of connections. When reached: the server stops
     /// accepting, and clients wait in the backlog.
     ///
-    /// The process needs at least one file descriptor for each connection, and up to two with
-    /// HTTP/1. Many systems allow only 1,024 unless configured otherwise.
+    /// The process needs at least one file descriptor for each connection. An HTTP/1 connection may
+    /// need a second one while a request is answered, to notice that the peer disconnects. Many
+    /// systems allow only 1,024 descriptors unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]
@@ -189,8 +190,8 @@ impl ServerBuilder {
     /// its services spawn.
     ///
     /// Workers suit long-lived connections with many small requests of a few microseconds each,
-    /// because a request never wakes another thread, and never moves to one. A multi-thread
-    /// runtime, which distributes *tasks*, is better in these cases:
+    /// because a request never moves to another thread, and wakes no other thread unless its
+    /// service does. A multi-thread runtime, which distributes *tasks*, is better in these cases:
     ///
     /// - A request computes for a long time.
     /// - A few connections do most of the work. Connections on one thread wait for each other, even
