@@ -45,7 +45,7 @@ const DELAY: Duration = Duration::from_millis(100);
 /// - one for each [`Fault`] at each byte of the input and of the output, at up to [512
 ///   places](Check::places) in each direction;
 /// - one in which all input and output pass byte by byte;
-/// - two for each of 64 seeded plans.
+/// - two for each of [64 seeded plans](Check::seeds).
 #[doc(alias = "chaos")]
 #[doc(alias = "turmoil")]
 pub fn check<F, S>(stack: F, input: impl AsRef<[u8]>, output: impl AsRef<[u8]>) -> Check<F>
@@ -195,7 +195,8 @@ impl<F> Check<F> {
         self
     }
 
-    /// Checks after each run that `contract`, a layer in the stack, has found no breach.
+    /// Checks that `contract`, a layer in the stack, has found no breach so far. The check follows
+    /// each run, except the run with failed accepts.
     pub fn contract(mut self, contract: &Contract) -> Self {
         self.contract = Some(contract.clone());
         self
