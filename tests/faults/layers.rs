@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tower::{Layer, Service, service_fn};
 use tower_tcp::Pipeline;
 use tower_tcp::frame::Lines;
-use tower_tcp::testkit::faults::{Contract, Promise};
+use tower_tcp::testkit::faults::{Contract, Plan, Promise};
 
 use super::{Table, check_echo, echo};
 
@@ -16,6 +16,7 @@ enum Flaw {
     CallsWithoutReady,
     CallsAClone,
     KeepsAReadyClone,
+    Nothing,
 }
 
 #[derive(Clone)]
@@ -33,7 +34,7 @@ impl<S: Service<Bytes> + Clone> Service<Bytes> for Planted<S> {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         match self.flaw {
             Flaw::CallsWithoutReady => Poll::Ready(Ok(())),
-            Flaw::CallsAClone => self.inner.poll_ready(cx),
+            Flaw::CallsAClone | Flaw::Nothing => self.inner.poll_ready(cx),
             Flaw::KeepsAReadyClone => {
                 let mut spare = self.inner.clone();
                 if spare.poll_ready(cx).is_ready() {
@@ -69,4 +70,28 @@ pub(crate) async fn find_all(table: &mut Table) {
         let found = check_echo(stack).contract(&contract).await;
         table.found(&format!("layer: {flaw:?}"), Promise::Contract, found);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breach_in_the_run_with_failed_accepts_is_found_in_that_run() {
+    const WITH_FAILED_ACCEPTS: usize = 2;
+    let contract = Contract::new();
+    let layer = contract.clone();
+    let mut runs = 0;
+    let stack = move || {
+        runs += 1;
+        let flaw = match runs {
+            WITH_FAILED_ACCEPTS => Flaw::CallsWithoutReady,
+            _ => Flaw::Nothing,
+        };
+        let inner = layer.layer(service_fn(echo));
+        let kept = Arc::default();
+        Pipeline::new(Lines::default).service(Planted { inner, flaw, kept })
+    };
+
+    let broken = check_echo(stack).contract(&contract).await;
+
+    let broken = broken.expect_err("a breach");
+    assert_eq!(broken.promise(), Promise::Contract);
+    assert_eq!(*broken.plan(), Plan::new());
 }

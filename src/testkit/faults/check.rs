@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 
-use super::contract::Contract;
+use super::contract::{Breach, Contract};
 use super::listener::accept_errors;
 use super::plan::{Fault, Plan};
 use super::promise::{Broken, Expected, Promise};
@@ -195,8 +195,7 @@ impl<F> Check<F> {
         self
     }
 
-    /// Checks that `contract`, a layer in the stack, has found no breach so far. The check follows
-    /// each run, except the run with failed accepts.
+    /// Checks after each run that `contract`, a layer in the stack, has found no breach.
     pub fn contract(mut self, contract: &Contract) -> Self {
         self.contract = Some(contract.clone());
         self
@@ -272,10 +271,8 @@ where
             ([(at, Fault::End)], []) => self.answered.get(at),
             _ => None,
         };
-        let contract = self.contract.as_ref();
-        let breaches = contract.map(Contract::breaches).unwrap_or_default();
         let silent = silent.map(Vec::as_slice);
-        match self.expected.broken(plan, &seen, silent, &breaches) {
+        match self.expected.broken(plan, &seen, silent, &self.breaches()) {
             Some((promise, detail)) => Err(broken(promise, plan, detail)),
             None => Ok(seen),
         }
@@ -284,10 +281,16 @@ where
     async fn try_accepts(&mut self) -> Result<(), Broken> {
         let plain = Plan::new();
         let seen = self.run(&plain, accept_errors()).await;
-        match self.expected.broken(&plain, &seen, None, &[]) {
+        match self.expected.broken(&plain, &seen, None, &self.breaches()) {
+            Some((Promise::Contract, detail)) => Err(broken(Promise::Contract, &plain, detail)),
             Some((_, detail)) => Err(broken(Promise::Accepts, &plain, detail)),
             None => Ok(()),
         }
+    }
+
+    fn breaches(&self) -> Vec<Breach> {
+        let contract = self.contract.as_ref();
+        contract.map(Contract::breaches).unwrap_or_default()
     }
 
     async fn try_twice(&mut self, plan: &Plan) -> Result<(), Broken> {
