@@ -63,8 +63,8 @@ end_reasons! {
     /// were written.
     PeerClosed = "peer_closed" by Peer,
     /// The peer reset the connection, left before a reply was written, or stopped acknowledging
-    /// data. This is also the reason if the peer finished sending and a reply then took longer than
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed).
+    /// data or HTTP/2 pings. This is also the reason if the peer finished sending and a reply then
+    /// took longer than [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
     /// The stream ended within a frame or an HTTP/1 head, or a TLS stream ended without
     /// `close_notify`.
@@ -181,9 +181,10 @@ impl EndReason {
     }
 
     /// Returns whether the connection ended at one of its own deadlines, because the peer did not
-    /// send or read in time, or the service did not answer in time. The maximum age and the
-    /// deadline of a shutdown do not count. Nor do deadlines without an end reason of their own,
-    /// such as `make_service` and `half_closed`.
+    /// send or read in time, or the service did not answer in time.
+    /// [`SlowReader`](Self::SlowReader) and [`SlowSender`](Self::SlowSender) count, too. The
+    /// maximum age and the deadline of a shutdown do not count. Nor do deadlines without an end
+    /// reason of their own, such as `make_service` and `half_closed`.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,
