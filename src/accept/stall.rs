@@ -9,7 +9,7 @@ use tokio::time::{Instant, Sleep};
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// The number of failures since the last successful accept that are retried at once.
+/// The number of failures, counted since the last successful accept, that are retried at once.
 const RETRIES: u32 = 16;
 
 /// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. A stall lasts

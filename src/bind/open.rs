@@ -104,8 +104,8 @@ pub(super) enum Place {
 
 impl Place {
     /// Returns the address, path or abstract name at which a socket listens, with the port that the
-    /// system chose. Returns `None` if a supervisor keeps the socket open, or if no [`Endpoint`]
-    /// can express the socket's address.
+    /// system chose. Returns `None` if a supervisor keeps the socket open, if the system does not
+    /// return the socket's address, or if no [`Endpoint`] can express that address.
     pub(super) fn of(listening: &Listening) -> Option<Self> {
         let bound = listening.socket.local_addr().ok()?;
         match &listening.path {

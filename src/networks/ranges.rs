@@ -31,8 +31,8 @@ impl Ranges {
     /// those that contain it.
     pub(super) fn new<'a>(networks: impl IntoIterator<Item = &'a IpNet>) -> Self {
         let mut ranges = Self::default();
-        // The last address and the length of each network that contains the current address. The
-        // smallest network is at the end.
+        // The last address and the prefix length of each network that contains the current address.
+        // The smallest network is at the end.
         let mut around: Vec<(u128, u8)> = Vec::new();
         for network in networks {
             let first = address_bits(network.network());
