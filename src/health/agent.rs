@@ -17,9 +17,9 @@ const TIME: Duration = Duration::from_secs(5);
 
 /// Answers HAProxy's [`agent-check`], as a connection service for an admin listener.
 ///
-/// HAProxy connects at an interval and reads one line of words. Its other checks can only report
-/// that a server is up or down. An agent's answer can also stop new connections while open ones
-/// continue.
+/// HAProxy connects at an interval and reads one line of words. Its other checks normally report
+/// only that a server is up or down. An agent's answer can also stop new connections while open
+/// ones continue.
 ///
 /// | the server is | answer | HAProxy |
 /// | --- | --- | --- |
