@@ -110,10 +110,11 @@ pub trait Session<E>: Send + 'static {
 ///
 /// The first call allocates memory, and so does a call after one that was dropped or that panicked.
 /// If the pipeline runs several requests at the same time, `poll_ready` also allocates when it must
-/// wait for a running call. Every other call reuses the memory of the previous one, and costs about
-/// 370 instructions (measured with callgrind on x86-64, in an optimized build). For comparison, a
-/// call of a closure that locks a `tokio::sync::Mutex` in an `Arc` costs about 290. A service that
-/// never waits needs neither a session nor a lock: implement `Service` with a `Ready` future.
+/// wait for a running call. All remaining calls reuse the memory of the previous call, and cost
+/// about 370 instructions (measured with callgrind on x86-64, in an optimized build). For
+/// comparison, a call of a closure that locks a `tokio::sync::Mutex` in an `Arc` costs about 290. A
+/// service that never waits needs neither a session nor a lock: implement `Service` with a `Ready`
+/// future.
 pub struct SessionService<S: Session<E>, E> {
     state: Arc<Mutex<State<S, E>>>,
     /// The guard of the state. `poll_ready` stores it here for the next call.

@@ -59,10 +59,10 @@ impl<T, M> EngineSide<T, M> {
     /// Takes the next pushed frames, and the flush requests before them. These requests are done
     /// once the output up to `position` is flushed.
     ///
-    /// If the queue is then empty, also gives the permits of all items taken so far back to the
-    /// senders, as [`return_permits`](Self::return_permits) does. If the queue is not empty, or the
-    /// result is [`Taken::Several`], whose frames may be [put back](Self::put_back), the caller
-    /// calls `return_permits` later.
+    /// If the queue is then empty and the result is not [`Taken::Several`], also gives the permits
+    /// of all items taken so far back to the senders, as [`return_permits`](Self::return_permits)
+    /// does. Otherwise the caller calls `return_permits` later. The frames of a `Taken::Several`
+    /// may still be [put back](Self::put_back).
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
