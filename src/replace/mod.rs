@@ -178,9 +178,10 @@ impl Replace {
     /// # Errors
     ///
     /// Returns a [`ReplaceError`] if the new process could not be started, if it ended or was not
-    /// ready in time, if a server of this process is shutting down, or if another replacement is in
-    /// progress. In all these cases no new process of this call is running, and this process
-    /// continues as before.
+    /// ready in time, if a server of this process is shutting down, if another replacement is in
+    /// progress, or if this process itself replaces an older process and does not accept yet. In
+    /// all these cases no new process of this call is running, and this process continues as
+    /// before.
     ///
     /// # Panics
     ///

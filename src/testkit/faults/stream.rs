@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::plan::{Fault, Plan};
 
-/// The maximum size of a read that a fault shortens, in bytes.
+/// The maximum size, in bytes, of a read that a fault or the limit of `pieces` shortens.
 const SHORT: usize = 4096;
 
 /// A stream with the faults of a [`Plan`].

@@ -1,4 +1,5 @@
-//! Server names that are refused, TLS versions, cipher suites, and a stapled OCSP response.
+//! Server names that are refused, TLS versions, cipher suites, a stapled OCSP response, early data,
+//! and the session cache.
 
 use std::sync::Mutex;
 
