@@ -35,6 +35,9 @@ impl fmt::Display for Initiator {
 macro_rules! end_reasons {
     ($($(#[$doc:meta])* $name:ident = $word:literal by $who:ident,)*) => {
         /// The reason a connection ended. Every connection ends exactly once, with one of these.
+        ///
+        /// Each variant describes the ends that have its reason by default. Hooks, layers and
+        /// services can choose any reason with [`ConnectionEnded`](crate::ConnectionEnded::new).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum EndReason {
@@ -72,8 +75,7 @@ end_reasons! {
     /// A frame or an HTTP/1 head was larger than the limit.
     FrameTooLarge = "frame_too_large" by Peer,
     /// The peer's data could not be decoded, or the decoder kept returning frames without consuming
-    /// input. A service can [choose](crate::ConnectionEnded::new) this reason for a request that
-    /// breaks the protocol.
+    /// input. A service can choose this reason for a request that breaks the protocol.
     CodecError = "codec_error" by Peer,
     /// No data arrived in time after the connection was accepted.
     FirstByteTimeout = "first_byte_timeout" by Server,
