@@ -14,17 +14,19 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream;
 use futures_util::stream::StreamExt as _;
+use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 use tower::make::Shared;
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_tcp::frame::{CodecExt as _, Lines, LinesError};
+use tower_tcp::error::find_cause;
+use tower_tcp::frame::{CodecExt as _, DecoderStalled, Lines, LinesError};
 use tower_tcp::pipeline::{
     Closed, Limits, OnConnectLayer, Session, SessionService, ShutdownOnErrorLayer,
 };
 use tower_tcp::testkit::serve;
-use tower_tcp::{BoxError, ConnectionEnded, EndReason, Peer, Pipeline, Reply};
+use tower_tcp::{BoxError, ConnectionEnded, ConnectionService, EndReason, Peer, Pipeline, Reply};
 
 use support::{Clients, Ends, each_way, panic_if, serve_stream};
 
@@ -1177,6 +1179,52 @@ async fn a_decoder_that_makes_frames_without_end_of_no_input_ends_its_connection
             assert!(begun.load(Ordering::Relaxed) <= 65_537, "{way} {fault}");
         }
     }
+}
+
+/// Returns empty frames without end.
+#[derive(Clone)]
+struct Empties;
+
+impl Decoder for Empties {
+    type Item = Bytes;
+    type Error = io::Error;
+
+    fn decode(&mut self, _: &mut BytesMut) -> io::Result<Option<Bytes>> {
+        Ok(Some(Bytes::new()))
+    }
+}
+
+impl Encoder<Bytes> for Empties {
+    type Error = io::Error;
+
+    fn encode(&mut self, frame: Bytes, dst: &mut BytesMut) -> io::Result<()> {
+        dst.extend_from_slice(&frame);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn codecs_that_skip_items_end_a_connection_whose_decoder_never_stops() {
+    async fn check<F, K, T>(pipeline: Pipeline<F, K, T>, input: &str)
+    where
+        Pipeline<F, K, T>: ConnectionService<DuplexStream> + Clone,
+    {
+        let served = serve(pipeline);
+
+        served.exchange(input).await;
+
+        let end = served.end().await;
+        let cause = end.error().and_then(|err| find_cause::<DecoderStalled>(err));
+        assert_eq!(end.reason(), EndReason::CodecError, "{input}");
+        assert!(cause.is_some(), "{input} {:?}", end.error());
+    }
+    let echo = service_fn(|line: Bytes| ready(Ok::<_, Infallible>(line)));
+    let filter = || Splits::default().filter_decode(|_: &Bytes| false);
+    for input in ["spin\n", "last\n"] {
+        check(Pipeline::new(filter).service(echo), input).await;
+    }
+    let then = || Empties.then(Lines::default());
+    check(Pipeline::new(then).service(echo), "a\n").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,8 @@
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
+use super::stall::Stall;
+
 /// A codec that drops some decoded items. See
 /// [`CodecExt::filter_decode`](super::CodecExt::filter_decode).
 ///
@@ -35,19 +37,27 @@ impl<C: Decoder, F: FnMut(&C::Item) -> bool> Decoder for FilterDecode<C, F> {
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
         // `None` means that nothing more can be decoded. So a dropped item does not yield `None`;
         // the next item is decoded instead.
+        let mut stall = Stall::default();
+        let mut before = src.len();
         while let Some(item) = self.codec.decode(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));
             }
+            stall.count(before, src.len())?;
+            before = src.len();
         }
         Ok(None)
     }
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
+        let mut stall = Stall::default();
+        let mut before = src.len();
         while let Some(item) = self.codec.decode_eof(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));
             }
+            stall.count(before, src.len())?;
+            before = src.len();
         }
         Ok(None)
     }

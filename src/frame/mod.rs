@@ -19,6 +19,7 @@ mod lines;
 mod map;
 #[cfg(feature = "serde")]
 mod serde;
+mod stall;
 mod then;
 mod within;
 

@@ -7,6 +7,7 @@ use thiserror::Error;
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::FrameTooLarge;
+use super::stall::Stall;
 use super::within::decode_within;
 
 /// The default maximum size of an inner frame in bytes, the same as the pipeline's.
@@ -79,6 +80,7 @@ where
     type Error = ThenError<O::Error, I::Error>;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
+        let mut stall = Stall::default();
         loop {
             // The inner codec is called even if no bytes are held, because it may hold an item
             // itself.
@@ -86,25 +88,32 @@ where
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
             }
+            let before = src.len();
             match self.outer.decode(src).map_err(ThenError::Outer)? {
                 Some(frame) => self.held.extend_from_slice(frame.as_ref()),
                 None => break,
             }
+            let stalled = stall.count(before, src.len());
+            stalled.map_err(|err| ThenError::Outer(err.into()))?;
         }
         self.shrink();
         Ok(None)
     }
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
+        let mut stall = Stall::default();
         loop {
             let item = decode_within(self.max_frame, &mut self.inner, &mut self.held)?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
             }
+            let before = src.len();
             match self.outer.decode_eof(src).map_err(ThenError::Outer)? {
                 Some(frame) => self.held.extend_from_slice(frame.as_ref()),
                 None => break,
             }
+            let stalled = stall.count(before, src.len());
+            stalled.map_err(|err| ThenError::Outer(err.into()))?;
         }
         let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
