@@ -196,7 +196,7 @@ impl Progress {
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),
-            has_unread_data: self.has_unread_bodies() && self.refused_data.load(Ordering::Relaxed),
+            has_unread_data: self.refused_data.load(Ordering::Relaxed),
             is_peer_done: self.life().is_peer_done(),
         }
     }

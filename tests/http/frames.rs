@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody};
-use tower_tcp::testkit::serve;
-use tower_tcp::{EndReason, Initiator};
+use tower_tcp::testkit::{memory_with_buffer, serve, serve_with};
+use tower_tcp::{EndReason, Initiator, Server};
 
 use crate::support::{Ends, settled};
 use crate::{connect, http};
@@ -353,9 +353,12 @@ async fn a_draining_connection_without_streams_has_three_seconds_whatever_it_pin
     }
 }
 
-/// Sends `count` frames of one byte to a service that reads them a second later. Returns the end
-/// of the connection, or the number of bytes that the service read.
-async fn small_messages(count: u32) -> Result<usize, EndReason> {
+/// The size of a buffer that holds few of many small messages.
+const LITTLE: usize = 4096;
+
+/// Sends `count` frames of one byte, through a buffer of this size, to a service that reads them a
+/// second later. Returns the end of the connection, or the number of bytes that the service read.
+async fn small_messages(count: u32, buffer: usize) -> Result<usize, EndReason> {
     let (tell, mut told) = tokio::sync::mpsc::channel(1);
     let late = service_fn(move |request: Request<RequestBody>| {
         let tell = tell.clone();
@@ -368,7 +371,12 @@ async fn small_messages(count: u32) -> Result<usize, EndReason> {
             Ok::<_, Infallible>(Response::new(String::new()))
         }
     });
-    let served = serve(Http::new(late));
+    let (listener, connector) = memory_with_buffer(buffer);
+    let served = serve_with(
+        Server::builder().build(listener),
+        connector,
+        Http::new(late),
+    );
     let mut io = connect(&served).await;
     begin(&mut io).await;
     let (mut reader, mut writer) = tokio::io::split(io);
@@ -389,14 +397,18 @@ async fn small_messages(count: u32) -> Result<usize, EndReason> {
 
 #[tokio::test(start_paused = true)]
 async fn thousands_of_small_messages_wait_for_a_service_that_reads_late() {
-    assert_eq!(small_messages(30_000).await, Ok(30_000));
+    assert_eq!(small_messages(30_000, LITTLE).await, Ok(30_000));
 }
 
 #[tokio::test(start_paused = true)]
 async fn more_small_messages_than_may_wait_are_not_the_fault_of_the_peer() {
-    let reason = small_messages(40_000).await.expect_err("they are too many");
-    assert_eq!(reason, EndReason::UnreadData);
-    assert_eq!(reason.initiator(), Initiator::Server);
+    // With the large buffer, h2 reads all of them before it hands the request to the service.
+    for buffer in [LITTLE, 1024 * 1024] {
+        let reason = small_messages(40_000, buffer).await;
+        let reason = reason.expect_err("they are too many");
+        assert_eq!(reason, EndReason::UnreadData);
+        assert_eq!(reason.initiator(), Initiator::Server);
+    }
 }
 
 #[tokio::test(start_paused = true)]
