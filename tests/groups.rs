@@ -133,6 +133,20 @@ fn open_rooms(slow: SlowPeer) -> (Rooms, mpsc::Receiver<Fed>) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_that_begins_to_close_is_out_while_it_lingers() {
+    let rooms = Rooms::default();
+    let served = serve_rooms(&rooms);
+    let _client = join(&served, "hall").await;
+    let peer = rooms.members("hall").pop().expect("it is in");
+
+    peer.close();
+    peer.closing().await;
+
+    assert!(rooms.members("hall").is_empty());
+    assert_eq!(served.handle().live(), 1, "it lingers");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_member_opens_a_feed_and_the_last_one_that_leaves_drops_it() {
     let (rooms, mut streams) = open_rooms(SlowPeer::Wait);
     let served = serve_rooms(&rooms);
