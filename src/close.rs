@@ -176,11 +176,12 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                 Step::Look(_) => {}
             }
             let wait = wait.get_or_insert_with(|| {
-                Box::new(Wait::new(match step {
+                let next = match step {
                     Step::ShutDown(_) => linger.write / LOOKS,
                     Step::Discard(_) => linger.time,
                     Step::Look(time) => time,
-                }))
+                };
+                Box::new(Wait::new(conn.life().probe.sent(), next))
             });
             if let Some(next) = wait.next.take() {
                 timer.as_mut().reset(after(next));
@@ -256,9 +257,9 @@ struct Wait {
 }
 
 impl Wait {
-    fn new(next: Duration) -> Self {
+    fn new(sent: Option<Sent>, next: Duration) -> Self {
         Self {
-            sent: None,
+            sent,
             since: Instant::now(),
             clock: Timer::start(),
             pace: Pace::default(),
@@ -266,13 +267,12 @@ impl Wait {
         }
     }
 
-    /// Records whether the peer has taken output since the last check. The first check assumes that
-    /// it has, if any output is left.
+    /// Records whether the peer has taken output since the last check.
     fn note(&mut self, sent: Option<Sent>) {
         let before = std::mem::replace(&mut self.sent, sent);
-        let takes =
-            sent.is_some_and(|sent| before.map_or(sent.left > 0, |before| sent.is_beyond(before)));
-        if takes {
+        if let (Some(sent), Some(before)) = (sent, before)
+            && sent.is_beyond(before)
+        {
             self.since = Instant::now();
         }
     }

@@ -15,18 +15,19 @@ use bytes::Bytes;
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
+use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, advance, sleep, sleep_until};
+use tokio::time::{Instant, advance, sleep, sleep_until, timeout};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::{Deadlines, DrainDeadlines};
 use tower_tcp::frame::Lines;
 use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::serve;
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
+use tower_tcp::testkit::{Connector, Served, memory_with_buffer, serve, serve_with};
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Server};
 
-use support::{Clients, Ends, each_way, serve_stream};
+use support::{Client, Clients, Ends, each_way, serve_stream, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -136,6 +137,63 @@ async fn g1_a_connection_is_idle_75_seconds_after_its_last_reply_whatever_is_pus
         drop(client);
         assert_eq!(served.reason().await, EndReason::IdleTimeout);
     }
+}
+
+/// A reply that takes its reader 80 s, at 1,000 bytes a second.
+const SLOWLY_READ: usize = 80_000;
+
+/// Reads a reply of [`SLOWLY_READ`] bytes, which the stream holds a little of at a time.
+async fn read_slowly(client: &mut Client<DuplexStream>) {
+    for _ in 0..SLOWLY_READ / 1000 {
+        sleep(SECOND).await;
+        let read = client.0.read_exact(&mut [0; 1000]).await;
+        read.expect("the whole reply arrives");
+    }
+}
+
+fn with_long_replies(deadlines: Deadlines) -> Served<Connector> {
+    let reply = service_fn(|line: Bytes| {
+        let long = Bytes::from(vec![b'x'; SLOWLY_READ - 1]);
+        ready(Ok::<_, BoxError>(if line == "long" { long } else { line }))
+    });
+    let (listener, connector) = memory_with_buffer(1000);
+    let pipeline = Pipeline::new(Lines::default).service(reply);
+    let server = Server::builder().build(listener);
+    serve_with(server, connector, pipeline.deadlines(deadlines))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_idle_once_its_peer_has_taken_the_reply() {
+    let served = with_long_replies(Deadlines::default());
+    let mut client = served.client().await;
+    client.send("long\n").await;
+    read_slowly(&mut client).await;
+    let begun = Instant::now();
+
+    sleep(70 * SECOND).await;
+    assert_eq!(client.ask("short").await, "short");
+
+    assert!(client.rest().await.is_empty());
+    assert_eq!(begun.elapsed(), (70 + 75) * SECOND);
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_pipeline_waits_for_another_frame_once_its_peer_has_taken_the_reply() {
+    let drain = DrainDeadlines::default().next_frame(10 * SECOND);
+    let served = with_long_replies(Deadlines::default().drain(drain));
+    let mut client = served.client().await;
+    client.send("long\n").await;
+    settled().await;
+
+    served.handle().shutdown_within(100 * SECOND);
+    read_slowly(&mut client).await;
+    sleep(9 * SECOND).await;
+
+    assert_eq!(client.ask("short").await, "short");
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::Drained);
 }
 
 /// A stream whose input stays unknown to the runtime until the gate opens, as that of a socket
@@ -974,29 +1032,100 @@ async fn a_draining_pipeline_serves_no_longer_than_ten_times_the_time_for_a_fram
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().drain(drain));
-    for served in each_way(pipeline) {
-        let mut client = served.client().await;
-        client.send("0\n").await;
-        assert_eq!(client.line().await, "0", "{}", served.way());
-        let begun = Instant::now();
+    // With the second kind of pieces, a part of a frame is always there.
+    for (first, pieces) in [("", "0\n"), ("0", "\n0")] {
+        for served in each_way(pipeline.clone()) {
+            let mut client = served.client().await;
+            client.send("0\n").await;
+            assert_eq!(client.line().await, "0", "{}", served.way());
+            let begun = Instant::now();
+
+            served.handle().shutdown();
+            client.send(first).await;
+            let mut served_for = Duration::ZERO;
+            loop {
+                sleep(SECOND / 2).await;
+                let sent = client.0.write_all(pieces.as_bytes()).await;
+                if sent.is_err() || client.line().await.is_empty() {
+                    break;
+                }
+                served_for = begun.elapsed();
+            }
+
+            let way = served.way();
+            assert!(served_for >= 9 * SECOND, "{way} {pieces:?}: {served_for:?}");
+            assert!(
+                served_for <= 10 * SECOND,
+                "{way} {pieces:?}: {served_for:?}"
+            );
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::Drained);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_pipeline_waits_for_the_first_frame_too() {
+    let drain = DrainDeadlines::default().next_frame(2 * SECOND);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(service_fn(delayed))
+        .deadlines(Deadlines::default().drain(drain));
+    for asks in [true, false] {
+        for served in each_way(pipeline.clone()) {
+            let mut client = served.client().await;
+            sleep(SECOND).await;
+            let begun = Instant::now();
+
+            served.handle().shutdown();
+            if asks {
+                sleep(SECOND).await;
+                assert_eq!(client.ask("0").await, "0", "{}", served.way());
+            }
+
+            assert!(client.rest().await.is_empty(), "{}", served.way());
+            let ends = if asks { 3 } else { 2 };
+            assert_eq!(begun.elapsed(), ends * SECOND, "{}", served.way());
+            drop(client);
+            assert_eq!(served.reason().await, EndReason::Drained);
+        }
+    }
+}
+
+/// A client that sends another request for each reply, so that the socket is never empty.
+#[tokio::test]
+async fn a_drain_answers_what_had_arrived_and_not_what_is_sent_later() {
+    const IN_FLIGHT: usize = 2;
+    const OUTSTANDING: usize = 5;
+    let slow = service_fn(|line: Bytes| async {
+        sleep(Duration::from_millis(5)).await;
+        Ok::<_, BoxError>(line)
+    });
+    let pipeline = Pipeline::new(Lines::default).service(slow);
+    for way in 0..3 {
+        let server = Server::bind("127.0.0.1:0").await.expect("it binds");
+        let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
+        let pipeline = pipeline.clone();
+        let served = match way {
+            0 => serve_with(server, (), pipeline),
+            1 => serve_with(server, (), pipeline.in_flight(IN_FLIGHT)),
+            _ => serve_with(server, (), pipeline.multiplexed(IN_FLIGHT)),
+        };
+        let client = TcpStream::connect(address).await.expect("it listens");
+        let mut client = Client::new(client);
+        client.send("x\n".repeat(OUTSTANDING)).await;
+        assert_eq!(client.line().await, "x");
 
         served.handle().shutdown();
-        let mut served_for = Duration::ZERO;
-        loop {
-            sleep(SECOND / 2).await;
-            let sent = client.0.write_all(b"0\n").await;
-            if sent.is_err() || client.line().await.is_empty() {
-                break;
+        let mut replies = 1;
+        let until_closed = async {
+            while client.0.write_all(b"x\n").await.is_ok() && client.line().await == "x" {
+                replies += 1;
             }
-            served_for = begun.elapsed();
-        }
+        };
+        let closed = timeout(5 * SECOND, until_closed).await;
 
-        assert!(served_for >= 9 * SECOND, "{}: {served_for:?}", served.way());
-        assert!(
-            served_for <= 10 * SECOND,
-            "{}: {served_for:?}",
-            served.way()
-        );
+        closed.unwrap_or_else(|_| panic!("way {way}: it is still served"));
+        assert!(replies >= OUTSTANDING, "way {way}: {replies} replies");
         drop(client);
         assert_eq!(served.reason().await, EndReason::Drained);
     }

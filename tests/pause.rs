@@ -4,20 +4,26 @@
 mod support;
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
 use support::{Clients, Ends, each_way, settled};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, service_fn};
+use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
 use tower_tcp::make::MakeEventsPerConnection;
 use tower_tcp::pipeline::{Event, Limits};
 use tower_tcp::testkit::{serve, serve_with};
 use tower_tcp::{EndReason, Peer, Pipeline, Server};
+
+/// The longest wait for what happens at once.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 type Resumed = Peer<Bytes, Resume>;
 type Make = BoxCloneSyncService<Resumed, Answer, Infallible>;
@@ -138,19 +144,65 @@ async fn x75b_a_peer_that_leaves_while_paused_is_noticed() {
 
 #[tokio::test]
 async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
-    let (pipeline, mut peers) = pausing();
-    let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-    let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let served = serve_with(server, (), pipeline);
-    let mut client = TcpStream::connect(address).await.expect("it listens");
-    let peer = next(&mut peers).await;
-    peer.pause_input();
-    client.write_all(b"unread\n").await.expect("it is open");
+    // Few lines are read ahead. The others stay unread.
+    for lines in [1, 10_000] {
+        let (pipeline, mut peers) = pausing();
+        let server = Server::bind("127.0.0.1:0").await.expect("it binds");
+        let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
+        let served = serve_with(server, (), pipeline);
+        let mut client = TcpStream::connect(address).await.expect("it listens");
+        let peer = next(&mut peers).await;
+        peer.pause_input();
+        let input = "unread\n".repeat(lines);
+        client
+            .write_all(input.as_bytes())
+            .await
+            .expect("it is open");
 
-    client.set_zero_linger().expect("it is a socket");
-    drop(client);
+        client.set_zero_linger().expect("it is a socket");
+        drop(client);
 
-    assert_eq!(served.reason().await, EndReason::PeerReset);
+        let reason = timeout(DEADLINE, served.reason()).await;
+        assert_eq!(reason.expect("in time"), EndReason::PeerReset);
+    }
+}
+
+/// A client that leaves in one of two ways while its first requests hang and more wait behind them
+/// than are read ahead.
+#[tokio::test]
+async fn a_peer_that_leaves_behind_unread_requests_is_noticed() {
+    let hang = service_fn(|_: Bytes| std::future::pending::<Result<Bytes, Infallible>>());
+    let half_closed = Duration::from_millis(100);
+    let pipeline = Pipeline::new(Lines::default)
+        .service(hang)
+        .deadlines(Deadlines::default().half_closed(half_closed));
+    for resets in [true, false] {
+        for way in 0..3 {
+            let server = Server::bind("127.0.0.1:0").await.expect("it binds");
+            let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
+            let pipeline = pipeline.clone();
+            let served = match way {
+                0 => serve_with(server, (), pipeline),
+                1 => serve_with(server, (), pipeline.in_flight(2)),
+                _ => serve_with(server, (), pipeline.multiplexed(2)),
+            };
+            let mut client = TcpStream::connect(address).await.expect("it listens");
+            let input = "unread\n".repeat(10_000);
+            client
+                .write_all(input.as_bytes())
+                .await
+                .expect("it is open");
+
+            if resets {
+                client.set_zero_linger().expect("it is a socket");
+            }
+            drop(client);
+
+            let reason = timeout(DEADLINE, served.reason()).await;
+            let reason = reason.unwrap_or_else(|_| panic!("way {way}, resets: {resets}"));
+            assert_eq!(reason, EndReason::PeerReset);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +225,7 @@ async fn what_a_peer_sent_before_it_finished_is_answered_when_input_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_peer_sent_before_it_finished_waits_for_input_to_go_on() {
-    let minute = std::time::Duration::from_secs(60);
+    let minute = Duration::from_secs(60);
     let (tell, mut peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Peer<Bytes>| {
         tell.try_send(peer).expect("there is room");
@@ -221,7 +273,7 @@ async fn what_arrived_before_a_connection_is_to_leave_waits_for_input_to_go_on()
         for connection in served.handle().connections() {
             connection.close();
         }
-        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
 
         peer.resume_input();
 
@@ -240,7 +292,7 @@ async fn a_paused_peer_is_not_idle() {
         client.send("pause\n").await;
         client.line().await;
 
-        tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
         peer.resume_input();
 
         assert_eq!(
@@ -309,7 +361,7 @@ async fn a_request_that_arrived_before_a_drain_is_answered_when_input_goes_on() 
 /// seconds.
 async fn hurried(line: Bytes) -> Result<Bytes, Infallible> {
     let seconds = String::from_utf8_lossy(&line).parse().unwrap_or(0);
-    tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
     Ok(line)
 }
 
@@ -358,7 +410,7 @@ async fn a_paused_peer_that_sends_on_is_not_read_without_end() {
 
     // The stream holds 64 KiB.
     let flood = tokio::time::timeout(
-        std::time::Duration::from_secs(60),
+        Duration::from_secs(60),
         client.send("flood\n".repeat(1024 * 1024)),
     );
 

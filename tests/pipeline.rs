@@ -1214,7 +1214,9 @@ async fn codecs_that_skip_items_end_a_connection_whose_decoder_never_stops() {
         served.exchange(input).await;
 
         let end = served.end().await;
-        let cause = end.error().and_then(|err| find_cause::<DecoderStalled>(err));
+        let cause = end
+            .error()
+            .and_then(|err| find_cause::<DecoderStalled>(err));
         assert_eq!(end.reason(), EndReason::CodecError, "{input}");
         assert!(cause.is_some(), "{input} {:?}", end.error());
     }

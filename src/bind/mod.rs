@@ -5,7 +5,6 @@
 //! TCP and Unix sockets into one [`Listener`]. To get connections from another source, implement
 //! `Listener` and call [`Server::from_listener`](crate::Server::from_listener).
 
-#[cfg(feature = "http")]
 mod departure;
 mod endpoint;
 #[cfg(feature = "handover")]
@@ -29,7 +28,6 @@ use std::task::{Context, Poll, ready};
 
 use crate::connection::{Address, Probe};
 
-#[cfg(feature = "http")]
 pub(crate) use departure::Departing;
 #[cfg(feature = "metrics")]
 pub(crate) use queue::accept_queue;

@@ -1,12 +1,12 @@
 //! Access to the socket beneath a connection, whatever streams the hooks have put around it.
 
 use std::fmt;
-#[cfg(feature = "http")]
-use std::os::fd::OwnedFd;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
 /// A socket. Only its stream owns it. A [`Probe`] queries it while it is open.
@@ -170,6 +170,22 @@ impl Probe {
         }
     }
 
+    /// Asks the system how many bytes have arrived that are not read yet, and counts at most
+    /// `most`. Returns `None` if no open socket is known.
+    pub(crate) fn arrived(&self, most: u32) -> Option<u32> {
+        let wire = self.wire()?;
+        let socket = SockRef::from(&*wire);
+        // Usually nothing has arrived. Only otherwise is a large buffer needed, because the system
+        // counts bytes by copying them.
+        let mut buf = vec![MaybeUninit::uninit(); 1];
+        if !matches!(socket.peek(&mut buf), Ok(1)) {
+            return Some(0);
+        }
+        buf.resize(most as usize, MaybeUninit::uninit());
+        let arrived = socket.peek(&mut buf).unwrap_or(0);
+        u32::try_from(arrived).ok()
+    }
+
     /// Makes the next read ask the system for bytes that the runtime does not report yet. Returns
     /// `false` if no socket is known.
     ///
@@ -209,7 +225,6 @@ impl Probe {
     }
 
     /// Returns a second descriptor of the socket. It keeps the socket open.
-    #[cfg(feature = "http")]
     pub(crate) fn second_descriptor(&self) -> Option<OwnedFd> {
         self.wire()?.as_fd().try_clone_to_owned().ok()
     }
@@ -229,11 +244,9 @@ impl fmt::Debug for Probe {
 mod system {
     use std::sync::OnceLock;
 
+    use super::{SockRef, TcpStream, UnixStream};
     use nix::sys::socket::GetSockOpt;
     use nix::{getsockopt_impl, sockopt_impl};
-    use socket2::SockRef;
-
-    use super::{TcpStream, UnixStream};
 
     /// The first 16 words of 64 bits of `tcp_info`. Linux has had all of them since 4.1.
     type TcpInfo = [u64; 16];

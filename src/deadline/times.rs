@@ -144,7 +144,8 @@ deadlines! {
         /// all three to 10 s.
         ///
         /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
-        /// from the end of the reply to it if that is later. Frames and messages that the program
+        /// from the moment when the reply to it was completely written to the system, if that is
+        /// later. Frames and messages that the program
         /// sends do not restart the time, so they do not keep open a connection whose peer is gone.
         /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. For
         /// a raw service, bytes read and bytes written both restart the time.
@@ -157,6 +158,10 @@ deadlines! {
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
         /// forever.
         ///
+        /// Output is pending until the system has accepted it, which may be several MiB earlier
+        /// than the peer reads it. To let the system accept less, set
+        /// [`SocketOptions::unsent`](crate::bind::SocketOptions::unsent).
+        ///
         /// In HTTP/2 the deadline also applies to responses that wait for the peer to open a
         /// flow-control window. The connection ends if the peer takes no byte of any response. This
         /// is checked four times per deadline, so the connection may end late by up to a quarter of
@@ -165,9 +170,11 @@ deadlines! {
         ///
         /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
         /// socket. This is checked 16 times per deadline, so a connection may end late by up to a
-        /// sixteenth of the deadline. On other systems, and with a custom listener, bytes count as
-        /// taken when more can be written. With a slow reader that happens only rarely, so set a
-        /// longer time there.
+        /// sixteenth of the deadline. The system of a peer whose receive buffer is full takes
+        /// nothing until the peer has read a part of that buffer, which may be more than 64 KiB. So
+        /// a peer that reads a few KiB per second needs a longer time. On other systems, and with a
+        /// custom listener, bytes count as taken when more can be written. With a slow reader that
+        /// happens only rarely, so set a longer time there.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -359,9 +366,10 @@ deadlines! {
         /// connection closes with [`Drained`](crate::EndReason::Drained).
         last_request = secs(1),
 
-        /// Sets how long an idle connection of a pipeline stays open for another frame. Each frame
-        /// and each reply restarts the time. The wait for further frames ends at the latest when
-        /// ten times this time has passed since the beginning of the drain.
+        /// Sets how long an idle connection of a pipeline stays open for another frame, or for its
+        /// first one. Each frame and each reply that is completely written restarts the time. The
+        /// wait for further frames ends at the latest when ten times this time has passed since the
+        /// beginning of the drain.
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this

@@ -92,8 +92,8 @@ pub(super) struct Clock {
     /// to moments, so that the system's clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
-    /// The work in progress includes a request of the peer, not only messages from the program.
-    /// Messages alone do not keep a connection open.
+    /// The work in progress includes a request of the peer, or output that includes its reply, and
+    /// not only messages and output of the program, which do not keep a connection open.
     pub(super) has_request: bool,
     draining: bool,
     half_closed: bool,
@@ -252,6 +252,11 @@ impl Clock {
         self.drains_at.filter(|_| self.draining)
     }
 
+    /// Returns whether the peer is known to have finished sending.
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.half_closed
+    }
+
     /// Records that the peer has finished sending.
     pub(super) fn saw_end(&mut self) {
         self.half_closed = true;
@@ -289,6 +294,9 @@ impl Clock {
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
         self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
+        // The peer takes its reply. Output of the program alone is no activity of the peer.
+        self.saw_activity |= self.has_request && wrote;
+        self.has_request &= waiting != Waiting::Idle || writing;
         if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {
             // After the first progress, other deadlines apply.
             self.armed = 0;
@@ -356,7 +364,12 @@ impl Clock {
                 let started = Some(Moment::START);
                 end(started, make_service, EndReason::MakeServiceError)
             }
-            Waiting::DrainSilent => end(Some(Moment::START), Some(TAKEN_IN), EndReason::Drained),
+            Waiting::DrainSilent => {
+                let taken_in = Moment::START.checked_add(TAKEN_IN);
+                let until = self.next_frame_until(next_frame);
+                let until = until.map(|until| taken_in.map_or(until, |at| at.max(until)));
+                until.map(|at| (at, Alarm::End(EndReason::Drained)))
+            }
             Waiting::InFrame => {
                 let from = self.frame_begun;
                 // For a frame that begins during the drain, the time counts from its first byte.

@@ -96,10 +96,12 @@ impl Limits {
     /// paused](crate::Peer::pause_input). While only the [high mark](Self::high_mark) keeps a
     /// request from beginning, nothing is read.
     ///
-    /// Default: 8 KiB. Why: only a read notices that the peer has reset the connection. When
-    /// reached: no more is read until a request can begin, so a reset is noticed only then. Use
-    /// tower's `Timeout` to limit requests that may take long. After the peer has finished sending,
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending requests.
+    /// Default: 8 KiB. Why: a few requests, so that the next one can begin at once. When reached:
+    /// no more is read until a request can begin. Until then, a second file descriptor of the
+    /// socket shows whether the peer disconnects. For streams of a custom listener there is no such
+    /// descriptor, so there a disconnect is noticed only when a request begins. After the peer has
+    /// finished sending, [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending
+    /// requests.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

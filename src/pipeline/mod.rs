@@ -261,7 +261,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
     /// code that closes can send a last frame itself. There is also none if the peer has finished
-    /// sending, after an error of the peer or of the service, or after an upgrade. A panic in
+    /// sending, after an error of the peer or of the service, after an upgrade, or if the
+    /// connection is aborted, for example at the shutdown deadline. A panic in
     /// `make` ends only its own connection.
     ///
     /// Default: no frame. Why: only the protocol defines such a frame.

@@ -5,7 +5,8 @@
 //! program's keys. The program inserts an entry, usually in the make-service or when the peer has
 //! logged in. The registry removes the entry when the connection begins to close, for whatever
 //! reason ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free
-//! while the last output is written. A registry created by [`until_end`](Registry::until_end)
+//! while the last output is written. A call that still runs delays this moment; to free a key
+//! before that, use `remove` or `replace`. A registry created by [`until_end`](Registry::until_end)
 //! removes the entry at the connection's end instead. No entry outlives its connection.
 //!
 //! A program may have several registries, such as one of users and one of operators. For the rooms

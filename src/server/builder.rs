@@ -92,9 +92,10 @@ impl ServerBuilder {
     /// Default: 10,000. Why: to bound the memory of connections. When reached: the server stops
     /// accepting, and clients wait in the backlog.
     ///
-    /// The process needs at least one file descriptor for each connection. An HTTP/1 connection may
-    /// need a second one while a request is answered, to notice that the peer disconnects. Many
-    /// systems allow only 1,024 descriptors unless configured otherwise.
+    /// The process needs at least one file descriptor for each connection. A connection may need a
+    /// second one while a request is answered, to notice that the peer disconnects: an HTTP/1
+    /// connection, and one of a pipeline with much unread input. Many systems allow only 1,024
+    /// descriptors unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]

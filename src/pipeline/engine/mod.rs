@@ -22,6 +22,7 @@ use super::farewell::Farewell;
 use super::limits::Limits;
 use super::peer::{EngineSide, Mail, Peer};
 use super::watermarks::Watermarks;
+use crate::bind::Departing;
 use crate::close::{Linger, close_by};
 use crate::connection::{Connection, Rewind};
 use crate::deadline::Deadlines;
@@ -65,6 +66,18 @@ pub(in crate::pipeline) enum Order {
     AsFinished,
 }
 
+/// The signs that the peer departs, apart from the end of its input. Boxed, because few connections
+/// have any.
+#[derive(Default)]
+struct Departure {
+    /// The error of a stream that did not end properly, such as a TLS stream without
+    /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
+    cut_off: Option<io::Error>,
+    /// Watches whether the peer disconnects. Exists while the connection waits and as much input is
+    /// read ahead as the limit allows.
+    watch: Option<Departing>,
+}
+
 pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     conn: Connection<Io>,
     state: State,
@@ -75,9 +88,7 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// can change the decoder's mode. Cleared when the decoder returns no frame, and when decoding
     /// stops.
     may_have_frame: bool,
-    /// The error of a stream that did not end properly, such as a TLS stream without
-    /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
-    cut_off: Option<io::Error>,
+    departure: Option<Box<Departure>>,
     /// The system has possibly not acknowledged the bytes read last: no output was written since,
     /// and no acknowledgement was requested.
     unanswered: bool,
@@ -131,7 +142,7 @@ where
             state: State::Open,
             input: Input::default(),
             may_have_frame: false,
-            cut_off: None,
+            departure: None,
             unanswered: false,
             codec,
             request: None,
@@ -198,7 +209,7 @@ where
         };
         self.input.clear();
         self.may_have_frame = false;
-        self.cut_off = None;
+        self.departure = None;
         if dropped == Dropped::Output {
             self.output.clear();
         }
@@ -222,6 +233,7 @@ where
         // Dropping the engine's side closes the channel of the handles. The other fields are
         // dropped so that a lingering connection keeps only the memory that it needs.
         self.peer = None;
+        self.departure = None;
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.drops(Dropped::Output) {

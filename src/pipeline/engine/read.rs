@@ -3,7 +3,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use super::state::{Dropped, State};
+use super::state::{DRAIN_READ, Dropped, State};
 use super::{Codec, Engine, Stream};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, Panicked, caught};
@@ -59,7 +59,7 @@ where
     /// frames.
     #[cold]
     fn saw_next_frame(&mut self) {
-        if !self.awaits_next_frame() {
+        if !self.clock.allows_next_frame(&self.settings.deadlines) {
             self.end(EndReason::Drained, Dropped::Input);
         }
     }
@@ -100,7 +100,8 @@ where
 
     pub(super) fn decode_eof(&mut self) -> Option<C::Item> {
         self.may_have_frame = true;
-        if let Some(err) = self.cut_off.take() {
+        let departure = self.departure.as_mut();
+        if let Some(err) = departure.and_then(|departure| departure.cut_off.take()) {
             let ended = ConnectionEnded::new(EndReason::Truncated, err);
             self.end(ended, Dropped::Input);
             return None;
@@ -180,7 +181,7 @@ where
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
                 self.input.set_eof();
                 self.may_have_frame = true;
-                self.cut_off = Some(err);
+                self.departure.get_or_insert_default().cut_off = Some(err);
             }
             Err(err) => self.io_failed(err),
         }
@@ -218,7 +219,7 @@ where
             return;
         }
         if self.state == State::Open {
-            self.state.drain();
+            self.state.drain(self.conn.life().probe.arrived(DRAIN_READ));
             if let Some(peer) = &self.peer {
                 // New messages are refused, because the drain waits until no message is left.
                 // Earlier messages are delivered.

@@ -15,7 +15,7 @@
 
 /// The maximum number of bytes that a drain treats as already arrived. Most systems do not keep
 /// more in a socket's receive buffer.
-const DRAIN_READ: u32 = 256 * 1024;
+pub(super) const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum State {
     /// The initial state.
     Open,
     /// A drain reads the bytes that arrived before it began; the requests in them are answered. The
-    /// value is the number of bytes that the drain has read so far. It is limited, so that a peer
+    /// value is the number of bytes that the drain may still read. It is limited, so that a peer
     /// that continues to send cannot keep the connection in this state.
     ///
     /// Set by [`drain`](Self::drain).
@@ -70,11 +70,12 @@ pub(in crate::pipeline) enum Dropped {
 }
 
 impl State {
-    /// Changes `Open` to `DrainReading`. Called when the signal to drain is handled. Does not
-    /// change any other state.
-    pub(super) fn drain(&mut self) {
+    /// Changes `Open` to `DrainReading`. Called when the signal to drain is handled, with the
+    /// number of bytes that have arrived, if it is known. Does not change any other state.
+    pub(super) fn drain(&mut self, arrived: Option<u32>) {
         if *self == Self::Open {
-            *self = Self::DrainReading(0);
+            let left = arrived.map_or(DRAIN_READ, |arrived| arrived.clamp(1, DRAIN_READ));
+            *self = Self::DrainReading(left);
         }
     }
 
@@ -83,9 +84,9 @@ impl State {
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
-                let read = u32::try_from(n).map_or(DRAIN_READ, |n| before.saturating_add(n));
-                if read < DRAIN_READ {
-                    Self::DrainReading(read)
+                let left = u32::try_from(n).map_or(0, |n| before.saturating_sub(n));
+                if left > 0 {
+                    Self::DrainReading(left)
                 } else {
                     Self::DrainRead
                 }
@@ -188,7 +189,7 @@ mod tests {
     fn a_drain_does_not_undo_an_end() {
         let mut state = State::Ending(Dropped::Input);
 
-        state.drain();
+        state.drain(None);
         state.saw_bytes(1);
         state.drain_has_read();
 
@@ -201,14 +202,28 @@ mod tests {
         state.saw_bytes(1);
         assert_eq!(state, State::Open);
 
-        state.drain();
-        state.saw_bytes(DRAIN_READ as usize - 1);
-        assert_eq!(state, State::DrainReading(DRAIN_READ - 1));
+        for (arrived, limit) in [
+            (None, DRAIN_READ),
+            (Some(u32::MAX), DRAIN_READ),
+            (Some(7), 7),
+        ] {
+            let mut state = State::Open;
+            state.drain(arrived);
+            state.saw_bytes(limit as usize - 1);
+            assert_eq!(state, State::DrainReading(1));
 
-        state.saw_bytes(1);
-        assert_eq!(state, State::DrainRead);
+            state.saw_bytes(1);
+            assert_eq!(state, State::DrainRead);
 
-        state.saw_bytes(1);
-        assert_eq!(state, State::DrainNextFrame);
+            state.saw_bytes(1);
+            assert_eq!(state, State::DrainNextFrame);
+        }
+    }
+
+    #[test]
+    fn a_drain_reads_once_even_if_nothing_has_arrived() {
+        let mut state = State::Open;
+        state.drain(Some(0));
+        assert_eq!(state, State::DrainReading(1));
     }
 }

@@ -14,6 +14,7 @@
 //! | `poll_io_beside_make` | its make-service | a little ahead |
 //! | `poll_flush_all` | the peer to take the remaining output, at the end | nothing |
 
+use std::io;
 use std::ops::ControlFlow;
 use std::task::{Context, Poll, ready};
 
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use super::state::{Dropped, State};
 use super::{Codec, Engine, Stream};
+use crate::bind::Departing;
 use crate::end::EndReason;
 use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
@@ -83,6 +85,10 @@ where
                 self.end(EndReason::Drained, Dropped::Input);
                 return Poll::Ready(());
             }
+        }
+        // All input is read, so a read notices that the peer disconnects.
+        if let Some(departure) = &mut self.departure {
+            departure.watch = None;
         }
         let waiting = if !self.input.is_empty() {
             Waiting::InFrame
@@ -252,12 +258,38 @@ where
         let limit = self.settings.limits.read_ahead.max(least);
         while !self.is_upgraded() && !self.drops(Dropped::Calls) && !self.input.is_eof() {
             let room = limit.saturating_sub(self.input.len());
-            if room == 0
-                || (self.poll_read(room, cx).is_pending()
-                    && !(self.looks_again() && self.poll_read(room, cx).is_ready()))
+            // Once a drain has read what had arrived, those requests are answered before more is
+            // read, because the next frame after that may be the last.
+            if room == 0 || (self.state.drain_was_read() && self.may_have_frame) {
+                self.notice_departure(cx);
+                break;
+            }
+            if self.poll_read(room, cx).is_pending()
+                && !(self.looks_again() && self.poll_read(room, cx).is_ready())
             {
                 break;
             }
+        }
+    }
+
+    /// Notices that the peer disconnects although no more of its input is read. A reset ends the
+    /// connection. The end of input starts the deadline `half_closed`.
+    fn notice_departure(&mut self, cx: &mut Context<'_>) {
+        let probe = &self.conn.life().probe;
+        if !probe.knows() {
+            return;
+        }
+        let watch = &mut self.departure.get_or_insert_default().watch;
+        if watch.is_none() {
+            *watch = Departing::of(probe);
+        }
+        let Some(peer) = watch else {
+            return;
+        };
+        if peer.poll_gone(cx).is_ready() {
+            self.io_failed(io::ErrorKind::ConnectionReset.into());
+        } else if peer.poll_finished(cx).is_ready() && !self.clock.is_half_closed() {
+            self.clock.saw_end();
         }
     }
 

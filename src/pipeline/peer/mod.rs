@@ -277,9 +277,12 @@ impl<T, M> Peer<T, M> {
     /// begins, because only a call releases the resources that the service may have reserved, such
     /// as a permit for which other connections wait.
     ///
-    /// During the pause, the connection notices the end of input only if no received input is held
-    /// back, and a reset only if fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead)
-    /// are held back. The deadlines for input do not run. While requests are held back,
+    /// During the pause, a reset ends the connection. (With a custom listener it does so only if
+    /// fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead) are held back.) The end
+    /// of input ends the connection only if no received input is held back. A drain, the maximum
+    /// age and `LiveConnection::close` do not end the pause either, so the program must resume
+    /// input or close the connection ([`draining`](crate::ConnectionInfo::draining) reports a
+    /// drain). The deadlines for input do not run. While requests are held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) do not run either.
     #[doc(alias = "shutdown_input")]
