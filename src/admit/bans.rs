@@ -24,8 +24,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// [`ConnectionInfo::client_addr`] returns. A ban denies only new connections. To close the current
 /// connection, send a [closing reply](crate::Reply::close). A ban of an IPv4 address applies to
 /// this address alone. A ban of an IPv6 address applies to all addresses with the same first
-/// [`v6_prefix`](Self::v6_prefix) bits. Clients of Unix sockets and of in-memory connections have
-/// no IP address, so they cannot be banned.
+/// [`v6_prefix`](Self::v6_prefix) bits. Only IP addresses can be banned. Clients of Unix sockets and
+/// of in-memory connections have none, unless a proxy's header contains one.
 ///
 /// [`AddressFilter::from`] converts the set into a filter:
 ///

@@ -27,9 +27,9 @@
 //! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any connection service.
 //!
 //! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. `ConnectionLimit` wakes
-//! all waiters, and the first one that polls takes the permit. So an accept loop without a
-//! connection cannot hold a permit. `ConnectionLimit` is made for a few waiters, one for each
-//! accept loop. If thousands of tasks wait, use `ConcurrencyLimit`.
+//! all waiters, and the first one that polls takes the permit. So no permit is assigned to an
+//! accept loop while it waits for a connection. `ConnectionLimit` is made for a few waiters, one
+//! for each accept loop. If thousands of tasks wait, use `ConcurrencyLimit`.
 //!
 //! ```
 //! use tower::ServiceBuilder;

@@ -51,7 +51,8 @@ pub(crate) fn hand_on(
     sockets: &[ListeningSocket],
     stream: UnixStream,
 ) -> io::Result<()> {
-    // This process may have inherited such variables from the process that it replaced.
+    // Remove the variables that describe sockets, which this process may have inherited from the
+    // process that it replaced.
     for (name, _) in env::vars_os() {
         if [SOCKET, PATH]
             .iter()
@@ -141,7 +142,7 @@ impl ListeningSocket {
 }
 
 /// The sockets that the replaced process has passed. `None` if this process replaces no other
-/// process.
+/// process, or if the variables or the last descriptor are not as the protocol requires.
 static REPLACING: LazyLock<Option<Replacing>> = LazyLock::new(Replacing::from_env);
 
 struct Replacing {

@@ -229,7 +229,8 @@ impl SocketOptions {
     /// - that has not begun to close at the deadline of a shutdown, when the server is aborted, or
     ///   when the future of `serve` is dropped;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
-    /// - whose address a [filter](crate::ServerBuilder::address_filter) denies;
+    /// - whose address an [`address_filter`](crate::ServerBuilder::address_filter) of the server
+    ///   denies;
     /// - that is aborted individually, for example by [`Peer::abort`](crate::Peer::abort).
     ///
     /// Default: on. Why: otherwise the system would keep the bytes that such a peer has not read,

@@ -26,7 +26,7 @@ pub enum PassedError {
     )]
     NonePassed,
 
-    /// The variable `LISTEN_PID` contains the ID of another process.
+    /// The variable `LISTEN_PID` is set, but not to the ID of this process.
     #[error(
         "the sockets were passed to process {pid}, and this is {}: a script that starts this \
          program must `exec` it",

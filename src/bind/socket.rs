@@ -64,9 +64,10 @@ impl AsFd for Socket {
     }
 }
 
-/// True on systems with epoll or kqueue. There, a short read means that there is no more input,
-/// except at urgent data (see [`Probe::look_again`]), and a short write means that there is no more
-/// room. So the stream's readiness can be cleared, and the next change will wake the task.
+/// True on the systems listed here, which have epoll or kqueue. There, a short read means that
+/// there is no more input, except at urgent data (see [`Probe::look_again`]), and a short write
+/// means that there is no more room. So the stream's readiness can be cleared, and the next change
+/// will wake the task.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",
