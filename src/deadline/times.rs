@@ -65,7 +65,7 @@ deadlines! {
     /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`]; in HTTP/2 only the service's read fails |
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
-    /// | [`half_closed`] | 10 s | most replies take less; the work for an abandoned request ends then | [`PeerReset`] |
+    /// | [`half_closed`] | 10 s | most replies take less, and an abandoned request should not cause work for longer | [`PeerReset`] |
     /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for which the connection closes |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, then [`MaxAge`] |
@@ -189,7 +189,8 @@ deadlines! {
         /// A peer that has finished sending may still wait for its replies, as `nc -N` does, or be
         /// gone. TCP does not distinguish the two, so replies within this time are sent. Each
         /// finished reply, and each byte that the peer takes, restarts the time. So a request gets
-        /// its reply even if many others arrived before it. The time does not run while
+        /// its reply even if many others arrived before it. While output is pending,
+        /// [`write`](Self::write) applies instead. The time does not run either while
         /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back; it starts again
         /// when the pause ends. This deadline applies to pipelines and to HTTP/1, but not to
         /// HTTP/2, which has no half-closed connections. A reset ends a request at once.
@@ -205,8 +206,8 @@ deadlines! {
         /// The server closes a connection at its [`max_age`](Self::max_age), after an error, and
         /// when the program requests it. As with [`half_closed`](Self::half_closed), each finished
         /// reply and each byte that the peer takes restarts the time, and the time does not run
-        /// while a pause holds requests back. A drain of the server does not start the time,
-        /// because a shutdown has its own deadline.
+        /// while output is pending or while a pause holds requests back. A drain of the server does
+        /// not start the time, because a shutdown has its own deadline.
         ///
         /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls for these
         /// requests are dropped, and the connection ends with the reason for which it closes.

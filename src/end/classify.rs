@@ -135,7 +135,8 @@ impl EndReason {
     pub(crate) fn of_hyper(err: &(dyn StdError + 'static), progress: HttpProgress) -> Self {
         let of_io = || {
             let reason = Self::of_io(find_cause::<io::Error>(err)?);
-            // The stream did not fail: hyper reached the end of input within an HTTP/2 frame.
+            // If the peer has finished sending, the stream did not fail, but hyper reached the end
+            // of input within an HTTP/2 frame.
             let cut_off = || progress.is_peer_done.then_some(Self::Truncated);
             Some(reason.or_else(cut_off).unwrap_or(Self::IoError))
         };
