@@ -7,7 +7,8 @@ use crate::connection::{Address, ConnectionId, ConnectionPhase, Life, Moment};
 use crate::end::{End, EndReason};
 
 /// A view of an open connection. It does not keep the connection open. Returned by
-/// [`Handle::connections`](super::Handle::connections).
+/// [`Handle::connections`](super::Handle::connections) and
+/// [`Handle::connection`](super::Handle::connection).
 #[derive(Clone)]
 pub struct LiveConnection {
     pub(super) life: Arc<Life>,

@@ -200,7 +200,7 @@ impl<Io: AsyncRead + Unpin> Lent<Io> {
         match &mut self.conn {
             Some(conn) if self.progress.is_answering_http1() => {
                 // hyper notices the end of input itself while it reads a body. Once the body is
-                // read or dropped, hyper waits for the service and may ignore its input.
+                // read or dropped, hyper waits for the service and may leave later input unread.
                 let is_reading = self.progress.is_reading.load(Ordering::Relaxed);
                 if is_reading && self.progress.has_unread_bodies() {
                     return Poll::Pending;

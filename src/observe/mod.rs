@@ -71,7 +71,7 @@
 //! | --- | --- | --- | --- |
 //! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is the number of open connections |
 //! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client of another version |
-//! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if they are unwelcome |
+//! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if these connections are unwelcome |
 //! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request. Connections that `address_filter` denies are not recorded |
 //! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: dropped before it completed, usually at its deadline) | slow: too few processors; failing: certificates, old clients |
 //! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), or add memory |
