@@ -1,8 +1,9 @@
 //! The calls of a connection's service, and their results.
 //!
 //! [`Calls::poll_event`] takes the next event and waits until the service is ready for it. The
-//! engine drives I/O during every wait, so the three ways to run calls differ only in how many
-//! calls run at the same time and in the order of replies.
+//! engine drives I/O during every wait, so the three ways to run calls (see
+//! [`dispatch`](super::dispatch)) differ only in how many calls run at the same time and in the
+//! order of replies.
 
 use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};

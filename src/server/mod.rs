@@ -217,7 +217,8 @@ where
 
     let mut served = accepting.run(Phase::Serving).await;
     let mut accepting = Some(accepting);
-    // If a supervisor keeps a socket open, closing it here would not refuse clients. They would
+    // With `lame_duck_closes_listener`, the listener is closed before the lame-duck phase, unless a
+    // supervisor keeps a socket open. The clients of such a socket would not be refused, but would
     // wait for the next process.
     let closes = shared.plan().closes_listener && !shared.sockets().any(|socket| socket.is_kept());
     if served.is_ok() && closes {
