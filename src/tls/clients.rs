@@ -21,9 +21,9 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// A digest of the rules for client certificates. A ticket key is derived from the content of its
-/// file and from this digest, so such a ticket is accepted only under the rules under which it was
-/// issued.
+/// A digest of the rules for client certificates. A ticket key from a file is derived from the
+/// file's content and from this digest. So a ticket that such a key encrypted is accepted only
+/// under the rules under which the ticket was issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy(pub(super) [u8; 32]);
 
