@@ -151,8 +151,9 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
 #[non_exhaustive]
 pub struct Report {
     /// The number of connections that neither timed out nor were aborted by the server. They closed
-    /// in good order, or ended because the peer disconnected, the service failed, or the program
-    /// aborted them individually ([`Peer::abort`](crate::Peer::abort)).
+    /// in good order, or ended because the peer disconnected, the service failed, the program
+    /// aborted them individually ([`Peer::abort`](crate::Peer::abort)), or their runtime was shut
+    /// down.
     pub drained: usize,
     /// The number of connections that ended at one of their own deadlines
     /// ([`EndReason::is_timeout`](crate::EndReason::is_timeout)), for example because the peer did
