@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use super::state::{DRAIN_READ, Dropped, State};
 use super::{Codec, Engine, Stream};
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked, caught};
+use crate::error::{BoxError, Panicked, caught, find_cause};
 use crate::frame::{DecoderStalled, FrameTooLarge};
 use crate::signals::Signal;
 
@@ -122,10 +122,12 @@ where
             Ok(None) if self.input.is_empty() => self.end(self.done(), Dropped::Input),
             Ok(None) => self.end(EndReason::Truncated, Dropped::Input),
             Err(err) => {
-                self.end(
-                    ConnectionEnded::new(EndReason::Truncated, err),
-                    Dropped::Input,
-                );
+                let err = err.into();
+                let reason = match find_cause::<DecoderStalled>(&*err) {
+                    Some(_) => EndReason::CodecError,
+                    None => EndReason::Truncated,
+                };
+                self.end(ConnectionEnded::new(reason, err), Dropped::Input);
             }
         }
         None
