@@ -19,10 +19,12 @@ pub(super) struct Ranges {
     /// in no network.
     lengths: Vec<Option<u8>>,
     /// The number of ranges that begin before each bucket, and at the end the number of all ranges.
-    /// Addresses are in the same bucket if they have the same `bits` bits after the first `skip`.
+    /// The number of an address's bucket consists of the `bits` bits that follow its first `skip`
+    /// bits.
     before: Vec<usize>,
     /// The number of leading bits that all starts share.
     skip: u32,
+    /// The number of bits in the number of a bucket.
     bits: u32,
 }
 

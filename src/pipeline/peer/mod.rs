@@ -132,8 +132,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends the frames of a run, and frames that are added to it later, if this is possible
-    /// without waiting.
+    /// Queues a run as one entry, if this is possible without waiting. Frames that are added to the
+    /// run before it is closed are sent with it.
     pub(crate) fn try_send_run(&self, run: &Arc<Run<T>>) -> Result<(), TrySendError<()>> {
         let room = match self.channel.room.try_acquire() {
             Ok(room) => room,

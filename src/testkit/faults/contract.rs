@@ -13,7 +13,8 @@ use tower_service::Service;
 pub enum Breach {
     /// The service was called without being ready.
     NotReady,
-    /// The service was called without being ready, while another clone was ready.
+    /// The service was called without being ready, while another service of the same `Contract` was
+    /// ready. Usually that one is its clone.
     OtherClone,
     /// A service was ready and was neither called nor dropped. If readiness includes a permit, that
     /// permit is not returned.
