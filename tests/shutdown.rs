@@ -19,15 +19,17 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::either::Either;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{self, Connector, MemoryListener, Served, serve, serve_with};
 use tower_tcp::tls::Tls;
@@ -531,6 +533,65 @@ async fn h7_a_request_that_the_runtime_has_not_reported_is_answered_over_tls() {
         tls.connect(name, stream).await.unwrap()
     })
     .await;
+}
+
+#[tokio::test]
+async fn h7_all_that_has_arrived_is_answered_however_little_is_read_ahead() {
+    const REQUESTS: usize = 5000;
+    for has_tls in [false, true] {
+        let [begun, released] = [(); 2].map(|()| Arc::new(Notify::new()));
+        let signals = (Arc::clone(&begun), Arc::clone(&released));
+        let service = service_fn(move |line: Bytes| {
+            let (begun, released) = signals.clone();
+            async move {
+                if line == "wait" {
+                    begun.notify_one();
+                    released.notified().await;
+                }
+                Ok::<_, BoxError>(line)
+            }
+        });
+        let pipeline = Pipeline::new(Lines::default)
+            .service(service)
+            .limits(Limits::default().read_ahead(1000));
+        let server = Server::bind("127.0.0.1:0").await;
+        let server = server.expect("loopback is there");
+        let handle = server.handle();
+        let addr = handle.local_addrs()[0].tcp().expect("it is TCP");
+        let (identity, client) = certified();
+        let task = if has_tls {
+            let hook = PreConnectLayer::new(Tls::from(identity));
+            tokio::spawn(server.serve(hook.layer(pipeline)))
+        } else {
+            tokio::spawn(server.serve(pipeline))
+        };
+        let stream = TcpStream::connect(addr).await.expect("it listens");
+        let mut stream = if has_tls {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let tls = TlsConnector::from(client).connect(name, stream).await;
+            Either::Left(tls.expect("a good handshake"))
+        } else {
+            Either::Right(stream)
+        };
+        stream.write_all(b"wait\n").await.expect("it is open");
+        stream.flush().await.expect("it is open");
+        begun.notified().await;
+        let requests = "0123456789\n".repeat(REQUESTS);
+        let sent = stream.write_all(requests.as_bytes()).await;
+        sent.expect("it is open");
+        stream.flush().await.expect("it is open");
+
+        handle.shutdown();
+        released.notify_one();
+
+        let mut replies = String::new();
+        let read = timeout(NET, stream.read_to_string(&mut replies)).await;
+        read.expect("it closes").expect("in good order");
+        assert_eq!(replies.lines().count(), 1 + REQUESTS, "TLS: {has_tls}");
+        drop(stream);
+        let report = task.await.expect("no panic").expect("it has served");
+        assert_eq!((report.drained, report.aborted), (1, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -144,7 +144,11 @@ impl Socket {
                 buf.advance(n);
                 // Even a read that fills the buffer may leave bytes that the runtime does not
                 // report.
-                self.0.read(n > 0);
+                self.0.read(n, n > 0);
+                // A stream that needs more, such as TLS for the rest of a record, reads on.
+                if n == room {
+                    self.0.look();
+                }
                 Poll::Ready(Ok(()))
             }
             // The caller has registered the waker.
@@ -174,7 +178,7 @@ impl AsyncRead for Socket {
         });
         match read {
             Poll::Ready(Ok(n)) => {
-                self.0.read(0 < n && n < room);
+                self.0.read(n, 0 < n && n < room);
                 Poll::Ready(Ok(()))
             }
             Poll::Pending if self.0.take_look() => self.poll_look(buf),

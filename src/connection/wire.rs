@@ -3,7 +3,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use socket2::SockRef;
@@ -18,6 +18,8 @@ pub(crate) struct Wire {
     resets: bool,
     /// The number of bytes written to the socket. Only the stream changes it.
     written: AtomicU64,
+    /// Once arrived bytes are counted, the number of them that are not read yet.
+    arrived: AtomicU32,
     flags: AtomicU8,
 }
 
@@ -28,6 +30,12 @@ const SHORT: u8 = 1;
 const LOOK: u8 = 2;
 /// Flag: data was written since the last [`Probe::acknowledge`].
 const WROTE: u8 = 4;
+/// Flag: arrived bytes are counted. See [`Probe::count_arrived`].
+const COUNTS: u8 = 8;
+/// Flag: a read has returned bytes that arrived after the count, perhaps behind earlier ones.
+const PASSED: u8 = 16;
+/// Flag: a further read has returned bytes. All bytes of the earlier reads have been used.
+const LATER: u8 = 32;
 
 #[derive(Debug)]
 pub(crate) enum Family {
@@ -41,6 +49,7 @@ impl Wire {
             family,
             resets,
             written: AtomicU64::new(0),
+            arrived: AtomicU32::new(0),
             flags: AtomicU8::new(0),
         })
     }
@@ -52,10 +61,28 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records a read. A short read (`is_short`), which did not fill its buffer, may have left
-    /// bytes that the runtime does not report.
-    pub(crate) fn read(&self, is_short: bool) {
+    /// Records a read of `n` bytes. A short read (`is_short`), which did not fill its buffer, may
+    /// have left bytes that the runtime does not report.
+    pub(crate) fn read(&self, n: usize, is_short: bool) {
         self.set(SHORT, is_short);
+        let flags = self.flags.load(Ordering::Relaxed);
+        if flags & COUNTS == 0 || n == 0 {
+            return;
+        }
+        if flags & PASSED != 0 {
+            self.set(LATER, true);
+            return;
+        }
+        let arrived = self.arrived.load(Ordering::Relaxed);
+        match u32::try_from(n).ok().and_then(|n| arrived.checked_sub(n)) {
+            Some(left) => self.arrived.store(left, Ordering::Relaxed),
+            None => self.set(PASSED, true),
+        }
+    }
+
+    /// Makes the next read ask the system for bytes that the runtime does not report.
+    pub(crate) fn look(&self) {
+        self.set(LOOK, true);
     }
 
     /// Returns whether the next read asks the system for bytes that the runtime does not report,
@@ -170,20 +197,35 @@ impl Probe {
         }
     }
 
-    /// Asks the system how many bytes have arrived that are not read yet, and counts at most
-    /// `most`. Returns `None` if no open socket is known.
-    pub(crate) fn arrived(&self, most: u32) -> Option<u32> {
-        let wire = self.wire()?;
+    /// Asks the system how many bytes, at most `most`, have arrived and are not read yet. From then
+    /// on, [`has_read_later`](Self::has_read_later) tells these bytes from later ones.
+    pub(crate) fn count_arrived(&self, most: u32) {
+        let Some(wire) = self.wire() else {
+            return;
+        };
         let socket = SockRef::from(&*wire);
         // Usually nothing has arrived. Only otherwise is a large buffer needed, because the system
         // counts bytes by copying them.
         let mut buf = vec![MaybeUninit::uninit(); 1];
-        if !matches!(socket.peek(&mut buf), Ok(1)) {
-            return Some(0);
+        let mut arrived = socket.peek(&mut buf).unwrap_or(0);
+        if arrived > 0 {
+            buf.resize(most as usize, MaybeUninit::uninit());
+            arrived = socket.peek(&mut buf).unwrap_or(0);
         }
-        buf.resize(most as usize, MaybeUninit::uninit());
-        let arrived = socket.peek(&mut buf).unwrap_or(0);
-        u32::try_from(arrived).ok()
+        let arrived = u32::try_from(arrived).unwrap_or(most);
+        wire.arrived.store(arrived, Ordering::Relaxed);
+        wire.set(COUNTS, true);
+    }
+
+    /// Returns whether all bytes that had arrived at the call of
+    /// [`count_arrived`](Self::count_arrived) have been returned, and later ones, too.
+    ///
+    /// A stream around the socket, such as TLS, may read both kinds at once, and return them one
+    /// after the other. It reads from the socket again once it has returned them all. So this is
+    /// known only after that read.
+    pub(crate) fn has_read_later(&self) -> bool {
+        let wire = self.wire();
+        wire.is_some_and(|wire| wire.flags.load(Ordering::Relaxed) & LATER != 0)
     }
 
     /// Makes the next read ask the system for bytes that the runtime does not report yet. Returns
@@ -194,7 +236,7 @@ impl Probe {
     pub(crate) fn look(&self) -> bool {
         let wire = self.wire();
         if let Some(wire) = &wire {
-            wire.set(LOOK, true);
+            wire.look();
         }
         wire.is_some()
     }

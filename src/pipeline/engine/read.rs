@@ -177,6 +177,11 @@ where
                     self.unanswered = true;
                 }
                 self.state.saw_bytes(n);
+                if matches!(self.state, State::DrainReading(_))
+                    && self.conn.life().probe.has_read_later()
+                {
+                    self.state.drain_has_read();
+                }
             }
             // The stream ended without the proper end of its protocol, such as `close_notify` of
             // TLS. Earlier requests are still answered, including those that are not decoded yet.
@@ -221,7 +226,8 @@ where
             return;
         }
         if self.state == State::Open {
-            self.state.drain(self.conn.life().probe.arrived(DRAIN_READ));
+            self.state.drain();
+            self.conn.life().probe.count_arrived(DRAIN_READ);
             if let Some(peer) = &self.peer {
                 // New messages are refused, because the drain waits until no message is left.
                 // Earlier messages are delivered.

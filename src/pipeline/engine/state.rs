@@ -25,7 +25,7 @@ pub(super) enum State {
     /// The initial state.
     Open,
     /// A drain reads the bytes that arrived before it began; the requests in them are answered. The
-    /// value is the number of bytes that the drain may still read. It is limited, so that a peer
+    /// value is the number of bytes that the drain has read so far. It is limited, so that a peer
     /// that continues to send cannot keep the connection in this state.
     ///
     /// Set by [`drain`](Self::drain).
@@ -34,8 +34,8 @@ pub(super) enum State {
     /// connection waits for the rest of it. Otherwise the connection ends, unless
     /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) lets it wait for another frame.
     ///
-    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes, and by
-    /// [`saw_bytes`](Self::saw_bytes) at the limit.
+    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes or has
+    /// returned later ones, and by [`saw_bytes`](Self::saw_bytes) at the limit.
     DrainRead,
     /// More bytes, or the end of the stream, have arrived in `DrainRead`. The next frame is the
     /// last one that is served, unless [`next_frame`](crate::deadline::DrainDeadlines::next_frame)
@@ -70,12 +70,11 @@ pub(in crate::pipeline) enum Dropped {
 }
 
 impl State {
-    /// Changes `Open` to `DrainReading`. Called when the signal to drain is handled, with the
-    /// number of bytes that have arrived, if it is known. Does not change any other state.
-    pub(super) fn drain(&mut self, arrived: Option<u32>) {
+    /// Changes `Open` to `DrainReading`. Called when the signal to drain is handled. Does not
+    /// change any other state.
+    pub(super) fn drain(&mut self) {
         if *self == Self::Open {
-            let left = arrived.map_or(DRAIN_READ, |arrived| arrived.clamp(1, DRAIN_READ));
-            *self = Self::DrainReading(left);
+            *self = Self::DrainReading(0);
         }
     }
 
@@ -84,9 +83,9 @@ impl State {
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
-                let left = u32::try_from(n).map_or(0, |n| before.saturating_sub(n));
-                if left > 0 {
-                    Self::DrainReading(left)
+                let read = u32::try_from(n).map_or(DRAIN_READ, |n| before.saturating_add(n));
+                if read < DRAIN_READ {
+                    Self::DrainReading(read)
                 } else {
                     Self::DrainRead
                 }
@@ -96,7 +95,8 @@ impl State {
         };
     }
 
-    /// Changes `DrainReading` to `DrainRead`. Called when the stream has no more bytes for now.
+    /// Changes `DrainReading` to `DrainRead`. Called when the stream has no more bytes for now, or
+    /// has returned bytes that arrived after the drain began.
     pub(super) fn drain_has_read(&mut self) {
         if matches!(self, Self::DrainReading(_)) {
             *self = Self::DrainRead;
@@ -189,7 +189,7 @@ mod tests {
     fn a_drain_does_not_undo_an_end() {
         let mut state = State::Ending(Dropped::Input);
 
-        state.drain(None);
+        state.drain();
         state.saw_bytes(1);
         state.drain_has_read();
 
@@ -202,28 +202,14 @@ mod tests {
         state.saw_bytes(1);
         assert_eq!(state, State::Open);
 
-        for (arrived, limit) in [
-            (None, DRAIN_READ),
-            (Some(u32::MAX), DRAIN_READ),
-            (Some(7), 7),
-        ] {
-            let mut state = State::Open;
-            state.drain(arrived);
-            state.saw_bytes(limit as usize - 1);
-            assert_eq!(state, State::DrainReading(1));
+        state.drain();
+        state.saw_bytes(DRAIN_READ as usize - 1);
+        assert_eq!(state, State::DrainReading(DRAIN_READ - 1));
 
-            state.saw_bytes(1);
-            assert_eq!(state, State::DrainRead);
+        state.saw_bytes(1);
+        assert_eq!(state, State::DrainRead);
 
-            state.saw_bytes(1);
-            assert_eq!(state, State::DrainNextFrame);
-        }
-    }
-
-    #[test]
-    fn a_drain_reads_once_even_if_nothing_has_arrived() {
-        let mut state = State::Open;
-        state.drain(Some(0));
-        assert_eq!(state, State::DrainReading(1));
+        state.saw_bytes(1);
+        assert_eq!(state, State::DrainNextFrame);
     }
 }
