@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use support::{Clients, Ends, each_way, settled};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tower::limit::GlobalConcurrencyLimitLayer;
@@ -165,6 +165,41 @@ async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
         let reason = timeout(DEADLINE, served.reason()).await;
         assert_eq!(reason.expect("in time"), EndReason::PeerReset);
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_closes_its_unix_socket_leaves_its_requests() {
+    const REQUESTS: usize = 10_000;
+    let (called, mut calls) = mpsc::unbounded_channel();
+    let slow = service_fn(move |_: Bytes| {
+        called.send(()).expect("the test counts");
+        async {
+            tokio::task::yield_now().await;
+            Ok::<_, Infallible>(None::<Bytes>)
+        }
+    });
+    let dir = tempfile::tempdir().expect("it is made");
+    let path = dir.path().join("socket");
+    let server = Server::bind(format!("unix:{}", path.display())).await;
+    let server = server.expect("the path is free");
+    let served = serve_with(server, (), Pipeline::new(Lines::default).service(slow));
+    let mut client = UnixStream::connect(path).await.expect("it listens");
+
+    let input = "unread\n".repeat(REQUESTS);
+    client
+        .write_all(input.as_bytes())
+        .await
+        .expect("it is open");
+    drop(client);
+
+    let reason = timeout(DEADLINE, served.reason()).await;
+    assert_eq!(reason.expect("in time"), EndReason::PeerClosed);
+    calls.close();
+    let mut count = 0;
+    while calls.recv().await.is_some() {
+        count += 1;
+    }
+    assert_eq!(count, REQUESTS);
 }
 
 /// A client that leaves in one of two ways while its first requests hang and more wait behind them

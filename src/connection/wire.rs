@@ -1,6 +1,7 @@
 //! Access to the socket beneath a connection, whatever streams the hooks have put around it.
 
 use std::fmt;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -76,6 +77,7 @@ impl Wire {
         let arrived = self.arrived.load(Ordering::Relaxed);
         match u32::try_from(n).ok().and_then(|n| arrived.checked_sub(n)) {
             Some(left) => self.arrived.store(left, Ordering::Relaxed),
+            None if arrived == 0 => self.set(LATER, true),
             None => self.set(PASSED, true),
         }
     }
@@ -199,22 +201,33 @@ impl Probe {
 
     /// Asks the system how many bytes, at most `most`, have arrived and are not read yet. From then
     /// on, [`has_read_later`](Self::has_read_later) tells these bytes from later ones.
-    pub(crate) fn count_arrived(&self, most: u32) {
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the socket, if there is one. The system reports it only once.
+    pub(crate) fn count_arrived(&self, most: u32) -> io::Result<()> {
         let Some(wire) = self.wire() else {
-            return;
+            return Ok(());
         };
         let socket = SockRef::from(&*wire);
         // Usually nothing has arrived. Only otherwise is a large buffer needed, because the system
         // counts bytes by copying them.
         let mut buf = vec![MaybeUninit::uninit(); 1];
-        let mut arrived = socket.peek(&mut buf).unwrap_or(0);
+        let mut arrived = match socket.peek(&mut buf) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => 0,
+            peeked => peeked?,
+        };
         if arrived > 0 {
             buf.resize(most as usize, MaybeUninit::uninit());
-            arrived = socket.peek(&mut buf).unwrap_or(0);
+            arrived = socket.peek(&mut buf)?;
         }
         let arrived = u32::try_from(arrived).unwrap_or(most);
         wire.arrived.store(arrived, Ordering::Relaxed);
+        for flag in [PASSED, LATER] {
+            wire.set(flag, false);
+        }
         wire.set(COUNTS, true);
+        Ok(())
     }
 
     /// Returns whether all bytes that had arrived at the call of
@@ -226,6 +239,13 @@ impl Probe {
     pub(crate) fn has_read_later(&self) -> bool {
         let wire = self.wire();
         wire.is_some_and(|wire| wire.flags.load(Ordering::Relaxed) & LATER != 0)
+    }
+
+    /// Returns whether the socket is a Unix socket. Its peer may close it and leave input that can
+    /// still be read. Over TCP, a peer that only closes has finished sending.
+    pub(crate) fn is_unix(&self) -> bool {
+        let wire = self.wire();
+        wire.is_some_and(|wire| matches!(wire.family, Family::Unix(_)))
     }
 
     /// Makes the next read ask the system for bytes that the runtime does not report yet. Returns

@@ -43,7 +43,8 @@ impl FrameTooLarge {
 /// with [`EndReason::CodecError`](crate::EndReason::CodecError).
 ///
 /// A decoder may return up to 65,536 frames in a row without consuming input, or
-/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that number is larger.
+/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that number is larger. Codecs that
+/// skip items, such as [`FilterDecode`](crate::frame::FilterDecode), skip up to 1,048,576 of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]

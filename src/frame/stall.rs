@@ -5,8 +5,8 @@ use std::io;
 use super::DecoderStalled;
 
 /// The maximum number of items in a row that a decoder may return without consuming input, while
-/// the codec around it needs another one.
-const ITEMS: u32 = 65_536;
+/// the codec around it needs another one. A frame of 1 MiB may consist of as many items.
+const ITEMS: u32 = 1024 * 1024;
 
 /// Counts the items that a decoder has returned without consuming input. A codec that skips items
 /// would otherwise loop forever around a decoder that never returns `None`.

@@ -293,9 +293,9 @@ impl Clock {
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
-        self.saw_activity |= (self.half_closed || self.closes) && (writing || wrote);
-        // The peer takes its reply. Output of the program alone is no activity of the peer.
-        self.saw_activity |= self.has_request && wrote;
+        // A peer that takes its reply is not idle. Output of the program alone does not count.
+        let counts = self.half_closed || self.closes || self.has_request;
+        self.saw_activity |= counts && (writing || wrote);
         self.has_request &= waiting != Waiting::Idle || writing;
         if std::mem::take(&mut self.saw_activity) && self.active.replace(now).is_none() {
             // After the first progress, other deadlines apply.
@@ -368,7 +368,9 @@ impl Clock {
                 let taken_in = Moment::START.checked_add(TAKEN_IN);
                 let until = self.next_frame_until(next_frame);
                 let until = until.map(|until| taken_in.map_or(until, |at| at.max(until)));
-                until.map(|at| (at, Alarm::End(EndReason::Drained)))
+                let until = until.map(|at| (at, Alarm::End(EndReason::Drained)));
+                let started = Some(Moment::START);
+                first([until, end(started, first_byte, EndReason::FirstByteTimeout)])
             }
             Waiting::InFrame => {
                 let from = self.frame_begun;

@@ -227,7 +227,10 @@ where
         }
         if self.state == State::Open {
             self.state.drain();
-            self.conn.life().probe.count_arrived(DRAIN_READ);
+            self.clock.drain();
+            if let Err(err) = self.conn.life().probe.count_arrived(DRAIN_READ) {
+                return self.io_failed(err);
+            }
             if let Some(peer) = &self.peer {
                 // New messages are refused, because the drain waits until no message is left.
                 // Earlier messages are delivered.

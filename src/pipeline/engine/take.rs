@@ -170,7 +170,8 @@ where
             }
             Event::Message(_) => {
                 self.was_message = true;
-                self.clock.has_request &= in_flight + self.waiting_replies() > 0;
+                let has_work = in_flight + self.waiting_replies() > 0;
+                self.clock.has_request &= has_work || !self.output.is_flushed();
             }
         }
         self.reserves = false;

@@ -260,7 +260,8 @@ where
             let room = limit.saturating_sub(self.input.len());
             // Once a drain has read what had arrived, those requests are answered before more is
             // read, because the next frame after that may be the last.
-            if room == 0 || (self.state.drain_was_read() && self.may_have_frame) {
+            let has_frames = self.may_have_frame && !self.input.is_empty();
+            if room == 0 || (self.state.drain_was_read() && has_frames) {
                 self.notice_departure(cx);
                 break;
             }
@@ -273,7 +274,8 @@ where
     }
 
     /// Notices that the peer disconnects although no more of its input is read. A reset ends the
-    /// connection. The end of input starts the deadline `half_closed`.
+    /// connection. The end of input, or the close of a Unix socket, starts the deadline
+    /// `half_closed`.
     fn notice_departure(&mut self, cx: &mut Context<'_>) {
         let probe = &self.conn.life().probe;
         if !probe.knows() {
@@ -286,9 +288,11 @@ where
         let Some(peer) = watch else {
             return;
         };
-        if peer.poll_gone(cx).is_ready() {
+        let is_gone = peer.poll_gone(cx).is_ready();
+        let is_finished = peer.poll_finished(cx).is_ready();
+        if is_gone && !probe.is_unix() {
             self.io_failed(io::ErrorKind::ConnectionReset.into());
-        } else if peer.poll_finished(cx).is_ready() && !self.clock.is_half_closed() {
+        } else if (is_gone || is_finished) && !self.clock.is_half_closed() {
             self.clock.saw_end();
         }
     }
