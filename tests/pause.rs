@@ -170,9 +170,9 @@ async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
 #[tokio::test]
 async fn a_peer_that_closes_its_unix_socket_leaves_its_requests() {
     const REQUESTS: usize = 10_000;
-    let (called, mut calls) = mpsc::unbounded_channel();
+    let (called, mut calls) = mpsc::channel(REQUESTS);
     let slow = service_fn(move |_: Bytes| {
-        called.send(()).expect("the test counts");
+        called.try_send(()).expect("there is room");
         async {
             tokio::task::yield_now().await;
             Ok::<_, Infallible>(None::<Bytes>)
