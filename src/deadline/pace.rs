@@ -54,8 +54,8 @@ impl Pace {
     /// slow in a window that has ended.
     ///
     /// `frame` is the moment when an incomplete frame began, and `sending` the moment when output
-    /// became pending. The first window begins with the call that first passes such a moment, which
-    /// may be later than the moment itself.
+    /// became pending. The first window begins at the first call that gets such a moment, which may
+    /// be later than the moment itself.
     pub(crate) fn check(
         &mut self,
         rate: Option<MinRate>,
