@@ -147,7 +147,8 @@ end_reasons! {
     Panic = "panic" by Service,
     /// The stream failed with an I/O error for which there is no other reason.
     IoError = "io_error" by Peer,
-    /// The connection finished during a shutdown.
+    /// The connection finished during a shutdown, or did not finish its hooks in the time that a
+    /// drain gives them.
     Drained = "drained" by Server,
     /// The shutdown's deadline passed before the connection finished.
     DrainDeadline = "drain_deadline" by Server,

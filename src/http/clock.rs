@@ -68,9 +68,9 @@ impl deadline::Due for Due {
     }
 }
 
-/// The wait, and whether output is pending, HTTP/2 data waits for the peer, the peer has finished
-/// sending, the connection drains, a graceful close has begun, and hyper stays set up although the
-/// connection is idle.
+/// The current wait, and six facts, in this order: output is pending; HTTP/2 data waits for the
+/// peer; the peer has finished sending; the connection drains; a graceful close has begun; hyper
+/// stays set up although the connection is idle.
 type Waits = (Waiting, [bool; 6]);
 
 pub(super) struct Clock {
