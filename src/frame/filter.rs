@@ -37,27 +37,23 @@ impl<C: Decoder, F: FnMut(&C::Item) -> bool> Decoder for FilterDecode<C, F> {
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
         // `None` means that nothing more can be decoded. So a dropped item does not yield `None`;
         // the next item is decoded instead.
-        let mut stall = Stall::default();
-        let mut before = src.len();
+        let mut stall = Stall::new(src);
         while let Some(item) = self.codec.decode(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));
             }
-            stall.count(before, src.len())?;
-            before = src.len();
+            stall.count(src)?;
         }
         Ok(None)
     }
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<C::Item>, C::Error> {
-        let mut stall = Stall::default();
-        let mut before = src.len();
+        let mut stall = Stall::new(src);
         while let Some(item) = self.codec.decode_eof(src)? {
             if (self.keep)(&item) {
                 return Ok(Some(item));
             }
-            stall.count(before, src.len())?;
-            before = src.len();
+            stall.count(src)?;
         }
         Ok(None)
     }

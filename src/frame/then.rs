@@ -80,7 +80,7 @@ where
     type Error = ThenError<O::Error, I::Error>;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
-        let mut stall = Stall::default();
+        let mut stall = Stall::new(src);
         loop {
             // The inner codec is called even if no bytes are held, because it may hold an item
             // itself.
@@ -88,32 +88,30 @@ where
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
             }
-            let before = src.len();
             match self.outer.decode(src).map_err(ThenError::Outer)? {
                 Some(frame) => self.held.extend_from_slice(frame.as_ref()),
                 None => break,
             }
-            let stalled = stall.count(before, src.len());
-            stalled.map_err(|err| ThenError::Outer(err.into()))?;
+            let counted = stall.count(src);
+            counted.map_err(|err| ThenError::Outer(err.into()))?;
         }
         self.shrink();
         Ok(None)
     }
 
     fn decode_eof(&mut self, src: &mut BytesMut) -> Result<Option<I::Item>, Self::Error> {
-        let mut stall = Stall::default();
+        let mut stall = Stall::new(src);
         loop {
             let item = decode_within(self.max_frame, &mut self.inner, &mut self.held)?;
             if let Some(item) = item.map_err(ThenError::Inner)? {
                 return Ok(Some(item));
             }
-            let before = src.len();
             match self.outer.decode_eof(src).map_err(ThenError::Outer)? {
                 Some(frame) => self.held.extend_from_slice(frame.as_ref()),
                 None => break,
             }
-            let stalled = stall.count(before, src.len());
-            stalled.map_err(|err| ThenError::Outer(err.into()))?;
+            let counted = stall.count(src);
+            counted.map_err(|err| ThenError::Outer(err.into()))?;
         }
         let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
