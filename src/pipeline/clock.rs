@@ -216,16 +216,6 @@ impl Clock {
         }
     }
 
-    /// Returns whether a draining connection waits for another frame.
-    pub(super) fn awaits_next_frame(&self, deadlines: &Deadlines) -> bool {
-        let time = deadlines.drain.next_frame;
-        time != Some(Duration::ZERO)
-            && (self.saw_activity || {
-                let until = self.next_frame_until(time);
-                until.is_none_or(|until| self.timer.now() < until)
-            })
-    }
-
     /// Returns whether a draining connection may wait for another frame, now or when the requests
     /// in progress are answered.
     pub(super) fn allows_next_frame(&self, deadlines: &Deadlines) -> bool {

@@ -59,7 +59,7 @@ where
     /// frames.
     #[cold]
     fn saw_next_frame(&mut self) {
-        if !self.clock.allows_next_frame(&self.settings.deadlines) {
+        if !self.allows_next_frame() {
             self.end(EndReason::Drained, Dropped::Input);
         }
     }
@@ -215,9 +215,10 @@ where
         }
     }
 
-    /// Returns whether a draining connection waits for another frame.
-    pub(super) fn awaits_next_frame(&self) -> bool {
-        self.clock.awaits_next_frame(&self.settings.deadlines)
+    /// Returns whether a draining connection may wait for another frame, now or when the requests
+    /// in progress are answered.
+    pub(super) fn allows_next_frame(&self) -> bool {
+        self.clock.allows_next_frame(&self.settings.deadlines)
     }
 
     fn handle_raised(&mut self) {
@@ -240,7 +241,7 @@ where
         if self.state.drain_was_read()
             && self.input.is_empty()
             && !self.has_mail()
-            && !self.clock.allows_next_frame(&self.settings.deadlines)
+            && !self.allows_next_frame()
         {
             self.end(EndReason::Drained, Dropped::Input);
         }

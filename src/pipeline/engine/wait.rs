@@ -81,7 +81,7 @@ where
                 return self.poll_clock(Waiting::DrainSilent, message, cx);
             }
             self.state.drain_has_read();
-            if self.input.is_empty() && !self.awaits_next_frame() {
+            if self.input.is_empty() && !self.allows_next_frame() {
                 self.end(EndReason::Drained, Dropped::Input);
                 return Poll::Ready(());
             }
@@ -321,11 +321,6 @@ where
         self.input.shrink();
         self.output.shrink();
         self.register_waker(cx);
-        // This checks the state, not the signal. A signal raised after the last check wakes the
-        // task again, which then first reads the input that has arrived.
-        if self.state.is_draining() {
-            self.clock.drain();
-        }
         if waiting == Waiting::Busy {
             if self.holds_back() {
                 waiting = Waiting::Paused;
