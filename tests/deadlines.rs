@@ -27,7 +27,7 @@ use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Connector, Served, memory_with_buffer, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Server};
 
-use support::{Client, Clients, Ends, each_way, serve_stream, settled};
+use support::{Client, Clients, Ends, each_way, each_way_over_tcp, serve_stream, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -1101,15 +1101,8 @@ async fn a_drain_answers_what_had_arrived_and_not_what_is_sent_later() {
         Ok::<_, BoxError>(line)
     });
     let pipeline = Pipeline::new(Lines::default).service(slow);
-    for way in 0..3 {
-        let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-        let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-        let pipeline = pipeline.clone();
-        let served = match way {
-            0 => serve_with(server, (), pipeline),
-            1 => serve_with(server, (), pipeline.in_flight(IN_FLIGHT)),
-            _ => serve_with(server, (), pipeline.multiplexed(IN_FLIGHT)),
-        };
+    for (served, address) in each_way_over_tcp(pipeline, IN_FLIGHT).await {
+        let way = served.way();
         let client = TcpStream::connect(address).await.expect("it listens");
         let mut client = Client::new(client);
         client.send("x\n".repeat(OUTSTANDING)).await;
@@ -1124,8 +1117,8 @@ async fn a_drain_answers_what_had_arrived_and_not_what_is_sent_later() {
         };
         let closed = timeout(5 * SECOND, until_closed).await;
 
-        closed.unwrap_or_else(|_| panic!("way {way}: it is still served"));
-        assert!(replies >= OUTSTANDING, "way {way}: {replies} replies");
+        closed.unwrap_or_else(|_| panic!("{way}: it is still served"));
+        assert!(replies >= OUTSTANDING, "{way}: {replies} replies");
         drop(client);
         assert_eq!(served.reason().await, EndReason::Drained);
     }

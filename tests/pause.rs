@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Clients, Ends, each_way, settled};
+use support::{Clients, Ends, each_way, each_way_over_tcp, over_tcp, settled};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -147,9 +147,7 @@ async fn x75b_a_peer_that_resets_while_paused_is_noticed() {
     // Few lines are read ahead. The others stay unread.
     for lines in [1, 10_000] {
         let (pipeline, mut peers) = pausing();
-        let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-        let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-        let served = serve_with(server, (), pipeline);
+        let (served, address) = over_tcp("paused", pipeline).await;
         let mut client = TcpStream::connect(address).await.expect("it listens");
         let peer = next(&mut peers).await;
         peer.pause_input();
@@ -212,15 +210,7 @@ async fn a_peer_that_leaves_behind_unread_requests_is_noticed() {
         .service(hang)
         .deadlines(Deadlines::default().half_closed(half_closed));
     for resets in [true, false] {
-        for way in 0..3 {
-            let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-            let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-            let pipeline = pipeline.clone();
-            let served = match way {
-                0 => serve_with(server, (), pipeline),
-                1 => serve_with(server, (), pipeline.in_flight(2)),
-                _ => serve_with(server, (), pipeline.multiplexed(2)),
-            };
+        for (served, address) in each_way_over_tcp(pipeline.clone(), 2).await {
             let mut client = TcpStream::connect(address).await.expect("it listens");
             let input = "unread\n".repeat(10_000);
             client
@@ -234,7 +224,8 @@ async fn a_peer_that_leaves_behind_unread_requests_is_noticed() {
             drop(client);
 
             let reason = timeout(DEADLINE, served.reason()).await;
-            let reason = reason.unwrap_or_else(|_| panic!("way {way}, resets: {resets}"));
+            let way = served.way();
+            let reason = reason.unwrap_or_else(|_| panic!("{way}, resets: {resets}"));
             assert_eq!(reason, EndReason::PeerReset);
         }
     }

@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,10 +16,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexS
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tower::Service;
-use tower_tcp::bind::{Incoming, Listener};
+use tower_tcp::bind::{Incoming, Listener, Socket};
 use tower_tcp::pipeline::{InFlight, Multiplexed, PipelineFuture};
 use tower_tcp::testkit::{Connector, Served, memory, serve_with};
-use tower_tcp::{Address, BoxError, Connection, End, EndReason, Pipeline, Report, Server};
+use tower_tcp::{
+    Address, BoxError, Connection, ConnectionService, End, EndReason, Pipeline, Report, Server,
+};
 
 /// The net under every wait: far beyond what any test waits for on the paused clock.
 const NET: Duration = Duration::from_secs(24 * 3600);
@@ -145,6 +148,35 @@ fn serve_way(way: &str, pipeline: impl Pipelined) -> Served {
     let (listener, connector) = memory();
     let server = Server::builder().name(way).build(listener);
     serve_with(server, connector, pipeline)
+}
+
+/// Serves a pipeline over TCP in each of the three ways of dispatch, and returns the addresses,
+/// too.
+pub(crate) async fn each_way_over_tcp<F, K, T>(
+    pipeline: Pipeline<F, K, T>,
+    in_flight: usize,
+) -> [(Served<()>, SocketAddr); 3]
+where
+    Pipeline<F, K, T>: ConnectionService<Socket> + Clone,
+    Pipeline<F, K, T, InFlight>: ConnectionService<Socket>,
+    Pipeline<F, K, T, Multiplexed>: ConnectionService<Socket>,
+{
+    [
+        over_tcp("one at a time", pipeline.clone()).await,
+        over_tcp("in flight", pipeline.clone().in_flight(in_flight)).await,
+        over_tcp("multiplexed", pipeline.multiplexed(in_flight)).await,
+    ]
+}
+
+/// Serves a stack over TCP by a server with this name, and returns the address, too.
+pub(crate) async fn over_tcp(
+    name: &str,
+    stack: impl ConnectionService<Socket>,
+) -> (Served<()>, SocketAddr) {
+    let server = Server::builder().name(name).listen("127.0.0.1:0");
+    let server = server.bind().await.expect("loopback is there");
+    let address = server.handle().local_addrs()[0].tcp().expect("it is TCP");
+    (serve_with(server, (), stack), address)
 }
 
 /// Waits until nothing more happens unless paused time goes on.
