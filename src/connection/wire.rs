@@ -306,9 +306,10 @@ impl fmt::Debug for Probe {
 mod system {
     use std::sync::OnceLock;
 
-    use super::{SockRef, TcpStream, UnixStream};
     use nix::sys::socket::GetSockOpt;
     use nix::{getsockopt_impl, sockopt_impl};
+
+    use super::{SockRef, TcpStream, UnixStream};
 
     /// The first 16 words of 64 bits of `tcp_info`. Linux has had all of them since 4.1.
     type TcpInfo = [u64; 16];

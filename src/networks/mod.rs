@@ -14,7 +14,6 @@ use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use crate::connection::Address;
-
 use ranges::Ranges;
 
 /// A set of networks, parsed from text.
