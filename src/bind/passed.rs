@@ -88,7 +88,7 @@ impl From<PassedError> for io::Error {
 
 /// The sockets that were passed to this process, or the reason why there are none. The environment
 /// is read only once, because each descriptor must have one owner, and because `ListenFd` removes
-/// the variables.
+/// the variables `LISTEN_FDS` and `LISTEN_PID`.
 static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
     LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
 

@@ -3,10 +3,10 @@ use thiserror::Error;
 /// The error for bytes that are not an acceptable PROXY header, or for a peer that is not allowed
 /// to send one.
 ///
-/// [`ProxyProtocol`](super::ProxyProtocol) fails with a [`ConnectionEnded`](crate::ConnectionEnded)
-/// whose cause is this error. The end reason is
-/// [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader). For [`Untrusted`](Self::Untrusted) it
-/// is [`EndReason::Rejected`](crate::EndReason::Rejected).
+/// [`ProxyProtocol`](super::ProxyProtocol) returns this error as the cause of a
+/// [`ConnectionEnded`](crate::ConnectionEnded). The end reason is
+/// [`EndReason::ProxyHeader`](crate::EndReason::ProxyHeader), or
+/// [`EndReason::Rejected`](crate::EndReason::Rejected) for [`Untrusted`](Self::Untrusted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum ProxyHeaderError {
@@ -60,7 +60,7 @@ pub enum ProxyEncodeError {
     /// Version 1 has no `LOCAL` command.
     #[error("version 1 of the PROXY protocol has no LOCAL command")]
     LocalInV1,
-    /// Version 1 has no addresses of this family.
+    /// Version 1 has no addresses of the header's family (UDP or Unix sockets).
     #[error("version 1 of the PROXY protocol has no addresses of this family")]
     FamilyInV1,
     /// Version 1 has neither TLVs nor a checksum.
