@@ -95,12 +95,13 @@ where
         self.service.call(event)
     }
 
-    /// Completes when the connection must end without the calls that still run.
+    /// Completes when the connection must end without waiting for the calls that still run.
     pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.engine.poll_over(cx)
     }
 
-    /// Drives I/O while a call runs. Completes when the connection must end without the call.
+    /// Drives I/O while a call runs. Completes when the connection must end without waiting for the
+    /// call.
     pub(super) fn poll_io_beside_call(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.engine.poll_io_beside(cx)
     }

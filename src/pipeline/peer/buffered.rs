@@ -6,8 +6,8 @@ pub struct Buffered {
 }
 
 impl Buffered {
-    /// Returns the number of bytes that are encoded but not written. Bytes held by the operating
-    /// system or by a TLS stream are not included.
+    /// Returns the number of encoded bytes that were still unwritten after the connection's last
+    /// attempt to write. Bytes held by the operating system or by a TLS stream are not included.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
