@@ -14,7 +14,7 @@ pub enum Breach {
     /// The service was called without being ready.
     NotReady,
     /// The service was called without being ready, while another service of the same `Contract` was
-    /// ready. Usually that one is its clone.
+    /// ready. Usually one of the two is a clone of the other.
     OtherClone,
     /// A service was ready and was neither called nor dropped. If readiness includes a permit, that
     /// permit is not returned.

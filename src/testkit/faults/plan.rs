@@ -7,7 +7,7 @@ use std::time::Duration;
 /// protocols.
 const LONGEST_DELAY: u64 = 100;
 
-/// A fault of a stream. It happens once the bytes before its place in a [`Plan`] have been read or
+/// A fault of a stream. It happens when all bytes before its place in a [`Plan`] have been read or
 /// written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -39,7 +39,7 @@ impl Fault {
 ///
 /// The place of a fault is the number of bytes that the server reads or writes before it. So `read`
 /// faults are in the bytes that the client sends. The `Display` output is the Rust code that
-/// creates the plan.
+/// creates the plan, with delays in whole milliseconds.
 ///
 /// ```
 /// use tower_tcp::testkit::faults::{Fault, Plan};
@@ -88,8 +88,8 @@ impl Plan {
     }
 
     /// Creates a plan of one to six faults from a seed. The faults are in the first `input` bytes
-    /// that the server reads and the first `output` bytes that it writes. The same seed gives the
-    /// same plan.
+    /// that the server reads and the first `output` bytes that it writes. The same arguments give
+    /// the same plan.
     ///
     /// Most of the faults are harmless: cuts, and delays of at most 100 ms. About a quarter of the
     /// plans also cut all input and output into pieces of at most 8 bytes.

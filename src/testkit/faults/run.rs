@@ -27,7 +27,7 @@ use crate::server::Server;
 pub(super) struct Talk {
     /// The bytes that the client has read.
     pub(super) got: Vec<u8>,
-    /// The reason of the end, or `None` if the connection did not end in time.
+    /// The reason of the end, or `None` if no end was reported in time.
     pub(super) reason: Option<EndReason>,
 }
 
@@ -42,7 +42,8 @@ pub(super) struct Seen {
     pub(super) released: bool,
 }
 
-/// A client's stream. The check may have wrapped it, for example in TLS.
+/// A client's stream. [`Check::client`](super::Check::client) may have wrapped it, for example in
+/// TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Stream for Io {}
@@ -53,7 +54,7 @@ pub(super) type Wrapped = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>
 pub(super) struct Client<'a> {
     pub(super) wrap: &'a dyn Fn(DuplexStream) -> Wrapped,
     pub(super) input: &'a [u8],
-    /// The maximum duration of each conversation.
+    /// The maximum duration of each of these steps: connecting, a conversation, and the release.
     pub(super) within: Duration,
 }
 
@@ -68,9 +69,9 @@ pub(super) async fn run<S>(
 where
     S: ConnectionService<Faulty>,
 {
-    // During a stall, time passes and a second connection would reach its own deadlines. So with a
-    // stall, the plain connection is opened after the connection with faults. Otherwise the plain
-    // connection is opened before it, and the faults must not affect the plain connection.
+    // The plain connection is usually opened first, to check that the faults do not affect an open
+    // connection. But during a stall, time passes, and an open plain connection would reach its own
+    // deadlines. So with a stall, the plain connection is opened after the one with faults.
     let before = !plan.has(Fault::Stall);
     let mut plans = VecDeque::from([plan.clone()]);
     if before {
