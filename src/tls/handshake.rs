@@ -121,7 +121,8 @@ where
             if failed_write.is_some() {
                 stream.discard_output();
             }
-            // The flush above has sent the alert, unless the stream could not take it at once.
+            // If the handshake has failed, the flush above has sent the alert, unless a write has
+            // failed or the stream could not take the alert at once.
             if let Some(err) = stream.failed() {
                 return Poll::Ready(Err(err));
             }
