@@ -51,8 +51,8 @@ pub(super) struct Listening {
     /// Set if a supervisor also keeps the socket open. The clients in the socket's backlog can then
     /// wait for another process.
     pub(super) kept: bool,
-    /// Set while this process does not accept from the socket, so that the socket's clients wait
-    /// for another process.
+    /// Set if this process has stopped accepting from the socket, so that the socket's clients
+    /// wait for another process.
     pub(super) released: AtomicBool,
     /// The socket's index among those that the replaced process passed, if it is one of them.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]

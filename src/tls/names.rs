@@ -23,7 +23,7 @@ type Certificates = HashMap<Box<str>, Arc<CertifiedKey>>;
 #[derive(Debug, Default)]
 pub(super) struct Names {
     exact: Certificates,
-    /// The certificates for wildcards. The key is the name without its first label.
+    /// The certificates for wildcards. The map's key is the name without its first label.
     wildcards: Certificates,
     default: Option<Arc<CertifiedKey>>,
 }
