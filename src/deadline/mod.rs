@@ -10,9 +10,9 @@
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls`; of `drain`, all but `pre_connect` and `next_frame` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `max_age_jitter`, `min_rate` of output, and `stream` of `drain` |
 //!
-//! If a deadline for the peer passes while the process is stopped or starved of CPU time, the
-//! deadline is extended once, to 50 ms after the process notices that it has passed, because the
-//! peer may have acted in time.
+//! If a deadline by which the peer must send or take bytes passes while the process is stopped or
+//! starved of CPU time, the deadline is extended once, to 50 ms after the process notices, because
+//! the peer may have acted in time.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
 //! [`Pipeline::deadlines`]: crate::Pipeline::deadlines

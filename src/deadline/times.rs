@@ -158,8 +158,8 @@ deadlines! {
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
         /// forever.
         ///
-        /// Output is pending until the system has accepted it, which may be several MiB earlier
-        /// than the peer reads it. To let the system accept less, set
+        /// Output is pending until the system has accepted it. The system can accept several MiB
+        /// more than the peer has read. To let the system accept less, set
         /// [`SocketOptions::unsent`](crate::bind::SocketOptions::unsent).
         ///
         /// In HTTP/2 the deadline also applies to responses that wait for the peer to open a
@@ -232,7 +232,7 @@ deadlines! {
         /// Sets the time that the make-service may take, and the time that the service of an
         /// upgrade may take to become ready. `None` waits forever.
         ///
-        /// Default: 10 s. Why: as long as the pre-connect hooks, because the peer waits for both.
+        /// Default: 10 s. Why: as long as for the pre-connect hooks, for which the peer waits, too.
         /// When reached: the connection ends with
         /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
         make_service = secs(10),
@@ -312,7 +312,7 @@ deadlines! {
     /// [`LiveConnection::close`](crate::LiveConnection::close).
     ///
     /// Each deadline counts from the beginning of the drain, unless its method says otherwise. With
-    /// `None`, the drain does not shorten that deadline.
+    /// `None`, the drain adds no such deadline, and those of [`Deadlines`] still apply.
     ///
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
