@@ -103,6 +103,7 @@ impl Networks {
     }
 
     /// Returns the longest prefix length of the networks that contain the address, if any does.
+    /// `unix` counts as a network with a prefix length of zero.
     pub(crate) fn longest(&self, address: &Address) -> Option<u8> {
         match address {
             Address::Tcp(addr) => self.longest_ip(addr.ip()),

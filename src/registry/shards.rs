@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::connection::{HookId, Moment};
 use crate::pipeline::{Peer, TooLate};
 
-/// The number of parts, each with its own lock. With this number, connections that begin or end
-/// seldom wait for a lock, even if there are 15,000 connections.
+/// The number of parts, each with its own lock. With this number, the beginning or end of a
+/// connection seldom has to wait for a lock, even if there are 15,000 connections.
 const SHARDS: usize = 16;
 
 /// A map in parts, each with its own lock.
@@ -78,7 +78,7 @@ impl<T, M> Clone for Entered<T, M> {
 impl<T, M> Entered<T, M> {
     /// Creates an entry, and registers the callback that removes it. If the moment for that is
     /// already past, returns the callback. The caller drops the callback after unlocking, because
-    /// it contains the key.
+    /// the callback contains the key, and dropping a key can run user code.
     pub(super) fn new(
         peer: &Peer<T, M>,
         remove_at: Moment,
@@ -92,7 +92,8 @@ impl<T, M> Entered<T, M> {
     }
 
     /// Returns the connection, and cancels the callback that removes the entry. Call this without
-    /// holding a lock, because the callback, which is dropped here, contains the key.
+    /// holding a lock, because this drops the callback and its key, and dropping a key can run user
+    /// code.
     pub(super) fn into_peer(self) -> Peer<T, M> {
         self.peer.forget(self.removal);
         self.peer
