@@ -27,8 +27,8 @@ pub struct OneAtATime;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight;
 
-/// Runs several requests at the same time. Replies are sent as they finish. Selected by
-/// [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
+/// Runs several requests at the same time. Replies are sent in the order in which the calls finish.
+/// Selected by [`Pipeline::multiplexed`](super::Pipeline::multiplexed).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Multiplexed;
 

@@ -29,7 +29,8 @@ use tower_service::Service;
 ///         async move {
 ///             Ok::<_, BoxError>(match event {
 ///                 Event::Request(_line) => {
-///                     // `post_after` fails during a drain. That must not fail the request.
+///                     // `post_after` fails during a drain, and if too many timers are set. That
+///                     // must not fail the request.
 ///                     let _timer = peer.post_after(Duration::from_secs(1), Tick);
 ///                     Reply::none()
 ///                 }

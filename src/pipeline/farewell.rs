@@ -24,7 +24,7 @@ impl<T> Farewell<T> {
         })))
     }
 
-    /// Returns whether connections may get a farewell.
+    /// Returns whether the pipeline has a function that makes farewells.
     pub(super) fn is_set(&self) -> bool {
         self.0.is_some()
     }

@@ -188,8 +188,9 @@ where
         is_made
     }
 
-    /// Encodes pushed frames and waiting replies, until the output reaches the high mark or `left`
-    /// is zero. Each pass encodes at most one frame of a reply and reduces `left` by one.
+    /// Encodes pushed frames and waiting replies, until no more can be encoded now, the output
+    /// reaches the high mark, or `left` is zero. Each pass encodes at most one frame of a reply and
+    /// reduces `left` by one.
     fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
         let mark = self.marks.high();
         while self.output.len() < mark && *left > 0 {
@@ -246,8 +247,8 @@ where
         }
     }
 
-    /// Encodes one frame of the waiting replies, or finishes a reply without further frames.
-    /// Returns `false` if there was nothing to do.
+    /// Encodes one frame of the waiting replies, or finishes a reply that has no more frames.
+    /// Returns `false` if neither is possible now.
     fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(current) = self.backlog.current() {
             let next = match &mut current.frames {
@@ -261,8 +262,7 @@ where
             let then = current.then;
             match next {
                 Some(Ok(frame)) => {
-                    // Frames that the stream has pushed before it returned this one are encoded
-                    // first, as before any other reply.
+                    // Frames that the stream pushed before it returned this one are encoded first.
                     self.encode_pushed(usize::MAX);
                     self.encode(frame);
                 }

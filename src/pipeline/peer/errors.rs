@@ -2,8 +2,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// The error of a send to a connection that is closing or has ended. A message to a draining
-/// connection fails with this error, too.
+/// The error of a send or a flush if the connection is closing or has ended. A message to a
+/// draining connection fails with this error, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection is gone")]
 #[doc(alias = "Gone")]
