@@ -16,8 +16,8 @@
 //! | [12. Watching a server](ch12_watching) | spans, metrics, the table of connections |
 //! | [13. If you come from elsewhere](ch13_elsewhere) | tokio, axum, POE, Ranch, ThousandIsland |
 
-// The targets of the links between chapters. The first definition of a name counts; the chapters'
-// own definitions lead to files in the repository.
+// The targets of the links between chapters. In Markdown, the first definition of a link counts. So
+// these definitions come before those of the chapters, which lead to files in the repository.
 
 #[doc = "[next]: crate::guide::ch02_protocol"]
 #[doc = "[chapter 2]: crate::guide::ch02_protocol"]
