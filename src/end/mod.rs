@@ -117,10 +117,10 @@ impl ConnectionEnded {
     /// ([`CodecError`](EndReason::CodecError), [`Rejected`](EndReason::Rejected),
     /// [`LimitExceeded`](EndReason::LimitExceeded)), and
     /// [`ServiceClosed`](EndReason::ServiceClosed) for an orderly end. The reason is reported in
-    /// events and metrics, and determines the event's level. In a pipeline, replies to earlier
-    /// requests are still sent, but there is no [farewell](crate::Pipeline::farewell). A reason for
-    /// a peer that was cut off, such as [`Aborted`](EndReason::Aborted), also drops the unwritten
-    /// output.
+    /// events and metrics, and determines the level of the connection's closing event. In a
+    /// pipeline, replies to earlier requests are still sent, but there is no
+    /// [farewell](crate::Pipeline::farewell). With a reason for a peer that was cut off, such as
+    /// [`Aborted`](EndReason::Aborted), unwritten output is dropped, including those replies.
     ///
     /// The predicate of tower's `Filter` around a connection service may return this error, too, as
     /// in this example. If the predicate returns an error of your own type instead, the connection

@@ -18,10 +18,11 @@ use crate::deadline::{Due, Moment, Timer, due, first};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestBodyError {
-    /// The peer disconnected, or sent a malformed body.
+    /// The peer disconnected, reset the HTTP/2 stream, or sent a malformed body.
     #[error("the request body could not be read")]
     Unreadable(#[source] hyper::Error),
-    /// No byte of the body arrived within its [deadline](crate::deadline::Deadlines::body).
+    /// No byte of the body arrived within its [deadline](crate::deadline::Deadlines::body), or
+    /// within the [deadline of a drain](crate::deadline::DrainDeadlines::body).
     #[error("no byte of the request body arrived within {0:?}")]
     Elapsed(Duration),
 }
