@@ -10,9 +10,10 @@
 //! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
 //! request or a message has arrived. Replies are sent in the order of the requests, or, with
 //! [`Multiplexed`], as they finish. If decoding fails, all requests decoded before are still
-//! answered. If a failed call or a failed encoding closes the connection, finished replies to
-//! earlier requests (with [`Multiplexed`], all finished replies) are still sent, and calls that
-//! still run are dropped. The same holds for a reply that closes the connection.
+//! answered, within the deadline [`last_calls`](crate::deadline::Deadlines::last_calls). If a
+//! failed call or a failed encoding closes the connection, finished replies to earlier requests
+//! (with [`Multiplexed`], all finished replies) are still sent, and calls that still run are
+//! dropped. The same holds for a reply that closes the connection.
 //!
 //! # Errors
 //!
@@ -25,10 +26,10 @@
 //! other connections.
 //!
 //! An error of a call or of the make-service chooses another reason if it is a
-//! [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. It ends the connection
-//! even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
+//! [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. Such an error ends the
+//! connection even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
 //! [`CodecError`](crate::EndReason::CodecError) is counted as the peer's fault, and is not logged
-//! as a warning, because any client could cause one.
+//! as a warning, because any client could cause such warnings.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -261,9 +262,10 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
     /// code that closes can send a last frame itself. There is also none if the peer has finished
-    /// sending, after an error of the peer or of the service, after an upgrade, or if the
-    /// connection is aborted, for example at the shutdown deadline. A panic in
-    /// `make` ends only its own connection.
+    /// sending, after an error of the peer or of the service, after an upgrade, if pending requests
+    /// are dropped at the [`last_calls`](Deadlines::last_calls) deadline, or if the connection is
+    /// aborted, for example at the shutdown deadline. A panic in `make` ends only its own
+    /// connection.
     ///
     /// Default: no frame. Why: only the protocol defines such a frame.
     ///

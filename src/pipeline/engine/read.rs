@@ -142,7 +142,7 @@ where
         None
     }
 
-    /// Returns the end reason of a connection whose input has ended after a complete frame.
+    /// Returns the end reason of a connection whose input has ended, but not within a frame.
     fn done(&self) -> EndReason {
         if self.conn.is_draining() {
             EndReason::Drained
@@ -198,8 +198,8 @@ where
         Poll::Ready(())
     }
 
-    /// Handles the signals to close and to drain, by changing the state. Even a call that has just
-    /// finished may have raised one.
+    /// Handles the signals to close and to drain, by changing the state. The signals are checked
+    /// before each event, because the call for the last event may have raised one.
     #[inline]
     pub(super) fn handle_signals(&mut self) {
         if self.conn.life().signals.any() {

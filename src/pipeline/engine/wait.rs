@@ -108,11 +108,11 @@ where
     /// Returns whether to read once more although the last read found no bytes. Bytes may have
     /// arrived that the runtime has not reported, so the additional read asks the system.
     ///
-    /// A drain loses bytes that it does not find, because the connection then closes. So a drain
-    /// always reads once more, if the listener has provided the socket. Outside of a drain, only an
-    /// incomplete frame shows that input is missing. The runtime can miss the rest of a frame only
-    /// after urgent data, which makes a read short. So the second read is tried only after a short
-    /// read.
+    /// A drain loses bytes that it does not find, because the connection then closes. So in
+    /// `DrainReading` it always reads once more, if the listener has provided the socket. In other
+    /// states, only an incomplete frame shows that input is missing. The runtime can miss the rest
+    /// of a frame only after urgent data, which makes a read short. So the second read is tried
+    /// only after a short read.
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
@@ -258,8 +258,9 @@ where
         let limit = self.settings.limits.read_ahead.max(least);
         while !self.is_upgraded() && !self.drops(Dropped::Calls) && !self.input.is_eof() {
             let room = limit.saturating_sub(self.input.len());
-            // Once a drain has read what had arrived, those requests are answered before more is
-            // read, because the next frame after that may be the last.
+            // Once a drain has read the bytes that had arrived, the requests in them are answered
+            // before more is read, because the next frame after them may be the last one that is
+            // served.
             let has_frames = self.may_have_frame && !self.input.is_empty();
             if room == 0 || (self.state.drain_was_read() && has_frames) {
                 self.notice_departure(cx);

@@ -45,7 +45,7 @@ impl<T, M> Crossings<T, M> {
                 let state = self.channel.lock();
                 if self.seen < state.crossings {
                     self.seen += 1;
-                    // After an odd number of crossings the output is above the mark.
+                    // The first crossing is of the high mark, and the marks alternate.
                     return Some(if self.seen & 1 == 1 {
                         Crossing::High
                     } else {
