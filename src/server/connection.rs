@@ -94,7 +94,7 @@ pub(super) struct Task<F> {
 }
 
 impl<F> Task<F> {
-    // Inlined, because the service's future may be large, and would be copied once more.
+    // Inlined, because the service's future may be large, and would otherwise be copied once more.
     #[inline(always)]
     pub(super) fn new(service: F, leaving: Leaving, counted: Arc<()>) -> Self {
         Self {

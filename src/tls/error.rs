@@ -64,7 +64,8 @@ pub enum TlsError {
         source: rustls::Error,
     },
 
-    /// The private key is unusable. RSA, ECDSA and Ed25519 keys are supported.
+    /// The private key is unusable. The default provider supports RSA, ECDSA (P-256 and P-384) and
+    /// Ed25519 keys.
     #[error("unusable private key in {pem}")]
     BadKey {
         /// The path of the file, or a name for the PEM text.
@@ -170,7 +171,7 @@ pub enum TlsError {
         name: String,
     },
 
-    /// rustls rejected the combination of cipher suites and TLS versions.
+    /// rustls rejected the combination of TLS versions, cipher suites and key exchange groups.
     #[error("rustls refused the configuration")]
     Config(#[source] rustls::Error),
 }
