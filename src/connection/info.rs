@@ -87,24 +87,27 @@ impl ConnectionInfo {
 
     /// Registers a callback for the moment when closing begins.
     ///
-    /// Closing begins when the connection's service is done, and no more requests, messages or
-    /// frames are accepted. The connection then writes its remaining output, shuts down writing,
-    /// and lingers until the peer has closed as well. So the callback runs up to 2 s (by default)
-    /// before the end if the peer is slow to close, and even earlier if the peer is slow to read.
-    /// Use the callback to free a name, or to tell others that a member has left.
+    /// Closing begins when the connection's service is done. From then on, no more requests,
+    /// messages or frames are accepted. The connection writes its remaining output, shuts down
+    /// writing, and lingers until the peer has closed as well. So the callback runs up to 2 s (by
+    /// default) before the end if the peer is slow to close, and even earlier if the peer is slow
+    /// to read. Use the callback to free a name, or to tell others that a member has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If the connection ends without
     /// closing, the callback runs immediately before those for the end. This happens if the
-    /// connection is aborted, its future is dropped, a pre-connect hook fails, a layer rejects the
-    /// connection, the connection service panics, or a raw service returns without calling
+    /// connection is aborted, its future is dropped, a pre-connect hook fails or does not complete,
+    /// the make-service of an `Http` fails, a layer rejects the connection, the connection service
+    /// panics, or a raw service returns without calling
     /// [`Connection::close`](super::Connection::close). After an upgrade, the callback runs when
-    /// the upgraded stream closes. It runs in the connection's task and must not block. Callbacks
-    /// run in registration order; one that is registered after closing has begun runs at once.
+    /// the upgraded stream closes.
     ///
-    /// The [`End`] passed to the callback is provisional. More bytes may still be written, and an
-    /// error may replace an orderly reason, for example if the peer does not read the remaining
-    /// output.
+    /// The callback normally runs in the connection's task, and must not block. Callbacks run in
+    /// registration order; one that is registered after closing has begun runs at once.
+    ///
+    /// Until the connection has ended, the [`End`] passed to the callback is provisional: more
+    /// bytes may still be written, and an error may replace an orderly reason, for example if the
+    /// peer does not read the remaining output.
     #[doc(alias = "on_close")]
     #[doc(alias = "on_disconnect")]
     pub fn on_closing(&self, f: impl FnOnce(&End) + Send + 'static) {
