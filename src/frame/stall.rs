@@ -6,12 +6,13 @@ use bytes::BytesMut;
 
 use super::DecoderStalled;
 
-/// The maximum number of items in a row that a decoder may return without consuming input, while
-/// the codec around it needs another one. A frame of 1 MiB may consist of as many items.
+/// The maximum number of items that a decoder may return in a row without consuming input, if the
+/// codec around it needs another item after each. A decoder may split a frame of 1 MiB into as many
+/// items.
 const ITEMS: u32 = 1024 * 1024;
 
-/// Counts the items that a decoder has returned without consuming input. A codec that skips items
-/// would otherwise loop forever around a decoder that never returns `None`.
+/// Counts the items that a decoder has returned without consuming input. Without this count, a
+/// codec that skips or joins items could loop forever around a decoder that never returns `None`.
 pub(super) struct Stall {
     items: u32,
     len: usize,
@@ -24,8 +25,8 @@ impl Stall {
         Self { items, len }
     }
 
-    /// Counts an item that is not the one that is needed. `src` is the input after the call that
-    /// returned the item.
+    /// Counts an item after which the codec around the decoder needs another one. `src` is the
+    /// input after the call that returned the item.
     pub(super) fn count(&mut self, src: &BytesMut) -> io::Result<()> {
         if src.len() != self.len {
             *self = Self::new(src);
