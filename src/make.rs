@@ -3,7 +3,7 @@
 //!
 //! [`Pipeline`](crate::Pipeline) and `Http` have one of this module's types as a type parameter.
 //! [`PipelineBuilder`](crate::pipeline::PipelineBuilder) and the constructors of `Http` create the
-//! value. A program names these types only to write out the type of a `Pipeline` or an `Http`.
+//! values. A program names these types only to write out the type of a `Pipeline` or an `Http`.
 
 use std::convert::Infallible;
 use std::fmt;

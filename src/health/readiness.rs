@@ -7,21 +7,21 @@ use crate::handle::{Handle, ServerPhase};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Readiness {
-    /// A new connection would be accepted now, unless the process lacks file descriptors, or the
-    /// connection stack is not ready.
+    /// A new connection would be accepted now, unless accepting fails, for example for lack of file
+    /// descriptors, or the connection stack is not ready.
     Ready,
     /// The [limit](Handle::limit) is reached, so new connections wait in the backlog.
     AtLimit,
     /// Accepting is [paused](Handle::pause), so new connections wait in the backlog.
     Paused,
-    /// The server is [suspended](Handle::suspend), so new connections are refused, or wait if a
-    /// supervisor keeps the socket open.
+    /// The server is [suspended](Handle::suspend), so new connections are refused, or wait if the
+    /// listening socket stays open, for example because a supervisor keeps it open.
     Suspended,
     /// The server is in its lame-duck phase and will drain later. Until then it accepts as before,
-    /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is
-    /// set.
+    /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) has
+    /// closed the listener.
     LameDuck,
-    /// The server drains and closes its listener.
+    /// The server drains or aborts its connections, and closes its listener.
     Draining,
     /// The server has ended.
     Ended,
@@ -89,7 +89,8 @@ impl Health {
     }
 
     /// Returns `Ready`, or the reason why the server is not ready for new connections. Of several
-    /// reasons it returns the first in this order: a shutdown, a suspension, a pause, the limit.
+    /// reasons it returns the first in this order: a phase other than `Serving`, a suspension, a
+    /// pause, the limit.
     pub fn readiness(&self) -> Readiness {
         match self.phase {
             ServerPhase::Ended => Readiness::Ended,
