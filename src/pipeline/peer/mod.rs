@@ -37,8 +37,8 @@ pub use timer::Timer;
 /// `T` is the type of outgoing frames. `M` is the type of messages that the connection's service
 /// takes besides requests; by default there are none (see [`Event`](super::Event)).
 ///
-/// A handle does not keep the connection open. Once the connection begins to close, sends to the
-/// peer and to the service fail with [`Closed`].
+/// A handle does not keep the connection open. Once the connection begins to close or is upgraded,
+/// sends to the peer and to the service fail with [`Closed`].
 #[doc(alias = "wheel")]
 #[doc(alias = "session")]
 #[doc(alias = "sender")]
@@ -73,7 +73,7 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Closed`] if the connection is closing or has ended.
+    /// Returns [`Closed`] if the connection is closing, was upgraded or has ended.
     ///
     /// # Cancel safety
     ///
@@ -91,7 +91,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// Returns [`Full`](TrySendError::Full) if [`send`](Self::send) would wait. This can happen
     /// even with a fast peer, if a burst of frames is sent before the connection's task has run.
-    /// Returns [`Closed`](TrySendError::Closed) if the connection is closing or has ended.
+    /// Returns [`Closed`](TrySendError::Closed) if the connection is closing, was upgraded or has
+    /// ended.
     pub fn try_send(&self, frame: T) -> Result<(), TrySendError<T>> {
         match self.channel.room.try_acquire() {
             Ok(room) => self.push_frame(frame, room),
@@ -111,7 +112,7 @@ impl<T, M> Peer<T, M> {
     /// # Errors
     ///
     /// Returns [`Full`](TrySendError::Full) if the output is above its high mark, and
-    /// [`Closed`](TrySendError::Closed) if the connection is closing or has ended.
+    /// [`Closed`](TrySendError::Closed) if the connection is closing, was upgraded or has ended.
     ///
     /// # Cancel safety
     ///
@@ -132,8 +133,8 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Queues a run as one entry, if this is possible without waiting. Frames that are added to the
-    /// run before it is closed are sent with it.
+    /// Queues a run of broadcast frames as one entry, if this is possible without waiting. Frames
+    /// that are added to the run before it is closed are sent with it.
     pub(crate) fn try_send_run(&self, run: &Arc<Run<T>>) -> Result<(), TrySendError<()>> {
         let room = match self.channel.room.try_acquire() {
             Ok(room) => room,
@@ -167,7 +168,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Closed`] if the connection was already closing, or ended before the flush.
+    /// Returns [`Closed`] if the connection was already closing or upgraded, or ended before the
+    /// flush.
     ///
     /// # Cancel safety
     ///
@@ -279,10 +281,11 @@ impl<T, M> Peer<T, M> {
     ///
     /// During the pause, a reset ends the connection. (With a custom listener it does so only if
     /// fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead) are held back.) The end
-    /// of input ends the connection only if no received input is held back. A drain, the maximum
-    /// age and `LiveConnection::close` do not end the pause either, so the program must resume
-    /// input or close the connection ([`draining`](crate::ConnectionInfo::draining) reports a
-    /// drain). The deadlines for input do not run. While requests are held back,
+    /// of input, a drain, the maximum age and `LiveConnection::close` end the connection only if no
+    /// received input is held back. While input is held back, the pause continues, and the program
+    /// must resume input or close the connection
+    /// ([`draining`](crate::ConnectionInfo::draining) reports all of these except the end of
+    /// input). The deadlines for input do not run. While requests are held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) do not run either.
     #[doc(alias = "shutdown_input")]
@@ -308,9 +311,9 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Closed`] if the connection is draining, is closing or has ended. Messages sent
-    /// before a drain are still delivered. [`End::messages_dropped`] is the number of messages that
-    /// were not delivered before the end.
+    /// Returns [`Closed`] if the connection is draining, is closing, was upgraded or has ended.
+    /// Messages sent before a drain are still delivered. [`End::messages_dropped`] is the number of
+    /// messages that were not delivered before the end.
     ///
     /// # Cancel safety
     ///
@@ -331,7 +334,8 @@ impl<T, M> Peer<T, M> {
     /// # Errors
     ///
     /// Returns [`Full`](TrySendError::Full) if [`post`](Self::post) would wait, and
-    /// [`Closed`](TrySendError::Closed) if the connection is draining, is closing or has ended.
+    /// [`Closed`](TrySendError::Closed) if the connection is draining, is closing, was upgraded or
+    /// has ended.
     #[doc(alias = "try_message")]
     #[doc(alias = "yield")]
     pub fn try_post(&self, message: M) -> Result<(), TrySendError<M>> {
@@ -352,8 +356,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// Returns [`Full`](TrySendError::Full) if as many timers are set as
     /// [`Limits::messages`](super::Limits::messages) allows (16 by default; queued messages do not
-    /// count), and [`Closed`](TrySendError::Closed) if the connection is draining, is closing or
-    /// has ended.
+    /// count), and [`Closed`](TrySendError::Closed) if the connection is draining, is closing, was
+    /// upgraded or has ended.
     #[doc(alias = "message_after")]
     #[doc(alias = "delay")]
     #[doc(alias = "alarm")]
@@ -387,18 +391,20 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Closes the connection like [`close`](Self::close), because of an error. `why` becomes the
-    /// [`error`](End::error) of the end and is part of the [closing event](crate::observe). The
-    /// reason is still [`ServiceClosed`](EndReason::ServiceClosed).
+    /// Closes the connection like [`close`](Self::close), because of an error. The reason is still
+    /// [`ServiceClosed`](EndReason::ServiceClosed). Unless an end reason was set before, `why`
+    /// becomes the [`error`](End::error) of the end and is part of the [closing
+    /// event](crate::observe).
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::new(EndReason::ServiceClosed, why);
         self.channel.info.life.set_reason(why.reason, why.cause);
         self.close();
     }
 
-    /// Ends the connection at once. Requests in progress and unwritten output are dropped. Over
-    /// TCP, written output that the peer has not received is dropped, too, unless
-    /// [`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) is off.
+    /// Ends the connection at once. Requests in progress and unwritten output are dropped. On a TCP
+    /// socket of this crate's listeners, written output that the peer has not received is dropped,
+    /// too, unless [`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) is
+    /// off.
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
     }
@@ -411,9 +417,9 @@ impl<T, M> Peer<T, M> {
     /// Waits for the end of the connection and returns how it ended.
     ///
     /// A call of the connection's own service must not await this future, because the connection
-    /// ends only after its calls are done. Such a call never completes. It is dropped when the peer
-    /// resets the connection, when the connection is aborted, or at the
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed) or
+    /// ends only after its calls are done. Such a call never completes. It is dropped when the
+    /// connection must end without it, for example when the peer resets the connection, when the
+    /// connection is aborted, or at the [`half_closed`](crate::deadline::Deadlines::half_closed) or
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) deadline.
     ///
     /// # Cancel safety
