@@ -9,7 +9,8 @@ use crate::error::BoxError;
 /// close the connection.
 ///
 /// A service need not use this type. `T`, `Option<T>` and `Vec<T>` convert into replies, and the
-/// `Response` of a service only has to be `Into<Reply<T>>`.
+/// `Response` of a service only has to be `Into<Reply<T>>`, or `Into<Upgrade<T>>` in a pipeline
+/// with [`on_upgrade`](super::Pipeline::on_upgrade).
 ///
 /// ```
 /// use tower_tcp::Reply;
@@ -32,8 +33,8 @@ pub struct Reply<T> {
 pub(super) enum AfterReply {
     GoOn,
     Close,
-    /// Hand over the stream to another service. Only the reply inside an [`Upgrade`] has this
-    /// value.
+    /// Hand over the stream to another service. Only [`Reply::upgrade`] sets this value, so a
+    /// service can return it only inside an [`Upgrade`].
     Upgrade,
 }
 
@@ -60,9 +61,8 @@ impl<T> Reply<T> {
     /// If the pipeline runs one request at a time, the next request begins when the stream has
     /// ended. If the pipeline runs several, the stream counts as a request in flight, and replies
     /// that finish meanwhile are sent after the stream has ended. If the stream fails, its earlier
-    /// frames are still sent, and the request counts as failed. Then
-    /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error) decides whether the
-    /// connection continues.
+    /// frames are still sent, and the connection ends or continues as after a failed call (see
+    /// [`Pipeline::shutdown_on_error`](super::Pipeline::shutdown_on_error)).
     pub fn stream(stream: impl Stream<Item = Result<T, BoxError>> + Send + 'static) -> Self {
         Self {
             frames: Frames::Stream(Box::pin(stream)),
