@@ -50,9 +50,9 @@ where
 /// Serves a connection stack with a given server, such as one with options, with a failing
 /// listener, or on real sockets.
 ///
-/// `connector` is a value of any type that the test uses to connect; [`Served::connector`] returns
-/// it. If it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. If none is
-/// needed, pass `()`.
+/// The test uses `connector`, a value of any type, to connect; [`Served::connector`] returns it. If
+/// it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. If none is needed,
+/// pass `()`.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -191,8 +191,8 @@ impl<C> Served<C> {
         self.ends.lock().iter().cloned().collect()
     }
 
-    /// Returns the reasons of all [`ends`](Self::ends) so far, so that a test can compare them in
-    /// one line.
+    /// Returns the reasons of the ends that [`ends`](Self::ends) returns, so that a test can
+    /// compare them in one line.
     ///
     /// ```
     /// # use std::convert::Infallible;
