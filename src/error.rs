@@ -67,7 +67,7 @@ pub enum Error {
     /// given. No address is left bound.
     #[error("cannot listen on {address}")]
     Bind {
-        /// The address as it was given, or `no address`.
+        /// The text of the [`Endpoint`](crate::bind::Endpoint), or `no address`.
         address: String,
         /// The cause: an error of the system or the resolver, or, for example, a wrapped
         /// [`InvalidEndpoint`](crate::bind::InvalidEndpoint) or

@@ -87,7 +87,8 @@ impl Sockets {
     /// # Errors
     ///
     /// Returns [`Error::Bind`], which names the endpoint that could not be resolved, bound or
-    /// listened on. Everything bound before the failure is released, including paths.
+    /// listened on, or states that there is no endpoint. Everything bound before the failure is
+    /// released, including paths.
     ///
     /// # Panics
     ///
@@ -188,8 +189,8 @@ impl Listener for Sockets {
                 continue;
             };
             match self.sources[index].accept(&self.options, admits) {
-                // Another process with the same socket accepted first. The next check registers a
-                // wakeup.
+                // No connection is left. For example, another process with the same socket accepted
+                // first. The next check registers a wakeup.
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
                 accepted => {
                     self.next = (index + 1) % self.sources.len();
@@ -435,8 +436,8 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Returns `false`, because this system does not report whether a socket listens. Here, accept(2)
-/// fails with `EINVAL` only for a socket that does not listen.
+/// Returns `false`, because these systems do not report whether a socket listens. On them,
+/// accept(2) fails with `EINVAL` only for a socket that does not listen.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false
