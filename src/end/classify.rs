@@ -9,8 +9,9 @@
 //! | a connection's stack | [`EndReason::of_stack`] |
 //!
 //! An error of a service, a layer, a hook or a make-service may contain a [`ConnectionEnded`]. Then
-//! [`ConnectionEnded::of`] takes the reason from it. A pipeline does not do this for an error of its
-//! service's `poll_ready`.
+//! [`ConnectionEnded::of`] takes the reason from it. There are two exceptions: an error of the
+//! `poll_ready` of a pipeline's service, and an error of an HTTP/2 request, which ends only its
+//! stream.
 
 use std::error::Error as StdError;
 use std::io;
@@ -23,7 +24,7 @@ use tower::timeout::error::Elapsed;
 use super::{ConnectionEnded, EndReason};
 use crate::error::{BoxError, find_cause};
 
-/// The error for a frame larger than the limit.
+/// The error for a frame that is larger than the codec or the pipeline allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("frame larger than {limit} bytes")]
 pub struct FrameTooLarge {
@@ -31,9 +32,11 @@ pub struct FrameTooLarge {
 }
 
 impl FrameTooLarge {
-    /// Creates the error for a limit in bytes. A decoder that returns it ends the connection with
-    /// [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). From an encoder it counts
-    /// like any other error: [`EndReason::EncodeError`](crate::EndReason::EncodeError).
+    /// Creates the error for a limit in bytes. If a decoder's `decode` returns it, the connection
+    /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). From `decode_eof`
+    /// or from an encoder, it counts like any other error:
+    /// [`EndReason::Truncated`](crate::EndReason::Truncated) or
+    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError).
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }
@@ -43,8 +46,9 @@ impl FrameTooLarge {
 /// with [`EndReason::CodecError`](crate::EndReason::CodecError).
 ///
 /// A decoder may return up to 65,536 frames in a row without consuming input, or
-/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that number is larger. Codecs that
-/// skip items, such as [`FilterDecode`](crate::frame::FilterDecode), skip up to 1,048,576 of them.
+/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that number is larger. Inside a codec
+/// that skips items, such as [`FilterDecode`](crate::frame::FilterDecode), a decoder may return up
+/// to 1,048,576 items in a row without consuming input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]
