@@ -81,18 +81,20 @@
 //! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). In HTTP/2 an error of a single stream, such
 //! as a head that is too large (431), ends only that stream. If a peer disconnects before it has
 //! its response, the request is dropped and the connection ends with
-//! [`PeerReset`](crate::EndReason::PeerReset).
+//! [`PeerReset`](crate::EndReason::PeerReset), or, if an HTTP/2 peer has closed it without a reset,
+//! with [`PeerClosed`](crate::EndReason::PeerClosed).
 //!
 //! An HTTP/1 client that has finished sending may wait for its response, as `nc -N` does, or be
 //! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the
 //! client takes restarts that time. After that time, the client counts as disconnected. A reset and
 //! the close of a Unix socket are noticed at once, however much unread input follows the request.
 //! There are three exceptions: in-memory streams, the streams of custom listeners, and a process
-//! without a free file descriptor. In these cases, the end of input is noticed only if fewer than
-//! 512 unread bytes precede it, and only while no service leaves a body unread.
+//! without a free file descriptor. In these cases, a reset or the end of input is noticed only if
+//! fewer than 512 unread bytes precede it, and only while no service holds an unread body.
 //!
-//! If services leave too many small messages of an HTTP/2 connection unread, the connection ends
-//! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] can raise that limit.
+//! If services leave too many small data frames of an HTTP/2 connection unread, the connection ends
+//! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] describes the limit and
+//! can raise it.
 //!
 //! [`Http::deadlines`] sets the deadlines. If a body stops arriving, [`RequestBody`] returns an
 //! error, and the service can still respond.
@@ -120,7 +122,8 @@
 //!
 //! An upgraded stream (`hyper::upgrade::on`, axum's `WebSocketUpgrade`) belongs to another task,
 //! but remains a connection of the server. It counts as open until that task drops it, and is then
-//! closed gracefully. At the deadline of a drain, or in an abort, the server takes the stream away,
+//! closed gracefully. At the deadline of a drain, at one of [its own
+//! deadlines](#deadlines-of-upgraded-streams), or in an abort, the server takes the stream away,
 //! and the task's reads and writes fail with
 //! [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). A tunnel in an HTTP/2 stream
 //! counts as open until its task shuts down writing or drops it, or the peer resets it. If its
@@ -143,8 +146,9 @@
 //! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). The task does not see each
 //! byte. It checks the byte counters four times per deadline, so the connection may end late by up
 //! to a quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output only. The
-//! same deadlines apply to an HTTP/2 connection whose streams are all tunnels. A connection that
-//! also has requests in progress counts as busy.
+//! same deadlines apply to an HTTP/2 connection whose streams are all tunnels. While such a
+//! connection also has a request in progress, `upgraded_idle` and the 30 s after `max_age` do not
+//! apply.
 
 mod ahead;
 mod body;
