@@ -6,8 +6,8 @@ use super::watermarks::Watermarks;
 /// | limit | default | why | when reached |
 /// | --- | --- | --- | --- |
 /// | [`max_frame`](Self::max_frame) | 64 KiB | more than a line of most text protocols; bounds the memory that one peer can use | the connection ends with [`FrameTooLarge`] |
-/// | [`high_mark`](Self::high_mark), low mark | 64 KiB, 16 KiB | the size of a socket's buffer; output is refilled before it is empty | no requests are taken, and `send` waits |
-/// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs | `send` waits |
+/// | [`high_mark`](Self::high_mark), low mark | 64 KiB, 16 KiB | the size of a socket's buffer; output is refilled before it is empty | no more requests begin, and `send` waits |
+/// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs | `send` and broadcasts wait |
 /// | [`messages`](Self::messages) | 16, and as many timers | each message takes one call of the service; the sender should notice a longer backlog | `post` waits, `post_after` fails |
 /// | [`read_ahead`](Self::read_ahead) | 8 KiB | a few requests, so that the next one can begin at once | no more is read until a request can begin |
 ///
@@ -51,9 +51,9 @@ impl Limits {
     /// Sets the high mark of the output in bytes, and the low mark to a quarter of it. `0` counts
     /// as 1.
     ///
-    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: no more requests are
-    /// taken, and `send` waits, until the output has fallen to the low mark. A single frame may be
-    /// larger than the mark.
+    /// Default: 64 KiB. Why: the size of a socket's buffer. When reached: no more requests begin,
+    /// and `send` waits, until the output has fallen to the low mark. A single frame may be larger
+    /// than the mark.
     #[must_use]
     pub fn high_mark(self, bytes: usize) -> Self {
         self.watermarks(Watermarks::below(bytes))
@@ -69,10 +69,11 @@ impl Limits {
 
     /// Sets how many pushed frames (sent through a [`Peer`](crate::Peer) or by a broadcast) may be
     /// queued for the connection's task. `0` counts as 1. A burst of up to 64 frames that is
-    /// broadcast to a [group](crate::registry::Groups) counts as one frame, because it takes one
-    /// entry in the queue of each member.
+    /// broadcast to all members of a [group](crate::registry::Groups) counts as one frame, because
+    /// it takes one entry in the queue of each member.
     ///
-    /// Default: 16. Why: frames wait only until the task runs. When reached: `send` waits.
+    /// Default: 16. Why: frames wait only until the task runs. When reached: `send` and broadcasts
+    /// wait for the task.
     #[must_use]
     pub fn push_queue(mut self, frames: usize) -> Self {
         self.push_queue = frames.max(1);
@@ -98,10 +99,10 @@ impl Limits {
     ///
     /// Default: 8 KiB. Why: a few requests, so that the next one can begin at once. When reached:
     /// no more is read until a request can begin. Until then, a second file descriptor of the
-    /// socket shows whether the peer disconnects. For streams of a custom listener there is no such
-    /// descriptor, so there a disconnect is noticed only when a request begins. After the peer has
-    /// finished sending, [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending
-    /// requests.
+    /// socket shows whether the peer disconnects. Streams of a custom listener have no such
+    /// descriptor, and the process may have none left. Then a disconnect is noticed only when more
+    /// is read or a write fails. After the peer has finished sending,
+    /// [`half_closed`](crate::deadline::Deadlines::half_closed) limits pending requests.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;
