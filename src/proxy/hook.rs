@@ -16,8 +16,8 @@ use crate::error::BoxError;
 use crate::networks::Networks;
 
 /// The maximum number of bytes to read, including data after the header. For a longer header, the
-/// maximum is the header's length. Headers of both versions are designed to fit into this size,
-/// because every host must accept a TCP segment with this much data.
+/// maximum is the header's length. Without long TLVs, headers of both versions fit into this size
+/// by design, because every host must accept a TCP segment with this much data.
 const FIRST_READ: usize = 536;
 
 /// The policy of a [`ProxyProtocol`] for peers that are not trusted.
@@ -53,12 +53,12 @@ pub struct ProxyProtocol {
 
 impl ProxyProtocol {
     /// Creates the hook. Peers in these networks are trusted: they must send a header. If the
-    /// header is one of TCP, its source address becomes the client's address.
+    /// header describes a TCP connection, its source address becomes the client's address.
     ///
-    /// Trust only networks from which no client can connect directly. The hook decides by
-    /// [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which is the peer's
-    /// address unless an earlier hook has set another address. So in a chain of two `ProxyProtocol`
-    /// hooks, the second one decides by the address in the first header.
+    /// Trust only networks from which no client can connect directly. Whether the hook trusts a
+    /// peer depends on [`ConnectionInfo::client_addr`](crate::ConnectionInfo::client_addr), which
+    /// is the peer's address unless an earlier hook has set another address. So in a chain of two
+    /// `ProxyProtocol` hooks, the second one checks the address from the first header.
     pub fn trusting(networks: Networks) -> Self {
         Self {
             trusted: Arc::new(networks),

@@ -9,11 +9,11 @@
 //! | `STOPPING=1` | when a shutdown begins, even if systemd has not requested it | none |
 //!
 //! If the environment has no `NOTIFY_SOCKET`, nothing is sent, because systemd then expects no
-//! messages from this process. If a message cannot be sent, the event `systemd was not notified` is
-//! logged. The server's state (`READY=1`, `STATUS=`, `STOPPING=1`) is sent again within 5 s, but
-//! the messages of a [`reload`] are not. For example, a message cannot be sent if the queue of
-//! systemd's socket stays full for 100 ms. Nor can it be sent if the socket is in the abstract
-//! namespace (its name begins with `@`), which is not supported.
+//! messages from this process. If a message cannot be sent, for example because the queue of
+//! systemd's socket stays full for 100 ms, the event `systemd was not notified` is logged. The
+//! server's state (`READY=1`, `STATUS=`, `STOPPING=1`) is then sent again within 5 s; other
+//! messages are not. A socket in the abstract namespace (its name begins with `@`) is not
+//! supported: no message can be sent to it.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
 //! loop, the messages stop, and systemd kills the process, and starts it again if the unit's
@@ -64,8 +64,9 @@ use tokio::time::sleep;
 use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
-/// The interval at which changes of the status are sent if the phase has not changed. Sending them
-/// less often saves work for systemd, which handles the messages of all services in one process.
+/// The interval at which changes of the status are sent if the phase has not changed. Sending each
+/// change at once would be much work for systemd, which handles the messages of all services in one
+/// process.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the
