@@ -143,9 +143,10 @@ impl Socket {
             Ok(n) => {
                 buf.advance(n);
                 // Even a read that fills the buffer may leave bytes that the runtime does not
-                // report.
+                // report, so it counts as short.
                 self.0.read(n, n > 0);
-                // A stream that needs more, such as TLS for the rest of a record, reads on.
+                // After a full read, the next one asks the system again, for a stream that needs
+                // more bytes, such as TLS for the rest of a record.
                 if n == room {
                     self.0.look();
                 }
