@@ -47,9 +47,10 @@ use crate::error::ServiceError;
 /// `Reply::none`.
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) is compared with the bytes that one
-/// call of `decode` consumes before it returns an item. One call can consume all frames of a chunk,
-/// and filtered frames before the item, if they arrived together. So set `max_frame` large enough
-/// for all of these, and limit a single frame in the codec itself.
+/// call of `decode` consumes before it returns an item. If several frames arrived together, one
+/// call can consume all frames of a chunk, filtered frames before the item, and all outer frames
+/// that contain parts of one inner frame. So set `max_frame` large enough for all of these, and
+/// limit a single frame in the codec itself.
 pub trait CodecExt: Decoder + Sized {
     /// Converts each decoded item with a function.
     ///
@@ -71,7 +72,7 @@ pub trait CodecExt: Decoder + Sized {
     /// [`FrameTooLarge`](super::FrameTooLarge) among its causes. Requests before the invalid one
     /// are still answered. If the invalid item was completed only by the end of the stream, the
     /// reason is [`Truncated`](crate::EndReason::Truncated), as for any error of a codec at the end
-    /// of the stream.
+    /// of the stream except [`DecoderStalled`](super::DecoderStalled).
     ///
     /// If the function is a closure that uses `?`, state its error type, such as
     /// [`BoxError`](crate::BoxError).

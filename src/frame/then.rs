@@ -54,8 +54,8 @@ impl<O, I> Then<O, I> {
 
     /// Sets the maximum size of an inner frame to decode, in bytes.
     ///
-    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit applies only to
-    /// outer frames. When reached: decoding fails, and so does each later call.
+    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit counts the
+    /// bytes of outer frames. When reached: decoding fails, and so does each later call.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -116,7 +116,7 @@ where
         let item = self.inner.decode_eof(&mut self.held);
         match item.map_err(ThenError::Inner)? {
             // An end of the stream within an inner frame is detected here. The caller knows only
-            // the outer frames, and none of these is incomplete.
+            // the outer frames, which can all be complete.
             None if !self.held.is_empty() => {
                 let cut = io::Error::new(
                     io::ErrorKind::UnexpectedEof,
