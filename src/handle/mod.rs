@@ -60,7 +60,7 @@ pub(crate) struct ServerState {
     /// The waker of the server's loop, to wake when this state changes.
     server: AtomicWaker,
     report: Mutex<Option<Report>>,
-    /// Wakes the tasks that wait for a phase, a heartbeat or the report.
+    /// Wakes the tasks that wait in [`advanced_until`](Self::advanced_until).
     advanced: Notify,
     heartbeat: Heartbeat,
 }
@@ -151,8 +151,8 @@ impl Handle {
     /// this client were not accepted, the layer could get a permit during the pause and keep it
     /// while other servers wait for one, because the layer releases a permit only when a connection
     /// ends. If the server is waiting only for its own limit
-    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no more client is accepted, even if
-    /// several servers share that limit.
+    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no further client is accepted, even
+    /// if several servers share that limit.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();
