@@ -17,7 +17,7 @@ use crate::pipeline::watermarks::Watermarks;
 /// abort, or because a layer drops the connection's future.
 pub(in crate::pipeline) struct EngineSide<T, M>(Arc<Channel<T, M>>);
 
-/// Pushed frames: a single frame, or the frames of a run.
+/// Pushed frames: a single frame, or the frames of a [`Run`](super::run::Run).
 pub(in crate::pipeline) enum Taken<T> {
     One(T),
     Several(Vec<T>),
@@ -61,8 +61,8 @@ impl<T, M> EngineSide<T, M> {
     ///
     /// If the queue is then empty and the result is not [`Taken::Several`], also gives the permits
     /// of all items taken so far back to the senders, as [`return_permits`](Self::return_permits)
-    /// does. Otherwise the caller calls `return_permits` later. The frames of a `Taken::Several`
-    /// may still be [put back](Self::put_back).
+    /// does. Otherwise a later `take` or `return_permits` gives them back. The frames of a
+    /// `Taken::Several` may still be [put back](Self::put_back).
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
@@ -101,8 +101,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.raise(Flag::Pushed);
     }
 
-    /// Gives the permits of the items taken so far back to the senders, unless the output is above
-    /// its mark.
+    /// Gives the permits of the items taken so far back to the senders, unless the output counts as
+    /// above its mark (see `Queues::crossings`).
     pub(in crate::pipeline) fn return_permits(&self) {
         let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
@@ -138,7 +138,7 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Returns the marks and the idle time if either was changed.
+    /// Returns the marks and the idle time if either was changed since the last call.
     pub(in crate::pipeline) fn tuned(&self) -> Option<(Watermarks, Option<Duration>)> {
         if !self.0.flags.is_raised(Flag::Tuned) {
             return None;
