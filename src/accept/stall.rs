@@ -34,8 +34,8 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Starts a wait, twice as long as the previous one, up to 1 s. Returns whether this is the
-    /// first wait since the last successful accept. Only that wait is logged.
+    /// Starts the next wait. Returns whether it is the first wait since the last successful accept.
+    /// Only that wait is logged.
     pub(crate) fn back_off(&mut self) -> bool {
         let until = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(LONGEST);

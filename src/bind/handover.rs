@@ -51,8 +51,8 @@ pub(crate) fn hand_on(
     sockets: &[ListeningSocket],
     stream: UnixStream,
 ) -> io::Result<()> {
-    // Remove the variables that describe sockets, which this process may have inherited from the
-    // process that it replaced.
+    // This process may have inherited variables that describe sockets from the process that it
+    // replaced. Remove them.
     for (name, _) in env::vars_os() {
         if [SOCKET, PATH]
             .iter()
@@ -266,8 +266,8 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
     Ok(Some(taken))
 }
 
-/// Takes sockets that a supervisor has passed. Fails in a process that replaces another one: there,
-/// [`take`] has found no such socket among those that the old process passed.
+/// Takes sockets that a supervisor has passed. Called after [`take`] has returned `None`. So in a
+/// process that replaces another one it fails, because the old process has passed no such socket.
 pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     if REPLACING.is_some() {
         return Err(PassedError::NotHandedOn);
@@ -313,8 +313,8 @@ impl State {
     /// Reports to the old process the sockets that this process now serves or has closed.
     fn has(&mut self, indexes: Vec<usize>) {
         if let Some(stream) = &mut self.stream {
-            // A failed write is ignored, because the old process uses this line only to describe a
-            // failure.
+            // A failed write is ignored, because the old process uses this line only for the error
+            // message if the replacement fails.
             let _ended = stream.write_all(FromChild::Has(indexes).line().as_bytes());
         }
     }
