@@ -189,8 +189,8 @@ where
     }
 }
 
-/// Returns hyper's error, with its reason. Returns `None` if hyper has not failed, or if the error
-/// does not matter.
+/// Returns hyper's error, with the end reason for it. Returns `None` if hyper has not failed, or if
+/// the error does not matter.
 #[cold]
 fn hyper_error(
     served: Result<(), BoxError>,
@@ -226,7 +226,7 @@ async fn returned<Io>(
     .await
 }
 
-/// The future of [`Http`], which serves one connection. It is boxed once per connection.
+/// The future with which [`Http`] serves one connection.
 #[must_use = "futures do nothing unless polled"]
 pub struct HttpFuture(Pin<Box<dyn Future<Output = Result<EndReason, BoxError>> + Send>>);
 
