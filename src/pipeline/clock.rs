@@ -75,9 +75,9 @@ pub(super) struct Clock {
     /// moment when the drain began.
     drains_at: Option<Moment>,
     /// The moment of the last progress: the first byte, a frame, a finished request, the end of a
-    /// pause or of input, or the beginning of a close. After the end of input, and while the
-    /// connection closes, pending or written output is progress, too. `None` before the first
-    /// progress.
+    /// pause or of input, or the beginning of a close. Pending or written output is progress, too,
+    /// while `has_request` is set, after the end of input, and while the connection closes. `None`
+    /// before the first progress.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,
@@ -284,7 +284,8 @@ impl Clock {
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
-        // A peer that takes its reply is not idle. Output of the program alone does not count.
+        // A peer that takes its reply is not idle. Output of the program alone counts only after
+        // the end of input, or while the connection closes.
         let counts = self.half_closed || self.closes || self.has_request;
         self.saw_activity |= counts && (writing || wrote);
         self.has_request &= waiting != Waiting::Idle || writing;
