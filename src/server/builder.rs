@@ -93,8 +93,8 @@ impl ServerBuilder {
     /// accepting, and clients wait in the backlog.
     ///
     /// The process needs at least one file descriptor for each connection. A connection may need a
-    /// second one while a request is answered, to notice that the peer disconnects: an HTTP/1
-    /// connection, and one of a pipeline with much unread input. Many systems allow only 1,024
+    /// second one while a request is answered, to notice that the peer disconnects. This applies to
+    /// HTTP/1, and to a pipeline's connection with much unread input. Many systems allow only 1,024
     /// descriptors unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
