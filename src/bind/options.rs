@@ -19,9 +19,10 @@ use socket2::{Domain, Socket, TcpKeepalive};
 /// ```
 ///
 /// The options `backlog`, `reuse_address`, `reuse_port`, `only_v6`, `recv_buffer`, `send_buffer`
-/// and `unix_mode` apply to the listening socket. If one of them cannot be set, the bind fails. The
-/// others apply to accepted sockets. If one of those cannot be set, the failure is logged at debug
-/// level, and connections are served without the option.
+/// and `unix_mode` apply to the listening socket, and the two buffer sizes also to accepted
+/// sockets. If one of these options cannot be set on the listening socket, the bind fails. The
+/// other options apply only to accepted sockets. If an option cannot be set for accepted sockets,
+/// the failure is logged at debug level, and connections are served without the option.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until sockets are bound with them"]
 pub struct SocketOptions {
@@ -154,8 +155,9 @@ impl SocketOptions {
         self
     }
 
-    /// Sets the time without traffic after which TCP checks that the peer is still there, in whole
-    /// seconds. A fraction is dropped, so a time below 1 s becomes zero, which the system rejects.
+    /// Sets the time without traffic, in whole seconds, after which TCP checks that the peer is
+    /// still there. A fraction is dropped, so a time below 1 s becomes zero, which the system
+    /// rejects.
     ///
     /// Default: never. Why: the deadlines of pipelines and HTTP already end silent connections.
     /// When reached: TCP sends probes, and if the peer answers none of them, the connection ends
@@ -212,9 +214,9 @@ impl SocketOptions {
     /// transfers take the least CPU time without this option. When reached: the connection's writes
     /// wait.
     ///
-    /// Set this, for example to 128 KiB, if many peers read slowly. The system then holds that many
-    /// unsent bytes for each peer, instead of megabytes. Bytes in transit to the peer are not
-    /// counted.
+    /// Set this, for example to 128 KiB, if many peers read slowly. The system then holds at most
+    /// that many unsent bytes for each peer, instead of megabytes. Bytes in transit to the peer are
+    /// not counted.
     #[doc(alias = "TCP_NOTSENT_LOWAT")]
     pub fn unsent(mut self, bytes: u32) -> Self {
         self.unsent = Some(bytes);
@@ -226,8 +228,8 @@ impl SocketOptions {
     ///
     /// - that reaches its deadline [`write`](crate::deadline::Deadlines::write), or
     ///   [`Linger::write`](crate::close::Linger::write);
-    /// - that has not begun to close at the deadline of a shutdown, when the server is aborted, or
-    ///   when the future of `serve` is dropped;
+    /// - that has not begun to close when the deadline of a shutdown passes, when the server is
+    ///   aborted, or when the future of `serve` is dropped;
     /// - whose peer reads too slowly ([`SlowReader`](crate::EndReason::SlowReader));
     /// - whose address an [`address_filter`](crate::ServerBuilder::address_filter) of the server
     ///   denies;
