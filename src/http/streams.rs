@@ -16,7 +16,7 @@ use tracing::Instrument;
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
 /// Aborts the tasks when dropped. Dropping the last [`Streams`] would do the same, but each running
-/// request holds one, to spawn the task of a tunnel.
+/// request holds a clone, to spawn the task of a tunnel.
 pub(super) struct Tasks(Streams);
 
 impl Streams {

@@ -46,7 +46,7 @@ pub struct OnConnectLayer<F> {
 
 impl<F> OnConnectLayer<F> {
     /// Creates the layer from a function that takes the peer and returns a future of `Ok(())`, or
-    /// of an error that rejects the peer. The connection then ends with
+    /// of an error that rejects the peer. The connection of a rejected peer ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError), or with the reason of a
     /// [`ConnectionEnded`](crate::ConnectionEnded) in the error.
     pub fn new(f: F) -> Self {
