@@ -31,8 +31,9 @@ pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection to the service, without a fact about its protocol. The connection of a
-    /// peer that waits for the server to send first is passed on when the hook's deadline is over.
+    /// Passes the connection to the service, without adding a fact about its protocol. The
+    /// connection of a peer that waits for the server to send first is passed on when the hook's
+    /// deadline is over.
     Pass,
 }
 
@@ -48,7 +49,7 @@ pub enum Unknown {
 /// | bound | default | why |
 /// | --- | --- | --- |
 /// | [`bytes`](Self::bytes) | 24 | the length of the HTTP/2 preface, the longest input that `Protocol::detect` needs |
-/// | [`deadline`](Self::deadline) | 5 s | half of the layer's deadline, leaving the other half for TLS |
+/// | [`deadline`](Self::deadline) | 5 s | half of the [`PreConnectLayer`](super::PreConnectLayer)'s deadline, leaving the other half for TLS |
 ///
 /// With [`Unknown::Refuse`], a connection whose protocol is unknown ends. The reason is
 ///

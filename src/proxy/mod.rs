@@ -10,9 +10,9 @@
 //! - [`ConnectionInfo::peer_addr`](crate::ConnectionInfo::peer_addr) still returns the balancer's
 //!   address.
 //! - [`ConnectionInfo::get::<ProxyHeader>`](crate::ConnectionInfo::get) returns the whole
-//!   [`ProxyHeader`]. It contains the address that the client connected to, and facts about the
-//!   client's TLS session with the balancer, such as the host name that the client requested, and
-//!   the common name of the client's certificate.
+//!   [`ProxyHeader`]. It contains, if the balancer has sent them, the address that the client
+//!   connected to, and facts about the client's TLS session with the balancer, such as the host
+//!   name that the client requested, and the common name of the client's certificate.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -51,7 +51,7 @@
 //! # Limits, address lists and bans of clients
 //!
 //! Limits, address lists and bans use [`client_addr`](crate::ConnectionInfo::client_addr), so chain
-//! them as hooks after this one. A filter passed to
+//! them as hooks after `ProxyProtocol`. A filter passed to
 //! [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) sees only the address of
 //! the balancer. An example with the feature `per-client`:
 //!
@@ -86,9 +86,9 @@
 //! | header | verdict |
 //! | --- | --- |
 //! | `PROXY` of TCP | accepted; an IPv4-mapped IPv6 address becomes the IPv4 address |
-//! | `LOCAL` | accepted with the socket's own address; the rest of the header is skipped |
-//! | `UNKNOWN`, or an unspecified family or protocol | accepted with the socket's own address |
-//! | `PROXY` of UDP or Unix sockets | accepted with the socket's own address |
+//! | `LOCAL` | accepted with the peer's own address; the rest of the header is skipped |
+//! | `UNKNOWN`, or an unspecified family or protocol | accepted with the peer's own address |
+//! | `PROXY` of UDP or Unix sockets | accepted with the peer's own address |
 //! | a wrong checksum; malformed TLVs (the header's type-length-value fields) | refused |
 //! | version 1 with leading zeros in a port or an IPv4 address, signs, separators other than one space, or more than 107 bytes | refused |
 //! | version 2 of more bytes than [`max_len`](ProxyProtocol::max_len) | refused |
@@ -101,9 +101,9 @@
 //! the connection of a silent peer.
 //!
 //! Health checks usually send `LOCAL`. HAProxy also sends `LOCAL` for clients of its Unix sockets.
-//! In the rows with "the socket's own address", the client's address is that of the proxy. So a
-//! limit for each client counts all such connections of a proxy as one client, and a ban of such a
-//! client bans the proxy. Do not ban a client whose [`ProxyHeader`] has no TCP address as its
+//! In the rows with "the peer's own address", the client's address is that of the balancer. So a
+//! limit for each client counts all such connections of a balancer as one client, and a ban of such
+//! a client bans the balancer. Do not ban a client whose [`ProxyHeader`] has no TCP address as its
 //! [`source`](ProxyHeader::source).
 //!
 //! The page on [balancers](crate::balancers) shows the configuration of several balancers.
