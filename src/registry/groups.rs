@@ -139,12 +139,14 @@ where
     ///
     /// # Errors
     ///
-    /// Returns an error if the feed could not be opened, or if the last member left or began to
-    /// close before the feed was open. The connection is then not a member.
+    /// Returns an error if the feed could not be opened, or if the group ended before its feed was
+    /// open: its last member left or began to close, or the runtime of the feed was shut down. The
+    /// connection is then not a member.
     ///
     /// # Panics
     ///
-    /// Panics if the groups have feeds and the future is polled outside a tokio runtime.
+    /// Panics if this call begins a group with a feed, and the future is polled outside a tokio
+    /// runtime.
     ///
     /// # Cancel safety
     ///
