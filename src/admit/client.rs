@@ -161,11 +161,12 @@ fn lock(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
 }
 
 impl Map {
-    /// Forgets clients before another one is added, so that at most `remembered` clients without a
-    /// holder are kept.
+    /// Makes room for another client: if the map has grown enough since the last search, searches
+    /// it for clients to forget.
     ///
-    /// After a search, at least `remembered / 8` clients are added before the next search. So in a
-    /// flood, a search costs only a few steps for each new client.
+    /// After a search, at most `remembered` clients without a holder are left, and at least
+    /// `remembered / 8` clients are added before the next search. So in a flood, a search costs
+    /// only a few steps for each new client.
     fn make_room(&mut self, remembered: usize) {
         if self.clients.len() < self.sweep_at.max(FEW.min(remembered)) {
             return;
