@@ -212,7 +212,7 @@ impl Clock {
         Poll::Ready(Some(due))
     }
 
-    /// Makes the next poll register the new waker with the timer.
+    /// Makes the next poll register its waker with the timer, even if the wait is the same.
     pub(super) fn disarm(&mut self) {
         self.armed = None;
     }

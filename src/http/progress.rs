@@ -122,8 +122,8 @@ impl Progress {
 
     /// Returns whether hyper only waits for the next request, because the last response is sent and
     /// no service holds a body. A body that a service has dropped does not count as held, even if
-    /// the service had not read it to its end. Then hyper still has to deal with the rest; see
-    /// [`take_abandoned`].
+    /// the service had not read it to its end. Then hyper still has to deal with the rest of the
+    /// body; see [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned
     pub(super) fn is_at_rest(&self) -> bool {
@@ -182,8 +182,8 @@ impl Progress {
         self.life().signals.users_until(look).await;
     }
 
-    /// Ends an HTTP/1 connection after its response, because no request after a stalled body can be
-    /// read.
+    /// Ends an HTTP/1 connection after the current response, because no request after a stalled
+    /// body can be read.
     #[cold]
     pub(super) fn body_stalled(&self) {
         if !self.is_multiplexed() {
