@@ -47,7 +47,7 @@ where
     fn is_plain(&self, in_flight: usize) -> bool {
         self.request.is_none()
             && !self.turn.is_spent()
-            // If no call is in flight, the limit is not reached, so its value need not be loaded.
+            // With no call in flight, the limit of calls is not reached, so it need not be loaded.
             && (in_flight == 0 || in_flight < self.settings.in_flight)
             && self.state == State::Open
             && !self.conn.life().signals.any()
