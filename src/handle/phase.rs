@@ -10,8 +10,9 @@ pub enum ServerPhase {
     /// send no more connections.
     LameDuck,
     /// Connections finish their requests in progress and close. If the listener is still open,
-    /// connections in its backlog are accepted as far as the limit allows, and then it closes. A
-    /// backlog that another process shares is left to that process.
+    /// connections in its backlog are accepted as far as the [limit](crate::ServerBuilder::limit)
+    /// allows, and then the listener closes. A backlog that another process shares is left to that
+    /// process.
     ///
     /// This is also the phase of a server that aborts its connections.
     Draining,

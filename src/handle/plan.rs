@@ -3,7 +3,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The times of a shutdown: the durations set in the builder, and the instants computed from them.
-/// `Handle::shutdown_within` replaces the deadline, or makes it earlier if a shutdown has begun.
+/// `Handle::shutdown_within` replaces the deadline. Once a shutdown has begun, it can only make the
+/// deadline earlier.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     lame_duck: Duration,
@@ -48,11 +49,12 @@ impl Plan {
         self.lame_duck_begun.get_or_insert_with(Instant::now);
     }
 
-    /// Begins the shutdown, or makes the deadline of one in progress earlier. Returns whether the
-    /// lame-duck phase is over.
+    /// Begins the shutdown. Once it has begun, a call can only make the deadline earlier. Returns
+    /// whether the lame-duck phase is over.
     ///
-    /// The deadline of the first call counts from the end of the lame-duck phase, even if a drain
-    /// ends that phase early. The deadline of a later call counts from that call.
+    /// The deadline of the call that begins the shutdown counts from the end of the lame-duck
+    /// phase, even if a drain ends that phase early. The deadline of a later call counts from that
+    /// call.
     pub(super) fn begin_shutdown(&mut self, deadline: Option<Duration>) -> bool {
         let now = Instant::now();
         if self.begun.is_some() {

@@ -42,8 +42,8 @@ const TIME: Duration = Duration::from_secs(5);
 /// - **Use `check`, too.** HAProxy does not count a missing answer of an agent as a failure. Only
 ///   `check` notices that a machine is gone.
 /// - **Drains by an operator.** The answer `ready` also ends the state `DRAIN` or `MAINT` that an
-///   operator has set on HAProxy's command line. To keep such a state, first enter `disable agent
-///   lines/a` there.
+///   operator has set through HAProxy's runtime API (the stats socket). To keep such a state, first
+///   send `disable agent lines/a` to this API.
 ///
 /// [`agent-check`]: https://docs.haproxy.org/2.6/configuration.html#5.2-agent-check
 /// [persistent]: https://docs.haproxy.org/2.6/configuration.html#4-cookie
@@ -62,8 +62,9 @@ impl AgentCheck {
         }
     }
 
-    /// Adds the [free part of the limit](Health::free_percent) in percent to the answer of a ready
-    /// server, as in `up ready 75%`. HAProxy multiplies the server's weight by this percentage.
+    /// Adds the [free part of the connection limit](Health::free_percent) in percent to the answer
+    /// of a ready server, as in `up ready 75%`. HAProxy multiplies the server's weight by this
+    /// percentage.
     ///
     /// Default: off. Why: HAProxy's default weight is 1, and any percentage below 100 of it is
     /// rounded down to 0. So the server would be out of rotation as soon as 1 % of its limit is in
