@@ -58,8 +58,8 @@ enum Watch {
 }
 
 impl Ahead {
-    /// Copies input that was read ahead into `buf`, or returns the end of input. Returns `None` if
-    /// neither is left.
+    /// Copies into `buf` the bytes that were read ahead, or returns the end of input. Returns
+    /// `None` if neither is left.
     #[inline]
     pub(super) fn read(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
         if self.bytes.is_empty() {
@@ -179,7 +179,7 @@ impl Ahead {
 
     /// Returns whether to read ahead in order to notice that the peer disconnects. On a socket,
     /// reading ahead stops once bytes are buffered: from then on, [`Departing`] notices a
-    /// disconnect, and more bytes would only cost memory. Without a socket to watch, up to
+    /// disconnect, and more bytes would only cost memory. If no socket can be watched, up to
     /// [`AHEAD`] bytes are read.
     fn may_read_ahead(&self) -> bool {
         let max = if matches!(self.watch, Watch::Blind) {

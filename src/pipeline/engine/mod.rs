@@ -73,8 +73,9 @@ struct Departure {
     /// The error of a stream that did not end properly, such as a TLS stream without
     /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
     cut_off: Option<io::Error>,
-    /// Watches whether the peer disconnects. Exists while the connection waits and as much input is
-    /// read ahead as the limit allows.
+    /// Watches whether the peer disconnects. Created when the connection waits but must not read
+    /// more, because the limit `read_ahead` is reached or a drain has read enough. Dropped when the
+    /// connection waits for input again, and when decoding stops.
     watch: Option<Departing>,
 }
 
@@ -107,8 +108,9 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     backlog: Backlog<T>,
     output: Output,
     marks: Watermarks,
-    /// Too much output is pending, so no requests are taken. Set at the high mark and cleared at
-    /// the low mark, both by [`update_above_mark`](Self::update_above_mark).
+    /// Too much output is pending, so no requests or messages are taken, unless `reserves` is set.
+    /// Set at the high mark and cleared at the low mark, both by
+    /// [`update_above_mark`](Self::update_above_mark).
     above_mark: bool,
     /// Finished replies wait for the reply of the *head*, the oldest call (see `tokio_tower.rs`).
     /// Set by [`hold_replies`](Self::hold_replies). Cleared by [`reply_first`](Self::reply_first),
