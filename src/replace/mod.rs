@@ -38,18 +38,20 @@
 //! # The new process
 //!
 //! The new process needs no special code. When it binds an endpoint, it takes the sockets that the
-//! old process had for an endpoint with the same text. Any other endpoint is bound as usual. So
-//! `127.0.0.1:0` has the same port as before, several sockets on one address (`SO_REUSEPORT`) keep
-//! their number and order, and `systemd:web` is still systemd's socket. The length of the backlog
-//! and the other [`SocketOptions`] are those of the new program. Only the options that must be set
-//! before a socket is bound, and the mode of a Unix socket, are still those of the old program.
+//! old process had for an endpoint with the same text. So `127.0.0.1:0` has the same port as
+//! before, several sockets on one address (`SO_REUSEPORT`) keep their number and order, and
+//! `systemd:web` is still systemd's socket. Any other endpoint is bound as usual, but a socket of
+//! systemd that the old process did not have cannot be added. The length of the backlog and the
+//! other [`SocketOptions`] are those of the new program. Only the options that must be set before a
+//! socket is bound, and the mode of a Unix socket, are still those of the old program. A socket of
+//! systemd keeps its backlog.
 //!
 //! The new process is ready once its servers have begun to serve all sockets of the old one. Bind
 //! additional addresses before that. Until the new process is ready, it accepts nothing, so no
 //! connection is lost if it has to be killed. Clients of a socket that the new process does not
 //! take would wait in vain. So as long as there is such a socket, the new process is not ready, and
 //! the replacement fails when the time of [`ready_within`](Replace::ready_within) has passed. If a
-//! new version may listen on fewer addresses, let it call [`close_unused`].
+//! new version might listen on fewer addresses, let it call [`close_unused`].
 //!
 //! The sockets are passed by systemd's protocol (`LISTEN_FDS`), but without a `LISTEN_PID`. If the
 //! new process is started through a script, the script must `exec` the program, because the new
@@ -74,7 +76,7 @@
 //! | a socket that systemd keeps (`systemd:web`) | none; they wait while no process runs | systemd starts the program, and a start is fast |
 //! | this module | none, and none waits | no supervisor keeps the socket, a start is slow, or a failed start must cost nothing |
 //! | a balancer, which drains one of several servers | none, if it [checks](crate::balancers) readiness | there are several machines or containers |
-//! | `SO_REUSEPORT`: the new process starts while the old one still listens | those in the old backlog that the limit does not admit | no other method is possible |
+//! | `SO_REUSEPORT`: the new process starts while the old one still listens | those in the old process's backlog that its limit does not admit | no other method is possible |
 //!
 //! With `SO_REUSEPORT` each process has its own backlog. When the old process drains, it accepts
 //! connections from its backlog as far as its limit allows without waiting, and the kernel resets
@@ -170,18 +172,18 @@ impl Replace {
         self
     }
 
-    /// Starts the new process, waits until it is ready, and begins to drain the servers of this
-    /// process. Returns the process ID of the new process.
+    /// Starts the new process, waits until it is ready, and begins to drain the servers passed to
+    /// [`new`](Self::new) and [`and`](Self::and). Returns the process ID of the new process.
     ///
     /// Logs one event: `process.replaced`, or `process.not_replaced` with the error.
     ///
     /// # Errors
     ///
     /// Returns a [`ReplaceError`] if the new process could not be started, if it ended or was not
-    /// ready in time, if a server of this process is shutting down, if another replacement is in
-    /// progress, or if this process itself replaces an older process and does not accept yet. In
-    /// all these cases no new process of this call is running, and this process continues as
-    /// before.
+    /// ready in time, if one of these servers is shutting down or has ended, if another replacement
+    /// is in progress, or if this process itself replaces an older process and does not accept yet.
+    /// In all these cases, any process that this call started has ended, and this process continues
+    /// as before.
     ///
     /// # Panics
     ///
@@ -269,9 +271,9 @@ impl Replace {
 /// Closes the sockets that the old process has passed to this process but that no endpoint of this
 /// process has taken.
 ///
-/// Call this after the last bind, in a new version that may listen on fewer addresses than the old
-/// one. The old process serves the clients in the backlog of such a socket, as in a shutdown. In a
-/// process that replaces no other process, this does nothing.
+/// Call this after the last bind, in a new version that might listen on fewer addresses than the
+/// old one. The old process serves the clients in the backlog of such a socket, as in a shutdown.
+/// In a process that replaces no other process, this does nothing.
 pub fn close_unused() {
     handover::close_unused();
 }
