@@ -88,8 +88,8 @@ impl TlsBuilder {
     /// Adds a certificate for all DNS names in it (its *subject alternative names*), including
     /// wildcards.
     ///
-    /// [`build`](Self::build) fails if the certificate contains no name, or if one of its names
-    /// already has a certificate.
+    /// [`build`](Self::build) fails if the certificate contains no DNS name, or if one of its DNS
+    /// names already has a certificate.
     pub fn identity_by_san(mut self, identity: Identity) -> Self {
         self.named.push((None, identity));
         self
@@ -201,8 +201,9 @@ impl TlsBuilder {
     ///
     /// Default: all suites of the provider. Why: none of them is known to be weak. Each TLS version
     /// has its own suites: the names for TLS 1.3 contain no `WITH`. The server uses the first suite
-    /// in the client's order of preference that has one of these names. [`build`](Self::build)
-    /// fails unless the provider has a suite for each of these names.
+    /// in the client's order of preference that has one of these names and fits the TLS version and
+    /// the certificate. [`build`](Self::build) fails unless the provider has a suite for each of
+    /// these names.
     ///
     /// ```
     /// use tower_tcp::tls::Tls;
