@@ -117,7 +117,7 @@ impl PerClient {
     ///
     /// Default: 0. Why: a waiting connection counts towards the maximum number of connections in
     /// the hooks ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When
-    /// reached: further connections over the limit end at once.
+    /// reached: further connections that are over a limit end at once.
     #[must_use]
     pub fn wait(mut self, connections: usize) -> Self {
         self.waiting = connections;
@@ -147,8 +147,9 @@ impl PerClient {
         self.clients.len()
     }
 
-    /// Returns a layer that passes connections over a limit to `service`, which can tell the peer
-    /// why. See [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
+    /// Returns a layer that passes each connection that is over a limit to `service`, which can
+    /// tell the peer why. See
+    /// [`ConnectionLimitLayer::overflow`](super::ConnectionLimitLayer::overflow).
     ///
     /// Connections over a limit do not [`wait`](Self::wait) in this layer. Add the layer inside of
     /// the [`PreConnectLayer`](crate::preconnect::PreConnectLayer) whose hooks determine the

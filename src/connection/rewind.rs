@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// the rest of the stream.
 ///
 /// An upgrade ([`Pipeline::on_upgrade`](crate::Pipeline::on_upgrade)) passes such a stream to the
-/// next service, and so does [`Peek`](crate::preconnect::Peek).
+/// next service, and so do the hooks [`Peek`](crate::preconnect::Peek) and `ProxyProtocol` (feature
+/// `proxy-protocol`).
 #[derive(Debug)]
 pub struct Rewind<Io> {
     buffered: Bytes,
