@@ -19,13 +19,13 @@ pub(crate) struct Wire {
     resets: bool,
     /// The number of bytes written to the socket. Only the stream changes it.
     written: AtomicU64,
-    /// Once arrived bytes are counted, the number of them that are not read yet.
+    /// The number of bytes that [`Probe::count_arrived`] counted and that are not read yet.
     arrived: AtomicU32,
     flags: AtomicU8,
 }
 
-/// Flag: the last read may have left bytes in the socket that the runtime does not report, and no
-/// read has tried to get them since.
+/// Flag: the last read may have left bytes in the socket that the runtime does not report.
+/// [`Probe::look_again`] clears the flag.
 const SHORT: u8 = 1;
 /// Flag: the next read asks the system for bytes, even if the runtime reports none.
 const LOOK: u8 = 2;
@@ -33,9 +33,10 @@ const LOOK: u8 = 2;
 const WROTE: u8 = 4;
 /// Flag: arrived bytes are counted. See [`Probe::count_arrived`].
 const COUNTS: u8 = 8;
-/// Flag: a read has returned bytes that arrived after the count, perhaps behind earlier ones.
+/// Flag: a read has returned the last counted bytes and, behind them, bytes that arrived later.
 const PASSED: u8 = 16;
-/// Flag: a further read has returned bytes. All bytes of the earlier reads have been used.
+/// Flag: a read has returned bytes after earlier reads had returned all counted bytes. The bytes of
+/// those earlier reads have been used.
 const LATER: u8 = 32;
 
 #[derive(Debug)]
@@ -62,8 +63,8 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records a read of `n` bytes. A short read (`is_short`), which did not fill its buffer, may
-    /// have left bytes that the runtime does not report.
+    /// Records a read of `n` bytes. If `is_short` is set, the read may have left bytes that the
+    /// runtime does not report: it did not fill its buffer, or [`look`](Self::look) requested it.
     pub(crate) fn read(&self, n: usize, is_short: bool) {
         self.set(SHORT, is_short);
         let flags = self.flags.load(Ordering::Relaxed);
@@ -153,9 +154,9 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Returns the number of bytes that the peer has taken, plus a constant. The constant keeps the
-    /// difference positive: over a Unix socket, `left` is memory, which can exceed the number of
-    /// bytes written.
+    /// Returns the number of bytes that the peer has taken, plus a constant. Without the constant,
+    /// the result could be negative: over a Unix socket, `left` is memory, which can exceed the
+    /// number of bytes written.
     pub(crate) fn taken(self) -> u64 {
         const LARGEST_MEMORY: u64 = u32::MAX as u64;
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)
@@ -170,8 +171,8 @@ impl Sent {
 
 /// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
-/// It does not keep the socket open, and no query succeeds once the socket is closed. Each query is
-/// a system call, so none is made on the common path of a request.
+/// It does not keep the socket open, and no query succeeds once the socket is closed. A query that
+/// asks the system costs a system call, so none of these is made on the common path of a request.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 
@@ -210,8 +211,8 @@ impl Probe {
             return Ok(());
         };
         let socket = SockRef::from(&*wire);
-        // Usually nothing has arrived. Only otherwise is a large buffer needed, because the system
-        // counts bytes by copying them.
+        // Usually nothing has arrived. If bytes have arrived, a large buffer is needed, because the
+        // system counts bytes by copying them.
         let mut buf = vec![MaybeUninit::uninit(); 1];
         let mut arrived = match socket.peek(&mut buf) {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => 0,
@@ -241,15 +242,16 @@ impl Probe {
         wire.is_some_and(|wire| wire.flags.load(Ordering::Relaxed) & LATER != 0)
     }
 
-    /// Returns whether the socket is a Unix socket. Its peer may close it and leave input that can
-    /// still be read. Over TCP, a peer that only closes has finished sending.
+    /// Returns whether the socket is a Unix socket. When the peer has closed its end of a Unix
+    /// socket, no output can reach the peer, but the input that it left can still be read. Over
+    /// TCP, a peer that has closed its end without a reset seems only to have finished sending.
     pub(crate) fn is_unix(&self) -> bool {
         let wire = self.wire();
         wire.is_some_and(|wire| matches!(wire.family, Family::Unix(_)))
     }
 
     /// Makes the next read ask the system for bytes that the runtime does not report yet. Returns
-    /// `false` if no socket is known.
+    /// `false` if no socket is known, or if it is closed.
     ///
     /// The runtime learns of new bytes only when it polls its driver. Asking the system costs a
     /// system call, so only a reader that would otherwise discard unread bytes should call this.
@@ -261,8 +263,8 @@ impl Probe {
         wire.is_some()
     }
 
-    /// Does the same as [`look`](Self::look) if the last read was short. Otherwise it does nothing
-    /// and returns `false`.
+    /// Does the same as [`look`](Self::look) if the last read may have left bytes that the runtime
+    /// does not report. Otherwise it does nothing and returns `false`.
     ///
     /// The system ends a read where urgent data begins. The runtime concludes from such a short
     /// read that the socket is empty. It does not report the remaining bytes until more bytes have
@@ -272,7 +274,8 @@ impl Probe {
     }
 
     /// Makes the system acknowledge the peer's bytes at once, if data was written since the last
-    /// call. A reader that has nothing to write calls this method.
+    /// call. A reader that has nothing to write calls this method. It has an effect only for TCP on
+    /// Linux.
     ///
     /// On a connection with output, the system delays an acknowledgement by 40 ms, to send it along
     /// with a reply. A peer with Nagle's algorithm, which sends no more until it gets the
@@ -315,7 +318,7 @@ mod system {
     type TcpInfo = [u64; 16];
     /// The index of `bytes_acked`, the last of these words.
     const ACKNOWLEDGED: usize = 15;
-    /// The state `TCP_CLOSE`: the connection was reset, or both sides have closed it.
+    /// The state `TCP_CLOSE`: the connection was reset or timed out, or both sides have closed it.
     const CLOSED: u8 = 7;
 
     /// The memory of a socket, in the order of the kernel's `SK_MEMINFO_*`.
@@ -339,8 +342,8 @@ mod system {
     );
 
     pub(super) fn tcp(stream: &TcpStream, written: u64) -> Option<u64> {
-        // Linux has had `SO_MEMINFO` since 4.12. On a system without it, `tcp_info` may be
-        // incomplete, or shorter than this type, and then nix would panic.
+        // Linux has had `SO_MEMINFO` since 4.12. On a system without it, `tcp_info` may lack
+        // values, or may be shorter than `TcpInfo`. In the second case, nix would panic.
         static KNOWN: OnceLock<bool> = OnceLock::new();
         if !KNOWN.get_or_init(|| MemoryOption.get(stream).is_ok()) {
             return None;
