@@ -19,8 +19,8 @@ const PREFIX: usize = size_of::<u32>();
 /// values of type `Out`. The [`Format`] is JSON by default.
 ///
 /// On the wire each document is preceded by its length in bytes, a big-endian `u32`. No memory is
-/// reserved for an announced length. If the announced length is over the limit, decoding fails
-/// before the document arrives.
+/// reserved for an announced length. If the announced length is over the limit
+/// ([`max_frame`](Self::max_frame)), decoding fails before the document arrives.
 ///
 /// If a document cannot be read as an `In`, the codec fails, which ends the connection. With
 /// [`recoverable`](Self::recoverable) such a document becomes an item, which the service can
@@ -45,9 +45,9 @@ const PREFIX: usize = size_of::<u32>();
 ///
 /// # Memory and depth
 ///
-/// A value can take more memory than its document. The factor depends on `In`: a JSON array of
-/// ones, read as a `serde_json::Value`, takes about sixteen times as much memory as its text. So
-/// use a specific type for `In`, not `Value`. [`Json`] limits the depth of documents.
+/// A value can take more memory than its document. The factor depends on `In`: a long JSON array
+/// `[1,1,...]`, read as a `serde_json::Value`, takes about sixteen times as much memory as its
+/// text. So use a specific type for `In`, not `Value`. [`Json`] limits the depth of documents.
 pub struct Serde<In, Out, F = Json> {
     format: F,
     max_frame: usize,
