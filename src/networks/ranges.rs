@@ -8,9 +8,9 @@ use ipnet::IpNet;
 ///
 /// Because a set of networks never changes, the ranges lie in one block, in order. A lookup takes
 /// some bits of the address as the number of a bucket, and searches among the ranges that begin in
-/// that bucket. If the starts are spread evenly after the bits that they share, these are a few
-/// ranges. At worst all ranges begin in one bucket, and the search takes as long as the lookup in a
-/// trie would.
+/// that bucket. The number leaves out the leading bits that the starts of all ranges share. If the
+/// starts are otherwise spread evenly, only a few ranges begin in each bucket. At worst almost all
+/// ranges begin in one bucket, and the search takes as long as the lookup in a trie would.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ranges {
     /// The first address of each range. A range ends where the next one begins.
