@@ -9,7 +9,8 @@ use crate::make::CloneForRequest;
 ///
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
 /// `PerCall` for a stack that connections share and that would otherwise be kept from one call to
-/// the next: in the service that a make-service makes, in a `Buffer`, or as a connection service.
+/// the next: a part of the service that a make-service makes, the service in a `Buffer`, or a
+/// connection service.
 ///
 /// A stack that is kept can hold a permit while its connection is idle. For example, `LoadShed`
 /// fails a request when the limit inside it is reached, but the connection's stack stays in the

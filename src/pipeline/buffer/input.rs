@@ -15,8 +15,8 @@ const BLOCK: usize = 64 * 1024;
 
 /// The minimum room in the rest of a block. While frames still hold the front of the block, the
 /// rest is used for the next read if it has at least this much room. Otherwise, a new block is
-/// allocated. Because frames share the rest, a service that collects small frames does not keep a
-/// whole block alive for each of them.
+/// allocated. Because later frames use the rest of the same block, a service that collects small
+/// frames does not keep a whole block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
 /// The number of bytes that may be used up at the start of a block before `take_block` tries to
