@@ -70,7 +70,7 @@ impl Tlvs {
         first(&self.0, ssl::TYPE).and_then(|value| Ssl::parse(value).ok())
     }
 
-    /// Returns the name of the network namespace.
+    /// Returns the name of the network namespace to which the client connected.
     pub fn netns(&self) -> Option<&str> {
         text(&self.0, NETNS)
     }
