@@ -133,7 +133,7 @@ where
     }
 }
 
-/// Sends a frame to each of the given peers, such as the result of a search.
+/// Sends a frame to each of the given peers, for example to those that a search has found.
 ///
 /// In all other respects, it is like [`Registry::broadcast`].
 ///
@@ -274,8 +274,8 @@ impl<T, M> Sending<T, M> {
 /// Charges the task's budget for the sends to `peers` peers, so that a task that broadcasts again
 /// and again does not delay other tasks. A broadcast costs at most the budget of one turn.
 ///
-/// A run is charged before it begins. Charging may yield, so if it came later, the members could
-/// take the run before more frames are added.
+/// A run is charged before it begins. Charging may yield, so if it came later, the peers' tasks
+/// could take the run before more frames are added.
 pub(super) async fn charge(peers: usize) {
     for _ in 0..peers.div_ceil(SENDS_PER_UNIT).min(TURN) {
         consume_budget().await;
@@ -293,7 +293,7 @@ pub(super) struct OpenRun<T, M> {
 
 impl<T, M> OpenRun<T, M> {
     /// Sends a frame to the peers of the run by adding it to the run. [`Sending::done`] sends it to
-    /// the other peers. Returns `None` if the run is closed or full.
+    /// the other peers. Returns `None` if the run is closed or full, or if no queue holds it.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,
