@@ -26,7 +26,7 @@ pub enum ReplaceError {
         /// The time that the new process had to become ready.
         after: Duration,
         /// The endpoints of the sockets that the new process had neither begun to serve nor closed.
-        /// `None` if these are all of the sockets, or if there are none.
+        /// `None` if these are all of the sockets, or if there are no such sockets.
         waits_for: Option<String>,
     },
 

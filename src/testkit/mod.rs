@@ -37,7 +37,7 @@
 //! [`memory`] creates the listener and the connector that [`serve`] uses; [`memory_with_buffer`]
 //! creates them with another buffer size.
 //!
-//! [`faults`] checks a whole server under every kind of fault of a connection.
+//! [`faults`] checks a whole server under each [`Fault`](faults::Fault) of a connection.
 //!
 //! To control each reply of the service from the test, use the service of `tower_test::mock`.
 
