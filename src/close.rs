@@ -133,7 +133,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
 /// Closes a connection like [`Connection::close`], but with an existing timer. If input has ended
 /// (`at_eof`), this function does not read, because a read would be a needless system call. The
-/// future must be small, because a closing connection holds little else.
+/// future must be small, because it is most of what a closing connection holds.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
@@ -246,9 +246,9 @@ enum Step {
 /// system reports it, and the time of the next check.
 struct Wait {
     sent: Option<Sent>,
-    /// The time from which the limit counts, which is the latest of these: the beginning of the
-    /// wait; the shutdown of writing, if it was completed during the wait; and the last check that
-    /// found that the peer had taken output.
+    /// The time from which [`Linger::write`] and [`Linger::time`] count. It is the latest of these:
+    /// the beginning of the wait; the shutdown of writing, if it was completed during the wait; and
+    /// the last check that found that the peer had taken output.
     since: Instant,
     clock: Timer,
     pace: Pace,

@@ -12,8 +12,8 @@ pub enum AcceptErrorAction {
     /// Accepts the next connection at once, because the error concerns only the connection that
     /// failed.
     ///
-    /// At most 16 failures since the last successful accept are retried at once. After every
-    /// further one the loop backs off, so that no error makes it spin.
+    /// Each of the first 16 such failures since the last successful accept is retried immediately.
+    /// After every further one the loop backs off, so that no error makes it spin.
     Retry,
     /// Waits before the next accept, because a resource is exhausted or the error is unknown.
     ///
