@@ -153,9 +153,10 @@ impl<Io> Connection<Io> {
     /// Registers a callback for the end of the connection.
     ///
     /// The callback runs exactly once, however the connection ends: after an orderly close, a panic
-    /// or an abort, or when the connection's future is dropped. It runs after the stream is
-    /// dropped, normally in the connection's task, and must not block. Callbacks run in
-    /// registration order; one that is registered after the end runs at once.
+    /// or an abort, or when the connection's future is dropped. It runs after the stream is dropped
+    /// (unless the service has moved the stream to another task), normally in the connection's
+    /// task, and must not block. Callbacks run in registration order; one that is registered after
+    /// the end runs at once.
     ///
     /// Before its end, a connection that closes gracefully writes the remaining output, and then
     /// lingers for up to 2 s by default ([`Linger`](crate::close::Linger)). To act before that, use

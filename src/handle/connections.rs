@@ -24,8 +24,8 @@ impl ServerState {
         self.signal_phase(life, self.phase());
     }
 
-    /// Removes a connection from the table. Called after its stream was dropped, at the end of its
-    /// task.
+    /// Removes a connection from the table. Called as the connection's last step, after its end is
+    /// final.
     pub(crate) fn leave(&self, life: &Life) {
         let id = life.origin.id;
         let was_in = self.table.shard(id).remove(&id);

@@ -16,8 +16,8 @@ impl Handle {
     /// once, unless it is stuck. Returns `false` if the server has ended instead.
     ///
     /// A waiting loop is not stuck: it also runs at the limit, during a pause, during a drain, and
-    /// while a layer is not ready. The loop is stuck if the connection stack, a layer around it, an
-    /// [`address_filter`](crate::ServerBuilder::address_filter), the policy of
+    /// while a layer is not ready. The loop is stuck if a service or layer of the connection stack,
+    /// an [`address_filter`](crate::ServerBuilder::address_filter), the policy of
     /// [`on_accept_error`](crate::ServerBuilder::on_accept_error) or a listener blocks the loop's
     /// thread, or if no thread of the loop's runtime is free. Before the future of
     /// [`serve`](crate::Server::serve) is first polled, the loop does not run, so this method
