@@ -36,9 +36,9 @@ impl Handshake {
             ),
             #[cfg(feature = "metrics")]
             begun: Instant::now(),
-            // This outcome remains if the handshake is dropped before it completes. That happens if
-            // its deadline passes, if the connection is evicted or aborted, or if the server is
-            // dropped.
+            // This outcome remains if the handshake is dropped before it completes, for example
+            // because its deadline passes, because the connection is evicted or aborted, or because
+            // the server is dropped.
             outcome: HandshakeOutcome::Failed("canceled"),
         }
     }

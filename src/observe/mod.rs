@@ -9,8 +9,8 @@
 //! Each connection ends with one [`EndReason`], which is passed to [`Connection::on_end`]. The
 //! connection's span, its closing event and the metrics contain the reason's name,
 //! [`EndReason::as_str`]. Peer addresses are in spans and events, but never in metrics, where each
-//! address would create a new time series. Data from peers appears only in the texts of errors,
-//! with control characters escaped.
+//! address would create a new time series. Other data from peers appears only in the texts of
+//! errors, with control characters escaped.
 //!
 //! # Spans
 //!
@@ -21,8 +21,9 @@
 //! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as in the metric | the hook `Tls` |
 //! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], unless `make_span_with` sets another span |
 //!
-//! The spans of hooks, handshakes and requests are children of the connection's span. A filter at
-//! info level disables `pre_connect` and `TLS server handshake`.
+//! The spans of hooks and requests are children of the connection's span. The span of a handshake
+//! is a child of `pre_connect`. A filter at info level disables `pre_connect` and `TLS server
+//! handshake`.
 //!
 //! # Events
 //!
@@ -30,7 +31,7 @@
 //! | --- | --- | --- | --- |
 //! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | at level warn or error, with an `error`: check the service |
 //! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. There is no other event for this connection |
-//! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. It did not end the connection, because `shutdown_on_error` is off, or because it belongs to one HTTP/2 stream |
+//! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. The error did not end the connection, because `shutdown_on_error` is off, or because it belongs to one HTTP/2 stream |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the next accept is tried at once. Usually the error concerns only one connection, for example one whose client has disconnected |
 //! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; not logged again before `accept.resumed` |
 //! | `accept.resumed` | info | | nothing: the server accepts again |
