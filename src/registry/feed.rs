@@ -88,7 +88,8 @@ impl Opening {
     pub(super) async fn done(mut self) -> Opened {
         match self.0.wait_for(Option::is_some).await {
             Ok(opened) => opened.clone().unwrap_or(Ok(())),
-            // The task panicked, or was aborted because the group has ended.
+            // The task panicked, was dropped with its runtime, or stopped early because the group
+            // has ended.
             Err(_dropped) => Err(JoinError { cause: None }),
         }
     }

@@ -29,7 +29,7 @@ pub(super) struct Channel<T, M> {
     /// write.
     pub(super) unwritten: AtomicUsize,
     queues: Mutex<Queues<T, M>>,
-    /// Notified when a mark is crossed and when the connection ends.
+    /// Notified when a mark is crossed and when the channel [ends](Self::end).
     pub(super) changed: Notify,
 }
 
