@@ -16,7 +16,7 @@ use tokio::task::coop::has_budget_remaining;
 #[repr(u8)]
 pub(crate) enum Signal {
     /// Finish requests in progress, then close. Raised by a drain of the server, at the maximum
-    /// age, and by `LiveConnection::close`.
+    /// age, by `LiveConnection::close`, and after an upgrade by `Peer::close`.
     Drain = 1,
     /// Finish calls in progress but begin no more, write pending output, then close. Raised by
     /// `Peer::close`, for example.
@@ -86,7 +86,7 @@ impl Signals {
         self.raised.load(Ordering::Acquire) != 0
     }
 
-    /// Wakes the pipeline or HTTP service, so that it checks its signals and queues.
+    /// Wakes the connection's hooks, pipeline or HTTP service, to check signals and queues.
     pub(crate) fn wake_engine(&self) {
         self.wake(|wakers| wakers.engine.clone());
     }
@@ -151,9 +151,9 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
 #[non_exhaustive]
 pub struct Report {
     /// The number of connections that neither timed out nor were aborted by the server. They closed
-    /// in good order, or ended because the peer disconnected, the service failed, the program
-    /// aborted them individually ([`Peer::abort`](crate::Peer::abort)), or their runtime was shut
-    /// down.
+    /// in good order, or ended for another reason, for example because the peer disconnected, the
+    /// service failed, the program aborted them individually
+    /// ([`Peer::abort`](crate::Peer::abort)), or their runtime was shut down.
     pub drained: usize,
     /// The number of connections that ended at one of their own deadlines
     /// ([`EndReason::is_timeout`](crate::EndReason::is_timeout)), for example because the peer did

@@ -1,4 +1,5 @@
-//! The current configuration. All clones of a hook share it, and a reload replaces it.
+//! The current configuration. All clones of a hook share it. `Tls::reload` and `Tls::replace`
+//! replace it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -6,7 +7,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::names::Names;
 
-/// The settings of a handshake. A reload replaces them as a whole.
+/// The settings of a handshake. They are replaced only as a whole.
 #[derive(Clone)]
 pub(super) struct Configuration {
     pub(super) server: Arc<ServerConfig>,
