@@ -9,8 +9,8 @@ use crate::networks::Networks;
 /// The rules of an [`AccessList`].
 ///
 /// Of all networks that contain an address, the one with the longest prefix decides, as in a
-/// routing table. A network in both lists is denied. [`others`](Self::others) sets the decision
-/// about addresses in none of the networks.
+/// routing table. A network that is both allowed and denied is denied. [`others`](Self::others)
+/// sets the decision about addresses in none of the networks.
 ///
 /// ```
 /// use std::net::SocketAddr;

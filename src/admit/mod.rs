@@ -1,4 +1,4 @@
-//! Limits connections by number, address and rate, and the rate of each client's requests.
+//! Limits connections by number, address and rate, and each client's requests by rate.
 //!
 //! | type | limits |
 //! | --- | --- |
@@ -306,7 +306,7 @@ impl<S> Limited<S> {
         self.queued
     }
 
-    /// Gives the reserved permit back to the limit, if there is one. The service is no longer
+    /// Gives the reserved permit, if there is one, back to the limit. The service is no longer
     /// ready.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
@@ -374,7 +374,7 @@ where
         // not wake it.
         self.limit.lock().forget(self.instance);
         self.queued = false;
-        // The permit is taken before the call, so that a panic in the call returns it.
+        // The permit is moved out of `self` before the call, so that a panic in the call drops it.
         let permit = self.reserved.take();
         LimitedFuture {
             inner: self.inner.call(conn),
