@@ -3,7 +3,8 @@
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
 //! again only once a third of the buffer is free, and a slow reader may need longer than the
 //! deadline to read so much. So this code asks the system [`LOOKS`] times per deadline how many
-//! bytes the peer has taken. It never asks while no output is pending.
+//! bytes the peer has taken. It never asks while no output is pending. On systems other than
+//! Linux, and with a custom listener, it cannot ask, and only writes count.
 
 use std::time::Duration;
 
@@ -79,8 +80,8 @@ impl Blocked {
         end.into_iter().chain(look).min()
     }
 
-    /// Asks the system whether the peer has taken bytes. Returns whether it has taken none for
-    /// `time`.
+    /// Asks the system whether the peer has taken bytes. Returns whether the peer has taken none
+    /// for `time`.
     pub(crate) fn is_over(&mut self, life: &Life, time: Option<Duration>, now: Moment) -> bool {
         let (Some(wait), Some(time)) = (&mut self.0, time) else {
             return false;
@@ -88,7 +89,8 @@ impl Blocked {
         let sent = life.probe.sent();
         let before = std::mem::replace(&mut wait.sent, sent);
         wait.looked = now;
-        // The first check restarts the time, because the peer may have taken something before it.
+        // The first check has no earlier number to compare with. It restarts the time, because the
+        // peer may have taken something since output became pending.
         if sent.is_some_and(|sent| before.is_none_or(|before| sent.is_beyond(before))) {
             wait.since = now;
         }

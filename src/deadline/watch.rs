@@ -23,8 +23,8 @@ pub(crate) enum Borrower {
     Upgraded,
 }
 
-/// The number of checks per deadline while another task uses the stream. So a connection ends late
-/// by at most a quarter of the deadline.
+/// The number of checks per deadline while another task uses the stream, and per write deadline in
+/// HTTP/2. So a connection ends late by at most a quarter of the deadline.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.
@@ -130,7 +130,7 @@ impl Watch {
         self.blocked.note(life.is_write_pending(), wrote, now);
     }
 
-    /// Returns the deadline that comes first.
+    /// Returns the deadline or check that comes first.
     fn next(&self, now: Moment, life: &Life, deadlines: &Deadlines) -> Option<(Moment, Alarm)> {
         let Deadlines {
             first_byte,
@@ -140,6 +140,7 @@ impl Watch {
             // `self` stores the age with its random part.
             max_age: _,
             max_age_jitter: _,
+            // `self.pace` enforces this.
             min_rate: _,
             // Hooks enforce this.
             pre_connect: _,
