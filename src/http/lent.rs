@@ -18,7 +18,7 @@ use super::ahead::{Ahead, First};
 use super::progress::Progress;
 use crate::connection::Connection;
 
-/// The owner's side of the loan. Dropping it takes the stream away from the borrower.
+/// The owner's side of the loan. Dropping it takes an upgraded stream away from the borrower.
 pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
 /// The borrower's side of the loan. Dropping it returns the stream.
@@ -90,7 +90,7 @@ impl<Io> Owner<Io> {
     }
 
     /// Takes the stream away; the borrower's next read or write fails. Returns `None` if the stream
-    /// was never upgraded or is already gone.
+    /// was neither upgraded nor returned, or is already gone.
     pub(super) fn take_away(&self) -> Option<Box<Connection<Io>>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();

@@ -67,7 +67,8 @@ where
         hyper: Pin<Box<Http2<Io, S>>>,
         tasks: Tasks,
     },
-    /// hyper is done, and has dropped the stream or passed it to another task.
+    /// A placeholder while the stage changes. It stays only if `park` finds that hyper has passed
+    /// the stream to another task.
     Done,
 }
 
