@@ -21,8 +21,8 @@
 //!
 //! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. On its own,
 //! tokio-tower never closes its transport, loses finished replies after a failure, starts requests
-//! without limit, reserves capacity for idle connections, and does not flush while the service is
-//! not ready.
+//! without limit, reserves capacity for idle connections, and does not notice a reset while the
+//! service is not ready.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -77,7 +77,8 @@ struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     /// it is the oldest call, and the results of later calls wait for it.
     #[pin]
     head: Option<S::Future>,
-    /// The head is being started or polled, so a panic becomes the result of the head.
+    /// `true` while the head is started, polled, or dropped at its end. A panic then becomes the
+    /// result of the head.
     in_head: bool,
 }
 
