@@ -104,8 +104,8 @@ impl<H> PreConnectLayer<H> {
 
     /// Sets the time for everything before the service is called: the wait until the hook is ready,
     /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
-    /// and a silent peer's connection stays open until newer connections evict it or a drain ends
-    /// it.
+    /// and a silent peer's connection can stay open until newer connections evict it or a drain
+    /// ends it.
     ///
     /// Default: 10 s. Why: enough for several round trips on the slowest networks. When reached:
     /// the connection is dropped with [`EndReason::PreConnectTimeout`].
@@ -130,8 +130,8 @@ impl<H> PreConnectLayer<H> {
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
     ///
     /// If the next connection waited instead, 512 silent peers could lock out all others until the
-    /// deadline, again and again. Instead, a client's connection is evicted, but only if 512 newer
-    /// connections arrive before its hooks are done.
+    /// deadline, again and again. A client's connection is evicted only if 512 newer connections
+    /// arrive before its hooks are done.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));
