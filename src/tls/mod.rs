@@ -7,9 +7,9 @@
 //!
 //! [`Tls::builder`] allows TLS 1.2 and 1.3 only. *ring* provides the cryptography, unless
 //! [`TlsBuilder::crypto_provider`] sets another provider. 0-RTT is off, because early data can be
-//! replayed. Clients can resume sessions. The server keeps sessions in a cache in memory. The cache
-//! has room for 256 sessions (rustls's default), so clients cannot exhaust memory. The cache is
-//! lost when the process ends.
+//! replayed. Clients can resume sessions. By default, the server keeps sessions in a cache in
+//! memory. The cache has room for 256 sessions (rustls's default), so clients cannot exhaust
+//! memory. The cache is lost when the process ends.
 //!
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which limits the time and the number of
@@ -112,7 +112,7 @@
 //! | has an issuer without a list | refused with `unknown_ca` |
 //! | has an issuer whose list is past its `nextUpdate` | refused with `unknown_ca` |
 //!
-//! OpenSSL and nginx also refuse the client in the last two cases. So replace a list before it
+//! OpenSSL and nginx also refuse the client in the last two cases. Replace a list before it
 //! expires, and reload.
 //!
 //! When a session is resumed, the client's certificate is not verified again. So a session can be

@@ -287,7 +287,8 @@ fn encode(
     output: &mut BytesMut,
 ) -> Result<(), Error> {
     let start = output.len();
-    // Only the error of a call with an empty buffer contains the required size.
+    // The error for a buffer that is too small contains the required size, so the first call passes
+    // an empty buffer.
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         output.resize(start + size.required_size, 0);
     }
