@@ -16,10 +16,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::end::EndReason;
 
-/// The delay that shows that the process was stopped, suspended or starved. If a deadline is
-/// noticed with a longer delay, the peer may have acted in time, because the runtime may fire
-/// timers before it reads the socket. So the deadline is extended once, to this long after it was
-/// noticed.
+/// The delay that shows that the process was stopped, suspended or starved. If more than this time
+/// passes before an expired deadline is noticed, the peer may have acted in time, because the
+/// runtime may fire timers before it reads the socket. So the deadline is extended once: it then
+/// expires `STALL` after the moment when it was noticed.
 pub(super) const STALL: Duration = Duration::from_millis(50);
 
 /// A moment on one connection's clock: nanoseconds since the clock's start, plus one.

@@ -7,9 +7,10 @@ use std::fmt;
 #[non_exhaustive]
 pub enum Initiator {
     /// The peer. It closed or reset the connection, stopped acknowledging data, or sent data that
-    /// cannot be served.
+    /// cannot be served. Any other I/O error of the stream also counts as the peer's.
     Peer,
-    /// The program: one of its services, layers or hooks.
+    /// The program: one of its services, layers, hooks or codecs, or a call such as
+    /// [`Peer::close`](crate::Peer::close).
     Service,
     /// The library: a limit, an address filter, a deadline or a shutdown.
     Server,
@@ -36,8 +37,8 @@ macro_rules! end_reasons {
     ($($(#[$doc:meta])* $name:ident = $word:literal by $who:ident,)*) => {
         /// The reason a connection ended. Every connection ends exactly once, with one of these.
         ///
-        /// Each variant describes the ends that have its reason by default. Hooks, layers and
-        /// services can choose any reason with [`ConnectionEnded`](crate::ConnectionEnded::new).
+        /// The docs of each variant say when the library uses it. Hooks, layers and services can
+        /// choose any reason with [`ConnectionEnded`](crate::ConnectionEnded::new).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum EndReason {
@@ -63,21 +64,24 @@ macro_rules! end_reasons {
 
 end_reasons! {
     /// The peer finished sending after a complete frame or before its first byte, and all replies
-    /// were written.
+    /// were written. This is also the reason if a raw service completed after it had read to the
+    /// end of input.
     PeerClosed = "peer_closed" by Peer,
     /// The peer reset the connection, left before a reply was written, or stopped acknowledging
     /// data or HTTP/2 pings. This is also the reason if the peer finished sending and a reply then
     /// took longer than [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
-    /// The stream ended within a frame or an HTTP/1 head, or a TLS stream ended without
+    /// The stream ended within a frame or an HTTP/1 head, or before a
+    /// [`Peek`](crate::preconnect::Peek) hook knew the protocol, or a TLS stream ended without
     /// `close_notify`.
     Truncated = "truncated" by Peer,
-    /// A frame or an HTTP/1 head was larger than the limit.
+    /// A frame or an HTTP/1 head was larger than allowed.
     FrameTooLarge = "frame_too_large" by Peer,
     /// The peer's data could not be decoded, or the decoder kept returning frames without consuming
     /// input. A service can choose this reason for a request that breaks the protocol.
     CodecError = "codec_error" by Peer,
-    /// No data arrived in time after the connection was accepted.
+    /// No data arrived in time after the connection was accepted and its pre-connect hooks were
+    /// done.
     FirstByteTimeout = "first_byte_timeout" by Server,
     /// A frame, an HTTP/1 head or an HTTP/2 preface began to arrive but was not complete in time.
     FrameTimeout = "frame_timeout" by Server,
@@ -127,7 +131,8 @@ end_reasons! {
     ServiceTimeout = "service_timeout" by Service,
     /// The program closed the connection gracefully: by a closing reply, by
     /// [`Peer::close`](crate::Peer::close) or
-    /// [`LiveConnection::close`](crate::LiveConnection::close), or because a raw service completed.
+    /// [`LiveConnection::close`](crate::LiveConnection::close), or because a raw service completed
+    /// before it had read to the end of input.
     ServiceClosed = "service_closed" by Service,
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
@@ -136,7 +141,7 @@ end_reasons! {
     /// [`ShutdownOnErrorLayer`](crate::pipeline::ShutdownOnErrorLayer). The error did not [choose
     /// another reason](crate::ConnectionEnded::new).
     ServiceError = "service_error" by Service,
-    /// The request service's `poll_ready` failed.
+    /// The `poll_ready` of a pipeline's request service failed.
     ServiceNotReady = "service_not_ready" by Service,
     /// The make-service failed, or did not complete in time. This is also the reason if the service
     /// of an upgrade was not ready in time.
