@@ -4,9 +4,9 @@ use crate::error::BoxError;
 use crate::pipeline::reply::Reply;
 
 /// The replies that are not completely encoded. The current reply, if there is one, has several
-/// frames or a stream. The other replies wait for an earlier reply, for pushed frames, or until the
-/// output is below its high mark. There are at most as many replies as requests may be in flight.
-/// Memory is allocated when a connection first has such a reply.
+/// frames or a stream. The other replies wait until an earlier reply or pushed frames are encoded,
+/// or until the output is below its high mark. The limit of requests in flight also limits the
+/// number of these replies. Memory is allocated when a connection first has such a reply.
 pub(super) struct Backlog<T>(Option<Box<Replies<T>>>);
 
 struct Replies<T> {

@@ -13,8 +13,8 @@
 //! [`State::Ending`], and can only grow: if a reset follows a closing reply, that reply is dropped,
 //! too.
 
-/// The maximum number of bytes that a drain treats as already arrived. Most systems do not keep
-/// more in a socket's receive buffer.
+/// The maximum number of bytes that a drain treats as already arrived when it began. A socket's
+/// receive buffer seldom holds more.
 pub(super) const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.
@@ -35,11 +35,12 @@ pub(super) enum State {
     /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) lets it wait for another frame.
     ///
     /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes or has
-    /// returned later ones, and by [`saw_bytes`](Self::saw_bytes) at the limit.
+    /// returned bytes that arrived after the drain began. Also set by
+    /// [`saw_bytes`](Self::saw_bytes) when the drain has read `DRAIN_READ` bytes.
     DrainRead,
     /// More bytes, or the end of the stream, have arrived in `DrainRead`. The next frame is the
     /// last one that is served, unless [`next_frame`](crate::deadline::DrainDeadlines::next_frame)
-    /// allows others.
+    /// allows more.
     ///
     /// Set by [`saw_bytes`](Self::saw_bytes).
     DrainNextFrame,
@@ -62,10 +63,11 @@ pub(in crate::pipeline) enum Dropped {
     Input,
     /// Requests that have not begun.
     Requests,
-    /// Calls in flight, because the connection ends after a closing reply, after a failure, or at a
-    /// deadline.
+    /// Calls in flight, because the connection ends after a closing reply, after a failure, or at
+    /// the deadline `last_calls`.
     Calls,
-    /// Unwritten output, because the stream failed or the peer does not take it.
+    /// Unwritten output, because the stream failed, the end reason is one that drops it
+    /// (`EndReason::is_cut_off`), or the deadline `half_closed` passed.
     Output,
 }
 
@@ -79,7 +81,8 @@ impl State {
     }
 
     /// Records a read of `n` bytes; `0` is the end of the stream. Changes `DrainReading` to
-    /// `DrainRead` at the limit, and `DrainRead` to `DrainNextFrame` at the next read.
+    /// `DrainRead` once the drain has read `DRAIN_READ` bytes, and `DrainRead` to `DrainNextFrame`
+    /// at the next read.
     pub(super) fn saw_bytes(&mut self, n: usize) {
         *self = match *self {
             Self::DrainReading(before) => {
