@@ -253,8 +253,8 @@ where
         Some(removed.into_peer())
     }
 
-    /// Removes the entry of a key if the entry belongs to this connection. Returns whether an entry
-    /// was removed.
+    /// Removes the entry of a key if the entry belongs to the connection of `peer`. Returns whether
+    /// an entry was removed.
     ///
     /// Use this method to remove a session's own entry, because another connection may have
     /// [replaced](Self::replace) that entry.

@@ -1,4 +1,4 @@
-//! A certificate of the server: its chain, its private key, and a stapled OCSP response.
+//! A certificate of the server: its chain, its private key, and optionally an OCSP response.
 
 use std::fmt;
 use std::path::PathBuf;
