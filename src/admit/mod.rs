@@ -116,7 +116,7 @@ impl LimitState {
 
     /// Takes all wakers, so that the caller can wake them after unlocking.
     fn take_waiting(&mut self) -> Vec<(u64, Waker)> {
-        self.waiting.drain(..).collect()
+        std::mem::take(&mut self.waiting)
     }
 }
 

@@ -89,14 +89,15 @@ impl Hooks {
     /// Takes the callbacks for the moment when closing begins, in registration order.
     pub(super) fn take_closing(&mut self) -> Due {
         self.closing = true;
-        // Many connections never have a callback.
-        if self.slots.is_empty() {
+        // Few connections have a callback for this moment.
+        let is_due = |slot: &Slot| slot.id.at() == Moment::Closing;
+        if !self.slots.iter().any(is_due) {
             return Due::default();
         }
         let (due, rest) = std::mem::take(&mut self.slots)
             .into_iter()
             .filter(|slot| slot.hook.is_some())
-            .partition(|slot| slot.id.at() == Moment::Closing);
+            .partition(is_due);
         (self.slots, self.empty) = (rest, 0);
         Due(due)
     }

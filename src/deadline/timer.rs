@@ -54,10 +54,15 @@ pub(crate) fn due<D>(
 }
 
 /// Returns the deadline that comes first.
-pub(crate) fn first<D>(
-    deadlines: impl IntoIterator<Item = Option<(Moment, D)>>,
-) -> Option<(Moment, D)> {
-    deadlines.into_iter().flatten().min_by_key(|(at, _)| *at)
+pub(crate) fn first<D, const N: usize>(deadlines: [Option<(Moment, D)>; N]) -> Option<(Moment, D)> {
+    // Compiles to fewer instructions than `min_by_key`.
+    let mut first: Option<(Moment, D)> = None;
+    for deadline in deadlines.into_iter().flatten() {
+        if first.as_ref().is_none_or(|(at, _)| deadline.0 < *at) {
+            first = Some(deadline);
+        }
+    }
+    first
 }
 
 /// The action to take when a deadline passes.
