@@ -38,8 +38,8 @@ pub(crate) struct Signals {
     wakers: Mutex<Wakers>,
 }
 
-/// The wakers of one connection. Waking one does not remove it, because each is set once, not
-/// before every wait.
+/// The wakers of one connection. Waking one does not remove it, because a waiter sets its waker
+/// once, not before every wait.
 #[derive(Debug, Default)]
 struct Wakers {
     task: Option<Waker>,

@@ -145,8 +145,8 @@ deadlines! {
         ///
         /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
         /// from the moment when the reply to it was completely written to the system, if that is
-        /// later. Frames and messages that the program
-        /// sends do not restart the time, so they do not keep open a connection whose peer is gone.
+        /// later. Frames and messages that the program sends do not restart the time, so they do
+        /// not keep open a connection whose peer is gone.
         /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. For
         /// a raw service, bytes read and bytes written both restart the time.
         ///

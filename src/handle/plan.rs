@@ -53,8 +53,8 @@ impl Plan {
     /// whether the lame-duck phase is over.
     ///
     /// The deadline of the call that begins the shutdown counts from the end of the lame-duck
-    /// phase, even if a drain ends that phase early. The deadline of a later call counts from that
-    /// call.
+    /// phase. If a drain ends that phase early, the deadline counts from that earlier moment. The
+    /// deadline of a later call counts from that call.
     pub(super) fn begin_shutdown(&mut self, deadline: Option<Duration>) -> bool {
         let now = Instant::now();
         if self.begun.is_some() {

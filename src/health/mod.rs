@@ -40,10 +40,9 @@
 //!
 //! *Ready* means that a new connection would be accepted now, and that the server will not shut
 //! down soon. Balancers should send no new connections to a server that is not ready. [`Readiness`]
-//! lists the reasons why a server may not be ready. A lack of file descriptors is not one of them.
-//! A server notices the beginning and the end of such a lack only when a client connects. If the
-//! server then counted as not ready, it would get no new connections, and could not notice that the
-//! lack has ended. Watch for the event `accept.stalled` instead.
+//! lists the reasons why a server may not be ready. A lack of file descriptors is not one of them,
+//! because a server notices it only when an accept fails. The client then waits in the backlog, and
+//! the server tries again until a descriptor is free. Watch for the event `accept.stalled` instead.
 //!
 //! *Live* means that the accept loop runs and is not blocked ([`Handle::heartbeat`]). Restart a
 //! process that is not live. A server that is paused, at its limit or draining is live: a restart

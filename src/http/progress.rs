@@ -120,9 +120,9 @@ impl Progress {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Returns whether hyper only waits for the next request, because the last response is sent and
-    /// no service holds a body. A body that a service has dropped does not count as held, even if
-    /// the service had not read it to its end. Then hyper still has to deal with the rest of the
+    /// Returns whether hyper waits for input, the last response is sent, and no service holds a
+    /// body that it has not read to its end. Usually, hyper then waits for the next request. But if
+    /// a service has dropped a body before its end, hyper still has to deal with the rest of the
     /// body; see [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned

@@ -1,4 +1,4 @@
-//! Sessions: services with the state of one connection, called with `&mut self`.
+//! Sessions: the state of one connection, with an async method that answers requests.
 
 use std::fmt;
 use std::pin::Pin;

@@ -220,8 +220,8 @@ where
         Some(replaced.into_peer())
     }
 
-    /// Creates an entry, and registers the callback that removes it when its connection begins to
-    /// close, or at the connection's end.
+    /// Creates an entry, and registers the callback that removes it at the registry's moment: the
+    /// beginning of the connection's close, or its end.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
