@@ -54,15 +54,23 @@ pub(crate) fn due<D>(
 }
 
 /// Returns the deadline that comes first.
-pub(crate) fn first<D, const N: usize>(deadlines: [Option<(Moment, D)>; N]) -> Option<(Moment, D)> {
-    // Compiles to fewer instructions than `min_by_key`.
-    let mut first: Option<(Moment, D)> = None;
-    for deadline in deadlines.into_iter().flatten() {
-        if first.as_ref().is_none_or(|(at, _)| deadline.0 < *at) {
-            first = Some(deadline);
-        }
+///
+/// Inlined, because the array of deadlines is then never stored: the owner compares one deadline
+/// after the other.
+#[inline(always)]
+pub(crate) fn first<D: Copy, const N: usize>(
+    deadlines: [Option<(Moment, D)>; N],
+) -> Option<(Moment, D)> {
+    deadlines.iter().copied().fold(None, earlier)
+}
+
+#[inline(always)]
+fn earlier<D>(one: Option<(Moment, D)>, other: Option<(Moment, D)>) -> Option<(Moment, D)> {
+    match (&one, &other) {
+        (Some((one_at, _)), Some((other_at, _))) if other_at < one_at => other,
+        (None, _) => other,
+        _ => one,
     }
-    first
 }
 
 /// The action to take when a deadline passes.

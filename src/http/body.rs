@@ -56,6 +56,7 @@ struct Wait {
 }
 
 /// The length of the deadline that has passed.
+#[derive(Clone, Copy)]
 struct Elapsed(Option<Duration>);
 
 impl Due for Elapsed {
