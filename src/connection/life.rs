@@ -120,13 +120,9 @@ impl Life {
     }
 
     pub(crate) fn phase(&self) -> ConnectionPhase {
-        let entered = self.phase.load(Ordering::Relaxed);
-        let entered = ConnectionPhase::ALL
-            .iter()
-            .find(|known| **known as u8 == entered)
-            .copied()
-            .unwrap_or(ConnectionPhase::Serving);
-        match entered {
+        let entered = usize::from(self.phase.load(Ordering::Relaxed));
+        let entered = ConnectionPhase::ALL.get(entered);
+        match entered.copied().unwrap_or(ConnectionPhase::Serving) {
             ConnectionPhase::Serving if self.signals.any() => ConnectionPhase::Draining,
             entered => entered,
         }

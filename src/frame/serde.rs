@@ -131,6 +131,7 @@ impl<In, Out, F> Serde<In, Out, F> {
 
 impl<In: DeserializeOwned, Out, F: Format> Serde<In, Out, F> {
     /// Removes the next document from the buffer and reads it.
+    #[inline]
     fn read(&self, src: &mut BytesMut) -> Result<Option<Result<In, F::Error>>, FrameTooLarge> {
         let Some((prefix, behind)) = src.split_first_chunk::<PREFIX>() else {
             return Ok(None);
@@ -152,6 +153,7 @@ impl<In: DeserializeOwned, Out, F: Format> Decoder for Serde<In, Out, F> {
     type Item = In;
     type Error = SerdeError<F::Error>;
 
+    #[inline]
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<In>, Self::Error> {
         let document = self.read(src)?;
         document.transpose().map_err(SerdeError::Document)
