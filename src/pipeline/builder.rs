@@ -46,7 +46,7 @@ impl<F> PipelineBuilder<F> {
     /// type of the replies, as in `.service::<Bytes, _>(service)`.
     pub fn service<T, K>(
         self,
-        service: impl SharedService<Request<F>, Maker = K>, // of requests (`Peer`: `make_service`)
+        service: impl SharedService<Request<F>, Maker = K>, // takes requests; or use `make_service`
     ) -> Pipeline<F, K, T>
     where
         F: MakeCodec,
@@ -69,7 +69,7 @@ impl<F> PipelineBuilder<F> {
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(
         self,
-        make: impl MakeService<Peer<T>, Maker = K>, // of a `Peer`; or `service`, or events
+        make: impl MakeService<Peer<T>, Maker = K>, // or use `service` or `make_event_service`
     ) -> Pipeline<F, K, T> {
         Pipeline::with(self.codec, make.into_maker())
     }
@@ -78,7 +78,7 @@ impl<F> PipelineBuilder<F> {
     /// like [`make_service`](Self::make_service). See [`Event`](super::Event).
     pub fn make_event_service<T, M, K>(
         self,
-        make: impl MakeEventService<T, M, Maker = K>, // of a `Peer<T, M>`
+        make: impl MakeEventService<T, M, Maker = K>, // takes a `Peer<T, M>`
     ) -> Pipeline<F, K, T> {
         Pipeline::with(self.codec, make.into_maker())
     }

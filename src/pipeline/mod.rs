@@ -189,7 +189,7 @@ impl<F> Pipeline<F, (), (), OneAtATime> {
     )]
     pub fn new<M>(codec: M) -> PipelineBuilder<F>
     where
-        M: MakeCodec<Make = F>, // a function: `Fn() -> C`, of a codec `C`
+        M: MakeCodec<Make = F>, // a function that returns a codec: `Fn() -> C`
     {
         PipelineBuilder::new(codec.into_make())
     }

@@ -105,7 +105,7 @@ impl<L: Listener> Server<L> {
     /// [`Connection::on_end`]: crate::Connection::on_end
     pub fn serve<S>(self, stack: S) -> Serve
     where
-        S: ConnectionService<L::Io>, // requests go into a `Pipeline`, or an `Http`
+        S: ConnectionService<L::Io>, // wrap a service of requests in `Pipeline` or `Http`
     {
         Serve {
             state: Arc::clone(&self.handle.0),

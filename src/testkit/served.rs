@@ -41,7 +41,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 #[doc(alias = "harness")]
 pub fn serve<S>(stack: S) -> Served
 where
-    S: ConnectionService<DuplexStream>, // requests go into a `Pipeline`, or an `Http`
+    S: ConnectionService<DuplexStream>, // wrap a service of requests in `Pipeline` or `Http`
 {
     let (listener, connector) = memory();
     serve_with(Server::from_listener(listener), connector, stack)
@@ -83,7 +83,7 @@ where
 pub fn serve_with<L, C, S>(server: Server<L>, connector: C, stack: S) -> Served<C>
 where
     L: Listener,
-    S: ConnectionService<L::Io>, // requests go into a `Pipeline`, or an `Http`
+    S: ConnectionService<L::Io>, // wrap a service of requests in `Pipeline` or `Http`
 {
     let ends = Arc::new(Ends::default());
     let queue = Arc::clone(&ends);

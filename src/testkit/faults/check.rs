@@ -51,7 +51,7 @@ const DELAY: Duration = Duration::from_millis(100);
 pub fn check<F, S>(stack: F, input: impl AsRef<[u8]>, output: impl AsRef<[u8]>) -> Check<F>
 where
     F: FnMut() -> S,
-    S: ConnectionService<Faulty>, // requests go into a `Pipeline`, or an `Http`
+    S: ConnectionService<Faulty>, // wrap a service of requests in `Pipeline` or `Http`
 {
     Check {
         stack,
@@ -205,7 +205,7 @@ impl<F> Check<F> {
 impl<F, S> Check<F>
 where
     F: FnMut() -> S,
-    S: ConnectionService<Faulty>, // requests go into a `Pipeline`, or an `Http`
+    S: ConnectionService<Faulty>, // wrap a service of requests in `Pipeline` or `Http`
 {
     async fn all(mut self) -> Result<Passed, Broken> {
         must_be_paused().await;
@@ -324,7 +324,7 @@ where
 impl<F, S> IntoFuture for Check<F>
 where
     F: FnMut() -> S + 'static,
-    S: ConnectionService<Faulty>, // requests go into a `Pipeline`, or an `Http`
+    S: ConnectionService<Faulty>, // wrap a service of requests in `Pipeline` or `Http`
 {
     type Output = Result<Passed, Broken>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output>>>;
