@@ -22,13 +22,22 @@ pub(crate) fn accept_queue(addresses: &[Address]) -> Option<usize> {
     let tables = tables
         .into_iter()
         .filter_map(|table| File::open(table).ok());
-    let waiting = tables.map(|table| {
-        listeners(BufReader::new(table))
-            .filter(|(address, _)| ours.contains(address))
-            .map(|(_, waiting)| waiting)
-            .sum::<usize>()
-    });
+    let waiting = tables.map(|table| waiting_at(&ours, BufReader::new(table)));
     waiting.reduce(|sum, one| sum + one)
+}
+
+/// Returns the total number of connections in `table` that wait at `addresses`. Ignores the scopes
+/// of link-local addresses, because a table does not contain them.
+fn waiting_at(addresses: &[SocketAddr], table: impl BufRead) -> usize {
+    let is_ours = |ip, port| {
+        addresses
+            .iter()
+            .any(|ours| (ours.ip(), ours.port()) == (ip, port))
+    };
+    listeners(table)
+        .filter(|(address, _)| is_ours(address.ip(), address.port()))
+        .map(|(_, waiting)| waiting)
+        .sum()
 }
 
 /// Reads the addresses of the listening sockets, and the number of connections that wait at each.
@@ -73,4 +82,31 @@ fn ip_address(hex: &str) -> Option<IpAddr> {
         into.copy_from_slice(&word(at)?);
     }
     Some(IpAddr::from(octets))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
+    use super::*;
+
+    /// A table with a socket that listens at `ip` and port 8080. Three connections wait there.
+    fn table(ip: Ipv6Addr) -> String {
+        let words = ip.octets();
+        let words = words.chunks_exact(4).map(|word| {
+            let word = word.try_into().map(u32::from_ne_bytes);
+            format!("{:08X}", word.unwrap_or_default())
+        });
+        let (local, remote) = (words.collect::<String>(), "0".repeat(32));
+        format!("header\n 0: {local}:1F90 {remote}:0000 0A 00000000:00000003 00:00000000\n")
+    }
+
+    #[test]
+    fn the_queue_of_a_link_local_address_is_found_without_its_scope() {
+        let ip = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xfc, 0xff, 0xfe00, 1);
+        let at = |port| [SocketAddr::from(SocketAddrV6::new(ip, port, 0, 2))];
+
+        assert_eq!(waiting_at(&at(8080), table(ip).as_bytes()), 3);
+        assert_eq!(waiting_at(&at(8081), table(ip).as_bytes()), 0);
+    }
 }
