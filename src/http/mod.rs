@@ -81,8 +81,9 @@
 //! [`FrameTooLarge`](crate::EndReason::FrameTooLarge). In HTTP/2 an error of a single stream, such
 //! as a head that is too large (431), ends only that stream. If a peer disconnects before it has
 //! its response, the request is dropped and the connection ends with
-//! [`PeerReset`](crate::EndReason::PeerReset), or, if an HTTP/2 peer has closed it without a reset,
-//! with [`PeerClosed`](crate::EndReason::PeerClosed).
+//! [`PeerReset`](crate::EndReason::PeerReset). The exception is an HTTP/2 request that arrives
+//! together with the end of input: h2 does not pass it to the service, and without a request in
+//! progress the connection ends with [`PeerClosed`](crate::EndReason::PeerClosed).
 //!
 //! An HTTP/1 client that has finished sending may wait for its response, as `nc -N` does, or be
 //! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the

@@ -41,6 +41,9 @@ pub(super) struct Progress {
     queued: AtomicUsize,
     /// HTTP/2 only: the bytes of responses that the peer has taken.
     taken: AtomicU64,
+    /// HTTP/2 only: `true` if a request, or an unsent piece of its response, was dropped after the
+    /// peer had finished sending.
+    left: AtomicBool,
     /// The number of tasks that run HTTP/2 streams. Tunnels are included, although their requests
     /// are already answered.
     pub(super) streams: AtomicUsize,
@@ -67,6 +70,7 @@ impl Progress {
             in_flight: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
+            left: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             is_reading: AtomicBool::new(false),
@@ -89,6 +93,24 @@ impl Progress {
     /// and in HTTP/2 until the peer has taken the response.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0 || self.queued.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns whether an HTTP/2 peer has finished sending while a request was in progress.
+    ///
+    /// h2 resets all streams at the end of input, so none of these requests can be answered. The
+    /// tasks of the streams may drop their requests at any time after that.
+    pub(super) fn has_left_early(&self) -> bool {
+        // In this order: a request that is no longer in progress has set `left` before.
+        let is_unfinished = self.is_busy() || self.left.load(Ordering::Relaxed);
+        self.is_multiplexed() && self.life().is_peer_done() && is_unfinished
+    }
+
+    /// Records that a request, or an unsent piece of its response, is dropped. After the end of
+    /// HTTP/2 input, the reason for that is the peer.
+    fn note_dropped(&self) {
+        if self.is_multiplexed() && self.life().is_peer_done() {
+            self.left.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Returns the number of bytes of HTTP/2 responses that the peer has taken, if more bytes wait
@@ -238,26 +260,40 @@ impl RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
+        self.0.note_dropped();
         self.0.in_flight.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// Counts a piece of an HTTP/2 response as waiting for the peer until dropped.
-pub(super) struct Queued(Arc<Progress>);
+pub(super) struct Queued {
+    progress: Arc<Progress>,
+    /// The bytes of the piece that the peer has not taken.
+    bytes: usize,
+}
 
 impl Queued {
-    pub(super) fn enter(progress: &Arc<Progress>) -> Self {
+    pub(super) fn enter(progress: &Arc<Progress>, bytes: usize) -> Self {
         progress.queued.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(progress))
+        Self {
+            progress: Arc::clone(progress),
+            bytes,
+        }
     }
 
-    pub(super) fn taken(&self, bytes: usize) {
-        self.0.taken.fetch_add(bytes as u64, Ordering::Relaxed);
+    pub(super) fn taken(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.progress
+            .taken
+            .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Ordering::Release);
+        if self.bytes > 0 {
+            self.progress.note_dropped();
+        }
+        self.progress.queued.fetch_sub(1, Ordering::Release);
     }
 }

@@ -51,8 +51,8 @@ where
             Err(panicked) => return Poll::Ready(Some(Err(progress.panicked(panicked)))),
         };
         let multiplexed = *this.multiplexed;
-        let queued = |data| ReplyData {
-            queued: multiplexed.then(|| Queued::enter(progress)),
+        let queued = |data: B::Data| ReplyData {
+            queued: multiplexed.then(|| Queued::enter(progress, data.remaining())),
             data,
         };
         Poll::Ready(frame.map(|frame| match frame {
@@ -94,14 +94,14 @@ impl<D: Buf> Buf for ReplyData<D> {
 
     fn advance(&mut self, n: usize) {
         self.data.advance(n);
-        if let Some(queued) = &self.queued {
+        if let Some(queued) = &mut self.queued {
             queued.taken(n);
         }
     }
 
     fn copy_to_bytes(&mut self, len: usize) -> Bytes {
         let bytes = self.data.copy_to_bytes(len);
-        if let Some(queued) = &self.queued {
+        if let Some(queued) = &mut self.queued {
             queued.taken(len);
         }
         bytes

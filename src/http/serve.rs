@@ -161,6 +161,9 @@ where
     };
     let ended = match ended {
         Some(ended) => ended,
+        // At the end of input, hyper ends an HTTP/2 connection without an error, even if requests
+        // are in progress.
+        None if progress.has_left_early() => EndReason::PeerReset.into(),
         // An HTTP/2 connection that neither drains nor closes ends only when its peer closes it.
         None if progress.is_multiplexed() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None if progress.peer_closes() && !progress.is_leaving() => EndReason::PeerClosed.into(),

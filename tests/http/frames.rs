@@ -1,11 +1,13 @@
 //! HTTP/2 written by hand: peers that behave as hyper's client never would.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::{Request, Response};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
@@ -13,7 +15,7 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::{memory_with_buffer, serve, serve_with};
 use tower_tcp::{EndReason, Initiator, Server};
 
-use crate::support::{Ends, settled};
+use crate::support::{Ends, settled, until};
 use crate::{connect, http};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -33,6 +35,8 @@ const END_STREAM_AND_HEADERS: u8 = 5;
 
 /// `GET http://a/never`: three entries of HPACK's static table, and a literal path.
 const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
+/// `GET http://a/`.
+const GET: &[u8] = b"\x82\x86\x41\x01a\x84";
 /// `POST http://a/`.
 const POST: &[u8] = b"\x83\x86\x41\x01a\x84";
 
@@ -68,7 +72,7 @@ async fn goaway(io: &mut DuplexStream) -> u32 {
     code.expect("there was a last word")
 }
 
-async fn begin(io: &mut DuplexStream) {
+async fn begin(io: &mut (impl AsyncWrite + Unpin)) {
     io.write_all(PREFACE).await.expect("it is open");
     let settings = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])];
     io.write_all(&settings.concat()).await.expect("it is open");
@@ -197,6 +201,108 @@ async fn a_peer_that_leaves_within_a_frame_was_cut_off() {
 
         let reason = served.reason().await;
         assert_eq!(reason, EndReason::Truncated, "behind {cut} bytes");
+    }
+}
+
+/// Reads `bytes` of data.
+async fn read_data(io: &mut DuplexStream, bytes: usize) {
+    let mut left = bytes;
+    while left > 0 {
+        if let (DATA, payload) = read(io).await.expect("it goes on") {
+            left -= payload.len();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_closes_has_left_if_a_response_is_unfinished() {
+    // The window of a stream is 65,535 bytes.
+    let service = service_fn(|request: Request<RequestBody>| async move {
+        let len = match request.uri().path() {
+            "/never" => pending().await,
+            _ => 100_000,
+        };
+        Ok::<_, Infallible>(Response::new("x".repeat(len)))
+    });
+    let asked = frame(HEADERS, END_STREAM_AND_HEADERS, 1, GET_NEVER);
+    let big = frame(HEADERS, END_STREAM_AND_HEADERS, 3, GET);
+    let more = |stream: u32| frame(WINDOW_UPDATE, 0, stream, &100_000_u32.to_be_bytes());
+    let cancel = frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    let (left, closed) = (EndReason::PeerReset, EndReason::PeerClosed);
+    for (what, sent, bytes, drains, reason) in [
+        ("nothing was asked", vec![], 0, false, closed),
+        ("no response", vec![&asked], 0, false, left),
+        ("cancelled", vec![&asked, &cancel], 0, false, closed),
+        ("half a response", vec![&big], 65_535, false, left),
+        (
+            "a response",
+            vec![&big, &more(0), &more(3)],
+            100_000,
+            false,
+            closed,
+        ),
+        (
+            "one of two",
+            vec![&asked, &big, &more(0), &more(3)],
+            100_000,
+            false,
+            left,
+        ),
+        ("no response in a drain", vec![&asked], 0, true, left),
+    ] {
+        let served = serve(Http::new(service));
+        let mut io = connect(&served).await;
+        begin(&mut io).await;
+        for frame in sent {
+            io.write_all(frame).await.expect("it is open");
+        }
+        read_data(&mut io, bytes).await;
+        settled().await;
+        if drains {
+            served.handle().connections().for_each(|live| live.close());
+            settled().await;
+        }
+
+        io.shutdown().await.expect("it is open");
+
+        assert_eq!(served.reason().await, reason, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_arrives_with_the_end_of_input_is_not_served() {
+    let served = serve(http());
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    settled().await;
+    let asked = frame(HEADERS, END_STREAM_AND_HEADERS, 1, GET);
+
+    io.write_all(&asked).await.expect("it is open");
+    io.shutdown().await.expect("it is open");
+
+    let end = served.end().await;
+    assert_eq!((end.reason(), end.requests()), (EndReason::PeerClosed, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tcp_too_a_peer_that_closes_before_its_response_has_left() {
+    let server = Server::bind("127.0.0.1:0").await.expect("it is bound");
+    let served = serve_with(server, (), http());
+    let address = served.handle().local_addrs()[0].tcp().expect("it is TCP");
+    for run in 0..50 {
+        let mut io = TcpStream::connect(address).await.expect("it listens");
+        begin(&mut io).await;
+        for stream in (1..20).step_by(2) {
+            let asked = frame(HEADERS, END_STREAM_AND_HEADERS, stream, GET_NEVER);
+            io.write_all(&asked).await.expect("it is open");
+        }
+        let handle = served.handle();
+        until(|| handle.connections().any(|live| live.requests() == 10)).await;
+
+        io.shutdown().await.expect("it is open");
+
+        assert_eq!(served.reason().await, EndReason::PeerReset, "{run}");
+        until(|| handle.live() == 0).await;
     }
 }
 
