@@ -118,6 +118,26 @@ fn an_endpoint_is_shown_as_it_was_written() {
     );
 }
 
+#[test]
+fn the_text_of_a_path_is_parsed_as_the_same_path() {
+    for path in [
+        "/run/a.sock",
+        "relative.sock",
+        "@a.sock",
+        "./@a.sock",
+        "@",
+        "a@b",
+    ] {
+        let endpoint = Endpoint::unix(path);
+
+        let parsed: Endpoint = endpoint.to_string().parse().unwrap();
+
+        // `Debug` shows both the text and the parsed form.
+        assert_eq!(format!("{parsed:?}"), format!("{endpoint:?}"));
+    }
+    assert_eq!(Endpoint::unix("@a.sock").to_string(), "unix:./@a.sock");
+}
+
 #[tokio::test]
 async fn a_string_that_says_nothing_is_an_error_that_names_it() {
     for text in [

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -87,8 +87,14 @@ pub(super) enum Passed {
 
 impl Endpoint {
     /// Creates an endpoint for a Unix path, which need not be valid UTF-8.
+    ///
+    /// A relative path that begins with `@` becomes `./@...`, because `unix:@...` would mean an
+    /// abstract name.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
+        let mut path = path.into();
+        if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+            path = Path::new(".").join(path);
+        }
         Self {
             text: format!("unix:{}", path.display()),
             place: Target::Path(path),
