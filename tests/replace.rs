@@ -221,7 +221,7 @@ async fn a_new_process_that_ends_leaves_the_old_one_serving_with_one_event() {
 
 #[tokio::test]
 async fn a_new_process_that_hangs_leaves_the_old_one_serving_with_one_event() {
-    let hangs = "was not ready within 500ms: it has not begun to serve";
+    let hangs = "was not ready within 500ms: it does not accept connections yet";
     // The second has closed the stream.
     let failures = [
         ("exec sleep 1000", hangs),

@@ -74,8 +74,8 @@ pub enum PassedError {
 
     /// This process replaces another one that had no such endpoint.
     #[error(
-        "the process that this one replaces did not listen on it: stop that process, and let its \
-         supervisor start the new version"
+        "the process that this one replaces did not listen on this endpoint: stop that process, \
+         and let its supervisor start the new version"
     )]
     NotHandedOn,
 }

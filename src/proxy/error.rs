@@ -64,7 +64,7 @@ pub enum ProxyEncodeError {
     #[error("version 1 of the PROXY protocol has no addresses of this family")]
     FamilyInV1,
     /// Version 1 has neither TLVs nor a checksum.
-    #[error("version 1 of the PROXY protocol has no TLVs")]
+    #[error("version 1 of the PROXY protocol has neither TLVs nor a checksum")]
     TlvsInV1,
     /// The header was received for a datagram socket. Its addresses were not kept, so they cannot
     /// be encoded.

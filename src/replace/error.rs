@@ -44,6 +44,6 @@ pub enum ReplaceError {
 fn reason(waits_for: Option<&str>) -> String {
     match waits_for {
         Some(endpoints) => format!("it does not serve {endpoints}"),
-        None => "it has not begun to serve".to_owned(),
+        None => "it does not accept connections yet".to_owned(),
     }
 }
