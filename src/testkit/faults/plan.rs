@@ -39,7 +39,7 @@ impl Fault {
 ///
 /// The place of a fault is the number of bytes that the server reads or writes before it. So `read`
 /// faults are in the bytes that the client sends. The `Display` output is the Rust code that
-/// creates the plan, with delays in whole milliseconds.
+/// creates the plan.
 ///
 /// ```
 /// use tower_tcp::testkit::faults::{Fault, Plan};
@@ -168,7 +168,13 @@ impl fmt::Display for Plan {
                 write!(f, ".{name}({at}, Fault::")?;
                 match fault {
                     Fault::Delay(time) => {
-                        write!(f, "Delay(Duration::from_millis({})))", time.as_millis())?;
+                        f.write_str("Delay(Duration::")?;
+                        match u64::try_from(time.as_millis()) {
+                            Ok(millis) if Duration::from_millis(millis) == *time => {
+                                write!(f, "from_millis({millis})))")?;
+                            }
+                            _ => write!(f, "new({}, {})))", time.as_secs(), time.subsec_nanos())?,
+                        }
                     }
                     other => write!(f, "{other:?})")?,
                 }
