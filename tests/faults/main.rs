@@ -99,15 +99,62 @@ async fn a_check_has_no_more_places_than_it_is_told() {
     assert_eq!(passed.runs(), 6 * (4 + 4) + 3);
 }
 
+/// Checks an echo, and then again by the script of the promise that it has broken.
+async fn finds_again<F, S>(promise: Promise, mut stack: impl FnMut() -> F)
+where
+    F: FnMut() -> S + 'static,
+    S: ConnectionService<Faulty>,
+{
+    let broken = check_echo(stack()).await.expect_err("it is broken");
+    assert_eq!(broken.promise(), promise, "{broken}");
+
+    let again = check_echo(stack()).only(broken.plan().clone());
+    let again = again.await.expect_err("it is broken again");
+
+    let text = broken.to_string();
+    let text = text.split("; shortened from").next();
+    assert_eq!(Some(&*again.to_string()), text);
+    assert!(again.to_string().contains("Plan::new()"), "{again}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broken_promise_is_found_again_by_its_script() {
-    let broken = check_echo(raw::one_read_is_a_line).await.unwrap_err();
+    finds_again(Promise::Same, || raw::one_read_is_a_line).await;
+    finds_again(Promise::HalfClose, || raw::forgets_replies_at_half_a_line).await;
+    finds_again(Promise::Accepts, || services::replies_by_the_clock).await;
+    finds_again(Promise::Repeats, raw::reports_every_other_error).await;
+}
 
-    let again = check_echo(raw::one_read_is_a_line);
-    let again = again.only(broken.plan().clone()).await.unwrap_err();
+#[tokio::test(start_paused = true)]
+async fn a_script_runs_once_with_all_that_its_promises_need() {
+    let end = Plan::new().read(1, Fault::End);
+    for (plan, runs) in [(Plan::new(), 4), (end.clone(), 4), (end.pieces(1), 4)] {
+        let passed = check_echo(raw::right).only(plan).await.unwrap();
 
-    assert_eq!(broken.to_string(), again.to_string());
-    assert!(broken.to_string().contains("Plan::new()"), "{broken}");
+        assert_eq!(passed.runs(), runs);
+    }
+    let cut = Plan::new().read(1, Fault::Cut);
+    assert_eq!(check_echo(raw::right).only(cut).await.unwrap().runs(), 3);
+}
+
+#[test]
+fn a_delay_is_printed_exactly() {
+    for (time, text) in [
+        (Duration::ZERO, "from_millis(0)"),
+        (Duration::from_millis(1_500), "from_millis(1500)"),
+        (Duration::from_micros(1_500), "new(0, 1500000)"),
+        (Duration::new(2, 1), "new(2, 1)"),
+        (Duration::MAX, "new(18446744073709551615, 999999999)"),
+        (
+            Duration::from_secs(u64::MAX),
+            "new(18446744073709551615, 0)",
+        ),
+    ] {
+        let plan = Plan::new().read(1, Fault::Delay(time));
+
+        let expected = format!("Plan::new().read(1, Fault::Delay(Duration::{text}))");
+        assert_eq!(plan.to_string(), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]

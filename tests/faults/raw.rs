@@ -110,7 +110,7 @@ fn tries_again() -> impl ConnectionService<Faulty> {
 }
 
 /// Holds replies back until a pause, and forgets them if the client finishes sending within a line.
-fn forgets_replies_at_half_a_line() -> impl ConnectionService<Faulty> {
+pub(crate) fn forgets_replies_at_half_a_line() -> impl ConnectionService<Faulty> {
     in_time(service_fn(|conn: Conn| async move {
         let mut conn = BufReader::new(conn);
         let (mut replies, mut line) = (Vec::new(), Vec::new());
@@ -164,7 +164,7 @@ fn calls_a_reset_idle() -> impl ConnectionService<Faulty> {
 }
 
 /// Reports the errors of every other server only.
-fn reports_every_other_error() -> impl FnMut() -> BoxCloneService<Conn, (), BoxError> {
+pub(crate) fn reports_every_other_error() -> impl FnMut() -> BoxCloneService<Conn, (), BoxError> {
     let mut reports = false;
     move || {
         reports = !reports;

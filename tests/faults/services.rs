@@ -65,7 +65,7 @@ fn never_answers_a_line() -> impl ConnectionService<Faulty> {
     }))
 }
 
-fn replies_by_the_clock() -> impl ConnectionService<Faulty> {
+pub(crate) fn replies_by_the_clock() -> impl ConnectionService<Faulty> {
     let start = tokio::time::Instant::now();
     Pipeline::new(Lines::default).service(service_fn(move |line: Bytes| async move {
         let late = start.elapsed() > Duration::from_millis(50);

@@ -189,7 +189,12 @@ impl<F> Check<F> {
         self
     }
 
-    /// Runs only the plain conversation and this plan, to examine one failure.
+    /// Runs only the plain conversation and this plan, to examine one failure. All promises are
+    /// checked.
+    ///
+    /// The plan runs twice, for [`Promise::Repeats`]. For [`Promise::Accepts`], an empty plan also
+    /// runs with failed accepts. For [`Promise::HalfClose`], a plan that only ends the input also
+    /// runs with a stall at the same place.
     pub fn only(mut self, plan: Plan) -> Self {
         self.only = Some(plan);
         self
@@ -213,12 +218,9 @@ where
         let seen = self.try_plan(&plain).await?;
         self.expected.reason = seen.faulty.reason;
         if let Some(plan) = self.only.take() {
-            self.try_plan(&plan).await?;
-            return Ok(Passed { runs: self.runs });
+            return self.try_only(&plan).await;
         }
-        if !self.expected.except.contains(&Promise::Accepts) {
-            self.try_accepts().await?;
-        }
+        self.try_accepts().await?;
 
         let faults = [
             Fault::Cut,
@@ -232,8 +234,7 @@ where
             for at in places(self.lengths[0] + 1, self.places) {
                 let seen = self.try_plan(&plain.clone().read(at, fault)).await?;
                 if fault == Fault::Stall {
-                    let replies = self.expected.replies(&seen.faulty.got).to_vec();
-                    self.answered.insert(at, replies);
+                    self.note_answered(at, &seen);
                 }
             }
             for at in places(self.lengths[1], self.places) {
@@ -249,6 +250,27 @@ where
             }
         }
         Ok(Passed { runs: self.runs })
+    }
+
+    async fn try_only(mut self, plan: &Plan) -> Result<Passed, Broken> {
+        if *plan == Plan::new() {
+            self.try_accepts().await?;
+        }
+        if let Some(at) = only_end(plan) {
+            // The result of this run is not checked, because it has another plan.
+            let seen = self
+                .run(&Plan::new().read(at, Fault::Stall), Vec::new())
+                .await;
+            self.note_answered(at, &seen);
+        }
+        self.try_twice(plan).await?;
+        Ok(Passed { runs: self.runs })
+    }
+
+    /// Records the replies to a client that stopped sending after `at` bytes.
+    fn note_answered(&mut self, at: u64, seen: &Seen) {
+        let replies = self.expected.replies(&seen.faulty.got).to_vec();
+        self.answered.insert(at, replies);
     }
 
     async fn run(&mut self, plan: &Plan, errors: Vec<io::Error>) -> Seen {
@@ -267,10 +289,7 @@ where
 
     async fn try_plan(&mut self, plan: &Plan) -> Result<Seen, Broken> {
         let seen = self.run(plan, Vec::new()).await;
-        let silent = match (&plan.reads[..], &plan.writes[..]) {
-            ([(at, Fault::End)], []) => self.answered.get(at),
-            _ => None,
-        };
+        let silent = only_end(plan).and_then(|at| self.answered.get(&at));
         let silent = silent.map(Vec::as_slice);
         match self.expected.broken(plan, &seen, silent, &self.breaches()) {
             Some((promise, detail)) => Err(broken(promise, plan, detail)),
@@ -279,6 +298,9 @@ where
     }
 
     async fn try_accepts(&mut self) -> Result<(), Broken> {
+        if self.expected.except.contains(&Promise::Accepts) {
+            return Ok(());
+        }
         let plain = Plan::new();
         let seen = self.run(&plain, accept_errors()).await;
         match self.expected.broken(&plain, &seen, None, &self.breaches()) {
@@ -364,6 +386,14 @@ fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
         plan: Box::new(plan.clone()),
         seed: None,
         detail,
+    }
+}
+
+/// Returns the place of the plan's fault, if its only fault is that the peer closes the input.
+fn only_end(plan: &Plan) -> Option<u64> {
+    match (&plan.reads[..], &plan.writes[..]) {
+        ([(at, Fault::End)], []) => Some(*at),
+        _ => None,
     }
 }
 

@@ -78,9 +78,6 @@ impl Broken {
     }
 
     /// Returns the plan that breaks the promise, for [`Check::only`](super::Check::only).
-    ///
-    /// `Check::only` does not test [`HalfClose`](Promise::HalfClose), [`Accepts`](Promise::Accepts)
-    /// or [`Repeats`](Promise::Repeats), because it leaves out the runs that these need.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
