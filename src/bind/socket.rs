@@ -143,7 +143,7 @@ impl Socket {
             Ok(n) => {
                 buf.advance(n);
                 // Even a read that fills the buffer may leave bytes that the runtime does not
-                // report, so it counts as short.
+                // report.
                 self.0.read(n, n > 0);
                 // After a full read, the next one asks the system again, for a stream that needs
                 // more bytes, such as TLS for the rest of a record.

@@ -26,7 +26,7 @@ pub(crate) struct Wire {
 
 /// Flag: the last read may have left bytes in the socket that the runtime does not report.
 /// [`Probe::look_again`] clears the flag.
-const SHORT: u8 = 1;
+const MAY_LEAVE: u8 = 1;
 /// Flag: the next read asks the system for bytes, even if the runtime reports none.
 const LOOK: u8 = 2;
 /// Flag: data was written since the last [`Probe::acknowledge`].
@@ -63,10 +63,10 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records a read of `n` bytes. If `is_short` is set, the read may have left bytes that the
+    /// Records a read of `n` bytes. If `may_leave` is set, the read may have left bytes that the
     /// runtime does not report: it did not fill its buffer, or [`look`](Self::look) requested it.
-    pub(crate) fn read(&self, n: usize, is_short: bool) {
-        self.set(SHORT, is_short);
+    pub(crate) fn read(&self, n: usize, may_leave: bool) {
+        self.set(MAY_LEAVE, may_leave);
         let flags = self.flags.load(Ordering::Relaxed);
         if flags & COUNTS == 0 || n == 0 {
             return;
@@ -270,7 +270,7 @@ impl Probe {
     /// read that the socket is empty. It does not report the remaining bytes until more bytes have
     /// arrived. Only a reader that needs more input should call this.
     pub(crate) fn look_again(&self) -> bool {
-        self.wire().is_some_and(|wire| wire.take(SHORT)) && self.look()
+        self.wire().is_some_and(|wire| wire.take(MAY_LEAVE)) && self.look()
     }
 
     /// Makes the system acknowledge the peer's bytes at once, if data was written since the last
