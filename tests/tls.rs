@@ -147,6 +147,70 @@ async fn b21_a_flood_of_complete_handshakes_leaves_others_their_turns() {
     assert!(most <= 2 * flooders, "{most} handshakes before one reply");
 }
 
+/// Returns a TLS record with a part of a handshake.
+fn record(handshake: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(handshake.len()).expect("a short one");
+    [&b"\x16\x03\x01"[..], &length.to_be_bytes(), handshake].concat()
+}
+
+#[tokio::test(start_paused = true)]
+async fn b22_an_empty_or_huge_first_message_is_refused_and_nothing_panics() {
+    let server = start();
+    let part = [b'x'; 1 << 14];
+    // Handshake message 1 is the ClientHello. Its length has three bytes.
+    for (what, begin, rest) in [
+        ("an empty record", record(b""), vec![]),
+        ("an empty hello", record(b"\x01\x00\x00\x00"), vec![]),
+        (
+            "a huge record",
+            b"\x16\x03\x01\xff\xff".to_vec(),
+            part.to_vec(),
+        ),
+        ("a huge hello", record(b"\x01\xff\xff\xff"), record(&part)),
+        (
+            "empty records",
+            record(b"\x01\x00\x01\x00"),
+            record(b"").repeat(1000),
+        ),
+    ] {
+        let mut client = server.served.stream().await;
+
+        client.write_all(&begin).await.expect("it is open");
+        let mut sent = 0;
+        while !rest.is_empty() && sent < 1 << 24 && client.write_all(&rest).await.is_ok() {
+            sent += rest.len();
+        }
+
+        let reason = server.served.reason().await;
+        assert_eq!(reason, EndReason::TlsHandshakeFailed, "{what}");
+        assert!(sent < 1 << 20, "{what}: {sent} bytes were taken");
+    }
+
+    let mut good = server.connect().await;
+    good.write_all(b"still here\n").await.expect("it is open");
+    let mut answer = [0; 11];
+    good.read_exact(&mut answer).await.expect("it is served");
+    assert_eq!(&answer, b"still here\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn b22_a_hello_of_several_records_is_served() {
+    for (names, bytes) in [(50, 10_000), (100, 20_000), (250, 50_000)] {
+        let mut server = start();
+        // The server has no ALPN, so it ignores these names.
+        let alpn = (0..names).map(|n| vec![n; 200]).collect();
+        Arc::make_mut(&mut server.client).alpn_protocols = alpn;
+        assert!(server.hello().len() > bytes);
+
+        let mut good = server.connect().await;
+
+        good.write_all(b"here\n").await.expect("it is open");
+        let mut answer = [0; 5];
+        good.read_exact(&mut answer).await.expect("it is served");
+        assert_eq!(&answer, b"here\n");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn b24_a_flood_of_key_updates_ends_its_connection_alone() {
     let server = start();

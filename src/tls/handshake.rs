@@ -82,15 +82,19 @@ where
         if (&mut *io).take(HELLO as u64).read_buf(input).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        acceptor.read_tls(&mut &input[start..])?;
-        match acceptor.accept() {
-            Ok(None) => {}
-            Ok(Some(hello)) => return Ok(hello),
-            Err((err, mut alert)) => {
-                let mut encoded = Vec::new();
-                alert.write_all(&mut encoded)?;
-                io.write_all(&encoded).await?;
-                return Err(invalid(err));
+        // rustls takes only as much as its buffer has room for, which may be less than all.
+        let mut more = &input[start..];
+        while !more.is_empty() {
+            acceptor.read_tls(&mut more)?;
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(hello)) => return Ok(hello),
+                Err((err, mut alert)) => {
+                    let mut encoded = Vec::new();
+                    alert.write_all(&mut encoded)?;
+                    io.write_all(&encoded).await?;
+                    return Err(invalid(err));
+                }
             }
         }
     }
