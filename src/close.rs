@@ -79,9 +79,9 @@ impl Linger {
 
     /// Sets the maximum number of bytes to read and discard while waiting for the peer to close.
     ///
-    /// Default: 256 KiB. Why: on most systems that much fits into a socket's buffer, and a peer
-    /// that sends more does not react to the close. When reached: no more is read, and the socket
-    /// is closed once the peer has acknowledged all output.
+    /// Default: 256 KiB. Why: a socket's receive buffer seldom holds more, and a peer that sends
+    /// more does not react to the close. When reached: no more is read, and the socket is closed
+    /// once the peer has acknowledged all output.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;

@@ -119,6 +119,9 @@ impl Bans {
     /// Sets the length of the prefix that a ban of an IPv6 address covers: all addresses with the
     /// same first `bits` bits are banned together.
     ///
+    /// This is a setting of one clone, although clones share the set. Set it before cloning,
+    /// because a clone with another prefix does not find the IPv6 bans of this one.
+    ///
     /// Default: 64. Why: a host usually has a network of this size, and can use any address in it.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
@@ -127,6 +130,9 @@ impl Bans {
     }
 
     /// Sets the maximum number of bans. `0` counts as 1.
+    ///
+    /// This is a setting of one clone, although clones share the set. A clone applies its own
+    /// maximum to the whole set when it bans an address, so set it before cloning.
     ///
     /// Default: 65,536. Why: to bound memory to about 10 MB. When reached: each new ban replaces
     /// the one that would end first.

@@ -130,7 +130,8 @@ impl PerClient {
     /// reached: clients whose whole rate is available again are forgotten first, then as many
     /// others without an open connection as necessary. A client with an open connection is never
     /// forgotten, so only the [server's limit](crate::ServerBuilder::limit) bounds the number of
-    /// such clients.
+    /// such clients. Clients are forgotten only when a new one arrives, so there may be more than
+    /// the maximum for a while after many connections have closed.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;

@@ -40,6 +40,10 @@ pub trait ListenerExt: IntoListener {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// For a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
     fn tap_io<F>(self, f: F) -> TapIo<Self::Listener, F>
     where
         F: FnMut(&mut <Self::Listener as Listener>::Io) + Send + 'static,
@@ -61,6 +65,10 @@ pub trait ListenerExt: IntoListener {
     /// let server = Server::from_listener(listener.map_io(BufStream::new));
     /// # drop((server, connector));
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// For a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
     #[doc(alias = "map")]
     fn map_io<F, Io>(self, f: F) -> MapIo<Self::Listener, F>
     where

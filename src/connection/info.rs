@@ -114,8 +114,9 @@ impl ConnectionInfo {
         self.life.on(Moment::Closing, |_, end| f(end));
     }
 
-    /// Waits until closing begins, and returns the provisional end, like the one that
-    /// [`on_closing`](Self::on_closing) passes to its callback.
+    /// Waits until closing begins, and returns the end as it is known then. This end is
+    /// provisional, as described at [`on_closing`](Self::on_closing), unless the connection has
+    /// ended already.
     ///
     /// The connection's own service must not await this future in a call, because closing begins
     /// only once all calls are done. Use [`draining`](Self::draining) there.

@@ -273,6 +273,9 @@ impl Deadlines {
     /// written, so use longer windows there. Over a Unix socket, Linux reports taken bytes in
     /// blocks of up to 36 KiB, so choose a window in which even a slow peer reads that much.
     ///
+    /// If the process was stopped or starved of CPU time at the end of a window, the peer gets
+    /// another whole window.
+    ///
     /// Default: none. Why: slow peers exist, and only the program knows how slow they may be. When
     /// the peer is slower: the connection ends with [`SlowSender`](crate::EndReason::SlowSender) or
     /// [`SlowReader`](crate::EndReason::SlowReader).
@@ -349,6 +352,10 @@ deadlines! {
         /// Sets how long a service may wait for the next byte of an HTTP request's body, as
         /// [`Deadlines::body`] does. If such a wait begins during the drain, the time counts from
         /// the beginning of the wait.
+        ///
+        /// During the graceful close of an HTTP/1 connection, the time also limits the wait for
+        /// another task that still holds the unread body of an answered request. Each byte restarts
+        /// it. When it is over, the connection closes.
         ///
         /// Default: 3 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
         body = secs(3),

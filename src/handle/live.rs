@@ -96,7 +96,7 @@ impl LiveConnection {
         self.life.reached(Moment::End).await
     }
 
-    /// Waits until closing begins, and returns the provisional end, as
+    /// Waits until closing begins, and returns the end as it is known then, as
     /// [`ConnectionInfo::closing`](crate::ConnectionInfo::closing) does.
     ///
     /// # Cancel safety

@@ -22,15 +22,16 @@ use tower_service::Service;
 ///
 /// struct Tick;
 ///
-/// // Sends "tick" a second after each line, even if other lines arrive in between.
+/// // Sends "tick" a second after each line, even if other lines arrive in between, for up to 16
+/// // lines in a second.
 /// let make = service_fn(|peer: Peer<Bytes, Tick>| async move {
 ///     Ok::<_, Infallible>(service_fn(move |event: Event<Bytes, Tick>| {
 ///         let peer = peer.clone();
 ///         async move {
 ///             Ok::<_, BoxError>(match event {
 ///                 Event::Request(_line) => {
-///                     // `post_after` fails during a drain, and if too many timers are set. That
-///                     // must not fail the request.
+///                     // `post_after` fails during a drain, and if 16 timers are set (see
+///                     // `Limits::messages`). That must not fail the request.
 ///                     let _timer = peer.post_after(Duration::from_secs(1), Tick);
 ///                     Reply::none()
 ///                 }

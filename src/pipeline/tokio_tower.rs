@@ -2,7 +2,7 @@
 //! library uses that crate.
 //!
 //! **tokio-tower holds the calls** in flight, polls them, and returns their results, either in the
-//! order of the requests (`pipeline::Server`) or as they finish (`multiplex::Server`). It does
+//! order of the requests (`pipeline::Server`) or as the calls finish (`multiplex::Server`). It does
 //! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*, and the
 //! service that it calls is [`Identity`], which returns the call itself. If its input were
 //! requests, it would call `poll_ready` for idle connections, too.
@@ -55,7 +55,7 @@ where
     ::tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity).map(drop)
 }
 
-/// Runs calls like [`run_in_order`], but sends replies as they finish.
+/// Runs calls like [`run_in_order`], but sends each reply when its call is done.
 pub(super) fn run_as_finished<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>

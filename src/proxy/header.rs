@@ -196,7 +196,8 @@ impl ProxyHeader {
         self.with_tlv(ssl::TYPE, value)
     }
 
-    /// Adds the name of the network namespace, which must be ASCII.
+    /// Adds the name of the network namespace to which the client connected. The name must be
+    /// ASCII.
     #[must_use]
     pub fn with_netns(self, name: impl Into<String>) -> Self {
         self.with_tlv(tlv::NETNS, name.into())

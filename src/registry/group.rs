@@ -63,8 +63,8 @@ pub(super) struct Audience<T, M> {
 
 impl<T, M> Audience<T, M> {
     /// Sends a frame to the members that have the open run, by adding it to the run.
-    /// [`Sending::done`] sends the frame to the other members. Returns `None` if there is no run, or
-    /// if the run is closed or full.
+    /// [`Sending::done`] sends the frame to the other members. Returns `None` if there is no run,
+    /// if the run is closed or full, or if no queue holds it.
     pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

@@ -206,6 +206,8 @@ impl ServerBuilder {
     /// The threads are named after the server (`echo-0`, `echo-1`). They start and end with the
     /// server. Tasks that still run on them at the end are dropped. The server waits at most 1 s
     /// for a blocked thread.
+    ///
+    /// Of several calls of this method and [`runtimes`](Self::runtimes), the last one applies.
     #[doc(alias = "worker_threads")]
     #[doc(alias = "reuse_port")]
     pub fn workers(mut self, threads: usize) -> Self {
@@ -215,7 +217,7 @@ impl ServerBuilder {
 
     /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own
     /// threads. Use this method for threads that are pinned to cores, or for runtimes that several
-    /// servers share.
+    /// servers share. Of several calls of both methods, the last one applies.
     ///
     /// Default: an empty list; connections run on the runtime on which [`serve`](Server::serve) is
     /// awaited.

@@ -74,8 +74,9 @@ struct Departure {
     /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
     cut_off: Option<io::Error>,
     /// Watches whether the peer disconnects. Created when the connection waits but must not read
-    /// more, because the limit `read_ahead` is reached or a drain has read enough. Dropped when the
-    /// connection waits for input again, and when decoding stops.
+    /// more, because the limit `read_ahead` is reached, or because a drain answers the requests
+    /// that had arrived. Dropped when the connection waits for input again, and when decoding
+    /// stops.
     watch: Option<Departing>,
 }
 

@@ -164,8 +164,9 @@ where
     /// Encodes the farewell after all other output. Returns whether the connection gets one.
     ///
     /// It gets a farewell only if the server ends it, which includes `LiveConnection::close`. It
-    /// gets none if the peer or the service failed, if a reply or `Peer::close` closes it, or if
-    /// the peer has finished sending.
+    /// gets none if the peer or the service failed, if a reply or `Peer::close` closes it, if the
+    /// peer has finished sending, or if pending requests were dropped, as at the `last_calls`
+    /// deadline.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Dropped::Input) && !self.input.is_eof();

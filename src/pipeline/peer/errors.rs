@@ -2,8 +2,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// The error of a send or a flush if the connection is closing or has ended. A message to a
-/// draining connection fails with this error, too.
+/// The error of a send or a flush if the connection is closing, was upgraded or has ended. A
+/// message to a draining connection fails with this error, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection is gone")]
 #[doc(alias = "Gone")]
@@ -16,7 +16,8 @@ pub enum TrySendError<V> {
     /// The send would have to wait, or too many timers are set.
     #[error("no room for it now")]
     Full(V),
-    /// The connection is closing or has ended, or, if the value is a message, is draining.
+    /// The connection is closing, was upgraded or has ended, or, if the value is a message, is
+    /// draining.
     #[error("the connection is gone")]
     Closed(V),
 }

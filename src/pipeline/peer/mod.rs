@@ -280,10 +280,10 @@ impl<T, M> Peer<T, M> {
     /// as a permit for which other connections wait.
     ///
     /// During the pause, a reset ends the connection. (With a custom listener it does so only if
-    /// fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead) are held back.) The end
-    /// of input, a drain, the maximum age and `LiveConnection::close` end the connection only if no
-    /// received input is held back. While input is held back, the pause continues, and the program
-    /// must resume input or close the connection
+    /// fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead) are held back.) If no
+    /// received input is held back, the end of input, a drain, the maximum age and
+    /// `LiveConnection::close` end the connection without a resume. While input is held back, the
+    /// pause continues, and the program must resume input or close the connection
     /// ([`draining`](crate::ConnectionInfo::draining) reports all of these except the end of
     /// input). The deadlines for input do not run. While requests are held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
@@ -430,8 +430,8 @@ impl<T, M> Peer<T, M> {
         self.channel.info.life.reached(Moment::End).await
     }
 
-    /// Waits until closing begins, and returns the provisional end, as [`ConnectionInfo::closing`]
-    /// does. Once closing has begun, no frame can be sent.
+    /// Waits until closing begins, and returns the end as it is known then, as
+    /// [`ConnectionInfo::closing`] does. Once closing has begun, no frame can be sent.
     ///
     /// # Cancel safety
     ///
