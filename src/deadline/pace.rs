@@ -26,6 +26,10 @@ impl MinRate {
         let window = window.max(Duration::from_millis(1));
         Self { bytes, window }
     }
+
+    pub(super) fn window(self) -> Duration {
+        self.window
+    }
 }
 
 /// The windows of one connection.

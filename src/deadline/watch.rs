@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::blocked::Blocked;
-use super::pace::Pace;
+use super::pace::{MinRate, Pace};
 use super::timer::{Due, Moment, Timer, due, first};
 use super::{Deadlines, DrainDeadlines};
 use crate::connection::{ConnectionInfo, Life};
@@ -19,7 +19,7 @@ pub(crate) enum Borrower {
     /// also polls the watch.
     Service,
     /// The task that received an upgraded stream. Its reads and writes do not wake the watch, so
-    /// the byte counters are checked [`LOOKS`] times per deadline.
+    /// the byte counters are checked [`LOOKS`] times per deadline, and per window of `min_rate`.
     Upgraded,
 }
 
@@ -140,8 +140,8 @@ impl Watch {
             // `self` stores the age with its random part.
             max_age: _,
             max_age_jitter: _,
-            // `self.pace` enforces this.
-            min_rate: _,
+            // `self.pace` enforces this, from the first check that finds pending output.
+            min_rate,
             // Hooks enforce this.
             pre_connect: _,
             // Only the service knows its frames and its calls.
@@ -185,6 +185,7 @@ impl Watch {
             due(self.retired, stream, Alarm::End(EndReason::MaxAge)),
             look(rest),
             look(write),
+            look(min_rate.map(MinRate::window)),
         ])
     }
 }

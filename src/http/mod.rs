@@ -146,10 +146,10 @@
 //! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
 //! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). The task does not see each
 //! byte. It checks the byte counters four times per deadline, so the connection may end late by up
-//! to a quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output only. The
-//! same deadlines apply to an HTTP/2 connection whose streams are all tunnels. While such a
-//! connection also has a request in progress, `upgraded_idle` and the 30 s after `max_age` do not
-//! apply.
+//! to a quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output only, and its
+//! first window may begin late by up to a quarter of a window. The same deadlines apply to an
+//! HTTP/2 connection whose streams are all tunnels. While such a connection also has a request in
+//! progress, `upgraded_idle` and the 30 s after `max_age` do not apply.
 
 mod ahead;
 mod body;

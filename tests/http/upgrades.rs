@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
-use tower_tcp::deadline::Deadlines;
+use tower_tcp::deadline::{Deadlines, MinRate};
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::make::ClonePerRequest;
 use tower_tcp::preconnect::PreConnectLayer;
@@ -370,6 +370,25 @@ async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
     // One of the four looks sees it wait.
     let half_a_minute = Duration::from_secs(30);
     assert!(begun.elapsed() >= half_a_minute && begun.elapsed() <= half_a_minute * 5 / 4);
+}
+
+/// Without those deadlines, at which the stream would be looked at, too.
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_stream_whose_peer_is_too_slow_is_cut_off_without_other_deadlines() {
+    let window = Duration::from_secs(4);
+    let deadlines = Deadlines::default()
+        .write(None)
+        .upgraded_idle(None)
+        .min_rate(MinRate::new(1, window));
+    let served = serve(Http::new(service_fn(flood)).deadlines(deadlines));
+    let mut client = served.client().await;
+    client.send(ECHO).await;
+    assert_eq!(answer(&mut client).await.status(), "101");
+    let begun = Instant::now();
+
+    assert_eq!(served.reason().await, EndReason::SlowReader);
+
+    assert!(begun.elapsed() >= window && begun.elapsed() <= window * 5 / 4);
 }
 
 #[tokio::test(start_paused = true)]
