@@ -1,5 +1,5 @@
 //! Slow peers: one that takes anything within its deadline is served to the last byte, and one that
-//! takes nothing is ended on time, so that the memory that the system kept for it is released.
+//! takes nothing is ended on time.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -456,69 +456,6 @@ async fn the_last_answer_reaches_a_slow_reader_that_goes_on_sending() {
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_none_of_the_last_answer_is_ended_by_the_time_to_write() {
-    let linger = tower_tcp::close::Linger::default().write(SECOND);
-    let quit = Pipeline::new(Lines::default)
-        .service(service_fn(|_: Bytes| {
-            let line = Bytes::from(vec![b'x'; 1_000_000]);
-            ready(Ok::<_, BoxError>(Reply::from(line).close()))
-        }))
-        .linger(linger);
-    let served = listening(quit).await;
-    let address = served.handle().local_addrs()[0].tcp().unwrap();
-    let mut client = connect(&served).await;
-    client.write_all(b"a\n").await.unwrap();
-
-    let reason = timeout(NET, served.reason()).await.expect("in time");
-
-    assert_eq!(reason, EndReason::WriteTimeout);
-    assert_eq!(unsent(address.port()), Vec::<String>::new());
-}
-
-/// The sockets of a port that hold something that their peer has not acknowledged.
-fn unsent(port: u16) -> Vec<String> {
-    let port = format!(":{port:04X}");
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let holds = |row: &&str| {
-        let fields: Vec<_> = row.split_whitespace().collect();
-        fields[1].ends_with(&port) && !fields[4].starts_with("00000000")
-    };
-    table
-        .lines()
-        .skip(1)
-        .filter(holds)
-        .map(str::to_owned)
-        .collect()
-}
-
-/// Eight peers that take nothing, two at a time. Returns what the system still holds for them.
-async fn flooded(options: SocketOptions) -> Vec<String> {
-    let server = Server::builder()
-        .listen("127.0.0.1:0")
-        .socket_options(options)
-        .limit(tower_tcp::admit::ConnectionLimit::new(2))
-        .bind()
-        .await
-        .unwrap();
-    let pipeline = Pipeline::new(Lines::default)
-        .service(service_fn(in_one_piece))
-        .deadlines(Deadlines::default().write(SECOND / 2));
-    let served = serve_with(server, (), pipeline);
-    let mut clients = Vec::new();
-    for _ in 0..8 {
-        let mut client = connect(&served).await;
-        client.write_all(b"a\n").await.unwrap();
-        clients.push(client);
-    }
-    for _ in 0..8 {
-        assert_eq!(served.reason().await, EndReason::WriteTimeout);
-    }
-    let held = unsent(served.handle().local_addrs()[0].tcp().unwrap().port());
-    drop(clients);
-    held
-}
-
-#[tokio::test]
 async fn the_system_holds_no_more_unsent_than_it_may() {
     for (unsent, most) in [(None, usize::MAX), (Some(64 * 1024), 1_000_000)] {
         let options = SocketOptions::default();
@@ -540,48 +477,6 @@ async fn the_system_holds_no_more_unsent_than_it_may() {
         let held = usize::try_from(held).unwrap();
         assert!(held < most, "{held}");
         assert!(unsent.is_some() || held > 1_000_000, "{held}");
-    }
-}
-
-#[tokio::test]
-async fn the_memory_of_a_peer_that_takes_nothing_goes_with_its_place() {
-    let held = timeout(NET, flooded(SocketOptions::default())).await;
-
-    assert_eq!(held.expect("in time"), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn the_system_may_keep_what_a_peer_that_is_cut_off_has_not_read() {
-    let options = SocketOptions::default().reset_cut_off(false);
-
-    let held = timeout(NET, flooded(options)).await.expect("in time");
-
-    assert_eq!(held.len(), 8, "{held:?}");
-}
-
-#[tokio::test]
-async fn an_aborted_connection_is_reset_and_a_closed_one_is_not() {
-    for abort in [true, false] {
-        let echo = service_fn(|line: Bytes| ready(Ok::<_, BoxError>(line)));
-        let served = listening(Pipeline::new(Lines::default).service(echo)).await;
-        let mut client = Client::new(connect(&served).await);
-        assert_eq!(client.ask("a").await, "a");
-
-        for connection in served.handle().connections() {
-            if abort {
-                connection.abort();
-            } else {
-                connection.close();
-            }
-        }
-
-        let end = client.0.read_u8().await.expect_err("it ends").kind();
-        let wanted = if abort {
-            io::ErrorKind::ConnectionReset
-        } else {
-            io::ErrorKind::UnexpectedEof
-        };
-        assert_eq!(end, wanted);
     }
 }
 

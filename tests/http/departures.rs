@@ -3,7 +3,6 @@
 //! sent before.
 
 use std::convert::Infallible;
-use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,124 +10,43 @@ use futures_util::stream::{self, StreamExt};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::{Request, Response};
-use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, service_fn};
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::{Peek, PreConnectExt, PreConnectLayer, Protocol};
-use tower_tcp::testkit::{Served, serve, serve_with};
-use tower_tcp::tls::Tls;
+use tower_tcp::testkit::serve;
 use tower_tcp::{EndReason, Server};
 
-use crate::certificates::certified;
+use crate::over::{Over, TRANSPORTS, Transport};
 use crate::support::{Clients, Ends, settled, until};
 use crate::{GET, http, paths};
 
 const NET: Duration = Duration::from_secs(60);
 const NEVER: &str = "GET /never HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// A client's stream.
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {
-    /// Leaves so that the server cannot answer: by a reset, or over a Unix socket by closing.
-    fn vanish(self: Box<Self>) -> io::Result<()>;
+/// Serves [`paths`] over real sockets. Within TLS, several streams are around the socket.
+async fn serve_over(transport: Transport, deadlines: Deadlines) -> Over {
+    let http = Http::new(service_fn(paths)).deadlines(deadlines);
+    let secured = http.clone();
+    Over::behind(transport, Server::builder(), http, |tls| {
+        let hooks = Peek::new(Protocol::detect).chain(tls.when(|_| true));
+        PreConnectLayer::new(hooks).layer(secured)
+    })
+    .await
 }
 
-impl Io for TcpStream {
-    fn vanish(self: Box<Self>) -> io::Result<()> {
-        self.set_zero_linger()
-    }
-}
-
-impl Io for TlsStream<TcpStream> {
-    fn vanish(self: Box<Self>) -> io::Result<()> {
-        self.get_ref().0.set_zero_linger()
-    }
-}
-
-impl Io for UnixStream {
-    fn vanish(self: Box<Self>) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Transport {
-    Tcp,
-    Tls,
-    Unix,
-}
-
-const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Tls, Transport::Unix];
-
-/// A server of [`paths`] over real sockets.
-struct Over {
-    served: Served<()>,
-    transport: Transport,
-    client: TlsConnector,
-    dir: TempDir,
-}
-
-impl Over {
-    async fn serve(transport: Transport, deadlines: Deadlines) -> Self {
-        let http = Http::new(service_fn(paths)).deadlines(deadlines);
-        let dir = tempfile::tempdir().expect("a directory");
-        let address = match transport {
-            Transport::Unix => format!("unix:{}", dir.path().join("socket").display()),
-            Transport::Tcp | Transport::Tls => "127.0.0.1:0".to_owned(),
-        };
-        let server = Server::bind(&*address).await.expect("it is bound");
-        let (config, client) = certified();
-        let served = match transport {
-            Transport::Tls => {
-                // Several streams around the socket.
-                let tls = Tls::from(config).when(|_| true);
-                let hooks = Peek::new(Protocol::detect).chain(tls);
-                let http = PreConnectLayer::new(hooks).layer(http);
-                serve_with(server, (), http)
-            }
-            Transport::Tcp | Transport::Unix => serve_with(server, (), http),
-        };
-        Self {
-            served,
-            transport,
-            client: TlsConnector::from(client),
-            dir,
-        }
-    }
-
-    /// Waits until a request is being answered.
-    async fn has_begun(&self) {
-        let handle = self.served.handle();
-        until(|| handle.connections().any(|live| live.requests() > 0)).await;
-    }
-
-    async fn connect(&self) -> Box<dyn Io> {
-        if let Transport::Unix = self.transport {
-            let path = self.dir.path().join("socket");
-            return Box::new(UnixStream::connect(path).await.expect("it listens"));
-        }
-        let address = self.served.handle().local_addrs()[0].tcp();
-        let io = TcpStream::connect(address.expect("it is TCP")).await;
-        let io = io.expect("it listens");
-        if let Transport::Tcp = self.transport {
-            return Box::new(io);
-        }
-        let name = ServerName::try_from("localhost").expect("a name");
-        let secured = self.client.connect(name, io).await;
-        Box::new(secured.expect("the handshake is made"))
-    }
+/// Waits until a request is being answered.
+async fn has_begun(over: &Over) {
+    let handle = over.served.handle();
+    until(|| handle.connections().any(|live| live.requests() > 0)).await;
 }
 
 #[tokio::test]
 async fn a_half_close_right_behind_a_request_is_answered_each_time() {
     for transport in TRANSPORTS {
-        let over = Over::serve(transport, Deadlines::default()).await;
+        let over = serve_over(transport, Deadlines::default()).await;
         for run in 0..200 {
             let mut io = over.connect().await;
             io.write_all(GET.as_bytes()).await.expect("it is open");
@@ -166,10 +84,10 @@ async fn a_peer_that_is_gone_ends_its_request_at_once_whatever_lies_unread() {
     for transport in TRANSPORTS {
         for (what, input) in unread() {
             let deadlines = Deadlines::default();
-            let over = Over::serve(transport, deadlines).await;
+            let over = serve_over(transport, deadlines).await;
             let mut io = over.connect().await;
             io.write_all(input.as_bytes()).await.expect("it is open");
-            over.has_begun().await;
+            has_begun(&over).await;
             let begun = Instant::now();
 
             io.vanish().expect("it is a socket");
@@ -195,7 +113,7 @@ async fn a_peer_that_has_finished_counts_as_gone_after_a_time_whatever_lies_unre
     for transport in TRANSPORTS {
         for (what, input) in unread() {
             let deadlines = Deadlines::default().half_closed(Duration::from_millis(100));
-            let over = Over::serve(transport, deadlines).await;
+            let over = serve_over(transport, deadlines).await;
             let mut io = over.connect().await;
             io.write_all(input.as_bytes()).await.expect("it is open");
             let begun = Instant::now();
@@ -221,11 +139,11 @@ async fn a_peer_that_has_finished_counts_as_gone_after_a_time_whatever_lies_unre
 #[tokio::test]
 async fn a_reset_behind_a_half_close_ends_the_request_at_once() {
     for transport in TRANSPORTS {
-        let over = Over::serve(transport, Deadlines::default().half_closed(None)).await;
+        let over = serve_over(transport, Deadlines::default().half_closed(None)).await;
         let mut io = over.connect().await;
         io.write_all(NEVER.as_bytes()).await.expect("it is open");
         io.shutdown().await.expect("it is open");
-        over.has_begun().await;
+        has_begun(&over).await;
 
         io.vanish().expect("it is a socket");
 

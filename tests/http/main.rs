@@ -15,6 +15,8 @@ mod upgrades;
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[path = "../support/over.rs"]
+mod over;
 #[path = "../support/mod.rs"]
 mod support;
 
