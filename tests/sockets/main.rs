@@ -1,6 +1,7 @@
 //! Endings over TCP, TLS and Unix sockets, in each way of serving. Helpers of the files below.
 
 mod cut_off;
+mod drain;
 
 #[path = "../support/certificates.rs"]
 mod certificates;
