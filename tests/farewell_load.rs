@@ -1,7 +1,11 @@
-//! Under load, over TCP and TLS, the farewell of a drain is the last frame, and no client takes it
-//! for a reply. One protocol is like memcached's, whose clients count replies. The other is like
-//! MQTT's, in which the server also sends frames that nobody requested.
+//! Under load, over each kind of socket, the farewell of a drain is the last frame, and no client
+//! takes it for a reply. One protocol is like memcached's, whose clients count replies. The other is
+//! like MQTT's, in which the server also sends frames that nobody requested.
 
+#[path = "support/certificates.rs"]
+mod certificates;
+#[path = "support/over.rs"]
+mod over;
 mod support;
 
 use std::convert::Infallible;
@@ -11,27 +15,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use certificates::certified;
 use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::codec::{Decoder, Encoder};
-use tower::{ServiceBuilder, service_fn};
-use tower_tcp::bind::Socket;
+use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::preconnect::PreConnectLayer;
-use tower_tcp::testkit::serve_with;
-use tower_tcp::tls::Tls;
-use tower_tcp::{BoxError, ConnectionService, EndReason, Peer, Pipeline, Server};
+use tower_tcp::pipeline::{InFlight, Multiplexed};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
 
+use over::{Over, Stack, TRANSPORTS};
 use support::{Clients, Ends, each_way};
-
-#[path = "support/certificates.rs"]
-mod certificates;
 
 /// The limit of every wait on the real clock.
 const NET: Duration = Duration::from_secs(60);
@@ -41,42 +36,29 @@ const CLIENTS: usize = 16;
 /// The replies of all clients before the drain begins.
 const WARM: usize = 2_000;
 
-/// Serves a stack over TCP, loads it, and drains it. Returns all that each client has read.
+/// Loads a server, and drains it. Returns all that each client has read.
 ///
 /// The clients send requests without end, made by `request` of a number, and never wait for a
 /// reply. The drain begins when so many replies are counted.
 async fn drained_under_load(
-    stack: impl ConnectionService<Socket>,
-    tls: Option<TlsConnector>,
+    mut over: Over,
     request: fn(u32) -> Vec<u8>,
-    replies: Arc<AtomicUsize>,
+    replies: &AtomicUsize,
 ) -> Vec<Vec<u8>> {
-    let server = Server::bind("127.0.0.1:0").await.expect("it binds");
-    let addr = server.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let mut served = serve_with(server, (), stack);
-    let clients = (0..CLIENTS).map(|_| {
-        let tls = tls.clone();
-        tokio::spawn(async move {
-            let io = TcpStream::connect(addr).await.expect("it listens");
-            match tls {
-                None => load(io, request).await,
-                Some(tls) => {
-                    let name = ServerName::try_from("localhost").expect("a name");
-                    let io = tls.connect(name, io).await.expect("a good handshake");
-                    load(io, request).await
-                }
-            }
-        })
-    });
-    let clients: Vec<_> = clients.collect();
+    let before = replies.load(Ordering::Relaxed);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let io = over.connect().await;
+        clients.push(tokio::spawn(load(io, request)));
+    }
     let warm = async {
-        while replies.load(Ordering::Relaxed) < WARM {
+        while replies.load(Ordering::Relaxed) < before + WARM {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     timeout(NET, warm).await.expect("requests are answered");
 
-    let report = timeout(NET, served.shutdown()).await;
+    let report = timeout(NET, over.served.shutdown()).await;
     let report = report.expect("it ends").expect("in good order");
 
     assert_eq!(report.aborted, 0);
@@ -107,35 +89,27 @@ async fn load<Io: AsyncRead + AsyncWrite>(io: Io, request: fn(u32) -> Vec<u8>) -
     read
 }
 
-/// Runs a pipeline in each way of dispatch over TCP and over TLS, and hands what each client has
+/// Runs a pipeline in each way of dispatch over each kind of socket, and hands what each client has
 /// read to a check, which is told whether replies keep their order.
-macro_rules! each_way_and_transport {
-    ($pipeline:expr, $request:expr, $check:expr) => {
-        for tls in [false, true] {
-            each_way_and_transport!(@one tls, $pipeline, $request, $check, true);
-            let pipeline = |replies| $pipeline(replies).in_flight(8);
-            each_way_and_transport!(@one tls, pipeline, $request, $check, true);
-            let pipeline = |replies| $pipeline(replies).multiplexed(8);
-            each_way_and_transport!(@one tls, pipeline, $request, $check, false);
+async fn each_way_and_transport<F, K, T>(
+    pipeline: impl FnOnce(Arc<AtomicUsize>) -> Pipeline<F, K, T>,
+    request: fn(u32) -> Vec<u8>,
+    check: impl Fn(Vec<u8>, bool),
+) where
+    Pipeline<F, K, T>: Stack,
+    Pipeline<F, K, T, InFlight>: Stack,
+    Pipeline<F, K, T, Multiplexed>: Stack,
+{
+    let replies = Arc::default();
+    let pipeline = pipeline(Arc::clone(&replies));
+    for transport in TRANSPORTS {
+        let ways = Over::each_way(transport, Server::builder, pipeline.clone()).await;
+        for (over, in_order) in ways.into_iter().zip([true, true, false]) {
+            for read in drained_under_load(over, request, &replies).await {
+                check(read, in_order);
+            }
         }
-    };
-    (@one $tls:ident, $pipeline:expr, $request:expr, $check:expr, $in_order:expr) => {{
-        let replies = Arc::new(AtomicUsize::new(0));
-        let pipeline = $pipeline(Arc::clone(&replies));
-        let read = if $tls {
-            let (server, client) = certified();
-            let stack = ServiceBuilder::new()
-                .layer(PreConnectLayer::new(Tls::from(server)))
-                .service(pipeline);
-            let tls = Some(TlsConnector::from(client));
-            drained_under_load(stack, tls, $request, replies).await
-        } else {
-            drained_under_load(pipeline, None, $request, replies).await
-        };
-        for read in read {
-            $check(read, $in_order);
-        }
-    }};
+    }
 }
 
 // A protocol whose clients count replies.
@@ -170,7 +144,7 @@ async fn a_client_that_counts_its_replies_never_takes_the_farewell_for_one() {
         }
         assert!(replies.iter().copied().eq(0..replies.len() as u32));
     };
-    each_way_and_transport!(pipeline, request, check);
+    each_way_and_transport(pipeline, request, check).await;
 }
 
 // A protocol with frames that nobody requested.
@@ -318,7 +292,7 @@ async fn a_client_that_gets_frames_at_any_time_gets_the_farewell_last() {
                 .eq(numbers.map(|n| Bytes::copy_from_slice(&n)))
         );
     };
-    each_way_and_transport!(|count| mqtt!(count), request, check);
+    each_way_and_transport(|count| mqtt!(count), request, check).await;
 }
 
 #[tokio::test(start_paused = true)]
