@@ -2,6 +2,8 @@
 
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/over.rs"]
+mod over;
 mod support;
 
 use std::convert::Infallible;
@@ -13,12 +15,9 @@ use http_body_util::{Empty, Full};
 use hyper::header::{CONNECTION, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, DuplexStream};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tower::util::MapRequest;
 use tower::{Layer, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
@@ -27,13 +26,13 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::registry::Registry;
 use tower_tcp::testkit::{Served, memory, serve, serve_with};
-use tower_tcp::tls::Tls;
 use tower_tcp::{
-    BoxError, Connection, ConnectionInfo, ConnectionPhase, ConnectionService, EndReason, Peer,
-    Pipeline, Reply, Server,
+    BoxError, Connection, ConnectionInfo, ConnectionPhase, ConnectionService, EndReason, Handle,
+    Peer, Pipeline, Reply, Server,
 };
 
-use support::{Client, Clients, Ends, Pipelined, settled, until};
+use over::{Io, Over, Stack, TRANSPORTS, Transport};
+use support::{Clients, Ends, Pipelined, settled, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// The time for which a server waits for its peer to close.
@@ -76,7 +75,15 @@ where
     Io: Send + 'static,
 {
     let (tell, told) = mpsc::channel(64);
-    let stack = MapRequest::new(stack, move |conn: Connection<Io>| {
+    (telling(stack, tell), Moments(told))
+}
+
+fn telling<S, Io>(stack: S, tell: mpsc::Sender<(Heard, Instant)>) -> impl ConnectionService<Io>
+where
+    S: ConnectionService<Io>,
+    Io: Send + 'static,
+{
+    MapRequest::new(stack, move |conn: Connection<Io>| {
         let (closing, end) = (tell.clone(), tell.clone());
         // Registered in the order in which they must not run.
         conn.on_end(move |e| {
@@ -88,8 +95,7 @@ where
             told.expect("there is room");
         });
         conn
-    });
-    (stack, Moments(told))
+    })
 }
 
 fn serve_told<S>(stack: S) -> (Served, Moments)
@@ -396,52 +402,114 @@ async fn a_pipeline_that_hands_its_stream_over_does_not_close() {
     );
 }
 
-/// Has a client quit and not close, and checks that the close is heard while the connection is
-/// still there.
-macro_rules! check_quit {
-    ($served:expr, $moments:expr, $client:expr) => {
-        let mut client = Client::new($client);
-        client.send("quit\n").await;
-        let (closing, _) = $moments.next().await;
-        assert_eq!(closing, Heard::Closing(EndReason::ServiceClosed));
-        assert_eq!($served.handle().live(), 1, "it lingers");
-        drop(client);
-        let (end, _) = $moments.next().await;
-        assert_eq!(end, Heard::End(EndReason::ServiceClosed));
-    };
+/// Serves a stack over this kind of socket, has a client `quit` and not close, and checks that the
+/// close is heard while the connection is still there.
+async fn check_quit<S: Stack>(
+    transport: Transport,
+    stack: S,
+    reason: EndReason,
+    quit: impl AsyncFnOnce(&mut Box<dyn Io>, &Handle),
+) {
+    let (tell, moments) = mpsc::channel(64);
+    let (mut moments, secure) = (Moments(moments), tell.clone());
+    let plain = telling(stack.clone(), tell);
+    let over = Over::behind(transport, Server::builder(), plain, |tls| {
+        telling(PreConnectLayer::new(tls).layer(stack), secure)
+    })
+    .await;
+    let handle = over.served.handle();
+    let mut client = over.connect().await;
+    let live = until_some(|| handle.connections().next()).await;
+    let waiting = tokio::spawn({
+        let live = live.clone();
+        async move { live.closing().await.reason() }
+    });
+
+    quit(&mut client, handle).await;
+
+    let (closing, _) = moments.next().await;
+    assert_eq!(closing, Heard::Closing(reason), "{transport:?}");
+    assert_eq!(waiting.await.expect("no panic"), reason, "{transport:?}");
+    assert_eq!(live.phase(), ConnectionPhase::Closing, "{transport:?}");
+    assert_eq!(handle.live(), 1, "{transport:?}: it lingers");
+    drop(client);
+    let (end, _) = moments.next().await;
+    assert_eq!(end, Heard::End(reason), "{transport:?}");
+}
+
+async fn until_some<T>(mut some: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    until(|| {
+        found = some();
+        found.is_some()
+    })
+    .await;
+    found.expect("it was found")
 }
 
 #[tokio::test]
 async fn closing_is_heard_over_tcp_unix_sockets_and_tls() {
-    let pipeline = || Pipeline::new(Lines::default).service(service_fn(command));
-    let (server_config, client_config) = certificates::certified();
+    let pipeline = Pipeline::new(Lines::default).service(service_fn(command));
+    let quit = async |client: &mut Box<dyn Io>, _: &Handle| {
+        client.write_all(b"quit\n").await.expect("it is open");
+    };
+    let last_request = async |client: &mut Box<dyn Io>, _: &Handle| {
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        client.write_all(request).await.expect("it is open");
+    };
+    for transport in TRANSPORTS {
+        let (closed, by_peer) = (EndReason::ServiceClosed, EndReason::PeerClosed);
+        let in_flight = pipeline.clone().in_flight(8);
+        check_quit(transport, pipeline.clone(), closed, quit).await;
+        check_quit(transport, in_flight, closed, quit).await;
+        check_quit(transport, pipeline.clone().multiplexed(8), closed, quit).await;
+        let http = Http::new(service_fn(http));
+        check_quit(transport, http.clone(), by_peer, last_request).await;
+        check_quit(transport, http, EndReason::Drained, take_leave).await;
+    }
+}
 
-    let (stack, mut moments) = told(pipeline());
-    let server = Server::bind("127.0.0.1:0").await.expect("it is free");
-    let served = serve_with(server, (), stack);
-    let addr = served.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let client = TcpStream::connect(addr).await.expect("it listens");
-    check_quit!(served, moments, client);
+/// Begins HTTP/2, and takes leave at a drain as it should, but does not close.
+async fn take_leave<Io>(client: &mut Io, handle: &Handle)
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    const REQUEST: &[u8] = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x41\x01a\x84";
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let begin = [&preface[..], SETTINGS, REQUEST].concat();
+    client.write_all(&begin).await.expect("it is open");
+    let mut leaves = 0;
+    while leaves < 2 {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).await.expect("a frame comes");
+        let mut payload = vec![0; usize::from(head[2])];
+        client.read_exact(&mut payload).await.expect("it is whole");
+        match head {
+            [.., PING, 0, _, _, _, _] => {
+                head[4] = 1;
+                let answer = [&head[..], &payload].concat();
+                client.write_all(&answer).await.expect("it is open");
+            }
+            // A server that drains says so twice.
+            [.., GOAWAY, _, _, _, _, _] => leaves += 1,
+            // The end of the response.
+            [_, _, _, 0, 1, ..] => handle.shutdown(),
+            _ => {}
+        }
+    }
+}
 
-    let (stack, mut moments) =
-        told(PreConnectLayer::new(Tls::from(server_config)).layer(pipeline()));
-    let server = Server::bind("127.0.0.1:0").await.expect("it is free");
-    let served = serve_with(server, (), stack);
-    let addr = served.handle().local_addrs()[0].tcp().expect("it is TCP");
-    let client = TcpStream::connect(addr).await.expect("it listens");
-    let name = ServerName::try_from("localhost").expect("a name");
-    let client = TlsConnector::from(client_config)
-        .connect(name, client)
-        .await;
-    check_quit!(served, moments, client.expect("it is trusted"));
+#[tokio::test(start_paused = true)]
+async fn http2_closes_before_the_linger() {
+    let (served, mut moments) = serve_told(Http::new(service_fn(http)));
+    let mut client = served.stream().await;
 
-    let dir = tempfile::tempdir().expect("it is made");
-    let path = dir.path().join("sock");
-    let (stack, mut moments) = told(pipeline());
-    let server = Server::bind(format!("unix:{}", path.display())).await;
-    let served = serve_with(server.expect("it is free"), (), stack);
-    let client = UnixStream::connect(&path).await.expect("it listens");
-    check_quit!(served, moments, client);
+    take_leave(&mut client, served.handle()).await;
+
+    assert_eq!(moments.closes_and_ends(EndReason::Drained).await, LINGER);
 }
 
 #[tokio::test(start_paused = true)]
