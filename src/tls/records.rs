@@ -105,8 +105,10 @@ impl Records {
             let (next, rest) = input.split_at_mut(missing.min(input.len()));
             // Memory is reserved in small steps, because the peer may send the rest late or never.
             // For an incomplete record, no more is reserved than the record needs.
-            let more = next.len().max(missing.min(STEP));
-            self.partial.reserve_exact(more);
+            if self.partial.capacity() - self.partial.len() < next.len() {
+                let more = next.len().max(missing.min(STEP));
+                self.partial.reserve_exact(more);
+            }
             self.partial.extend_from_slice(next);
             input = rest;
             let mut partial = mem::take(&mut self.partial);
