@@ -184,7 +184,7 @@ impl Timer {
         Poll::Pending
     }
 
-    /// Returns the sleep inside the timer, for a wait with only one deadline.
+    /// Returns the sleep inside the timer, for a wait that sets the sleep itself.
     pub(crate) fn sleep(&mut self) -> Pin<&mut Sleep> {
         let started = self.started;
         self.alarm(started).project().sleep

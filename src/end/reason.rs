@@ -75,7 +75,7 @@ end_reasons! {
     /// [`Peek`](crate::preconnect::Peek) hook knew the protocol, or a TLS stream ended without
     /// `close_notify`.
     Truncated = "truncated" by Peer,
-    /// A frame or an HTTP/1 head was larger than allowed.
+    /// A frame of a pipeline, or an HTTP/1 head, was larger than allowed.
     FrameTooLarge = "frame_too_large" by Peer,
     /// The peer's data could not be decoded, or the decoder kept returning frames without consuming
     /// input. A service can choose this reason for a request that breaks the protocol.
@@ -138,8 +138,8 @@ end_reasons! {
     Aborted = "aborted" by Service,
     /// A connection service failed, or a request failed over HTTP/1 or in a pipeline with
     /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) or
-    /// [`ShutdownOnErrorLayer`](crate::pipeline::ShutdownOnErrorLayer). The error did not [choose
-    /// another reason](crate::ConnectionEnded::new).
+    /// [`ShutdownOnErrorLayer`](crate::pipeline::ShutdownOnErrorLayer). An error that contains a
+    /// [`ConnectionEnded`](crate::ConnectionEnded), or is of a known kind, gives another reason.
     ServiceError = "service_error" by Service,
     /// The `poll_ready` of a pipeline's request service failed.
     ServiceNotReady = "service_not_ready" by Service,

@@ -37,7 +37,7 @@
 //! | `accept.resumed` | info | | nothing: the server accepts again |
 //! | `signal.received` | info | `live` | nothing: the first signal begins a shutdown, and the second aborts all connections; `live` is the number of open connections |
 //! | `process.replaced` | info | `pid` | nothing: the new process serves, and this one drains |
-//! | `process.not_replaced` | error | `error` | read the standard error of the new process; this process continues to serve |
+//! | `process.not_replaced` | error | `error` | read the standard error of the new process, if one was started; this process continues as before |
 //! | `systemd was not notified` | warn | `error` | check that `NOTIFY_SOCKET` names a socket that this process may use |
 //! | `a worker thread did not stop` | warn | | the thread is blocked: find the service that blocks or never stops computing |
 //! | `a connection's callback panicked` | error | | fix the callback; other callbacks are not affected |
@@ -54,10 +54,8 @@
 //!
 //! Dependencies log under their own targets. rustls logs only if a crate of the program enables the
 //! feature `logging` of rustls, which is a default feature. Then rustls warns of malformed input
-//! from peers. The HTTP/2 library h2 warns when a peer resets streams in rapid succession. hyper
-//! warns when a service fails an HTTP/2 request, for which this crate emits `request.failed`. In a
-//! filter of `tracing-subscriber`, the directives `rustls=error,h2=error,hyper=error` silence these
-//! warnings.
+//! from peers. The HTTP/2 library h2 warns when a peer resets streams in rapid succession. In a
+//! filter of `tracing-subscriber`, the directives `rustls=error,h2=error` silence these warnings.
 //!
 //! # Metrics
 //!

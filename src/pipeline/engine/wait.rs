@@ -178,7 +178,7 @@ where
         }
     }
 
-    /// Waits until the output has fallen to its low mark or the connection ends.
+    /// Waits until the output has fallen to its low mark. Completes when anything has changed.
     fn poll_flush_to_low_mark(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.handle_signals_and_flush(cx);
         if self.is_ending() || !self.update_above_mark() {
