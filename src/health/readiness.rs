@@ -131,8 +131,8 @@ impl Health {
         self.limit
     }
 
-    /// Returns the free part of the limit in percent, rounded up: from 100 for an idle server, or
-    /// one without a limit, to 0 at the limit.
+    /// Returns the free part of the limit in percent, rounded up: from 100 if all of it is
+    /// free, or if there is no limit, to 0 at the limit.
     pub fn free_percent(&self) -> u8 {
         let Some(limit) = self.limit.filter(|limit| *limit > 0) else {
             return if self.limit.is_none() { 100 } else { 0 };

@@ -124,14 +124,15 @@ impl<H> PreConnectLayer<H> {
         self
     }
 
-    /// Sets the maximum number of connections in their hooks at the same time. `0` counts as 1.
+    /// Sets the maximum number of connections in their hooks at the same time. A connection counts
+    /// until the service behind its hooks is ready for it. `0` counts as 1.
     ///
     /// Default: 512. Why: to bound the memory of unfinished handshakes. When reached: the next
     /// connection evicts the *oldest*, which is dropped with [`EndReason::PreConnectEvicted`].
     ///
     /// If the next connection waited instead, 512 silent peers could lock out all others until the
     /// deadline, again and again. A client's connection is evicted only if 512 newer connections
-    /// arrive before its hooks are done.
+    /// arrive while it counts.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));

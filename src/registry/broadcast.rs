@@ -79,7 +79,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, some connections have been sent the frame and some have not.
+    /// If the future is dropped, some connections may have been sent the frame and others not.
     #[doc(alias = "send_all")]
     pub async fn broadcast(
         &self,
@@ -120,7 +120,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, some connections have been sent their frame and some have not.
+    /// If the future is dropped, some connections may have been sent their frame and others not.
     pub async fn broadcast_with(
         &self,
         mut pick: impl FnMut(&K, &Peer<T, M>) -> Option<T>,
@@ -149,7 +149,7 @@ where
 ///
 /// # Cancel safety
 ///
-/// If the future is dropped, some connections have been sent the frame and some have not.
+/// If the future is dropped, some connections may have been sent the frame and others not.
 pub async fn broadcast<T, M>(
     peers: impl IntoIterator<Item = Peer<T, M>>,
     frame: T,
