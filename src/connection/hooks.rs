@@ -15,7 +15,7 @@ pub(crate) enum Moment {
     /// The connection begins to close. If it ends without closing, these callbacks run at the end,
     /// before those for the end.
     Closing,
-    /// The stream is dropped, and the reason is final.
+    /// The service is dropped, usually with the stream, and the reason is final.
     End,
 }
 

@@ -323,7 +323,8 @@ mod system {
 
     /// The memory of a socket, in the order of the kernel's `SK_MEMINFO_*`.
     type Memory = [u32; 9];
-    /// The memory of written bytes that the peer has not read: `SK_MEMINFO_WMEM_ALLOC`.
+    /// The index of `SK_MEMINFO_WMEM_ALLOC`, the memory of written bytes that the peer has not
+    /// read.
     const WRITTEN: usize = 2;
 
     sockopt_impl!(

@@ -13,6 +13,7 @@
 //! If a deadline by which the peer must send or take bytes passes while the process is stopped or
 //! starved of CPU time, the deadline is extended once, to 50 ms after the process notices, because
 //! the peer may have acted in time. `min_rate` gives the peer another whole window instead.
+//! Deadlines that end a connection as `Drained` are not extended.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
 //! [`Pipeline::deadlines`]: crate::Pipeline::deadlines

@@ -89,8 +89,8 @@ impl<Io> Owner<Io> {
         Poll::Pending
     }
 
-    /// Takes the stream away; the borrower's next read or write fails. Returns `None` if the stream
-    /// was neither upgraded nor returned, or is already gone.
+    /// Takes the stream away, so that the borrower's reads and writes fail. Returns `None` if the
+    /// stream was neither upgraded nor returned, and stays, or if it is already gone.
     pub(super) fn take_away(&self) -> Option<Box<Connection<Io>>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();
