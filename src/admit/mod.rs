@@ -138,8 +138,9 @@ impl ConnectionLimit {
 
     /// Changes the limit to `n`, at once.
     ///
-    /// A higher limit admits waiting connections. A lower limit revokes permits that ready services
-    /// have reserved but not used yet. Open connections stay open.
+    /// A higher limit admits waiting connections. If more permits are in use than a lower limit
+    /// allows, it revokes those in excess that ready services have reserved but not used yet. Open
+    /// connections stay open.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();

@@ -34,8 +34,8 @@ pub(super) enum State {
     /// connection waits for the rest of it. Otherwise the connection ends, unless
     /// [`next_frame`](crate::deadline::DrainDeadlines::next_frame) lets it wait for another frame.
     ///
-    /// Set by [`drain_has_read`](Self::drain_has_read) when the stream has no more bytes or has
-    /// returned bytes that arrived after the drain began. Also set by
+    /// Set by [`drain_has_read`](Self::drain_has_read) when no more bytes are available for now, or
+    /// the stream has returned bytes that arrived after the drain began. Also set by
     /// [`saw_bytes`](Self::saw_bytes) when the drain has read `DRAIN_READ` bytes.
     DrainRead,
     /// More bytes, or the end of the stream, have arrived in `DrainRead`. The next frame is the
