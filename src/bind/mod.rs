@@ -143,8 +143,8 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server treats an error like an error of [`poll_accept`](Self::poll_accept). By default,
-    /// the server calls this method again, usually after a back-off.
+    /// The server treats an error like an error of [`poll_accept`](Self::poll_accept). If the server
+    /// continues, it calls this method again, usually after a back-off.
     fn resume(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -58,8 +58,8 @@ impl fmt::Display for Promise {
     }
 }
 
-/// A broken promise, with a plan that has only the faults needed to break it. Returned by
-/// [`Check`](super::Check).
+/// A broken promise, with a plan that breaks it. Returned by [`Check`](super::Check). A random plan
+/// is reduced to the faults that are needed to break the promise.
 ///
 /// Its `Debug` output equals its `Display` output, so that the panic message of an `unwrap` in a
 /// test is readable.
