@@ -155,7 +155,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                         step = Step::Discard(*discard);
                         if let Some(wait) = &mut wait {
                             wait.since = Instant::now();
-                            wait.next = Some(linger.time);
+                            wait.next = Some(SHORT);
                         }
                         continue;
                     }
@@ -166,22 +166,24 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                         if has_all(sent) {
                             return Poll::Ready(Ok(()));
                         }
-                        step = Step::Look(SHORT);
+                        step = Step::Look;
                         if let Some(wait) = &mut wait {
                             wait.note(sent);
+                            wait.look = SHORT;
                             wait.next = Some(SHORT);
                         }
                     }
                 }
-                Step::Look(_) => {}
+                Step::Look => {}
             }
             let wait = wait.get_or_insert_with(|| {
+                let sent = conn.life().probe.sent();
                 let next = match step {
                     Step::ShutDown(_) => linger.write / LOOKS,
-                    Step::Discard(_) => linger.time,
-                    Step::Look(time) => time,
+                    Step::Discard(_) if has_all(sent) => linger.time,
+                    Step::Discard(_) | Step::Look => SHORT,
                 };
-                Box::new(Wait::new(conn.life().probe.sent(), next))
+                Box::new(Wait::new(sent, next))
             });
             if let Some(next) = wait.next.take() {
                 timer.as_mut().reset(after(next));
@@ -203,14 +205,14 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             };
             let waited = wait.since.elapsed();
             let often = linger.write / LOOKS;
-            let (longest, look) = match &mut step {
+            let (longest, look) = match step {
+                Step::ShutDown(_) => (linger.write, often),
                 Step::Discard(_) if has_all => (linger.time, linger.time),
-                Step::Look(_) if has_all => return Poll::Ready(Ok(())),
-                Step::Look(time) => {
-                    *time = (2 * *time).min(often);
-                    (linger.write, *time)
+                Step::Look if has_all => return Poll::Ready(Ok(())),
+                Step::Discard(_) | Step::Look => {
+                    wait.look = (2 * wait.look).min(often);
+                    (linger.write, wait.look)
                 }
-                _ => (linger.write, often),
             };
             if waited < longest {
                 let look = look.min(longest - waited);
@@ -225,8 +227,9 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The wait before the first check of [`Step::Look`]. Each later wait is twice as long as the one
-/// before it, up to [`Linger::write`] divided by [`LOOKS`].
+/// The wait before the first check whether the peer has taken all output, once writing is shut
+/// down. Each later wait is twice as long as the one before it, up to [`Linger::write`] divided by
+/// [`LOOKS`]. So [`Linger::time`], which counts from the check that finds it, begins soon after it.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.
@@ -236,10 +239,10 @@ enum Step {
     /// Read and discard up to this many bytes of input, so that none is unread when the socket is
     /// closed.
     Discard(usize),
-    /// Check after this time whether the peer has taken all output. By this step, the peer has
+    /// Check from time to time whether the peer has taken all output. By this step, the peer has
     /// finished sending, or ignores the close. If the socket were closed now, the rest of the
     /// output would be lost, or left to the system.
-    Look(Duration),
+    Look,
 }
 
 /// The state of a wait for the peer: how much of the output the peer has taken, as far as the
@@ -252,6 +255,8 @@ struct Wait {
     since: Instant,
     clock: Timer,
     pace: Pace,
+    /// The last wait for the peer to take all output. See [`SHORT`].
+    look: Duration,
     /// The time until the next check, if the timer is not set for it yet.
     next: Option<Duration>,
 }
@@ -263,6 +268,7 @@ impl Wait {
             since: Instant::now(),
             clock: Timer::start(),
             pace: Pace::default(),
+            look: SHORT,
             next: Some(next),
         }
     }

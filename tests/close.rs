@@ -17,11 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::service_fn;
-use tower_tcp::bind::Socket;
+use tower_tcp::bind::{Socket, SocketOptions};
 use tower_tcp::close::Linger;
 use tower_tcp::frame::Lines;
 use tower_tcp::testkit::{Served, serve, serve_with};
-use tower_tcp::{BoxError, Connection, EndReason, Pipeline, Reply, Server};
+use tower_tcp::{BoxError, Connection, ConnectionPhase, EndReason, Pipeline, Reply, Server};
 
 use support::{Client, Clients, Ends, each_way};
 
@@ -249,6 +249,43 @@ async fn a_peer_that_does_not_close_is_waited_for_two_seconds() {
         assert_eq!(begun.elapsed(), 2 * SECOND, "{}", served.way());
         assert_eq!(reason, EndReason::ServiceClosed);
     }
+}
+
+/// The close finds output that is not acknowledged yet, and learns soon that it is.
+#[tokio::test]
+async fn a_peer_that_takes_the_rest_and_does_not_close_is_waited_for_once() {
+    let reply = vec![b'x'; 200_000];
+    let farewell = service_fn(move |_: Bytes| {
+        let reply = Reply::from(Bytes::from(reply.clone()));
+        ready(Ok::<_, BoxError>(reply.close()))
+    });
+    let pipeline = Pipeline::new(Lines::default).service(farewell);
+    let options = SocketOptions::default().send_buffer(MEGABYTE);
+    let builder = Server::builder().socket_options(options);
+    let server = builder.listen("127.0.0.1:0").bind().await.unwrap();
+    let served = serve_with(server, (), pipeline.linger(Linger::default().time(SECOND)));
+    let mut client = connect(&served).await;
+    client.write_all(b"bye\n").await.unwrap();
+    let closes = || {
+        let mut open = served.handle().connections();
+        open.any(|live| live.phase() == ConnectionPhase::Closing)
+    };
+    let closing = async {
+        while !closes() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(NET, closing).await.expect("it closes");
+    let begun = Instant::now();
+
+    let mut replies = Vec::new();
+    client.read_to_end(&mut replies).await.unwrap();
+    let reason = served.reason().await;
+
+    assert_eq!(replies.len(), 200_001);
+    assert_eq!(reason, EndReason::ServiceClosed);
+    // Not a second until the check that finds it, and then another one.
+    assert!(begun.elapsed() < SECOND * 9 / 5, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
