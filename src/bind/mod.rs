@@ -143,7 +143,7 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The server treats an error like an error of [`poll_accept`](Self::poll_accept). If the server
+    /// The server treats an error like an error of [`poll_accept`](Self::poll_accept). If it
     /// continues, it calls this method again, usually after a back-off.
     fn resume(&mut self) -> io::Result<()> {
         Ok(())

@@ -22,7 +22,8 @@ use socket2::{Domain, Socket, TcpKeepalive};
 /// and `unix_mode` apply to the listening socket, and the two buffer sizes also to accepted
 /// sockets. If one of these options cannot be set on the listening socket, the bind fails. The
 /// other options apply only to accepted sockets. If an option cannot be set for accepted sockets,
-/// the failure is logged at debug level, and connections are served without the option.
+/// the failure is logged at debug level (except for `reset_cut_off`), and connections are served
+/// without the option.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until sockets are bound with them"]
 pub struct SocketOptions {

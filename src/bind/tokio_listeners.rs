@@ -87,8 +87,8 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// The error of a listener that could not be removed from the runtime, or could not be registered
-/// again.
+/// The error of a listener that could not be removed from the runtime or registered again, or whose
+/// socket does not listen.
 #[derive(Debug, Error)]
 #[error("a listener of tokio could not be taken over")]
 struct NotTakenOver(#[source] Refused);

@@ -231,12 +231,12 @@ impl Probe {
         Ok(())
     }
 
-    /// Returns whether all bytes that had arrived at the call of
-    /// [`count_arrived`](Self::count_arrived) have been returned, and later ones, too.
+    /// Returns whether the reader has got all bytes that
+    /// [`count_arrived`](Self::count_arrived) counted, as a later read of the socket shows.
     ///
-    /// A stream around the socket, such as TLS, may read both kinds at once, and return them one
-    /// after the other. It reads from the socket again once it has returned them all. So this is
-    /// known only after that read.
+    /// If one read of the socket gets the last counted bytes together with later ones, this is
+    /// still `false`, because a stream around the socket, such as TLS, may not have passed them all
+    /// on. It reads the socket again only when it has, so that next read is the proof.
     pub(crate) fn has_read_later(&self) -> bool {
         let wire = self.wire();
         wire.is_some_and(|wire| wire.flags.load(Ordering::Relaxed) & LATER != 0)

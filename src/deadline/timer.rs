@@ -150,8 +150,9 @@ impl Timer {
         self.alarm.as_ref().map(|alarm| alarm.sleep.deadline())
     }
 
-    /// Completes if the deadline `next` has passed. Otherwise registers a wakeup for it. The owner
-    /// calls this before each wait, with its earliest deadline.
+    /// Completes if the deadline `next` has passed and is not extended (see [`STALL`]). Otherwise
+    /// registers a wakeup for it. The owner calls this before each wait, with its earliest
+    /// deadline.
     pub(crate) fn poll<D: Due>(
         &mut self,
         next: Option<(Moment, D)>,

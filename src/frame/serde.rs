@@ -284,9 +284,10 @@ pub trait Format {
 
 /// JSON, by `serde_json`.
 ///
-/// It rejects documents with 128 or more nested levels (the limit of `serde_json`), so that no peer
-/// can exhaust the stack. It also rejects anything but white space after a document. The depth of
-/// values to write is not limited.
+/// It rejects a value with 128 or more nested levels (the limit of `serde_json`), so that no peer
+/// can exhaust the stack. The limit does not apply to a field that `In` does not have, because
+/// skipping its value uses no stack. It also rejects anything but white space after a document. The
+/// depth of values to write is not limited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 

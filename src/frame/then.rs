@@ -54,8 +54,9 @@ impl<O, I> Then<O, I> {
 
     /// Sets the maximum size of an inner frame to decode, in bytes.
     ///
-    /// Default: 64 KiB. Why: it is the default of the pipeline, whose own limit counts the
-    /// bytes of outer frames. When reached: decoding fails, and so does each later call.
+    /// Default: 64 KiB. Why: it is the default of the pipeline, too. The pipeline's own limit does
+    /// not limit inner frames, because it counts the bytes of outer frames. When reached: decoding
+    /// fails, and so does each later call.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;

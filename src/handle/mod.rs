@@ -51,7 +51,8 @@ pub(crate) struct ServerState {
     table: Table,
     /// The number of connections that have ended since the drain began.
     left: AtomicUsize,
-    /// The number of connections in `left` that ended at one of their own deadlines.
+    /// The number of connections in `left` that ended at one of their own deadlines, or because
+    /// their peer was too slow for a broadcast.
     timed_out: AtomicUsize,
     /// The number of connections that the server has aborted.
     cut_off: AtomicUsize,

@@ -226,7 +226,8 @@ where
     }
 
     /// Waits until all output is written, or is dropped, for example because the stream failed or a
-    /// deadline passed. Called at the end of a connection. The farewell is written last.
+    /// deadline passed. Called at the end of a connection, and before an upgrade. A farewell is
+    /// written last.
     pub(in crate::pipeline) fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.register_waker(cx);
         loop {
