@@ -300,6 +300,8 @@ async fn bytes_behind_urgent_data_over_tcp_are_read_and_the_urgent_byte_is_in_it
     served.abort();
 }
 
+/// No reply comes before the urgent data. If the client read one, the system would report the bytes
+/// that are still there together with the free room.
 #[tokio::test]
 async fn bytes_behind_urgent_data_over_a_unix_socket_are_read_without_the_urgent_byte() {
     let dir = tempfile::tempdir().unwrap();
@@ -313,15 +315,14 @@ async fn bytes_behind_urgent_data_over_a_unix_socket_are_read_without_the_urgent
         eprintln!("skipped: no urgent data over Unix sockets here");
         return;
     }
-    send_with_urgent(&mut client, [b"one\ntwo", b"!", b"three\n"]);
+    send_with_urgent(&mut client, [b"one", b"!", b"two\n"]);
 
     let served =
         tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
 
     client.set_nonblocking(true).unwrap();
     let mut client = Client::new(UnixStream::from_std(client).unwrap());
-    let lines = async { [client.line().await, client.line().await] };
-    assert_eq!(timeout(URGENT, lines).await.unwrap(), ["one", "twothree"]);
+    assert_eq!(timeout(URGENT, client.line()).await.unwrap(), "onetwo");
     served.abort();
 }
 
