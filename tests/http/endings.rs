@@ -10,6 +10,7 @@ use hyper::body::Frame;
 use hyper::{Request, Response};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::{Panicked, find_cause};
@@ -17,8 +18,8 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, ConnectionEnded, ConnectionInfo, EndReason};
 
-use crate::support::{Clients, Ends, panic_if, settled};
-use crate::{GET, Reply, answer, connect, get, http, http2, reply, text};
+use crate::support::{Clients, Ends, panic_if, settled, until};
+use crate::{GET, Reply, answer, connect, frames, get, http, http2, reply, text};
 
 /// Reports when it is dropped.
 struct Dropped(mpsc::Sender<()>);
@@ -152,6 +153,66 @@ async fn a_request_whose_peer_is_gone_is_dropped() {
 
     assert_eq!(served.reason().await, EndReason::PeerReset);
     assert_eq!(dropped.recv().await, Some(()));
+}
+
+/// The close of a connection begins when its requests are done, so such a handler waits for itself.
+/// Nothing ends it while the peer stays.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_awaits_the_closing_of_its_own_connection_ends_with_its_peer_or_a_drain() {
+    let hour = Duration::from_secs(3600);
+    for (is_http2, leaves, ends_after) in [
+        // The peer may only have finished sending.
+        (false, true, 10),
+        (true, true, 0),
+        (false, false, 30),
+        (true, false, 30),
+    ] {
+        for is_closed in [false, true] {
+            let case = format!("HTTP/2: {is_http2}, closed: {is_closed}, leaves: {leaves}");
+            let (dropped, mut told) = mpsc::channel(1);
+            let served = serve(Http::new(service_fn(
+                move |request: Request<RequestBody>| {
+                    let guard = Dropped(dropped.clone());
+                    async move {
+                        let _guard = guard;
+                        let info = request.extensions().get::<ConnectionInfo>();
+                        let closing = info.expect("a request knows it").closing();
+                        reply(format!("{:?}", closing.await))
+                    }
+                },
+            )));
+            let mut client = connect(&served).await;
+            if is_http2 {
+                frames::begin(&mut client).await;
+                let head = frames::frame(frames::HEADERS, 5, 1, frames::GET_NEVER);
+                client.write_all(&head).await.expect("it is open");
+            } else {
+                client.write_all(GET.as_bytes()).await.expect("it is open");
+            }
+            let handle = served.handle();
+            until(|| handle.connections().any(|live| live.requests() == 1)).await;
+            if is_closed {
+                handle.connections().for_each(|live| live.close());
+            }
+            sleep(hour).await;
+            assert!(told.try_recv().is_err(), "{case}: it waits");
+            let begun = Instant::now();
+
+            let stays = if leaves {
+                drop(client);
+                None
+            } else {
+                handle.shutdown();
+                Some(client)
+            };
+
+            let is_cut_off = served.reason().await == EndReason::DrainDeadline;
+            assert_eq!(is_cut_off, !leaves, "{case}");
+            assert_eq!(begun.elapsed().as_secs(), ends_after, "{case}");
+            told.recv().await.expect("the handler is dropped");
+            drop(stays);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use crate::{connect, http};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
@@ -34,13 +34,13 @@ const END_STREAM: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
 /// `GET http://a/never`: three entries of HPACK's static table, and a literal path.
-const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
+pub(crate) const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
 /// `GET http://a/`.
 const GET: &[u8] = b"\x82\x86\x41\x01a\x84";
 /// `POST http://a/`.
 const POST: &[u8] = b"\x83\x86\x41\x01a\x84";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short one");
     let mut frame = length.to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -72,7 +72,7 @@ async fn goaway(io: &mut DuplexStream) -> u32 {
     code.expect("there was a last word")
 }
 
-async fn begin(io: &mut (impl AsyncWrite + Unpin)) {
+pub(crate) async fn begin(io: &mut (impl AsyncWrite + Unpin)) {
     io.write_all(PREFACE).await.expect("it is open");
     let settings = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])];
     io.write_all(&settings.concat()).await.expect("it is open");
