@@ -6,7 +6,7 @@ mod support;
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use certificates::certified;
 use socket2::SockRef;
-use support::{Client, Clients, Ends};
+use support::{Client, Clients, Ends, each_way_over_tcp};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -381,37 +381,51 @@ fn send_with_urgent<S: Write + AsFd>(client: &mut S, [before, urgent, behind]: [
 /// which the system puts off for 40 ms, in the hope of a reply.
 #[tokio::test]
 async fn a_client_with_nagles_algorithm_is_not_delayed_by_frames_that_have_no_reply() {
-    const ROUNDS: usize = 25;
     let answer_questions = service_fn(|line: Bytes| {
         let reply = line.starts_with(b"ask").then_some(line);
         std::future::ready(Ok::<_, Infallible>(Vec::from_iter(reply)))
     });
-    let server = Server::bind("127.0.0.1:0").await.unwrap();
-    let addr = server.handle().local_addrs()[0].tcp().unwrap();
-    let served =
-        tokio::spawn(server.serve(Pipeline::new(Lines::default).service(answer_questions)));
+    let pipeline = Pipeline::new(Lines::default).service(answer_questions);
+    for (served, address) in each_way_over_tcp(pipeline, 8).await {
+        let time = time_of_a_round(address, ["note\n", "ask\n"], "ask\n").await;
 
+        assert!(time < DELAYED, "{}: a round takes {time:?}", served.way());
+    }
+}
+
+/// Less than the delay.
+const DELAYED: Duration = Duration::from_millis(30);
+
+/// Sends two parts of a request, one by one, and reads to the end of the reply, again and again.
+/// Returns the longest time of the quicker quarter of rounds: a busy processor makes some slow, and
+/// the system delays none of the first.
+async fn time_of_a_round(
+    address: SocketAddr,
+    request: [&'static str; 2],
+    end: &'static str,
+) -> Duration {
+    const ROUNDS: usize = 40;
     let client = tokio::task::spawn_blocking(move || {
-        let mut client = std::net::TcpStream::connect(addr).unwrap();
-        client.set_read_timeout(Some(URGENT)).unwrap();
+        let mut client = std::net::TcpStream::connect(address).expect("it listens");
+        let limited = client.set_read_timeout(Some(URGENT));
+        limited.expect("it is a socket");
         let mut times = [Duration::ZERO; ROUNDS];
-        let mut reply = [0; 4];
         for time in &mut times {
             let began = Instant::now();
-            client.write_all(b"note\n").unwrap();
-            client.write_all(b"ask\n").unwrap();
-            client.read_exact(&mut reply).unwrap();
+            for part in request {
+                client.write_all(part.as_bytes()).expect("it is open");
+            }
+            let mut reply = Vec::new();
+            while !reply.ends_with(end.as_bytes()) {
+                let mut byte = [0];
+                client.read_exact(&mut byte).expect("a reply comes");
+                reply.extend(byte);
+            }
             *time = began.elapsed();
         }
         times
     });
-
-    let mut times = client.await.unwrap();
+    let mut times = client.await.expect("it does not panic");
     times.sort_unstable();
-    let median = times[ROUNDS / 2];
-    assert!(
-        median < Duration::from_millis(30),
-        "a round takes {median:?}"
-    );
-    served.abort();
+    times[ROUNDS / 4]
 }
