@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::certified;
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, Response};
 use socket2::SockRef;
-use support::{Client, Clients, Ends, each_way_over_tcp};
+use support::{Client, Clients, Ends, each_way_over_tcp, over_tcp};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -24,6 +26,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, ServerConfig};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::frame::Lines;
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::pipeline::{Crossing, Event, OnConnectLayer, Upgrade, Watermarks};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Served, serve, serve_with};
@@ -391,6 +394,20 @@ async fn a_client_with_nagles_algorithm_is_not_delayed_by_frames_that_have_no_re
 
         assert!(time < DELAYED, "{}: a round takes {time:?}", served.way());
     }
+}
+
+#[tokio::test]
+async fn a_client_with_nagles_algorithm_is_not_delayed_by_a_body_behind_its_head() {
+    let echo = service_fn(async |request: Request<RequestBody>| {
+        let body = request.into_body().collect().await?;
+        Ok::<_, BoxError>(Response::new(Full::new(body.to_bytes())))
+    });
+    let (_served, address) = over_tcp("HTTP/1", Http::new(echo)).await;
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\n\r\n";
+
+    let time = time_of_a_round(address, [head, "the body"], "the body").await;
+
+    assert!(time < DELAYED, "a round takes {time:?}");
 }
 
 /// Less than the delay.
