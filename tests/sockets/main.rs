@@ -2,6 +2,7 @@
 
 mod cut_off;
 mod drain;
+mod permits;
 
 #[path = "../support/certificates.rs"]
 mod certificates;
