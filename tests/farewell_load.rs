@@ -1,6 +1,6 @@
 //! Under load, over each kind of socket, the farewell of a drain is the last frame, and no client
-//! takes it for a reply. One protocol is like memcached's, whose clients count replies. The other is
-//! like MQTT's, in which the server also sends frames that nobody requested.
+//! takes it for a reply. One protocol is like memcached's, whose clients count replies. The other
+//! is like MQTT's, in which the server also sends frames that nobody requested.
 
 #[path = "support/certificates.rs"]
 mod certificates;

@@ -122,7 +122,7 @@ where
     }
 }
 
-/// What a server speaks.
+/// The protocol of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Speaks {
     Lines,

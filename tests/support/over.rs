@@ -29,17 +29,30 @@ use crate::certificates::certified;
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {
     /// Leaves so that the server cannot answer: by a reset, or over a Unix socket by closing.
     fn vanish(self: Box<Self>) -> io::Result<()>;
+
+    /// Returns the client's port, over TCP.
+    fn port(&self) -> Option<u16> {
+        None
+    }
 }
 
 impl Io for TcpStream {
     fn vanish(self: Box<Self>) -> io::Result<()> {
         self.set_zero_linger()
     }
+
+    fn port(&self) -> Option<u16> {
+        Some(self.local_addr().ok()?.port())
+    }
 }
 
 impl Io for TlsStream<TcpStream> {
     fn vanish(self: Box<Self>) -> io::Result<()> {
         self.get_ref().0.set_zero_linger()
+    }
+
+    fn port(&self) -> Option<u16> {
+        self.get_ref().0.port()
     }
 }
 
@@ -49,7 +62,7 @@ impl Io for UnixStream {
     }
 }
 
-/// What a server listens on. TLS is over TCP.
+/// The kind of socket of a server. TLS is over TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
