@@ -97,7 +97,7 @@ async fn faulty_peers_cause_no_warnings_but_those_that_the_documented_filter_sil
     assert_eq!(own, 0);
     assert!(others >= PEERS, "h2 warns of resets: {others}");
 
-    let filter = EnvFilter::new("info,rustls=error,h2=error,hyper=error");
+    let filter = EnvFilter::new("info,rustls=error,h2=error");
     let filtered = tracing_subscriber::registry()
         .with(filter)
         .with(warnings.clone());
