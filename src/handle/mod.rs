@@ -1,4 +1,4 @@
-//! Controls a running server from outside: its addresses, its connections, its shutdown.
+//! Controls a running server from outside: accepting, its limit, its connections, its shutdown.
 
 mod connections;
 mod heartbeat;
@@ -358,7 +358,7 @@ impl ServerState {
         open.into_iter()
     }
 
-    /// Records the listening sockets that a resume has opened, in place of the closed ones.
+    /// Records the listening sockets after a resume, which has opened some of them again.
     pub(crate) fn listens_on(&self, sockets: &[ListeningSocket]) {
         let sockets = sockets.iter().map(ListeningSocket::downgrade).collect();
         *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;

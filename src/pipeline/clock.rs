@@ -217,8 +217,8 @@ impl Clock {
         }
     }
 
-    /// Returns whether a draining connection may wait for another frame, now or when the requests
-    /// in progress are answered.
+    /// Returns whether the time for further frames in a drain is not over, so that the connection
+    /// may wait for another one once it is idle. Returns `true` if it is not draining.
     pub(super) fn allows_next_frame(&self, deadlines: &Deadlines) -> bool {
         let until = self.next_frames_until(deadlines.drain.next_frame);
         until.is_none_or(|until| self.timer.now() < until)

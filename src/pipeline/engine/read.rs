@@ -215,8 +215,8 @@ where
         }
     }
 
-    /// Returns whether a draining connection may wait for another frame, now or when the requests
-    /// in progress are answered.
+    /// Returns whether the time for further frames in a drain is not over, so that the connection
+    /// may wait for another one once it is idle. Returns `true` if it is not draining.
     pub(super) fn allows_next_frame(&self) -> bool {
         self.clock.allows_next_frame(&self.settings.deadlines)
     }
