@@ -107,8 +107,9 @@ deadlines! {
 
         /// Sets the time from the first byte of a frame to its last. `None` waits forever.
         ///
-        /// Later bytes do not restart the time. The deadline applies while the buffer has a part of
-        /// a frame. A codec may remove the beginning of a frame from the buffer before the rest
+        /// Later bytes do not restart the time. The deadline applies while the connection waits for
+        /// input and the buffer has a part of a frame. It does not apply while a request is being
+        /// answered or input is paused, and its time begins again after that. A codec may remove the beginning of a frame from the buffer before the rest
         /// arrives, as `LengthDelimitedCodec` does with the length. If the buffer is then empty, no
         /// frame seems to have begun, and [`idle`](Self::idle) applies until more bytes arrive. In
         /// HTTP/1 the deadline applies to a request's head, and in HTTP/2 to the preface at the

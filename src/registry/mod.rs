@@ -267,8 +267,8 @@ where
         removed.map(|(_key, it)| it.into_peer()).is_some()
     }
 
-    /// Removes the entry of a key if `condition` returns `true` for it, and returns the entry with
-    /// its key. The caller drops both after unlocking.
+    /// Removes the entry of a key if `condition` returns `true` for it. Returns the entry with its
+    /// key, so that they are dropped after the lock is released.
     fn remove_if<Q>(
         &self,
         key: &Q,
