@@ -1,5 +1,4 @@
-//! The signals that other tasks send to a connection (drain, close, abort), and the report of a
-//! shutdown.
+//! The signals to a connection (drain, close, abort), and the report of a shutdown.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};

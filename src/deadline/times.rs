@@ -109,11 +109,12 @@ deadlines! {
         ///
         /// Later bytes do not restart the time. The deadline applies while the connection waits for
         /// input and the buffer has a part of a frame. It does not apply while a request is being
-        /// answered or input is paused, and its time begins again after that. A codec may remove the beginning of a frame from the buffer before the rest
-        /// arrives, as `LengthDelimitedCodec` does with the length. If the buffer is then empty, no
-        /// frame seems to have begun, and [`idle`](Self::idle) applies until more bytes arrive. In
-        /// HTTP/1 the deadline applies to a request's head, and in HTTP/2 to the preface at the
-        /// beginning of a connection.
+        /// answered or input is paused, and its time begins again after that. A codec may remove
+        /// the beginning of a frame from the buffer before the rest arrives, as
+        /// `LengthDelimitedCodec` does with the length. If the buffer is then empty, no frame seems
+        /// to have begun, and [`idle`](Self::idle) applies until more bytes arrive. In HTTP/1 the
+        /// deadline applies to a request's head, and in HTTP/2 to the preface at the beginning of a
+        /// connection.
         ///
         /// Default: 30 s. Why: a frame of the default maximum, 64 KiB, then needs 17 kbit/s, which
         /// all but the slowest links reach. When reached: the connection ends with

@@ -12,8 +12,8 @@
 //! messages from this process. If a message cannot be sent, for example because the queue of
 //! systemd's socket stays full for 100 ms, the event `systemd was not notified` is logged. The
 //! server's state (`READY=1`, `STATUS=`, `STOPPING=1`) is then sent again within 5 s; messages of a
-//! reload and of the watchdog are not. A socket in the abstract namespace (its name begins with `@`) is not
-//! supported: no message can be sent to it.
+//! reload and of the watchdog are not. A socket in the abstract namespace (its name begins with
+//! `@`) is not supported: no message can be sent to it.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
 //! loop, the messages stop, and systemd kills the process, and starts it again if the unit's

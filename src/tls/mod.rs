@@ -270,8 +270,8 @@ impl Tls {
 
     /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
-    /// Use this method for a configuration that [`TlsBuilder`] cannot create. Handshakes whose
-    /// `ClientHello` has not yet arrived completely use the new configuration. Earlier sessions can
+    /// Use this method for a configuration that [`TlsBuilder`] cannot create. A handshake uses the
+    /// new configuration if its `ClientHello` is not yet complete at the time of this call. Earlier sessions can
     /// be resumed only if the new configuration has the session cache or the ticket keys of the old
     /// one.
     pub fn replace(&self, new: impl Into<Self>) {
