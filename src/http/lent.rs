@@ -89,8 +89,9 @@ impl<Io> Owner<Io> {
         Poll::Pending
     }
 
-    /// Takes the stream away, so that the borrower's reads and writes fail. Returns `None` if the
-    /// stream was neither upgraded nor returned, and stays, or if it is already gone.
+    /// Takes an upgraded or returned stream, so that the borrower's reads and writes fail. Returns
+    /// `None` if it was already taken, or if the borrower keeps it because it was neither upgraded
+    /// nor returned.
     pub(super) fn take_away(&self) -> Option<Box<Connection<Io>>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();

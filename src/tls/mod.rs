@@ -17,8 +17,8 @@
 //! `ProxyProtocol` (feature `proxy-protocol`) in front of this hook.
 //!
 //! If the handshake fails, the connection ends with [`EndReason::TlsHandshakeFailed`], and the
-//! [cause](crate::ConnectionEnded) contains the error. The peer gets a TLS alert, unless the stream
-//! has ended or failed.
+//! [cause](crate::ConnectionEnded) contains the error. The peer gets a TLS alert, unless it has sent
+//! one itself, or the stream has ended or failed.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -271,9 +271,9 @@ impl Tls {
     /// Replaces the configuration of this hook and of all its clones with that of `new`.
     ///
     /// Use this method for a configuration that [`TlsBuilder`] cannot create. A handshake uses the
-    /// new configuration if its `ClientHello` is not yet complete at the time of this call. Earlier sessions can
-    /// be resumed only if the new configuration has the session cache or the ticket keys of the old
-    /// one.
+    /// new configuration if its `ClientHello` is not yet complete at the time of this call. Earlier
+    /// sessions can be resumed only if the new configuration has the session cache or the ticket
+    /// keys of the old one.
     pub fn replace(&self, new: impl Into<Self>) {
         self.current.set(new.into().current.get());
     }
