@@ -35,7 +35,7 @@ use crate::error::BoxError;
 /// then reads the counters only when a deadline may have passed.
 ///
 /// If the service abandons a write, for example at a timeout of its own, the write counts as
-/// pending until the next write succeeds. The layer cannot distinguish it from a write that still
+/// pending until the next write or flush completes. The layer cannot distinguish it from a write that still
 /// waits.
 ///
 /// ```

@@ -105,8 +105,8 @@ impl Progress {
         self.is_multiplexed() && self.life().is_peer_done() && is_unfinished
     }
 
-    /// Records that a request, or an unsent piece of its response, is dropped. After the end of
-    /// HTTP/2 input, the reason for that is the peer.
+    /// Called when a request, or an unsent piece of its response, is dropped. If an HTTP/2 peer has
+    /// finished sending by then, records that the drop is due to the peer.
     fn note_dropped(&self) {
         if self.is_multiplexed() && self.life().is_peer_done() {
             self.left.store(true, Ordering::Relaxed);

@@ -42,9 +42,10 @@
 //! before, several sockets on one address (`SO_REUSEPORT`) keep their number and order, and
 //! `systemd:web` is still systemd's socket. Any other endpoint is bound as usual, but a socket of
 //! systemd that the old process did not have cannot be added. The length of the backlog and the
-//! other [`SocketOptions`] are those of the new program. Only the options that must be set before a
-//! socket is bound, and the mode of a Unix socket, are still those of the old program. A socket of
-//! systemd keeps its backlog.
+//! other [`SocketOptions`] are those of the new program, with three exceptions. The options that
+//! must be set before a socket is bound, and the mode of a Unix socket, are still those of the old
+//! program. So is an option that the new program turns off or does not set. A socket of systemd
+//! keeps its backlog.
 //!
 //! The new process is ready once its servers have begun to serve all sockets of the old one. Bind
 //! additional addresses before that. Until the new process is ready, it accepts nothing, so no

@@ -39,8 +39,8 @@ pub(super) struct Records {
     failed: Option<Error>,
     /// Set once the peer has sent `close_notify`.
     is_ended: bool,
-    /// Set once no more data can be sent, because [`close`](Self::close) was called or a write
-    /// failed.
+    /// Set once no more data is encrypted, because [`close`](Self::close) was called or the write of
+    /// encrypted data failed.
     is_closed: bool,
 }
 
@@ -251,8 +251,8 @@ impl Records {
         self.is_closed = closed;
     }
 
-    /// Returns whether sending has ended, because [`close`](Self::close) was called or a write
-    /// failed.
+    /// Returns whether no more data is encrypted, because [`close`](Self::close) was called or the
+    /// write of encrypted data failed.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
