@@ -496,6 +496,25 @@ async fn an_offer_waits_for_the_task_and_not_for_the_peer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_offer_to_a_connection_that_ended_above_its_mark_fails() {
+    let (_client, peer, served) = stalled(Watermarks::below(2 * KIB)).await;
+    peer.offer(line_of(100 * KIB)).await.expect("it is open");
+    settled().await;
+    assert_eq!(
+        peer.offer("late".into()).await,
+        Err(TrySendError::Full("late".into()))
+    );
+
+    peer.abort();
+    served.reason().await;
+
+    assert_eq!(
+        peer.offer("late".into()).await,
+        Err(TrySendError::Closed("late".into()))
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_callback_for_the_end_runs_once_also_when_it_comes_late() {
     let (pipeline, mut peers) = echo_with_peers();
     let served = serve(pipeline);

@@ -122,7 +122,8 @@ impl<T, M> Peer<T, M> {
         loop {
             let mut changed = std::pin::pin!(self.channel.changed.notified());
             changed.as_mut().enable();
-            if self.channel.lock().is_above_mark() {
+            // The mark is crossed no more once the connection is closing, so that is checked, too.
+            if self.channel.lock().is_above_mark() && !self.channel.room.is_closed() {
                 return Err(TrySendError::Full(frame));
             }
             match select(room.as_mut(), changed).await {
