@@ -155,7 +155,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                         step = Step::Discard(*discard);
                         if let Some(wait) = &mut wait {
                             wait.since = Instant::now();
-                            wait.next = Some(SHORT);
+                            let has_all = has_all(wait.sent);
+                            wait.next = Some(if has_all { linger.time } else { SHORT });
                         }
                         continue;
                     }
@@ -229,7 +230,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 
 /// The wait before the first check whether the peer has taken all output, once writing is shut
 /// down. Each later wait is twice as long as the one before it, up to [`Linger::write`] divided by
-/// [`LOOKS`]. So [`Linger::time`], which counts from the check that finds it, begins soon after it.
+/// [`LOOKS`]. [`Linger::time`] counts from the check that finds it. So it begins late by at most
+/// the time waited so far.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.

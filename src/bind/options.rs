@@ -94,10 +94,10 @@ impl SocketOptions {
     /// With this option a program can run an accept loop on each of several runtimes. Most programs
     /// should use [`ServerBuilder::workers`](crate::ServerBuilder::workers) instead, which needs
     /// only one loop. With several loops, Linux distributes connections by their addresses, not by
-    /// load, and resets connections that a loop leaves in its backlog when it ends. Other systems may give all
-    /// connections to one loop. Use several loops only if one cannot accept connections fast
-    /// enough. Each loop needs its own stack, for example a clone. To enforce one exact limit on
-    /// the connections of all loops together, give each loop a clone of the limit:
+    /// load, and resets connections that a loop leaves in its backlog when it ends. Other systems
+    /// may give all connections to one loop. Use several loops only if one cannot accept
+    /// connections fast enough. Each loop needs its own stack, for example a clone. To enforce one
+    /// exact limit on the connections of all loops together, give each loop a clone of the limit:
     ///
     /// ```
     /// use tower::service_fn;

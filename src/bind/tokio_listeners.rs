@@ -93,8 +93,8 @@ impl From<UnixListener> for Endpoint {
 #[error("a listener of tokio could not be taken over")]
 struct NotTakenOver(#[source] Refused);
 
-/// The error of the runtime. Its source is [`ListenerClosed`], which the default accept-error
-/// policy answers by stopping the server.
+/// Displays the error that prevented the takeover. Its source is [`ListenerClosed`], so that the
+/// default accept-error policy stops the server.
 #[derive(Debug, Error)]
 #[error("{error}")]
 struct Refused {

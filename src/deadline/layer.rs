@@ -35,8 +35,8 @@ use crate::error::BoxError;
 /// then reads the counters only when a deadline may have passed.
 ///
 /// If the service abandons a write, for example at a timeout of its own, the write counts as
-/// pending until the next write or flush completes. The layer cannot distinguish it from a write that still
-/// waits.
+/// pending until the next write or flush completes. The layer cannot distinguish it from a write
+/// that still waits.
 ///
 /// ```
 /// use std::time::Duration;

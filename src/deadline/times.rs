@@ -66,7 +66,7 @@ deadlines! {
     /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
     /// | [`half_closed`] | 10 s | most replies take less, and an abandoned request should not cause work for longer | [`PeerReset`] |
-    /// | [`last_calls`] | 30 s | as long as a shutdown waits | the reason for which the connection closes |
+    /// | [`last_calls`] | 30 s | the default deadline of a shutdown | the reason for which the connection closes |
     /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, then [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
@@ -211,8 +211,9 @@ deadlines! {
         /// while output is pending or while a pause holds requests back. A drain of the server does
         /// not start the time, because a shutdown has its own deadline.
         ///
-        /// Default: 30 s. Why: as long as a shutdown waits. When reached: the calls for these
-        /// requests are dropped, and the connection ends with the reason for which it closes.
+        /// Default: 30 s. Why: it is the default deadline of a shutdown, too. When reached: the
+        /// calls for these requests are dropped, and the connection ends with the reason for which
+        /// it closes.
         last_calls = secs(30),
 
         /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may
@@ -327,7 +328,7 @@ deadlines! {
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | [`Drained`] |
     /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for the `GOAWAY` |
-    /// | [`stream`] | 30 s | as long as a shutdown waits | [`MaxAge`] |
+    /// | [`stream`] | 30 s | the default deadline of a shutdown | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
     /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
@@ -403,8 +404,8 @@ deadlines! {
         /// [`max_age`](Deadlines::max_age). In a shutdown the server's own deadline applies
         /// instead. After `LiveConnection::close` there is no such deadline.
         ///
-        /// Default: 30 s. Why: as long as a shutdown waits. When reached: the connection ends with
-        /// [`MaxAge`](crate::EndReason::MaxAge).
+        /// Default: 30 s. Why: it is the default deadline of a shutdown, too. When reached: the
+        /// connection ends with [`MaxAge`](crate::EndReason::MaxAge).
         stream = secs(30),
     }
 }

@@ -239,8 +239,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
         };
         let is_reading = &self.progress.is_reading;
         is_reading.store(read.is_pending(), Ordering::Relaxed);
-        // The rest of a body is due, and no response that could carry the acknowledgement of what
-        // has arrived. Clients of HTTP/2 do not use Nagle's algorithm.
+        // The rest of a body is due, and usually no response that could carry the acknowledgement
+        // of what has arrived. HTTP/2 is left out, because most of its clients set `TCP_NODELAY`.
         let progress = &self.progress;
         if read.is_pending() && progress.has_unread_bodies() && !progress.is_multiplexed() {
             progress.life().probe.acknowledge();

@@ -39,8 +39,8 @@ pub(super) struct Records {
     failed: Option<Error>,
     /// Set once the peer has sent `close_notify`.
     is_ended: bool,
-    /// Set once no more data is encrypted, because [`close`](Self::close) was called or the write of
-    /// encrypted data failed.
+    /// Set once no more data is encrypted, because [`close`](Self::close) was called or the write
+    /// of encrypted data failed.
     is_closed: bool,
 }
 

@@ -194,7 +194,8 @@ impl<F> Check<F> {
     ///
     /// The plan runs twice, for [`Promise::Repeats`]. For [`Promise::Accepts`], an empty plan also
     /// runs with failed accepts. For [`Promise::HalfClose`], a plan that only ends the input also
-    /// runs with a stall at the same place.
+    /// runs with a stall at the same place. A breach of a contract in any of these runs counts as
+    /// one of the plan.
     pub fn only(mut self, plan: Plan) -> Self {
         self.only = Some(plan);
         self
