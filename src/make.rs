@@ -25,7 +25,8 @@ pub struct ClonePerRequest<S>(pub(crate) S);
 #[derive(Clone, Debug)]
 pub struct MakePerConnection<K>(pub(crate) K);
 
-/// Serves each connection with a service of requests and messages that a make-service makes for it.
+/// Serves each connection with a service that a make-service makes for it. The service takes
+/// requests and messages.
 ///
 /// `M` is the type of the messages. See [`Event`](crate::pipeline::Event).
 pub struct MakeEventsPerConnection<K, M>(MakePerConnection<K>, PhantomData<fn(M)>);

@@ -222,7 +222,8 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Returns a sequence of events: one for each time the output crosses one of its marks from now
-    /// on. If the output is above its high mark now, the first event is [`Crossing::High`].
+    /// on. If the output has risen to its high mark and has not fallen to the low mark since, the
+    /// first event is [`Crossing::High`].
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]
