@@ -172,9 +172,9 @@ deadlines! {
         ///
         /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
         /// socket. This is checked 16 times per deadline, so a connection may end late by up to a
-        /// sixteenth of the deadline. The system of a peer whose receive buffer is full takes
-        /// nothing until the peer has read a part of that buffer, which may be more than 64 KiB. So
-        /// a peer that reads a few KiB per second needs a longer time. On other systems, and with a
+        /// sixteenth of the deadline. If a peer's receive buffer is full, its system takes nothing
+        /// until the peer has read a part of the buffer. That part may be larger than 64 KiB, so a
+        /// peer that reads a few KiB per second needs a longer time. On other systems, and with a
         /// custom listener, bytes count as taken when more can be written. With a slow reader that
         /// happens only rarely, so set a longer time there.
         ///

@@ -125,9 +125,9 @@ pub(crate) struct HttpProgress {
     pub(crate) is_peer_done: bool,
 }
 
-/// Returns whether h2 ended the connection with `ENHANCE_YOUR_CALM`. It does so if too many small
-/// data frames are unread, or in a flood, for example of resets. Only the text of h2's error shows
-/// this.
+/// Returns whether the connection ended with `ENHANCE_YOUR_CALM`. h2 sends it if too many small
+/// data frames are unread, or in a flood, for example of resets. Without a dependency on h2, only
+/// the text of its error shows this.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);
