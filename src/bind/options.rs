@@ -296,8 +296,8 @@ impl SocketOptions {
     }
 
     /// Sets the backlog of this process on a listening socket that the replaced process has opened,
-    /// and on Linux also the options that accepted sockets inherit. Options that must be set before
-    /// the bind stay as they are.
+    /// and on Linux also the options that accepted TCP sockets inherit, if they are set or on.
+    /// Options that must be set before the bind stay as they are.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {

@@ -45,10 +45,11 @@ impl FrameTooLarge {
 /// The error for a decoder that keeps returning frames without consuming input. The connection ends
 /// with [`EndReason::CodecError`](crate::EndReason::CodecError).
 ///
-/// A decoder may return up to 65,536 frames in a row without consuming input, or
-/// [`max_frame`](crate::pipeline::Limits::max_frame) frames if that number is larger. Inside a codec
-/// that skips items, such as [`FilterDecode`](crate::frame::FilterDecode), a decoder may return up
-/// to 1,048,576 items in a row without consuming input.
+/// A decoder may split one frame into many, and so return frames without consuming input: up to
+/// 65,536 in a row, or as many as [`max_frame`](crate::pipeline::Limits::max_frame) has bytes if
+/// that is more. Inside a codec that skips items, such as
+/// [`FilterDecode`](crate::frame::FilterDecode), a decoder may return up to 1,048,576 items in a
+/// row without consuming input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]
