@@ -94,9 +94,9 @@ pub struct ConnectionLimit(Arc<Mutex<LimitState>>);
 struct LimitState {
     limit: usize,
     used: usize,
-    /// The waiters to wake when the limit or the count changes, each with the number of its service
-    /// instance. There is one waiter for each accept loop, so a linear search is fast enough. Every
-    /// connection uses this vector, so its allocation is kept.
+    /// The waiters to wake when the limit is changed or a permit is returned, each with the number
+    /// of its service instance. There is one waiter for each accept loop, so a linear search is
+    /// fast enough. Every connection uses this vector, so its allocation is kept.
     waiting: Vec<(u64, Waker)>,
     next_instance: u64,
 }
@@ -116,7 +116,6 @@ impl LimitState {
 
     /// Takes all wakers, so that the caller can wake them after unlocking.
     fn take_waiting(&mut self) -> Vec<(u64, Waker)> {
-        // The list keeps its allocation, because each accepted connection registers here once.
         self.waiting.drain(..).collect()
     }
 }
@@ -281,7 +280,8 @@ pub struct Limited<S> {
     limit: ConnectionLimit,
     instance: u64,
     reserved: Option<Permit>,
-    /// `true` from when the inner service returns `Pending` from `poll_ready` until its next call.
+    /// `true` once the inner service's `poll_ready` has returned `Pending`, until the service is
+    /// called, even if it becomes ready in between.
     queued: bool,
 }
 

@@ -48,9 +48,10 @@ use crate::error::ServiceError;
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) is compared with the bytes that one
 /// call of `decode` consumes before it returns an item. If several frames arrived together, one
-/// call can consume all frames of a chunk, filtered frames before the item, and all outer frames
-/// that contain parts of one inner frame. So set `max_frame` large enough for all of these, and
-/// limit a single frame in the codec itself.
+/// call can consume many of them: all frames of one `Vec` ([`chunks`](Self::chunks)), the dropped
+/// frames before the item ([`filter_decode`](Self::filter_decode)), and all outer frames that
+/// contain parts of one inner frame ([`then`](Self::then)). So set `max_frame` large enough for all
+/// of these, and limit a single frame in the codec itself.
 pub trait CodecExt: Decoder + Sized {
     /// Converts each decoded item with a function.
     ///

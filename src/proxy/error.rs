@@ -26,8 +26,8 @@ pub enum ProxyHeaderError {
     /// The version of the header is unknown, or the hook does not accept it.
     #[error("the version of the PROXY header is not accepted")]
     Version,
-    /// The line of a version 1 header has the wrong number of fields, a wrong separator, or no CRLF
-    /// at its end.
+    /// The line of a version 1 header has the wrong number of fields, a wrong separator between its
+    /// addresses and ports, or a line end that is not CRLF.
     #[error("the line of the PROXY header is malformed")]
     Line,
     /// The command of a version 2 header is neither `LOCAL` nor `PROXY`.

@@ -246,7 +246,8 @@ impl Records {
         }
     }
 
-    /// Sets whether sending has ended. Once it has ended, not even `close_notify` is sent.
+    /// Forbids or allows sending. While it is forbidden, nothing more is encrypted, and
+    /// [`close`](Self::close) appends no `close_notify`.
     pub(super) fn set_closed(&mut self, closed: bool) {
         self.is_closed = closed;
     }

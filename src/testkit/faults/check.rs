@@ -172,10 +172,11 @@ impl<F> Check<F> {
         self
     }
 
-    /// Sets the maximum number of places for faults in each direction.
+    /// Sets the maximum number of places for faults in each direction. A place is before a byte of
+    /// the conversation.
     ///
-    /// Default: 512. Why: most conversations have no more bytes. When reached: the places are
-    /// spread evenly.
+    /// Default: 512. Why: most conversations are not longer, so each of their bytes is a place.
+    /// When reached: the places are spread evenly.
     pub fn places(mut self, places: usize) -> Self {
         self.places = places;
         self
