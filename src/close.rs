@@ -145,6 +145,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     // Allocated only when the close must wait. Most closes need not wait, because the peer has
     // closed already.
     let mut wait: Option<Box<Wait>> = None;
+    let time = linger.time;
+    let first_look = move |sent| if has_all(sent) { time } else { SHORT };
     std::future::poll_fn(move |cx| {
         loop {
             match &mut step {
@@ -155,8 +157,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                         step = Step::Discard(*discard);
                         if let Some(wait) = &mut wait {
                             wait.since = Instant::now();
-                            let has_all = has_all(wait.sent);
-                            wait.next = Some(if has_all { linger.time } else { SHORT });
+                            wait.next = Some(first_look(wait.sent));
                         }
                         continue;
                     }
@@ -181,8 +182,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                 let sent = conn.life().probe.sent();
                 let next = match step {
                     Step::ShutDown(_) => linger.write / LOOKS,
-                    Step::Discard(_) if has_all(sent) => linger.time,
-                    Step::Discard(_) | Step::Look => SHORT,
+                    Step::Discard(_) | Step::Look => first_look(sent),
                 };
                 Box::new(Wait::new(sent, next))
             });
