@@ -73,6 +73,14 @@ impl Running {
     }
 }
 
+/// Has the server send a line back.
+async fn is_served(client: &mut TlsStream<DuplexStream>) {
+    client.write_all(b"still here\n").await.expect("it is open");
+    let mut answer = [0; 11];
+    client.read_exact(&mut answer).await.expect("it is served");
+    assert_eq!(&answer, b"still here\n");
+}
+
 #[tokio::test(start_paused = true)]
 async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_place_back() {
     let server = start();
@@ -94,10 +102,7 @@ async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_
     }
 
     let mut good = server.connect().await;
-    good.write_all(b"still here\n").await.unwrap();
-    let mut answer = [0; 11];
-    good.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"still here\n");
+    is_served(&mut good).await;
     drop(good);
     server.served.end().await;
     tokio::task::yield_now().await;
@@ -187,10 +192,7 @@ async fn b22_an_empty_or_huge_first_message_is_refused_and_nothing_panics() {
     }
 
     let mut good = server.connect().await;
-    good.write_all(b"still here\n").await.expect("it is open");
-    let mut answer = [0; 11];
-    good.read_exact(&mut answer).await.expect("it is served");
-    assert_eq!(&answer, b"still here\n");
+    is_served(&mut good).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -204,10 +206,7 @@ async fn b22_a_hello_of_several_records_is_served() {
 
         let mut good = server.connect().await;
 
-        good.write_all(b"here\n").await.expect("it is open");
-        let mut answer = [0; 5];
-        good.read_exact(&mut answer).await.expect("it is served");
-        assert_eq!(&answer, b"here\n");
+        is_served(&mut good).await;
     }
 }
 
@@ -237,10 +236,7 @@ async fn b24_a_flood_of_key_updates_ends_its_connection_alone() {
     // A few key updates are in order.
     for _ in 0..10 {
         good.get_mut().1.refresh_traffic_keys().unwrap();
-        good.write_all(b"still here\n").await.unwrap();
-        let mut answer = [0; 11];
-        good.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"still here\n");
+        is_served(&mut good).await;
     }
 }
 
