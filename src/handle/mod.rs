@@ -230,8 +230,8 @@ impl Handle {
     /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener). The phase
     /// lasts until a shutdown begins, but at least for the time of
     /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck). [`drain`](Self::drain),
-    /// [`abort`](Self::abort), an earlier deadline of [`shutdown_within`](Self::shutdown_within) and
-    /// a fatal error of an accept end it earlier.
+    /// [`abort`](Self::abort), an earlier deadline of [`shutdown_within`](Self::shutdown_within)
+    /// and a fatal error of an accept end it earlier.
     ///
     /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server
     /// out of a load balancer's rotation now and shut it down later.

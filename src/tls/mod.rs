@@ -17,8 +17,8 @@
 //! `ProxyProtocol` (feature `proxy-protocol`) in front of this hook.
 //!
 //! If the handshake fails, the connection ends with [`EndReason::TlsHandshakeFailed`], and the
-//! [cause](crate::ConnectionEnded) contains the error. The peer gets a TLS alert, unless it has sent
-//! one itself, or the stream has ended or failed.
+//! [cause](crate::ConnectionEnded) contains the error. The peer gets a TLS alert, unless it has
+//! sent one itself, or the stream has ended or failed.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
