@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # tokio: `Ready::is_write_closed` tells a TCP peer that has reset the connection from one that has
-# only closed its socket. It does not tell the two apart on a Unix socket: there, it is `true` as soon
-# as the peer has closed its socket in good order, although everything that the peer has written can
-# still be read. (On Linux the flag is EPOLLHUP.) So a server that drops its work once writing is
-# closed loses the requests of a Unix client that writes and closes.
+# only closed its socket. It does not tell the two apart on a Unix socket: there, it is `true` as
+# soon as the peer has closed its socket in good order, although everything that the peer has
+# written can still be read. (On Linux the flag is EPOLLHUP.) So a server that drops its work once
+# writing is closed loses the requests of a Unix client that writes and closes.
 #
 # Seen with tokio 1.50.0 and 1.54.1 on Linux.
 set -euo pipefail
