@@ -106,6 +106,11 @@ impl Linger {
         self.min_rate_of_deadlines = deadlines.min_rate;
         self
     }
+
+    /// Returns the wait before the first check once writing is shut down.
+    fn first_look(&self, sent: Option<Sent>) -> Duration {
+        if has_all(sent) { self.time } else { SHORT }
+    }
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
@@ -145,8 +150,6 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     // Allocated only when the close must wait. Most closes need not wait, because the peer has
     // closed already.
     let mut wait: Option<Box<Wait>> = None;
-    let time = linger.time;
-    let first_look = move |sent| if has_all(sent) { time } else { SHORT };
     std::future::poll_fn(move |cx| {
         loop {
             match &mut step {
@@ -157,7 +160,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                         step = Step::Discard(*discard);
                         if let Some(wait) = &mut wait {
                             wait.since = Instant::now();
-                            wait.next = Some(first_look(wait.sent));
+                            wait.next = Some(linger.first_look(wait.sent));
                         }
                         continue;
                     }
@@ -182,7 +185,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                 let sent = conn.life().probe.sent();
                 let next = match step {
                     Step::ShutDown(_) => linger.write / LOOKS,
-                    Step::Discard(_) | Step::Look => first_look(sent),
+                    Step::Discard(_) | Step::Look => linger.first_look(sent),
                 };
                 Box::new(Wait::new(sent, next))
             });
