@@ -17,11 +17,11 @@ use futures_util::stream::StreamExt as _;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
+use tokio_util::codec::{AnyDelimiterCodec, Decoder, Encoder, LengthDelimitedCodec, LinesCodec};
 use tower::make::Shared;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::error::find_cause;
-use tower_tcp::frame::{CodecExt as _, DecoderStalled, Lines, LinesError};
+use tower_tcp::frame::{CodecExt as _, DecoderStalled, InOut, Lines, LinesError};
 use tower_tcp::pipeline::{
     Closed, Limits, OnConnectLayer, Session, SessionService, ShutdownOnErrorLayer,
 };
@@ -973,6 +973,42 @@ async fn c9_answers_before_a_frame_that_is_too_large_are_delivered() {
         assert_eq!(client.rest().await, ["1", "2", "3"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::FrameTooLarge);
+    }
+}
+
+/// Each of these codecs has an error of its own for it.
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_is_too_large_for_a_codec_of_tokio_util_has_the_same_reason() {
+    let lines = || LinesCodec::new_with_max_length(10);
+    let words = || AnyDelimiterCodec::new_with_max_length(b" ".to_vec(), b" ".to_vec(), 10);
+    let framed = || {
+        let mut codec = LengthDelimitedCodec::new();
+        codec.set_max_frame_length(10);
+        InOut::new(codec, Lines::default())
+    };
+    let frozen = async |frame: BytesMut| Ok::<_, BoxError>(frame.freeze());
+    let same = async |text: String| Ok::<_, BoxError>(text);
+    let text = async |text: Bytes| Ok::<_, BoxError>(String::from_utf8_lossy(&text).into_owned());
+    for (served, input) in [
+        (
+            serve(Pipeline::new(lines).service::<String, _>(service_fn(same))),
+            "12345678901\n",
+        ),
+        (
+            serve(Pipeline::new(words).service::<String, _>(service_fn(text))),
+            "12345678901 ",
+        ),
+        (
+            serve(Pipeline::new(framed).service(service_fn(frozen))),
+            "\0\0\0\u{b}12345678901",
+        ),
+    ] {
+        let mut client = served.client().await;
+        client.send(input).await;
+
+        assert!(client.rest().await.is_empty(), "{input:?}");
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::FrameTooLarge, "{input:?}");
     }
 }
 

@@ -17,7 +17,7 @@ use std::error::Error as StdError;
 use std::io;
 
 use thiserror::Error;
-use tokio_util::codec::{LengthDelimitedCodecError, LinesCodecError};
+use tokio_util::codec::{AnyDelimiterCodecError, LengthDelimitedCodecError, LinesCodecError};
 use tower::load_shed::error::Overloaded;
 use tower::timeout::error::Elapsed;
 
@@ -77,7 +77,9 @@ impl EndReason {
         let too_large = find_cause::<FrameTooLarge>(err).is_some()
             || find_cause::<LengthDelimitedCodecError>(err).is_some()
             || find_cause::<LinesCodecError>(err)
-                .is_some_and(|err| matches!(err, LinesCodecError::MaxLineLengthExceeded));
+                .is_some_and(|err| matches!(err, LinesCodecError::MaxLineLengthExceeded))
+            || find_cause::<AnyDelimiterCodecError>(err)
+                .is_some_and(|err| matches!(err, AnyDelimiterCodecError::MaxChunkLengthExceeded));
         if too_large {
             Self::FrameTooLarge
         } else {

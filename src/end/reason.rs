@@ -71,8 +71,8 @@ end_reasons! {
     /// data or HTTP/2 pings. This is also the reason if the peer finished sending and a reply then
     /// took longer than [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
-    /// The stream ended within a frame or an HTTP/1 head, or before a
-    /// [`Peek`](crate::preconnect::Peek) hook knew the protocol, or a TLS stream ended without
+    /// The stream ended within a frame or an HTTP/1 head, or within the bytes by which a
+    /// [`Peek`](crate::preconnect::Peek) hook finds the protocol, or a TLS stream ended without
     /// `close_notify`.
     Truncated = "truncated" by Peer,
     /// A frame of a pipeline, or an HTTP/1 head, was larger than allowed.
