@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, stream};
 use support::{Client, Clients, Ends, settled};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -38,8 +38,25 @@ struct Hall {
     made: mpsc::Receiver<Peer<Line>>,
 }
 
+/// Two lines as one. The codec writes the same bytes.
+fn joined(first: &mut Line, next: &Line) -> bool {
+    if *next.as_ref() == *"alone" {
+        return false;
+    }
+    *first = [first, "\n", next].concat().into();
+    true
+}
+
 impl Hall {
     async fn of(members: usize) -> Self {
+        Self::with(Groups::new(), members).await
+    }
+
+    async fn that_merges(members: usize) -> Self {
+        Self::with(Groups::new().merge_with(joined), members).await
+    }
+
+    async fn with(rooms: Rooms, members: usize) -> Self {
         let (peers, made) = mpsc::channel(256);
         let make = service_fn(move |peer: Peer<Line>| {
             peers.try_send(peer).expect("there is room");
@@ -54,7 +71,7 @@ impl Hall {
             .limits(Limits::default().high_mark(HIGH))
             .deadlines(deadlines);
         let mut hall = Self {
-            rooms: Groups::new(),
+            rooms,
             served: serve(pipeline),
             clients: Vec::new(),
             peers: Vec::new(),
@@ -194,6 +211,62 @@ async fn what_one_member_is_sent_keeps_its_place_in_a_burst() {
     hall.say("three", SlowPeer::Skip);
     hall.hears(0, &["one", "aside", "two", "three"]).await;
     hall.hears(1, &["one", "two", "three"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn merged_frames_of_a_burst_are_one_frame_with_the_bytes_of_all() {
+    let mut hall = Hall::that_merges(3).await;
+    let lines: Vec<Line> = (0..64).map(|n| n.to_string().into()).collect();
+    for line in &lines {
+        assert_eq!(hall.say(Arc::clone(line), SlowPeer::Skip).sent(), 3);
+    }
+    assert_eq!(hall.peers[0].buffered().frames(), 1);
+    hall.say("beyond", SlowPeer::Skip);
+    assert_eq!(hall.peers[0].buffered().frames(), 2, "64 at most are one");
+    hall.tell(0, "aside").expect("it is open");
+    for line in ["after", "alone", "the last"] {
+        hall.say(line, SlowPeer::Skip);
+    }
+    // The burst goes on behind what one member is sent.
+    assert_eq!(
+        hall.peers[0].buffered().frames(),
+        5,
+        "merged, alone with the last, and an aside"
+    );
+    assert_eq!(hall.peers[1].buffered().frames(), 4);
+    for member in 0..3 {
+        for line in &lines {
+            hall.hears(member, &[line]).await;
+        }
+        hall.hears(member, &["beyond"]).await;
+        if member == 0 {
+            hall.hears(member, &["aside"]).await;
+        }
+        hall.hears(member, &["after", "alone", "the last"]).await;
+        hall.hears_no_more(member).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_frames_of_a_feed_are_merged_too() {
+    let lines: Vec<Line> = (0..8).map(|n| n.to_string().into()).collect();
+    let open = {
+        let lines = lines.clone();
+        move |_| std::future::ready(Ok::<_, BoxError>(stream::iter(lines.clone())))
+    };
+    static MERGED: AtomicUsize = AtomicUsize::new(0);
+    let merge = |first: &mut Line, next: &Line| {
+        MERGED.fetch_add(1, Ordering::Relaxed);
+        joined(first, next)
+    };
+    let rooms = Groups::fed_by(open, SlowPeer::Skip).merge_with(merge);
+    // A later call has no effect.
+    let rooms = rooms.merge_with(|_, _| false);
+    let mut hall = Hall::with(rooms, 1).await;
+    for line in &lines {
+        hall.hears(0, &[line]).await;
+    }
+    assert_eq!(MERGED.load(Ordering::Relaxed), 7);
 }
 
 #[tokio::test(start_paused = true)]
@@ -369,9 +442,17 @@ async fn a_burst_is_bounded_and_waits_for_the_tasks_of_its_members() {
 /// Senders on several threads speak to all and to each. Some members come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn each_member_hears_each_sender_in_order_and_misses_nothing() {
+    hear_each_sender_in_order(Hall::of(6).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_member_hears_each_sender_in_order_in_merged_frames_too() {
+    hear_each_sender_in_order(Hall::that_merges(6).await).await;
+}
+
+async fn hear_each_sender_in_order(mut hall: Hall) {
     const SENDERS: usize = 4;
     const LINES: usize = 300;
-    let mut hall = Hall::of(6).await;
     let guest = hall.enter().await;
     let mut senders = JoinSet::new();
     for sender in 0..SENDERS {

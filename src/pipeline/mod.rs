@@ -151,7 +151,7 @@ pub use event::Event;
 pub use limits::Limits;
 pub use on_connect::{OnConnect, OnConnectFuture, OnConnectLayer};
 pub use peer::{Buffered, Closed, Crossing, Crossings, Peer, Timer, TrySendError};
-pub(crate) use peer::{Run, TooLate};
+pub(crate) use peer::{Merge, Run, TooLate};
 pub use per_call::PerCall;
 pub use reject::Reject;
 pub use reply::{Reply, Upgrade};

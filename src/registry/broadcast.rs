@@ -9,7 +9,7 @@ use tokio::task::coop::consume_budget;
 
 use super::Registry;
 use crate::end::EndReason;
-use crate::pipeline::{Peer, Run, TrySendError};
+use crate::pipeline::{Merge, Peer, Run, TrySendError};
 
 /// The policy for a peer whose output is above its high mark when a broadcast sends to it.
 ///
@@ -210,13 +210,14 @@ impl<T, M> Sending<T, M> {
     /// to which later broadcasts to the same peers may add frames.
     pub(super) fn begin_run<'a>(
         frame: &T,
+        merge: Option<Merge<T>>,
         peers: impl Iterator<Item = &'a Peer<T, M>>,
     ) -> (Self, OpenRun<T, M>)
     where
         T: Clone + 'a,
         M: 'a,
     {
-        let run = Arc::new(Run::new(frame.clone()));
+        let run = Arc::new(Run::new(frame.clone(), merge));
         let mut sending = Self::default();
         for peer in peers {
             match peer.try_send_run(&run) {

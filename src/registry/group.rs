@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -14,10 +14,12 @@ use super::feed::{Feed, Opening};
 use super::shards::{Entered, Shards};
 use crate::connection::ConnectionId;
 use crate::error::BoxError;
+use crate::pipeline::Merge;
 
 pub(super) struct Inner<K, T, M> {
     pub(super) groups: Shards<K, Group<T, M>>,
     pub(super) source: Option<Source<K, T>>,
+    pub(super) merge: OnceLock<Merge<T>>,
 }
 
 /// The state of one group: its members (at least one) by their [`ConnectionId`], its latest
@@ -90,7 +92,9 @@ where
         Q: Hash + Eq + ?Sized,
         T: Clone,
     {
-        let (sending, open) = Sending::begin_run(frame, members.values().map(|it| &it.peer));
+        let merge = self.merge.get().copied();
+        let peers = members.values().map(|it| &it.peer);
+        let (sending, open) = Sending::begin_run(frame, merge, peers);
         let mut shard = self.groups.of(key);
         let group = shard.get_mut(key);
         // Do not store the run if a member has joined or left meanwhile. In that case, a copy has

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use futures_core::Stream;
 use futures_util::{FutureExt, StreamExt};
@@ -109,8 +109,48 @@ impl<K, T, M> Groups<K, T, M> {
             inner: Arc::new(Inner {
                 groups: Shards::new(),
                 source,
+                merge: OnceLock::new(),
             }),
         }
+    }
+
+    /// Sets a function that merges the frames of a burst, so that each member encodes them as one.
+    ///
+    /// Most of what a burst costs a member is that each frame is cloned and encoded for it. If
+    /// frames are stored encoded, `merge` can append the bytes of one to those of another:
+    /// `merge(first, next)` appends `next` to `first` and returns `true`, or returns `false` and
+    /// leaves `first` as it is. It is called only for frames that are sent, one right after the
+    /// other, to all members before any member's task runs (see [`broadcast`](Self::broadcast)).
+    /// The merged frame must encode to the bytes of both, in order.
+    ///
+    /// A merged frame is encoded as a whole, even if it exceeds the high mark of a connection's
+    /// output. So `merge` should limit its size, for example to 16 KiB. At most 64 frames are
+    /// merged.
+    ///
+    /// The function applies to all clones. Only the first call has an effect. Without it, frames
+    /// are not merged, because only the program knows how they are encoded.
+    ///
+    /// ```
+    /// use tower_tcp::registry::Groups;
+    ///
+    /// /// Encoded events. The codec of the connections writes them as they are.
+    /// #[derive(Clone)]
+    /// struct Events(Vec<u8>);
+    ///
+    /// let rooms: Groups<String, Events> = Groups::new().merge_with(|first, next| {
+    ///     let fits = first.0.len() + next.0.len() <= 16 * 1024;
+    ///     if fits {
+    ///         first.0.extend_from_slice(&next.0);
+    ///     }
+    ///     fits
+    /// });
+    /// # drop(rooms);
+    /// ```
+    #[must_use]
+    pub fn merge_with(self, merge: fn(&mut T, &T) -> bool) -> Self {
+        // If it was set before, the earlier function stays.
+        let _earlier = self.inner.merge.set(merge);
+        self
     }
 
     /// Returns the number of groups.
@@ -283,8 +323,8 @@ where
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
     /// encoded for a member, that connection holds the encoded copy until its peer takes it. The
-    /// shared frames are locked while a member's task clones them, so a `T` that sends to the same
-    /// group in its `Clone` can deadlock.
+    /// shared frames are locked while they are cloned or [merged](Self::merge_with), so a `T` that
+    /// sends to the same group in its `Clone` can deadlock.
     ///
     /// # Cancel safety
     ///

@@ -28,7 +28,7 @@ pub use buffered::Buffered;
 pub use crossings::{Crossing, Crossings};
 pub(super) use engine_side::{EngineSide, Mail, Taken};
 pub use errors::{Closed, TrySendError};
-pub(crate) use run::Run;
+pub(crate) use run::{Merge, Run};
 pub use timer::Timer;
 
 /// A handle to one connection, for use from anywhere in the program.
@@ -53,7 +53,8 @@ impl<T, M> Peer<T, M> {
         &self.channel.info
     }
 
-    /// Returns whether both handles belong to the same connection.
+    /// Returns whether both handles belong to the same pipeline of the same connection. After an
+    /// upgrade, a connection has a new one.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.channel, &other.channel)
     }

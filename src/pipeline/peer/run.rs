@@ -4,6 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// memory of a queue.
 const MOST: usize = 64;
 
+/// Appends the second frame to the first. Returns `false`, and leaves the first as it is, if it
+/// cannot.
+pub(crate) type Merge<T> = fn(&mut T, &T) -> bool;
+
 /// A run: frames that were broadcast to the same connections, one after the other. These
 /// connections share the run, as one entry in the queue of each. A broadcast adds a frame only to
 /// the run, not to each queue. The run is closed when one of the connections takes it, gets another
@@ -13,36 +17,47 @@ pub(crate) struct Run<T> {
     /// Clones a frame. This is a function pointer, because the queue also exists for types of
     /// frames that are not `Clone` and are never broadcast.
     clone: fn(&T) -> T,
+    merge: Option<Merge<T>>,
 }
 
 struct Frames<T> {
     list: Vec<T>,
+    /// The number of frames that were added, including those that were merged into others.
+    added: usize,
     is_open: bool,
 }
 
 impl<T> Run<T> {
-    pub(crate) fn new(frame: T) -> Self
+    pub(crate) fn new(frame: T, merge: Option<Merge<T>>) -> Self
     where
         T: Clone,
     {
         Self {
             frames: Mutex::new(Frames {
                 list: vec![frame],
+                added: 1,
                 is_open: true,
             }),
             clone: T::clone,
+            merge,
         }
     }
 
     /// Adds a frame. Returns `false` if the run is closed or full.
     pub(crate) fn add(&self, frame: &T) -> bool {
-        let frame = (self.clone)(frame);
         let mut frames = self.lock();
-        let has_room = frames.is_open && frames.list.len() < MOST;
-        if has_room {
-            frames.list.push(frame);
+        if !frames.is_open || frames.added == MOST {
+            return false;
         }
-        has_room
+        frames.added += 1;
+        if let Some(merge) = self.merge
+            && let Some(last) = frames.list.last_mut()
+            && merge(last, frame)
+        {
+            return true;
+        }
+        frames.list.push((self.clone)(frame));
+        true
     }
 
     /// Closes the run, so that no more frames can be added.
@@ -67,7 +82,7 @@ impl<T> Run<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Frames<T>> {
-        // If cloning a frame panics, the list is still intact.
+        // If cloning or merging a frame panics, the list is still intact.
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
