@@ -451,11 +451,17 @@ async fn a_malformed_request_is_told_behind_the_replies_before_it_and_is_the_las
 #[tokio::test(start_paused = true)]
 async fn a_subscriber_gets_the_messages_of_its_channels_in_order_behind_the_confirmations() {
     let redis = redis();
-    let mut subscriber = redis.connect().await;
-    subscriber.send("SUBSCRIBE a b\n").await;
-    for (channel, n) in [("a", 1), ("b", 2)] {
-        for line in ["*3", "$9", "subscribe", "$1", channel, &format!(":{n}")] {
-            assert_eq!(subscriber.line().await, line);
+    let mut subscribers = [(redis.connect().await, "*3"), (redis.connect().await, ">3")];
+    subscribers[1].0.send("HELLO 3\n").await;
+    while subscribers[1].0.line().await != "modules" {}
+    assert_eq!(subscribers[1].0.line().await, "*0");
+    for (subscriber, push) in &mut subscribers {
+        let push = *push;
+        subscriber.send("SUBSCRIBE a b\n").await;
+        for (channel, n) in [("a", 1), ("b", 2)] {
+            for line in [push, "$9", "subscribe", "$1", channel, &format!(":{n}")] {
+                assert_eq!(subscriber.line().await, line);
+            }
         }
     }
 
@@ -465,14 +471,17 @@ async fn a_subscriber_gets_the_messages_of_its_channels_in_order_behind_the_conf
         .collect();
     let counts = redis.says(&messages).await;
 
-    let expected: Vec<_> = (0..100).flat_map(|_| [":1", ":0"]).collect();
+    let expected: Vec<_> = (0..100).flat_map(|_| [":2", ":0"]).collect();
     assert_eq!(counts, expected);
-    for n in 100..200 {
-        for line in ["*3", "$7", "message", "$1", "a", "$3", &n.to_string()] {
-            assert_eq!(subscriber.line().await, line);
+    for (subscriber, push) in &mut subscribers {
+        let push = *push;
+        for n in 100..200 {
+            for line in [push, "$7", "message", "$1", "a", "$3", &n.to_string()] {
+                assert_eq!(subscriber.line().await, line);
+            }
         }
+        assert!(subscriber.hears_nothing().await);
     }
-    assert!(subscriber.hears_nothing().await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use tower_tcp::pipeline::Watermarks;
 use tower_tcp::registry::{Groups, SlowPeer};
 use tower_tcp::{BoxError, Peer};
 
-use super::resp::{Confirmation, Frame, Message};
+use super::resp::{Confirmation, Frame, Messages};
 
 /// The channels that have a listener.
 pub(crate) struct Channels {
@@ -22,14 +22,14 @@ pub(crate) struct Channels {
 impl Channels {
     pub(crate) fn new(marks: Watermarks) -> Self {
         Self {
-            listeners: Groups::new(),
+            listeners: Groups::new().merge_with(Frame::merge),
             marks,
         }
     }
 
     /// Sends a message to all listeners. Returns how many it was sent to.
     pub(crate) async fn publish(&self, channel: Bytes, payload: Bytes) -> usize {
-        let message = Frame::Message(Arc::new(Message::new(channel.clone(), payload)));
+        let message = Frame::Messages(Arc::new(Messages::new(channel.clone(), payload)));
         let slow = SlowPeer::CloseAfter(Duration::ZERO);
         let sent = self.listeners.broadcast(&channel, message, |_| true, slow);
         sent.await.sent()

@@ -26,6 +26,9 @@ const MOST_ARGS: usize = 1024 * 1024;
 /// The maximum length of an inline request in bytes, as in Redis.
 const LONGEST_LINE: usize = 64 * 1024;
 
+/// The maximum number of bytes of merged messages.
+const MERGED: usize = 16 * 1024;
+
 /// The maximum number of digits of a length. No limit needs more digits. The maximum also stops the
 /// search for the end of a long line of digits.
 const DIGITS: usize = 9;
@@ -347,7 +350,8 @@ pub(crate) enum Frame {
     /// large values is never in the output buffer as a whole.
     Items(usize),
     Confirmation(Box<Confirmation>),
-    Message(Arc<Message>),
+    /// Messages of one channel.
+    Messages(Arc<Messages>),
 }
 
 /// Confirms a subscription or its end.
@@ -360,18 +364,21 @@ pub(crate) enum Confirmation {
     Unsubscribed(Option<Bytes>, usize),
 }
 
-/// A published message. Its encoding is the same for all subscribers, except for the type in the
-/// first byte.
-#[derive(Debug)]
-pub(crate) struct Message {
+/// Published messages of one channel. Their encoding is the same for all subscribers, except for
+/// the type in the first byte of each message.
+#[derive(Clone, Debug)]
+pub(crate) struct Messages {
     channel: Bytes,
-    /// The encoded frame without its first byte.
-    encoded: Bytes,
+    /// The messages, encoded in RESP2.
+    encoded: BytesMut,
+    /// Where each message but the first begins.
+    starts: Vec<usize>,
 }
 
-impl Message {
+impl Messages {
+    /// Creates one message.
     pub(crate) fn new(channel: Bytes, payload: Bytes) -> Self {
-        let mut encoded = BytesMut::new();
+        let mut encoded = BytesMut::with_capacity(channel.len() + payload.len() + 64);
         let parts = vec![
             Frame::text("message"),
             Frame::Bulk(channel.clone()),
@@ -380,7 +387,18 @@ impl Message {
         Frame::Array(parts).encode(Version::Resp2, &mut encoded);
         Self {
             channel,
-            encoded: encoded.freeze().slice(1..),
+            encoded,
+            starts: Vec::new(),
+        }
+    }
+
+    fn encode(&self, version: Version, dst: &mut BytesMut) {
+        let first = dst.len();
+        dst.put_slice(&self.encoded);
+        if version != Version::Resp2 {
+            for start in std::iter::once(&0).chain(&self.starts) {
+                dst[first + start] = version.push();
+            }
         }
     }
 }
@@ -392,6 +410,22 @@ impl Frame {
     /// Creates a bulk string from a constant.
     pub(crate) fn text(text: &'static str) -> Self {
         Self::Bulk(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// Appends messages to messages of the same channel, up to [`MERGED`] bytes.
+    pub(crate) fn merge(first: &mut Self, next: &Self) -> bool {
+        let (Self::Messages(first), Self::Messages(next)) = (first, next) else {
+            return false;
+        };
+        let at = first.encoded.len();
+        if first.channel != next.channel || at + next.encoded.len() > MERGED {
+            return false;
+        }
+        let first = Arc::make_mut(first);
+        first.encoded.put_slice(&next.encoded);
+        let starts = std::iter::once(&0).chain(&next.starts);
+        first.starts.extend(starts.map(|start| at + start));
+        true
     }
 
     /// Creates an integer from a count.
@@ -433,10 +467,7 @@ impl Frame {
             Self::Hello(version, told) => told.encode(*version, dst),
             Self::Items(count) => put_length(dst, b'*', *count),
             Self::Confirmation(confirmation) => confirmation.encode(version, dst),
-            Self::Message(message) => {
-                dst.put_u8(version.push());
-                dst.put_slice(&message.encoded);
-            }
+            Self::Messages(messages) => messages.encode(version, dst),
         }
     }
 }
@@ -511,9 +542,9 @@ impl Encoder<Frame> for Resp {
     #[inline]
     fn encode(&mut self, frame: Frame, dst: &mut BytesMut) -> io::Result<()> {
         match &frame {
-            // The peer has left the channel. It would take this message for the reply to its next
+            // The peer has left the channel. It would take a message for the reply to its next
             // request.
-            Frame::Message(message) if !self.channels.contains(&message.channel) => return Ok(()),
+            Frame::Messages(it) if !self.channels.contains(&it.channel) => return Ok(()),
             Frame::Confirmation(confirmation) => self.keep(confirmation),
             Frame::Hello(version, _) => self.version = *version,
             _ => {}
