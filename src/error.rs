@@ -18,8 +18,8 @@ mod sealed {
 
     /// An error type that converts into a [`BoxError`].
     ///
-    /// The trait is an alias of the bound `Into<BoxError>`, so that the compiler's message can name
-    /// the trait to implement.
+    /// The trait is an alias of the bound `Into<BoxError>`. Because of the alias, the compiler's
+    /// message can ask for an implementation of `std::error::Error` instead of `Into`.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is not an error that a service or a codec may fail with",
         label = "`{Self}` does not convert into `BoxError`",

@@ -120,7 +120,8 @@ impl Bans {
     /// same first `bits` bits are banned together.
     ///
     /// This is a setting of one clone, although clones share the set. Set it before cloning,
-    /// because a clone with another prefix does not find the IPv6 bans of this one.
+    /// because a clone with another prefix may not find the IPv6 bans of this one, or may apply
+    /// them to other addresses.
     ///
     /// Default: 64. Why: a host usually has a network of this size, and can use any address in it.
     #[must_use]

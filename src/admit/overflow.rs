@@ -146,7 +146,7 @@ where
     }
 }
 
-/// The future of [`Overflow`]. Its output is `None` for a rejected connection.
+/// The future of [`Overflow`]. Its output is `Ok(None)` for a rejected connection.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct OverflowFuture<F>(#[pin] Either<F>);

@@ -295,9 +295,9 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets the backlog of this process on a listening socket that the replaced process has opened,
-    /// and on Linux also the options that accepted TCP sockets inherit, if they are set or on.
-    /// Options that must be set before the bind stay as they are.
+    /// Applies the backlog to a listening socket that the replaced process has opened, and on Linux
+    /// also the options that accepted TCP sockets inherit. An option that is off or not set here
+    /// stays as it is, and so do the options that must be set before the bind.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {

@@ -259,8 +259,9 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// Set if no accept has been tried since the last readiness report was cleared. A readiness
-    /// report of the runtime is then new.
+    /// Set if no accept has been tried since the runtime's readiness was last cleared, or since the
+    /// socket was registered. If the runtime then reports readiness, a connection has arrived
+    /// since, so the system need not be asked.
     is_news: bool,
     /// Set if the options that accepted sockets inherit were set on this socket.
     prepared: bool,

@@ -35,8 +35,8 @@ const WROTE: u8 = 4;
 const COUNTS: u8 = 8;
 /// Flag: a read has returned the last counted bytes and, behind them, bytes that arrived later.
 const PASSED: u8 = 16;
-/// Flag: a read has returned bytes after earlier reads had returned all counted bytes. The bytes of
-/// those earlier reads have been used.
+/// Flag: after reads had returned all counted bytes, another read has returned bytes. So the
+/// streams around the socket have used the bytes before, because only then do they read again.
 const LATER: u8 = 32;
 
 #[derive(Debug)]
@@ -171,8 +171,9 @@ impl Sent {
 
 /// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
-/// It does not keep the socket open, and no query succeeds once the socket is closed. A query that
-/// asks the system costs a system call, so none of these is made on the common path of a request.
+/// It does not keep the socket open, and no query has a result once the socket is closed. A query
+/// that asks the system costs a system call, so none of these is made on the common path of a
+/// request.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 

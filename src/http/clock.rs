@@ -165,8 +165,8 @@ impl Clock {
     }
 
     /// Registers a wakeup for the next deadline. Completes with the action of a deadline that has
-    /// passed, or with `None` if this deadline is `write` and the peer has taken output shortly
-    /// before it. Then the deadlines have to be computed again.
+    /// passed. Completes with `None` after a check of pending output that has found no reason to
+    /// end the connection. The caller then computes the deadlines again.
     #[inline(never)] // Most polls of a busy connection return before this.
     fn poll_next(
         &mut self,

@@ -403,7 +403,8 @@ impl Clock {
         self.saw_activity |= self.active.is_none();
     }
 
-    /// Returns whether the first byte, or the end of input, has arrived from the peer.
+    /// Returns whether there has been any progress: the first byte, the end of input, or the
+    /// beginning of the close.
     pub(super) fn has_heard(&self) -> bool {
         self.active.is_some() || self.saw_activity
     }

@@ -137,8 +137,8 @@ where
     }
 }
 
-/// An error that stops tokio-tower at once. The connection closes after the replies of finished
-/// calls, and a call that still runs must not keep it open.
+/// An error that stops tokio-tower at once, because a call that still runs must not keep a closing
+/// connection open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
 struct Stop;

@@ -94,8 +94,8 @@ impl ServerBuilder {
     ///
     /// The process needs at least one file descriptor for each connection. A connection may need a
     /// second one while a request is answered, to notice that the peer disconnects. This applies to
-    /// HTTP/1, and to a pipeline's connection with much unread input. Many systems allow only 1,024
-    /// descriptors unless configured otherwise.
+    /// HTTP/1, and to a pipeline's connection that drains or has much unread input. Many systems
+    /// allow only 1,024 descriptors unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]

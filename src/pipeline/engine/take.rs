@@ -8,8 +8,8 @@ use super::{Codec, Engine, Stream};
 use crate::pipeline::event::Event;
 use crate::pipeline::peer::EngineSide;
 
-/// Breaks with the next event, or with `None` at the end. Continues if the next event may be a
-/// buffered request.
+/// Breaks with the next event, or with `None` if there will be no more. Continues if the next event
+/// may be a buffered request.
 type Next<R, M> = ControlFlow<Option<Event<R, M>>>;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -58,7 +58,7 @@ where
     }
 
     /// Waits until a request may be decoded from the buffered input. Breaks with a waiting event
-    /// that comes before that request, or with `None` at the end.
+    /// that comes before that request, or with `None` if no event may begin any more.
     fn poll_turn(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<Next<C::Item, M>> {
         loop {
             if !ready!(self.poll_may_begin(in_flight, cx)) {
