@@ -26,7 +26,7 @@ use tokio::runtime::Builder;
 use tower::util::option_layer;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::{AddressFilter, Bans, ConnectionLimit, PerClient};
-use tower_tcp::bind::{Incoming, Listener, Socket};
+use tower_tcp::bind::{Incoming, Listener, Socket, SocketOptions};
 use tower_tcp::frame::Lines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::preconnect::PreConnectLayer;
@@ -236,16 +236,17 @@ fn refused(builder: ServerBuilder, stack: impl ConnectionService<Socket>) -> Dur
     served.end()
 }
 
-/// Returns the CPU time of the system calls alone: accept, reset, close.
-fn bare() -> Duration {
+/// Returns the CPU time of the system calls alone: accept, reset if `resets`, close.
+fn bare(resets: bool) -> Duration {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let thread = thread::spawn(move || {
         for _ in 0..BANNED / TURNS {
             let (client, _peer) = listener.accept().unwrap();
-            SockRef::from(&client)
-                .set_linger(Some(Duration::ZERO))
-                .unwrap();
+            if resets {
+                let client = SockRef::from(&client);
+                client.set_linger(Some(Duration::ZERO)).unwrap();
+            }
         }
         thread_time()
     });
@@ -261,13 +262,16 @@ fn banned() {
         bans.ban(&SocketAddr::new(ip, 0).into(), Duration::from_secs(86_400));
     }
     let filter = AddressFilter::from(bans);
-    let (mut alone, mut early, mut layer, mut hook) = (vec![], vec![], vec![], vec![]);
+    let (mut alone, mut early) = ([vec![], vec![]], [vec![], vec![]]);
+    let (mut layer, mut hook) = (vec![], vec![]);
     for _ in 0..TURNS {
-        alone.push(bare());
-        early.push(refused(
-            Server::builder().address_filter(filter.clone()),
-            echo(),
-        ));
+        for resets in [false, true] {
+            alone[usize::from(resets)].push(bare(resets));
+            let options = SocketOptions::default().reset_cut_off(resets);
+            let builder = Server::builder().socket_options(options);
+            early[usize::from(resets)]
+                .push(refused(builder.address_filter(filter.clone()), echo()));
+        }
         let judge = filter.clone();
         let stack = ServiceBuilder::new()
             .layer(ConnectionTraceLayer::new())
@@ -287,8 +291,10 @@ fn banned() {
         hook.push(refused(Server::builder(), stack));
     }
     for (name, times) in [
-        ("the system calls alone:", &alone),
-        ("in the accept loop:", &early),
+        ("accept, reset, close:", &alone[1]),
+        ("in the accept loop:", &early[1]),
+        ("accept, close:", &alone[0]),
+        ("the loop without reset:", &early[0]),
         ("by a layer:", &layer),
         ("by a hook:", &hook),
     ] {
