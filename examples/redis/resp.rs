@@ -371,7 +371,7 @@ pub(crate) struct Messages {
     channel: Bytes,
     /// The messages, encoded in RESP2.
     encoded: BytesMut,
-    /// Where each message but the first begins.
+    /// The index at which each message begins.
     starts: Vec<usize>,
 }
 
@@ -388,7 +388,7 @@ impl Messages {
         Self {
             channel,
             encoded,
-            starts: Vec::new(),
+            starts: vec![0],
         }
     }
 
@@ -396,7 +396,7 @@ impl Messages {
         let first = dst.len();
         dst.put_slice(&self.encoded);
         if version != Version::Resp2 {
-            for start in std::iter::once(&0).chain(&self.starts) {
+            for start in &self.starts {
                 dst[first + start] = version.push();
             }
         }
@@ -423,8 +423,9 @@ impl Frame {
         }
         let first = Arc::make_mut(first);
         first.encoded.put_slice(&next.encoded);
-        let starts = std::iter::once(&0).chain(&next.starts);
-        first.starts.extend(starts.map(|start| at + start));
+        first
+            .starts
+            .extend(next.starts.iter().map(|start| at + start));
         true
     }
 
