@@ -17,7 +17,8 @@ use crate::pipeline::{Merge, Peer, Run, TrySendError};
 /// [`Wait`](Self::Wait), a slow peer delays only the return of the broadcast. No policy queues
 /// frames without limit: a connection holds output up to its [high
 /// mark](crate::pipeline::Watermarks), one more frame, and the frames in its
-/// [queue](crate::pipeline::Limits::push_queue).
+/// [queue](crate::pipeline::Limits::push_queue). A reply that is a stream can make it hold the
+/// frames of a second queue, because those that were sent first are written before its next frame.
 ///
 /// Even a peer that always reads can be above its high mark, if more is sent in a burst than it can
 /// read. A higher mark lets the peer receive more of the burst.

@@ -28,7 +28,7 @@ pub(super) struct Group<T, M> {
     /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
     /// joins or leaves meanwhile, the map is copied first.
     pub(super) members: Arc<Members<T, M>>,
-    /// The latest run that was sent to exactly these members, if any. Broadcasts add frames to it
+    /// The latest run, if it was meant for exactly these members. Broadcasts add frames to it
     /// until it is closed or full.
     pub(super) open: Option<Arc<OpenRun<T, M>>>,
     pub(super) feed: Option<Feed>,
