@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
@@ -11,14 +12,22 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::{Example, soon};
 
 const RESTARTS: u32 = 20;
 const CLIENTS: usize = 64;
 
-/// The number of answers between two restarts.
-const ANSWERS: u32 = 2000;
+/// The load of a test.
+#[derive(Clone, Copy)]
+struct Load {
+    http2: bool,
+    /// The time between an answer and the next request.
+    rest: Duration,
+    /// The number of answers between two restarts.
+    answers: u32,
+}
 
 /// The client's end of a connection. It obeys `connection: close` and `GOAWAY`.
 enum Sender {
@@ -93,13 +102,13 @@ type Starts = watch::Receiver<Option<u32>>;
 /// completely have no answer.
 async fn client(
     address: Arc<str>,
-    http2: bool,
+    load: Load,
     mut starts: Starts,
     answers: Arc<Semaphore>,
 ) -> Vec<String> {
     let mut lost = Vec::new();
     while starts.borrow_and_update().is_some() {
-        let Some(mut sender) = Sender::connect(&address, http2).await else {
+        let Some(mut sender) = Sender::connect(&address, load.http2).await else {
             // No server is running: the old one is gone, and the next has not started.
             _ = starts.changed().await;
             continue;
@@ -114,12 +123,15 @@ async fn client(
                 }
             }
             answers.add_permits(1);
+            if !load.rest.is_zero() {
+                sleep(load.rest).await;
+            }
         }
     }
     lost
 }
 
-async fn no_request_is_lost(http2: bool) {
+async fn no_request_is_lost(load: Load) {
     // The server has an address of its own, so that no outgoing connection takes the port between
     // two starts.
     let mut example = Example::start_at("127.0.0.2:0", &["--plain"]).await;
@@ -129,11 +141,11 @@ async fn no_request_is_lost(http2: bool) {
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
         let (address, answers) = (Arc::clone(&address), Arc::clone(&answers));
-        clients.spawn(client(address, http2, starts.clone(), answers));
+        clients.spawn(client(address, load, starts.clone(), answers));
     }
 
     for restart in 1..=RESTARTS {
-        let enough = soon("answers", answers.acquire_many(ANSWERS)).await;
+        let enough = soon("answers", answers.acquire_many(load.answers)).await;
         enough.expect("it is open").forget();
         example.terminate();
         let (status, last) = example.ended().await;
@@ -142,22 +154,52 @@ async fn no_request_is_lost(http2: bool) {
         example = Example::start_at(&address, &["--plain"]).await;
         started.send_replace(Some(restart));
     }
-    let enough = soon("answers", answers.acquire_many(ANSWERS)).await;
+    let enough = soon("answers", answers.acquire_many(load.answers)).await;
     enough.expect("it is open").forget();
     started.send_replace(None);
 
     let lost = soon("the clients", clients.join_all()).await.concat();
-    let answered = (RESTARTS + 1) as usize * ANSWERS as usize + answers.available_permits();
+    let answered = (RESTARTS + 1) as usize * load.answers as usize + answers.available_permits();
     println!("{answered} requests were answered, {} were not", lost.len());
     assert!(lost.is_empty(), "of {answered}: {lost:?}");
 }
 
+/// Clients that send their next request at once.
+fn busy(http2: bool) -> Load {
+    Load {
+        http2,
+        rest: Duration::ZERO,
+        answers: 2000,
+    }
+}
+
+/// Clients that are idle between their requests for longer than a drain takes.
+fn resting(http2: bool) -> Load {
+    Load {
+        http2,
+        rest: Duration::from_secs(5),
+        answers: 64,
+    }
+}
+
 #[tokio::test]
 async fn no_http1_request_is_lost_over_twenty_restarts() {
-    no_request_is_lost(false).await;
+    no_request_is_lost(busy(false)).await;
 }
 
 #[tokio::test]
 async fn no_http2_request_is_lost_over_twenty_restarts() {
-    no_request_is_lost(true).await;
+    no_request_is_lost(busy(true)).await;
+}
+
+#[tokio::test]
+#[ignore = "takes two minutes"]
+async fn no_http1_request_of_resting_clients_is_lost_over_twenty_restarts() {
+    no_request_is_lost(resting(false)).await;
+}
+
+#[tokio::test]
+#[ignore = "takes two minutes"]
+async fn no_http2_request_of_resting_clients_is_lost_over_twenty_restarts() {
+    no_request_is_lost(resting(true)).await;
 }
