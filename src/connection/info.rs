@@ -27,8 +27,8 @@ impl ConnectionInfo {
         self.life.origin.id
     }
 
-    /// Returns the address of the peer, which is the other end of the socket. Behind a proxy or a
-    /// load balancer, it is the address of that hop, not of the client. OpenTelemetry calls it
+    /// Returns the address of the peer, which is the other end of the socket. Behind most proxies
+    /// and load balancers, it is the address of that hop, not of the client. OpenTelemetry calls it
     /// `network.peer.address`.
     #[doc(alias = "peer")]
     #[doc(alias = "remote_addr")]

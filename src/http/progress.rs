@@ -142,10 +142,10 @@ impl Progress {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Returns whether hyper waits for input, the last response is sent, and no service holds a
-    /// body that it has not read to its end. Usually, hyper then waits for the next request. But if
-    /// a service has dropped a body before its end, hyper still has to deal with the rest of the
-    /// body; see [`take_abandoned`].
+    /// Returns whether hyper waits for input, the last response is sent and agreed to no upgrade,
+    /// and no service holds a body that it has not read to its end. Usually, hyper then waits for
+    /// the next request. But if a service has dropped a body before its end, hyper still has to
+    /// deal with the rest of the body; see [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned
     pub(super) fn is_at_rest(&self) -> bool {

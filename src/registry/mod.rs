@@ -147,9 +147,10 @@ where
     /// Inserts a connection under a key that no other connection has.
     ///
     /// The entry is removed when the connection begins to close, or at its end if the registry was
-    /// created by [`until_end`](Self::until_end). If that moment is already past, nothing is
-    /// inserted, and no error is returned. One connection may have several keys, in one registry or
-    /// in many. Inserting a connection again under its own key changes nothing.
+    /// created by [`until_end`](Self::until_end). If that moment is already past and no other
+    /// connection has the key, nothing is inserted, and no error is returned. One connection may
+    /// have several keys, in one registry or in many. Inserting a connection again under its own
+    /// key changes nothing.
     ///
     /// # Errors
     ///

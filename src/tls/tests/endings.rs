@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Acts as a client that closes after sending `limit` bytes. Returns whether the handshake needed
-/// more bytes.
+/// Acts as a client that closes after sending `limit` bytes, or when its handshake is complete.
+/// Returns whether it closed before its handshake was complete.
 async fn close_after(limit: usize, config: Arc<ClientConfig>, mut far: DuplexStream) -> bool {
     let mut session = ClientConnection::new(config, localhost()).unwrap();
     let mut left = limit;
