@@ -49,7 +49,8 @@ mod sealed {
         message = "the codec `{Self}` does not encode replies of `{T}`",
         label = "not an `Encoder<{T}>`",
         note = "a pipeline's codec decodes requests and encodes the frames of replies; \
-            `frame::InOut` joins two codecs"
+            `CodecExt::map_encode` converts a reply to a frame that this codec encodes, \
+            and `frame::InOut` joins two codecs"
     )]
     pub trait TwoWay<T>:
         Decoder<Error = <Self as TwoWay<T>>::DecodeError>

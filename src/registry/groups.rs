@@ -119,13 +119,18 @@ impl<K, T, M> Groups<K, T, M> {
     /// Most of what a burst costs a member is that each frame is cloned and encoded for it. If
     /// frames are stored encoded, `merge` can append the bytes of one to those of another:
     /// `merge(first, next)` appends `next` to `first` and returns `true`, or returns `false` and
-    /// leaves `first` as it is. It is called only for frames that are sent, one right after the
-    /// other, to all members before any member's task runs (see [`broadcast`](Self::broadcast)).
-    /// The merged frame must encode to the bytes of both, in order.
+    /// leaves `first` as it is. The merged frame must encode to the bytes of both, in order. It is
+    /// cloned for each member.
+    ///
+    /// `merge` is called only for frames that are sent, one right after the other, to all members
+    /// before any member's task runs (see [`broadcast`](Self::broadcast)). So nothing is merged if
+    /// `whom` leaves a member out, or if the sender is a member itself, because its own task runs
+    /// between its broadcasts. It helps if frames come from a feed, from a task of the program, or
+    /// from connections that are not members.
     ///
     /// A merged frame is encoded as a whole, even if it exceeds the high mark of a connection's
-    /// output. So `merge` should limit its size, for example to 16 KiB. At most 64 frames are
-    /// merged.
+    /// output. So `merge` should limit its size by a constant, for example to 16 KiB. At most 64
+    /// frames are merged.
     ///
     /// The function applies to all clones. Only the first call has an effect. Without it, frames
     /// are not merged, because only the program knows how they are encoded.
@@ -133,7 +138,8 @@ impl<K, T, M> Groups<K, T, M> {
     /// ```
     /// use tower_tcp::registry::Groups;
     ///
-    /// /// Encoded events. The codec of the connections writes them as they are.
+    /// /// Encoded events, with all their line endings. The connections' own `Encoder<Events>`
+    /// /// appends the bytes to its buffer. (`Lines` would add one more line ending.)
     /// #[derive(Clone)]
     /// struct Events(Vec<u8>);
     ///
@@ -318,7 +324,8 @@ where
     }
 
     /// Sends a frame to those members of a group for which `whom` returns `true`, like
-    /// [`Registry::broadcast`](super::Registry::broadcast).
+    /// [`Registry::broadcast`](super::Registry::broadcast). `whom` gets no key, because all members
+    /// have the same.
     ///
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is

@@ -211,6 +211,10 @@ impl<C> Served<C> {
 
     /// Shuts the server down, and waits until it has ended, as [`closed`](Self::closed) does.
     ///
+    /// The server may not have seen yet that a client was dropped just before. The connection then
+    /// ends with `Drained` instead of `PeerClosed`. To avoid that, await [`ended`](Self::ended)
+    /// first.
+    ///
     /// # Errors
     ///
     /// Returns the error with which [`Server::serve`] ended.
