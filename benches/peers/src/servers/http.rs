@@ -1,5 +1,5 @@
-//! Serves one axum app with this crate, with `axum::serve` or with axum-server, in plain text or
-//! behind TLS.
+//! Serves one axum app with this crate, `axum::serve`, axum-server or tonic, in plain text or over
+//! TLS.
 
 mod rustls;
 
@@ -24,6 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use tower::ServiceBuilder;
 use tower_tcp::http::Http;
 use tower_tcp::observe::ConnectionTraceLayer;
@@ -51,6 +53,8 @@ enum By {
     /// With the defaults of this crate: a deadline for request heads, and the peer's address in
     /// each request.
     AxumServerGuarded,
+    /// HTTP/2 in plain text.
+    Tonic,
 }
 
 fn app() -> Router {
@@ -90,6 +94,7 @@ async fn main() -> Result<(), BoxError> {
         By::AxumServe => axum_serve(tls.map(rustls).transpose()?).await,
         By::AxumServer => axum_server(tls.map(rustls).transpose()?, false).await,
         By::AxumServerGuarded => axum_server(tls.map(rustls).transpose()?, true).await,
+        By::Tonic => tonic().await,
     }
 }
 
@@ -177,4 +182,14 @@ async fn axum_server(tls: Option<Arc<ServerConfig>>, guarded: bool) -> Result<()
         (None, false) => server.serve(bare).await?,
     }
     Ok(())
+}
+
+async fn tonic() -> Result<(), BoxError> {
+    let tcp = TcpListener::bind("127.0.0.1:0").await?;
+    println!("listening on {}", tcp.local_addr()?);
+    let incoming = TcpListenerStream::new(tcp)
+        .inspect(|accepted| drop(accepted.as_ref().map(|stream| stream.set_nodelay(true))));
+    let routes = Routes::from(app());
+    let server = tonic::transport::Server::builder().add_routes(routes);
+    Ok(server.serve_with_incoming(incoming).await?)
 }

@@ -88,6 +88,7 @@ impl Servers {
 
     pub(super) fn http2(&self) -> Result<Vec<Server>> {
         let mut servers = self.axum(&[])?;
+        servers.push(Server::own("http")?.arg("tonic").named("tonic"));
         servers.extend(self.nginx("http2", "")?);
         servers.extend(self.haproxy("proto h2")?);
         Ok(servers)
