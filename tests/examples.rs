@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use process::{Client, Example, path, soon};
+use process::{Client, Example, explains_its_options, path, soon};
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpSocket;
@@ -12,26 +12,27 @@ use tokio::process::Command;
 #[path = "support/process.rs"]
 mod process;
 
-const ALL: [&str; 14] = [
+const ALL: [&str; 11] = [
     "chat",
     "echo",
-    "memcached",
-    "mqtt",
     "multiplexed",
     "one_port",
     "raw",
     "redis",
     "restart",
-    "rpc",
     "smtp",
     "stack",
     "tail",
     "tls_echo",
 ];
 
-/// Returns whether this is an example, and not a module of several.
+/// Returns whether this is an example, and not a module or a package of several.
 fn is_example(path: &Path) -> bool {
-    !path.is_dir() || path.join("main.rs").exists() || path.join("Cargo.toml").exists()
+    if path.is_dir() {
+        path.join("main.rs").exists() || path.join("src/main.rs").exists()
+    } else {
+        path.extension().is_some_and(|extension| extension == "rs")
+    }
 }
 
 #[test]
@@ -44,7 +45,6 @@ fn all_examples_are_driven_here() {
         // A package has its own tests.
         .filter(|path| !path.join("Cargo.toml").exists())
         .filter(|path| is_example(path))
-        .filter(|path| path.extension().is_none_or(|extension| extension != "md"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
     names.sort();
@@ -59,31 +59,23 @@ fn every_example_is_in_the_list_of_examples() {
     let mut listed: Vec<_> = rows.filter_map(|row| row.split('`').next()).collect();
     listed.sort_unstable();
 
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
-    let there = std::fs::read_dir(dir).unwrap();
-    let mut there: Vec<_> = there.map(|entry| entry.unwrap().path()).collect();
-    there.retain(|path| path.extension().is_none_or(|extension| extension != "md"));
-    there.retain(|path| is_example(path));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut there: Vec<_> = ["examples", "examples/protocols"]
+        .into_iter()
+        .flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| is_example(path))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
     there.sort();
 
-    let names = there
-        .iter()
-        .map(|path| path.file_stem().unwrap().to_str().unwrap());
-    assert_eq!(listed, names.collect::<Vec<_>>());
+    assert_eq!(listed, there);
 }
 
 #[tokio::test]
 async fn every_example_explains_its_options() {
     for name in ALL {
-        let help = Command::new(path(name)).arg("--help").output();
-        let help = soon("the help", help).await.unwrap();
-
-        let text = String::from_utf8(help.stdout).unwrap();
-        assert!(help.status.success(), "{name}: {:?}", help.status);
-        assert!(
-            text.contains("Usage:") && text.contains("--listen"),
-            "{name}: {text}"
-        );
+        explains_its_options(name).await;
     }
 }
 

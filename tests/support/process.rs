@@ -84,6 +84,19 @@ pub(crate) fn path(name: &str) -> PathBuf {
     path
 }
 
+/// Checks that an example explains its options.
+pub(crate) async fn explains_its_options(name: &str) {
+    let help = Command::new(path(name)).arg("--help").output();
+    let help = soon("the help", help).await.expect("it starts");
+
+    let text = String::from_utf8(help.stdout).expect("it is text");
+    assert!(help.status.success(), "{name}: {:?}", help.status);
+    assert!(
+        text.contains("Usage:") && text.contains("--listen"),
+        "{name}: {text}"
+    );
+}
+
 /// A running example and its log. Dropping it kills the process.
 pub(crate) struct Example {
     child: Child,

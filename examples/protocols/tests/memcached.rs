@@ -15,11 +15,12 @@ use memcached::{Requests, stack};
 use process::{Example, installed, python, python_has, soon};
 use support::{Clients, Ends};
 
-#[path = "../examples/memcached.rs"]
+#[path = "../memcached.rs"]
 #[expect(dead_code, reason = "its `main` runs in a process of its own")]
 mod memcached;
-#[path = "support/process.rs"]
+#[path = "../../../tests/support/process.rs"]
 mod process;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 const MIB: usize = 1024 * 1024;

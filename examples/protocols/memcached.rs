@@ -1,6 +1,7 @@
 //! A cache that speaks memcached's text protocol, for any client of memcached.
 //!
 //! ```sh
+//! cd examples/protocols
 //! cargo run --example memcached -- --memory 64
 //! printf 'set tea 0 60 5\r\ngreen\r\nget tea coffee\r\n' | nc -N 127.0.0.1 11211
 //! memcstat --servers=127.0.0.1

@@ -10,11 +10,12 @@ use process::{Example, installed, python, python_has, soon};
 use rpc::{IDL, stack};
 use support::{Clients, Ends};
 
-#[path = "support/process.rs"]
+#[path = "../../../tests/support/process.rs"]
 mod process;
-#[path = "../examples/rpc.rs"]
+#[path = "../rpc.rs"]
 #[expect(dead_code, reason = "its `main` runs in a process of its own")]
 mod rpc;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 // The kinds of messages.

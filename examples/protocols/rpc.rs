@@ -1,6 +1,7 @@
 //! A store of settings that speaks Apache Thrift's framed binary protocol.
 //!
 //! ```sh
+//! cd examples/protocols
 //! cargo run --example rpc -- --idl >settings.thrift && thrift --gen py settings.thrift
 //! cargo run --example rpc &
 //! alias call='PYTHONPATH=gen-py python3 gen-py/settings/Settings-remote -framed'

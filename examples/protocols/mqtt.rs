@@ -1,6 +1,7 @@
 //! An MQTT 3.1.1 broker, for clients with clean sessions.
 //!
 //! ```sh
+//! cd examples/protocols
 //! cargo run --example mqtt &
 //! mosquitto_sub -t 'house/+/heat' -v &
 //! mosquitto_pub -t house/kitchen/heat -m 21 -q 1

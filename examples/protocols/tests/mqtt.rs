@@ -18,11 +18,12 @@ use mqtt::{Packets, matches, stack};
 use process::{Example, installed, python, python_has, soon};
 use support::{Clients, Ends};
 
-#[path = "../examples/mqtt.rs"]
+#[path = "../mqtt.rs"]
 #[expect(dead_code, reason = "its `main` runs in a process of its own")]
 mod mqtt;
-#[path = "support/process.rs"]
+#[path = "../../../tests/support/process.rs"]
 mod process;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 type Client = Framed<DuplexStream, Packets>;
