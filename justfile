@@ -11,7 +11,7 @@ doc:
 
 # What the main modules cost, beside a baseline: `just bench dispatch` for one.
 bench *filter:
-    cargo bench --bench rooms -- {{filter}}
+    cargo bench --package rooms -- {{filter}}
 
 # The examples beside servers that one would write instead: `just peers all`, or one of the tables.
 peers *args:
