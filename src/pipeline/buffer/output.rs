@@ -14,9 +14,9 @@ const BLOCK: usize = 16 * 1024;
 /// The size above which the thread does not keep a block.
 const LARGEST_KEPT: usize = 128 * 1024;
 
-/// The number of bytes of capacity that a buffer of pending output may have beyond its content. A
-/// buffer has more if it began as a large block or has grown by doubling. Then its content is
-/// copied to a buffer that fits.
+/// The number of bytes of capacity that a buffer of pending output may have beyond its content, or
+/// a quarter of its content if that is more. A buffer has more capacity if it began as a large
+/// block or has grown by doubling. Then its content is copied to a smaller buffer.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {
@@ -115,8 +115,12 @@ impl Output {
 
     /// Releases memory that the unwritten bytes do not need. Called before each wait for the peer.
     pub(in crate::pipeline) fn shrink(&mut self) {
-        if self.buf.capacity() > self.buf.len() + SLACK {
-            let fitting = BytesMut::from(&self.buf[..]);
+        let len = self.buf.len();
+        if self.buf.capacity() > len + SLACK.max(len / 4) {
+            // Room to grow: frames may be pushed while the peer takes nothing, and most of them
+            // must not cost a copy of all the output before them.
+            let mut fitting = BytesMut::with_capacity(len + len / 8);
+            fitting.extend_from_slice(&self.buf);
             give_block(std::mem::replace(&mut self.buf, fitting));
         }
     }
@@ -151,5 +155,55 @@ fn give_block(mut block: BytesMut) {
     block.clear();
     if block.try_reclaim(BLOCK) && block.capacity() <= LARGEST_KEPT {
         let _ended = THREAD_BLOCK.try_with(|place| place.set(block));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+
+    use super::*;
+
+    /// Output for a peer that takes nothing, after one frame of `len` bytes.
+    fn pending(len: usize) -> Output {
+        let mut output = Output::default();
+        push(&mut output, &vec![0; len]);
+        output
+    }
+
+    /// Encodes a frame, then waits for the peer.
+    fn push(output: &mut Output, frame: &[u8]) {
+        let encoded = output.encode(|buf| {
+            buf.put_slice(frame);
+            Ok::<_, io::Error>(())
+        });
+        encoded.expect("it is encoded");
+        output.shrink();
+    }
+
+    #[test]
+    fn pushed_frames_seldom_copy_the_output_before_them() {
+        let mut output = pending(1024 * 1024);
+        let mut copies = 0;
+        for _ in 0..100_000 {
+            let before = output.buf.as_ptr();
+            push(&mut output, &[0; 10]);
+            copies += usize::from(output.buf.as_ptr() != before);
+        }
+
+        // The output has nearly doubled.
+        assert!(copies <= 16, "{copies} copies");
+    }
+
+    #[test]
+    fn pending_output_holds_little_memory_that_it_does_not_need() {
+        for len in [1, 100, 5_000, 20_000, 100_000, 1_000_000] {
+            let mut output = pending(len);
+            for _ in 0..1000 {
+                push(&mut output, &vec![0; len / 100]);
+                let (len, holds) = (output.buf.len(), output.buf.capacity());
+                assert!(holds <= len + SLACK.max(len / 4), "{holds} for {len}");
+            }
+        }
     }
 }
