@@ -275,6 +275,10 @@ impl<T, M> Channel<T, M> {
             }
             state.close_run();
             state.items.push_back(item);
+            // The output may have reached its mark since the caller got the permit.
+            if state.is_above_mark() {
+                state.close_run();
+            }
             self.flags.raise(Flag::Pushed)
         };
         // The permit is returned after the item is taken.
