@@ -45,9 +45,6 @@ impl Channels {
 pub(crate) struct Subscriber {
     all: Arc<Channels>,
     peer: Peer<Frame>,
-    /// The watermarks of the connection before its first subscription. They are restored when the
-    /// last subscription ends.
-    usual_marks: Watermarks,
     mine: Mutex<HashSet<Bytes>>,
 }
 
@@ -55,7 +52,6 @@ impl Subscriber {
     pub(crate) fn new(all: Arc<Channels>, peer: Peer<Frame>) -> Self {
         Self {
             all,
-            usual_marks: peer.watermarks(),
             peer,
             mine: Mutex::default(),
         }
@@ -83,14 +79,14 @@ impl Subscriber {
     }
 
     /// Leaves a channel. Returns how many channels the connection still listens to.
+    ///
+    /// The connection keeps the watermarks of a subscriber. If they were lowered now, a message
+    /// that is being published could find messages before it above the mark, and close the
+    /// connection.
     pub(crate) fn unsubscribe(&self, channel: &Bytes) -> usize {
         self.all.listeners.leave(channel, &self.peer);
         self.mine().remove(channel);
-        let left = self.count();
-        if left == 0 {
-            self.peer.set_watermarks(self.usual_marks);
-        }
-        left
+        self.count()
     }
 
     fn mine(&self) -> MutexGuard<'_, HashSet<Bytes>> {

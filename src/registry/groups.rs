@@ -330,8 +330,8 @@ where
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
     /// encoded for a member, that connection holds the encoded copy until its peer takes it. The
-    /// shared frames are locked while they are cloned or [merged](Self::merge_with), so a `T` that
-    /// sends to the same group in its `Clone` can deadlock.
+    /// shared frames are locked while they are cloned or [merged](Self::merge_with), so code there
+    /// that sends to the same group, or uses the [`Peer`] of a member, can deadlock.
     ///
     /// # Cancel safety
     ///
