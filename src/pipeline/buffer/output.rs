@@ -14,9 +14,9 @@ const BLOCK: usize = 16 * 1024;
 /// The size above which the thread does not keep a block.
 const LARGEST_KEPT: usize = 128 * 1024;
 
-/// The number of bytes of capacity that a buffer of pending output may have beyond its content, or
-/// a quarter of its content if that is more. A buffer has more capacity if it began as a large
-/// block or has grown by doubling. Then its content is copied to a smaller buffer.
+/// The number of bytes of capacity that pending output may always have beyond its content. A
+/// sixteenth of the content is allowed, too, if that is more. A buffer with more capacity began as
+/// a large block or has grown by doubling, so its content is copied to a smaller buffer.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {
@@ -116,12 +116,12 @@ impl Output {
     /// Releases memory that the unwritten bytes do not need. Called before each wait for the peer.
     pub(in crate::pipeline) fn shrink(&mut self) {
         let len = self.buf.len();
-        if self.buf.capacity() > len + SLACK.max(len / 4) {
-            // Room to grow: frames may be pushed while the peer takes nothing, and most of them
-            // must not cost a copy of all the output before them.
-            let mut fitting = BytesMut::with_capacity(len + len / 8);
-            fitting.extend_from_slice(&self.buf);
-            give_block(std::mem::replace(&mut self.buf, fitting));
+        if self.buf.capacity() > len + SLACK.max(len / 16) {
+            // The buffer gets room to grow, because frames may be pushed while the peer takes
+            // nothing, and few of them may cost a copy of all the output before them.
+            let mut smaller = BytesMut::with_capacity(len + len / 32);
+            smaller.extend_from_slice(&self.buf);
+            give_block(std::mem::replace(&mut self.buf, smaller));
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// Output for a peer that takes nothing, after one frame of `len` bytes.
+    /// Returns output for a peer that takes nothing, after one frame of `len` bytes.
     fn pending(len: usize) -> Output {
         let mut output = Output::default();
         push(&mut output, &vec![0; len]);
@@ -186,13 +186,13 @@ mod tests {
         let mut output = pending(1024 * 1024);
         let mut copies = 0;
         for _ in 0..100_000 {
-            let before = output.buf.as_ptr();
+            let before = output.buf.capacity();
             push(&mut output, &[0; 10]);
-            copies += usize::from(output.buf.as_ptr() != before);
+            copies += usize::from(output.buf.capacity() != before);
         }
 
-        // The output has nearly doubled.
-        assert!(copies <= 16, "{copies} copies");
+        // The output has nearly doubled, by a thirty-second at a time.
+        assert!(copies <= 24, "{copies} copies");
     }
 
     #[test]
@@ -200,9 +200,9 @@ mod tests {
         for len in [1, 100, 5_000, 20_000, 100_000, 1_000_000] {
             let mut output = pending(len);
             for _ in 0..1000 {
-                push(&mut output, &vec![0; len / 100]);
+                push(&mut output, &vec![0; len.div_ceil(100)]);
                 let (len, holds) = (output.buf.len(), output.buf.capacity());
-                assert!(holds <= len + SLACK.max(len / 4), "{holds} for {len}");
+                assert!(holds <= len + SLACK.max(len / 16), "{holds} for {len}");
             }
         }
     }
