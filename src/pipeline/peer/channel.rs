@@ -389,3 +389,25 @@ impl<T, M> Channel<T, M> {
         drop((items, flushes, held, messages, timers));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{Address, Connection, Probe};
+
+    #[test]
+    fn a_run_that_is_queued_above_the_mark_takes_no_more_frames() {
+        let conn = Connection::new((), Address::Memory(0), Address::Memory(0), Probe::default());
+        let marks = Watermarks::below(1);
+        let channel = Channel::<u8, ()>::new(conn.info().clone(), marks, None, 16, 16);
+        let run = Arc::new(Run::new(1, None));
+        let room = channel.room.try_acquire().expect("it has room");
+
+        // The output reaches its mark after the broadcast has got its permit.
+        channel.lock().cross(&channel.room);
+        let pushed = channel.push(Item::Run(Arc::clone(&run)), room);
+
+        assert!(pushed.is_ok());
+        assert!(!run.add(&2));
+    }
+}
