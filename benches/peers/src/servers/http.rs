@@ -24,8 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
 use tower::ServiceBuilder;
 use tower_tcp::http::Http;
 use tower_tcp::observe::ConnectionTraceLayer;
@@ -53,7 +53,7 @@ enum By {
     /// With the defaults of this crate: a deadline for request heads, and the peer's address in
     /// each request.
     AxumServerGuarded,
-    /// HTTP/2 in plain text.
+    /// HTTP/2 in plain text only, even with a certificate.
     Tonic,
 }
 
@@ -187,8 +187,7 @@ async fn axum_server(tls: Option<Arc<ServerConfig>>, guarded: bool) -> Result<()
 async fn tonic() -> Result<(), BoxError> {
     let tcp = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on {}", tcp.local_addr()?);
-    let incoming = TcpListenerStream::new(tcp)
-        .inspect(|accepted| drop(accepted.as_ref().map(|stream| stream.set_nodelay(true))));
+    let incoming = TcpIncoming::from(tcp).with_nodelay(Some(true));
     let routes = Routes::from(app());
     let server = tonic::transport::Server::builder().add_routes(routes);
     Ok(server.serve_with_incoming(incoming).await?)
