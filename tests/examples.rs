@@ -26,7 +26,8 @@ const ALL: [&str; 11] = [
     "tls_echo",
 ];
 
-/// Returns whether this is an example, and not a module or a package of several.
+/// Returns whether this path is one example. A folder without a `main.rs` is a module that examples
+/// share, or a package of several examples.
 fn is_example(path: &Path) -> bool {
     if path.is_dir() {
         path.join("main.rs").exists() || path.join("src/main.rs").exists()

@@ -80,9 +80,9 @@ impl Subscriber {
 
     /// Leaves a channel. Returns how many channels the connection still listens to.
     ///
-    /// The connection keeps the watermarks of a subscriber. If they were lowered now, a message
-    /// that is being published could find messages before it above the mark, and close the
-    /// connection.
+    /// The connection keeps the watermarks of a subscriber. If they were lowered here, unread
+    /// messages could put the output above the mark, and a `PUBLISH` that still counts this
+    /// connection as a listener would close it as a slow reader.
     pub(crate) fn unsubscribe(&self, channel: &Bytes) -> usize {
         self.all.listeners.leave(channel, &self.peer);
         self.mine().remove(channel);

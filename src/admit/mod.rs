@@ -138,9 +138,9 @@ impl ConnectionLimit {
 
     /// Changes the limit to `n`, at once.
     ///
-    /// A higher limit admits waiting connections. A lower limit closes no open connection. But if
-    /// more permits are in use than it allows, it takes permits back that ready services have
-    /// reserved for a connection that has not begun.
+    /// A higher limit admits waiting connections. A lower limit closes no open connection. If more
+    /// permits are in use than it allows, it revokes those in excess that ready services have
+    /// reserved for their next connection.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();

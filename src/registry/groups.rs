@@ -124,9 +124,10 @@ impl<K, T, M> Groups<K, T, M> {
     ///
     /// `merge` is called only for frames that are sent, one right after the other, to all members
     /// before any member's task runs (see [`broadcast`](Self::broadcast)). So nothing is merged if
-    /// `whom` leaves a member out, or if the sender is a member itself, because its own task runs
-    /// between its broadcasts. It helps if frames come from a feed, from a task of the program, or
-    /// from connections that are not members.
+    /// `whom` leaves a member out. Nor are the frames of different requests of a member, because
+    /// that member's own task takes each frame before its next request begins. Merging helps if
+    /// frames come from a feed, from a task of the program, or from connections that are not
+    /// members.
     ///
     /// A merged frame is encoded as a whole, even if it exceeds the high mark of a connection's
     /// output. So `merge` should limit its size by a constant, for example to 16 KiB. At most 64
@@ -330,8 +331,9 @@ where
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
     /// encoded for a member, that connection holds the encoded copy until its peer takes it. The
-    /// shared frames are locked while they are cloned or [merged](Self::merge_with), so code there
-    /// that sends to the same group, or uses the [`Peer`] of a member, can deadlock.
+    /// shared frames are locked while they are cloned or [merged](Self::merge_with). So a `Clone`
+    /// or a merge function that sends to the same group, or uses the [`Peer`] of a member, can
+    /// deadlock.
     ///
     /// # Cancel safety
     ///

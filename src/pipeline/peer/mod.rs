@@ -62,8 +62,8 @@ impl<T, M> Peer<T, M> {
     // Output.
 
     /// Sends a frame to the peer. The frame can come before, between or after replies, and also
-    /// between the frames of a reply that has several. A frame that a call has sent, and for which
-    /// it has awaited this future, comes before the reply of that call.
+    /// between the frames of a reply that has several. If a call awaits this future before it
+    /// returns, the frame comes before the call's reply.
     ///
     /// Frames are sent whole, in the order of the calls. The connection's task encodes and writes
     /// them. If the output has reached its high mark, the call waits until the output has fallen to

@@ -164,7 +164,7 @@ async fn no_request_is_lost(load: Load) {
     assert!(lost.is_empty(), "of {answered}: {lost:?}");
 }
 
-/// Clients that send their next request at once.
+/// Returns the load of clients that send their next request at once.
 fn busy(http2: bool) -> Load {
     Load {
         http2,
@@ -173,7 +173,7 @@ fn busy(http2: bool) -> Load {
     }
 }
 
-/// Clients that are idle between their requests for longer than a drain takes.
+/// Returns the load of clients that are idle between requests for longer than a drain takes.
 fn resting(http2: bool) -> Load {
     Load {
         http2,
