@@ -10,10 +10,10 @@ use crate::error::find_cause;
 #[non_exhaustive]
 pub enum AcceptErrorAction {
     /// Accepts the next connection at once, because the error concerns only the connection that
-    /// failed.
+    /// failed, or because a signal interrupted the accept.
     ///
     /// Each of the first 16 such failures since the last successful accept is retried immediately.
-    /// After every further one the loop backs off, so that no error makes it spin.
+    /// After each further failure of this kind the loop backs off, so that no error makes it spin.
     Retry,
     /// Waits before the next accept, because a resource is exhausted or the error is unknown.
     ///

@@ -46,8 +46,8 @@ impl Stall {
         !std::mem::replace(&mut self.logged, true)
     }
 
-    /// Counts a failure that can be retried at once. Returns `true` if there were more than 16 of
-    /// them since the last successful accept, so that the caller must back off.
+    /// Counts a failure that can be retried at once. Returns `true` if there were more than 16 such
+    /// failures since the last successful accept. The caller must then back off.
     pub(crate) fn retry(&mut self) -> bool {
         self.retries += 1;
         self.retries > RETRIES

@@ -20,12 +20,12 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A set of addresses that are denied, each for a time. Clones share the set.
 ///
-/// To ban its client, a service calls [`ban`](Self::ban) with the address that
+/// A service bans its client by calling [`ban`](Self::ban) with the address that
 /// [`ConnectionInfo::client_addr`] returns. A ban denies only new connections. To close the current
 /// connection, send a [closing reply](crate::Reply::close). A ban of an IPv4 address applies to
 /// this address alone. A ban of an IPv6 address applies to all addresses with the same first
 /// [`v6_prefix`](Self::v6_prefix) bits. Only IP addresses can be banned. Clients of Unix sockets and
-/// of in-memory connections have none, unless a proxy's header contains one.
+/// of in-memory connections have no IP address, unless a proxy's header contains one.
 ///
 /// [`AddressFilter::from`] converts the set into a filter:
 ///
@@ -76,7 +76,7 @@ pub struct Bans {
 #[derive(Default)]
 struct Banned {
     until: HashMap<IpAddr, Instant>,
-    /// The same bans, ordered by the time at which they end.
+    /// The bans in `until`, ordered by the time at which they end.
     ends: BTreeSet<(Instant, IpAddr)>,
 }
 
@@ -120,8 +120,8 @@ impl Bans {
     /// same first `bits` bits are banned together.
     ///
     /// This is a setting of one clone, although clones share the set. Set it before cloning,
-    /// because a clone with another prefix may not find the IPv6 bans of this one, or may apply
-    /// them to other addresses.
+    /// because a clone with another prefix can miss the IPv6 bans of this clone, or apply them to
+    /// other addresses.
     ///
     /// Default: 64. Why: a host usually has a network of this size, and can use any address in it.
     #[must_use]

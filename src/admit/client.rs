@@ -30,8 +30,8 @@ pub(super) const REMEMBERED: usize = 65_536;
 /// overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The number of clients below which the map is not searched for clients to forget. A smaller
-/// `remembered` replaces it.
+/// The number of clients below which the map is not searched for clients to forget. If
+/// `remembered` is smaller, that number is used instead.
 const FEW: usize = 1024;
 
 /// Returns the key of a client in the map: its IPv4 address, or the first `v6_prefix` bits of its
@@ -214,7 +214,8 @@ impl Drop for Held {
     }
 }
 
-/// Returns a quota that allows `n` at once, and then `n` in each `period`, evenly spread.
+/// Returns a quota that allows `n` connections or requests at once, and then as many in each
+/// `period`, evenly spread.
 pub(super) fn quota(n: u32, period: Duration) -> Quota {
     let n = NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
     let each = (period.min(LONGEST) / n.get()).max(Duration::from_nanos(1));

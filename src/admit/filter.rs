@@ -29,14 +29,14 @@ pub struct AddressDenied;
 
 /// Denies connections by address, for example by the rules of an `AccessList` or by `Bans`.
 ///
-/// A filter can be applied in two places, or in both:
+/// A filter can be applied in one of two places, or in both:
 ///
 /// - To the peer's address, by
 ///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). The accept loop
-///   closes a denied connection at once, over TCP with a reset
-///   ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off)). The connection
-///   gets no task, no entry in the table of connections and no span. It is counted in the metrics,
-///   and logged only at trace level.
+///   closes a denied connection at once. A TCP connection is reset, unless
+///   [`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) is off. The
+///   connection gets no task, no entry in the table of connections and no span. It is counted in
+///   the metrics, and logged only at trace level.
 /// - To [`ConnectionInfo::client_addr`], as a pre-connect hook after the hook that reads a proxy's
 ///   header, or as the layer that [`overflow`](Self::overflow) returns. A denied connection ends
 ///   with [`EndReason::Denied`], and is logged at debug level.

@@ -110,7 +110,7 @@ impl AccessList {
         Self(Arc::new(RwLock::new(rules)))
     }
 
-    /// Replaces all rules at once. Open connections are not affected.
+    /// Replaces all rules in one step. Open connections are not affected.
     pub fn replace(&self, rules: AccessRules) {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let replaced = std::mem::replace(&mut *current, rules);

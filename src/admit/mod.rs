@@ -138,9 +138,9 @@ impl ConnectionLimit {
 
     /// Changes the limit to `n`, at once.
     ///
-    /// A higher limit admits waiting connections. A lower limit closes no open connection. If more
-    /// permits are in use than it allows, it revokes those in excess that ready services have
-    /// reserved for their next connection.
+    /// A higher limit admits waiting connections. A lower limit closes no open connection. But a
+    /// permit that a ready service has reserved for its next connection is revoked while more
+    /// permits are in use than the new limit allows.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();
@@ -168,8 +168,8 @@ impl ConnectionLimit {
 
     /// Returns a layer that applies this limit to the service it wraps.
     ///
-    /// Do not use this layer for a server's own limit, because the server already applies it. Each
-    /// connection would take two permits, and a limit of 1 would admit none.
+    /// Do not use this layer for a server's own limit, because the server already applies that
+    /// limit. Each connection would take two permits, and a limit of 1 would admit none.
     pub fn layer(&self) -> ConnectionLimitLayer {
         ConnectionLimitLayer {
             limit: self.clone(),
@@ -280,8 +280,8 @@ pub struct Limited<S> {
     limit: ConnectionLimit,
     instance: u64,
     reserved: Option<Permit>,
-    /// `true` once the inner service's `poll_ready` has returned `Pending`, until the service is
-    /// called, even if it becomes ready in between.
+    /// `true` if the inner service's `poll_ready` has returned `Pending` since the last call, even
+    /// if the service has become ready after that.
     queued: bool,
 }
 
@@ -308,7 +308,7 @@ impl<S> Limited<S> {
         self.queued
     }
 
-    /// Gives the reserved permit, if there is one, back to the limit. The service is no longer
+    /// Gives the reserved permit, if there is one, back to the limit. The service is then no longer
     /// ready.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {

@@ -40,8 +40,8 @@ use crate::end::{ConnectionEnded, EndReason};
 ///
 /// The count is exact. A connection is counted until it has ended, however it ends. A client is
 /// identified by its IPv4 address, or by the first [`v6_prefix`](Self::v6_prefix) bits of its IPv6
-/// address. Clients of Unix sockets and of in-memory connections have no IP address, so they are
-/// not limited.
+/// address. Clients of Unix sockets and of in-memory connections have no IP address, unless a
+/// proxy's header contains one. Clients without an IP address are not limited.
 ///
 /// A connection over a limit ends with [`EndReason::ClientLimitExceeded`] or
 /// [`EndReason::ClientRateExceeded`]. Its end is logged at debug level, and counted by reason in
@@ -130,8 +130,11 @@ impl PerClient {
     /// reached: clients whose whole rate is available again are forgotten first, then as many
     /// others without an open connection as necessary. A client with an open connection is never
     /// forgotten, so only the [server's limit](crate::ServerBuilder::limit) bounds the number of
-    /// such clients. Clients are forgotten only when a new one arrives, so there may be more than
-    /// the maximum for a while after many connections have closed.
+    /// such clients.
+    ///
+    /// A client whose whole rate is available when its last connection ends is forgotten at once.
+    /// Other clients are forgotten only when a new client arrives, so there may be more than the
+    /// maximum for a while after many connections have closed.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;
