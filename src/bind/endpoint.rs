@@ -231,8 +231,8 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// Writes the endpoint in the form in which it is parsed. In a path, bytes that are not valid UTF-8
-/// are replaced. An endpoint that was converted from a listener has no such form, so a short
+/// Writes the endpoint in the form that [`FromStr`] parses. In a path, bytes that are not valid
+/// UTF-8 are replaced. An endpoint that was converted from a listener has no such form, so a short
 /// description is written instead.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -133,7 +133,7 @@ pub(crate) const GO: &[u8] = b"go\n";
 
 impl ListeningSocket {
     /// Sets whether this process removes the socket's path when it closes the socket. Does nothing
-    /// for a socket without such a path, such as a TCP socket.
+    /// for a socket that has no path to remove, such as a TCP socket.
     pub(crate) fn own_path(&self, owned: bool) {
         if let Some(path) = &self.0.path {
             path.own(owned);
@@ -266,8 +266,9 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
     Ok(Some(taken))
 }
 
-/// Takes sockets that a supervisor has passed. Called after [`take`] has returned `None`. So in a
-/// process that replaces another one it fails, because the old process has passed no such socket.
+/// Takes sockets that a supervisor has passed. Called after [`take`] has returned `None`. In a
+/// process that replaces another one, `None` means that the old process has passed no such socket,
+/// so this function fails.
 pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     if REPLACING.is_some() {
         return Err(PassedError::NotHandedOn);
@@ -300,9 +301,9 @@ pub(crate) fn is_waiting() -> bool {
     replacing.is_some_and(|replacing| !replacing.over.load(Ordering::Acquire))
 }
 
-/// Waits until a server with these sockets may accept. A process that replaces another one may
-/// accept once all passed sockets are served or closed, and the old process has then replied or
-/// ended. Any other process may accept at once.
+/// Waits until a server with these sockets may accept. In a process that replaces another one, that
+/// is when all passed sockets are served or closed, and the wait for the old process's reply is
+/// over. Any other process may accept at once.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
     if let Some(replacing) = &*REPLACING {
         replacing.may_accept(sockets).await;

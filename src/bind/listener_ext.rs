@@ -14,8 +14,8 @@ use crate::error::{Panicked, caught};
 /// connection will run. They must not block. Work that takes time, or may reject a connection,
 /// belongs in a [pre-connect hook](crate::preconnect).
 ///
-/// The new listener has the same addresses, and its [`poll_readable`](Listener::poll_readable) is
-/// that of the original listener.
+/// The returned listener has the addresses and the [`poll_readable`](Listener::poll_readable) of
+/// the original one.
 ///
 /// If a closure panics, only the connection that was passed to it ends. The accept fails with
 /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted), as if the peer had disconnected.

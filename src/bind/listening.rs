@@ -54,12 +54,13 @@ pub(super) struct Listening {
     /// Set if this process has stopped accepting from the socket, so that the socket's clients
     /// wait for another process.
     pub(super) released: AtomicBool,
-    /// The socket's index among those that the replaced process passed, if it is one of them.
+    /// The socket's index among the sockets that the replaced process passed. `None` for any other
+    /// socket.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
     pub(super) handed_on: Option<usize>,
 }
 
-/// A new listening socket, or one that another process has opened.
+/// A listening socket that is new, or that the program or another process has opened before.
 #[derive(Debug)]
 pub(super) struct Opened {
     // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
@@ -69,7 +70,8 @@ pub(super) struct Opened {
     pub(super) prepared: bool,
     /// Set if a supervisor also keeps the socket open.
     pub(super) kept: bool,
-    /// The socket's index among those that the replaced process passed, if it is one of them.
+    /// The socket's index among the sockets that the replaced process passed. `None` for any other
+    /// socket.
     pub(super) handed_on: Option<usize>,
 }
 

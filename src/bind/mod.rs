@@ -70,9 +70,10 @@ pub trait Listener: Send + 'static {
 
     /// Accepts a connection. Returns `Pending` if none is waiting.
     ///
-    /// The accept loop calls this method through [`poll_accept_if`](Self::poll_accept_if), in the
-    /// context of the runtime on which the connection will run, so that the stream is registered
-    /// there. That runtime may differ from the listener's.
+    /// The accept loop calls [`poll_accept_if`](Self::poll_accept_if), whose default implementation
+    /// calls this method. The call is made in the context of the runtime on which the connection
+    /// will run, so that the stream is registered there. That runtime may differ from the
+    /// listener's.
     ///
     /// # Cancel safety
     ///

@@ -55,8 +55,8 @@ pub(super) async fn open(endpoint: Endpoint, options: &SocketOptions) -> io::Res
     }
 }
 
-/// The number of ports to try for a name with several addresses. The port that the system chose for
-/// the first address may be in use on another address.
+/// The maximum number of ports to try for a name with port 0 and several addresses. The port that
+/// the system chose for the first address may be in use on another address.
 const CHOICES: usize = 16;
 
 /// Opens a socket for each address of one name. If the system chooses the port, all of them get the
@@ -93,8 +93,8 @@ fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Op
     }
 }
 
-/// An address, a path or an abstract name at which a socket can listen, and can listen again after
-/// a suspension has closed it.
+/// An address, a path or an abstract name at which a socket can listen. After a suspension has
+/// closed the socket, a new one can listen there.
 #[derive(Debug)]
 pub(super) enum Place {
     Tcp(SocketAddr),

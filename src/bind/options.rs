@@ -166,8 +166,8 @@ impl SocketOptions {
     ///
     /// Set it if the deadlines [`first_byte`](crate::deadline::Deadlines::first_byte) and
     /// [`idle`](crate::deadline::Deadlines::idle) are off, as for clients that only listen.
-    /// Otherwise, if such a client vanishes without closing the connection, the server does not
-    /// notice this until it sends something.
+    /// If this option is not set, and such a client vanishes without closing the connection, the
+    /// server notices only when it next sends something.
     #[doc(alias = "SO_KEEPALIVE")]
     #[doc(alias = "tcp_keepalive")]
     pub fn keepalive(mut self, silence: Duration) -> Self {
@@ -296,8 +296,8 @@ impl SocketOptions {
     }
 
     /// Applies the backlog to a listening socket that the replaced process has opened, and on Linux
-    /// also the options that accepted TCP sockets inherit. An option that is off or not set here
-    /// stays as it is, and so do the options that must be set before the bind.
+    /// also the options that accepted TCP sockets inherit. An option that is off or not set in
+    /// `self` stays as it is on the socket. So do the options that must be set before the bind.
     #[cfg(feature = "handover")]
     pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
         if INHERITED && socket.local_addr()?.as_socket().is_some() {
@@ -340,8 +340,8 @@ impl SocketOptions {
     }
 }
 
-/// On Linux an accepted socket inherits the options of its listening socket, so they need not be
-/// set for each connection.
+/// True on Linux, where an accepted socket inherits the options of its listening socket, so they
+/// need not be set for each connection.
 const INHERITED: bool = cfg!(target_os = "linux");
 
 #[cfg(target_os = "linux")]
@@ -364,9 +364,9 @@ mod unsent {
     }
 }
 
-/// Makes accepted TCP sockets keep the urgent byte in the stream, as RFC 6093 recommends. Without
-/// this byte, commands of the telnet protocol would be incomplete. On all systems accepted sockets
-/// inherit this option from their listening socket.
+/// Makes accepted TCP sockets keep the urgent byte in the stream (`SO_OOBINLINE`), as RFC 6093
+/// recommends. Without this byte, commands of the telnet protocol would be incomplete. On all
+/// systems accepted sockets inherit this option from their listening socket.
 pub(super) fn keep_urgent_data(listener: &Socket) {
     note("oob_inline", listener.set_out_of_band_inline(true));
 }

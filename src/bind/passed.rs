@@ -33,7 +33,7 @@ pub enum PassedError {
         process::id()
     )]
     OtherProcess {
-        /// The value of the variable.
+        /// The value of `LISTEN_PID`.
         pid: String,
     },
 
@@ -72,7 +72,8 @@ pub enum PassedError {
     #[error("another endpoint has taken the passed socket: name it in one endpoint only")]
     Taken,
 
-    /// This process replaces another one that had no such endpoint.
+    /// The process that this one replaces passed no sockets for this endpoint, or another endpoint
+    /// of this process has already taken them.
     #[error(
         "the process that this one replaces did not listen on this endpoint: stop that process, \
          and let its supervisor start the new version"

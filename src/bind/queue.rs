@@ -50,8 +50,10 @@ fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
         .map_while(|row| listener(&row))
 }
 
-/// Parses a row of [proc_net_tcp]: its number, the local and the remote address, the state, and the
-/// lengths of two queues. For a listening socket the second queue is the accept queue.
+/// Returns the local address and the length of the accept queue from a row of [proc_net_tcp].
+/// Returns `None` if the row's socket does not listen. The fields of a row are its number, the
+/// local and the remote address, the state, and the lengths of two queues. For a listening socket
+/// the second queue is the accept queue.
 ///
 /// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
 fn listener(row: &str) -> Option<(SocketAddr, usize)> {

@@ -66,8 +66,8 @@ impl AsFd for Socket {
 
 /// True on the systems listed here, which have epoll or kqueue. There, a short read means that
 /// there is no more input, except at urgent data (see [`Probe::look_again`]), and a short write
-/// means that there is no more room. So the stream's readiness can be cleared, and the next change
-/// will wake the task.
+/// means that the send buffer is full. So the stream's readiness can be cleared, and the next
+/// change will wake the task.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",
@@ -79,8 +79,9 @@ const SHORT_IS_DONE: bool = cfg!(any(
 ));
 
 /// Reads or writes like tokio's own `poll_read` and `poll_write`, which cannot be used here because
-/// they need `&mut` access. Waits until the stream is ready, and calls `done`. Clears the readiness
-/// if `done` would block and, where [`SHORT_IS_DONE`], if it moves some bytes but fewer than `len`.
+/// they need `&mut` access. Waits until the stream is ready, and evaluates `done`. Clears the
+/// readiness if `done` would block. If [`SHORT_IS_DONE`] is true, also clears it if `done` moves
+/// some bytes, but fewer than `len`.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {
@@ -130,8 +131,7 @@ const LOOK: usize = 4 * 1024;
 const JOINED: usize = 512;
 
 /// The maximum number of buffers that `writev` takes (`IOV_MAX`). The standard library passes no
-/// more. So if a write had more buffers, it would seem to be a short write, which would wrongly
-/// mean that the socket has no more room.
+/// more. So a write of more buffers would be short, as if the socket's send buffer were full.
 const BUFFERS: usize = 1024;
 
 impl Socket {
