@@ -30,7 +30,8 @@ pub struct Linger {
     time: Duration,
     bytes: usize,
     min_rate: Option<MinRate>,
-    /// The minimum rate of the stack's deadlines. It applies if `min_rate` is not set.
+    /// The minimum rate from the deadlines of a pipeline or of `Http`. It applies if `min_rate` is
+    /// not set.
     min_rate_of_deadlines: Option<MinRate>,
 }
 
@@ -100,14 +101,15 @@ impl Linger {
         self
     }
 
-    /// Sets the minimum rate of the stack's deadlines. It applies if [`min_rate`](Self::min_rate)
-    /// is not set.
+    /// Takes the minimum rate from the deadlines of a pipeline or of `Http`. It applies if
+    /// [`min_rate`](Self::min_rate) is not set.
     pub(crate) fn with_deadlines(mut self, deadlines: &Deadlines) -> Self {
         self.min_rate_of_deadlines = deadlines.min_rate;
         self
     }
 
-    /// Returns the wait before the first check once writing is shut down.
+    /// Returns how long to wait after the shutdown of writing before the first check whether the
+    /// peer has taken all output. Returns the time to linger if the peer has already taken all.
     fn first_look(&self, sent: Option<Sent>) -> Duration {
         if has_all(sent) { self.time } else { SHORT }
     }
@@ -138,7 +140,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
 /// Closes a connection like [`Connection::close`], but with an existing timer. If input has ended
 /// (`at_eof`), this function does not read, because a read would be a needless system call. The
-/// future must be small, because it is most of what a closing connection holds.
+/// future must be small, because it is most of the memory that a closing connection holds.
 pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     mut timer: Pin<&mut Sleep>,
     conn: &mut Connection<Io>,
@@ -231,10 +233,10 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The wait before the first check whether the peer has taken all output, once writing is shut
-/// down. Each later wait is twice as long as the one before it, up to [`Linger::write`] divided by
-/// [`LOOKS`]. [`Linger::time`] counts from the check that finds it. So it begins late by at most
-/// the time waited so far.
+/// The time between the shutdown of writing and the first check whether the peer has taken all
+/// output. Each later wait is twice as long as the one before it, up to [`Linger::write`] divided
+/// by [`LOOKS`]. [`Linger::time`] counts from the check that finds that all output was taken. So
+/// [`Linger::time`] begins late by at most the time waited until that check.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.
@@ -244,9 +246,9 @@ enum Step {
     /// Read and discard up to this many bytes of input, so that none is unread when the socket is
     /// closed.
     Discard(usize),
-    /// Check from time to time whether the peer has taken all output. By this step, the peer has
-    /// finished sending, or ignores the close. If the socket were closed now, the rest of the
-    /// output would be lost, or left to the system.
+    /// Check from time to time whether the peer has taken all output. Nothing more is read, because
+    /// the peer has finished sending, a read has failed, or enough bytes were discarded. If the
+    /// socket were closed now, the rest of the output would be lost, or left to the system.
     Look,
 }
 
@@ -260,7 +262,8 @@ struct Wait {
     since: Instant,
     clock: Timer,
     pace: Pace,
-    /// The last wait for the peer to take all output. See [`SHORT`].
+    /// The length of the last wait before a check whether the peer has taken all output. See
+    /// [`SHORT`].
     look: Duration,
     /// The time until the next check, if the timer is not set for it yet.
     next: Option<Duration>,

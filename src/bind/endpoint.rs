@@ -210,7 +210,8 @@ impl From<(IpAddr, u16)> for Endpoint {
 
 /// Uses a socket that is already listening, such as one inherited from a supervisor. The server
 /// makes the socket non-blocking, and sets `SO_OOBINLINE`, which keeps urgent data in the stream.
-/// The socket's other options stay as they are.
+/// The listening socket's other options stay as they are. A server that is
+/// [suspended](crate::Handle::suspend) and resumed opens a new socket with the server's options.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         Self {
@@ -221,7 +222,8 @@ impl From<TcpListener> for Endpoint {
 }
 
 /// Uses a socket that is already listening, such as one inherited from a supervisor. The server
-/// does not remove the socket's path.
+/// does not remove the socket's path, unless the server was [suspended](crate::Handle::suspend) and
+/// resumed, and so has bound the path again.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         Self {

@@ -66,7 +66,8 @@ pub(super) struct Opened {
     // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
-    /// Set if the options that accepted sockets inherit were set on this socket.
+    /// Set if the server's options were applied to this socket. On Linux, accepted sockets then
+    /// inherit their options from this socket.
     pub(super) prepared: bool,
     /// Set if a supervisor also keeps the socket open.
     pub(super) kept: bool,

@@ -68,8 +68,8 @@ pub struct Sockets {
     suspended: Vec<Suspended>,
 }
 
-/// The address, path or name at which a suspended socket listens again when the listener resumes,
-/// with the value of its [`Listening::endpoint`].
+/// A suspended socket: the address, path or name at which it listens again when the listener
+/// resumes, and the value of its [`Listening::endpoint`].
 #[derive(Debug)]
 struct Suspended {
     place: Place,
@@ -259,11 +259,12 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// Set if no accept has been tried since the runtime's readiness was last cleared, or since the
-    /// socket was registered. If the runtime then reports readiness, a connection has arrived
-    /// since, so the system need not be asked.
+    /// Set when the socket is registered, and when the runtime's readiness is cleared. Cleared by
+    /// an accept. If the runtime reports readiness while this is set, a connection has arrived, so
+    /// the system need not be asked.
     is_news: bool,
-    /// Set if the options that accepted sockets inherit were set on this socket.
+    /// Set if the server's options were applied to this socket. On Linux, accepted sockets then
+    /// inherit their options from this socket.
     prepared: bool,
     local: Address,
 }
@@ -310,8 +311,8 @@ impl Source {
         })
     }
 
-    /// Returns whether this process has stopped accepting from the socket, so that its clients wait
-    /// for another process.
+    /// Returns whether this process has stopped accepting from the socket, so that the socket's
+    /// clients wait for another process.
     fn is_released(&self) -> bool {
         self.socket.get_ref().released.load(Ordering::Relaxed)
     }
@@ -437,8 +438,9 @@ fn listens(listener: &socket2::Socket) -> bool {
     listener.is_listener().unwrap_or(true)
 }
 
-/// Returns `false`, because these systems do not report whether a socket listens. On them,
-/// accept(2) fails with `EINVAL` only for a socket that does not listen.
+/// Returns `false`. These systems do not report whether a socket listens, but [`closed_or`] calls
+/// this function only after an accept has failed with `EINVAL`. On these systems, that happens only
+/// if the socket does not listen.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false

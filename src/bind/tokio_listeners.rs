@@ -18,7 +18,8 @@ use crate::make::Known;
 /// tokio's listeners become [`Sockets`]. Accepted sockets get the default
 /// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. To set other options, pass the
 /// listener to [`ServerBuilder::listen`](crate::ServerBuilder::listen). The server does not remove
-/// the path of a Unix socket.
+/// the path of a `UnixListener`, unless the server was [suspended](crate::Handle::suspend) and
+/// resumed, and so has bound the path again.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a listener",
     label = "does not implement `tower_tcp::bind::Listener`",
@@ -67,7 +68,8 @@ impl IntoListener for UnixListener {
 }
 
 /// Takes over a listener of tokio. The server sets `SO_OOBINLINE`, which keeps urgent data in the
-/// stream. The socket's other options stay as they are.
+/// stream. The listening socket's other options stay as they are. A server that is
+/// [suspended](crate::Handle::suspend) and resumed opens a new socket with the server's options.
 impl From<TcpListener> for Endpoint {
     fn from(listener: TcpListener) -> Self {
         match listener.into_std() {
@@ -77,7 +79,8 @@ impl From<TcpListener> for Endpoint {
     }
 }
 
-/// Takes over a listener of tokio. The server does not remove the socket's path.
+/// Takes over a listener of tokio. The server does not remove the socket's path, unless the server
+/// was [suspended](crate::Handle::suspend) and resumed, and so has bound the path again.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         match listener.into_std() {
@@ -93,8 +96,8 @@ impl From<UnixListener> for Endpoint {
 #[error("a listener of tokio could not be taken over")]
 struct NotTakenOver(#[source] Refused);
 
-/// Displays the error that prevented the takeover. Its source is [`ListenerClosed`], so that the
-/// default accept-error policy stops the server.
+/// Wraps the error that prevented the takeover, and has [`ListenerClosed`] as its source, so that
+/// the default accept-error policy stops the server.
 #[derive(Debug, Error)]
 #[error("{error}")]
 struct Refused {

@@ -1,5 +1,8 @@
-//! The path of a Unix socket. A server replaces the file of a stale socket, but never that of a
-//! live one. When it closes its socket, it removes only the file that was created for this socket.
+//! The path of a Unix socket. A server replaces the file of a socket on which no process listens,
+//! but not the file of a live socket, except in the race that [`Sockets::bind`] describes. When a
+//! server closes its socket, it removes only the file that was created for this socket.
+//!
+//! [`Sockets::bind`]: super::Sockets::bind
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;

@@ -12,8 +12,8 @@ pub(crate) type Hook = Box<dyn FnOnce(&Origin, &End) + Send>;
 /// The moment at which a callback runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// The connection begins to close. If it ends without closing, these callbacks run at the end,
-    /// before those for the end.
+    /// The connection begins to close. If it ends without closing, the callbacks for this moment
+    /// run at the end, before the callbacks for [`End`](Self::End).
     Closing,
     /// The service is dropped, usually with the stream, and the reason is final.
     End,

@@ -28,7 +28,7 @@ impl ConnectionInfo {
     }
 
     /// Returns the address of the peer, which is the other end of the socket. Behind most proxies
-    /// and load balancers, it is the address of that hop, not of the client. OpenTelemetry calls it
+    /// and load balancers, it is their address, not the client's. OpenTelemetry calls it
     /// `network.peer.address`.
     #[doc(alias = "peer")]
     #[doc(alias = "remote_addr")]

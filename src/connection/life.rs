@@ -50,8 +50,8 @@ pub(crate) struct Life {
     bytes_written: AtomicU64,
     requests: AtomicU64,
     messages_dropped: AtomicU32,
-    /// The peer has finished sending. In that case, a connection that does not drain, and for which
-    /// no reason was proposed, ends with `PeerClosed` instead of `ServiceClosed`.
+    /// The peer has finished sending. If the connection does not drain and no reason was proposed,
+    /// it therefore ends with `PeerClosed` instead of `ServiceClosed`.
     peer_done: AtomicBool,
     /// The last write, flush or shutdown waits for the peer to take output.
     write_pending: AtomicBool,
@@ -180,9 +180,9 @@ impl Life {
     ///
     /// If the proposed reason cuts the peer off, closing a TCP socket sends a reset, even if an
     /// earlier reason applies. With a reset, the system frees the socket's memory at once, before
-    /// the connection's permit is returned. No reset is sent if a custom listener has not provided
-    /// the socket, if `SocketOptions::reset_cut_off` is off, or if the proposed reason is
-    /// `DrainDeadline` or `Killed` and closing has begun.
+    /// the connection's permit is returned. No reset is sent if the connection's listener is a
+    /// custom one that does not provide the socket, if `SocketOptions::reset_cut_off` is off, or if
+    /// the proposed reason is `DrainDeadline` or `Killed` and closing has begun.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         // At a shutdown's deadline, or if the server is aborted, a connection that is already
         // closing is not reset, so that a peer that reads still gets the output already written.
