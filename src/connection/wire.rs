@@ -19,7 +19,8 @@ pub(crate) struct Wire {
     resets: bool,
     /// The number of bytes written to the socket. Only the stream changes it.
     written: AtomicU64,
-    /// The number of bytes that [`Probe::count_arrived`] counted and that are not read yet.
+    /// The number of bytes that [`Probe::count_arrived`] counted and that are not read yet. It is
+    /// not updated once [`PASSED`] is set.
     arrived: AtomicU32,
     flags: AtomicU8,
 }
@@ -31,12 +32,12 @@ const MAY_LEAVE: u8 = 1;
 const LOOK: u8 = 2;
 /// Flag: data was written since the last [`Probe::acknowledge`].
 const WROTE: u8 = 4;
-/// Flag: arrived bytes are counted. See [`Probe::count_arrived`].
+/// Flag: [`Probe::count_arrived`] has counted the arrived bytes.
 const COUNTS: u8 = 8;
-/// Flag: a read has returned the last counted bytes and, behind them, bytes that arrived later.
+/// Flag: one read has returned the last of the counted bytes together with later bytes.
 const PASSED: u8 = 16;
 /// Flag: after reads had returned all counted bytes, another read has returned bytes. So the
-/// streams around the socket have used the bytes before, because only then do they read again.
+/// streams around the socket have used the counted bytes, because they read again only after that.
 const LATER: u8 = 32;
 
 #[derive(Debug)]
@@ -63,8 +64,9 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records a read of `n` bytes. If `may_leave` is set, the read may have left bytes that the
-    /// runtime does not report: it did not fill its buffer, or [`look`](Self::look) requested it.
+    /// Records a read of `n` bytes. `may_leave` is set if the read may have left bytes that the
+    /// runtime does not report, because the read did not fill its buffer or was requested by
+    /// [`look`](Self::look).
     pub(crate) fn read(&self, n: usize, may_leave: bool) {
         self.set(MAY_LEAVE, may_leave);
         let flags = self.flags.load(Ordering::Relaxed);
@@ -88,8 +90,7 @@ impl Wire {
         self.set(LOOK, true);
     }
 
-    /// Returns whether the next read asks the system for bytes that the runtime does not report,
-    /// and clears the flag.
+    /// Returns whether [`look`](Self::look) was called since the last call of this method.
     pub(crate) fn take_look(&self) -> bool {
         self.take(LOOK)
     }
@@ -149,7 +150,8 @@ pub(crate) struct Sent {
     written: u64,
     /// The number of bytes that the peer has not taken yet. Over TCP these are the bytes that it
     /// has not acknowledged. Over a Unix socket this is the memory, in bytes, of the data that it
-    /// has not read. Zero if the connection is closed, because then no more bytes can arrive.
+    /// has not read. Zero if the connection is closed, because then no more bytes can reach the
+    /// peer.
     pub(crate) left: u64,
 }
 
@@ -162,8 +164,8 @@ impl Sent {
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)
     }
 
-    /// Returns whether the peer has taken bytes since `before`. Bytes written since then count as
-    /// well, because a full socket accepts more only after its peer has taken some.
+    /// Returns whether the peer has taken bytes since `before`. Bytes written since then show this,
+    /// too, because a full socket accepts more only after its peer has taken some.
     pub(crate) fn is_beyond(self, before: Self) -> bool {
         self.written != before.written || self.left < before.left
     }
@@ -171,9 +173,9 @@ impl Sent {
 
 /// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
-/// It does not keep the socket open, and no query has a result once the socket is closed. A query
-/// that asks the system costs a system call, so none of these is made on the common path of a
-/// request.
+/// A probe does not keep the socket open. Once the socket is closed, every method except
+/// [`knows`](Self::knows) acts as on an empty probe. A query that asks the system costs a system
+/// call, so the common path of a request makes no such query.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 
@@ -182,7 +184,7 @@ impl Probe {
         Self(Some(Arc::downgrade(wire)))
     }
 
-    /// Returns whether there is a socket to query.
+    /// Returns whether the listener has provided the socket. The socket may be closed by now.
     pub(crate) fn knows(&self) -> bool {
         self.0.is_some()
     }
@@ -201,8 +203,8 @@ impl Probe {
         }
     }
 
-    /// Asks the system how many bytes, at most `most`, have arrived and are not read yet. From then
-    /// on, [`has_read_later`](Self::has_read_later) tells these bytes from later ones.
+    /// Counts the bytes, at most `most`, that have arrived and are not read yet. After that,
+    /// [`has_read_later`](Self::has_read_later) shows whether the reader has got these bytes.
     ///
     /// # Errors
     ///
@@ -235,17 +237,18 @@ impl Probe {
     /// Returns whether the reader has got all bytes that
     /// [`count_arrived`](Self::count_arrived) counted, as a later read of the socket shows.
     ///
-    /// If one read of the socket gets the last counted bytes together with later ones, this is
-    /// still `false`, because a stream around the socket, such as TLS, may not have passed them all
-    /// on. It reads the socket again only when it has, so that next read is the proof.
+    /// If one read of the socket gets the last counted bytes together with later ones, the result
+    /// is still `false`, because a stream around the socket, such as TLS, may not have passed all
+    /// counted bytes on. Such a stream reads the socket again only when it has passed them on. So
+    /// the next read that returns bytes is the proof.
     pub(crate) fn has_read_later(&self) -> bool {
         let wire = self.wire();
         wire.is_some_and(|wire| wire.flags.load(Ordering::Relaxed) & LATER != 0)
     }
 
     /// Returns whether the socket is a Unix socket. When the peer has closed its end of a Unix
-    /// socket, no output can reach the peer, but the input that it left can still be read. Over
-    /// TCP, a peer that has closed its end without a reset seems only to have finished sending.
+    /// socket, no output can reach the peer, but the input that it sent can still be read. Over
+    /// TCP, a peer that closes without a reset looks like a peer that has only finished sending.
     pub(crate) fn is_unix(&self) -> bool {
         let wire = self.wire();
         wire.is_some_and(|wire| matches!(wire.family, Family::Unix(_)))
@@ -317,12 +320,12 @@ mod system {
 
     /// The first 16 words of 64 bits of `tcp_info`. Linux has had all of them since 4.1.
     type TcpInfo = [u64; 16];
-    /// The index of `bytes_acked`, the last of these words.
+    /// The index of `bytes_acked`, the last word of [`TcpInfo`].
     const ACKNOWLEDGED: usize = 15;
     /// The state `TCP_CLOSE`: the connection was reset or timed out, or both sides have closed it.
     const CLOSED: u8 = 7;
 
-    /// The memory of a socket, in the order of the kernel's `SK_MEMINFO_*`.
+    /// The figures of a socket's memory, in the order of the kernel's constants `SK_MEMINFO_*`.
     type Memory = [u32; 9];
     /// The index of `SK_MEMINFO_WMEM_ALLOC`, the memory of written bytes that the peer has not
     /// read.

@@ -1,7 +1,7 @@
 //! Measures for how long a peer has taken none of the output that is pending for it.
 //!
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
-//! again only once a third of the buffer is free, and a slow reader may need longer than the
+//! again only once a third of the buffer is free, and a slow reader may need longer than the write
 //! deadline to read so much. So this code asks the system [`LOOKS`] times per deadline how many
 //! bytes the peer has taken. It never asks while no output is pending. On systems other than
 //! Linux, and with a custom listener, it cannot ask, and only writes count.
@@ -68,7 +68,7 @@ impl Blocked {
         }
     }
 
-    /// Returns the moment at which to check whether the deadline has passed.
+    /// Returns the moment at which to check next whether the write deadline, `time`, has passed.
     pub(crate) fn next(&self, life: &Life, time: Option<Duration>) -> Option<Moment> {
         let (wait, time) = (self.0.as_ref()?, time?);
         let end = wait.since.checked_add(time);

@@ -10,9 +10,9 @@
 //! | HTTP | `Http::deadlines` | all but `pre_connect` and `last_calls`; of `drain`, all but `pre_connect` and `next_frame` |
 //! | raw services | [`DeadlineLayer`] | `first_byte`, `idle`, `write`, `max_age`, `max_age_jitter`, `min_rate` of output, and `stream` of `drain` |
 //!
-//! If a deadline by which the peer must send or take bytes passes while the process is stopped or
-//! starved of CPU time, the deadline is extended once, to 50 ms after the process notices, because
-//! the peer may have acted in time. `min_rate` gives the peer another whole window instead.
+//! A deadline by which the peer must send or take bytes may pass while the process is stopped or
+//! starved of CPU time. Such a deadline is extended once, to 50 ms after the process notices,
+//! because the peer may have acted in time. `min_rate` gives the peer another whole window instead.
 //! Deadlines that end a connection as `Drained` are not extended.
 //!
 //! [`PreConnectLayer::deadlines`]: crate::preconnect::PreConnectLayer::deadlines
@@ -36,7 +36,8 @@ pub use times::{Deadlines, DrainDeadlines};
 #[cfg(feature = "http")]
 pub(crate) use watch::{Borrower, Watch, between_looks};
 
-/// The time for which a draining connection stays open after the pipeline or HTTP began to serve
-/// it, even if no byte has been read from it. The peer's first bytes may have arrived together with
-/// the connection, but the runtime reports them only after it has polled its driver once more.
+/// The minimum time for which a draining connection waits for its first byte. It counts from the
+/// moment when the pipeline or HTTP began to serve the connection. The peer's first bytes may have
+/// arrived together with the connection, but the runtime reports them only after it has polled its
+/// driver once more.
 pub(crate) const TAKEN_IN: Duration = Duration::from_millis(50);

@@ -32,7 +32,7 @@ impl MinRate {
     }
 }
 
-/// The windows of one connection.
+/// The windows in which the rate of one connection's peer is measured.
 ///
 /// They are boxed, because a connection without a minimum rate has none.
 #[derive(Debug, Default)]

@@ -16,10 +16,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::end::EndReason;
 
-/// The delay that shows that the process was stopped, suspended or starved. If more than this time
-/// passes before an expired deadline is noticed, the peer may have acted in time, because the
-/// runtime may fire timers before it reads the socket. So the deadline is extended once: it then
-/// expires `STALL` after the moment when it was noticed.
+/// The delay that shows that the process was stopped, suspended or starved. If a deadline is
+/// noticed more than this time after it has passed, the peer may have met it, because the runtime
+/// may fire timers before it reads the socket. The deadline is then extended once, to `STALL` after
+/// the moment when it was noticed.
 pub(super) const STALL: Duration = Duration::from_millis(50);
 
 /// A moment on one connection's clock: nanoseconds since the clock's start, plus one.
@@ -185,7 +185,7 @@ impl Timer {
         Poll::Pending
     }
 
-    /// Returns the sleep inside the timer, for a wait that sets the sleep itself.
+    /// Returns the sleep inside the timer, for a caller that sets the sleep itself.
     pub(crate) fn sleep(&mut self) -> Pin<&mut Sleep> {
         let started = self.started;
         self.alarm(started).project().sleep

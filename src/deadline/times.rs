@@ -142,8 +142,8 @@ deadlines! {
         ///
         /// This deadline does not apply before the first byte, where
         /// [`first_byte`](Self::first_byte) applies, nor within a frame, where
-        /// [`frame`](Self::frame) applies. So to close every client that is silent for 10 s, set
-        /// all three to 10 s.
+        /// [`frame`](Self::frame) applies. So to close a client that is silent for 10 s, set all
+        /// three to 10 s, and in HTTP [`body`](Self::body), too.
         ///
         /// In a pipeline and in HTTP the time counts from the *peer's* last frame or request, or
         /// from the moment when the reply to it was completely written to the system, if that is
@@ -173,10 +173,10 @@ deadlines! {
         /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
         /// socket. This is checked 16 times per deadline, so a connection may end late by up to a
         /// sixteenth of the deadline. If a peer's receive buffer is full, its system takes nothing
-        /// until the peer has read a part of the buffer. That part may be larger than 64 KiB, so a
-        /// peer that reads a few KiB per second needs a longer time. On other systems, and with a
-        /// custom listener, bytes count as taken when more can be written. With a slow reader that
-        /// happens only rarely, so set a longer time there.
+        /// until the peer has read a part of the buffer. That part may be larger than 64 KiB, so
+        /// set a longer time for peers that read only a few KiB per second. On other systems, and
+        /// with a custom listener, bytes count as taken when more can be written. This is rare with
+        /// a slow reader, so set a longer time there, too.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -185,7 +185,7 @@ deadlines! {
         /// Sets how long pending requests may take after the peer has finished sending. `None`
         /// waits forever.
         ///
-        /// This deadline applies when the *peer* has finished. When the server closes the
+        /// This deadline applies when the *peer* has finished. When the server closes a pipeline's
         /// connection, [`last_calls`](Self::last_calls) applies.
         ///
         /// A peer that has finished sending may still wait for its replies, as `nc -N` does, or be
@@ -195,7 +195,8 @@ deadlines! {
         /// [`write`](Self::write) applies instead. The time does not run either while
         /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back; it starts again
         /// when the pause ends. This deadline applies to pipelines and to HTTP/1, but not to
-        /// HTTP/2, which has no half-closed connections. A reset ends a request at once.
+        /// HTTP/2, which has no half-closed connections. A reset of the connection ends its
+        /// requests at once.
         ///
         /// Default: 10 s. Why: most replies take less, and an abandoned request should not cause
         /// work for longer. When reached: the calls for pending requests are dropped, and the
@@ -235,8 +236,8 @@ deadlines! {
         /// Sets the time that the make-service may take, and the time that the service of an
         /// upgrade may take to become ready. `None` waits forever.
         ///
-        /// Default: 10 s. Why: as long as for the pre-connect hooks, for which the peer waits, too.
-        /// When reached: the connection ends with
+        /// Default: 10 s. Why: as long as for the pre-connect hooks, because the peer waits for
+        /// both. When reached: the connection ends with
         /// [`MakeServiceError`](crate::EndReason::MakeServiceError).
         make_service = secs(10),
     }
@@ -266,10 +267,12 @@ impl Deadlines {
     /// long as there is output. A minimum rate ends such a connection after one or two windows.
     ///
     /// The rate of input applies only while a frame is incomplete. It does not apply while a
-    /// service works, or to the body of an HTTP request. The rate of output applies whenever output
-    /// is pending. In HTTP/1 a request's head counts as a frame. In HTTP/2 the rate of input
-    /// applies to the preface, but not to the head of a request. Until that head is complete, a
-    /// connection without other streams is idle, and [`idle`](Self::idle) ends it.
+    /// service works, or to the body of an HTTP request. The rate of output applies while output is
+    /// pending. In HTTP/1 a request's head counts as a frame. In HTTP/2 the rate of input applies
+    /// to the preface, but not to the head of a request. Until that head is complete, a connection
+    /// without other streams is idle, and [`idle`](Self::idle) ends it. The rate of output does not
+    /// apply to HTTP/2 responses that wait for the peer to open a flow-control window, but
+    /// [`write`](Self::write) does.
     ///
     /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
     /// socket. On other systems, and with a custom listener, bytes count as taken when more can be
@@ -324,7 +327,7 @@ deadlines! {
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
     /// | [`frame`] | 3 s | TCP has retransmitted a lost packet twice by then | [`FrameTimeout`] |
-    /// | [`body`] | 3 s | as long as a frame | [`BodyTimeout`], see [`Deadlines::body`] |
+    /// | [`body`] | 3 s | as long as for a frame | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | [`Drained`] |
     /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for the `GOAWAY` |
@@ -358,9 +361,11 @@ deadlines! {
         ///
         /// During the graceful close of an HTTP/1 connection, the time also limits the wait for
         /// another task that still holds the unread body of an answered request. Each byte restarts
-        /// it. When it is over, the connection closes.
+        /// the time. When the time is over, the connection closes. With `None`, this wait has no
+        /// deadline.
         ///
-        /// Default: 3 s. Why: as long as a frame. When reached: as for [`Deadlines::body`].
+        /// Default: 3 s. Why: as long as for a [`frame`](Self::frame). When reached: as for
+        /// [`Deadlines::body`].
         body = secs(3),
 
         /// Sets how long an idle HTTP/1 connection stays open for one more request, which is
@@ -392,11 +397,11 @@ deadlines! {
         /// the connection closes with [`Drained`](crate::EndReason::Drained).
         next_frame = secs(0),
 
-        /// Sets how long the peer of an idle HTTP/2 connection has to acknowledge the `GOAWAY`.
+        /// Sets how long an idle HTTP/2 connection waits for the peer to acknowledge the `GOAWAY`.
         /// Pings from the peer do not extend the time. The time counts from the `GOAWAY`, or from
         /// the end of the last response if that is later.
         ///
-        /// Default: 3 s. Why: as long as a frame; a peer that is gone does not answer. When
+        /// Default: 3 s. Why: as long as for a frame; a peer that is gone does not answer. When
         /// reached: the connection closes with the reason for which the `GOAWAY` was sent.
         goodbye = secs(3),
 
