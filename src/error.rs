@@ -69,7 +69,7 @@ pub enum Error {
     Bind {
         /// The text of the [`Endpoint`](crate::bind::Endpoint), or `no address`.
         address: String,
-        /// The cause: an error of the system or the resolver, or, for example, a wrapped
+        /// The cause, such as an error of the system or the resolver, or a wrapped
         /// [`InvalidEndpoint`](crate::bind::InvalidEndpoint) or
         /// [`PassedError`](crate::bind::PassedError).
         #[source]

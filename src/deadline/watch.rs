@@ -1,5 +1,5 @@
-//! Enforces the deadlines of a stream that a raw service or another task uses, by watching the
-//! connection's byte counters.
+//! Enforces the deadlines of a connection whose stream is used by a raw service, or by the task
+//! that has the upgraded stream. To do so, it watches the connection's byte counters.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,8 +23,8 @@ pub(crate) enum Borrower {
     Upgraded,
 }
 
-/// The number of checks per deadline while another task uses the stream, and per write deadline in
-/// HTTP/2. So a connection ends late by at most a quarter of the deadline.
+/// The number of checks per deadline of an upgraded stream, and per write deadline in HTTP/2. So a
+/// connection ends late by at most a quarter of the deadline, or by 1 ms if that is more.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.
@@ -52,8 +52,8 @@ pub(crate) struct Watch {
     timer: Timer,
     borrower: Borrower,
     retire: Option<Moment>,
-    /// The moment when the connection began to drain because of its age, or when the watch began,
-    /// if that was later.
+    /// The moment when the connection began to drain because of its age. If it was already draining
+    /// when the watch began, the beginning of the watch.
     retired: Option<Moment>,
     /// The sum of bytes read and written when the watch began.
     before: u64,

@@ -33,10 +33,10 @@ pub struct FrameTooLarge {
 
 impl FrameTooLarge {
     /// Creates the error for a limit in bytes. If a decoder's `decode` returns it, the connection
-    /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). From `decode_eof`
-    /// or from an encoder, it counts like any other error:
-    /// [`EndReason::Truncated`](crate::EndReason::Truncated) or
-    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError).
+    /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). As for other
+    /// errors, the reason is [`EndReason::Truncated`](crate::EndReason::Truncated) if `decode_eof`
+    /// returns it, and [`EndReason::EncodeError`](crate::EndReason::EncodeError) if an encoder
+    /// does.
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }
@@ -46,10 +46,10 @@ impl FrameTooLarge {
 /// with [`EndReason::CodecError`](crate::EndReason::CodecError).
 ///
 /// A decoder may split one frame into many, and so return frames without consuming input: up to
-/// 65,536 in a row, or as many as [`max_frame`](crate::pipeline::Limits::max_frame) has bytes if
-/// that is more. Inside a codec that skips items, such as
-/// [`FilterDecode`](crate::frame::FilterDecode), a decoder may return up to 1,048,576 items in a
-/// row without consuming input.
+/// 65,536 in a row, or up to the number of bytes in
+/// [`max_frame`](crate::pipeline::Limits::max_frame) if that is more. While a codec around the
+/// decoder skips items, as [`FilterDecode`](crate::frame::FilterDecode) does, the decoder may
+/// return up to 1,048,576 of them in a row without consuming input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]
@@ -129,8 +129,8 @@ pub(crate) struct HttpProgress {
 }
 
 /// Returns whether the connection ended with `ENHANCE_YOUR_CALM`. h2 sends it if too many small
-/// data frames are unread, or in a flood, for example of resets. Without a dependency on h2, only
-/// the text of its error shows this.
+/// data frames are unread, or in a flood, for example of resets. This crate does not depend on h2,
+/// so it recognizes the error by its text.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);

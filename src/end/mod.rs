@@ -22,7 +22,7 @@ pub struct End {
     pub(crate) reason: EndReason,
     pub(crate) cause: Option<Cause>,
     /// The time from accept to the end, in nanoseconds. A `u64` takes half the space of a
-    /// `Duration`, which matters because every connection reserves room for its end.
+    /// `Duration`, which matters because every connection reserves memory for its end.
     pub(crate) nanos: u64,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
@@ -71,15 +71,15 @@ impl End {
         self.requests
     }
 
-    /// Returns the number of messages that were still queued for the service at the end. Timers
-    /// that were not due are not counted.
+    /// Returns the number of messages that were still queued for the service at the end. Messages
+    /// of timers that were not due yet are not counted.
     pub fn messages_dropped(&self) -> u64 {
         self.messages_dropped
     }
 }
 
-/// The reason a connection ended, with its cause. This is the error of the crate's own connection
-/// services. Your own code can fail with this error to choose a connection's end reason (see
+/// The reason a connection ended, with its cause. The crate's own connection services fail with
+/// this error. Your own code can fail with it, too, to choose a connection's end reason (see
 /// [`new`](Self::new)).
 #[derive(Clone, Debug)]
 pub struct ConnectionEnded {
@@ -118,9 +118,11 @@ impl ConnectionEnded {
     /// [`LimitExceeded`](EndReason::LimitExceeded)), and
     /// [`ServiceClosed`](EndReason::ServiceClosed) for an orderly end. The reason is reported in
     /// events and metrics, and determines the level of the connection's closing event. In a
-    /// pipeline, replies to earlier requests are still sent, but there is no
-    /// [farewell](crate::Pipeline::farewell). With a reason for a peer that was cut off, such as
-    /// [`Aborted`](EndReason::Aborted), unwritten output is dropped, including those replies.
+    /// pipeline, the replies due before that of the failed call are still sent, but there is no
+    /// [farewell](crate::Pipeline::farewell). With [`Aborted`](EndReason::Aborted),
+    /// [`DrainDeadline`](EndReason::DrainDeadline), [`Killed`](EndReason::Killed),
+    /// [`SlowReader`](EndReason::SlowReader) or [`WriteTimeout`](EndReason::WriteTimeout),
+    /// unwritten output is dropped, including those replies.
     ///
     /// The predicate of tower's `Filter` around a connection service may return this error, too, as
     /// in this example. If the predicate returns an error of your own type instead, the connection

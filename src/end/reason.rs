@@ -7,7 +7,8 @@ use std::fmt;
 #[non_exhaustive]
 pub enum Initiator {
     /// The peer. It closed or reset the connection, stopped acknowledging data, or sent data that
-    /// cannot be served. Any other I/O error of the stream also counts as the peer's.
+    /// cannot be served. An I/O error of the stream ([`IoError`](EndReason::IoError)) also counts
+    /// as the peer's.
     Peer,
     /// The program: one of its services, layers, hooks or codecs, or a call such as
     /// [`Peer::close`](crate::Peer::close).
@@ -71,9 +72,9 @@ end_reasons! {
     /// data or HTTP/2 pings. This is also the reason if the peer finished sending and a reply then
     /// took longer than [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
-    /// The stream ended within a frame or an HTTP/1 head, or within the bytes by which a
-    /// [`Peek`](crate::preconnect::Peek) hook finds the protocol, or a TLS stream ended without
-    /// `close_notify`.
+    /// The stream ended within a frame, an HTTP/1 head, or the bytes by which a
+    /// [`Peek`](crate::preconnect::Peek) hook finds the protocol. This is also the reason if a TLS
+    /// stream ended without `close_notify`, or if a decoder's `decode_eof` failed.
     Truncated = "truncated" by Peer,
     /// A frame of a pipeline, or an HTTP/1 head, was larger than allowed.
     FrameTooLarge = "frame_too_large" by Peer,
@@ -85,7 +86,7 @@ end_reasons! {
     FirstByteTimeout = "first_byte_timeout" by Server,
     /// A frame, an HTTP/1 head or an HTTP/2 preface began to arrive but was not complete in time.
     FrameTimeout = "frame_timeout" by Server,
-    /// A request's body stopped arriving.
+    /// The body of an HTTP/1 request stopped arriving.
     BodyTimeout = "body_timeout" by Server,
     /// The connection was idle for longer than [`idle`](crate::deadline::Deadlines::idle) or
     /// [`upgraded_idle`](crate::deadline::Deadlines::upgraded_idle).
@@ -93,8 +94,8 @@ end_reasons! {
     /// The peer took no byte of the pending output within the [write
     /// deadline](crate::deadline::Deadlines::write).
     WriteTimeout = "write_timeout" by Server,
-    /// The service left more small HTTP/2 data frames unread than h2, the HTTP/2 library of hyper,
-    /// keeps. See `Http::configure`.
+    /// The service left more small HTTP/2 data frames unread than hyper's library h2 keeps. See
+    /// `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
     /// broadcast closed the connection because the peer did not read.
@@ -129,17 +130,20 @@ end_reasons! {
     ClientRateExceeded = "client_rate_exceeded" by Server,
     /// The timeout of tower's `Timeout` layer around the connection service elapsed.
     ServiceTimeout = "service_timeout" by Service,
-    /// The program closed the connection gracefully: by a closing reply, by
-    /// [`Peer::close`](crate::Peer::close) or
-    /// [`LiveConnection::close`](crate::LiveConnection::close), or because a raw service completed
-    /// before it had read to the end of input.
+    /// The program closed the connection gracefully, by a closing reply, by
+    /// [`Peer::close`](crate::Peer::close) or by
+    /// [`LiveConnection::close`](crate::LiveConnection::close). This is also the reason if a raw
+    /// service completed before it had read to the end of input.
     ServiceClosed = "service_closed" by Service,
     /// The program aborted the connection, by `Peer::abort` or `LiveConnection::abort`.
     Aborted = "aborted" by Service,
-    /// A connection service failed, or a request failed over HTTP/1 or in a pipeline with
-    /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) or
-    /// [`ShutdownOnErrorLayer`](crate::pipeline::ShutdownOnErrorLayer). An error that contains a
-    /// [`ConnectionEnded`](crate::ConnectionEnded), or is of a known kind, gives another reason.
+    /// A connection service failed. This is also the reason if a request failed over HTTP/1, or in
+    /// a pipeline with [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) or
+    /// [`ShutdownOnErrorLayer`](crate::pipeline::ShutdownOnErrorLayer).
+    ///
+    /// If the error contains a [`ConnectionEnded`](crate::ConnectionEnded), the reason in it is
+    /// used instead. Some errors of a connection service also have a reason of their own, such as
+    /// [`ServiceTimeout`](crate::EndReason::ServiceTimeout) for the error of tower's `Timeout`.
     ServiceError = "service_error" by Service,
     /// The `poll_ready` of a pipeline's request service failed.
     ServiceNotReady = "service_not_ready" by Service,
@@ -175,7 +179,10 @@ impl EndReason {
         )
     }
 
-    /// Returns whether the connection ended in good order, with nothing lost.
+    /// Returns whether the connection ended in good order, that is, with one of these reasons:
+    /// [`PeerClosed`](Self::PeerClosed), [`ServiceClosed`](Self::ServiceClosed),
+    /// [`Drained`](Self::Drained), [`IdleTimeout`](Self::IdleTimeout),
+    /// [`FirstByteTimeout`](Self::FirstByteTimeout) or [`MaxAge`](Self::MaxAge).
     pub fn is_orderly(self) -> bool {
         matches!(
             self,

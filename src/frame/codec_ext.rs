@@ -130,7 +130,7 @@ pub trait CodecExt: Decoder + Sized {
     }
 
     /// Nests an inner codec in the frames of this one. The inner codec decodes the contents of this
-    /// codec's frames. Each item that it encodes becomes one frame of this codec.
+    /// codec's frames. Each item that the inner codec encodes becomes one frame of this codec.
     ///
     /// The inner codec gets the contents of the frames as one stream, so its own frames may begin
     /// and end anywhere in them. It is an error if the stream ends within an inner frame. If the

@@ -21,7 +21,7 @@ use super::FrameTooLarge;
 /// unchanged, so the peer reads an item with line breaks as several lines. A reply of several lines
 /// can be written this way. The codec does not check for line breaks, because a check would search
 /// every reply. So a service that puts a peer's data into a reply must remove line breaks from the
-/// data. (A line decoded here contains no LF, but may contain a CR.)
+/// data. A line that this codec has decoded contains no LF, but it may contain a CR.
 ///
 /// # Examples
 ///
@@ -71,7 +71,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// Creates a codec that writes CRLF. Like every `Lines`, it reads both endings.
+    /// Creates a codec that writes CRLF. Like every `Lines`, it accepts LF and CRLF when it reads.
     #[must_use]
     pub fn crlf() -> Self {
         Self {
