@@ -284,9 +284,9 @@ pub trait Format {
 
 /// JSON, by `serde_json`.
 ///
-/// It rejects a value with 128 or more nested levels (the limit of `serde_json`), so that no peer
-/// can exhaust the stack. The limit does not apply to a field that `In` does not have, because
-/// skipping its value uses no stack. It also rejects anything but white space after a document. The
+/// After a document, `Json` rejects anything but white space. It also rejects a value with 128 or
+/// more nested levels (the limit of `serde_json`), so that no peer can exhaust the stack. The limit
+/// does not apply to a field that `In` does not have, because skipping its value uses no stack. The
 /// depth of values to write is not limited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
@@ -307,12 +307,13 @@ impl Format for Json {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SerdeError<E> {
-    /// A document to read or to write was, with its prefix, larger than
-    /// [`max_frame`](Serde::max_frame), or a document to write was longer than a prefix can state.
-    /// Nothing was written.
+    /// A document and its prefix together were larger than [`max_frame`](Serde::max_frame), or a
+    /// document to write was longer than a prefix can state. A write that fails writes no part of
+    /// the document.
     #[error("document too large")]
     TooLarge(#[from] FrameTooLarge),
-    /// A document could not be read, or a value could not be written. Nothing was written.
+    /// A document could not be read, or a value could not be written. A write that fails writes no
+    /// part of the document.
     #[error("cannot read or write a document")]
     Document(#[source] E),
     /// The stream failed, or ended within a document

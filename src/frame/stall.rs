@@ -7,8 +7,8 @@ use bytes::BytesMut;
 use super::DecoderStalled;
 
 /// The maximum number of items that a decoder may return in a row without consuming input, if the
-/// codec around it needs another item after each. A decoder may split a frame of 1 MiB into as many
-/// items.
+/// codec around it needs another item after each. The number is so high because a decoder may split
+/// a frame of 1 MiB into one item per byte.
 const ITEMS: u32 = 1024 * 1024;
 
 /// Counts the items that a decoder has returned without consuming input. Without this count, a
@@ -19,7 +19,7 @@ pub(super) struct Stall {
 }
 
 impl Stall {
-    /// Begins to count, before the first call of the decoder with this input.
+    /// Begins a count. `src` is the input before the next call of the decoder.
     pub(super) fn new(src: &BytesMut) -> Self {
         let (items, len) = (0, src.len());
         Self { items, len }

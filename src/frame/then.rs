@@ -13,9 +13,9 @@ use super::within::decode_within;
 /// The default maximum size of an inner frame in bytes, the same as the pipeline's.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// The number of bytes that the buffer may keep, beyond twice the size of its content, while the
-/// codec waits for input. Before the wait, the content of a larger buffer is copied to one that
-/// fits.
+/// While the codec waits for input, the capacity of its buffer is at most this number of bytes plus
+/// twice the size of the content. Before the wait, the content of a larger buffer is copied to a
+/// new buffer of the content's size.
 const SLACK: usize = 1024;
 
 /// An inner codec in the frames of an outer one. See [`CodecExt::then`](super::CodecExt::then).
@@ -54,9 +54,11 @@ impl<O, I> Then<O, I> {
 
     /// Sets the maximum size of an inner frame to decode, in bytes.
     ///
-    /// Default: 64 KiB. Why: it is the default of the pipeline, too. The pipeline's own limit does
-    /// not limit inner frames, because it counts the bytes of outer frames. When reached: decoding
-    /// fails, and so does each later call.
+    /// Default: 64 KiB. Why: it is the default of the pipeline, too. When reached: decoding fails,
+    /// and so does each later call to decode.
+    ///
+    /// The pipeline's own limit does not limit inner frames, because it counts the bytes of outer
+    /// frames.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
