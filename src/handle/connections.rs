@@ -54,9 +54,10 @@ impl ServerState {
         }
     }
 
-    /// Sets whether the end of a connection wakes the server's loop. The loop needs that while it
-    /// waits for a free file descriptor, or for the last connection to end. Check
-    /// [`live`](Self::live) *after* this call, or an end in between is missed.
+    /// Sets whether the end of a connection wakes the server's loop. The loop needs to be woken
+    /// while it waits for a free file descriptor, or for the last connection to end. Check
+    /// [`live`](Self::live) *after* this call. If it is checked before, an end between the check
+    /// and this call is missed.
     pub(crate) fn watch_ends(&self, watched: bool) {
         self.watched.store(watched, Ordering::SeqCst);
     }
@@ -83,9 +84,9 @@ impl ServerState {
         self.table.all().for_each(|life| self.abort(&life, reason));
     }
 
-    /// Returns the result of the shutdown. It is computed once, and later calls return the same
-    /// report. The counters that it is computed from are updated where a connection is aborted or
-    /// ends, and not by the server's loop, because some connections end before the loop runs again.
+    /// Returns the result of the shutdown. The first call computes the report from counters, and
+    /// later calls return the same report. The code that aborts or ends a connection updates the
+    /// counters. The server's loop does not, because some connections end before it runs again.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let seen = self.live() + self.left.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

@@ -12,16 +12,16 @@ pub(super) struct Heartbeat {
 }
 
 impl Handle {
-    /// Waits until the server's accept loop has run once. The loop is woken for this, so it runs at
-    /// once, unless it is stuck. Returns `false` if the server has ended instead.
+    /// Wakes the server's accept loop, and waits until the loop has run. A loop that is not stuck
+    /// runs at once. Returns `true` if the loop has run, and `false` if the server has ended.
     ///
-    /// A waiting loop is not stuck: it also runs at the limit, during a pause, during a drain, and
-    /// while a layer is not ready. The loop is stuck if a service or layer of the connection stack,
+    /// A waiting loop is not stuck: it also runs when the server is at its connection limit, during
+    /// a pause, during a drain, and while a layer is not ready. The loop is stuck if its thread is
+    /// blocked, or if no thread of its runtime is free. A service or layer of the connection stack,
     /// an [`address_filter`](crate::ServerBuilder::address_filter), the policy of
-    /// [`on_accept_error`](crate::ServerBuilder::on_accept_error) or a listener blocks the loop's
-    /// thread, or if no thread of the loop's runtime is free. Before the future of
-    /// [`serve`](crate::Server::serve) is first polled, the loop does not run, so this method
-    /// waits.
+    /// [`on_accept_error`](crate::ServerBuilder::on_accept_error) or a listener can block the
+    /// thread. Before the future of [`serve`](crate::Server::serve) is first polled, the loop does
+    /// not run, so this method waits.
     ///
     /// [`health::is_live`](crate::health::is_live) adds a deadline.
     ///

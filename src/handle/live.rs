@@ -96,8 +96,9 @@ impl LiveConnection {
         self.life.reached(Moment::End).await
     }
 
-    /// Waits until closing begins, and returns the end as it is known then, as
-    /// [`ConnectionInfo::closing`](crate::ConnectionInfo::closing) does.
+    /// Waits until closing begins, and returns the end as it is known then. This end is provisional
+    /// until the connection has ended, as described at
+    /// [`ConnectionInfo::closing`](crate::ConnectionInfo::closing).
     ///
     /// # Cancel safety
     ///

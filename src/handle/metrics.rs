@@ -76,8 +76,8 @@ impl Table {
 
 impl Handle {
     /// Records the server's current values: the open connections in each phase, the bytes and
-    /// requests of all connections, the limit, the length of the accept queue (only for TCP on
-    /// Linux), and the connections that a drain still waits for. The other
+    /// requests of all connections, the connection limit, the length of the accept queue (only for
+    /// TCP on Linux), and the number of connections that a drain still waits for. The other
     /// [metrics](crate::observe#metrics) are recorded as events happen. Call this before each
     /// scrape, or every few seconds if metrics are pushed.
     ///

@@ -1,4 +1,5 @@
-//! Controls a running server from outside: accepting, its limit, its connections, its shutdown.
+//! Controls a running server from outside: pauses it, changes its limit, lists its connections and
+//! shuts it down.
 
 mod connections;
 mod heartbeat;
@@ -104,7 +105,7 @@ impl Handle {
 
     /// Returns the listening sockets, for example to pass them to another process. There are none
     /// while the server does not listen, or if its [`Listener`](crate::bind::Listener) does not
-    /// return its sockets.
+    /// return them.
     pub fn listening_sockets(&self) -> impl Iterator<Item = ListeningSocket> + '_ {
         self.0.sockets()
     }
@@ -148,10 +149,10 @@ impl Handle {
     /// backlog as usual, even if the server is paused.
     ///
     /// In one case, one more client is accepted after this call: if the server is already waiting
-    /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit. If
-    /// this client were not accepted, the layer could get a permit during the pause and keep it
-    /// while other servers wait for one, because the layer releases a permit only when a connection
-    /// ends. If the server is waiting only for its own limit
+    /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit. Such a
+    /// layer may get a permit during the pause, and releases it only when a connection ends. So
+    /// without this client, the layer could keep the permit while other servers wait for one. If
+    /// the server is waiting only for its own limit
     /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no further client is accepted, even
     /// if several servers share that limit.
     pub fn pause(&self) {
@@ -226,12 +227,13 @@ impl Handle {
     }
 
     /// Begins the lame-duck phase: the server serves as before, but [`phase`](Self::phase) shows
-    /// that it will shut down. New connections are refused only with
-    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener). The phase
-    /// lasts until a shutdown begins, but at least for the time of
-    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck). [`drain`](Self::drain),
-    /// [`abort`](Self::abort), an earlier deadline of [`shutdown_within`](Self::shutdown_within)
-    /// and a fatal error of an accept end it earlier.
+    /// that it will shut down. With
+    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener), it also
+    /// refuses new connections. The phase lasts until a shutdown begins, but at least for the time
+    /// of [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck). It ends earlier if
+    /// [`drain`](Self::drain) or [`abort`](Self::abort) is called, if a deadline of
+    /// [`shutdown_within`](Self::shutdown_within) is reached first, or if accepting fails with an
+    /// error that ends the server.
     ///
     /// [`shutdown`](Self::shutdown) begins the phase by itself. Call this method to take a server
     /// out of a load balancer's rotation now and shut it down later.
@@ -242,14 +244,15 @@ impl Handle {
 
     /// Begins a graceful shutdown. A second call does nothing.
     ///
-    /// A shutdown has two phases. In the lame-duck phase, whose length is
-    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) (default: zero), the server
-    /// accepts and serves as before; only with
-    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) does it close
-    /// the listener first. Then the server drains: connections finish their requests in progress
-    /// and close. Connections in the backlog are still accepted, as far as the limit allows; then
-    /// the listener closes. If a supervisor keeps a socket open, the backlog of that socket is left
-    /// to the next process. Connections that are still open at the deadline (default: 30 s, see
+    /// A shutdown has two phases. The first is the lame-duck phase. Its length is set with
+    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck) (default: zero). In this phase
+    /// the server accepts and serves as before, unless
+    /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) closes the
+    /// listener at the beginning of the phase. Then the server drains: connections finish their
+    /// requests in progress and close. Connections in the backlog are still accepted, as far as the
+    /// limit allows; then the listener closes. If a supervisor keeps a socket open, the backlog of
+    /// that socket is left to the next process. Connections that are still open at the deadline
+    /// (default: 30 s, see
     /// [`ServerBuilder::shutdown_deadline`](crate::ServerBuilder::shutdown_deadline)) are aborted.
     #[doc(alias = "graceful_shutdown")]
     #[doc(alias = "stop")]
@@ -394,14 +397,15 @@ impl ServerState {
     }
 
     /// Registers the waker of the server's loop, and answers pending heartbeats. Check the state
-    /// *after* this call, or a change in between is missed.
+    /// *after* this call. If it is checked before, a change between the check and this call is
+    /// missed.
     pub(crate) fn register_server(&self, waker: &std::task::Waker) {
         self.server.register(waker);
         self.answer_heartbeats();
     }
 
     /// Waits, in the server's loop, until `holds` returns `true`. `holds` is called again whenever
-    /// the server's state changes.
+    /// the loop is woken.
     pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
         std::future::poll_fn(|cx| {
             self.register_server(cx.waker());

@@ -4,10 +4,10 @@
 pub enum ServerPhase {
     /// The server accepts connections and serves them.
     Serving,
-    /// The server serves open connections as before, but will shut down. It also accepts new ones,
-    /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is set
-    /// and no supervisor keeps the socket open. A readiness check should now tell load balancers to
-    /// send no more connections.
+    /// The server accepts and serves connections as before, but will shut down. The listener is
+    /// closed if [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) is
+    /// set and no supervisor keeps a socket open. A readiness check should now tell load balancers
+    /// to send no more connections.
     LameDuck,
     /// Connections finish their requests in progress and close. If the listener is still open,
     /// connections in its backlog are accepted as far as the [limit](crate::ServerBuilder::limit)

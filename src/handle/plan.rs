@@ -3,8 +3,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The times of a shutdown: the durations set in the builder, and the instants computed from them.
-/// `Handle::shutdown_within` replaces the deadline. Once a shutdown has begun, it can only make the
-/// deadline earlier.
+/// `Handle::shutdown_within` replaces the deadline if it begins the shutdown. If a shutdown is in
+/// progress, the method can only make the deadline earlier.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     lame_duck: Duration,
@@ -49,8 +49,8 @@ impl Plan {
         self.lame_duck_begun.get_or_insert_with(Instant::now);
     }
 
-    /// Begins the shutdown. Once it has begun, a call can only make the deadline earlier. Returns
-    /// whether the lame-duck phase is over.
+    /// Begins the shutdown. A later call can only make the deadline earlier. Returns whether the
+    /// lame-duck phase is over.
     ///
     /// The deadline of the call that begins the shutdown counts from the end of the lame-duck
     /// phase. If a drain ends that phase early, the deadline counts from that earlier moment. The
@@ -76,7 +76,8 @@ impl Plan {
         self.drain_at.is_some_and(|at| at <= now)
     }
 
-    /// Begins a shutdown without a lame-duck phase, or the drain of a shutdown that has begun.
+    /// Begins a shutdown without a lame-duck phase. If a shutdown is in progress, ends its
+    /// lame-duck phase and begins its drain.
     pub(super) fn begin_drain(&mut self) {
         let now = Instant::now();
         if self.drains(now) {

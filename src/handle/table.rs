@@ -17,7 +17,7 @@ pub(super) struct Table {
 type Shard = HashSet<Entry, BuildHasherDefault<NumberHasher>>;
 
 /// Hashes a connection's number by a multiplication. The server chooses the numbers, so no peer can
-/// provoke collisions, against which the standard hasher protects at ten times the cost.
+/// provoke collisions. The standard hasher protects against them, but at ten times the cost.
 #[derive(Default)]
 pub(super) struct NumberHasher(u64);
 
@@ -29,7 +29,8 @@ impl Hasher for NumberHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        /// 2^64 divided by the golden ratio. Its multiples are spread evenly.
+        /// 2^64 divided by the golden ratio. Multiples of this number, modulo 2^64, are spread
+        /// evenly.
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         self.0 = (self.0 ^ number).wrapping_mul(SPREAD);
     }
