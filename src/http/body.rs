@@ -18,7 +18,8 @@ use crate::deadline::{Due, Moment, Timer, due, first};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestBodyError {
-    /// The peer disconnected, reset the HTTP/2 stream, or sent a malformed body.
+    /// The peer disconnected, reset the HTTP/2 stream or sent a malformed body, or the server ended
+    /// the connection.
     #[error("the request body could not be read")]
     Unreadable(#[source] hyper::Error),
     /// No byte of the body arrived within its [deadline](crate::deadline::Deadlines::body), or

@@ -18,12 +18,13 @@ use crate::deadline::{
 };
 use crate::end::EndReason;
 
-/// The time for which hyper stays set up after an active HTTP/1 connection becomes idle. It counts
-/// as active if the last two times at which it became idle are less than this time apart.
+/// The time for which hyper stays set up after an active HTTP/1 connection becomes idle. A
+/// connection counts as active if the last two times at which it became idle are less than this
+/// time apart.
 ///
 /// Parking a connection and setting hyper up again costs more than a quarter of the instructions of
-/// a small request, so an active connection is not parked between its requests. Any other HTTP/1
-/// connection is parked at once, without a timer.
+/// a small request, so an active connection is parked only after this time, or when it drains. Any
+/// other HTTP/1 connection is parked at once, without a timer.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.

@@ -91,7 +91,8 @@
 //! the close of a Unix socket are noticed at once, however much unread input follows the request.
 //! There are three exceptions: in-memory streams, the streams of custom listeners, and a process
 //! without a free file descriptor. In these cases, a reset or the end of input is noticed only if
-//! fewer than 512 unread bytes precede it, and only while no service holds an unread body.
+//! fewer than 512 unread bytes precede it, and not while a service holds the rest of a body without
+//! reading it.
 //!
 //! If services leave too many small data frames of an HTTP/2 connection unread, the connection ends
 //! with [`UnreadData`](crate::EndReason::UnreadData). [`Http::configure`] describes the limit and
@@ -101,9 +102,10 @@
 //! error, and the service can still respond.
 //!
 //! At the end of a connection, its stream is closed gracefully, as by
-//! [`Connection::close`](crate::Connection::close), so finished responses reach the peer. The
-//! exception is a connection that is cut off
-//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) lists when).
+//! [`Connection::close`](crate::Connection::close), so finished responses reach the peer. There are
+//! two exceptions: a connection that is cut off
+//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) lists when), and a
+//! connection whose service could not be made.
 //!
 //! # Draining
 //!
@@ -143,13 +145,13 @@
 //! # Deadlines of upgraded streams
 //!
 //! The connection's own task enforces deadlines for an upgraded stream:
-//! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and [30
+//! [`upgraded_idle`](Deadlines::upgraded_idle), [`write`](Deadlines::write), and a limit of [30
 //! s](DrainDeadlines::stream) after [`max_age`](Deadlines::max_age). The task does not see each
 //! byte. It checks the byte counters four times per deadline, so the connection may end late by up
 //! to a quarter of that deadline. [`min_rate`](Deadlines::min_rate) applies to output only, and its
 //! first window may begin late by up to a quarter of a window. The same deadlines apply to an
-//! HTTP/2 connection whose streams are all tunnels. While such a connection also has a request in
-//! progress, `upgraded_idle` and the 30 s after `max_age` do not apply.
+//! HTTP/2 connection whose streams are all tunnels. While an HTTP/2 connection has both tunnels and
+//! a request in progress, `upgraded_idle` and the 30 s after `max_age` do not apply.
 
 mod ahead;
 mod body;
@@ -337,8 +339,8 @@ impl<K> Http<K> {
     /// });
     /// ```
     ///
-    /// `configure` is called once by this method, and again for each HTTP/2 connection, because
-    /// each of those has its own [`Streams`].
+    /// This method calls the closure once. The closure is called again for each HTTP/2 connection,
+    /// because each of those connections has its own [`Streams`].
     ///
     /// # Panics
     ///

@@ -13,8 +13,8 @@ use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
 use crate::signals::Signal;
 
-/// The maximum time for which a service waits for the next byte of a request's body: usually, and
-/// during a drain.
+/// The maximum times for which a service waits for the next byte of a request's body. `usual`
+/// always applies. `drain` also applies once the connection drains or closes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) usual: Option<Duration>,
@@ -119,7 +119,7 @@ impl Progress {
         (self.queued.load(Ordering::Acquire) > 0).then(|| self.taken.load(Ordering::Relaxed))
     }
 
-    /// Returns whether a request of HTTP/1 is in progress, and its stream will not be upgraded.
+    /// Returns whether an HTTP/1 request is in progress, and no response has agreed to an upgrade.
     pub(super) fn is_answering_http1(&self) -> bool {
         self.is_busy()
             && !self.multiplexed.load(Ordering::Relaxed)
@@ -162,7 +162,7 @@ impl Progress {
     }
 
     /// Returns whether, since the last call, a service has dropped a body that it had not read to
-    /// its end. When hyper is polled next, it reads the rest or closes the connection.
+    /// its end. If so, the next poll of hyper reads the rest or closes the connection.
     pub(super) fn take_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed) && self.abandoned.swap(false, Ordering::Relaxed)
     }
