@@ -65,7 +65,7 @@ pub use http::HealthChecks;
 pub use readiness::{Health, Readiness};
 
 /// The time that an accept loop has to answer a heartbeat. A loop that is not blocked answers
-/// within microseconds, and a probe of Kubernetes waits for 1 s by default.
+/// within microseconds. A Kubernetes probe waits for 1 s by default, so it still gets the result.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Returns whether the server is live: its accept loop answers a heartbeat within 500 ms.
@@ -73,9 +73,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Returns `false` for a server that has ended, or whose future of [`serve`](crate::Server::serve)
 /// has not been polled yet.
 ///
-/// The call must run on a runtime with time enabled. If the accept loop blocks the only thread of
-/// the runtime on which this call runs, the call does not return. Then a probe fails because it
-/// gets no answer.
+/// The call must run on a runtime with time enabled. While the accept loop blocks the only thread
+/// of that runtime, the call does not complete. A probe then fails because it gets no answer.
 ///
 /// # Cancel safety
 ///

@@ -7,15 +7,16 @@ use crate::handle::{Handle, ServerPhase};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Readiness {
-    /// A new connection would be accepted now, unless accepting fails, for example for lack of file
-    /// descriptors, or the connection stack is not ready.
+    /// A new connection would be accepted now, unless the connection stack is not ready, or
+    /// accepting fails, for example for lack of file descriptors.
     Ready,
     /// The [limit](Handle::limit) is reached, so new connections wait in the backlog.
     AtLimit,
     /// Accepting is [paused](Handle::pause), so new connections wait in the backlog.
     Paused,
-    /// The server is [suspended](Handle::suspend), so new connections are refused, or wait if the
-    /// listening socket stays open, for example because a supervisor keeps it open.
+    /// The server is [suspended](Handle::suspend), so new connections are refused. If the listening
+    /// socket stays open, for example because a supervisor keeps it open, they wait in the backlog
+    /// instead.
     Suspended,
     /// The server is in its lame-duck phase and will drain later. Until then it accepts as before,
     /// unless [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener) has
@@ -120,19 +121,19 @@ impl Health {
         self.connections
     }
 
-    /// Returns the number of permits of the limit that are in use. If several servers share the
-    /// limit, the number includes the permits of all of them.
+    /// Returns the number of permits of the server's [limit](Handle::limit) that are in use. If
+    /// several servers share the limit, the number includes the permits of all of them.
     pub fn in_use(&self) -> usize {
         self.in_use
     }
 
-    /// Returns the limit, or `None` if there is none.
+    /// Returns the server's [limit](Handle::limit), or `None` if there is none.
     pub fn limit(&self) -> Option<usize> {
         self.limit
     }
 
-    /// Returns the free part of the limit in percent, rounded up: from 100 if all of it is
-    /// free, or if there is no limit, to 0 at the limit.
+    /// Returns the free part of the server's [limit](Handle::limit) in percent, rounded up. It is
+    /// 100 if all of the limit is free, or if there is no limit. It is 0 if the limit is reached.
     pub fn free_percent(&self) -> u8 {
         let Some(limit) = self.limit.filter(|limit| *limit > 0) else {
             return if self.limit.is_none() { 100 } else { 0 };

@@ -1,5 +1,5 @@
-//! Reads some input ahead of hyper: the first bytes of a request, before hyper is set up, and input
-//! that arrives while a request is answered, to notice that the peer disconnects.
+//! Reads some input ahead of hyper. The first bytes of a request are read before hyper is set up.
+//! While a request is answered, later input is read to notice that the peer disconnects.
 //!
 //! hyper's own detection of a disconnect is off, because its setting `half_close` is on. That
 //! detection does not see an end of input behind unparsed bytes, and it would cancel the request of
@@ -51,7 +51,8 @@ enum Watch {
     /// The socket is not watched.
     #[default]
     Unwatched,
-    /// Boxed to keep `Watch` small, because an idle connection watches nothing.
+    /// The socket is watched. Boxed to keep `Watch` small, because an idle connection watches
+    /// nothing.
     Watching(Box<Departing>),
     /// There is no socket to watch, or no free descriptor to watch it with.
     Blind,
@@ -142,8 +143,8 @@ impl Ahead {
     /// Completes with an error once the peer can no longer be reached. If the peer has finished
     /// sending, also records that in the connection's `Life`.
     ///
-    /// While the service holds an unread body, nothing is read ahead, because hyper would get the
-    /// body in small pieces. A disconnect is then noticed only on a socket.
+    /// While the service holds an unread body, nothing is read ahead, because hyper would otherwise
+    /// get the body in small pieces. This method then notices a disconnect only on a socket.
     pub(super) fn poll_gone<Io>(
         &mut self,
         conn: &mut Connection<Io>,

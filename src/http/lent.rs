@@ -1,10 +1,10 @@
 //! Lends the stream to hyper, instead of giving it away.
 //!
 //! When hyper is done with a stream, it drops the stream, even if unread bytes are in it. It passes
-//! an upgraded stream to another task. Neither may end a connection of this crate, because the
-//! connection's own task counts, drains, aborts and gracefully closes it. So a stream that hyper
-//! drops is returned to the connection's task, and an upgraded stream is kept where the
-//! connection's task can take it away.
+//! an upgraded stream to another task. Neither the drop nor the upgrade may end a connection of
+//! this crate, because the connection's own task counts, drains, aborts and gracefully closes it.
+//! So a stream that hyper drops is returned to the connection's task, and an upgraded stream is
+//! kept where the connection's task can take it away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,10 +18,12 @@ use super::ahead::{Ahead, First};
 use super::progress::Progress;
 use crate::connection::Connection;
 
-/// The owner's side of the loan. Dropping it takes an upgraded stream away from the borrower.
+/// The owner's side of the loan. The owner is the connection's task. Dropping this side takes an
+/// upgraded stream away from the borrower.
 pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
-/// The borrower's side of the loan. Dropping it returns the stream.
+/// The borrower's side of the loan. The borrower is hyper, and after an upgrade the task that uses
+/// the stream. Dropping this side returns the stream.
 pub(super) struct Lent<Io> {
     /// The stream, until it is upgraded. Until then the borrower and the owner are in the same
     /// task, so no lock is needed.
@@ -90,8 +92,8 @@ impl<Io> Owner<Io> {
     }
 
     /// Takes an upgraded or returned stream, so that the borrower's reads and writes fail. Returns
-    /// `None` if it was already taken, or if the borrower keeps it because it was neither upgraded
-    /// nor returned.
+    /// `None` if the stream was already taken. Also returns `None` if the stream was neither
+    /// upgraded nor returned; the borrower then keeps it.
     pub(super) fn take_away(&self) -> Option<Box<Connection<Io>>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();
