@@ -25,8 +25,8 @@ pub struct ClonePerRequest<S>(pub(crate) S);
 #[derive(Clone, Debug)]
 pub struct MakePerConnection<K>(pub(crate) K);
 
-/// Serves each connection with a service that a make-service makes for it. The service takes
-/// requests and messages.
+/// Serves each connection with a service that a make-service makes for it. The connection's service
+/// takes requests and messages.
 ///
 /// `M` is the type of the messages. See [`Event`](crate::pipeline::Event).
 pub struct MakeEventsPerConnection<K, M>(MakePerConnection<K>, PhantomData<fn(M)>);
@@ -36,8 +36,8 @@ impl<K, M> MakeEventsPerConnection<K, M> {
         Self(MakePerConnection(make), PhantomData)
     }
 
-    /// Returns the maker without the message type. A `MakePerConnection<K>` does not need `M`: it
-    /// accepts whatever argument `K` accepts, and that argument, a `Peer<T, M>`, names `M`.
+    /// Returns the maker without the message type. A `MakePerConnection<K>` does not need `M`,
+    /// because it takes the argument of `K`. That argument is a `Peer<T, M>`, which names `M`.
     pub(crate) fn without_messages(&self) -> &MakePerConnection<K> {
         &self.0
     }
@@ -160,8 +160,8 @@ mod sealed {
         type Error: ServiceError;
         type Future: Future<Output = Result<Self::Service, Self::Error>> + Send + 'static;
 
-        /// Makes the service of one connection. Calls `target` only if the maker needs the
-        /// argument.
+        /// Makes the service of one connection. `target` returns the argument of a make-service. A
+        /// maker that needs no argument does not call `target`.
         fn make(&self, target: impl FnOnce() -> Target) -> Self::Future;
     }
 }

@@ -193,7 +193,7 @@ where
 }
 
 /// Returns hyper's error, with the end reason for it. Returns `None` if hyper has not failed, or if
-/// the error does not matter.
+/// the stream failed during a graceful close with no request or tunnel in progress.
 #[cold]
 fn hyper_error(
     served: Result<(), BoxError>,
@@ -210,8 +210,8 @@ fn hyper_error(
     (!is_ignored).then_some(ended)
 }
 
-/// Waits until the upgraded stream is returned. If a deadline passes before that, takes the stream
-/// away and returns the reason to end the connection.
+/// Waits until the task of an upgrade drops the stream, and so gives it back. If a deadline passes
+/// first, takes the stream away from the task, and returns the reason to end the connection.
 async fn returned<Io>(
     owner: Owner<Io>,
     info: &ConnectionInfo,

@@ -2,10 +2,11 @@
 //!
 //! A parked connection holds its stream and its service, and waits for input. The first bytes of a
 //! request cause hyper to be set up. Once the last response is sent and hyper waits for the next
-//! request, hyper is taken apart again (`into_parts`), so an idle HTTP/1 connection holds no buffer
-//! and no state of hyper. [`Clock`](super::clock::Clock) decides how soon that happens: at once, or
-//! later if the connection is active, so that an active connection keeps hyper between its
-//! requests. An HTTP/2 connection is never parked again, because its peer relies on hyper's state.
+//! request, hyper is taken apart again (`into_parts`), so a parked connection holds no buffer and
+//! no state of hyper. [`Clock`](super::clock::Clock) decides how soon that happens: usually at
+//! once, but later if the last requests came in quick succession. Such a connection keeps hyper
+//! between its requests. An HTTP/2 connection is never parked again, because its peer relies on
+//! hyper's state.
 
 use std::mem;
 use std::pin::Pin;
@@ -33,8 +34,8 @@ use crate::error::BoxError;
 type Http1<Io, S> = http1::UpgradeableConnection<TokioIo<Lent<Io>>, HyperService<S>>;
 type Http2<Io, S> = http2::Connection<TokioIo<Lent<Io>>, HyperService<S>, Streams>;
 
-/// The idle state of a connection. While a connection is idle, no byte of its next request is known
-/// to have arrived.
+/// The idle state of a connection. An idle connection has answered all its requests, and no byte of
+/// the next one is known to have arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     No,
@@ -44,7 +45,7 @@ pub(super) enum Rest {
     Parked,
 }
 
-/// The current stage.
+/// The current stage of an HTTP connection.
 pub(super) enum Stage<Io, S, B>
 where
     S: Service<Request<RequestBody>, Response = Response<B>> + Clone,

@@ -15,8 +15,8 @@ use tracing::Instrument;
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
-/// Aborts the tasks when dropped. Dropping the last [`Streams`] would do the same, but each running
-/// request holds a clone, to spawn the task of a tunnel.
+/// Aborts the connection's tasks when dropped. The `JoinSet` alone would abort them only when the
+/// last [`Streams`] is dropped, and each running request holds one, to spawn the task of a tunnel.
 pub(super) struct Tasks(Streams);
 
 impl Streams {

@@ -52,7 +52,7 @@ use ranges::Ranges;
 #[doc(alias = "subnet")]
 #[doc(alias = "IpNet")]
 pub struct Networks {
-    /// In order, and each only once.
+    /// Sorted, without duplicates.
     networks: Vec<IpNet>,
     unix: bool,
     v4: Ranges,

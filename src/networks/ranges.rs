@@ -6,11 +6,12 @@ use ipnet::IpNet;
 
 /// The networks of one family, cut at their borders into ranges that do not overlap.
 ///
-/// Because a set of networks never changes, the ranges lie in one block, in order. A lookup takes
-/// some bits of the address as the number of a bucket, and searches among the ranges that begin in
-/// that bucket. The number leaves out the leading bits that the starts of all ranges share. If the
-/// starts are otherwise spread evenly, only a few ranges begin in each bucket. At worst almost all
-/// ranges begin in one bucket, and the search takes as long as the lookup in a trie would.
+/// Because a set of networks never changes, the ranges lie in one block, in order. Some bits of an
+/// address are the number of its bucket. They follow the leading bits that the starts of all ranges
+/// share. A lookup searches among the ranges that begin in the bucket of the address. If the starts
+/// are spread evenly from the first to the last, only a few ranges begin in each bucket. At worst
+/// almost all ranges begin in one bucket, and the search takes as long as the lookup in a trie
+/// would.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ranges {
     /// The first address of each range. A range ends where the next one begins.
@@ -18,13 +19,13 @@ pub(super) struct Ranges {
     /// The longest prefix length of the networks that contain the range, or `None` if the range is
     /// in no network.
     lengths: Vec<Option<u8>>,
-    /// The number of ranges that begin before each bucket, and at the end the number of all ranges.
-    /// The number of an address's bucket consists of the `bits` bits that follow its first `skip`
-    /// bits.
+    /// For each bucket, the number of ranges that begin before it. The last entry is the number of
+    /// all ranges. The number of an address's bucket consists of the `bits` bits that follow the
+    /// first `skip` bits of the address.
     before: Vec<usize>,
     /// The number of leading bits that all starts share.
     skip: u32,
-    /// The number of bits in the number of a bucket.
+    /// The size of a bucket's number, in bits.
     bits: u32,
 }
 
@@ -71,7 +72,7 @@ impl Ranges {
         }
     }
 
-    /// Fills `before`. A single range needs no buckets.
+    /// Sets `skip` and `bits`, and fills `before`. A single range needs no buckets.
     fn count_before(&mut self) {
         let [first, .., last] = self.starts[..] else {
             return;

@@ -130,8 +130,8 @@ fn level(reason: EndReason) -> Level {
     }
 }
 
-/// Records the end in the span. This happens after the closing event, which would otherwise contain
-/// these fields twice.
+/// Records the reason and the initiator of the end in the span. This happens after the closing
+/// event, which would otherwise contain these fields twice.
 fn ended(span: &Span, reason: EndReason) {
     span.record("close.reason", reason.as_str())
         .record("close.initiator", reason.initiator().as_str());

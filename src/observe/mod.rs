@@ -3,8 +3,8 @@
 //! A server logs little by default. Actions of peers, including probes and scans, are counted, and
 //! logged at debug or trace level. Faults of the program or the system that need action are logged
 //! at higher levels. A request has no span and its duration is not measured, unless a layer is
-//! added around the service. A failed request is logged at warn level even without a layer, if the
-//! connection continues.
+//! added around the service. If a service fails and the connection continues, the error is logged
+//! at warn level, even without a layer.
 //!
 //! Each connection ends with one [`EndReason`], which is passed to [`Connection::on_end`]. The
 //! connection's span, its closing event and the metrics contain the reason's name,
@@ -21,9 +21,9 @@
 //! | `TLS server handshake` | debug | `otel.kind` = `internal`, `tls.protocol.version`, `tls.resumed`, `error.type` as in the metric | the hook `Tls` |
 //! | `request` | info | `otel.kind` = `server`, `otel.status_code` = `ERROR` if the service failed | [`RequestTraceLayer`], unless `make_span_with` sets another span |
 //!
-//! The spans of hooks and requests are children of the connection's span. The span of a handshake
-//! is a child of `pre_connect`. A filter at info level disables `pre_connect` and `TLS server
-//! handshake`.
+//! The spans `pre_connect` and `request` are children of the connection's span. The span of a TLS
+//! handshake is a child of `pre_connect`. A filter at info level disables `pre_connect` and `TLS
+//! server handshake`.
 //!
 //! # Events
 //!
@@ -31,7 +31,7 @@
 //! | --- | --- | --- | --- |
 //! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written`, `requests`, `messages_dropped` | if the level is warn or error and the field `error` is set: check the service |
 //! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. There is no other event for this connection |
-//! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. The error did not end the connection, because `shutdown_on_error` is off, or because it belongs to one HTTP/2 stream |
+//! | `request.failed` | warn | `connection.id`, `error` | handle the error in the service. The error did not end the connection, because `shutdown_on_error` is off, or because the error concerns only one HTTP/2 stream |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the next accept is tried at once. Usually the error concerns only one connection, for example one whose client has disconnected |
 //! | `accept.stalled` | warn | `error`, `error.type` | provide the resource that the process lacks, usually file descriptors; not logged again before `accept.resumed` |
 //! | `accept.resumed` | info | | nothing: the server accepts again |

@@ -80,7 +80,8 @@ impl RequestTraceLayer {
 impl<M> RequestTraceLayer<M> {
     /// Sets the function that creates the spans.
     ///
-    /// If the span has a field `otel.status_code`, it is set to `ERROR` when the service fails.
+    /// If the span has a field `otel.status_code`, the field is set to `ERROR` when the service
+    /// fails.
     pub fn make_span_with<N>(self, make_span: N) -> RequestTraceLayer<N> {
         RequestTraceLayer { make_span }
     }

@@ -94,7 +94,7 @@ mod sealed {
     #[diagnostic::do_not_recommend]
     impl<R: Into<A>, A> IntoReply<A> for R {}
 
-    /// A service of a connection's events whose responses convert into `A`.
+    /// A service of a connection's events. Its responses convert into `A`.
     #[diagnostic::on_unimplemented(
         message = "expected a service of `Event<{R}, {M}>`",
         label = "not a `Service<Event<{R}, {M}>>`",

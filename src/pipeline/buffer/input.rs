@@ -13,10 +13,10 @@ use tokio_util::io::poll_read_buf;
 /// that one system call reads thousands of small frames.
 const BLOCK: usize = 64 * 1024;
 
-/// The minimum room in the rest of a block. While frames still hold the front of the block, the
-/// rest is used for the next read if it has at least this much room. Otherwise, a new block is
-/// allocated. Because later frames use the rest of the same block, a service that collects small
-/// frames does not keep a whole block alive for each of them.
+/// The minimum number of free bytes at which the rest of a block is still used. While frames still
+/// hold the front of a block, the next read uses the rest if at least this many bytes are free.
+/// Otherwise, a new block is allocated. Because small frames share a block in this way, a service
+/// that collects them does not keep a whole block alive for each of them.
 const LEAST_ROOM: usize = 4 * 1024;
 
 /// The number of bytes that may be used up at the start of a block before `take_block` tries to
@@ -40,7 +40,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct Input {
     buf: BytesMut,
-    /// `buf` is a part of the thread's block, and keeps the block alive.
+    /// `true` if `buf` is a part of the thread's block, and so keeps the block alive.
     in_block: bool,
     eof: bool,
     /// The number of bytes that the decoder has consumed from `buf`. `buf` still keeps their memory
@@ -77,8 +77,9 @@ impl Input {
         Poll::Ready(ready!(read))
     }
 
-    /// Makes room for `more` bytes. It doubles the buffer, but not beyond `max_frame` if that size
-    /// is enough, because an almost complete frame does not need room for a second one.
+    /// Makes room for `more` bytes. A new buffer is twice as large as the content, but at most
+    /// `max_frame` if that is enough, because an almost complete frame does not need room for a
+    /// second one.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {

@@ -14,9 +14,9 @@ const BLOCK: usize = 16 * 1024;
 /// The size above which the thread does not keep a block.
 const LARGEST_KEPT: usize = 128 * 1024;
 
-/// The number of bytes of capacity that pending output may always have beyond its content. A
-/// sixteenth of the content is allowed, too, if that is more. A buffer with more capacity began as
-/// a large block or has grown by doubling, so its content is copied to a smaller buffer.
+/// The unused capacity, in bytes, that a buffer of pending output may keep. If a sixteenth of the
+/// content is more, that is the limit instead. A buffer with more unused capacity began as a large
+/// block or has grown by doubling, so its content is copied to a smaller buffer.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {
@@ -113,7 +113,7 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    /// Releases memory that the unwritten bytes do not need. Called before each wait for the peer.
+    /// Releases memory that the unwritten bytes do not need. Called before each wait.
     pub(in crate::pipeline) fn shrink(&mut self) {
         let len = self.buf.len();
         if self.buf.capacity() > len + SLACK.max(len / 16) {
@@ -164,14 +164,14 @@ mod tests {
 
     use super::*;
 
-    /// Returns output for a peer that takes nothing, after one frame of `len` bytes.
+    /// Returns output with one frame of `len` bytes, of which the peer has taken nothing.
     fn pending(len: usize) -> Output {
         let mut output = Output::default();
         push(&mut output, &vec![0; len]);
         output
     }
 
-    /// Encodes a frame, then waits for the peer.
+    /// Encodes a frame, then releases unneeded memory, as before a wait.
     fn push(output: &mut Output, frame: &[u8]) {
         let encoded = output.encode(|buf| {
             buf.put_slice(frame);
