@@ -19,7 +19,7 @@ use crate::error::{BoxError, Panicked, caught};
 
 /// The calls of one connection's service.
 ///
-/// `A` is the type of the service's answers: a reply, or an upgrade.
+/// `A` is the type of the service's answers: `Reply<T>` or `Upgrade<T>`.
 pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     engine: &'a mut Engine<Io, C, T, M>,
     service: S,
@@ -79,8 +79,8 @@ where
         false
     }
 
-    /// Ends the connection with `reason`, after `poll_ready` has failed or panicked. Unlike a
-    /// `ConnectionEnded` in the error of a call, one in `err` does not set the reason, because
+    /// Ends the connection with `reason`, after `poll_ready` has failed or panicked. A
+    /// `ConnectionEnded` in the error of a call sets the reason, but one in `err` does not, because
     /// `poll_ready` is not called for a particular peer, and a shared `Buffer` returns the same
     /// error to all connections.
     #[cold]
@@ -106,9 +106,9 @@ where
         self.engine.poll_io_beside(cx)
     }
 
-    /// Tries to make the most recently begun call the *head*, the one call that `Concurrent` polls
-    /// itself. Returns whether it became the head. If replies keep the order of the requests, the
-    /// replies to later requests wait for the reply of the head.
+    /// Tries to make the most recently begun call the *head*, the one call that `Concurrent` (in
+    /// `tokio_tower.rs`) polls itself. Returns whether the call became the head. If replies keep
+    /// the order of the requests, the replies to later requests wait for the reply of the head.
     pub(super) fn begin_head(&mut self) -> bool {
         self.engine.hold_replies(self.in_flight)
     }

@@ -17,11 +17,10 @@ use crate::end::EndReason;
 /// waits, the connection may also wait for the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// Waits for its own service, for the peer to take output, or for the program to resume input,
-    /// while no received input is held back. No deadline for input applies, even if input is read
-    /// meanwhile.
+    /// Waits for its own service, for the peer to take output, or for the program to resume input.
+    /// No deadline for input applies, even if input is read meanwhile.
     Busy,
-    /// Waits for the program to resume input, while received input is held back.
+    /// Like `Busy`, but the program has paused input, and received input is held back.
     Paused,
     /// Waits for the make-service.
     Making,
@@ -55,8 +54,8 @@ pub(super) enum Alarm {
     MaxAge,
     /// Drop the calls that still run. The connection already has a reason to end.
     LastCalls,
-    /// Check the minimum rate, because a window has ended. [`poll_timer`](Clock::poll_timer)
-    /// handles this alarm and does not return it.
+    /// Check the minimum rate, because one of the windows in [`Pace`] has ended.
+    /// [`poll_timer`](Clock::poll_timer) handles this alarm and does not return it.
     EndOfWindow,
     /// End the connection.
     End(EndReason),
@@ -208,7 +207,7 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Records that the connection drains. The first call shortens its deadlines.
+    /// Records that the connection drains. From the first call on, the deadlines of a drain apply.
     pub(super) fn drain(&mut self) {
         if !self.draining {
             self.draining = true;
@@ -217,8 +216,8 @@ impl Clock {
         }
     }
 
-    /// Returns whether the time for further frames in a drain is not over, so that the connection
-    /// may wait for another one once it is idle. Returns `true` if it is not draining.
+    /// Returns whether the connection may wait for another frame when it is idle. This is `false`
+    /// only in a drain, after the time for further frames is over.
     pub(super) fn allows_next_frame(&self, deadlines: &Deadlines) -> bool {
         let until = self.next_frames_until(deadlines.drain.next_frame);
         until.is_none_or(|until| self.timer.now() < until)
@@ -234,7 +233,8 @@ impl Clock {
     }
 
     /// Returns the moment after which a draining connection waits for no other frame, however many
-    /// have arrived. Returns `None` as [`next_frame_until`](Self::next_frame_until) does.
+    /// have arrived. Returns `None` in the same cases as
+    /// [`next_frame_until`](Self::next_frame_until).
     fn next_frames_until(&self, time: Option<Duration>) -> Option<Moment> {
         let most = time?.saturating_mul(NEXT_FRAMES);
         self.drains_since()?.checked_add(most)

@@ -39,7 +39,7 @@ pub struct Multiplexed;
 mod sealed {
     use super::*;
 
-    /// A way to run calls in which only one request runs at a time.
+    /// A way to run calls one at a time.
     #[diagnostic::on_unimplemented(
         message = "`on_upgrade` needs a pipeline that runs one request at a time",
         label = "several requests run at the same time",
@@ -86,7 +86,8 @@ dispatch!(OneAtATime, |calls| Direct { calls, call: None });
 dispatch!(InFlight, |calls| run_in_order(calls));
 dispatch!(Multiplexed, |calls| run_as_finished(calls));
 
-/// Runs one call after the other in a loop, because a single call needs no queue.
+/// Runs one call after the other in a loop. No queue is needed, because only one call runs at a
+/// time.
 #[pin_project]
 struct Direct<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     calls: Calls<'a, Io, C, T, M, S, A>,
@@ -130,8 +131,8 @@ where
 }
 
 /// Catches a panic of the inner future while that future is polled. Once the inner future has
-/// completed or panicked, it is dropped, and a panic while it is dropped is caught, too. It is not
-/// polled again.
+/// completed or panicked, it is dropped and not polled again. A panic during this drop is caught,
+/// too.
 #[pin_project]
 pub(super) struct CatchPanic<F>(#[pin] Option<F>);
 

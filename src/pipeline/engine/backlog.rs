@@ -4,8 +4,8 @@ use crate::error::BoxError;
 use crate::pipeline::reply::Reply;
 
 /// The replies that are not completely encoded. The current reply, if there is one, has several
-/// frames or a stream. The other replies wait until an earlier reply or pushed frames are encoded,
-/// or until the output is below its high mark. The limit of requests in flight also limits the
+/// frames or a stream. Each other reply waits for an earlier reply or pushed frames to be encoded,
+/// or for the output to fall below its high mark. The limit of requests in flight also limits the
 /// number of these replies. Memory is allocated when a connection first has such a reply.
 pub(super) struct Backlog<T>(Option<Box<Replies<T>>>);
 
@@ -42,7 +42,7 @@ impl<T> Backlog<T> {
         }
     }
 
-    /// Returns whether any reply waits after the one that is being encoded.
+    /// Returns whether any reply waits, not counting the one that is being encoded.
     pub(super) fn has_more(&self) -> bool {
         let replies = self.0.as_ref();
         replies.is_some_and(|replies| !replies.behind.is_empty())
@@ -60,7 +60,7 @@ impl<T> Backlog<T> {
         self.0.as_mut()?.behind.pop_front()
     }
 
-    /// Drops the replies that wait after the one that is being encoded.
+    /// Drops all replies except the one that is being encoded.
     pub(super) fn drop_behind(&mut self) {
         if let Some(replies) = &mut self.0 {
             replies.behind.clear();

@@ -109,9 +109,9 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     backlog: Backlog<T>,
     output: Output,
     marks: Watermarks,
-    /// Too much output is pending, so no requests or messages are taken, unless `reserves` is set.
-    /// Set at the high mark and cleared at the low mark, both by
-    /// [`update_above_mark`](Self::update_above_mark).
+    /// Too much output is pending, so no more requests are decoded, and messages are taken only if
+    /// `reserves` is set. A request that is already decoded is still taken. Set at the high mark
+    /// and cleared at the low mark, both by [`update_above_mark`](Self::update_above_mark).
     above_mark: bool,
     /// Finished replies wait for the reply of the *head*, the oldest call (see `tokio_tower.rs`).
     /// Set by [`hold_replies`](Self::hold_replies). Cleared by [`reply_first`](Self::reply_first),
@@ -201,8 +201,9 @@ where
     }
 
     /// Stops decoding, and proposes the reason for the end. `dropped` is the work to drop; a later
-    /// call can only add to that work. A reason that cuts the peer off drops the output, whether a
-    /// deadline or an error of the service has chosen that reason.
+    /// call can only add to that work. If the reason cuts the peer off (`EndReason::is_cut_off`),
+    /// the output is dropped, too, whether the reason comes from a deadline or from an error of the
+    /// service.
     pub(in crate::pipeline) fn end(&mut self, ended: impl Into<ConnectionEnded>, dropped: Dropped) {
         let ended = ended.into();
         let dropped = if ended.reason.is_cut_off() {

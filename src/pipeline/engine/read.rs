@@ -215,8 +215,8 @@ where
         }
     }
 
-    /// Returns whether the time for further frames in a drain is not over, so that the connection
-    /// may wait for another one once it is idle. Returns `true` if it is not draining.
+    /// Returns whether the connection may wait for another frame when it is idle. This is `false`
+    /// only in a drain, after the time for further frames is over.
     pub(super) fn allows_next_frame(&self) -> bool {
         self.clock.allows_next_frame(&self.settings.deadlines)
     }

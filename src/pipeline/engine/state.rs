@@ -13,7 +13,7 @@
 //! [`State::Ending`], and can only grow: if a reset follows a closing reply, that reply is dropped,
 //! too.
 
-/// The maximum number of bytes that a drain treats as already arrived when it began. A socket's
+/// The maximum number of bytes that a drain treats as having arrived before it began. A socket's
 /// receive buffer seldom holds more.
 pub(super) const DRAIN_READ: u32 = 256 * 1024;
 

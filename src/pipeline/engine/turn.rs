@@ -5,30 +5,31 @@ use std::time::Duration;
 
 use crate::deadline::Moment;
 
-/// The maximum number of events in a turn begins at [`FEWEST`], and rises to at most this number.
+/// The upper bound of the maximum number of events in a turn. That maximum begins at [`FEWEST`].
 const MOST: i16 = 256;
 
-/// The maximum in the first turn of a connection, and the lowest value to which it falls while many
-/// connections are busy. If a thousand connections begin at once, the first requests of all of them
-/// wait only for turns of this length. With a lower value, the system calls of a turn would cost
-/// more than its events.
+/// The maximum number of events in a connection's first turn. While many connections are busy, the
+/// maximum of later turns falls, but not below this value. If a thousand connections begin at once,
+/// the first request of each waits only for turns of this length. With a lower value, the system
+/// calls of a turn would cost more than its events.
 const FEWEST: i16 = 32;
 
-/// If the task has waited at least this long for its next turn, the maximum is halved, but not
-/// below [`FEWEST`]. The first request of an idle connection is delayed for about as long as the
-/// task has waited, and this delay should stay below 100 ms.
+/// If a busy task has waited at least this long for its next turn, the maximum number of events in
+/// a turn is halved, but not below [`FEWEST`]. The first request of an idle connection is delayed
+/// for about as long as such a task waits, and this delay should stay below 100 ms.
 const LONG_WAIT: Duration = Duration::from_millis(60);
 
-/// If the task has waited less than this for its next turn, the maximum is doubled, but not beyond
-/// [`MOST`].
+/// If a busy task has waited less than this for its next turn, the maximum number of events in a
+/// turn is doubled, but not beyond [`MOST`].
 const SHORT_WAIT: Duration = Duration::from_millis(15);
 
 /// A turn: the period between two interruptions of the connection's task. An interruption is a wait
 /// for an event, or a yield.
 ///
-/// The limit of a turn keeps one fast peer from delaying the other connections. With a thousand
-/// fast peers, a connection waits for the turns of all of them. So turns are short at first, become
-/// longer while the task is polled again soon, and shorter while it waits long.
+/// The maximum number of events in a turn keeps one fast peer from delaying the other connections.
+/// With a thousand fast peers, a connection waits for the turns of all of them. So turns are short
+/// at first. They become longer if the task is polled again soon after a yield, and shorter if it
+/// must wait long.
 #[derive(Debug)]
 pub(super) struct Turn {
     /// The number of events that may still begin.
@@ -88,8 +89,8 @@ impl Turn {
 }
 
 /// Returns a moment in milliseconds since the start of the clock. The result has half the size of a
-/// `Moment`, which matters because every idle connection holds room for a result. It wraps around
-/// after 49 days, but only differences are used.
+/// `Moment`, which matters because every connection, even an idle one, has a field for it. The
+/// result wraps around after 49 days, but only differences are used.
 fn millis(moment: Moment) -> NonZeroU32 {
     let millis = moment.since_start().as_millis() as u32;
     NonZeroU32::new(millis).unwrap_or(NonZeroU32::MIN)

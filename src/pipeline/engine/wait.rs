@@ -1,9 +1,9 @@
 //! The waits of a connection.
 //!
-//! Each wait first encodes pending replies and flushes. So replies that are ready together are
-//! written together, and the connection never waits while it has output that the stream would take.
-//! Each wait enforces the deadlines, and each except `poll_flush_all` handles signals first. This
-//! table lists the waits:
+//! Each wait except `poll_flush_all` begins by handling signals. Each wait then encodes pending
+//! replies and flushes. So replies that are ready together are written together, and the connection
+//! never waits while it has output that the stream would take. Each wait enforces the deadlines.
+//! This table lists the waits:
 //!
 //! | function | waits for | reads |
 //! | --- | --- | --- |
@@ -37,8 +37,9 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Makes one step of the wait for an event: writes output, and then reads input. It reads only
-    /// a little ahead while input is paused, and nothing while the output is above its mark.
+    /// Makes one step of the wait for an event: writes output, and then reads input. While input is
+    /// paused, the step reads only up to the limit `read_ahead`. While `above_mark` is set, it
+    /// reads nothing.
     ///
     /// Completes when anything has changed, so the caller must check again for an event.
     #[inline]
@@ -109,7 +110,7 @@ where
     /// arrived that the runtime has not reported, so the additional read asks the system.
     ///
     /// A drain loses bytes that it does not find, because the connection then closes. So in
-    /// `DrainReading` it always reads once more, if the listener has provided the socket. In other
+    /// `DrainReading` the result is `true` whenever the listener has provided the socket. In other
     /// states, only an incomplete frame shows that input is missing. The runtime can miss the rest
     /// of a frame only after urgent data, which makes a read short. So the second read is tried
     /// only after a short read.
@@ -151,8 +152,8 @@ where
     }
 
     /// Prepares a wait for the peer's input: handles signals and flushes. Continues with the time
-    /// at which the next timer is due, if one is set. Breaks with the result of the wait if the
-    /// connection must not wait for input now.
+    /// at which the next delayed message is due, if there is one. Breaks with the result of the
+    /// wait if the connection must not wait for input now.
     fn poll_flush_before_input(
         &mut self,
         cx: &mut Context<'_>,
@@ -178,7 +179,8 @@ where
         }
     }
 
-    /// Waits until the output has fallen to its low mark. Completes when anything has changed.
+    /// Waits for the output to fall to its low mark. Also completes when the connection is ending,
+    /// or when a deadline has passed.
     fn poll_flush_to_low_mark(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.handle_signals_and_flush(cx);
         if self.is_ending() || !self.update_above_mark() {
@@ -275,7 +277,7 @@ where
         }
     }
 
-    /// Notices that the peer disconnects although no more of its input is read. A reset ends the
+    /// Notices a disconnect of the peer without reading more of its input. A reset ends the
     /// connection. The end of input, or the close of a Unix socket, starts the deadline
     /// `half_closed`.
     fn notice_departure(&mut self, cx: &mut Context<'_>) {

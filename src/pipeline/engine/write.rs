@@ -22,7 +22,8 @@ where
     C: Codec<T>,
 {
     /// Takes the result of a call, and encodes or queues the reply. Results must be passed in the
-    /// order in which replies are sent.
+    /// order in which replies are sent, except the result of the head (see
+    /// [`reply_first`](Self::reply_first)).
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_done();
@@ -44,9 +45,9 @@ where
     }
 
     /// Returns whether the most recently begun call may be the *head*, the one call that
-    /// `Concurrent` polls instead of tokio-tower. If replies keep the order of the requests, that
-    /// call can be the head only if no other call is in flight and no reply is waiting. The replies
-    /// to later requests are then held back until the head is done.
+    /// `Concurrent` (in `tokio_tower.rs`) polls instead of tokio-tower. If replies keep the order
+    /// of the requests, that call can be the head only if no other call is in flight and no reply
+    /// is waiting. The replies to later requests are then held back until the head is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {
@@ -59,8 +60,8 @@ where
         }
     }
 
-    /// Takes the result of the head, for which the replies to later requests may have been held
-    /// back.
+    /// Takes the result of the head, and encodes or queues the reply. The replies to later requests
+    /// that were held back for the head follow this reply.
     #[inline]
     pub(in crate::pipeline) fn reply_first(&mut self, result: Result<Reply<T>, BoxError>) {
         let held = std::mem::take(&mut self.holds_replies) && self.backlog.has_more();
@@ -71,7 +72,7 @@ where
         self.backlog.push_front(result);
     }
 
-    /// Returns the number of replies that wait to be encoded.
+    /// Returns the number of replies that are not completely encoded.
     #[inline]
     pub(super) fn waiting_replies(&self) -> usize {
         self.backlog.len()
