@@ -22,8 +22,8 @@ use tower_service::Service;
 ///
 /// struct Tick;
 ///
-/// // Sends "tick" a second after each line, even if other lines arrive in between, for up to 16
-/// // lines in a second.
+/// // Sends "tick" a second after each line, even if other lines arrive in between. If more than
+/// // 16 lines arrive within a second, the further lines get no "tick".
 /// let make = service_fn(|peer: Peer<Bytes, Tick>| async move {
 ///     Ok::<_, Infallible>(service_fn(move |event: Event<Bytes, Tick>| {
 ///         let peer = peer.clone();

@@ -9,11 +9,11 @@
 //!
 //! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
 //! request or a message has arrived. Replies are sent in the order of the requests, or, with
-//! [`Multiplexed`], as they finish. If decoding fails, all requests decoded before are still
-//! answered, within the deadline [`last_calls`](crate::deadline::Deadlines::last_calls). If a
-//! failed call or a failed encoding closes the connection, finished replies to earlier requests
-//! (with [`Multiplexed`], all finished replies) are still sent, and calls that still run are
-//! dropped. The same holds for a reply that closes the connection.
+//! [`Multiplexed`], as they finish. If decoding fails, the requests that were decoded before are
+//! still answered, within the deadline [`last_calls`](crate::deadline::Deadlines::last_calls). If a
+//! failed call, a failed encoding or a closing reply closes the connection, finished replies to
+//! earlier requests are still sent. With [`Multiplexed`], all finished replies are still sent.
+//! Calls that still run are dropped.
 //!
 //! # Errors
 //!
@@ -27,9 +27,9 @@
 //!
 //! An error of a call or of the make-service chooses another reason if it is a
 //! [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. Such an error ends the
-//! connection even if `shutdown_on_error` is off. Use it for a request that breaks the protocol:
-//! [`CodecError`](crate::EndReason::CodecError) is counted as the peer's fault, and is not logged
-//! as a warning, because any client could cause such warnings.
+//! connection even if `shutdown_on_error` is off. For a request that breaks the protocol, use it
+//! with the reason [`CodecError`](crate::EndReason::CodecError). This reason is counted as the
+//! peer's fault, and is not logged as a warning, because any client could cause such warnings.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -49,8 +49,9 @@
 //! # infer(pipeline);
 //! ```
 //!
-//! If the protocol answers bad input, let the decoder return it as an item (`Result<Request, Bad>`,
-//! as the `redis` example does). If the decoder fails instead, no further input is decoded.
+//! If the protocol answers bad input, let the decoder return bad input as an item, for example as
+//! the `Err` of a `Result<Request, ProtocolError>`, as in the `redis` example. If the decoder fails
+//! instead, no further input is decoded.
 //!
 //! To turn a service's error into a reply, put tower's `map_result` or `then` around the service.
 //!
@@ -104,7 +105,7 @@
 //! shared resource, such as a permit. [`PipelineBuilder::make_service`] makes one service for each
 //! connection and keeps it. That service need not be `Clone`; only the make-service is cloned. If
 //! connections share a part of the service, put [`PerCall`] around that part, so that an idle
-//! connection reserves none of its capacity. [`layers`](crate::layers) describes how each of
+//! connection reserves none of the part's capacity. [`layers`](crate::layers) describes how each of
 //! tower's layers behaves in a pipeline.
 
 mod bounds;
@@ -180,9 +181,9 @@ pub struct Pipeline<F, K, T, D = OneAtATime, N = NoUpgrade> {
 impl<F> Pipeline<F, (), (), OneAtATime> {
     /// Creates a builder for a pipeline.
     ///
-    /// `codec` is a function without arguments that returns a
-    /// [`Decoder`](tokio_util::codec::Decoder), such as `Lines::default`. It is called once for
-    /// each connection.
+    /// `codec` is a function without arguments, such as `Lines::default`. It is called once for
+    /// each connection, and returns the connection's codec, a
+    /// [`Decoder`](tokio_util::codec::Decoder).
     #[expect(
         clippy::new_ret_no_self,
         reason = "the builder has no service yet, and so no frame type"
@@ -226,8 +227,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// Default: `true`. Why: a failed service may have left its connection in an unexpected state,
     /// and the close tells a waiting peer that there will be no reply.
     ///
-    /// A [`ConnectionEnded`](crate::ConnectionEnded), and an error from inside a
-    /// [`ShutdownOnErrorLayer`], end the connection in any case.
+    /// A panic, a [`ConnectionEnded`](crate::ConnectionEnded), and an error from inside a
+    /// [`ShutdownOnErrorLayer`] end the connection in any case.
     #[must_use]
     pub fn shutdown_on_error(mut self, shutdown: bool) -> Self {
         Arc::make_mut(&mut self.settings).policy = if shutdown {
@@ -238,8 +239,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
         self
     }
 
-    /// Sets the farewell: the last frame to a peer when the server ends the connection without an
-    /// error, such as 421 in SMTP or `DISCONNECT` in MQTT.
+    /// Sets the farewell: the last frame to a peer whose connection the server ends without an
+    /// error. In SMTP it is the reply 421, and in MQTT a `DISCONNECT`.
     ///
     /// `make` takes information about the connection and the reason for its end. It returns a
     /// frame, or `None` to close without a frame. It is called once for a connection that ends
@@ -261,11 +262,12 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     /// deadline](Deadlines::write).
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
-    /// code that closes can send a last frame itself. There is also none if the peer has finished
-    /// sending, after an error of the peer or of the service, after an upgrade, if pending requests
-    /// are dropped at the [`last_calls`](Deadlines::last_calls) deadline, or if the connection is
-    /// aborted, for example at the shutdown deadline. A panic in `make` ends only its own
-    /// connection.
+    /// code that closes can send a last frame itself. There is also none after an error of the peer
+    /// or of the service, or after an upgrade. Lastly, there is none if the peer has finished
+    /// sending, if pending requests are dropped at the [`last_calls`](Deadlines::last_calls)
+    /// deadline, or if the connection is aborted, for example at the shutdown deadline.
+    ///
+    /// A panic in `make` ends only its own connection.
     ///
     /// Default: no frame. Why: only the protocol defines such a frame.
     ///

@@ -12,7 +12,7 @@ use crate::make::{CloneForConnection, Known};
 ///
 /// The function can greet the peer, reject it by returning an error, or add it to a
 /// [`Registry`](crate::registry::Registry). It can also register a callback for the moment when
-/// closing begins ([`Peer::on_closing`]) or for the end ([`Peer::on_end`]).
+/// closing begins ([`Peer::on_closing`]) or for the connection's end ([`Peer::on_end`]).
 ///
 /// The layer wraps a make-service. The function runs in the connection's task, within the
 /// make-service's deadline ([10 s](crate::deadline::Deadlines::make_service) by default). To serve
@@ -45,8 +45,8 @@ pub struct OnConnectLayer<F> {
 }
 
 impl<F> OnConnectLayer<F> {
-    /// Creates the layer from a function that takes the peer and returns a future of `Ok(())`, or
-    /// of an error that rejects the peer. The connection of a rejected peer ends with
+    /// Creates the layer from a function that takes a [`Peer`] and returns a future of a
+    /// `Result<(), E>`. An error rejects the peer: its connection ends with
     /// [`MakeServiceError`](crate::EndReason::MakeServiceError), or with the reason of a
     /// [`ConnectionEnded`](crate::ConnectionEnded) in the error.
     pub fn new(f: F) -> Self {

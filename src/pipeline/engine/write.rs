@@ -140,9 +140,10 @@ where
         }
     }
 
-    /// Ends the connection. Encoded frames are still sent, but a reply that is only partly encoded
-    /// gets no more frames. Waiting replies are dropped if replies keep the order of the requests,
-    /// and are otherwise sent.
+    /// Ends the connection. A reply that is only partly encoded gets no more frames. Waiting
+    /// replies are dropped if replies keep the order of the requests, and are otherwise sent.
+    /// Encoded frames are still sent. If the end reason cuts the peer off, however, no more output
+    /// is sent.
     pub(in crate::pipeline) fn fail(&mut self, ended: ConnectionEnded) {
         self.drop_behind();
         self.backlog.end_current();
@@ -164,10 +165,10 @@ where
 
     /// Encodes the farewell after all other output. Returns whether the connection gets one.
     ///
-    /// It gets a farewell only if the server ends it, which includes `LiveConnection::close`. It
-    /// gets none if the peer or the service failed, if a reply or `Peer::close` closes it, if the
-    /// peer has finished sending, or if pending requests were dropped, as at the `last_calls`
-    /// deadline.
+    /// It gets a farewell only if the server ends it, which includes `LiveConnection::close` and
+    /// `Pipeline::reject`. It gets none if the peer or the service failed, if a reply or
+    /// `Peer::close` closes it, if the peer has finished sending, or if pending requests were
+    /// dropped, as at the `last_calls` deadline.
     pub(super) fn encode_farewell(&mut self) -> bool {
         let farewell = &self.settings.farewell;
         let by_server = self.state == State::Ending(Dropped::Input) && !self.input.is_eof();
@@ -204,9 +205,9 @@ where
         }
     }
 
-    /// Encodes pushed frames until the output has reached `mark` bytes. It takes at most as many
-    /// entries as the queue can hold, so that busy senders do not delay replies. Returns whether
-    /// any frames were encoded.
+    /// Encodes pushed frames until the output has reached `mark` bytes. Takes at most as many
+    /// entries as the queue can hold, so that busy senders cannot hold up replies forever. Returns
+    /// whether any frames were encoded.
     fn encode_pushed(&mut self, mark: usize) -> bool {
         if !self.has_pushed() {
             return false;
@@ -249,8 +250,8 @@ where
         }
     }
 
-    /// Encodes one frame of the waiting replies, or finishes a reply that has no more frames.
-    /// Returns `false` if neither is possible now.
+    /// Begins the next waiting reply, encodes one frame of the current reply, or finishes a reply
+    /// that has no more frames. Returns `false` if none of these is possible now.
     fn encode_reply(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(current) = self.backlog.current() {
             let next = match &mut current.frames {

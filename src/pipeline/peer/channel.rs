@@ -36,8 +36,8 @@ pub(super) struct Channel<T, M> {
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
     /// The number of permits to return later: those of items that were taken, and those that were
-    /// withdrawn at the high mark. They are returned only while the output does not count as above
-    /// its mark (see `crossings`).
+    /// withdrawn at the high mark. None is returned while the output counts as above its mark (see
+    /// `crossings`).
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
@@ -50,13 +50,13 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// Set by [`has_stalled`](Self::has_stalled) if the output is above its mark, and cleared by it
-    /// if the output is not. A broadcast calls that method only for a slow peer, so the value can
+    /// Set by the last call of [`has_stalled`](Self::has_stalled), or `None` if the output was not
+    /// above its mark then. A broadcast calls that method only for a slow peer, so the value can
     /// remain after the output has fallen.
     stall: Option<Stall>,
-    /// The number of times that the output crossed a mark. The two marks are crossed in turn, the
-    /// high mark first, so the number is odd while the output counts as *above its mark*: after it
-    /// has risen to the high mark, until it has fallen to the low mark.
+    /// The number of times that the output crossed a mark. The output counts as *above its mark*
+    /// from when it rises to the high mark until it falls to the low mark. The two marks are
+    /// crossed in turn, the high mark first, so the number is odd during that time.
     pub(super) crossings: u64,
     no_more_items: bool,
     no_more_messages: bool,
@@ -66,7 +66,8 @@ pub(super) struct Queues<T, M> {
 /// The amount of output that a slow peer had taken at the last check, and the moment from which its
 /// time without progress counts.
 struct Stall {
-    /// The system's report. If it is `None`, the number of bytes written is compared instead.
+    /// The system's report of the output that the peer has taken. If it is `None`, the number of
+    /// bytes written is compared instead.
     sent: Option<Sent>,
     written: u64,
     looked: Instant,
@@ -133,7 +134,7 @@ impl Flags {
         self.0.load(Ordering::Acquire) != 0
     }
 
-    /// Raises a flag. Returns `false` if it was raised before.
+    /// Raises a flag. Returns `false` if it was already raised.
     pub(super) fn raise(&self, flag: Flag) -> bool {
         self.0.fetch_or(flag as u8, Ordering::AcqRel) & flag as u8 == 0
     }
@@ -172,8 +173,8 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Takes the permits that can be returned now, and returns their number. The caller returns the
-    /// permits after unlocking, because that wakes tasks.
+    /// Takes the permits that can be given back now, and returns their number. The caller adds them
+    /// to the semaphore after unlocking, because that wakes tasks.
     pub(super) fn room_back(&mut self) -> usize {
         if self.is_above_mark() {
             0
@@ -203,7 +204,8 @@ impl<T, M> Queues<T, M> {
         is_over(stall)
     }
 
-    /// Records that a mark was crossed. Returns the number of permits that the caller must return.
+    /// Records that a mark was crossed. Returns the number of permits that the caller must add to
+    /// the semaphore.
     pub(super) fn cross(&mut self, room: &Semaphore) -> usize {
         self.crossings += 1;
         if self.is_above_mark() {

@@ -11,7 +11,7 @@ use crate::connection::ConnectionInfo;
 use crate::pipeline::limits::Limits;
 use crate::pipeline::watermarks::Watermarks;
 
-/// The engine's side of the handles to its connection.
+/// The engine's side of the `Channel` that it shares with the handles to its connection.
 ///
 /// Dropping it ends the channel. So sends fail however the connection ends: by a close, by an
 /// abort, or because a layer drops the connection's future.
@@ -59,10 +59,11 @@ impl<T, M> EngineSide<T, M> {
     /// Takes the next pushed frames, and the flush requests before them. These requests are done
     /// once the output up to `position` is flushed.
     ///
-    /// If the queue is then empty and the result is not [`Taken::Several`], also gives the permits
-    /// of all items taken so far back to the senders, as [`return_permits`](Self::return_permits)
-    /// does. Otherwise a later `take` or `return_permits` gives them back. The frames of a
-    /// `Taken::Several` may still be [put back](Self::put_back).
+    /// If the queue is then empty, also gives the permits of all items taken so far back to the
+    /// senders, as [`return_permits`](Self::return_permits) does. But it gives back none if it
+    /// returns a [`Taken::Several`], because those frames may still be
+    /// [put back](Self::put_back). A later `take` or `return_permits` gives back the permits that
+    /// this call does not.
     pub(in crate::pipeline) fn take(&self, position: u64) -> Option<Taken<T>> {
         let mut run = None;
         let mut state = self.0.lock();
@@ -113,8 +114,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.is_raised(Flag::Flush)
     }
 
-    /// Stores the number of unwritten bytes, and wakes the tasks that wait until output up to
-    /// position `flushed` is flushed.
+    /// Stores the number of unwritten bytes, and wakes the tasks whose awaited output is flushed.
+    /// `flushed` is the position up to which output is flushed.
     pub(in crate::pipeline) fn wrote(&self, flushed: u64, unwritten: usize) {
         self.0.unwritten.store(unwritten, Ordering::Relaxed);
         if !self.awaits_flush() {
@@ -181,8 +182,8 @@ impl<T, M> EngineSide<T, M> {
         }
     }
 
-    /// Takes the next message: one that [`hold`](Self::hold) stored, else that of a due timer, else
-    /// the message that was sent first.
+    /// Takes the next message: the one that [`hold`](Self::hold) stored, else the one of the timer
+    /// that was due first, else the one that was sent first.
     pub(in crate::pipeline) fn take_message(&self) -> Option<M> {
         if !self.0.flags.is_raised(Flag::Mail) {
             return None;
@@ -208,7 +209,7 @@ impl<T, M> EngineSide<T, M> {
         timer.or(sent)
     }
 
-    /// Stores a message that was taken, because the service is not ready for it yet.
+    /// Stores a taken message until the service is ready for it.
     pub(in crate::pipeline) fn hold(&self, message: M) {
         self.0.lock().held = Some(message);
         self.0.flags.raise(Flag::Mail);

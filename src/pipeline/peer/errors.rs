@@ -13,11 +13,11 @@ pub struct Closed;
 /// value that was not sent.
 #[derive(Clone, Copy, PartialEq, Eq, Error)]
 pub enum TrySendError<V> {
-    /// The send would have to wait, or too many timers are set.
+    /// The send would have to wait, or, for `post_after`, too many timers are set.
     #[error("no room for it now")]
     Full(V),
-    /// The connection is closing, was upgraded or has ended, or, if the value is a message, is
-    /// draining.
+    /// The connection is closing, was upgraded or has ended. A message to a draining connection
+    /// fails with this error, too.
     #[error("the connection is gone")]
     Closed(V),
 }
