@@ -71,8 +71,8 @@ impl<T> Reply<T> {
     }
 
     /// Closes the connection gracefully after this reply. Later requests are dropped. With
-    /// [`multiplexed`](super::Pipeline::multiplexed), earlier requests that are still in progress
-    /// are dropped, too.
+    /// [`multiplexed`](super::Pipeline::multiplexed), all requests that are still in progress are
+    /// dropped, even earlier ones, but replies that are already finished are still sent.
     #[must_use]
     pub fn close(mut self) -> Self {
         self.then = AfterReply::Close;

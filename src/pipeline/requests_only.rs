@@ -56,8 +56,8 @@ use crate::error::BoxError;
 /// If the layer is a limit that connections share, a connection that gets only messages would hold
 /// a permit until its next request. Put such a limit around all events instead.
 ///
-/// Two layers of tower do not work as usual here. `Buffer` calls its service in its own task, and
-/// this layer does not know whether the service is ready there; put `Buffer` around all events
+/// Two layers of tower do not work as usual here. `Buffer` calls its service in its own task, where
+/// `RequestsOnlyLayer` does not know whether the service is ready. Put `Buffer` around all events
 /// instead. `LoadShed` rejects a request only because of a limit that the same `RequestsOnlyLayer`
 /// applies. It never rejects a request because the service is not ready, since all events wait
 /// until the service is ready.

@@ -16,9 +16,9 @@ use tower_service::Service;
 /// [`Event`](super::Event) if the session also takes messages.
 ///
 /// Write [`call`](Self::call) as an `async fn`; its future must be `Send`. The session is dropped
-/// when its connection begins to close, so put work for that moment into the session's `Drop`. A
-/// task spawned in `Drop` gets the reason from [`Peer::closing`](super::Peer::closing), as the
-/// `chat` example shows.
+/// when its connection begins to close or is upgraded, so put work for that moment into the
+/// session's `Drop`. A task spawned in `Drop` gets the reason from
+/// [`Peer::closing`](super::Peer::closing), as the `chat` example shows.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -58,7 +58,8 @@ use tower_service::Service;
     note = "a service that takes messages, too, is a `Session<Event<R, M>>`"
 )]
 pub trait Session<E>: Send + 'static {
-    /// The reply to a request or message. In a pipeline it is any type that is `Into<Reply<T>>`.
+    /// The reply to a request or message. In a pipeline it is any type that is `Into<Reply<T>>`, or
+    /// `Into<Upgrade<T>>` if the pipeline has [`on_upgrade`](super::Pipeline::on_upgrade).
     type Reply;
     /// The error of a call that failed.
     type Error;

@@ -1,4 +1,4 @@
-//! Marks errors that close the connection.
+//! Marks errors, so that they close the connection.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

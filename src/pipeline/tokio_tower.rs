@@ -1,23 +1,23 @@
 //! Runs several calls of one connection at the same time, with tokio-tower. No other file of the
 //! library uses that crate.
 //!
-//! **tokio-tower holds the calls** in flight, polls them, and returns their results, either in the
-//! order of the requests (`pipeline::Server`) or as the calls finish (`multiplex::Server`). It does
-//! nothing else. Its input is [`Concurrent`], a stream of calls that have *already begun*, and the
-//! service that it calls is [`Identity`], which returns the call itself. If its input were
-//! requests, it would call `poll_ready` for idle connections, too.
+//! **tokio-tower holds the calls** that are handed over to it, polls them, and returns their
+//! results, either in the order of the requests (`pipeline::Server`) or as the calls finish
+//! (`multiplex::Server`). It does nothing else. Its input is [`Concurrent`], a stream of calls that
+//! have *already begun*, and the service that it calls is [`Identity`], which returns the call
+//! itself. If its input were requests, it would call `poll_ready` for idle connections, too.
 //!
-//! **It never waits for the peer.** All such waits are in the engine, whose `poll_event` also
-//! limits the calls in flight. The sink is always ready, because tokio-tower polls no calls while
-//! the sink is not ready. If the connection must close without waiting for the calls that still
-//! run, flushing fails with [`Stop`], which ends tokio-tower's future. The engine stores the
-//! reason.
+//! **tokio-tower never waits for the peer.** All such waits are in the engine, whose `poll_event`
+//! also limits the calls in flight. The sink for the results is always ready, because tokio-tower
+//! polls no calls while the sink is not ready. If the connection must close without waiting for the
+//! calls that still run, flushing fails with [`Stop`], which ends tokio-tower's future. The engine
+//! stores the reason for the end.
 //!
-//! **It does not get most calls.** One call at a time runs in this file, as the *head*. Most heads
-//! finish at once. Every call that begins while the head runs is handed over to tokio-tower, which
-//! allocates memory for each. If replies keep the order of the requests, a call is also handed over
-//! while any other call runs or a reply is waiting. With this order, the engine holds back the
-//! replies to later requests until the head is done.
+//! **tokio-tower does not get most calls.** One call at a time runs in this file, as the *head*.
+//! Most heads finish at once. Every call that begins while the head runs is handed over to
+//! tokio-tower, which allocates memory for each. If replies keep the order of the requests, a call
+//! is also handed over while any other call runs or a reply is waiting. With this order, the engine
+//! holds back the replies to later requests until the head is done.
 //!
 //! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. On its own,
 //! tokio-tower never closes its transport, loses finished replies after a failure, starts requests
@@ -77,8 +77,8 @@ struct Concurrent<'a, Io, C: Decoder, T, M, S: Service<Event<C::Item, M>>, A> {
     /// it is the oldest call, and the results of later calls wait for it.
     #[pin]
     head: Option<S::Future>,
-    /// `true` while the head is started, polled, or dropped at its end. A panic then becomes the
-    /// result of the head.
+    /// `true` while the head is started, polled, or dropped at its end. While this is `true`, a
+    /// panic becomes the result of the head.
     in_head: bool,
 }
 
@@ -187,7 +187,7 @@ where
     type Error = Stop;
 
     /// Returns ready at once, because tokio-tower polls no calls while the sink is not ready. The
-    /// limit of calls in flight bounds the results.
+    /// limit of calls in flight also limits the results that wait in the engine.
     fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         Poll::Ready(Ok(()))
     }
@@ -200,7 +200,7 @@ where
     /// Stops tokio-tower if the connection must close without waiting for the calls that still run.
     /// tokio-tower calls this in each iteration of its loop, after it has passed on all results.
     /// Until the stream of calls has ended, `poll_event` does the flushing. After that, tokio-tower
-    /// no longer polls the stream, so `poll_over` does it.
+    /// no longer polls the stream, so `poll_over` does the flushing.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let is_over = self.project().calls.poll_over(cx).is_ready();
         Poll::Ready(if is_over { Err(Stop) } else { Ok(()) })

@@ -5,7 +5,8 @@ use crate::connection::{Connection, ConnectionService, Rewind};
 use crate::error::BoxError;
 use crate::make::{CloneForConnection, readied};
 
-/// Marks a pipeline without a next service. Its replies cannot request an upgrade.
+/// Marks a pipeline without [`on_upgrade`](super::Pipeline::on_upgrade). Its replies cannot request
+/// an upgrade.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoUpgrade;
 
@@ -18,7 +19,7 @@ pub struct OnUpgrade<N>(pub(super) N);
 mod sealed {
     use super::*;
 
-    /// A pipeline that has no next service yet.
+    /// A pipeline without `on_upgrade`.
     #[diagnostic::on_unimplemented(
         message = "`in_flight` and `multiplexed` do not go with `on_upgrade`",
         label = "this pipeline has `on_upgrade`",
@@ -31,7 +32,7 @@ mod sealed {
         fn into_next(self) -> Self::Next;
     }
 
-    /// The next service after a pipeline, or none.
+    /// The service that takes over the stream from a pipeline at an upgrade, or none.
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 

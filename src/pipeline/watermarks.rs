@@ -3,11 +3,12 @@ use thiserror::Error;
 /// The amounts of pending output, in bytes, at which a connection stops and resumes producing
 /// output.
 ///
-/// When the output rises to the high mark, [`Peer::send`](super::Peer::send) waits, and no more
-/// requests begin. When it falls to the low mark, both resume. Because of the distance between the
-/// marks, a slow peer does not pause and resume all senders with each frame. A single frame may be
-/// larger than the high mark. The high mark is at most `u32::MAX` bytes (almost 4 GiB), and the low
-/// mark at most one byte less. Larger amounts are reduced to these.
+/// When the output rises to the high mark, [`Peer::send`](super::Peer::send) waits, and the service
+/// gets no more requests or messages, except one for which `poll_ready` has already been called.
+/// When the output falls to the low mark, sends, requests and messages resume. Because of the
+/// distance between the marks, a slow peer does not pause and resume all senders with each frame. A
+/// single frame may be larger than the high mark. The high mark is at most `u32::MAX` bytes (almost
+/// 4 GiB), and the low mark at most one byte less. Larger amounts are reduced to these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "high water mark")]
 #[doc(alias = "high_mark")]

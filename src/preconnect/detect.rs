@@ -4,8 +4,8 @@
 /// `Yes` or `No`. Otherwise the verdict would depend on how the network splits the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Detection<F> {
-    /// The bytes belong to a protocol that the detector knows. The value becomes a fact of the
-    /// connection.
+    /// The bytes belong to a protocol that the detector knows. The value becomes a
+    /// [fact](crate::ConnectionInfo::get) of the connection.
     Yes(F),
     /// The bytes may belong to a protocol that the detector knows. More bytes are needed.
     NotYet,

@@ -53,8 +53,8 @@ impl<T, M> Peer<T, M> {
         &self.channel.info
     }
 
-    /// Returns whether both handles belong to the same pipeline of the same connection. After an
-    /// upgrade, a connection has a new one.
+    /// Returns whether both handles belong to the same pipeline of the same connection. A pipeline
+    /// that takes over the stream at an upgrade has handles of its own.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.channel, &other.channel)
     }
@@ -65,10 +65,10 @@ impl<T, M> Peer<T, M> {
     /// between the frames of a reply that has several. If a call awaits this future before it
     /// returns, the frame comes before the call's reply.
     ///
-    /// Frames are sent whole, in the order of the calls. The connection's task encodes and writes
-    /// them. If the output has reached its high mark, the call waits until the output has fallen to
-    /// the low mark ([`Watermarks`]). It also waits while as many frames are queued as
-    /// [`Limits::push_queue`](super::Limits::push_queue) allows (16 by default).
+    /// Frames are sent whole, in the order in which `send` was called. The connection's task
+    /// encodes and writes them. If the output has reached its high mark, `send` waits until the
+    /// output has fallen to the low mark ([`Watermarks`]). `send` also waits while as many frames
+    /// are queued as [`Limits::push_queue`](super::Limits::push_queue) allows (16 by default).
     ///
     /// Other frames may follow this one. For a last frame when the server ends the connection, use
     /// a [farewell](super::Pipeline::farewell).
@@ -252,9 +252,9 @@ impl<T, M> Peer<T, M> {
     /// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Use this method for a keepalive that
     /// the peer has negotiated, such as MQTT's. `None` waits forever.
     ///
-    /// This call does not restart the time: it still counts from the peer's last frame, or from the
-    /// end of the reply to that frame. The change takes effect at once, so a connection that has
-    /// already been idle for that long ends. The deadline for the first byte does not change.
+    /// This call does not restart the idle time, which still counts from the peer's last frame, or
+    /// from the end of the reply to that frame. The change takes effect at once, so a connection
+    /// that has already been idle for `time` ends. The deadline for the first byte does not change.
     ///
     /// ```
     /// use std::time::Duration;
@@ -280,16 +280,21 @@ impl<T, M> Peer<T, M> {
     ///
     /// No request begins after this call, not even one that was already received. There is one
     /// exception: a request for which the service's `poll_ready` has already been called still
-    /// begins, because only a call releases the resources that the service may have reserved, such
-    /// as a permit for which other connections wait.
+    /// begins, unless a message begins in its place. The reason is that only a call releases the
+    /// resources that the service may have reserved, such as a permit for which other connections
+    /// wait.
     ///
-    /// During the pause, a reset ends the connection. (With a custom listener it does so only if
-    /// fewer bytes than [`Limits::read_ahead`](super::Limits::read_ahead) are held back.) If no
-    /// received input is held back, the end of input, a drain, the maximum age and
-    /// `LiveConnection::close` end the connection without a resume. While input is held back, the
-    /// pause continues, and the program must resume input or close the connection
-    /// ([`draining`](crate::ConnectionInfo::draining) reports all of these except the end of
-    /// input). The deadlines for input do not run. While requests are held back,
+    /// During the pause, a reset ends the connection. But once as many bytes are held back as
+    /// [`Limits::read_ahead`](super::Limits::read_ahead) allows, a reset may remain unnoticed with
+    /// a custom listener, or if the process has no file descriptor left.
+    ///
+    /// The end of input, a drain, the maximum age and `LiveConnection::close` end the connection
+    /// only if no received input is held back. Otherwise the pause continues, and the program must
+    /// resume input or close the connection. [`draining`](crate::ConnectionInfo::draining)
+    /// completes at a drain, at the maximum age and after `LiveConnection::close`, but not at the
+    /// end of input.
+    ///
+    /// The deadlines for input do not run during the pause. While received input is held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) do not run either.
     #[doc(alias = "shutdown_input")]
@@ -354,7 +359,7 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Sends a message to the service after a delay. The timer ends with the connection, and needs
-    /// no task. Dropping the returned [`Timer`] does not cancel it.
+    /// no task of its own. Dropping the returned [`Timer`] does not cancel it.
     ///
     /// # Errors
     ///
@@ -396,9 +401,9 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Closes the connection like [`close`](Self::close), because of an error. The reason is still
-    /// [`ServiceClosed`](EndReason::ServiceClosed). Unless an end reason was set before, `why`
-    /// becomes the [`error`](End::error) of the end and is part of the [closing
-    /// event](crate::observe).
+    /// [`ServiceClosed`](EndReason::ServiceClosed). `why` becomes the [`error`](End::error) of the
+    /// end, and is part of the [closing event](crate::observe). If an end reason was set before,
+    /// that reason stays, and `why` is dropped.
     pub fn close_because(&self, why: impl Into<BoxError>) {
         let why = ConnectionEnded::new(EndReason::ServiceClosed, why);
         self.channel.info.life.set_reason(why.reason, why.cause);

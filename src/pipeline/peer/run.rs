@@ -8,10 +8,10 @@ const MOST: usize = 64;
 /// cannot.
 pub(crate) type Merge<T> = fn(&mut T, &T) -> bool;
 
-/// A run: frames that were broadcast to the same connections, one after the other. These
-/// connections share the run, as one entry in the queue of each. A broadcast adds a frame only to
-/// the run, not to each queue. The run is closed when one of the connections takes it, gets another
-/// entry after it, reaches the high mark of its output, or begins to close.
+/// A run: frames that were broadcast, one after the other, to the same connections. These
+/// connections share the run, which is one entry in the queue of each. A later broadcast adds its
+/// frame only to the run, not to each queue. The run is closed when one of the connections takes
+/// it, gets another entry after it, reaches the high mark of its output, or begins to close.
 pub(crate) struct Run<T> {
     frames: Mutex<Frames<T>>,
     /// Clones a frame. This is a function pointer, because the queue also exists for types of
