@@ -36,8 +36,8 @@ impl<F> Detection<F> {
         }
     }
 
-    /// Calls another detector if this verdict is `No`. This verdict has precedence: `other` is not
-    /// called after a `NotYet`.
+    /// Calls another detector if this verdict is `No`. A `Yes` or `NotYet` is returned without
+    /// calling `other`, so the first detector has precedence.
     #[must_use]
     pub fn or_else(self, other: impl FnOnce() -> Self) -> Self {
         match self {

@@ -2,14 +2,15 @@
 //! stream, or add facts about its peer.
 //!
 //! A hook is a service: `Service<Connection<A>, Response = Connection<B>>`. A TLS handshake is such
-//! a hook, and so is a check of the peer's address. Any layer of tower can wrap a hook.
+//! a hook, and so is a check of the peer's address. Layers of tower can wrap a hook.
 //! [`PreConnectLayer`] puts a hook in front of a connection service, and [`PreConnectExt::chain`]
 //! runs one hook after another.
 //!
 //! Hooks run in the connection's own task, never in the accept loop. [`PreConnectLayer`] sets one
 //! deadline for all of them, and a budget: the maximum number of connections that may be in their
-//! hooks at the same time. If a hook fails with a [`ConnectionEnded`], the connection ends with the
-//! reason in that error. After any other error it ends with [`EndReason::Rejected`].
+//! hooks at the same time. If the error of a hook is or contains a [`ConnectionEnded`], the
+//! connection ends with [its reason](ConnectionEnded::reason). After any other error of a hook, the
+//! connection ends with [`EndReason::Rejected`].
 //!
 //! ```
 //! use tower::{ServiceBuilder, service_fn};
@@ -72,8 +73,9 @@ use time::Times;
 pub use tokio_util::either::Either;
 pub use when::When;
 
-/// The error for a connection that reached the deadline before its hooks had completed and its
-/// service was ready.
+/// The error for a connection that reached the deadline of its [`PreConnectLayer`], or that of a
+/// [`Peek`] that refuses unknown protocols. The layer's deadline includes the wait until the service
+/// is ready.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);
@@ -93,7 +95,8 @@ pub struct PreConnectLayer<H> {
 }
 
 impl<H> PreConnectLayer<H> {
-    /// Creates the layer, with a deadline of 10 s and a budget of 512 connections.
+    /// Creates the layer, with a [`deadline`](Self::deadline) of 10 s, and a maximum of 512
+    /// connections in their hooks ([`pending`](Self::pending)).
     pub fn new(hook: H) -> Self {
         Self {
             hook,
@@ -102,10 +105,10 @@ impl<H> PreConnectLayer<H> {
         }
     }
 
-    /// Sets the time for everything before the service is called: the wait until the hook is ready,
-    /// the hook itself, and the wait until the service is ready. With `None` there is no deadline,
-    /// and a silent peer's connection can stay open until newer connections evict it or a drain
-    /// ends it.
+    /// Sets the maximum time for everything before the service is called: the wait until the hook
+    /// is ready, the hook itself, and the wait until the service is ready. With `None` there is no
+    /// deadline, and a silent peer's connection can stay open until newer connections evict it or a
+    /// drain ends it.
     ///
     /// Default: 10 s. Why: enough for several round trips on the slowest networks. When reached:
     /// the connection is dropped with [`EndReason::PreConnectTimeout`].
@@ -132,7 +135,7 @@ impl<H> PreConnectLayer<H> {
     ///
     /// If the next connection waited instead, 512 silent peers could lock out all others until the
     /// deadline, again and again. A client's connection is evicted only if 512 newer connections
-    /// arrive while it counts.
+    /// arrive before the service is ready for it.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));
@@ -228,8 +231,8 @@ where
     Ok((inner, conn))
 }
 
-/// Converts an error of a hook. The reason is `Rejected`, unless the error already contains a
-/// [`ConnectionEnded`].
+/// Converts an error of a hook to a boxed [`ConnectionEnded`]. If the error already contains a
+/// `ConnectionEnded`, its reason is kept. Otherwise the reason is `Rejected`.
 fn rejected(err: impl Into<BoxError>) -> BoxError {
     ConnectionEnded::of(err.into(), EndReason::Rejected).into()
 }

@@ -18,8 +18,8 @@ use crate::connection::{Connection, Rewind};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
-/// The error for a connection whose first bytes match no protocol that the detector of its [`Peek`]
-/// knows, or are not enough for a verdict.
+/// The error of a [`Peek`] that did not detect the protocol: its detector returned `No`, or still
+/// had no verdict after the [maximum number of bytes](Peek::bytes).
 #[derive(Clone, Copy, Debug, Error)]
 #[error("the first bytes are of no known protocol")]
 pub struct UnknownProtocol;
@@ -31,9 +31,9 @@ pub enum Unknown {
     /// Ends the connection.
     #[default]
     Refuse,
-    /// Passes the connection to the service, without adding a fact about its protocol. The
-    /// connection of a peer that waits for the server to send first is passed on when the hook's
-    /// deadline is over.
+    /// Passes the connection to the service, without adding a fact about its protocol. If the peer
+    /// waits for the server to send first, the connection is passed on only when the
+    /// [`Peek::deadline`] is over.
     Pass,
 }
 
@@ -42,9 +42,9 @@ pub enum Unknown {
 /// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
 /// received so far, until the detector returns `Yes` or `No`. A `Yes` contains a fact, such as the
 /// [`Protocol`](super::Protocol). The hook adds this fact to the connection, and
-/// [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it by its type. The connection
-/// counts the bytes when the service reads them. The hook works on any stream: TCP, Unix sockets,
-/// inside TLS, in memory.
+/// [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it by its type. The hook works on
+/// any stream: TCP, Unix sockets, inside TLS, in memory. The first bytes are added to the
+/// connection's count of received bytes when the service reads them.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |
@@ -55,7 +55,7 @@ pub enum Unknown {
 ///
 /// - [`Rejected`](EndReason::Rejected), with [`UnknownProtocol`] as the error, if the detector
 ///   returned `No`, or if `bytes` bytes were read without a verdict;
-/// - [`PreConnectTimeout`](EndReason::PreConnectTimeout) if the deadline passed;
+/// - [`PreConnectTimeout`](EndReason::PreConnectTimeout) if the hook's `deadline` passed;
 /// - [`PeerClosed`](EndReason::PeerClosed) if the peer closed before its first byte;
 /// - [`Truncated`](EndReason::Truncated) if the peer closed later, before a verdict.
 ///

@@ -1,4 +1,4 @@
-//! The budget of connections in their hooks.
+//! The budget: the maximum number of connections that may be in their hooks at the same time.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -57,17 +57,17 @@ pub enum ProxyHeaderError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum ProxyEncodeError {
-    /// Version 1 has no `LOCAL` command.
+    /// The header has the command `LOCAL`, which version 1 does not have.
     #[error("version 1 of the PROXY protocol has no LOCAL command")]
     LocalInV1,
-    /// Version 1 has no addresses of the header's family (UDP or Unix sockets).
+    /// The header's family is UDP or Unix sockets, which version 1 does not have.
     #[error("version 1 of the PROXY protocol has no addresses of this family")]
     FamilyInV1,
-    /// Version 1 has neither TLVs nor a checksum.
+    /// The header has TLVs or a checksum, which version 1 does not have.
     #[error("version 1 of the PROXY protocol has neither TLVs nor a checksum")]
     TlvsInV1,
-    /// The header was received for a datagram socket. Its addresses were not kept, so they cannot
-    /// be encoded.
+    /// The header was received, and its family is that of a datagram socket (UDP or Unix). The
+    /// addresses of such a header are not kept, so they cannot be encoded.
     #[error("the PROXY header is of a datagram socket")]
     Datagram,
     /// The path of a Unix socket is longer than 108 bytes, or contains a zero byte.

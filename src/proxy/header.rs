@@ -21,7 +21,8 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Family {
-    /// Unknown to the sender, or unsupported by the PROXY protocol.
+    /// Unknown to the sender, or unsupported by the PROXY protocol. A `LOCAL` header has this
+    /// family, too.
     Unspecified,
     /// TCP over IPv4.
     Tcp4,
@@ -159,6 +160,10 @@ impl ProxyHeader {
 
     /// Returns whether the header has a checksum. The checksum of a received header has been
     /// verified.
+    ///
+    /// Of a received `LOCAL` header, everything after the first 16 bytes is skipped, so the method
+    /// returns `false`. The same applies to a header that specifies only the family or only the
+    /// protocol.
     pub fn has_checksum(&self) -> bool {
         self.checksum
     }

@@ -15,9 +15,9 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::networks::Networks;
 
-/// The maximum number of bytes to read, including data after the header. For a longer header, the
-/// maximum is the header's length. Without long TLVs, headers of both versions fit into this size
-/// by design, because every host must accept a TCP segment with this much data.
+/// The maximum number of bytes to read, including data after the header. If the header is longer,
+/// exactly the header is read. Headers of both versions are designed to fit into this size, because
+/// every host must accept a TCP segment with this much data. A header with long TLVs can be longer.
 const FIRST_READ: usize = 536;
 
 /// The policy of a [`ProxyProtocol`] for peers that are not trusted.

@@ -10,9 +10,9 @@
 //! - [`ConnectionInfo::peer_addr`](crate::ConnectionInfo::peer_addr) still returns the balancer's
 //!   address.
 //! - [`ConnectionInfo::get::<ProxyHeader>`](crate::ConnectionInfo::get) returns the whole
-//!   [`ProxyHeader`]. It contains, if the balancer has sent them, the address that the client
-//!   connected to, and facts about the client's TLS session with the balancer, such as the host
-//!   name that the client requested, and the common name of the client's certificate.
+//!   [`ProxyHeader`]. The balancer may have added the address that the client connected to, and
+//!   facts about the client's TLS session with the balancer: for example, the host name that the
+//!   client requested, or the common name of the client's certificate.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -101,10 +101,10 @@
 //! the connection of a silent peer.
 //!
 //! Health checks usually send `LOCAL`. HAProxy also sends `LOCAL` for clients of its Unix sockets.
-//! In the rows with "the peer's own address", the client's address is that of the balancer. So a
-//! limit for each client counts all such connections of a balancer as one client, and a ban of such
-//! a client bans the balancer. Do not ban a client whose [`ProxyHeader`] has no TCP address as its
-//! [`source`](ProxyHeader::source).
+//! In the rows with "the peer's own address", the client's address is that of the balancer. So if
+//! the balancer has an IP address, a limit for each client counts all such connections of a
+//! balancer as one client, and a ban of such a client bans the balancer. Do not ban a client whose
+//! [`ProxyHeader`] has no TCP address as its [`source`](ProxyHeader::source).
 //!
 //! The page on [balancers](crate::balancers) shows the configuration of several balancers.
 //!

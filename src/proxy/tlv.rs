@@ -58,7 +58,7 @@ impl Tlvs {
         text(&self.0, AUTHORITY)
     }
 
-    /// Returns the identifier, of at most 128 bytes, that the sender of the header gave the
+    /// Returns the identifier, of at most 128 bytes, that the sender of the header gave to the
     /// connection.
     pub fn unique_id(&self) -> Option<&[u8]> {
         self.get(UNIQUE_ID)
