@@ -18,10 +18,10 @@ impl ProxyHeader {
     ///
     /// # Errors
     ///
-    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header, because the
-    /// header has a `LOCAL` command, addresses of Unix sockets or of UDP, TLVs, or a checksum. For
-    /// a health check in version 1, the specification recommends a header with the addresses of the
-    /// connection itself.
+    /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header because of a
+    /// `LOCAL` command, a family of UDP or Unix sockets, TLVs, or a checksum. For a health check in
+    /// version 1, the specification recommends a header with the addresses of the connection
+    /// itself.
     pub fn encode_v1(&self) -> Result<Bytes, Error> {
         if self.command == Command::Local {
             return Err(Error::LocalInV1);

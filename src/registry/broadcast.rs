@@ -17,8 +17,9 @@ use crate::pipeline::{Merge, Peer, Run, TrySendError};
 /// [`Wait`](Self::Wait), a slow peer delays only the return of the broadcast. No policy queues
 /// frames without limit: a connection holds output up to its [high
 /// mark](crate::pipeline::Watermarks), one more frame, and the frames in its
-/// [queue](crate::pipeline::Limits::push_queue). A reply that is a stream can make it hold the
-/// frames of a second queue, because those that were sent first are written before its next frame.
+/// [queue](crate::pipeline::Limits::push_queue). While a reply is a stream, the connection can hold
+/// the frames of a second full queue, because queued frames are encoded before the reply's next
+/// frame, even above the high mark.
 ///
 /// Even a peer that always reads can be above its high mark, if more is sent in a burst than it can
 /// read. A higher mark lets the peer receive more of the burst.
@@ -28,7 +29,7 @@ pub enum SlowPeer {
     ///
     /// If a peer takes no byte for its [write deadline](crate::deadline::Deadlines::write)
     /// (default: 30 s), its connection ends. A peer that takes a few bytes now and then can delay
-    /// the return for longer.
+    /// the broadcast's return for longer.
     Wait,
     /// Skips the peer, which misses this frame.
     Skip,
@@ -169,7 +170,8 @@ const TURN: usize = 128;
 /// unit.
 const SENDS_PER_UNIT: usize = 16;
 
-/// A broadcast after its first step: the frame has been sent to all peers that had room for it.
+/// A broadcast after its first step: frames have been sent to all peers for which this was possible
+/// without waiting.
 pub(super) struct Sending<T, M> {
     broadcast: Broadcast,
     /// The number of sends that are not yet charged to the task's budget.
@@ -188,7 +190,7 @@ impl<T, M> Default for Sending<T, M> {
 }
 
 impl<T, M> Sending<T, M> {
-    /// Sends each peer its frame, if there is room for it at once.
+    /// Sends each peer its frame, if this is possible without waiting.
     pub(super) fn to_each<P>(frames: impl Iterator<Item = (P, T)>) -> Self
     where
         P: Borrow<Peer<T, M>>,
@@ -206,9 +208,9 @@ impl<T, M> Sending<T, M> {
         sending
     }
 
-    /// Sends a frame, as the first frame of a [run](Run), to all peers that have room for it.
-    /// [`done`](Self::done) sends it to the other peers, outside of the run. Also returns the run,
-    /// to which later broadcasts to the same peers may add frames.
+    /// Sends a frame, as the first frame of a [run](Run), to all peers for which this is possible
+    /// without waiting. [`done`](Self::done) sends the frame to the other peers, outside of the
+    /// run. Also returns the run, to which later broadcasts to the same peers may add frames.
     pub(super) fn begin_run<'a>(
         frame: &T,
         merge: Option<Merge<T>>,
@@ -235,10 +237,10 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the frames to the peers that had no room at first, one after the other: each send
-    /// waits only for a connection's task, not for a peer. Applies the policy to peers that are
-    /// above their high mark. With [`SlowPeer::Wait`], waits at the end for all peers that are
-    /// above their mark, concurrently.
+    /// Sends the frames that could not be sent without waiting, one after the other. Each send
+    /// waits only for a connection's task, not for its peer. Applies the policy `slow` to peers
+    /// that are above their high mark. With [`SlowPeer::Wait`], the frames for these peers are sent
+    /// last and concurrently, and each send waits for its peer.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,
@@ -274,10 +276,10 @@ impl<T, M> Sending<T, M> {
 }
 
 /// Charges the task's budget for the sends to `peers` peers, so that a task that broadcasts again
-/// and again does not delay other tasks. A broadcast costs at most the budget of one turn.
+/// and again does not delay other tasks. The charge is at most the budget of one turn.
 ///
-/// A run is charged before it begins. Charging may yield, so if it came later, the peers' tasks
-/// could take the run before more frames are added.
+/// A run is charged before it begins. Charging may yield, so if a run were charged later, the
+/// peers' tasks could take it before more frames are added.
 pub(super) async fn charge(peers: usize) {
     for _ in 0..peers.div_ceil(SENDS_PER_UNIT).min(TURN) {
         consume_budget().await;
@@ -289,13 +291,14 @@ pub(super) struct OpenRun<T, M> {
     run: Weak<Run<T>>,
     /// The number of peers whose queues received the run.
     sent: usize,
-    /// The peers that had no room for the run.
+    /// The peers for which the run could not be queued without waiting.
     others: Vec<Peer<T, M>>,
 }
 
 impl<T, M> OpenRun<T, M> {
-    /// Sends a frame to the peers of the run by adding it to the run. [`Sending::done`] sends it to
-    /// the other peers. Returns `None` if the run is closed or full, or if no queue holds it.
+    /// Sends a frame to the peers of the run by adding the frame to the run. [`Sending::done`]
+    /// sends it to the other peers. Returns `None` if the run is closed or full, or if no queue
+    /// holds the run.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

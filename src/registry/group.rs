@@ -26,7 +26,7 @@ pub(super) struct Inner<K, T, M> {
 /// [run](crate::pipeline::Run) of frames, and its feed, if it has one.
 pub(super) struct Group<T, M> {
     /// A broadcast holds a reference to this map while it sends, but not the lock. If a member
-    /// joins or leaves meanwhile, the map is copied first.
+    /// joins or leaves meanwhile, the map is copied before it is changed.
     pub(super) members: Arc<Members<T, M>>,
     /// The latest run, if it was meant for exactly these members. Broadcasts add frames to it
     /// until it is closed or full.
@@ -64,9 +64,9 @@ pub(super) struct Audience<T, M> {
 }
 
 impl<T, M> Audience<T, M> {
-    /// Sends a frame to the members that have the open run, by adding it to the run.
+    /// Sends a frame to the members that have the open run, by adding the frame to the run.
     /// [`Sending::done`] sends the frame to the other members. Returns `None` if there is no run,
-    /// if the run is closed or full, or if no queue holds it.
+    /// if the run is closed or full, or if no queue holds the run.
     pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,
@@ -79,8 +79,8 @@ impl<K, T, M> Inner<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Sends a frame to all members that have room for it, as the first frame of a run. Later
-    /// broadcasts may add frames to the run.
+    /// Sends a frame, as the first frame of a run, to all members for which this is possible
+    /// without waiting. Later broadcasts may add frames to the run.
     pub(super) fn begin_run<Q>(
         &self,
         key: &Q,

@@ -116,7 +116,7 @@ impl<K, T, M> Groups<K, T, M> {
 
     /// Sets a function that merges the frames of a burst, so that each member encodes them as one.
     ///
-    /// Most of what a burst costs a member is that each frame is cloned and encoded for it. If
+    /// Most of the cost of a burst is that each frame is cloned and encoded for each member. If
     /// frames are stored encoded, `merge` can append the bytes of one to those of another:
     /// `merge(first, next)` appends `next` to `first` and returns `true`, or returns `false` and
     /// leaves `first` as it is. The merged frame must encode to the bytes of both, in order. It is
@@ -124,17 +124,18 @@ impl<K, T, M> Groups<K, T, M> {
     ///
     /// `merge` is called only for frames that are sent, one right after the other, to all members
     /// before any member's task runs (see [`broadcast`](Self::broadcast)). So nothing is merged if
-    /// `whom` leaves a member out. Nor are the frames of different requests of a member, because
-    /// that member's own task takes each frame before its next request begins. Merging helps if
-    /// frames come from a feed, from a task of the program, or from connections that are not
-    /// members.
+    /// `whom` leaves a member out. Frames that a member broadcasts in different requests are not
+    /// merged either, because that member's own task takes each frame before its next request
+    /// begins. Merging helps if frames come from a feed, from a task of the program, or from
+    /// connections that are not members.
     ///
     /// A merged frame is encoded as a whole, even if it exceeds the high mark of a connection's
     /// output. So `merge` should limit its size by a constant, for example to 16 KiB. At most 64
-    /// frames are merged.
+    /// frames are merged into one.
     ///
-    /// The function applies to all clones. Only the first call has an effect. Without it, frames
-    /// are not merged, because only the program knows how they are encoded.
+    /// The function applies to all clones of these groups. Once it is set, further calls of this
+    /// method have no effect. By default frames are not merged, because only the program knows how
+    /// they are encoded.
     ///
     /// ```
     /// use tower_tcp::registry::Groups;
@@ -337,7 +338,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, some members have been sent the frame and some have not.
+    /// If the future is dropped, some members may have been sent the frame and others not.
     #[doc(alias = "publish")]
     pub async fn broadcast<Q>(
         &self,

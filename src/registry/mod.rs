@@ -5,9 +5,10 @@
 //! program's keys. The program inserts an entry, usually in the make-service or when the peer has
 //! logged in. The registry removes the entry when the connection begins to close, for whatever
 //! reason ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free
-//! while the last output is written. A call that still runs delays this moment; to free a key
-//! before that, use `remove` or `replace`. A registry created by [`until_end`](Registry::until_end)
-//! removes the entry at the connection's end instead. No entry outlives its connection.
+//! while the last output is written. A service call that still runs delays this moment; to free a
+//! key before that, use `remove` or `replace`. A registry created by
+//! [`until_end`](Registry::until_end) removes the entry at the connection's end instead. No entry
+//! outlives its connection.
 //!
 //! A program may have several registries, such as one of users and one of operators. For the rooms
 //! of a chat or the channels of publish and subscribe, use [`Groups`].
@@ -115,7 +116,7 @@ impl<K, T, M> Registry<K, T, M> {
     /// stream is closed and the reason is final.
     ///
     /// So a connection keeps its key while it writes its last output and lingers. Use such a
-    /// registry if no other connection may have the key during that time.
+    /// registry if the key must not be free during that time.
     pub fn until_end() -> Self {
         Self::removing_at(Moment::End)
     }
@@ -154,7 +155,8 @@ where
     ///
     /// # Errors
     ///
-    /// Returns [`KeyTaken`] if another connection has the key.
+    /// Returns [`KeyTaken`] if another connection has the key, or if this connection has it through
+    /// a [`Peer`] from before an upgrade.
     #[doc(alias = "register")]
     #[doc(alias = "alias_set")]
     pub fn insert(&self, key: K, peer: &Peer<T, M>) -> Result<(), KeyTaken>
@@ -183,7 +185,7 @@ where
     /// Inserts a connection under a key, and returns the connection that had the key before.
     ///
     /// The key is never free in between. The returned connection stays open, and its end does not
-    /// remove the new entry. Close the returned connection if a user may have only one.
+    /// remove the new entry. Close the returned connection if each user is allowed one connection.
     ///
     /// Returns `None` if the key was free. Also returns `None`, and changes nothing, if `peer`
     /// already has the key or is already closing. In a registry created by
@@ -221,8 +223,8 @@ where
         Some(replaced.into_peer())
     }
 
-    /// Creates an entry, and registers the callback that removes it at the registry's moment: the
-    /// beginning of the connection's close, or its end.
+    /// Creates an entry, and registers the callback that removes it when the connection begins to
+    /// close or when it ends, depending on `remove_at`.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
@@ -254,8 +256,8 @@ where
         Some(removed.into_peer())
     }
 
-    /// Removes the entry of a key if the entry belongs to the connection of `peer`. Returns whether
-    /// an entry was removed.
+    /// Removes the entry of a key if the entry was inserted with `peer` or a clone of `peer`.
+    /// Returns whether an entry was removed.
     ///
     /// Use this method to remove a session's own entry, because another connection may have
     /// [replaced](Self::replace) that entry.

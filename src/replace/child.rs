@@ -79,8 +79,8 @@ impl Child {
         }
     }
 
-    /// Returns the endpoints of those `sockets` that the new process neither serves nor has closed
-    /// yet. Returns `None` if there are no such sockets, or if the new process has reported no
+    /// Returns the endpoints of those `sockets` that the new process has neither begun to serve nor
+    /// closed. Returns `None` if there are no such sockets, or if the new process has reported no
     /// socket so far.
     pub(super) fn waits_for(&self, sockets: &[ListeningSocket]) -> Option<String> {
         let sockets = sockets.iter().enumerate();

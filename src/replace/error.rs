@@ -13,7 +13,7 @@ pub enum ReplaceError {
     Start(#[source] io::Error),
 
     /// The new process ended before it was ready, for example because it could not bind an address.
-    /// Its standard error contains the reason.
+    /// Look for the reason in what it wrote to standard error.
     #[error("the new process ended before it was ready: {0}")]
     Ended(ExitStatus),
 

@@ -43,16 +43,16 @@
 //! `systemd:web` is still systemd's socket. Any other endpoint is bound as usual, but a socket of
 //! systemd that the old process did not have cannot be added. The length of the backlog and the
 //! other [`SocketOptions`] are those of the new program, with three exceptions. The options that
-//! must be set before a socket is bound, and the mode of a Unix socket, are still those of the old
-//! program. So is an option that the new program turns off or does not set. A socket of systemd
+//! must be set before a socket is bound, and the mode of a Unix socket, stay as the old program set
+//! them. So does an option that the new program turns off or does not set. A socket of systemd
 //! keeps its backlog.
 //!
-//! The new process is ready once its servers have begun to serve all sockets of the old one. Bind
-//! additional addresses before that. Until the new process is ready, it accepts nothing, so no
-//! connection is lost if it has to be killed. Clients of a socket that the new process does not
-//! take would wait in vain. So as long as there is such a socket, the new process is not ready, and
-//! the replacement fails when the time of [`ready_within`](Replace::ready_within) has passed. If a
-//! new version might listen on fewer addresses, let it call [`close_unused`].
+//! The new process is ready once it has begun to serve, or has closed, each socket of the old one.
+//! Bind additional addresses before that. Until the new process is ready, it accepts nothing, so no
+//! connection is lost if it has to be killed. Clients of a socket that the new process neither
+//! serves nor closes would wait in vain. So as long as there is such a socket, the new process is
+//! not ready, and the replacement fails when the time of [`ready_within`](Replace::ready_within)
+//! has passed. If a new version might listen on fewer addresses, let it call [`close_unused`].
 //!
 //! The sockets are passed by systemd's protocol (`LISTEN_FDS`), but without a `LISTEN_PID`. If the
 //! new process is started through a script, the script must `exec` the program, because the new
