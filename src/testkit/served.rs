@@ -110,7 +110,7 @@ where
 pub struct Served<C = Connector> {
     connector: C,
     ends: Arc<Ends>,
-    /// The server's task. `None` once the server has ended.
+    /// The server's task. `None` once `closed` has taken its result.
     task: Option<JoinHandle<Result<Report, Error>>>,
     cut_off: CutOff,
 }
@@ -131,7 +131,7 @@ impl Served {
 }
 
 impl<C> Served<C> {
-    /// Returns the connector that was passed to [`serve_with`].
+    /// Returns the connector that was passed to [`serve_with`] or created by [`serve`].
     pub fn connector(&self) -> &C {
         &self.connector
     }

@@ -21,14 +21,14 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// A digest of the rules for client certificates. A ticket key from a file is derived from the
-/// file's content and from this digest. So a ticket that such a key encrypted is accepted only
-/// under the rules under which the ticket was issued.
+/// A digest of the rules for client certificates. With ticket keys from files, each key is derived
+/// from the content of its file and from this digest. So a ticket is accepted only under the rules
+/// under which it was issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy(pub(super) [u8; 32]);
 
-/// Builds the verifier of client certificates from the roots and the revocation lists. Also returns
-/// the digest of these rules.
+/// Builds the verifier of client certificates from the rules: the roots, the requirement and the
+/// revocation lists. Also returns the digest of these rules.
 pub(super) fn verifier(
     roots_pem: &Pem,
     requirement: ClientCertificates,

@@ -18,7 +18,7 @@ use super::names::Names;
 use super::pem::Pem;
 use super::tickets::Tickets;
 
-/// A version of TLS, for [`TlsBuilder::min_version`]. Older versions are not supported.
+/// A version of TLS, for [`TlsBuilder::min_version`]. Versions before TLS 1.2 are not supported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum TlsVersion {
@@ -66,8 +66,8 @@ impl TlsBuilder {
         self.identity(Identity::pem(chain, key))
     }
 
-    /// Sets the default certificate. It is used for clients that request no name, or a name without
-    /// a certificate of its own. Default: none, and such clients are refused.
+    /// Sets the default certificate. It is used for clients that request no name, or a name that
+    /// matches no other certificate. Default: none, and such clients are refused.
     ///
     /// See the section on [names](super#names).
     pub fn identity(mut self, default: Identity) -> Self {

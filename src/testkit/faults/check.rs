@@ -190,13 +190,13 @@ impl<F> Check<F> {
         self
     }
 
-    /// Runs only the plain conversation and this plan, to examine one failure. All promises are
-    /// checked.
+    /// Limits the check to the conversation without faults and to this plan, to examine one
+    /// failure. All promises that apply to the plan are checked.
     ///
-    /// The plan runs twice, for [`Promise::Repeats`]. For [`Promise::Accepts`], an empty plan also
-    /// runs with failed accepts. For [`Promise::HalfClose`], a plan that only ends the input also
-    /// runs with a stall at the same place. A breach of a contract in any of these runs counts as
-    /// one of the plan.
+    /// The plan runs twice, for [`Promise::Repeats`]. An empty plan runs once more, with failed
+    /// accepts, for [`Promise::Accepts`]. If the plan's only fault is [`Fault::End`] in the input,
+    /// there is one more run, with [`Fault::Stall`] instead, for [`Promise::HalfClose`]. A breach
+    /// of a contract in any of these runs is reported with the plan.
     pub fn only(mut self, plan: Plan) -> Self {
         self.only = Some(plan);
         self
@@ -399,7 +399,7 @@ fn only_end(plan: &Plan) -> Option<u64> {
     }
 }
 
-/// Returns the places for faults among `count` bytes, at most `most` of them.
+/// Returns at most `most` places for faults, spread evenly over `count` bytes.
 fn places(count: usize, most: usize) -> impl Iterator<Item = u64> {
     let chosen = count.min(most);
     (0..chosen).map(move |n| (n * count / chosen) as u64)

@@ -60,7 +60,7 @@ pub struct Contract {
 #[derive(Debug, Default)]
 struct Record {
     ready: usize,
-    /// The breaches so far, each kind once.
+    /// The breaches so far except [`Breach::Held`], each kind once.
     breaches: Vec<Breach>,
 }
 

@@ -2,10 +2,10 @@
 //!
 //! [`check`] repeats one conversation with a server: first without faults, then once for each kind
 //! of fault at each byte of the conversation. If a direction has more than 512 bytes, the faults
-//! are at 512 of them by default. The docs of [`check`] list all runs, also those with failed
+//! are at 512 of them by default. The docs of [`check`] list all runs, including those with failed
 //! accepts and with several faults. The check reports the first [`Promise`] that is broken, with a
 //! [`Plan`] that has only the faults needed to break it. The plan is printed as Rust code. To run
-//! this case again, pass the plan to [`Check::only`]:
+//! this case again, pass the plan to [`Check::only`].
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -28,8 +28,8 @@
 //! # }
 //! ```
 //!
-//! Other tests can use the parts: [`Faulty`] is a stream with the faults of a [`Plan`],
-//! [`FailingListener`] is a listener with the errors of accept(2), [`PanicLayer`] panics in a
+//! These types can also be used without [`check`]: [`Faulty`] is a stream with the faults of a
+//! [`Plan`], [`FailingListener`] is a listener whose first accepts fail, [`PanicLayer`] panics in a
 //! service, and [`Contract`] checks the callers of a service.
 
 mod check;

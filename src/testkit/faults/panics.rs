@@ -1,4 +1,4 @@
-//! Panics in a service, at a chosen call.
+//! A layer whose service panics at a chosen call.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;

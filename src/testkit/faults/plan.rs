@@ -16,7 +16,8 @@ pub enum Fault {
     Cut,
     /// The bytes after this place are delayed by this time.
     Delay(Duration),
-    /// No more bytes pass, and there is no error. The peer is silent, or takes no more bytes.
+    /// No more bytes pass in this direction, and there is no error. A read sees a silent peer. A
+    /// write sees a peer that takes no more bytes.
     Stall,
     /// The peer closes this direction. Reads return the end of the stream, and writes fail with
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
@@ -87,9 +88,9 @@ impl Plan {
         self
     }
 
-    /// Creates a plan of one to six faults from a seed. The faults are in the first `input` bytes
-    /// that the server reads and the first `output` bytes that it writes. The same arguments give
-    /// the same plan.
+    /// Creates a plan of one to six faults from a seed. Each fault comes after at most `input`
+    /// bytes that the server reads, or after at most `output` bytes that it writes. The same
+    /// arguments give the same plan.
     ///
     /// Most of the faults are harmless: cuts, and delays of at most 100 ms. About a quarter of the
     /// plans also cut all input and output into pieces of at most 8 bytes.
@@ -200,7 +201,7 @@ impl Random {
         self.next() % end.max(1)
     }
 
-    /// Picks a number from zero to `last`.
+    /// Picks a number from zero to `last`, inclusive.
     fn pick(&mut self, last: usize) -> usize {
         usize::try_from(self.below(last as u64 + 1)).unwrap_or(last)
     }

@@ -16,7 +16,7 @@ pub enum Promise {
     /// connection ends in good order ([`EndReason::is_orderly`]).
     Plain,
     /// [Cuts](super::Fault::Cut) and [delays](super::Fault::Delay) change nothing: the client gets
-    /// the same bytes, and the end has the same reason.
+    /// the same bytes as without faults, and the connection ends for the same reason.
     Same,
     /// Under any fault, the client gets a prefix of the expected bytes, followed at most by a
     /// [farewell](super::Check::farewell).
@@ -26,7 +26,8 @@ pub enum Promise {
     HalfClose,
     /// The connection ends within the time that [`Check::within`](super::Check::within) sets.
     Ends,
-    /// The reason of the end is one that the fault can cause.
+    /// The connection ends for a reason that the fault can cause, or for the same reason as without
+    /// faults.
     Reason,
     /// The connection's permit is returned to the server's limit, and the server can be shut down.
     Released,
@@ -82,8 +83,8 @@ impl Broken {
         &self.plan
     }
 
-    /// Returns the seed of the original plan, if that plan came from a seed. The plan that
-    /// [`plan`](Self::plan) returns may have fewer faults.
+    /// Returns the seed if the check created the plan from a seed. [`plan`](Self::plan) then
+    /// returns a reduced plan, which may have fewer faults than the plan from the seed.
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }
@@ -131,9 +132,9 @@ impl Expected {
         .unwrap_or(got)
     }
 
-    /// Returns the first promise that a run breaks, with a description. `silent` contains the
-    /// replies to a client that stopped sending at the byte at which the client of this run
-    /// half-closed, but kept its sending side open.
+    /// Returns the first promise that a run breaks, with a description. For a plan that only
+    /// half-closes, `silent` contains the replies to a client that stops sending at the same byte
+    /// without half-closing.
     pub(super) fn broken(
         &self,
         plan: &Plan,

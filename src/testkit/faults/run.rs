@@ -50,16 +50,18 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Stream for Io {}
 
 pub(super) type Wrapped = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>>>>;
 
-/// The client of both conversations.
+/// The client of both conversations of a run: the one with faults, and the plain one.
 pub(super) struct Client<'a> {
     pub(super) wrap: &'a dyn Fn(DuplexStream) -> Wrapped,
     pub(super) input: &'a [u8],
-    /// The maximum duration of each of these steps: connecting, a conversation, and the release.
+    /// The maximum duration of each of these steps: connecting, a conversation, and the release of
+    /// the permits together with the server's shutdown.
     pub(super) within: Duration,
 }
 
-/// Runs both conversations with a new server, whose first accepts fail with `errors`. Also returns
-/// the numbers of bytes that the server has read and written on the connection with faults.
+/// Starts a server, and runs the conversation on two connections: one with the faults of `plan`,
+/// and a plain one. The server's first accepts fail with `errors`. Also returns the numbers of
+/// bytes that the server has read and written on the connection with faults.
 pub(super) async fn run<S>(
     stack: S,
     plan: &Plan,

@@ -77,7 +77,7 @@ struct Side {
     passed: Arc<AtomicU64>,
     faults: VecDeque<(u64, Fault)>,
     pieces: Option<usize>,
-    /// `true` if a piece has just passed. The next step then yields once.
+    /// `true` if bytes have just passed. If `pieces` is set, the next step then yields once.
     full: bool,
     delay: Option<Pin<Box<Sleep>>>,
     last: Option<Fault>,
@@ -216,9 +216,9 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Faulty<Io> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Shuts down writing. After [`Fault::Stall`] or [`Fault::End`], this succeeds without an
-    /// effect. After a stall, the stream is like a socket whose pending bytes the peer does not
-    /// take: the peer does not see the end.
+    /// Shuts down writing. After [`Fault::Stall`] or [`Fault::End`] in the output, this method
+    /// succeeds without an effect. After a stall, the peer does not see the end, as with a socket
+    /// whose pending bytes the peer does not take.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.writes.last {
             Some(Fault::Reset) => return Poll::Ready(Err(reset())),
