@@ -25,7 +25,7 @@ pub enum TlsError {
     Unreadable {
         /// The path of the file.
         pem: String,
-        /// The error of the system.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
@@ -98,7 +98,7 @@ pub enum TlsError {
         name: String,
     },
 
-    /// Two certificates were added for one name.
+    /// A certificate was added for a name that already has a certificate.
     #[error("two certificates for the name {name}")]
     DuplicateName {
         /// The name.
@@ -124,7 +124,7 @@ pub enum TlsError {
         pem: String,
     },
 
-    /// The root certificates for clients are unusable.
+    /// The root certificates for verifying clients are unusable.
     #[error("unusable roots for client certificates in {pem}")]
     BadRoots {
         /// The path of the file, or a name for the PEM text.
@@ -177,7 +177,7 @@ pub enum TlsError {
 }
 
 /// The error for a connection whose client requested no server name, or a name without a
-/// certificate, if there is no default certificate.
+/// certificate. It occurs only if there is no default certificate.
 ///
 /// See the section on [names](super#names).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

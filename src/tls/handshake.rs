@@ -70,7 +70,7 @@ where
     }
 }
 
-/// Reads the client's hello, and appends all bytes that were read to `input`.
+/// Reads the client's hello. Appends to `input` everything that was read.
 async fn hello<Io>(io: &mut Io, input: &mut Vec<u8>) -> io::Result<Accepted>
 where
     Io: AsyncRead + AsyncWrite + Unpin,

@@ -57,9 +57,9 @@ impl Identity {
     ///
     /// A response expires, usually within days. Fetch a new one with a program such as `openssl
     /// ocsp -respout`, replace the file, and call [`reload`](super::Tls::reload). The library
-    /// checks only that the response has the status `successful`. The client checks the signature,
-    /// the validity period, whether the response is for this certificate, and whether the
-    /// certificate is revoked.
+    /// checks only that the file is a single DER sequence with the status `successful`. The rest is
+    /// for the client to check: the signature, the validity period, the certificate that the
+    /// response is for, and the revocation status.
     pub fn ocsp_file(mut self, response: impl Into<PathBuf>) -> Self {
         self.ocsp = Some(response.into());
         self

@@ -13,12 +13,12 @@
 //!
 //! A handshake has no deadline of its own. Run the hook in a
 //! [`PreConnectLayer`](crate::preconnect::PreConnectLayer), which limits the time and the number of
-//! handshakes in progress. A proxy sends its PROXY header before the handshake, so chain
-//! `ProxyProtocol` (feature `proxy-protocol`) in front of this hook.
+//! handshakes in progress. If a proxy sends PROXY headers, chain `ProxyProtocol` (feature
+//! `proxy-protocol`) in front of this hook, because the header arrives before the handshake.
 //!
 //! If the handshake fails, the connection ends with [`EndReason::TlsHandshakeFailed`], and the
 //! [cause](crate::ConnectionEnded) contains the error. The peer gets a TLS alert, unless it has
-//! sent one itself, or the stream has ended or failed.
+//! sent one itself, or the stream has ended, has failed or takes no more output.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -44,8 +44,8 @@
 //! [`pem_files`](TlsBuilder::pem_files), [`certificate`](TlsBuilder::certificate) and
 //! [`identity`](TlsBuilder::identity) set the default certificate. Without a default certificate,
 //! such a client is refused. The alert is `unrecognized_name` (RFC 6066) for an unknown name, and
-//! `missing_extension` (RFC 8446) if the client requests no name. The cause then contains an
-//! [`UnknownServerName`].
+//! `missing_extension` (RFC 8446) if the client requests no name. In both cases the
+//! [cause](crate::ConnectionEnded) contains an [`UnknownServerName`].
 //!
 //! ```
 //! use tower_tcp::tls::{Identity, Tls};
@@ -74,8 +74,8 @@
 //!
 //! Each configuration has its own session cache, and session tickets are bound to the [rules for
 //! client certificates](#tickets). So a session cannot be resumed under rules other than those
-//! under which it was created. For example, a client whose certificate was revoked cannot connect
-//! with its old session.
+//! under which it was created. For example, after a reload with a list that revokes a client's
+//! certificate, this client cannot connect with its old session.
 //!
 //! ```
 //! use tower_tcp::tls::Tls;
@@ -238,7 +238,8 @@ pub use stream::TlsStream;
 /// The service fails with a boxed [`ConnectionEnded`]. Its cause is an [`io::Error`] of one of
 /// three kinds:
 ///
-/// - It contains a [`rustls::Error`] if rustls rejected the peer's messages.
+/// - It contains a [`rustls::Error`] if rustls failed, for example because it rejected a message of
+///   the peer, or received an alert.
 /// - It contains an [`UnknownServerName`] if there is no default certificate, and the peer
 ///   requested no name or a name without a certificate.
 /// - Otherwise it is the error of the stream, such as

@@ -23,7 +23,7 @@ type Certificates = HashMap<Box<str>, Arc<CertifiedKey>>;
 #[derive(Debug, Default)]
 pub(super) struct Names {
     exact: Certificates,
-    /// The certificates for wildcards. The map's key is the name without its first label.
+    /// The certificates for wildcards. The map's key is the wildcard without its `*.`.
     wildcards: Certificates,
     default: Option<Arc<CertifiedKey>>,
 }
@@ -121,7 +121,7 @@ impl Names {
         named.or(self.default.as_ref())
     }
 
-    /// Returns an error if there is no certificate for this client.
+    /// Returns an error if no certificate matches the hello and there is no default certificate.
     pub(super) fn check(&self, hello: &ClientHello<'_>) -> Result<(), UnknownServerName> {
         let name = hello.server_name();
         match self.find(name) {

@@ -23,7 +23,8 @@ const LARGEST_RECORD: usize = HEADER + 16 * 1024 + 2048;
 /// records.
 const LARGEST_HANDSHAKE: usize = 64 * 1024;
 
-/// The step, in bytes, in which the memory for an incomplete record grows.
+/// The minimum number of bytes by which the memory for an incomplete record grows, unless the
+/// record needs fewer.
 const STEP: usize = 4 * 1024;
 
 /// A TLS session. It holds no buffers while the connection is idle.
@@ -39,8 +40,8 @@ pub(super) struct Records {
     failed: Option<Error>,
     /// Set once the peer has sent `close_notify`.
     is_ended: bool,
-    /// Set once no more data is encrypted, because [`close`](Self::close) was called or the write
-    /// of encrypted data failed.
+    /// Set if nothing more may be encrypted: [`close`](Self::close) was called, or a write of
+    /// encrypted data failed, panicked or is in progress.
     is_closed: bool,
 }
 
@@ -97,7 +98,7 @@ impl Records {
     }
 
     /// Decrypts input in place, and copies the decrypted bytes to the reader's buffer `to`. Keeps
-    /// decrypted bytes that do not fit, and incomplete input at the end. If the session fails,
+    /// decrypted bytes that do not fit, and the incomplete rest of the input. If the session fails,
     /// keeps the error, and appends the alert to the output.
     pub(super) fn receive(&mut self, mut input: &mut [u8], to: &mut ReadBuf<'_>) {
         while !self.partial.is_empty() && !input.is_empty() {
@@ -246,21 +247,20 @@ impl Records {
         }
     }
 
-    /// Forbids or allows sending. While it is forbidden, nothing more is encrypted, and
+    /// Forbids or allows sending. While sending is forbidden, the stream encrypts nothing more, and
     /// [`close`](Self::close) appends no `close_notify`.
     pub(super) fn set_closed(&mut self, closed: bool) {
         self.is_closed = closed;
     }
 
-    /// Returns whether no more data is encrypted, because [`close`](Self::close) was called or the
-    /// write of encrypted data failed.
+    /// Returns whether nothing more may be encrypted: [`close`](Self::close) was called, or a write
+    /// of encrypted data failed or panicked.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
     /// Ends sending. Appends `close_notify` to the output, unless sending had already ended or the
-    /// session has failed. If rustls sends an alert for a failure, the alert is already part of the
-    /// output.
+    /// session has failed. An alert for a failure was already appended when the session failed.
     pub(super) fn close(&mut self) {
         if mem::replace(&mut self.is_closed, true) || self.failed.is_some() {
             return;

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{CommonState, Error};
 
 use super::records::Records;
 
-/// The minimum number of bytes to read at once. A read asks for as many bytes as the reader's
+/// The minimum number of bytes to ask for in a read. A read asks for as many bytes as the reader's
 /// buffer has room for, plus `OVERHEAD`, but for at least `LEAST_READ` and at most `LARGEST_READ`
 /// bytes.
 const LEAST_READ: usize = 4 * 1024;
@@ -58,9 +58,9 @@ impl Scratch {
 /// The server's side of a TLS connection over a stream. Created by [`Tls`](super::Tls).
 ///
 /// An idle connection holds no buffers. Records are decrypted and encrypted in memory that the
-/// connections of a thread share. Besides its keys, a connection holds only an incomplete record
-/// (at most 18 KiB), decrypted bytes that did not fit into the reader's buffer (at most 22 KiB),
-/// and pending records (at most 64 KiB of content).
+/// connections of a thread share. Besides the state of its session, a connection holds only an
+/// incomplete record or handshake message (about 18 KiB at most), decrypted bytes that did not fit
+/// into the reader's buffer (at most 22 KiB), and pending records (at most 64 KiB of content).
 ///
 /// A write waits until all earlier records are written. It then encrypts up to 64 KiB and returns,
 /// even if the peer does not take the new records yet. So flush the stream afterwards. Shutting

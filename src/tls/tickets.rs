@@ -1,8 +1,9 @@
 //! Session tickets with keys from files, which several processes can share.
 //!
 //! rustls encrypts its own tickets with random keys, which no other process has. The tickets of
-//! this module have the same form: the name of the key, a random nonce, and the session, encrypted
-//! and authenticated by ChaCha20-Poly1305. The encrypted part also contains the time of issue.
+//! this module have the same form: the name of the key, a random nonce, and the session, which
+//! ChaCha20-Poly1305 encrypts and authenticates. The encrypted part also contains the time of
+//! issue.
 
 use std::fmt;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! The stream: slow peers, vectored writes, half-closed connections, and ends.
+//! The stream: slow peers, vectored writes, half-closed connections, and streams that are cut off.
 
 use std::task::Waker;
 
