@@ -14,8 +14,9 @@ use tokio::task::coop::has_budget_remaining;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Signal {
-    /// Finish requests in progress, then close. Raised by a drain of the server, at the maximum
-    /// age, by `LiveConnection::close`, and after an upgrade by `Peer::close`.
+    /// Finish requests in progress, then close. Raised by a drain of the server, at the
+    /// connection's maximum age, by `LiveConnection::close`, and, after an upgrade, by
+    /// `Peer::close`.
     Drain = 1,
     /// Finish calls in progress but begin no more, write pending output, then close. Raised by
     /// `Peer::close`, for example.
@@ -48,8 +49,8 @@ struct Wakers {
 }
 
 impl Signals {
-    /// Sets the waker of the connection's task. Check the signals *after* this call, or a signal
-    /// raised in between is missed.
+    /// Sets the waker of the connection's task. Check the signals *after* this call, because a
+    /// signal that was raised before does not wake this waker.
     pub(crate) fn wake_task_with(&self, waker: &Waker) {
         self.lock().task = Some(waker.clone());
     }
@@ -132,8 +133,8 @@ impl Signals {
 }
 
 /// Completes if the `Pending` of the previous poll means that no input was ready. Once the task's
-/// budget is spent, tokio returns `Pending` even if input is ready. In that case this function
-/// wakes the task, so that it polls again, and returns `Pending`.
+/// budget is spent, tokio returns `Pending` even if input is ready. So with a spent budget, this
+/// function returns `Pending`, and wakes the task to poll again.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());

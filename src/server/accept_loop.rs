@@ -28,7 +28,7 @@ const BACKLOG: usize = 1024;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
-/// The user's accept-error policy and address filters.
+/// The server's accept-error policy and address filters.
 pub(super) struct Door {
     pub(super) policy: AcceptErrorPolicy,
     pub(super) filters: Vec<AddressFilter>,
@@ -54,8 +54,8 @@ pub(super) struct AcceptLoop<'a, L, S> {
 enum Until {
     /// As soon as the server is no longer in this phase, or is suspended.
     PhaseEnds(Phase),
-    /// As soon as the next accept would have to wait (for a client, the limit, the stack or the
-    /// back-off), this many connections have been accepted, or the server aborts.
+    /// When this many connections have been accepted, when the server aborts, or when the next
+    /// accept would have to wait (for a client, the limit, the stack or the back-off).
     Empty(usize),
 }
 

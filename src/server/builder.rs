@@ -77,7 +77,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets the options of the sockets. [`SocketOptions`] states the default of each.
+    /// Sets the options of the sockets. [`SocketOptions`] states the default of each option.
     #[doc(alias = "backlog")]
     #[doc(alias = "keepalive")]
     #[doc(alias = "nodelay")]
@@ -122,9 +122,9 @@ impl ServerBuilder {
     /// Default: zero. Why: only a load balancer that polls needs the phase. When reached:
     /// connections drain, and the listener closes.
     ///
-    /// Choose a longer time than the balancer needs to notice the phase: the interval of its checks
-    /// times the number of failed checks that it waits for. The page
-    /// [`balancers`](crate::balancers) shows which checks notice it.
+    /// A balancer notices the phase after the interval of its checks times the number of failed
+    /// checks that it waits for. Choose a longer time. The page [`balancers`](crate::balancers)
+    /// shows which checks notice the phase.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
         self
@@ -138,10 +138,10 @@ impl ServerBuilder {
     /// Default: off. Why: a balancer sends connections until it has noticed the phase, and a closed
     /// listener refuses them.
     ///
-    /// Use this for a balancer whose checks only connect, as TCP checks of an AWS NLB, `tcpSocket`
-    /// probes of Kubernetes, and HAProxy's plain `check` do. Such a check fails only if the
-    /// connection is refused. The balancer should try another server when a connection is refused,
-    /// as HAProxy does with `option redispatch`, and nginx by default.
+    /// Use this for a balancer whose checks only connect. Examples are the TCP checks of an AWS
+    /// NLB, `tcpSocket` probes of Kubernetes, and HAProxy's plain `check`. Such a check notices the
+    /// phase only if its connection is refused. The balancer should try another server when a
+    /// connection is refused, as HAProxy does with `option redispatch`, and nginx by default.
     ///
     /// This setting has no effect if a supervisor such as systemd keeps one of the sockets open,
     /// because clients of that socket would not be refused. They would wait for the next process.
@@ -187,8 +187,8 @@ impl ServerBuilder {
     ///
     /// There is still one accept loop, with one stack and an exact limit, so the stack need not be
     /// `Clone`. The loop passes each connection to the thread with the fewest connections. The
-    /// stream, the timers and the task of a connection stay on its thread, and so do all tasks that
-    /// its services spawn.
+    /// stream, the timers and the task of a connection stay on its thread, and so do tasks that its
+    /// services start with `tokio::spawn`.
     ///
     /// Workers suit long-lived connections with many small requests of a few microseconds each,
     /// because a request never moves to another thread, and wakes no other thread unless its
@@ -217,7 +217,7 @@ impl ServerBuilder {
 
     /// Runs the connections on these runtimes, as [`workers`](Self::workers) does on its own
     /// threads. Use this method for threads that are pinned to cores, or for runtimes that several
-    /// servers share. Of several calls of both methods, the last one applies.
+    /// servers share. Of several calls of `workers` and this method, the last one applies.
     ///
     /// Default: an empty list; connections run on the runtime on which [`serve`](Server::serve) is
     /// awaited.

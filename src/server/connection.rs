@@ -29,8 +29,8 @@ use crate::signals::Signal;
 
 /// A connection in the server's table.
 ///
-/// Dropping this value makes the end final and removes the connection from the table. That is the
-/// last step of a connection, however it ends.
+/// Dropping this value makes the connection's end final, and removes the connection from the table.
+/// That is the last step of a connection, however it ends.
 pub(super) struct Leaving {
     life: Arc<Life>,
     server: Arc<ServerState>,
@@ -65,8 +65,8 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the end to propose. It applies if no end was proposed before, or if it is an error
-    /// and the earlier end is orderly.
+    /// Returns the end to propose. The proposal applies if no end was proposed before, or if the
+    /// earlier end is orderly and the proposed one is not.
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),

@@ -31,7 +31,7 @@ use workers::{Runtimes, Workers};
 pub use builder::ServerBuilder;
 
 /// The maximum time to wait for aborted connections to end. A connection ends when its task runs
-/// next, so only a task that blocks its thread takes longer.
+/// next, so this takes longer only if a thread is blocked.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.

@@ -33,9 +33,8 @@ pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// The strong reference that stands for the runtime that runs the server (see
-    /// [`Worker::seats`]). It is used if there are no other runtimes, and is dropped with the
-    /// server's future.
+    /// The strong reference that the server's own runtime holds (see [`Worker::seats`]). It is used
+    /// if there are no other runtimes, and is dropped with the server's future.
     _serving: Arc<()>,
     // Dropping this guard stops the threads.
     stop: DropGuard,
@@ -51,7 +50,7 @@ struct Worker {
     seats: Weak<()>,
 }
 
-/// A seat for one connection on a runtime.
+/// The runtime chosen for one connection, and a reference that counts the connection there.
 pub(super) struct Seat {
     pub(super) runtime: Handle,
     /// Held while the connection runs, so that it is counted on its runtime.
@@ -164,9 +163,9 @@ impl Worker {
         starting.await.map_err(ended)?
     }
 
-    /// Registers a runtime of the user. A task on the runtime holds the strong reference that
-    /// stands for the runtime (see [`Worker::seats`]). The reference is dropped when that runtime
-    /// shuts down or the server stops.
+    /// Registers a runtime of the user. A task on the runtime holds the runtime's own strong
+    /// reference (see [`Worker::seats`]). The reference is dropped when that runtime shuts down or
+    /// the server stops.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
         let seats = Arc::downgrade(&counted);

@@ -10,15 +10,15 @@
 //!
 //! If the environment has no `NOTIFY_SOCKET`, nothing is sent, because systemd then expects no
 //! messages from this process. If a message cannot be sent, for example because the queue of
-//! systemd's socket stays full for 100 ms, the event `systemd was not notified` is logged. The
-//! server's state (`READY=1`, `STATUS=`, `STOPPING=1`) is then sent again within 5 s; messages of a
-//! reload and of the watchdog are not. A socket in the abstract namespace (its name begins with
-//! `@`) is not supported: no message can be sent to it.
+//! systemd's socket stays full for 100 ms, the event `systemd was not notified` is logged. If the
+//! server has not ended, its state (`READY=1`, `STATUS=`, `STOPPING=1`) is sent again within 5 s.
+//! Messages of a reload and of the watchdog are not sent again. A socket in the abstract namespace
+//! (its name begins with `@`) is not supported: no message can be sent to it.
 //!
 //! The watchdog's messages depend on the accept loop ([`Handle::heartbeat`]). If a layer blocks the
-//! loop, the messages stop, and systemd kills the process, and starts it again if the unit's
-//! `Restart=` allows that (`on-failure`, for example). A server that is paused, at its limit or
-//! draining continues to send the messages.
+//! loop, the messages stop, and systemd kills the process. systemd then starts the program again if
+//! the unit's `Restart=` allows that (`on-failure`, for example). A server that is paused, at its
+//! limit or draining continues to send the messages.
 //!
 //! Set the unit's `TimeoutStopSec=` to more than the sum of
 //! [`lame_duck`](crate::ServerBuilder::lame_duck) and
@@ -170,8 +170,8 @@ impl Notifier {
         }
     }
 
-    /// Reports to systemd that the server is ready, and then each change of its state, until the
-    /// server has ended.
+    /// Reports to systemd that the server is ready, and then changes of its state, until the server
+    /// has ended.
     async fn follow(&mut self) {
         let handle = self.handle.clone();
         let now = || (handle.phase(), handle.0.is_shutting_down());

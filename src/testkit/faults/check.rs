@@ -30,10 +30,9 @@ const DELAY: Duration = Duration::from_millis(100);
 
 /// Creates a check of a server under faults. Await the returned value to run the check.
 ///
-/// `stack` is called for each run and returns a connection stack, which a new server serves. A
-/// client sends `input`, half-closes, and reads to the end. Without faults it must get exactly
-/// `output`. See the [module docs](super) for an example, and [`Promise`] for everything that is
-/// checked.
+/// `stack` is called for each run, and returns the connection stack of a new server. A client sends
+/// `input`, half-closes, and reads to the end. Without faults it must get exactly `output`. See the
+/// [module docs](super) for an example, and [`Promise`] for everything that is checked.
 ///
 /// In each run there are two connections to the server: one with faults, and a plain one. Both have
 /// the same conversation, so the server must give the same replies each time it gets the input.
@@ -102,10 +101,12 @@ pub struct Check<F> {
 }
 
 impl<F> Check<F> {
-    /// Sets the time within which a connection must end, on the paused clock.
+    /// Sets the time within which a connection must end, on the paused clock. Once the connections
+    /// of a run have ended, the server has the same time to return their permits and to shut down.
     ///
     /// Default: 15 min. Why: it is longer than the deadlines of most protocols. When reached:
-    /// [`Promise::Ends`] is broken.
+    /// [`Promise::Ends`] is broken by the connection with faults, [`Promise::Others`] by the plain
+    /// one, or [`Promise::Released`] by the server.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
         self
@@ -173,7 +174,7 @@ impl<F> Check<F> {
     }
 
     /// Sets the maximum number of places for faults in each direction. A place is before a byte of
-    /// the conversation.
+    /// the conversation, or at the end of the input.
     ///
     /// Default: 512. Why: most conversations are not longer, so each of their bytes is a place.
     /// When reached: the places are spread evenly.
@@ -184,7 +185,8 @@ impl<F> Check<F> {
 
     /// Sets the seeds of the random plans.
     ///
-    /// Default: `0..64`. Why: the runs with single faults, which come first, find most bugs.
+    /// Default: `0..64`. Why: few plans are enough, because the runs with single faults, which come
+    /// first, find most bugs.
     pub fn seeds(mut self, seeds: Range<u64>) -> Self {
         self.seeds = seeds;
         self
