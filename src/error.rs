@@ -92,8 +92,9 @@ pub enum Error {
     #[error("the connection service failed")]
     Service(#[source] BoxError),
 
-    /// A worker thread could not be started, or all runtimes passed to
-    /// [`ServerBuilder::runtimes`](crate::ServerBuilder::runtimes) were shut down.
+    /// A worker thread could not be started, all runtimes passed to
+    /// [`ServerBuilder::runtimes`](crate::ServerBuilder::runtimes) were shut down, or the runtime of
+    /// the server itself was.
     #[error("the workers failed")]
     Workers(#[source] io::Error),
 }

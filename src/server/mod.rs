@@ -3,13 +3,13 @@
 mod accept_loop;
 mod builder;
 mod connection;
+mod serve;
 mod workers;
 
 use std::fmt;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -29,6 +29,7 @@ use accept_loop::{AcceptErrorPolicy, AcceptLoop, Door};
 use workers::{Runtimes, Workers};
 
 pub use builder::ServerBuilder;
+pub use serve::Serve;
 
 /// The maximum time to wait for aborted connections to end. A connection ends when its task runs
 /// next, so this takes longer only if a thread is blocked.
@@ -101,17 +102,19 @@ impl<L: Listener> Server<L> {
     /// Use [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers)
     /// describes the effect of each of tower's layers here.
     ///
+    /// On a multi-threaded runtime, the accept loop always runs in a task. If the returned future
+    /// is awaited outside a task, as in a `main` with `#[tokio::main]`, its first poll spawns a
+    /// task for the loop, in the current span. Why: tokio runs `main` on a thread of its own, and
+    /// waking that thread for each client would cost about a tenth of a short connection's CPU
+    /// time.
+    ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end
     pub fn serve<S>(self, stack: S) -> Serve
     where
         S: ConnectionService<L::Io>, // wrap a service of requests in `Pipeline` or `Http`
     {
-        Serve {
-            state: Arc::clone(&self.handle.0),
-            serving: Box::pin(serve(self, stack)),
-            signal: None,
-        }
+        Serve::new(Arc::clone(&self.handle.0), serve(self, stack))
     }
 }
 
@@ -120,53 +123,6 @@ impl<L> fmt::Debug for Server<L> {
         f.debug_struct("Server")
             .field("handle", &self.handle)
             .finish_non_exhaustive()
-    }
-}
-
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// The future of [`Server::serve`]. It resolves to a [`Report`] after a shutdown, or to an
-/// [`Error`].
-///
-/// # Cancel safety
-///
-/// Dropping the future closes the listener and aborts all connections.
-#[must_use = "a server serves nobody unless it is awaited or spawned"]
-pub struct Serve {
-    state: Arc<ServerState>,
-    serving: BoxFuture<Result<Report, Error>>,
-    signal: Option<BoxFuture<()>>,
-}
-
-impl Serve {
-    /// Shuts the server down when `signal` completes, as [`Handle::shutdown`] does.
-    #[doc(alias = "graceful_shutdown")]
-    pub fn with_graceful_shutdown(
-        mut self,
-        signal: impl Future<Output = ()> + Send + 'static,
-    ) -> Self {
-        self.signal = Some(Box::pin(signal));
-        self
-    }
-}
-
-impl fmt::Debug for Serve {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serve").finish_non_exhaustive()
-    }
-}
-
-impl Future for Serve {
-    type Output = Result<Report, Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(signal) = &mut self.signal
-            && signal.as_mut().poll(cx).is_ready()
-        {
-            self.signal = None;
-            self.state.shutdown(None);
-        }
-        self.serving.as_mut().poll(cx)
     }
 }
 

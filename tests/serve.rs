@@ -1,0 +1,238 @@
+//! The future of a server: on a multi-threaded runtime the accept loop runs in a task, whichever
+//! thread awaits the future, and dropping the future still ends the server at once.
+
+use std::convert::Infallible;
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+use process::soon;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+use tower::service_fn;
+use tower_tcp::bind::{Endpoint, Incoming, Listener, Socket};
+use tower_tcp::{Address, Connection, ConnectionService, Error, Server};
+use tracing::{Instrument, Span, info_span};
+
+#[path = "support/process.rs"]
+mod process;
+
+/// The limit of every wait, far longer than any of them takes.
+const NET: Duration = Duration::from_secs(20);
+
+fn workers() -> Runtime {
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build();
+    runtime.expect("threads can be had")
+}
+
+async fn bound(endpoint: impl Into<Endpoint>) -> (Server, SocketAddr) {
+    let server = Server::bind(endpoint).await.expect("a port can be had");
+    let addr = server.handle().local_addrs()[0].tcp();
+    (server, addr.expect("it is one of TCP"))
+}
+
+/// A stack that runs `call` in the accept loop for each connection, and keeps the connection open.
+fn calling(mut call: impl FnMut() + Send + 'static) -> impl ConnectionService<Socket> {
+    service_fn(move |conn: Connection<Socket>| {
+        call();
+        async move {
+            let _open = conn;
+            pending::<Result<(), Infallible>>().await
+        }
+    })
+}
+
+/// Serves until the stack is called. Returns what `inside` returned in that call.
+async fn in_a_call<T: Send + 'static>(inside: impl Fn() -> T + Send + 'static) -> T {
+    let (server, addr) = bound("127.0.0.1:0").await;
+    let (tell, told) = oneshot::channel();
+    let mut tell = Some(tell);
+    let stack = calling(move || {
+        if let Some(tell) = tell.take() {
+            let _sent = tell.send(inside());
+        }
+    });
+    let visit = pin!(async {
+        let _client = TcpStream::connect(addr).await.expect("it is accepted");
+        told.await.expect("the stack is called")
+    });
+    match soon("a call", select(server.serve(stack), visit)).await {
+        Either::Left((ended, _)) => panic!("{ended:?}"),
+        Either::Right((told, _serve)) => told,
+    }
+}
+
+/// Waits until the server has closed or reset the connection.
+async fn end(mut client: TcpStream) {
+    let read = soon("the end of the connection", client.read(&mut [0])).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+fn here() -> ThreadId {
+    thread::current().id()
+}
+
+#[test]
+fn the_accept_loop_runs_on_a_worker_and_not_on_the_thread_that_awaits_it() {
+    let called_on = workers().block_on(in_a_call(here));
+
+    assert_ne!(called_on, here());
+}
+
+#[test]
+fn the_accept_loop_stays_in_the_task_that_awaits_it() {
+    let runtime = workers();
+    let task = runtime.spawn(async { (tokio::task::id(), in_a_call(tokio::task::id).await) });
+
+    let (task, called_in) = runtime.block_on(task).expect("it does not panic");
+
+    assert_eq!(task, called_in);
+}
+
+#[test]
+fn the_accept_loop_stays_on_the_thread_of_a_runtime_with_only_one() {
+    let one = Builder::new_current_thread().enable_all().build();
+    let inside = || (here(), tokio::task::try_id());
+
+    let called_on = one.expect("it can be built").block_on(in_a_call(inside));
+
+    assert_eq!(called_on, (here(), None));
+}
+
+#[test]
+fn the_accept_loop_runs_on_a_worker_when_a_local_set_awaits_it() {
+    let set = LocalSet::new();
+
+    let called_on = workers().block_on(set.run_until(in_a_call(here)));
+
+    assert_ne!(called_on, here());
+}
+
+#[test]
+fn the_stack_is_called_in_the_span_around_the_future() {
+    let subscriber = tracing_subscriber::registry();
+    tracing::subscriber::set_global_default(subscriber).expect("it is the only one");
+    let name = || Span::current().metadata().map(|metadata| metadata.name());
+
+    let called_in = in_a_call(name).instrument(info_span!("around"));
+
+    assert_eq!(workers().block_on(called_in), Some("around"));
+}
+
+#[test]
+fn a_dropped_future_has_closed_the_listener_and_ends_the_connections() {
+    workers().block_on(async {
+        let (mut server, addr) = bound("127.0.0.1:0").await;
+        for _ in 0..200 {
+            let handle = server.handle();
+            let (tell, told) = oneshot::channel::<()>();
+            let mut tell = Some(tell);
+            let serve = server.serve(calling(move || drop(tell.take())));
+            let visit = pin!(async {
+                let client = TcpStream::connect(addr).await;
+                let _called = told.await;
+                client.expect("it is accepted")
+            });
+            let Either::Right((client, serve)) = soon("a call", select(serve, visit)).await else {
+                panic!("the server does not end");
+            };
+
+            drop(serve);
+
+            (server, _) = bound(addr).await;
+            end(client).await;
+            soon("the report", handle.closed()).await;
+        }
+    });
+}
+
+#[test]
+fn a_stack_that_drops_its_own_server_ends_it() {
+    let runtime = workers();
+    let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
+    let handle = server.handle();
+    let held = Arc::new(Mutex::new(None));
+    let inside = Arc::clone(&held);
+    let stack = calling(move || drop(inside.lock().expect("no panic").take()));
+    *held.lock().expect("no panic") = Some(Box::pin(server.serve(stack)));
+    runtime.block_on(async {
+        poll_fn(|cx| {
+            let mut held = held.lock().expect("no panic");
+            let serve = held.as_mut().expect("nobody has dropped it yet");
+            assert!(serve.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    });
+    let client = std::net::TcpStream::connect(addr);
+
+    let ended = runtime.block_on(async { timeout(NET, handle.closed()).await });
+
+    // A worker that is stuck in the stack must not keep the test from its end.
+    runtime.shutdown_background();
+    assert_eq!(ended.expect("it ends").aborted, 1);
+    drop(client);
+}
+
+/// A listener with a fault.
+struct Panics;
+
+impl Listener for Panics {
+    type Io = tokio::io::DuplexStream;
+
+    fn poll_accept(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Self::Io>>> {
+        panic!("of the listener")
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_panic_of_a_listener_reaches_the_caller() {
+    let panics = async {
+        let stack = service_fn(async |_: Connection<_>| Ok::<_, Infallible>(()));
+        Server::from_listener(Panics).serve(stack).await
+    };
+
+    let caught = workers().block_on(AssertUnwindSafe(panics).catch_unwind());
+
+    let payload = caught.expect_err("it panics");
+    assert_eq!(payload.downcast_ref(), Some(&"of the listener"));
+}
+
+#[test]
+fn a_server_whose_runtime_is_shut_down_ends_with_an_error() {
+    let runtime = workers();
+    let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
+    let (tell, told) = mpsc::sync_channel(2);
+    let called = tell.clone();
+    let entered = runtime.handle().clone();
+    thread::spawn(move || {
+        let stack = calling(move || called.send(None).expect("the test waits"));
+        let ended = entered.block_on(server.serve(stack));
+        tell.send(Some(ended))
+    });
+    let client = std::net::TcpStream::connect(addr);
+    assert!(told.recv_timeout(NET).expect("a call").is_none());
+
+    runtime.shutdown_background();
+
+    let ended = told.recv_timeout(NET).expect("the end").expect("an end");
+    assert!(matches!(ended, Err(Error::Workers(_))), "{ended:?}");
+    drop(client);
+}
