@@ -23,7 +23,7 @@ use tower_tcp::make::MakePerConnection;
 use tower_tcp::pipeline::{Limits, Watermarks};
 use tower_tcp::registry::{KeyTaken, Registry, SlowPeer, broadcast};
 use tower_tcp::testkit::{Served, serve, serve_with};
-use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Server};
+use tower_tcp::{BoxError, EndReason, Peer, Pipeline, Reply, Server};
 
 /// The number of keys of one connection. A peer could cause this many with a few megabytes of
 /// names.
@@ -208,6 +208,68 @@ async fn a_connection_removes_its_own_entry_and_not_that_of_the_one_that_replace
     assert!(names.remove_peer(&key, &again));
     assert_eq!(sorted(&names), ["second"]);
     assert!(!names.remove_peer(&key, &again), "nobody has it any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_keeps_its_key_over_an_upgrade_to_another_pipeline() {
+    let names = Names::new();
+    let entering = names.clone();
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        entering
+            .insert("ann".to_owned(), &peer)
+            .expect("it is free");
+        let over = service_fn(|_line: Bytes| {
+            std::future::ready(Ok::<_, BoxError>(
+                Reply::from(Bytes::from("over")).upgrade(),
+            ))
+        });
+        std::future::ready(Ok::<_, BoxError>(over))
+    });
+    let own = names.clone();
+    let next = service_fn(move |peer: Peer<Bytes>| {
+        let names = own.clone();
+        let answers = service_fn(move |line: Bytes| {
+            let (key, other) = ("ann".to_owned(), "other".to_owned());
+            let answer = match &*line {
+                b"insert" => format!("{:?}", names.insert(key, &peer)),
+                b"replace" => {
+                    names.insert(other, &peer).expect("it is free");
+                    format!("{}", names.replace(key, &peer).is_some())
+                }
+                b"remove" => format!("{}", names.remove_peer(&key, &peer)),
+                _ => "no command".to_owned(),
+            };
+            std::future::ready(Ok::<_, BoxError>(Bytes::from(answer)))
+        });
+        std::future::ready(Ok::<_, BoxError>(answers))
+    });
+    let upgraded = Pipeline::new(Lines::default).make_service(next);
+    let pipeline = Pipeline::new(Lines::default).make_service(make);
+    let served = serve(pipeline.on_upgrade(upgraded));
+
+    for (command, answer) in [
+        ("insert", "Ok(())"),
+        ("replace", "false"),
+        ("remove", "true"),
+    ] {
+        let mut client = served.client().await;
+        assert_eq!(client.ask("upgrade").await, "over");
+        let before = peer(&names, "ann");
+
+        assert_eq!(client.ask(command).await, answer, "{command}");
+
+        assert!(before.send(Bytes::from("lost")).await.is_err());
+        if command != "remove" {
+            let ann = peer(&names, "ann");
+            ann.send(Bytes::from("hello"))
+                .await
+                .expect("it is the new one");
+            assert_eq!(client.line().await, "hello", "{command}");
+        }
+        drop(client);
+        served.reason().await;
+        assert!(names.is_empty(), "{command}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -78,7 +78,7 @@ use thiserror::Error;
 
 use crate::connection::Moment;
 use crate::pipeline::{Peer, TooLate};
-use shards::{Entered, Shards};
+use shards::{Entered, Shard, Shards};
 
 pub use broadcast::{Broadcast, SlowPeer, broadcast};
 pub use feed::JoinError;
@@ -151,12 +151,11 @@ where
     /// created by [`until_end`](Self::until_end). If that moment is already past and no other
     /// connection has the key, nothing is inserted, and no error is returned. One connection may
     /// have several keys, in one registry or in many. Inserting a connection again under its own
-    /// key changes nothing.
+    /// key changes nothing, except that the entry gets the new [`Peer`] of an upgraded connection.
     ///
     /// # Errors
     ///
-    /// Returns [`KeyTaken`] if another connection has the key, or if this connection has it through
-    /// a [`Peer`] from before an upgrade.
+    /// Returns [`KeyTaken`] if another connection has the key.
     #[doc(alias = "register")]
     #[doc(alias = "alias_set")]
     pub fn insert(&self, key: K, peer: &Peer<T, M>) -> Result<(), KeyTaken>
@@ -167,18 +166,13 @@ where
     {
         // Declared before the lock guard, so dropped after unlocking.
         let own_key = key.clone();
-        let mut shard = self.inner.entries.of(&key);
+        let shard = self.inner.entries.of(&key);
         match shard.get(&key) {
-            Some(taken) if taken.peer.is_same(peer) => {}
-            Some(_) => return Err(KeyTaken),
-            None => match self.entered(own_key, peer) {
-                Ok(entered) => drop(shard.insert(key, entered)),
-                Err(too_late) => {
-                    drop(shard);
-                    drop(too_late);
-                }
-            },
+            Some(has) if has.peer.is_same(peer) => return Ok(()),
+            Some(has) if !has.is_of(peer) => return Err(KeyTaken),
+            _ => {}
         }
+        drop(self.put(shard, key, own_key, peer));
         Ok(())
     }
 
@@ -200,27 +194,46 @@ where
     {
         // Declared before the lock guard, so dropped after unlocking.
         let own_key = key.clone();
-        let mut shard = self.inner.entries.of(&key);
-        if shard.get(&key).is_some_and(|has| has.peer.is_same(peer)) {
+        let shard = self.inner.entries.of(&key);
+        let has = shard.get(&key);
+        if has.is_some_and(|has| has.peer.is_same(peer)) {
             return None;
         }
-        let replaced = match self.entered(own_key, peer) {
+        let is_own = has.is_some_and(|has| has.is_of(peer));
+        let replaced = self.put(shard, key, own_key, peer);
+        replaced.filter(|_| !is_own)
+    }
+
+    /// Enters a connection under a key, and returns the one that had the key before. That may be
+    /// the same connection, if it had the key through a [`Peer`] from before an upgrade.
+    fn put(
+        &self,
+        mut shard: Shard<'_, K, Entered<T, M>>,
+        key: K,
+        own_key: K,
+        peer: &Peer<T, M>,
+    ) -> Option<Peer<T, M>>
+    where
+        K: Send + 'static,
+        T: Send + 'static,
+        M: Send + 'static,
+    {
+        match self.entered(own_key, peer) {
             Ok(entered) => {
                 // The old entry is removed first, because an insert alone would keep the old key
                 // and drop the new one.
                 let replaced = shard.remove_entry(&key);
                 shard.insert(key, entered);
                 drop(shard);
-                replaced
+                let (_key, replaced) = replaced?;
+                Some(replaced.into_peer())
             }
             Err(too_late) => {
                 drop(shard);
                 drop(too_late);
                 None
             }
-        };
-        let (_key, replaced) = replaced?;
-        Some(replaced.into_peer())
+        }
     }
 
     /// Creates an entry, and registers the callback that removes it when the connection begins to
@@ -256,8 +269,8 @@ where
         Some(removed.into_peer())
     }
 
-    /// Removes the entry of a key if the entry was inserted with `peer` or a clone of `peer`.
-    /// Returns whether an entry was removed.
+    /// Removes the entry of a key if it belongs to the connection of `peer`. Returns whether an
+    /// entry was removed.
     ///
     /// Use this method to remove a session's own entry, because another connection may have
     /// [replaced](Self::replace) that entry.
@@ -266,7 +279,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let removed = self.remove_if(key, |entered| entered.peer.is_same(peer));
+        let removed = self.remove_if(key, |entered| entered.is_of(peer));
         removed.map(|(_key, it)| it.into_peer()).is_some()
     }
 

@@ -91,6 +91,12 @@ impl<T, M> Entered<T, M> {
         })
     }
 
+    /// Returns whether this is an entry of the same connection. After an upgrade to another
+    /// pipeline, a connection has a new [`Peer`].
+    pub(super) fn is_of(&self, peer: &Peer<T, M>) -> bool {
+        self.peer.info().id() == peer.info().id()
+    }
+
     /// Returns the connection, and cancels the callback that removes the entry. Call this without
     /// holding a lock, because this drops the callback and its key, and dropping a key can run user
     /// code.
