@@ -98,7 +98,7 @@ pub enum TlsError {
         name: String,
     },
 
-    /// A certificate was added for a name that already has a certificate.
+    /// A certificate was added for a name that already has another certificate.
     #[error("two certificates for the name {name}")]
     DuplicateName {
         /// The name.

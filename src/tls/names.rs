@@ -94,6 +94,8 @@ impl Names {
             name: name.to_owned(),
         })?;
         match all.entry(key) {
+            // The certificate contains the name twice, perhaps in different spellings.
+            Entry::Occupied(has) if Arc::ptr_eq(has.get(), &certified) => Ok(()),
             Entry::Occupied(_) => Err(TlsError::DuplicateName {
                 name: name.to_owned(),
             }),
@@ -263,6 +265,17 @@ mod tests {
             let err = names.add_by_san(&some, &provider).unwrap_err();
             assert!(matches!(err, TlsError::DuplicateName { .. }), "{err}");
         }
+    }
+
+    #[test]
+    fn a_certificate_may_contain_a_name_twice() {
+        let provider = ring::default_provider();
+        let some = identity(&["a.test", "A.test", "*.a.test", "*.A.test", "b.test"]);
+        let mut names = Names::default();
+
+        names.add_by_san(&some, &provider).unwrap();
+
+        assert_eq!((names.exact.len(), names.wildcards.len()), (2, 1));
     }
 
     #[test]
