@@ -233,10 +233,10 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The time between the shutdown of writing and the first check whether the peer has taken all
-/// output. Each later wait is twice as long as the one before it, up to [`Linger::write`] divided
-/// by [`LOOKS`]. [`Linger::time`] counts from the check that finds that all output was taken. So
-/// [`Linger::time`] begins late by at most the time waited until that check.
+/// The wait before the next check whether the peer has taken all output, if it had not when writing
+/// was shut down, or when the last input was discarded. Each further wait is twice as long as the
+/// one before it, up to [`Linger::write`] divided by [`LOOKS`]. [`Linger::time`] counts from the
+/// check that finds that all output was taken, so it begins late by at most the last wait.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.

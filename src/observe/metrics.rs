@@ -167,7 +167,7 @@ impl Meter {
     }
 }
 
-/// The values that one collection of a server's metrics reports.
+/// The values that are reported each time a server's metrics are collected.
 pub(crate) struct Collected {
     /// The number of connections in each of [`ConnectionPhase::ALL`].
     pub(crate) phases: [usize; ConnectionPhase::ALL.len()],

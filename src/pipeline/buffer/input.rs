@@ -43,8 +43,8 @@ pub(in crate::pipeline) struct Input {
     /// `true` if `buf` is a part of the thread's block, and so keeps the block alive.
     in_block: bool,
     eof: bool,
-    /// The number of bytes that the decoder has consumed from `buf`. `buf` still keeps their memory
-    /// allocated.
+    /// The number of bytes of decoded frames whose memory `buf` still keeps allocated. It counts
+    /// only while `in_block` is `false`.
     consumed: usize,
     /// The number of frames in a row for which the decoder consumed no bytes.
     empty_frames: u32,

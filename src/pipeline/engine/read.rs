@@ -207,7 +207,7 @@ where
         }
     }
 
-    /// Ends the connection if the program has closed it.
+    /// Begins the connection's end if the program has called [`Peer::close`](super::Peer::close).
     pub(super) fn handle_close(&mut self) {
         let closed = self.conn.life().signals.is_raised(Signal::Close);
         if closed && !self.drops(Dropped::Requests) {
