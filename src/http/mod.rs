@@ -102,10 +102,9 @@
 //! error, and the service can still respond.
 //!
 //! At the end of a connection, its stream is closed gracefully, as by
-//! [`Connection::close`](crate::Connection::close), so finished responses reach the peer. There are
-//! two exceptions: a connection that is cut off
-//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) lists when), and a
-//! connection whose service could not be made.
+//! [`Connection::close`](crate::Connection::close), so finished responses reach the peer. The
+//! exception is a connection that is cut off
+//! ([`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) lists when).
 //!
 //! # Draining
 //!

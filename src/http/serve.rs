@@ -18,6 +18,7 @@ use super::progress::{BodyLimits, Progress};
 use super::requests::HyperService;
 use super::stage::Stage;
 use super::{Http, HttpSettings};
+use crate::close::Linger;
 use crate::connection::{Connection, ConnectionInfo};
 use crate::deadline::{Borrower, Deadlines, Watch};
 use crate::end::{ConnectionEnded, EndReason};
@@ -75,8 +76,15 @@ where
             made.map_err(|err| ConnectionEnded::of(err.into(), EndReason::MakeServiceError))
         });
         HttpFuture(Box::pin(async move {
-            let service = made.await?;
-            serve(conn, service, &settings).await
+            match made.await {
+                Ok(service) => serve(conn, service, &settings).await,
+                Err(ended) => {
+                    let ended = conn.life().ended(ended);
+                    // Nothing was written, so the close need not wait for the peer.
+                    let linger = settings.linger.time(Duration::ZERO);
+                    Box::pin(end(Some(conn), ended, linger)).await
+                }
+            }
         }))
     }
 }
@@ -169,16 +177,27 @@ where
         None if progress.peer_closes() && !progress.is_leaving() => EndReason::PeerClosed.into(),
         None => progress.life().done().into(),
     };
-    let life = progress.life();
-    let ended = life.ended(ended);
-    life.begin_closing();
+    let ended = progress.life().ended(ended);
+    progress.life().begin_closing();
+    let linger = match is_cut_short {
+        true => settings.linger.time(Duration::ZERO),
+        false => settings.linger,
+    };
+    end(conn, ended, linger).await
+}
+
+/// Closes the stream gracefully if it is still there, unless the peer is cut off. Returns the end.
+async fn end<Io>(
+    conn: Option<Box<Connection<Io>>>,
+    ended: ConnectionEnded,
+    linger: Linger,
+) -> Result<EndReason, BoxError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
     if let Some(conn) = conn
         && !ended.reason.is_cut_off()
     {
-        let linger = match is_cut_short {
-            true => settings.linger.time(Duration::ZERO),
-            false => settings.linger,
-        };
         // The end reason is already recorded, so it does not matter if the peer disconnects before
         // the close is done.
         let _settled = Box::pin(conn.close(linger)).await;

@@ -20,7 +20,7 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Served, serve_with};
 use tower_tcp::tls::{Tls, TlsStream};
-use tower_tcp::{BoxError, Connection, EndReason, Server};
+use tower_tcp::{BoxError, Connection, ConnectionInfo, EndReason, Server};
 
 use crate::certificates::certified;
 use crate::support::{Client, Ends};
@@ -98,6 +98,18 @@ async fn echo(mut request: Request<RequestBody>) -> Result<Response<Empty<Bytes>
         .header(CONNECTION, "upgrade")
         .header(UPGRADE, "echo");
     Ok(response.body(Empty::new()).expect("a response"))
+}
+
+#[tokio::test]
+async fn a_connection_whose_service_is_not_made_is_closed_in_good_order_over_tcp_and_tls() {
+    type Made = tower::util::BoxCloneService<Request<RequestBody>, Response<String>, Infallible>;
+    let make = service_fn(|_: ConnectionInfo| async { Err::<Made, _>("no") });
+    let http = Http::make_service(make);
+
+    for (all, reason) in over_sockets(http.clone(), http, "").await {
+        assert!(all.is_empty(), "{all}");
+        assert_eq!(reason, EndReason::MakeServiceError);
+    }
 }
 
 #[tokio::test]
