@@ -4,7 +4,8 @@
 //! descriptor, a stream between the two processes. Environment variables describe each socket. When
 //! the new process is ready to accept, it writes `ready` to the stream. It accepts only after the
 //! old process has replied or has ended. So if the new process is not ready in time, and the old
-//! process kills it, the new process has no connections yet.
+//! process kills it, the new process has no connections yet. (Only if the server that waits for the
+//! reply ends first, the other servers of the new process do not wait for it.)
 
 use std::env;
 use std::ffi::OsString;

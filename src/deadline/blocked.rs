@@ -12,7 +12,8 @@ use super::timer::Moment;
 use crate::connection::{Life, Sent};
 
 /// The number of checks per write deadline. Each check asks the system how many bytes the peer has
-/// taken. So a connection ends late by at most a sixteenth of the deadline.
+/// taken. So a connection ends late by at most a sixteenth of the deadline, or by 1 ms if that is
+/// more.
 pub(crate) const LOOKS: u32 = 16;
 
 /// Records when output became pending, and since when the peer has taken none of it.

@@ -23,8 +23,9 @@ pub(crate) enum Borrower {
     Upgraded,
 }
 
-/// The number of checks per deadline of an upgraded stream, and per write deadline in HTTP/2. So a
-/// connection ends late by at most a quarter of the deadline, or by 1 ms if that is more.
+/// The number of checks per deadline and window of `min_rate` of an upgraded stream, and per write
+/// deadline in HTTP/2. So a connection ends late by about a quarter of the deadline at most, or by
+/// 1 ms if that is more.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.

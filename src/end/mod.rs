@@ -109,7 +109,7 @@ impl ConnectionEnded {
     /// one that has it among its causes, the connection ends with this reason. The same applies to
     /// a call of the request service in a [`Pipeline`](crate::Pipeline), even if
     /// [`shutdown_on_error`](crate::Pipeline::shutdown_on_error) is off. Errors of a codec, or of
-    /// the request service's `poll_ready`, do not choose the reason. In
+    /// the `poll_ready` of a pipeline's request service, do not choose the reason. In
     /// [`Http`](crate::http::Http), the error of a request service chooses the reason over HTTP/1;
     /// over HTTP/2 such an error ends only its stream.
     ///

@@ -19,7 +19,7 @@ use crate::error::{BoxError, Panicked, caught};
 
 /// The calls of one connection's service.
 ///
-/// `A` is the type of the service's answers: `Reply<T>` or `Upgrade<T>`.
+/// `A` is the type into which the service's responses convert: `Reply<T>` or `Upgrade<T>`.
 pub(super) struct Calls<'a, Io, C: Decoder, T, M, S, A> {
     engine: &'a mut Engine<Io, C, T, M>,
     service: S,

@@ -124,10 +124,10 @@ impl<K, T, M> Groups<K, T, M> {
     ///
     /// `merge` is called only for frames that are sent, one right after the other, to all members
     /// before any member's task runs (see [`broadcast`](Self::broadcast)). So nothing is merged if
-    /// `whom` leaves a member out. Frames that a member broadcasts in different requests are not
-    /// merged either, because that member's own task takes each frame before its next request
-    /// begins. Merging helps if frames come from a feed, from a task of the program, or from
-    /// connections that are not members.
+    /// `whom` leaves a member out. If a member's pipeline runs one request at a time, the frames
+    /// that this member broadcasts in different requests are not merged either, because the
+    /// member's own task takes each frame before its next request begins. Merging helps if frames
+    /// come from a feed, from a task of the program, or from connections that are not members.
     ///
     /// A merged frame is encoded as a whole, even if it exceeds the high mark of a connection's
     /// output. So `merge` should limit its size by a constant, for example to 16 KiB. At most 64
@@ -212,8 +212,8 @@ where
         }
     }
 
-    /// Inserts a connection. If the group has a feed, returns a value that waits until the feed is
-    /// open.
+    /// Inserts a connection, unless it is closing. If the group has a feed, and the connection is a
+    /// member now, returns a value that waits until the feed is open.
     fn enter(&self, key: K, peer: &Peer<T, M>) -> Option<Opening>
     where
         K: Clone + Send + 'static,

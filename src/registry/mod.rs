@@ -205,7 +205,8 @@ where
     }
 
     /// Enters a connection under a key, and returns the one that had the key before. That may be
-    /// the same connection, if it had the key through a [`Peer`] from before an upgrade.
+    /// the same connection, if it had the key through a [`Peer`] from before an upgrade. Changes
+    /// nothing, and returns `None`, if the moment to remove the entry is already past.
     fn put(
         &self,
         mut shard: Shard<'_, K, Entered<T, M>>,

@@ -214,7 +214,7 @@ async fn feed_watchdog(handle: &Handle) {
     }
 }
 
-/// Sends messages. Returns whether they were sent; a failure is logged.
+/// Sends messages, if systemd waits for any. Returns `false` if that failed, and logs the failure.
 fn send(messages: &[NotifyState<'_>]) -> bool {
     let sent = try_send(messages);
     if let Err(err) = &sent {

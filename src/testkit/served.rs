@@ -272,8 +272,7 @@ impl<C: fmt::Debug> fmt::Debug for Served<C> {
     }
 }
 
-/// Aborts the server when this value is dropped. Aborting the server's task would have the same
-/// effect, but would block if the server has workers.
+/// Aborts the server when this value is dropped.
 struct CutOff(Handle);
 
 impl Drop for CutOff {

@@ -1,4 +1,5 @@
-//! The rules for verifying clients: root certificates and revocation lists.
+//! The rules for verifying clients: whether a certificate is required, the root certificates, and
+//! the revocation lists.
 
 use std::sync::Arc;
 
