@@ -4,7 +4,8 @@
 //! again only once a third of the buffer is free, and a slow reader may need longer than the write
 //! deadline to read so much. So this code asks the system [`LOOKS`] times per deadline how many
 //! bytes the peer has taken. It never asks while no output is pending. On systems other than
-//! Linux, and with a custom listener, it cannot ask, and only writes count.
+//! Linux, and with a custom listener that does not provide the socket, it cannot ask, and only
+//! writes count.
 
 use std::time::Duration;
 

@@ -56,11 +56,11 @@ use crate::error::BoxError;
 /// If the layer is a limit that connections share, a connection that gets only messages would hold
 /// a permit until its next request. Put such a limit around all events instead.
 ///
-/// Two layers of tower do not work as usual here. `Buffer` calls its service in its own task, where
-/// `RequestsOnlyLayer` does not know whether the service is ready. Put `Buffer` around all events
-/// instead. `LoadShed` rejects a request only because of a limit that the same `RequestsOnlyLayer`
-/// applies. It never rejects a request because the service is not ready, since all events wait
-/// until the service is ready.
+/// Two layers of tower do not work as usual here. `Buffer` calls its service from a task of its
+/// own, while messages reach the same service from the connection's task. So a message can use up
+/// the readiness that `Buffer` waited for. Put `Buffer` around all events instead. `LoadShed` is
+/// meant for a limit that the same `RequestsOnlyLayer` applies. It seldom rejects a request because
+/// the service itself is not ready, since all events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,

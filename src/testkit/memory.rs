@@ -48,7 +48,8 @@ pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
     )
 }
 
-/// A listener that accepts the connections of a [`Connector`]. Created by [`memory`].
+/// A listener that accepts the connections of a [`Connector`]. Created by [`memory`] and
+/// [`memory_with_buffer`].
 #[derive(Debug)]
 pub struct MemoryListener {
     waiting: mpsc::Receiver<Incoming<DuplexStream>>,

@@ -88,8 +88,8 @@ impl<Io> TlsStream<Io> {
         Self { io, records }
     }
 
-    /// Returns the underlying stream and the session. [`TlsInfo`](super::TlsInfo) also contains the
-    /// parameters of the session.
+    /// Returns the underlying stream and the session. The parameters of the session are also in
+    /// [`TlsInfo`](super::TlsInfo), one of the connection's facts.
     pub fn get_ref(&self) -> (&Io, &CommonState) {
         (&self.io, self.records.session())
     }

@@ -19,7 +19,7 @@ where
 {
     /// Waits for the next event, and takes it. Returns `None` when there will be no more.
     ///
-    /// Every wait for an event is part of this function. Before it returns `Pending`, it writes and
+    /// The engine waits for events only here. Before this function returns `Pending`, it writes and
     /// flushes as much as the stream takes.
     #[inline(always)]
     pub(in crate::pipeline) fn poll_event(

@@ -106,7 +106,8 @@ impl<F> Check<F> {
     ///
     /// Default: 15 min. Why: it is longer than the deadlines of most protocols. When reached:
     /// [`Promise::Ends`] is broken by the connection with faults, [`Promise::Others`] by the plain
-    /// one, or [`Promise::Released`] by the server.
+    /// one, or [`Promise::Released`] by the server. In the run with failing accepts, it is
+    /// [`Promise::Accepts`].
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
         self
