@@ -116,8 +116,8 @@ impl Bans {
         }
     }
 
-    /// Sets the length of the prefix that a ban of an IPv6 address covers: all addresses with the
-    /// same first `bits` bits are banned together.
+    /// Sets the prefix length of a ban of an IPv6 address: the ban applies to all addresses with
+    /// the same first `bits` bits.
     ///
     /// This is a setting of one clone, although clones share the set. Set it before cloning,
     /// because a clone with another prefix can miss the IPv6 bans of this clone, or apply them to

@@ -31,7 +31,7 @@ pub(super) const REMEMBERED: usize = 65_536;
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The number of clients below which the map is not searched for clients to forget. If
-/// `remembered` is smaller, that number is used instead.
+/// `remembered` is smaller than `FEW`, `remembered` is used instead.
 const FEW: usize = 1024;
 
 /// Returns the key of a client in the map: its IPv4 address, or the first `v6_prefix` bits of its

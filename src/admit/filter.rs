@@ -29,7 +29,7 @@ pub struct AddressDenied;
 
 /// Denies connections by address, for example by the rules of an `AccessList` or by `Bans`.
 ///
-/// A filter can be applied in one of two places, or in both:
+/// A filter can be applied to either of two addresses, or to both:
 ///
 /// - To the peer's address, by
 ///   [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter). The accept loop

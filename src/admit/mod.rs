@@ -23,8 +23,9 @@
 //! # The limit of a server
 //!
 //! [`ConnectionLimit`] counts connections exactly, from accept to the end of the connection's task.
-//! The limit can be changed while the server runs. Every [`Server`](crate::Server) has one, which
-//! [`Handle::limit`](crate::Handle::limit) returns. As a layer it limits any connection service.
+//! The limit can be changed while the server runs. Every [`Server`](crate::Server) has a
+//! `ConnectionLimit`, which [`Handle::limit`](crate::Handle::limit) returns. As a layer, a
+//! `ConnectionLimit` limits any connection service.
 //!
 //! tower's `ConcurrencyLimit` assigns a freed permit to the first waiter. `ConnectionLimit` wakes
 //! all waiters, and the first one that polls takes the permit. So no permit is assigned to an
@@ -138,9 +139,9 @@ impl ConnectionLimit {
 
     /// Changes the limit to `n`, at once.
     ///
-    /// A higher limit admits waiting connections. A lower limit closes no open connection. But a
-    /// permit that a ready service has reserved for its next connection is revoked while more
-    /// permits are in use than the new limit allows.
+    /// A higher limit admits waiting connections. A lower limit closes no open connection. But
+    /// while more permits are in use than the new limit allows, a ready service loses the permit
+    /// that it has reserved for its next connection.
     pub fn set(&self, n: usize) {
         let waiting = {
             let mut state = self.lock();
@@ -258,8 +259,8 @@ impl ConnectionLimitLayer {
     /// and gets at most 64 connections at a time. Further connections over the limit are closed at
     /// once. All connections over the limit end with [`EndReason::LimitExceeded`].
     ///
-    /// The server's own limit must be higher than this one. While the server is at its own limit,
-    /// it accepts nothing, so `service` gets no connections.
+    /// The server's own limit must be higher than the limit of this layer. While the server is at
+    /// its own limit, it accepts nothing, so `service` gets no connections.
     pub fn overflow<O>(self, service: O) -> OverflowLayer<O> {
         overflow::layer(self.limit, service)
     }
@@ -273,15 +274,15 @@ impl<S> Layer<S> for ConnectionLimitLayer {
     }
 }
 
-/// A connection service that is ready only below a [`ConnectionLimit`].
+/// A connection service that is ready only if it has reserved a permit of its [`ConnectionLimit`].
 #[derive(Debug)]
 pub struct Limited<S> {
     inner: S,
     limit: ConnectionLimit,
     instance: u64,
     reserved: Option<Permit>,
-    /// `true` if the inner service's `poll_ready` has returned `Pending` since the last call, even
-    /// if the service has become ready after that.
+    /// `true` if the inner service's `poll_ready` has returned `Pending` since the service was last
+    /// called, even if the service has become ready after that.
     queued: bool,
 }
 
