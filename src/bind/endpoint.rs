@@ -222,8 +222,9 @@ impl From<TcpListener> for Endpoint {
 }
 
 /// Uses a socket that is already listening, such as one inherited from a supervisor. The server
-/// does not remove the socket's path, unless the server was [suspended](crate::Handle::suspend) and
-/// resumed, and so has bound the path again.
+/// does not remove the socket's path when it closes the socket. Exception: a server that was
+/// [suspended](crate::Handle::suspend) and resumed removes the path, because it has bound the path
+/// again itself.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         Self {

@@ -4,8 +4,10 @@
 //! descriptor, a stream between the two processes. Environment variables describe each socket. When
 //! the new process is ready to accept, it writes `ready` to the stream. It accepts only after the
 //! old process has replied or has ended. So if the new process is not ready in time, and the old
-//! process kills it, the new process has no connections yet. (Only if the server that waits for the
-//! reply ends first, the other servers of the new process do not wait for it.)
+//! process kills it, the new process has no connections yet.
+//!
+//! In the new process, one server waits for the reply, and the other servers wait for this server.
+//! If this server ends before the reply arrives, the other servers accept without the reply.
 
 use std::env;
 use std::ffi::OsString;
@@ -129,7 +131,7 @@ impl FromChild {
     }
 }
 
-/// The reply to `ready`.
+/// The old process's reply to the line `ready`. It lets the new process accept.
 pub(crate) const GO: &[u8] = b"go\n";
 
 impl ListeningSocket {
@@ -158,7 +160,7 @@ struct Replacing {
 
 struct State {
     sockets: Vec<HandedOn>,
-    /// The stream to the old process, until this process is ready.
+    /// The stream to the old process. `None` once this process is ready.
     stream: Option<UnixStream>,
 }
 
@@ -230,8 +232,8 @@ impl HandedOn {
     }
 }
 
-/// Takes the sockets that the replaced process had for this endpoint. Returns `None` if there are
-/// none, or if this process replaces no other process.
+/// Takes the sockets that the replaced process passed for this endpoint. Returns `None` if there
+/// are none, if all of them were already taken, or if this process replaces no other process.
 pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option<Vec<Opened>>> {
     let Some(replacing) = &*REPLACING else {
         return Ok(None);
@@ -268,8 +270,8 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
 }
 
 /// Takes sockets that a supervisor has passed. Called after [`take`] has returned `None`. In a
-/// process that replaces another one, `None` means that the old process has passed no such socket,
-/// so this function fails.
+/// process that replaces another one, this function always fails, because the old process has
+/// passed no such socket, or another endpoint has already taken it.
 pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     if REPLACING.is_some() {
         return Err(PassedError::NotHandedOn);
@@ -296,15 +298,16 @@ pub(crate) fn close_unused() {
     replacing.changed();
 }
 
-/// Returns whether this process replaces another one and may not accept yet.
+/// Returns whether this process replaces another one and must still wait before it accepts.
 pub(crate) fn is_waiting() -> bool {
     let replacing = REPLACING.as_ref();
     replacing.is_some_and(|replacing| !replacing.over.load(Ordering::Acquire))
 }
 
-/// Waits until a server with these sockets may accept. In a process that replaces another one, that
-/// is when all passed sockets are served or closed, and the wait for the old process's reply is
-/// over. Any other process may accept at once.
+/// Waits until a server with these sockets may accept. Returns at once in a process that replaces
+/// no other process. Otherwise, first reports to the old process which of the passed sockets this
+/// server serves. Then waits until all passed sockets are served or closed, and the wait for the
+/// old process's reply is over.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
     if let Some(replacing) = &*REPLACING {
         replacing.may_accept(sockets).await;

@@ -10,9 +10,9 @@ use crate::error::{Panicked, caught};
 
 /// Methods for every [`Listener`], and for tokio's `TcpListener` and `UnixListener`.
 ///
-/// The closures of both methods run in the accept loop, in the context of the runtime on which the
-/// connection will run. They must not block. Work that takes time, or may reject a connection,
-/// belongs in a [pre-connect hook](crate::preconnect).
+/// The closures passed to these methods run in the accept loop, in the context of the runtime on
+/// which the connection will run. They must not block. Work that takes time, or may reject a
+/// connection, belongs in a [pre-connect hook](crate::preconnect).
 ///
 /// The returned listener has the addresses and the [`poll_readable`](Listener::poll_readable) of
 /// the original one.
@@ -222,8 +222,8 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
     }
 }
 
-/// Converts a panic of the user's function into the error of a peer that disconnected before the
-/// accept, so that only this connection ends.
+/// Converts a panic of the user's function into the error with which an accept fails if the peer
+/// has already disconnected, so that only this connection ends.
 fn aborted(panicked: Panicked) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, panicked)
 }

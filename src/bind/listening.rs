@@ -1,4 +1,4 @@
-//! A listening socket, which its accept loop shares with code that passes it to another process.
+//! A listening socket. The accept loop shares it with the code that passes it to another process.
 
 use std::io;
 use std::ops::Deref;
@@ -11,7 +11,8 @@ use socket2::{Socket, Type};
 use super::unix::OwnPath;
 use crate::connection::Address;
 
-/// A listening socket of a server, to pass to another process or to read its options.
+/// A listening socket of a server. Use it to pass the socket to another process, or to read the
+/// socket's options.
 ///
 /// This value keeps the socket open, so hold it only for a moment. As long as the socket is open,
 /// clients can connect. If no server accepts from the socket any more, these clients wait until
@@ -54,8 +55,8 @@ pub(super) struct Listening {
     /// Set if this process has stopped accepting from the socket, so that the socket's clients
     /// wait for another process.
     pub(super) released: AtomicBool,
-    /// The socket's index among the sockets that the replaced process passed. `None` for any other
-    /// socket.
+    /// The socket's index among the sockets that the replaced process passed. `None` if no replaced
+    /// process passed this socket.
     #[cfg_attr(not(feature = "handover"), expect(dead_code, reason = "always none"))]
     pub(super) handed_on: Option<usize>,
 }
@@ -71,8 +72,8 @@ pub(super) struct Opened {
     pub(super) prepared: bool,
     /// Set if a supervisor also keeps the socket open.
     pub(super) kept: bool,
-    /// The socket's index among the sockets that the replaced process passed. `None` for any other
-    /// socket.
+    /// The socket's index among the sockets that the replaced process passed. `None` if no replaced
+    /// process passed this socket.
     pub(super) handed_on: Option<usize>,
 }
 

@@ -131,10 +131,10 @@ pub trait Listener: Send + 'static {
 
     /// Closes the listening sockets, so that clients are refused until [`resume`](Self::resume).
     ///
-    /// The accept loop calls this method after [`Handle::suspend`](crate::Handle::suspend). Until
-    /// the loop calls `resume`, it calls no other method, but it may call `suspend` again. The
-    /// default implementation does nothing, so clients wait in the backlog, as in a
-    /// [pause](crate::Handle::pause). A listener that wraps another one should forward `suspend`
+    /// The accept loop calls this method after [`Handle::suspend`](crate::Handle::suspend). The
+    /// loop's next call is `resume`, or `suspend` again. Until `resume` succeeds, the loop calls no
+    /// other method. The default implementation does nothing, so clients wait in the backlog, as in
+    /// a [pause](crate::Handle::pause). A listener that wraps another one should forward `suspend`
     /// and `resume`.
     fn suspend(&mut self) {}
 

@@ -59,8 +59,8 @@ pub(super) async fn open(endpoint: Endpoint, options: &SocketOptions) -> io::Res
 /// the system chose for the first address may be in use on another address.
 const CHOICES: usize = 16;
 
-/// Opens a socket for each address of one name. If the system chooses the port, all of them get the
-/// same port.
+/// Opens a socket for each address of one name. If the system chooses the port, all these sockets
+/// get the same port.
 fn open_each(addrs: &[SocketAddr], options: &SocketOptions) -> io::Result<Vec<Opened>> {
     let mut choices = CHOICES;
     loop {

@@ -22,8 +22,8 @@ use socket2::{Domain, Socket, TcpKeepalive};
 /// and `unix_mode` apply to the listening socket, and the two buffer sizes also to accepted
 /// sockets. If one of these options cannot be set on the listening socket, the bind fails. The
 /// other options apply only to accepted sockets. If an option cannot be set for accepted sockets,
-/// the failure is logged at debug level (except for `reset_cut_off`), and connections are served
-/// without the option.
+/// connections are served without the option. The failure is logged at debug level, except for
+/// `reset_cut_off`.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until sockets are bound with them"]
 pub struct SocketOptions {
@@ -224,8 +224,8 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether the server resets a TCP connection when it cuts the connection off. It cuts off
-    /// a connection
+    /// Sets whether the server resets a TCP connection when it cuts the connection off. The server
+    /// cuts off a connection
     ///
     /// - that reaches its deadline [`write`](crate::deadline::Deadlines::write), or
     ///   [`Linger::write`](crate::close::Linger::write);
@@ -271,8 +271,8 @@ impl SocketOptions {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
     }
 
-    /// Sets the options of a TCP socket before it is bound, including, on Linux, those that
-    /// accepted sockets will inherit.
+    /// Sets the options of a listening TCP socket before it is bound. On Linux, also sets the
+    /// options that accepted sockets will inherit.
     pub(super) fn prepare(&self, socket: &Socket, domain: Domain) -> io::Result<()> {
         socket.set_reuse_address(self.reuse_address)?;
         if self.reuse_port {

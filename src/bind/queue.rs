@@ -51,9 +51,9 @@ fn listeners(table: impl BufRead) -> impl Iterator<Item = (SocketAddr, usize)> {
 }
 
 /// Returns the local address and the length of the accept queue from a row of [proc_net_tcp].
-/// Returns `None` if the row's socket does not listen. The fields of a row are its number, the
-/// local and the remote address, the state, and the lengths of two queues. For a listening socket
-/// the second queue is the accept queue.
+/// Returns `None` if the row's socket does not listen. The first fields of a row are its number,
+/// the local and the remote address, the state, and the lengths of two queues. For a listening
+/// socket the second queue is the accept queue.
 ///
 /// [proc_net_tcp]: https://docs.kernel.org/networking/proc_net_tcp.html
 fn listener(row: &str) -> Option<(SocketAddr, usize)> {

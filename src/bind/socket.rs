@@ -79,9 +79,9 @@ const SHORT_IS_DONE: bool = cfg!(any(
 ));
 
 /// Reads or writes like tokio's own `poll_read` and `poll_write`, which cannot be used here because
-/// they need `&mut` access. Waits until the stream is ready, and evaluates `done`. Clears the
-/// readiness if `done` would block. If [`SHORT_IS_DONE`] is true, also clears it if `done` moves
-/// some bytes, but fewer than `len`.
+/// they need `&mut` access. Waits until the stream is ready, and evaluates `$done`, which is the
+/// read or the write. Clears the readiness if `$done` would block. If [`SHORT_IS_DONE`] is true,
+/// also clears the readiness if `$done` moves some bytes, but fewer than `$len`.
 macro_rules! poll_io {
     ($stream:ident, $cx:ident, $ready:ident, $interest:expr, $len:expr, $done:expr) => {
         loop {
@@ -131,7 +131,8 @@ const LOOK: usize = 4 * 1024;
 const JOINED: usize = 512;
 
 /// The maximum number of buffers that `writev` takes (`IOV_MAX`). The standard library passes no
-/// more. So a write of more buffers would be short, as if the socket's send buffer were full.
+/// more. So a write of more buffers is first cut to this number. Otherwise the write would look
+/// short, as if the socket's send buffer were full.
 const BUFFERS: usize = 1024;
 
 impl Socket {
