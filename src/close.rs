@@ -233,10 +233,11 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-/// The wait before the next check whether the peer has taken all output, if it had not when writing
-/// was shut down, or when the last input was discarded. Each further wait is twice as long as the
-/// one before it, up to [`Linger::write`] divided by [`LOOKS`]. [`Linger::time`] counts from the
-/// check that finds that all output was taken, so it begins late by at most the last wait.
+/// The first wait before a check whether the peer has taken all output. It begins when writing has
+/// been shut down, and again when the last input has been discarded, if the peer has not taken all
+/// output by then. Each further wait is twice as long as the one before it, up to
+/// [`Linger::write`] divided by [`LOOKS`]. [`Linger::time`] counts from the check that finds that
+/// all output was taken, so it begins late by at most the last wait.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.

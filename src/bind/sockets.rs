@@ -259,9 +259,9 @@ fn next_endpoint() -> usize {
 #[derive(Debug)]
 struct Source {
     socket: AsyncFd<Arc<Listening>>,
-    /// Set when the socket is registered, and when the runtime's readiness is cleared. Cleared by
-    /// an accept. If the runtime reports readiness while this is set, a connection has arrived, so
-    /// the system need not be asked.
+    /// If this is set and the runtime reports readiness, a connection has arrived, so the system
+    /// need not be asked. Set when the socket is registered, and when the runtime's readiness is
+    /// cleared. Cleared by an accept.
     is_news: bool,
     /// Set if the server's options were applied to this socket. On Linux, accepted sockets then
     /// inherit their options from this socket.
@@ -373,7 +373,8 @@ impl Source {
         }
     }
 
-    /// Sets the options of an accepted socket, and registers it with the runtime.
+    /// Registers an accepted socket with the runtime. If it is a TCP socket, sets its options
+    /// first.
     fn open(
         &self,
         socket: socket2::Socket,
@@ -424,8 +425,8 @@ fn has_event(socket: &socket2::Socket) -> bool {
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
-/// Replaces the error of a socket that no longer listens, for example after a `shutdown`, with
-/// [`ListenerClosed`]. Returns any other error unchanged.
+/// Replaces the error of a socket that no longer listens, for example after a call of
+/// `shutdown(2)`, with [`ListenerClosed`]. Returns any other error unchanged.
 fn closed_or(err: io::Error, listener: &socket2::Socket) -> io::Error {
     if err.kind() == io::ErrorKind::InvalidInput && !listens(listener) {
         return io::Error::new(err.kind(), ListenerClosed);

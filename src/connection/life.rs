@@ -76,8 +76,8 @@ impl Life {
         }
     }
 
-    /// Adds to a counter without an atomic read-modify-write, because each counter has one writer:
-    /// the task that owns the stream.
+    /// Adds to a counter that has one writer: the task that owns the stream. So this function needs
+    /// no atomic read-modify-write.
     fn add(counter: &AtomicU64, n: usize) {
         let sum = counter.load(Ordering::Relaxed).wrapping_add(n as u64);
         counter.store(sum, Ordering::Relaxed);
@@ -270,9 +270,10 @@ impl Life {
         }
     }
 
-    /// Makes the end final and runs its callbacks. If closing has not begun, runs the callbacks for
-    /// that moment first. Called when the connection's task ends or is dropped, and by the accept
-    /// loop if a panic leaves the connection without a task. A second call does nothing.
+    /// Makes the end final and runs its callbacks. If closing has not begun, first runs the
+    /// callbacks for the moment when closing begins. Called when the connection's task ends or is
+    /// dropped, and by the accept loop if a panic leaves the connection without a task. A second
+    /// call does nothing.
     ///
     /// `outcome` returns the last reason to propose.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {

@@ -70,7 +70,7 @@ impl<Io> Connection<Io> {
     /// A second fact of the same type hides the first. Facts are dropped with the last
     /// [`ConnectionInfo`] or handle of the connection, which may be after the connection's end. A
     /// fact must not hold a `ConnectionInfo` or a [`Peer`](crate::Peer) of its own connection,
-    /// because then neither would ever be dropped. It may hold the connection's
+    /// because the facts would then never be dropped. A fact may hold the connection's
     /// [`id`](ConnectionInfo::id).
     pub fn insert<F: Any + Send + Sync>(&mut self, fact: F) {
         self.life().origin.facts.insert(fact);
@@ -153,10 +153,10 @@ impl<Io> Connection<Io> {
     /// Registers a callback for the end of the connection.
     ///
     /// The callback runs exactly once, however the connection ends: after an orderly close, a panic
-    /// or an abort, or when the connection's future is dropped. It runs after the stream is dropped
-    /// (unless the service has moved the stream to another task), normally in the connection's
-    /// task, and must not block. Callbacks run in registration order; one that is registered after
-    /// the end runs at once.
+    /// or an abort, or when the connection's future is dropped. It runs after the stream is
+    /// dropped, unless the service has moved the stream to another task. It normally runs in the
+    /// connection's task, and must not block. Callbacks run in registration order; one that is
+    /// registered after the end runs at once.
     ///
     /// Before its end, a connection that closes gracefully writes the remaining output, and then
     /// lingers for up to 2 s by default ([`Linger`](crate::close::Linger)). To act before that, use
