@@ -318,7 +318,7 @@ mod system {
 
     use super::{SockRef, TcpStream, UnixStream};
 
-    /// The first 16 words of 64 bits of `tcp_info`. Linux has had all of them since 4.1.
+    /// The beginning of `tcp_info`, as 16 words of 64 bits. Linux has had all of them since 4.1.
     type TcpInfo = [u64; 16];
     /// The index of `bytes_acked`, the last word of [`TcpInfo`].
     const ACKNOWLEDGED: usize = 15;

@@ -38,8 +38,8 @@ impl Blocked {
         self.0.is_some()
     }
 
-    /// Returns the moment at which output became pending. Unlike the moment from which the deadline
-    /// counts, this moment stays the same when the peer takes a part of the output.
+    /// Returns the moment at which output became pending. Unlike the moment from which the write
+    /// deadline counts, this moment stays the same when the peer takes a part of the output.
     pub(crate) fn begun(&self) -> Option<Moment> {
         self.0.as_ref().map(|wait| wait.begun)
     }

@@ -90,7 +90,7 @@ impl Pace {
 }
 
 /// Returns the current window, which is `Some(None)` if there is nothing to measure. Returns `None`
-/// if too few bytes have moved in a window that has ended, and the check is not late.
+/// if the window has ended, too few bytes have moved in it, and this check is not late.
 fn next(
     window: Option<Window>,
     rate: MinRate,

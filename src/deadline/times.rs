@@ -116,9 +116,9 @@ deadlines! {
         /// deadline applies to a request's head, and in HTTP/2 to the preface at the beginning of a
         /// connection.
         ///
-        /// Default: 30 s. Why: a frame of the default maximum, 64 KiB, then needs 17 kbit/s, which
-        /// all but the slowest links reach. When reached: the connection ends with
-        /// [`FrameTimeout`](crate::EndReason::FrameTimeout).
+        /// Default: 30 s. Why: a frame of the default maximum, 64 KiB, needs 17 kbit/s to arrive in
+        /// 30 s, and all but the slowest links reach that rate. When reached: the connection ends
+        /// with [`FrameTimeout`](crate::EndReason::FrameTimeout).
         frame = secs(30),
 
         /// Sets how long a service may wait for the next byte of an HTTP request's body. `None`
@@ -152,9 +152,10 @@ deadlines! {
         /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. For
         /// a raw service, bytes read and bytes written both restart the time.
         ///
-        /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. The
-        /// balancer then closes first, and it knows that no request is in transit. When reached:
-        /// the connection closes with [`IdleTimeout`](crate::EndReason::IdleTimeout).
+        /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. If the
+        /// server waits longer, the balancer closes first, and it knows that no request is in
+        /// transit. When reached: the connection closes with
+        /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
         idle = secs(75),
 
         /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
@@ -175,8 +176,9 @@ deadlines! {
         /// sixteenth of the deadline. If a peer's receive buffer is full, its system takes nothing
         /// until the peer has read a part of the buffer. That part may be larger than 64 KiB, so
         /// set a longer time for peers that read only a few KiB per second. On other systems, and
-        /// with a custom listener, bytes count as taken when more can be written. This is rare with
-        /// a slow reader, so set a longer time there, too.
+        /// with a custom listener, bytes count as taken when more can be written. With a slow
+        /// reader, a long time can pass before more can be written, so set a longer deadline there,
+        /// too.
         ///
         /// Default: 30 s. Why: a peer that takes no byte for so long is gone or malicious. When
         /// reached: the connection ends with [`WriteTimeout`](crate::EndReason::WriteTimeout).
@@ -192,8 +194,8 @@ deadlines! {
         /// gone. TCP does not distinguish the two, so replies within this time are sent. Each
         /// finished reply, and each byte that the peer takes, restarts the time. So a request gets
         /// its reply even if many others arrived before it. While output is pending,
-        /// [`write`](Self::write) applies instead. The time does not run either while
-        /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back; it starts again
+        /// [`write`](Self::write) applies instead. The time also does not run while
+        /// [`Peer::pause_input`](crate::Peer::pause_input) holds requests back. It starts again
         /// when the pause ends. This deadline applies to pipelines and to HTTP/1, but not to
         /// HTTP/2, which has no half-closed connections. A reset of the connection ends its
         /// requests at once.
@@ -383,9 +385,9 @@ deadlines! {
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame, or for its
-        /// first one. Each frame and each reply that is completely written restarts the time. The
-        /// wait for further frames ends at the latest when ten times this time has passed since the
-        /// beginning of the drain.
+        /// first one. Each frame restarts the time, and so does each reply once it is completely
+        /// written. The wait for further frames ends at the latest when ten times this time has
+        /// passed since the beginning of the drain.
         ///
         /// A protocol without a message that announces a close cannot tell its client to stop. So a
         /// request that the client sends while the server closes the connection is lost. With this
