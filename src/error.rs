@@ -92,9 +92,9 @@ pub enum Error {
     #[error("the connection service failed")]
     Service(#[source] BoxError),
 
-    /// A worker thread could not be started, all runtimes passed to
-    /// [`ServerBuilder::runtimes`](crate::ServerBuilder::runtimes) were shut down, or the runtime of
-    /// the server itself was.
+    /// A worker thread could not be started. This is also the error if all runtimes passed to
+    /// [`ServerBuilder::runtimes`](crate::ServerBuilder::runtimes) were shut down, or if the runtime
+    /// of the server itself was shut down.
     #[error("the workers failed")]
     Workers(#[source] io::Error),
 }

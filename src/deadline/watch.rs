@@ -23,9 +23,9 @@ pub(crate) enum Borrower {
     Upgraded,
 }
 
-/// The number of checks per deadline and window of `min_rate` of an upgraded stream, and per write
-/// deadline in HTTP/2. So a connection ends late by about a quarter of the deadline at most, or by
-/// 1 ms if that is more.
+/// The number of checks per deadline of an upgraded stream, and per window of its `min_rate`. In
+/// HTTP/2, this is the number of checks per write deadline. So a connection ends late by about a
+/// quarter of the deadline at most, or by 1 ms if that is more.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.
@@ -53,8 +53,8 @@ pub(crate) struct Watch {
     timer: Timer,
     borrower: Borrower,
     retire: Option<Moment>,
-    /// The moment when the connection began to drain because of its age. If it was already draining
-    /// when the watch began, the beginning of the watch.
+    /// The moment when the connection began to drain because of its age. If that was before the
+    /// watch began, this is the beginning of the watch.
     retired: Option<Moment>,
     /// The sum of bytes read and written when the watch began.
     before: u64,
@@ -84,7 +84,7 @@ impl Watch {
     }
 
     /// Completes with the end reason if a deadline has passed. Otherwise registers a wakeup. At the
-    /// maximum age it only begins to drain the connection. Called before each wait.
+    /// maximum age, begins to drain the connection, but does not complete. Called before each wait.
     pub(crate) fn poll(
         &mut self,
         life: &Life,

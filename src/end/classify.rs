@@ -1,10 +1,10 @@
-//! Maps errors to [`EndReason`]s. All modules use these functions, so that the same error has the
-//! same reason everywhere.
+//! Maps errors to [`EndReason`]s. The modules share these functions, so that they do not map the
+//! same error to different reasons.
 //!
 //! | error of | classified by |
 //! | --- | --- |
 //! | a stream | [`EndReason::of_io`] |
-//! | a pipeline's decoder | [`EndReason::of_decoder`] |
+//! | a pipeline's decoder, in `decode` | [`EndReason::of_decoder`] |
 //! | hyper | `EndReason::of_hyper` |
 //! | a connection's stack | [`EndReason::of_stack`] |
 //!
@@ -33,10 +33,11 @@ pub struct FrameTooLarge {
 
 impl FrameTooLarge {
     /// Creates the error for a limit in bytes. If a decoder's `decode` returns it, the connection
-    /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). As for other
-    /// errors, the reason is [`EndReason::Truncated`](crate::EndReason::Truncated) if `decode_eof`
-    /// returns it, and [`EndReason::EncodeError`](crate::EndReason::EncodeError) if an encoder
-    /// does.
+    /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). If `decode_eof`
+    /// returns it, the reason is [`EndReason::Truncated`](crate::EndReason::Truncated). If an
+    /// encoder returns it, the reason is
+    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError). Most other errors have the same
+    /// reasons in these two cases.
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }

@@ -118,7 +118,7 @@ impl ConnectionEnded {
     /// [`LimitExceeded`](EndReason::LimitExceeded)), and
     /// [`ServiceClosed`](EndReason::ServiceClosed) for an orderly end. The reason is reported in
     /// events and metrics, and determines the level of the connection's closing event. In a
-    /// pipeline, the replies due before that of the failed call are still sent, but there is no
+    /// pipeline, the replies due before the failed call's reply are still sent, but there is no
     /// [farewell](crate::Pipeline::farewell). With [`Aborted`](EndReason::Aborted),
     /// [`DrainDeadline`](EndReason::DrainDeadline), [`Killed`](EndReason::Killed),
     /// [`SlowReader`](EndReason::SlowReader) or [`WriteTimeout`](EndReason::WriteTimeout),

@@ -65,8 +65,8 @@ macro_rules! end_reasons {
 
 end_reasons! {
     /// The peer finished sending after a complete frame or before its first byte, and all replies
-    /// were written. This is also the reason if a raw service completed after it had read to the
-    /// end of input.
+    /// were written. This is also the reason if an HTTP/1 request asked for the connection to
+    /// close, or if a raw service completed after it had read to the end of input.
     PeerClosed = "peer_closed" by Peer,
     /// The peer reset the connection, left before a reply was written, or stopped acknowledging
     /// data or HTTP/2 pings. This is also the reason if the peer finished sending and a reply then
@@ -92,13 +92,15 @@ end_reasons! {
     /// [`upgraded_idle`](crate::deadline::Deadlines::upgraded_idle).
     IdleTimeout = "idle_timeout" by Server,
     /// The peer took no byte of the pending output within the [write
-    /// deadline](crate::deadline::Deadlines::write).
+    /// deadline](crate::deadline::Deadlines::write). While the connection closes,
+    /// [`Linger::write`](crate::close::Linger::write) applies instead.
     WriteTimeout = "write_timeout" by Server,
     /// The service left more small HTTP/2 data frames unread than hyper's library h2 keeps. See
     /// `Http::configure`.
     UnreadData = "unread_data" by Server,
-    /// The peer read more slowly than [`min_rate`](crate::deadline::Deadlines::min_rate), or a
-    /// broadcast closed the connection because the peer did not read.
+    /// The peer read more slowly than [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate)
+    /// or [`Linger::min_rate`](crate::close::Linger::min_rate) allows, or a broadcast closed the
+    /// connection because the peer did not read.
     SlowReader = "slow_reader" by Server,
     /// The peer sent the rest of a frame, an HTTP/1 head or an HTTP/2 preface more slowly than
     /// [`min_rate`](crate::deadline::Deadlines::min_rate).
