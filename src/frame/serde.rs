@@ -236,7 +236,7 @@ fn at_end<T, E>(document: Option<T>, src: &BytesMut) -> Result<Option<T>, SerdeE
     Ok(document)
 }
 
-/// Reads and writes the documents of a [`Serde`] in some format of serde.
+/// Reads and writes the documents of a [`Serde`] in a format that serde supports.
 ///
 /// ```
 /// use std::io::Write;

@@ -6,9 +6,9 @@ use bytes::BytesMut;
 
 use super::DecoderStalled;
 
-/// The maximum number of items that a decoder may return in a row without consuming input, if the
-/// codec around it needs another item after each. The number is so high because a decoder may split
-/// a frame of 1 MiB into one item per byte.
+/// The maximum number of items that a decoder may return in a row without consuming input. An item
+/// counts only if the codec around the decoder needs another item after it. The number is so high
+/// because a decoder may split a frame of 1 MiB into one item per byte.
 const ITEMS: u32 = 1024 * 1024;
 
 /// Counts the items that a decoder has returned without consuming input. Without this count, a
@@ -25,8 +25,8 @@ impl Stall {
         Self { items, len }
     }
 
-    /// Counts an item after which the codec around the decoder needs another one. `src` is the
-    /// input after the call that returned the item.
+    /// Counts an item. Called if the codec around the decoder needs another item after this one.
+    /// `src` is the input after the call that returned the item. Fails if the decoder has stalled.
     pub(super) fn count(&mut self, src: &BytesMut) -> io::Result<()> {
         if src.len() != self.len {
             *self = Self::new(src);

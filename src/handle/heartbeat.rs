@@ -17,11 +17,12 @@ impl Handle {
     ///
     /// A waiting loop is not stuck: it also runs when the server is at its connection limit, during
     /// a pause, during a drain, and while a layer is not ready. The loop is stuck if its thread is
-    /// blocked, or if no thread of its runtime is free. A service or layer of the connection stack,
-    /// an [`address_filter`](crate::ServerBuilder::address_filter), the policy of
-    /// [`on_accept_error`](crate::ServerBuilder::on_accept_error) or a listener can block the
-    /// thread. Before the future of [`serve`](crate::Server::serve) is first polled, the loop does
-    /// not run, so this method waits.
+    /// blocked, or if no thread of its runtime is free. The thread can be blocked by a service or
+    /// layer of the connection stack, by an
+    /// [`address_filter`](crate::ServerBuilder::address_filter), by the policy of
+    /// [`on_accept_error`](crate::ServerBuilder::on_accept_error), or by a listener. Before the
+    /// future of [`serve`](crate::Server::serve) is first polled, the loop does not run, so this
+    /// method waits.
     ///
     /// [`health::is_live`](crate::health::is_live) adds a deadline.
     ///

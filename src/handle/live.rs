@@ -76,7 +76,8 @@ impl LiveConnection {
     }
 
     /// Closes the connection gracefully, as a drain does: requests in progress are answered. For a
-    /// raw service, [`Connection::draining`](crate::Connection::draining) completes.
+    /// raw service, which reads and writes the stream itself,
+    /// [`Connection::draining`](crate::Connection::draining) completes.
     pub fn close(&self) {
         self.life.close_gracefully();
     }
