@@ -260,6 +260,9 @@ async fn a_connection_keeps_its_key_over_an_upgrade_to_another_pipeline() {
 
         assert!(before.send(Bytes::from("lost")).await.is_err());
         if command != "remove" {
+            // The old handle does not take the entry back.
+            assert_eq!(names.insert("ann".to_owned(), &before), Ok(()));
+            assert!(names.replace("ann".to_owned(), &before).is_none());
             let ann = peer(&names, "ann");
             ann.send(Bytes::from("hello"))
                 .await

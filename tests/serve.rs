@@ -2,11 +2,12 @@
 //! thread awaits the future, and dropping the future still ends the server at once.
 
 use std::convert::Infallible;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, pending, poll_fn, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::thread::{self, ThreadId};
@@ -19,11 +20,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
 use tower::service_fn;
 use tower_tcp::bind::{Endpoint, Incoming, Listener, Socket};
-use tower_tcp::{Address, Connection, ConnectionService, Error, Server};
+use tower_tcp::{Address, Connection, ConnectionService, Error, Serve, Server};
 use tracing::{Instrument, Span, info_span};
 
 #[path = "support/process.rs"]
@@ -159,32 +160,96 @@ fn a_dropped_future_has_closed_the_listener_and_ends_the_connections() {
     });
 }
 
+/// Polls a future once, outside a task.
+async fn poll_once<F: Future + Unpin>(future: &mut F) {
+    poll_fn(|cx| {
+        assert!(Pin::new(&mut *future).poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+}
+
 #[test]
-fn a_stack_that_drops_its_own_server_ends_it() {
+fn a_stack_that_drops_its_own_server_ends_it_and_is_not_called_again() {
     let runtime = workers();
     let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
     let handle = server.handle();
+    let clients = [(); 12].map(|()| std::net::TcpStream::connect(addr));
     let held = Arc::new(Mutex::new(None));
-    let inside = Arc::clone(&held);
-    let stack = calling(move || drop(inside.lock().expect("no panic").take()));
-    *held.lock().expect("no panic") = Some(Box::pin(server.serve(stack)));
-    runtime.block_on(async {
-        poll_fn(|cx| {
-            let mut held = held.lock().expect("no panic");
-            let serve = held.as_mut().expect("nobody has dropped it yet");
-            assert!(serve.as_mut().poll(cx).is_pending());
-            Poll::Ready(())
-        })
-        .await;
+    let (inside, calls) = (Arc::clone(&held), Arc::new(AtomicUsize::new(0)));
+    let called = Arc::clone(&calls);
+    let stack = calling(move || {
+        called.fetch_add(1, Ordering::Relaxed);
+        drop(inside.lock().expect("no panic").take());
     });
-    let client = std::net::TcpStream::connect(addr);
+    runtime.block_on(async {
+        // The lock is held until the future is there to be dropped.
+        let mut held = held.lock().expect("no panic");
+        let mut serve = Box::pin(server.serve(stack));
+        poll_once(&mut serve).await;
+        *held = Some(serve);
+    });
 
     let ended = runtime.block_on(async { timeout(NET, handle.closed()).await });
 
     // A worker that is stuck in the stack must not keep the test from its end.
     runtime.shutdown_background();
     assert_eq!(ended.expect("it ends").aborted, 1);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    drop(clients);
+}
+
+#[test]
+fn a_call_that_drops_the_output_of_a_task_may_drop_its_own_server_with_it() {
+    let runtime = workers();
+    let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
+    let handle = server.handle();
+    let held = Arc::new(Mutex::new(None::<JoinHandle<Serve>>));
+    let inside = Arc::clone(&held);
+    // tokio drops the output as the task that has returned it, and not as the task of the server.
+    let stack = calling(move || drop(inside.lock().expect("no panic").take()));
+    runtime.block_on(async {
+        let mut serve = server.serve(stack);
+        poll_once(&mut serve).await;
+        let task = tokio::spawn(ready(serve));
+        while !task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        *held.lock().expect("no panic") = Some(task);
+    });
+    let client = std::net::TcpStream::connect(addr);
+
+    let ended = runtime.block_on(async { timeout(NET, handle.closed()).await });
+
+    runtime.shutdown_background();
+    assert!(ended.is_ok(), "the server has ended");
     drop(client);
+}
+
+#[test]
+fn a_drop_does_not_wait_for_ever_for_a_call_that_waits_for_it() {
+    let runtime = workers();
+    let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
+    let handle = server.handle();
+    let lock = Arc::new(Mutex::new(()));
+    let (tell, told) = mpsc::sync_channel(1);
+    let taken = Arc::clone(&lock);
+    let stack = calling(move || {
+        tell.send(()).expect("the test waits");
+        drop(taken.lock());
+    });
+    let mut serve = server.serve(stack);
+    runtime.block_on(poll_once(&mut serve));
+    let guard = lock.lock().expect("no panic");
+    let client = std::net::TcpStream::connect(addr);
+    told.recv_timeout(NET).expect("a call");
+
+    drop(serve);
+
+    drop(guard);
+    let ended = runtime.block_on(async { timeout(NET, handle.closed()).await });
+    assert!(ended.is_ok(), "the server has ended");
+    drop((client, runtime.block_on(bound(addr))));
 }
 
 /// A listener with a fault.
@@ -220,19 +285,24 @@ fn a_server_whose_runtime_is_shut_down_ends_with_an_error() {
     let runtime = workers();
     let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
     let (tell, told) = mpsc::sync_channel(2);
-    let called = tell.clone();
+    let (called, handle) = (tell.clone(), server.handle());
     let entered = runtime.handle().clone();
     thread::spawn(move || {
         let stack = calling(move || called.send(None).expect("the test waits"));
-        let ended = entered.block_on(server.serve(stack));
-        tell.send(Some(ended))
+        let mut serve = server.serve(stack);
+        let ended = entered.block_on(&mut serve);
+        // The listener is closed and the report is there, although the future is not dropped yet.
+        let closed = handle.closed().now_or_never().is_some();
+        let free = std::net::TcpListener::bind(addr).is_ok();
+        tell.send(Some((ended, closed, free)))
     });
     let client = std::net::TcpStream::connect(addr);
     assert!(told.recv_timeout(NET).expect("a call").is_none());
 
     runtime.shutdown_background();
 
-    let ended = told.recv_timeout(NET).expect("the end").expect("an end");
+    let (ended, closed, free) = told.recv_timeout(NET).expect("the end").expect("an end");
     assert!(matches!(ended, Err(Error::Workers(_))), "{ended:?}");
+    assert!(closed && free);
     drop(client);
 }

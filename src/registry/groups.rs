@@ -226,7 +226,7 @@ where
         let mut shard = self.inner.groups.of(&key);
         if let Some(group) = shard.get(&key)
             && let Some(has) = group.members.get(&id)
-            && has.peer.is_same(peer)
+            && has.outlasts(peer)
         {
             return group.opening();
         }

@@ -168,7 +168,7 @@ where
         let own_key = key.clone();
         let shard = self.inner.entries.of(&key);
         match shard.get(&key) {
-            Some(has) if has.peer.is_same(peer) => return Ok(()),
+            Some(has) if has.outlasts(peer) => return Ok(()),
             Some(has) if !has.is_of(peer) => return Err(KeyTaken),
             _ => {}
         }
@@ -196,7 +196,7 @@ where
         let own_key = key.clone();
         let shard = self.inner.entries.of(&key);
         let has = shard.get(&key);
-        if has.is_some_and(|has| has.peer.is_same(peer)) {
+        if has.is_some_and(|has| has.outlasts(peer)) {
             return None;
         }
         let is_own = has.is_some_and(|has| has.is_of(peer));

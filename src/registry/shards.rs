@@ -97,6 +97,12 @@ impl<T, M> Entered<T, M> {
         self.peer.info().id() == peer.info().id()
     }
 
+    /// Returns whether this entry stays if `peer` is entered: it has this [`Peer`], or one of the
+    /// same connection that is not older.
+    pub(super) fn outlasts(&self, peer: &Peer<T, M>) -> bool {
+        self.peer.is_same(peer) || self.is_of(peer) && peer.is_closed()
+    }
+
     /// Returns the connection, and cancels the callback that removes the entry. Call this without
     /// holding a lock, because this drops the callback and its key, and dropping a key can run user
     /// code.

@@ -102,11 +102,14 @@ impl<L: Listener> Server<L> {
     /// Use [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers)
     /// describes the effect of each of tower's layers here.
     ///
-    /// On a multi-threaded runtime, the accept loop always runs in a task. If the returned future
-    /// is awaited outside a task, as in a `main` with `#[tokio::main]`, its first poll spawns a
-    /// task for the loop, in the current span. Why: tokio runs `main` on a thread of its own, and
-    /// waking that thread for each client would cost about a tenth of a short connection's CPU
-    /// time.
+    /// If the returned future is awaited outside a task of a multi-threaded runtime, as in a `main`
+    /// with `#[tokio::main]`, its first poll spawns a task for the accept loop, in the current
+    /// span. Why: tokio runs `main` on a thread of its own, and waking that thread for each client
+    /// would cost about a tenth of a short connection's CPU time.
+    ///
+    /// In that task, a call of `stack` does not see what belongs to the caller's thread or task: a
+    /// `LocalSet`, task-locals, a subscriber set by `tracing::subscriber::set_default`. If a call
+    /// uses `tokio::task::spawn_local`, await `spawn_local(server.serve(stack))` in the `LocalSet`.
     ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end

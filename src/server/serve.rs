@@ -8,15 +8,17 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::Instrument;
 
 use crate::error::Error;
-use crate::handle::ServerState;
+use crate::handle::{Phase, ServerState};
 use crate::signals::Report;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -26,7 +28,9 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 ///
 /// # Cancel safety
 ///
-/// Dropping the future closes the listener and aborts all connections.
+/// Dropping the future closes the listener and aborts all connections. If another thread is calling
+/// the stack at that moment, the drop waits for the end of that call, for at most 1 s. So hold no
+/// lock that the stack takes.
 #[must_use = "a server serves nobody unless it is awaited or spawned"]
 pub struct Serve {
     state: Arc<ServerState>,
@@ -44,14 +48,15 @@ impl Serve {
     ) -> Self {
         Self {
             state,
-            server: Arc::new(Running(Mutex::new(Some(Box::pin(server))))),
+            server: Arc::new(Running::new(Box::pin(server))),
             task: None,
             begun: false,
             signal: None,
         }
     }
 
-    /// Shuts the server down when `signal` completes, as [`Handle::shutdown`] does.
+    /// Shuts the server down when `signal` completes, as [`Handle::shutdown`] does. The signal is
+    /// polled only when this future is polled.
     ///
     /// [`Handle::shutdown`]: crate::Handle::shutdown
     #[doc(alias = "graceful_shutdown")]
@@ -98,7 +103,13 @@ impl Future for Serve {
             self.begin();
         }
         match &mut self.task {
-            Some(task) => Poll::Ready(ready!(Pin::new(task).poll(cx)).unwrap_or_else(lost)),
+            Some(task) => {
+                let ended = ready!(Pin::new(task).poll(cx));
+                Poll::Ready(ended.unwrap_or_else(|err| {
+                    self.server.end(&self.state);
+                    lost(err)
+                }))
+            }
             None => self.server.poll(cx),
         }
     }
@@ -108,36 +119,109 @@ impl Drop for Serve {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
             task.abort();
-            // The server itself has dropped this future, so the lock is held. The task drops the
-            // server once it has returned.
-            if tokio::task::try_id() == Some(task.id()) {
-                return;
-            }
+            self.server.end(&self.state);
         }
-        self.server.end();
     }
 }
 
+/// The longest time for which dropping [`Serve`] waits for another thread that polls the server.
+/// A step of the accept loop takes microseconds. Only a stack that blocks in `call` or `poll_ready`
+/// takes longer, for example because it waits for a lock that the thread that drops has.
+const DROP_WAIT: Duration = Duration::from_secs(1);
+
 /// The server's own future. It is shared with the task that polls it, so that dropping [`Serve`]
 /// drops this future before it returns.
-struct Running(Mutex<Option<BoxFuture<Result<Report, Error>>>>);
+struct Running {
+    slot: Mutex<Slot>,
+    /// Notified when the future is dropped after [`end`](Self::end).
+    dropped: Condvar,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Taken out while it is polled, so that no lock is held while the user's code runs.
+    server: Option<BoxFuture<Result<Report, Error>>>,
+    polled_by: Option<ThreadId>,
+    ended: bool,
+}
 
 impl Running {
+    fn new(server: BoxFuture<Result<Report, Error>>) -> Self {
+        let slot = Slot {
+            server: Some(server),
+            ..Slot::default()
+        };
+        Self {
+            slot: Mutex::new(slot),
+            dropped: Condvar::new(),
+        }
+    }
+
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Report, Error>> {
-        match &mut *self.lock() {
+        let mut polling = {
+            let mut slot = self.lock();
+            let Some(server) = slot.server.take() else {
+                // `Serve` was dropped, and its task is about to be.
+                return Poll::Pending;
+            };
+            slot.polled_by = Some(thread::current().id());
+            Polling {
+                server: Some(server),
+                running: self,
+            }
+        };
+        match &mut polling.server {
             Some(server) => server.as_mut().poll(cx),
-            // `Serve` was dropped, and its task is about to be.
             None => Poll::Pending,
         }
     }
 
-    fn end(&self) {
-        let server = self.lock().take();
+    /// Drops the future, or has the thread that polls it drop it, and waits for that for a limited
+    /// time.
+    fn end(&self, state: &ServerState) {
+        let mut slot = self.lock();
+        slot.ended = true;
+        let server = slot.server.take();
+        if server.is_none() && slot.polled_by.is_some() {
+            // The loop accepts no more, even before its poll returns.
+            drop(slot);
+            state.advance(Phase::Aborting);
+            slot = self.lock();
+            let is_polled = |slot: &mut Slot| {
+                let by = slot.polled_by;
+                by.is_some_and(|thread| thread != thread::current().id())
+            };
+            let waited = self.dropped.wait_timeout_while(slot, DROP_WAIT, is_polled);
+            slot = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(slot);
         drop(server);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<BoxFuture<Result<Report, Error>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A poll of the server. When it is over, the future is put back, or dropped if [`Serve`] was.
+struct Polling<'a> {
+    server: Option<BoxFuture<Result<Report, Error>>>,
+    running: &'a Running,
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        let mut slot = self.running.lock();
+        if slot.ended {
+            drop(slot);
+            self.server = None;
+            slot = self.running.lock();
+        } else {
+            slot.server = self.server.take();
+        }
+        slot.polled_by = None;
+        drop(slot);
+        self.running.dropped.notify_all();
     }
 }
 
