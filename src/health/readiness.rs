@@ -7,8 +7,8 @@ use crate::handle::{Handle, ServerPhase};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Readiness {
-    /// A new connection would be accepted now, unless the connection stack is not ready, or
-    /// accepting fails, for example for lack of file descriptors.
+    /// A new connection would be accepted now, unless the connection stack is not ready or
+    /// accepting fails (for example, for lack of file descriptors).
     Ready,
     /// The [limit](Handle::limit) is reached, so new connections wait in the backlog.
     AtLimit,
@@ -29,7 +29,7 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// Returns the name in lower case for status pages and logs, such as `at_limit`.
+    /// Returns the name in lower case, such as `at_limit`, for status pages and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",

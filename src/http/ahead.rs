@@ -1,9 +1,9 @@
 //! Reads some input ahead of hyper. The first bytes of a request are read before hyper is set up.
 //! While a request is answered, later input is read to notice that the peer disconnects.
 //!
-//! hyper's own detection of a disconnect is off, because its setting `half_close` is on. That
-//! detection does not see an end of input behind unparsed bytes, and it would cancel the request of
-//! a peer that has only finished sending.
+//! The setting `half_close` turns off hyper's own detection of a disconnect. That detection does
+//! not see an end of input behind unparsed bytes, and it would cancel the request of a peer that
+//! has only finished sending.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,7 +22,7 @@ use crate::connection::Connection;
 /// precede the end of input, the end is noticed only on a socket, through [`Departing`].
 const AHEAD: usize = 512;
 
-/// The maximum number of bytes to read at once before hyper is set up. The head of almost every
+/// The maximum number of bytes that one read takes before hyper is set up. The head of almost every
 /// request is smaller.
 const FIRST: usize = 4096;
 
@@ -41,7 +41,7 @@ pub(super) enum First {
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     bytes: Bytes,
-    /// The end of input, or the error that cut it off.
+    /// The end of input, or the error that cut off the input.
     end: Option<io::Result<()>>,
     watch: Watch,
 }

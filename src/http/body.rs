@@ -22,8 +22,8 @@ pub enum RequestBodyError {
     /// the connection.
     #[error("the request body could not be read")]
     Unreadable(#[source] hyper::Error),
-    /// No byte of the body arrived within its [deadline](crate::deadline::Deadlines::body), or
-    /// within the [deadline of a drain](crate::deadline::DrainDeadlines::body).
+    /// No byte of the body arrived within the [usual deadline](crate::deadline::Deadlines::body),
+    /// or within the [deadline of a drain](crate::deadline::DrainDeadlines::body).
     #[error("no byte of the request body arrived within {0:?}")]
     Elapsed(Duration),
 }

@@ -19,7 +19,7 @@ use crate::deadline::{
 use crate::end::EndReason;
 
 /// The time for which hyper stays set up after an active HTTP/1 connection becomes idle. A
-/// connection counts as active if the last two times at which it became idle are less than this
+/// connection counts as active if the last two moments at which it became idle are less than this
 /// time apart.
 ///
 /// Parking a connection and setting hyper up again costs more than a quarter of the instructions of
@@ -82,10 +82,10 @@ pub(super) struct Clock {
     waiting: (Waiting, u64, Moment),
     /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
     rested: Option<Moment>,
-    /// HTTP/1 only: `true` if the last two times at which the connection became idle are less than
-    /// [`KEPT`] apart.
+    /// HTTP/1 only: `true` if the last two moments at which the connection became idle are less
+    /// than [`KEPT`] apart.
     is_quick: bool,
-    /// Bytes written at the last check.
+    /// The number of bytes that had been written at the last check.
     written: u64,
     blocked: Blocked,
     pace: Pace,
@@ -95,8 +95,8 @@ pub(super) struct Clock {
     stalled: Option<(u64, Moment)>,
     /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,
-    /// Bytes read and written, and the time of the last change. Used for tunnels, unread bodies,
-    /// and peers that have finished sending.
+    /// The number of bytes read and written, and the time of its last change. Used for tunnels,
+    /// unread bodies, and peers that have finished sending.
     moved: (u64, Moment),
     retire: Option<Moment>,
     /// The time at which the connection began to drain because of its age.
@@ -213,7 +213,7 @@ impl Clock {
         Poll::Ready(Some(due))
     }
 
-    /// Makes the next poll register its waker with the timer, even if the wait is the same.
+    /// Makes the next poll register its waker with the timer, even if the wait has not changed.
     pub(super) fn disarm(&mut self) {
         self.armed = None;
     }

@@ -1,6 +1,6 @@
 //! Lends the stream to hyper, instead of giving it away.
 //!
-//! When hyper is done with a stream, it drops the stream, even if unread bytes are in it. It passes
+//! When hyper is done with a stream, hyper drops it, even if it contains unread bytes. hyper passes
 //! an upgraded stream to another task. Neither the drop nor the upgrade may end a connection of
 //! this crate, because the connection's own task counts, drains, aborts and gracefully closes it.
 //! So a stream that hyper drops is returned to the connection's task, and an upgraded stream is
@@ -127,8 +127,8 @@ impl<Io> Drop for Lent<Io> {
 }
 
 impl<Io: Unpin> Lent<Io> {
-    /// Polls the stream. `waker` selects the waker that is woken if the stream is taken away during
-    /// the wait.
+    /// Polls the stream. `waker` selects the reader's or the writer's waker, which is woken if the
+    /// stream is taken away while the task waits.
     #[inline]
     fn poll<T>(
         &mut self,
@@ -189,7 +189,7 @@ impl<Io: AsyncRead + Unpin> Lent<Io> {
         self.ahead.put_back(bytes);
     }
 
-    /// Waits for the first bytes of a request, or the end of input, without hyper.
+    /// Waits for the first bytes of a request or for the end of input, while hyper is not set up.
     pub(super) fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<First> {
         match &mut self.conn {
             Some(conn) => self.ahead.poll_first(conn, cx),

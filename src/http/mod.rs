@@ -85,10 +85,11 @@
 //! together with the end of input: h2 does not pass it to the service, and without a request in
 //! progress the connection ends with [`PeerClosed`](crate::EndReason::PeerClosed).
 //!
-//! An HTTP/1 client that has finished sending may wait for its response, as `nc -N` does, or be
-//! gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that the
-//! client takes restarts that time. After that time, the client counts as disconnected. A reset and
-//! the close of a Unix socket are noticed at once, however much unread input follows the request.
+//! An HTTP/1 client that has finished sending may still wait for its response, as `nc -N` does, or
+//! it may be gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that
+//! the client takes restarts that time. After that time, the client counts as disconnected. A reset
+//! and the close of a Unix socket are noticed at once, however much unread input follows the
+//! request.
 //! There are three exceptions: in-memory streams, the streams of custom listeners, and a process
 //! without a free file descriptor. In these cases, a reset or the end of input is noticed only if
 //! fewer than 512 unread bytes precede it, and not while a service holds the rest of a body without
@@ -191,7 +192,7 @@ pub struct Http<K> {
     settings: Arc<HttpSettings>,
 }
 
-/// The settings of hyper for both versions of the protocol. See [`Http::configure`].
+/// The settings of hyper for HTTP/1 and HTTP/2. See [`Http::configure`].
 #[derive(Debug)]
 pub struct Hyper {
     http1: http1::Builder,
@@ -312,20 +313,20 @@ impl<K> Http<K> {
     }
 
     /// Changes hyper's own settings: sizes, windows, streams, resets, pings. A later call keeps the
-    /// changes of earlier ones.
+    /// changes of earlier calls.
     ///
     /// hyper's defaults apply, with two exceptions for HTTP/2. Extended `CONNECT` is on, so that
     /// WebSockets work over HTTP/2. The window of a connection is 16 MiB instead of 1 MiB. The
-    /// reason is a limit of h2: for each unread data frame of less than 256 bytes, it counts the
+    /// reason is a limit of h2: for each unread data frame of less than 256 bytes, h2 counts the
     /// difference to 256, and it ends the connection when the sum exceeds half of the window. With
     /// 16 MiB, about 33,000 small messages of gRPC may wait for their services. A stream's window
     /// stays 1 MiB, so one connection can make the server buffer 16 MiB only with 16 streams that
-    /// are not read. To change the window, set `initial_connection_window_size`.
+    /// are not read. To change a connection's window, set `initial_connection_window_size`.
     ///
     /// hyper's HTTP/1 settings `header_read_timeout` and `half_close` have no effect here. The
     /// first does not distinguish a request's head from the idle time before it, so use
-    /// [`Deadlines::frame`] and [`Deadlines::idle`] instead. For the second, use
-    /// [`Deadlines::half_closed`].
+    /// [`Deadlines::frame`] and [`Deadlines::idle`] in its place. In place of the second,
+    /// use [`Deadlines::half_closed`].
     ///
     /// ```
     /// # use tower_tcp::http::{Http, RequestBody, hyper::{Request, Response}};

@@ -39,7 +39,7 @@ pub(super) struct Progress {
     in_flight: AtomicUsize,
     /// HTTP/2 only: the number of pieces of responses that wait for the peer to take them.
     queued: AtomicUsize,
-    /// HTTP/2 only: the bytes of responses that the peer has taken.
+    /// HTTP/2 only: the number of bytes of responses that the peer has taken.
     taken: AtomicU64,
     /// HTTP/2 only: `true` if a request, or an unsent piece of its response, was dropped after the
     /// peer had finished sending.
@@ -142,10 +142,10 @@ impl Progress {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Returns whether hyper waits for input, the last response is sent and agreed to no upgrade,
-    /// and no service holds a body that it has not read to its end. Usually, hyper then waits for
-    /// the next request. But if a service has dropped a body before its end, hyper still has to
-    /// deal with the rest of the body; see [`take_abandoned`].
+    /// Returns whether three conditions hold: hyper waits for input; the last response is sent, and
+    /// agreed to no upgrade; no service holds a body that it has not read to its end. Usually,
+    /// hyper then waits for the next request. But if a service has dropped a body before its end,
+    /// hyper still has to deal with the rest of the body; see [`take_abandoned`].
     ///
     /// [`take_abandoned`]: Self::take_abandoned
     pub(super) fn is_at_rest(&self) -> bool {
@@ -248,7 +248,7 @@ fn asks_to_close<B>(request: &Request<B>) -> bool {
     options.any(|option| option.trim().eq_ignore_ascii_case(asked)) == persists
 }
 
-/// Counts a request as in flight until dropped.
+/// Counts a request as in flight until this guard is dropped.
 pub(super) struct RequestGuard(pub(super) Arc<Progress>);
 
 impl RequestGuard {
@@ -265,10 +265,10 @@ impl Drop for RequestGuard {
     }
 }
 
-/// Counts a piece of an HTTP/2 response as waiting for the peer until dropped.
+/// Counts a piece of an HTTP/2 response as waiting for the peer, until this value is dropped.
 pub(super) struct Queued {
     progress: Arc<Progress>,
-    /// The bytes of the piece that the peer has not taken.
+    /// The number of bytes of the piece that the peer has not taken.
     bytes: usize,
 }
 

@@ -20,9 +20,9 @@ use super::reply::ReplyBody;
 use crate::error::{BoxError, caught};
 use crate::observe::{ErrorChain, signed};
 
-/// An empty map with space for seven extensions, which its clones have as well. `Extensions` has no
-/// `with_capacity`, and the first allocation of a new map has space for three. axum inserts up to
-/// three, so with `ConnectionInfo` a new map would allocate twice for each request.
+/// An empty map with space for seven extensions. Its clones have the same space. `Extensions` has
+/// no `with_capacity`, and the first allocation of a new map has space for three. axum inserts up
+/// to three, so with `ConnectionInfo` a new map would allocate twice for each request.
 static EMPTY_WITH_SPACE: LazyLock<Extensions> = LazyLock::new(|| {
     let mut extensions = Extensions::new();
     extensions.insert([(); 1]);

@@ -186,7 +186,8 @@ where
     end(conn, ended, linger).await
 }
 
-/// Closes the stream gracefully if it is still there, unless the peer is cut off. Returns the end.
+/// Closes the stream gracefully, unless it is gone or the peer is cut off. Returns the end reason,
+/// within an error if the end has a cause.
 async fn end<Io>(
     conn: Option<Box<Connection<Io>>>,
     ended: ConnectionEnded,
