@@ -37,7 +37,7 @@ impl<K, M> MakeEventsPerConnection<K, M> {
     }
 
     /// Returns the maker without the message type. A `MakePerConnection<K>` does not need `M`,
-    /// because it takes the argument of `K`. That argument is a `Peer<T, M>`, which names `M`.
+    /// because `K` takes a `Peer<T, M>`, which already names `M`.
     pub(crate) fn without_messages(&self) -> &MakePerConnection<K> {
         &self.0
     }

@@ -4,9 +4,9 @@
 //! request cause hyper to be set up. Once the last response is sent and hyper waits for the next
 //! request, hyper is taken apart again (`into_parts`), so a parked connection holds no buffer and
 //! no state of hyper. [`Clock`](super::clock::Clock) decides how soon that happens: usually at
-//! once, but later if the last requests came in quick succession. Such a connection keeps hyper
-//! between its requests. An HTTP/2 connection is never parked again, because its peer relies on
-//! hyper's state.
+//! once, but later if the last requests came in quick succession. While requests come so quickly,
+//! the connection keeps hyper between them. An HTTP/2 connection is never parked again, because its
+//! peer relies on hyper's state.
 
 use std::mem;
 use std::pin::Pin;

@@ -6,12 +6,12 @@ use ipnet::IpNet;
 
 /// The networks of one family, cut at their borders into ranges that do not overlap.
 ///
-/// Because a set of networks never changes, the ranges lie in one block, in order. Some bits of an
-/// address are the number of its bucket. They follow the leading bits that the starts of all ranges
-/// share. A lookup searches among the ranges that begin in the bucket of the address. If the starts
-/// are spread evenly from the first to the last, only a few ranges begin in each bucket. At worst
-/// almost all ranges begin in one bucket, and the search takes as long as the lookup in a trie
-/// would.
+/// Because a set of networks never changes, the ranges lie in one block, in order. Addresses are
+/// divided into buckets, and a lookup searches only among the ranges that begin in the bucket of
+/// the address. Some bits of an address are the number of its bucket. They follow the leading bits
+/// that the starts of all ranges share. If the starts are spread evenly from the first to the last,
+/// only a few ranges begin in each bucket. At worst almost all ranges begin in one bucket, and the
+/// search takes as long as the lookup in a trie would.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ranges {
     /// The first address of each range. A range ends where the next one begins.

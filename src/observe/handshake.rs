@@ -7,7 +7,8 @@ use tracing::field::Empty;
 
 use crate::end::EndReason;
 
-/// Records the span and the duration of one TLS handshake.
+/// One TLS handshake. When dropped, it records its outcome in its span, and its duration in the
+/// metrics.
 pub(crate) struct Handshake {
     span: Span,
     #[cfg(feature = "metrics")]

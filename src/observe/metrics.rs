@@ -169,7 +169,7 @@ impl Meter {
 
 /// The values that are reported each time a server's metrics are collected.
 pub(crate) struct Collected {
-    /// The number of connections in each of [`ConnectionPhase::ALL`].
+    /// The number of connections in each phase, in the order of [`ConnectionPhase::ALL`].
     pub(crate) phases: [usize; ConnectionPhase::ALL.len()],
     pub(crate) limit: Option<usize>,
     pub(crate) accept_queue: Option<usize>,

@@ -47,9 +47,10 @@
 //! All spans and events have the target `tower_tcp`. The level of `connection.closed` is:
 //!
 //! - error for [`EndReason::Panic`];
-//! - warn for other faults of the service ([`Initiator::Service`] and not orderly, except
-//!   [`Rejected`](crate::EndReason::Rejected) and [`Aborted`](crate::EndReason::Aborted), which are
-//!   intended), and for connections aborted at a shutdown's deadline;
+//! - warn for other faults of the service, and for connections aborted at a shutdown's deadline.
+//!   The faults of the service are the reasons with [`Initiator::Service`] that are not
+//!   [orderly](crate::EndReason::is_orderly), except [`Rejected`](crate::EndReason::Rejected) and
+//!   [`Aborted`](crate::EndReason::Aborted), which are intended;
 //! - debug for everything else.
 //!
 //! Dependencies log under their own targets. rustls logs only if a crate of the program enables the

@@ -35,7 +35,7 @@ impl<F> PipelineBuilder<F> {
     /// Serves the requests of all connections with clones of one service, one clone for each
     /// request.
     ///
-    /// `service` is a [`Service`](tower_service::Service) of the codec's items that is `Clone`. Its
+    /// `service` is `Clone`, and a [`Service`](tower_service::Service) of the codec's items. Its
     /// response converts into a [`Reply<T>`](super::Reply), and its error into a
     /// [`BoxError`](crate::BoxError).
     ///

@@ -43,8 +43,8 @@ pub(in crate::pipeline) struct Input {
     /// `true` if `buf` is a part of the thread's block, and so keeps the block alive.
     in_block: bool,
     eof: bool,
-    /// The number of bytes of decoded frames whose memory `buf` still keeps allocated. It counts
-    /// only while `in_block` is `false`.
+    /// The number of bytes of decoded frames for which `buf` still holds memory. Used only while
+    /// `in_block` is `false`.
     consumed: usize,
     /// The number of frames in a row for which the decoder consumed no bytes.
     empty_frames: u32,
@@ -78,8 +78,8 @@ impl Input {
     }
 
     /// Makes room for `more` bytes. A new buffer is twice as large as the content, but at most
-    /// `max_frame` if that is enough, because an almost complete frame does not need room for a
-    /// second one.
+    /// `max_frame`, because an almost complete frame does not need room for a second one. If that
+    /// is too small for the content and the `more` bytes, the new buffer fits them exactly.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {

@@ -131,8 +131,7 @@ impl Output {
     }
 }
 
-/// Truncates a buffer to its complete frames. This happens on drop, so that it also covers an
-/// encoder that fails or panics.
+/// When dropped, truncates a buffer to its complete frames, even if the encoder fails or panics.
 struct Whole<'a> {
     buf: &'a mut BytesMut,
     len: usize,
