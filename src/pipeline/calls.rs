@@ -49,8 +49,8 @@ where
     /// more.
     ///
     /// This function and those that it calls, down to the decoder, are inlined into the loop that
-    /// runs the calls. Otherwise each function would move the event once more, which costs a tenth
-    /// of the instructions for a request of 16 bytes.
+    /// runs the calls. Otherwise each function would move the event once more. For a request of 16
+    /// bytes, these moves cost a tenth of the instructions.
     #[inline(always)]
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let Some(event) = ready!(self.engine.poll_event(self.in_flight, cx)) else {
@@ -80,9 +80,9 @@ where
     }
 
     /// Ends the connection with `reason`, after `poll_ready` has failed or panicked. A
-    /// `ConnectionEnded` in the error of a call sets the reason, but one in `err` does not, because
-    /// `poll_ready` is not called for a particular peer, and a shared `Buffer` returns the same
-    /// error to all connections.
+    /// `ConnectionEnded` in `err` does not set the reason, because `poll_ready` is not called for a
+    /// particular peer: a shared `Buffer`, for example, returns the same error to all connections.
+    /// In the error of a call, a `ConnectionEnded` does set the reason.
     #[cold]
     fn not_ready(&mut self, reason: EndReason, err: BoxError) {
         let ended = ConnectionEnded::new(reason, err);
@@ -113,7 +113,8 @@ where
         self.engine.hold_replies(self.in_flight)
     }
 
-    /// Passes the result of the head to the engine, and releases the replies that wait for it.
+    /// Passes the result of the head to the engine, and releases the replies that wait for the
+    /// head.
     #[inline]
     pub(super) fn finish_head(&mut self, result: Result<S::Response, BoxError>) {
         self.in_flight -= 1;

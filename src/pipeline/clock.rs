@@ -76,8 +76,8 @@ pub(super) struct Clock {
     drains_at: Option<Moment>,
     /// The moment of the last progress: the first byte, a frame, a finished request, the end of a
     /// pause or of input, or the beginning of a close. Pending or written output is progress, too,
-    /// while `has_request` is set, after the end of input, and while the connection closes. `None`
-    /// before the first progress.
+    /// if `has_request` is set, if input has ended, or if the connection closes. `None` before the
+    /// first progress.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,
@@ -257,8 +257,8 @@ impl Clock {
     }
 
     /// Starts the deadline `last_calls`, which applies to pending requests. Called when the
-    /// connection closes for a reason other than a drain of the server or the end of the peer's
-    /// input, and when it drops requests that have not begun.
+    /// connection drops requests that have not begun. Also called when the connection closes for
+    /// any reason except a drain of the server or the end of the peer's input.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;

@@ -74,9 +74,9 @@ struct Departure {
     /// `close_notify`. It takes effect when the decoder finds no more frames in the buffered input.
     cut_off: Option<io::Error>,
     /// Watches whether the peer disconnects. Created when the connection waits but must not read
-    /// more, because the limit `read_ahead` is reached, or because a drain answers the requests
-    /// that had arrived. Dropped when the connection waits for input again, and when decoding
-    /// stops.
+    /// more, because the limit `read_ahead` is reached, or because a drain first answers the
+    /// requests that had arrived. Dropped when the connection waits for input again, and when
+    /// decoding stops.
     watch: Option<Departing>,
 }
 
@@ -232,7 +232,8 @@ where
         }
     }
 
-    /// Closes the connection after the output is written, and returns how it ended.
+    /// Closes the connection, and returns how it ended. Called once the output is written or
+    /// dropped.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
         // Dropping the engine's side closes the channel of the handles. The other fields are
         // dropped so that a lingering connection keeps only the memory that it needs.
@@ -278,7 +279,8 @@ where
         self.state.drops(dropped)
     }
 
-    /// Ends the connection after a panic in user code. Complete frames are still sent.
+    /// Ends the connection after a panic in user code. Frames that are completely encoded are still
+    /// sent.
     pub(in crate::pipeline) fn panicked(&mut self, panicked: Panicked) {
         self.fail(ConnectionEnded::new(EndReason::Panic, panicked));
     }

@@ -199,7 +199,7 @@ where
     }
 
     /// Handles the signals to close and to drain, by changing the state. The signals are checked
-    /// before each event, because the call for the last event may have raised one.
+    /// before each event, because the call for the previous event may have raised one.
     #[inline]
     pub(super) fn handle_signals(&mut self) {
         if self.conn.life().signals.any() {

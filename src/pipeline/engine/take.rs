@@ -134,10 +134,10 @@ where
     /// Stores an event until the service is ready for it, and drives I/O. Returns `None` if the
     /// event must not begin any more.
     ///
-    /// From then on, the next event (this one, or a message that arrives meanwhile) begins as soon
-    /// as the service is ready, even if input is paused or too much output is pending. The service
-    /// may have reserved resources for which other connections wait, and only a call of the service
-    /// releases them.
+    /// After this call, the next event (the stored one, or a message that arrives meanwhile) begins
+    /// as soon as the service is ready, even if input is paused or too much output is pending. The
+    /// service may have reserved resources for which other connections wait, and only a call of the
+    /// service releases them.
     pub(in crate::pipeline) fn poll_reserve(
         &mut self,
         event: Event<C::Item, M>,

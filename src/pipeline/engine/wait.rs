@@ -110,10 +110,10 @@ where
     /// arrived that the runtime has not reported, so the additional read asks the system.
     ///
     /// A drain loses bytes that it does not find, because the connection then closes. So in
-    /// `DrainReading` the result is `true` whenever the listener has provided the socket. In other
-    /// states, only an incomplete frame shows that input is missing. The runtime can miss the rest
-    /// of a frame only after urgent data, which makes a read short. So the second read is tried
-    /// only after a short read.
+    /// `DrainReading` the result is `true` if the listener has provided the socket and the socket
+    /// is still open. In other states, only an incomplete frame shows that input is missing. The
+    /// runtime can miss the rest of a frame only after urgent data, which makes a read short. So
+    /// the additional read is tried only after a short read.
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
