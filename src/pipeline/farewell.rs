@@ -8,7 +8,7 @@ use crate::end::EndReason;
 
 type Make<T> = dyn Fn(&ConnectionInfo, EndReason) -> Option<T> + Send + Sync;
 
-/// The function that makes a pipeline's farewells, if the pipeline has one.
+/// The function that makes a pipeline's farewells, or `None` if the pipeline sends none.
 pub(super) struct Farewell<T>(Option<Arc<Make<T>>>);
 
 impl<T> Farewell<T> {

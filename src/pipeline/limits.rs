@@ -41,7 +41,7 @@ impl Limits {
     /// ends with [`FrameTooLarge`](crate::EndReason::FrameTooLarge).
     ///
     /// The limit applies to any codec. A codec may have a lower limit of its own. To allow larger
-    /// frames, raise both.
+    /// frames, raise both limits.
     #[must_use]
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
@@ -60,8 +60,8 @@ impl Limits {
         self.watermarks(Watermarks::below(bytes))
     }
 
-    /// Sets both marks of the output. [`Peer::set_watermarks`](crate::Peer::set_watermarks) changes
-    /// them for one open connection.
+    /// Sets the high mark and the low mark of the output.
+    /// [`Peer::set_watermarks`](crate::Peer::set_watermarks) changes them for one open connection.
     #[must_use]
     pub fn watermarks(mut self, marks: Watermarks) -> Self {
         self.watermarks = marks;
@@ -69,9 +69,12 @@ impl Limits {
     }
 
     /// Sets how many pushed frames (sent through a [`Peer`](crate::Peer) or by a broadcast) may be
-    /// queued for the connection's task. `0` counts as 1. If up to 64 frames are broadcast in a
-    /// burst to all members of a [group](crate::registry::Groups), before any member's task runs,
-    /// they count as one frame, because they take one entry in the queue of each member.
+    /// queued for the connection's task. `0` counts as 1.
+    ///
+    /// Up to 64 frames that are broadcast in a burst to all members of a
+    /// [group](crate::registry::Groups) count as one frame, because they take one entry in the
+    /// queue of each member. A burst ends when any member's task runs, or when any other frame is
+    /// sent to a member.
     ///
     /// Default: 16. Why: frames wait only until the task runs and the output is below its high
     /// mark. When reached: `send` and broadcasts wait for the task.
@@ -94,10 +97,10 @@ impl Limits {
     }
 
     /// Sets how many undecoded bytes may be buffered while no request can begin. A request must
-    /// wait while as many requests are in progress as the pipeline runs at the same time, while the
-    /// service is not ready or not made yet, and while [input is
-    /// paused](crate::Peer::pause_input). If it waits only because the output has reached its [high
-    /// mark](Self::high_mark), nothing is read.
+    /// wait while the pipeline already runs its maximum number of requests, while the service is
+    /// not ready or not made yet, and while [input is paused](crate::Peer::pause_input). If a
+    /// request waits only because the output has reached its [high mark](Self::high_mark), nothing
+    /// is read.
     ///
     /// Default: 8 KiB. Why: a few requests, so that the next one can begin at once. When reached:
     /// no more is read until a request can begin. Until then, a second file descriptor of the

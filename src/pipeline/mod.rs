@@ -27,9 +27,10 @@
 //!
 //! An error of a call or of the make-service chooses another reason if it is a
 //! [`ConnectionEnded`](crate::ConnectionEnded), or has one among its causes. Such an error ends the
-//! connection even if `shutdown_on_error` is off. For a request that breaks the protocol, use it
-//! with the reason [`CodecError`](crate::EndReason::CodecError). This reason is counted as the
-//! peer's fault, and is not logged as a warning, because any client could cause such warnings.
+//! connection even if `shutdown_on_error` is off. For a request that breaks the protocol, return a
+//! `ConnectionEnded` with the reason [`CodecError`](crate::EndReason::CodecError). This reason is
+//! counted as the peer's fault. It is not logged as a warning, because otherwise any client could
+//! fill the log with warnings.
 //!
 //! ```
 //! use bytes::Bytes;

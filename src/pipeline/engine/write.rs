@@ -193,7 +193,7 @@ where
 
     /// Encodes pushed frames and waiting replies, until no more can be encoded now, the output
     /// reaches the high mark, or `left` is zero. Each pass of the loop encodes at most one frame of
-    /// a reply, and reduces `left` by one unless it ends the loop.
+    /// a reply, and reduces `left` by one. A pass that returns early leaves `left` unchanged.
     fn encode_waiting(&mut self, left: &mut usize, cx: &mut Context<'_>) {
         let mark = self.marks.high();
         while self.output.len() < mark && *left > 0 {

@@ -50,9 +50,9 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// Set by the last call of [`has_stalled`](Self::has_stalled), or `None` if the output was not
-    /// above its mark then. A broadcast calls that method only for a slow peer, so the value can
-    /// remain after the output has fallen.
+    /// The state that the last call of [`has_stalled`](Self::has_stalled) stored. `None` if the
+    /// output was not above its mark at that call, or if there was no call. A broadcast calls that
+    /// method only for a slow peer, so the value can remain after the output has fallen.
     stall: Option<Stall>,
     /// The number of times that the output crossed a mark. The output counts as *above its mark*
     /// from when it rises to the high mark until it falls to the low mark. The two marks are
@@ -112,7 +112,7 @@ pub(super) enum Flag {
     Pushed = 1,
     /// `flushes` is not empty.
     Flush = 2,
-    /// A message is waiting, or a timer is set.
+    /// A message may be waiting, or a timer may be set.
     Mail = 4,
     /// The marks or the idle time were changed.
     Tuned = 8,
@@ -166,7 +166,7 @@ impl<T, M> Queues<T, M> {
         self.room_held_back -= 1;
     }
 
-    /// Closes the last entry, if it is a run to which broadcasts may still add.
+    /// Closes the last entry, if it is a run to which broadcasts may still add frames.
     fn close_run(&self) {
         if let Some(Item::Run(run)) = self.items.back() {
             run.close();

@@ -67,8 +67,8 @@ impl<T, M> Peer<T, M> {
     // Output.
 
     /// Sends a frame to the peer. The frame can come before, between or after replies, and also
-    /// between the frames of a reply that has several. If a call awaits this future before it
-    /// returns, the frame comes before the call's reply.
+    /// between the frames of a reply that has several. If a call of the service awaits this future,
+    /// the frame comes before the call's reply.
     ///
     /// Frames are sent whole, in the order in which `send` was called. The connection's task
     /// encodes and writes them. If the output has reached its high mark, `send` waits until the
