@@ -8,9 +8,9 @@ use crate::make::CloneForRequest;
 /// calls `poll_ready` only when a request has arrived. The clone is dropped when `call` returns.
 ///
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
-/// `PerCall` for a stack that connections share and that would otherwise be kept from one call to
-/// the next: a part of the service that a make-service makes, the service in a `Buffer`, or a
-/// connection service.
+/// `PerCall` for a stack that connections share, if it would otherwise be kept from one call to the
+/// next. Examples of such stacks are a part of the service that a make-service makes, the service
+/// in a `Buffer`, and a connection service.
 ///
 /// A stack that is kept can hold a permit while its connection is idle. For example, `LoadShed`
 /// fails a request when the limit inside it is reached, but the connection's stack stays in the

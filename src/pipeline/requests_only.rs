@@ -59,8 +59,8 @@ use crate::error::BoxError;
 /// Two layers of tower do not work as usual here. `Buffer` calls its service from a task of its
 /// own, while messages reach the same service from the connection's task. So a message can use up
 /// the readiness that `Buffer` waited for. Put `Buffer` around all events instead. `LoadShed` is
-/// meant for a limit that the same `RequestsOnlyLayer` applies. It seldom rejects a request because
-/// the service itself is not ready, since all events wait until the service is ready.
+/// meant for a limit that the same `RequestsOnlyLayer` applies. If the service itself is not ready,
+/// `LoadShed` seldom rejects a request, because all events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,
     messages: PhantomData<fn(M)>,
@@ -154,7 +154,8 @@ impl<S, N: fmt::Debug, M> fmt::Debug for RequestsOnly<S, N, M> {
     }
 }
 
-/// The service of requests to which [`RequestsOnlyLayer`] applies its layer.
+/// The service to which [`RequestsOnlyLayer`] applies its layer. It takes requests, and passes them
+/// as [`Event`]s to the service that also gets the messages.
 pub struct Beneath<S, M> {
     shared: Arc<Mutex<Guarded<S>>>,
     messages: PhantomData<fn(M)>,

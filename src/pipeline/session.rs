@@ -69,8 +69,8 @@ pub trait Session<E>: Send + 'static {
     /// # Cancel safety
     ///
     /// A layer may drop the call before it is done, as tower's `Timeout` does. The call then ends
-    /// at its current `.await`, and the next call begins with the session in that state. So put no
-    /// `.await` between changes that belong together.
+    /// at its current `.await`. The next call begins with the session as it was at that point. So
+    /// put no `.await` between changes that belong together.
     fn call(&mut self, event: E) -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
 }
 
@@ -107,7 +107,7 @@ pub trait Session<E>: Send + 'static {
 ///
 /// If a call is dropped midway, the next call begins with the session in its state at that point
 /// (see [`Session::call`]). A panic in a call ends the connection, unless a layer catches the
-/// panic. In that case the next call begins with the session in its state at the panic.
+/// panic. After a caught panic, the next call begins with the session in its state at the panic.
 ///
 /// The first call allocates memory, and so does a call after one that was dropped or that panicked.
 /// If the pipeline runs several requests at the same time, `poll_ready` also allocates when it must

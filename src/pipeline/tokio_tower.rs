@@ -16,8 +16,8 @@
 //! **tokio-tower does not get most calls.** One call at a time runs in this file, as the *head*.
 //! Most heads finish at once. Every call that begins while the head runs is handed over to
 //! tokio-tower, which allocates memory for each. If replies keep the order of the requests, a call
-//! is also handed over while any other call runs or a reply is waiting. With this order, the engine
-//! holds back the replies to later requests until the head is done.
+//! is also handed over if it begins while any other call runs or while a reply is waiting. With
+//! this order, the engine holds back the replies to later requests until the head is done.
 //!
 //! `tests/tokio_tower_gaps.rs` shows the problems that this file works around. On its own,
 //! tokio-tower never closes its transport, loses finished replies after a failure, starts requests

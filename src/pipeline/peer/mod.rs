@@ -108,9 +108,9 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a frame unless the output is above its high mark. The output rises above the mark if
-    /// the peer is slow, or if more was sent in a burst than the peer could read. It then counts as
-    /// above the mark until it has fallen to the low mark.
+    /// Sends a frame unless the output is above its high mark. The output counts as above this mark
+    /// from when it reaches the mark until it has fallen to the low mark. It reaches the high mark
+    /// if the peer is slow, or if more was sent in a burst than the peer could read.
     ///
     /// The call may wait for the connection's task, but never for the peer. Use it if a slow peer
     /// must not delay the caller. To send to many peers at once, use
@@ -176,7 +176,8 @@ impl<T, M> Peer<T, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Closed`] if the connection was already closing or upgraded, or ended before the
+    /// Returns [`Closed`] if the connection began to close or was upgraded before this call got a
+    /// place in the [queue](super::Limits::push_queue), or if the connection ended before the
     /// flush.
     ///
     /// # Cancel safety
@@ -228,9 +229,10 @@ impl<T, M> Peer<T, M> {
         self.channel.raise_and_wake(Flag::Tuned);
     }
 
-    /// Returns a sequence of events: one for each time the output crosses one of its marks from now
-    /// on. If the output has risen to its high mark and has not fallen to the low mark since, the
-    /// first event is [`Crossing::High`].
+    /// Returns a sequence of events. From now on, there is one event each time the output rises to
+    /// its high mark, and one each time it then falls to its low mark. If the output has risen to
+    /// its high mark and has not fallen to the low mark since, the first event is
+    /// [`Crossing::High`].
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]
@@ -363,8 +365,9 @@ impl<T, M> Peer<T, M> {
         }
     }
 
-    /// Sends a message to the service after a delay. The timer ends with the connection, and needs
-    /// no task of its own. Dropping the returned [`Timer`] does not cancel it.
+    /// Sends a message to the service after a delay. The timer ends when the connection closes or
+    /// is upgraded, and needs no task of its own. Dropping the returned [`Timer`] does not cancel
+    /// the message.
     ///
     /// # Errors
     ///
