@@ -31,7 +31,7 @@
 //! ```
 //!
 //! The hook [`Peek`] detects the peer's protocol. [`PreConnectExt::when`] runs a hook only for some
-//! connections, such as TLS for clients that begin a handshake.
+//! connections: for example, it runs `Tls` only for clients that begin a TLS handshake.
 //!
 //! # Clones
 //!
@@ -73,9 +73,9 @@ use time::Times;
 pub use tokio_util::either::Either;
 pub use when::When;
 
-/// The error for a connection that reached the deadline of its [`PreConnectLayer`], or that of a
-/// [`Peek`] that refuses unknown protocols. The layer's deadline includes the wait until the service
-/// is ready.
+/// The error for a connection that reached the deadline of its [`PreConnectLayer`], or the deadline
+/// of a [`Peek`] that refuses unknown protocols. The layer's deadline includes the wait until the
+/// service is ready.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);

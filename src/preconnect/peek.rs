@@ -40,11 +40,11 @@ pub enum Unknown {
 /// A hook that detects the peer's protocol by its first bytes. The service still reads these bytes.
 ///
 /// The hook calls a detector, such as [`Protocol::detect`](super::Protocol::detect), with all bytes
-/// received so far, until the detector returns `Yes` or `No`. A `Yes` contains a fact, such as the
-/// [`Protocol`](super::Protocol). The hook adds this fact to the connection, and
-/// [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it by its type. The hook works on
-/// any stream: TCP, Unix sockets, inside TLS, in memory. The first bytes are added to the
-/// connection's count of received bytes when the service reads them.
+/// received so far, until the detector returns `Yes` or `No`, or until a bound in the table below
+/// is reached. A `Yes` contains a fact, such as the [`Protocol`](super::Protocol). The hook adds
+/// this fact to the connection, and [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it
+/// by its type. The hook works on any stream: TCP, Unix sockets, inside TLS, in memory. The first
+/// bytes are added to the connection's count of received bytes when the service reads them.
 ///
 /// | bound | default | why |
 /// | --- | --- | --- |
@@ -130,8 +130,8 @@ impl<D> Peek<D> {
     /// protocol is unknown.
     ///
     /// With [`Unknown::Pass`], a peer that expects the server to send first gets its greeting only
-    /// after this time. For such a peer one second is already a long wait, but on a slow network
-    /// the first bytes of other peers may take longer than that.
+    /// after this time. For such a peer one second is already a long wait. On a slow network,
+    /// however, the first bytes of other peers may take longer than one second.
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();

@@ -50,8 +50,8 @@ impl From<Deadlines> for Times {
 }
 
 impl Times {
-    /// Waits until `deadline` has passed since the first poll, or `drain` since the connection
-    /// began to drain. Returns the error with which the connection ends.
+    /// Waits until `deadline` has passed since the first poll, or `drain` has passed since the
+    /// connection began to drain. Returns the error with which the connection ends.
     pub(super) async fn elapsed(self, life: &Life) -> ConnectionEnded {
         let mut timer = Timer::start();
         let mut draining = None;

@@ -20,7 +20,8 @@ pub enum ProxyHeaderError {
     /// The stream ended within the header.
     #[error("the stream ended within the PROXY header")]
     Truncated,
-    /// The header is longer than the limit of its version, which is this number of bytes.
+    /// The header is longer than the maximum for its version. This maximum, in bytes, is the value
+    /// of the variant.
     #[error("the PROXY header is longer than {0} bytes")]
     TooLong(usize),
     /// The version of the header is unknown, or the hook does not accept it.
@@ -39,7 +40,7 @@ pub enum ProxyHeaderError {
     /// An IP address in a version 1 header is malformed, or not of the family that the line names.
     #[error("the PROXY header has a malformed address")]
     Address,
-    /// A port in a version 1 header is not a decimal number up to 65535 without leading zeros.
+    /// A port in a version 1 header is not a decimal number, is above 65535, or has leading zeros.
     #[error("the PROXY header has a malformed port")]
     Port,
     /// The length field of a version 2 header is too small for the addresses.

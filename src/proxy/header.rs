@@ -161,9 +161,9 @@ impl ProxyHeader {
     /// Returns whether the header has a checksum. The checksum of a received header has been
     /// verified.
     ///
-    /// Of a received `LOCAL` header, everything after the first 16 bytes is skipped, so the method
-    /// returns `false`. The same applies to a header that specifies only the family or only the
-    /// protocol.
+    /// For a received `LOCAL` header, this method returns `false`, because everything after the
+    /// first 16 bytes is skipped. The same applies to a received header that specifies only the
+    /// family or only the protocol.
     pub fn has_checksum(&self) -> bool {
         self.checksum
     }

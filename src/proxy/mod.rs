@@ -102,7 +102,7 @@
 //!
 //! Health checks usually send `LOCAL`. HAProxy also sends `LOCAL` for clients of its Unix sockets.
 //! In the rows with "the peer's own address", the client's address is that of the balancer. So if
-//! the balancer has an IP address, a limit for each client counts all such connections of a
+//! the balancer connects over TCP, a limit for each client counts all such connections of a
 //! balancer as one client, and a ban of such a client bans the balancer. Do not ban a client whose
 //! [`ProxyHeader`] has no TCP address as its [`source`](ProxyHeader::source).
 //!

@@ -8,9 +8,9 @@ impl ProxyHeader {
     /// Parses a header at the beginning of `bytes`. Returns the header and its length in bytes, or
     /// `None` if more bytes are needed.
     ///
-    /// After `None`, call this function again with all bytes received so far, each time more have
-    /// arrived. Later bytes never change an error or a header that was returned. A version 1 header
-    /// has at most 107 bytes, and a version 2 header at most 65,551.
+    /// After `None`, call this function again each time more bytes have arrived. Pass all bytes
+    /// received so far. Later bytes never change an error or a header that was returned. A version
+    /// 1 header has at most 107 bytes, and a version 2 header at most 65,551.
     ///
     /// # Errors
     ///

@@ -99,7 +99,7 @@ impl Ssl {
         text(&self.facts, VERSION)
     }
 
-    /// Returns the common name of the client's certificate. It proves nothing unless
+    /// Returns the common name of the client's certificate. This name proves nothing unless
     /// [`is_certificate_verified`](Self::is_certificate_verified) returns `true`.
     pub fn common_name(&self) -> Option<&str> {
         text(&self.facts, COMMON_NAME)

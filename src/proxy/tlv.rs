@@ -79,7 +79,7 @@ impl Tlvs {
     /// AWS send it in type `0xEA`, subtype 1.
     ///
     /// The specification leaves this type to applications, so a value of another form is not an
-    /// error, and the method returns `None`.
+    /// error. For such a value, the method returns `None`.
     pub fn aws_vpc_endpoint_id(&self) -> Option<&str> {
         match self.get(AWS) {
             Some([1, id @ ..]) => str::from_utf8(id).ok(),
@@ -91,7 +91,7 @@ impl Tlvs {
     /// Private Link sends it in type `0xEE`, subtype 1.
     ///
     /// The specification leaves this type to applications, so a value of another form is not an
-    /// error, and the method returns `None`.
+    /// error. For such a value, the method returns `None`.
     pub fn azure_link_id(&self) -> Option<u32> {
         match *self.get(AZURE)? {
             [1, a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),

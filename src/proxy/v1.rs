@@ -12,8 +12,8 @@ pub(super) const PREFIX: &[u8] = b"PROXY ";
 /// The length of the longest line, including its CRLF.
 pub(super) const LONGEST: usize = 107;
 
-/// Parses a header, or the beginning of one. `bytes` begins with [`PREFIX`] or, if it is shorter,
-/// is the beginning of [`PREFIX`].
+/// Parses a header, or the beginning of one. `bytes` begins with [`PREFIX`], or is the beginning of
+/// [`PREFIX`] if `bytes` is shorter.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
     let begins_with = |prefix: &[u8]| bytes.iter().zip(prefix).all(|(a, b)| a == b);
     let families: [&[u8]; 3] = [b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN"];
