@@ -43,7 +43,7 @@ pub enum Unknown {
 /// received so far, until the detector returns `Yes` or `No`, or until a bound in the table below
 /// is reached. A `Yes` contains a fact, such as the [`Protocol`](super::Protocol). The hook adds
 /// this fact to the connection, and [`ConnectionInfo::get`](crate::ConnectionInfo::get) returns it
-/// by its type. The hook works on any stream: TCP, Unix sockets, inside TLS, in memory. The first
+/// by its type. The hook works on any stream: TCP, Unix sockets, TLS, in-memory streams. The first
 /// bytes are added to the connection's count of received bytes when the service reads them.
 ///
 /// | bound | default | why |
