@@ -2,6 +2,8 @@
 
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/http2.rs"]
+mod http2;
 #[path = "support/over.rs"]
 mod over;
 mod support;
@@ -11,10 +13,10 @@ use std::future::{pending, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{Empty, Full};
+use http_body_util::Full;
 use hyper::header::{CONNECTION, UPGRADE};
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -31,6 +33,7 @@ use tower_tcp::{
     Peer, Pipeline, Reply, Server,
 };
 
+use http2::http2;
 use over::{Io, Over, Stack, TRANSPORTS, Transport};
 use support::{Clients, Ends, Pipelined, settled, until};
 
@@ -346,11 +349,8 @@ async fn http1_closes_after_its_last_response() {
 #[tokio::test(start_paused = true)]
 async fn http2_closes_after_its_last_stream() {
     let (served, mut moments) = serve_told(Http::new(service_fn(http)));
-    let io = TokioIo::new(served.stream().await);
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
-    let (mut sender, conn) = handshake.await.expect("it is agreed");
-    let conn = tokio::spawn(conn);
-    let request = Request::get("http://a/").body(Empty::<Bytes>::new());
+    let (sender, conn) = http2(served.stream().await).await;
+    let request = Request::get("http://a/").body(());
     let response = sender.send_request(request.expect("a request")).await;
     assert_eq!(response.expect("it is answered").status(), StatusCode::OK);
 

@@ -7,6 +7,8 @@
 
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/http2.rs"]
+mod http2;
 mod support;
 
 use std::future::ready;
@@ -18,10 +20,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use futures_util::stream;
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::client::conn::http2;
+use http_body_util::Full;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -38,6 +38,7 @@ use tower_tcp::tls::{Tls, TlsStream};
 use tower_tcp::{BoxError, Connection, ConnectionPhase, EndReason, Peer, Pipeline, Reply, Server};
 
 use certificates::certified;
+use http2::{frame, http2_with};
 use support::{Client, Ends};
 
 /// The limit of every wait on the real clock.
@@ -193,21 +194,20 @@ async fn ask_http2<Io>(io: Io) -> usize
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut requests, conn) = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(1 << 25)
-        .initial_connection_window_size(1 << 25)
-        .handshake(TokioIo::new(io))
-        .await
-        .unwrap();
-    let conn = tokio::spawn(conn);
-    let request = Request::get("http://a/").body(Empty::<Bytes>::new());
+    let (requests, conn) = http2_with(io, |builder| {
+        builder
+            .initial_window_size(1 << 25)
+            .initial_connection_window_size(1 << 25);
+    })
+    .await;
+    let request = Request::get("http://a/").body(());
     let response = requests.send_request(request.unwrap()).await.unwrap();
     let mut body = response.into_body();
     let mut all = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        all += frame.data_ref().map_or(0, Bytes::len);
+    while let Some(Ok(frame)) = frame(&mut body).await {
+        all += frame.len();
     }
-    drop(requests);
+    drop((requests, body));
     let _ended = conn.await;
     all
 }

@@ -1,14 +1,9 @@
 //! Drain of HTTP connections: pending requests are answered, and idle connections are closed.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::BodyExt;
 use hyper::Request;
-use hyper::body::Frame;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
@@ -18,7 +13,7 @@ use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::testkit::serve;
 
 use crate::support::{Clients, Ends, settled};
-use crate::{GET, answer, connect, get, http, http2, reply, text};
+use crate::{GET, answer, connect, get, http, http2, post, reply, text};
 
 /// Far longer than the drain waits for a connection that was just accepted.
 const LATER: Duration = Duration::from_secs(1);
@@ -174,7 +169,7 @@ async fn a_later_head_that_is_never_whole_has_three_seconds() {
 #[tokio::test(start_paused = true)]
 async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
     let served = serve(http());
-    let (mut sender, connection) = http2(connect(&served).await).await;
+    let (sender, connection) = http2(connect(&served).await).await;
     let slow = tokio::spawn(sender.send_request(get("/sleep/20")));
     settled().await;
 
@@ -185,10 +180,8 @@ async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
     assert!(late.is_err());
     let slow = slow.await.expect("it ran").expect("an answer");
     assert_eq!(text(slow).await, "/sleep/20");
-    connection
-        .await
-        .expect("it ran")
-        .expect("it was told to go");
+    connection.await.expect("it ran").expect("in good order");
+    assert!(sender.was_told_to_go().await);
     assert_eq!(served.reason().await, EndReason::Drained);
     assert_eq!(served.handle().closed().await.drained, 1);
 }
@@ -196,7 +189,7 @@ async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_http2_connection_is_told_to_go_at_once() {
     let served = serve(http());
-    let (_sender, connection) = http2(connect(&served).await).await;
+    let (sender, connection) = http2(connect(&served).await).await;
     settled().await;
 
     served.handle().shutdown();
@@ -205,6 +198,7 @@ async fn an_idle_http2_connection_is_told_to_go_at_once() {
     gone.expect("at once")
         .expect("it ran")
         .expect("in good order");
+    assert!(sender.was_told_to_go().await);
     assert_eq!(served.reason().await, EndReason::Drained);
 }
 
@@ -233,7 +227,7 @@ async fn a_request_without_end_is_cut_off_at_the_deadline() {
         let mut client = None;
         let mut other = None;
         if http2_too {
-            let (mut sender, connection) = http2(connect(&served).await).await;
+            let (sender, connection) = http2(connect(&served).await).await;
             let request = tokio::spawn(sender.send_request(get("/never")));
             other = Some((sender, connection, request));
         } else {
@@ -304,16 +298,11 @@ async fn half_a_body_holds_a_drain_for_a_few_seconds() {
         let mut served = serve(Http::new(service));
         let begun = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nst";
         let reads = if http2_too {
-            let io = TokioIo::new(connect(&served).await);
-            let client = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
-            let (mut sender, connection) = client.expect("it is agreed");
-            tokio::spawn(connection);
-            let body = stream::once(async { Ok::<_, Infallible>(Frame::data(Bytes::from("st"))) });
-            let body = StreamBody::new(body.chain(stream::pending()).boxed());
-            let request = Request::post("http://a/").body::<StreamBody<_>>(body);
+            let (sender, _connection) = http2(connect(&served).await).await;
+            let (response, body) = post(&sender, "st", true);
             tokio::spawn(async move {
-                let response = sender.send_request(request.expect("a request")).await;
-                text(response.expect("a response")).await
+                let _open = (sender, body);
+                text(response.await.expect("a response")).await
             })
         } else {
             let mut client = served.client().await;

@@ -61,7 +61,7 @@ async fn a_peer_that_leaves_between_requests_has_closed() {
 #[tokio::test(start_paused = true)]
 async fn an_http2_peer_that_leaves_has_closed() {
     let served = serve(http());
-    let (mut sender, connection) = http2(connect(&served).await).await;
+    let (sender, connection) = http2(connect(&served).await).await;
     let response = sender.send_request(get("/")).await.expect("an answer");
     text(response).await;
 
@@ -219,7 +219,7 @@ async fn a_handler_that_awaits_the_closing_of_its_own_connection_ends_with_its_p
 async fn an_abort_ends_the_requests_of_an_http2_connection() {
     let (http, mut dropped) = never();
     let served = serve(http);
-    let (mut sender, _connection) = http2(connect(&served).await).await;
+    let (sender, _connection) = http2(connect(&served).await).await;
     let request = tokio::spawn(sender.send_request(get("/")));
     settled().await;
 
@@ -253,7 +253,7 @@ async fn a_panic_in_a_request_ends_its_connection_alone() {
 #[tokio::test(start_paused = true)]
 async fn what_runs_beside_a_request_that_panics_is_answered() {
     let served = serve(http());
-    let (mut sender, connection) = http2(connect(&served).await).await;
+    let (sender, connection) = http2(connect(&served).await).await;
     let slow = tokio::spawn(sender.send_request(get("/sleep/10")));
     settled().await;
 
@@ -262,10 +262,8 @@ async fn what_runs_beside_a_request_that_panics_is_answered() {
     assert!(panicked.is_err());
     let slow = slow.await.expect("it ran").expect("an answer");
     assert_eq!(text(slow).await, "/sleep/10");
-    connection
-        .await
-        .expect("it ran")
-        .expect("it was told to go");
+    connection.await.expect("it ran").expect("in good order");
+    assert!(sender.was_told_to_go().await);
     assert_eq!(served.reason().await, EndReason::Panic);
 }
 
@@ -309,7 +307,7 @@ async fn an_error_of_the_service_ends_its_http2_stream_only() {
         }
     });
     let served = serve(Http::new(service));
-    let (mut sender, _connection) = http2(connect(&served).await).await;
+    let (sender, _connection) = http2(connect(&served).await).await;
 
     let bad = sender.send_request(get("/bad")).await;
 

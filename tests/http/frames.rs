@@ -1,4 +1,4 @@
-//! HTTP/2 written by hand: peers that behave as hyper's client never would.
+//! HTTP/2 written by hand: peers that behave as no client of the crate `h2` would.
 
 use std::convert::Infallible;
 use std::future::pending;

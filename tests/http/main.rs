@@ -15,6 +15,8 @@ mod upgrades;
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[path = "../support/http2.rs"]
+mod http2;
 #[path = "../support/over.rs"]
 mod over;
 #[path = "../support/mod.rs"]
@@ -25,18 +27,17 @@ use std::future::pending;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
+use h2::SendStream;
+use h2::client::ResponseFuture;
+use http_body_util::Full;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
-use tokio::task::JoinHandle;
 use tower::service_fn;
 use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::make::ClonePerRequest;
 use tower_tcp::testkit::Served;
 
+use http2::{Sender, http2, text};
 use support::{Client, Clients, panic_if};
 
 /// A request with nothing special about it.
@@ -85,30 +86,18 @@ async fn answer<Io: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<Io>) -> 
     }
 }
 
-type Sender = http2::SendRequest<Empty<Bytes>>;
-
-/// Starts HTTP/2. The task runs the connection until it ends.
-async fn http2<Io>(io: Io) -> (Sender, JoinHandle<hyper::Result<()>>)
-where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io));
-    let (sender, conn) = handshake.await.expect("it is agreed");
-    (sender, tokio::spawn(conn))
-}
-
-fn get(path: &str) -> Request<Empty<Bytes>> {
+fn get(path: &str) -> Request<()> {
     let request = Request::get(format!("http://localhost{path}"));
-    request.body(Empty::new()).expect("a request")
+    request.body(()).expect("a request")
 }
 
-async fn text(response: Response<Incoming>) -> String {
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .expect("the body comes");
-    String::from_utf8(body.to_bytes().to_vec()).expect("it is text")
+/// Sends a request and some bytes of its body, which ends with them unless it stalls.
+fn post(sender: &Sender, bytes: &'static str, stalls: bool) -> (ResponseFuture, SendStream<Bytes>) {
+    let request = Request::post("http://localhost/").body(());
+    let begun = sender.begin(request.expect("a request"), false);
+    let (response, mut body) = begun.expect("it is open");
+    body.send_data(bytes.into(), !stalls).expect("it is open");
+    (response, body)
 }
 
 type Reply = Result<Response<Full<Bytes>>, Infallible>;

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
+use h2::RecvStream;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::client::conn::http2;
+use hyper::body::Frame;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
@@ -19,6 +18,7 @@ use tower_tcp::make::ClonePerRequest;
 use tower_tcp::testkit::{Served, memory, serve, serve_with};
 use tower_tcp::{EndReason, Server};
 
+use crate::http2::{frame, http2_with};
 use crate::support::{Clients, Ends};
 use crate::{GET, get};
 
@@ -82,23 +82,22 @@ impl<S> Serves for S where
 }
 
 /// Requests the response over HTTP/2, with small windows.
-async fn request(served: &Served) -> Incoming {
-    let io = TokioIo::new(served.stream().await);
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW);
-    let (mut sender, connection) = builder.handshake(io).await.expect("it is agreed");
-    tokio::spawn(connection);
+async fn request(served: &Served) -> RecvStream {
+    let (sender, _connection) = http2_with(served.stream().await, |builder| {
+        builder
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+    })
+    .await;
     let response = sender.send_request(get("/")).await;
     response.expect("a response").into_body()
 }
 
 /// Reads a frame a second. Returns the bytes that arrived.
-async fn slowly(mut body: Incoming) -> usize {
+async fn slowly(mut body: RecvStream) -> usize {
     let mut read = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        read += frame.data_ref().map_or(0, Bytes::len);
+    while let Some(Ok(frame)) = frame(&mut body).await {
+        read += frame.len();
         sleep(SECOND).await;
     }
     read
@@ -179,11 +178,10 @@ async fn a_peer_that_keeps_the_window_of_its_only_response_shut_is_ended() {
         for requests in [1, 2] {
             let served = serve(responding(with));
             let begun = Instant::now();
-            let io = TokioIo::new(served.stream().await);
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder.initial_stream_window_size(WINDOW);
-            let (mut sender, connection) = builder.handshake(io).await.expect("it is agreed");
-            tokio::spawn(connection);
+            let (sender, _connection) = http2_with(served.stream().await, |builder| {
+                builder.initial_window_size(WINDOW);
+            })
+            .await;
             let mut unread = Vec::new();
             for _ in 0..requests {
                 unread.push(sender.send_request(get("/")).await.expect("a response"));

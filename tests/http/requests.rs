@@ -49,7 +49,7 @@ async fn requests_sent_ahead_are_answered_in_order() {
 #[tokio::test(start_paused = true)]
 async fn streams_of_one_connection_run_together_and_are_counted() {
     let served = serve(http());
-    let (mut sender, connection) = http2(connect(&served).await).await;
+    let (sender, connection) = http2(connect(&served).await).await;
 
     let slow = sender.send_request(get("/sleep/60"));
     let quick = sender.send_request(get("/quick"));
@@ -78,7 +78,7 @@ async fn whoami(request: Request<RequestBody>) -> Reply {
 async fn a_request_knows_its_connection() {
     let served = serve(Http::new(service_fn(whoami)));
     let mut client = served.client().await;
-    let (mut sender, _connection) = http2(connect(&served).await).await;
+    let (sender, _connection) = http2(connect(&served).await).await;
 
     client.send(GET).await;
 
@@ -103,7 +103,7 @@ async fn what_alpn_agrees_on_is_spoken_and_known() {
         stream.expect("the handshake is made")
     };
 
-    let (mut sender, _connection) = http2(connect_tls(b"h2").await).await;
+    let (sender, _connection) = http2(connect_tls(b"h2").await).await;
     let mut old = Client::new(connect_tls(b"http/1.1").await);
     old.send(GET).await;
 

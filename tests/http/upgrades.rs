@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::{RecvStream, SendStream};
 use http_body_util::Empty;
 use hyper::header::{CONNECTION, UPGRADE};
-use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,8 +24,9 @@ use tower_tcp::tls::Tls;
 use tower_tcp::{ConnectionInfo, EndReason};
 
 use crate::certificates::certified;
+use crate::http2::{Sender, frame};
 use crate::support::{Client, Clients, Ends, settled};
-use crate::{Sender, answer, connect, http2};
+use crate::{answer, connect, http2};
 
 const ECHO: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
 
@@ -239,59 +240,75 @@ async fn a_connection_is_upgraded_over_tls() {
     assert_eq!(served.reason().await, EndReason::PeerClosed);
 }
 
-/// Opens a tunnel over HTTP/2.
-async fn tunnel(served: &Served) -> (TokioIo<Upgraded>, (Sender, JoinHandle<hyper::Result<()>>)) {
-    let (mut sender, connection) = http2(connect(served).await).await;
-    let request = Request::connect("localhost:80").body(Empty::new());
-    let response = sender.send_request(request.expect("a request")).await;
-    let response = response.expect("an answer");
+/// A tunnel over HTTP/2.
+struct Tunnel {
+    incoming: RecvStream,
+    outgoing: SendStream<Bytes>,
+    _connection: (Sender, JoinHandle<Result<(), h2::Error>>),
+}
+
+async fn tunnel(served: &Served) -> Tunnel {
+    let (sender, connection) = http2(connect(served).await).await;
+    let request = Request::connect("localhost:80").body(());
+    let begun = sender.begin(request.expect("a request"), false);
+    let (response, outgoing) = begun.expect("it is open");
+    let response = response.await.expect("an answer");
     assert_eq!(response.status(), 200);
-    let upgraded = hyper::upgrade::on(response).await.expect("it is agreed");
-    (TokioIo::new(upgraded), (sender, connection))
+    Tunnel {
+        incoming: response.into_body(),
+        outgoing,
+        _connection: (sender, connection),
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_over_http2_does_not_rest() {
     let served = serve(http(false));
-    let (mut stream, _connection) = tunnel(&served).await;
+    let mut tunnel = tunnel(&served).await;
 
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_secs(60)).await;
 
-        stream.write_all(b"hi").await.expect("it is open");
-        let mut block = [0; 2];
-        stream.read_exact(&mut block).await.expect("it is echoed");
+        let sent = tunnel.outgoing.send_data("hi".into(), false);
+        sent.expect("it is open");
+        let echoed = frame(&mut tunnel.incoming).await.expect("it is open");
+        assert_eq!(echoed.expect("it is echoed"), "hi");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_over_http2_has_as_long_as_the_drain() {
     let served = serve(http(false));
-    let (mut stream, connection) = tunnel(&served).await;
+    let mut tunnel = tunnel(&served).await;
     settled().await;
 
     served.handle().shutdown();
     let begun = Instant::now();
 
-    assert!(matches!(stream.read(&mut [0; 2]).await, Err(_) | Ok(0)));
+    let end = frame(&mut tunnel.incoming).await;
+    assert!(matches!(end, Some(Err(_)) | None), "{end:?}");
     assert_eq!(begun.elapsed().as_secs(), 30);
-    drop((stream, connection));
+    drop(tunnel);
     assert_eq!(served.reason().await, EndReason::DrainDeadline);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_whose_tunnel_over_http2_is_done_rests() {
     let served = serve(http(false));
-    let (mut stream, connection) = tunnel(&served).await;
+    let Tunnel {
+        incoming,
+        mut outgoing,
+        _connection,
+    } = tunnel(&served).await;
     tokio::time::sleep(Duration::from_secs(100)).await;
 
-    stream.shutdown().await.expect("it is open");
-    drop(stream);
+    let ended = outgoing.send_data(Bytes::new(), true);
+    ended.expect("it is open");
+    drop((incoming, outgoing));
     let begun = Instant::now();
 
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
     assert!(begun.elapsed().as_secs() >= 75);
-    drop(connection);
 }
 
 #[tokio::test(start_paused = true)]
@@ -411,7 +428,7 @@ async fn an_old_upgraded_stream_is_told_to_leave_and_taken_away_later() {
 #[tokio::test(start_paused = true)]
 async fn an_http2_connection_with_nothing_but_a_resting_tunnel_ends_after_an_hour() {
     let served = serve(http(false));
-    let (_stream, _connection) = tunnel(&served).await;
+    let _tunnel = tunnel(&served).await;
     let begun = Instant::now();
 
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
