@@ -4,6 +4,7 @@
 use tower_tcp::Address;
 use tower_tcp::proxy::{Command, Family, ProxyEncodeError, ProxyHeader, ProxyHeaderError, Ssl};
 
+mod bent;
 mod hook;
 mod properties;
 mod vectors;

@@ -5,39 +5,10 @@ use std::net::SocketAddr;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::Index;
 use tower_tcp::Address;
-use tower_tcp::proxy::{Command, Family, ProxyHeader, ProxyHeaderError as Error, Ssl};
+use tower_tcp::proxy::{Command, ProxyHeader, Ssl};
 
-use crate::vectors;
-
-/// The beginning of any header, or of none, of vectors that are bent in a few places.
-fn almost_a_header() -> impl Strategy<Value = Vec<u8>> {
-    let vectors: Vec<_> = vectors::all()
-        .into_iter()
-        .map(|vector| vector.bytes)
-        .collect();
-    let short: Vec<_> = vectors
-        .into_iter()
-        .filter(|bytes| bytes.len() < 1000)
-        .collect();
-    let often = || prop::sample::select(&b"\r\n 0159:.+-PXTCUN46\0\x01\x03\x11\x20\x21"[..]);
-    let byte = prop_oneof![any::<u8>(), often()];
-    let bend = (0..3_u8, any::<Index>(), byte);
-    let behind = vec(any::<u8>(), 0..20);
-    (prop::sample::select(short), vec(bend, 0..4), behind).prop_map(|(mut bytes, bends, behind)| {
-        for (how, at, byte) in bends {
-            let at = at.index(bytes.len() + 1);
-            match how {
-                0 => bytes.insert(at, byte),
-                1 if at < bytes.len() => bytes[at] = byte,
-                _ => bytes.truncate(at),
-            }
-        }
-        bytes.extend(behind);
-        bytes
-    })
-}
+use crate::bent::almost_a_header;
 
 fn addresses() -> impl Strategy<Value = (Address, Address)> {
     let tcp = || any::<SocketAddr>().prop_map(Address::from);
@@ -120,67 +91,4 @@ proptest! {
             prop_assert_eq!(ProxyHeader::parse(&line), Ok(Some((header, line.len()))));
         }
     }
-
-    #[test]
-    fn another_parser_has_the_same_verdict(bytes in almost_a_header()) {
-        compare(&bytes).map_err(TestCaseError::fail)?;
-    }
-}
-
-#[test]
-fn another_parser_has_the_same_verdict_on_each_vector() {
-    for vector in vectors::all() {
-        if let Err(difference) = compare(&vector.bytes) {
-            panic!("{} (section {}): {difference}", vector.name, vector.section);
-        }
-    }
-}
-
-/// Compares with the crate `proxy-header`, apart from what it is known to do otherwise.
-fn compare(bytes: &[u8]) -> Result<(), String> {
-    let ours = ProxyHeader::parse(bytes);
-    let theirs = proxy_header::ProxyHeader::parse(bytes, proxy_header::ParseConfig::default());
-    let same = match (&ours, &theirs) {
-        (Ok(Some((ours, len))), Ok((theirs, their_len))) => {
-            let of_tcp = theirs.proxied_address().filter(|proxied| {
-                // It returns the addresses of UDP, too.
-                proxied.protocol == proxy_header::Protocol::Stream
-            });
-            let theirs = of_tcp.map(|proxied| {
-                let (source, destination) = (proxied.source, proxied.destination);
-                // It keeps IPv4-mapped addresses as they are.
-                (Address::from(source), Address::from(destination))
-            });
-            let ours = ours.source().cloned().zip(ours.destination().cloned());
-            let ours = ours.filter(|(source, _)| source.tcp().is_some());
-            len == their_len && ours == theirs
-        }
-        (Ok(Some((header, _))), Err(_)) => {
-            // It refuses LOCAL of an unknown family, or too short for its family, which is to be
-            // ignored; and an unspecified family or protocol whose other half is specified.
-            header.command() == Command::Local || header.family() == Family::Unspecified
-        }
-        // It decodes an address of version 1 before the whole line has arrived.
-        (Ok(None), Err(_)) | (Err(_), Err(_)) => true,
-        (Ok(None), Ok(_)) => false,
-        (Err(err), Ok((theirs, _))) => match err {
-            // It decodes TLVs only when asked for, and leaves the checksum to its caller. It takes
-            // a sign and leading zeros in front of a port.
-            Error::Tlv(_) | Error::Checksum | Error::Port => true,
-            // It takes any sixth byte for the space, and UNKNOWN of any length, with more letters,
-            // and with a line feed in it.
-            Error::Absent | Error::Family | Error::Line | Error::TooLong(_) => {
-                bytes.starts_with(b"PROXY") && theirs.proxied_address().is_none()
-                    || err == &Error::Absent && bytes.starts_with(b"PROXY")
-            }
-            _ => false,
-        },
-    };
-    if same {
-        return Ok(());
-    }
-    Err(format!(
-        "{:?}: {ours:?}, and {theirs:?} by proxy-header",
-        bytes.escape_ascii().to_string()
-    ))
 }
