@@ -175,20 +175,17 @@ fn a_stack_that_drops_its_own_server_ends_it_and_is_not_called_again() {
     let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
     let handle = server.handle();
     let clients = [(); 12].map(|()| std::net::TcpStream::connect(addr));
-    let held = Arc::new(Mutex::new(None));
-    let (inside, calls) = (Arc::clone(&held), Arc::new(AtomicUsize::new(0)));
+    let (give, given) = mpsc::sync_channel::<Serve>(1);
+    let calls = Arc::new(AtomicUsize::new(0));
     let called = Arc::clone(&calls);
     let stack = calling(move || {
-        called.fetch_add(1, Ordering::Relaxed);
-        drop(inside.lock().expect("no panic").take());
+        if called.fetch_add(1, Ordering::Relaxed) == 0 {
+            drop(given.recv_timeout(NET));
+        }
     });
-    runtime.block_on(async {
-        // The lock is held until the future is there to be dropped.
-        let mut held = held.lock().expect("no panic");
-        let mut serve = Box::pin(server.serve(stack));
-        poll_once(&mut serve).await;
-        *held = Some(serve);
-    });
+    let mut serve = server.serve(stack);
+    runtime.block_on(poll_once(&mut serve));
+    give.send(serve).expect("the stack waits for it");
 
     let ended = runtime.block_on(async { timeout(NET, handle.closed()).await });
 
@@ -204,10 +201,9 @@ fn a_call_that_drops_the_output_of_a_task_may_drop_its_own_server_with_it() {
     let runtime = workers();
     let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
     let handle = server.handle();
-    let held = Arc::new(Mutex::new(None::<JoinHandle<Serve>>));
-    let inside = Arc::clone(&held);
+    let (give, given) = mpsc::sync_channel::<JoinHandle<Serve>>(1);
     // tokio drops the output as the task that has returned it, and not as the task of the server.
-    let stack = calling(move || drop(inside.lock().expect("no panic").take()));
+    let stack = calling(move || drop(given.recv_timeout(NET)));
     runtime.block_on(async {
         let mut serve = server.serve(stack);
         poll_once(&mut serve).await;
@@ -215,7 +211,7 @@ fn a_call_that_drops_the_output_of_a_task_may_drop_its_own_server_with_it() {
         while !task.is_finished() {
             tokio::task::yield_now().await;
         }
-        *held.lock().expect("no panic") = Some(task);
+        give.send(task).expect("the stack waits for it");
     });
     let client = std::net::TcpStream::connect(addr);
 
