@@ -23,8 +23,9 @@ pub(super) const UNIX_PATH: usize = 108;
 
 static CRC_32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// Parses a header, or the beginning of one. `bytes` begins with [`SIGNATURE`] or, if it is
-/// shorter, is the beginning of [`SIGNATURE`]. The fixed part is checked as its bytes arrive.
+/// Parses a header, or the beginning of one. `bytes` must begin with [`SIGNATURE`]. If `bytes` is
+/// shorter than that, it must be the beginning of [`SIGNATURE`]. The fixed part is checked as its
+/// bytes arrive.
 pub(super) fn parse(bytes: &[u8], max_len: usize) -> Result<Parsed, Error> {
     let command = match bytes.get(12).map(|byte| (byte >> 4, byte & 0xf)) {
         None => Command::Proxy, // The byte has not arrived yet.

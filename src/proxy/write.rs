@@ -19,9 +19,9 @@ impl ProxyHeader {
     /// # Errors
     ///
     /// Returns a [`ProxyEncodeError`](Error) if version 1 cannot express the header because of a
-    /// `LOCAL` command, a family of UDP or Unix sockets, TLVs, or a checksum. For a health check in
-    /// version 1, the specification recommends a header with the addresses of the connection
-    /// itself.
+    /// `LOCAL` command, a family of UDP or Unix sockets, TLVs, or a checksum. A health check uses
+    /// `LOCAL` in version 2. In version 1, the specification recommends a header with the addresses
+    /// of the health check's own connection.
     pub fn encode_v1(&self) -> Result<Bytes, Error> {
         if self.command == Command::Local {
             return Err(Error::LocalInV1);

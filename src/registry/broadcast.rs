@@ -237,10 +237,10 @@ impl<T, M> Sending<T, M> {
         (sending, open)
     }
 
-    /// Sends the frames that could not be sent without waiting, one after the other. Each send
-    /// waits only for a connection's task, not for its peer. Applies the policy `slow` to peers
-    /// that are above their high mark. With [`SlowPeer::Wait`], the frames for these peers are sent
-    /// last and concurrently, and each send waits for its peer.
+    /// Sends the frames that could not be sent without waiting. They are sent one after the other,
+    /// and each send waits only for a connection's task, not for its peer. Applies the policy
+    /// `slow` to peers that are above their high mark. With [`SlowPeer::Wait`], the frames for
+    /// these peers are sent last and concurrently, and each of these sends waits for its peer.
     pub(super) async fn done(self, slow: SlowPeer) -> Broadcast {
         let Self {
             mut broadcast,
@@ -297,8 +297,8 @@ pub(super) struct OpenRun<T, M> {
 
 impl<T, M> OpenRun<T, M> {
     /// Sends a frame to the peers of the run by adding the frame to the run. [`Sending::done`]
-    /// sends it to the other peers. Returns `None` if the run is closed or full, or if no queue
-    /// holds the run.
+    /// sends the frame to the other peers. Returns `None` if the run is closed or full, or if no
+    /// queue holds the run.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

@@ -73,8 +73,8 @@ impl<K, T, M> Groups<K, T, M> {
 
     /// Creates groups that each have a feed.
     ///
-    /// For each new group, `open` is called in a new task with the group's key, and its future
-    /// returns a stream. The task runs on the runtime on which the first member's
+    /// For each new group, a new task calls `open` with the group's key, and awaits the future that
+    /// `open` returns, to get a stream. The task runs on the runtime on which the first member's
     /// [`join`](Self::join) is polled. If that runtime is shut down, the group ends. Each frame of
     /// the stream is sent to all members, as by a [broadcast](super::broadcast) with `slow`. The
     /// next frame is taken from the stream only when that broadcast is done. So no frames are
@@ -326,15 +326,15 @@ where
     }
 
     /// Sends a frame to those members of a group for which `whom` returns `true`, like
-    /// [`Registry::broadcast`](super::Registry::broadcast). `whom` gets no key, because all members
-    /// have the same.
+    /// [`Registry::broadcast`](super::Registry::broadcast). `whom` gets no key, because the key
+    /// is the same for all members.
     ///
     /// Frames that are sent to all members in a burst, before any member's task runs, share memory:
     /// up to 64 of them are stored once for all members, and wake each member once. When a frame is
-    /// encoded for a member, that connection holds the encoded copy until its peer takes it. The
-    /// shared frames are locked while they are cloned or [merged](Self::merge_with). So a `Clone`
-    /// or a merge function that sends to the same group, or uses the [`Peer`] of a member, can
-    /// deadlock.
+    /// encoded for a member, the member's connection holds the encoded bytes until its peer has
+    /// taken them. The shared frames are locked while they are cloned or
+    /// [merged](Self::merge_with). So a `Clone` or a merge function that sends to the same group,
+    /// or uses the [`Peer`] of a member, can deadlock.
     ///
     /// # Cancel safety
     ///

@@ -5,8 +5,8 @@
 //! program's keys. The program inserts an entry, usually in the make-service or when the peer has
 //! logged in. The registry removes the entry when the connection begins to close, for whatever
 //! reason ([`ConnectionInfo::on_closing`](crate::ConnectionInfo::on_closing)), so the key is free
-//! while the last output is written. A service call that still runs delays this moment; to free a
-//! key before that, use `remove` or `replace`. A registry created by
+//! while the last output is written. A service call that still runs delays the removal; to free a
+//! key sooner, use `remove` or `replace`. A registry created by
 //! [`until_end`](Registry::until_end) removes the entry at the connection's end instead. No entry
 //! outlives its connection.
 //!
@@ -113,7 +113,7 @@ impl<K, T, M> Registry<K, T, M> {
     }
 
     /// Creates an empty registry. Entries are removed at the end of their connections, when the
-    /// stream is closed and the reason is final.
+    /// stream is closed and the reason for the end is final.
     ///
     /// So a connection keeps its key while it writes its last output and lingers. Use such a
     /// registry if the key must not be free during that time.
@@ -181,9 +181,11 @@ where
     /// The key is never free in between. The returned connection stays open, and its end does not
     /// remove the new entry. Close the returned connection if each user is allowed one connection.
     ///
-    /// Returns `None` if the key was free. Also returns `None`, and changes nothing, if `peer`
-    /// already has the key or is already closing. In a registry created by
-    /// [`until_end`](Self::until_end), a closing connection can still be inserted until its end.
+    /// Returns `None` if the key was free. Also returns `None` if the connection of `peer` already
+    /// has the key. Nothing changes then, except that the entry gets the new [`Peer`] of an
+    /// upgraded connection. If the connection of `peer` is already closing, returns `None` and
+    /// changes nothing. In a registry created by [`until_end`](Self::until_end), a closing
+    /// connection can still be inserted until its end.
     #[doc(alias = "takeover")]
     #[doc(alias = "kick")]
     pub fn replace(&self, key: K, peer: &Peer<T, M>) -> Option<Peer<T, M>>
@@ -204,8 +206,8 @@ where
         replaced.filter(|_| !is_own)
     }
 
-    /// Enters a connection under a key, and returns the one that had the key before. That may be
-    /// the same connection, if it had the key through a [`Peer`] from before an upgrade. Changes
+    /// Enters a connection under a key, and returns the connection that had the key before. The two
+    /// are the same connection if it had the key through a [`Peer`] from before an upgrade. Changes
     /// nothing, and returns `None`, if the moment to remove the entry is already past.
     fn put(
         &self,

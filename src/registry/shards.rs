@@ -91,8 +91,8 @@ impl<T, M> Entered<T, M> {
         })
     }
 
-    /// Returns whether this is an entry of the same connection. After an upgrade to another
-    /// pipeline, a connection has a new [`Peer`].
+    /// Returns whether this is an entry of the connection of `peer`. After an upgrade to another
+    /// pipeline, a connection has a new [`Peer`], but the same id.
     pub(super) fn is_of(&self, peer: &Peer<T, M>) -> bool {
         self.peer.info().id() == peer.info().id()
     }

@@ -1,4 +1,4 @@
-//! Starts and watches the new process, until this process has handed the sockets over to it.
+//! Starts the new process, and watches it until the sockets are handed over to it.
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,5 @@
-//! Replaces this process with a new one, for example of a new version, without losing a request.
+//! Replaces this process with a new one without losing a request, for example to start a new
+//! version of the program.
 //!
 //! [`Replace`] starts the new process with the listening sockets of this process, and waits until
 //! the new process is ready. Then this process drains. If the new process does not become ready,
@@ -62,9 +63,9 @@
 //!
 //! Both processes share the listening sockets, so connections in the backlog are not lost. The old
 //! process stops accepting and drains. It skips the [`lame_duck`] phase, because either process may
-//! answer a readiness check. The new process has its own limit, so during the drain there may be
-//! twice as many connections as the limit allows. The drain closes connections of the old process
-//! as in any shutdown. If clients send several requests in a row, set
+//! answer a readiness check. The new process has its own connection limit, so during the drain
+//! there may be twice as many connections as one limit allows. The drain closes connections of the
+//! old process as in any shutdown. If clients send several requests in a row, set
 //! [`DrainDeadlines::next_frame`], so that the drain waits for a connection's next request.
 //!
 //! Only the process that serves a Unix socket removes its path. A path that systemd has created is
