@@ -23,7 +23,7 @@ use crate::server::Server;
 use crate::signals::Report;
 
 /// The maximum number of `End`s that are kept until the test takes them. A test with more
-/// connections must take some while it runs.
+/// connections must take ends before this many are kept.
 const ENDS: usize = 65_536;
 
 /// The maximum time that [`Served::ended`] waits. It is longer than the deadlines in tests, and
@@ -51,8 +51,8 @@ where
 /// listener, or on real sockets.
 ///
 /// The test uses `connector`, a value of any type, to connect; [`Served::connector`] returns it. If
-/// it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. If none is needed,
-/// pass `()`.
+/// it is a [`Connector`], [`Served::connect`] works as it does after [`serve`]. If the test needs
+/// no connector, pass `()`.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -145,8 +145,9 @@ impl<C> Served<C> {
     /// returned in the order in which they happened.
     ///
     /// A connection that is closed gracefully ends when its client has closed as well, or after the
-    /// [linger](crate::close::Linger) of 2 s. So drop the client before this call. To test the time
-    /// at which the server closes, await the end of the stream in the client instead.
+    /// [linger time](crate::close::Linger::time), which is 2 s by default. So drop the client before
+    /// this call. To test the time at which the server closes, await the end of the stream in the
+    /// client instead.
     ///
     /// # Errors
     ///
@@ -211,9 +212,9 @@ impl<C> Served<C> {
 
     /// Shuts the server down, and waits until it has ended, as [`closed`](Self::closed) does.
     ///
-    /// The server may not have seen yet that a client was dropped just before. The connection then
-    /// ends with `Drained` instead of `PeerClosed`. To avoid that, await [`ended`](Self::ended)
-    /// first.
+    /// If a client was dropped just before this call, the server may not have seen that yet. In
+    /// this case, the connection ends with `Drained` instead of `PeerClosed`. To avoid this, await
+    /// [`ended`](Self::ended) first.
     ///
     /// # Errors
     ///

@@ -138,10 +138,10 @@ impl TlsBuilder {
     /// Adds certificate revocation lists, passed as PEM text. Default: none, and no certificate is
     /// considered revoked.
     ///
-    /// If there is at least one list, a client is refused if any certificate in its chain, except
-    /// the root, is revoked, or is not covered by an unexpired list. See the section on
-    /// [revocation](super#revocation). [`build`](Self::build) fails if there are lists but no
-    /// client certificates are requested.
+    /// If there is at least one list, all certificates in a client's chain are checked, except the
+    /// root. The client is refused if one of them is revoked, or is not covered by an unexpired
+    /// list. See the section on [revocation](super#revocation). [`build`](Self::build) fails if
+    /// there are lists but no client certificates are requested.
     pub fn revocation_lists(mut self, pem: impl Into<Vec<u8>>) -> Self {
         let pem = Pem::Memory("the passed revocation lists", pem.into());
         self.revocation_lists.push(pem);
@@ -174,8 +174,8 @@ impl TlsBuilder {
     ///
     /// Default: *ring*. Why: it needs no build tools besides a C compiler. For aws-lc-rs, depend on
     /// rustls 0.23 with its feature `aws_lc_rs`, and pass
-    /// `rustls::crypto::aws_lc_rs::default_provider()`. Tickets with keys from files are always
-    /// encrypted by *ring*.
+    /// `rustls::crypto::aws_lc_rs::default_provider()`. With any provider, *ring* encrypts the
+    /// session tickets if their keys come from [files](Self::ticket_key_files).
     ///
     /// ```
     /// use tower_tcp::tls::{Tls, rustls::crypto::ring};
@@ -309,7 +309,7 @@ impl TlsBuilder {
 }
 
 impl fmt::Debug for TlsBuilder {
-    /// Formats the builder without its keys.
+    /// Formats no fields, because some of them contain keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsBuilder").finish_non_exhaustive()
     }

@@ -177,14 +177,14 @@ impl<F> Check<F> {
     /// Sets the maximum number of places for faults in each direction. A place is before a byte of
     /// the conversation, or at the end of the input.
     ///
-    /// Default: 512. Why: most conversations are not longer, so each of their bytes is a place.
-    /// When reached: the places are spread evenly.
+    /// Default: 512. Why: in most conversations, each direction has fewer than 512 bytes, so each
+    /// byte is a place. When reached: the places are spread evenly over the bytes.
     pub fn places(mut self, places: usize) -> Self {
         self.places = places;
         self
     }
 
-    /// Sets the seeds of the random plans.
+    /// Sets the seeds of the random plans ([`Plan::seeded`]).
     ///
     /// Default: `0..64`. Why: few plans are enough, because the runs with single faults, which come
     /// first, find most bugs.
@@ -199,7 +199,7 @@ impl<F> Check<F> {
     /// The plan runs twice, for [`Promise::Repeats`]. An empty plan runs once more, with failed
     /// accepts, for [`Promise::Accepts`]. If the plan's only fault is [`Fault::End`] in the input,
     /// there is one more run, with [`Fault::Stall`] instead, for [`Promise::HalfClose`]. A breach
-    /// of a contract in any of these runs is reported with the plan.
+    /// of a contract in that run is reported with the passed plan.
     pub fn only(mut self, plan: Plan) -> Self {
         self.only = Some(plan);
         self
@@ -394,7 +394,7 @@ fn broken(promise: Promise, plan: &Plan, detail: String) -> Broken {
     }
 }
 
-/// Returns the place of the plan's fault, if its only fault is that the peer closes the input.
+/// Returns the place of the fault if the plan's only fault is that the peer closes the input.
 fn only_end(plan: &Plan) -> Option<u64> {
     match (&plan.reads[..], &plan.writes[..]) {
         ([(at, Fault::End)], []) => Some(*at),

@@ -31,8 +31,8 @@ impl fmt::Display for Breach {
     }
 }
 
-/// A layer that checks whether the layers around it call its inner service as Tower's contract
-/// requires.
+/// A layer that checks whether its inner service is called as Tower's contract requires. See
+/// [`Breach`] for what it can find.
 ///
 /// Place it directly around a service, or between two layers. Clones share the record of breaches.
 ///
@@ -72,7 +72,7 @@ impl Contract {
     }
 
     /// Returns the breaches so far, each kind once. They include [`Breach::Held`] while a service
-    /// is ready, so call this method when nothing is in progress.
+    /// is ready, even if it will be called later. So call this method when nothing is in progress.
     pub fn breaches(&self) -> Vec<Breach> {
         let record = self.lock();
         let mut breaches = record.breaches.clone();
@@ -117,7 +117,7 @@ impl<S> ContractService<S> {
     }
 }
 
-/// A clone is not ready.
+/// A clone is not ready, even if the original is.
 impl<S: Clone> Clone for ContractService<S> {
     fn clone(&self) -> Self {
         self.contract.layer(self.inner.clone())

@@ -19,8 +19,8 @@ pub enum Fault {
     /// No more bytes pass in this direction, and there is no error. A read sees a silent peer. A
     /// write sees a peer that takes no more bytes.
     Stall,
-    /// The peer closes this direction. Reads return the end of the stream, and writes fail with
-    /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+    /// The peer closes this direction. In the input, reads return the end of the stream. In the
+    /// output, writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
     End,
     /// The peer resets the connection. After that, reads and writes fail with
     /// [`ConnectionReset`](std::io::ErrorKind::ConnectionReset).

@@ -83,8 +83,9 @@ impl Broken {
         &self.plan
     }
 
-    /// Returns the seed if the check created the plan from a seed. [`plan`](Self::plan) then
-    /// returns a reduced plan, which may have fewer faults than the plan from the seed.
+    /// Returns the seed if the check created the plan from a seed. In this case,
+    /// [`plan`](Self::plan) returns a reduced plan, which may have fewer faults than the plan from
+    /// the seed.
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }

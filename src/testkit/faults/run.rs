@@ -60,8 +60,8 @@ pub(super) struct Client<'a> {
 }
 
 /// Starts a server, and runs the conversation on two connections: one with the faults of `plan`,
-/// and a plain one. The server's first accepts fail with `errors`. Also returns the numbers of
-/// bytes that the server has read and written on the connection with faults.
+/// and a plain one. The server's first accepts fail with `errors`. Returns the result of the run,
+/// and the numbers of bytes that the server has read and written on the connection with faults.
 pub(super) async fn run<S>(
     stack: S,
     plan: &Plan,
