@@ -11,7 +11,7 @@ use crate::error::BoxError;
 /// The error of [`TlsBuilder::build`](super::TlsBuilder::build) and of
 /// [`Tls::reload`](super::Tls::reload).
 ///
-/// A field `pem` contains the path of the file at fault, or a name for the PEM text that was passed
+/// A `pem` field contains the path of the file at fault, or a name for the PEM text that was passed
 /// in memory.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -98,7 +98,7 @@ pub enum TlsError {
         name: String,
     },
 
-    /// A certificate was added for a name that already has another certificate.
+    /// A certificate was added for a name that already has a certificate.
     #[error("two certificates for the name {name}")]
     DuplicateName {
         /// The name.
@@ -155,7 +155,7 @@ pub enum TlsError {
     #[error("revocation lists are configured, but client certificates are not requested")]
     RevocationWithoutClients,
 
-    /// A ticket key's file has the wrong size.
+    /// A ticket key's file has a size other than 48 or 80 bytes.
     #[error("a ticket key has 48 or 80 bytes, but {file} has {bytes}")]
     BadTicketKey {
         /// The path of the file.

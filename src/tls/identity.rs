@@ -65,8 +65,8 @@ impl Identity {
         self
     }
 
-    /// Reads the files. Checks that the key belongs to the certificate, and that the OCSP response
-    /// has the status "successful".
+    /// Reads the chain, the key and the OCSP response. Checks that the key belongs to the
+    /// certificate, and that the response has the status "successful".
     pub(super) fn read(&self, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
         let (chain, key) = (self.chain.certificates()?, self.key.private_key()?);
         let mut certified =

@@ -82,9 +82,9 @@ impl TlsInfo {
 
     /// Returns the peer's certificate chain in DER, the peer's own certificate first.
     ///
-    /// The chain has been verified. It is empty unless the server requests a certificate (see
-    /// [`TlsBuilder::client_certificates`](super::TlsBuilder::client_certificates)) and the peer
-    /// has sent one.
+    /// The chain has been verified. It is empty if the peer has sent no certificate, or the server
+    /// requests none (see
+    /// [`TlsBuilder::client_certificates`](super::TlsBuilder::client_certificates)).
     ///
     /// Attribute: `tls.client.certificate_chain`.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {

@@ -235,14 +235,14 @@ pub use stream::TlsStream;
 /// As a service it is always ready, because the handshake runs in the future of a call. See the
 /// [module docs](self).
 ///
-/// The service fails with a boxed [`ConnectionEnded`]. Its cause is an [`io::Error`] of one of
-/// three kinds:
+/// The service fails with a boxed [`ConnectionEnded`], whose cause is an [`io::Error`]. There are
+/// three cases:
 ///
-/// - It contains a [`rustls::Error`] if rustls failed, for example because it rejected a message of
-///   the peer, or received an alert.
-/// - It contains an [`UnknownServerName`] if there is no default certificate, and the peer
-///   requested no name or a name without a certificate.
-/// - Otherwise it is the error of the stream, such as
+/// - The `io::Error` contains a [`rustls::Error`] if rustls failed, for example because it
+///   rejected a message of the peer, or received an alert.
+/// - The `io::Error` contains an [`UnknownServerName`] if there is no default certificate, and the
+///   peer requested no name or a name without a certificate.
+/// - Otherwise the `io::Error` is the error of the stream, such as
 ///   [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer closed the stream.
 #[derive(Clone)]
 pub struct Tls {

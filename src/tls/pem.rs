@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::{
 
 use super::error::TlsError;
 
-/// The source of a PEM text, and the name that errors use for it.
+/// A PEM file, or a PEM text in memory with the name that errors use for the text.
 #[derive(Clone)]
 pub(super) enum Pem {
     File(PathBuf),

@@ -1,4 +1,4 @@
-//! Session tickets with keys from files, which several processes can share.
+//! Session tickets with keys from files, so that several processes can share the keys.
 //!
 //! rustls encrypts its own tickets with random keys, which no other process has. The tickets of
 //! this module have the same form: the name of the key, a random nonce, and the session, which
@@ -132,7 +132,8 @@ impl Key {
     }
 }
 
-/// Reads at most 81 bytes of a file, one more than the larger size of a key.
+/// Reads at most 81 bytes of a file. This is one more than the larger of the two possible sizes of
+/// a key.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let mut secret = Vec::with_capacity(81);
     let read = File::open(file).and_then(|opened| opened.take(81).read_to_end(&mut secret));

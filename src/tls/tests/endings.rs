@@ -1,4 +1,4 @@
-//! Peers that close during a handshake or right after it, and orderly ends.
+//! Peers that close during a handshake or right after it, and orderly ends of a stream.
 
 use super::*;
 
