@@ -108,7 +108,8 @@ impl TlsBuilder {
     }
 
     /// Requests a client certificate that chains to one of these root certificates, which are
-    /// passed as PEM text. Default: no certificate is requested.
+    /// passed as PEM text. `requirement` says whether a client without a certificate is refused.
+    /// Default: no certificate is requested.
     ///
     /// The client's certificates are in
     /// [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates).
