@@ -132,9 +132,9 @@ impl Signals {
     }
 }
 
-/// Completes if the `Pending` of the previous poll means that no input was ready. Once the task's
-/// budget is spent, tokio returns `Pending` even if input is ready. So with a spent budget, this
-/// function returns `Pending`, and wakes the task to poll again.
+/// Returns `Ready` if the previous poll returned `Pending` because no input was ready. Once the
+/// task's budget is spent, tokio returns `Pending` even if input is ready. In that case, this
+/// function returns `Pending`, too, and wakes the task to poll again.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());
@@ -163,8 +163,8 @@ pub struct Report {
     /// The number of connections that the server aborted: at the shutdown deadline, by
     /// [`Handle::abort`](crate::Handle::abort), or because the future of `serve` was dropped.
     pub aborted: usize,
-    /// The time from the beginning of the shutdown to its end, or zero if the future of `serve` was
-    /// dropped.
+    /// The time from the beginning of the shutdown to its end. Zero if the server or the future of
+    /// `serve` was dropped before that end, or if a worker thread could not be started.
     pub duration: Duration,
 }
 

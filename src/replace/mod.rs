@@ -182,10 +182,10 @@ impl Replace {
     /// # Errors
     ///
     /// Returns a [`ReplaceError`] if the new process could not be started, if it ended or was not
-    /// ready in time, if one of these servers is shutting down or has ended, if another replacement
-    /// is in progress, or if this process itself replaces an older process and does not accept yet.
-    /// In all these cases, any process that this call started has ended, and this process continues
-    /// as before.
+    /// ready in time, if one of the servers to drain is already shutting down or has ended, if
+    /// another replacement is in progress, or if this process itself replaces an older process and
+    /// does not accept yet. In all these cases, any process that this call started has ended, and
+    /// this process continues as before.
     ///
     /// # Panics
     ///
@@ -274,7 +274,8 @@ impl Replace {
 /// process has taken.
 ///
 /// Call this after the last bind, in a new version that might listen on fewer addresses than the
-/// old one. The old process serves the clients in the backlog of such a socket, as in a shutdown.
+/// old one. The old process still serves the clients in the backlog of such a socket, as it would
+/// in a shutdown.
 /// In a process that replaces no other process, this does nothing.
 pub fn close_unused() {
     handover::close_unused();

@@ -55,7 +55,7 @@ enum Until {
     /// As soon as the server is no longer in this phase, or is suspended.
     PhaseEnds(Phase),
     /// When this many connections have been accepted, when the server aborts, or when the next
-    /// accept would have to wait (for a client, the limit, the stack or the back-off).
+    /// accept would have to wait for a client, the connection limit, the stack or the back-off.
     Empty(usize),
 }
 
@@ -84,7 +84,7 @@ where
         }
     }
 
-    /// Accepts connections until the phase ends. Suspends and resumes the listener when requested.
+    /// Accepts connections until `phase` ends. Suspends and resumes the listener when requested.
     pub(super) async fn run(&mut self, phase: Phase) -> Result<(), Error> {
         let server = Arc::clone(&self.server);
         loop {
@@ -102,8 +102,9 @@ where
         }
     }
 
-    /// Accepts the connections in the backlog, as far as the limit and the stack allow without
-    /// waiting, because these connections are already established for their clients.
+    /// Accepts the connections in the backlog, because they are already established for their
+    /// clients. Returns as soon as the next accept would have to wait, for example for the
+    /// connection limit or the stack.
     pub(super) async fn empty(&mut self) -> Result<(), Error> {
         // A suspended listener must not be polled, and usually has no backlog.
         if self.suspended {
@@ -319,7 +320,7 @@ impl Door {
 
 /// The result of one step of the loop.
 enum Step<Io> {
-    /// A connection was accepted. It has a seat on a runtime.
+    /// A connection was accepted. The seat contains the runtime chosen for it.
     Accepted(Incoming<Io>, Seat),
     /// A connection from a denied address was accepted, reported and closed.
     Denied,

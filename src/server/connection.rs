@@ -65,8 +65,8 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the end to propose. The proposal applies if no end was proposed before, or if the
-    /// earlier end is orderly and the proposed one is not.
+    /// Returns the end that this outcome proposes for the connection. The proposal applies if no
+    /// end was proposed before, or if the earlier end is orderly and the proposed one is not.
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),

@@ -31,8 +31,8 @@ use workers::{Runtimes, Workers};
 pub use builder::ServerBuilder;
 pub use serve::Serve;
 
-/// The maximum time to wait for aborted connections to end. A connection ends when its task runs
-/// next, so this takes longer only if a thread is blocked.
+/// The maximum time to wait for aborted connections to end. An aborted connection ends when its
+/// task runs next, so only a blocked thread takes longer.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.
@@ -100,7 +100,7 @@ impl<L: Listener> Server<L> {
     /// The accept loop accepts only when `stack` is ready. It calls `stack` itself, so a call must
     /// not block. The future that a call returns runs in a new task, and its response is ignored.
     /// Use [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers)
-    /// describes the effect of each of tower's layers here.
+    /// describes the effect of each of tower's layers in `stack`.
     ///
     /// If the returned future is awaited outside a task of a multi-threaded runtime, as in a `main`
     /// with `#[tokio::main]`, its first poll spawns a task for the accept loop, in the current

@@ -35,7 +35,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub struct Serve {
     state: Arc<ServerState>,
     server: Arc<Running>,
-    /// The task that polls the server, if it is not polled here.
+    /// The task that polls the server. `None` if [`Serve`] itself polls the server.
     task: Option<JoinHandle<Result<Report, Error>>>,
     begun: bool,
     signal: Option<BoxFuture<()>>,
@@ -69,7 +69,8 @@ impl Serve {
     }
 
     /// Moves the server into a task if this future is polled outside a task, on a thread that is
-    /// not one of the runtime's workers. A runtime without workers has only that thread.
+    /// not one of the runtime's workers. A current-thread runtime has no workers, so nothing is
+    /// moved there.
     fn begin(&mut self) {
         if let Ok(runtime) = Handle::try_current()
             && runtime.runtime_flavor() == RuntimeFlavor::MultiThread
@@ -129,8 +130,8 @@ impl Drop for Serve {
 /// takes longer, for example because it waits for a lock that the thread that drops has.
 const DROP_WAIT: Duration = Duration::from_secs(1);
 
-/// The server's own future. It is shared with the task that polls it, so that dropping [`Serve`]
-/// drops this future before it returns.
+/// The server's own future. [`Serve`] shares it with the task that polls it. So the drop of
+/// [`Serve`] can drop this future, and need not wait until the runtime drops the task.
 struct Running {
     slot: Mutex<Slot>,
     /// Notified when the future is dropped after [`end`](Self::end).

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The maximum time to wait for the threads to end. They only drop the tasks that are left, so only
-/// a blocked thread takes longer.
+/// The maximum time to wait for the threads to end. Before a thread ends, it drops its remaining
+/// tasks. That is fast, so only a blocked thread takes longer.
 const STOP_WAIT: Duration = Duration::from_secs(1);
 
 /// The runtimes for connections, as set in the builder.

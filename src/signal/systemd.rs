@@ -170,8 +170,8 @@ impl Notifier {
         }
     }
 
-    /// Reports to systemd that the server is ready, and then changes of its state, until the server
-    /// has ended.
+    /// Reports to systemd that the server is ready. Then reports changes of the server's state
+    /// until the server has ended.
     async fn follow(&mut self) {
         let handle = self.handle.clone();
         let now = || (handle.phase(), handle.0.is_shutting_down());

@@ -92,10 +92,10 @@ pub struct Check<F> {
     seeds: Range<u64>,
     only: Option<Plan>,
     contract: Option<Contract>,
-    /// The replies to a client that stops sending but does not half-close, by the number of bytes
-    /// that it has sent.
+    /// The replies to a client that stops sending but does not half-close. The key is the number of
+    /// bytes that the client has sent.
     answered: BTreeMap<u64, Vec<u8>>,
-    /// The numbers of bytes that the server reads and writes without faults.
+    /// The numbers of bytes that the server reads and that it writes in a run without faults.
     lengths: [usize; 2],
     runs: usize,
 }
@@ -106,8 +106,8 @@ impl<F> Check<F> {
     ///
     /// Default: 15 min. Why: it is longer than the deadlines of most protocols. When reached:
     /// [`Promise::Ends`] is broken by the connection with faults, [`Promise::Others`] by the plain
-    /// one, or [`Promise::Released`] by the server. In the run with failing accepts, it is
-    /// [`Promise::Accepts`].
+    /// one, or [`Promise::Released`] by the server. In the run with failing accepts,
+    /// [`Promise::Accepts`] is broken instead.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
         self
@@ -156,9 +156,9 @@ impl<F> Check<F> {
         self
     }
 
-    /// Allows the connection to send these bytes after the replies if a fault ends it. Examples are
-    /// a pipeline's farewell, and the reply to half a request. Each further call allows an
-    /// alternative.
+    /// Allows the server to send these bytes after the replies if a fault ends the connection.
+    /// Examples are a pipeline's farewell, and the reply to half a request. Each further call
+    /// allows an alternative.
     pub fn farewell(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.expected.farewells.push(bytes.as_ref().to_vec());
         self
