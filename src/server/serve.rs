@@ -213,15 +213,14 @@ struct Polling<'a> {
 impl Drop for Polling<'_> {
     fn drop(&mut self) {
         let mut slot = self.running.lock();
-        if slot.ended {
-            drop(slot);
-            self.server = None;
-            slot = self.running.lock();
-        } else {
+        if !slot.ended {
             slot.server = self.server.take();
+            slot.polled_by = None;
+            return;
         }
-        slot.polled_by = None;
         drop(slot);
+        self.server = None;
+        self.running.lock().polled_by = None;
         self.running.dropped.notify_all();
     }
 }
