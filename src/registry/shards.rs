@@ -97,9 +97,9 @@ impl<T, M> Entered<T, M> {
         self.peer.info().id() == peer.info().id()
     }
 
-    /// Returns whether this entry stays if `peer` is entered. It stays if it has this very [`Peer`].
-    /// It also stays if it belongs to the same connection and `peer` is closed: such a [`Peer`] is
-    /// usually from before an upgrade, and must not replace a newer one.
+    /// Returns whether this entry stays if `peer` is entered. It stays if it has this very
+    /// [`Peer`]. It also stays if it belongs to the same connection and `peer` is closed: such a
+    /// [`Peer`] is usually from before an upgrade, and must not replace a newer one.
     pub(super) fn outlasts(&self, peer: &Peer<T, M>) -> bool {
         self.peer.is_same(peer) || self.is_of(peer) && peer.is_closed()
     }

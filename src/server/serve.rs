@@ -134,7 +134,7 @@ const DROP_WAIT: Duration = Duration::from_secs(1);
 /// [`Serve`] can drop this future, and need not wait until the runtime drops the task.
 struct Running {
     slot: Mutex<Slot>,
-    /// Notified when the future is dropped after [`end`](Self::end).
+    /// Notified when a poll is over during which [`end`](Self::end) was called.
     dropped: Condvar,
 }
 
