@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower_tcp::bind::{Endpoint, Incoming, Listener, Socket};
 use tower_tcp::{Address, Connection, ConnectionService, Error, Serve, Server};
@@ -176,11 +176,15 @@ fn a_stack_that_drops_its_own_server_ends_it_and_is_not_called_again() {
     let handle = server.handle();
     let clients = [(); 12].map(|()| std::net::TcpStream::connect(addr));
     let (give, given) = mpsc::sync_channel::<Serve>(1);
+    let (took, taken) = mpsc::sync_channel(1);
     let calls = Arc::new(AtomicUsize::new(0));
     let called = Arc::clone(&calls);
     let stack = calling(move || {
         if called.fetch_add(1, Ordering::Relaxed) == 0 {
-            drop(given.recv_timeout(NET));
+            let serve = given.recv_timeout(NET).expect("the test gives it");
+            let begun = Instant::now();
+            drop(serve);
+            let _sent = took.send(begun.elapsed());
         }
     });
     let mut serve = server.serve(stack);
@@ -192,6 +196,11 @@ fn a_stack_that_drops_its_own_server_ends_it_and_is_not_called_again() {
     // A worker that is stuck in the stack must not keep the test from its end.
     runtime.shutdown_background();
     assert_eq!(ended.expect("it ends").aborted, 1);
+    let taken = taken.recv_timeout(NET).expect("it was dropped");
+    assert!(
+        taken < Duration::from_millis(900),
+        "it does not wait for itself"
+    );
     assert_eq!(calls.load(Ordering::Relaxed), 1);
     drop(clients);
 }
@@ -246,6 +255,37 @@ fn a_drop_does_not_wait_for_ever_for_a_call_that_waits_for_it() {
     let ended = runtime.block_on(async { timeout(NET, handle.closed()).await });
     assert!(ended.is_ok(), "the server has ended");
     drop((client, runtime.block_on(bound(addr))));
+}
+
+#[test]
+fn a_drop_waits_for_a_call_in_progress_and_no_longer() {
+    let runtime = workers();
+    let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
+    let (tell, told) = mpsc::sync_channel(1);
+    let (release, released) = mpsc::sync_channel(1);
+    let stack = calling(move || {
+        tell.send(()).expect("the test waits");
+        released.recv_timeout(NET).expect("the test goes on");
+    });
+    let mut serve = server.serve(stack);
+    runtime.block_on(poll_once(&mut serve));
+    let client = std::net::TcpStream::connect(addr);
+    told.recv_timeout(NET).expect("a call");
+    let (tell, dropped) = mpsc::sync_channel(1);
+    thread::spawn(move || {
+        drop(serve);
+        tell.send(std::net::TcpListener::bind(addr).map(drop))
+    });
+    let early = dropped.recv_timeout(Duration::from_millis(50));
+    assert!(early.is_err(), "the drop waits for the call: {early:?}");
+
+    let begun = Instant::now();
+    release.send(()).expect("the call waits");
+
+    let bound = dropped.recv_timeout(NET).expect("the drop returns");
+    assert!(begun.elapsed() < Duration::from_millis(900), "it is woken");
+    bound.expect("the listener is closed");
+    drop(client);
 }
 
 /// A listener with a fault.

@@ -137,10 +137,11 @@
 //!
 //! If a handler returns as soon as it receives a Close frame, it leaves the frame unanswered, and
 //! its client reports an unclean end (1006). tungstenite, which axum uses, prepares the answer, but
-//! sends it only with the next read, write or flush. Only a flush sends all of it to a slow peer
-//! that has half-closed. So a handler should flush when it receives a Close. When
-//! [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) completes, the handler should send
-//! a Close, and then read until the stream ends. The handler of `examples/axum` does all of this.
+//! sends it only with the next read, write or flush. To a slow peer that has half-closed, a read or
+//! a write may send only a part of it; a flush sends all of it. So a handler should flush when it
+//! receives a Close. When [`ConnectionInfo::draining`](crate::ConnectionInfo::draining) completes,
+//! the handler should send a Close, and then read until the stream ends. The handler of
+//! `examples/axum` does all of this.
 //!
 //! # Deadlines of upgraded streams
 //!

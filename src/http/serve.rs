@@ -80,9 +80,7 @@ where
                 Ok(service) => serve(conn, service, &settings).await,
                 Err(ended) => {
                     let ended = conn.life().ended(ended);
-                    // Nothing was written, so the close need not wait for the peer.
-                    let linger = settings.linger.time(Duration::ZERO);
-                    Box::pin(end(Some(conn), ended, linger)).await
+                    Box::pin(end(Some(conn), ended, settings.linger)).await
                 }
             }
         }))

@@ -259,8 +259,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// The farewell is sent after all replies and all pushed frames, and nothing is sent after it.
     /// So the peer cannot mistake the farewell for the reply to a request that the service has
-    /// begun to handle. A peer that does not read the farewell is cut off at the [write
-    /// deadline](Deadlines::write).
+    /// begun to handle. A peer whose system does not accept the farewell is cut off
+    /// at the [write deadline](Deadlines::write).
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
     /// code that closes can send a last frame itself. There is also none after an error of the peer
@@ -357,8 +357,11 @@ impl<F, K, T, D> Pipeline<F, K, T, D> {
     ///
     /// `next` is cloned for each connection. The clone is polled for readiness at the upgrade. The
     /// deadline of a make-service, [10 s](Deadlines::make_service) by default, applies to this
-    /// wait, too. If a [pause](Peer::pause_input) holds back a request that was already decoded,
-    /// the upgrade drops that request.
+    /// wait, too.
+    ///
+    /// The reply to a message can upgrade, too. A decoded request may then still wait, because of a
+    /// [pause](Peer::pause_input) or because the service was not ready for it. The upgrade drops
+    /// that request.
     ///
     /// ```
     /// use bytes::Bytes;

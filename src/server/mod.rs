@@ -105,11 +105,12 @@ impl<L: Listener> Server<L> {
     /// If the returned future is awaited outside a task of a multi-threaded runtime, as in a `main`
     /// with `#[tokio::main]`, its first poll spawns a task for the accept loop, in the current
     /// span. Why: tokio runs `main` on a thread of its own, and waking that thread for each client
-    /// would cost about a tenth of a short connection's CPU time.
+    /// would cost a tenth to a third of a short connection's CPU time.
     ///
-    /// In that task, a call of `stack` does not see what belongs to the caller's thread or task: a
-    /// `LocalSet`, task-locals, a subscriber set by `tracing::subscriber::set_default`. If a call
-    /// uses `tokio::task::spawn_local`, await `spawn_local(server.serve(stack))` in the `LocalSet`.
+    /// In that task, the accept loop, its filters and the calls of `stack` do not see what belongs
+    /// to the caller's thread or task: a `LocalSet`, task-locals, a subscriber set by
+    /// `tracing::subscriber::set_default`. If a call uses `tokio::task::spawn_local`, await
+    /// `spawn_local(server.serve(stack))` in the `LocalSet`.
     ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end

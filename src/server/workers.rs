@@ -33,8 +33,9 @@ pub(super) struct Workers {
     all: Vec<Worker>,
     /// The index at which the search for the runtime with the fewest connections starts.
     next: usize,
-    /// The strong reference that the server's own runtime holds (see [`Worker::seats`]). It is used
-    /// if there are no other runtimes, and is dropped with the server's future.
+    /// The strong reference that stands for the runtime on which `serve` is awaited (see
+    /// [`Worker::seats`]). Used only if there are no other runtimes. Dropped with the server's
+    /// future.
     _serving: Arc<()>,
     // Dropping this guard stops the threads.
     stop: DropGuard,

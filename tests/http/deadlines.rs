@@ -106,7 +106,7 @@ async fn an_http2_connection_rests_75_seconds_without_streams() {
     let begun = Instant::now();
 
     connection.await.expect("it ran").expect("in good order");
-    assert!(sender.was_told_to_go().await);
+    assert!(sender.got_goaway().await);
 
     assert_eq!(seconds(begun), 75);
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
@@ -119,7 +119,7 @@ async fn an_http2_connection_may_rest_before_its_first_request() {
     let (sender, connection) = http2(connect(&served).await).await;
 
     connection.await.expect("it ran").expect("in good order");
-    assert!(sender.was_told_to_go().await);
+    assert!(sender.got_goaway().await);
 
     assert_eq!(seconds(begun), 75);
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
@@ -328,7 +328,7 @@ async fn rotate(served: &Served, until: Instant) -> (usize, Vec<Duration>) {
         let begun = Instant::now();
         let (sender, connection) = http2(connect(served).await).await;
         // Nothing else runs between this check and the requests, so the server answers all four.
-        while !sender.was_told_to_go().await && Instant::now() < until {
+        while !sender.got_goaway().await && Instant::now() < until {
             let many = (0..4).map(|n| sender.send_request(get(&format!("/sleep/{}", n % 2))));
             for response in join_all(many).await {
                 text(response.expect("an answer")).await;

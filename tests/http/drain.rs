@@ -181,7 +181,7 @@ async fn http2_streams_in_hand_are_answered_and_others_are_not_begun() {
     let slow = slow.await.expect("it ran").expect("an answer");
     assert_eq!(text(slow).await, "/sleep/20");
     connection.await.expect("it ran").expect("in good order");
-    assert!(sender.was_told_to_go().await);
+    assert!(sender.got_goaway().await);
     assert_eq!(served.reason().await, EndReason::Drained);
     assert_eq!(served.handle().closed().await.drained, 1);
 }
@@ -198,7 +198,7 @@ async fn an_idle_http2_connection_is_told_to_go_at_once() {
     gone.expect("at once")
         .expect("it ran")
         .expect("in good order");
-    assert!(sender.was_told_to_go().await);
+    assert!(sender.got_goaway().await);
     assert_eq!(served.reason().await, EndReason::Drained);
 }
 

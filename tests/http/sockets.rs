@@ -22,6 +22,7 @@ use tower_tcp::testkit::{Served, serve_with};
 use tower_tcp::tls::{Tls, TlsStream};
 use tower_tcp::{BoxError, Connection, ConnectionInfo, EndReason, Server};
 
+use crate::GET;
 use crate::certificates::certified;
 use crate::support::{Client, Ends};
 
@@ -106,7 +107,7 @@ async fn a_connection_whose_service_is_not_made_is_closed_in_good_order_over_tcp
     let make = service_fn(|_: ConnectionInfo| async { Err::<Made, _>("no") });
     let http = Http::make_service(make);
 
-    for (all, reason) in over_sockets(http.clone(), http, "").await {
+    for (all, reason) in over_sockets(http.clone(), http, GET).await {
         assert!(all.is_empty(), "{all}");
         assert_eq!(reason, EndReason::MakeServiceError);
     }

@@ -20,7 +20,7 @@ where
     http2_with(io, |_| {}).await
 }
 
-/// The same with other settings.
+/// Like [`http2`], with other settings.
 pub(crate) async fn http2_with<Io>(
     io: Io,
     set: impl FnOnce(&mut Builder),
@@ -63,9 +63,9 @@ impl Sender {
         self.0.clone().send_request(head, ends)
     }
 
-    /// Returns whether the server has said in good order that it takes no more requests. That the
-    /// connection has ended without an error does not show it.
-    pub(crate) async fn was_told_to_go(&self) -> bool {
+    /// Returns whether the server has sent GOAWAY with `NO_ERROR`. A connection can also end
+    /// without an error when no GOAWAY was sent.
+    pub(crate) async fn got_goaway(&self) -> bool {
         let refused = self.0.clone().ready().await.err();
         refused.is_some_and(|err| err.is_go_away() && err.reason() == Some(Reason::NO_ERROR))
     }
