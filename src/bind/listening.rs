@@ -67,7 +67,7 @@ pub(super) struct Opened {
     // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
-    /// Set if the server's options were applied to this socket. On Linux, accepted sockets then
+    /// Set if the server's options were applied to this TCP socket. On Linux, accepted sockets then
     /// inherit their options from this socket.
     pub(super) prepared: bool,
     /// Set if a supervisor also keeps the socket open.

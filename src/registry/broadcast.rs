@@ -18,8 +18,8 @@ use crate::pipeline::{Merge, Peer, Run, TrySendError};
 /// frames without limit: a connection holds output up to its [high
 /// mark](crate::pipeline::Watermarks), one more frame, and the frames in its
 /// [queue](crate::pipeline::Limits::push_queue). While a reply is a stream, the connection can hold
-/// the frames of a second full queue, because queued frames are encoded before the reply's next
-/// frame, even above the high mark.
+/// as many frames again as the queue allows: before the reply's next frame, all queued frames are
+/// encoded, even above the high mark, and then the queue can fill again.
 ///
 /// Even a peer that always reads can be above its high mark, if more is sent in a burst than it can
 /// read. A higher mark lets the peer receive more of the burst.
