@@ -59,8 +59,8 @@ enum Watch {
 }
 
 impl Ahead {
-    /// Copies into `buf` the bytes that were read ahead, or returns the end of input. Returns
-    /// `None` if neither is left.
+    /// Copies into `buf` the bytes that were read ahead, or returns the end of input, which
+    /// may be an error. Returns `None` if neither is left.
     #[inline]
     pub(super) fn read(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
         if self.bytes.is_empty() {
