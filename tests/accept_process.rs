@@ -312,6 +312,8 @@ async fn failing(inject: &str) -> Option<Echo> {
         .args(["-D", "-f", "-o", "/dev/null"])
         .args(["-e", &format!("trace={call}")])
         .args(["-e", &format!("inject={inject}")])
+        // strace counts the calls of each thread, so there is only one that accepts.
+        .env("TOKIO_WORKER_THREADS", "1")
         .arg(echo());
     Some(start(&mut strace).await)
 }
