@@ -21,6 +21,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::{TcpStream, UnixDatagram};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, timeout};
 use tower::layer::layer_fn;
 use tower::{Service, ServiceBuilder, service_fn};
@@ -85,14 +86,18 @@ async fn serve(way: &str) -> Result<(), BoxError> {
             sleep(Duration::from_millis(300)).await;
             Ok::<_, BoxError>(())
         }));
-    let mut serving = server.serve(stack);
+    let serving = server.serve(stack);
     if quick {
         // The whole end is one turn of the future.
         let mut terminate = signal(SignalKind::terminate())?;
         let terminated = async move { _ = terminate.recv().await };
-        serving = serving.with_graceful_shutdown(terminated);
+        serving.with_graceful_shutdown(terminated).await?;
+        return Ok(());
     }
-    serving.await?;
+    // As a local task, the accept loop stays on this thread, and the runtime's workers still run
+    // the timers while it is stuck.
+    let serving = async { tokio::task::spawn_local(serving).await };
+    LocalSet::new().run_until(serving).await??;
     Ok(())
 }
 

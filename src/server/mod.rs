@@ -98,9 +98,10 @@ impl<L: Listener> Server<L> {
     /// future runs as long as the connection.
     ///
     /// The accept loop accepts only when `stack` is ready. It calls `stack` itself, so a call must
-    /// not block. The future that a call returns runs in a new task, and its response is ignored.
-    /// Use [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers)
-    /// describes the effect of each of tower's layers in `stack`.
+    /// not block. (A blocked call stops the loop, and can stop the runtime's timers.) The future
+    /// that a call returns runs in a new task, and its response is ignored. Use
+    /// [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers) describes
+    /// the effect of each of tower's layers in `stack`.
     ///
     /// If the returned future is awaited outside a task of a multi-threaded runtime, as in a `main`
     /// with `#[tokio::main]`, its first poll spawns a task for the accept loop, in the current
