@@ -38,6 +38,7 @@ pub struct Serve {
     server: Arc<Running>,
     /// The task that polls the server. `None` if [`Serve`] itself polls the server.
     task: Option<JoinHandle<Result<Report, Error>>>,
+    /// Set by the first poll, which chooses where the server runs.
     begun: bool,
     signal: Option<BoxFuture<()>>,
 }
@@ -144,7 +145,8 @@ struct Running {
 struct Slot {
     /// Taken out while it is polled, so that no lock is held while the user's code runs.
     server: Option<BoxFuture<Result<Report, Error>>>,
-    /// The thread that polls the future now. A drop on that same thread must not wait.
+    /// The thread that polls the future now. A drop on that same thread must not wait. The id of
+    /// the task would not show it, because tokio changes that id while it drops a task's output.
     polled_by: Option<ThreadId>,
     /// Set by [`Running::end`]. After that, a poll drops the future instead of putting it back.
     ended: bool,
