@@ -1,7 +1,8 @@
-//! Accept, in a process of its own: out of file descriptors, and with system calls that fail.
+//! Accept, in a process of its own: out of file descriptors, with system calls that fail, and with
+//! all system calls counted.
 //!
-//! The child process is the `echo` example. `strace` makes system calls fail. Without strace those
-//! tests are skipped, except where `CI` is set.
+//! The child process is the `echo` example. `strace` makes system calls fail, or lists them. Without
+//! strace those tests are skipped, except where `CI` is set.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -295,6 +296,13 @@ async fn h14_a_shutdown_is_not_delayed_by_a_back_off() {
 /// Runs the example under `strace`, which makes system calls fail.
 async fn failing(inject: &str) -> Option<Echo> {
     let (call, _) = inject.split_once(':').expect("call:error");
+    let trace = format!("trace={call}");
+    let inject = format!("inject={inject}");
+    under_strace(&["-o", "/dev/null", "-e", &trace, "-e", &inject]).await
+}
+
+/// Runs the example under `strace`, unless strace is not installed.
+async fn under_strace(options: &[&str]) -> Option<Echo> {
     let there = Command::new("strace")
         .arg("-V")
         .stdout(Stdio::null())
@@ -309,9 +317,8 @@ async fn failing(inject: &str) -> Option<Echo> {
     let mut strace = Command::new("strace");
     strace
         // -D makes the example, and not strace, our child.
-        .args(["-D", "-f", "-o", "/dev/null"])
-        .args(["-e", &format!("trace={call}")])
-        .args(["-e", &format!("inject={inject}")])
+        .args(["-D", "-f"])
+        .args(options)
         // strace counts the calls of each thread, so there is only one that accepts.
         .env("TOKIO_WORKER_THREADS", "1")
         .arg(echo());
@@ -371,4 +378,42 @@ async fn a8_a_connection_is_served_without_an_option_that_could_not_be_set() {
     }
 
     echo.says("could not be set").await;
+}
+
+/// A raw loop in a task of tokio needs as many. A loop in the future of `block_on` wakes the driver
+/// two or three times for each connection, and a socket that is accepted without flags needs two
+/// calls of fcntl.
+#[tokio::test]
+async fn a_connection_of_one_line_needs_as_few_system_calls_as_in_a_raw_loop() {
+    const CONNECTIONS: usize = 100;
+    // Without `-o`, strace writes to the example's stderr. `-y` adds what a descriptor is.
+    let Some(mut echo) = under_strace(&["-y"]).await else {
+        return;
+    };
+    for _ in 0..CONNECTIONS {
+        let mut client = echo.connect().await;
+        ask(&mut client).await;
+        client.shutdown().await.expect("it is open");
+        let end = timeout(NET, client.read_to_end(&mut Vec::new())).await;
+        end.expect("in time").expect("it closes gracefully");
+    }
+    echo.terminate().await;
+
+    let mut trace = String::new();
+    while let Some(line) = timeout(NET, echo.log.recv()).await.expect("it ends") {
+        trace.push_str(&line);
+    }
+    let each = |call: &str| {
+        let each = trace.matches(call).count() as f64 / CONNECTIONS as f64;
+        println!("{call}..: {each}");
+        each
+    };
+    // The calls at the start and the end of the process are counted, too.
+    assert!((1.0..1.2).contains(&each("accept4(")));
+    assert!((1.0..4.0).contains(&each("epoll_wait(")));
+    assert!((1.0..2.2).contains(&each("epoll_ctl(")));
+    // Written to wake the driver.
+    assert!(each("<anon_inode:[eventfd]>, ") < 1.7);
+    assert!(each("setsockopt(") < 0.2);
+    assert!(each("F_SETFL") < 0.2);
 }
