@@ -12,12 +12,16 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use command_fds::{CommandFdExt, FdMapping};
 use futures_util::future::join_all;
+use futures_util::poll;
 use process::{Client, Ended, Example, gone, having, path, soon};
 use rustix::process::{Pid, Signal, kill_process};
 use tally::Tally;
@@ -25,7 +29,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet, yield_now};
 use tokio::time::sleep;
 use tower::service_fn;
 use tower_tcp::bind::SocketOptions;
@@ -426,7 +430,8 @@ async fn is_served_by(path: &Path, process: u32) {
 }
 
 /// The new process. Its servers are separated by `;`, and a last one `hang` never serves. After the
-/// servers, `stop` drains them, and `replace` tries to replace the new process.
+/// servers, `stop` drains them, `replace` tries to replace the new process, and
+/// `replace_when_ready` tries until it is ready.
 fn successor_with(servers: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
@@ -447,9 +452,12 @@ async fn successor() {
         match endpoints {
             "stop" => handles.iter().for_each(Handle::drain),
             "replace" => match Replace::new(&handles[0]).run().await {
-                Err(ReplaceError::InProgress) => std::process::exit(7),
+                Err(ReplaceError::NotAccepting) => std::process::exit(7),
                 other => panic!("{other:?}"),
             },
+            "replace_when_ready" => {
+                tokio::spawn(replace_when_ready(handles[0].clone()));
+            }
             "hang" => sleep(Duration::from_secs(1000)).await,
             "close_unused" => close_unused(),
             endpoints => {
@@ -464,6 +472,24 @@ async fn successor() {
         }
     }
     join_all(serving).await;
+}
+
+/// Says when a replacement of this process begins to wait, and exits when that has failed.
+async fn replace_when_ready(handle: Handle) {
+    loop {
+        let mut replacing = pin!(Replace::new(&handle).command(Command::new("false")).run());
+        match poll!(&mut replacing) {
+            Poll::Ready(Err(ReplaceError::NotAccepting)) => yield_now().await,
+            Poll::Ready(refused) => panic!("{refused:?}"),
+            Poll::Pending => {
+                println!("it waits");
+                match replacing.await {
+                    Err(ReplaceError::Ended(_)) => std::process::exit(8),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -619,6 +645,54 @@ async fn a_new_process_that_stops_before_it_is_ready_accepts_nothing() {
     );
     old.stop().await;
     assert!(!old.path("a").exists());
+}
+
+/// The old process logs that it is replaced when it has sent its reply, and the reply may arrive
+/// after the next signal. Here the test is the old process.
+#[tokio::test]
+async fn a_ready_process_is_replaced_once_the_reply_of_the_old_one_has_arrived() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (stream, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let passed = [(listener.into(), 3), (theirs.into(), 4)];
+    let mut command = successor_with("127.0.0.1:0;replace_when_ready");
+    command
+        .arg("--nocapture")
+        .env("TOWER_TCP_REPLACES", std::process::id().to_string())
+        .env("TOWER_TCP_SOCKET_0", "0 0 127.0.0.1:0")
+        .env("LISTEN_FDS", "2")
+        .fd_mappings(
+            passed
+                .map(|(parent_fd, child_fd)| FdMapping {
+                    parent_fd,
+                    child_fd,
+                })
+                .into(),
+        )
+        .unwrap();
+    let mut new = tokio::process::Command::from(command);
+    let mut new = new
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = BufReader::new(UnixStream::from_std(stream).unwrap());
+    let mut from_new = String::new();
+    while !from_new.contains("ready 0\n") {
+        let read = soon("the new process is ready", stream.read_line(&mut from_new)).await;
+        assert_ne!(read.unwrap(), 0, "{from_new}");
+    }
+
+    let mut output = BufReader::new(new.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("it waits") {
+        let read = soon("the replacement waits", output.read_line(&mut said)).await;
+        assert_ne!(read.unwrap(), 0, "{said}");
+    }
+    stream.write_all(b"go\n").await.unwrap();
+
+    let status = soon("the new process ends", new.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(8));
 }
 
 #[tokio::test]

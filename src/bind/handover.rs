@@ -298,10 +298,20 @@ pub(crate) fn close_unused() {
     replacing.changed();
 }
 
-/// Returns whether this process replaces another one and must still wait before it accepts.
-pub(crate) fn is_waiting() -> bool {
-    let replacing = REPLACING.as_ref();
-    replacing.is_some_and(|replacing| !replacing.over.load(Ordering::Acquire))
+/// Returns whether the servers of this process may accept. If this process has reported to the old
+/// process that it is ready, waits for the reply first.
+pub(crate) async fn accepts() -> bool {
+    let Some(replacing) = &*REPLACING else {
+        return true;
+    };
+    let mut changes = replacing.changes.subscribe();
+    while !replacing.over.load(Ordering::Acquire) {
+        let is_ready = replacing.lock().stream.is_none();
+        if !is_ready || changes.changed().await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Waits until a server with these sockets may accept. Returns at once in a process that replaces

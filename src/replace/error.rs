@@ -35,10 +35,13 @@ pub enum ReplaceError {
     #[error("the server is shutting down")]
     ShuttingDown,
 
-    /// Another replacement of this process is in progress, or this process itself replaces an older
-    /// process and does not accept yet.
+    /// Another replacement of this process is in progress.
     #[error("the process is being replaced already")]
     InProgress,
+
+    /// This process itself replaces an older process, and does not accept yet.
+    #[error("the process does not accept connections yet")]
+    NotAccepting,
 }
 
 fn reason(waits_for: Option<&str>) -> String {

@@ -117,7 +117,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::bind::{ListeningSocket, handover};
 use crate::handle::{Handle, ServerPhase};
@@ -184,8 +184,8 @@ impl Replace {
     /// Returns a [`ReplaceError`] if the new process could not be started, if it ended or was not
     /// ready in time, if one of the servers to drain is already shutting down or has ended, if
     /// another replacement is in progress, or if this process itself replaces an older process and
-    /// does not accept yet. In all these cases, any process that this call started has ended, and
-    /// this process continues as before.
+    /// is not ready yet. In all these cases, any process that this call started has ended, and this
+    /// process continues as before.
     ///
     /// # Panics
     ///
@@ -209,8 +209,9 @@ impl Replace {
 
     async fn try_run(mut self) -> Result<u32, ReplaceError> {
         let _only_one = Running::begin()?;
-        if handover::is_waiting() {
-            return Err(ReplaceError::InProgress);
+        // A caller may know that the old process has been replaced before its reply has arrived.
+        if timeout(self.ready_within, handover::accepts()).await != Ok(true) {
+            return Err(ReplaceError::NotAccepting);
         }
         if self.is_shutting_down() {
             return Err(ReplaceError::ShuttingDown);
