@@ -143,8 +143,8 @@ impl Bans {
         self
     }
 
-    /// Bans an address for `time`, at most for 10 years. If the address is already banned, the ban
-    /// that ends later applies.
+    /// Bans an address for `time`, but for at most 10 years. If the address is already banned, the
+    /// ban that ends later applies. Does nothing if the address is not an IP address.
     pub fn ban(&self, address: &Address, time: Duration) {
         let Some(network) = client_network(address, self.v6_prefix) else {
             return;

@@ -28,11 +28,11 @@ use thiserror::Error;
 ///
 /// The last three forms need the feature `handover`. They take sockets that systemd, or another
 /// supervisor, has passed with the variables `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`. A
-/// passed socket belongs to the first endpoint that takes it. Other endpoints of the process can no
-/// longer take that socket. The server makes passed sockets non-blocking, and sets
-/// `SO_OOBINLINE`, which keeps TCP's urgent data in the stream. Their other options stay as they
-/// are, and the server does not remove the paths of passed Unix sockets. When the server drains,
-/// the clients in the backlog wait for the next process that gets the sockets.
+/// passed socket belongs to the first endpoint that takes it. The server makes passed sockets
+/// non-blocking, and sets `SO_OOBINLINE`, which keeps TCP's urgent data in the stream. The other
+/// options of passed sockets stay as they are, and the server does not remove the paths of passed
+/// Unix sockets. When the server drains, the clients in the backlog wait for the next process that
+/// gets the sockets.
 ///
 /// In a process that [replaces](crate::replace) another one, an endpoint takes the sockets that the
 /// old process had for an endpoint with the same text, if there are any. This includes endpoints
