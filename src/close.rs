@@ -89,7 +89,8 @@ impl Linger {
         self
     }
 
-    /// Sets the minimum rate at which the peer must take the remaining output.
+    /// Sets the minimum rate at which the peer must take the remaining output. `None` restores the
+    /// default.
     ///
     /// Default: for a raw service none; for a pipeline and HTTP their
     /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate), which is none by default.

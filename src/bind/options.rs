@@ -165,7 +165,7 @@ impl SocketOptions {
     /// with [`PeerReset`](crate::EndReason::PeerReset).
     ///
     /// Set it if the deadlines [`first_byte`](crate::deadline::Deadlines::first_byte) and
-    /// [`idle`](crate::deadline::Deadlines::idle) are off, as for clients that only listen.
+    /// [`idle`](crate::deadline::Deadlines::idle) are off, as for clients that only receive.
     /// If this option is not set, and such a client vanishes without closing the connection, the
     /// server notices only when it next sends something.
     #[doc(alias = "SO_KEEPALIVE")]
@@ -236,8 +236,8 @@ impl SocketOptions {
     ///   denies;
     /// - that is aborted individually, for example by [`Peer::abort`](crate::Peer::abort).
     ///
-    /// Default: on. Why: otherwise the system would keep the bytes that such a peer has not read,
-    /// up to several megabytes, for minutes, while the connection no longer counts against the
+    /// Default: on. Why: otherwise the system would keep the bytes that the peer has not read. It
+    /// may keep several megabytes for minutes, while the connection no longer counts against the
     /// limit. A reset discards these bytes. With `false`, a peer that still reads receives them.
     #[doc(alias = "reset_timedout_connection")]
     #[doc(alias = "set_zero_linger")]

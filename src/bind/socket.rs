@@ -146,8 +146,8 @@ impl Socket {
                 // Even a read that fills the buffer may leave bytes that the runtime does not
                 // report.
                 self.0.read(n, n > 0);
-                // After a full read, the next one asks the system again, for a stream that needs
-                // more bytes, such as TLS for the rest of a record.
+                // After a full read, the next read asks the system again, because a stream around
+                // the socket may need more bytes. For example, TLS may need the rest of a record.
                 if n == room {
                     self.0.look();
                 }

@@ -363,7 +363,7 @@ impl Source {
 
     fn peer(&self, peer: &SockAddr) -> Address {
         match self.local {
-            // On some systems, a peer that has reset its connection in the queue has no address.
+            // On some systems, a peer that has reset its connection in the backlog has no address.
             // That is not a failure of the listener. The connection ends at its first read.
             Address::Tcp(_) => peer
                 .as_socket()

@@ -7,7 +7,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// An IP address and port. `From<SocketAddr>` converts an IPv4-mapped IPv6 address to IPv4.
+    /// An IP address and port. `From<SocketAddr>` converts an IPv4-mapped IPv6 address to IPv4,
+    /// and drops the flow label and the scope of an IPv6 address.
     Tcp(SocketAddr),
     /// The path of a Unix socket, or `@` and its abstract name. `None` if the socket has neither,
     /// as is usual for a client's socket.
@@ -46,8 +47,8 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
-            // A peer chooses its socket's path, and could forge a log line by a line break in the
-            // path.
+            // A peer chooses its socket's path, and could forge a log line with a line break in
+            // the path.
             Self::Unix(Some(path)) => {
                 write!(f, "unix:{}", path.to_string_lossy().escape_debug())
             }

@@ -91,16 +91,16 @@ impl ConnectionInfo {
     /// messages or frames are accepted. The connection writes its remaining output, shuts down
     /// writing, and lingers until the peer has closed as well. So the callback runs up to 2 s (by
     /// default) before the end if the peer is slow to close, and even earlier if the peer is slow
-    /// to read. Use the callback to free a name, or to tell others that a member has left.
+    /// to read. For example, a chat server can use the callback to free the user's name, or to tell
+    /// the others that the user has left.
     ///
     /// The callback runs exactly once, however the connection ends, and before the callbacks for
     /// the end ([`Connection::on_end`](super::Connection::on_end)). If the connection ends without
     /// closing, the callback runs immediately before those for the end. This happens if the
     /// connection is aborted, its future is dropped, a pre-connect hook fails or does not complete,
-    /// the make-service of an `Http` fails, a layer rejects the connection, the connection service
-    /// panics, or a raw service returns without calling
-    /// [`Connection::close`](super::Connection::close). After an upgrade, the callback runs when
-    /// the upgraded stream closes.
+    /// a layer rejects the connection, the connection service panics, or a raw service returns
+    /// without calling [`Connection::close`](super::Connection::close). After an upgrade, the
+    /// callback runs when the upgraded stream closes.
     ///
     /// The callback normally runs in the connection's task, and must not block. Callbacks run in
     /// registration order; one that is registered after closing has begun runs at once.

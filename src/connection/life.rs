@@ -185,7 +185,8 @@ impl Life {
     /// the proposed reason is `DrainDeadline` or `Killed` and closing has begun.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         // At a shutdown's deadline, or if the server is aborted, a connection that is already
-        // closing is not reset, so that a peer that reads still gets the output already written.
+        // closing is not reset, so that a peer that is still reading gets the output already
+        // written.
         let spared = matches!(ended.reason, EndReason::DrainDeadline | EndReason::Killed)
             && self.phase() == ConnectionPhase::Closing;
         if ended.reason.is_cut_off() && !spared {
