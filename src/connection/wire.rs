@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
-/// A socket. Only its stream owns it. A [`Probe`] queries it while it is open.
+/// A socket, owned only by its stream (`bind::Socket`). A [`Probe`] queries it while it is open.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) family: Family,

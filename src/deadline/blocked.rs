@@ -3,9 +3,8 @@
 //! The server's own writes do not show that time. A socket whose buffer was full can be written
 //! again only once a third of the buffer is free, and a slow reader may need longer than the write
 //! deadline to read so much. So this code asks the system [`LOOKS`] times per deadline how many
-//! bytes the peer has taken. It never asks while no output is pending. On systems other than
-//! Linux, and with a custom listener that does not provide the socket, it cannot ask, and only
-//! writes count.
+//! bytes the peer has taken. It asks only while output is pending. On systems other than Linux, and
+//! with a custom listener that does not provide the socket, it cannot ask, and only writes count.
 
 use std::time::Duration;
 

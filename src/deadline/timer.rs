@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::end::EndReason;
 
 /// The delay that shows that the process was stopped, suspended or starved. If a deadline is
-/// noticed more than this time after it has passed, the peer may have met it, because the runtime
+/// noticed more than this long after it has passed, the peer may have met it, because the runtime
 /// may fire timers before it reads the socket. The deadline is then extended once, to `STALL` after
 /// the moment when it was noticed.
 pub(super) const STALL: Duration = Duration::from_millis(50);

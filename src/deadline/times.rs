@@ -98,7 +98,8 @@ deadlines! {
         /// connection is dropped with [`PreConnectTimeout`](crate::EndReason::PreConnectTimeout).
         pre_connect = secs(10),
 
-        /// Sets the time until a connection's first byte. `None` waits forever.
+        /// Sets the time until a connection's first byte. The time begins after the pre-connect
+        /// hooks. `None` waits forever.
         ///
         /// Default: 60 s. Why: browsers connect in advance, and close unused connections
         /// themselves. When reached: the connection ends with
@@ -108,13 +109,13 @@ deadlines! {
         /// Sets the time from the first byte of a frame to its last. `None` waits forever.
         ///
         /// Later bytes do not restart the time. The deadline applies while the connection waits for
-        /// input and the buffer has a part of a frame. It does not apply while a request is being
-        /// answered or input is paused, and its time begins again after that. A codec may remove
-        /// the beginning of a frame from the buffer before the rest arrives, as
-        /// `LengthDelimitedCodec` does with the length. If the buffer is then empty, no frame seems
-        /// to have begun, and [`idle`](Self::idle) applies until more bytes arrive. In HTTP/1 the
-        /// deadline applies to a request's head, and in HTTP/2 to the preface at the beginning of a
-        /// connection.
+        /// input and the buffer has a part of a frame. It does not apply while input is paused, or
+        /// while as many requests are being answered as the pipeline allows at once (one by
+        /// default). Its time begins again after that. A codec may remove the beginning of a frame
+        /// from the buffer before the rest arrives, as `LengthDelimitedCodec` does with the length.
+        /// If the buffer is then empty, no frame seems to have begun, and [`idle`](Self::idle)
+        /// applies until more bytes arrive. In HTTP/1 the deadline applies to a request's head, and
+        /// in HTTP/2 to the preface at the beginning of a connection.
         ///
         /// Default: 30 s. Why: a frame of the default maximum, 64 KiB, needs 17 kbit/s to arrive in
         /// 30 s, and all but the slowest links reach that rate. When reached: the connection ends
@@ -219,8 +220,8 @@ deadlines! {
         /// it closes.
         last_calls = secs(30),
 
-        /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection with only tunnels, may
-        /// be idle in both directions. `None` waits forever.
+        /// Sets how long an upgraded HTTP/1 stream, or an HTTP/2 connection whose streams are all
+        /// tunnels (`CONNECT`), may be idle in both directions. `None` waits forever.
         ///
         /// Default: 1 h. Why: a WebSocket has its own pings, so only an abandoned stream is idle
         /// for so long. When reached: the connection ends with
@@ -268,13 +269,13 @@ impl Deadlines {
     /// the whole [`frame`](Self::frame) time. A peer that takes single bytes can hold it for as
     /// long as there is output. A minimum rate ends such a connection after one or two windows.
     ///
-    /// The rate of input applies only while a frame is incomplete. It does not apply while a
-    /// service works, or to the body of an HTTP request. The rate of output applies while output is
-    /// pending. In HTTP/1 a request's head counts as a frame. In HTTP/2 the rate of input applies
-    /// to the preface, but not to the head of a request. Until that head is complete, a connection
-    /// without other streams is idle, and [`idle`](Self::idle) ends it. The rate of output does not
-    /// apply to HTTP/2 responses that wait for the peer to open a flow-control window, but
-    /// [`write`](Self::write) does.
+    /// The rate of input applies only while the connection waits for the rest of a frame, as
+    /// [`frame`](Self::frame) does. It does not apply to the body of an HTTP request. The rate of
+    /// output applies while output is pending. In HTTP/1 a request's head counts as a frame. In
+    /// HTTP/2 the rate of input applies to the preface, but not to the head of a request. Until
+    /// that head is complete, a connection without other streams is idle, and [`idle`](Self::idle)
+    /// ends it. The rate of output does not apply to HTTP/2 responses that wait for the peer to
+    /// open a flow-control window, but [`write`](Self::write) does.
     ///
     /// On Linux a byte counts as taken when the peer acknowledges it, or reads it from a Unix
     /// socket. On other systems, and with a custom listener, bytes count as taken when more can be

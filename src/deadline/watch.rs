@@ -24,8 +24,8 @@ pub(crate) enum Borrower {
 }
 
 /// The number of checks per deadline of an upgraded stream, and per window of its `min_rate`. In
-/// HTTP/2, this is the number of checks per write deadline. So a connection ends late by about a
-/// quarter of the deadline at most, or by 1 ms if that is more.
+/// HTTP/2, this is also the number of checks per write deadline. So a connection ends late by at
+/// most about a quarter of the deadline, or by 1 ms if that is more.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.

@@ -36,8 +36,8 @@ impl FrameTooLarge {
     /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). If `decode_eof`
     /// returns it, the reason is [`EndReason::Truncated`](crate::EndReason::Truncated). If an
     /// encoder returns it, the reason is
-    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError). Most other errors have the same
-    /// reasons in these two cases.
+    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError). Most other errors of `decode_eof`
+    /// or of an encoder have these reasons, too.
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }

@@ -71,8 +71,9 @@ impl End {
         self.requests
     }
 
-    /// Returns the number of messages that were still queued for the service at the end. Messages
-    /// of timers that were not due yet are not counted.
+    /// Returns the number of messages that were still queued for the service at the end. Delayed
+    /// messages ([`Peer::post_after`](crate::Peer::post_after)) that were not due yet are not
+    /// counted.
     pub fn messages_dropped(&self) -> u64 {
         self.messages_dropped
     }
