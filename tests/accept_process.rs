@@ -1,8 +1,8 @@
 //! Accept, in a process of its own: out of file descriptors, with system calls that fail, and with
 //! all system calls counted.
 //!
-//! The child process is the `echo` example. `strace` makes system calls fail, or lists them. Without
-//! strace those tests are skipped, except where `CI` is set.
+//! The child process is the `echo` example. `strace` makes system calls fail, or lists them.
+//! Without strace those tests are skipped, except where `CI` is set.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -27,7 +27,7 @@ use tokio_util::either::Either;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::Socket;
-use tower_tcp::deadline::Deadlines;
+use tower_tcp::deadline::{Deadlines, MinRate};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
@@ -272,6 +272,34 @@ async fn h4_readers_that_time_out_in_a_drain_are_reported_as_that() {
         let said = "1 connections drained, 2 timed out, 1 cut off";
         assert_eq!(report.to_string(), said, "{way}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h4_a_slow_reader_whose_stack_is_not_done_at_the_deadline_is_counted_once() {
+    let rate = MinRate::new(1 << 20, Duration::from_secs(5));
+    let large =
+        service_fn(|_: Bytes| async { Ok::<_, BoxError>(Bytes::from(vec![b'x'; 1 << 20])) });
+    let pipeline = Pipeline::new(Lines::default)
+        .service(large)
+        .deadlines(Deadlines::default().min_rate(rate));
+    let (done, mut its_end) = mpsc::unbounded_channel();
+    let stack = ServiceBuilder::new()
+        .then(move |ended: Result<EndReason, BoxError>| {
+            done.send(ended.as_ref().ok().copied()).ok();
+            pending::<Result<EndReason, BoxError>>()
+        })
+        .service(pipeline);
+    let mut served = serve(stack);
+    let mut client = served.connect().await.unwrap();
+    client.write_all(b"large\n").await.unwrap();
+    assert_eq!(its_end.recv().await, Some(Some(EndReason::SlowReader)));
+
+    let report = served.shutdown().await.unwrap();
+
+    assert_eq!(
+        (report.drained, report.timed_out, report.aborted),
+        (0, 1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

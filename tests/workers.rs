@@ -7,7 +7,7 @@ use std::future::pending;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use support::Streams;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{self, Runtime};
+use tokio::sync::mpsc as tokio_mpsc;
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
@@ -25,7 +26,8 @@ use tower_tcp::bind::{Socket, SocketOptions};
 use tower_tcp::frame::Lines;
 use tower_tcp::testkit::memory;
 use tower_tcp::{
-    BoxError, Connection, EndReason, Error, Handle, Pipeline, Report, Server, ServerBuilder,
+    BoxError, Connection, EndReason, Error, Handle, LiveConnection, Pipeline, Report, Server,
+    ServerBuilder,
 };
 
 #[path = "support/process.rs"]
@@ -534,6 +536,63 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
     let report = soon("the end of the server", serving).await.unwrap();
     assert_eq!(report.unwrap().aborted, 1);
     free.send(()).unwrap();
+}
+
+/// Blocks its thread when it is dropped, until the sender of `free` is dropped.
+struct BlocksInDrop {
+    dropped: tokio_mpsc::UnboundedSender<String>,
+    free: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Drop for BlocksInDrop {
+    fn drop(&mut self) {
+        self.dropped.send(here()).unwrap();
+        let _disconnected = self.free.lock().unwrap().recv_timeout(NET);
+    }
+}
+
+#[tokio::test]
+async fn e12_m2_a_drop_that_blocks_stops_its_own_thread_and_only_for_as_long() {
+    let (free, blocked) = mpsc::channel();
+    let blocked = Arc::new(Mutex::new(blocked));
+    let (called, mut calls) = tokio_mpsc::unbounded_channel();
+    let (dropped, mut drops) = tokio_mpsc::unbounded_channel();
+    let service = service_fn(move |line: Bytes| {
+        let (dropped, free) = (dropped.clone(), Arc::clone(&blocked));
+        let blocks = (line == "hang").then(|| BlocksInDrop { dropped, free });
+        let called = called.clone();
+        async move {
+            if let Some(_blocks) = blocks {
+                called.send(()).unwrap();
+                pending::<()>().await;
+            }
+            who(line).await
+        }
+    });
+    let stack = Pipeline::new(Lines::default).service(service);
+    let server = start(builder(2), stack).await;
+    let mut clients = server.connect_each(4).await;
+    let mut client = |thread| clients.get_mut(thread).unwrap().pop().unwrap();
+    let (blocking, mut left) = (["w-0", "w-1"].map(&mut client), ["w-0", "w-1"].map(client));
+    let [first, second] = blocking;
+    let mut block = async |mut client: Client| {
+        client.send("hang\n").await;
+        soon("the call", calls.recv()).await.unwrap();
+        let its_own = |live: &LiveConnection| live.peer_addr().tcp() == Some(client.addr);
+        server.handle.connections().find(its_own).unwrap().abort();
+        soon("the drop", drops.recv()).await.unwrap()
+    };
+
+    assert_eq!(block(first).await, "w-0");
+    assert_eq!(left[1].ask("who").await, "w-1");
+    assert_eq!(block(second).await, "w-1");
+    drop(free);
+
+    assert_eq!(left[0].ask("who").await, "w-0");
+    assert_eq!(left[1].ask("who").await, "w-1");
+    server.handle.shutdown();
+    let report = server.ended().await.unwrap();
+    assert_eq!((report.drained, report.aborted), (2, 0));
 }
 
 // The user's own runtimes

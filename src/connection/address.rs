@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,8 +7,9 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// An IP address and port. `From<SocketAddr>` converts an IPv4-mapped IPv6 address to IPv4,
-    /// and drops the flow label and the scope of an IPv6 address.
+    /// An IP address and port. `From<SocketAddr>` converts an IPv4-mapped IPv6 address to IPv4. It
+    /// drops the flow label of an IPv6 address, and keeps the scope, without which nobody can
+    /// connect to a link-local address.
     Tcp(SocketAddr),
     /// The path of a Unix socket, or `@` and its abstract name. `None` if the socket has neither,
     /// as is usual for a client's socket.
@@ -39,7 +40,13 @@ impl Address {
 
 impl From<SocketAddr> for Address {
     fn from(addr: SocketAddr) -> Self {
-        Self::Tcp(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+        Self::Tcp(match (addr, addr.ip().to_canonical()) {
+            (SocketAddr::V6(mut addr), IpAddr::V6(_)) => {
+                addr.set_flowinfo(0);
+                addr.into()
+            }
+            (_, ip) => SocketAddr::new(ip, addr.port()),
+        })
     }
 }
 
@@ -55,5 +62,26 @@ impl fmt::Display for Address {
             Self::Unix(None) => f.write_str("unix:"),
             Self::Memory(n) => write!(f, "memory:{n}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
+
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_keeps_its_scope_and_a_mapped_one_becomes_ipv4() {
+        let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+        let with_label = SocketAddrV6::new(link_local, 7000, 5, 2);
+        let address = Address::from(SocketAddr::from(with_label));
+        assert_eq!(address.to_string(), "[fe80::1%2]:7000");
+        let without_label = SocketAddrV6::new(link_local, 7000, 0, 2);
+        assert_eq!(address.tcp(), Some(without_label.into()));
+
+        let mapped = Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped();
+        let address = Address::from(SocketAddr::from(SocketAddrV6::new(mapped, 7000, 0, 0)));
+        assert_eq!(address.to_string(), "192.0.2.7:7000");
     }
 }

@@ -74,7 +74,12 @@ impl ServerState {
 
     fn abort(&self, life: &Life, reason: EndReason) {
         // A connection whose end is final may still be in the table. It is not aborted.
-        if life.end().is_none() && life.abort(reason) {
+        if life.end().is_some() || !life.abort(reason) {
+            return;
+        }
+        // `leave` counts a slow reader, even one whose stack has not completed at the abort.
+        let reason = life.proposed().map(|ended| ended.reason());
+        if reason != Some(EndReason::SlowReader) {
             self.cut_off.fetch_add(1, Ordering::AcqRel);
         }
     }
