@@ -41,10 +41,10 @@ use crate::error::ServiceError;
 ///
 /// # In a pipeline
 ///
-/// A [`Pipeline`](crate::Pipeline) counts the items of the outermost codec as frames. So an item
-/// that is filtered out does not restart [`Deadlines::idle`](crate::deadline::Deadlines::idle). Do
-/// not filter out a peer's heartbeats. Pass them to the service, which can answer them with
-/// `Reply::none`.
+/// To a [`Pipeline`](crate::Pipeline), each item that the combined codec returns is a frame. So an
+/// item that is filtered out does not restart
+/// [`Deadlines::idle`](crate::deadline::Deadlines::idle). Do not filter out a peer's heartbeats.
+/// Pass them to the service, which can answer them with `Reply::none`.
 ///
 /// [`Limits::max_frame`](crate::pipeline::Limits::max_frame) is compared with the bytes that one
 /// call of `decode` consumes before it returns an item. If several frames arrived together, one

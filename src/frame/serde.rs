@@ -23,7 +23,7 @@ const PREFIX: usize = size_of::<u32>();
 /// ([`max_frame`](Self::max_frame)), decoding fails before the document arrives.
 ///
 /// If a document cannot be read as an `In`, the codec fails, which ends the connection. With
-/// [`recoverable`](Self::recoverable) such a document becomes an item, which the service can
+/// [`recoverable`](Self::recoverable), the error becomes an item instead, which the service can
 /// answer.
 ///
 /// ```
@@ -103,8 +103,8 @@ impl<In, Out, F> Serde<In, Out, F> {
         self
     }
 
-    /// Returns a codec whose items are `Result<In, F::Error>`. A document that cannot be read
-    /// becomes an item, and the connection continues.
+    /// Returns a codec whose items are `Result<In, F::Error>`. If a document cannot be read, the
+    /// error becomes an item, and the connection continues.
     ///
     /// ```
     /// use bytes::BytesMut;
@@ -188,7 +188,8 @@ impl<In, Out: Serialize, F: Format> Encoder<Out> for Serde<In, Out, F> {
     }
 }
 
-/// A [`Serde`] that returns unreadable documents as items. See [`Serde::recoverable`].
+/// A [`Serde`] that returns the errors of unreadable documents as items. See
+/// [`Serde::recoverable`].
 pub struct RecoverableSerde<In, Out, F = Json>(Serde<In, Out, F>);
 
 impl<In, Out, F: Clone> Clone for RecoverableSerde<In, Out, F> {

@@ -25,8 +25,8 @@ impl Stall {
         Self { items, len }
     }
 
-    /// Counts an item that may not be enough for the codec around the decoder. `src` is the input
-    /// after the call that returned the item. Fails if the decoder has stalled.
+    /// Counts an item after which the codec around the decoder may need another one. `src` is the
+    /// input after the call that returned the item. Fails if the decoder has stalled.
     pub(super) fn count(&mut self, src: &BytesMut) -> io::Result<()> {
         if src.len() != self.len {
             *self = Self::new(src);

@@ -35,8 +35,8 @@ impl ServerState {
             if self.phase() >= Phase::Draining {
                 self.left.fetch_add(1, Ordering::AcqRel);
                 // An aborted connection does not count as timed out, even if it was about to end at
-                // a deadline. `SlowReader` is an exception, because a broadcast that finds such a
-                // peer aborts the connection for that reason.
+                // a deadline. `SlowReader` is an exception, because a broadcast aborts the
+                // connection of a slow peer with this reason.
                 let reason = life.end().map(|end| end.reason());
                 let is_aborted = life.signals.is_raised(Signal::Abort);
                 let timed_out = reason.is_some_and(|reason| {

@@ -150,9 +150,9 @@ impl Handle {
     ///
     /// In one case, one more client is accepted after this call: if the server is already waiting
     /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit. Such a
-    /// layer may get a permit during the pause, and releases it only when a connection ends. So
-    /// without this client, the layer could keep the permit while other servers wait for one. If
-    /// the server is waiting only for its own limit
+    /// layer may get a permit during the pause, and releases it only after a connection has used
+    /// it. So without this client, other servers that share the layer's limit could not use the
+    /// permit during the pause. If the server is waiting only for its own limit
     /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no further client is accepted, even
     /// if several servers share that limit.
     pub fn pause(&self) {

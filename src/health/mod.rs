@@ -40,10 +40,10 @@
 //!
 //! *Ready* means that a new connection would be accepted now, and that the server will not shut
 //! down soon. Balancers should send no new connections to a server that is not ready. [`Readiness`]
-//! lists the reasons why a server may not be ready. A layer of the connection stack that is not
-//! ready is not one of them. Nor is a lack of file descriptors, because a server notices it only
-//! when an accept fails. The client then waits in the backlog, and the server tries again until a
-//! descriptor is free. Watch for the event `accept.stalled` instead.
+//! lists the reasons why a server may not be ready. It does not include two conditions: a layer of
+//! the connection stack that is not ready, and a lack of file descriptors. A server notices such a
+//! lack only when an accept fails. The client then waits in the backlog, and the server tries again
+//! until a descriptor is free. Watch for the event `accept.stalled` instead.
 //!
 //! *Live* means that the accept loop runs and is not blocked ([`Handle::heartbeat`]). Restart a
 //! process that is not live. A server that is paused, at its limit or draining is live: a restart
