@@ -23,7 +23,8 @@ pub enum RequestBodyError {
     #[error("the request body could not be read")]
     Unreadable(#[source] hyper::Error),
     /// No byte of the body arrived within the [usual deadline](crate::deadline::Deadlines::body),
-    /// or within the [deadline of a drain](crate::deadline::DrainDeadlines::body).
+    /// or within the [deadline of a drain](crate::deadline::DrainDeadlines::body). The value is the
+    /// length of that deadline.
     #[error("no byte of the request body arrived within {0:?}")]
     Elapsed(Duration),
 }

@@ -241,8 +241,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
         };
         let is_reading = &self.progress.is_reading;
         is_reading.store(read.is_pending(), Ordering::Relaxed);
-        // The rest of a body is due, and usually no response that could carry the acknowledgement
-        // of what has arrived. HTTP/2 is left out, because most of its clients set `TCP_NODELAY`.
+        // While the rest of a body is due, there is usually no response that could carry the
+        // acknowledgement of the bytes that have arrived, so it is sent at once. HTTP/2 is left
+        // out, because most of its clients set `TCP_NODELAY`.
         let progress = &self.progress;
         if read.is_pending() && progress.has_unread_bodies() && !progress.is_multiplexed() {
             progress.life().probe.acknowledge();

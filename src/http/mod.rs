@@ -2,10 +2,10 @@
 //! this crate's connections.
 //!
 //! [`Http`] is the connection service for HTTP, as [`Pipeline`](crate::Pipeline) is for framed
-//! protocols. An HTTP connection counts towards the server's limit, passes through the pre-connect
-//! hooks, runs in a span of its own, and drains with the server's other connections. [`Http`] takes
-//! any service of `Request<RequestBody>` that is `Clone`: an axum `Router`, tonic's `Routes`, a
-//! stack of tower-http's layers, or a function.
+//! protocols. The same layers go around both, such as a connection limit, pre-connect hooks and a
+//! span for each connection. An HTTP connection drains with the server's other connections.
+//! [`Http`] takes any service of `Request<RequestBody>` that is `Clone`: an axum `Router`, tonic's
+//! `Routes`, a stack of tower-http's layers, or a function in a `service_fn`.
 //!
 //! ```no_run
 //! use std::convert::Infallible;
@@ -128,10 +128,10 @@
 //! closed gracefully. At the deadline of a drain, at one of [its own
 //! deadlines](#deadlines-of-upgraded-streams), or in an abort, the server takes the stream away,
 //! and the task's reads and writes fail with
-//! [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). A tunnel in an HTTP/2 stream
-//! counts as open until its task shuts down writing or drops it, or the peer resets it. If its
-//! connection ends first, the tunnel's reads and writes fail with an error of hyper, such as
-//! [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+//! [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). A tunnel, which is an HTTP/2 stream
+//! upgraded by `CONNECT`, counts as open until its task shuts down writing or drops it, or the peer
+//! resets it. If its connection ends first, the tunnel's reads and writes fail with an error of
+//! hyper, such as [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
 //!
 //! # WebSockets
 //!

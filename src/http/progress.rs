@@ -50,7 +50,8 @@ pub(super) struct Progress {
     multiplexed: AtomicBool,
     /// `true` if hyper's last read is pending, so hyper waits for input or for its end.
     pub(super) is_reading: AtomicBool,
-    /// HTTP/1 only: `true` if a service has dropped a body that it had not read to its end.
+    /// Used for HTTP/1 only: `true` if a service has dropped a body that it had not read to its
+    /// end.
     pub(super) abandoned: AtomicBool,
     /// HTTP/1 only: `true` if a request has asked for the connection to close.
     last_request: AtomicBool,
@@ -100,7 +101,8 @@ impl Progress {
     /// h2 resets all streams at the end of input, so none of these requests can be answered. The
     /// tasks of the streams may drop their requests at any time after that.
     pub(super) fn has_left_early(&self) -> bool {
-        // In this order: a request that is no longer in progress has set `left` before.
+        // `left` is read last, because a request that sets it does so before it stops counting as
+        // in progress.
         let is_unfinished = self.is_busy() || self.left.load(Ordering::Relaxed);
         self.is_multiplexed() && self.life().is_peer_done() && is_unfinished
     }

@@ -151,7 +151,7 @@ where
     }
 
     /// Sets hyper up for the input that has arrived.
-    #[inline(never)] // Otherwise each poll would probe stack for hyper's state.
+    #[inline(never)] // Otherwise each poll would reserve and probe stack space for hyper's state.
     fn begin(&mut self, first: First, settings: &HttpSettings, progress: &Arc<Progress>) {
         let Self::Parked { lent, service } = mem::replace(self, Self::Done) else {
             return;
@@ -181,7 +181,7 @@ where
 
     /// Takes hyper apart. If hyper has read a part of the next request, the next poll sets it up
     /// again with that part.
-    #[inline(never)] // Otherwise each poll would probe stack for hyper's state.
+    #[inline(never)] // Otherwise each poll would reserve and probe stack space for hyper's state.
     pub(super) fn park(&mut self) {
         let Self::Http1 { hyper, .. } = mem::replace(self, Self::Done) else {
             return;

@@ -81,8 +81,8 @@ impl Ranges {
         self.bits = self.starts.len().ilog2();
         for (index, start) in self.starts.iter().enumerate() {
             let bucket = self.bucket(*start);
-            // Adds the entries of this start's bucket, and of the buckets between the previous
-            // start's and this one.
+            // Adds the entries of the buckets after the previous start's bucket, up to and
+            // including this start's bucket.
             self.before.resize(self.before.len().max(bucket + 1), index);
         }
         self.before.resize((1 << self.bits) + 1, self.starts.len());

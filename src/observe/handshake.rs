@@ -21,6 +21,7 @@ pub(crate) struct Handshake {
 enum HandshakeOutcome {
     /// The handshake completed, with this version of TLS.
     Done(&'static str),
+    /// The handshake failed or was dropped, with this `error.type`.
     Failed(&'static str),
 }
 
