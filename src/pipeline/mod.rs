@@ -342,13 +342,15 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
 
 impl<F, K, T, D> Pipeline<F, K, T, D> {
     /// Sets the service that takes over the stream after a [`Reply::upgrade`]. It can be any
-    /// service of a `Connection<Rewind<Io>>`, such as a raw service, or another pipeline behind a
-    /// TLS hook (STARTTLS). The stream first yields the input that the pipeline has not decoded.
+    /// service of a `Connection<Rewind<Io>>`, such as a raw service (one that reads and writes the
+    /// stream itself), or another pipeline behind a TLS hook (STARTTLS). The stream first yields
+    /// the input that the pipeline has not decoded.
     ///
-    /// The connection keeps its permit, its span and its signals. Its end is reported once, when
-    /// the next service is done. Earlier replies and pushed frames are written before the upgrade.
-    /// Messages that wait for the pipeline's service are dropped. The pipeline's [`Peer`] handles
-    /// can still close the connection and await its end, but can no longer send.
+    /// The connection keeps its permit and its span, and can still be drained, closed and aborted.
+    /// Its end is reported once, when the next service is done. Earlier replies and pushed frames
+    /// are written before the upgrade. Messages that wait for the pipeline's service are dropped.
+    /// The pipeline's [`Peer`] handles can still close the connection and await its end, but can no
+    /// longer send.
     ///
     /// Requests must run one at a time, because otherwise later requests may already be decoded
     /// when the reply is sent. The response of the pipeline's service is an [`Upgrade`], or a type

@@ -53,13 +53,13 @@ use crate::error::BoxError;
 /// then messages wait, too, because `poll_ready` does not know which kind of event comes next. The
 /// call goes to the instance that is ready, never to a clone.
 ///
-/// If the layer is a limit that connections share, a connection that gets only messages would hold
-/// a permit until its next request. Put such a limit around all events instead.
+/// If the layer is a limit that connections share, a connection that gets only messages holds a
+/// permit until its next request. Put such a limit around all events instead.
 ///
 /// Two layers of tower do not work as usual here. `Buffer` calls its service from a task of its
 /// own, while messages reach the same service from the connection's task. So a message can use up
-/// the readiness that `Buffer` waited for. Put `Buffer` around all events instead. `LoadShed` is
-/// meant for a limit that the same `RequestsOnlyLayer` applies. If the service itself is not ready,
+/// the readiness that `Buffer` waited for. Put `Buffer` around all events instead. `LoadShed` works
+/// only with a limit that the same `RequestsOnlyLayer` applies. If the service itself is not ready,
 /// `LoadShed` seldom rejects a request, because all events wait until the service is ready.
 pub struct RequestsOnlyLayer<L, M> {
     layer: L,

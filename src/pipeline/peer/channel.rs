@@ -36,8 +36,8 @@ pub(super) struct Channel<T, M> {
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
     /// The number of permits to return later: those of items that were taken, and those that were
-    /// withdrawn at the high mark. None is returned while the output counts as above its mark (see
-    /// `crossings`).
+    /// withdrawn at the high mark. They are not returned while the output counts as above its mark
+    /// (see `crossings`).
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,

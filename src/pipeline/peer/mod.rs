@@ -129,7 +129,7 @@ impl<T, M> Peer<T, M> {
         loop {
             let mut changed = std::pin::pin!(self.channel.changed.notified());
             changed.as_mut().enable();
-            // The mark is crossed no more once the connection is closing, so that is checked, too.
+            // If the connection is closing, the error is `Closed`, even above the high mark.
             if self.channel.lock().is_above_mark() && !self.channel.room.is_closed() {
                 return Err(TrySendError::Full(frame));
             }
@@ -230,9 +230,9 @@ impl<T, M> Peer<T, M> {
     }
 
     /// Returns a sequence of events. From now on, there is one event each time the output rises to
-    /// its high mark, and one each time it then falls to its low mark. If the output has risen to
-    /// its high mark and has not fallen to the low mark since, the first event is
-    /// [`Crossing::High`].
+    /// its high mark, and one each time it then falls to its low mark. If the output has already
+    /// risen to its high mark, and has not fallen to the low mark since, the first event is a
+    /// [`Crossing::High`] for that rise, which [`Crossings::next`] returns at once.
     #[doc(alias = "high_event")]
     #[doc(alias = "low_event")]
     #[doc(alias = "backpressure")]

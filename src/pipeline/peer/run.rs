@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// memory of a queue.
 const MOST: usize = 64;
 
-/// Appends the second frame to the first. Returns `false`, and leaves the first as it is, if it
-/// cannot.
+/// Appends the second frame to the first. Returns `false`, and leaves the first frame as it is, if
+/// the two cannot be merged.
 pub(crate) type Merge<T> = fn(&mut T, &T) -> bool;
 
 /// A run: frames that were broadcast, one after the other, to the same connections. These
