@@ -99,10 +99,10 @@ pub trait Session<E>: Send + 'static {
 /// # drop(Pipeline::new(Lines::default).make_service(make));
 /// ```
 ///
-/// It is ready when no call runs, so its calls never overlap. Even
+/// A `SessionService` is ready when no call runs, so its calls never overlap. Even
 /// [`in_flight`](super::Pipeline::in_flight) and [`multiplexed`](super::Pipeline::multiplexed) run
-/// them one after the other, in the order of the requests. It is not `Clone`, so it does not
-/// compile with code that clones its service, such as `Retry` or
+/// them one after the other, in the order of the requests. A `SessionService` is not `Clone`, so it
+/// cannot be used with code that clones services, such as `Retry` or
 /// [`PipelineBuilder::service`](super::PipelineBuilder::service).
 ///
 /// If a call is dropped midway, the next call begins with the session in its state at that point
@@ -111,11 +111,10 @@ pub trait Session<E>: Send + 'static {
 ///
 /// The first call allocates memory, and so does a call after one that was dropped or that panicked.
 /// If the pipeline runs several requests at the same time, `poll_ready` also allocates when it must
-/// wait for a running call. All remaining calls reuse the memory of the previous call, and cost
-/// about 370 instructions (measured with callgrind on x86-64, in an optimized build). For
-/// comparison, a call of a closure that locks a `tokio::sync::Mutex` in an `Arc` costs about 290. A
-/// service that never waits needs neither a session nor a lock: implement `Service` with a `Ready`
-/// future.
+/// wait for a running call. All other calls reuse the memory of the previous call, and cost about
+/// 370 instructions (measured with callgrind on x86-64, in an optimized build). For comparison, a
+/// call of a closure that locks a `tokio::sync::Mutex` in an `Arc` costs about 290. A service that
+/// never waits needs neither a session nor a lock: implement `Service` with a `Ready` future.
 pub struct SessionService<S: Session<E>, E> {
     state: Arc<Mutex<State<S, E>>>,
     /// The guard of the state. `poll_ready` stores it here for the next call.

@@ -5,7 +5,8 @@
 //! results, either in the order of the requests (`pipeline::Server`) or as the calls finish
 //! (`multiplex::Server`). It does nothing else. Its input is [`Concurrent`], a stream of calls that
 //! have *already begun*, and the service that it calls is [`Identity`], which returns the call
-//! itself. If its input were requests, it would call `poll_ready` for idle connections, too.
+//! itself. If its input were requests, tokio-tower would call `poll_ready` for idle connections,
+//! too.
 //!
 //! **tokio-tower never waits for the peer.** All such waits are in the engine, whose `poll_event`
 //! also limits the calls in flight. The sink for the results is always ready, because tokio-tower
@@ -154,8 +155,8 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = loop {
-            // A single `caught` surrounds all calls, because one around each call would cost a
-            // tenth of the instructions per request.
+            // A single `caught` surrounds all calls, because a `caught` around each call would make
+            // up a tenth of the instructions per request.
             let polled = caught(|| self.as_mut().poll_head(cx));
             let mut this = self.as_mut().project();
             match polled {

@@ -21,7 +21,7 @@ pub struct Watermarks {
     high: u32,
 }
 
-/// The maximum of a mark.
+/// The maximum of a mark, in bytes.
 const MAX: usize = u32::MAX as usize;
 
 /// The error for a low mark that is not below the high mark.

@@ -46,7 +46,8 @@ pub enum ProxyHeaderError {
     /// The length field of a version 2 header is too small for the addresses.
     #[error("the PROXY header is too short for its addresses")]
     Length,
-    /// The TLV of this type is malformed, or occurs twice although only one is allowed.
+    /// The TLV (type-length-value field) or sub-TLV of this type is malformed, or occurs twice
+    /// although only one is allowed.
     #[error("the PROXY header has a malformed TLV of type {0:#04x}")]
     Tlv(u8),
     /// The checksum does not match.

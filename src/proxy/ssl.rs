@@ -120,7 +120,7 @@ impl Ssl {
         text(&self.facts, KEY_ALGORITHM)
     }
 
-    /// Returns the first fact of this type.
+    /// Returns the value of the first fact whose sub-TLV type is `kind`.
     pub fn get(&self, kind: u8) -> Option<&[u8]> {
         first(&self.facts, kind).map(|value| &**value)
     }

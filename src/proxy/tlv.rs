@@ -17,8 +17,8 @@ const AZURE: u8 = 0xee;
 
 const LONGEST_UNIQUE_ID: usize = 128;
 
-/// The TLVs of a [`ProxyHeader`](super::ProxyHeader), in the header's order, without checksum and
-/// padding.
+/// The TLVs (type-length-value fields) of a [`ProxyHeader`](super::ProxyHeader), in the header's
+/// order, without checksum and padding.
 ///
 /// If a type occurs several times, a method that returns one value returns the first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

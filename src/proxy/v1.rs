@@ -9,7 +9,7 @@ use super::header::{Command, Family, Parsed, ProxyHeader};
 use crate::connection::Address;
 
 pub(super) const PREFIX: &[u8] = b"PROXY ";
-/// The length of the longest line, including its CRLF.
+/// The length, in bytes, of the longest line, including its CRLF.
 pub(super) const LONGEST: usize = 107;
 
 /// Parses a header, or the beginning of one. `bytes` begins with [`PREFIX`], or is the beginning of

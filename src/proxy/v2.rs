@@ -14,9 +14,9 @@ use super::tlv;
 use crate::connection::Address;
 
 pub(super) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The length of the fixed part, which every header has.
+/// The length, in bytes, of the fixed part, which every header has.
 pub(super) const FIXED: usize = 16;
-/// The length of the longest header that the length field allows.
+/// The length, in bytes, of the longest header that the length field allows.
 pub(super) const LONGEST: usize = FIXED + u16::MAX as usize;
 /// The size, in bytes, of the field for the path of a Unix socket.
 pub(super) const UNIX_PATH: usize = 108;
