@@ -15,8 +15,8 @@ use tokio::task::coop::has_budget_remaining;
 #[repr(u8)]
 pub(crate) enum Signal {
     /// Finish requests in progress, then close. Raised by a drain of the server, at the
-    /// connection's maximum age, by `LiveConnection::close`, and, after an upgrade, by
-    /// `Peer::close`.
+    /// connection's maximum age, and by `LiveConnection::close`. After an upgrade, `Peer::close`
+    /// raises it, too.
     Drain = 1,
     /// Finish calls in progress but begin no more, write pending output, then close. Raised by
     /// `Peer::close`, for example.
@@ -132,9 +132,10 @@ impl Signals {
     }
 }
 
-/// Returns `Ready` if the previous poll returned `Pending` because no input was ready. Once the
-/// task's budget is spent, tokio returns `Pending` even if input is ready. In that case, this
-/// function returns `Pending`, too, and wakes the task to poll again.
+/// Returns `Ready` if the poll before this call returned `Pending` because there was nothing to
+/// read or accept. Once the task's cooperative budget is spent, tokio returns `Pending` even if
+/// there is something. In that case, this function returns `Pending`, too, and wakes the task to
+/// poll again.
 pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
     if has_budget_remaining() {
         return Poll::Ready(());

@@ -1,5 +1,5 @@
-//! Chooses the runtime of each connection: the server's own runtime, or one of several worker
-//! runtimes.
+//! Chooses the runtime of each connection: the runtime that runs the server, or one of several
+//! worker runtimes.
 //!
 //! The runtime is chosen before the connection is accepted. So the connection's stream, timers and
 //! task belong to the same runtime, and never move to another one.
@@ -22,7 +22,8 @@ const STOP_WAIT: Duration = Duration::from_secs(1);
 /// The runtimes for connections, as set in the builder.
 #[derive(Clone, Debug)]
 pub(super) enum Runtimes {
-    /// This many threads, started by the server. Zero means the runtime that runs the server.
+    /// Starts this many threads, each with its own runtime. Zero means the runtime that runs the
+    /// server.
     Own(usize),
     /// Runtimes of the user.
     Given(Vec<Handle>),
@@ -158,7 +159,7 @@ impl Worker {
             }
         };
         // The thread is not joined, because joining blocks. Instead, `Workers::stop` waits until
-        // each thread has dropped its sender of the channel, `running`.
+        // each thread has dropped its sender, `running`.
         let _thread = thread::Builder::new().name(name).spawn(run)?;
         let ended = |_gone| io::Error::other("its thread ended");
         starting.await.map_err(ended)?

@@ -65,8 +65,8 @@ use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
 /// The interval at which changes of the status are sent if the phase has not changed. Sending each
-/// change at once would be much work for systemd, which handles the messages of all services in one
-/// process.
+/// change at once would be a lot of work for systemd, which handles the messages of all services in
+/// one process.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the
@@ -77,11 +77,13 @@ const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// Spawns a task that reports the state of the server to systemd until the server has ended.
 ///
-/// Does nothing if systemd expects no messages from this process.
+/// Does nothing if the environment has no `NOTIFY_SOCKET`, because systemd then expects no messages
+/// from this process.
 ///
 /// # Panics
 ///
-/// Panics if called outside a tokio runtime with time enabled.
+/// Panics if called outside a tokio runtime. If the runtime does not have time enabled, the spawned
+/// task panics.
 pub fn install(handle: &Handle) {
     if std::env::var_os(SOCKET).is_none() {
         return;
@@ -214,7 +216,7 @@ async fn feed_watchdog(handle: &Handle) {
     }
 }
 
-/// Sends messages, if systemd waits for any. Returns `false` if that failed, and logs the failure.
+/// Sends messages, if systemd expects any. Returns `false` if that failed, and logs the failure.
 fn send(messages: &[NotifyState<'_>]) -> bool {
     let sent = try_send(messages);
     if let Err(err) = &sent {

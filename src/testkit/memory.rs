@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use crate::bind::{Incoming, Listener};
 use crate::connection::Address;
 
-/// The length of the backlog. `connect` waits while the backlog is full. The connection that the
-/// listener has taken out to accept next does not count.
+/// The maximum number of connections in the backlog. `connect` waits while the backlog is full. The
+/// connection that `poll_readable` has taken out for the next `poll_accept` does not count.
 const BACKLOG: usize = 1024;
 
 /// The number of bytes that each direction of a connection buffers.

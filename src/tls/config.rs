@@ -218,7 +218,7 @@ impl TlsBuilder {
         self
     }
 
-    /// Reads the files and creates the hook.
+    /// Reads the files and creates the [`Tls`] hook.
     ///
     /// Reading blocks the thread, so call this method before serving.
     ///

@@ -168,7 +168,7 @@ impl<F> Check<F> {
     ///
     /// A server without an idle deadline keeps the connection of a silent client forever. Exclude
     /// both [`Promise::Ends`] and [`Promise::Released`] for such a server, because a connection
-    /// that does not end keeps its place in the limit, too.
+    /// that does not end also keeps its permit.
     pub fn except(mut self, promise: Promise) -> Self {
         self.expected.except.push(promise);
         self
@@ -199,7 +199,7 @@ impl<F> Check<F> {
     /// The plan runs twice, for [`Promise::Repeats`]. An empty plan runs once more, with failed
     /// accepts, for [`Promise::Accepts`]. If the plan's only fault is [`Fault::End`] in the input,
     /// there is one more run, with [`Fault::Stall`] instead, for [`Promise::HalfClose`]. A breach
-    /// of a contract in that run is reported with the passed plan.
+    /// of a contract in that run is reported with `plan`.
     pub fn only(mut self, plan: Plan) -> Self {
         self.only = Some(plan);
         self

@@ -115,7 +115,7 @@ pub(super) struct Expected {
     pub(super) output: Vec<u8>,
     pub(super) farewells: Vec<Vec<u8>>,
     pub(super) except: Vec<Promise>,
-    /// The reason of the end without faults, once it is known.
+    /// The end reason of the conversation without faults, once it is known.
     pub(super) reason: Option<EndReason>,
 }
 

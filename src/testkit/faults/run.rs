@@ -27,7 +27,7 @@ use crate::server::Server;
 pub(super) struct Talk {
     /// The bytes that the client has read.
     pub(super) got: Vec<u8>,
-    /// The reason of the end, or `None` if no end was reported in time.
+    /// The end reason, or `None` if no end was reported in time.
     pub(super) reason: Option<EndReason>,
 }
 

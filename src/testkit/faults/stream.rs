@@ -217,8 +217,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Faulty<Io> {
     }
 
     /// Shuts down writing. After [`Fault::Stall`] or [`Fault::End`] in the output, this method
-    /// succeeds but does nothing. So after a stall, the peer does not see the end of the stream, as
-    /// with a socket whose pending bytes the peer does not take.
+    /// succeeds but does nothing. So after a stall, the peer does not see the end of the stream. A
+    /// socket does the same while the peer does not take the pending bytes.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.writes.last {
             Some(Fault::Reset) => return Poll::Ready(Err(reset())),
