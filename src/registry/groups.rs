@@ -124,14 +124,15 @@ impl<K, T, M> Groups<K, T, M> {
     ///
     /// `merge` is called only for frames that are sent, one right after the other, to all members
     /// before any member's task runs (see [`broadcast`](Self::broadcast)). So nothing is merged if
-    /// `whom` leaves a member out. If a member's pipeline runs one request at a time, the frames
-    /// that this member broadcasts in different requests are not merged either, because the
-    /// member's own task takes each frame before its next request begins. Merging helps if frames
-    /// come from a feed, from a task of the program, or from connections that are not members.
+    /// the `whom` of a broadcast leaves a member out. If a member's pipeline runs one request at a
+    /// time, the frames that this member broadcasts in different requests are not merged either,
+    /// because the member's own task takes each frame before its next request begins. Merging helps
+    /// if frames come from a feed, from a task of the program, or from connections that are not
+    /// members.
     ///
     /// A merged frame is encoded as a whole, even if it exceeds the high mark of a connection's
-    /// output. So `merge` should limit its size by a constant, for example to 16 KiB. At most 64
-    /// frames are merged into one.
+    /// output. So `merge` should limit the size of the merged frame, for example to 16 KiB. At most
+    /// 64 frames are merged into one.
     ///
     /// The function applies to all clones of these groups. Once it is set, further calls of this
     /// method have no effect. By default frames are not merged, because only the program knows how
@@ -176,7 +177,7 @@ impl<K, T, M> Groups<K, T, M>
 where
     K: Hash + Eq,
 {
-    /// Makes a connection a member of a group, and waits until the group's feed is open.
+    /// Makes a connection a member of a group, and waits until the group's feed, if any, is open.
     ///
     /// The connection becomes a member at the first poll. It stays a member until it leaves or
     /// begins to close, or until the feed ends. If it is already closing, it does not become a

@@ -59,7 +59,7 @@
 //! }
 //! ```
 //!
-//! A session that removes its own entry must use [`remove_peer`](Registry::remove_peer), because
+//! To remove a connection's own entry, use [`remove_peer`](Registry::remove_peer), because
 //! [`remove`](Registry::remove) could remove the entry of a later login.
 
 mod broadcast;
@@ -206,9 +206,9 @@ where
         replaced.filter(|_| !is_own)
     }
 
-    /// Enters a connection under a key, and returns the connection that had the key before. The two
-    /// are the same connection if it had the key through a [`Peer`] from before an upgrade. Changes
-    /// nothing, and returns `None`, if the moment to remove the entry is already past.
+    /// Enters a connection under a key, and returns the [`Peer`] that had the key before. It can be
+    /// a `Peer` of the same connection, from before an upgrade. Changes nothing, and returns
+    /// `None`, if the moment to remove the entry is already past.
     fn put(
         &self,
         mut shard: Shard<'_, K, Entered<T, M>>,
@@ -239,8 +239,8 @@ where
         }
     }
 
-    /// Creates an entry, and registers the callback that removes it when the connection begins to
-    /// close or when it ends, depending on `remove_at`.
+    /// Creates an entry, and registers the callback that removes the entry when the connection
+    /// begins to close or ends, depending on `remove_at`.
     fn entered(&self, key: K, peer: &Peer<T, M>) -> Result<Entered<T, M>, TooLate>
     where
         K: Send + 'static,
@@ -275,7 +275,7 @@ where
     /// Removes the entry of a key if it belongs to the connection of `peer`. Returns whether an
     /// entry was removed.
     ///
-    /// Use this method to remove a session's own entry, because another connection may have
+    /// Use this method to remove a connection's own entry, because another connection may have
     /// [replaced](Self::replace) that entry.
     pub fn remove_peer<Q>(&self, key: &Q, peer: &Peer<T, M>) -> bool
     where
@@ -348,7 +348,8 @@ where
         })
     }
 
-    /// Closes all connections for which `whom` returns `true`, gracefully. Returns their number.
+    /// Closes the connections of all entries for which `whom` returns `true`, gracefully. Returns
+    /// the number of these entries.
     pub fn close_where(&self, mut whom: impl FnMut(&K, &Peer<T, M>) -> bool) -> usize {
         self.iter()
             .filter(|(key, peer)| whom(key, peer))

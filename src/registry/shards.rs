@@ -98,9 +98,9 @@ impl<T, M> Entered<T, M> {
     }
 
     /// Returns whether this entry stays if `peer` is entered. It stays if it has this very
-    /// [`Peer`]. It also stays if it belongs to the same connection and `peer` is closed: such a
-    /// [`Peer`] is from before an upgrade, and must not replace a newer one, or the connection is
-    /// closing.
+    /// [`Peer`]. It also stays if it belongs to the same connection and `peer` is closed. In that
+    /// case, either the connection is closing, or `peer` is from before an upgrade and must not
+    /// replace a newer [`Peer`].
     pub(super) fn outlasts(&self, peer: &Peer<T, M>) -> bool {
         self.peer.is_same(peer) || self.is_of(peer) && peer.is_closed()
     }

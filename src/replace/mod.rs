@@ -275,9 +275,8 @@ impl Replace {
 /// process has taken.
 ///
 /// Call this after the last bind, in a new version that might listen on fewer addresses than the
-/// old one. The old process still serves the clients in the backlog of such a socket, as it would
-/// in a shutdown.
-/// In a process that replaces no other process, this does nothing.
+/// old one. The old process still serves the clients in the backlogs of these sockets, as it would
+/// in a shutdown. In a process that replaces no other process, this does nothing.
 pub fn close_unused() {
     handover::close_unused();
 }

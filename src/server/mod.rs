@@ -98,15 +98,15 @@ impl<L: Listener> Server<L> {
     /// future runs as long as the connection.
     ///
     /// The accept loop accepts only when `stack` is ready. It calls `stack` itself, so a call must
-    /// not block. (A blocked call stops the loop, and can stop the runtime's timers.) The future
-    /// that a call returns runs in a new task, and its response is ignored. Use
+    /// not block. (A call that blocks stops the loop, and can stop the runtime's timers.) The
+    /// future that a call returns runs in a new task, and its response is ignored. Use
     /// [`Connection::on_end`] to learn how a connection ended. [`layers`](crate::layers) describes
     /// the effect of each of tower's layers in `stack`.
     ///
-    /// If the returned future is awaited outside a task of a multi-threaded runtime, as in a `main`
-    /// with `#[tokio::main]`, its first poll spawns a task for the accept loop, in the current
-    /// span. Why: tokio runs `main` on a thread of its own, and waking that thread for each client
-    /// would cost a tenth to a third of a short connection's CPU time.
+    /// If the returned future is awaited on a multi-thread runtime but outside a task, as in a
+    /// `main` with `#[tokio::main]`, its first poll spawns a task for the accept loop, in the
+    /// current span. Why: tokio runs `main` on a thread of its own, and waking that thread for each
+    /// client would cost a tenth to a third of a short connection's CPU time.
     ///
     /// In that task, the accept loop, its filters and the calls of `stack` do not see what belongs
     /// to the caller's thread or task: a `LocalSet`, task-locals, a subscriber set by
@@ -169,8 +169,8 @@ where
         let may_accept = pin!(handover::may_accept(shared.sockets()));
         let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // This server shuts down before it has taken over. The process that it was to replace
-            // continues to accept from these sockets.
+            // This server shuts down, or its lame-duck phase begins, before it has taken over. The
+            // process that it was to replace continues to accept from these sockets.
             shared.sockets().for_each(|socket| socket.release());
         }
     }

@@ -137,7 +137,7 @@ const DROP_WAIT: Duration = Duration::from_secs(1);
 /// [`Serve`] can drop this future, and need not wait until the runtime drops the task.
 struct Running {
     slot: Mutex<Slot>,
-    /// Notified when a poll is over during which [`end`](Self::end) was called.
+    /// Notified at the end of a poll during which [`end`](Self::end) was called.
     dropped: Condvar,
 }
 
@@ -145,8 +145,9 @@ struct Running {
 struct Slot {
     /// Taken out while it is polled, so that no lock is held while the user's code runs.
     server: Option<BoxFuture<Result<Report, Error>>>,
-    /// The thread that polls the future now. A drop on that same thread must not wait. The id of
-    /// the task would not show it, because tokio changes that id while it drops a task's output.
+    /// The thread that polls the future now. A drop on that same thread must not wait. Comparing
+    /// task ids would miss some such drops, because tokio changes the current id while it drops a
+    /// task's output.
     polled_by: Option<ThreadId>,
     /// Set by [`Running::end`]. After that, a poll drops the future instead of putting it back.
     ended: bool,
@@ -180,8 +181,8 @@ impl Running {
         }
     }
 
-    /// Drops the future, or has the thread that polls it drop it, and waits for that for a limited
-    /// time.
+    /// Drops the future. If a thread is polling the future, that thread drops it after the poll. If
+    /// that is another thread, waits for the drop, for at most [`DROP_WAIT`].
     fn end(&self, state: &ServerState) {
         let mut slot = self.lock();
         slot.ended = true;
@@ -228,7 +229,8 @@ impl Drop for Polling<'_> {
     }
 }
 
-/// Returns the result for a task that has none, because it panicked or its runtime was shut down.
+/// Resumes the panic of a task that panicked. Returns an error for a task that was dropped because
+/// its runtime was shut down.
 fn lost(err: JoinError) -> Result<Report, Error> {
     match err.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
