@@ -326,8 +326,8 @@ where
                 }
                 Err((err, io)) => {
                     handshake.failed(&err);
-                    // `InvalidData` means that the peer's input was rejected with an alert. Any
-                    // other error comes from the stream.
+                    // `InvalidData` means that the peer's input was rejected with an alert, or
+                    // was itself an alert. Any other error comes from the stream.
                     let alerted = err.kind() == io::ErrorKind::InvalidData;
                     // The end reason is set before the wait below, because a deadline may drop this
                     // future while it waits.

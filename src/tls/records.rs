@@ -247,8 +247,8 @@ impl Records {
         }
     }
 
-    /// Forbids or allows sending. While sending is forbidden, the stream encrypts nothing more, and
-    /// [`close`](Self::close) appends no `close_notify`.
+    /// Forbids (`true`) or allows (`false`) sending. While sending is forbidden, the stream
+    /// encrypts nothing more, and [`close`](Self::close) appends no `close_notify`.
     pub(super) fn set_closed(&mut self, closed: bool) {
         self.is_closed = closed;
     }

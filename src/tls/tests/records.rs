@@ -1,5 +1,5 @@
-//! Tests `Records` without I/O: with records that are split at any byte, of any size, or from
-//! hostile peers. Also tests how much memory `Records` uses.
+//! Tests `Records` without I/O: with records that are split at any byte, have any size, or come
+//! from a hostile peer. Also tests how much memory `Records` uses.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
