@@ -44,7 +44,8 @@
 //! | `a socket option could not be set` | debug | `option`, `error` | nothing: the connection is served without it |
 //! | `a socket file was not removed` | debug | `path`, `error` | nothing: the next server replaces it |
 //!
-//! All spans and events have the target `tower_tcp`. The level of `connection.closed` is:
+//! All spans and events have the target `tower_tcp`. [`ConnectionTraceLayer`] emits
+//! `connection.closed`. The level of this event is:
 //!
 //! - error for [`EndReason::Panic`];
 //! - warn for other faults of the service, and for connections aborted at a shutdown's deadline.
@@ -70,11 +71,11 @@
 //! | metric | kind, unit | attributes | what to do |
 //! | --- | --- | --- | --- |
 //! | `tower_tcp.accepted_connections` | counter, connections | `server.name` | compare with `ended_connections`: the difference is the number of open connections |
-//! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client of another version |
+//! | `tower_tcp.ended_connections` | counter, connections | `server.name`, `close.reason`, `close.initiator` (`peer`, `service`, `server`) | a rise by `service`: check the warnings; by `peer`: probes, scans, or a client with another version of the protocol |
 //! | `tower_tcp.rejected_connections` | counter, connections | `server.name`, `close.reason` | the ended connections that were not admitted: raise the limits, or do nothing if these connections are unwelcome |
 //! | `tower_tcp.connection.duration` | histogram, seconds | `server.name` | mostly very short: probes, or clients that connect for each request. Connections that `address_filter` denies are not recorded |
 //! | `tower_tcp.tls_handshake.duration` | histogram, seconds | `tls.protocol.version` (`1.2`, `1.3`) or `error.type` (`truncated` and `peer_reset`: the peer left, usually a probe; `tls_handshake_failed`; `canceled`: dropped before it completed, usually at its deadline) | slow: too few processors; failing: certificates, old clients |
-//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`; `_OTHER`), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), or add memory |
+//! | `tower_tcp.accept.errors` | counter, errors | `server.name`, `error.type` (the error's name, such as `emfile`, or `_OTHER` for errors that the library does not name), `action` (`retry`, `back_off`, `stop`) | any `back_off`: raise the limit of file descriptors (`emfile`), or add memory |
 //! | `tower_tcp.requests.active` | gauge, requests | as given to the layer | rising without end: the service waits for an event that never happens |
 //! | `tower_tcp.request.duration` | histogram, seconds | as given to the layer; `error.type` (`service_error`; `canceled`: the call was dropped or panicked) | slower than before: check the service and its backends |
 //! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many in `pre_connect`: slow clients, or a flood |

@@ -61,10 +61,10 @@ impl<F> PipelineBuilder<F> {
     /// send a greeting of any length. If `make` fails, the connection closes. By default `make`
     /// must finish within [10 s](Deadlines::make_service).
     ///
-    /// The connection's service is kept from one request to the next. Connections may share a part
-    /// of this service, such as a concurrency limit inside `LoadShed`. Put
-    /// [`PerCall`](super::PerCall) around such a part, so that an idle connection holds no permit
-    /// for which other connections wait.
+    /// The connection's service is kept from one request to the next. If connections share a part
+    /// of this service, such as `LoadShed` with a concurrency limit inside, put
+    /// [`PerCall`](super::PerCall) around that whole part, so that an idle connection holds no
+    /// permit that other connections need.
     #[doc(alias = "into_make_service")]
     #[doc(alias = "make_service_fn")]
     pub fn make_service<T, K>(

@@ -224,7 +224,7 @@ impl Clock {
     }
 
     /// Returns the moment until which a draining, idle connection waits for another frame. Returns
-    /// `None` if it is not draining, or waits forever (`time` is `None`).
+    /// `None` if the connection is not draining, or waits forever (`time` is `None`).
     fn next_frame_until(&self, time: Option<Duration>) -> Option<Moment> {
         let drained = self.drains_since()?;
         let quiet_since = self.active.map_or(drained, |active| active.max(drained));
@@ -232,8 +232,8 @@ impl Clock {
         ends.into_iter().flatten().min()
     }
 
-    /// Returns the moment after which a draining connection waits for no other frame, however many
-    /// have arrived. Returns `None` in the same cases as
+    /// Returns the moment after which a draining connection no longer waits for another frame, even
+    /// if frames keep arriving. Returns `None` in the same cases as
     /// [`next_frame_until`](Self::next_frame_until).
     fn next_frames_until(&self, time: Option<Duration>) -> Option<Moment> {
         let most = time?.saturating_mul(NEXT_FRAMES);

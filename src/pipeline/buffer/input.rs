@@ -9,8 +9,8 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// The size of a thread's block, into which all connections on that thread read. It is large, so
-/// that one system call reads thousands of small frames.
+/// The size, in bytes, of a thread's block, into which all connections on that thread read. It is
+/// large, so that one system call reads thousands of small frames.
 const BLOCK: usize = 64 * 1024;
 
 /// The minimum number of free bytes at which the rest of a block is still used. While frames still

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncWrite;
 
-/// The initial size of the thread's block. It grows as needed.
+/// The initial size, in bytes, of the thread's block. It grows as needed.
 const BLOCK: usize = 16 * 1024;
 
-/// The size above which the thread does not keep a block.
+/// The size, in bytes, above which the thread does not keep a block.
 const LARGEST_KEPT: usize = 128 * 1024;
 
 /// The unused capacity, in bytes, that a buffer of pending output may keep. If a sixteenth of the
@@ -117,8 +117,8 @@ impl Output {
     pub(in crate::pipeline) fn shrink(&mut self) {
         let len = self.buf.len();
         if self.buf.capacity() > len + SLACK.max(len / 16) {
-            // The buffer gets room to grow, because frames may be pushed while the peer takes
-            // nothing, and few of them may cost a copy of all the output before them.
+            // The buffer gets room to grow. Otherwise each frame pushed while the peer takes
+            // nothing would cost a copy of all the output before it.
             let mut smaller = BytesMut::with_capacity(len + len / 32);
             smaller.extend_from_slice(&self.buf);
             give_block(std::mem::replace(&mut self.buf, smaller));

@@ -34,7 +34,8 @@ use turn::Turn;
 
 pub(in crate::pipeline) use state::Dropped;
 
-/// The policy for errors of the service.
+/// The policy for errors of calls. `Shutdown` ends the connection. `Continue` logs the error, but
+/// some errors always end the connection (see `Pipeline::shutdown_on_error`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum ErrorPolicy {
     Shutdown,
@@ -91,8 +92,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// stops.
     may_have_frame: bool,
     departure: Option<Box<Departure>>,
-    /// The system has possibly not acknowledged the bytes read last: no output was written since,
-    /// and no acknowledgement was requested.
+    /// The system has possibly not acknowledged the bytes read last, because no output was written
+    /// and no acknowledgement was requested since then.
     unanswered: bool,
     codec: C,
     /// A decoded request that waits until the service is ready, or until input is resumed.

@@ -37,7 +37,7 @@ where
     Io: Stream,
     C: Codec<T>,
 {
-    /// Makes one step of the wait for an event: writes output, and then reads input. While input is
+    /// Does one step of the wait for an event: writes output, and then reads input. While input is
     /// paused, the step reads only up to the limit `read_ahead`. While `above_mark` is set, it
     /// reads nothing.
     ///
@@ -87,7 +87,7 @@ where
                 return Poll::Ready(());
             }
         }
-        // All input is read, so a read notices that the peer disconnects.
+        // All input is read, so the next read notices a disconnect, and no watch is needed.
         if let Some(departure) = &mut self.departure {
             departure.watch = None;
         }
