@@ -23,6 +23,7 @@ use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::{Deadlines, DrainDeadlines};
 use tower_tcp::frame::Lines;
+use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Connector, Served, memory_with_buffer, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Server};
@@ -1151,5 +1152,34 @@ async fn one_value_sets_the_times_of_hooks_too() {
         let elapsed = begun.elapsed().as_secs_f64().round();
         assert_eq!((ended, elapsed), (reason, seconds));
         drop(client);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g6_the_largest_number_there_is_is_no_limit_and_no_panic() {
+    const ALL: usize = usize::MAX;
+    let limits = Limits::default()
+        .max_frame(ALL)
+        .high_mark(ALL)
+        .push_queue(ALL)
+        .messages(ALL)
+        .read_ahead(ALL);
+    let pipeline = Pipeline::new(Lines::default)
+        .make_service(service_fn(|peer: Peer<Bytes>| async move {
+            peer.send(Bytes::from_static(b"hello")).await?;
+            Ok::<_, BoxError>(service_fn(delayed))
+        }))
+        .limits(limits)
+        .linger(Linger::default().bytes(ALL));
+    for served in [
+        serve(pipeline.clone()),
+        serve(pipeline.clone().in_flight(ALL)),
+        serve(pipeline.multiplexed(ALL)),
+    ] {
+        let mut client = served.client().await;
+        assert_eq!(client.line().await, "hello");
+        assert_eq!(client.ask("1").await, "1");
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 }

@@ -430,8 +430,8 @@ async fn is_served_by(path: &Path, process: u32) {
 }
 
 /// The new process. Its servers are separated by `;`, and a last one `hang` never serves. After the
-/// servers, `stop` drains them, `replace` tries to replace the new process, and
-/// `replace_when_ready` tries until it is ready.
+/// servers, `lame_duck` and `stop` begin these phases, `replace` tries to replace the new process,
+/// and `replace_when_ready` tries until it is ready.
 fn successor_with(servers: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
@@ -450,6 +450,7 @@ async fn successor() {
     let (mut serving, mut handles) = (Vec::new(), Vec::new());
     for endpoints in servers.split(';') {
         match endpoints {
+            "lame_duck" => handles.iter().for_each(Handle::lame_duck),
             "stop" => handles.iter().for_each(Handle::drain),
             "replace" => match Replace::new(&handles[0]).run().await {
                 Err(ReplaceError::NotAccepting) => std::process::exit(7),
@@ -645,6 +646,17 @@ async fn a_new_process_that_stops_before_it_is_ready_accepts_nothing() {
     );
     old.stop().await;
     assert!(!old.path("a").exists());
+}
+
+#[tokio::test]
+async fn a_new_process_whose_lame_duck_phase_has_begun_serves_as_before() {
+    let mut old = Old::listen(&["a"], &[]).await;
+
+    let replace = old.replace(&format!("{};lame_duck", old.unix("a")));
+    let (pid, _latest) = new_process(replace.run().await);
+
+    old.ended().await;
+    is_served_by(&old.path("a"), pid).await;
 }
 
 /// The old process logs that it is replaced when it has sent its reply, and the reply may arrive

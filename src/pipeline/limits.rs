@@ -1,3 +1,5 @@
+use tokio::sync::Semaphore;
+
 use super::watermarks::Watermarks;
 
 /// The size and queue limits of a pipeline's connections. For time limits, see
@@ -80,7 +82,7 @@ impl Limits {
     /// mark. When reached: `send` and broadcasts wait for the task.
     #[must_use]
     pub fn push_queue(mut self, frames: usize) -> Self {
-        self.push_queue = frames.max(1);
+        self.push_queue = frames.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
@@ -92,7 +94,7 @@ impl Limits {
     /// `post_after` fails at the limit of timers.
     #[must_use]
     pub fn messages(mut self, messages: usize) -> Self {
-        self.messages = messages.max(1);
+        self.messages = messages.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 

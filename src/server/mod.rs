@@ -167,10 +167,10 @@ where
     #[cfg(feature = "handover")]
     {
         let may_accept = pin!(handover::may_accept(shared.sockets()));
-        let ends = pin!(shared.until(|| shared.phase() != Phase::Serving));
+        let ends = pin!(shared.until(|| shared.is_shutting_down()));
         if let Either::Right(_) = select(may_accept, ends).await {
-            // This server shuts down, or its lame-duck phase begins, before it has taken over. The
-            // process that it was to replace continues to accept from these sockets.
+            // This server shuts down before it has taken over. The process that it was to replace
+            // continues to accept from these sockets.
             shared.sockets().for_each(|socket| socket.release());
         }
     }

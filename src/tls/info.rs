@@ -75,7 +75,7 @@ impl TlsInfo {
     ///
     /// The peer may request any name, so the name proves nothing about the peer.
     ///
-    /// Attribute: `tls.client.server_name`.
+    /// Attribute: `server.address`.
     pub fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref()
     }
