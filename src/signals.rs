@@ -86,7 +86,8 @@ impl Signals {
         self.raised.load(Ordering::Acquire) != 0
     }
 
-    /// Wakes the connection's hooks, pipeline or HTTP service, to check signals and queues.
+    /// Wakes the part of the connection that runs now (its hooks, its pipeline or its HTTP
+    /// service), so that it checks its signals and queues.
     pub(crate) fn wake_engine(&self) {
         self.wake(|wakers| wakers.engine.clone());
     }

@@ -334,8 +334,8 @@ impl State {
         }
     }
 
-    /// Takes the stream to the old process if all sockets are served or closed. Returns `None` if
-    /// some are not, or if the stream was already taken.
+    /// Takes the stream to the old process out of this value, if all sockets are served or closed.
+    /// Returns `None` if some are not, or if the stream was already taken.
     fn settled(&mut self) -> Option<UnixStream> {
         let waits = |one: &HandedOn| matches!(one.stage, Stage::Waiting | Stage::Bound);
         if self.sockets.iter().any(waits) {

@@ -255,7 +255,7 @@ impl Deadlines {
     /// Sets the largest random time that is added to [`max_age`](Self::max_age). Each connection
     /// gets a new random time, so clients that connected together do not reconnect together.
     ///
-    /// Default: zero. Why: it has no effect without `max_age`.
+    /// Default: zero. Why: `max_age` is off by default, and the jitter has no effect without it.
     #[must_use]
     pub fn max_age_jitter(mut self, most: Duration) -> Self {
         self.max_age_jitter = most;

@@ -88,7 +88,7 @@ pub trait CodecExt: Decoder + Sized {
 
     /// Converts each item with a function before encoding it.
     ///
-    /// The new codec encodes the type of the function's argument, so state that type in the
+    /// The new codec encodes values of the type that the function takes, so state that type in the
     /// closure.
     fn map_encode<T, U, F>(self, f: F) -> MapEncode<Self, F>
     where

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 pub(crate) struct Plan {
     lame_duck: Duration,
     deadline: Duration,
-    /// The listener closes at the beginning of the lame-duck phase, unless a supervisor keeps one
-    /// of its sockets open.
+    /// `true` if the listener should close at the beginning of the lame-duck phase. It stays open
+    /// nevertheless if a supervisor keeps one of its sockets open.
     pub(crate) closes_listener: bool,
     /// The beginning of the lame-duck phase.
     lame_duck_begun: Option<Instant>,

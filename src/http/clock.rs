@@ -80,7 +80,7 @@ pub(super) struct Clock {
     armed: Option<Waits>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),
-    /// HTTP/1 only: the time at which the connection last became idle with hyper set up.
+    /// HTTP/1 only: the time at which the connection last became idle while hyper was set up.
     rested: Option<Moment>,
     /// HTTP/1 only: `true` if the last two moments at which the connection became idle are less
     /// than [`KEPT`] apart.
@@ -166,8 +166,8 @@ impl Clock {
     }
 
     /// Registers a wakeup for the next deadline. Completes with the action of a deadline that has
-    /// passed. Completes with `None` after a check of pending output that has found no reason to
-    /// end the connection. The caller then computes the deadlines again.
+    /// passed. Completes with `None` if the deadline `write` has passed, but a check has found that
+    /// the peer took output meanwhile. The caller then computes the deadlines again.
     #[inline(never)] // Most polls of a busy connection return before this.
     fn poll_next(
         &mut self,

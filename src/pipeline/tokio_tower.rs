@@ -56,7 +56,7 @@ where
     ::tokio_tower::pipeline::Server::new(Concurrent::new(calls), Identity).map(drop)
 }
 
-/// Runs calls like [`run_in_order`], but sends each reply when its call is done.
+/// Runs calls as [`run_in_order`] does, but sends each reply when its call is done.
 pub(super) fn run_as_finished<Io, C, T, M, S, A>(
     calls: Calls<'_, Io, C, T, M, S, A>,
 ) -> impl Future<Output = ()>

@@ -63,11 +63,11 @@ pub(in crate::pipeline) enum Dropped {
     Input,
     /// Requests that have not begun.
     Requests,
-    /// Calls in flight, because the connection ends after a closing reply, after a failure, or at
+    /// Calls in flight. Used if the connection ends after a closing reply, after a failure, or at
     /// the deadline `last_calls`.
     Calls,
-    /// Unwritten output, because the stream failed, the end reason is one that drops it
-    /// (`EndReason::is_cut_off`), or the deadline `half_closed` passed.
+    /// Unwritten output. Used if the stream failed, if the end reason is one that cuts the peer off
+    /// (`EndReason::is_cut_off`), or if the deadline `half_closed` passed.
     Output,
 }
 

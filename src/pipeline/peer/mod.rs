@@ -319,7 +319,8 @@ impl<T, M> Peer<T, M> {
 
     // Messages.
 
-    /// Sends a message to the connection's service, which takes messages in turn with requests.
+    /// Sends a message to the connection's service. If messages and requests wait, the service
+    /// takes them alternately.
     ///
     /// The call waits while as many messages are queued as
     /// [`Limits::messages`](super::Limits::messages) allows (16 by default). A service that awaits

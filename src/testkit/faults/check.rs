@@ -174,11 +174,11 @@ impl<F> Check<F> {
         self
     }
 
-    /// Sets the maximum number of places for faults in each direction. A place is before a byte of
-    /// the conversation, or at the end of the input.
+    /// Sets the maximum number of places at which faults are tried in each direction. A fault can
+    /// be placed before any byte of the conversation, or at the end of the client's input.
     ///
-    /// Default: 512. Why: in most conversations, each direction has fewer than 512 bytes, so each
-    /// byte is a place. When reached: the places are spread evenly over the bytes.
+    /// Default: 512. Why: in most conversations, each direction has fewer than 512 bytes, so faults
+    /// are tried before each byte. When reached: the places are spread evenly over the bytes.
     pub fn places(mut self, places: usize) -> Self {
         self.places = places;
         self
