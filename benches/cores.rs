@@ -3,17 +3,17 @@
 //!
 //! `cargo bench --bench cores` prints a row for each way of running connections: requests per
 //! second, and the CPU time of a request (user and system, of the whole server process). Both are
-//! also shown as a ratio to one worker. Each figure is the median of five rounds; in every round
-//! each way runs once.
+//! also shown as a ratio to one worker, and for bare threads as a ratio to one bare thread. Each
+//! figure is the median of five rounds; in every round each way runs once.
 //!
 //! The load is a process of its own with two threads. On a machine with two processors it takes CPU
 //! time from the server; the last column says how much, in processors. Requests per second
 //! therefore show the gain of a second core only where asking costs next to nothing beside
-//! answering, as in the first table. The first rows of that table are the ceiling: the same
-//! computation on bare threads. If those rows do not double, something else is running on the
-//! machine. In the other tables compare the CPU time: a server that pays no more for a request on
-//! two cores than on one serves more requests in proportion to the CPU time it gets. That figure
-//! holds on a busy machine, too.
+//! answering, as in the first table. The first two rows of that table are the ceiling: the same
+//! computation on bare threads. If two threads do not reach twice the requests of one, something
+//! else is running on the machine. In the other tables compare the CPU time of a request: if it is
+//! no higher on two cores than on one, the server serves more requests in proportion to the CPU
+//! time it gets. The CPU time of a request is comparable on a busy machine, too.
 
 #![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 

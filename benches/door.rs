@@ -2,7 +2,7 @@
 //! connections from a million addresses.
 //!
 //! `cargo bench --bench door` prints all three figures, `cargo bench --bench door -- banned` only
-//! one. Each process needs 20,000 descriptors (`ulimit -n`). Compare only the ratios of one run.
+//! one. The process needs 20,000 descriptors (`ulimit -n`). Compare only the ratios of one run.
 #![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 #![expect(
     clippy::disallowed_types,
@@ -34,7 +34,7 @@ use tower_tcp::{
     Address, BoxError, Connection, ConnectionService, Handle, Pipeline, Server, ServerBuilder,
 };
 
-/// The rounds of each measurement, taken in turn.
+/// The number of rounds with the greedy client. Each round measures all three cases in turn.
 const ROUNDS: usize = 5;
 
 fn main() {
@@ -113,14 +113,14 @@ fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
 
 // A greedy client
 
-/// The connections that the greedy client makes before the others are measured.
+/// The number of connections that the greedy client makes before the others are measured.
 const GREEDY: usize = 10_000;
-/// The same without a limit. Each takes two descriptors of this process, of 20,000.
+/// The same number without a limit. Each connection takes two of the process's 20,000 descriptors.
 const UNLIMITED: usize = 9_500;
 const OTHERS: u8 = 100;
 
-/// Returns the 99th percentile of the time that a request of one of the others takes, beside a
-/// client that asks on each of its connections four times a second.
+/// Returns the 99th percentile of the response time of the other clients, while the greedy client
+/// sends a request on each of its connections four times a second.
 fn others(greedy: usize, limit: Option<usize>) -> Duration {
     let hook = limit.map(|limit| PreConnectLayer::new(PerClient::new(limit)));
     let stack = ServiceBuilder::new()
@@ -134,14 +134,14 @@ fn others(greedy: usize, limit: Option<usize>) -> Duration {
         .map(|n| connect(Ipv4Addr::new(127, 0, 1, n), addr).unwrap())
         .collect();
 
-    // Refused or not, it holds on.
+    // The greedy client keeps its connections open, refused or not.
     let kept: Vec<_> = (0..greedy)
         .map(|_| connect(Ipv4Addr::new(127, 0, 2, 1), addr).unwrap())
         .collect();
     for client in &kept {
         client.set_nonblocking(true).unwrap();
     }
-    // Those that are refused have been closed by now, and the rest are served.
+    // Wait until the server has closed those that it refuses, and serves the rest.
     thread::sleep(Duration::from_millis(500));
     let done = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&done);
@@ -209,9 +209,9 @@ fn greedy() {
 
 // Banned addresses
 
-/// The connections of all rounds together.
+/// The number of connections to each server, in all rounds together.
 const BANNED: usize = 100_000;
-/// Short rounds in turn, so that what else the machine does concerns all servers.
+/// The number of rounds. They are short, so other work of the machine affects all servers alike.
 const TURNS: usize = 25;
 
 /// Makes the connections of a round from banned addresses.
@@ -312,7 +312,7 @@ fn banned() {
 
 const ADDRESSES: u32 = 1_000_000;
 
-/// Returns a connection from each of so many addresses.
+/// A listener that returns one connection from each of this many addresses.
 struct Flood(u32);
 
 impl Listener for Flood {

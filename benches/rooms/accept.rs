@@ -76,7 +76,7 @@ async fn come_and_go(connector: &Connector) {
     assert_eq!(client.read(&mut answer).await.unwrap(), 0);
 }
 
-/// The baseline.
+/// The baseline: an accept loop that spawns a task for each connection.
 fn spawning_loop() -> Connector {
     let (mut listener, connector) = memory();
     tokio::spawn(async move {
@@ -88,8 +88,7 @@ fn spawning_loop() -> Connector {
     connector
 }
 
-/// A loop of its own: unlike that of the other rooms it allocates no large buffer before a request
-/// arrives.
+/// The loop of this room. Unlike the loop of the other rooms, it allocates no large buffer.
 async fn by_hand<Io>(mut io: Io) -> Result<(), BoxError>
 where
     Io: AsyncRead + AsyncWrite + Unpin,

@@ -10,7 +10,8 @@ use tower_tcp::networks::Networks;
 
 use crate::support::measured;
 
-/// The number of networks, and of addresses that are looked up: half of them are in a network.
+/// The number of networks. Twice as many addresses are looked up, and half of the addresses are in
+/// a network.
 const NETWORKS: u32 = 100_000;
 
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! The request stack: the cost that each layer adds to a request, one at a time.
+//! The request stack: the cost that each layer alone adds to a request, and the cost of all layers.
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -204,7 +204,7 @@ async fn channels(count: usize, queue: usize) -> (Vec<DuplexStream>, Vec<mpsc::S
     (0..count).map(channel).unzip()
 }
 
-/// Writes queued frames at once, and watches for the end of the peer.
+/// Writes all queued frames together, and reads to notice when the peer closes.
 async fn by_hand(
     mut stream: DuplexStream,
     mut frames: mpsc::Receiver<Bytes>,
@@ -230,7 +230,7 @@ async fn by_hand(
     }
 }
 
-/// The same, with a channel that all connections share.
+/// Does the same as `by_hand`, with a channel that all connections share.
 async fn by_broadcast(
     mut stream: DuplexStream,
     mut frames: broadcast::Receiver<Bytes>,

@@ -30,7 +30,7 @@ pub(crate) fn measured<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// One thread for both sides.
+/// Creates a runtime with one thread, for the server and its client.
 pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -98,7 +98,7 @@ pub(crate) fn prefixed(input: &[u8]) -> Option<usize> {
     (input.len() >= length).then_some(length)
 }
 
-/// Returns such a frame of `bytes` bytes, the length prefix included.
+/// Returns a frame that has its own length in front. It has `bytes` bytes, the length included.
 pub(crate) fn prefixed_of(bytes: u16) -> Vec<u8> {
     let mut frame = u32::from(bytes - 4).to_be_bytes().to_vec();
     frame.resize(usize::from(bytes), b'x');
@@ -116,7 +116,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Starts the server, whose future connects to it.
+    /// Runs `serve`, which starts the server and returns a stream that is connected to it.
     pub(crate) fn start(serve: impl AsyncFnOnce() -> io::Result<DuplexStream>) -> Self {
         let runtime = runtime();
         let stream = runtime.block_on(serve()).unwrap();
@@ -171,7 +171,8 @@ impl Load {
         }
     }
 
-    /// One at a time, each in two halves. The first half is read before the second is written.
+    /// Creates a load of one request at a time, each written in two halves. The server reads the
+    /// first half before the second is written.
     pub(crate) fn halves(request: &[u8]) -> Self {
         Self {
             piece: request.len().div_ceil(2),

@@ -55,7 +55,7 @@ fn requests(bencher: Bencher, over: Over, load: &Load) {
     client.bench(bencher, load);
 }
 
-/// As its documentation shows it.
+/// Uses `Framed` as its documentation shows it: each reply is flushed.
 async fn framed_send(stream: DuplexStream) -> Result<(), BoxError> {
     let mut framed = Framed::new(stream, LengthDelimitedCodec::new());
     while let Some(frame) = framed.next().await {
@@ -64,7 +64,7 @@ async fn framed_send(stream: DuplexStream) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Flushed only when nothing more can be decoded.
+/// Uses `Framed`, and flushes only when nothing more can be decoded.
 async fn framed_tuned(stream: DuplexStream) -> Result<(), BoxError> {
     let mut framed = Framed::new(stream, LengthDelimitedCodec::new());
     loop {

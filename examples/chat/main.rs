@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `session.rs` | the session of one connection: its member's commands, and messages to it |
 //! | `rooms.rs` | the registries: one of all names, and one for each room |
-//! | `service.rs` | the service of one connection, its limits and their reasons |
+//! | `service.rs` | the service of one connection: its codec, limits and deadlines |
 //! | `main.rs` | the stack, and the server |
 //!
 //! ```sh
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Give a name, `/join` a room, and talk; `/help` lists the rest. When a member leaves, the others
-//! in the room are told why. Suspend one `nc`, and send much text from another one. The server
+//! in the room are told why. Suspend one `nc`, and send a lot of text from another one. The server
 //! closes the suspended one as a `slow_reader`, and nobody else is delayed.
 
 use std::sync::Arc;

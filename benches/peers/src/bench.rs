@@ -100,7 +100,7 @@ impl Bench {
 pub(crate) struct Samples<const N: usize>(Vec<[f64; N]>);
 
 impl<const N: usize> Samples<N> {
-    /// Holds figures that were not measured in rounds.
+    /// Creates the samples of figures that were not measured in rounds.
     pub(crate) fn once(figures: [f64; N]) -> Self {
         Self(vec![figures])
     }

@@ -55,8 +55,8 @@ impl Load {
         }
     }
 
-    /// Sends requests for `period`. Returns the answers per second, the CPU time of the server per
-    /// request, and how long a batch took.
+    /// Sends requests for `period`. Returns the [`FIGURES`]: the answers per second, the CPU time
+    /// of the server per request, and two percentiles of the time of a batch.
     pub(crate) async fn measure(&self, server: &Running, period: Duration) -> Result<[f64; 4]> {
         let times = RefCell::new(Histogram::<u64>::new(3)?);
         let begin = Instant::now() + WARM_UP;
@@ -92,7 +92,7 @@ impl Load {
             if sent >= counted.end {
                 return Ok(());
             }
-            // Write and read at the same time: in turn, both sides could wait for the other to
+            // Write and read at the same time. Otherwise each side could wait for the other to
             // read.
             tokio::try_join!(writer.write_all(&batch), reader.read_exact(&mut replies))?;
             if sent >= counted.start {
@@ -102,7 +102,8 @@ impl Load {
     }
 }
 
-/// Allows this process and its servers this many connections.
+/// Raises the limit of open files, so that this process and each server can have `number`
+/// connections.
 pub(crate) fn allow_connections(number: u32) -> Result<()> {
     let files = u64::from(number + OTHER_FILES);
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -128,7 +129,7 @@ pub(crate) async fn connect(server: &Running, number: u32) -> io::Result<TcpStre
     socket.connect(server.address()).await
 }
 
-/// Sends a request and waits until the answer, or the end of it, has been received.
+/// Sends a request and waits for `answer`, which is the whole answer or its last bytes.
 pub(crate) async fn ask<Io>(stream: &mut Io, request: &[u8], answer: &[u8]) -> Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,

@@ -52,7 +52,8 @@ enum Table {
     Layers,
     /// A new connection for each request.
     Churn,
-    /// Memory of connections at rest: lines, HTTP, WebSockets, events, with and without TLS.
+    /// Memory of connections at rest: lines and HTTP/1.1, each also with TLS, HTTP/2, WebSockets,
+    /// events.
     Rest,
     /// Memory of connections that stall within a line, or do not read.
     Memory,

@@ -22,7 +22,7 @@ const START: Duration = Duration::from_secs(10);
 
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Servers are built with the profile of this program.
+/// `true` in a release build. Servers are built with the profile of this program.
 pub(crate) const OPTIMISED: bool = !cfg!(debug_assertions);
 
 /// A program that serves on a free port and prints that port in the first line of its output:
@@ -64,8 +64,8 @@ impl Server {
         Ok(Some(Self::new("go", program)))
     }
 
-    /// A program of another project, if it is installed. Its arguments tell it to listen on `port`
-    /// of 127.0.0.1.
+    /// A program of another project, if it is installed. The caller adds the arguments that make it
+    /// listen on `port` of 127.0.0.1.
     pub(crate) fn installed(name: &str, port: u16) -> Result<Option<Self>> {
         let asked = process::Command::new(name).arg("--version").output();
         match asked {
@@ -243,8 +243,8 @@ impl Running {
     }
 }
 
-/// Returns a free port for a program that has to be told one. Nothing else takes it in the second
-/// before it is used.
+/// Returns a free port for a program that has to be told its port. Nothing reserves the port until
+/// the program listens.
 pub(crate) fn free_port() -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(listener.local_addr()?.port())

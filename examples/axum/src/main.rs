@@ -144,7 +144,7 @@ fn files(certs: &[PathBuf], keys: &[PathBuf]) -> Result<TlsBuilder, BoxError> {
     Ok(tls)
 }
 
-/// Makes a self-signed certificate for `localhost`. No client trusts it.
+/// Makes a self-signed certificate for `localhost` and `127.0.0.1`. No client trusts it.
 fn self_signed(dir: &TempDir) -> Result<(PathBuf, PathBuf), BoxError> {
     let made =
         rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])?;

@@ -14,8 +14,8 @@
 //! nc 127.0.0.1 7006        # then /join hall, and talk; /quit
 //! ```
 //!
-//! A node subscribes to a room when its first member joins, and unsubscribes when its last member
-//! leaves or closes.
+//! A node subscribes to a room when the first of the node's members joins the room, and
+//! unsubscribes when the last of them leaves or disconnects.
 //!
 //! # What is lost
 //!

@@ -53,7 +53,7 @@ impl Member {
     }
 
     async fn join(&mut self, room: &str) -> Reply<Bytes> {
-        // Other characters have a special meaning in a subject of NATS.
+        // Some other characters have a special meaning in a subject of NATS.
         let plain = room.chars().all(|c| c.is_ascii_alphanumeric());
         if !plain || room.is_empty() || room.len() > MAX_NAME {
             return answer(format!(

@@ -83,8 +83,8 @@ impl Rooms {
         entered.expect("the number of a connection is its own");
     }
 
-    /// Adds a member to a room. After that, the member is sent every line that NATS delivers to
-    /// this node.
+    /// Adds a member to a room. After that, the member is sent every line of the room that NATS
+    /// delivers to this node.
     pub(crate) async fn join(&self, room: &str, peer: &Peer<Bytes>) -> Result<(), JoinError> {
         self.members.join(room.to_owned(), peer).await
     }
@@ -127,8 +127,8 @@ impl Rooms {
 }
 
 /// Waits until NATS has passed on everything that was published before, to all nodes that it can
-/// reach. NATS does not confirm this. But it handles everything in order, so a message of this node
-/// that comes back shows it.
+/// reach. NATS does not confirm this. But it handles everything in order, so when a message of this
+/// node comes back, NATS has passed on all earlier ones.
 async fn taken(nats: &Client) -> Result<(), BoxError> {
     let _unsubscribed = subscribe(nats.clone(), nats.new_inbox()).await?;
     Ok(())
@@ -151,7 +151,8 @@ fn subject(room: &str) -> String {
     format!("room.{room}")
 }
 
-/// Returns the notice to all members about an event of the NATS client, if there is one.
+/// Returns the notice to all members about an event of the NATS client, or `None` if the event
+/// needs none.
 fn headline(event: &Event) -> Option<&'static str> {
     Some(match event {
         Event::Disconnected => "* the other nodes are out of reach: nothing can be said",

@@ -1,4 +1,4 @@
-//! The loop that the others are compared with.
+//! The loop that the other servers are compared with.
 
 use std::io;
 

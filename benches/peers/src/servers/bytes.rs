@@ -1,5 +1,5 @@
-//! Sends lines back by hand, with no library between the lines and the socket. No server that
-//! separates lines can cost less, so the others are compared with this one.
+//! Sends lines back by hand, with no library between the lines and the socket. The other servers
+//! are compared with this one.
 
 mod accept;
 mod by_hand;

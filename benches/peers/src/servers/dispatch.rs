@@ -1,4 +1,4 @@
-//! Sends lines back with this crate, in each way of dispatch.
+//! Sends lines back with this crate, in one of three ways of dispatch.
 
 use std::convert::Infallible;
 

@@ -35,7 +35,8 @@ use tower_tcp::{BoxError, Server};
 
 use rustls::rustls;
 
-/// The size of a WebSocket's read buffer, which it keeps. The default would be 128 KiB.
+/// The size of a WebSocket's read buffer, in bytes. An idle WebSocket keeps its buffer. The default
+/// is 128 KiB.
 const READ_BUFFER: usize = 4 * 1024;
 
 #[derive(Parser)]
@@ -132,8 +133,8 @@ async fn axum_serve(tls: Option<Arc<ServerConfig>>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Performs TLS handshakes one after the other. That is enough for a few connections that stay
-/// open.
+/// Performs TLS handshakes one after the other. That is enough, because the clients keep their
+/// connections open.
 struct Handshakes {
     tcp: TcpListener,
     acceptor: TlsAcceptor,

@@ -1,8 +1,8 @@
 //! Sends lines back with this crate, with one of tower's layers around the service, or with all of
 //! them.
 //!
-//! With `--in-memory` it serves requests to itself over a stream in memory, then exits: so their
-//! instructions can be counted.
+//! With `--in-memory` it sends requests to itself over a stream in memory, then exits, so that the
+//! instructions of a request can be counted.
 
 mod by_hand;
 
@@ -29,7 +29,8 @@ use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Server, testkit
 const LONG: Duration = Duration::from_secs(60);
 const MANY: u64 = u64::MAX;
 
-/// Larger than any batch, so that no write waits for room.
+/// The capacity of the stream in memory in each direction. It is larger than any batch, so no write
+/// waits for room.
 const WIRE: usize = 1024 * 1024;
 
 #[derive(Parser)]
@@ -47,7 +48,7 @@ struct Args {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Stack {
-    /// No pipeline either; in memory only.
+    /// The loop of `by_hand`, without a pipeline; in memory only.
     ByHand,
     /// No layer. A service for each connection, as in the variants down to `AllByHand`.
     None,
@@ -59,7 +60,7 @@ enum Stack {
     ShutdownOnError,
     /// The request stack of the `stack` example.
     All,
-    /// The same without a pipeline: each line is passed to the stack by hand.
+    /// The stack of `All` without a pipeline: each line is passed to the stack by hand.
     AllByHand,
     /// One service, cloned for each request.
     Shared,

@@ -1,4 +1,4 @@
-//! The TLS of the servers that are not by this crate.
+//! The TLS of the servers that do not use `tower_tcp::tls`.
 
 use std::path::Path;
 use std::sync::Arc;

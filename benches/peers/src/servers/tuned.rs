@@ -1,4 +1,4 @@
-//! Sends lines back over `Framed`, tuned by hand: it flushes only when no further line is buffered.
+//! Sends lines back over `Framed`, tuned by hand: it flushes only when no further line has arrived.
 
 mod accept;
 

@@ -16,11 +16,11 @@ use crate::load::{WARM_UP, line, nanos};
 use crate::server::{Running, Server};
 use crate::table::{self, Figure, Table};
 
-/// The number of connections that send requests, and the interval of each.
+/// The number of connections that send requests, and the interval between the requests of each.
 const ASKING: u32 = 100;
 const EVERY: Duration = Duration::from_millis(10);
 
-/// The number of connections that flood the server, with the same number of requests ahead on each.
+/// The numbers of connections that flood the server, and the number of requests ahead on each.
 const FLOODS: [usize; 3] = [0, 1, 4];
 const AHEAD: usize = 128;
 

@@ -65,7 +65,7 @@ fn servers(files: &[&Path]) -> Result<Vec<Server>> {
     ])
 }
 
-/// Runs wrk for `period`, in whole seconds.
+/// Runs wrk for `period`, rounded up to whole seconds.
 async fn wrk(server: &Running, scheme: &str, period: Duration) -> Result<[f64; 2]> {
     let cpu = server.cpu()?;
     let output = Command::new("wrk")

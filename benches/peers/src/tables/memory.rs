@@ -53,7 +53,7 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// Returns how much memory each of some connections takes.
+/// Returns the growth of the server's memory per connection, in bytes.
 async fn grown(
     server: &Running,
     open: impl AsyncFn(TcpStream) -> io::Result<TcpStream>,

@@ -95,7 +95,7 @@ impl Sender {
     }
 }
 
-/// The number of starts so far, or `None` once the server will not start again.
+/// The number of restarts so far, or `None` once the server will not start again.
 type Starts = watch::Receiver<Option<u32>>;
 
 /// Sends requests as long as there is a server. Returns the reasons why requests that were sent

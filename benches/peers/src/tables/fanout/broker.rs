@@ -9,10 +9,11 @@ use tokio::net::TcpStream;
 use crate::load::{self, ask};
 use crate::server::{Running, Server, free_port};
 
-/// Each message has one of these bytes, and nothing else that a broker sends has any.
+/// The byte that each message contains exactly once, and that nothing else from a broker contains.
 pub(super) const MARK: u8 = b'~';
 
-/// The most bytes that a broker holds for a subscriber that does not read.
+/// The most bytes that a broker holds for a subscriber that does not read. mosquitto has a limit of
+/// 256 messages instead.
 pub(super) const MOST_UNREAD: usize = 256 * 1024;
 
 /// As many connections as the largest form has, and some more.

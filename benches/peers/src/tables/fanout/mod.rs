@@ -22,10 +22,10 @@ use crate::table::{self, Figure, Table};
 
 use broker::{Broker, MARK, MOST_UNREAD, Protocol};
 
-/// The subscribers, the number of them that never read, the bytes of a message, and the number of
-/// messages that are published ahead of their deliveries.
+/// The number of subscribers, the bytes of a message, the number of messages that are published
+/// ahead of their deliveries, and the number of subscribers that never read.
 ///
-/// The messages are longer where some do not read, so that the kernel's buffers are soon full.
+/// The messages are long where subscribers never read, so that the kernel's buffers are soon full.
 const FORMS: [Form; 6] = [
     Form::new(500, 64, 1),
     Form::new(500, 64, 16),
@@ -35,14 +35,14 @@ const FORMS: [Form; 6] = [
     Form::new(500, 4096, 16).stalled(5),
 ];
 
-/// The bytes that are published at least if some do not read. The kernel takes up to 4 MiB for each
-/// of them before the server has to.
+/// The minimum number of bytes to publish if some subscribers never read. The kernel buffers up to
+/// 4 MiB for each of these subscribers before the server has to.
 const MORE_THAN_KERNEL: usize = 6 * 1024 * 1024;
 
 /// A message that takes longer is lost.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A connection that is silent for so long is open.
+/// A connection that is silent for this long counts as open.
 const SILENCE: Duration = Duration::from_millis(100);
 
 const FIGURES: [Figure; 4] = [
@@ -237,7 +237,7 @@ async fn read(stream: TcpStream, arrivals: Arc<Arrivals>) -> io::Result<()> {
     }
 }
 
-/// Reads once, into the stack, so that a subscriber needs no buffer while it waits. Returns the
+/// Reads once, onto the stack, so that a subscriber needs no buffer while it waits. Returns the
 /// number of messages that began in these bytes, or `None` at the end.
 fn take(stream: &TcpStream) -> io::Result<Option<usize>> {
     let mut input = [0; 16 * 1024];

@@ -20,9 +20,10 @@ use crate::table::{self, Figure, Table};
 
 use servers::Servers;
 
-/// The number of connections that are counted, and of those before them, for which a server
-/// allocates what all connections share.
+/// The number of connections that are counted.
 const CONNECTIONS: u32 = 6_000;
+/// The number of connections before those. They make the server allocate what all connections
+/// share.
 const FIRST: u32 = 100;
 
 /// The time that the last connection takes to become idle.
@@ -40,8 +41,9 @@ const HTTP1: Exchanges = &[(
     b"Hello, world!",
 )];
 
-/// The preface and empty settings; GET / on stream 1, its head in HPACK; once the settings of the
-/// server have arrived, their acknowledgement, and a ping, whose answer shows that it has arrived.
+/// First the preface, empty settings, and GET / on stream 1 with its head in HPACK. Then the
+/// acknowledgement of the server's settings, and a ping. The answer to the ping shows that the
+/// acknowledgement has arrived.
 const HTTP2: Exchanges = &[
     (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
