@@ -83,7 +83,9 @@ async fn main() -> Result<(), BoxError> {
     println!("the certificate is in {}", cert.display());
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
-        println!("try: curl http://{address}/; curl -k https://{address}/");
+        if let Some(address) = address.tcp() {
+            println!("try: curl http://{address}/; curl -k https://{address}/");
+        }
     }
     let silence = Duration::from_millis(args.silence);
     println!("{}", server.serve(stack(tls, silence)).await?);

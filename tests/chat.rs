@@ -239,7 +239,7 @@ async fn the_first_in_a_room_kicks_and_the_room_is_told_by_whom() {
     let mut bob = join(&chat, "bob", "tea").await;
     assert_eq!(ann.line().await, "* bob joined");
 
-    let refused = "* only who is in tea for longest kicks from there";
+    let refused = "* only the member who has been in tea for longest can kick";
     assert_eq!(bob.ask("/kick ann").await, refused);
     assert_eq!(ann.ask("/kick bob").await, "* you have kicked bob");
 
@@ -255,7 +255,7 @@ async fn the_first_in_a_room_kicks_from_there_only() {
     let mut ann = join(&chat, "ann", "tea").await;
     let mut eve = join(&chat, "eve", "attic").await;
 
-    let refused = "* only who is in tea for longest kicks from there";
+    let refused = "* only the member who has been in tea for longest can kick";
     assert_eq!(ann.ask("/kick eve").await, refused);
 
     assert_eq!(ann.ask("/kick zoe").await, "* there is no zoe");

@@ -139,7 +139,7 @@ impl Member {
             let seats = room.seats();
             if seats.first() != Some(seat) || seats.iter().all(|seat| seat.name != *whom) {
                 return Err(format!(
-                    "only who is in {name} for longest kicks from there"
+                    "only the member who has been in {name} for longest can kick"
                 ));
             }
         }

@@ -37,7 +37,8 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(effort: Effort) -> Result<Self> {
-        let all = sched_getaffinity(own_thread()).context("its processors are not told")?;
+        let all = sched_getaffinity(own_thread())
+            .context("the processors of this process are unknown")?;
         let mut numbers = members(&all);
         let server = numbers.next().context("there is no processor")?;
         let load = numbers.next().unwrap_or(server);

@@ -139,8 +139,12 @@ where
     let mut received = Vec::new();
     while memmem::find(&received, answer).is_none() {
         let read = timeout(DEADLINE, stream.read_buf(&mut received)).await;
-        let so_far = || format!("after {} came no more", received.escape_ascii());
-        ensure!(read.with_context(so_far)?? > 0, "{}, but the end", so_far());
+        let so_far = || format!("incomplete answer: {}", received.escape_ascii());
+        ensure!(
+            read.with_context(so_far)?? > 0,
+            "{}, then the end",
+            so_far()
+        );
     }
     Ok(())
 }

@@ -59,7 +59,7 @@ impl Server {
             .status();
         match built {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
-            built => ensure!(built?.success(), "go was not built"),
+            built => ensure!(built?.success(), "the Go servers could not be built"),
         }
         Ok(Some(Self::new("go", program)))
     }
@@ -85,7 +85,7 @@ impl Server {
         let build = if OPTIMISED { build.release() } else { build };
         let built = build
             .run()
-            .with_context(|| format!("{name} was not built"))?;
+            .with_context(|| format!("{name} could not be built"))?;
         Ok(Self::new(name, built.path()))
     }
 

@@ -119,7 +119,9 @@ async fn main() -> Result<(), BoxError> {
     let scheme = if args.plain { "http" } else { "https" };
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
-        println!("try: curl -k {scheme}://{address}/");
+        if let Some(address) = address.tcp() {
+            println!("try: curl -k {scheme}://{address}/");
+        }
     }
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new())

@@ -100,8 +100,8 @@ pub(crate) async fn print(bench: &Bench) -> Result<()> {
             "One publisher sends some messages at once, and the next ones when every subscriber \
              that reads has them. The delay is that of the last subscriber, and the memory the \
              growth at its peak above that of the idle subscribers. A subscriber with more than \
-             {MOST_UNREAD} unread bytes is closed, or loses messages. Each server has one \
-             thread.{missing}"
+             {MOST_UNREAD} unread bytes (mosquitto: 256 messages) is closed, or loses messages. \
+             Each server has one thread.{missing}"
         ),
     )?;
     let servers: Vec<_> = brokers.iter().map(|it| it.server.clone()).collect();
