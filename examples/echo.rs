@@ -5,8 +5,8 @@
 //! printf 'hi\n' | nc -N 127.0.0.1 7000
 //! ```
 //!
-//! With `--workers 2` connections are spread over two threads, and each stays on its thread. `ps -T
-//! -C echo` shows the threads.
+//! With `--workers 2` connections are spread over two threads, and each stays on its thread.
+//! `ps -T -C echo` shows the threads.
 //!
 //! Ctrl-c drains the server; a second ctrl-c ends it at once. `RUST_LOG=tower_tcp=debug` logs the
 //! end of each connection.

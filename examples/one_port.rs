@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:7080")]
     listen: Vec<String>,
 
-    /// Certificate chain, in PEM.
+    /// Certificate chain, in PEM. Without it, a self-signed certificate is made.
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
 

@@ -1,4 +1,4 @@
-//! Generates the service's code from its description. No installed `protoc` is needed.
+//! Generates the service's code from `proto/tally.proto`, without `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -7,14 +7,14 @@
 //! memcstat --servers=127.0.0.1
 //! ```
 //!
-//! The keys, the values and 100 bytes of overhead for each item stay below `--memory`, because the
+//! The keys, the values and 100 bytes of overhead for each item stay within `--memory`, because the
 //! least recently used items are evicted. A `get` looks up each value only when the client has room
-//! for it. So each connection holds at most one more request and one more value, however slowly its
-//! client reads.
+//! for it. So besides the items, the server holds at most one request and one value for each
+//! connection, however slowly its client reads.
 //!
-//! It differs from memcached in three ways. The data block of a bad command is skipped, so that
-//! data is never run as commands. An `exptime` is always a number of seconds from now, never a
-//! date. `flush_all` takes no delay.
+//! It differs from memcached in three ways. The data block that a bad command announces is skipped,
+//! so that it is never run as commands. An `exptime` is always a number of seconds from now, never
+//! a date. `flush_all` takes no delay.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -93,8 +93,8 @@ pub(crate) fn stack<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
 // The requests.
 
-/// The line of a command, and its data, which is empty for most commands, or the answer to a bad
-/// data block.
+/// The line of a command, and its data block (empty for most commands) or the answer to a bad data
+/// block.
 type Request = (Bytes, Answer);
 
 /// Decodes a line, and then a block of data, if the line announces one.
@@ -208,7 +208,7 @@ fn answer(cache: &mut Cache, words: &[&[u8]], data: Answer) -> Answer {
             if data.is_err() {
                 cache.remove(key); // nobody may read the outdated value
             }
-            number::<u32>(len).ok_or(FORMAT)?; // if not, the codec has taken no data
+            number::<u32>(len).ok_or(FORMAT)?; // if not a number, the codec took no data
             let cas = number(cas.first().unwrap_or(&&b"0"[..])).ok_or(FORMAT)?;
             let new = Item {
                 value: data?,
@@ -263,7 +263,8 @@ fn count(cache: &mut Cache, key: &[u8], by: &[u8], count: fn(u64, u64) -> u64) -
     })
 }
 
-/// Parses the time until an item expires, in seconds. Zero means never, a negative number at once.
+/// Parses the time until an item expires, in seconds. Zero means never, and a negative number means
+/// at once.
 fn expires(exptime: &[u8]) -> Option<Option<Instant>> {
     let exptime: i64 = number(exptime)?;
     let life = Duration::from_secs(exptime.try_into().unwrap_or(0));
@@ -305,8 +306,8 @@ impl Cache {
         self.bytes -= self.items.pop_entry(key).as_ref().map_or(0, size);
     }
 
-    /// Inserts or replaces an item, and returns the new value. Then evicts the least recently used
-    /// items until the rest fits.
+    /// Inserts or replaces an item, then evicts the least recently used items until the rest fits.
+    /// Returns the new value.
     fn replace(&mut self, key: &[u8], new: impl FnOnce(Option<&Item>) -> Answer<Item>) -> Answer {
         let mut item = new(self.find(key).as_deref())?;
         let value = item.value.clone();

@@ -12,8 +12,8 @@
 //! for 30 s. Retained messages, wildcards, last wills and keepalives are supported. A session ends
 //! with its connection, even if its client requests a longer one: `session present` is never set.
 //!
-//! Each topic filter is a group, so a message that matches several filters of a client is sent to
-//! it once for each filter, as the standard allows.
+//! Each topic filter has its own group of subscribers, so a message that matches several filters of
+//! a client is sent to this client once for each filter, as the standard allows.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -232,7 +232,8 @@ impl Session<Packet> for Client {
     }
 }
 
-/// Ends the connection because of its client, so this is not logged as a fault of the service.
+/// Returns an error that ends the connection because of its client. The error is not logged as a
+/// fault of the service.
 fn broken(rule: &'static str) -> BoxError {
     ConnectionEnded::new(EndReason::CodecError, rule).into()
 }

@@ -35,7 +35,7 @@ namespace py settings
 struct Entry {
     1: required string key
     2: required binary value
-    /** Each change gives a new one. In `put`, that of the entry to replace, or 0 for a new one. */
+    /** Each change gives a new version. In `put`: the version to replace, or 0 for a new entry. */
     3: optional i64 version
 }
 exception NotFound { 1: string key }

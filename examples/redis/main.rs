@@ -76,8 +76,8 @@ struct Args {
     max_request: usize,
 
     /// Maximum number of bytes of unread messages of a subscriber. A subscriber with more is
-    /// closed. Redis has the same default. It is also the maximum of unread replies to a connection
-    /// that has subscribed once.
+    /// closed. Redis has the same default. The limit also applies to unread replies, once a
+    /// connection has subscribed.
     #[arg(long, default_value_t = 32 * 1024 * 1024)]
     max_unread: usize,
 

@@ -26,7 +26,7 @@ const MOST_ARGS: usize = 1024 * 1024;
 /// The maximum length of an inline request in bytes, as in Redis.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// The maximum number of bytes of merged messages.
+/// The maximum size of a frame of merged messages, in bytes.
 const MERGED: usize = 16 * 1024;
 
 /// The maximum number of digits of a length. No limit needs more digits. The maximum also stops the
@@ -359,8 +359,8 @@ pub(crate) enum Frame {
 pub(crate) enum Confirmation {
     /// The channel, and the number of channels that the connection now listens to.
     Subscribed(Bytes, usize),
-    /// The channel, or `None` if there was no subscription, and the number of channels that are
-    /// left.
+    /// The channel, or `None` if there was no subscription, and the number of channels that the
+    /// connection still listens to.
     Unsubscribed(Option<Bytes>, usize),
 }
 
@@ -412,7 +412,8 @@ impl Frame {
         Self::Bulk(Bytes::from_static(text.as_bytes()))
     }
 
-    /// Appends messages to messages of the same channel, up to [`MERGED`] bytes.
+    /// Appends `next` to `first` if both are messages of the same channel and fit into [`MERGED`]
+    /// bytes together. Returns whether it did.
     pub(crate) fn merge(first: &mut Self, next: &Self) -> bool {
         let (Self::Messages(first), Self::Messages(next)) = (first, next) else {
             return false;

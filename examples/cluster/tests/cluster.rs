@@ -2,7 +2,8 @@
 //! read, when a node is killed, when NATS hangs, and when each node is replaced. Also tests, with a
 //! real HAProxy in front, that new members are served while the nodes are replaced.
 //!
-//! `CLUSTER_SIZE=300,10000 cargo test -- --nocapture` runs it with 300 members and 10,000 lines.
+//! `CLUSTER_SIZE=300,10000 cargo test -- --nocapture` counts the lost lines with 300 members and
+//! 10,000 lines.
 
 use std::collections::HashMap;
 use std::io;
@@ -129,7 +130,7 @@ struct Heard {
 struct Heap {
     /// The number of times that each numbered line was heard.
     said: HashMap<usize, usize>,
-    /// The last number of each member that has said one.
+    /// The number of the last line that was heard from each member.
     last: HashMap<String, usize>,
     /// All other lines, and `END`.
     told: Vec<String>,
@@ -150,7 +151,7 @@ impl Heap {
     }
 }
 
-/// Returns a numbered line. It is long, so that a member that reads nothing soon counts as slow.
+/// Returns a numbered line. It is long, so that fewer unread lines make a member count as slow.
 fn numbered(line: usize) -> String {
     format!("#{line} {:200}\n", "")
 }

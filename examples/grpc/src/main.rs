@@ -10,8 +10,8 @@
 //!     --data-binary @- http://127.0.0.1:7050/tally.Tally/Add | xxd
 //! ```
 //!
-//! The last command sends the same request as the first `grpcurl`, byte by byte: an uncompressed
-//! message of two bytes, which sets the first field to 2.
+//! The last command spells out the bytes of the request that the first `grpcurl` sends: an
+//! uncompressed message of two bytes, which sets the first field to 2.
 //!
 //! `build.rs` compiles `proto/tally.proto` without protoc. With `--cert` and `--key` everything is
 //! behind TLS. On ctrl-c the health service reports `NOT_SERVING` at once, also to its watchers.

@@ -27,8 +27,8 @@ pub(crate) struct Actions {
 }
 
 impl Actions {
-    /// Performs the action that the segments of a path name. Returns the text of the answer, for
-    /// most actions the health of the server afterwards.
+    /// Performs the action that is given by the segments of a path. Returns the text of the answer:
+    /// for most actions, the health of the server afterwards.
     pub(crate) async fn act(&self, path: &[&str]) -> Result<String, Refusal> {
         let server = &self.server;
         match *path {
@@ -78,8 +78,8 @@ impl Actions {
         Ok(())
     }
 
-    /// Aborts the open connections of clients for which `is_denied` returns `true`. A ban or a list
-    /// itself denies only new connections.
+    /// Aborts the open connections of clients for which `is_denied` returns `true`. By itself, a
+    /// ban or a list denies only new connections.
     fn abort_if(&self, is_denied: impl Fn(&Address) -> bool) {
         self.server
             .connections()

@@ -1,4 +1,4 @@
-//! The `memcached` example answers as memcached does, within its memory.
+//! The `memcached` example answers as memcached does, and stays within its memory limit.
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -163,7 +163,7 @@ fn a_cut_at_any_byte_changes_no_request() {
 
 #[tokio::test(start_paused = true)]
 async fn no_fault_of_a_connection_gives_a_wrong_answer() {
-    // The same answers however often it is held, because two connections hold it at once.
+    // Two connections send these requests at once, so the answers must be the same each time.
     let requests = "set a 7 0 5\r\ngr\r\nn\r\nget a b\r\nincr a 1\r\nx\r\n";
     let answers = "STORED\r\nVALUE a 7 5\r\ngr\r\nn\r\nEND\r\n\
         CLIENT_ERROR cannot increment or decrement non-numeric value\r\nERROR\r\n";
@@ -243,7 +243,7 @@ async fn the_least_recently_used_items_are_evicted_at_the_memorys_bound() {
     let value = "v".repeat(MIB - 100 - 1);
     let set = |key| format!("set {key} 0 0 {}\r\n{value}\r\n", value.len());
 
-    // Four of them fill it: `a`, which is read again, then `b`, `c` and `d`.
+    // Four items fill the cache. Then `a` is read again, so `b` is the least recently used.
     let four: String = ["a", "b", "c", "d"].map(set).concat();
     assert_eq!(served.exchange(&four).await, "STORED\r\n".repeat(4));
     assert!(served.exchange("get a\r\n").await.starts_with("VALUE"));
@@ -290,7 +290,7 @@ async fn items_expire_after_their_time() {
 #[tokio::test(start_paused = true)]
 async fn the_data_of_a_bad_command_never_runs_as_a_command() {
     let served = bounded();
-    // memcached takes each of these data for a command.
+    // memcached runs each of these data blocks as a command.
     let requests = "cas a 0 0 7\r\nversion\r\nset a x 0 7\r\nversion\r\n";
 
     assert_eq!(
@@ -357,7 +357,7 @@ async fn libmemcacheds_tools_store_a_file_and_read_it() {
     };
 
     assert!(tool("memccp", file.path().as_os_str()).await.0);
-    // It ends a value by a line end of its own.
+    // `memccat` adds a line ending to the value.
     assert_eq!(tool("memccat", key).await, (true, text + "\n"));
     assert!(tool("memctouch", key).await.0);
     assert!(tool("memcrm", key).await.0);

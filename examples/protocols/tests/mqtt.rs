@@ -1,4 +1,4 @@
-//! The `mqtt` example brokers messages between mosquitto's clients, and within its limits.
+//! The `mqtt` example brokers messages between clients, and applies its limits.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -157,7 +157,8 @@ async fn a_will_is_published_unless_its_client_says_goodbye() {
     let will = |payload| message(QosPid::Level0, "will", payload, false);
     assert_eq!(next(&mut reader).await, will("lost"));
 
-    // A client of the same name takes it over, and then is silent for longer than its keepalive.
+    // A client of the same name replaces the earlier one, and then is silent for longer than its
+    // keepalive.
     let mut earlier = connect(&served, with_will("replaced")).await;
     let _silent = connect(&served, with_will("silent")).await;
     let since = Instant::now();
@@ -260,7 +261,7 @@ async fn mosquittos_clients_publish_and_subscribe() {
         let done = soon("mosquitto_pub", program("mosquitto_pub", args).status()).await;
         assert!(done.unwrap().success());
     };
-    // A retained message shows when it has subscribed.
+    // The retained message shows when the reader has subscribed.
     publish(&["-t", "house/ready", "-m", "yes", "-r", "-q", "1"]).await;
     let mut reader = program("mosquitto_sub", &["-t", "house/#", "-v", "-q", "1"]);
     let mut reader = reader.stdout(Stdio::piped()).spawn().unwrap();
@@ -274,7 +275,7 @@ async fn mosquittos_clients_publish_and_subscribe() {
     publish(&["-t", "house/end", "-m", "", "-q", "1"]).await;
     assert_eq!(line().await, "house/end (null)");
 
-    // It is killed, so it does not disconnect.
+    // A client that is killed sends no DISCONNECT, so its will is published.
     let will = ["-t", "house/ready", "--will-topic", "house/will"];
     let mut doomed = program("mosquitto_sub", &will);
     doomed
@@ -349,7 +350,7 @@ long = bytes(60_000)
 writer.says("both", long, qos=1)
 reader.hears(("both", long, 0, False))
 
-# The filter that is left gets no more, the others do.
+# After it has unsubscribed from a filter, the reader still gets the messages of the others.
 reader.unsubscribe("both")
 reader.hears("unsubscribed")
 writer.says("both", "not heard", qos=1)

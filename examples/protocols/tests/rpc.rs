@@ -24,7 +24,7 @@ const REPLY: u8 = 2;
 const EXCEPTION: u8 = 3;
 const ONEWAY: u8 = 4;
 
-// The kinds of exceptions that no interface declares.
+// The types of a `TApplicationException`.
 const UNKNOWN_METHOD: u8 = 1;
 const PROTOCOL_ERROR: u8 = 7;
 
@@ -45,7 +45,7 @@ fn message(kind: u8, name: &str, number: u8, rest: &[u8]) -> Vec<u8> {
     frame(&[&version, name.as_bytes(), &[0, 0, 0, number], rest].concat())
 }
 
-/// A call that puts the value `x` at the key `a`, if it has this version.
+/// A call that puts the value `x` at the key `a`, if the entry has this version.
 fn put(number: u8, version: u8) -> Vec<u8> {
     let entry = b"\x0b\0\x01\0\0\0\x01a\x0b\0\x02\0\0\0\x01x\x0a\0\x03\0\0\0\0\0\0\0";
     let args = [b"\x0c\0\x01", &entry[..], &[version, 0, 0]].concat();
@@ -63,7 +63,7 @@ async fn exchange(served: &Served, input: &[u8]) -> Vec<u8> {
     output
 }
 
-/// Checks that these bytes are one exception that no interface declares.
+/// Checks that these bytes are one `TApplicationException` of this type (`kind`).
 fn assert_refused(answer: &[u8], number: u8, kind: u8) {
     let (len, frame) = answer.split_first_chunk().expect("a length");
     let len = usize::try_from(u32::from_be_bytes(*len)).expect("it is short");
@@ -71,7 +71,7 @@ fn assert_refused(answer: &[u8], number: u8, kind: u8) {
     assert_eq!(answer[4..8], [0x80, 1, 0, EXCEPTION], "{answer:?}");
     let name = usize::from(answer[11]);
     assert_eq!(answer[12 + name..][..4], [0, 0, 0, number], "{answer:?}");
-    // The last field is the kind.
+    // The last field is the type.
     assert!(answer.ends_with(&[8, 0, 2, 0, 0, 0, kind, 0]), "{answer:?}");
 }
 
@@ -164,7 +164,7 @@ async fn bad_arguments_and_unknown_methods_are_answered_and_the_connection_goes_
         assert_eq!(served.reason().await, EndReason::PeerClosed);
     }
 
-    // Nobody waits for an answer.
+    // A oneway call gets no answer, not even an exception.
     let input = [message(ONEWAY, "take", 3, b""), after].concat();
     assert_eq!(exchange(&served, &input).await, answer);
 }
@@ -198,7 +198,7 @@ async fn a_frame_that_is_no_call_ends_its_connection() {
         (frame(b""), EndReason::CodecError),
         (message(REPLY, "get", 1, KEY), EndReason::CodecError),
         (message(9, "get", 1, KEY), EndReason::CodecError),
-        // Another version, none, and a name longer than the frame.
+        // Another version, no version, and a name longer than the frame.
         (frame(b"\x80\x02\0\x01\0\0\0\x01a"), EndReason::CodecError),
         (frame(b"\0\0\0\x03get\x01\0\0\0\0\0"), EndReason::CodecError),
         (
@@ -220,7 +220,7 @@ async fn a_frame_that_is_no_call_ends_its_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn no_fault_of_a_connection_gives_a_wrong_answer() {
-    // The same answers however often they are sent, because two connections send them at once.
+    // Two connections send these calls at once, so the answers must be the same each time.
     let calls = [
         put(1, 5),
         message(ONEWAY, "forget", 2, KEY),
@@ -295,7 +295,7 @@ assert err.type == TApplicationException.UNKNOWN_METHOD, err
 err = raised(TApplicationException, ana.put, Entry("tea", bytes(40_000)))
 assert err.type == TApplicationException.PROTOCOL_ERROR, err
 
-# No answer is waited for, but the next call is behind it.
+# The client does not wait for an answer, but the server handles its next call after this one.
 ana.forget("tea")
 assert raised(NotFound, ana.get, "tea").key == "tea"
 assert ana.put(Entry("täß", b"kept", version=0)) == 3
