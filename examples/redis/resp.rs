@@ -29,8 +29,8 @@ const LONGEST_LINE: usize = 64 * 1024;
 /// The maximum size of a frame of merged messages, in bytes.
 const MERGED: usize = 16 * 1024;
 
-/// The maximum number of digits of a length. No limit needs more digits. The maximum also stops the
-/// search for the end of a long line of digits.
+/// The maximum number of digits of a length. Redis' limit of a bulk string, 512 MiB, has nine. The
+/// maximum also stops the search for the end of a long line of digits.
 const DIGITS: usize = 9;
 
 /// A request: the name of a command and its arguments, encoded as bulk strings.
