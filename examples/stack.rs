@@ -44,7 +44,8 @@ struct Args {
     #[arg(long, default_value_t = 1_000)]
     accepts: u64,
 
-    /// Close connections over these two limits instead of leaving them in the backlog.
+    /// Close connections over `--max-connections` or `--accepts` instead of leaving them in the
+    /// backlog.
     #[arg(long)]
     shed: bool,
 
@@ -131,7 +132,7 @@ async fn main() -> Result<(), BoxError> {
 
     // The connection stack. The outer four layers decide in the accept loop, before a connection is
     // accepted; the rest runs in the connection's own task.
-    let limit = ConnectionLimit::new(args.max_connections); // a clone of it changes it at run time
+    let limit = ConnectionLimit::new(args.max_connections); // a clone can set it at run time
     let stack = ServiceBuilder::new()
         .layer(ConnectionTraceLayer::new()) // outside all layers that it should observe
         .option_layer(args.shed.then(LoadShedLayer::new))

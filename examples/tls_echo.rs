@@ -44,7 +44,7 @@ struct Args {
     #[arg(long)]
     cert: Vec<PathBuf>,
 
-    /// Private key of the certificate, in PEM, one for each `--cert` and in the same order.
+    /// Private key, in PEM. Give one for each `--cert`, in the same order.
     #[arg(long)]
     key: Vec<PathBuf>,
 

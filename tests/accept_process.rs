@@ -92,7 +92,7 @@ impl Echo {
         timeout(NET, said).await.expect("it is said in time");
     }
 
-    /// Returns how often `what` has been logged since.
+    /// Returns how many of the unread log lines contain `what`.
     fn logged(&mut self, what: &str) -> usize {
         let mut count = 0;
         while let Ok(line) = self.log.try_recv() {
@@ -210,7 +210,7 @@ async fn a12_a_process_that_gets_no_more_memory_serves_or_ends_and_never_hangs()
     let pid = i32::try_from(echo.pid()).ok().and_then(Pid::from_raw);
     prlimit(pid, Resource::Data, limit).expect("it is ours");
 
-    // 16 MB of lines that are begun.
+    // 16 MB of incomplete lines.
     let half_a_line = vec![b'x'; 32 * 1024];
     let mut clients = Vec::new();
     for _ in 0..500 {
@@ -319,7 +319,7 @@ async fn under_strace(options: &[&str]) -> Option<Echo> {
         // -D makes the example, and not strace, our child.
         .args(["-D", "-f"])
         .args(options)
-        // strace counts the calls of each thread, so there is only one that accepts.
+        // strace counts the calls of each thread separately, so only one thread may accept.
         .env("TOKIO_WORKER_THREADS", "1")
         .arg(echo());
     Some(start(&mut strace).await)

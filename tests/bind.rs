@@ -47,7 +47,7 @@ async fn bind_with<const N: usize>(
     Sockets::bind(endpoints.map(Endpoint::from).into(), &options).await
 }
 
-/// Waits for what takes no time. Fails if it never comes.
+/// Waits for a future that should complete at once. Panics after ten seconds.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     let deadline = Duration::from_secs(10);
     let Ok(value) = tokio::time::timeout(deadline, future).await else {
@@ -866,7 +866,7 @@ async fn small_vectored_writes_to_a_full_socket_lose_nothing() {
     let mut arrived = Vec::new();
     let reading = server.read_to_end(&mut arrived);
 
-    // The reader is polled first when the socket is full.
+    // The reader is polled for the first time when the socket is full.
     let (_, read) = soon(async { tokio::join!(biased; writing, reading) }).await;
 
     read.unwrap();
@@ -982,7 +982,7 @@ async fn a_tap_and_a_map_keep_addresses_and_look_before_they_accept() {
 
 // Suspended: the sockets are closed, and opened again
 
-/// A server of lines that answers each with itself.
+/// Starts a server that echoes lines.
 async fn suspendable<const N: usize>(
     endpoints: [&str; N],
     build: impl FnOnce(ServerBuilder) -> ServerBuilder,
@@ -995,7 +995,7 @@ async fn suspendable<const N: usize>(
     (handle, tokio::spawn(server.serve(stack)))
 }
 
-/// Waits until a server has no listening sockets, or has them again.
+/// Waits until a server has this number of listening sockets.
 async fn listens(handle: &Handle, sockets: usize) {
     let listens = async {
         while handle.listening_sockets().count() != sockets {

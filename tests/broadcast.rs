@@ -1,5 +1,5 @@
-//! A burst of broadcasts to a group is held once, however many members have not taken it. It keeps
-//! the order of each sender, and the policy for each slow member.
+//! A burst of broadcasts to a group is stored once, however many members have not taken it. It
+//! keeps the order of each sender, and follows the policy for each slow member.
 
 mod support;
 
@@ -29,7 +29,7 @@ type Rooms = Groups<&'static str, Line>;
 const HALL: &str = "hall";
 const HIGH: usize = 1024;
 
-/// A room, and how many are in it.
+/// A room, and a server whose clients join it.
 struct Hall {
     rooms: Rooms,
     served: Served,
@@ -38,7 +38,7 @@ struct Hall {
     made: mpsc::Receiver<Peer<Line>>,
 }
 
-/// Two lines as one. The codec writes the same bytes.
+/// Merges two lines into one, for which the codec writes the same bytes.
 fn joined(first: &mut Line, next: &Line) -> bool {
     if *next.as_ref() == *"alone" {
         return false;
@@ -87,7 +87,7 @@ impl Hall {
         hall
     }
 
-    /// Connects one that is no member yet.
+    /// Connects a client that is not a member yet.
     async fn enter(&mut self) -> Peer<Line> {
         self.clients.push(self.served.client().await);
         let peer = self.made.recv().await.expect("it is served");
@@ -158,7 +158,7 @@ async fn a_burst_to_very_many_is_held_once_too() {
     saying.await.expect("each burst is held once");
 }
 
-/// None takes a frame, so no broadcast waits.
+/// No member takes a frame, so no broadcast waits.
 #[tokio::test(start_paused = true)]
 async fn bursts_without_end_leave_other_tasks_their_turns() {
     let hall = Hall::of(200).await;
@@ -227,7 +227,7 @@ async fn merged_frames_of_a_burst_are_one_frame_with_the_bytes_of_all() {
     for line in ["after", "alone", "the last"] {
         hall.say(line, SlowPeer::Skip);
     }
-    // The burst goes on behind what one member is sent.
+    // The burst goes on behind the frame that only one member was sent.
     assert_eq!(
         hall.peers[0].buffered().frames(),
         5,
@@ -349,7 +349,7 @@ async fn a_member_that_closes_within_a_burst_gets_the_part_before() {
     assert_eq!(hall.clients[0].rest().await, ["one"]);
 }
 
-/// Fills the stream of a member, and its output to the mark.
+/// Fills the stream of a member, and its output up to the high mark.
 async fn stuff(hall: &Hall, member: usize) {
     let stuffing = "x".repeat(128 * 1024);
     hall.tell(member, &stuffing).expect("it is open");
@@ -377,7 +377,8 @@ async fn a_member_above_its_mark_is_left_out_of_a_burst_and_the_others_share_it(
     assert_eq!(hall.served.reason().await, EndReason::SlowReader);
 }
 
-/// Its task has met the mark behind the frame before the burst, so it holds the burst back.
+/// The frame before the burst has brought the member's output to the high mark, so the member's
+/// task does not take the burst.
 #[tokio::test(start_paused = true)]
 async fn a_burst_that_a_member_cannot_take_any_more_grows_no_longer() {
     let mut hall = Hall::of(1).await;
@@ -393,7 +394,7 @@ async fn a_burst_that_a_member_cannot_take_any_more_grows_no_longer() {
     hall.hears(0, &["now"]).await;
 }
 
-/// Each frame reaches the mark, so the task takes one at a time.
+/// Each frame reaches the high mark, so the task takes one at a time.
 #[tokio::test(start_paused = true)]
 async fn a_burst_of_large_frames_is_taken_in_parts_and_gives_its_room_back() {
     let mut hall = Hall::of(2).await;

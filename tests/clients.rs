@@ -642,7 +642,7 @@ async fn a_client_that_connects_too_often_is_refused_until_its_rate_allows_more(
     let cause = find_cause::<OverClientLimit>(end.error().expect("it has a cause"));
     assert_eq!(cause, Some(&OverClientLimit::Rate));
     assert!(is_served(&mut served.ip("192.0.2.8").await).await);
-    // It is remembered without a connection, or it could begin anew at once.
+    // A client is remembered even without a connection. Otherwise its rate would begin anew.
     assert_eq!(per_client.clients(), 2);
 
     tokio::time::advance(SECOND / 2).await;
@@ -735,7 +735,8 @@ async fn a_connection_over_the_rate_can_wait_for_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_newcomer_does_not_overtake_a_connection_that_waits_for_the_rate() {
-    // The clock has nanoseconds and wakes at milliseconds. Between them, nobody has been woken.
+    // tokio's timer wakes tasks only at whole milliseconds. The newcomers arrive when the rate
+    // already allows a connection, but the waiting one has not been woken yet.
     let fraction = Duration::from_micros(300);
     tokio::time::advance(fraction).await;
     let per_client = PerClient::new(100).rate(1, SECOND).wait(5);

@@ -56,7 +56,7 @@ async fn all_given_back(served: &Served<()>) {
     timeout(NET, given_back).await.expect("all is given back");
 }
 
-/// The part of a request that the client completes before its reset.
+/// The moment at which the client resets the connection.
 #[derive(Clone, Copy, Debug)]
 enum Reset {
     BeforeRequest,
@@ -251,7 +251,7 @@ async fn a_peer_that_does_not_close_is_waited_for_two_seconds() {
     }
 }
 
-/// The close finds output that is not acknowledged yet, and learns soon that it is.
+/// When the close begins, some output is not acknowledged yet. Soon after, all of it is.
 #[tokio::test]
 async fn a_peer_that_takes_the_rest_and_does_not_close_is_waited_for_once() {
     let reply = vec![b'x'; 200_000];
@@ -284,7 +284,7 @@ async fn a_peer_that_takes_the_rest_and_does_not_close_is_waited_for_once() {
 
     assert_eq!(replies.len(), 200_001);
     assert_eq!(reason, EndReason::ServiceClosed);
-    // Not a second until the check that finds it, and then another one.
+    // If the first check came after a second, the close would take two seconds.
     assert!(begun.elapsed() < SECOND * 9 / 5, "{:?}", begun.elapsed());
 }
 

@@ -88,7 +88,7 @@ where
 {
     MapRequest::new(stack, move |conn: Connection<Io>| {
         let (closing, end) = (tell.clone(), tell.clone());
-        // Registered in the order in which they must not run.
+        // Registered in the reverse of the order in which they must run.
         conn.on_end(move |e| {
             let told = end.try_send((Heard::End(e.reason()), Instant::now()));
             told.expect("there is room");
@@ -588,7 +588,7 @@ async fn a_callback_that_comes_late_or_panics_keeps_none_from_running() {
     assert!(told.is_empty());
 }
 
-/// Serves connections that are entered under the name that they send, and closed by `quit`.
+/// Serves connections that are registered under the name that they send, and closed by `quit`.
 fn entering(names: &Registry<Bytes, Bytes>) -> Served {
     let names = names.clone();
     serve(

@@ -1,5 +1,5 @@
-//! Pipeline: calls that run together keep their order, or need none, no matter which of them
-//! completes at once.
+//! Pipeline: the replies to calls that run together keep the order of the requests, unless
+//! multiplexed, no matter which of the calls completes at once.
 
 mod support;
 

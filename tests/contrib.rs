@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 fn verified(change: impl Fn(String) -> String) -> Output {
     let dir = tempfile::tempdir().expect("there is room for files");
     for unit in UNITS {
-        // It checks that the program is there.
+        // `systemd-analyze` checks that the program exists.
         let program = "ExecStart=/usr/local/bin/lines ";
         let content = file(&format!("systemd/{unit}")).replace(program, "ExecStart=/bin/true ");
         fs::write(dir.path().join(unit), change(content)).expect("there is room for a file");
@@ -41,7 +41,7 @@ fn verified(change: impl Fn(String) -> String) -> Output {
         .args(["verify", "--man=no"])
         .args(UNITS)
         .current_dir(dir.path());
-    // With the folder of the units in the path, one finds the other.
+    // With their folder in the path, the units find each other.
     analyze.env("SYSTEMD_UNIT_PATH", format!("{}:", dir.path().display()));
     analyze.output().expect("it runs")
 }
@@ -55,7 +55,7 @@ fn systemd_knows_every_line_of_the_units() {
     assert!(good.status.success(), "{good:?}");
     assert_eq!(text(&good.stderr), "");
 
-    // It would say so.
+    // A wrong name and a wrong value are reported.
     let bad = verified(|unit| unit.replace("WatchdogSec=", "WatchdockSec="));
     assert!(text(&bad.stderr).contains("WatchdockSec"), "{bad:?}");
     let bad = verified(|unit| unit.replace("Type=notify", "Type=notified"));
@@ -125,7 +125,7 @@ fn unknown(written: &Value, known: &Value, path: &str, found: &mut Vec<String>) 
     }
 }
 
-/// Returns the fields of a deployment that Kubernetes does not know. Wrong types are a panic.
+/// Returns the fields of a deployment that Kubernetes does not know. Panics if a type is wrong.
 fn unknown_in(deployment: &str) -> Vec<String> {
     // Only this command reads the document into Kubernetes' own types, which drops other fields.
     let typed = json(&kubectl(&["set", "env", "A=b"], deployment));
@@ -147,7 +147,7 @@ fn kubernetes_knows_every_field_of_the_manifests() {
     assert_eq!(unknown_in(deployment), [""; 0]);
     assert_eq!(json(&kubectl(&LABEL, service))["kind"], "Service");
 
-    // It would say so.
+    // A misspelt field is found.
     let bad = deployment.replace("failureThreshold: 2", "failureTreshold: 2");
     let field = ".spec.template.spec.containers.0.readinessProbe.failureTreshold";
     assert_eq!(unknown_in(&bad), [field]);
@@ -237,7 +237,7 @@ fn alerts_name_only_reasons_that_exist() {
     assert!(checked > 5, "{checked}");
 }
 
-/// Returns whether `promtool` passes the tests of the alerts, with `change` made to the alerts.
+/// Runs the tests of the alerts by `promtool`, with `change` made to the alerts.
 fn alerts_pass(change: impl Fn(String) -> String) -> Output {
     let dir = tempfile::tempdir().expect("there is room for files");
     for name in ["alerts.yml", "alerts_test.yml"] {
@@ -266,7 +266,7 @@ fn each_alert_fires_on_its_fault_and_on_nothing_else() {
     let good = alerts_pass(|alerts| alerts);
     assert!(good.status.success(), "{good:?}");
 
-    // It would say so.
+    // With any of these changes, the tests of the alerts fail.
     for (is, other) in [
         ("> 0.9 *", "> 0.7 *"),
         ("> 16\n        for: 1m", "> 16"),

@@ -228,7 +228,8 @@ async fn talk<Io: AsyncRead + AsyncWrite + Unpin>(io: Io) -> String {
     client.send("hi\n").await;
     let mut all = Vec::new();
     let read = client.0.read_to_end(&mut all);
-    // Under TLS the service sends `close_notify`, and it was dropped.
+    // Under TLS the end is an error: only the service would send `close_notify`, and the layer has
+    // dropped it.
     let _end = timeout(Duration::from_secs(60), read)
         .await
         .expect("in time");

@@ -94,8 +94,8 @@ async fn a_frame_has_its_time_whatever_the_connection_waited_for_before() {
     let pipeline = Pipeline::new(Lines::default).service(service_fn(delayed));
     for served in each_way(pipeline.deadlines(deadlines)) {
         let mut client = served.client().await;
-        // Waits for the rest of a frame and for the next one, in turn. Then it is idle for longer
-        // than a frame may take.
+        // The connection waits for the rest of a frame and for the next frame, in turn. Then it is
+        // idle for longer than a frame may take.
         for idle in [SECOND, 100 * SECOND] {
             client.send("a").await;
             sleep(SECOND).await;
@@ -143,7 +143,7 @@ async fn g1_a_connection_is_idle_75_seconds_after_its_last_reply_whatever_is_pus
 /// A reply that takes its reader 80 s, at 1,000 bytes a second.
 const SLOWLY_READ: usize = 80_000;
 
-/// Reads a reply of [`SLOWLY_READ`] bytes, which the stream holds a little of at a time.
+/// Reads a reply of [`SLOWLY_READ`] bytes, of which the stream holds only a little at a time.
 async fn read_slowly(client: &mut Client<DuplexStream>) {
     for _ in 0..SLOWLY_READ / 1000 {
         sleep(SECOND).await;
@@ -679,7 +679,7 @@ async fn g2_what_comes_as_a_deadline_passes_is_answered_or_late_and_never_both()
         ("0", 30 * SECOND, "\n", EndReason::FrameTimeout),
         ("0\n", 75 * SECOND, "0\n", EndReason::IdleTimeout),
     ];
-    // Whether the timer of the client or that of the server is the older one.
+    // `client_first` says whose timer is created first: the client's or the server's.
     for (case, client_first) in cases.iter().flat_map(|case| [(case, true), (case, false)]) {
         let (before, after, then, late) = *case;
         for at in [after - SECOND / 1000, after, after + SECOND / 1000] {
@@ -997,7 +997,7 @@ async fn a_resting_pipeline_may_be_given_time_for_other_frames() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_slow_call_a_draining_pipeline_still_waits_for_another_frame() {
-    /// Is polled every second, and with it its connection.
+    /// Wakes every second, so the task of its connection is polled, too.
     async fn step_by_step(line: Bytes) -> Result<Bytes, BoxError> {
         let seconds = String::from_utf8_lossy(&line).parse().unwrap_or(0);
         for _ in 0..seconds {
@@ -1033,7 +1033,7 @@ async fn a_draining_pipeline_serves_no_longer_than_ten_times_the_time_for_a_fram
     let pipeline = Pipeline::new(Lines::default)
         .service(service_fn(delayed))
         .deadlines(Deadlines::default().drain(drain));
-    // With the second kind of pieces, a part of a frame is always there.
+    // With the second kind of pieces, a part of a frame has always arrived.
     for (first, pieces) in [("", "0\n"), ("0", "\n0")] {
         for served in each_way(pipeline.clone()) {
             let mut client = served.client().await;

@@ -125,7 +125,7 @@ async fn echo_spreads_its_connections_over_workers() {
     );
 }
 
-/// Returns whether the server closes a connection from the address that has sent nothing.
+/// Returns whether the server closes a connection from `ip` before the client has sent anything.
 async fn is_denied(ip: &str, server: SocketAddr) -> bool {
     let socket = TcpSocket::new_v4().expect("a socket can be had");
     let from = SocketAddr::new(ip.parse().expect("an address"), 0);

@@ -469,7 +469,7 @@ async fn a_peer_whose_service_is_not_made_in_time_gets_it() {
     }
 }
 
-/// Lines of which one cannot be encoded, and one panics.
+/// Lines, except that encoding `bad` fails and encoding `worse` panics.
 #[derive(Default)]
 struct Picky(Lines);
 

@@ -33,13 +33,13 @@ const NET: Duration = Duration::from_secs(60);
 
 const CLIENTS: usize = 16;
 
-/// The replies of all clients before the drain begins.
+/// The number of replies, to all clients together, after which the drain begins.
 const WARM: usize = 2_000;
 
 /// Loads a server, and drains it. Returns all that each client has read.
 ///
-/// The clients send requests without end, made by `request` of a number, and never wait for a
-/// reply. The drain begins when so many replies are counted.
+/// Each client sends `request(0)`, `request(1)` and so on without end, and never waits for a reply.
+/// The drain begins when [`WARM`] more replies have been counted.
 async fn drained_under_load(
     mut over: Over,
     request: fn(u32) -> Vec<u8>,
@@ -68,7 +68,7 @@ async fn drained_under_load(
         .collect()
 }
 
-/// Sends requests until the server closes, and returns what it has sent.
+/// Sends requests until the server closes. Returns what the server has sent.
 async fn load<Io: AsyncRead + AsyncWrite>(io: Io, request: fn(u32) -> Vec<u8>) -> Vec<u8> {
     let (mut reads, mut writes) = tokio::io::split(io);
     let send = async {
@@ -239,7 +239,8 @@ macro_rules! mqtt {
                             }
                             PUBLISH => {
                                 count.fetch_add(1, Ordering::Relaxed);
-                                // In a drain it may be too late. Then the client sends it again.
+                                // In a drain it may be too late to send this. Without a `PUBACK`,
+                                // the client publishes it again.
                                 let id = body.slice(..4);
                                 match peer.send(Packet(PUBLISH, body)).await {
                                     Ok(()) => Some(Packet(PUBACK, id)),

@@ -333,7 +333,7 @@ fn an_inner_frame_has_a_limit_whatever_the_inner_codec_allows() {
             .then(lines().max_line(usize::MAX))
             .max_frame(4)
     };
-    // In one outer frame each, in two, and after others.
+    // Inner frames over the limit: in one outer frame, in two, behind others, and unterminated.
     for frames in [
         &[&b"1234\n"[..]][..],
         &[b"123", b"4\n"],
@@ -466,7 +466,7 @@ async fn an_item_that_a_function_rejects_ends_the_connection_behind_the_replies_
             .try_map_decode(|line| match &line[..] {
                 b"large" => Err(BoxError::from(FrameTooLarge::new(3))),
                 b"bad" => Err("bad".into()),
-                // An error of a codec does not choose its reason.
+                // An error of a codec cannot choose the end reason.
                 b"chosen" => Err(ConnectionEnded::from(EndReason::Rejected).into()),
                 _ => Ok(line),
             })

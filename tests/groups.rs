@@ -31,7 +31,8 @@ use tower_tcp::{BoxError, EndReason, Peer, Pipeline};
 
 type Rooms = Groups<String, Bytes>;
 
-/// Serves connections that join the room of a line, and leave it with a `-` before its name.
+/// Serves connections that join the room that a line names, or leave it if the line begins with
+/// `-`.
 fn serve_rooms(rooms: &Rooms) -> Served {
     let rooms = rooms.clone();
     let make = service_fn(move |peer: Peer<Bytes>| {
@@ -94,8 +95,8 @@ impl Fed {
     }
 }
 
-/// Rooms whose streams are in the hands of the test. A semaphore with a permit for each stream that
-/// may be opened, and the streams.
+/// Returns rooms whose streams the test controls, a semaphore with a permit for each stream that
+/// may be opened, and the opened streams.
 fn fed_rooms(slow: SlowPeer) -> (Rooms, Arc<Semaphore>, mpsc::Receiver<Fed>) {
     let (opened, streams) = mpsc::channel(100);
     let gate = Arc::new(Semaphore::new(0));
@@ -208,7 +209,7 @@ async fn all_who_join_wait_until_the_feed_is_open() {
     assert!(ann.hears_nothing().await);
     assert!(bob.hears_nothing().await);
 
-    // The one that has opened it does not stay.
+    // The client whose join opens the feed does not stay.
     drop(ann);
     settled().await;
     gate.add_permits(1);
@@ -399,7 +400,8 @@ async fn a_slow_member_that_is_waited_for_holds_the_feed_back_and_nothing_is_que
         assert!(said < 1_000, "something is queued without a bound");
         settled().await;
     }
-    // Its last two are in the channel, and in the hands of the feed that waits.
+    // The last line is still in the channel, because the feed waits for the slow member to take the
+    // line before it.
     for _ in 0..said - 1 {
         assert_eq!(ann.line().await, line);
     }
@@ -411,7 +413,7 @@ async fn a_slow_member_that_is_waited_for_holds_the_feed_back_and_nothing_is_que
     assert_eq!(ann.line().await, "on it goes");
 }
 
-/// A handle to a connection of the client.
+/// Returns a handle to a connection, with its server and its client.
 async fn connected() -> (Peer<Bytes>, Served, Client<DuplexStream>) {
     let (peers, mut made) = mpsc::channel(1);
     let pipeline = Pipeline::new(Lines::default).make_service(service_fn(move |peer| {

@@ -16,7 +16,7 @@ use super::codec::{Flaw, Input};
 use super::command::Command;
 use super::store::{Draft, Store};
 
-/// The maximum number of recipients of a mail: the smallest that RFC 5321 allows (section
+/// The maximum number of recipients of a mail: the smallest limit that RFC 5321 allows (section
 /// 4.5.3.1.8).
 pub(crate) const MAX_RECIPIENTS: usize = 100;
 
@@ -80,7 +80,8 @@ enum Transaction {
         from: String,
         to: Vec<String>,
     },
-    /// The mail is being received. If it cannot be stored, `draft` is the answer to its end.
+    /// The mail is being received. If it cannot be stored, `draft` is the answer to send after the
+    /// end of the mail.
     Text {
         draft: Result<Draft, Answer>,
         size: u64,

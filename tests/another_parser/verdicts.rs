@@ -29,19 +29,19 @@ fn another_parser_has_the_same_verdict_on_each_vector() {
     }
 }
 
-/// Compares with the crate `proxy-header`, apart from what it is known to do otherwise.
+/// Compares our verdict with that of the crate `proxy-header`, except for known differences.
 fn compare(bytes: &[u8]) -> Result<(), String> {
     let ours = ProxyHeader::parse(bytes);
     let theirs = proxy_header::ProxyHeader::parse(bytes, proxy_header::ParseConfig::default());
     let same = match (&ours, &theirs) {
         (Ok(Some((ours, len))), Ok((theirs, their_len))) => {
             let of_tcp = theirs.proxied_address().filter(|proxied| {
-                // It returns the addresses of UDP, too.
+                // `proxy-header` returns the addresses of UDP, too.
                 proxied.protocol == proxy_header::Protocol::Stream
             });
             let theirs = of_tcp.map(|proxied| {
                 let (source, destination) = (proxied.source, proxied.destination);
-                // It keeps IPv4-mapped addresses as they are.
+                // `proxy-header` keeps IPv4-mapped addresses as they are.
                 (Address::from(source), Address::from(destination))
             });
             let ours = ours.source().cloned().zip(ours.destination().cloned());
@@ -49,19 +49,20 @@ fn compare(bytes: &[u8]) -> Result<(), String> {
             len == their_len && ours == theirs
         }
         (Ok(Some((header, _))), Err(_)) => {
-            // It refuses LOCAL of an unknown family, or too short for its family, which is to be
-            // ignored; and an unspecified family or protocol whose other half is specified.
+            // `proxy-header` refuses a LOCAL header with an unknown family, or with a block too
+            // short for its family. Both must be ignored there. It also refuses a header that
+            // specifies only the family or only the protocol.
             header.command() == Command::Local || header.family() == Family::Unspecified
         }
-        // It decodes an address of version 1 before the whole line has arrived.
+        // `proxy-header` decodes an address of version 1 before the whole line has arrived.
         (Ok(None), Err(_)) | (Err(_), Err(_)) => true,
         (Ok(None), Ok(_)) => false,
         (Err(err), Ok((theirs, _))) => match err {
-            // It decodes TLVs only when asked for, and leaves the checksum to its caller. It takes
-            // a sign and leading zeros in front of a port.
+            // `proxy-header` decodes TLVs only on request, and leaves the checksum to its caller.
+            // It accepts a sign and leading zeros in front of a port.
             Error::Tlv(_) | Error::Checksum | Error::Port => true,
-            // It takes any sixth byte for the space, and UNKNOWN of any length, with more letters,
-            // and with a line feed in it.
+            // `proxy-header` accepts any sixth byte in place of the space. It accepts a line of any
+            // length that begins with UNKNOWN, even if more letters or a line feed follow.
             Error::Absent | Error::Family | Error::Line | Error::TooLong(_) => {
                 bytes.starts_with(b"PROXY") && theirs.proxied_address().is_none()
                     || err == &Error::Absent && bytes.starts_with(b"PROXY")

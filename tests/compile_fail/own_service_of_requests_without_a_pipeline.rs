@@ -1,4 +1,4 @@
-//! Serves requests, by a service of a type of its own, without a pipeline.
+//! Serves requests without a pipeline, by a handwritten service.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};

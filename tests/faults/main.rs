@@ -1,4 +1,4 @@
-//! The check of a server under faults finds each planted fault, and none in a right server.
+//! The check of a server under faults finds each planted fault, and none in a correct server.
 
 use std::convert::Infallible;
 use std::io::ErrorKind;
@@ -88,7 +88,8 @@ async fn nothing_is_found_in_a_right_server() {
     check_echo(in_flight).await.unwrap();
     check_echo(raw::right).await.unwrap();
 
-    // Six faults at each place, in the input's end too; 64 seeds twice; and three more.
+    // Six faults at each place, including the end of the input; two runs for each of 64 seeds; and
+    // three more runs.
     assert_eq!(passed.runs(), 6 * (16 + 15) + 2 * 64 + 3);
 }
 

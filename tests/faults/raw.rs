@@ -163,7 +163,7 @@ fn calls_a_reset_idle() -> impl ConnectionService<Faulty> {
     }))
 }
 
-/// Reports the errors of every other server only.
+/// Makes servers, of which only every other one reports errors.
 pub(crate) fn reports_every_other_error() -> impl FnMut() -> BoxCloneService<Conn, (), BoxError> {
     let mut reports = false;
     move || {
@@ -179,7 +179,7 @@ pub(crate) fn reports_every_other_error() -> impl FnMut() -> BoxCloneService<Con
     }
 }
 
-/// Lines back, or nothing at all.
+/// Sends lines back, or nothing at all if it `closes`.
 pub(crate) fn right_unless(closes: bool) -> impl ConnectionService<Faulty> {
     in_time(service_fn(move |conn: Conn| async move {
         if closes { Ok(()) } else { copy(conn).await }

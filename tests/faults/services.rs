@@ -48,7 +48,7 @@ fn remembers_the_line_before() -> impl ConnectionService<Faulty> {
     let before = Arc::new(Mutex::new(Bytes::new()));
     Pipeline::new(Lines::default).service(service_fn(move |line: Bytes| {
         let mut before = before.lock().expect("no holder panics");
-        // Each conversation ends with another line, unless it is cut off.
+        // A conversation that is not cut off ends with `three`.
         let leaked = line == "one" && !before.is_empty() && *before != "three";
         *before = line.clone();
         let line = if leaked { "leaked".into() } else { line };

@@ -22,7 +22,7 @@ where
     S: ConnectionService<Faulty>,
 {
     let (server, mut client) = certified();
-    // Each handshake has as many bytes as the first.
+    // Without resumption, each handshake has as many bytes as the first.
     Arc::make_mut(&mut client).resumption = Resumption::disabled();
     let (tls, connector) = (Tls::from(server), TlsConnector::from(client));
     check(move || stack(tls.clone()), INPUT, INPUT)

@@ -93,7 +93,7 @@ impl Haproxy {
     async fn status(&self, backend: &str) -> String {
         let status = &self.stat(backend).await["status"];
         let word = status.split(' ').next().unwrap_or(status);
-        // On its way from one to the other it is `UP 1/2`.
+        // During a change it is `UP 1/2`, for example.
         if status.contains('/') {
             status.clone()
         } else {
@@ -135,7 +135,7 @@ async fn on(
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-/// Answers each line with itself, after `wait` once the gate has a permit.
+/// Answers each line with itself; `wait` only once the gate has a permit.
 fn lines(gate: &Arc<Semaphore>) -> impl ConnectionService<Socket> + use<> {
     let gate = Arc::clone(gate);
     Pipeline::new(Lines::default).service(service_fn(move |line: Bytes| {
@@ -223,7 +223,8 @@ async fn haproxy_returns_from_maintenance_and_weighs_by_load() {
     let handle = served.handle();
     let check = AgentCheck::new(handle.clone()).weight_by_load();
     let agent = on(Server::builder(), ANY, check).await;
-    // The connections of other checks would count.
+    // The checks go to the agent's port. On the server's port, their connections would count as
+    // load.
     let section = format!(
         "defaults\n  default-server check port {agent} agent-check agent-port {agent} \
         agent-inter 50ms\n\
@@ -250,7 +251,7 @@ async fn haproxy_returns_from_maintenance_and_weighs_by_load() {
     let mut client = Client::connect(port(handle)).await;
     assert_eq!(client.ask("a").await, "a");
     weighs("heavy", "75").await;
-    // The trap of the default weight.
+    // The default weight is 1, and 75 % of it is rounded down to 0.
     weighs("light", "0").await;
 }
 

@@ -1,14 +1,14 @@
 //! Checks the compiler's errors for the mistakes of newcomers.
 //!
-//! Each program beside this folder has one mistake, and is named after it. Beside it is the
-//! compiler's text. Read a changed text: its message, label and note must lead to the fix.
+//! Each program beside this folder has one mistake, and is named after it. Beside each program is
+//! the compiler's text. Read a changed text: its message, label and note must lead to the fix.
 //! `TRYBUILD=overwrite cargo test --package compile-fail` writes the texts anew.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The minor version of the compiler that wrote the texts. Other versions word them otherwise.
+/// The minor version of the compiler that wrote the texts. Other versions word them differently.
 const WRITTEN_BY: u32 = 95;
 
 #[test]
