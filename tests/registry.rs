@@ -438,7 +438,7 @@ async fn a_burst_of_broadcasts_makes_no_reader_a_slow_one() {
     let served = serve(naming(&names));
     let mut ann = enter(&served, "ann").await;
 
-    // More than its queue holds, without a turn of its task in between.
+    // More than the connection's queue holds, without a turn of its task in between.
     for _ in 0..100 {
         let sent = names
             .broadcast(
@@ -485,7 +485,7 @@ async fn many_who_wait_for_a_flush_make_no_broadcast_wait() {
     let _stalled = enter(&served, "stalled").await;
     let peer = names.get(&"stalled".to_owned()).expect("it is in");
     peer.set_watermarks(Watermarks::below(1 << 20));
-    // As much as the stream holds, and half of the mark.
+    // As much as the stream holds, plus half of the high mark.
     let stuffed = peer.send("x".repeat(600 * 1024).into());
     stuffed.await.expect("it is open");
     settled().await;

@@ -103,7 +103,7 @@ async fn a_sender_whose_reads_end_inside_of_frames_is_not_late() {
     assert_eq!(server.handle().live(), 1);
 }
 
-// Read-ahead that ended with the stream could exceed the pipeline's limit.
+// Read-ahead that ended with the stream could exceed the pipeline's `max_frame`.
 
 #[tokio::test(start_paused = true)]
 async fn the_largest_frame_holds_for_what_is_delivered_at_the_end() {
@@ -451,7 +451,7 @@ async fn a_message_that_waited_for_the_service_is_delivered_before_later_request
     }
 }
 
-// The lame-duck time read the deadline once, at its beginning.
+// The lame-duck phase read the deadline of the shutdown only once, when the phase began.
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_is_brought_forward_ends_a_lame_duck() {
@@ -473,10 +473,10 @@ async fn a_deadline_that_is_brought_forward_ends_a_lame_duck() {
     cut_off_at(served, Duration::from_secs(7), EndReason::DrainDeadline).await;
 }
 
-// A drain that began within a poll was taken for one that had read what had arrived.
+// If a drain began within a poll, the connection assumed that it had read all that had arrived.
 
-/// A stream that has a drain begin in the middle of a read, and says that nothing is there, as
-/// tokio does once a turn's budget is spent.
+/// A stream that begins a drain in the middle of a read, and returns `Pending` although bytes have
+/// arrived, as tokio does once a task's budget is spent.
 struct DrainsInRead {
     io: DuplexStream,
     drain: Arc<Mutex<Option<Handle>>>,

@@ -47,7 +47,7 @@ struct Restarted {
     first: Example,
     latest: Latest,
     replaced: usize,
-    /// Holds the program: a link, in whose place a test can install something else.
+    /// Contains a link to the program. A test can replace the link with a script.
     dir: TempDir,
 }
 
@@ -104,7 +104,8 @@ impl Restarted {
         fs::rename(new, self.dir.path().join("restart")).unwrap();
     }
 
-    /// Tries to replace the process by what is installed. Returns the event that says why not.
+    /// Tries to replace the process with the installed program, which must fail. Returns the event
+    /// with the reason.
     async fn refused(&self) -> String {
         let words = ["process.not_replaced"];
         let before = self.first.so_far(&words).len();
@@ -183,8 +184,9 @@ async fn requests_are_lost_with_a_socket_for_each_process() {
     }
 }
 
-/// Installs scripts in the place of the new version, while clients send requests. Each attempt must
-/// end with one event that contains these words.
+/// Installs the script of each pair in place of the new version, while clients send requests. Each
+/// attempt to replace the process must end with one event that contains the second text of the
+/// pair.
 async fn fails(args: &[&str], failures: &[(&str, &str)]) {
     let server = Restarted::start(&["127.0.0.1:0"], args).await;
     let mut client = Client::connect(server.addr()).await;
@@ -214,7 +216,7 @@ async fn a_new_process_that_ends_leaves_the_old_one_serving_with_one_event() {
     let failures = [
         ("exit 7", "ended before it was ready: exit status: 7"),
         ("kill -9 $$", "ended before it was ready: signal: 9"),
-        // Another text than before, for an address on which the old process listens.
+        // The address on which the old process listens, written differently.
         (
             "exec REAL --listen localhost:PORT",
             "ended before it was ready: exit status: 1",
@@ -226,7 +228,7 @@ async fn a_new_process_that_ends_leaves_the_old_one_serving_with_one_event() {
 #[tokio::test]
 async fn a_new_process_that_hangs_leaves_the_old_one_serving_with_one_event() {
     let hangs = "was not ready within 500ms: it does not accept connections yet";
-    // The second has closed the stream.
+    // The second script has closed the stream to the old process.
     let failures = [
         ("exec sleep 1000", hangs),
         ("exec 3>&- 4>&- sleep 1000", hangs),
@@ -248,7 +250,8 @@ async fn a_unix_path_stays_until_the_last_process_ends() {
         gone(old).await;
         assert_eq!(ask(&socket, "x").await, "x");
     }
-    // One that fails leaves it, too: it has taken the socket, and then cannot bind another address.
+    // A new process that fails leaves the path, too: it has taken the socket over, and then cannot
+    // bind another address.
     let real = path("restart").display().to_string();
     let taken = format!("localhost:{}", server.addr().port());
     server.install(&format!("exec {real} --listen {unix} --listen {taken}"));
@@ -279,7 +282,7 @@ async fn i4_a_process_that_is_killed_as_it_drains_is_not_missed() {
     server.replace().await;
     let (tally, mut clients) = Tally::start(server.addr(), usize::MAX, 10);
     tally.reached(500).await;
-    // The drain waits for the next line of this one.
+    // The drain waits for the next line of this client.
     assert_eq!(kept.ask("drained").await, "drained");
 
     old.signal(Signal::KILL);
@@ -288,7 +291,7 @@ async fn i4_a_process_that_is_killed_as_it_drains_is_not_missed() {
 
     clients.shutdown().await;
     tally.none_lost();
-    // It can be replaced, too, and is stopped in good order.
+    // The new process can be replaced, too, and is stopped in good order.
     let new = server.latest.0.unwrap();
     server.replace().await;
     gone(new).await;
@@ -320,7 +323,8 @@ async fn ask_over(mut stream: UnixStream, line: &str) -> String {
     reply.trim_end().to_owned()
 }
 
-/// Only one process can be replaced at a time, and all of these tests are in one.
+/// Waits until no other test replaces this process. A process can have only one replacement in
+/// progress, and all these tests run in one process.
 async fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::const_new(());
     ALONE.lock().await
@@ -335,7 +339,7 @@ fn numbers(handle: &Handle) -> String {
     numbers.collect::<Vec<_>>().join(" ")
 }
 
-/// Binds a server that replies with its process and the numbers of its sockets.
+/// Binds a server that replies with its process ID and the numbers of its sockets.
 async fn server(endpoints: &str) -> (Handle, Serve) {
     let server = Server::builder()
         .socket_options(SocketOptions::default().reuse_port(true))
@@ -418,7 +422,7 @@ async fn ended(served: &mut JoinHandle<Result<Report, Error>>) {
     report.unwrap().unwrap();
 }
 
-/// Returns the number of the new process, which is killed at the end of the test.
+/// Returns the process ID of the new process, which is killed at the end of the test.
 fn new_process(replaced: Result<u32, ReplaceError>) -> (u32, Latest) {
     let pid = replaced.unwrap();
     (pid, Latest(Pid::from_raw(pid.try_into().unwrap())))
@@ -429,9 +433,10 @@ async fn is_served_by(path: &Path, process: u32) {
     assert!(reply.starts_with(&process.to_string()), "{reply}");
 }
 
-/// The new process. Its servers are separated by `;`, and a last one `hang` never serves. After the
-/// servers, `lame_duck` and `stop` begin these phases, `replace` tries to replace the new process,
-/// and `replace_when_ready` tries until it is ready.
+/// Returns the command of a new process with these servers, separated by `;`. A word can follow
+/// them: `hang` starts no further server, `close_unused` closes the sockets that no server took,
+/// `lame_duck` begins this phase, `stop` drains the servers, `replace` tries to replace the new
+/// process once, and `replace_when_ready` tries again until the new process is ready.
 fn successor_with(servers: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
@@ -501,7 +506,7 @@ async fn all_sockets_of_all_servers_are_handed_on_in_their_order() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    // Both servers listen on one port, each with a socket of its own, and on a name.
+    // Both servers listen on one port, each with a socket of its own, and on `localhost`.
     let endpoints = paths
         .clone()
         .map(|path| format!("127.0.0.1:{port} unix:{} localhost:0", path.display()));
@@ -570,7 +575,7 @@ async fn a_socket_that_the_new_process_does_not_want_must_be_closed_by_it() {
     let (pid, _latest) = new_process(replaced);
     old.ended().await;
     is_served_by(&old.path("a"), pid).await;
-    // The old process has removed what nobody serves.
+    // The old process has removed the path that nobody serves.
     assert!(!old.path("b").exists());
 }
 
@@ -659,8 +664,8 @@ async fn a_new_process_whose_lame_duck_phase_has_begun_serves_as_before() {
     is_served_by(&old.path("a"), pid).await;
 }
 
-/// The old process logs that it is replaced when it has sent its reply, and the reply may arrive
-/// after the next signal. Here the test is the old process.
+/// The old process logs that it is replaced as soon as it has sent its reply, so the new process
+/// may get the next signal before that reply. Here the test is the old process.
 #[tokio::test]
 async fn a_ready_process_is_replaced_once_the_reply_of_the_old_one_has_arrived() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -752,7 +757,7 @@ async fn a_new_process_that_closes_the_stream_when_it_is_ready_is_killed() {
     assert!(!path.exists());
 }
 
-/// A process that never becomes ready, and a file that it writes its number to.
+/// Returns the command of a process that never becomes ready, and a future of its process ID.
 fn hanging(dir: &Path) -> (Command, impl Future<Output = Pid> + use<>) {
     let file = dir.join("pid");
     let mut command = Command::new("sh");
@@ -761,7 +766,7 @@ fn hanging(dir: &Path) -> (Command, impl Future<Output = Pid> + use<>) {
     (command, written_pid(file))
 }
 
-/// Waits until a process has written its number to a file.
+/// Waits until a process has written its process ID to a file.
 async fn written_pid(file: PathBuf) -> Pid {
     loop {
         let written = fs::read_to_string(&file).unwrap_or_default();

@@ -85,7 +85,7 @@ async fn a_stock_concurrency_limit_bounds_requests_and_takes_no_place_for_messag
     let mut client = served.client().await;
     let peer = peers.recv().await.expect("it is served");
 
-    // Five messages in hand leave the requests their two places.
+    // Five messages in progress leave the requests their two places.
     for _ in 0..5 {
         peer.post(60 * SECOND).await.expect("it is open");
     }
@@ -129,7 +129,7 @@ async fn a_stock_rate_limit_counts_requests_only() {
     assert!(begun.elapsed() >= 10 * SECOND);
 }
 
-/// Ready at every second look; a call without that is counted as a fault.
+/// Becomes ready at every second poll. A call while it is not ready is counted as a fault.
 struct Strict {
     looks: usize,
     ready: bool,
@@ -171,8 +171,8 @@ async fn the_service_that_is_called_is_the_one_that_was_made_ready() {
         calls: Arc::clone(&calls),
         faults: Arc::clone(&faults),
     };
-    // One that asks its service, one that may be ready without, and one that holds a place while it
-    // waits.
+    // The timeout is ready when its service is, load shedding always, and the concurrency limit
+    // holds a permit while its service is not ready.
     let layers = ServiceBuilder::new()
         .layer(TimeoutLayer::new(SECOND))
         .layer(LoadShedLayer::new())

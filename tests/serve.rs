@@ -211,7 +211,7 @@ fn a_call_that_drops_the_output_of_a_task_may_drop_its_own_server_with_it() {
     let (server, addr) = runtime.block_on(bound("127.0.0.1:0"));
     let handle = server.handle();
     let (give, given) = mpsc::sync_channel::<JoinHandle<Serve>>(1);
-    // tokio drops the output as the task that has returned it, and not as the task of the server.
+    // While tokio drops the output, the current task is the one that returned it, not the server's.
     let stack = calling(move || drop(given.recv_timeout(NET)));
     runtime.block_on(async {
         let mut serve = server.serve(stack);

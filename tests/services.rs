@@ -534,8 +534,7 @@ async fn cut_off_after(k: usize, in_flight: usize) -> bool {
     assert_eq!(made, dropped, "after {k} turns");
     assert_eq!(server.handle().live(), 0, "after {k} turns");
     assert_eq!(server.handle().limit().in_use(), 0, "after {k} turns");
-    // There is no end if the connection was still in the backlog, where it was not a connection
-    // yet.
+    // There is no end if the client was still in the backlog.
     assert!(server.reasons().len() <= 1, "after {k} turns");
     let mut free = shared.layer(service_fn(echo));
     assert!(

@@ -26,8 +26,8 @@ use support::{Clients, Ends, each_way, settled};
 
 const SEC: Duration = Duration::from_secs(1);
 
-/// Keeps all lines, and replies with them. A line with a number takes that many seconds: `(` is
-/// kept when it begins, and `)` when it is done. The line `panic` panics.
+/// Keeps all lines, and replies with them. A line with a number takes that many seconds, and is
+/// kept as `(` when its call begins and `)` when the call is done. The line `panic` panics.
 #[derive(Default)]
 struct Diary {
     lines: String,

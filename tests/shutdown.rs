@@ -359,7 +359,7 @@ async fn what_has_arrived_is_answered_whatever_a_turn_costs() {
     }
 }
 
-/// Needs this many units of its task's turn, as tokio budgets them, to become ready.
+/// Consumes this many units of tokio's task budget at each poll before it can become ready.
 struct Costly<S>(S, usize);
 
 impl<S: Service<R>, R> Service<R> for Costly<S> {
@@ -1266,7 +1266,8 @@ impl AsyncWrite for Reset {
     }
 }
 
-/// Resets a connection whose call runs in a drain. Returns its end, and after what time that came.
+/// Resets a connection whose call runs in a drain. Returns why it ended, and how long after the
+/// reset.
 async fn reset_in_a_drain<S>(stack: S) -> (EndReason, Duration)
 where
     S: Service<Connection<Reset>, Response = EndReason, Error = BoxError, Future: Send>

@@ -184,12 +184,13 @@ const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 async fn ask<Io: AsyncRead + AsyncWrite + Unpin>(mut io: Io, request: &str) -> usize {
     io.write_all(request.as_bytes()).await.unwrap();
     let mut all = Vec::new();
-    // An error leaves what came before it.
+    // At an error, the bytes that came before it count.
     let _cut_off = io.read_to_end(&mut all).await;
     all.len()
 }
 
-/// The whole of a response over HTTP/2, whose windows hold it all.
+/// Sends a request over HTTP/2 with windows that hold the whole response. Returns the number of
+/// bytes of the body.
 async fn ask_http2<Io>(io: Io) -> usize
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -216,7 +217,7 @@ fn slow<Io>(io: Io) -> Slow<Io> {
     Slow::new(io, 20_000, SECOND / 20, 8 * SECOND)
 }
 
-/// A peer that takes 400 kB a second from a socket that holds megabytes.
+/// Serves a peer that takes 400 kB a second from a socket that holds megabytes.
 async fn steady<S>(way: &'static str, stack: S, request: &str) -> (&'static str, usize, EndReason)
 where
     S: Layered,

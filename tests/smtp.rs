@@ -56,8 +56,8 @@ const ENVELOPE_CODES: [u16; 5] = [220, 250, 250, 250, 354];
 
 // The codec.
 
-/// Decodes what arrives at a server that answers DATA with 354, in pieces of these sizes. The
-/// pieces of a text are joined.
+/// Decodes `input`, which arrives in pieces of these sizes at a server that answers DATA with 354.
+/// The pieces of a text are joined.
 fn read(input: &[u8], pieces: &[usize]) -> Vec<Input> {
     let mut codec = Smtp::default();
     let mut buffer = BytesMut::new();
@@ -209,7 +209,7 @@ fn an_endless_line_is_not_kept() {
     }
 }
 
-/// Bytes with many that matter to the codec.
+/// Generates input that is rich in bytes with a meaning to the codec.
 fn lines() -> impl Strategy<Value = Vec<u8>> {
     let parts: [&[u8]; 9] = [
         b"\r\n",
@@ -958,7 +958,8 @@ impl Process {
         }
     }
 
-    /// Sends a mail with swaks. Returns whether it succeeded, and its transcript.
+    /// Sends a mail with swaks. Returns whether it succeeded, and its transcript, or `None` if
+    /// swaks is not installed.
     async fn swaks(&self, args: &[&str]) -> Option<(bool, String)> {
         let mut swaks = Program::new("swaks");
         swaks

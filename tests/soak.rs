@@ -1,8 +1,8 @@
 //! Random faults for a time leave nothing behind: no memory, no descriptor, no task, no permit.
 //! Neither do many connections that come and go.
 //!
-//! A run is repeated by its seed, which it prints, and takes as many seconds as it is told. The
-//! number of connections that come and go is an option, too:
+//! A run prints its seconds and its seed. Environment variables set both, for example to repeat the
+//! run, and the number of connections that come and go:
 //!
 //! ```sh
 //! TOWER_TCP_SOAK=1800 TOWER_TCP_SEED=1 cargo test --test soak l4 -- --nocapture
@@ -57,14 +57,14 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 /// The connections of a round, all at the same time.
 const CLIENTS: u64 = 100;
 
-/// The deadlines of the servers are shorter than this.
+/// The longest deadline that is set for the servers.
 const LONG: Duration = Duration::from_millis(200);
 
 /// The limit of every wait.
 const NET: Duration = Duration::from_secs(60);
 
-/// The bytes that may be allocated more at the end than after the first third. Measured: 30 KiB,
-/// which are blocks of the channels and timers of tokio.
+/// The number of bytes by which the most that is allocated in the last third of a run may exceed
+/// the most in the second third. Measured: 30 KiB, in blocks of tokio's channels and timers.
 const SLACK: isize = 64 * 1024;
 
 /// Pseudo-random numbers that depend only on the seed (splitmix64).
@@ -104,7 +104,8 @@ async fn serve(line: Bytes) -> Result<Reply<Bytes>, BoxError> {
 /// The number of connections that ended for each reason.
 type Ends = Arc<StdMutex<BTreeMap<&'static str, u64>>>;
 
-/// Returns the layer that counts connections, and gives each a stream with random faults.
+/// Returns a function that has the ends of connections counted, and gives each connection a stream
+/// with random faults.
 fn faulty(
     seed: u64,
     ends: &Ends,
@@ -145,7 +146,7 @@ impl Servers {
             .idle(LONG / 2)
             .write(LONG)
             .half_closed(LONG / 2);
-        // A peer whose machine is gone waits for ever, too.
+        // `never` does not complete, and a peer whose machine is gone gives no sign of that.
         let service = ServiceBuilder::new().timeout(LONG).service_fn(serve);
         let linger = Linger::default().time(LONG / 2).write(LONG / 2);
         let pipeline = Pipeline::new(|| Lines::default().max_line(1000))
@@ -186,10 +187,10 @@ impl Servers {
         TcpStream::connect(addr).await
     }
 
-    /// Has one connection, with what the seed says.
+    /// Opens one connection, and does with it what the seed determines.
     async fn client(self, seed: u64) {
         let mut random = Random(seed);
-        // A failure is what the faults make of it.
+        // The faults may cause any failure.
         let _any: io::Result<()> = match random.below(8) {
             0..=2 => match self.tcp(0).await {
                 Ok(mut io) => {
@@ -213,7 +214,7 @@ impl Servers {
                     Err(err) => Err(err),
                 }
             }
-            // In the clear to the port of TLS.
+            // Plain text to the TLS port.
             _ => match self.tcp(1).await {
                 Ok(mut io) => talk(&mut io, &mut random).await,
                 Err(err) => Err(err),
@@ -294,7 +295,7 @@ fn has() -> Has {
     }
 }
 
-/// Returns the bytes that are allocated, and the KiB of the process that are in memory.
+/// Returns the allocated memory in bytes, and the resident memory of the process in KiB.
 fn memory() -> (isize, usize) {
     let stats = ALLOCATOR.stats();
     let held = stats.bytes_allocated.cast_signed() - stats.bytes_deallocated.cast_signed();
@@ -329,7 +330,7 @@ async fn l4_random_faults_leave_no_memory_descriptor_task_or_permit_behind() {
     };
     let begun = Instant::now();
     let mut said = begun;
-    // At least so many that two thirds can be compared.
+    // At least enough samples to compare two thirds of them.
     while begun.elapsed() < Duration::from_secs(seconds) || samples.len() < 9 {
         let mut clients: JoinSet<_> = (0..CLIENTS)
             .map(|_| servers.clone().client(random.next()))
@@ -343,8 +344,8 @@ async fn l4_random_faults_leave_no_memory_descriptor_task_or_permit_behind() {
         drop(clients);
         servers.at_rest().await;
 
-        // A worker closes the last descriptors a moment after it has counted the connections, also
-        // those of the first round. So the numbers can only fall.
+        // A worker closes the last descriptors a moment after it has counted the connections. The
+        // numbers of the first round may therefore be too high, and later ones can only be lower.
         let settled = async {
             loop {
                 let now = has();

@@ -77,8 +77,8 @@ async fn c9_answers_arrive_before_the_end_that_a_bad_frame_behind_them_causes() 
     assert!(ended.end_of(client.addr).contains("\"frame_too_large\""));
 }
 
-/// Lets one client fail beside another that is served all the time. Returns the log line of its
-/// end.
+/// Lets one client fail beside another that is served all the time. Returns the log line of the
+/// failed client's end.
 async fn ends_alone(args: &[&str], from: &str, bytes: &[u8]) -> String {
     let args = [args, &["--requests", "1000000"]].concat();
     let stack = Example::start("stack", &args).await;

@@ -953,7 +953,7 @@ mod around_requests {
         assert_eq!(client.ask("SET a 1").await, "written");
     }
 
-    /// The desk, with so many requests at the same time; others are told that it is busy.
+    /// Returns the desk with at most `limit` requests at a time. Others get the reply `busy`.
     fn busy_over(
         limit: usize,
     ) -> impl Service<Bytes, Response = Bytes, Error = BoxError, Future: Send> + Clone + Send {

@@ -23,7 +23,7 @@ async fn enter(chat: &Example, name: &str) -> Client {
     member
 }
 
-/// Reads the last line to a member that says nothing, two seconds after its last one.
+/// Asserts that a member that says nothing more is closed after two seconds.
 async fn is_closed_in_two_seconds(mut member: Client) {
     let said = Instant::now();
 
@@ -42,7 +42,7 @@ async fn g3_a_jump_of_the_wall_clock_changes_no_deadline() {
     let dir = tempfile::tempdir().expect("a directory");
     let clock = dir.path().join("clock");
     std::fs::write(&clock, "+0d\n").expect("it is written");
-    // The program itself is run again by `env`, with a clock that follows the file.
+    // `env` runs the example itself with faketime's library, so its clock follows the file.
     let library = Command::new("faketime")
         .args(["-f", "+0d", "printenv", "LD_PRELOAD"])
         .stdin(Stdio::null())

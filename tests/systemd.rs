@@ -1,5 +1,5 @@
-//! systemd is told the state of a server, each message in its order, and hears of its watchdog
-//! exactly as long as the accept loop runs.
+//! systemd gets the state of a server, each message in its order, and watchdog messages exactly as
+//! long as the accept loop runs.
 //!
 //! A test speaks systemd's side of the protocol. The server runs in a process of its own, because
 //! the protocol is set up by environment variables. It is this file's own program, with
@@ -41,8 +41,9 @@ fn block_if(blocks: bool) {
     }
 }
 
-/// The program: a server that tells systemd its state. `way` is where its accept loop gets stuck
-/// with the first connection, or says that it ends at once at a signal.
+/// Runs a server that tells systemd its state. `way` names where its accept loop gets stuck with
+/// the first connection: `filter`, `ready` or `call`. With `quick`, the server ends at once at a
+/// signal. Any other value does neither.
 async fn serve(way: &str) -> Result<(), BoxError> {
     let (filter, ready, call) = (way == "filter", way == "ready", way == "call");
     let quick = way == "quick";
@@ -82,13 +83,13 @@ async fn serve(way: &str) -> Result<(), BoxError> {
         })
         .service(service_fn(|conn: Connection<Socket>| async move {
             conn.draining().await;
-            // Long enough for a message about it.
+            // Long enough for messages during the drain.
             sleep(Duration::from_millis(300)).await;
             Ok::<_, BoxError>(())
         }));
     let serving = server.serve(stack);
     if quick {
-        // The whole end is one turn of the future.
+        // The whole shutdown takes one poll of the future.
         let mut terminate = signal(SignalKind::terminate())?;
         let terminated = async move { _ = terminate.recv().await };
         serving.with_graceful_shutdown(terminated).await?;
@@ -101,7 +102,7 @@ async fn serve(way: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A connection service that blocks while it is made ready.
+/// A connection service that blocks in `poll_ready`, if the flag is `true`.
 struct BlocksReady<S>(S, bool);
 
 impl<S: Service<R>, R> Service<R> for BlocksReady<S> {

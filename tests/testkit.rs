@@ -133,7 +133,7 @@ async fn dropping_it_closes_the_listener_and_cuts_connections_off() {
     assert!(connector.connect().await.is_err());
 }
 
-/// Fails before it is ready.
+/// Fails in `poll_ready`.
 #[derive(Clone)]
 struct Dead;
 
@@ -154,7 +154,7 @@ impl<Request> Service<Request> for Dead {
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_server_is_returned_once_and_its_report_always() {
     let mut served = serve(Dead);
-    // The service is asked when there is somebody to serve.
+    // The server calls `poll_ready` only once a client is there.
     let _client = served.stream().await;
 
     assert!(matches!(served.closed().await, Err(Error::Service(_))));

@@ -143,7 +143,7 @@ impl Timeline {
             .send_modify(|events| events.push((self.begun.elapsed(), event)));
     }
 
-    /// Waits until these events have happened so often.
+    /// Waits until each of these events has happened at least `times` times.
     async fn seen(&self, times: usize, events: &[&str]) {
         for event in events {
             let mut seen = self.events.subscribe();
@@ -224,8 +224,9 @@ async fn exchange(server: SocketAddr, request: &str) -> Option<String> {
 /// so the client sends it again.
 const FAREWELL: &str = "bye: drained";
 
-/// The number of clients, and of their requests on one connection.
+/// The number of clients.
 const CLIENTS: usize = 32;
+/// The number of requests that a client sends on one connection.
 const EACH: usize = 10;
 
 /// Clients that send requests without a pause.
@@ -275,7 +276,7 @@ impl Load {
         }
     }
 
-    /// Waits until each client has had some more answers, on the average.
+    /// Waits until each client has had `EACH` more answers, on average.
     async fn goes_on(&self) {
         let mut answered = self.answered.subscribe();
         let more = *answered.borrow() + CLIENTS * EACH;

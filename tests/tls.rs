@@ -88,7 +88,8 @@ async fn b18_a_client_that_leaves_in_the_handshake_is_one_failure_and_gives_its_
 
     for cut in 0..1_000 {
         let mut client = server.served.stream().await;
-        // Up to the whole of it. Some clients also read the server's answer and send nothing more.
+        // From nothing to the whole hello. Some clients also read the server's answer and send
+        // nothing more.
         client
             .write_all(&hello[..cut % (hello.len() + 1)])
             .await
@@ -121,7 +122,7 @@ async fn b21_a_flood_of_complete_handshakes_leaves_others_their_turns() {
     let (flooders, handshakes) = (8, Arc::new(AtomicUsize::new(0)));
     let server = Arc::new(server);
 
-    // Tasks of one thread, as those of the server are. They take turns.
+    // These tasks run on the same thread as those of the server, and take turns with them.
     let flood: JoinSet<_> = (0..flooders)
         .map(|_| {
             let (server, handshakes) = (Arc::clone(&server), Arc::clone(&handshakes));
@@ -148,7 +149,8 @@ async fn b21_a_flood_of_complete_handshakes_leaves_others_their_turns() {
     flood.join_all().await;
     let most = others.await.unwrap();
 
-    // Each has a round trip, as a request has, and another one may be about to end.
+    // In the round trip of a request, each flooder can complete one handshake, and another that was
+    // about to end.
     assert!(most <= 2 * flooders, "{most} handshakes before one reply");
 }
 

@@ -62,7 +62,7 @@ async fn start(arguments: &[String]) -> Example {
 /// Sends one line by `openssl s_client` and waits for its echo. Returns all that openssl says.
 async fn openssl(server: SocketAddr, arguments: &[&str]) -> String {
     let mut client = Openssl::connect(server, arguments);
-    // It may have been refused, and openssl may have exited.
+    // The client may have been refused, and openssl may have exited.
     _ = client.stdin.write_all(b"hello\n").await;
     let mut said = String::new();
     let talk = async {
@@ -226,7 +226,8 @@ async fn a_broken_file_changes_nothing_and_is_named() {
     }
 }
 
-/// Writes the roots of clients, a good client, a bad one, and a list that is empty yet.
+/// Writes the root certificate of clients, the certificates of a good and a bad client, and a
+/// revocation list, which is still empty.
 fn clients(files: &Files) -> Issuer<'static, KeyPair> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

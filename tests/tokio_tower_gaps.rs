@@ -1,5 +1,4 @@
-//! Pipeline: tokio-tower, which keeps the order of several requests, has gaps, and the crate fills
-//! them.
+//! tokio-tower pipelines requests and keeps their order, but it has gaps, and the crate fills them.
 
 mod support;
 

@@ -123,12 +123,13 @@ where
     let whole = timeout(Duration::from_secs(60), async {
         let mut client = Client::new(io);
         assert_eq!(client.line().await, "220 ready");
-        // A push comes before its reply; a pause comes in the middle of one packet.
+        // The pushed line comes before the reply to `push`, and `pause` is in the middle of one
+        // packet.
         client.send("a\npush\npause\nb\nstream\n").await;
         for line in ["a", "push", "push", "pause", "resumed", "b"] {
             assert_eq!(client.line().await, line);
         }
-        // More slowly than it is sent.
+        // The client reads more slowly than the server sends.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut stream = vec![0; SIZE];
         client.0.read_exact(&mut stream).await.expect("it is open");
@@ -303,8 +304,8 @@ async fn bytes_behind_urgent_data_over_tcp_are_read_and_the_urgent_byte_is_in_it
     served.abort();
 }
 
-/// No reply comes before the urgent data. If the client read one, the system would report the bytes
-/// that are still there together with the free room.
+/// No reply comes before the urgent data. If the client read one, the system would report to the
+/// server that there is room to write, and with it the bytes that are still unread.
 #[tokio::test]
 async fn bytes_behind_urgent_data_over_a_unix_socket_are_read_without_the_urgent_byte() {
     let dir = tempfile::tempdir().unwrap();
@@ -380,8 +381,8 @@ fn send_with_urgent<S: Write + AsFd>(client: &mut S, [before, urgent, behind]: [
     client.write_all(behind).expect("it is connected");
 }
 
-/// Such a client sends nothing more until the server's system has acknowledged what it has sent,
-/// which the system puts off for 40 ms, in the hope of a reply.
+/// A client with Nagle's algorithm sends nothing more until the server's system has acknowledged
+/// what it has sent. The system delays that by 40 ms, in the hope of a reply.
 #[tokio::test]
 async fn a_client_with_nagles_algorithm_is_not_delayed_by_frames_that_have_no_reply() {
     let answer_questions = service_fn(|line: Bytes| {
@@ -410,12 +411,12 @@ async fn a_client_with_nagles_algorithm_is_not_delayed_by_a_body_behind_its_head
     assert!(time < DELAYED, "a round takes {time:?}");
 }
 
-/// Less than the delay.
+/// A round that takes longer was delayed. The delay is 40 ms.
 const DELAYED: Duration = Duration::from_millis(30);
 
 /// Sends two parts of a request, one by one, and reads to the end of the reply, again and again.
-/// Returns the longest time of the quicker quarter of rounds: a busy processor makes some slow, and
-/// the system delays none of the first.
+/// Returns the longest time of the quickest quarter of rounds: a busy processor makes some rounds
+/// slow, and the system never delays the first rounds.
 async fn time_of_a_round(
     address: SocketAddr,
     request: [&'static str; 2],

@@ -234,7 +234,7 @@ async fn ask(client: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>) -> Str
 }
 
 /// Returns a client without tokio. While it waits, the runtime of the test, which is also the
-/// server's, stands still. It has received one line, so the runtime is no longer needed.
+/// server's, stands still. The client has received one line, so it no longer needs the runtime.
 async fn blocking(server: &Running) -> std::net::TcpStream {
     let connected = TcpStream::connect(server.addr).await;
     let mut client = BufReader::new(connected.expect("the server listens"));
@@ -527,7 +527,7 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
     let handle = server.handle();
     let serving = tokio::spawn(server.serve(stack));
     let _client = connector.connect().await.unwrap();
-    // On another thread: paused time does not advance while that runs.
+    // On another thread: paused time does not advance while a blocking task runs.
     let entered = tokio::task::spawn_blocking(move || inside.recv_timeout(NET));
     entered.await.unwrap().unwrap();
 

@@ -392,7 +392,7 @@ fn rot13(line: &Bytes) -> Bytes {
     line.iter().map(turned).collect()
 }
 
-/// Has a text turned twice, and asserts that it is unchanged.
+/// Has a text encoded with ROT13 twice, and asserts that it is unchanged.
 async fn turn_twice<Io>(client: &mut Client<Io>)
 where
     Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,

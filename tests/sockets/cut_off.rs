@@ -1,5 +1,5 @@
-//! Whoever is cut off is gone: at the end of its connection, however that was served, its place is
-//! free, and the system keeps nothing for it.
+//! A peer that is cut off is gone. However its connection was served, at its end its place is free,
+//! and the system keeps nothing for it.
 
 use std::collections::BTreeSet;
 use std::future::ready;
@@ -22,13 +22,13 @@ use crate::support::{Client, Ends, until};
 use crate::{NET, SHORT, Way, lines, small};
 
 /// Returns which sockets the system still has for the connections of a server with these peers.
-/// Its table may show a socket twice, or not at all, while others come and go.
+/// The system's table may show a socket twice, or not at all, while others come and go.
 fn kept(over: &Over, peers: &[Box<dyn Io>]) -> BTreeSet<String> {
     const ACCEPTS: &str = "00010000";
     let is_unix = over.transport() == Transport::Unix;
     let table = if is_unix { "unix" } else { "tcp" };
     let table = std::fs::read_to_string(format!("/proc/net/{table}")).expect("Linux has it");
-    // An earlier server may have left others on its port.
+    // An earlier server may have left other sockets on this port.
     let ports = peers.iter().filter_map(|peer| peer.port());
     let ports: Vec<_> = ports.map(|port| format!(":{port:04X}")).collect();
     let rows = table.lines().skip(1).filter_map(|row| {
@@ -46,7 +46,7 @@ fn kept(over: &Over, peers: &[Box<dyn Io>]) -> BTreeSet<String> {
     rows.collect()
 }
 
-/// Connects so many peers that ask for more than they take.
+/// Connects this many peers, which ask for more than they take.
 async fn blocked(way: &Way, peers: usize) -> Vec<Box<dyn Io>> {
     let mut connected = Vec::new();
     for _ in 0..peers {

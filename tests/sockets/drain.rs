@@ -1,4 +1,5 @@
-//! A drain has times of its own for each state of a connection, and its report says how each went.
+//! A drain has times of its own for each state of a connection, and its report says how each
+//! connection ended.
 
 use std::time::Duration;
 
@@ -18,11 +19,11 @@ use crate::{NET, SHORT, Speaks, Way, lines, small};
 /// Longer than it takes to bring all connections into their state.
 const LONG: Duration = Duration::from_secs(3);
 
-/// The first bytes of a connection, for a protocol that has such a state.
+/// Returns the first bytes of a connection, or `None` if its protocol does not have the state.
 type First = fn(Speaks) -> Option<Vec<u8>>;
 
 /// The name of a state in which a drain finds a connection, the deadlines, the bytes that lead
-/// there, and the end.
+/// there, and the reason of the end.
 type State = (&'static str, Deadlines, First, EndReason);
 
 fn answered(speaks: Speaks) -> Option<Vec<u8>> {
@@ -38,7 +39,7 @@ fn hanging(speaks: Speaks) -> Option<Vec<u8>> {
     Some(speaks.request("hang"))
 }
 
-/// Half a frame, a head, or a preface.
+/// Half of a frame, of a head, or of a preface.
 fn half(speaks: Speaks) -> Option<Vec<u8>> {
     let whole = match speaks {
         Speaks::Lines | Speaks::Http1 => speaks.request("small"),
@@ -120,7 +121,8 @@ async fn each_connection_has_the_time_of_its_state_and_is_reported_as_it_ended()
         for transport in TRANSPORTS {
             for way in Way::each(transport, small, deadlines).await {
                 if let Some(first) = first(way.speaks) {
-                    // Handshakes take time, of which a connection in its state has little.
+                    // Connects before any state begins: a handshake takes time, and a state may
+                    // last only a short time.
                     let peer = way.over.connect().await;
                     cases.push(async move { drain(way, peer, &first, state, ends).await });
                 }

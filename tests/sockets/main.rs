@@ -34,9 +34,9 @@ use support::Ends;
 
 /// The limit of every wait.
 const NET: Duration = Duration::from_secs(60);
-/// A deadline that passes.
+/// A deadline that passes during a test.
 const SHORT: Duration = Duration::from_millis(300);
-/// More than the system takes for a peer that reads nothing, if the send buffer is small.
+/// More bytes than the system takes for a peer that reads nothing, if the send buffer is small.
 const LARGE: usize = 2_000_000;
 
 fn large() -> Bytes {

@@ -1,4 +1,4 @@
-//! A connection that rests holds no permit that connections share.
+//! An idle connection holds no permit that connections share.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ use crate::over::{Over, TRANSPORTS};
 use crate::support::{Client, Ends};
 use crate::{NET, small};
 
-/// Has a request of one client be shed while that of another runs, and then a third one ask.
+/// Lets a request of one client be shed while that of another client runs. Then checks that a third
+/// client is served, and after it the client whose request was shed.
 async fn nobody_rests_on_a_permit(over: Over, gate: &Semaphore) {
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -26,7 +27,7 @@ async fn nobody_rests_on_a_permit(over: Over, gate: &Semaphore) {
     };
     assert_eq!(busy.ask("runs").await, "runs");
     busy.send("holds\n").await;
-    // Until then, it is not told to wait.
+    // Requests of `shed` are answered until `holds` runs.
     while shed.ask("asks").await != "service overloaded" {}
     gate.add_permits(1);
     assert_eq!(busy.line().await, "holds");

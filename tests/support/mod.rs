@@ -1,4 +1,4 @@
-//! Shared by the tests of a served stack: a client of lines, short ways to its ends, three ways of
+//! Shared by the tests of a served stack: a client of lines, waits for ends, and the three ways of
 //! dispatch.
 #![allow(
     clippy::allow_attributes,
@@ -23,10 +23,10 @@ use tower_tcp::{
     Address, BoxError, Connection, ConnectionService, End, EndReason, Pipeline, Report, Server,
 };
 
-/// The net under every wait: far beyond what any test waits for on the paused clock.
+/// The limit of every wait, far longer than any test waits on the paused clock.
 const NET: Duration = Duration::from_secs(24 * 3600);
 
-/// Connections to a server in memory that must listen.
+/// Connects to a server in memory, which must be listening.
 pub(crate) trait Clients {
     /// Connects.
     fn stream(&self) -> impl Future<Output = DuplexStream>;
@@ -52,7 +52,7 @@ impl Clients for Served<Connector> {
     }
 }
 
-/// Ends that must come.
+/// Waits for ends of connections and of the server, which must come.
 pub(crate) trait Ends {
     /// Returns the name of the dispatch, for messages of failed assertions.
     fn way(&self) -> &str;
@@ -283,7 +283,7 @@ pub(crate) async fn read_to_end(mut client: DuplexStream) -> String {
     replies
 }
 
-/// On a paused clock: looks again whenever nothing else can run.
+/// Waits until `fact` holds. On a paused clock, it looks again whenever nothing else can run.
 pub(crate) async fn until(mut fact: impl FnMut() -> bool) {
     for _ in 0..100_000 {
         if fact() {

@@ -106,7 +106,7 @@ impl Over {
         .await
     }
 
-    /// Serves `plain`, or over TLS what `secure` makes of the hook.
+    /// Serves `plain`, or over TLS the stack that `secure` makes with the TLS hook.
     pub(crate) async fn behind<P, S>(
         transport: Transport,
         builder: ServerBuilder,
