@@ -3,6 +3,7 @@
 //!
 //! The child process is the `echo` example. `strace` makes system calls fail, or lists them.
 //! Without strace those tests are skipped, except where `CI` is set.
+#![cfg(target_os = "linux")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use metrics::set_default_local_recorder;
 use rustix::io::Errno;
 use tokio::io::DuplexStream;
+#[cfg(target_os = "linux")]
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
